@@ -1,0 +1,33 @@
+"""What the network is shown: data sets as uint8 tensors, their splits, batches made on the device.
+
+`load(name, data_root)` reads a set once, `Split.to(device)` puts it where the network is, `augment`
+makes a training batch there and `evaluation_batches` walks a split unaugmented. A user's mistake is
+a `DataError`: one line naming the flag, the value and the remedy.
+"""
+
+from data.base import DataError, DataSet, Spec, Split
+from data.batches import EVAL_NOISE_BLOCK, augment, epoch_order, evaluation_batches, to_float
+from data.npz import read_npz
+from data.sets import canonical_name, describe, load
+from data.splits import default_n_valid, labelled_subset, split_validation
+from data.stream import TrainingBatches
+
+__all__ = [
+    "EVAL_NOISE_BLOCK",
+    "DataError",
+    "DataSet",
+    "Spec",
+    "Split",
+    "TrainingBatches",
+    "augment",
+    "canonical_name",
+    "default_n_valid",
+    "describe",
+    "epoch_order",
+    "evaluation_batches",
+    "labelled_subset",
+    "load",
+    "read_npz",
+    "split_validation",
+    "to_float",
+]

@@ -1,0 +1,101 @@
+"""Batches made where the images live: no worker processes, no loop over samples, no host sync."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.base import SIZE, Split
+
+PAD = 4  # pixels of reflection on every side, so crops have 2 * PAD + 1 offsets an axis
+EVAL_NOISE_BLOCK = 100  # images whose evaluation noise comes from one generator
+_ORDER, _NOISE = 0, 1  # streams of one seed that must not share their numbers
+
+
+def to_float(images: Tensor) -> Tensor:
+    """x / 127.5 - 1: uint8 (n, 32, 32, 3) -> float32 (n, 3, 32, 32) in [-1, 1], channels_last."""
+    return images.to(torch.float32).div_(127.5).sub_(1.0).permute(0, 3, 1, 2)
+
+
+def augment(
+    images: Tensor,
+    index: Tensor,
+    *,
+    sigma: float,
+    flip: bool,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A training batch: reflect-pad 4, random crop, mirror (p = 1/2), scale, N(0, sigma^2) noise.
+
+    images uint8 (N, 32, 32, 3), index int64 (n,) and the generator on one device ->
+    float32 (n, 3, 32, 32) in channels_last there. Padding, crop and mirror are one gather:
+    row r of the padded image is row |r| of the image, or 62 - r beyond its last row 31.
+    """
+    n, device = len(index), images.device
+    span = torch.arange(-PAD, SIZE - PAD, device=device)
+    offsets = torch.randint(2 * PAD + 1, (2, n, 1), device=device, generator=generator)
+    rows, columns = _reflect(offsets + span)  # (n, 32) each
+    if flip:
+        mirrored = torch.rand(n, 1, device=device, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    batch = to_float(images[index[:, None, None], rows[:, :, None], columns[:, None, :]])
+    if sigma > 0:
+        batch += _noise(n, sigma, generator, device)
+    return batch
+
+
+def evaluation_batches(
+    split: Split, *, batch_size: int, sigma: float, seed: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Walk a split in order, unaugmented: images float32 (n, 3, 32, 32), labels int64 (n,).
+
+    The noise belongs to the image's index: images are bit-identical for every batch size and call
+    (on one kind of device; its generators differ from another's). seed >= 0.
+    """
+    device = split.images.device
+    noise = torch.empty(0, 3, SIZE, SIZE, device=device)
+    block = 0
+    for start in range(0, len(split.images), batch_size):
+        batch = to_float(split.images[start : start + batch_size])
+        while sigma > 0 and len(noise) < len(batch):
+            generator = _generator(device, seed, _NOISE, block)
+            noise = torch.cat([noise, _noise(EVAL_NOISE_BLOCK, sigma, generator, device)])
+            block += 1
+        if sigma > 0:
+            batch += noise[: len(batch)]
+            noise = noise[len(batch) :]
+        yield batch, split.labels[start : start + batch_size]
+
+
+def epoch_order(n: int, *, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
+    """A random permutation of n, int64 (n,): a pure function of (seed, epoch), both >= 0.
+
+    A resumed run therefore continues in the middle of an epoch, on any device.
+    """
+    generator = _generator(torch.device("cpu"), seed, _ORDER, epoch)
+    return torch.randperm(n, generator=generator).to(device)
+
+
+def _reflect(position: Tensor) -> Tensor:
+    """-1, -2, ... -> 1, 2, ...; 32, 33, ... -> 30, 29, ... (the edge itself is not repeated)."""
+    last = SIZE - 1
+    return last - (last - position.abs()).abs()
+
+
+def _noise(n: int, sigma: float, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """N(0, sigma^2), float32 (n, 3, 32, 32) in channels_last.
+
+    Scaled here, not while it is added: add(alpha=) may fuse differently at the end of a vector,
+    and evaluation noise must be the same bits at every batch size.
+    """
+    noise = torch.randn(n, SIZE, SIZE, 3, generator=generator, device=device)
+    return noise.mul_(sigma).permute(0, 3, 1, 2)
+
+
+def _generator(device: torch.device, *key: int) -> torch.Generator:
+    """A generator seeded by all the numbers of `key`, well mixed."""
+    mixed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(mixed))

@@ -1,0 +1,97 @@
+"""Sets in one NPZ file: `{train,test}_images` and `{train,test}_labels`."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.base import DataError, Split
+from data.resize import resize_batch
+
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+def read_npz(path: Path, num_classes: int | None = None) -> dict[str, Split]:
+    """The splits ("train", "test") that the file has; the images are resized to 32 x 32.
+
+    Labels are -1 (no label; also where the file has none) or 0 .. num_classes - 1.
+    Raises DataError, naming the file, for a damaged file, a wrong dtype, shape, length or range.
+    """
+    arrays = _read(path)
+    splits = {}
+    for split in ("train", "test"):
+        if f"{split}_images" in arrays:
+            images = _images(path, f"{split}_images", arrays)
+            labels = _labels(path, f"{split}_labels", arrays, len(images), num_classes)
+            splits[split] = Split(images, labels)
+    return splits
+
+
+def trainable(path: Path, splits: dict[str, Split]) -> dict[str, Split]:
+    """`splits` with every image labelled and some to train on; no test images are an empty split.
+
+    Raises DataError where that is not so.
+    """
+    if "train" not in splits or len(splits["train"].images) == 0:
+        found = "has no train_images, so it cannot be trained on"
+        raise _defect(path, found, "add them, or take the file away to use torchvision's")
+    for split, (_, labels) in splits.items():
+        if (labels < 0).any():
+            raise _defect(
+                path,
+                f"has unlabelled {split} images (-1), so it cannot be trained on",
+                f"give {split}_labels of 0 and above, or leave these images out",
+            )
+    train = splits["train"]
+    return {"test": Split(train.images[:0], train.labels[:0]), **splits}
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    remedy = "write it again with numpy.savez"
+    try:
+        if not zipfile.is_zipfile(path):
+            raise _defect(path, "is not an NPZ file, or was cut off", remedy)
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: np.asarray(archive[name]) for name in _wanted(archive.files)}
+    except DataError:
+        raise
+    except UNREADABLE as error:
+        raise _defect(path, f"cannot be read ({error})", remedy) from error
+
+
+def _wanted(names: list[str]) -> list[str]:
+    known = {f"{split}_{kind}" for split in ("train", "test") for kind in ("images", "labels")}
+    return [name for name in names if name in known]
+
+
+def _images(path: Path, key: str, arrays: dict[str, np.ndarray]) -> Tensor:
+    array = arrays[key]
+    if array.dtype != np.uint8:
+        raise _defect(path, f"{key} is {array.dtype}", "store uint8 from 0 to 255")
+    if array.ndim != 4 or array.shape[3] != 3 or 0 in array.shape[1:]:
+        raise _defect(path, f"{key} has shape {array.shape}", "store N x H x W x 3")
+    return resize_batch(torch.from_numpy(array))
+
+
+def _labels(
+    path: Path, key: str, arrays: dict[str, np.ndarray], n: int, num_classes: int | None
+) -> Tensor:
+    array = arrays.get(key, np.full(n, -1))
+    if array.dtype.kind not in "iu":
+        raise _defect(path, f"{key} is {array.dtype}", "store int64")
+    if array.shape != (n,):
+        raise _defect(path, f"{key} has shape {array.shape} for {n} images", f"store ({n},)")
+    highest = np.iinfo(np.int64).max if num_classes is None else num_classes - 1
+    if n and (array.min() < -1 or array.max() > highest):
+        found = f"{key} runs from {array.min()} to {array.max()}"
+        raise _defect(path, found, f"store 0 to {highest}, or -1 for no label")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _defect(path: Path, found: str, remedy: str) -> DataError:
+    return DataError(f"--data_root {path.parent}: {path.name} {found}; {remedy}")

@@ -1,0 +1,80 @@
+"""The sets to train on, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data.base import DataError, DataSet, Spec
+from data.digits import load_digits
+from data.folder import list_folder, read_images
+from data.npz import read_npz, trainable
+from data.published import load_published
+
+FOLDER = "folder:"
+ALIASES = {"cifar_100": "cifar100"}  # JEM's spelling
+SPECS = {
+    "cifar10": Spec(num_classes=10, train_size=50000, test_size=10000, flips=True),
+    "cifar100": Spec(num_classes=100, train_size=50000, test_size=10000, flips=True),
+    "svhn": Spec(num_classes=10, train_size=73257, test_size=26032, flips=False),
+    "digits": Spec(num_classes=10, train_size=1437, test_size=360, flips=False),
+}
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
+
+
+def canonical_name(name: str) -> str:
+    """The name without its aliases. Raises DataError, listing the known sets, for an unknown."""
+    name = ALIASES.get(name, name)
+    if name in SPECS or (name.startswith(FOLDER) and name != FOLDER):
+        return name
+    known = ", ".join([*SPECS, FOLDER + "PATH"])
+    raise DataError(f"--dataset {name}: unknown data set; give one of {known}")
+
+
+def describe(name: str) -> Spec:
+    """Classes and nominal sizes without opening an image; a folder's files are counted.
+
+    Raises DataError for an unknown name and for a folder that `load` would refuse unread.
+    """
+    name = canonical_name(name)
+    if name.startswith(FOLDER):
+        listing = list_folder(_folder_path(name))
+        sizes = len(listing.train), len(listing.test)
+        return Spec(len(listing.class_names), *sizes, flips=True)
+    return SPECS[name]
+
+
+def load(name: str, data_root: str | Path) -> DataSet:
+    """Read a set: `<data_root>/<name>.npz` if that exists, else torchvision's files in data_root.
+
+    digits are bundled with scikit-learn and folder:PATH is read from PATH. Raises DataError for
+    every defect of what is found there.
+    """
+    name = canonical_name(name)
+    if name.startswith(FOLDER):
+        listing = list_folder(_folder_path(name))
+        train, test = read_images(listing.train), read_images(listing.test)
+        return DataSet(name, len(listing.class_names), listing.class_names, True, train, test)
+
+    spec = SPECS[name]
+    root = Path(data_root).expanduser()
+    archive = root / f"{name}.npz"
+    class_names: tuple[str, ...] | None = None
+    if name == "digits":
+        train, test = load_digits()
+    elif archive.exists():
+        splits = trainable(archive, read_npz(archive, spec.num_classes))
+        train, test = splits["train"], splits["test"]
+    else:
+        train, test, class_names = load_published(name, root)
+    class_names = class_names or _class_names(name, spec.num_classes)
+    return DataSet(name, spec.num_classes, class_names, spec.flips, train, test)
+
+
+def _class_names(name: str, num_classes: int) -> tuple[str, ...]:
+    if name == "cifar10":
+        return tuple(CIFAR10_CLASSES.split())
+    return tuple(str(label) for label in range(num_classes))
+
+
+def _folder_path(name: str) -> Path:
+    return Path(name.removeprefix(FOLDER)).expanduser()

@@ -1,0 +1,60 @@
+"""The batches of a training run, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from data.base import DataError, Split
+from data.batches import augment, epoch_order
+
+
+@dataclass
+class TrainingBatches:
+    """The images of each step: which ones is a pure function of (seed, step), so that a resumed
+    run goes on in the middle of an epoch; crops, flips and noise come from the global generator.
+
+    An epoch is floor(len(index) / batch_size) steps. `labelled` are the members of `index` whose
+    labels may be used; they cycle, in batches of min(batch_size, len(labelled)). `unlabelled`:
+    give every step a second batch, of all images, in an order of its own.
+
+    Raises DataError if there are fewer images than one batch.
+    """
+
+    train: Split
+    index: Tensor
+    labelled: Tensor
+    batch_size: int
+    seed: int
+    sigma: float
+    flip: bool
+    unlabelled: bool
+    _orders: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # stream -> cycle, order
+
+    def __post_init__(self) -> None:
+        self.steps_per_epoch = len(self.index) // self.batch_size
+        if not self.steps_per_epoch:
+            raise DataError(
+                f"--batch_size {self.batch_size} exceeds the {len(self.index)} training images: "
+                f"use {len(self.index)} at most"
+            )
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(images, labels, unlabelled images or None) of a step, augmented."""
+        index = self._chosen(self.labelled, step, stream=0)
+        second = self._chosen(self.index, step, stream=1) if self.unlabelled else None
+        unlabelled = None if second is None else self._augmented(second)
+        return self._augmented(index), self.train.labels[index], unlabelled
+
+    def _chosen(self, index: Tensor, step: int, *, stream: int) -> Tensor:
+        size = min(self.batch_size, len(index))
+        cycle, place = divmod(step, len(index) // size)
+        if self._orders.get(stream, (-1,))[0] != cycle:
+            epoch = 2 * cycle + stream  # the two streams never share an order
+            order = epoch_order(len(index), seed=self.seed, epoch=epoch, device=index.device)
+            self._orders[stream] = (cycle, index[order])
+        return self._orders[stream][1][place * size : (place + 1) * size]
+
+    def _augmented(self, index: Tensor) -> Tensor:
+        return augment(self.train.images, index, sigma=self.sigma, flip=self.flip)

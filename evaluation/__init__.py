@@ -1,0 +1,1 @@
+"""Questions put to a model, as functions that return numbers."""

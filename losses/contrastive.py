@@ -1,0 +1,128 @@
+"""`--pxycontrast` and `--pxcontrast`: maximise log q(x|y) or log q(x) against other images.
+
+Shapes: N batch, C classes, K queue slots, M any number of images, R distinct target rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.objective import Metrics, Step
+from losses.queue import LogitQueue
+
+SCORES = ("algorithm1", "eq13")
+STYLES = ("queue", "simclr")
+
+
+@dataclass(frozen=True)
+class ContrastScore:
+    """s[r, m]: how well image m fits target row r (HDGE, Algorithm 1 and Eq. 13).
+
+    The target of class r is t[r] = 1 - s with s/(C-1) elsewhere (`smoothing` s; 0: one-hot), and
+    u = f(x)/||f(x)||_2 (`normalize`) or f(x) itself. Then
+
+        algorithm1  s = log sum_c exp(t[c] u[c])      a one-hot t adds exp(0) for every other class
+        eq13        s = log sum_c t[c] exp(u[c])      u[r] for a one-hot t
+
+    so there are R = C distinct rows, whatever the batch. `marginal` marks all classes (t = 1):
+    both scores are then logsumexp(u), a single row (R = 1), which is the score of log q(x).
+    `temperature` T > 0 divides the scores.
+    """
+
+    kind: str = "algorithm1"
+    marginal: bool = False
+    normalize: bool = True
+    smoothing: float = 0.0
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.kind not in SCORES:
+            raise ValueError(f"unknown contrast score {self.kind!r}: use one of {SCORES}")
+        if not self.temperature > 0:
+            raise ValueError(f"the temperature is {self.temperature}: it must be above 0")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"the smoothing is {self.smoothing}: it must be in [0, 1)")
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def rows(self, num_classes: int) -> int:
+        return 1 if self.marginal else num_classes
+
+    def __call__(self, logits_CM: Tensor) -> Tensor:
+        """s (R, M) from raw logits (C, M), in O(C M)."""
+        u_CM = F.normalize(logits_CM, dim=0) if self.normalize else logits_CM
+        if self.marginal:
+            return u_CM.logsumexp(0, keepdim=True)
+        on, off = 1 - self.smoothing, self.smoothing / (len(u_CM) - 1)
+        if self.kind == "algorithm1":
+            if off == 0:
+                others = u_CM.new_tensor(float(len(u_CM) - 1)).log()
+                return torch.logaddexp(u_CM, others)
+            return torch.logaddexp(on * u_CM, leave_one_out_logsumexp(off * u_CM))
+        if off == 0:
+            return u_CM
+        others_CM = leave_one_out_logsumexp(u_CM) + math.log(off)
+        return torch.logaddexp(u_CM + math.log(on), others_CM)
+
+    def upper_bound(self, num_classes: int) -> float:
+        """A number that no normalised score exceeds, since |u[c]| <= 1."""
+        if self.marginal:
+            return 1 + math.log(num_classes)
+        if self.kind == "eq13":
+            return 1.0  # the targets sum to 1
+        on, off = 1 - self.smoothing, self.smoothing / (num_classes - 1)
+        return math.log(math.exp(on) + (num_classes - 1) * math.exp(off))
+
+
+def leave_one_out_logsumexp(a_CM: Tensor) -> Tensor:
+    """(C, M): row r is log sum over c != r of exp(a[c]), for C >= 2.
+
+    From cumulative sums of both sides: O(C M), and nothing is subtracted, so that no digits are
+    lost where row r dominates.
+    """
+    edge = torch.full_like(a_CM[:1], -torch.inf)
+    before = torch.cat([edge, a_CM.logcumsumexp(0)[:-1]])
+    after = torch.cat([edge, a_CM.flip(0).logcumsumexp(0)[:-1]]).flip(0)
+    return torch.logaddexp(before, after)
+
+
+class Contrastive(nn.Module):
+    """loss[n] = -s_pos/T + log(exp(s_pos/T) + sum_k exp(s_neg[k]/T)), averaged over the batch.
+
+    `queue` (Algorithm 1): the negatives are past logits, scored for image n's own target row.
+    Their sum depends on n through that row alone, so it is R numbers that the queue keeps, and no
+    (N, K) tensor exists. `queue=None` (Algorithm 2, SimCLR style): the negatives are the batch's
+    own images, n included, with gradients.
+
+    With K negatives the loss stays near log(K + 1): it is bounded there by normalised logits.
+    """
+
+    def __init__(self, score: ContrastScore, queue: LogitQueue | None = None) -> None:
+        super().__init__()
+        self.score = score
+        self.memories: dict[str, LogitQueue] = {}  # a dict, so that the Objective registers it
+        self.queue_key = None
+        if queue is not None:
+            self.memories["queue"] = queue
+            self.queue_key = queue.track(score)
+
+    def per_image(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """loss[n] (N,) for logits (N, C) and labels (N,)."""
+        scores_RN = self.score(logits.T) / self.score.temperature
+        rows = torch.zeros_like(labels) if self.score.marginal else labels
+        positive = scores_RN.gather(0, rows[None]).squeeze(0)
+        if self.queue_key is None:
+            log_z_R = scores_RN.logsumexp(1)
+        else:
+            log_z_R = self.memories["queue"].log_normaliser(self.queue_key).to(positive.dtype)
+        return torch.logaddexp(log_z_R[rows] - positive, torch.zeros_like(positive))
+
+    def forward(self, step: Step) -> tuple[Tensor, Metrics]:
+        return self.per_image(step.logits, step.labels).mean(), {}

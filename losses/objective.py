@@ -1,0 +1,89 @@
+"""The weighted sum of loss terms, and what one training step shows to each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models import EnergyClassifier, batch_statistics_only
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass
+class Step:
+    """One batch and the one forward pass on it that every term reads.
+
+    images (N, 3, H, W) in [-1, 1] plus noise; labels (N,) int64; features (N, D);
+    logits (N, C) = f(x); unlabelled (M, 3, H, W), or None where the labelled batch also
+    stands for the unlabelled one (with all labels in use both have the same distribution).
+    """
+
+    model: EnergyClassifier
+    images: Tensor
+    labels: Tensor
+    features: Tensor
+    logits: Tensor
+    unlabelled: Tensor | None = None
+
+    @classmethod
+    def forward(
+        cls,
+        model: EnergyClassifier,
+        images: Tensor,
+        labels: Tensor,
+        unlabelled: Tensor | None = None,
+    ) -> Step:
+        features = model.features(images)
+        return cls(model, images, labels, features, model.logits_from(features), unlabelled)
+
+    def data_log_px(self) -> Tensor:
+        """log q(x) (M,) of the data that the density is fitted to."""
+        if self.unlabelled is None:
+            return self.model.log_px_from(self.features, self.logits)
+        with batch_statistics_only(self.model):  # only the labelled pass moves running statistics
+            return self.model.log_px(self.unlabelled)
+
+
+class Objective(nn.Module):
+    """L = sum over terms of weight * loss; `terms` maps a name to (weight, term).
+
+    A term is an nn.Module with `forward(step) -> (loss, metrics)`. What terms remember between
+    steps (the queue, the replay buffer) is a *memory*: a module with `commit(step, skip)`, which
+    a term names in its dict `memories`. Two terms may share one; it is registered here once, so
+    it follows `.to(device)` and is saved once.
+
+    Raises ValueError for an empty objective, or if two terms give one name to two memories.
+    """
+
+    def __init__(self, terms: dict[str, tuple[float, nn.Module]]) -> None:
+        super().__init__()
+        if not terms:
+            raise ValueError("the objective is empty: give at least one loss a weight above 0")
+        self.weights = {name: weight for name, (weight, _) in terms.items()}
+        self.terms = nn.ModuleDict({name: term for name, (_, term) in terms.items()})
+        self.memories = nn.ModuleDict()
+        for term in self.terms.values():
+            for name, memory in getattr(term, "memories", {}).items():
+                if name in self.memories and self.memories[name] is not memory:
+                    raise ValueError(f"two terms bring different memories named {name!r}")
+                self.memories[name] = memory
+
+    def forward(self, step: Step) -> tuple[Tensor, Metrics]:
+        """(weighted loss, metrics): detached scalars '<term>/<name>', and 'loss' for the sum."""
+        total, metrics = step.logits.new_zeros(()), Metrics()
+        for name, term in self.terms.items():
+            loss, extras = term(step)
+            total = total + self.weights[name] * loss
+            metrics |= {f"{name}/{key}": value for key, value in {"loss": loss, **extras}.items()}
+        metrics["loss"] = total
+        return total, {name: value.detach() for name, value in metrics.items()}
+
+    def commit(self, step: Step, skip: Tensor | None = None) -> None:
+        """Let every memory take in this step; where the flag `skip` () is set, nothing changes."""
+        if skip is None:
+            skip = torch.zeros((), dtype=torch.bool, device=step.logits.device)
+        for memory in self.memories.values():
+            memory.commit(step, skip)  # type: ignore[operator]

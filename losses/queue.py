@@ -1,0 +1,159 @@
+"""The queue of past logits that the contrastive terms take their negatives from.
+
+Shapes: N batch, C classes, K slots, R distinct target rows of a score.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+INITS = ("empty", "random")
+RESUM_EVERY = 1024  # enqueues between two exact sums: the drift is 7e-15 after 2,000
+LARGEST_SPREAD = 500.0  # exp(-500) is still a normal float64
+
+
+class Score(Protocol):
+    """What a queue needs of a score: see losses.contrastive.ContrastScore."""
+
+    @property
+    def normalize(self) -> bool: ...
+    @property
+    def temperature(self) -> float: ...
+    def __call__(self, logits_CM: Tensor) -> Tensor: ...
+    def rows(self, num_classes: int) -> int: ...
+    def upper_bound(self, num_classes: int) -> float: ...
+    def settings(self) -> dict[str, Any]: ...
+
+
+class LogitQueue(nn.Module):
+    """The last K logit vectors, raw and without gradient, first in first out (MoCo's queue).
+
+    Buffers: `queue_logit` (C, K), `queue_ptr` (1,) the next slot to write, `queue_filled` (1,) how
+    many slots hold logits; the names of the first two are the HDGE code's. `init="random"` starts
+    full of N(0, 1), as that code does; "empty" counts only filled slots as negatives.
+
+    Pointer and count live on the device, so that a step that must leave no trace can be masked
+    there without the host waiting for the answer. A queue of more than `running_above` slots
+    keeps each normaliser as a running sum; a shorter one is summed afresh in each step.
+    """
+
+    queue_logit: Tensor
+    queue_ptr: Tensor
+    queue_filled: Tensor
+
+    def __init__(
+        self, num_classes: int, size: int, *, init: str = "empty", running_above: int = 1024
+    ) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"the queue has {size} slots: it needs at least 1")
+        if init not in INITS:
+            raise ValueError(f"unknown queue initialisation {init!r}: use one of {INITS}")
+        full = init == "random"
+        start = torch.randn(num_classes, size) if full else torch.zeros(num_classes, size)
+        self.register_buffer("queue_logit", start)
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
+        self.register_buffer("queue_filled", torch.tensor([size if full else 0]))
+        self.num_classes, self.size, self.running_above = num_classes, size, running_above
+        self.normalisers = nn.ModuleDict()
+
+    def track(self, score: Score) -> str:
+        """Keep the normaliser of this score up to date; returns the key to ask for it."""
+        key = "marginal" if score.rows(self.num_classes) == 1 else "conditional"
+        spread = 2 / score.temperature  # normalised scores of one row differ by at most 2
+        running = score.normalize and self.size > self.running_above and spread < LARGEST_SPREAD
+        self.normalisers[key] = Normaliser(score, self.num_classes, running)
+        return key
+
+    def log_normaliser(self, key: str) -> Tensor:
+        """log sum over filled slots k of exp(s[r, k] / T), (R,); -inf while the queue is empty."""
+        return self.normalisers[key].log_sum(self)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def enqueue(self, logits: Tensor, skip: Tensor | None = None) -> None:
+        """Write logits (N, C) over the oldest slots, wrapping round; of N > K the last K enter.
+
+        Nothing changes where a logit is not finite, or where the flag `skip` () is set.
+        """
+        new_CN = logits.detach()[-self.size :].T.to(self.queue_logit.dtype)
+        take = new_CN.isfinite().all()
+        if skip is not None:
+            take = take & ~skip
+        count = new_CN.shape[1]
+        slots = (self.queue_ptr + torch.arange(count, device=new_CN.device)) % self.size
+        old_CN = self.queue_logit[:, slots]
+        new_CN = torch.where(take, new_CN, old_CN)
+        for normaliser in self.normalisers.values():
+            normaliser.replace(self, old_CN, new_CN, slots < self.queue_filled, take)  # type: ignore[operator]
+        self.queue_logit.index_copy_(1, slots, new_CN)
+        self.queue_ptr.add_(count * take).remainder_(self.size)
+        self.queue_filled.add_(count * take).clamp_(max=self.size)
+
+    def commit(self, step: Any, skip: Tensor) -> None:
+        self.enqueue(step.logits, skip)
+
+
+class Normaliser(nn.Module):
+    """log sum_k exp(s[r, k] / T) over the filled slots, for every row r of one score.
+
+    running: normalised scores are bounded by s_max, so sum_k exp((s - s_max) / T) fits a float64
+    that each enqueue updates in O(C N): the slots' old terms go, their new ones come. It is summed
+    afresh every RESUM_EVERY enqueues, and when a loaded sum belongs to other settings.
+    Otherwise the (R, K) scores are summed in every step, shifted by their maximum: raw logits
+    would overflow even a float64.
+    """
+
+    total: Tensor
+
+    def __init__(self, score: Score, num_classes: int, running: bool) -> None:
+        super().__init__()
+        self.score, self.running = score, running
+        self.bound = score.upper_bound(num_classes)
+        self.enqueues, self.stale = 0, True
+        rows = score.rows(num_classes) if running else 0
+        self.register_buffer("total", torch.zeros(rows, dtype=torch.float64))
+
+    def log_sum(self, queue: LogitQueue) -> Tensor:
+        temperature = self.score.temperature
+        if self.running:
+            self.resum_if_due(queue)
+            return self.total.log() + self.bound / temperature
+        scores_RK = self.score(queue.queue_logit) / temperature
+        return scores_RK.masked_fill(~filled(queue), -torch.inf).logsumexp(1)
+
+    def replace(
+        self, queue: LogitQueue, old_CN: Tensor, new_CN: Tensor, counted_N: Tensor, take: Tensor
+    ) -> None:
+        """Before the queue's slots change from old to new; `counted_N`: the slot was filled."""
+        if not self.running:
+            return
+        self.resum_if_due(queue)
+        gone = torch.where(counted_N, self.terms(old_CN), 0.0).sum(1)
+        change = self.terms(new_CN).sum(1) - gone
+        self.total.add_(torch.where(take, change, 0.0))
+        self.enqueues += 1
+
+    def terms(self, logits_CM: Tensor) -> Tensor:
+        """exp((s - s_max) / T) (R, M) in float64."""
+        return ((self.score(logits_CM.double()) - self.bound) / self.score.temperature).exp()
+
+    def resum_if_due(self, queue: LogitQueue) -> None:
+        if self.stale or self.enqueues >= RESUM_EVERY:
+            terms_RK = self.terms(queue.queue_logit)
+            self.total.copy_(torch.where(filled(queue), terms_RK, 0.0).sum(1))
+            self.enqueues, self.stale = 0, False
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"enqueues": self.enqueues, "score": self.score.settings(), "stale": self.stale}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.enqueues = int(state["enqueues"])
+        self.stale = bool(state["stale"]) or state["score"] != self.score.settings()
+
+
+def filled(queue: LogitQueue) -> Tensor:
+    """(K,) bool: slots are filled from the first on."""
+    return torch.arange(queue.size, device=queue.queue_logit.device) < queue.queue_filled

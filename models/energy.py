@@ -1,0 +1,127 @@
+"""The joint energy-based classifier: one network, four densities (README, "The formula")."""
+
+import copy
+from contextlib import nullcontext
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.resnet import ResNet50
+from models.wide_resnet import WideResNet
+
+ARCHITECTURES = ("wrn", "resnet50")
+
+
+class EnergyClassifier(nn.Module):
+    """A backbone with a linear head f(x), read as unnormalised log densities up to one log Z.
+
+        log q(y|x) = f(x)[y] - LSE_c f(x)[c]
+        log q(x,y) = f(x)[y]
+        log q(x)   = LSE_c f(x)[c]
+
+    Grathwohl et al., "Your classifier is secretly an energy based model" (2020), equations 2-6.
+    With `uncond`, log q(x) is a scalar head of its own instead, and log q(x, y) does not exist.
+
+    Images are `(N, 3, 32, 32)` in [-1, 1], labels int64 `(N,)` in [0, C). `features`,
+    `logits_from` and `log_px_from` are there for who needs several densities of one batch from
+    one pass of the backbone. `amp` runs the backbone's convolutions in bf16; pooling, heads and
+    log densities stay float32, since bf16 values near 60 are 0.25 apart.
+
+    Arguments:
+        backbone: maps images to features `(N, D)` and has `num_features` = D.
+        num_classes: C, 2 or more; else ValueError.
+        uncond: adds `energy_output`, the separate head for log q(x).
+    """
+
+    amp: bool = False
+
+    def __init__(
+        self, backbone: WideResNet | ResNet50, num_classes: int, *, uncond: bool = False
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes {num_classes} is too small: a classifier needs 2")
+        self.f = backbone
+        self.class_output = nn.Linear(backbone.num_features, num_classes)
+        self.energy_output = nn.Linear(backbone.num_features, 1) if uncond else None
+
+    def features(self, x: Tensor) -> Tensor:
+        """The backbone's features, `(N, D)`."""
+        bf16 = torch.autocast(x.device.type, torch.bfloat16) if self.amp else nullcontext()
+        with bf16:
+            return self.f(x)
+
+    def logits_from(self, features: Tensor) -> Tensor:
+        """f(x), `(N, C)`, of `features(x)`."""
+        return self.class_output(features)
+
+    def log_px_from(self, features: Tensor, logits: Tensor) -> Tensor:
+        """log q(x) + log Z, `(N,)`, of `features(x)` and their logits."""
+        if self.energy_output is not None:
+            return self.energy_output(features).squeeze(1)
+        return logits.logsumexp(1)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """f(x), `(N, C)`."""
+        return self.logits_from(self.features(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f(x), `(N, C)`: the logits."""
+        return self.logits(x)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """log q(y|x) for every class, `(N, C)`."""
+        return self.logits(x).log_softmax(1)
+
+    def log_px(self, x: Tensor) -> Tensor:
+        """log q(x) + log Z, `(N,)`."""
+        features = self.features(x)
+        return self.log_px_from(features, self.logits_from(features))
+
+    def log_pxy(self, x: Tensor, y: Tensor) -> Tensor:
+        """log q(x, y) + log Z = f(x)[y], `(N,)`; ValueError with `uncond`."""
+        if self.energy_output is not None:
+            raise ValueError("log q(x, y) does not exist with uncond: its log q(x) is not f(x)'s")
+        return self.logits(x).gather(1, y[:, None]).squeeze(1)
+
+
+def build(
+    *,
+    arch: str = "wrn",
+    depth: int = 28,
+    width: int = 10,
+    norm: str = "none",
+    dropout_rate: float = 0.0,
+    num_classes: int = 10,
+    uncond: bool = False,
+) -> EnergyClassifier:
+    """A new classifier with PyTorch's default initialisation.
+
+    `arch` is one of `ARCHITECTURES`. depth, width, norm and dropout_rate are WideResNet's, see
+    there; ResNet-50 has its own and ignores them. Raises ValueError, in one sentence, for an
+    argument outside its range.
+    """
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"arch {arch!r} is unknown: take one of {', '.join(ARCHITECTURES)}")
+    if arch == "resnet50":
+        return EnergyClassifier(ResNet50(), num_classes, uncond=uncond)
+    backbone = WideResNet(depth, width, norm=norm, dropout_rate=dropout_rate)
+    return EnergyClassifier(backbone, num_classes, uncond=uncond)
+
+
+def forward_flops(model: EnergyClassifier) -> int:
+    """FLOP of one forward pass of one 3x32x32 image, 2 for each multiply-add.
+
+    Counts convolutions and matrix products, as is usual. Nothing is computed: a copy whose
+    tensors are shapes without memory (PyTorch's meta device) runs instead of the model.
+    """
+    tensors = chain(model.parameters(), model.buffers())
+    shapes = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
+    outline = copy.deepcopy(model, shapes).eval()  # deepcopy takes what `shapes` has, copies else
+    outline.amp = False  # there is no autocast on the meta device, and it changes no count
+    image = torch.empty(1, 3, 32, 32, device="meta", dtype=model.class_output.weight.dtype)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        outline.log_px(image)
+    return counter.get_total_flops()

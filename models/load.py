@@ -1,0 +1,145 @@
+"""Models from checkpoints: this project's, HDGE's and JEM's."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.energy import EnergyClassifier, build
+from training.checkpoint import CheckpointError, read_checkpoint
+
+DEFAULTS: dict[str, Any] = {
+    "arch": "wrn",
+    "depth": 28,
+    "width": 10,
+    "norm": "none",
+    "dropout_rate": 0.0,
+    "num_classes": 10,
+    "uncond": False,
+}
+
+
+def load(path: str | Path, device: str | torch.device = "cpu", **given: Any) -> EnergyClassifier:
+    """The model of the checkpoint at `path`, on `device`, in eval mode.
+
+    `given` are settings (see `network_settings`) for what neither the file nor its folder tells.
+    Raises CheckpointError, one line, for a file that is missing, damaged, foreign or does not
+    agree with `given`.
+    """
+    checkpoint = read_checkpoint(path, map_location="cpu")
+    try:
+        model = build(**network_settings(checkpoint, Path(path), **given))
+        load_weights(model, network_weights(checkpoint))
+    except ValueError as error:  # a CheckpointError is one too
+        raise CheckpointError(f"{path}: {error}") from error
+    return model.to(device).eval()
+
+
+def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The network's tensors by name; a leading `module.` (DataParallel) is dropped.
+
+    They are the checkpoint's `model_state_dict` or, in the oldest JEM files, the checkpoint
+    itself. Raises CheckpointError where there is no `class_output.weight` of shape `(C, D)`.
+    """
+    state = checkpoint.get("model_state_dict", checkpoint)
+    items = state.items() if isinstance(state, Mapping) else ()
+    tensors = {str(n).removeprefix("module."): v for n, v in items if isinstance(v, Tensor)}
+    if "class_output.weight" not in tensors or tensors["class_output.weight"].ndim != 2:
+        raise CheckpointError("it holds no classifier of this project, of HDGE or of JEM")
+    return tensors
+
+
+def network_settings(
+    checkpoint: Mapping[str, Any], path: Path | None = None, **given: Any
+) -> dict[str, Any]:
+    """What `models.build` needs: arch, depth, width, norm, dropout_rate, num_classes, uncond.
+
+    The sources, and none may contradict another: the tensors' shapes; the checkpoint's own
+    `settings` or else, beside `path`, HDGE's `variant.json` or JEM's `params.txt`; `given`, where
+    None is no answer. What nobody tells is `DEFAULTS`' - but not which norm has only a weight and
+    a bias. Raises CheckpointError, one line, for a contradiction and for that.
+    """
+    sources = {"its tensors": _read_tensors(network_weights(checkpoint))}
+    if "settings" in checkpoint:
+        sources["its settings"] = _known(checkpoint["settings"])
+    elif path is not None:
+        sources |= _read_file_beside(path)
+    sources["the command"] = {name: v for name, v in given.items() if v is not None}
+
+    known: dict[str, Any] = {}
+    teller: dict[str, str] = {}
+    for source, settings in sources.items():
+        for name, value in settings.items():
+            if known.setdefault(name, value) != value:
+                raise CheckpointError(
+                    f"{name} is {known[name]} by {teller[name]}, {value} by {source}"
+                )
+            teller.setdefault(name, source)
+    if "norm" not in known and known["arch"] == "wrn":
+        raise CheckpointError("its norm is instance or layer, the file does not tell: give --norm")
+    return DEFAULTS | known
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Fill `model` from tensors named as in JEM and HDGE; all of them must fit.
+
+    Left out: the ancestors' unused `f.linear` and, where the model has none, `energy_output`;
+    HDGE's queue, which is the contrastive term's. Raises CheckpointError, one line, that names
+    the first tensor that is missing, unexpected or of another shape; the model is then unchanged.
+    """
+    own = model.state_dict()
+    unused = ("f.linear.", "queue_logit", "queue_ptr", "energy_output.")
+    state = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    state = {n: tensor for n, tensor in state.items() if n in own or not n.startswith(unused)}
+    for name in [*own, *state]:
+        there, here = (f"{tuple(s[name].shape)}" if name in s else "none" for s in (state, own))
+        if there != here:
+            raise CheckpointError(
+                f"{name} has shape {there} in the checkpoint, {here} in this network"
+            )
+    model.load_state_dict(state)
+
+
+def _read_tensors(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the shapes tell for certain."""
+    classes, features = state["class_output.weight"].shape
+    found: dict[str, Any] = {"arch": "wrn", "num_classes": classes}
+    if "energy_output.weight" not in state:  # where it is, it may be the ancestors' unused one
+        found["uncond"] = False
+    if any(name.startswith("f.layer4.") for name in state):
+        return found | {"arch": "resnet50"}
+    blocks = {name.split(".")[2] for name in state if name.startswith("f.layer1.")}
+    found |= {"depth": 6 * len(blocks) + 4, "width": features // 64}
+    if "f.bn1.running_mean" in state:
+        found["norm"] = "batch"
+    elif "f.bn1.loc" in state:
+        found["norm"] = "act"
+    elif "f.bn1.weight" not in state:
+        found["norm"] = "none"
+    return found
+
+
+def _read_file_beside(path: Path) -> dict[str, dict[str, Any]]:
+    """{file name: settings} of the ancestors' settings file in the folder, {} without one."""
+    for file in (path.with_name("variant.json"), path.with_name("params.txt")):
+        if file.exists():
+            try:
+                return {
+                    f"{file.name} beside it": _known(json.loads(file.read_text(encoding="utf-8")))
+                }
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{file.name} beside it: {error}") from error
+    return {}
+
+
+def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The network's part of a run's settings; the ancestors write no norm as null."""
+    if not isinstance(settings, Mapping):
+        raise CheckpointError("its settings are no table of names and values")
+    known = {name: settings[name] for name in DEFAULTS if name in settings}
+    if "norm" in known:
+        known["norm"] = known["norm"] or "none"
+    return known

@@ -1,0 +1,92 @@
+"""The wide residual network that maps images to features.
+
+Zagoruyko and Komodakis, "Wide Residual Networks" (2016), as JEM and HDGE use it: LeakyReLU, no
+normalisation by default, biases in all convolutions, and a block's stride in its second one.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.norms import make_norm
+
+SLOPE = 0.2  # of LeakyReLU below zero
+
+
+class Block(nn.Module):
+    """y = conv2(act(norm2(dropout(conv1(act(norm1(x))))))) + shortcut(x).
+
+    `shortcut` is a 1x1 convolution of the raw input where the shape changes, else the identity.
+    """
+
+    def __init__(
+        self, channels_in: int, channels: int, stride: int, norm: str, dropout_rate: float
+    ) -> None:
+        super().__init__()
+        self.bn1 = make_norm(norm, channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.dropout = nn.Dropout(dropout_rate) if dropout_rate > 0 else nn.Identity()
+        self.bn2 = make_norm(norm, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels_in != channels:
+            self.shortcut.append(nn.Conv2d(channels_in, channels, 1, stride=stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, channels_in, H, W)` to `(N, channels, H / stride, W / stride)`."""
+        h = self.dropout(self.conv1(F.leaky_relu(self.bn1(x), SLOPE)))
+        # In place: nothing else reads bn2's output, and it is a quarter of the saved activations.
+        h = self.conv2(F.leaky_relu(self.bn2(h), SLOPE, inplace=True))
+        return h + self.shortcut(x)
+
+
+class WideResNet(nn.Module):
+    """Images `(N, 3, H, W)` in [-1, 1], usually 32x32, to features `(N, 64 * width)`.
+
+    Arguments:
+        depth: number of layers, 6n + 4 with n >= 1: n blocks in each of the three stages.
+        width: factor of the stages' 16, 32 and 64 channels, 1 or more.
+        norm: one of `models.norms.NORMS`.
+        dropout_rate: share of activations dropped between a block's convolutions, in [0, 1).
+
+    Raises ValueError, in one sentence, for an argument outside its range.
+    """
+
+    def __init__(
+        self, depth: int = 28, width: int = 10, *, norm: str = "none", dropout_rate: float = 0.0
+    ) -> None:
+        super().__init__()
+        _check(depth, width, dropout_rate)
+        self.num_features = 64 * width
+
+        def stage(channels_in: int, channels: int, stride: int) -> nn.Sequential:
+            shapes = [(channels_in, stride)] + [(channels, 1)] * ((depth - 4) // 6 - 1)
+            return nn.Sequential(
+                *(Block(before, channels, s, norm, dropout_rate) for before, s in shapes)
+            )
+
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1)
+        self.layer1 = stage(16, 16 * width, stride=1)
+        self.layer2 = stage(16 * width, 32 * width, stride=2)
+        self.layer3 = stage(32 * width, 64 * width, stride=2)
+        self.bn1 = make_norm(norm, 64 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)  # (N, 16, 32, 32)
+        x = self.layer1(x)  # (N, 16 * width, 32, 32)
+        x = self.layer2(x)  # (N, 32 * width, 16, 16)
+        x = self.layer3(x)  # (N, 64 * width, 8, 8)
+        x = F.leaky_relu(self.bn1(x), SLOPE)
+        # float32 at least: a mean of bf16 activations would be rounded to 8 bits.
+        return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _check(depth: int, width: int, dropout_rate: float) -> None:
+    if depth < 10 or depth % 6 != 4:
+        below = (depth - 4) // 6 * 6 + 4
+        nearest = f"{below} or {below + 6}" if below >= 10 else "10"
+        raise ValueError(f"depth {depth} is not 6n + 4 with n >= 1: take {nearest}")
+    if width < 1:
+        raise ValueError(f"width {width} is too small: take 1 or more")
+    if not 0 <= dropout_rate < 1:
+        raise ValueError(f"dropout_rate {dropout_rate} is outside [0, 1): take a share like 0.3")

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Sets up what is needed, trains HDGE on scikit-learn's bundled digits, prints the test accuracy and where to look.
+# Further flags go to train_wrn.py, as in `bash scripts/quickstart.sh --n_epochs 2`.
+set -euo pipefail
+
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" base
+cd "$hdge_root"
+
+log_dir=./save
+id=quickstart-$(date +%Y%m%d-%H%M%S)
+
+"$PYTHON" train_wrn.py \
+    --dataset digits --pyxce 1 --pxycontrast 1 --contrast_k 1280 \
+    --depth 10 --width 2 \
+    --lr 1e-3 --batch_size 64 --n_epochs 15 --warmup_iters 50 \
+    --seed 1 --log_dir "$log_dir" --id "$id" "$@"
+
+"$PYTHON" - "$log_dir/$id" <<'EOF'
+import csv
+import sys
+from pathlib import Path
+
+run = Path(sys.argv[1])
+with open(run / "progress.csv", newline="") as file:
+    last = list(csv.DictReader(file))[-1]
+print(f"\nTest accuracy after epoch {last['epoch']}: {100 * float(last['test_acc']):.2f} %")
+places = [("progress.csv", "one row an epoch"), ("curves.png", "its curves"), ("samples", "pictures")]
+for name, what in places:
+    if (run / name).exists():
+        print(f"  {str(run / name):<48} {what}")
+EOF

@@ -1,0 +1,96 @@
+"""What pyproject.toml lists, against what the running Python has.
+
+    python scripts/requirements.py list base|test       every requirement, one a line
+    python scripts/requirements.py missing base|test    those that this Python does not meet, if any
+    python scripts/requirements.py repair               before pip, after an interrupted one
+
+Standard library alone: it runs before anything is installed.
+"""
+
+import re
+import shutil
+import sys
+import sysconfig
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def listed(which: str, pyproject: Path = ROOT / "pyproject.toml") -> list[str]:
+    """The requirements of `base`, or of `test` (base and the extra). Python 3.10 has no tomllib."""
+    text = pyproject.read_text(encoding="utf-8")
+    found: list[str] = []
+    for key in ["dependencies", "test"] if which == "test" else ["dependencies"]:
+        block = re.search(rf"^{key} = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+        if block is None:
+            sys.exit(f"{pyproject}: no list named {key}")
+        found += re.findall(r'^\s*"([^"]+)",?\s*$', block[1], re.MULTILINE)
+    return found
+
+
+def split(requirement: str) -> tuple[str, list[tuple[str, str]]]:
+    """`name>=1.2,<3` -> name, [(">=", "1.2"), ("<", "3")]."""
+    match = re.fullmatch(r"([A-Za-z0-9._-]+)((?:(?:>=|<)[0-9.]+,?)*)", requirement)
+    if match is None:
+        sys.exit(f"pyproject.toml: {requirement!r} is not a name with bounds by >= and < alone")
+    return match[1], re.findall(r"(>=|<)([0-9.]+)", match[2])
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """`2.10.0+cpu` -> (2, 10): comparable, so without what is no number and without zeros last."""
+    release = re.match(r"\d+(\.\d+)*", version)
+    parts = [int(part) for part in release[0].split(".")] if release else []
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)
+
+
+def complete(found: Distribution) -> bool:
+    """Whether its installation ran to the end: INSTALLER is written after the package's own files.
+
+    What comes from a system's own package manager may be no wheel and have none.
+    """
+    if not (found.read_text("METADATA") or found.read_text("PKG-INFO")):
+        return False
+    return found.read_text("WHEEL") is None or bool(found.read_text("INSTALLER"))
+
+
+def is_met(requirement: str) -> bool:
+    name, bounds = split(requirement)
+    try:
+        found = distribution(name)
+    except PackageNotFoundError:
+        return False
+    return complete(found) and all(
+        (numbers(found.version) < numbers(bound)) == (sign == "<") for sign, bound in bounds
+    )
+
+
+def repair() -> None:
+    """Forget every half-installed package: pip would take it for an installed one and go past."""
+    if sys.prefix == sys.base_prefix:
+        sys.exit("requirements.py repair: only for a virtual environment")
+    for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for path in Path(folder).glob("*.dist-info"):
+            if not complete(Distribution.at(path)):
+                print(f"environment: {path.stem} was left half installed: once more.")
+                shutil.rmtree(path)
+
+
+def main(arguments: list[str]) -> None:
+    match arguments:
+        case ["list", ("base" | "test") as which]:
+            print(*listed(which), sep="\n")
+        case ["missing", ("base" | "test") as which]:
+            for requirement in listed(which):
+                if not is_met(requirement):
+                    print(requirement)
+        case ["repair"]:
+            repair()
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,162 @@
+"""Batches: against a per-sample reference, by property and by the statistics of the noise."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data
+from data import Split
+
+CANDIDATES = [
+    (y, x, mirrored) for y in range(9) for x in range(9) for mirrored in (False, True)
+]  # every offset and mirroring that `augment` may choose
+
+
+def made_up_images(n: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=generator)
+
+
+def reference_crops(image: np.ndarray) -> np.ndarray:
+    """All 162 results for one image: NumPy's reflect padding, slicing, mirroring, x / 127.5 - 1."""
+    padded = np.pad(image, ((4, 4), (4, 4), (0, 0)), mode="reflect")
+    crops = []
+    for y, x, mirrored in CANDIDATES:
+        crop = padded[y : y + 32, x : x + 32]
+        crops.append(crop[:, ::-1] if mirrored else crop)
+    return np.stack(crops).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1
+
+
+def chosen_candidates(*, flip: bool, draws: int) -> list[tuple[int, int, bool]]:
+    """Augment two images `draws` times; each result must equal exactly one reference crop."""
+    images = made_up_images(2)
+    index = torch.arange(draws) % 2
+    generator = torch.Generator().manual_seed(1)
+    batch = data.augment(images, index, sigma=0.0, flip=flip, generator=generator).numpy()
+    references = [reference_crops(image) for image in images.numpy()]
+    chosen = []
+    for i, result in zip(index.tolist(), batch, strict=True):
+        matches = np.flatnonzero((references[i] == result).all(axis=(1, 2, 3)))
+        assert len(matches) == 1
+        chosen.append(CANDIDATES[matches[0]])
+    return chosen
+
+
+def test_augment_is_a_reflected_crop_and_mirror_and_every_one_occurs() -> None:
+    chosen = chosen_candidates(flip=True, draws=1600)
+    assert set(chosen) == set(CANDIDATES)
+    assert 0.45 < np.mean([mirrored for *_, mirrored in chosen]) < 0.55
+
+
+def test_augment_never_mirrors_without_flip() -> None:
+    chosen = chosen_candidates(flip=False, draws=800)
+    assert {candidate[:2] for candidate in chosen} == {(y, x) for y in range(9) for x in range(9)}
+    assert not any(mirrored for *_, mirrored in chosen)
+
+
+def test_augment_takes_the_images_of_the_index() -> None:
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 32, 32, 3)
+    batch = data.augment(images, torch.tensor([4, 0, 4, 2]), sigma=0.0, flip=True)
+    expected = torch.tensor([4.0, 0.0, 4.0, 2.0]) / 127.5 - 1
+    assert torch.equal(batch, expected[:, None, None, None].expand_as(batch))
+
+
+def test_augment_noise_is_gaussian_of_width_sigma() -> None:
+    images = made_up_images(32)
+    index = torch.arange(32)
+    clean, noisy = (
+        data.augment(
+            images, index, sigma=sigma, flip=True, generator=torch.Generator().manual_seed(2)
+        )
+        for sigma in (0.0, 0.03)
+    )
+    noise = (noisy - clean) / 0.03  # 98,304 numbers
+    assert abs(noise.mean()) < 0.02
+    assert abs(noise.std() - 1) < 0.01
+    assert abs((noise.abs() < 1).float().mean() - 0.6827) < 0.01
+
+
+def test_augment_is_reproducible_and_leaves_the_default_generator_alone() -> None:
+    images = made_up_images(4)
+    before = torch.get_rng_state()
+    first, second = (
+        data.augment(
+            images,
+            torch.arange(4),
+            sigma=0.1,
+            flip=True,
+            generator=torch.Generator().manual_seed(3),
+        )
+        for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_are_channels_last_float32_from_minus_one_to_one() -> None:
+    images = torch.cat([torch.zeros(1, 32, 32, 3), torch.full((1, 32, 32, 3), 255)]).byte()
+    evaluation, _ = next(
+        data.evaluation_batches(Split(images, torch.zeros(2)), batch_size=2, sigma=0.0)
+    )
+    for batch in (
+        data.to_float(images),
+        data.augment(images, torch.arange(2), sigma=0.0, flip=True),
+        evaluation,
+    ):
+        assert batch.shape == (2, 3, 32, 32) and batch.dtype == torch.float32
+        assert batch.is_contiguous(memory_format=torch.channels_last)
+        assert (batch[0] == -1).all() and (batch[1] == 1).all()
+
+
+def test_evaluation_noise_belongs_to_the_image_not_to_the_batch() -> None:
+    split = Split(made_up_images(257), torch.arange(257))
+
+    def walk(batch_size: int, seed: int = 0) -> torch.Tensor:
+        batches = list(data.evaluation_batches(split, batch_size=batch_size, sigma=0.03, seed=seed))
+        assert torch.equal(torch.cat([labels for _, labels in batches]), split.labels)
+        return torch.cat([images for images, _ in batches])
+
+    reference = walk(100)
+    for batch_size in (1, 7, 100, 256, 1000):
+        assert torch.equal(walk(batch_size), reference)
+    noise = (reference - data.to_float(split.images)) / 0.03
+    assert abs(noise.std() - 1) < 0.01
+    assert abs((noise[:100] * noise[100:200]).mean()) < 0.01  # the blocks differ
+    assert not torch.equal(walk(100, seed=1), reference)
+
+
+def test_evaluation_without_noise_is_the_image_and_draws_nothing() -> None:
+    split = Split(made_up_images(5), torch.arange(5))
+    before = torch.get_rng_state()
+    images = torch.cat([x for x, _ in data.evaluation_batches(split, batch_size=2, sigma=0.0)])
+    assert torch.equal(images, data.to_float(split.images))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_empty_split_has_no_batches() -> None:
+    split = Split(made_up_images(0), torch.zeros(0, dtype=torch.int64))
+    assert list(data.evaluation_batches(split, batch_size=2, sigma=0.1)) == []
+
+
+def test_importing_data_does_not_import_what_is_slow() -> None:
+    code = "import sys, data; print(*{'torchvision', 'sklearn', 'PIL'} & sys.modules.keys())"
+    root = Path(data.__file__).parents[1]
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "\n", "")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_batch_on_the_gpu_never_waits_for_the_host() -> None:
+    images, index = made_up_images(8).cuda(), torch.arange(8).cuda()
+    data.augment(images, index, sigma=0.03, flip=True)  # the first call allocates
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batch = data.augment(images, index, sigma=0.03, flip=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert batch.is_cuda and batch.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,153 @@
+"""`folder:PATH`: one sub-folder a class."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+from data import DataError
+
+
+def paint(file: Path, colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(file)
+
+
+def make_classes(root: Path, counts: dict[str, int]) -> None:
+    """Image i of class c is all of colour (c, i, 0), so that it can be told after loading."""
+    for c, (name, count) in enumerate(counts.items()):
+        for i in range(count):
+            paint(root / name / f"{i}.png", (c, i, 0))
+
+
+def identities(split: data.Split) -> list[tuple[int, int]]:
+    assert (split.images == split.images[:, :1, :1]).all()  # one colour an image
+    assert torch.equal(split.images[:, 0, 0, 0].long(), split.labels)
+    return [(image[0], image[1]) for image in split.images[:, 0, 0].tolist()]
+
+
+def refusal(path: Path) -> str:
+    """The one line with which both `describe` and `load` refuse."""
+    with pytest.raises(DataError) as caught:
+        data.load(f"folder:{path}", path)
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith("--dataset folder: ")
+    with pytest.raises(DataError) as described:
+        data.describe(f"folder:{path}")
+    assert str(described.value) == message
+    return message
+
+
+def test_a_fifth_of_every_class_is_the_test_split(tmp_path: Path) -> None:
+    make_classes(tmp_path, {"apple": 10, "bear": 21, "cat": 3, "dog": 1})
+    paint(tmp_path / ".hidden" / "0.png", (9, 9, 9))
+    paint(tmp_path / "apple" / ".hidden.png", (9, 9, 9))
+    (tmp_path / "apple" / "notes.txt").write_text("not an image")
+    loaded = data.load(f"folder:{tmp_path}", "nowhere")
+    assert loaded.class_names == ("apple", "bear", "cat", "dog") and loaded.num_classes == 4
+    assert loaded.name == f"folder:{tmp_path}" and loaded.flips
+    assert loaded.test.labels.bincount(minlength=4).tolist() == [2, 4, 1, 0]
+    train, test = identities(loaded.train), identities(loaded.test)
+    everything = [(c, i) for c, n in enumerate([10, 21, 3, 1]) for i in range(n)]
+    assert sorted(train + test) == everything
+    assert train != sorted(train)  # shuffled, so that the first N images show every class
+    assert identities(data.load(f"folder:{tmp_path}", "nowhere").test) == test
+    assert data.describe(f"folder:{tmp_path}") == data.Spec(4, 28, 7, flips=True)
+
+
+def test_train_and_test_folders_are_kept_apart(tmp_path: Path) -> None:
+    make_classes(tmp_path / "train", {"a": 5, "b": 4})
+    make_classes(tmp_path / "test", {"a": 2, "b": 3})
+    loaded = data.load(f"folder:{tmp_path}", "nowhere")
+    assert sorted(identities(loaded.train)) == [(0, i) for i in range(5)] + [
+        (1, i) for i in range(4)
+    ]
+    assert sorted(identities(loaded.test)) == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    assert data.describe(f"folder:{tmp_path}") == data.Spec(2, 9, 5, flips=True)
+
+
+def test_train_and_test_may_be_the_classes_themselves(tmp_path: Path) -> None:
+    make_classes(tmp_path, {"test": 2, "train": 2})
+    assert data.load(f"folder:{tmp_path}", "nowhere").class_names == ("test", "train")
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "JPEG", "webp", "bmp", "gif"])
+def test_every_common_format_is_read(ending: str, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        paint(tmp_path / name / f"0.{ending}", (200, 100, 50), size=(70, 40))
+    images = data.load(f"folder:{tmp_path}", "nowhere").train.images
+    assert images.shape == (2, 32, 32, 3) and images.dtype == torch.uint8
+    assert (images.float() - torch.tensor([200.0, 100.0, 50.0])).abs().max() <= 4
+
+
+def test_other_modes_become_rgb_and_the_first_frame_counts(tmp_path: Path) -> None:
+    make_classes(tmp_path, {"b": 1})
+    (tmp_path / "a").mkdir()
+    Image.new("L", (32, 32), 77).save(tmp_path / "a" / "grey.png")
+    Image.new("RGBA", (32, 32), (77, 77, 77, 255)).save(tmp_path / "a" / "alpha.png")
+    Image.new("P", (32, 32), 0).save(tmp_path / "a" / "palette.png")
+    frames = [Image.new("L", (32, 32), value) for value in (77, 200)]
+    frames[0].save(tmp_path / "a" / "moving.gif", save_all=True, append_images=frames[1:])
+    loaded = data.load(f"folder:{tmp_path}", "nowhere")
+    images = torch.cat([loaded.train.images, loaded.test.images])
+    labels = torch.cat([loaded.train.labels, loaded.test.labels])
+    assert sorted(images[labels == 0][:, 0, 0, 0].tolist()) == [0, 77, 77, 77]
+
+
+def test_a_wide_image_is_cut_to_its_centre_and_antialiased(tmp_path: Path) -> None:
+    make_classes(tmp_path, {"b": 1})
+    pixels = np.zeros((64, 128, 3), dtype=np.uint8)
+    pixels[:, 32:96] = (np.indices((64, 64)).sum(0) % 2 * 200)[..., None]  # a chequerboard
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a" / "0.png")
+    loaded = data.load(f"folder:{tmp_path}", "nowhere")
+    image = loaded.train.images[loaded.train.labels == 0][0].float()
+    assert (image - 100).abs().max() <= 30  # the chequerboard's mean; its border none of the black
+    assert (image[1:-1, 1:-1] - 100).abs().max() <= 2
+
+
+def test_a_path_that_is_missing_or_a_file_is_refused(tmp_path: Path) -> None:
+    assert f"{tmp_path / 'none'} does not exist; give a folder" in refusal(tmp_path / "none")
+    (tmp_path / "file").touch()
+    assert f"{tmp_path / 'file'} is not a folder; give a folder" in refusal(tmp_path / "file")
+
+
+def test_fewer_than_two_classes_are_refused(tmp_path: Path) -> None:
+    assert "has 0 class folders, at least 2" in refusal(tmp_path)
+    make_classes(tmp_path, {"only": 3})
+    assert "has 1 class folders, at least 2" in refusal(tmp_path)
+
+
+def test_a_class_without_images_is_refused(tmp_path: Path) -> None:
+    make_classes(tmp_path, {"full": 3})
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "notes.txt").touch()
+    assert "has no image in its class folder bare" in refusal(tmp_path)
+
+
+def test_classes_that_differ_between_train_and_test_are_refused(tmp_path: Path) -> None:
+    make_classes(tmp_path / "train", {"a": 1, "b": 1, "c": 1})
+    make_classes(tmp_path / "test", {"a": 1, "b": 1, "d": 1})
+    assert "has c, d in only one of train/ and test/" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["not an image", "cut off", "16 bits"])
+def test_an_unreadable_image_is_named(damage: str, tmp_path: Path) -> None:
+    make_classes(tmp_path, {"a": 2, "b": 2})
+    bad = tmp_path / "b" / "bad.png"
+    if damage == "16 bits":  # Pillow would clip these to white without a word
+        Image.fromarray(np.full((32, 32), 40000, dtype=np.uint16)).save(bad)
+    elif damage == "cut off":
+        pixels = np.random.RandomState(0).randint(0, 256, (32, 32, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(bad)
+        bad.write_bytes(bad.read_bytes()[:600])
+    else:
+        bad.write_text("not an image")
+    with pytest.raises(DataError) as caught:
+        data.load(f"folder:{tmp_path}", "nowhere")
+    message = str(caught.value)
+    assert message.startswith(f"--dataset folder: cannot read the image {bad} (")
+    assert message.endswith("replace or remove it") and "\n" not in message

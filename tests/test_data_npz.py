@@ -1,0 +1,160 @@
+"""`<data_root>/<name>.npz`: what is read and what is refused."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import data
+from data import DataError
+
+Arrays = dict[str, np.ndarray]
+
+
+def arrays(n_train: int = 6, n_test: int = 4, side: int = 32) -> Arrays:
+    random = np.random.RandomState(0)
+    return {
+        "train_images": random.randint(0, 256, (n_train, side, side, 3)).astype(np.uint8),
+        "test_images": random.randint(0, 256, (n_test, side, side, 3)).astype(np.uint8),
+        "train_labels": np.arange(n_train),
+        "test_labels": np.arange(n_test)[::-1].copy(),
+    }
+
+
+def write_npz(path: Path, content: Mapping[str, Any]) -> None:
+    np.savez(path, **content)
+
+
+def refusal(name: str, root: Path) -> str:
+    """The one line with which `load` refuses."""
+    with pytest.raises(DataError) as caught:
+        data.load(name, root)
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith("--da")  # --dataset or --data_root
+    return message
+
+
+def test_an_npz_is_read_as_it_is(tmp_path: Path) -> None:
+    stored = arrays()
+    write_npz(tmp_path / "cifar10.npz", stored)
+    loaded = data.load("cifar10", tmp_path)
+    assert (loaded.name, loaded.num_classes, loaded.flips) == ("cifar10", 10, True)
+    assert loaded.class_names[0] == "airplane" and loaded.class_names[9] == "truck"
+    assert (loaded.train.images.numpy() == stored["train_images"]).all()
+    assert loaded.test.labels.tolist() == [3, 2, 1, 0]
+    assert loaded.to("cpu").train.labels.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_npz_of_another_size_is_resized_from_its_centre_square(tmp_path: Path) -> None:
+    stored = arrays()
+    wide = np.zeros((6, 64, 100, 3), dtype=np.uint8)
+    wide[:, :, 18:50], wide[:, :, 50:82] = 200, 100  # the centre square; the rest is cut off
+    write_npz(tmp_path / "svhn.npz", {**stored, "train_images": wide})
+    loaded = data.load("svhn", tmp_path)
+    assert loaded.train.images.shape == (6, 32, 32, 3) and not loaded.flips
+    assert (loaded.train.images[:, :, :15] == 200).all()
+    assert (loaded.train.images[:, :, 17:] == 100).all()
+    assert loaded.test.images.shape == (4, 32, 32, 3)
+
+
+def test_an_npz_of_large_images_is_antialiased(tmp_path: Path) -> None:
+    striped = np.zeros((6, 128, 128, 3), dtype=np.uint8)
+    striped[:, :, ::4] = 200  # a mean of 50 that the two middle columns of four do not show
+    write_npz(tmp_path / "cifar10.npz", {**arrays(), "train_images": striped})
+    images = data.load("cifar10", tmp_path).train.images[:, :, 2:-2].float()
+    assert (images - 50).abs().max() <= 15
+
+
+def test_an_npz_without_test_images_has_an_empty_test_split(tmp_path: Path) -> None:
+    stored = {key: value for key, value in arrays().items() if key.startswith("train")}
+    write_npz(tmp_path / "cifar_100.npz", stored)  # the alias names no file
+    write_npz(tmp_path / "cifar100.npz", stored)
+    loaded = data.load("cifar_100", tmp_path)
+    assert loaded.name == "cifar100" and len(loaded.class_names) == 100
+    assert len(loaded.train.images) == 6 and len(loaded.test.images) == 0
+
+
+def test_an_unlabelled_npz_can_be_read_but_not_trained_on(tmp_path: Path) -> None:
+    path = tmp_path / "svhn.npz"
+    write_npz(path, {"test_images": arrays()["test_images"]})
+    splits = data.read_npz(path)
+    assert splits.keys() == {"test"} and splits["test"].labels.tolist() == [-1] * 4
+    assert "svhn.npz has no train_images" in refusal("svhn", tmp_path)
+
+
+DEFECTS: dict[str, tuple[Callable[[Arrays], dict[str, object]], str]] = {
+    "float images": (
+        lambda a: {"train_images": a["train_images"] / 255},
+        "train_images is float64; store uint8",
+    ),
+    "grey images": (
+        lambda a: {"test_images": a["test_images"][..., 0]},
+        "test_images has shape (4, 32, 32); store N x H x W x 3",
+    ),
+    "channels first": (
+        lambda a: {"test_images": a["test_images"].transpose(0, 3, 1, 2)},
+        "test_images has shape (4, 3, 32, 32); store N x H x W x 3",
+    ),
+    "too few labels": (
+        lambda a: {"train_labels": a["train_labels"][1:]},
+        "train_labels has shape (5,) for 6 images; store (6,)",
+    ),
+    "float labels": (
+        lambda a: {"train_labels": a["train_labels"] * 0.5},
+        "train_labels is float64; store int64",
+    ),
+    "label 10 of 10": (
+        lambda a: {"test_labels": a["test_labels"] + 7},
+        "test_labels runs from 7 to 10; store 0 to 9",
+    ),
+    "label -2": (
+        lambda a: {"train_labels": a["train_labels"] - 2},
+        "train_labels runs from -2 to 3; store 0 to 9",
+    ),
+    "unlabelled training images": (
+        lambda a: {"train_labels": np.full(6, -1)},
+        "has unlabelled train images (-1), so it cannot be trained on",
+    ),
+    "unlabelled test images": (
+        lambda a: {"test_labels": np.array([0, 1, -1, 2])},
+        "has unlabelled test images (-1), so it cannot be trained on",
+    ),
+    "no training images": (
+        lambda a: {"train_images": a["train_images"][:0], "train_labels": a["train_labels"][:0]},
+        "has no train_images",
+    ),
+    "pickled objects": (
+        lambda a: {"train_labels": np.array([{}] * 6)},
+        "cannot be read (Object arrays cannot be loaded",
+    ),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_of_an_npz_is_one_line_that_names_the_file(defect: str, tmp_path: Path) -> None:
+    change, expected = DEFECTS[defect]
+    write_npz(tmp_path / "cifar10.npz", {**arrays(), **change(arrays())})
+    message = refusal("cifar10", tmp_path)
+    assert message.startswith(f"--data_root {tmp_path}: cifar10.npz {expected}")
+    assert "; " in message  # the remedy
+
+
+@pytest.mark.parametrize("damage", ["cut off", "not a zip", "empty", "a bit flipped", "an array"])
+def test_a_damaged_npz_is_one_line_that_names_the_file(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "cifar10.npz"
+    write_npz(path, arrays())
+    whole = path.read_bytes()
+    content = {
+        "cut off": whole[: len(whole) // 2],
+        "not a zip": b"<html>not found</html>",
+        "empty": b"",
+        "a bit flipped": whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:],
+        "an array": b"\x93NUMPY" + whole[50:200],
+    }[damage]
+    path.write_bytes(content)
+    expected = "cannot be read (Bad CRC-32" if damage == "a bit flipped" else "is not an NPZ file"
+    assert refusal("cifar10", tmp_path).startswith(
+        f"--data_root {tmp_path}: cifar10.npz {expected}"
+    )

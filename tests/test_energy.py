@@ -1,0 +1,133 @@
+"""The four densities against brute force, the separate head, number formats."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models import NORMS, EnergyClassifier, WideResNet, build
+
+SMALL: dict[str, Any] = {"depth": 10, "width": 1, "num_classes": 5}
+
+
+def small(**settings: Any) -> EnergyClassifier:
+    """A float64 model whose logits are far from zero and from each other."""
+    torch.manual_seed(0)
+    model = build(**(SMALL | settings)).double().eval()
+    torch.nn.init.normal_(model.class_output.weight, std=5)
+    return model
+
+
+@pytest.fixture
+def x() -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(6, 3, 32, 32, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+@pytest.fixture
+def y() -> Tensor:
+    return torch.tensor([0, 4, 1, 1, 3, 2])
+
+
+def test_joint_less_marginal_is_the_conditional(x: Tensor, y: Tensor) -> None:
+    model = small()
+    expected = model.logits(x).log_softmax(1)[torch.arange(6), y]
+    torch.testing.assert_close(model.log_pxy(x, y) - model.log_px(x), expected)
+    torch.testing.assert_close(model.classify(x)[torch.arange(6), y], expected)
+
+
+def test_marginal_is_the_sum_over_classes(x: Tensor) -> None:
+    model = small()
+    joint = torch.stack([model.log_pxy(x, torch.full((6,), c)) for c in range(5)])
+    torch.testing.assert_close(model.log_px(x), joint.exp().sum(0).log())
+    torch.testing.assert_close(model.classify(x).exp().sum(1), torch.ones(6).double())
+
+
+def test_logits_are_the_head_of_the_features(x: Tensor) -> None:
+    model = small()
+    features = model.features(x)
+    by_hand = features @ model.class_output.weight.T + model.class_output.bias
+    torch.testing.assert_close(model(x), by_hand)
+    assert torch.equal(model(x), model.logits(x))
+    assert features.std(0).max() > 0  # the images differ, so does what follows
+
+
+def test_one_backbone_pass_serves_every_density(x: Tensor) -> None:
+    model = small()
+    passes: list[int] = []
+    model.f.register_forward_hook(lambda *_: passes.append(1))
+    features = model.features(x)
+    logits = model.logits_from(features)
+    log_px = model.log_px_from(features, logits)
+    assert len(passes) == 1
+    assert torch.equal(logits, model.logits(x)) and torch.equal(log_px, model.log_px(x))
+
+
+def test_uncond_has_a_scalar_head_of_its_own(x: Tensor, y: Tensor) -> None:
+    model = small(uncond=True)
+    features = model.features(x)
+    head = model.energy_output
+    assert head is not None
+    by_hand = features @ head.weight[0] + head.bias[0]
+    torch.testing.assert_close(model.log_px(x), by_hand)
+    torch.testing.assert_close(model.log_px_from(features, model(x)), by_hand)
+    torch.testing.assert_close(model.classify(x), model(x).log_softmax(1))
+    with pytest.raises(ValueError, match="does not exist with uncond"):
+        model.log_pxy(x, y)
+    assert "energy_output.weight" in model.state_dict()
+    assert not any("energy_output" in name for name in small().state_dict())
+
+
+def test_names_are_the_ancestors() -> None:
+    names = set(build(depth=10, width=2, norm="batch", uncond=True).state_dict())
+    assert names > {
+        "f.conv1.weight",
+        "f.layer1.0.bn1.running_mean",
+        "f.layer1.0.conv1.weight",
+        "f.layer2.0.shortcut.0.weight",
+        "f.bn1.weight",
+        "class_output.weight",
+        "energy_output.weight",
+    }
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_bf16_stops_at_the_pooling(norm: str, x: Tensor) -> None:
+    model, x = small(norm=norm).float(), x.float()
+    exact = model.log_px(x)
+    model.amp = True
+    maps: list[torch.dtype] = []
+    model.f.layer3.register_forward_hook(lambda _, __, out: maps.append(out.dtype))
+    features, log_px = model.features(x), model.log_px(x)
+    assert maps == [torch.bfloat16] * 2
+    assert features.dtype == model(x).dtype == log_px.dtype == torch.float32
+    assert (features.bfloat16().float() != features).any()  # the mean itself was not rounded
+    assert torch.equal(model(x), model.class_output(features))
+    assert 0 < (log_px - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+def test_bf16_gradients_reach_image_and_parameters_in_float32(x: Tensor) -> None:
+    model, x = small().float().train(), x.float().requires_grad_()
+    model.amp = True
+    model.log_px(x).sum().backward()
+    assert x.grad is not None and x.grad.dtype == torch.float32 and x.grad.any()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_channels_last_gives_the_same_logits(x: Tensor) -> None:
+    model = small()
+    expected = model(x)
+    model = model.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), expected)
+
+
+def test_float64_goes_end_to_end(x: Tensor, y: Tensor) -> None:
+    model = small(norm="batch")
+    for value in (model.features(x), model(x), model.log_px(x), model.log_pxy(x, y)):
+        assert value.dtype == torch.float64
+
+
+def test_the_classes_are_the_head_s() -> None:
+    model = EnergyClassifier(WideResNet(10, 1), 3)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)

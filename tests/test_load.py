@@ -1,0 +1,162 @@
+"""Checkpoints of this project, HDGE and JEM give the networks that were saved."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models import EnergyClassifier, build, load, load_weights
+from training.checkpoint import CheckpointError
+
+State = dict[str, Tensor]
+
+
+def ancestors_state(n: int, width: int, classes: int, *, batch: bool) -> State:
+    """Random weights under the names that JEM and HDGE save, in float64."""
+    generator, state = torch.Generator().manual_seed(0), State()
+
+    def draw(name: str, *shape: int) -> None:
+        scale = (2 / torch.tensor(shape[1:]).prod()).sqrt() if len(shape) > 1 else 0.1
+        state[name] = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def layer(name: str, *shape: int) -> None:
+        draw(f"{name}.weight", *shape)
+        draw(f"{name}.bias", shape[0])
+
+    def norm(name: str, channels: int) -> None:
+        if batch:
+            layer(name, channels)
+            draw(f"{name}.running_mean", channels)
+            state[f"{name}.running_var"] = torch.linspace(0.5, 2, channels, dtype=torch.float64)
+            state[f"{name}.num_batches_tracked"] = torch.tensor(7)
+
+    layer("f.conv1", 16, 3, 3, 3)
+    before = 16
+    for stage, channels in ((1, 16 * width), (2, 32 * width), (3, 64 * width)):
+        for block in range(n):
+            name = f"f.layer{stage}.{block}"
+            norm(f"{name}.bn1", before)
+            layer(f"{name}.conv1", channels, before, 3, 3)
+            norm(f"{name}.bn2", channels)
+            layer(f"{name}.conv2", channels, channels, 3, 3)
+            if before != channels:
+                layer(f"{name}.shortcut.0", channels, before, 1, 1)
+            before = channels
+    norm("f.bn1", before)
+    layer("f.linear", 10, before)
+    layer("energy_output", 1, before)
+    layer("class_output", classes, before)
+    return state
+
+
+def plain_features(state: State, n: int, x: Tensor) -> Tensor:
+    """The ancestors' network as a function of its weights."""
+
+    def conv(name: str, x: Tensor, stride: int = 1) -> Tensor:
+        weight = state[f"{name}.weight"]
+        return F.conv2d(x, weight, state[f"{name}.bias"], stride, weight.shape[-1] // 2)
+
+    def act(name: str, x: Tensor) -> Tensor:
+        if f"{name}.running_mean" in state:
+            mean, var, weight, bias = (
+                state[f"{name}.{kind}"].view(1, -1, 1, 1)
+                for kind in ("running_mean", "running_var", "weight", "bias")
+            )
+            x = (x - mean) / (var + 1e-5).sqrt() * weight + bias
+        return torch.where(x > 0, x, 0.2 * x)
+
+    x = conv("f.conv1", x)
+    for stage in (1, 2, 3):
+        for block in range(n):
+            name = f"f.layer{stage}.{block}"
+            stride = 2 if stage > 1 and block == 0 else 1
+            h = conv(f"{name}.conv1", act(f"{name}.bn1", x))
+            h = conv(f"{name}.conv2", act(f"{name}.bn2", h), stride)
+            shortcut = f"{name}.shortcut.0"
+            x = h + (conv(shortcut, x, stride) if f"{shortcut}.weight" in state else x)
+    return act("f.bn1", x).mean((2, 3))
+
+
+def linear(state: State, name: str, features: Tensor) -> Tensor:
+    return features @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+
+def saved(path: Path, checkpoint: dict[str, Any]) -> Path:
+    torch.save(checkpoint, path)
+    return path
+
+
+def float64(model: EnergyClassifier, state: State) -> EnergyClassifier:
+    """`load` gives float32, which the file's float64 weights were rounded to."""
+    model = model.double()
+    load_weights(model, state)
+    return model
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize(("n", "width", "classes"), [(1, 1, 10), (2, 2, 7)])
+def test_a_checkpoint_of_the_ancestors_gives_their_logits(
+    tmp_path: Path, batch: bool, n: int, width: int, classes: int
+) -> None:
+    state = ancestors_state(n, width, classes, batch=batch)
+    x = torch.rand(2, 3, 32, 32, dtype=torch.float64) * 2 - 1
+    expected = linear(state, "class_output", plain_features(state, n, x))
+    assert expected.std() > 0.1
+    foreign = {"model_state_dict": state, "replay_buffer": torch.zeros(2, 3, 32, 32)}
+    model = load(saved(tmp_path / "ckpt.pt", foreign))
+    assert not any(module.training for module in model.modules())
+    assert not any("linear" in n or "energy" in n for n in model.state_dict())
+    torch.testing.assert_close(model(x.float()).double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(float64(model, state)(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_energy_head_of_an_uncond_model_is_loaded(tmp_path: Path) -> None:
+    state = ancestors_state(1, 1, 10, batch=False)
+    x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    path = saved(tmp_path / "ckpt.pt", {"model_state_dict": state, "replay_buffer": x})
+    model = float64(load(path, uncond=True), state)
+    expected = linear(state, "energy_output", plain_features(state, 1, x)).squeeze(1)
+    torch.testing.assert_close(model.log_px(x), expected, rtol=1e-12, atol=1e-12)
+    conditional = float64(load(path), state)
+    torch.testing.assert_close(conditional.log_px(x), conditional(x).logsumexp(1))
+
+
+def test_hdge_s_queue_and_a_data_parallel_prefix_are_passed_over(tmp_path: Path) -> None:
+    state = ancestors_state(1, 1, 10, batch=False)
+    wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+    wrapped |= {"module.queue_logit": torch.zeros(10, 8), "module.queue_ptr": torch.zeros(1)}
+    plain, other = load(saved(tmp_path / "a.pt", state)), load(saved(tmp_path / "b.pt", wrapped))
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
+        assert torch.equal(tensor, state[name].float())
+
+
+def changed(state: State, drop: str = "", **more: Tensor) -> State:
+    return {name: t for name, t in state.items() if name != drop} | more
+
+
+def test_weights_that_do_not_fit_are_refused_in_one_line() -> None:
+    model = build(depth=10, width=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    other = build(depth=10, width=2).state_dict()
+    deeper = build(depth=16, width=1).state_dict()
+    cases = {
+        r"f.layer1.0.conv1.weight has shape \(32, 16, 3, 3\) .*, \(16, 16, 3, 3\)": other,
+        r"f.layer1.1.conv1.weight has shape \(16, 16, 3, 3\) .*, none in": deeper,
+        r"f.conv1.bias has shape none in the checkpoint, \(16,\)": changed(before, "f.conv1.bias"),
+        r"stray has shape \(2,\) .*, none in": changed(before, stray=torch.zeros(2)),
+    }
+    for message, state in cases.items():
+        with pytest.raises(CheckpointError, match=message) as error:
+            load_weights(model, state)
+        assert "\n" not in str(error.value)
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+def test_an_uncond_model_needs_the_energy_head() -> None:
+    state = build(depth=10, width=1).state_dict()
+    with pytest.raises(CheckpointError, match=r"energy_output.weight has shape none .*\(1, 64\)"):
+        load_weights(build(depth=10, width=1, uncond=True), state)

@@ -1,0 +1,95 @@
+"""A model borrowed for a while comes back as it was."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+import torch
+from torch import nn
+
+from models import EnergyClassifier, batch_statistics_only, build, eval_mode, sampling_mode
+
+Mode = Callable[[nn.Module], AbstractContextManager[None]]
+
+
+def mixed() -> EnergyClassifier:
+    """In train mode, but for one frozen stage; one parameter takes no gradient."""
+    torch.manual_seed(0)
+    model = build(depth=10, width=1, norm="batch", dropout_rate=0.3).train()
+    model.f.layer2.eval()
+    model.f.conv1.weight.requires_grad_(False)
+    return model
+
+
+def state(model: nn.Module) -> tuple[list[bool], list[bool], list[object]]:
+    return (
+        [module.training for module in model.modules()],
+        [parameter.requires_grad for parameter in model.parameters()],
+        [getattr(module, "track_running_stats", None) for module in model.modules()],
+    )
+
+
+@pytest.mark.parametrize("mode", [eval_mode, sampling_mode, batch_statistics_only])
+@pytest.mark.parametrize("fails", [False, True])
+def test_modes_give_everything_back(mode: Mode, fails: bool) -> None:
+    model = mixed()
+    before = state(model)
+    assert len(set(before[0])) == len(set(before[1])) == 2
+    try:
+        with mode(model):
+            assert state(model) != before
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("mode", [eval_mode, sampling_mode])
+def test_every_module_is_in_eval_mode_inside(mode: Mode) -> None:
+    model = mixed()
+    with mode(model):
+        assert not any(module.training for module in model.modules())
+        with mode(model):
+            pass
+        assert not any(module.training for module in model.modules())
+
+
+def test_sampling_gives_the_images_a_gradient_and_no_parameter() -> None:
+    model, x = mixed(), torch.randn(2, 3, 32, 32, requires_grad=True)
+    with sampling_mode(model):
+        model.log_px(x).sum().backward()
+    assert x.grad is not None and x.grad.any()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    model.log_px(x).sum().backward()
+    learning = [p for p in model.parameters() if p.requires_grad]
+    assert len(learning) > 10 and all(p.grad is not None for p in learning)
+
+
+def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    return {n: t.clone() for n, t in model.state_dict().items() if n.endswith(names)}
+
+
+def test_batch_statistics_are_used_and_not_remembered() -> None:
+    model = build(depth=10, width=1, norm="batch").train()
+    x = torch.randn(4, 3, 32, 32) * 3 + 1
+    before = statistics(model)
+    with batch_statistics_only(model):
+        inside = model(x)
+    assert all(torch.equal(before[name], t) for name, t in statistics(model).items())
+    torch.testing.assert_close(inside, model(x))  # what train mode computes ...
+    after = statistics(model)
+    assert not any(torch.equal(before[name], after[name]) for name in before)  # ... and remembers
+    with eval_mode(model):
+        assert not torch.allclose(inside, model(x))
+
+
+def test_batch_statistics_leave_eval_mode_alone() -> None:
+    model = build(depth=10, width=1, norm="batch").train()
+    model(torch.randn(4, 3, 32, 32) * 3 + 1)
+    model.eval()
+    x = torch.randn(4, 3, 32, 32)
+    expected = model(x)
+    with batch_statistics_only(model):
+        assert torch.equal(model(x), expected)

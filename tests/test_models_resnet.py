@@ -1,0 +1,45 @@
+"""ResNet-50 for 32x32 images, and that nobody pays for it who does not use it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import build, forward_flops
+
+
+def test_resnet50_is_torchvision_s_but_for_stem_pool_and_head() -> None:
+    from torchvision.models import resnet50
+
+    with torch.device("meta"):
+        ours, theirs = build(arch="resnet50", num_classes=100), resnet50()
+    mine = {name.removeprefix("f."): t.shape for name, t in ours.state_dict().items()}
+    other = {name: t.shape for name, t in theirs.state_dict().items()}
+    assert mine.pop("conv1.weight") == (64, 3, 3, 3) and other.pop("conv1.weight")
+    assert mine.pop("class_output.weight") == (100, 2048) and mine.pop("class_output.bias")
+    assert other.pop("fc.weight") and other.pop("fc.bias")
+    assert mine == other
+    assert forward_flops(ours) / 1e9 == pytest.approx(2.596, abs=0.001)
+
+
+def test_resnet50_forward_equals_torchvision_s_with_the_stem_exchanged() -> None:
+    from torchvision.models import resnet50
+
+    ours, theirs = build(arch="resnet50", norm="none").eval(), resnet50().eval()
+    theirs.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    theirs.maxpool = theirs.fc = torch.nn.Identity()
+    theirs.load_state_dict(ours.f.state_dict())
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(ours.features(x), theirs(x))
+
+
+def test_importing_models_does_not_import_torchvision() -> None:
+    code = """
+import sys, models
+models.build(depth=10, width=1)
+sys.exit("torchvision" in sys.modules)
+"""
+    root = Path(__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0

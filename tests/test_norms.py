@@ -1,0 +1,108 @@
+"""Each norm against its formula, and how act norm gets its start."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import EnergyClassifier, build, initialise_act_norm
+from models.norms import ActNorm, make_norm
+
+X = torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(0)) * 3 + 2
+
+
+def shuffled(norm: Any) -> Any:
+    """Parameters away from their start, else weight 1 and bias 0 would hide a mistake."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter, 1, generator=generator)
+    return norm
+
+
+def normalised(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    mean = x.mean(dims, keepdim=True)
+    return (x - mean) / (x.var(dims, keepdim=True, correction=0) + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("name", "dims"), [("batch", (0, 2, 3)), ("instance", (2, 3)), ("layer", (1, 2, 3))]
+)
+def test_norms_equal_their_formula(name: str, dims: tuple[int, ...]) -> None:
+    norm = shuffled(make_norm(name, 4))
+    weight, bias = (p.view(1, 4, 1, 1) for p in (norm.weight, norm.bias))
+    torch.testing.assert_close(norm(X), weight * normalised(X, dims) + bias)
+
+
+def test_act_norm_equals_its_formula() -> None:
+    norm = shuffled(make_norm("act", 4))
+    torch.testing.assert_close(norm(X), norm.scale * (X + norm.loc))
+    assert norm(X.bfloat16()).dtype == torch.bfloat16  # though its parameters are float32
+    assert norm.loc.shape == norm.scale.shape == (1, 4, 1, 1)
+    assert norm.initialized.dtype == torch.uint8
+
+
+def test_no_norm_is_the_identity_without_parameters() -> None:
+    norm = make_norm("none", 4)
+    assert norm(X) is X and not list(norm.state_dict())
+
+
+def test_batch_norm_has_the_ancestors_momentum() -> None:
+    norm = make_norm("batch", 4)
+    norm(X)
+    torch.testing.assert_close(norm.running_mean, 0.9 * X.mean((0, 2, 3)))
+
+
+def act_norm_model() -> EnergyClassifier:
+    torch.manual_seed(2)
+    return build(depth=10, width=1, norm="act", dropout_rate=0.5).train()
+
+
+def test_after_its_start_each_act_norm_gives_mean_0_and_std_1_a_channel() -> None:
+    model, images = act_norm_model(), torch.rand(8, 3, 32, 32) * 2 - 1
+    initialise_act_norm(model, images)
+    assert model.training and all(m.training for m in model.modules())
+    moments: list[Tensor] = []
+
+    def measure(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        moments.append(torch.stack(torch.std_mean(output, dim=(0, 2, 3))))
+
+    layers = [m for m in model.modules() if isinstance(m, ActNorm)]
+    for layer in layers:
+        layer.register_forward_hook(measure)
+    model.eval()
+    model(images)
+    assert len(moments) == len(layers) == 7
+    for std, mean in moments:
+        torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)
+        torch.testing.assert_close(std, torch.ones_like(std), atol=1e-3, rtol=0)
+
+
+def test_the_start_is_set_once_and_saved() -> None:
+    model = act_norm_model()
+    initialise_act_norm(model, torch.randn(4, 3, 32, 32))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    again = act_norm_model()
+    again.load_state_dict(state)
+    for other in (model, again):
+        initialise_act_norm(other, torch.randn(4, 3, 32, 32) * 5)
+        assert all(torch.equal(state[name], t) for name, t in other.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_the_forward_pass_itself_never_sets_the_start() -> None:
+    model = act_norm_model()
+    model(torch.randn(4, 3, 32, 32))
+    layers = [m for m in model.modules() if isinstance(m, ActNorm)]
+    assert not any(layer.initialized for layer in layers)
+    initialise_act_norm(model, torch.randn(4, 3, 32, 32))
+    assert all(layer.initialized for layer in layers)
+    assert not any(layer._forward_pre_hooks for layer in layers)
+
+
+def test_a_model_without_act_norm_is_not_run() -> None:
+    class Never(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("run")
+
+    initialise_act_norm(Never(), X)

@@ -1,0 +1,357 @@
+"""The two commands, the list of requirements, and what surrounds them."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import Distribution
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ["models", "losses", "data", "training", "evaluation"]
+BASH = shutil.which("bash") or pytest.skip("needs bash", allow_module_level=True)
+
+_spec = importlib.util.spec_from_file_location("requirements", ROOT / "scripts" / "requirements.py")
+assert _spec and _spec.loader
+requirements = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(requirements)
+
+
+def pyproject() -> str:
+    return (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+# The lists
+
+
+def test_conda_yaml_lists_what_pyproject_lists() -> None:
+    lines = (ROOT / "conda.yaml").read_text(encoding="utf-8").split("dependencies:\n")[1]
+    conda = re.findall(r"^ +- (\S+)$", lines, re.MULTILINE)
+    ours = [re.sub(r"^torch\b", "pytorch", line) for line in requirements.listed("test")]
+    assert conda == [*[line for line in conda if line.startswith("python>")], *ours]
+    assert conda[0] == f"python>={supported()[0]},<3.{int(supported()[-1].split('.')[1]) + 1}"
+
+
+def test_the_list_read_by_hand_is_the_one_of_a_toml_library() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+    project = tomllib.loads(pyproject())["project"]
+    assert requirements.listed("base") == project["dependencies"]
+    extra = project["optional-dependencies"]["test"]
+    assert requirements.listed("test") == project["dependencies"] + extra
+
+
+def test_every_requirement_can_be_compared() -> None:
+    for line in requirements.listed("test"):
+        assert requirements.split(line)[1], f"{line} has no bound"
+
+
+def supported() -> list[str]:
+    return re.findall(r"Python :: (3\.\d+)", pyproject())
+
+
+def test_python_versions_agree() -> None:
+    assert supported() == ["3.10", "3.11", "3.12", "3.13"]
+    assert f'requires-python = ">={supported()[0]}"' in pyproject()
+    assert f'python_version = "{supported()[0]}"' in pyproject()
+    assert f'target-version = "py{supported()[0].replace(".", "")}"' in pyproject()
+    environment = (ROOT / "scripts" / "environment.sh").read_text(encoding="utf-8")
+    assert f"hdge_oldest={supported()[0]}\nhdge_newest={supported()[-1]}\n" in environment
+
+
+def test_citation_has_the_version_of_pyproject() -> None:
+    version = re.search(r'^version = "(.+)"$', pyproject(), re.MULTILINE)
+    assert version
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {version[1]}\n" in citation
+
+
+# Nothing is shadowed, nothing is installed under these names
+
+
+def test_nothing_is_installed_as_a_package() -> None:
+    assert "\n[tool.setuptools]\npy-modules = []\n" in pyproject()
+
+
+def test_tests_is_no_package() -> None:
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_package_names_resolve_to_the_repository(name: str) -> None:
+    found = importlib.util.find_spec(name)
+    assert found is not None
+    assert [Path(p).resolve() for p in found.submodule_search_locations or []] == [ROOT / name]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="no git here")
+def test_git_ignores_runs_and_data_sets_but_no_source() -> None:
+    ignored = ["datasets/cifar10.npz", "save/run/progress.csv", ".venv/bin/python"]
+    source = ["data/__init__.py", "data/save/x.py", "models/datasets/x.py", "scripts/test.sh"]
+    answer = subprocess.run(
+        ["git", "check-ignore", "--no-index", *ignored, *source],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if answer.returncode > 1:
+        pytest.skip(f"git does not answer here: {answer.stderr.strip()}")
+    assert answer.stdout.split() == ignored
+
+
+# Versions, and whether an installation ended
+
+
+@pytest.mark.parametrize(
+    ("version", "bound", "earlier"),
+    [
+        ("2.9.1", "2.10", True),
+        ("2.10.0", "2.10", False),
+        ("2.10", "2.10.0", False),
+        ("2.15.0+cpu", "2.10", False),
+        ("2.10.0rc1", "2.10", False),
+        ("10.0", "10", False),
+        ("9.2.0", "10", True),
+        ("unknown", "1", True),
+    ],
+)
+def test_versions_compare_as_numbers(version: str, bound: str, earlier: bool) -> None:
+    assert (requirements.numbers(version) < requirements.numbers(bound)) == earlier
+
+
+@pytest.mark.parametrize(
+    ("requirement", "met"),
+    [
+        ("half>=1", False),
+        ("empty>=1", False),
+        ("whole>=1", True),
+        ("whole>=1.2.3,<2", True),
+        ("whole>=1.3", False),
+        ("whole<1.2.3", False),
+        ("absent>=1", False),
+    ],
+)
+def test_a_half_installed_package_is_missing(
+    requirement: str, met: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "half", INSTALLER=None)
+    install(tmp_path, "empty", METADATA="")
+    install(tmp_path, "whole")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert requirements.is_met(requirement) == met
+
+
+def test_repair_forgets_what_is_half_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "half", INSTALLER=None)
+    install(tmp_path, "whole")
+    monkeypatch.setattr(requirements.sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr(sys, "base_prefix", "elsewhere")  # as in a virtual environment
+    requirements.repair()
+    assert [path.name for path in tmp_path.iterdir()] == ["whole-1.2.3.dist-info"]
+
+
+def install(folder: Path, name: str, **changed: str | None) -> Distribution:
+    """What pip leaves of a package, less the package; None leaves a file out."""
+    files = {"METADATA": f"Name: {name}\nVersion: 1.2.3\n", "WHEEL": "x", "INSTALLER": "pip\n"}
+    path = folder / f"{name}-1.2.3.dist-info"
+    path.mkdir()
+    for file, text in {**files, **changed}.items():
+        if text is not None:
+            (path / file).write_text(text)
+    return Distribution.at(path)
+
+
+# environment.sh, with a Python that only acts as one. Its folder holds `complete` once pip has run.
+
+FAKE_PYTHON = r"""#!/bin/sh
+here=$(dirname "$0")
+case "$1 $2" in
+    "-c "*sys.executable*) echo "$0" ;;
+    "-c "*version_info*) echo 3.12 ;;
+    "-c "*ensurepip*) [ -z "$NO_ENSUREPIP" ] ;;
+    "-c "*) ;;
+    *requirements.py\ missing) [ -e "$here/complete" ] || echo "torch>=2.10" ;;
+    *requirements.py\ list) echo "torch>=2.10"; echo "torchvision>=0.25" ;;
+    *requirements.py\ repair) ;;
+    "-m venv") rm -rf "$4" && mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
+    "-m pip")
+        [ "$3" = --version ] && exit 0
+        echo "pip was called: $*"
+        case $PIP in
+            fine) : > "$here/complete" ;;
+            killed) kill -9 $$ ;;
+            *) echo "$PIP" > "$6"; exit 1 ;;
+        esac ;;
+    *) echo "unexpected: $*" >&2; exit 9 ;;
+esac
+"""
+
+
+class Machine:
+    """A folder with a copy of the scripts, and a PATH with nothing but what the scripts call."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "a copy"
+        self.bin = folder / "bin"
+        (self.root / "scripts").mkdir(parents=True)
+        self.bin.mkdir()
+        shutil.copy(ROOT / "scripts" / "environment.sh", self.root / "scripts")
+        for tool in ["dirname", "df", "awk", "grep", "rm", "mkdir", "cp", "tr", "sh"]:
+            (self.bin / tool).symlink_to(shutil.which(tool) or tool)
+
+    def add_python(self, name: str, text: str = FAKE_PYTHON) -> Path:
+        path = self.bin / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
+
+    def source(self, **variables: str | Path) -> subprocess.CompletedProcess[str]:
+        command = 'set -euo pipefail; source "$0" base; echo "PYTHON is $PYTHON"'
+        return subprocess.run(
+            [BASH, "-c", command, str(self.root / "scripts" / "environment.sh")],
+            cwd="/",
+            env={"PATH": str(self.bin), **{name: str(v) for name, v in variables.items()}},
+            capture_output=True,
+            text=True,
+        )
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def assert_refused(answer: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit code 2, and one line of ours with the words in it."""
+    assert answer.returncode == 2
+    ours = [line for line in answer.stderr.splitlines() if line.startswith("environment: ")]
+    assert len(ours) == 1
+    for word in words:
+        assert word in ours[0]
+
+
+def test_a_python_that_has_everything_is_used_as_it_is(machine: Machine) -> None:
+    python = machine.add_python("python3")
+    (machine.bin / "complete").touch()
+    answer = machine.source()
+    assert answer.returncode == 0
+    assert f"PYTHON is {python}" in answer.stdout
+    assert not (machine.root / ".venv").exists()
+
+
+def test_what_is_missing_goes_into_a_venv_by_one_call_of_pip_and_only_once(
+    machine: Machine,
+) -> None:
+    machine.add_python("python3")
+    answer = machine.source(PIP="fine")
+    assert answer.returncode == 0, answer.stderr
+    assert f"PYTHON is {machine.root}/.venv/bin/python" in answer.stdout
+    assert answer.stdout.count("pip was called") == 1
+    assert re.search(r"pip was called: .*torch>=2.10 torchvision>=0.25$", answer.stdout, re.M)
+    again = machine.source(PIP="not to be called")
+    assert again.returncode == 0
+    assert "pip was called" not in again.stdout
+    assert f"PYTHON is {machine.root}/.venv/bin/python" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("pip", "remedy"),
+    [
+        ("killed", "interrupted: run this again"),
+        ("... NewConnectionError('...')", "connect to a network"),
+        ("OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("No matching distribution", "the reason stands above"),
+    ],
+)
+def test_a_failed_installation_says_what_to_do_and_the_next_run_repairs_it(
+    machine: Machine, pip: str, remedy: str
+) -> None:
+    machine.add_python("python3")
+    assert_refused(machine.source(PIP=pip), remedy, "then run this again" * (pip != "killed"))
+    answer = machine.source(PIP="fine")
+    assert answer.returncode == 0
+    assert "pip was called" in answer.stdout
+
+
+def test_a_venv_that_no_longer_starts_is_made_anew(machine: Machine) -> None:
+    machine.add_python("python3")
+    broken = machine.root / ".venv" / "bin" / "python"
+    broken.parent.mkdir(parents=True)
+    broken.symlink_to("removed")
+    answer = machine.source(PIP="fine")
+    assert answer.returncode == 0
+    assert f"making {machine.root}/.venv" in answer.stdout
+
+
+def test_no_python_of_a_supported_version(machine: Machine) -> None:
+    machine.add_python("python3", "#!/bin/sh\nexit 1\n")
+    assert_refused(machine.source(), "no Python 3.10 to 3.13 found", "PYTHON=/path/to/")
+
+
+def test_a_command_that_only_looks_like_a_python_is_passed_over(machine: Machine) -> None:
+    machine.add_python("python3", "#!/bin/sh\necho not installed >&2\nexit 127\n")
+    python = machine.add_python("python3.12")
+    (machine.bin / "complete").touch()
+    assert f"PYTHON is {python}" in machine.source().stdout
+
+
+def test_the_named_python_and_an_active_environment_come_first(machine: Machine) -> None:
+    machine.add_python("python3")
+    named = machine.add_python("my pythons/named")
+    active = machine.add_python("active/bin/python")
+    for folder in (machine.bin, named.parent, active.parent):
+        (folder / "complete").touch()
+    both = machine.source(PYTHON=named, VIRTUAL_ENV=active.parent.parent)
+    assert f"PYTHON is {named}" in both.stdout
+    conda = machine.source(CONDA_PREFIX=active.parent.parent)
+    assert f"PYTHON is {active}" in conda.stdout
+
+
+def test_a_named_python_that_will_not_do_is_refused(machine: Machine) -> None:
+    machine.add_python("python3")
+    assert_refused(machine.source(PYTHON="/no/python"), "PYTHON=/no/python", "unset it")
+
+
+def test_a_python_without_ensurepip_names_the_package_to_install(machine: Machine) -> None:
+    machine.add_python("python3")
+    assert_refused(machine.source(NO_ENSUREPIP="1"), "apt install python3.12-venv")
+    assert not (machine.root / ".venv").exists()
+
+
+def test_environment_takes_base_or_test_alone() -> None:
+    answer = subprocess.run(
+        [BASH, "-c", 'source "$0" all', str(ROOT / "scripts" / "environment.sh")],
+        capture_output=True,
+        text=True,
+    )
+    assert_refused(answer, "base or test")
+
+
+def test_the_running_python_is_told_from_one_that_lacks_something() -> None:
+    script = str(ROOT / "scripts" / "requirements.py")
+    bare = [sys.executable, "-S", script, "missing", "base"]  # -S: without site-packages
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    missing = subprocess.run(bare, capture_output=True, text=True, check=True, env=environment)
+    assert missing.stdout.split() == requirements.listed("base")
+    here = [sys.executable, script, "missing", "base"]
+    assert subprocess.run(here, capture_output=True, text=True, check=True).stdout == ""
+
+
+# The scripts
+
+
+@pytest.mark.parametrize(
+    "script", [*sorted(ROOT.glob("scripts/*.sh")), ROOT / ".ci" / "run"], ids=str
+)
+def test_shell_scripts_parse(script: Path) -> None:
+    subprocess.run([BASH, "-n", str(script)], check=True)
+
+
+def test_ci_runs_the_command_that_the_readme_names() -> None:
+    assert "step bash scripts/test.sh\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

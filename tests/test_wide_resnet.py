@@ -1,0 +1,156 @@
+"""The WideResNet: sizes, shapes, dropout, arguments refused."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from models import NORMS, WideResNet, build, forward_flops
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_wrn_28_10_has_the_ancestors_parameters() -> None:
+    with torch.device("meta"):
+        model = build(depth=28, width=10)
+    assert parameters(model) == 36_471_338
+    # Theirs also hold a second linear head and, in every model, the energy head: 36.48 M.
+    assert parameters(model) + (640 * 10 + 10) + (640 + 1) == 36_478_389
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "gflop", "tolerance"),
+    [(28, 10, 11.90, 0.05), (10, 1, 0.039, 0.0005), (10, 2, 0.146, 0.0005)],
+)
+def test_flops_are_those_of_the_design(
+    depth: int, width: int, gflop: float, tolerance: float
+) -> None:
+    with torch.device("meta"):
+        model = build(depth=depth, width=width)
+    assert forward_flops(model) / 1e9 == pytest.approx(gflop, abs=tolerance)
+
+
+def test_flops_are_two_for_each_multiply_add_of_a_convolution() -> None:
+    def convolution(c_in: int, c_out: int, size: int, kernel: int) -> int:
+        return 2 * c_in * c_out * size**2 * kernel**2
+
+    by_hand = (
+        convolution(3, 16, 32, 3)
+        + 2 * convolution(16, 16, 32, 3)
+        + convolution(16, 32, 32, 3)  # the stride is in the second convolution
+        + convolution(32, 32, 16, 3)
+        + convolution(16, 32, 16, 1)
+        + convolution(32, 64, 16, 3)
+        + convolution(64, 64, 8, 3)
+        + convolution(32, 64, 8, 1)
+        + 2 * 64 * 7
+    )
+    assert forward_flops(build(depth=10, width=1, num_classes=7)) == by_hand
+
+
+def test_counting_flops_leaves_the_model_alone() -> None:
+    model = build(depth=10, width=1, norm="batch")
+    model.amp = True
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    forward_flops(model)
+    after = model.state_dict()
+    assert model.training and model.amp
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(p.device.type == "cpu" and p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("size", "width"), [(32, 1), (16, 2)])
+def test_features_have_one_row_an_image_at_any_image_size(norm: str, size: int, width: int) -> None:
+    net = WideResNet(10, width, norm=norm)
+    features = net(torch.randn(3, 3, size, size))
+    assert features.shape == (3, 64 * width) == (3, net.num_features)
+    assert features.isfinite().all()
+
+
+def test_float64_stays_float64() -> None:
+    net = WideResNet(10, 1, norm="act").double()
+    assert net(torch.randn(2, 3, 32, 32, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_stages_have_n_blocks_and_a_shortcut_only_where_the_shape_changes() -> None:
+    names = WideResNet(16, 1).state_dict()
+    shortcuts = {name for name in names if "shortcut" in name}
+    assert shortcuts == {
+        f"layer{stage}.0.shortcut.0.{kind}" for stage in (2, 3) for kind in ("weight", "bias")
+    }
+    assert {name[:8] for name in names if name.startswith("layer")} == {
+        f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1)
+    }
+    assert "layer1.0.shortcut.0.weight" in WideResNet(10, 2).state_dict()  # 16 to 32 channels
+
+
+def test_channels_last_goes_through_to_the_last_map_and_changes_no_value() -> None:
+    net = WideResNet(10, 2)
+    x = torch.randn(2, 3, 32, 32)
+    expected = net(x)
+    seen: list[bool] = []
+    net.layer3.register_forward_hook(
+        lambda _, __, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
+    )
+    net = net.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(net(x.to(memory_format=torch.channels_last)), expected)
+    assert seen == [True]
+
+
+def test_the_in_place_activation_leaves_the_gradient_right() -> None:
+    for norm in NORMS:
+        net = WideResNet(10, 1, norm=norm, dropout_rate=0.0).double().eval()
+        x = torch.randn(1, 3, 4, 4, dtype=torch.float64)  # its last map is 1x1
+        if norm == "instance":
+            x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+        x.requires_grad_()
+        direction, step = torch.randn_like(x), 1e-6
+        (gradient,) = torch.autograd.grad(net(x).sum(), x)
+        with torch.no_grad():
+            slope = (net(x + step * direction).sum() - net(x - step * direction).sum()) / 2 / step
+        torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_acts_in_train_mode_alone() -> None:
+    net, x = WideResNet(10, 1, dropout_rate=0.5), torch.randn(2, 3, 32, 32)
+    assert not torch.equal(net(x), net(x))
+    net.eval()
+    assert torch.equal(net(x), net(x))
+    plain = WideResNet(10, 1)
+    plain.load_state_dict(net.state_dict())
+    assert torch.equal(net(x), plain(x))
+
+
+@pytest.mark.parametrize(
+    ("depth", "remedy"), [(27, "22 or 28"), (29, "28 or 34"), (4, "10"), (0, "10"), (-2, "10")]
+)
+def test_a_wrong_depth_is_refused_with_the_nearest_right_ones(depth: int, remedy: str) -> None:
+    with pytest.raises(ValueError, match=rf"^depth {depth} is not 6n \+ 4.*: take {remedy}$"):
+        build(depth=depth, width=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"width": 0}, "width 0 .* 1 or more"),
+        ({"norm": "bacth"}, "norm 'bacth' is unknown.*none, batch, instance, layer, act"),
+        ({"arch": "vgg"}, "arch 'vgg' is unknown.*wrn, resnet50"),
+        ({"dropout_rate": 1.0}, r"dropout_rate 1.0 is outside \[0, 1\)"),
+        ({"dropout_rate": -0.1}, "dropout_rate -0.1"),
+        ({"num_classes": 1}, "num_classes 1 .* needs 2"),
+    ],
+)
+def test_other_wrong_arguments_are_refused_in_one_line(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        build(**({"depth": 10, "width": 1} | wrong))
+    assert "\n" not in str(error.value)
+
+
+def test_wrn_28_10_is_the_default() -> None:
+    with torch.device("meta"):
+        net = WideResNet()
+    assert len(net.layer1) == 4 and net.num_features == 640

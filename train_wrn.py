@@ -1,0 +1,532 @@
+#!/usr/bin/env python3
+"""Train a network as a classifier and an energy-based model: flags, build, loop.
+
+    python train_wrn.py --dataset digits --pyxce 1 --pxycontrast 1 --depth 10 --width 2
+
+A batch's path: uint8 images on the device -> crop, flip, scale, noise -> one forward pass ->
+every term of the objective reads its logits -> one backward pass -> one update, unless the step
+has diverged -> queue and replay buffer take the step in.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from training import flags
+
+if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
+    COMMAND_LINE = flags.parse(sys.argv[1:])
+
+import math
+import shutil
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import data
+import losses
+import models
+from evaluation import plots
+from evaluation.classification import classification
+from evaluation.cost import memory_bytes, peak_memory, step_flops, step_seconds
+from evaluation.sampling import Sampler
+from training import checkpoint, records
+from training.checkpoint import CheckpointError, read_checkpoint
+from training.divergence import Diverged, Guard
+from training.flags import UsageError
+from training.output import Output
+from training.schedule import learning_rate
+from training.state import Progress, Run, load_memories, restore
+
+PROGRAM = "train_wrn.py"
+EVAL_BATCH = 200  # images; results do not depend on it
+
+
+# ---------------------------------------------------------------------------------------- build
+
+
+def choose_device(s: Namespace) -> torch.device:
+    """--device, --amp and what makes float32 fast on a GPU."""
+    name = s.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name} is unknown: use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name} is not supported: use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA GPUs: use --device cpu"
+        )
+    torch.set_float32_matmul_precision("high")  # TF32 for what stays float32 on a GPU
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    return device
+
+
+def use_bf16(s: Namespace, device: torch.device) -> bool:
+    if s.amp == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return s.amp == "bf16"
+
+
+def build_model(s: Namespace, num_classes: int, device: torch.device) -> models.EnergyClassifier:
+    model = models.build(
+        arch=s.arch,
+        depth=s.depth,
+        width=s.width,
+        norm=s.norm,
+        dropout_rate=s.dropout_rate,
+        num_classes=num_classes,
+        uncond=s.uncond,
+    )
+    model.amp = use_bf16(s, device)
+    if s.clf_only:
+        model.requires_grad_(False).class_output.requires_grad_(True)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    if s.compile == "on" and can_compile(device):
+        model.f.compile(dynamic=False)
+    return model
+
+
+def can_compile(device: torch.device) -> bool:
+    compilers = ("g++", "clang++", "c++", "cl") if device.type == "cpu" else ("gcc", "cc", "clang")
+    if any(shutil.which(name) for name in compilers):
+        return True
+    print(f"{PROGRAM}: --compile on: no C++ compiler found, so nothing is compiled", flush=True)
+    return False
+
+
+def build_objective(s: Namespace, num_classes: int) -> losses.Objective:
+    """A term with weight 0 is not built, so it costs nothing."""
+    queue = buffer = None
+    if (s.pxycontrast > 0 or s.pxcontrast > 0) and s.contrast_style == "queue":
+        queue = losses.LogitQueue(
+            num_classes, s.contrast_k, init=s.queue_init, running_above=16 * s.batch_size
+        )
+    if s.pxsgld > 0 or s.pxysgld > 0:
+        buffer = losses.ReplayBuffer(s.buffer_size, (3, 32, 32), s.reinit_freq, num_classes)
+
+    def contrastive(marginal: bool) -> losses.Contrastive:
+        score = losses.ContrastScore(
+            kind=s.contrast_score,
+            marginal=marginal,
+            normalize=s.contrast_normalize,
+            smoothing=s.smoothing,
+            temperature=s.contrast_t,
+        )
+        return losses.Contrastive(score, queue)
+
+    sgld = {"steps": s.n_steps, "step_size": s.sgld_lr, "noise_std": s.sgld_std}
+    make: dict[str, Any] = {
+        "pyxce": lambda: losses.CrossEntropy(s.smoothing),
+        "pxycontrast": lambda: contrastive(marginal=False),
+        "pxcontrast": lambda: contrastive(marginal=True),
+        "pxsgld": lambda: losses.MarginalSGLD(
+            buffer,  # type: ignore[arg-type]
+            chains=s.sgld_batch_size,
+            class_conditional=s.class_cond_p_x_sample,
+            **sgld,
+        ),
+        "pxysgld": lambda: losses.ConditionalSGLD(buffer, **sgld),  # type: ignore[arg-type]
+    }
+    weights = {name: getattr(s, name) for name in make}
+    return losses.Objective(
+        {name: (weight, make[name]()) for name, weight in weights.items() if weight > 0}
+    )
+
+
+def build_optimizer(
+    s: Namespace, model: models.EnergyClassifier, objective: losses.Objective
+) -> torch.optim.Optimizer:
+    """Fused, because a fused step takes `found_inf`: the device itself skips a diverged step."""
+    modules = (model, objective)
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    if s.optimizer == "adam":
+        return torch.optim.Adam(
+            parameters, lr=s.lr, betas=(0.9, 0.999), weight_decay=s.weight_decay, fused=True
+        )
+    return torch.optim.SGD(
+        parameters, lr=s.lr, momentum=0.9, weight_decay=s.weight_decay, fused=True
+    )
+
+
+def second_batch(s: Namespace) -> bool:
+    """JEM draws images for the data half of --pxsgld apart from the labelled ones."""
+    return s.pxsgld > 0 and (s.independent_batches or s.labels_per_class > 0)
+
+
+def build_batches(
+    s: Namespace, dataset: data.DataSet
+) -> tuple[data.TrainingBatches, dict[str, data.Split]]:
+    """The training batches, and the splits to evaluate on: valid (where there is one) and test."""
+    train, device = dataset.train, dataset.train.images.device
+    n_valid = data.default_n_valid(len(train.images)) if s.n_valid is None else s.n_valid
+    index, valid = data.split_validation(len(train.images), n_valid)
+    labelled = index
+    if s.labels_per_class > 0:
+        labels = train.labels.cpu()
+        labelled = data.labelled_subset(labels, index, s.labels_per_class, dataset.num_classes)
+    batches = data.TrainingBatches(
+        train,
+        index.to(device),
+        labelled.to(device),
+        batch_size=s.batch_size,
+        seed=s.seed,
+        sigma=s.sigma,
+        flip=dataset.flips,
+        unlabelled=second_batch(s),
+    )
+    valid = valid.to(device)
+    splits = {"valid": data.Split(train.images[valid], train.labels[valid])} if n_valid else {}
+    return batches, {**splits, "test": dataset.test}
+
+
+def build_run(s: Namespace, num_classes: int, device: torch.device) -> Run:
+    model = build_model(s, num_classes, device)
+    objective = build_objective(s, num_classes).to(device)
+    return Run(s, num_classes, model, objective, build_optimizer(s, model, objective))
+
+
+# ------------------------------------------------------------------------------------------ loop
+
+
+def train_step(
+    run: Run, guard: Guard, batch: tuple[Tensor, Tensor, Tensor | None], step: int
+) -> losses.Metrics:
+    """One update; its metrics are scalars on the device. Nothing here waits for the device."""
+    images, labels, unlabelled = batch
+    seen = losses.Step.forward(run.model, images, labels, unlabelled)
+    loss, metrics = run.objective(seen)
+
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    groups = run.optimizer.param_groups
+    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    grad_norm = torch.nn.utils.get_total_norm(gradients)
+    skip = guard.check(loss, grad_norm, step)
+    run.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # as GradScaler sets it
+    run.optimizer.step()
+
+    run.objective.commit(seen, skip)
+    accuracy = (seen.logits.argmax(1) == labels).float().mean()
+    return {**metrics, "accuracy": accuracy, "grad_norm": grad_norm}
+
+
+def train(
+    run: Run, batches: data.TrainingBatches, splits: dict[str, data.Split], out: Output
+) -> str:
+    """Train until the schedule, --max_steps or --max_minutes ends; says which of them it was."""
+    s, progress = run.settings, run.progress
+    guard = Guard(run.device)
+    per_epoch = batches.steps_per_epoch
+    first, total = s.start_epoch * per_epoch, s.n_epochs * per_epoch
+    stop = min(total, first + s.max_steps) if s.max_steps else total
+    started, earlier = time.monotonic(), progress.seconds
+    deadline = started + 60 * s.max_minutes if s.max_minutes else math.inf
+
+    if progress.step == first:
+        out.save(run)  # what diverges or dies in its first epoch can be resumed, too
+    with out.progress_bar(run, total * s.batch_size) as bar:
+        while progress.step < stop and time.monotonic() < deadline:
+            epoch = progress.step // per_epoch
+            train_epoch(run, batches, guard, out, bar, stop, deadline)
+            ended = progress.step >= stop or time.monotonic() >= deadline
+            whole = progress.step % per_epoch == 0
+
+            results = {}
+            if ended or (whole and (epoch + 1) % s.eval_every == 0):
+                bar.set_description(f"epoch {epoch + 1}/{s.n_epochs}, evaluating")
+                results = evaluate(run, splits)
+            if ended or (whole and (epoch + 1) % s.plot_every == 0):
+                plot_samples(run, epoch, out)
+            progress.seconds = earlier + time.monotonic() - started
+            out.row(run, epoch, results)
+            if whole:
+                run.epoch.reset()
+                progress.train_seconds = 0.0
+            out.save(run, epoch if whole else -1, results.get("valid", {}).get("accuracy"))
+    if progress.step >= total:
+        return f"complete: {s.n_epochs} epochs"
+    if progress.step >= stop:
+        return f"stopped by --max_steps {s.max_steps}; --resume goes on"
+    return f"stopped by --max_minutes {s.max_minutes:g}; --resume goes on"
+
+
+def train_epoch(
+    run: Run,
+    batches: data.TrainingBatches,
+    guard: Guard,
+    out: Output,
+    bar: tqdm,
+    stop: int,
+    deadline: float,
+) -> None:
+    """The rest of the current epoch, or up to step `stop` or the time `deadline`."""
+    s, progress = run.settings, run.progress
+    epoch = progress.step // batches.steps_per_epoch
+    started = time.monotonic()
+    bar.set_description(f"epoch {epoch + 1}/{s.n_epochs}")
+    run.model.train()
+    for step in range(progress.step, min((epoch + 1) * batches.steps_per_epoch, stop)):
+        set_learning_rate(run, step, epoch)
+        metrics = train_step(run, guard, batches(step), step)
+        names, values = list(metrics), torch.stack(list(metrics.values()))
+        run.window.add(values, names)
+        run.epoch.add(values, names)
+        progress.step = step + 1
+        bar.update(s.batch_size)
+        if progress.step % s.print_every == 0:
+            guard.raise_if_diverged(out.last_good())
+            out.report(run, epoch, bar)
+        if time.monotonic() >= deadline:
+            break
+    guard.raise_if_diverged(out.last_good())  # before anything of this epoch is saved
+    progress.train_seconds += time.monotonic() - started
+
+
+def set_learning_rate(run: Run, step: int, epoch: int) -> None:
+    s = run.settings
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(
+            s.lr,
+            step=step,
+            epoch=epoch,
+            warmup_iters=s.warmup_iters,
+            decay_epochs=s.decay_epochs,
+            decay_rate=s.decay_rate,
+        )
+
+
+def evaluate(run: Run, splits: dict[str, data.Split]) -> dict[str, dict[str, float]]:
+    sigma = run.settings.sigma
+    return {
+        name: classification(
+            run.model, data.evaluation_batches(split, batch_size=EVAL_BATCH, sigma=sigma)
+        )
+        for name, split in splits.items()
+    }
+
+
+def plot_samples(run: Run, epoch: int, out: Output) -> None:
+    """The grids that --plot_uncond, --plot_cond and --plot_contrast ask for."""
+    s, classes = run.settings, run.num_classes
+    sampler = Sampler(
+        run.model,
+        run.memory("replay_buffer"),
+        steps=s.n_steps,
+        step_size=s.sgld_lr,
+        noise_std=s.sgld_std,
+        seed=epoch,
+    )
+    columns = max(1, min(10, s.buffer_size // classes))
+    grids: dict[str, tuple[Tensor, int | None]] = {}
+    if s.plot_uncond:
+        grids["uncond"] = sampler.unconditional(min(s.sgld_batch_size, s.buffer_size)), None
+    if s.plot_cond:
+        grids["cond"] = sampler.conditional(classes, columns), columns
+    if s.plot_contrast:
+        term = run.objective.terms["pxycontrast" if s.pxycontrast > 0 else "pxcontrast"]
+        images = sampler.conditional(
+            classes, columns, lambda x, y: -term.per_image(run.model.logits(x), y)
+        )
+        grids["contrast"] = images, columns
+    for name, (images, width) in grids.items():
+        path = out.folder / "samples" / f"{name}_{epoch:04d}.png"
+        picture = plots.save_grid(images, path, width)
+        out.book.board.add_image(f"samples/{name}", picture.numpy(), epoch, dataformats="HWC")
+
+
+# --------------------------------------------------------------------------------------- dry run
+
+
+def dry_run(s: Namespace, device: torch.device) -> None:
+    """Build everything, time a few steps on made-up images, and say what the run would take."""
+    spec = data.describe(s.dataset)
+    flags.check_classes(s, spec.num_classes)
+    images = spec.train_size
+    images -= data.default_n_valid(images) if s.n_valid is None else s.n_valid
+    steps = images // s.batch_size  # an epoch
+    run = build_run(s, spec.num_classes, device)
+    forward = models.forward_flops(run.model)
+    seconds, part = step_seconds(
+        s, forward, lambda timed, repeats: time_steps(run, timed, spec, repeats)
+    )
+    facts = {
+        "parameters": f"{sum(p.numel() for p in run.model.parameters()):,}",
+        "forward pass": f"{forward / 1e9:,.3f} GFLOP an image",
+        "training step": f"{step_flops(forward, s) / 1e12:,.4g} TFLOP",
+    }
+    for what, size in memory_bytes(s, run.model, images, spec.num_classes).items():
+        facts[f"memory: {what}"] = f"{size / 2**20:,.1f} MiB"
+    facts["memory: peak"] = f"{peak_memory(device) / 2**20:,.1f} MiB"
+    if part < 1:
+        facts["timed"] = f"a smaller step with {part:.1%} of the work, scaled up"
+    facts |= {
+        "time a step": f"{seconds * 1000:,.1f} ms, {s.batch_size / seconds:,.1f} images/s",
+        "time an epoch": f"{steps * seconds / 60:,.1f} minutes, {steps:,} steps",
+        "time of the run": f"{steps * (s.n_epochs - s.start_epoch) * seconds / 3600:,.2f} hours on "
+        f"{device}, without evaluation",
+    }
+    for name, value in [*sorted(vars(s).items()), ("", ""), *facts.items()]:
+        print(f"{name:23} {value}")
+
+
+def time_steps(run: Run, s: Namespace, spec: data.Spec, repeats: int) -> float:
+    """Median seconds of a training step on made-up images, after one to warm up."""
+    objective = build_objective(s, spec.num_classes).to(run.device)
+    optimizer = build_optimizer(s, run.model, objective)
+    timed = Run(s, spec.num_classes, run.model, objective, optimizer)
+    images = torch.randint(256, (s.batch_size, 32, 32, 3), dtype=torch.uint8, device=run.device)
+    labels = torch.randint(spec.num_classes, (s.batch_size,), device=run.device)
+    every = torch.arange(s.batch_size, device=run.device)
+    split = data.Split(images, labels)
+    batches = data.TrainingBatches(
+        split, every, every, s.batch_size, 0, s.sigma, spec.flips, second_batch(s)
+    )
+    models.initialise_act_norm(run.model, batches(0)[0])
+    run.model.train()
+    guard, times = Guard(run.device), []
+    for step in range(repeats + 1):
+        started = time.perf_counter()
+        train_step(timed, guard, batches(step), step)
+        if run.device.type == "cuda":
+            torch.cuda.synchronize(run.device)
+        times.append(time.perf_counter() - started)
+    return sorted(times[1:])[repeats // 2]
+
+
+# ------------------------------------------------------------------------------------------ main
+
+
+def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches) -> Run:
+    """A new run: fresh, or from the weights, queue and replay buffer of --load_path."""
+    run = build_run(s, dataset.num_classes, dataset.train.images.device)
+    if s.load_path is not None:
+        state = read_checkpoint(s.load_path)
+        try:
+            models.load_weights(run.model, models.network_weights(state))
+            load_memories(run, state)
+        except CheckpointError as error:
+            raise CheckpointError(f"--load_path {s.load_path}: {error}") from None
+    models.initialise_act_norm(run.model, batches(0)[0])
+    run.progress = Progress(step=s.start_epoch * batches.steps_per_epoch)
+    return run
+
+
+def resume_run(s: Namespace, dataset: data.DataSet, folder: Path) -> Run:
+    """The run in `folder`, from its last checkpoint or, if that is damaged, the one before."""
+    run = build_run(s, dataset.num_classes, dataset.train.images.device)
+    path, previous = folder / checkpoint.LAST, folder / checkpoint.PREVIOUS
+    try:
+        state = read_checkpoint(path)
+    except CheckpointError as error:
+        if not previous.exists():
+            raise
+        print(f"{PROGRAM}: warning: {error}; resuming from {previous}", file=sys.stderr)
+        path, state = previous, read_checkpoint(previous)
+    try:
+        restore(run, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"--resume {path}: {error}") from None
+    return run
+
+
+def resumed_settings(s: Namespace, given: set[str]) -> tuple[Namespace, Path]:
+    if not s.resume and not s.id:
+        raise UsageError("--resume: which run? give --resume RUN_FOLDER, or --log_dir and --id")
+    folder = Path(s.resume) if s.resume else Path(s.log_dir) / s.id
+    merged = flags.resume(s, given, records.read_settings(folder))
+    merged.log_dir, merged.id = str(folder.parent), folder.name
+    return merged, folder
+
+
+def name_run(s: Namespace) -> str:
+    terms = "-".join(term for term in flags.TERMS if getattr(s, term) > 0)
+    dataset = Path(s.dataset.removeprefix("folder:")).name
+    return f"{dataset}-{terms}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def describe(run: Run, batches: data.TrainingBatches, splits: dict[str, data.Split]) -> str:
+    s = run.settings
+    sizes = ", ".join(f"{len(split.labels):,} {name}" for name, split in splits.items())
+    network = "ResNet-50" if s.arch == "resnet50" else f"WRN-{s.depth}-{s.width}, norm {s.norm}"
+    parameters = sum(p.numel() for p in run.model.parameters())
+    terms = " + ".join(f"{weight:g} {name}" for name, weight in run.objective.weights.items())
+    return (
+        f"{s.dataset}: {len(batches.index):,} training images, {len(batches.labelled):,} labelled; "
+        f"{sizes}\n{network}, {parameters:,} parameters; loss {terms}\n"
+        f"{run.device}, bf16 {'on' if run.model.amp else 'off'}, seed {s.seed}; "
+        f"{run.progress.step:,} of {s.n_epochs * batches.steps_per_epoch:,} steps done"
+    )
+
+
+def work(s: Namespace, given: set[str]) -> int:
+    resuming = s.resume is not None
+    if resuming:
+        s, folder = resumed_settings(s, given)
+    device = choose_device(s)
+    if s.seed is None:
+        s.seed = torch.seed() % 2**31
+    torch.manual_seed(s.seed)
+    if s.dry_run:
+        dry_run(s, device)
+        return 0
+
+    dataset = data.load(s.dataset, s.data_root).to(device)
+    flags.check_classes(s, dataset.num_classes)
+    batches, splits = build_batches(s, dataset)
+    since = None
+    if resuming:
+        run = resume_run(s, dataset, folder)
+        step = run.progress.step
+        since = (step // batches.steps_per_epoch, step, run.progress.log_bytes)
+    else:
+        run = start_run(s, dataset, batches)
+        s.id = s.id or name_run(s)
+        folder = Path(s.log_dir) / s.id
+        records.create_run_folder(folder, overwrite=s.overwrite)
+
+    records.write_settings(folder, vars(s), device)
+    out = Output(folder, records.Records(folder, resume_from=since))
+    out.saved_step = run.progress.step
+    out.say(describe(run, batches, splits))
+    if "workers" in given:
+        out.say(f"--workers {s.workers} has no effect: the images live on the training device")
+    try:
+        ending = train(run, batches, splits, out)
+        out.say(f"{ending}; the run is in {folder}")
+    except Diverged as error:
+        out.book.line(str(error))
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        out.book.close()
+        rows = records.read_progress(folder)
+        if rows:
+            plots.save_curves(rows, folder / "curves.png")
+    return 0
+
+
+def main(settings: Namespace, given: set[str]) -> int:
+    """The exit code: 0, 1 for a run that diverged, 2 for a user's mistake or a disk that failed,
+    130 for Ctrl-C; each with one line on stderr."""
+    try:
+        return work(settings, given)
+    except (UsageError, data.DataError, CheckpointError, records.RunFolderError, OSError) as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(*COMMAND_LINE))

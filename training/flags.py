@@ -1,0 +1,412 @@
+"""The flags of train_wrn.py: declared once, checked before any work starts.
+
+Names and defaults are those of the JEM and HDGE code. Nothing heavy is imported here, so that
+`--help` and a mistaken flag are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+TERMS = ("pyxce", "pxycontrast", "pxcontrast", "pxsgld", "pxysgld")
+NORMS = ("none", "batch", "instance", "layer", "act")
+CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "digits": 10}
+
+# What may not change when a run is resumed: the tensors of its checkpoint, or the meaning of its
+# position within an epoch, depend on it. Of the weights, only which of them are 0 is fixed.
+FIXED_ON_RESUME = (
+    *("arch", "depth", "width", "norm", "uncond", "clf_only", "dropout_rate"),
+    *("dataset", "n_valid", "labels_per_class", "independent_batches", "seed", "start_epoch"),
+    *("batch_size", "sgld_batch_size", "contrast_k", "contrast_style", "queue_init"),
+    *("buffer_size", "optimizer", "load_path"),
+)
+
+
+class UsageError(ValueError):
+    """A user's mistake: one line that names the flag, its value and the remedy."""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line and exit code 2, without the usage text that hides it."""
+        sys.stderr.write(f"{self.prog}: error: {message} (all flags: --help)\n")
+        sys.exit(2)
+
+
+def number(
+    kind: Callable[[str], float], *, low: float, high: float = math.inf, open_low: bool = False
+) -> Callable[[str], Any]:
+    """A type for argparse: an int or a float within [low, high], or (low, high] if open_low."""
+    name = "a whole number" if kind is int else "a number"
+    span = f"{'above' if open_low else 'at least'} {low:g}"
+    span += f" and at most {high:g}" if high < math.inf else ""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name}: give one {span}") from None
+        above = low < value if open_low else low <= value
+        if not (above and value <= high and value < math.inf):  # nan fails this too
+            raise argparse.ArgumentTypeError(f"{text} is out of range: give {name} {span}")
+        return value
+
+    return parse
+
+
+def switch(text: str) -> bool:
+    """HDGE's 0|1 switches, which JEM has as bare flags."""
+    if text not in ("0", "1", "0.0", "1.0"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor 1: give 0, 1 or nothing (= 1)")
+    return float(text) == 1
+
+
+COUNT = number(int, low=1)
+WHOLE = number(int, low=0)
+OR_OFF = number(int, low=-1)
+WEIGHT = number(float, low=0)
+POSITIVE = number(float, low=0, open_low=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="train_wrn.py",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=(
+            "Train a WideResNet as a classifier and an energy-based model at once.\n\n"
+            "  JEM          --pyxce 1 --pxsgld 1\n"
+            "  HDGE         --pyxce 1 --pxycontrast 1\n"
+            "  HDGE + JEM   --pyxce 1 --pxycontrast 1 --pxsgld 1\n\n"
+            "Try --dry_run first: it needs no data and says how long a run will take."
+        ),
+    )
+    for add in (add_data, add_objective, add_contrast, add_sgld, add_network, add_optimisation):
+        add(parser)
+    for add in (add_records, add_machine):
+        add(parser)
+    return parser
+
+
+# fmt: off
+# One flag a paragraph reads better than one keyword a line.
+def add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    add = group.add_argument
+    add("--dataset", default="cifar10", metavar="NAME",
+        help="cifar10, cifar100, svhn, digits (bundled with scikit-learn, no download) or "
+        "folder:PATH with one sub-folder of images a class (default: %(default)s)")
+    add("--data_root", metavar="FOLDER", default=os.environ.get("HDGE_DATA_ROOT", "./datasets"),
+        help="where <name>.npz or torchvision's files are, or are downloaded to "
+        "(default: $HDGE_DATA_ROOT, else ./datasets)")
+    add("--n_valid", type=WHOLE, default=None, metavar="IMAGES",
+        help="training images held out for choosing the best checkpoint; the split is JEM's and "
+        "the same for every run; 0: none (default: 5000, at most a tenth of the training images)")
+    add("--labels_per_class", type=OR_OFF, default=-1, metavar="IMAGES",
+        help="semi-supervised training: use this many labels a class, and all images for "
+        "--pxsgld; -1: all labels (default: %(default)s; JEM)")
+    add("--sigma", type=WEIGHT, default=0.03, metavar="STD",
+        help="standard deviation of the Gaussian noise on every image, in training and evaluation,"
+        " pixels being in [-1, 1]; .1 is more stable with SGLD (default: %(default)s; JEM)")
+    add("--workers", type=WHOLE, default=4, metavar="N",
+        help="accepted for the ancestors' commands and without effect: the images live on the "
+        "training device, no worker processes are needed (default: %(default)s; HDGE)")
+
+
+def add_objective(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "objective", "The weight of each term of the loss; 0: the term is not built."
+    )
+    add = group.add_argument
+    add("--pyxce", "--p_y_given_x_weight", dest="pyxce", type=WEIGHT, default=0.0, metavar="W",
+        help="log q(y|x), cross-entropy (default: %(default)s; HDGE Eq. 10)")
+    add("--pxycontrast", type=WEIGHT, default=0.0, metavar="W",
+        help="log q(x|y) against a queue of logits (default: %(default)s; HDGE Algorithm 1)")
+    add("--pxcontrast", type=WEIGHT, default=0.0, metavar="W",
+        help="log q(x) against a queue of logits, all classes marked (default: %(default)s; HDGE)")
+    add("--pxsgld", "--p_x_weight", dest="pxsgld", type=WEIGHT, default=0.0, metavar="W",
+        help="log q(x) against SGLD samples (default: %(default)s; JEM Algorithm 1)")
+    add("--pxysgld", "--p_x_y_weight", dest="pxysgld", type=WEIGHT, default=0.0, metavar="W",
+        help="log q(x|y) against SGLD samples of the batch's classes (default: %(default)s; JEM)")
+    add("--smoothing", type=number(float, low=0, high=0.999), default=0.0, metavar="S",
+        help="label smoothing of --pyxce and --pxycontrast: 1 - S on the label, S/(C-1) on the "
+        "other classes; 0 to .999 (default: %(default)s; HDGE)")
+    add("--independent_batches", action="store_true",
+        help="draw a second batch for the data half of --pxsgld, as JEM does, instead of sharing "
+        "the labelled one, which has the same distribution")
+
+
+def add_contrast(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("contrastive terms")
+    add = group.add_argument
+    add("--contrast_k", type=COUNT, default=65536, metavar="K",
+        help="slots of the queue = negatives an image (default: %(default)s; HDGE Table 6)")
+    add("--contrast_t", type=POSITIVE, default=0.1, metavar="T",
+        help="temperature, above 0 (default: %(default)s; HDGE appendix B)")
+    add("--contrast_score", choices=("algorithm1", "eq13"), default="algorithm1",
+        help="algorithm1: the released code's, where every other class adds exp(0); eq13: the "
+        "paper's formula, f(x)[y] itself (default: %(default)s)")
+    add("--contrast_style", choices=("queue", "simclr"), default="queue",
+        help="negatives from the queue (HDGE Algorithm 1), or from the batch with gradients "
+        "(Algorithm 2; the paper uses --batch_size 2048) (default: %(default)s)")
+    add("--contrast_normalize", action=argparse.BooleanOptionalAction, default=True,
+        help="divide the logits by their L2 norm in the contrastive terms (default: on; "
+        "HDGE Table 5)")
+    add("--queue_init", choices=("empty", "random"), default="empty",
+        help="empty: only past logits are negatives; random: start full of N(0, 1) noise, as the "
+        "HDGE code (default: %(default)s)")
+
+
+def add_sgld(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("SGLD and replay buffer")
+    add = group.add_argument
+    add("--n_steps", type=COUNT, default=20, metavar="STEPS",
+        help="SGLD steps a training step; more are more stable and cost more "
+        "(default: %(default)s; JEM)")
+    add("--sgld_batch_size", type=COUNT, default=64, metavar="CHAINS",
+        help="chains of --pxsgld a training step (default: %(default)s; HDGE Table 6)")
+    add("--sgld_lr", type=POSITIVE, default=1.0, metavar="SIZE",
+        help="step size: x <- x + SIZE * d/dx log q(x) + noise (default: %(default)s; JEM)")
+    add("--sgld_std", type=WEIGHT, default=0.01, metavar="STD",
+        help="standard deviation of the noise of a step (default: %(default)s; JEM)")
+    add("--buffer_size", type=COUNT, default=10000, metavar="IMAGES",
+        help="images in the replay buffer, a multiple of the classes (default: %(default)s; JEM)")
+    add("--reinit_freq", type=number(float, low=0, high=1), default=0.05, metavar="P",
+        help="probability that a chain restarts from noise, 0 to 1 (default: %(default)s; JEM)")
+    add("--class_cond_p_x_sample", action="store_true",
+        help="chains of --pxsgld climb f(x)[y] for random y: better samples, lower accuracy (JEM)")
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("network")
+    add = group.add_argument
+    add("--arch", choices=("wrn", "resnet50"), default="wrn",
+        help="WideResNet, or ResNet-50 with a 3x3 stem and its own batch norm, for HDGE's "
+        "Table 1 (default: %(default)s)")
+    add("--depth", type=COUNT, default=28, metavar="6N+4",
+        help="layers of the WideResNet: 10, 16, 22, 28, ... (default: %(default)s)")
+    add("--width", type=COUNT, default=10, metavar="TIMES",
+        help="width multiplier of the WideResNet (default: %(default)s)")
+    add("--norm", choices=NORMS, default="none",
+        help="normalisation; none is what both papers train with SGLD (default: %(default)s)")
+    add("--dropout_rate", type=number(float, low=0, high=0.99), default=0.0, metavar="P",
+        help="dropout within the blocks of the WideResNet, 0 to .99 (default: %(default)s)")
+    add("--uncond", action="store_true",
+        help="log q(x) from a head of its own instead of from the logits (JEM)")
+    add("--load_path", default=None, metavar="FILE",
+        help="start from this checkpoint's weights, queue and replay buffer (ours, JEM's or "
+        "HDGE's), with a fresh optimiser and the settings of this command line")
+
+
+def add_optimisation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("optimisation")
+    add = group.add_argument
+    add("--optimizer", choices=("adam", "sgd"), default="adam",
+        help="Adam (betas .9, .999) or SGD (momentum .9) (default: %(default)s)")
+    add("--lr", type=POSITIVE, default=1e-4, metavar="RATE",
+        help="learning rate after warm-up (default: %(default)s; JEM)")
+    add("--warmup_iters", type=OR_OFF, default=-1, metavar="STEPS",
+        help="steps of linear warm-up from 0; -1: none (default: %(default)s; the README "
+        "commands of both papers use 1000)")
+    add("--decay_epochs", type=WHOLE, nargs="+", default=[160, 180], metavar="EPOCH",
+        help="multiply the rate by --decay_rate from these epochs on, counted from 0 "
+        "(default: 160 180; JEM's paper: 50 100 of 150)")
+    add("--decay_rate", type=POSITIVE, default=0.3, metavar="FACTOR",
+        help="factor of each decay (default: %(default)s; JEM)")
+    add("--weight_decay", type=WEIGHT, default=0.0, metavar="L2",
+        help="L2 penalty on all parameters, coupled (default: %(default)s)")
+    add("--batch_size", type=COUNT, default=64, metavar="IMAGES",
+        help="labelled images a step (default: %(default)s)")
+    add("--n_epochs", type=COUNT, default=200, metavar="EPOCHS",
+        help="epochs, of training images / batch_size steps each (default: %(default)s)")
+    add("--start_epoch", type=WHOLE, default=0, metavar="EPOCH",
+        help="count epochs, and with them the schedule, from here: for --load_path "
+        "(default: %(default)s; --resume needs no help)")
+    add("--clf_only", action="store_true",
+        help="train the last layer, class_output, alone (JEM)")
+    add("--max_steps", type=COUNT, default=None, metavar="STEPS",
+        help="end cleanly, with evaluation and checkpoint, after this many steps of the run; "
+        "the schedule is that of the full run (default: no limit)")
+    add("--max_minutes", type=POSITIVE, default=None, metavar="MINUTES",
+        help="the same after this many minutes of this process (default: no limit)")
+
+
+def add_records(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run folder and records")
+    add = group.add_argument
+    add("--log_dir", "--save_dir", dest="log_dir", default="./save", metavar="FOLDER",
+        help="the run folder is <log_dir>/<id> (default: %(default)s)")
+    add("--id", default=None, metavar="NAME",
+        help="name of the run (default: data set, terms, date and time)")
+    add("--resume", nargs="?", const="", default=None, metavar="RUN_FOLDER",
+        help="continue a run from its last checkpoint, exactly: --resume RUN_FOLDER, or --resume "
+        "with --log_dir and --id; its settings hold, flags given now win where that is possible")
+    add("--overwrite", action="store_true", help="replace the run that the run folder holds")
+    add("--eval_every", type=COUNT, default=1, metavar="EPOCHS",
+        help="epochs between evaluations on the validation and test images (default: %(default)s)")
+    add("--ckpt_every", type=OR_OFF, default=-1, metavar="EPOCHS",
+        help="epochs between checkpoints that are kept, ckpt_<epoch>.pt, besides the last and the "
+        "best; -1: none (default: %(default)s)")
+    add("--print_every", type=COUNT, default=100, metavar="STEPS",
+        help="steps between two reports: progress bar, log.txt, TensorBoard, and the check for "
+        "divergence (default: %(default)s)")
+    add("--plot_every", type=COUNT, default=40, metavar="EPOCHS",
+        help="epochs between two sample grids; the last epoch has one too (default: %(default)s)")
+    for name, what in (
+        ("uncond", "chains that climb log q(x)"),
+        ("cond", "chains that climb f(x)[y], one class a row"),
+        ("contrast", "chains that climb log q(x|y) as the contrastive term has it"),
+    ):
+        add(f"--plot_{name}", type=switch, nargs="?", const=True, default=False, metavar="0|1",
+            help=f"sample grids of {what}, in samples/ and TensorBoard (default: 0)")
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("machine")
+    add = group.add_argument
+    add("--device", default="auto", metavar="NAME",
+        help="auto (a CUDA GPU if there is one), cpu, cuda or cuda:N (default: %(default)s)")
+    add("--seed", type=number(int, low=0, high=2**63 - 1), default=None, metavar="N",
+        help="seed of weights, batches, noise and chains (default: drawn, printed and recorded)")
+    add("--amp", choices=("auto", "bf16", "off"), default="auto",
+        help="bf16 autocast of the convolutions; heads, densities, chains and the optimiser stay "
+        "float32; auto: on GPUs that have it, off on the CPU (default: %(default)s)")
+    add("--compile", choices=("on", "off"), default="off",
+        help="compile the network with torch.compile; needs a C++ compiler, and minutes at the "
+        "start (default: %(default)s)")
+    add("--dry_run", action="store_true",
+        help="print the settings, parameters, FLOPs, memory and the hours that the run will take, "
+        "from a few steps on made-up images, and exit; needs no data")
+
+
+# fmt: on
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
+    """The checked settings, and the names of the flags that the command line gives."""
+    parser = build_parser()
+    settings = parser.parse_args(argv)
+    bare = build_parser()
+    for action in bare._actions:
+        action.default = argparse.SUPPRESS
+    given = set(vars(bare.parse_args(argv)))
+    settings.dataset = {"cifar_100": "cifar100"}.get(settings.dataset, settings.dataset)
+    if settings.resume is None:
+        try:
+            check(settings)
+        except UsageError as error:
+            parser.error(str(error))
+    return settings, given
+
+
+def resume(
+    settings: argparse.Namespace, given: set[str], saved: dict[str, Any]
+) -> argparse.Namespace:
+    """The saved run's settings, under the flags that were given now.
+
+    Raises UsageError for a flag that would change what the checkpoint depends on.
+    """
+    merged = vars(build_parser().parse_args([])) | saved
+    for name in sorted(given - {"resume", "log_dir", "id", "overwrite"}):
+        new, old = getattr(settings, name), merged.get(name)
+        if new != old and (name in FIXED_ON_RESUME or (name in TERMS and (new == 0) != (old == 0))):
+            raise UsageError(
+                f"--{name} {new} cannot change on --resume (the run has {old}): "
+                "leave it out, or start a new run with --load_path"
+            )
+        merged[name] = new
+    # A limit is one process's, not the run's: else what --max_steps ended could not go on.
+    now = {name: getattr(settings, name) for name in ("max_steps", "max_minutes", "dry_run")}
+    merged |= {**now, "resume": settings.resume, "overwrite": False}
+    result = argparse.Namespace(**merged)
+    check(result)
+    return result
+
+
+def check(s: argparse.Namespace) -> None:
+    """What no single flag can tell. Raises UsageError, one line with flag, value and remedy."""
+    if not any(getattr(s, term) > 0 for term in TERMS):
+        raise UsageError(
+            "--pyxce, --pxycontrast, --pxcontrast, --pxsgld and --pxysgld are all 0: give at least "
+            "one a weight above 0, such as --pyxce 1"
+        )
+    if s.dataset not in CLASSES and not s.dataset.startswith("folder:"):
+        known = ", ".join(CLASSES)
+        raise UsageError(f"--dataset {s.dataset} is unknown: use {known} or folder:PATH")
+    check_network(s)
+    check_chains(s)
+    if s.plot_contrast and not (s.pxycontrast > 0 or s.pxcontrast > 0):
+        raise UsageError(
+            "--plot_contrast 1 needs a contrastive term: give --pxycontrast or --pxcontrast a "
+            "weight above 0, or leave --plot_contrast out"
+        )
+    if s.start_epoch >= s.n_epochs:
+        raise UsageError(
+            f"--start_epoch {s.start_epoch} leaves nothing to do: it must be below "
+            f"--n_epochs {s.n_epochs}"
+        )
+    if s.id is not None and (
+        not s.id.strip() or "/" in s.id or "\\" in s.id or s.id in (".", "..")
+    ):
+        raise UsageError(f"--id {s.id!r} is no folder name: give one without slashes")
+
+
+def check_network(s: argparse.Namespace) -> None:
+    if s.arch == "wrn" and (s.depth < 10 or (s.depth - 4) % 6):
+        near = max(10, 4 + 6 * round((s.depth - 4) / 6))
+        raise UsageError(f"--depth {s.depth} is not 6n + 4 with n >= 1: use {near}, for example")
+    if s.arch == "resnet50" and s.norm != "none":
+        raise UsageError(
+            f"--norm {s.norm} does not go with --arch resnet50, which has batch norm of its own: "
+            "leave --norm out"
+        )
+    if s.arch == "resnet50" and s.dropout_rate > 0:
+        raise UsageError(
+            f"--dropout_rate {s.dropout_rate} does not go with --arch resnet50, which has none: "
+            "leave it out"
+        )
+    if not s.uncond:
+        return
+    conditional = [f"--{t}" for t in ("pxycontrast", "pxcontrast", "pxysgld") if getattr(s, t) > 0]
+    switches = ("class_cond_p_x_sample", "plot_cond", "plot_contrast")
+    conditional += [f"--{name}" for name in switches if getattr(s, name)]
+    if conditional:
+        raise UsageError(
+            f"--uncond does not go with {', '.join(conditional)}: with a head of its own for "
+            "log q(x) the logits define no density; leave one of them out"
+        )
+
+
+def check_chains(s: argparse.Namespace) -> None:
+    """More chains than slots, or a buffer that the classes do not share equally."""
+    classes = CLASSES.get(s.dataset)
+    if not (s.pxsgld > 0 or s.pxysgld > 0) or classes is None:
+        return  # the classes of a folder are known once it is read: see check_classes
+    check_classes(s, classes)
+
+
+def check_classes(s: argparse.Namespace, classes: int) -> None:
+    if not (s.pxsgld > 0 or s.pxysgld > 0):
+        return
+    if s.buffer_size % classes:
+        near = max(classes, round(s.buffer_size / classes) * classes)
+        raise UsageError(
+            f"--buffer_size {s.buffer_size} is not divisible by the {classes} classes of "
+            f"{s.dataset}: use {near}, for example"
+        )
+    wants = []
+    if s.pxsgld > 0:
+        slots = s.buffer_size // classes if s.class_cond_p_x_sample else s.buffer_size
+        wants.append(("--sgld_batch_size", s.sgld_batch_size, slots))
+    if s.pxysgld > 0:
+        wants.append(("--batch_size", s.batch_size, s.buffer_size // classes))
+    for flag, chains, slots in wants:
+        if chains > slots:
+            need = chains * classes if slots < s.buffer_size else -(-chains // classes) * classes
+            raise UsageError(
+                f"{flag} {chains} is more chains than the {slots} slots that they may start from: "
+                f"use {slots} at most, or --buffer_size {need}"
+            )

@@ -1,0 +1,106 @@
+"""What a person and later programs see of a run while it trains."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from training import checkpoint
+from training.checkpoint import save_checkpoint
+from training.records import Records
+from training.state import Run, checkpoint_state
+
+
+class Output:
+    """The screen, the records and the checkpoints of one run folder."""
+
+    def __init__(self, folder: Path, book: Records) -> None:
+        self.folder, self.book = folder, book
+        self.saved_step = -1
+
+    def say(self, message: str) -> None:
+        """A line for the screen and for log.txt."""
+        tqdm.write(message, file=sys.stdout)
+        self.book.line(message)
+
+    @contextmanager
+    def progress_bar(self, run: Run, images: int) -> Iterator[tqdm]:
+        """One bar for the whole run, in images: its rate is images/s, its ETA the run's."""
+        with tqdm(
+            total=images,
+            initial=run.progress.step * run.settings.batch_size,
+            unit="img",
+            unit_scale=True,
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log file needs no animation
+            dynamic_ncols=True,
+        ) as bar:
+            yield bar
+
+    def report(self, run: Run, epoch: int, bar: tqdm) -> None:
+        """Means since the last report: to the bar, log.txt and TensorBoard."""
+        means = run.window.means()
+        run.window.reset()
+        terms = {n.removesuffix("/loss"): v for n, v in means.items() if n.endswith("loss")}
+        shown = {**terms, "accuracy": means["accuracy"]}
+        bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
+        rate = run.optimizer.param_groups[0]["lr"]
+        text = " ".join(f"{name} {value:.6g}" for name, value in means.items())
+        self.book.line(f"epoch {epoch} step {run.progress.step} lr {rate:.3g} {text}")
+        scalars = {f"train/{name}": value for name, value in means.items()}
+        self.book.scalars({**scalars, "train/lr": rate}, run.progress.step)
+
+    def row(self, run: Run, epoch: int, results: dict[str, dict[str, float]]) -> None:
+        """One row of progress.csv, the evaluation in TensorBoard, and a line for people.
+
+        `results`: split -> {accuracy, nll}; {} where nothing was evaluated.
+        """
+        progress, means = run.progress, run.epoch.means()
+        images = run.epoch.steps * run.settings.batch_size
+        values: dict[str, Any] = {
+            "epoch": epoch,
+            "step": progress.step,
+            "seconds": round(progress.seconds, 3),
+            "images_per_s": round(images / max(progress.train_seconds, 1e-9), 2),
+            "lr": run.optimizer.param_groups[0]["lr"],
+            "loss": means["loss"],
+            **{name: value for name, value in means.items() if "/" in name},
+            "train_acc": means["accuracy"],
+        }
+        for name in ("valid", "test"):
+            result = results.get(name, {})
+            values[f"{name}_acc"] = result.get("accuracy", "")
+            values[f"{name}_loss"] = result.get("nll", "")
+            if result:
+                scalars = {f"{name}/accuracy": result["accuracy"], f"{name}/nll": result["nll"]}
+                self.book.scalars(scalars, progress.step)
+        self.book.row(values)
+        shown = [f"{name} {value:.4g}" for name, value in values.items() if value != ""]
+        self.say(", ".join(shown))
+
+    def save(self, run: Run, epoch: int = -1, valid: float | None = None) -> None:
+        """The last checkpoint and, where due, the best one and the epoch's own.
+
+        `valid`: the validation accuracy of this state, None where it was not evaluated.
+        """
+        progress, every = run.progress, run.settings.ckpt_every
+        best = valid is not None and valid > progress.best_valid
+        if best:
+            progress.best_valid = valid  # type: ignore[assignment]
+        progress.log_bytes = self.book.log_bytes()
+        state = checkpoint_state(run)
+        last, previous = self.folder / checkpoint.LAST, self.folder / checkpoint.PREVIOUS
+        save_checkpoint(state, last, keep=previous)
+        self.saved_step = progress.step
+        if best:
+            save_checkpoint(state, self.folder / checkpoint.BEST)
+        if epoch >= 0 and every > 0 and (epoch + 1) % every == 0:
+            save_checkpoint(state, self.folder / f"ckpt_{epoch}.pt")
+
+    def last_good(self) -> str:
+        last = self.folder / checkpoint.LAST
+        return f"the last good checkpoint is {last} (step {self.saved_step})"

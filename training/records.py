@@ -1,0 +1,178 @@
+"""The run folder: settings, progress.csv, log.txt and TensorBoard events."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SETTINGS, PROGRESS, LOG = "variant.json", "progress.csv", "log.txt"
+
+
+class RunFolderError(ValueError):
+    """The run folder cannot be used; the message is one line naming flag, folder and remedy."""
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a number depends on besides the settings: versions, commit, device."""
+    packages = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
+    on_gpu = device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "git_commit": git_commit(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with '+' where files differ from it; None outside a git checkout."""
+    here = Path(__file__).resolve().parent.parent
+    ask = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+"]
+    try:
+        answer = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def holds_run(folder: Path) -> bool:
+    return (folder / SETTINGS).exists() or (folder / PROGRESS).exists()
+
+
+def create_run_folder(folder: Path, *, overwrite: bool) -> None:
+    """Make an empty run folder; `overwrite` removes an earlier run's files, and only those.
+
+    Raises RunFolderError if the folder holds a run or cannot be made.
+    """
+    if holds_run(folder):
+        if not overwrite:
+            raise RunFolderError(
+                f"--id: {folder} already holds a run: continue it with --resume, "
+                "replace it with --overwrite, or give another --id"
+            )
+        remove_run(folder)
+    try:
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"--log_dir: cannot make {folder} ({error.strerror}): give a folder that is writable"
+        ) from None
+
+
+def remove_run(folder: Path) -> None:
+    patterns = (SETTINGS, PROGRESS, LOG, "*.pt", "events.out.tfevents.*", "samples/*.png")
+    for pattern in (*patterns, "curves.png"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def write_settings(folder: Path, settings: dict[str, Any], device: torch.device) -> None:
+    """variant.json: one flat entry a setting (the layout that viskit reads), and where it ran."""
+    text = json.dumps({**settings, "environment": environment(device)}, indent=2)
+    temporary = folder / f".{SETTINGS}.tmp"
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, folder / SETTINGS)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Raises RunFolderError if the folder holds no readable variant.json."""
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunFolderError(
+            f"--resume: {folder} holds no run ({SETTINGS} is missing): "
+            "give the run's --log_dir and --id, or --resume RUN_FOLDER"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"--resume: {folder / SETTINGS} cannot be read ({error})") from None
+    if not isinstance(settings, dict):
+        raise RunFolderError(f"--resume: {folder / SETTINGS} holds no settings")
+    settings.pop("environment", None)
+    return settings
+
+
+class Records:
+    """Everything that a run writes line by line; a crash loses no line that was written.
+
+    `resume_from`: (epoch, step, bytes of log.txt) when the loaded checkpoint was saved. What was
+    written after it is removed, and so is the row of an epoch that it had only begun: no row
+    comes twice.
+    """
+
+    def __init__(self, folder: Path, *, resume_from: tuple[int, int, int] | None = None) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        self.folder = folder
+        self.columns: list[str] = []
+        purge = None
+        if resume_from is not None:
+            epoch, step, log_bytes = resume_from
+            self._drop_rows_from(epoch)
+            if (folder / LOG).exists() and (folder / LOG).stat().st_size > log_bytes:
+                os.truncate(folder / LOG, log_bytes)
+            purge = step + 1
+        self.text = open(folder / LOG, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self.board = SummaryWriter(str(folder), purge_step=purge)
+
+    def line(self, message: str) -> None:
+        self.text.write(message + "\n")
+
+    def log_bytes(self) -> int:
+        self.text.flush()
+        return (self.folder / LOG).stat().st_size
+
+    def row(self, values: dict[str, Any]) -> None:
+        """One epoch's row of progress.csv; the first row decides the columns."""
+        path = self.folder / PROGRESS
+        first = not self.columns
+        if first:
+            self.columns = list(values)
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            if first:
+                writer.writeheader()
+            writer.writerow(values)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.text.close()
+        self.board.close()
+
+    def _drop_rows_from(self, epoch: int) -> None:
+        path = self.folder / PROGRESS
+        if not path.exists():
+            return
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if None not in row.values()]  # a torn line has too few
+            self.columns = list(reader.fieldnames or [])
+        temporary = path.with_name(f".{PROGRESS}.tmp")
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(row for row in rows if int(row["epoch"]) < epoch)
+        os.replace(temporary, path)
+
+
+def read_progress(folder: Path) -> list[dict[str, str]]:
+    """The rows of progress.csv, as text; [] while there is none."""
+    path = folder / PROGRESS
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

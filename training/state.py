@@ -1,0 +1,132 @@
+"""A run's state: everything that moves while it trains, to and from a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.checkpoint import CheckpointError
+from training.meters import Meter
+
+QUEUE = ("queue_logit", "queue_ptr")  # the ancestors keep these with the model's weights
+
+
+@dataclass
+class Progress:
+    """Where the run is."""
+
+    step: int = 0  # training steps done, counted from epoch 0 of the schedule
+    seconds: float = 0.0  # of training and evaluation, over all processes
+    train_seconds: float = 0.0  # of training within this epoch
+    best_valid: float = -1.0
+    log_bytes: int = 0  # of log.txt
+
+
+@dataclass
+class Run:
+    """The parts of a run. `window` averages metrics since the last report, `epoch` since the
+    epoch began."""
+
+    settings: argparse.Namespace
+    num_classes: int
+    model: Any  # models.EnergyClassifier; what training/ needs of it is nn.Module's
+    objective: Any  # losses.Objective
+    optimizer: torch.optim.Optimizer
+    progress: Progress = field(default_factory=Progress)
+    window: Meter = field(default_factory=Meter)
+    epoch: Meter = field(default_factory=Meter)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def memory(self, name: str) -> Any:
+        """The queue or the replay_buffer of the objective; None where no term has one."""
+        memories: nn.ModuleDict = self.objective.memories
+        return memories[name] if name in memories else None
+
+
+def checkpoint_state(run: Run) -> dict[str, Any]:
+    """A dict of tensors, numbers, strings, lists and dicts with all that resuming needs.
+
+    `model_state_dict` and `replay_buffer` are the ancestors' keys; queue and replay buffer are
+    memories of the objective, and are in the file once.
+    """
+    objective = run.objective.state_dict()
+    state = {
+        "model_state_dict": run.model.state_dict(),
+        "objective": objective,
+        "optimizer": run.optimizer.state_dict(),
+        "settings": {**vars(run.settings), "num_classes": run.num_classes},
+        "progress": dict(vars(run.progress)),
+        "meters": {"window": run.window.state_dict(), "epoch": run.epoch.state_dict()},
+        "random": {"cpu": torch.get_rng_state()},
+    }
+    if run.memory("queue") is not None:
+        for name in QUEUE:
+            state["model_state_dict"][name] = objective.pop(f"memories.queue.{name}")
+    if run.memory("replay_buffer") is not None:
+        state["replay_buffer"] = objective.pop("memories.replay_buffer.images")
+    if run.device.type == "cuda":
+        state["random"]["cuda"] = torch.cuda.get_rng_state(run.device)
+    return state
+
+
+def restore(run: Run, state: dict[str, Any]) -> None:
+    """Make `run` what it was when `checkpoint_state` saw it.
+
+    Raises CheckpointError, one line, for a checkpoint of another run or of another program.
+    """
+    try:
+        model, objective = dict(state["model_state_dict"]), dict(state["objective"])
+        if run.memory("queue") is not None:
+            for name in QUEUE:
+                objective[f"memories.queue.{name}"] = model.pop(name)
+        if run.memory("replay_buffer") is not None:
+            objective["memories.replay_buffer.images"] = state["replay_buffer"]
+        run.model.load_state_dict(model)
+        run.objective.load_state_dict(objective)
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.progress = Progress(**state["progress"])
+        run.window.load_state_dict(state["meters"]["window"], run.device)
+        run.epoch.load_state_dict(state["meters"]["epoch"], run.device)
+        torch.set_rng_state(state["random"]["cpu"])
+        if run.device.type == "cuda" and "cuda" in state["random"]:
+            torch.cuda.set_rng_state(state["random"]["cuda"], run.device)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"it does not fit this run's settings ({reason})") from None
+
+
+def load_memories(run: Run, state: dict[str, Any]) -> None:
+    """Queue and replay buffer from a checkpoint of ours, HDGE's or JEM's; fresh where absent.
+
+    Raises CheckpointError, one line, where a size is not what the flags say.
+    """
+    buffer, queue = run.memory("replay_buffer"), run.memory("queue")
+    images = state.get("replay_buffer")
+    if buffer is not None and isinstance(images, Tensor) and len(images):
+        _copy(buffer.images, images, "--buffer_size", axis=0)
+    weights = state.get("model_state_dict", state)
+    if queue is None or QUEUE[0] not in weights:
+        return
+    _copy(queue.queue_logit, weights["queue_logit"], "--contrast_k", axis=1)
+    queue.queue_ptr.copy_(weights["queue_ptr"].reshape(1) % queue.size)
+    full = torch.tensor([queue.size])  # the ancestors' queue starts full, of noise
+    queue.queue_filled.copy_(state.get("objective", {}).get("memories.queue.queue_filled", full))
+
+
+def _copy(target: Tensor, source: Tensor, flag: str, axis: int) -> None:
+    if target.shape != source.shape:
+        remedy = "leave --load_path out"
+        if source.ndim == target.ndim:
+            remedy = f"use {flag} {source.shape[axis]}"
+        raise CheckpointError(
+            f"its tensor of {flag} has shape {tuple(source.shape)}, this run's is "
+            f"{tuple(target.shape)}: {remedy}"
+        )
+    target.copy_(source)
