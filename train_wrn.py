@@ -17,6 +17,7 @@ from training import flags
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
     COMMAND_LINE = flags.parse(sys.argv[1:])
 
+import contextlib
 import math
 import shutil
 import time
@@ -166,7 +167,7 @@ def second_batch(s: Namespace) -> bool:
 def build_batches(
     s: Namespace, dataset: data.DataSet
 ) -> tuple[data.TrainingBatches, dict[str, data.Split]]:
-    """The training batches, and the splits to evaluate on: valid (where there is one) and test."""
+    """The training batches, and what to evaluate on: valid and test, where they have images."""
     train, device = dataset.train, dataset.train.images.device
     n_valid = data.default_n_valid(len(train.images)) if s.n_valid is None else s.n_valid
     index, valid = data.split_validation(len(train.images), n_valid)
@@ -185,8 +186,8 @@ def build_batches(
         unlabelled=second_batch(s),
     )
     valid = valid.to(device)
-    splits = {"valid": data.Split(train.images[valid], train.labels[valid])} if n_valid else {}
-    return batches, {**splits, "test": dataset.test}
+    splits = {"valid": data.Split(train.images[valid], train.labels[valid]), "test": dataset.test}
+    return batches, {name: split for name, split in splits.items() if len(split.labels)}
 
 
 def build_run(s: Namespace, num_classes: int, device: torch.device) -> Run:
@@ -351,8 +352,8 @@ def dry_run(s: Namespace, device: torch.device) -> None:
     """Build everything, time a few steps on made-up images, and say what the run would take."""
     spec = data.describe(s.dataset)
     flags.check_classes(s, spec.num_classes)
-    images = spec.train_size
-    images -= data.default_n_valid(images) if s.n_valid is None else s.n_valid
+    n_valid = data.default_n_valid(spec.train_size) if s.n_valid is None else s.n_valid
+    images = spec.train_size - n_valid
     steps = images // s.batch_size  # an epoch
     run = build_run(s, spec.num_classes, device)
     forward = models.forward_flops(run.model)
@@ -375,7 +376,9 @@ def dry_run(s: Namespace, device: torch.device) -> None:
         "time of the run": f"{steps * (s.n_epochs - s.start_epoch) * seconds / 3600:,.2f} hours on "
         f"{device}, without evaluation",
     }
-    for name, value in [*sorted(vars(s).items()), ("", ""), *facts.items()]:
+    amp = "bf16" if run.model.amp else "off"
+    resolved = {**vars(s), "device": device, "amp": amp, "n_valid": n_valid}
+    for name, value in [*sorted(resolved.items()), ("", ""), *facts.items()]:
         print(f"{name:23} {value}")
 
 
@@ -508,11 +511,16 @@ def work(s: Namespace, given: set[str]) -> int:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
     finally:
-        out.book.close()
-        rows = records.read_progress(folder)
-        if rows:
-            plots.save_curves(rows, folder / "curves.png")
+        with contextlib.suppress(OSError):  # whatever ended the run is what the user must read
+            close(out)
     return 0
+
+
+def close(out: Output) -> None:
+    out.book.close()
+    rows = records.read_progress(out.folder)
+    if rows:
+        plots.save_curves(rows, out.folder / "curves.png")
 
 
 def main(settings: Namespace, given: set[str]) -> int:

@@ -63,22 +63,23 @@ class ContrastScore:
         on, off = 1 - self.smoothing, self.smoothing / (len(u_CM) - 1)
         if self.kind == "algorithm1":
             if off == 0:
-                others = u_CM.new_tensor(float(len(u_CM) - 1)).log()
-                return torch.logaddexp(u_CM, others)
+                return torch.logaddexp(u_CM, torch.full_like(u_CM, math.log(len(u_CM) - 1)))
             return torch.logaddexp(on * u_CM, leave_one_out_logsumexp(off * u_CM))
         if off == 0:
             return u_CM
         others_CM = leave_one_out_logsumexp(u_CM) + math.log(off)
         return torch.logaddexp(u_CM + math.log(on), others_CM)
 
-    def upper_bound(self, num_classes: int) -> float:
-        """A number that no normalised score exceeds, since |u[c]| <= 1."""
+    def bounds(self, num_classes: int) -> tuple[float, float]:
+        """Two numbers that every normalised score lies between, since |u[c]| <= 1."""
         if self.marginal:
-            return 1 + math.log(num_classes)
+            return math.log(num_classes) - 1, math.log(num_classes) + 1
         if self.kind == "eq13":
-            return 1.0  # the targets sum to 1
+            return -1.0, 1.0  # the targets sum to 1
         on, off = 1 - self.smoothing, self.smoothing / (num_classes - 1)
-        return math.log(math.exp(on) + (num_classes - 1) * math.exp(off))
+        others = num_classes - 1
+        low = math.log(math.exp(-on) + others * math.exp(-off))
+        return low, math.log(math.exp(on) + others * math.exp(off))
 
 
 def leave_one_out_logsumexp(a_CM: Tensor) -> Tensor:

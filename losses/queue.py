@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 INITS = ("empty", "random")
 RESUM_EVERY = 1024  # enqueues between two exact sums: the drift is 7e-15 after 2,000
-LARGEST_SPREAD = 500.0  # exp(-500) is still a normal float64
+# Scores over T may differ by this much for a running sum: where its largest terms leave, what is
+# left has lost exp(21) of a float64's 1e-16, and is right to 1e-7. Algorithm 1's differ by 2.2 and
+# Eq. 13's by 20 at T = 0.1.
+LARGEST_SPREAD = 21.0
 
 
 class Score(Protocol):
@@ -24,7 +27,7 @@ class Score(Protocol):
     def temperature(self) -> float: ...
     def __call__(self, logits_CM: Tensor) -> Tensor: ...
     def rows(self, num_classes: int) -> int: ...
-    def upper_bound(self, num_classes: int) -> float: ...
+    def bounds(self, num_classes: int) -> tuple[float, float]: ...
     def settings(self) -> dict[str, Any]: ...
 
 
@@ -61,10 +64,18 @@ class LogitQueue(nn.Module):
         self.normalisers = nn.ModuleDict()
 
     def track(self, score: Score) -> str:
-        """Keep the normaliser of this score up to date; returns the key to ask for it."""
+        """Keep the normaliser of this score up to date; returns the key to ask for it.
+
+        Raises ValueError for a second, different score of the same kind (conditional or marginal).
+        """
         key = "marginal" if score.rows(self.num_classes) == 1 else "conditional"
-        spread = 2 / score.temperature  # normalised scores of one row differ by at most 2
-        running = score.normalize and self.size > self.running_above and spread < LARGEST_SPREAD
+        if key in self.normalisers:
+            if self.normalisers[key].score.settings() != score.settings():  # type: ignore[operator,union-attr]
+                raise ValueError(f"the queue already keeps another {key} score")
+            return key
+        low, high = score.bounds(self.num_classes)
+        narrow = score.normalize and (high - low) / score.temperature <= LARGEST_SPREAD
+        running = narrow and self.size > self.running_above
         self.normalisers[key] = Normaliser(score, self.num_classes, running)
         return key
 
@@ -111,7 +122,7 @@ class Normaliser(nn.Module):
     def __init__(self, score: Score, num_classes: int, running: bool) -> None:
         super().__init__()
         self.score, self.running = score, running
-        self.bound = score.upper_bound(num_classes)
+        self.bound = score.bounds(num_classes)[1]
         self.enqueues, self.stale = 0, True
         rows = score.rows(num_classes) if running else 0
         self.register_buffer("total", torch.zeros(rows, dtype=torch.float64))

@@ -45,7 +45,7 @@ class ReplayBuffer(nn.Module):
 
     `images` (size, *image_shape) starts as U(-1, 1); slot y * (size / C) + r belongs to class y.
     A chain starts from a slot with probability 1 - `reinit_freq`, else from U(-1, 1). Slots are
-    drawn without replacement: two chains never write to one slot.
+    drawn without replacement: two chains of one draw never write to one slot.
 
     Raises ValueError if size is no multiple of num_classes, or more chains than slots are drawn.
     """
@@ -82,16 +82,14 @@ class ReplayBuffer(nn.Module):
         return torch.randperm(size, device=self.images.device, generator=generator)[:n]
 
     def class_slots(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Distinct slots, each of its label's class: the i-th chain of a class takes the i-th
-        entry of a random order of that class's slots."""
+        """Distinct slots, each of its label's class: chain i takes entry i of a random order of
+        that class's slots."""
         per_class = len(self.images) // self.num_classes
         if len(labels) > per_class:
             raise ValueError(f"{len(labels)} chains may meet {per_class} slots of one class")
         shape = (self.num_classes, per_class)
         order = torch.rand(shape, device=labels.device, generator=generator).argsort(1)
-        same_class = labels[:, None] == labels  # (n, n)
-        rank = same_class.tril(-1).sum(1)  # how many earlier chains have this label
-        return labels * per_class + order[labels, rank]
+        return labels * per_class + order[labels, torch.arange(len(labels), device=labels.device)]
 
     def store(self, slots: Tensor, images: Tensor, skip: Tensor | None = None) -> None:
         """Put images (n, ...) back into slots (n,); where the flag `skip` is set, none."""

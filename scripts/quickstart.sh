@@ -12,7 +12,8 @@ id=quickstart-$(date +%Y%m%d-%H%M%S)
 "$PYTHON" train_wrn.py \
     --dataset digits --pyxce 1 --pxycontrast 1 --contrast_k 1280 \
     --depth 10 --width 2 \
-    --lr 1e-3 --batch_size 64 --n_epochs 15 --warmup_iters 50 \
+    --lr 2e-3 --warmup_iters 60 --decay_epochs 24 34 --decay_rate .2 \
+    --batch_size 32 --n_epochs 40 --plot_cond --plot_uncond \
     --seed 1 --log_dir "$log_dir" --id "$id" "$@"
 
 "$PYTHON" - "$log_dir/$id" <<'EOF'

@@ -1,7 +1,13 @@
 """Fixtures and marks for all tests."""
 
+import contextlib
+import csv
+import io
+import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,3 +35,122 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+class Ran:
+    """What one run of train_wrn.py left: exit code, output, run folder."""
+
+    def __init__(self, code: int, out: str, err: str, folder: Path) -> None:
+        self.code, self.out, self.folder = code, out, folder
+        bar = re.compile(r"\d+%\||img/s\]")
+        lines = err.replace("\r", "\n").splitlines()
+        self.err = [line for line in lines if line.strip() and not bar.search(line)]
+
+    def text(self, name: str = "log.txt") -> str:
+        return (self.folder / name).read_text(encoding="utf-8")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return json.loads(self.text("variant.json"))
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        return list(csv.DictReader(self.text("progress.csv").splitlines()))
+
+    @property
+    def last(self) -> dict[str, str]:
+        return self.rows[-1]
+
+    @property
+    def files(self) -> list[str]:
+        found = (path for path in self.folder.rglob("*") if path.is_file())
+        return sorted(path.relative_to(self.folder).as_posix() for path in found)
+
+    def state(self, name: str = "last_ckpt.pt") -> dict[str, Any]:
+        import torch
+
+        return torch.load(self.folder / name, weights_only=True)
+
+
+class Trainer:
+    """Runs `train_wrn.main` in this process, on 60 made-up images and a network of 10 layers.
+
+    Called with flags: after `BASE`, in a folder of its own. `bare`: with these flags alone. `once`:
+    a run that several tests look at, and none changes.
+    """
+
+    BASE = (
+        "--dataset cifar10 --depth 10 --width 1 --batch_size 4 --sgld_batch_size 4 --n_steps 1 "
+        "--buffer_size 40 --contrast_k 32 --n_valid 40 --device cpu --seed 1 --print_every 2"
+    )  # 20 training images: 5 steps an epoch
+    ALL = "--pyxce 1 --pxycontrast 1 --pxcontrast 1 --pxsgld 1 --pxysgld 1"
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.data, self.runs, self.done = root, root / "data", 0, dict[str, Ran]()
+        self.data.mkdir()
+        self.write_images(self.data / "cifar10.npz")
+
+    @staticmethod
+    def write_images(path: Path, train: int = 60, test: int = 20) -> None:
+        """Noise whose brightness tells the class."""
+        import numpy as np
+
+        random, arrays = np.random.RandomState(0), {}
+        for split, n in (("train", train), ("test", test)):
+            labels = np.arange(n) % 10
+            noise = random.randint(0, 60, (n, 32, 32, 3))
+            arrays[f"{split}_images"] = (noise + 20 * labels[:, None, None, None]).astype(np.uint8)
+            arrays[f"{split}_labels"] = labels
+        np.savez(path, **{name: array for name, array in arrays.items() if len(array)})
+
+    def __call__(self, flags: str, *more: str, curves: bool = False) -> Ran:
+        self.runs += 1
+        words = [*self.BASE.split(), "--data_root", str(self.data)]
+        words += ["--log_dir", str(self.root / "runs"), "--id", f"run{self.runs}"]
+        return self.bare(*words, *flags.split(), *more, curves=curves)
+
+    @classmethod
+    def same(cls, a: Any, b: Any) -> bool:
+        """Equal bit for bit, through dicts and lists."""
+        if isinstance(a, dict):
+            return a.keys() == b.keys() and all(cls.same(a[key], b[key]) for key in a)
+        if isinstance(a, list | tuple):
+            return len(a) == len(b) and all(map(cls.same, a, b))
+        return a.equal(b) if hasattr(a, "equal") else a == b
+
+    def once(self, flags: str) -> Ran:
+        if flags not in self.done:
+            self.done[flags] = self(flags)
+        return self.done[flags]
+
+    def bare(self, *words: str, curves: bool = False) -> Ran:
+        """`curves`: also draw curves.png, which takes longer than such a run."""
+        import torch
+
+        import train_wrn
+        from training import flags
+
+        out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
+        folder = self.root
+        torch.set_num_threads(1)  # the fastest for so small a network
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            if not curves:
+                patch.setattr(train_wrn.plots, "save_curves", lambda rows, path: None)
+            try:
+                settings, given = flags.parse(words)
+                folder = Path(settings.resume or Path(settings.log_dir, settings.id or ""))
+                code = train_wrn.main(settings, given)
+            except SystemExit as stop:
+                code = int(stop.code or 0)
+            finally:
+                torch.set_num_threads(threads)
+        return Ran(code, out.getvalue(), err.getvalue(), folder)
+
+
+@pytest.fixture(scope="session")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    return Trainer(tmp_path_factory.mktemp("train"))

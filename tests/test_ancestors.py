@@ -1,0 +1,173 @@
+"""The commands and checkpoints of JEM and HDGE mean here what they mean there."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models import build
+from training import flags
+
+# Verbatim from the README of lhao499/HDGE.
+COMMON = "--sigma .03 --width 10 --depth 28 --warmup_iters 1000 --log_dir ./save --id YOUR_EXP_ID"
+START = "python train_wrn.py --lr .0001 --dataset cifar10 --optimizer adam --pyxce 1.0"
+COMMANDS = {
+    f"{START} --pxsgld 1.0 {COMMON}": {"pyxce": 1, "pxsgld": 1},
+    f"{START} --pxycontrast 1.0 {COMMON}": {"pyxce": 1, "pxycontrast": 1},
+    f"{START} --pxycontrast 1.0 --pxsgld 1.0 {COMMON}": {
+        "pyxce": 1,
+        "pxycontrast": 1,
+        "pxsgld": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_readme_s_training_commands_mean_what_they_say(command: str) -> None:
+    program, script, *words = shlex.split(command)
+    assert (program, script) == ("python", "train_wrn.py")
+    settings, given = flags.parse(words)
+    terms = {term: getattr(settings, term) for term in flags.TERMS if getattr(settings, term)}
+    assert terms == COMMANDS[command]
+    expected = {
+        **dict(lr=1e-4, dataset="cifar10", optimizer="adam", sigma=0.03, width=10, depth=28),
+        **dict(warmup_iters=1000, log_dir="./save", id="YOUR_EXP_ID"),
+    }
+    assert {name: getattr(settings, name) for name in expected} == expected
+    assert given == {*expected, *terms}
+    rest = vars(flags.build_parser().parse_args([]))
+    assert all(getattr(settings, n) == v for n, v in rest.items() if n not in given)
+
+
+def theirs(*, width: int = 1, depth: int = 10, classes: int = 10, queue: int = 32) -> dict:
+    """A checkpoint as the HDGE code saves it, of random weights, queue and buffer."""
+    model = build(depth=depth, width=width, num_classes=classes, uncond=True)
+    features = 64 * width
+    state: dict[str, Tensor] = {
+        name: torch.randn(tensor.shape) / 9 for name, tensor in model.state_dict().items()
+    }
+    state |= {"f.linear.weight": torch.randn(10, features), "f.linear.bias": torch.randn(10)}
+    state |= {"queue_logit": torch.randn(classes, queue), "queue_ptr": torch.tensor([12])}
+    return {"model_state_dict": state, "replay_buffer": torch.rand(40, 3, 32, 32) * 2 - 1}
+
+
+def saved(path: Path, checkpoint: dict) -> Path:
+    torch.save(checkpoint, path)
+    return path
+
+
+def start(run: Any) -> dict[str, Any]:
+    """The checkpoint that a run of one step wrote before that step."""
+    assert run.code == 0, run.err
+    return run.state("prev_ckpt.pt")
+
+
+def assert_weights(state: dict[str, Tensor], expected: dict[str, Tensor], uncond: bool) -> None:
+    left_out = ("f.linear", "queue") if uncond else ("f.linear", "queue", "energy_output")
+    expected = {name: t for name, t in expected.items() if not name.startswith(left_out)}
+    found = {name: tensor for name, tensor in state.items() if not name.startswith("queue")}
+    assert found.keys() == expected.keys()
+    assert all(found[name].equal(expected[name]) for name in expected)
+
+
+def test_hdge_s_checkpoint_brings_weights_queue_and_buffer(train: Any, tmp_path: Path) -> None:
+    file = theirs()
+    path = saved(tmp_path / "ckpt.pt", file)
+    run = train(f"{train.ALL} --max_steps 1 --lr 1e-9 --load_path {path} --reinit_freq 0")
+    before, after = start(run), run.state()
+    weights = file["model_state_dict"]
+    assert before["progress"]["step"] == 0
+    assert_weights(before["model_state_dict"], weights, uncond=False)
+    for name in ("queue_logit", "queue_ptr"):
+        assert before["model_state_dict"][name].equal(weights[name])
+    assert before["objective"]["memories.queue.queue_filled"].item() == 32  # theirs starts full
+    assert before["replay_buffer"].equal(file["replay_buffer"])
+
+    assert after["model_state_dict"]["queue_ptr"].item() == 16  # and it goes on from slot 12
+    written = after["model_state_dict"]["queue_logit"] != weights["queue_logit"]
+    assert written.any(0).nonzero().flatten().tolist() == [12, 13, 14, 15]
+    assert float(run.last["pxycontrast/loss"]) > 1  # with negatives from the first step on
+
+
+def test_hdge_s_queue_of_data_parallel_is_taken_over(train: Any, tmp_path: Path) -> None:
+    file = theirs()
+    weights = file["model_state_dict"]
+    file["model_state_dict"] = {f"module.{name}": tensor for name, tensor in weights.items()}
+    path = saved(tmp_path / "ckpt.pt", file)
+    before = start(train(f"--pxycontrast 1 --max_steps 1 --load_path {path}"))
+    assert_weights(before["model_state_dict"], weights, uncond=False)
+    assert before["model_state_dict"]["queue_logit"].equal(weights["queue_logit"])
+
+
+def test_jem_s_checkpoint_leaves_the_queue_fresh(train: Any, tmp_path: Path) -> None:
+    file = theirs()
+    for name in ("queue_logit", "queue_ptr"):
+        del file["model_state_dict"][name]
+    path = saved(tmp_path / "ckpt.pt", file)
+    before = start(train(f"{train.ALL} --max_steps 1 --load_path {path}"))
+    assert before["replay_buffer"].equal(file["replay_buffer"])
+    assert not before["model_state_dict"]["queue_logit"].any()
+    assert before["objective"]["memories.queue.queue_filled"].item() == 0
+
+
+def test_jem_s_energy_head_is_loaded_with_uncond(train: Any, tmp_path: Path) -> None:
+    file = theirs()
+    path = saved(tmp_path / "ckpt.pt", file)
+    run = train(f"--pxsgld 1 --uncond --max_steps 1 --load_path {path}")
+    assert_weights(start(run)["model_state_dict"], file["model_state_dict"], uncond=True)
+
+
+def test_the_oldest_jem_checkpoint_is_a_bare_state_dict(train: Any, tmp_path: Path) -> None:
+    weights = theirs()["model_state_dict"]
+    path = saved(tmp_path / "ckpt.pt", weights)
+    before = start(train(f"--pyxce 1 --pxsgld 1 --max_steps 1 --load_path {path}"))
+    assert_weights(before["model_state_dict"], weights, uncond=False)
+    assert before["replay_buffer"].shape == (40, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ("--contrast_k 64", "--contrast_k 32"),
+        ("--buffer_size 80", "--buffer_size 40"),
+        ("--width 2", "f.layer1.0.conv1.weight has shape (16, 16, 3, 3)"),
+        ("--depth 16", "f.layer1.1.conv1.weight has shape none"),
+        ("--norm batch", "f.layer1.0.bn1.weight has shape none"),
+        ("--arch resnet50 --clf_only", "f.conv1.weight has shape (16, 3, 3, 3)"),
+        ("--dataset cifar100 --buffer_size 400", "class_output.weight has shape (10, 64)"),
+    ],
+)
+def test_a_checkpoint_of_other_sizes_is_refused_in_one_line(
+    changed: str, named: str, train: Any, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "ckpt.pt", theirs())
+    train.write_images(tmp_path / "cifar100.npz")
+    root = f"--data_root {tmp_path}" if "cifar100" in changed else ""
+    run = train(f"{train.ALL} --max_steps 1 --load_path {path} {changed} {root}")
+    assert run.code == 2 and len(run.err) == 1 and not run.folder.exists()
+    assert f"--load_path {path}: " in run.err[0] and named in run.err[0]
+
+
+@pytest.mark.parametrize("changed", ["--width 2", "--depth 16", "--arch resnet50 --clf_only"])
+def test_a_checkpoint_of_another_network_is_refused_with_the_remedy(
+    changed: str, train: Any, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "ckpt.pt", theirs())
+    run = train(f"--pyxce 1 --max_steps 1 --load_path {path} {changed}")
+    assert run.code == 2 and changed.split()[0] in run.err[0].split(f"{path}: ")[1]
+
+
+def test_our_own_checkpoint_starts_a_new_run(train: Any) -> None:
+    first = train(f"{train.ALL} --max_steps 7")
+    path = first.folder / "last_ckpt.pt"
+    run = train(f"{train.ALL} --max_steps 1 --seed 9 --lr .01 --load_path {path}")
+    before, file = start(run), first.state()
+    assert train.same(before["model_state_dict"], file["model_state_dict"])
+    assert before["replay_buffer"].equal(file["replay_buffer"])
+    filled = "memories.queue.queue_filled"
+    assert before["objective"][filled] == file["objective"][filled] == 28
+    assert before["progress"]["step"] == 0 and not before["optimizer"]["state"]
+    assert run.last["lr"] == "0.01" and run.settings["seed"] == 9

@@ -1,0 +1,184 @@
+"""A checkpoint is written whole or not at all, and read without running anything."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+
+from training import checkpoint
+from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+
+STATE = {"weights": torch.arange(9.0), "names": ["a", "b"], "step": 3, "more": {"lr": 1e-4}}
+OTHER = {"step": 4}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_saved_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    save_checkpoint(STATE, path)
+    state = read_checkpoint(path)
+    assert state.pop("weights").equal(STATE["weights"])
+    assert state == {name: STATE[name] for name in state} and len(state) == 3
+    assert torch.load(path, weights_only=True)["step"] == 3
+    assert names(tmp_path) == ["ckpt.pt"]
+
+
+def test_keep_holds_the_one_before(tmp_path: Path) -> None:
+    path, keep = tmp_path / "last.pt", tmp_path / "prev.pt"
+    for step in (1, 2, 3):
+        save_checkpoint({"step": step}, path, keep=keep)
+        assert read_checkpoint(path)["step"] == step
+        assert keep.exists() == (step > 1)
+    assert read_checkpoint(keep)["step"] == 2 and names(tmp_path) == ["last.pt", "prev.pt"]
+
+
+def test_keep_works_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", broken)
+    path, keep = tmp_path / "last.pt", tmp_path / "prev.pt"
+    for step in (1, 2, 3):
+        save_checkpoint({"step": step}, path, keep=keep)
+    assert (read_checkpoint(path)["step"], read_checkpoint(keep)["step"]) == (3, 2)
+    assert names(tmp_path) == ["last.pt", "prev.pt"]
+
+
+def broken(*_: Any, **__: Any) -> NoReturn:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def half_written(state: Any, file: Any) -> NoReturn:
+    """As torch.save does: it hides the operating system's error."""
+    file.write(b"PK half a checkpoint")
+    try:
+        broken()
+    except OSError:
+        raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904
+
+
+@pytest.mark.parametrize("at", ["torch.save", "os.fsync", "half written"])
+def test_a_failure_while_writing_leaves_the_old_file_and_no_other(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, keep = tmp_path / "last.pt", tmp_path / "prev.pt"
+    save_checkpoint(STATE, path)
+    if at == "half written":
+        monkeypatch.setattr(torch, "save", half_written)
+    else:
+        monkeypatch.setattr(at, broken)
+    with pytest.raises(OSError, match=f"cannot write {path}: No space left") as caught:
+        save_checkpoint(OTHER, path, keep=keep)
+    assert caught.value.errno == errno.ENOSPC and "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert names(tmp_path) == ["last.pt"] and read_checkpoint(path)["step"] == 3
+
+
+def test_an_interruption_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    save_checkpoint(STATE, tmp_path / "last.pt")
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(OTHER, tmp_path / "last.pt")
+    assert names(tmp_path) == ["last.pt"] and read_checkpoint(tmp_path / "last.pt")["step"] == 3
+
+
+def test_the_file_is_flushed_before_it_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, n=name, f=real: (order.append(n), f(*a))[1])
+    save_checkpoint(STATE, tmp_path / "last.pt")
+    assert order[:2] == ["fsync", "replace"]  # then the folder's own entry is
+    assert order[2:] == ([] if os.name == "nt" else ["fsync"])
+
+
+def test_an_error_that_is_no_disk_s_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: Any) -> NoReturn:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(torch, "save", wrong)
+    with pytest.raises(RuntimeError, match="a bug"):
+        save_checkpoint(STATE, tmp_path / "last.pt")
+
+
+def test_a_file_of_any_length_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    save_checkpoint(STATE, path)
+    whole, cut = path.read_bytes(), tmp_path / "cut.pt"
+    for length in range(0, len(whole), 37):
+        cut.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError) as caught:
+            read_checkpoint(cut)
+        assert "\n" not in str(caught.value) and str(cut) in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_byte_may_be_wrong(seed: int, tmp_path: Path) -> None:
+    """Whatever a flipped byte makes of the file: a dict, or a refusal in one line."""
+    path = tmp_path / "ckpt.pt"
+    save_checkpoint(STATE, path)
+    whole = path.read_bytes()
+    random = torch.Generator().manual_seed(seed)
+    for place in torch.randint(len(whole), (60,), generator=random).tolist():
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        try:
+            assert isinstance(read_checkpoint(path), dict)
+        except CheckpointError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+
+
+@pytest.mark.parametrize(
+    "text", ["hello\n", "cos\nsystem\n", "(lp0\n.", "}q.", "\x80\x02}q.", "I1\n"]
+)
+def test_a_text_is_no_checkpoint(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=str(path)) as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_foreign_object_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.pt"):
+        with pytest.raises(CheckpointError, match=f"{path} is no file: give the path"):
+            read_checkpoint(path)
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="list.pt holds a list, not a checkpoint's dict"):
+        read_checkpoint(tmp_path / "list.pt")
+
+
+def test_a_run_s_checkpoint_holds_plain_values_alone(train: Any) -> None:
+    plain = (torch.Tensor, int, float, str, bool, type(None))
+
+    def walk(value: Any) -> None:
+        assert type(value) in (*plain, list, tuple, dict) or isinstance(value, dict), type(value)
+        for item in value.values() if isinstance(value, dict) else value:
+            if isinstance(item, dict | list | tuple):
+                walk(item)
+            else:
+                assert isinstance(item, plain)
+
+    run = train.once(f"{train.ALL} --max_steps 2")
+    for name in ("last_ckpt.pt", "prev_ckpt.pt", "best_valid_ckpt.pt"):
+        state = read_checkpoint(run.folder / name)
+        walk(state)
+        assert {"model_state_dict", "replay_buffer", "optimizer", "settings"} <= set(state)
+        assert {"queue_logit", "queue_ptr"} <= set(state["model_state_dict"])
+        shapes = [t.shape for t in state["objective"].values() if isinstance(t, torch.Tensor)]
+        assert (40, 3, 32, 32) not in shapes, "the buffer is saved once"
+        assert state["settings"]["num_classes"] == 10
+    assert checkpoint.LAST == "last_ckpt.pt" and checkpoint.BEST == "best_valid_ckpt.pt"

@@ -1,0 +1,173 @@
+"""The cost model: against the operations that PyTorch counts, and the table of the published step."""
+
+import argparse
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from evaluation.cost import memory_bytes, peak_memory, scaled, step_flops, step_seconds
+from losses import (
+    ConditionalSGLD,
+    Contrastive,
+    ContrastScore,
+    CrossEntropy,
+    LogitQueue,
+    MarginalSGLD,
+    Objective,
+    ReplayBuffer,
+    Step,
+)
+from models import build, forward_flops
+
+DEFAULTS: dict[str, Any] = {
+    "batch_size": 2,
+    "sgld_batch_size": 2,
+    "n_steps": 2,
+    "pyxce": 1.0,
+    "pxycontrast": 0.0,
+    "pxcontrast": 0.0,
+    "pxsgld": 0.0,
+    "pxysgld": 0.0,
+    "clf_only": False,
+    "independent_batches": False,
+    "labels_per_class": -1,
+    "optimizer": "adam",
+    "contrast_style": "queue",
+    "contrast_k": 65536,
+    "buffer_size": 10000,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "CE": {},
+    "HDGE": {"pxycontrast": 1.0},
+    "JEM": {"pxsgld": 1.0},
+    "JEM, more chains": {"pxsgld": 1.0, "sgld_batch_size": 3, "n_steps": 1},
+    "JEM, independent": {"pxsgld": 1.0, "independent_batches": True},
+    "JEM, few labels": {"pxsgld": 1.0, "labels_per_class": 10},
+    "independent, no JEM": {"independent_batches": True},
+    "conditional JEM": {"pxysgld": 1.0, "sgld_batch_size": 5},
+    "all": {"pxycontrast": 1.0, "pxsgld": 1.0, "pxysgld": 1.0},
+    "classifier alone": {"clf_only": True, "pxsgld": 1.0},
+}
+
+
+def settings(**changes: Any) -> argparse.Namespace:
+    return argparse.Namespace(**(DEFAULTS | changes))
+
+
+class NoModules:
+    """In place of the counter's tracker of modules, which cannot follow autograd.grad."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
+
+
+def measured(s: argparse.Namespace) -> int:
+    """FLOP of a real step of WRN-10-1: forward, objective, backward."""
+    model = build(depth=10, width=1)
+    if s.clf_only:
+        model.requires_grad_(False).class_output.requires_grad_(True)
+    buffer, queue = ReplayBuffer(50, (3, 32, 32), 0.05, 10), LogitQueue(10, 64)
+    sgld = {"steps": s.n_steps, "step_size": 1.0, "noise_std": 0.01}
+    terms = {
+        "pyxce": CrossEntropy(),
+        "pxycontrast": Contrastive(ContrastScore(), queue),
+        "pxsgld": MarginalSGLD(buffer, chains=s.sgld_batch_size, **sgld),
+        "pxysgld": ConditionalSGLD(buffer, **sgld),
+    }
+    objective = Objective({n: (getattr(s, n), t) for n, t in terms.items() if getattr(s, n) > 0})
+    x, y = torch.rand(s.batch_size, 3, 32, 32), torch.arange(s.batch_size)
+    own = s.pxsgld > 0 and (s.independent_batches or s.labels_per_class > 0)
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = NoModules()  # type: ignore[assignment]
+    with counter:
+        objective(Step.forward(model, x, y, torch.rand_like(x) if own else None))[0].backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_costs_what_pytorch_counts(case: str) -> None:
+    s = settings(**CASES[case])
+    forward = forward_flops(build(depth=10, width=1))
+    assert step_flops(forward, s) == pytest.approx(measured(s), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({}, 3),
+        ({"pxycontrast": 1.0}, 3),
+        ({"pxsgld": 1.0}, 46),
+        ({"pxycontrast": 1.0, "pxsgld": 1.0}, 46),
+        ({"pxsgld": 1.0, "independent_batches": True}, 49),
+    ],
+    ids=["CE", "HDGE", "JEM", "HDGE + JEM", "JEM as the ancestors"],
+)
+def test_a_step_costs_as_many_forward_passes_as_the_design_says(
+    changes: dict[str, Any], passes: int
+) -> None:
+    s = settings(batch_size=64, sgld_batch_size=64, n_steps=20, **changes)
+    assert step_flops(1000, s) / (1000 * 64) == passes
+
+
+def test_memory_is_what_the_tensors_take() -> None:
+    model = build(depth=10, width=1)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    queue, buffer = LogitQueue(10, 65536).queue_logit, ReplayBuffer(100, (3, 32, 32), 0.05, 10)
+    s = settings(pxycontrast=1.0, pxsgld=1.0, buffer_size=100)
+    assert memory_bytes(s, model, 500, 10) == {
+        "weights": weights,
+        "gradients": weights,
+        "optimiser": 2 * weights,
+        "queue": queue.numel() * 4,
+        "replay buffer": buffer.images.numel() * 4,
+        "images": torch.empty(500, 32, 32, 3, dtype=torch.uint8).numel(),
+    }
+
+
+def test_memory_counts_only_what_is_used() -> None:
+    model = build(depth=10, width=1).requires_grad_(False)
+    model.class_output.requires_grad_(True)
+    plain = memory_bytes(settings(optimizer="sgd"), model, 0, 10)
+    head = 4 * (64 * 10 + 10)
+    assert plain["gradients"] == plain["optimiser"] == head < plain["weights"]
+    assert plain["queue"] == plain["replay buffer"] == 0
+    for term in ("pxycontrast", "pxcontrast"):
+        assert memory_bytes(settings(**{term: 1.0}), model, 0, 10)["queue"] > 0
+        simclr = settings(**{term: 1.0}, contrast_style="simclr")
+        assert memory_bytes(simclr, model, 0, 10)["queue"] == 0
+    for term in ("pxsgld", "pxysgld"):
+        assert memory_bytes(settings(**{term: 1.0}), model, 0, 10)["replay buffer"] > 0
+
+
+def test_peak_memory_is_in_bytes() -> None:
+    assert 50e6 < peak_memory(torch.device("cpu")) < 1e12  # PyTorch alone takes more than 50 MB
+
+
+@pytest.mark.parametrize(("flops_per_second", "whole"), [(1e12, True), (1e9, False)])
+def test_the_time_of_a_step_is_measured_or_scaled_up(flops_per_second: float, whole: bool) -> None:
+    """On a machine whose time is proportional to work the answer is exact in both cases."""
+    s = settings(batch_size=64, sgld_batch_size=64, n_steps=20, pxsgld=1.0)
+    spent = []
+
+    def seconds_of(timed: argparse.Namespace, repeats: int) -> float:
+        spent.append(step_flops(10**7, timed) / flops_per_second)
+        return spent[-1]
+
+    seconds, part = step_seconds(s, 10**7, seconds_of)
+    assert seconds == pytest.approx(step_flops(10**7, s) / flops_per_second)
+    assert (part == 1) is whole
+    assert max(spent) < 6 and 0 < part <= 1
+
+
+def test_a_scaled_step_keeps_the_rest() -> None:
+    s = settings(batch_size=64, sgld_batch_size=32, n_steps=20)
+    small = scaled(s, 0.25)
+    assert (small.batch_size, small.sgld_batch_size, small.n_steps) == (32, 16, 10)
+    least = scaled(s, 0.0)
+    assert (least.batch_size, least.sgld_batch_size, least.n_steps) == (1, 1, 1)
+    assert s.batch_size == 64
+    assert vars(small) | {"batch_size": 64, "sgld_batch_size": 32, "n_steps": 20} == vars(s)

@@ -1,0 +1,135 @@
+"""What the device remembers between two reports: the divergence flag, and running means."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from training.divergence import Diverged, Guard
+from training.meters import Meter
+
+CPU = torch.device("cpu")
+
+
+def check(guard: Guard, loss: float, grad_norm: float = 1.0, step: int = 0) -> bool:
+    return bool(guard.check(torch.tensor(loss), torch.tensor(grad_norm), step))
+
+
+@pytest.mark.parametrize(
+    ("loss", "grad_norm", "diverged"),
+    [
+        (2.3, 1.0, False),
+        (-2.3, 1.0, False),
+        (2.3, 1e30, False),
+        (1e8, 1.0, False),
+        (-1e8, 1.0, False),
+        (1.0001e8, 1.0, True),
+        (-1.0001e8, 1.0, True),
+        (math.nan, 1.0, True),
+        (math.inf, 1.0, True),
+        (-math.inf, 1.0, True),
+        (2.3, math.nan, True),
+        (2.3, math.inf, True),
+    ],
+)
+def test_which_steps_have_diverged(loss: float, grad_norm: float, diverged: bool) -> None:
+    guard = Guard(CPU)
+    assert check(guard, loss, grad_norm) is diverged
+    if diverged:
+        with pytest.raises(Diverged):
+            guard.raise_if_diverged("")
+    else:
+        guard.raise_if_diverged("")
+
+
+def test_the_flag_stays_set_and_the_first_step_is_reported() -> None:
+    guard = Guard(CPU)
+    assert not check(guard, 2.0, step=39)
+    assert check(guard, 2e9, 7.5, step=40)
+    assert check(guard, 2.0, step=41)
+    assert check(guard, math.nan, step=42)
+    with pytest.raises(Diverged) as caught:
+        guard.raise_if_diverged("the last good checkpoint is last_ckpt.pt")
+    message = str(caught.value)
+    assert "step 40" in message and "loss 2e+09" in message and "gradient norm 7.5" in message
+    assert "last_ckpt.pt" in message and "--n_steps" in message and "\n" not in message
+
+
+def test_the_guard_keeps_no_graph() -> None:
+    loss = torch.tensor(3.0, requires_grad=True) * 2
+    guard = Guard(CPU)
+    assert not guard.check(loss, torch.tensor(1.0), 0).requires_grad
+    assert not guard.first.requires_grad
+
+
+def snapshot(
+    parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> list[torch.Tensor]:
+    state = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
+    return [tensor.detach().clone() for tensor in [*parameters, *state]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(torch.optim.Adam, {}), (torch.optim.SGD, {"momentum": 0.9})],
+    ids=["adam", "sgd"],
+)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e12])
+def test_a_fused_optimiser_does_not_take_a_diverged_step(
+    kind: Any, settings: dict[str, Any], weight_decay: float, bad: float
+) -> None:
+    """Parameters, moments, momentum and step count; and once the flag is set, no later step."""
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.randn(5))]
+    optimizer = kind(parameters, lr=0.1, fused=True, weight_decay=weight_decay, **settings)
+    guard = Guard(CPU)
+
+    def take(scale: float, step: int) -> list[torch.Tensor]:
+        loss = sum((scale * parameter).sum() for parameter in parameters)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        skip = guard.check(loss, torch.nn.utils.get_total_norm([p.grad for p in parameters]), step)
+        optimizer.found_inf = skip.float()
+        optimizer.step()
+        return snapshot(parameters, optimizer)
+
+    start = snapshot(parameters, optimizer)
+    good = take(1.0, 0)
+    assert not torch.equal(start[0], good[0]) and len(good) > len(start)
+    for step, scale in [(1, bad), (2, 1.0)]:
+        assert all(map(torch.equal, take(scale, step), good))
+
+
+def test_a_meter_is_the_mean_over_steps() -> None:
+    meter = Meter()
+    assert meter.means() == {}
+    for values in ([1.0, 10.0], [2.0, 20.0], [6.0, 0.0]):
+        meter.add(torch.tensor(values), ["loss", "accuracy"])
+    assert meter.means() == pytest.approx({"loss": 3.0, "accuracy": 10.0})
+    meter.reset()
+    assert meter.means() == {}
+    meter.add(torch.tensor([5.0, 7.0]), ["loss", "accuracy"])
+    assert meter.means() == {"loss": 5.0, "accuracy": 7.0}
+
+
+def test_a_meter_sums_in_float64_and_leaves_its_input_alone() -> None:
+    meter = Meter()
+    values = torch.tensor([2.0**24], dtype=torch.float32)
+    meter.add(values, ["a"])
+    for _ in range(3):
+        meter.add(torch.ones(1), ["a"])  # 2^24 + 1 is no float32
+    assert meter.means()["a"] == (2**24 + 3) / 4
+    assert values.item() == 2**24
+
+
+def test_a_restored_meter_goes_on() -> None:
+    meter, twin, new = Meter(), Meter(), Meter()
+    meter.add(torch.tensor([1.0]), ["a"])
+    twin.load_state_dict(meter.state_dict(), CPU)
+    for each in (meter, twin):
+        each.add(torch.tensor([4.0]), ["a"])
+    assert meter.means() == twin.means() == {"a": 2.5}
+    twin.load_state_dict(new.state_dict(), CPU)
+    assert twin.means() == {}

@@ -1,0 +1,374 @@
+"""A user's mistake ends with exit code 2 and one line that names flag, value and remedy."""
+
+import errno
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from PIL import Image
+
+from training import flags
+
+ROOT = Path(__file__).resolve().parent.parent
+CE = "--pyxce 1 --max_steps 1"
+SGLD = "--pxsgld 1 --max_steps 1"
+REMEDY = re.compile(r"\b(use|give|leave|put|must be|replace|needs|write)\b")
+
+
+def refusal(train: Any, words: str, *named: str) -> str:
+    """The one line on stderr, which names all of `named`; nothing is left on the disk."""
+    before = set(train.root.rglob("*"))
+    run = train(words)
+    assert run.code == 2 and len(run.err) == 1, run.err
+    line = run.err[0]
+    assert line.startswith("train_wrn.py: error: ") and len(line) < 900
+    assert REMEDY.search(line), f"no remedy in: {line}"
+    for part in named:
+        assert part in line
+    assert set(train.root.rglob("*")) == before
+    return line
+
+
+MISTAKES = [
+    (f"{CE} --dataset mnist", "--dataset mnist", "cifar10"),
+    (f"{CE} --dataset folder:", "--dataset folder:", "folder:PATH"),
+    (f"{CE} --depth 12", "--depth 12", "6n + 4", "use 10"),
+    (f"{CE} --depth 4", "--depth 4", "use 10"),
+    (f"{CE} --arch resnet50 --norm batch", "--norm batch", "--arch resnet50"),
+    (f"{CE} --arch resnet50 --dropout_rate .1", "--dropout_rate 0.1", "--arch resnet50"),
+    ("--max_steps 1", "--pyxce", "--pxsgld", "--pyxce 1"),
+    ("--pyxce 0 --pxsgld 0 --max_steps 1", "are all 0"),
+    (f"{SGLD} --buffer_size 45", "--buffer_size 45", "10 classes", "use 40"),
+    (f"{SGLD} --buffer_size 3 --sgld_batch_size 1", "--buffer_size 3", "use 10"),
+    (f"{SGLD} --sgld_batch_size 41", "--sgld_batch_size 41", "40", "--buffer_size 50"),
+    (
+        f"{SGLD} --class_cond_p_x_sample --sgld_batch_size 5",
+        *("--sgld_batch_size 5", "4 slots", "--buffer_size 50"),
+    ),
+    ("--pxysgld 1 --max_steps 1 --batch_size 5", "--batch_size 5", "4 slots", "--buffer_size 50"),
+    (f"{CE} --plot_contrast", "--plot_contrast 1", "--pxycontrast"),
+    (f"{CE} --start_epoch 200", "--start_epoch 200", "--n_epochs 200"),
+    (f"{CE} --id a/b", "--id 'a/b'", "slashes"),
+    (f"{CE} --id ..", "--id '..'"),
+    (f"{CE} --n_valid 60", "--n_valid 60", "59"),
+    (f"{CE} --n_valid 0 --batch_size 61", "--batch_size 61", "60"),
+    (f"{CE} --labels_per_class 7", "--labels_per_class 7", "at most"),
+    (f"{CE} --labels_per_class 0", "--labels_per_class 0"),
+    (f"{CE} --device tpu", "--device tpu", "cpu"),
+    (f"{CE} --device mps", "--device mps", "cpu"),
+    (f"{CE} --load_path nowhere.pt", "nowhere.pt", "--load_path"),
+    ("--pxsgld 1 --max_steps 1 --uncond --clf_only", "--uncond", "--clf_only"),
+]
+for word in ("pxycontrast 1", "pxcontrast 1", "pxysgld 1", "class_cond_p_x_sample", "plot_cond"):
+    MISTAKES.append((f"{SGLD} --uncond --{word}", "--uncond", f"--{word.split()[0]}"))
+MISTAKES.append((f"{CE} --pxcontrast 1 --uncond --plot_contrast", "--uncond", "--plot_contrast"))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake[0])
+def test_a_mistake_is_named_with_its_remedy(mistake: tuple[str, ...], train: Any) -> None:
+    refusal(train, *mistake)
+
+
+# Numbers. Whole ones, and those that may be a fraction; below each lowest value is refused.
+
+WHOLE = {
+    **dict.fromkeys(("n_valid", "workers", "decay_epochs", "start_epoch", "seed"), 0),
+    **dict.fromkeys(("labels_per_class", "warmup_iters", "ckpt_every"), -1),
+    **dict.fromkeys(("contrast_k", "n_steps", "sgld_batch_size", "buffer_size", "depth"), 1),
+    **dict.fromkeys(("width", "batch_size", "n_epochs", "max_steps"), 1),
+    **dict.fromkeys(("eval_every", "print_every", "plot_every"), 1),
+}
+ABOVE_ZERO = ("contrast_t", "sgld_lr", "lr", "decay_rate", "max_minutes")
+FROM_ZERO = (*flags.TERMS, "sigma", "smoothing", "sgld_std", "reinit_freq", "dropout_rate")
+FROM_ZERO += ("weight_decay",)
+OUT_OF_RANGE = [
+    *((name, text) for name, low in WHOLE.items() for text in (str(low - 1), "1.5", "1e3")),
+    *((name, text) for name in ABOVE_ZERO for text in ("0", "-1", "1e-999")),
+    *((name, "-0.1") for name in FROM_ZERO),
+    *(("smoothing", "1"), ("reinit_freq", "1.1"), ("dropout_rate", "1")),
+    *((name, text) for name in ("plot_uncond", "plot_cond", "plot_contrast") for text in "2x"),
+]
+EVERY_NUMBER = (*WHOLE, *ABOVE_ZERO, *FROM_ZERO)
+
+
+def test_the_tables_know_every_number() -> None:
+    for action in flags.build_parser()._actions:
+        if action.type is not None:
+            assert action.dest in (*EVERY_NUMBER, "plot_uncond", "plot_cond", "plot_contrast")
+
+
+@pytest.mark.parametrize(("name", "text"), OUT_OF_RANGE)
+def test_a_number_out_of_range_is_refused(name: str, text: str, train: Any) -> None:
+    refusal(train, f"{CE} --{name}={text}", f"--{name}", text)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "ten", "0x10", "1,5", "1/2"])
+def test_what_is_no_number_is_refused_by_every_number(text: str, train: Any) -> None:
+    for name in EVERY_NUMBER:
+        refusal(train, f"{CE} --{name}={text}", f"--{name}", text)
+
+
+@pytest.mark.parametrize("name", EVERY_NUMBER)
+def test_the_lowest_number_is_accepted(name: str) -> None:
+    lowest = WHOLE.get(name, 1e-9 if name in ABOVE_ZERO else 0)
+    action = next(a for a in flags.build_parser()._actions if a.dest == name)
+    assert action.type is not None and action.type(str(lowest)) == lowest
+
+
+@pytest.mark.parametrize("name", ["optimizer", "norm", "arch", "contrast_score", "amp", "compile"])
+def test_a_word_that_is_no_choice_is_refused_with_the_choices(
+    name: str, train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(f"{CE} --{name} wrong")
+    action = next(a for a in flags.build_parser()._actions if a.dest == name)
+    assert run.code == 2 and len(run.err) == 1 and f"--{name}" in run.err[0]
+    assert all(choice in run.err[0] for choice in ["wrong", *action.choices])
+
+
+@pytest.mark.parametrize("words", ["--contrast_k 99999999999999", "--buffer_size 9999999999990"])
+def test_more_than_the_memory_holds_is_refused_in_one_line(words: str, train: Any) -> None:
+    refusal(train, f"{SGLD} --pxycontrast 1 {words}", *words.split())
+
+
+# Data
+
+
+def test_missing_files_without_a_network_say_what_to_put_where(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*_: Any, **__: Any) -> NoReturn:
+        raise socket.gaierror("no network")
+
+    for name in ("create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, no_network)
+    for dataset, file in {"cifar100": "cifar-100-python", "svhn": "test_32x32.mat"}.items():
+        words = f"{CE} --dataset {dataset} --data_root {tmp_path}"
+        refusal(train, words, f"--dataset {dataset}", file, f"{dataset}.npz", str(tmp_path))
+
+
+def make_classes(root: Path, *names: str) -> Path:
+    for i, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for j in range(5):
+            Image.new("RGB", (8, 8), (40 * i, j, 0)).save(root / name / f"{j}.png")
+    return root
+
+
+def test_a_folder_with_one_class_is_refused(train: Any, tmp_path: Path) -> None:
+    folder = make_classes(tmp_path / "images", "only")
+    refusal(train, f"{CE} --dataset folder:{folder}", str(folder), "at least 2")
+    refusal(train, f"{CE} --dataset folder:{tmp_path}/none", f"{tmp_path}/none", "does not exist")
+
+
+def test_an_unreadable_image_is_named(train: Any, tmp_path: Path) -> None:
+    folder = make_classes(tmp_path / "images", "a", "b")
+    (folder / "b" / "3.png").write_text("no image")
+    refusal(train, f"{CE} --n_valid 2 --dataset folder:{folder}", str(folder / "b" / "3.png"))
+
+
+def test_the_buffer_is_checked_against_the_classes_of_a_folder(train: Any, tmp_path: Path) -> None:
+    folder = make_classes(tmp_path / "images", "a", "b", "c")
+    words = f"{SGLD} --n_valid 2 --dataset folder:{folder}"
+    refusal(train, words, "--buffer_size 40", "3 classes", "use 39")
+
+
+def test_a_damaged_data_set_is_refused(train: Any, tmp_path: Path) -> None:
+    (tmp_path / "cifar10.npz").write_bytes((train.data / "cifar10.npz").read_bytes()[:5000])
+    line = refusal(train, f"{CE} --data_root {tmp_path}", "cifar10.npz", "--data_root")
+    assert "cut off" in line
+
+
+# Checkpoints
+
+
+class Trap:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return os.mkdir, (str(self.marker),)
+
+
+def broken_file(kind: str, train: Any, path: Path) -> Path:
+    whole = (train.once(CE).folder / "last_ckpt.pt").read_bytes()
+    if kind == "trap":
+        torch.save({"model_state_dict": Trap(path.with_name("marker"))}, path)
+    elif kind == "old trap":
+        trap = Trap(path.with_name("marker"))
+        torch.save(trap, path, _use_new_zipfile_serialization=False)
+    elif kind == "a tensor":
+        torch.save(torch.zeros(3), path)
+    elif kind == "another program's":
+        torch.save({"state_dict": {"conv.weight": torch.zeros(3)}}, path)
+    elif kind == "a folder":
+        path.mkdir()
+    elif kind == "no permission for the path":
+        path = train.data / "cifar10.npz" / "ckpt.pt"
+    else:
+        flipped = bytearray(whole)
+        flipped[100] ^= 255
+        contents = {
+            "empty": b"",
+            "text": b"These are not the weights\nyou are looking for.\n",
+            "cut early": whole[:100],
+            "cut late": whole[:-100],
+            "half": whole[: len(whole) // 2],
+            "one byte": whole[:1],
+            "flipped": bytes(flipped),
+            "npz": (train.data / "cifar10.npz").read_bytes(),
+        }
+        path.write_bytes(contents[kind])
+    return path
+
+
+KINDS = ["trap", "old trap", "a tensor", "another program's", "a folder", "empty", "text", "npz"]
+KINDS += ["no permission for the path", "cut early", "cut late", "half", "one byte", "flipped"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_foreign_or_damaged_checkpoint_is_refused_and_not_run(
+    kind: str, train: Any, tmp_path: Path
+) -> None:
+    path = broken_file(kind, train, tmp_path / "ckpt.pt")
+    run = train(f"{CE} --load_path {path}")
+    assert run.code == 2 and len(run.err) == 1 and not run.folder.exists()
+    assert run.err[0].startswith("train_wrn.py: error: ") and str(path) in run.err[0]
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("kind", ["text", "half"])
+def test_the_refusal_of_a_checkpoint_names_the_flag(kind: str, train: Any, tmp_path: Path) -> None:
+    path = broken_file(kind, train, tmp_path / "ckpt.pt")
+    assert f"--load_path {path}" in train(f"{CE} --load_path {path}").err[0]
+
+
+def test_the_traps_would_have_worked(tmp_path: Path) -> None:
+    torch.save({"model_state_dict": Trap(tmp_path / "marker")}, tmp_path / "ckpt.pt")
+    torch.load(tmp_path / "ckpt.pt", weights_only=False)
+    assert (tmp_path / "marker").exists()
+
+
+def test_resuming_with_foreign_checkpoints_is_refused(train: Any) -> None:
+    run, other = train(CE), train(f"{CE} --width 2")
+    content = (other.folder / "last_ckpt.pt").read_bytes()
+    for name in ("last_ckpt.pt", "prev_ckpt.pt"):
+        (run.folder / name).unlink()
+        (run.folder / name).write_bytes(content)
+    again = train.bare("--resume", str(run.folder))
+    assert again.code == 2 and len(again.err) == 1
+    assert f"--resume {run.folder}/last_ckpt.pt: it does not fit" in again.err[0]
+
+
+# The run folder
+
+
+def test_a_folder_with_a_run_is_refused_unless_overwritten(train: Any) -> None:
+    run = train(CE)
+    (run.folder / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    where = f"--log_dir {run.folder.parent} --id {run.folder.name}"
+    refusal(train, f"{CE} {where}", str(run.folder), "--id", "--resume", "--overwrite")
+    assert before == {path: path.read_bytes() for path in before}
+
+    train(f"{CE} {where} --overwrite --depth 11")  # a mistake replaces nothing
+    assert before == {path: path.read_bytes() for path in before}
+    assert train(f"--pxsgld 1 --max_steps 2 {where} --overwrite").code == 0
+    assert [row["step"] for row in run.rows] == ["2"] and run.settings["pyxce"] == 0
+    assert (run.folder / "notes.txt").read_text() == "mine"
+    assert sum(name.startswith("events.out") for name in run.files) == 1
+
+
+def test_a_log_dir_that_cannot_be_made_is_refused(train: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refusal(train, f"{CE} --log_dir {tmp_path}/file", "--log_dir", f"{tmp_path}/file")
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="this user may write anywhere")
+def test_a_log_dir_that_may_not_be_written_is_refused(train: Any, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    refusal(train, f"{CE} --log_dir {tmp_path}/locked", "--log_dir", f"{tmp_path}/locked")
+
+
+def test_cuda_without_a_gpu_is_refused(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    refusal(train, f"{CE} --device cuda", "--device cuda", "0 CUDA GPUs", "--device cpu")
+    refusal(train, f"{CE} --device cuda:1", "--device cuda:1", "--device cpu")
+
+
+# A full disk
+
+
+def full(*_: Any, **__: Any) -> NoReturn:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("broken", ["torch.save", "os.fsync", "os.replace"])
+def test_a_full_disk_keeps_the_checkpoint_before(
+    broken: str, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import output
+
+    whole = train.once("--pyxce 1 --n_epochs 1")
+    save = output.save_checkpoint
+
+    def save_until_full(state: dict[str, Any], path: Path, **keep: Any) -> None:
+        if state["progress"]["step"] > 5:
+            with monkeypatch.context() as patch:
+                patch.setattr(broken, full)
+                save(state, path, **keep)
+        save(state, path, **keep)
+
+    monkeypatch.setattr(output, "save_checkpoint", save_until_full)
+    run = train("--pyxce 1 --n_epochs 3")
+    assert run.code == 2 and len(run.err) == 1
+    assert f"{run.folder}/last_ckpt.pt" in run.err[0] and "No space left" in run.err[0]
+    assert not [name for name in run.files if name.endswith(".tmp")]
+    weights = [r.state()["model_state_dict"] for r in (run, whole)]
+    assert train.same(*weights)
+    monkeypatch.undo()
+    assert train.bare("--resume", str(run.folder)).code == 0
+    assert [row["epoch"] for row in run.rows] == ["0", "1", "2"]
+
+
+def test_a_disk_that_is_full_for_a_row_is_named(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import records
+
+    monkeypatch.setattr(records.os, "fsync", full)
+    monkeypatch.setattr("training.checkpoint.os.fsync", full)
+    saves: list[Path] = []
+    monkeypatch.setattr("training.output.save_checkpoint", lambda s, path, **_: saves.append(path))
+    run = train("--pyxce 1 --n_epochs 1")
+    assert saves and run.code == 2 and len(run.err) == 1
+    assert "progress.csv" in run.err[0] and "No space left" in run.err[0]
+
+
+LIMITED = """
+import resource, runpy, sys
+import torch, tensorboard, matplotlib.figure, torch.utils.tensorboard  # their caches are no test
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+runpy.run_path("train_wrn.py", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on the size of files")
+def test_a_disk_that_takes_no_checkpoint_ends_the_program_in_one_line(
+    train: Any, tmp_path: Path
+) -> None:
+    """The limit makes the write fail in the operating system, within torch.save."""
+    words = [*train.BASE.split(), "--data_root", str(train.data), "--log_dir", str(tmp_path)]
+    command = [sys.executable, "-c", LIMITED, *words, "--id", "run", "--pxsgld", "1"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2, run.stderr
+    lines = [line for line in run.stderr.splitlines() if line.strip() and "img/s" not in line]
+    assert len(lines) == 1 and f"cannot write {tmp_path}/run/last_ckpt.pt" in lines[0]
+    assert not [path for path in (tmp_path / "run").iterdir() if path.suffix in (".pt", ".tmp")]

@@ -1,0 +1,513 @@
+"""Every flag changes something that can be seen: a number, a file or a message."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from training import flags
+
+ROOT = Path(__file__).resolve().parent.parent
+CE = "--pyxce 1 --max_steps 2"
+CONTRAST = "--pxycontrast 1 --max_steps 3"  # the first step has no negatives yet
+SGLD = "--pxsgld 1 --max_steps 1 --reinit_freq 0"
+STILL = f"{SGLD} --sgld_lr 1e-9 --sgld_std 0"  # chains that stay where they are
+TWO_EPOCHS = "--pyxce 1 --n_epochs 2"
+
+
+def number(run: Any, name: str) -> float:
+    return float(run.last[name])
+
+
+def differ(*columns: str) -> Callable[[Any, Any], bool]:
+    return lambda before, after: all(before.last[n] != after.last[n] for n in columns)
+
+
+def weights(run: Any) -> dict[str, Tensor]:
+    return run.state()["model_state_dict"]
+
+
+def moved(run: Any) -> Tensor:
+    """By how much the slots moved that the step drew, (slots, 3, 32, 32)."""
+    start, end = (run.state(f"{name}_ckpt.pt")["replay_buffer"] for name in ("prev", "last"))
+    return (end - start)[(end != start).flatten(1).any(1)]
+
+
+def moved_by(factor: float) -> Callable[[Any, Any], bool]:
+    return lambda before, after: abs(moved(after).std() / moved(before).std() - factor) < 0.03
+
+
+def log(text: str) -> Callable[[Any, Any], bool]:
+    """The text is in log.txt of the changed run alone."""
+    return lambda before, after: text in after.text() and text not in before.text()
+
+
+def rate(value: float) -> Callable[[Any, Any], bool]:
+    return lambda before, after: (
+        (number(before, "lr"), number(after, "lr"))
+        == (
+            pytest.approx(1e-4),
+            pytest.approx(value),
+        )
+    )
+
+
+def file(name: str) -> Callable[[Any, Any], bool]:
+    return lambda before, after: name in after.files and name not in before.files
+
+
+def tensor(name: str) -> Callable[[Any, Any], bool]:
+    return lambda before, after: name in weights(after) and name not in weights(before)
+
+
+def weighs(term: str) -> Callable[[Any, Any], bool]:
+    """Weight 3 instead of 1 adds twice this term's loss, to the loss alone."""
+
+    def claim(before: Any, after: Any) -> bool:
+        added = number(after, "loss") - number(before, "loss")
+        terms = [name for name in before.last if name.endswith("/loss")]
+        unmoved = all(before.last[name] == after.last[name] for name in terms)
+        return unmoved and added == pytest.approx(2 * number(before, f"{term}/loss"), abs=1e-6)
+
+    return claim
+
+
+def reports(run: Any) -> int:
+    return len(re.findall(r"^epoch \d+ step ", run.text(), re.MULTILINE))
+
+
+def initial(run: Any) -> dict[str, Any]:
+    return run.state("prev_ckpt.pt")
+
+
+def trained(run: Any) -> set[str]:
+    """The tensors that training moved."""
+    start = initial(run)["model_state_dict"]
+    return {name for name, t in weights(run).items() if not t.equal(start[name])}
+
+
+# flag: (flags of a run, what is added to them, what is then seen of (the run without, with it))
+SEEN: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
+    "--dataset": (
+        CE,
+        "--dataset folder:{files}/classes --n_valid 2",
+        lambda _, b: len(weights(b)["class_output.bias"]) == 3,
+    ),
+    "--data_root": (CE, "--data_root {files}", log("cifar10: 40 training images")),
+    "--n_valid": (CE, "--n_valid 30", log("30 training images, 30 labelled; 30 valid, 20 test")),
+    "--labels_per_class": ("--n_valid 20 " + CE, "--labels_per_class 1", log("10 labelled")),
+    "--sigma": (  # at this rate the weights stay the same
+        "--pyxce 1 --max_steps 1 --lr 1e-9",
+        "--sigma 1",
+        lambda a, b: all(
+            abs(number(a, name) - number(b, name)) > 1e-4
+            for name in ("pyxce/loss", "valid_loss", "test_loss")
+        ),
+    ),
+    "--workers": (CE, "--workers 2", log("--workers 2 has no effect")),
+    "--pyxce": ("--pyxce 1 --pxsgld 1 --max_steps 1", "--pyxce 3", weighs("pyxce")),
+    "--pxycontrast": (
+        "--pxycontrast 1 --pyxce 1 --max_steps 1 --queue_init random",
+        "--pxycontrast 3",
+        weighs("pxycontrast"),
+    ),
+    "--pxcontrast": (
+        "--pxcontrast 1 --pxycontrast 1 --max_steps 1 --queue_init random",
+        "--pxcontrast 3",
+        weighs("pxcontrast"),
+    ),
+    "--pxsgld": (
+        "--pxsgld 1 --pxysgld 1 --max_steps 1 --sgld_lr 1e3",
+        "--pxsgld 3",
+        weighs("pxsgld"),
+    ),
+    "--pxysgld": (
+        "--pxysgld 1 --pxsgld 1 --max_steps 1 --sgld_lr 1e3",
+        "--pxysgld 3",
+        weighs("pxysgld"),
+    ),
+    "--smoothing": (
+        CONTRAST + " --pyxce 1",
+        "--smoothing .5",
+        differ("pyxce/loss", "pxycontrast/loss"),
+    ),
+    "--independent_batches": ("--pxsgld 1 --max_steps 1", "--independent_batches", differ("loss")),
+    "--contrast_k": (
+        CONTRAST,
+        "--contrast_k 48",
+        lambda a, b: [weights(r)["queue_logit"].shape for r in (a, b)] == [(10, 32), (10, 48)],
+    ),
+    "--contrast_t": (CONTRAST, "--contrast_t 1", differ("pxycontrast/loss")),
+    "--contrast_score": (CONTRAST, "--contrast_score eq13", differ("pxycontrast/loss")),
+    "--contrast_style": (
+        CONTRAST,
+        "--contrast_style simclr",
+        lambda a, b: "queue_logit" in weights(a) and "queue_logit" not in weights(b),
+    ),
+    "--contrast_normalize": (CONTRAST, "--no-contrast_normalize", differ("pxycontrast/loss")),
+    "--queue_init": (
+        "--pxycontrast 1 --max_steps 1",
+        "--queue_init random",
+        lambda a, b: number(a, "loss") == 0 and number(b, "loss") > 1,
+    ),
+    "--n_steps": (SGLD + " --sgld_std 1 --sgld_lr 1e-9", "--n_steps 4", moved_by(2)),
+    "--sgld_std": (SGLD + " --sgld_std 1 --sgld_lr 1e-9", "--sgld_std 3", moved_by(3)),
+    "--sgld_lr": (SGLD + " --sgld_std 0 --sgld_lr 100", "--sgld_lr 500", moved_by(5)),
+    "--sgld_batch_size": (
+        SGLD,
+        "--sgld_batch_size 6",
+        lambda a, b: (len(moved(a)), len(moved(b))) == (4, 6),
+    ),
+    "--buffer_size": (
+        SGLD,
+        "--buffer_size 50",
+        lambda a, b: [len(r.state()["replay_buffer"]) for r in (a, b)] == [40, 50],
+    ),
+    "--reinit_freq": (
+        STILL,
+        "--reinit_freq 1",
+        lambda a, b: len(moved(b)) == 4 and moved(b).std() > 0.7 and not moved(a).numel(),
+    ),
+    "--class_cond_p_x_sample": (
+        SGLD,
+        "--class_cond_p_x_sample",
+        differ("pxsgld/log_q_samples"),
+    ),
+    "--arch": (
+        "--pyxce 1 --max_steps 1 --n_valid 0",
+        "--arch resnet50 --clf_only --batch_size 2 --data_root {files}/few",
+        tensor("f.layer4.2.conv3.weight"),
+    ),
+    "--depth": (CE, "--depth 16", tensor("f.layer1.1.conv1.weight")),
+    "--width": (
+        CE,
+        "--width 2",
+        lambda a, b: [weights(r)["class_output.weight"].shape[1] for r in (a, b)] == [64, 128],
+    ),
+    "--norm": (CE, "--norm batch", tensor("f.bn1.running_mean")),
+    "--dropout_rate": (CE, "--dropout_rate .5", differ("pyxce/loss")),
+    "--uncond": (SGLD, "--uncond", tensor("energy_output.weight")),
+    "--load_path": (
+        CE,
+        "--load_path {files}/flat.pt",
+        lambda a, b: bool((initial(b)["model_state_dict"]["class_output.bias"] == 2**-10).all()),
+    ),
+    "--optimizer": (
+        CE,
+        "--optimizer sgd",
+        lambda _, b: "momentum_buffer" in b.state()["optimizer"]["state"][0],
+    ),
+    "--lr": (CE, "--lr .02", rate(0.02)),
+    "--warmup_iters": (CE, "--warmup_iters 10", rate(1e-5)),  # the second step has number 1
+    "--decay_epochs": (CE, "--decay_epochs 0 0 7", rate(9e-6)),
+    "--decay_rate": (
+        CE + " --decay_epochs 0 --lr 1e-3 --decay_rate .1",
+        "--decay_rate .5",
+        rate(5e-4),
+    ),
+    "--weight_decay": (
+        "--pyxce 1 --max_steps 4 --optimizer sgd --lr .1",
+        "--weight_decay 1",
+        lambda a, b: (
+            weights(b)["f.conv1.weight"].norm() < 0.5 * weights(a)["f.conv1.weight"].norm()
+        ),
+    ),
+    "--batch_size": (CE, "--batch_size 2", log("0 of 2,000 steps")),
+    "--n_epochs": (CE, "--n_epochs 3", log("0 of 15 steps")),
+    "--start_epoch": (
+        CE,
+        "--start_epoch 7",
+        lambda a, b: (
+            [(r.last["epoch"], r.last["step"]) for r in (a, b)] == [("0", "2"), ("7", "37")]
+        ),
+    ),
+    "--clf_only": (
+        CE,
+        "--clf_only",
+        lambda a, b: trained(b) == {"class_output.weight", "class_output.bias"} < trained(a),
+    ),
+    "--max_steps": (
+        CE,
+        "--max_steps 3",
+        lambda a, b: (a.last["step"], b.last["step"]) == ("2", "3"),
+    ),
+    "--max_minutes": (
+        CE,
+        "--max_steps 999 --max_minutes .004",
+        log("stopped by --max_minutes 0.004"),
+    ),
+    "--log_dir": (
+        CE,
+        "--log_dir {files}/elsewhere",
+        lambda _, b: b.folder.parent.name == "elsewhere" and "last_ckpt.pt" in b.files,
+    ),
+    "--id": (
+        CE,
+        "--id named",
+        lambda _, b: b.folder.name == "named" and "last_ckpt.pt" in b.files,
+    ),
+    "--eval_every": (
+        TWO_EPOCHS,
+        "--eval_every 2",
+        lambda a, b: a.rows[0]["test_acc"] != "" == b.rows[0]["test_acc"] != b.last["test_acc"],
+    ),
+    "--ckpt_every": (TWO_EPOCHS, "--ckpt_every 2", file("ckpt_1.pt")),
+    "--print_every": (
+        TWO_EPOCHS,
+        "--print_every 5",
+        lambda a, b: (reports(a), reports(b)) == (5, 2),
+    ),
+    "--plot_every": (
+        TWO_EPOCHS + " --plot_uncond",
+        "--plot_every 1",
+        file("samples/uncond_0000.png"),
+    ),
+    "--plot_uncond": (CE, "--plot_uncond", file("samples/uncond_0000.png")),
+    "--plot_cond": (CE, "--plot_cond 1", file("samples/cond_0000.png")),
+    "--plot_contrast": (CONTRAST, "--plot_contrast 1", file("samples/contrast_0000.png")),
+    "--device": (
+        CE,
+        "--device cuda:99",
+        lambda _, b: b.code == 2 and "--device cuda:99: PyTorch sees " in b.err[0],
+    ),
+    "--seed": (
+        CE,
+        "--seed 2",
+        lambda a, b: (
+            not initial(a)["model_state_dict"]["f.conv1.weight"].equal(
+                initial(b)["model_state_dict"]["f.conv1.weight"]
+            )
+        ),
+    ),
+    "--amp": (
+        CE,
+        "--amp bf16",
+        lambda a, b: differ("loss", "test_loss")(a, b) and log("cpu, bf16 on")(a, b),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def files(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other images, and a checkpoint whose weights are all the same."""
+    root = tmp_path_factory.mktemp("files")
+    train.write_images(root / "cifar10.npz", train=80)
+    (root / "few").mkdir()
+    train.write_images(root / "few" / "cifar10.npz", train=2, test=2)
+    for name in ("a", "b", "c"):
+        (root / "classes" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = np.random.RandomState(i).randint(0, 256, (32, 32, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(root / "classes" / name / f"{i}.png")
+    state = weights(train.once(CE))
+    torch.save({name: torch.full_like(t, 2**-10) for name, t in state.items()}, root / "flat.pt")
+    return root
+
+
+@pytest.mark.parametrize("flag", SEEN)
+def test_a_flag_changes_what_its_help_says(flag: str, train: Any, files: Path) -> None:
+    common, added, seen = SEEN[flag]
+    before = train.once(common)
+    after = train(f"{common} {added.format(files=files)}")
+    assert before.code == 0 and after.code == (2 if flag == "--device" else 0), after.err
+    assert seen(before, after)
+
+
+def test_resume_goes_on_with_the_run_of_that_folder(train: Any) -> None:
+    run = train(CE)
+    assert train.bare("--resume", str(run.folder), "--max_steps", "4").code == 0
+    assert run.last["step"] == "4"
+
+
+def test_overwrite_replaces_the_run(train: Any) -> None:
+    run = train(CE)
+    where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name)
+    assert train(CE, *where).code == 2
+    assert train(CE, *where, "--overwrite", "--max_steps", "3").code == 0
+    assert [row["step"] for row in run.rows] == ["3"]
+
+
+def test_compile_compiles_the_network_where_there_is_a_compiler(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "nothing is compiled" in train(CE + " --compile on").out and not compiled
+    monkeypatch.setattr("shutil.which", lambda name: "/bin/c++")
+    assert train(CE).code == 0 and not compiled
+    assert train(CE + " --compile on").code == 0 and len(compiled) == 1
+
+
+def test_dry_run_needs_no_data_and_leaves_nothing(train: Any, tmp_path: Path) -> None:
+    words = f"{train.ALL} --dry_run --buffer_size 640 --data_root {tmp_path}/none --lr .07"
+    run = train(words)
+    assert (
+        run.code == 0 and not run.err and not run.folder.exists() and not list(tmp_path.iterdir())
+    )
+    said = dict(line.split(maxsplit=1) for line in run.out.splitlines() if line.strip())
+    assert said["lr"] == "0.07" and said["parameters"] == "77,706"
+    for line in ("training step", "memory: replay buffer", "time a step", "time of the run"):
+        assert f"\n{line}" in run.out
+    assert re.search(r"memory: replay buffer +7\.5 MiB", run.out)  # 640 x 3 x 32 x 32 floats
+
+
+OWN_TEST: dict[str, Callable[..., None]] = {
+    "--resume": test_resume_goes_on_with_the_run_of_that_folder,
+    "--overwrite": test_overwrite_replaces_the_run,
+    "--compile": test_compile_compiles_the_network_where_there_is_a_compiler,
+    "--dry_run": test_dry_run_needs_no_data_and_leaves_nothing,
+}
+
+
+def actions() -> dict[str, Any]:
+    """The parser's flags by their first name, --help aside."""
+    listed = flags.build_parser()._actions
+    return {action.option_strings[0]: action for action in listed if action.dest != "help"}
+
+
+def test_every_flag_has_a_test_of_what_it_does() -> None:
+    assert sorted([*SEEN, *OWN_TEST]) == sorted(actions())
+
+
+@pytest.mark.parametrize("flag", actions())
+def test_every_flag_has_a_help_text_that_tells_its_default(flag: str) -> None:
+    action = actions()[flag]
+    assert len(action.help) > 25 or flag == "--overwrite"
+    if action.nargs != 0 and flag not in ("--load_path", "--resume"):
+        assert "default: " in action.help, "a flag with a value tells what holds without it"
+
+
+def test_every_flag_sits_in_a_named_group() -> None:
+    groups = flags.build_parser()._action_groups
+    named = {a.option_strings[0]: g.title for g in groups for a in g._group_actions}
+    loose = {flag for flag in actions() if named[flag] in ("options", "optional arguments", None)}
+    assert not loose and len(set(named.values())) > 5
+
+
+ANCESTORS = {
+    "dataset": "cifar10",
+    "lr": 1e-4,
+    "decay_epochs": [160, 180],
+    "decay_rate": 0.3,
+    "clf_only": False,
+    "start_epoch": 0,
+    "labels_per_class": -1,
+    "optimizer": "adam",
+    "batch_size": 64,
+    "sgld_batch_size": 64,
+    "n_epochs": 200,
+    "warmup_iters": -1,
+    **dict.fromkeys(("pyxce", "pxcontrast", "pxsgld", "pxycontrast", "pxysgld"), 0),
+    "dropout_rate": 0,
+    "sigma": 0.03,
+    "weight_decay": 0,
+    "norm": "none",
+    "n_steps": 20,
+    "width": 10,
+    "depth": 28,
+    "uncond": False,
+    "class_cond_p_x_sample": False,
+    "buffer_size": 10000,
+    "reinit_freq": 0.05,
+    "sgld_lr": 1.0,
+    "sgld_std": 0.01,
+    "contrast_k": 65536,
+    "contrast_t": 0.1,
+    "smoothing": 0,
+    "workers": 4,
+    "seed": None,
+    "log_dir": "./save",
+    "id": None,
+    "ckpt_every": -1,
+    "plot_every": 40,
+    "eval_every": 1,
+    "print_every": 100,
+    "load_path": None,
+    "plot_uncond": False,
+    "plot_cond": False,
+    "plot_contrast": False,
+    "n_valid": None,
+}
+OURS = {
+    *("arch", "contrast_score", "contrast_style", "contrast_normalize", "queue_init"),
+    *("independent_batches", "max_steps", "max_minutes", "dry_run", "resume", "overwrite"),
+    *("device", "amp", "compile", "data_root"),
+}
+
+
+def test_defaults_are_the_ancestors() -> None:
+    defaults = vars(flags.build_parser().parse_args([]))
+    assert {name: defaults[name] for name in ANCESTORS} == ANCESTORS
+    assert set(defaults) == set(ANCESTORS) | OURS
+
+
+def test_data_root_defaults_to_the_environment_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HDGE_DATA_ROOT", "/images")
+    assert flags.build_parser().parse_args([]).data_root == "/images"
+    monkeypatch.delenv("HDGE_DATA_ROOT")
+    assert flags.build_parser().parse_args([]).data_root == "./datasets"
+
+
+def parsed(words: str) -> Any:
+    return flags.parse(words.split())[0]
+
+
+@pytest.mark.parametrize(
+    ("jem", "name", "value"),
+    [
+        ("--p_x_weight 2 ", "pxsgld", 2),
+        ("--p_y_given_x_weight 2", "pyxce", 2),
+        ("--p_x_y_weight 2", "pxysgld", 2),
+        ("--pyxce 1 --save_dir there", "log_dir", "there"),
+        ("--pyxce 1 --dataset cifar_100", "dataset", "cifar100"),
+    ],
+)
+def test_jem_s_names_are_accepted(jem: str, name: str, value: object) -> None:
+    settings, given = flags.parse(jem.split())
+    assert getattr(settings, name) == value and name in given
+
+
+@pytest.mark.parametrize("flag", ["plot_uncond", "plot_cond", "plot_contrast"])
+def test_plot_flags_are_bare_or_take_0_or_1(flag: str) -> None:
+    for text, value in {"": True, "1": True, "0": False}.items():
+        assert getattr(parsed(f"--pxycontrast 1 --{flag} {text}"), flag) is value
+    with pytest.raises(SystemExit):
+        parsed(f"--pxycontrast 1 --{flag} 2")
+
+
+@pytest.mark.parametrize("words", ["--pyxc 1", "--pyxce 1 --batch 4", "--pyxce 1 --over"])
+def test_abbreviations_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parsed(words)
+    assert stop.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
+
+
+PROBE = """
+import runpy, sys
+try:
+    runpy.run_path("train_wrn.py", run_name="__main__")
+except SystemExit as stop:
+    loaded = {"torch", "torchvision", "sklearn", "numpy", "matplotlib"} & set(sys.modules)
+    print("code", stop.code, "loaded", sorted(loaded))
+"""
+
+
+@pytest.mark.parametrize(("words", "code"), [("--help", 0), ("--lr x", 2), ("--depth 11", 2)])
+def test_help_and_mistakes_are_answered_before_anything_heavy_is_imported(
+    words: str, code: int
+) -> None:
+    command = [sys.executable, "-c", PROBE, *words.split()]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert answer.stdout.endswith(f"code {code} loaded []\n"), answer.stderr
+    assert len(answer.stderr.splitlines()) == (code != 0)
+    for flag in actions():
+        assert code or flag in answer.stdout

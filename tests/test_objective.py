@@ -1,0 +1,244 @@
+"""The weighted sum: each weight moves its own term, and memories are kept once."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from losses import (
+    ConditionalSGLD,
+    Contrastive,
+    ContrastScore,
+    CrossEntropy,
+    LogitQueue,
+    MarginalSGLD,
+    Metrics,
+    Objective,
+    ReplayBuffer,
+    Step,
+)
+from models import EnergyClassifier, build
+
+NAMES = ("pyxce", "pxycontrast", "pxcontrast", "pxsgld", "pxysgld")
+CLASSES = 3
+
+
+class Backbone(nn.Module):
+    """Images (N, 3, 2, 2) -> features (N, 8)."""
+
+    num_features = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Seeded(nn.Module):
+    """A term that draws the same random numbers whatever ran before it."""
+
+    def __init__(self, term: nn.Module) -> None:
+        super().__init__()
+        self.term, self.memories = term, getattr(term, "memories", {})
+
+    def forward(self, step: Step) -> tuple[Tensor, Metrics]:
+        torch.manual_seed(5)
+        return self.term(step)
+
+
+def terms() -> dict[str, nn.Module]:
+    """All five, with one queue that holds 30 logits and one replay buffer; always the same."""
+    torch.manual_seed(1)
+    queue, buffer = LogitQueue(CLASSES, 40), ReplayBuffer(24, (3, 2, 2), 0.05, CLASSES)
+    made = {
+        "pyxce": CrossEntropy(),
+        "pxycontrast": Contrastive(ContrastScore(), queue),
+        "pxcontrast": Contrastive(ContrastScore(marginal=True), queue),
+        "pxsgld": MarginalSGLD(buffer, chains=6, steps=2, step_size=0.5, noise_std=0.01),
+        "pxysgld": ConditionalSGLD(buffer, steps=2, step_size=0.5, noise_std=0.01),
+    }
+    queue.enqueue(torch.randn(30, CLASSES))
+    return made
+
+
+def objective_of(weights: dict[str, float]) -> Objective:
+    made = terms()
+    return Objective({name: (weight, Seeded(made[name])) for name, weight in weights.items()})
+
+
+def step_of(dtype: torch.dtype = torch.float32) -> Step:
+    torch.manual_seed(0)
+    model = EnergyClassifier(Backbone(), CLASSES).to(dtype)  # type: ignore[arg-type]
+    return Step.forward(model, torch.rand(5, 3, 2, 2, dtype=dtype) * 2 - 1, torch.arange(5) % 3)
+
+
+def loss_and_gradient(weights: dict[str, float]) -> tuple[Tensor, Tensor, Metrics]:
+    step = step_of(torch.float64)
+    objective = objective_of(weights).double()
+    loss, metrics = objective(step)
+    found = torch.autograd.grad(loss, list(step.model.parameters()), allow_unused=True)
+    return loss, torch.cat([g.flatten() for g in found if g is not None]), metrics
+
+
+def test_the_gradient_is_the_weighted_sum_of_the_terms_gradients() -> None:
+    weights = dict(zip(NAMES, (0.3, 2.0, 0.7, 5.0, 11.0), strict=True))
+    total, gradient, metrics = loss_and_gradient(weights)
+    alone = {name: loss_and_gradient({name: 1.0}) for name in NAMES}
+    expected = sum(weight * alone[name][0] for name, weight in weights.items())
+    torch.testing.assert_close(total, expected)
+    expected = sum(weight * alone[name][1] for name, weight in weights.items())
+    torch.testing.assert_close(gradient, expected)
+    for name in NAMES:
+        torch.testing.assert_close(metrics[f"{name}/loss"], alone[name][0].detach())
+        assert alone[name][1].norm() > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_weight_moves_its_own_term_alone(name: str) -> None:
+    ones = dict.fromkeys(NAMES, 1.0)
+    loss, gradient, metrics = loss_and_gradient(ones)
+    more, more_gradient, more_metrics = loss_and_gradient({**ones, name: 4.0})
+    alone, alone_gradient, _ = loss_and_gradient({name: 1.0})
+    torch.testing.assert_close(more - loss, 3 * alone)
+    torch.testing.assert_close(more_gradient - gradient, 3 * alone_gradient)
+    assert {key for key in metrics if metrics[key] != more_metrics[key]} == {"loss"}
+
+
+def test_metrics_are_detached_scalars_under_the_terms_names() -> None:
+    loss, _, metrics = loss_and_gradient(dict.fromkeys(NAMES, 1.0))
+    energies = [f"{name}/log_q_{of}" for name in NAMES[3:] for of in ("data", "samples")]
+    assert set(metrics) == {"loss", *(f"{name}/loss" for name in NAMES), *energies}
+    assert metrics["loss"] == loss
+    assert all(value.shape == () and not value.requires_grad for value in metrics.values())
+
+
+def test_an_empty_objective_is_refused() -> None:
+    with pytest.raises(ValueError, match="objective is empty"):
+        Objective({})
+
+
+def test_memories_are_registered_and_saved_once() -> None:
+    made = terms()
+    objective = Objective({name: (1.0, made[name]) for name in NAMES})
+    assert set(objective.memories) == {"queue", "replay_buffer"}
+    assert len([m for m in objective.modules() if isinstance(m, (LogitQueue, ReplayBuffer))]) == 2
+    state = objective.state_dict()
+    assert all(name.startswith("memories.") for name in state)
+    assert {"memories.queue.queue_logit", "memories.replay_buffer.images"} <= set(state)
+    large = [name for name, value in state.items() if isinstance(value, Tensor) and value.dim() > 1]
+    assert len(large) == 2
+
+
+def test_memories_follow_the_objective() -> None:
+    made = terms()
+    objective = Objective({name: (1.0, made[name]) for name in NAMES}).double()
+    queue, buffer = (objective.memories[name] for name in ("queue", "replay_buffer"))
+    assert queue.queue_logit.dtype == buffer.images.dtype == torch.float64
+    assert made["pxcontrast"].memories["queue"] is queue  # what the terms see
+    assert made["pxysgld"].memories["replay_buffer"] is buffer
+    objective(step_of(torch.float64))[0].backward()
+
+
+def test_a_saved_objective_is_restored_whole() -> None:
+    one, two = objective_of(dict.fromkeys(NAMES, 1.0)), objective_of(dict.fromkeys(NAMES, 1.0))
+    step = step_of()
+    one(step)
+    one.commit(step)
+    assert one(step)[0] != two(step)[0]
+    two.load_state_dict(one.state_dict())
+    assert one(step)[0] == two(step)[0]
+
+
+@pytest.mark.parametrize("name", ["queue", "replay_buffer"])
+def test_two_memories_of_one_name_are_refused(name: str) -> None:
+    first, second = terms(), terms()
+    pair = {"queue": ("pxycontrast", "pxcontrast"), "replay_buffer": ("pxsgld", "pxysgld")}[name]
+    with pytest.raises(ValueError, match=f"different memories named '{name}'"):
+        Objective({pair[0]: (1.0, first[pair[0]]), pair[1]: (1.0, second[pair[1]])})
+
+
+def tensors_of(objective: Objective) -> dict[str, Any]:
+    state = objective.state_dict()
+    return {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def test_a_skipped_step_leaves_every_memory_as_it_was() -> None:
+    objective, step = objective_of(dict.fromkeys(NAMES, 1.0)), step_of()
+    before = tensors_of(objective)
+    objective(step)
+    objective.commit(step, torch.tensor(True))
+    assert all(torch.equal(value, before[name]) for name, value in tensors_of(objective).items())
+
+    objective(step)
+    objective.commit(step, torch.tensor(False))
+    after = tensors_of(objective)
+    assert after["memories.queue.queue_filled"] == 35  # once, though two terms share it
+    for name in ("queue.queue_logit", "queue.queue_ptr", "replay_buffer.images"):
+        assert not torch.equal(after[f"memories.{name}"], before[f"memories.{name}"])
+    changed = after["memories.replay_buffer.images"] != before["memories.replay_buffer.images"]
+    assert 6 <= changed.flatten(1).any(1).sum() <= 11  # six chains and five, slots may be shared
+
+
+def test_terms_that_read_the_labelled_batch_share_one_forward_pass() -> None:
+    model, made = build(depth=10, width=1, num_classes=CLASSES), terms()
+    passes = []
+    model.f.register_forward_hook(lambda _, inputs, __: passes.append(len(inputs[0])))
+    objective = Objective({name: (1.0, made[name]) for name in NAMES[:3]})
+    step = Step.forward(model, torch.rand(5, 3, 32, 32), torch.arange(5) % 3)
+    loss, _ = objective(step)
+    loss.backward()
+    objective.commit(step)
+    assert passes == [5]
+
+
+def test_sgld_terms_add_their_chains_and_share_the_data_pass() -> None:
+    step, passes = step_of(), []
+    step.model.f.register_forward_hook(lambda _, inputs, __: passes.append(len(inputs[0])))
+    objective_of(dict.fromkeys(NAMES, 1.0))(step)
+    assert sorted(passes) == [5] * 3 + [6] * 3  # two SGLD steps and one score; data: none more
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the host wait on a GPU: reading a number back, or sending one over."""
+
+    waits = ("_local_scalar_dense", "nonzero", "lift_fresh", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._overloadpacket.__name__
+        assert name not in self.waits, f"the host waits in {name}"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("running_above", [0, 40], ids=["running", "fresh"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("kind", ["algorithm1", "eq13"])
+def test_no_term_and_no_memory_makes_the_host_wait(
+    kind: str, smoothing: float, running_above: int
+) -> None:
+    step, made = step_of(), terms()
+    skip = torch.tensor(False)
+    queue = LogitQueue(CLASSES, 40, running_above=running_above)
+    score = ContrastScore(kind, smoothing=smoothing)
+    made["pxycontrast"] = Contrastive(score, queue)
+    made["pxcontrast"] = Contrastive(ContrastScore(marginal=True), queue)
+    objective = Objective({name: (1.0, made[name]) for name in NAMES})
+    with NoWaiting():
+        for _ in range(2):
+            loss, _ = objective(step)
+            objective.commit(step, skip)
+        loss.backward()
+
+
+def test_a_term_of_ones_own_needs_a_forward_and_nothing_else() -> None:
+    class Shrink(nn.Module):
+        def forward(self, step: Step) -> tuple[Tensor, Metrics]:
+            return step.logits.square().mean(), {"largest": step.logits.max()}
+
+    step = step_of()
+    loss, metrics = Objective({"shrink": (0.5, Shrink())})(step)
+    torch.testing.assert_close(loss, 0.5 * step.logits.square().mean())
+    assert set(metrics) == {"shrink/loss", "shrink/largest", "loss"}

@@ -1,0 +1,311 @@
+"""The logit queue: first in first out, only what is filled counts, and its running sums."""
+
+from collections import deque
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from losses import Contrastive, ContrastScore, LogitQueue, Objective, Step
+
+CONDITIONAL, MARGINAL = ContrastScore(), ContrastScore(marginal=True)
+SCORES = [CONDITIONAL, MARGINAL, ContrastScore("eq13", temperature=1.0), ContrastScore("eq13")]
+
+
+def batches(sizes: list[int], classes: int = 3, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(n, classes, generator=generator, dtype=torch.float64) for n in sizes]
+
+
+def queue_of(classes: int, size: int, *, running: bool = True, init: str = "empty") -> LogitQueue:
+    """In float64, keeping both normalisers."""
+    queue = LogitQueue(classes, size, init=init, running_above=0 if running else size).double()
+    for score in (CONDITIONAL, MARGINAL):
+        queue.track(score)
+    return queue
+
+
+def normaliser(rows: Tensor, score: ContrastScore) -> Tensor:
+    """(R,) of the logits (M, C), straight from the definition."""
+    return (score(rows.T) / score.temperature).logsumexp(1)
+
+
+def contents(queue: LogitQueue) -> dict[str, Any]:
+    return {
+        name: value.clone() if isinstance(value, Tensor) else dict(value)
+        for name, value in queue.state_dict().items()
+    }
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(
+        torch.equal(a[name], b[name]) if isinstance(a[name], Tensor) else a[name] == b[name]
+        for name in a
+    )
+
+
+def test_a_new_queue_is_empty() -> None:
+    queue = queue_of(3, 8)
+    assert queue.queue_filled == 0 and queue.queue_ptr == 0
+    for key in ("conditional", "marginal"):
+        assert (queue.log_normaliser(key) == -torch.inf).all()
+
+
+@pytest.mark.parametrize("sizes", [[3], [8], [3, 5], [5, 5], [8, 8, 1], [20], [3, 20, 2], [0, 4]])
+def test_the_last_k_stay_in_ring_order(sizes: list[int]) -> None:
+    """Against a ring written slot by slot: new logits overwrite the oldest."""
+    queue, ring, pointer, seen = queue_of(3, 8), torch.zeros(8, 3).double(), 0, 0
+    last: deque[Tensor] = deque(maxlen=8)
+    for batch in batches(sizes):
+        queue.enqueue(batch)
+        for row in batch[-8:]:
+            ring[pointer] = row
+            pointer = (pointer + 1) % 8
+        last.extend(batch)
+        seen += len(batch)
+        assert torch.equal(queue.queue_logit.T, ring)
+        assert queue.queue_ptr == pointer and queue.queue_filled == min(seen, 8)
+        held = [tuple(row.tolist()) for row in ring[: min(seen, 8)]]
+        assert sorted(held) == sorted(tuple(row.tolist()) for row in last)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_only_filled_slots_are_negatives(running: bool) -> None:
+    queue, (batch,) = queue_of(3, 100, running=running), batches([7])
+    queue.enqueue(batch)
+    for key, score in [("conditional", CONDITIONAL), ("marginal", MARGINAL)]:
+        expected = normaliser(batch, score)
+        torch.testing.assert_close(queue.log_normaliser(key), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_random_queue_starts_full(running: bool) -> None:
+    queue = queue_of(3, 500, running=running, init="random")
+    assert queue.queue_filled == 500
+    assert abs(queue.queue_logit.mean()) < 0.1 and abs(queue.queue_logit.std() - 1) < 0.1
+    start = queue.queue_logit.clone()
+    expected = normaliser(start.T, CONDITIONAL)
+    torch.testing.assert_close(queue.log_normaliser("conditional"), expected, rtol=0, atol=1e-12)
+
+    (batch,) = batches([7])
+    queue.enqueue(batch)
+    assert queue.queue_filled == 500 and queue.queue_ptr == 7
+    expected = normaliser(torch.cat([batch, start.T[7:]]), CONDITIONAL)
+    torch.testing.assert_close(queue.log_normaliser("conditional"), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("score", SCORES, ids=str)
+def test_the_running_sum_equals_the_fresh_one_after_many_enqueues(score: ContrastScore) -> None:
+    """Uneven batches, some larger than the queue, past the sum that is due after 1,024."""
+    running, fresh = (LogitQueue(3, 50, running_above=above).double() for above in (0, 50))
+    key = running.track(score), fresh.track(score)
+    assert key[0] == key[1]
+    sizes = [1, 7, 50, 13, 64, 2, 120, 31] * 135
+    for number, batch in enumerate(batches(sizes)):
+        for queue in (running, fresh):
+            queue.enqueue(batch)
+        if number < 20 or number % 100 == 0 or number > 1020:
+            got, expected = (queue.log_normaliser(key[0]) for queue in (running, fresh))
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+    assert len(sizes) > 1024 and torch.equal(running.queue_logit, fresh.queue_logit)
+
+
+def test_the_running_sum_is_summed_afresh_every_1024_enqueues() -> None:
+    queue = queue_of(3, 50)
+    (batch,) = batches([10])
+    queue.enqueue(batch)
+    total = queue.normalisers["conditional"].total
+    right = total.clone()
+    total.add_(1e-3)  # a drift
+    for _ in range(1023):
+        queue.enqueue(batch[:0])
+    assert (total - right).abs().max() > 5e-4
+    queue.enqueue(batch[:0])
+    torch.testing.assert_close(total, right, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.02, 0.01])
+def test_the_running_sum_survives_that_its_largest_terms_leave(temperature: float) -> None:
+    """Logits that fit class 0 perfectly, then only such that fit it worst: nothing may cancel."""
+    score = ContrastScore("eq13", temperature=temperature)
+    queue = LogitQueue(2, 50, running_above=0).double()
+    key = queue.track(score)
+    for sign in (1.0, -1.0):
+        rows = sign * torch.tensor([[1.0, 0.0]]).double().expand(50, 2)
+        queue.enqueue(rows)
+    expected = normaliser(rows, score)
+    torch.testing.assert_close(queue.log_normaliser(key), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("skip", [None, torch.tensor(False)], ids=["no flag", "flag"])
+def test_logits_that_are_not_finite_never_enter(
+    bad: float, running: bool, skip: Tensor | None
+) -> None:
+    queue = queue_of(3, 8, running=running)
+    for batch in batches([5, 6]):
+        queue.enqueue(batch)
+    before = {key: queue.log_normaliser(key) for key in ("conditional", "marginal")}
+    tensors = contents(queue)
+    (batch,) = batches([4], seed=1)
+    batch[2, 1] = bad
+    queue.enqueue(batch, skip)
+    for name, value in contents(queue).items():
+        assert not isinstance(value, Tensor) or torch.equal(value, tensors[name])
+    for key, value in before.items():
+        assert torch.equal(queue.log_normaliser(key), value)
+
+
+@pytest.mark.parametrize("filled", [[], [3], [5, 6]], ids=["empty", "part", "wrapped"])
+def test_a_skipped_step_changes_nothing(filled: list[int]) -> None:
+    queue = queue_of(3, 8)
+    for batch in batches(filled):
+        queue.enqueue(batch)
+    tensors = contents(queue)
+    (batch,) = batches([4], seed=1)
+    queue.enqueue(batch, skip=torch.tensor(True))
+    for name, value in contents(queue).items():
+        assert not isinstance(value, Tensor) or torch.equal(value, tensors[name])
+
+    queue.enqueue(batch, skip=torch.tensor(False))
+    assert not torch.equal(queue.queue_logit, tensors["queue_logit"])
+    assert queue.queue_ptr == (tensors["queue_ptr"] + 4) % 8
+
+
+def test_the_gradient_stays_outside() -> None:
+    queue, logits = queue_of(3, 8), torch.randn(4, 3, requires_grad=True).double()
+    queue.enqueue(logits)
+    assert not queue.queue_logit.requires_grad
+    assert not queue.log_normaliser("conditional").requires_grad
+
+
+def test_what_enters_is_a_copy_of_the_raw_logits() -> None:
+    queue, (batch,) = queue_of(3, 4), batches([4])
+    raw = batch.clone()
+    queue.enqueue(batch)
+    batch.zero_()
+    assert torch.equal(queue.queue_logit.T, raw)
+
+
+def test_a_restored_queue_goes_on_bit_for_bit() -> None:
+    """Also across the 1,024th enqueue, which the saved counter sets off."""
+    queue, twin = queue_of(3, 50), queue_of(3, 50)
+    for batch in batches([7] * 1000):
+        queue.enqueue(batch)
+    twin.load_state_dict(queue.state_dict())
+    assert same(contents(queue), contents(twin))
+    for batch in batches([9] * 40, seed=1):
+        for each in (queue, twin):
+            each.enqueue(batch)
+        assert same(contents(queue), contents(twin))
+        for key in ("conditional", "marginal"):
+            assert torch.equal(queue.log_normaliser(key), twin.log_normaliser(key))
+
+
+def test_a_restored_running_sum_is_the_saved_one_not_a_new_one() -> None:
+    queue, twin = queue_of(3, 50), queue_of(3, 50)
+    for batch in batches([7] * 100):
+        queue.enqueue(batch)
+    queue.normalisers["conditional"].total.mul_(1 + 1e-9)  # the drift of a long run, enlarged
+    twin.load_state_dict(queue.state_dict())
+    got, expected = (each.log_normaliser("conditional") for each in (twin, queue))
+    assert torch.equal(got, expected)
+    assert (got - normaliser(queue.queue_logit.T, CONDITIONAL)).abs().min() > 1e-10
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ContrastScore(temperature=0.2),
+        ContrastScore(kind="eq13"),
+        ContrastScore(smoothing=0.1),
+    ],
+    ids=str,
+)
+def test_a_sum_of_other_settings_is_summed_afresh(other: ContrastScore) -> None:
+    queue, twin = (LogitQueue(3, 50, running_above=0).double() for _ in range(2))
+    queue.track(CONDITIONAL)
+    key = twin.track(other)
+    for batch in batches([30, 30]):
+        queue.enqueue(batch)
+    twin.load_state_dict(queue.state_dict())
+    expected = normaliser(queue.queue_logit.T, other)
+    torch.testing.assert_close(twin.log_normaliser(key), expected, rtol=0, atol=1e-12)
+    (batch,) = batches([7], seed=1)
+    twin.load_state_dict(queue.state_dict())
+    twin.enqueue(batch)  # the first use may also be an enqueue
+    expected = normaliser(twin.queue_logit.T, other)
+    torch.testing.assert_close(twin.log_normaliser(key), expected, rtol=0, atol=1e-12)
+
+
+def test_a_checkpoint_is_made_of_plain_values(tmp_path: Any) -> None:
+    queue, twin = queue_of(3, 8), queue_of(3, 8)
+    for batch in batches([5, 6]):
+        queue.enqueue(batch)
+    torch.save(queue.state_dict(), tmp_path / "queue.pt")
+    twin.load_state_dict(torch.load(tmp_path / "queue.pt", weights_only=True))
+    assert same(contents(queue), contents(twin))
+
+
+def test_a_float32_queue_keeps_float64_sums() -> None:
+    queue = LogitQueue(3, 50, running_above=0)
+    key = queue.track(CONDITIONAL)
+    for batch in batches([20, 20, 20]):
+        queue.enqueue(batch.float())
+    assert queue.queue_logit.dtype == torch.float32
+    assert queue.log_normaliser(key).dtype == torch.float64
+    expected = normaliser(queue.queue_logit.T.double(), CONDITIONAL)
+    torch.testing.assert_close(queue.log_normaliser(key), expected, rtol=0, atol=1e-12)
+    assert queue.double().queue_logit.dtype == torch.float64
+
+
+def test_two_terms_that_share_a_queue_enqueue_once_a_step() -> None:
+    queue = LogitQueue(3, 20)
+    terms = {
+        "pxycontrast": (1.0, Contrastive(CONDITIONAL, queue)),
+        "pxcontrast": (1.0, Contrastive(MARGINAL, queue)),
+    }
+    objective = Objective(terms)
+    (logits,) = batches([4])
+    nothing, labels = torch.empty(0), torch.tensor([0, 1, 2, 0])
+    step = Step(None, nothing, labels, nothing, logits)  # type: ignore[arg-type]
+    loss, _ = objective(step)
+    assert loss == 0 and queue.queue_filled == 0  # after the losses, not before
+    objective.commit(step)
+    assert queue.queue_ptr == queue.queue_filled == 4
+    assert torch.equal(queue.queue_logit[:, :4].T, logits.float())
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_queue_without_slots_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match="slots"):
+        LogitQueue(3, size)
+
+
+def test_an_unknown_start_is_refused() -> None:
+    with pytest.raises(ValueError, match="zeros"):
+        LogitQueue(3, 8, init="zeros")
+
+
+@pytest.mark.parametrize(
+    ("score", "running_above", "running"),
+    [
+        (CONDITIONAL, 49, True),
+        (CONDITIONAL, 50, False),  # K <= 16 N: summed afresh
+        (ContrastScore(normalize=False), 0, False),  # raw logits would overflow a sum
+        (ContrastScore(temperature=1e-3), 0, False),  # so would these underflow it
+    ],
+    ids=["large", "small", "raw", "cold"],
+)
+def test_when_a_sum_is_kept(score: ContrastScore, running_above: int, running: bool) -> None:
+    queue = LogitQueue(3, 50, running_above=running_above)
+    assert queue.normalisers[queue.track(score)].running is running
+
+
+def test_a_second_score_of_the_same_kind_must_be_the_same() -> None:
+    queue = LogitQueue(3, 8)
+    assert queue.track(ContrastScore()) == queue.track(ContrastScore())
+    with pytest.raises(ValueError, match="another conditional score"):
+        queue.track(ContrastScore(temperature=0.5))

@@ -1,0 +1,91 @@
+"""Every command and every Python block of the README and the scripts does what it says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import models
+from training import flags
+from training.checkpoint import save_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands(text: str) -> list[str]:
+    """Whole command lines: continued lines are joined, comments are cut."""
+    joined = text.replace("\\\n", " ")
+    lines = [line.split("  #")[0].strip() for line in joined.splitlines()]
+    return [line for line in lines if re.match(r'(python|"\$PYTHON"|bash|conda) ', line)]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+README_COMMANDS = [line for block in blocks("bash") for line in commands(block)]
+SCRIPT_COMMANDS = [
+    line
+    for path in sorted((ROOT / "scripts").glob("*.sh"))
+    for line in commands(path.read_text(encoding="utf-8"))
+    if "train_wrn.py" in line
+]
+
+
+def test_there_are_commands_to_check() -> None:
+    assert sum("train_wrn.py" in line for line in README_COMMANDS) >= 8
+    assert SCRIPT_COMMANDS
+
+
+@pytest.mark.parametrize("line", README_COMMANDS + SCRIPT_COMMANDS)
+def test_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, script, *arguments = shlex.split(line)
+    if program == "bash":
+        assert (ROOT / script).is_file()
+        return
+    assert script == "train_wrn.py"
+    known = {"$log_dir": "save", "$id": "name"}
+    arguments = [known.get(word, word) for word in arguments if word != "$@"]
+    settings, _ = flags.parse(arguments)
+    assert settings.resume or any(getattr(settings, term) > 0 for term in flags.TERMS)
+
+
+def test_conda_command_names_a_file_that_exists() -> None:
+    assert "conda env create --file conda.yaml" in README
+    assert (ROOT / "conda.yaml").is_file()
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_block_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = {"depth": 10, "width": 1}
+    state = {"model_state_dict": models.build(**network).state_dict(), "settings": network}
+    (tmp_path / "save" / "hdge").mkdir(parents=True)
+    save_checkpoint(state, tmp_path / "save" / "hdge" / "best_valid_ckpt.pt")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    if "metrics" in names:
+        said = {"pyxce/loss", "penalty/loss", "penalty/largest", "loss"}
+        assert set(names["metrics"]) == said  # type: ignore[call-overload]
+
+
+def test_own_term_is_as_short_as_promised() -> None:
+    (example,) = (code for code in blocks("python") if "nn.Module" in code)
+    lines = [line for line in example.splitlines() if line and not line.startswith("import")]
+    assert len(lines) <= 15
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)h#][^)]*)\)", README))))
+def test_linked_file_exists(path: str) -> None:
+    assert (ROOT / path).exists()
+
+
+def test_every_flag_in_the_readme_exists() -> None:
+    known = {option for action in flags.build_parser()._actions for option in action.option_strings}
+    others = {"--file"}  # conda's
+    named = set(re.findall(r"--[a-z][a-z_]*", README)) - {"--plot_"}
+    assert named - others <= known

@@ -1,0 +1,153 @@
+"""The replay buffer: which slots chains start from, and which they go back to."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from losses import ReplayBuffer
+
+SHAPE = (3, 2, 2)
+
+
+def numbered(size: int, classes: int, reinit_freq: float = 0.0) -> ReplayBuffer:
+    """Slot i holds the number 10 + i everywhere: what no fresh start in [-1, 1] can be."""
+    buffer = ReplayBuffer(size, SHAPE, reinit_freq, classes)
+    buffer.images.copy_((10 + torch.arange(size))[:, None, None, None].expand_as(buffer.images))
+    return buffer
+
+
+def test_it_starts_uniform_between_minus_one_and_one() -> None:
+    torch.manual_seed(0)
+    images = ReplayBuffer(2000, SHAPE, 0.05, 10).images
+    assert images.shape == (2000, *SHAPE) and -1 <= images.min() and images.max() < 1
+    assert abs(images.mean()) < 0.02 and abs(images.var() - 1 / 3) < 0.01
+
+
+def test_slots_are_distinct_and_all_may_be_drawn() -> None:
+    buffer = numbered(20, 10)
+    for _ in range(20):
+        _, slots = buffer.draw(15)
+        assert len(set(slots.tolist())) == 15
+    _, slots = buffer.draw(20)
+    assert sorted(slots.tolist()) == list(range(20))
+
+
+def test_slots_are_uniform() -> None:
+    torch.manual_seed(0)
+    buffer, counts = numbered(20, 10), Counter[int]()
+    for _ in range(1000):
+        counts.update(buffer.draw(4)[1].tolist())
+    assert len(counts) == 20 and all(140 < count < 260 for count in counts.values())  # 200 +- 13
+
+
+def test_a_chain_starts_from_its_slot() -> None:
+    buffer = numbered(20, 10)
+    for labels in (None, torch.tensor([3, 3])):
+        start, slots = buffer.draw(2, labels)
+        assert torch.equal(start, buffer.images[slots])
+        start.zero_()
+        assert buffer.images.min() == 10  # a copy
+
+
+def test_conditional_slots_are_of_the_class_and_distinct() -> None:
+    buffer = numbered(60, 3)
+    for seed in range(50):
+        labels = torch.randint(3, (18,), generator=torch.Generator().manual_seed(seed))
+        _, slots = buffer.draw(18, labels)
+        assert torch.equal(slots // 20, labels)
+        assert len(set(slots.tolist())) == 18
+    labels = torch.full((20,), 1)  # as many as the class has
+    assert sorted(buffer.draw(20, labels)[1].tolist()) == list(range(20, 40))
+
+
+def test_conditional_slots_are_uniform_within_the_class() -> None:
+    """The first chain of a class, and the third, may use any of its slots."""
+    torch.manual_seed(0)
+    buffer, labels = numbered(30, 3), torch.tensor([2, 0, 2, 1, 2])
+    for chain, label in [(0, 2), (4, 2), (1, 0)]:
+        counts = Counter(buffer.draw(5, labels)[1][chain].item() for _ in range(1000))
+        assert set(counts) == set(range(10 * label, 10 * label + 10))
+        assert all(60 < count < 140 for count in counts.values())
+
+
+@pytest.mark.parametrize("labels", [None, torch.arange(2000) % 2], ids=["free", "conditional"])
+@pytest.mark.parametrize(("share", "slack"), [(0.0, 0.0), (0.05, 0.015), (0.8, 0.03), (1.0, 0.0)])
+def test_this_share_of_the_chains_restarts(
+    labels: torch.Tensor | None, share: float, slack: float
+) -> None:
+    torch.manual_seed(0)
+    buffer = numbered(4000, 2, reinit_freq=share)
+    start, slots = buffer.draw(2000, labels)
+    fresh = start.abs().amax((1, 2, 3)) <= 1
+    assert abs(fresh.float().mean() - share) <= slack
+    assert torch.equal(start[~fresh], buffer.images[slots][~fresh])
+    if share:
+        assert abs(start[fresh].mean()) < 0.06 and abs(start[fresh].var() - 1 / 3) < 0.04
+
+
+def test_only_drawn_slots_change() -> None:
+    buffer = numbered(20, 10)
+    before = buffer.images.clone()
+    samples = torch.randn(3, *SHAPE, requires_grad=True)
+    slots = torch.tensor([7, 2, 19])
+    buffer.store(slots, samples)
+    assert torch.equal(buffer.images[slots], samples) and not buffer.images.requires_grad
+    others = torch.tensor([i for i in range(20) if i not in (7, 2, 19)])
+    assert torch.equal(buffer.images[others], before[others])
+
+
+def test_a_skipped_store_changes_nothing() -> None:
+    buffer, slots = numbered(20, 10), torch.tensor([7, 2])
+    before = buffer.images.clone()
+    samples = torch.full((2, *SHAPE), torch.nan)
+    buffer.store(slots, samples, skip=torch.tensor(True))
+    assert torch.equal(buffer.images, before)
+    buffer.store(slots, samples, skip=torch.tensor(False))
+    assert buffer.images[slots].isnan().all()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_staged_samples_are_stored_once_by_the_commit(skip: bool) -> None:
+    buffer, slots = numbered(20, 10), torch.tensor([7, 2])
+    before = buffer.images.clone()
+    buffer.stage(slots, torch.zeros(2, *SHAPE))
+    buffer.stage(slots[:1] + 1, torch.ones(1, *SHAPE))
+    assert torch.equal(buffer.images, before)
+    buffer.commit(None, torch.tensor(skip))  # type: ignore[arg-type]
+    expected = before if skip else before.index_fill(0, slots, 0.0)
+    if not skip:
+        expected[8] = 1
+    assert torch.equal(buffer.images, expected)
+    assert buffer.staged == []
+
+
+def test_more_chains_than_slots_are_refused() -> None:
+    buffer = numbered(20, 10)
+    with pytest.raises(ValueError, match="21 chains"):
+        buffer.draw(21)
+    with pytest.raises(ValueError, match="3 chains"):
+        buffer.draw(3, torch.tensor([4, 4, 4]))
+
+
+@pytest.mark.parametrize(("size", "classes"), [(25, 10), (5, 10), (0, 10)])
+def test_a_size_that_is_no_multiple_of_the_classes_is_refused(size: int, classes: int) -> None:
+    with pytest.raises(ValueError, match=f"{size} is not divisible by {classes}"):
+        ReplayBuffer(size, SHAPE, 0.05, classes)
+
+
+def test_a_generator_decides_everything_and_nothing_else_moves() -> None:
+    buffer, labels = numbered(20, 2, reinit_freq=0.5), torch.tensor([0, 1, 1])
+    before = torch.get_rng_state()
+    for chosen in (None, labels):
+        draws = [buffer.draw(3, chosen, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+        for first, second, other in zip(*draws, strict=True):
+            assert torch.equal(first, second) and not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_saved_buffer_is_its_images() -> None:
+    buffer, twin = numbered(20, 10), ReplayBuffer(20, SHAPE, 0.05, 10)
+    assert list(buffer.state_dict()) == ["images"]
+    twin.load_state_dict(buffer.state_dict())
+    assert torch.equal(twin.images, buffer.images)

@@ -1,0 +1,305 @@
+"""A run that was stopped and resumed is the run that was not, bit for bit."""
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.flags import FIXED_ON_RESUME
+
+# name: (flags, steps of the first process, ...). An epoch has 5 steps. Queues of more than
+# 64 slots keep running sums.
+STOPS = {
+    "adam, no norm, mid-epoch": ("--norm none --contrast_k 80", 3, 8),
+    "adam, no norm, end of an epoch": ("--norm none --contrast_k 80 --queue_init random", 5, 8),
+    "sgd, batch norm, mid-epoch": ("--norm batch --optimizer sgd --lr .01 --contrast_k 80", 7, 12),
+    "adam, batch norm, end of an epoch": ("--norm batch --contrast_k 16", 5, 10),
+    "adam, act norm, twice": ("--norm act --contrast_k 80 --independent_batches", 2, 4, 9),
+    "sgd, warm-up and decay, twice": (
+        "--optimizer sgd --warmup_iters 8 --decay_epochs 1 --lr .01 --class_cond_p_x_sample",
+        *(5, 6, 11),
+    ),
+}
+CLOCK = ("seconds", "images_per_s")
+
+
+def moving(state: dict[str, Any]) -> dict[str, Any]:
+    """All of a checkpoint but the settings, the clock, the length of log.txt and, since a run
+    that stops within an epoch is evaluated there, the best validation accuracy."""
+    kept = {name: value for name, value in state.items() if name not in ("settings", "progress")}
+    return {**kept, "step": state["progress"]["step"]}
+
+
+def steady(run: Any) -> list[dict[str, str]]:
+    return [{name: row[name] for name in row if name not in CLOCK} for row in run.rows]
+
+
+def reports(run: Any) -> list[str]:
+    return [line for line in run.text().splitlines() if re.match(r"epoch \d+ step", line)]
+
+
+def resumed(train: Any, run: Any, *words: str) -> Any:
+    return train.bare("--resume", str(run.folder), *words)
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_stopped_and_resumed_is_uninterrupted(name: str, train: Any) -> None:
+    flags, first, *later = STOPS[name]
+    flags = f"{train.ALL} --dropout_rate .1 {flags}"
+    whole = train(f"{flags} --max_steps {later[-1]}")
+    parts = train(f"{flags} --max_steps {first}")
+    for stop in later:
+        again = resumed(train, parts, "--max_steps", str(stop))
+        assert again.code == 0 and not again.err
+    a, b = whole.state(), parts.state()
+    assert moving(a).keys() > {"model_state_dict", "objective", "optimizer", "random", "meters"}
+    for part in moving(a):
+        assert train.same(a[part] if part in a else 0, b[part] if part in b else 0), part
+    assert a["progress"]["step"] == b["progress"]["step"] == later[-1]
+    assert steady(whole) == steady(parts)
+    assert reports(whole) == reports(parts) and len(reports(whole)) == later[-1] // 2
+
+
+def test_seconds_and_rows_add_up_over_processes(train: Any) -> None:
+    run = train("--pyxce 1 --n_epochs 3 --max_steps 5")
+    assert resumed(train, run).code == 0
+    seconds = [float(row["seconds"]) for row in run.rows]
+    assert seconds == sorted(seconds) and [row["epoch"] for row in run.rows] == ["0", "1", "2"]
+    assert all(float(row["images_per_s"]) > 1 for row in run.rows)
+
+
+def test_resume_by_log_dir_and_id(train: Any) -> None:
+    run = train("--pyxce 1 --max_steps 3")
+    where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name)
+    assert train.bare("--resume", *where, "--max_steps", "4").code == 0
+    assert run.state()["progress"]["step"] == 4
+    nowhere = train.bare("--resume", "--max_steps", "5")
+    assert nowhere.code == 2 and "--resume: which run?" in nowhere.err[0]
+
+
+@pytest.mark.parametrize("stop", ["--n_epochs 2", "--max_steps 10", "--max_steps 7"])
+def test_resuming_a_finished_run_changes_nothing(stop: str, train: Any) -> None:
+    run = train(f"{train.ALL} {stop}")
+    files = {name: run.state(name) for name in run.files if name.endswith(".pt")}
+    rows, lines = run.rows, reports(run)
+    limit = stop.split() if "max_steps" in stop else []
+    again = resumed(train, run, *limit)
+    assert again.code == 0 and not again.err
+    assert all(train.same(run.state(name), state) for name, state in files.items())
+    assert reports(run) == lines
+    assert run.rows == rows
+
+
+def test_a_finished_run_goes_on_with_more_epochs(train: Any) -> None:
+    run = train("--pyxce 1 --n_epochs 1")
+    assert resumed(train, run, "--n_epochs", "3").code == 0
+    assert [row["epoch"] for row in run.rows] == ["0", "1", "2"] and run.settings["n_epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "seen"),
+    [
+        ("lr", 0.02, lambda run: run.last["lr"] == "0.02"),
+        ("pyxce", 3.0, lambda run: float(run.last["loss"]) > 5),
+        ("print_every", 1, lambda run: len(reports(run)) == 2 + 5),
+        ("sigma", 1.0, lambda run: run.rows[0]["test_loss"] != run.last["test_loss"]),
+        ("contrast_t", 5.0, lambda run: run.code == 0),
+        ("smoothing", 0.2, lambda run: run.code == 0),
+        ("contrast_score", "eq13", lambda run: run.code == 0),
+        ("n_steps", 2, lambda run: run.code == 0),
+        ("reinit_freq", 0.5, lambda run: run.code == 0),
+    ],
+)
+def test_a_flag_given_on_resume_wins_and_is_recorded(
+    flag: str, value: Any, seen: Any, train: Any
+) -> None:
+    run = train("--pyxce 1 --pxycontrast 1 --pxsgld 1 --contrast_k 80 --max_steps 5")
+    again = resumed(train, run, f"--{flag}", str(value), "--max_steps", "10")
+    assert again.code == 0, again.err
+    assert run.settings[flag] == value == run.state()["settings"][flag] and seen(run)
+    assert run.settings["pxsgld"] == 1 and run.settings["contrast_k"] == 80
+    assert resumed(train, run, "--max_steps", "11").code == 0
+    assert run.settings[flag] == value, "and it holds for the next resume"
+
+
+@pytest.mark.parametrize("words", ["--no-contrast_normalize", "--contrast_t .001"])
+def test_a_queue_whose_sums_no_longer_fit_can_be_resumed(words: str, train: Any) -> None:
+    """With raw logits, or so low a temperature, a long queue keeps no running sums."""
+    run = train("--pxycontrast 1 --contrast_k 80 --max_steps 5")
+    again = resumed(train, run, *words.split(), "--max_steps", "8")
+    assert again.code == 0, again.err
+
+
+# What would change the network, the data, the terms, the batch, the queue or the buffer
+CHANGED = {
+    "arch": "--arch resnet50",
+    "depth": "--depth 16",
+    "width": "--width 2",
+    "norm": "--norm batch",
+    "uncond": "--uncond",
+    "clf_only": "--clf_only",
+    "dropout_rate": "--dropout_rate .5",
+    "dataset": "--dataset digits",
+    "n_valid": "--n_valid 39",
+    "labels_per_class": "--labels_per_class 1",
+    "independent_batches": "--independent_batches",
+    "seed": "--seed 2",
+    "start_epoch": "--start_epoch 1",
+    "batch_size": "--batch_size 2",
+    "sgld_batch_size": "--sgld_batch_size 2",
+    "contrast_k": "--contrast_k 64",
+    "contrast_style": "--contrast_style simclr",
+    "queue_init": "--queue_init random",
+    "buffer_size": "--buffer_size 80",
+    "optimizer": "--optimizer sgd",
+    "load_path": "--load_path other.pt",
+    "pyxce": "--pyxce 0",
+    "pxysgld": "--pxysgld 1",
+}
+
+
+def test_every_fixed_flag_is_in_the_table() -> None:
+    assert set(CHANGED) - {"pyxce", "pxysgld"} == set(FIXED_ON_RESUME)
+    asked = "arch depth width norm uncond dataset batch_size contrast_k buffer_size optimizer"
+    assert set(asked.split()) <= set(FIXED_ON_RESUME)
+
+
+@pytest.mark.parametrize("flag", CHANGED)
+def test_a_flag_that_would_change_the_run_is_refused(flag: str, train: Any) -> None:
+    run = train.once("--pyxce 1 --pxycontrast 1 --pxsgld 1 --max_steps 2")
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in listed(run.folder)}
+    again = resumed(train, run, *CHANGED[flag].split(), "--max_steps", "3")
+    assert again.code == 2 and len(again.err) == 1
+    assert f"--{flag} " in again.err[0] and "cannot change on --resume" in again.err[0]
+    assert "leave it out" in again.err[0]
+    after = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in listed(run.folder)}
+    assert before == after
+
+
+def listed(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+# Damage
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "text"])
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(damage: str, train: Any) -> None:
+    whole = train.once(f"{train.ALL} --n_epochs 3")
+    run = train(f"{train.ALL} --n_epochs 3 --max_steps 10")
+    last = run.folder / "last_ckpt.pt"
+    content = last.read_bytes()
+    last.unlink()  # it may be one file with prev_ckpt.pt
+    if damage != "missing":
+        kept = {"truncated": content[: len(content) // 2], "empty": b"", "text": b"hello\n"}
+        last.write_bytes(kept[damage])
+    again = resumed(train, run)
+    assert again.code == 0 and len(again.err) == 1
+    assert "warning" in again.err[0] and str(last) in again.err[0]
+    assert "resuming from" in again.err[0] and "prev_ckpt.pt" in again.err[0]
+    assert train.same(moving(run.state()), moving(whole.state()))
+    assert steady(run) == steady(whole) and reports(run) == reports(whole)
+
+
+def test_the_good_checkpoint_is_kept_until_another_one_is_written(train: Any) -> None:
+    run = train("--pyxce 1 --max_steps 10")
+    last = run.folder / "last_ckpt.pt"
+    last.unlink()
+    last.write_bytes(b"damaged")
+    assert resumed(train, run, "--max_steps", "10").code == 0
+    steps = [run.state(name)["progress"]["step"] for name in ("prev_ckpt.pt", "last_ckpt.pt")]
+    assert steps == [5, 10]
+
+
+def test_without_any_checkpoint_the_run_cannot_be_resumed(train: Any) -> None:
+    run = train("--pyxce 1 --max_steps 2")
+    for name in ("last_ckpt.pt", "prev_ckpt.pt"):
+        (run.folder / name).unlink()
+    again = resumed(train, run)
+    assert again.code == 2 and len(again.err) == 1 and "last_ckpt.pt is no file" in again.err[0]
+
+
+def test_a_torn_line_of_the_records_is_repaired(train: Any) -> None:
+    whole = train.once("--pyxce 1 --n_epochs 3")
+    run = train("--pyxce 1 --n_epochs 3 --max_steps 10")
+    with open(run.folder / "progress.csv", "a") as file:
+        file.write("2,15,0.9")
+    with open(run.folder / "log.txt", "a") as file:
+        file.write("epoch 2 step 12 lr 0.0")
+    assert resumed(train, run).code == 0
+    assert steady(run) == steady(whole) and reports(run) == reports(whole)
+
+
+@pytest.mark.parametrize("torn", ["", "epoch,step,sec"])
+def test_a_progress_csv_without_a_whole_line_is_written_afresh(torn: str, train: Any) -> None:
+    run = train("--pyxce 1 --n_epochs 2 --max_steps 5")
+    (run.folder / "progress.csv").write_text(torn)
+    assert resumed(train, run).code == 0
+    assert [row["epoch"] for row in run.rows] == ["1"] and run.last["test_acc"]
+
+
+# Limits
+
+
+def test_max_minutes_ends_cleanly(train: Any) -> None:
+    started = time.monotonic()
+    run = train("--pyxce 1 --max_minutes .02")
+    assert time.monotonic() - started < 20
+    assert run.code == 0 and not run.err and "stopped by --max_minutes 0.02" in run.text()
+    step = run.state()["progress"]["step"]
+    assert 0 < step < 1000 and run.last["step"] == str(step) and run.last["test_acc"]
+    assert resumed(train, run, "--max_steps", str(step + 1)).code == 0
+    assert run.state()["progress"]["step"] == step + 1
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import train_wrn
+
+    whole, step = train("--pyxce 1 --n_epochs 2"), train_wrn.train_step
+
+    def interrupted(run: Any, guard: Any, batch: Any, number: int) -> Any:
+        if number == 7:
+            raise KeyboardInterrupt
+        return step(run, guard, batch, number)
+
+    monkeypatch.setattr(train_wrn, "train_step", interrupted)
+    run = train("--pyxce 1 --n_epochs 2")
+    assert run.code == 130 and len(run.err) == 1 and "--resume" in run.err[0]
+    monkeypatch.undo()
+    assert resumed(train, run).code == 0
+    assert steady(run) == steady(whole) and reports(run) == reports(whole)
+    assert train.same(moving(run.state()), moving(whole.state()))
+
+
+def test_a_kill_between_two_files_loses_no_best_checkpoint(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import output
+
+    save = output.save_checkpoint
+    whole = train("--pyxce 1 --n_epochs 2 --lr 1e-9")
+
+    def killed(state: dict, path: Path, **keep: Any) -> None:
+        if path.name == "best_valid_ckpt.pt":
+            raise KeyboardInterrupt
+        save(state, path, **keep)
+
+    monkeypatch.setattr(output, "save_checkpoint", killed)
+    run = train("--pyxce 1 --n_epochs 2 --lr 1e-9")
+    assert run.code == 130
+    monkeypatch.undo()
+    assert resumed(train, run).code == 0
+    assert "best_valid_ckpt.pt" in run.files
+    steps = [r.state("best_valid_ckpt.pt")["progress"]["step"] for r in (whole, run)]
+    assert steps[0] == steps[1]
+
+
+def test_resume_asks_for_no_file_that_is_not_there(train: Any, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        again = train.bare("--resume", str(folder))
+        assert again.code == 2 and len(again.err) == 1 and "holds no run" in again.err[0]
+        assert "--id" in again.err[0]
+    assert os.listdir(tmp_path) == []

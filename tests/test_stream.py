@@ -1,0 +1,136 @@
+"""The batches of a training run: which images each step sees."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data import DataError, Split, TrainingBatches
+
+N = 50
+
+
+def split() -> Split:
+    """Image i is of the shade i, and its label is i too: a batch tells which images it shows."""
+    shades = torch.arange(N, dtype=torch.uint8)[:, None, None, None].expand(N, 32, 32, 3)
+    return Split(shades, torch.arange(N))
+
+
+def batches_of(**changes: Any) -> TrainingBatches:
+    index = torch.arange(N - 1, -1, -2)  # 25 of the 50
+    settings = {
+        "index": index,
+        "labelled": index,
+        "batch_size": 4,
+        "seed": 0,
+        "sigma": 0.0,
+        "flip": True,
+        "unlabelled": False,
+    }
+    return TrainingBatches(split(), **(settings | changes))
+
+
+def shown(images: Tensor) -> list[int]:
+    return ((images[:, 0, 0, 0] + 1) * 127.5).round().long().tolist()
+
+
+def labelled(batches: TrainingBatches, steps: range) -> list[list[int]]:
+    seen = []
+    for step in steps:
+        images, labels, _ = batches(step)
+        assert shown(images) == labels.tolist()
+        seen.append(labels.tolist())
+    return seen
+
+
+def test_an_epoch_shows_every_image_at_most_once() -> None:
+    batches = batches_of()
+    assert batches.steps_per_epoch == 6
+    orders = []
+    for epoch in range(3):
+        seen = labelled(batches, range(6 * epoch, 6 * epoch + 6))
+        assert all(len(batch) == 4 for batch in seen)
+        flat = sum(seen, [])
+        assert len(set(flat)) == 24 and set(flat) <= set(batches.index.tolist())
+        orders.append(flat)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_over_epochs_every_image_is_shown() -> None:
+    seen = sum(labelled(batches_of(), range(60)), [])
+    assert set(seen) == set(batches_of().index.tolist())
+
+
+@pytest.mark.parametrize("unlabelled", [False, True])
+def test_a_step_depends_on_seed_and_step_alone(unlabelled: bool) -> None:
+    """In any order of asking, as after a resume; not on the global random state."""
+    forward, jumping = (batches_of(unlabelled=unlabelled) for _ in range(2))
+    expected = {step: forward(step) for step in range(20)}
+    torch.manual_seed(99)
+    for step in (19, 3, 4, 0, 12, 11, 19):
+        _, labels, second = jumping(step)
+        assert torch.equal(labels, expected[step][1])
+        if unlabelled:
+            assert shown(second) == shown(expected[step][2])
+    others = labelled(batches_of(seed=1), range(20))
+    assert others != [labels.tolist() for _, labels, _ in expected.values()]
+
+
+def test_the_second_batch_is_of_all_images_in_an_order_of_its_own() -> None:
+    batches = batches_of(unlabelled=True)
+    agree = 0
+    for epoch in range(4):
+        seen = []
+        for step in range(6 * epoch, 6 * epoch + 6):
+            _, labels, second = batches(step)
+            assert second is not None and second.shape == (4, 3, 32, 32)
+            seen += shown(second)
+            agree += sum(a == b for a, b in zip(labels.tolist(), shown(second), strict=True))
+        assert len(set(seen)) == 24 and set(seen) <= set(batches.index.tolist())
+    assert agree < 20  # of 96; by chance 4
+
+
+def test_without_a_second_batch_there_is_none() -> None:
+    assert batches_of()(0)[2] is None
+
+
+def test_few_labels_cycle_and_the_epoch_stays_as_long() -> None:
+    few = torch.tensor([1, 3, 5, 7, 9, 11, 13, 15, 17])
+    batches = batches_of(labelled=few, unlabelled=True)
+    assert batches.steps_per_epoch == 6
+    seen = labelled(batches, range(12))
+    assert all(len(batch) == 4 for batch in seen)
+    for cycle in range(6):  # two batches of four from nine
+        pair = seen[2 * cycle] + seen[2 * cycle + 1]
+        assert len(set(pair)) == 8 and set(pair) <= set(few.tolist())
+    assert set(sum(seen, [])) == set(few.tolist())
+    others = {image for step in range(12) for image in shown(batches(step)[2])}
+    assert len(others) > 20  # the second batch is of all images
+
+
+def test_fewer_labels_than_a_batch_make_a_smaller_batch() -> None:
+    batches = batches_of(labelled=torch.tensor([1, 3]))
+    assert batches.steps_per_epoch == 6
+    assert all(sorted(batch) == [1, 3] for batch in labelled(batches, range(6)))
+
+
+def test_a_batch_may_be_all_images_and_no_more() -> None:
+    assert len(batches_of(batch_size=25)(0)[1]) == 25
+    with pytest.raises(DataError, match=r"--batch_size 26 exceeds the 25 .*use 25 at most"):
+        batches_of(batch_size=26)
+
+
+def test_sigma_and_flip_reach_the_images() -> None:
+    torch.manual_seed(0)
+    clean, noisy = (batches_of(sigma=sigma, batch_size=25)(0)[0] for sigma in (0.0, 0.1))
+    assert abs((noisy - clean).std() - 0.1) < 0.005
+
+    ramp = torch.arange(32, dtype=torch.uint8)[None, None, :, None].expand(N, 32, 32, 3)
+    rising = {}
+    for flip in (True, False):
+        batches = batches_of(flip=flip, batch_size=25)
+        batches.train = Split(ramp, torch.arange(N))
+        images = batches(0)[0]
+        rising[flip] = (images[:, 0, 0, 20] > images[:, 0, 0, 10]).float().mean()
+    assert rising[False] == 1 and 0.2 < rising[True] < 0.8

@@ -1,0 +1,340 @@
+"""A training run from the command line to the run folder."""
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+import models
+from evaluation.classification import classification
+
+ROOT = Path(__file__).resolve().parent.parent
+TERMS = ["pyxce", "pxycontrast", "pxcontrast", "pxsgld", "pxysgld"]
+BEFORE = ["epoch", "step", "seconds", "images_per_s", "lr", "loss"]
+AFTER = ["train_acc", "valid_acc", "valid_loss", "test_acc", "test_loss"]
+SPEED = ("seconds", "images_per_s")
+
+
+def steady(run: Any) -> list[dict[str, str]]:
+    """The rows without what the clock says."""
+    return [{name: row[name] for name in row if name not in SPEED} for row in run.rows]
+
+
+def weights(run: Any) -> dict[str, torch.Tensor]:
+    return run.state()["model_state_dict"]
+
+
+def moving(run: Any) -> dict[str, Any]:
+    """What training moved: all of the checkpoint but settings, clock and the log's length."""
+    state = run.state()
+    return {name: state[name] for name in state if name not in ("settings", "progress")}
+
+
+# The terms, and what a run leaves
+
+
+@pytest.mark.parametrize("terms", [*([term] for term in TERMS), TERMS], ids=" ".join)
+def test_terms_train_alone_and_together(terms: list[str], train: Any) -> None:
+    flags = " ".join(f"--{term} 1" for term in terms)
+    run = train.once(f"{flags} --max_steps 3 --queue_init random")
+    assert run.code == 0 and not run.err
+    values = {name: float(text) for name, text in run.last.items()}
+    assert all(map(math.isfinite, values.values()))
+    losses = [values[f"{term}/loss"] for term in terms]
+    assert values["loss"] == pytest.approx(sum(losses), abs=1e-5) and any(losses)
+    assert not weights(run)["f.conv1.weight"].equal(
+        run.state("prev_ckpt.pt")["model_state_dict"]["f.conv1.weight"]
+    )
+
+
+@pytest.mark.parametrize("terms", [*([term] for term in TERMS), TERMS], ids=" ".join)
+def test_progress_csv_has_one_column_a_term(terms: list[str], train: Any) -> None:
+    flags = " ".join(f"--{term} 1" for term in terms)
+    run = train.once(f"{flags} --max_steps 3 --queue_init random")
+    assert list(run.last) == [*BEFORE, *(f"{term}/loss" for term in terms), *AFTER]
+
+
+def test_a_run_leaves_every_file_of_its_folder(train: Any) -> None:
+    plots = "--plot_uncond --plot_cond --plot_contrast --plot_every 1 --ckpt_every 1"
+    run = train(f"{train.ALL} --n_epochs 2 {plots}", curves=True)
+    assert run.code == 0, run.err
+    events = [name for name in run.files if name.startswith("events.out.tfevents.")]
+    kinds = ("cond", "contrast", "uncond")
+    expected = [
+        *("best_valid_ckpt.pt", "ckpt_0.pt", "ckpt_1.pt", "curves.png", *events),
+        *("last_ckpt.pt", "log.txt", "prev_ckpt.pt", "progress.csv"),
+        *(f"samples/{kind}_{epoch:04d}.png" for kind in kinds for epoch in (0, 1)),
+        "variant.json",
+    ]
+    assert run.files == expected and len(events) == 1
+    assert [(row["epoch"], row["step"]) for row in run.rows] == [("0", "5"), ("1", "10")]
+    assert [run.state(f"ckpt_{i}.pt")["progress"]["step"] for i in (0, 1)] == [5, 10]
+    assert run.state("prev_ckpt.pt")["progress"]["step"] == 5
+    for name in (file for file in run.files if file.endswith(".png")):
+        picture = np.asarray(Image.open(run.folder / name))
+        assert picture.std() > 10 and min(picture.shape[:2]) > 64
+
+
+def test_variant_json_is_flat_settings_and_where_it_ran(train: Any) -> None:
+    from training.flags import build_parser
+
+    settings = train.once("--pyxce 1 --max_steps 2").settings
+    environment = settings.pop("environment")
+    assert set(settings) == set(vars(build_parser().parse_args([])))
+    assert (settings["pyxce"], settings["depth"], settings["seed"]) == (1, 10, 1)
+    assert not any(isinstance(value, dict) for value in settings.values())
+    assert environment["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert environment["python"] == sys.version.split()[0]
+    assert environment["device"]
+    if (ROOT / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{40}\+?", environment["git_commit"])
+
+
+def test_log_txt_tells_data_network_reports_and_the_end(train: Any) -> None:
+    text = train.once("--pyxce 1 --max_steps 2").text()
+    assert "20 training images, 20 labelled; 40 valid, 20 test" in text
+    assert "WRN-10-1, norm none, 77,706 parameters; loss 1 pyxce" in text
+    assert re.search(r"^epoch 0 step 2 lr 0.0001 pyxce/loss \d.+accuracy", text, re.MULTILINE)
+    assert "stopped by --max_steps 2; --resume goes on" in text
+
+
+def test_a_row_has_the_means_of_its_own_epoch(train: Any) -> None:
+    run = train("--pyxce 1 --n_epochs 3 --print_every 5 --lr 1e-3")  # one report an epoch
+    reported = re.findall(r"^epoch \d+ step .* pyxce/loss (\S+) .*", run.text(), re.MULTILINE)
+    assert [f"{float(row['pyxce/loss']):.6g}" for row in run.rows] == reported
+    assert len(set(reported)) == 3
+
+
+def test_tensorboard_has_the_terms_the_evaluation_and_the_grids(train: Any) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train("--pyxce 1 --pxsgld 1 --n_epochs 1 --plot_uncond")
+    board = EventAccumulator(str(run.folder))
+    board.Reload()
+    assert board.Tags()["images"] == ["samples/uncond"]
+    scalars = {"train/loss", "train/pyxce/loss", "train/pxsgld/loss", "train/lr", "valid/accuracy"}
+    assert scalars <= set(board.Tags()["scalars"])
+    assert [event.step for event in board.Scalars("train/loss")] == [2, 4]
+    (event,) = board.Scalars("test/nll")
+    assert event.step == 5 and event.value == pytest.approx(float(run.last["test_loss"]), rel=1e-6)
+
+
+def test_a_run_without_a_name_is_named_after_data_terms_and_time(train: Any) -> None:
+    words = train.BASE.split() + ["--data_root", str(train.data)]
+    logs = train.root / "unnamed"
+    train.bare(*words, *"--pyxce 1 --pxsgld .5 --max_steps 1 --log_dir".split(), str(logs))
+    (folder,) = logs.iterdir()
+    assert re.fullmatch(r"cifar10-pyxce-pxsgld-\d{8}-\d{6}", folder.name)
+
+
+def test_a_seed_that_is_not_given_is_drawn_printed_and_recorded(train: Any) -> None:
+    words = re.sub("--seed 1", "", train.BASE).split() + ["--data_root", str(train.data)]
+    logs = ("--pyxce", "1", "--max_steps", "1", "--log_dir", str(train.root / "seeds"), "--id")
+    runs = [train.bare(*words, *logs, name) for name in "ab"]
+    seeds = [run.settings["seed"] for run in runs]
+    assert seeds[0] != seeds[1] and all(f"seed {s}" in r.out for s, r in zip(seeds, runs, strict=1))
+
+
+# Evaluation
+
+
+def test_valid_and_test_are_not_mixed_up(train: Any, tmp_path: Path) -> None:
+    path = tmp_path / "cifar10.npz"
+    train.write_images(path)
+    arrays = dict(np.load(path))
+    arrays["test_labels"] = (arrays["train_labels"][:20] + 3) % 10  # no test label is right
+    np.savez(path, **arrays)
+    run = train(f"--pyxce 1 --n_epochs 30 --eval_every 30 --lr 3e-3 --data_root {tmp_path}")
+    model = models.load(run.folder / "last_ckpt.pt")
+    loaded = data.load("cifar10", tmp_path)
+    _, valid = data.split_validation(60, 40)
+    splits = {
+        "valid": data.Split(loaded.train.images[valid], loaded.train.labels[valid]),
+        "test": loaded.test,
+    }
+    for name, split in splits.items():
+        batches = data.evaluation_batches(split, batch_size=7, sigma=0.03)
+        result = classification(model, batches)
+        assert float(run.last[f"{name}_acc"]) == result["accuracy"]
+        assert float(run.last[f"{name}_loss"]) == pytest.approx(result["nll"], rel=1e-4)
+    assert float(run.last["valid_acc"]) > 0.3 > float(run.last["test_acc"])
+
+
+def test_the_best_checkpoint_has_the_first_highest_validation_accuracy(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import train_wrn
+
+    accuracies = iter([(0.2, 0.9), (0.6, 0.1), (0.4, 0.95), (0.6, 0.99)])
+
+    def evaluate(run: Any, splits: dict) -> dict:
+        valid, test = next(accuracies)
+        return {"valid": {"accuracy": valid, "nll": 1}, "test": {"accuracy": test, "nll": 1}}
+
+    monkeypatch.setattr(train_wrn, "evaluate", evaluate)
+    run = train("--pyxce 1 --n_epochs 4")
+    best = run.state("best_valid_ckpt.pt")["progress"]
+    assert (best["step"], best["best_valid"]) == (10, 0.6)
+    assert run.state()["progress"]["best_valid"] == 0.6
+
+
+def test_without_validation_images_there_is_no_best_checkpoint(train: Any) -> None:
+    run = train("--pyxce 1 --max_steps 2 --n_valid 0")
+    assert run.last["valid_acc"] == run.last["valid_loss"] == "" != run.last["test_acc"]
+    assert "best_valid_ckpt.pt" not in run.files and "last_ckpt.pt" in run.files
+
+
+def test_without_test_images_the_columns_stay_empty(train: Any, tmp_path: Path) -> None:
+    train.write_images(tmp_path / "cifar10.npz", test=0)
+    run = train(f"--pyxce 1 --max_steps 2 --data_root {tmp_path}")
+    assert run.code == 0
+    assert run.last["test_acc"] == run.last["test_loss"] == "" != run.last["valid_acc"]
+
+
+# The same command gives the same run
+
+
+def test_two_runs_of_one_command_are_equal(train: Any) -> None:
+    words = f"{train.ALL} --n_epochs 2 --dropout_rate .1 --norm batch"
+    a, b = train(words), train(words)
+    assert train.same(moving(a), moving(b)) and steady(a) == steady(b)
+    reports = [[x for x in r.text().splitlines() if re.match(r"epoch \d+ step", x)] for r in (a, b)]
+    assert reports[0] == reports[1] and len(reports[0]) == 5
+
+
+def test_pictures_and_evaluation_do_not_disturb_a_run(train: Any) -> None:
+    words = f"{train.ALL} --n_epochs 2 --dropout_rate .1 --norm batch"
+    plain = train(f"{words} --eval_every 2")
+    plots = "--plot_uncond 1 --plot_cond 1 --plot_contrast 1 --plot_every 1"
+    pictures = train(f"{words} {plots}")
+    assert train.same(moving(plain), moving(pictures)) and steady(plain)[1] == steady(pictures)[1]
+
+
+# Variants
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(f"{{all}} --norm {norm}" for norm in ("none", "batch", "instance", "layer", "act")),
+        "{all} --contrast_score eq13 --smoothing .1",
+        "{all} --queue_init random --no-contrast_normalize",
+        "--pxycontrast 1 --pxcontrast 1 --contrast_style simclr",
+        "--pyxce 1 --pxsgld 1 --uncond --plot_uncond",
+        "{all} --class_cond_p_x_sample",
+        "{all} --labels_per_class 1 --n_valid 20",
+        "{all} --independent_batches --optimizer sgd",
+        "{all} --contrast_k 80 --amp bf16",
+    ],
+)
+def test_a_variant_trains(flags: str, train: Any) -> None:
+    run = train(f"{flags.format(all=train.ALL)} --max_steps 3")
+    assert run.code == 0 and not run.err
+    filled = {name: text for name, text in run.last.items() if text}
+    assert all(math.isfinite(float(text)) for text in filled.values()) and len(filled) >= 12
+    assert all(t.isfinite().all() for t in weights(run).values())
+
+
+def test_resnet50_trains(train: Any, tmp_path: Path) -> None:
+    train.write_images(tmp_path / "cifar10.npz", train=2, test=1)
+    flags = "--arch resnet50 --batch_size 2 --n_valid 0 --optimizer sgd --max_steps 1"
+    run = train(f"--pyxce 1 --pxcontrast .5 {flags} --data_root {tmp_path}")
+    assert run.code == 0 and math.isfinite(float(run.last["loss"])) and run.last["test_loss"]
+
+
+def test_clf_only_trains_class_output_alone(train: Any) -> None:
+    run = train("--pyxce 1 --pxsgld 1 --clf_only --max_steps 3 --norm batch --lr .1")
+    start = run.state("prev_ckpt.pt")["model_state_dict"]
+    moved = {name for name, tensor in weights(run).items() if not tensor.equal(start[name])}
+    running = {name for name in start if "running" in name or "num_batches" in name}
+    assert moved - running == {"class_output.weight", "class_output.bias"}
+
+
+def test_with_few_labels_only_these_labels_are_shown(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import losses
+
+    seen, whole = [], losses.Step.forward
+    monkeypatch.setattr(
+        losses.Step, "forward", lambda *args: seen.append(args[1:4]) or whole(*args)
+    )
+    run = train("--pyxce 1 --pxsgld 1 --labels_per_class 1 --n_valid 20 --sigma 0 --n_epochs 1")
+    assert run.code == 0 and len(seen) == 10  # 40 images in batches of 4
+    labelled = torch.cat([labels for _, labels, _ in seen])
+    assert set(labelled.tolist()) == set(range(10))
+    assert len({f"{image.mean():.2f}" for _, _, images in seen for image in images}) > 10
+
+
+# Divergence
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--pyxce 1 --optimizer sgd --lr 1e6 --n_epochs 3",
+        "--pyxce 1 --pxsgld 1 --sgld_lr 1e30 --n_epochs 1 --print_every 99",
+        "{all} --lr 1e9 --n_epochs 2 --norm batch",
+    ],
+)
+def test_a_diverging_run_says_so_in_one_line_and_keeps_the_last_good_state(
+    flags: str, train: Any
+) -> None:
+    run = train(flags.format(all=train.ALL))
+    assert run.code == 1 and len(run.err) == 1
+    assert re.match(r"train_wrn.py: diverged at step \d+ \(loss ", run.err[0])
+    step = int(run.err[0].split("at step ")[1].split()[0])
+    last = run.state()
+    assert last["progress"]["step"] <= step
+    assert f"{run.folder}/last_ckpt.pt (step {last['progress']['step']})" in run.err[0]
+    assert "--n_steps" in run.err[0] and "diverged at step" in run.text()
+    tensors = [*last["model_state_dict"].values(), last.get("replay_buffer", torch.zeros(1))]
+    assert all(tensor.isfinite().all() for tensor in tensors)
+
+
+def test_a_run_that_diverges_later_keeps_the_epoch_before(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import train_wrn
+
+    rate = train_wrn.learning_rate
+    monkeypatch.setattr(
+        train_wrn, "learning_rate", lambda lr, **at: 1e9 if at["step"] == 7 else rate(lr, **at)
+    )
+    run = train("--pyxce 1 --n_epochs 3 --print_every 1")
+    assert run.code == 1 and "diverged at step 8 " in run.err[0] and "(step 5)" in run.err[0]
+    monkeypatch.undo()
+    clean = train("--pyxce 1 --n_epochs 1")
+    assert train.same(run.state()["model_state_dict"], clean.state()["model_state_dict"])
+    assert [row["epoch"] for row in run.rows] == ["0"]
+    assert train.bare("--resume", str(run.folder)).code == 0  # with the rate that is sound
+    assert [row["epoch"] for row in run.rows] == ["0", "1", "2"]
+
+
+# On real images
+
+
+def test_hdge_learns_the_digits(train: Any) -> None:
+    run = train(
+        "--dataset digits --pyxce 1 --pxycontrast 1 --contrast_k 1280 --batch_size 32 "
+        "--n_valid 137 --norm batch --lr 3e-3 --max_steps 60 --print_every 40"
+    )
+    assert run.code == 0 and run.last["epoch"] == "1"
+    assert float(run.last["test_acc"]) > 0.6 and float(run.last["valid_acc"]) > 0.6
+
+
+def test_the_program_itself_trains(train: Any, tmp_path: Path) -> None:
+    words = [*train.BASE.split(), "--data_root", str(train.data), "--log_dir", str(tmp_path)]
+    command = [sys.executable, "train_wrn.py", *words, "--id", "run", "--pyxce", "1"]
+    run = subprocess.run([*command, "--max_steps", "2"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "img/s" in run.stderr and "epoch 1/200" in run.stderr  # the bar
+    assert (tmp_path / "run" / "curves.png").exists()
