@@ -22,6 +22,7 @@ import math
 import shutil
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +106,26 @@ def can_compile(device: torch.device) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def fits(flag: str) -> Iterator[None]:
+    """PyTorch's allocator raises a RuntimeError where there is not enough memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError):
+        raise UsageError(f"{flag} does not fit in memory: use a smaller number") from None
+
+
 def build_objective(s: Namespace, num_classes: int) -> losses.Objective:
     """A term with weight 0 is not built, so it costs nothing."""
     queue = buffer = None
     if (s.pxycontrast > 0 or s.pxcontrast > 0) and s.contrast_style == "queue":
-        queue = losses.LogitQueue(
-            num_classes, s.contrast_k, init=s.queue_init, running_above=16 * s.batch_size
-        )
+        with fits(f"--contrast_k {s.contrast_k}"):
+            queue = losses.LogitQueue(
+                num_classes, s.contrast_k, init=s.queue_init, running_above=16 * s.batch_size
+            )
     if s.pxsgld > 0 or s.pxysgld > 0:
-        buffer = losses.ReplayBuffer(s.buffer_size, (3, 32, 32), s.reinit_freq, num_classes)
+        with fits(f"--buffer_size {s.buffer_size}"):
+            buffer = losses.ReplayBuffer(s.buffer_size, (3, 32, 32), s.reinit_freq, num_classes)
 
     def contrastive(marginal: bool) -> losses.Contrastive:
         score = losses.ContrastScore(
@@ -230,11 +242,10 @@ def train(
     per_epoch = batches.steps_per_epoch
     first, total = s.start_epoch * per_epoch, s.n_epochs * per_epoch
     stop = min(total, first + s.max_steps) if s.max_steps else total
-    started, earlier = time.monotonic(), progress.seconds
-    deadline = started + 60 * s.max_minutes if s.max_minutes else math.inf
-
     if progress.step == first:
         out.save(run)  # what diverges or dies in its first epoch can be resumed, too
+    started, earlier = time.monotonic(), progress.seconds
+    deadline = started + 60 * s.max_minutes if s.max_minutes else math.inf
     with out.progress_bar(run, total * s.batch_size) as bar:
         while progress.step < stop and time.monotonic() < deadline:
             epoch = progress.step // per_epoch
@@ -413,15 +424,31 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
     """A new run: fresh, or from the weights, queue and replay buffer of --load_path."""
     run = build_run(s, dataset.num_classes, dataset.train.images.device)
     if s.load_path is not None:
-        state = read_checkpoint(s.load_path)
         try:
-            models.load_weights(run.model, models.network_weights(state))
-            load_memories(run, state)
+            load_file(run, s.load_path)
         except CheckpointError as error:
             raise CheckpointError(f"--load_path {s.load_path}: {error}") from None
     models.initialise_act_norm(run.model, batches(0)[0])
     run.progress = Progress(step=s.start_epoch * batches.steps_per_epoch)
     return run
+
+
+def load_file(run: Run, path: str) -> None:
+    """Weights, queue and replay buffer of a checkpoint of ours, JEM's or HDGE's.
+
+    Raises CheckpointError, which names the flags to change where the networks differ.
+    """
+    s, state = run.settings, read_checkpoint(path)
+    weights = models.network_weights(state)
+    found = models.network_shape(weights)
+    other = [f"--{n} {v}" for n, v in found.items() if hasattr(s, n) and getattr(s, n) != v]
+    if found["num_classes"] != run.num_classes:
+        other.append(f"a --dataset of {found['num_classes']} classes, not {run.num_classes}")
+    try:
+        models.load_weights(run.model, weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}: use {' '.join(other) or 'another file'}") from None
+    load_memories(run, state, weights)
 
 
 def resume_run(s: Namespace, dataset: data.DataSet, folder: Path) -> Run:
@@ -432,9 +459,12 @@ def resume_run(s: Namespace, dataset: data.DataSet, folder: Path) -> Run:
         state = read_checkpoint(path)
     except CheckpointError as error:
         if not previous.exists():
-            raise
+            raise CheckpointError(f"--resume {folder}: {error}") from None
         print(f"{PROGRAM}: warning: {error}; resuming from {previous}", file=sys.stderr)
-        path, state = previous, read_checkpoint(previous)
+        state = read_checkpoint(previous)
+        if path.exists():  # out of the way: the next save must not keep it in place of the good one
+            path.replace(folder / checkpoint.DAMAGED)
+        path = previous
     try:
         restore(run, state)
     except CheckpointError as error:
@@ -445,6 +475,8 @@ def resume_run(s: Namespace, dataset: data.DataSet, folder: Path) -> Run:
 def resumed_settings(s: Namespace, given: set[str]) -> tuple[Namespace, Path]:
     if not s.resume and not s.id:
         raise UsageError("--resume: which run? give --resume RUN_FOLDER, or --log_dir and --id")
+    if s.resume and {"id", "log_dir"} & given:
+        raise UsageError(f"--resume {s.resume} names the run: leave --id and --log_dir out")
     folder = Path(s.resume) if s.resume else Path(s.log_dir) / s.id
     merged = flags.resume(s, given, records.read_settings(folder))
     merged.log_dir, merged.id = str(folder.parent), folder.name
@@ -483,19 +515,20 @@ def work(s: Namespace, given: set[str]) -> int:
         dry_run(s, device)
         return 0
 
+    if not resuming:
+        s.id = s.id or name_run(s)
+        folder = Path(s.log_dir) / s.id
+        records.check_free(folder, overwrite=s.overwrite)
     dataset = data.load(s.dataset, s.data_root).to(device)
     flags.check_classes(s, dataset.num_classes)
     batches, splits = build_batches(s, dataset)
     since = None
     if resuming:
         run = resume_run(s, dataset, folder)
-        step = run.progress.step
-        since = (step // batches.steps_per_epoch, step, run.progress.log_bytes)
+        since = (run.progress.step, run.progress.log_bytes)
     else:
         run = start_run(s, dataset, batches)
-        s.id = s.id or name_run(s)
-        folder = Path(s.log_dir) / s.id
-        records.create_run_folder(folder, overwrite=s.overwrite)
+        records.create_run_folder(folder)
 
     records.write_settings(folder, vars(s), device)
     out = Output(folder, records.Records(folder, resume_from=since))
@@ -530,6 +563,13 @@ def main(settings: Namespace, given: set[str]) -> int:
         return work(settings, given)
     except (UsageError, data.DataError, CheckpointError, records.RunFolderError, OSError) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        print(
+            f"{PROGRAM}: error: the GPU's memory is full: lower --batch_size {settings.batch_size} "
+            f"or --sgld_batch_size {settings.sgld_batch_size}",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)

@@ -124,7 +124,7 @@ class Normaliser(nn.Module):
         self.score, self.running = score, running
         self.bound = score.bounds(num_classes)[1]
         self.enqueues, self.stale = 0, True
-        rows = score.rows(num_classes) if running else 0
+        rows = score.rows(num_classes)
         self.register_buffer("total", torch.zeros(rows, dtype=torch.float64))
 
     def log_sum(self, queue: LogitQueue) -> Tensor:

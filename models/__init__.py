@@ -1,7 +1,13 @@
 """The density: networks from images to logits, and the logits read as log densities."""
 
 from models.energy import ARCHITECTURES, EnergyClassifier, build, forward_flops
-from models.load import load, load_weights, network_settings, network_weights
+from models.load import (
+    load,
+    load_weights,
+    network_settings,
+    network_shape,
+    network_weights,
+)
 from models.modes import batch_statistics_only, eval_mode, sampling_mode
 from models.norms import NORMS, initialise_act_norm
 from models.resnet import ResNet50
@@ -21,6 +27,7 @@ __all__ = [
     "load",
     "load_weights",
     "network_settings",
+    "network_shape",
     "network_weights",
     "sampling_mode",
 ]

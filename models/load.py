@@ -62,7 +62,7 @@ def network_settings(
     None is no answer. What nobody tells is `DEFAULTS`' - but not which norm has only a weight and
     a bias. Raises CheckpointError, one line, for a contradiction and for that.
     """
-    sources = {"its tensors": _read_tensors(network_weights(checkpoint))}
+    sources = {"its tensors": network_shape(network_weights(checkpoint))}
     if "settings" in checkpoint:
         sources["its settings"] = _known(checkpoint["settings"])
     elif path is not None:
@@ -103,8 +103,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     model.load_state_dict(state)
 
 
-def _read_tensors(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the shapes tell for certain."""
+def network_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the shapes of `network_weights` tell for certain, of what `models.build` needs."""
     classes, features = state["class_output.weight"].shape
     found: dict[str, Any] = {"arch": "wrn", "num_classes": classes}
     if "energy_output.weight" not in state:  # where it is, it may be the ancestors' unused one

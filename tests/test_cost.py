@@ -1,4 +1,4 @@
-"""The cost model: against the operations that PyTorch counts, and the table of the published step."""
+"""The cost model: against the operations that PyTorch counts."""
 
 import argparse
 from typing import Any

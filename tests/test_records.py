@@ -11,6 +11,7 @@ import torch
 from training.records import (
     Records,
     RunFolderError,
+    check_free,
     create_run_folder,
     holds_run,
     read_progress,
@@ -60,7 +61,7 @@ def test_a_line_is_in_the_log_once_it_is_written(tmp_path: Path) -> None:
 def test_a_torn_last_line_is_dropped(torn: str, folder: Path) -> None:
     with open(folder / "progress.csv", "a") as file:
         file.write(torn)
-    book = Records(folder, resume_from=(3, 15, 10**6))
+    book = Records(folder, resume_from=(15, 10**6))
     book.row({"epoch": 3, "step": 20, "loss": 0.3, "valid_acc": 0.5})
     book.close()
     assert epochs(folder) == ["0", "1", "2", "3"]
@@ -68,7 +69,7 @@ def test_a_torn_last_line_is_dropped(torn: str, folder: Path) -> None:
 
 
 def test_rows_of_an_epoch_that_was_only_begun_are_dropped(folder: Path) -> None:
-    book = Records(folder, resume_from=(1, 7, 10**6))
+    book = Records(folder, resume_from=(7, 10**6))
     book.row({"epoch": 1, "step": 10, "loss": 9, "valid_acc": ""})
     book.close()
     assert [(row["epoch"], row["loss"]) for row in read_progress(folder)] == [
@@ -77,8 +78,16 @@ def test_rows_of_an_epoch_that_was_only_begun_are_dropped(folder: Path) -> None:
     ]
 
 
+def test_the_row_of_an_epoch_only_begun_stays_until_the_epoch_has_its_own(folder: Path) -> None:
+    book = Records(folder, resume_from=(15, 10**6))
+    assert epochs(folder) == ["0", "1", "2"]
+    book.row({"epoch": 2, "step": 17, "loss": 7, "valid_acc": ""})
+    book.close()
+    assert [row["loss"] for row in read_progress(folder)] == ["0.0", "0.1", "7"]
+
+
 def test_the_log_goes_back_to_where_the_checkpoint_was_saved(folder: Path) -> None:
-    book = Records(folder, resume_from=(2, 10, len("epoch 0\nepoch 1\n")))
+    book = Records(folder, resume_from=(10, len("epoch 0\nepoch 1\n")))
     book.line("resumed")
     book.close()
     assert (folder / "log.txt").read_text() == "epoch 0\nepoch 1\nresumed\n"
@@ -86,10 +95,10 @@ def test_the_log_goes_back_to_where_the_checkpoint_was_saved(folder: Path) -> No
 
 def test_a_new_run_s_rows_follow_the_columns_of_its_first(tmp_path: Path) -> None:
     book = Records(tmp_path)
-    book.row({"b": 1, "a": 2})
-    book.row({"a": 4, "b": 3})
+    book.row({"b": 1, "epoch": 2})
+    book.row({"epoch": 4, "b": 3})
     book.close()
-    assert (tmp_path / "progress.csv").read_text().splitlines() == ["b,a", "1,2", "3,4"]
+    assert (tmp_path / "progress.csv").read_text().splitlines() == ["b,epoch", "1,2", "3,4"]
 
 
 def test_overwriting_removes_the_run_s_own_files_alone(folder: Path) -> None:
@@ -101,16 +110,18 @@ def test_overwriting_removes_the_run_s_own_files_alone(folder: Path) -> None:
     for name in own + mine:
         (folder / name).touch()
     with pytest.raises(RunFolderError, match="--overwrite"):
-        create_run_folder(folder, overwrite=False)
+        check_free(folder, overwrite=False)
+    check_free(folder, overwrite=True)
     assert len(list(folder.rglob("*.*"))) == len(own + mine) + 4  # nothing was removed
-    create_run_folder(folder, overwrite=True)
+    create_run_folder(folder)
     left = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     assert left == sorted(mine) and not holds_run(folder)
 
 
 def test_a_folder_with_other_files_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    create_run_folder(tmp_path, overwrite=False)
+    check_free(tmp_path, overwrite=False)
+    create_run_folder(tmp_path)
     assert (tmp_path / "samples").is_dir()
 
 

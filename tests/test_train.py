@@ -59,7 +59,10 @@ def test_terms_train_alone_and_together(terms: list[str], train: Any) -> None:
 def test_progress_csv_has_one_column_a_term(terms: list[str], train: Any) -> None:
     flags = " ".join(f"--{term} 1" for term in terms)
     run = train.once(f"{flags} --max_steps 3 --queue_init random")
-    assert list(run.last) == [*BEFORE, *(f"{term}/loss" for term in terms), *AFTER]
+    expected = [*BEFORE, *(f"{term}/loss" for term in terms), *AFTER]
+    sgld = [term for term in terms if "sgld" in term]
+    extras = [f"{term}/log_q_{of}" for term in sgld for of in ("data", "samples")]
+    assert list(run.last) == expected + extras
 
 
 def test_a_run_leaves_every_file_of_its_folder(train: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 LAST, PREVIOUS, BEST = "last_ckpt.pt", "prev_ckpt.pt", "best_valid_ckpt.pt"
+DAMAGED = "damaged_ckpt.pt"  # a last checkpoint that could not be read
 
 
 class CheckpointError(ValueError):
@@ -48,8 +49,11 @@ def keep_old(path: Path, keep: Path) -> None:
         os.link(path, link)
     except OSError:  # no hard links here: rename, then `keep` is the checkpoint for a moment
         os.replace(path, keep)
-    else:
+        return
+    try:
         os.replace(link, keep)
+    finally:
+        link.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -91,7 +95,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "unreadable"
         raise CheckpointError(
-            f"{path} is damaged or no checkpoint ({reason}): use another, such as {PREVIOUS}"
+            f"{path} is damaged or no checkpoint ({reason}): use another"
         ) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a checkpoint's dict")

@@ -336,6 +336,10 @@ def check(s: argparse.Namespace) -> None:
     if s.dataset not in CLASSES and not s.dataset.startswith("folder:"):
         known = ", ".join(CLASSES)
         raise UsageError(f"--dataset {s.dataset} is unknown: use {known} or folder:PATH")
+    if s.labels_per_class == 0:
+        raise UsageError(
+            "--labels_per_class 0 trains nothing: give 1 or more, or -1 for all labels"
+        )
     check_network(s)
     check_chains(s)
     if s.plot_contrast and not (s.pxycontrast > 0 or s.pxcontrast > 0):
@@ -370,6 +374,11 @@ def check_network(s: argparse.Namespace) -> None:
         )
     if not s.uncond:
         return
+    if s.clf_only and not s.pyxce > 0:
+        raise UsageError(
+            "--clf_only trains class_output, which with --uncond only --pyxce moves: give --pyxce "
+            "a weight above 0, or leave one of them out"
+        )
     conditional = [f"--{t}" for t in ("pxycontrast", "pxcontrast", "pxysgld") if getattr(s, t) > 0]
     switches = ("class_cond_p_x_sample", "plot_cond", "plot_contrast")
     conditional += [f"--{name}" for name in switches if getattr(s, name)]

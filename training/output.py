@@ -68,7 +68,7 @@ class Output:
             "images_per_s": round(images / max(progress.train_seconds, 1e-9), 2),
             "lr": run.optimizer.param_groups[0]["lr"],
             "loss": means["loss"],
-            **{name: value for name, value in means.items() if "/" in name},
+            **{name: value for name, value in means.items() if name.endswith("/loss")},
             "train_acc": means["accuracy"],
         }
         for name in ("valid", "test"):
@@ -78,6 +78,8 @@ class Output:
             if result:
                 scalars = {f"{name}/accuracy": result["accuracy"], f"{name}/nll": result["nll"]}
                 self.book.scalars(scalars, progress.step)
+        extras = {n: v for n, v in means.items() if "/" in n and not n.endswith("/loss")}
+        values |= extras  # what terms report besides their loss, such as the energies of SGLD
         self.book.row(values)
         shown = [f"{name} {value:.4g}" for name, value in values.items() if value != ""]
         self.say(", ".join(shown))
@@ -93,13 +95,14 @@ class Output:
             progress.best_valid = valid  # type: ignore[assignment]
         progress.log_bytes = self.book.log_bytes()
         state = checkpoint_state(run)
-        last, previous = self.folder / checkpoint.LAST, self.folder / checkpoint.PREVIOUS
-        save_checkpoint(state, last, keep=previous)
-        self.saved_step = progress.step
+        # The last one last: what it says is done (the best accuracy, this epoch) is on the disk.
         if best:
             save_checkpoint(state, self.folder / checkpoint.BEST)
         if epoch >= 0 and every > 0 and (epoch + 1) % every == 0:
             save_checkpoint(state, self.folder / f"ckpt_{epoch}.pt")
+        last, previous = self.folder / checkpoint.LAST, self.folder / checkpoint.PREVIOUS
+        save_checkpoint(state, last, keep=previous)
+        self.saved_step = progress.step
 
     def last_good(self) -> str:
         last = self.folder / checkpoint.LAST

@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 
 SETTINGS, PROGRESS, LOG = "variant.json", "progress.csv", "log.txt"
+LEFTOVERS = ".*.tmp"  # of a process that was killed while it wrote
 
 
 class RunFolderError(ValueError):
@@ -28,6 +31,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: metadata.version(name) for name in packages},
+        "torch_build": torch.__version__,
         "git_commit": git_commit(),
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
@@ -45,22 +49,34 @@ def git_commit() -> str | None:
     return answer.stdout.strip() or None
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A failed write (a full disk) does not say by itself which file it was."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+
+
 def holds_run(folder: Path) -> bool:
     return (folder / SETTINGS).exists() or (folder / PROGRESS).exists()
 
 
-def create_run_folder(folder: Path, *, overwrite: bool) -> None:
-    """Make an empty run folder; `overwrite` removes an earlier run's files, and only those.
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Raises RunFolderError if the folder holds a run that may not be overwritten."""
+    if holds_run(folder) and not overwrite:
+        raise RunFolderError(
+            f"--id: {folder} already holds a run: continue it with --resume, "
+            "replace it with --overwrite, or give another --id"
+        )
 
-    Raises RunFolderError if the folder holds a run or cannot be made.
+
+def create_run_folder(folder: Path) -> None:
+    """Make a run folder; an earlier run's files are removed, and only those.
+
+    Raises RunFolderError if it cannot be made.
     """
-    if holds_run(folder):
-        if not overwrite:
-            raise RunFolderError(
-                f"--id: {folder} already holds a run: continue it with --resume, "
-                "replace it with --overwrite, or give another --id"
-            )
-        remove_run(folder)
+    remove_run(folder)
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -71,7 +87,7 @@ def create_run_folder(folder: Path, *, overwrite: bool) -> None:
 
 def remove_run(folder: Path) -> None:
     patterns = (SETTINGS, PROGRESS, LOG, "*.pt", "events.out.tfevents.*", "samples/*.png")
-    for pattern in (*patterns, "curves.png"):
+    for pattern in (*patterns, "curves.png", LEFTOVERS):
         for path in folder.glob(pattern):
             path.unlink()
 
@@ -80,8 +96,9 @@ def write_settings(folder: Path, settings: dict[str, Any], device: torch.device)
     """variant.json: one flat entry a setting (the layout that viskit reads), and where it ran."""
     text = json.dumps({**settings, "environment": environment(device)}, indent=2)
     temporary = folder / f".{SETTINGS}.tmp"
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, folder / SETTINGS)
+    with naming(folder / SETTINGS):
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, folder / SETTINGS)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -104,68 +121,84 @@ def read_settings(folder: Path) -> dict[str, Any]:
 class Records:
     """Everything that a run writes line by line; a crash loses no line that was written.
 
-    `resume_from`: (epoch, step, bytes of log.txt) when the loaded checkpoint was saved. What was
-    written after it is removed, and so is the row of an epoch that it had only begun: no row
-    comes twice.
+    `resume_from`: (step, bytes of log.txt) when the loaded checkpoint was saved; what was written
+    after it is removed, so that nothing comes twice.
     """
 
-    def __init__(self, folder: Path, *, resume_from: tuple[int, int, int] | None = None) -> None:
+    def __init__(self, folder: Path, *, resume_from: tuple[int, int] | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         self.folder = folder
         self.columns: list[str] = []
+        self.rows: list[dict[str, Any]] = []
         purge = None
         if resume_from is not None:
-            epoch, step, log_bytes = resume_from
-            self._drop_rows_from(epoch)
+            step, log_bytes = resume_from
+            self._read_rows(step)
             if (folder / LOG).exists() and (folder / LOG).stat().st_size > log_bytes:
                 os.truncate(folder / LOG, log_bytes)
+            for path in folder.glob(LEFTOVERS):
+                path.unlink()
             purge = step + 1
         self.text = open(folder / LOG, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self.board = SummaryWriter(str(folder), purge_step=purge)
 
     def line(self, message: str) -> None:
-        self.text.write(message + "\n")
+        with naming(self.folder / LOG):
+            self.text.write(message + "\n")
 
     def log_bytes(self) -> int:
         self.text.flush()
         return (self.folder / LOG).stat().st_size
 
     def row(self, values: dict[str, Any]) -> None:
-        """One epoch's row of progress.csv; the first row decides the columns."""
+        """One epoch's row of progress.csv; the first row decides the columns.
+
+        The row of an epoch that an earlier process had only begun is replaced.
+        """
+        if self.rows and str(self.rows[-1]["epoch"]) == str(values["epoch"]):
+            self.rows.pop()
+            self._write_rows()
+        self.columns = self.columns or list(values)
+        self.rows.append(values)
         path = self.folder / PROGRESS
-        first = not self.columns
-        if first:
-            self.columns = list(values)
-        with open(path, "a", newline="", encoding="utf-8") as file:
+        with naming(path), open(path, "a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
-            if first:
+            if len(self.rows) == 1 and file.tell() == 0:
                 writer.writeheader()
             writer.writerow(values)
             file.flush()
             os.fsync(file.fileno())
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        with naming(self.folder):
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         self.text.close()
         self.board.close()
 
-    def _drop_rows_from(self, epoch: int) -> None:
+    def _read_rows(self, step: int) -> None:
+        """Keep the rows up to this step; a line that a crash cut off has too few fields."""
         path = self.folder / PROGRESS
         if not path.exists():
             return
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = [row for row in reader if None not in row.values()]  # a torn line has too few
-            self.columns = list(reader.fieldnames or [])
+        header, *lines = path.read_text(encoding="utf-8").split("\n")
+        if lines:  # else the header itself was cut off
+            self.columns = next(csv.reader([header]), [])
+        whole = [row for row in csv.DictReader(lines, self.columns) if None not in row.values()]
+        self.rows = [row for row in whole if int(row["step"]) <= step]
+        self._write_rows()
+
+    def _write_rows(self) -> None:
+        path = self.folder / PROGRESS
         temporary = path.with_name(f".{PROGRESS}.tmp")
         with open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(row for row in rows if int(row["epoch"]) < epoch)
+            if self.columns:
+                writer.writeheader()
+            writer.writerows(self.rows)
         os.replace(temporary, path)
 
 

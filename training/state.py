@@ -102,8 +102,10 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         raise CheckpointError(f"it does not fit this run's settings ({reason})") from None
 
 
-def load_memories(run: Run, state: dict[str, Any]) -> None:
+def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -> None:
     """Queue and replay buffer from a checkpoint of ours, HDGE's or JEM's; fresh where absent.
+
+    `weights`: its model_state_dict, where the queue is.
 
     Raises CheckpointError, one line, where a size is not what the flags say.
     """
@@ -111,11 +113,11 @@ def load_memories(run: Run, state: dict[str, Any]) -> None:
     images = state.get("replay_buffer")
     if buffer is not None and isinstance(images, Tensor) and len(images):
         _copy(buffer.images, images, "--buffer_size", axis=0)
-    weights = state.get("model_state_dict", state)
     if queue is None or QUEUE[0] not in weights:
         return
     _copy(queue.queue_logit, weights["queue_logit"], "--contrast_k", axis=1)
-    queue.queue_ptr.copy_(weights["queue_ptr"].reshape(1) % queue.size)
+    if QUEUE[1] in weights:
+        queue.queue_ptr.copy_(weights["queue_ptr"].reshape(1) % queue.size)
     full = torch.tensor([queue.size])  # the ancestors' queue starts full, of noise
     queue.queue_filled.copy_(state.get("objective", {}).get("memories.queue.queue_filled", full))
 
