@@ -47,6 +47,7 @@ from training.state import Progress, Run, load_memories, restore
 
 PROGRAM = "train_wrn.py"
 EVAL_BATCH = 200  # images; results do not depend on it
+EARLY = (1, 5, 25)  # steps after which the bar shows losses before the first report
 
 
 # ---------------------------------------------------------------------------------------- build
@@ -171,11 +172,6 @@ def build_optimizer(
     )
 
 
-def second_batch(s: Namespace) -> bool:
-    """JEM draws images for the data half of --pxsgld apart from the labelled ones."""
-    return s.pxsgld > 0 and (s.independent_batches or s.labels_per_class > 0)
-
-
 def build_batches(
     s: Namespace, dataset: data.DataSet
 ) -> tuple[data.TrainingBatches, dict[str, data.Split]]:
@@ -195,7 +191,7 @@ def build_batches(
         seed=s.seed,
         sigma=s.sigma,
         flip=dataset.flips,
-        unlabelled=second_batch(s),
+        unlabelled=flags.second_batch(s),
     )
     valid = valid.to(device)
     splits = {"valid": data.Split(train.images[valid], train.labels[valid]), "test": dataset.test}
@@ -234,32 +230,49 @@ def train_step(
 
 
 def train(
-    run: Run, batches: data.TrainingBatches, splits: dict[str, data.Split], out: Output
+    run: Run,
+    batches: data.TrainingBatches,
+    splits: dict[str, data.Split],
+    out: Output,
+    began: float,
 ) -> str:
-    """Train until the schedule, --max_steps or --max_minutes ends; says which of them it was."""
+    """Train until the schedule, --max_steps or --max_minutes ends; says which of them it was.
+
+    `began`: time.monotonic() when this process began.
+    """
     s, progress = run.settings, run.progress
     guard = Guard(run.device)
     per_epoch = batches.steps_per_epoch
     first, total = s.start_epoch * per_epoch, s.n_epochs * per_epoch
     stop = min(total, first + s.max_steps) if s.max_steps else total
+    deadline = began + 60 * s.max_minutes if s.max_minutes else math.inf
+    earlier = progress.seconds
+
+    def unwritten() -> bool:
+        """An epoch is trained, and what is due at its end is not done."""
+        return run.epoch.steps > 0 and progress.step % per_epoch == 0
+
     if progress.step == first:
         out.save(run)  # what diverges or dies in its first epoch can be resumed, too
-    started, earlier = time.monotonic(), progress.seconds
-    deadline = started + 60 * s.max_minutes if s.max_minutes else math.inf
-    with out.progress_bar(run, total * s.batch_size) as bar:
-        while progress.step < stop and time.monotonic() < deadline:
-            epoch = progress.step // per_epoch
-            train_epoch(run, batches, guard, out, bar, stop, deadline)
+    elif progress.step >= stop and not unwritten():
+        return f"nothing to do: {progress.step:,} steps are done; raise --n_epochs or --max_steps"
+    with out.progress_bar(run, stop * s.batch_size) as bar:
+        while (progress.step < stop and time.monotonic() < deadline) or unwritten():
+            epoch = (progress.step - unwritten()) // per_epoch
+            if not unwritten():
+                train_epoch(run, batches, guard, out, bar, stop, deadline)
             ended = progress.step >= stop or time.monotonic() >= deadline
             whole = progress.step % per_epoch == 0
-
+            progress.seconds = earlier + time.monotonic() - began
+            if ended:  # whoever set a limit may have little time left for what follows
+                out.save(run)
             results = {}
             if ended or (whole and (epoch + 1) % s.eval_every == 0):
                 bar.set_description(f"epoch {epoch + 1}/{s.n_epochs}, evaluating")
                 results = evaluate(run, splits)
             if ended or (whole and (epoch + 1) % s.plot_every == 0):
                 plot_samples(run, epoch, out)
-            progress.seconds = earlier + time.monotonic() - started
+            progress.seconds = earlier + time.monotonic() - began
             out.row(run, epoch, results)
             if whole:
                 run.epoch.reset()
@@ -298,6 +311,9 @@ def train_epoch(
         if progress.step % s.print_every == 0:
             guard.raise_if_diverged(out.last_good())
             out.report(run, epoch, bar)
+        elif run.window.steps in EARLY and out.reports == 0:  # a slow run shows soon what it does
+            guard.raise_if_diverged(out.last_good())
+            out.show(run.window.means(), bar)
         if time.monotonic() >= deadline:
             break
     guard.raise_if_diverged(out.last_good())  # before anything of this epoch is saved
@@ -318,15 +334,17 @@ def set_learning_rate(run: Run, step: int, epoch: int) -> None:
 
 
 def evaluate(run: Run, splits: dict[str, data.Split]) -> dict[str, dict[str, float]]:
-    sigma = run.settings.sigma
-    return {
-        name: classification(
-            run.model, data.evaluation_batches(split, batch_size=EVAL_BATCH, sigma=sigma)
-        )
-        for name, split in splits.items()
-    }
+    results = {}
+    with torch.compiler.set_stance("force_eager"):  # the last batch has another shape
+        for name, split in splits.items():
+            batches = data.evaluation_batches(
+                split, batch_size=EVAL_BATCH, sigma=run.settings.sigma
+            )
+            results[name] = classification(run.model, batches)
+    return results
 
 
+@torch.compiler.set_stance("force_eager")
 def plot_samples(run: Run, epoch: int, out: Output) -> None:
     """The grids that --plot_uncond, --plot_cond and --plot_contrast ask for."""
     s, classes = run.settings, run.num_classes
@@ -364,55 +382,58 @@ def dry_run(s: Namespace, device: torch.device) -> None:
     spec = data.describe(s.dataset)
     flags.check_classes(s, spec.num_classes)
     n_valid = data.default_n_valid(spec.train_size) if s.n_valid is None else s.n_valid
-    images = spec.train_size - n_valid
-    steps = images // s.batch_size  # an epoch
-    run = build_run(s, spec.num_classes, device)
-    forward = models.forward_flops(run.model)
+    images = len(data.split_validation(spec.train_size, n_valid)[0])
+    steps = data.steps_per_epoch(images, s.batch_size)
+    model = build_model(s, spec.num_classes, device)
+    forward = models.forward_flops(model)
     seconds, part = step_seconds(
-        s, forward, lambda timed, repeats: time_steps(run, timed, spec, repeats)
+        s, forward, lambda timed, repeats: time_steps(model, timed, spec, repeats)
     )
     facts = {
-        "parameters": f"{sum(p.numel() for p in run.model.parameters()):,}",
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "forward pass": f"{forward / 1e9:,.3f} GFLOP an image",
         "training step": f"{step_flops(forward, s) / 1e12:,.4g} TFLOP",
     }
-    for what, size in memory_bytes(s, run.model, images, spec.num_classes).items():
+    for what, size in memory_bytes(s, model, images, spec.num_classes).items():
         facts[f"memory: {what}"] = f"{size / 2**20:,.1f} MiB"
-    facts["memory: peak"] = f"{peak_memory(device) / 2**20:,.1f} MiB"
-    if part < 1:
-        facts["timed"] = f"a smaller step with {part:.1%} of the work, scaled up"
+    smaller = "" if part == 1 else f", of a step with {part:.1%} of the work"
     facts |= {
-        "time a step": f"{seconds * 1000:,.1f} ms, {s.batch_size / seconds:,.1f} images/s",
+        "memory: peak": f"{peak_memory(device) / 2**20:,.1f} MiB{smaller}",
+        "time a step": f"{seconds * 1000:,.1f} ms, {s.batch_size / seconds:,.1f} images/s"
+        + (", scaled up from that step" if smaller else ""),
         "time an epoch": f"{steps * seconds / 60:,.1f} minutes, {steps:,} steps",
         "time of the run": f"{steps * (s.n_epochs - s.start_epoch) * seconds / 3600:,.2f} hours on "
         f"{device}, without evaluation",
     }
-    amp = "bf16" if run.model.amp else "off"
+    amp = "bf16" if model.amp else "off"
     resolved = {**vars(s), "device": device, "amp": amp, "n_valid": n_valid}
     for name, value in [*sorted(resolved.items()), ("", ""), *facts.items()]:
         print(f"{name:23} {value}")
 
 
-def time_steps(run: Run, s: Namespace, spec: data.Spec, repeats: int) -> float:
+def time_steps(
+    model: models.EnergyClassifier, s: Namespace, spec: data.Spec, repeats: int
+) -> float:
     """Median seconds of a training step on made-up images, after one to warm up."""
-    objective = build_objective(s, spec.num_classes).to(run.device)
-    optimizer = build_optimizer(s, run.model, objective)
-    timed = Run(s, spec.num_classes, run.model, objective, optimizer)
-    images = torch.randint(256, (s.batch_size, 32, 32, 3), dtype=torch.uint8, device=run.device)
-    labels = torch.randint(spec.num_classes, (s.batch_size,), device=run.device)
-    every = torch.arange(s.batch_size, device=run.device)
+    device = next(model.parameters()).device
+    objective = build_objective(s, spec.num_classes).to(device)
+    optimizer = build_optimizer(s, model, objective)
+    run = Run(s, spec.num_classes, model, objective, optimizer)
+    images = torch.randint(256, (s.batch_size, 32, 32, 3), dtype=torch.uint8, device=device)
+    labels = torch.randint(spec.num_classes, (s.batch_size,), device=device)
+    every = torch.arange(s.batch_size, device=device)
     split = data.Split(images, labels)
     batches = data.TrainingBatches(
-        split, every, every, s.batch_size, 0, s.sigma, spec.flips, second_batch(s)
+        split, every, every, s.batch_size, 0, s.sigma, spec.flips, flags.second_batch(s)
     )
-    models.initialise_act_norm(run.model, batches(0)[0])
-    run.model.train()
-    guard, times = Guard(run.device), []
+    models.initialise_act_norm(model, batches(0)[0])
+    model.train()
+    guard, times = Guard(device), []
     for step in range(repeats + 1):
         started = time.perf_counter()
-        train_step(timed, guard, batches(step), step)
-        if run.device.type == "cuda":
-            torch.cuda.synchronize(run.device)
+        train_step(run, guard, batches(step), step)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
     return sorted(times[1:])[repeats // 2]
 
@@ -441,7 +462,9 @@ def load_file(run: Run, path: str) -> None:
     s, state = run.settings, read_checkpoint(path)
     weights = models.network_weights(state)
     found = models.network_shape(weights)
-    other = [f"--{n} {v}" for n, v in found.items() if hasattr(s, n) and getattr(s, n) != v]
+    other = [f"--{n} {v}" for n, v in found.items() if getattr(s, n, v) != v and n != "uncond"]
+    if s.uncond and not found.get("uncond", True):
+        other.append("no --uncond")
     if found["num_classes"] != run.num_classes:
         other.append(f"a --dataset of {found['num_classes']} classes, not {run.num_classes}")
     try:
@@ -458,6 +481,11 @@ def resume_run(s: Namespace, dataset: data.DataSet, folder: Path) -> Run:
     try:
         state = read_checkpoint(path)
     except CheckpointError as error:
+        if not path.exists() and not previous.exists():
+            raise CheckpointError(
+                f"--resume {folder}: it stopped before its first checkpoint: start it again with "
+                "--overwrite"
+            ) from None
         if not previous.exists():
             raise CheckpointError(f"--resume {folder}: {error}") from None
         print(f"{PROGRAM}: warning: {error}; resuming from {previous}", file=sys.stderr)
@@ -504,7 +532,7 @@ def describe(run: Run, batches: data.TrainingBatches, splits: dict[str, data.Spl
 
 
 def work(s: Namespace, given: set[str]) -> int:
-    resuming = s.resume is not None
+    began, resuming = time.monotonic(), s.resume is not None
     if resuming:
         s, folder = resumed_settings(s, given)
     device = choose_device(s)
@@ -518,7 +546,7 @@ def work(s: Namespace, given: set[str]) -> int:
     if not resuming:
         s.id = s.id or name_run(s)
         folder = Path(s.log_dir) / s.id
-        records.check_free(folder, overwrite=s.overwrite)
+        records.check_free(folder, overwrite=s.overwrite, load_path=s.load_path)
     dataset = data.load(s.dataset, s.data_root).to(device)
     flags.check_classes(s, dataset.num_classes)
     batches, splits = build_batches(s, dataset)
@@ -528,7 +556,7 @@ def work(s: Namespace, given: set[str]) -> int:
         since = (run.progress.step, run.progress.log_bytes)
     else:
         run = start_run(s, dataset, batches)
-        records.create_run_folder(folder)
+        records.create_run_folder(folder, overwrite=s.overwrite)
 
     records.write_settings(folder, vars(s), device)
     out = Output(folder, records.Records(folder, resume_from=since))
@@ -537,12 +565,15 @@ def work(s: Namespace, given: set[str]) -> int:
     if "workers" in given:
         out.say(f"--workers {s.workers} has no effect: the images live on the training device")
     try:
-        ending = train(run, batches, splits, out)
+        ending = train(run, batches, splits, out, began)
         out.say(f"{ending}; the run is in {folder}")
     except Diverged as error:
         out.book.line(str(error))
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"\n{PROGRAM}: interrupted; {out.last_good()}, --resume goes on", file=sys.stderr)
+        return 130
     finally:
         with contextlib.suppress(OSError):  # whatever ended the run is what the user must read
             close(out)
@@ -566,13 +597,13 @@ def main(settings: Namespace, given: set[str]) -> int:
         return 2
     except torch.OutOfMemoryError:
         print(
-            f"{PROGRAM}: error: the GPU's memory is full: lower --batch_size {settings.batch_size} "
-            f"or --sgld_batch_size {settings.sgld_batch_size}",
+            f"{PROGRAM}: error: the GPU's memory is full: lower --batch_size "
+            f"{settings.batch_size}, --sgld_batch_size, --buffer_size or --contrast_k",
             file=sys.stderr,
         )
         return 2
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted before the run began", file=sys.stderr)
         return 130
 
 

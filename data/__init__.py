@@ -10,7 +10,7 @@ from data.batches import EVAL_NOISE_BLOCK, augment, epoch_order, evaluation_batc
 from data.npz import read_npz
 from data.sets import canonical_name, describe, load
 from data.splits import default_n_valid, labelled_subset, split_validation
-from data.stream import TrainingBatches
+from data.stream import TrainingBatches, steps_per_epoch
 
 __all__ = [
     "EVAL_NOISE_BLOCK",
@@ -29,5 +29,6 @@ __all__ = [
     "load",
     "read_npz",
     "split_validation",
+    "steps_per_epoch",
     "to_float",
 ]

@@ -10,6 +10,15 @@ from data.base import DataError, Split
 from data.batches import augment, epoch_order
 
 
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """floor(images / batch_size). Raises DataError where that is 0."""
+    if images < batch_size:
+        raise DataError(
+            f"--batch_size {batch_size} exceeds the {images} training images: use {images} at most"
+        )
+    return images // batch_size
+
+
 @dataclass
 class TrainingBatches:
     """The images of each step: which ones is a pure function of (seed, step), so that a resumed
@@ -33,12 +42,7 @@ class TrainingBatches:
     _orders: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # stream -> cycle, order
 
     def __post_init__(self) -> None:
-        self.steps_per_epoch = len(self.index) // self.batch_size
-        if not self.steps_per_epoch:
-            raise DataError(
-                f"--batch_size {self.batch_size} exceeds the {len(self.index)} training images: "
-                f"use {len(self.index)} at most"
-            )
+        self.steps_per_epoch = steps_per_epoch(len(self.index), self.batch_size)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """(images, labels, unlabelled images or None) of a step, augmented."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from training.flags import second_batch
+
 
 def step_flops(forward: int, s: argparse.Namespace) -> float:
     """FLOP of one training step, from those of one image's forward pass.
@@ -20,8 +22,7 @@ def step_flops(forward: int, s: argparse.Namespace) -> float:
     """
     learn = 1 if s.clf_only else 3
     chains = (s.sgld_batch_size if s.pxsgld > 0 else 0) + (s.batch_size if s.pxysgld > 0 else 0)
-    separate = s.pxsgld > 0 and (s.independent_batches or s.labels_per_class > 0)
-    passes = learn * s.batch_size * (2 if separate else 1)
+    passes = learn * s.batch_size * (2 if second_batch(s) else 1)
     return float(forward) * (passes + chains * (2 * s.n_steps + learn))
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up what is needed, trains HDGE on scikit-learn's bundled digits, prints the test accuracy and where to look.
-# Further flags go to train_wrn.py, as in `bash scripts/quickstart.sh --n_epochs 2`.
+# Further flags go to train_wrn.py, as in `bash scripts/quickstart.sh --n_epochs 2`; the run folder is fixed.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" base
@@ -14,7 +14,8 @@ id=quickstart-$(date +%Y%m%d-%H%M%S)
     --depth 10 --width 2 \
     --lr 2e-3 --warmup_iters 60 --decay_epochs 24 34 --decay_rate .2 \
     --batch_size 32 --n_epochs 40 --plot_cond --plot_uncond \
-    --seed 1 --log_dir "$log_dir" --id "$id" "$@"
+    --print_every 20 --seed 1 "$@" --log_dir "$log_dir" --id "$id"
+[ -f "$log_dir/$id/progress.csv" ] || exit 0  # --help or --dry_run was among the flags
 
 "$PYTHON" - "$log_dir/$id" <<'EOF'
 import csv
@@ -24,7 +25,7 @@ from pathlib import Path
 run = Path(sys.argv[1])
 with open(run / "progress.csv", newline="") as file:
     last = list(csv.DictReader(file))[-1]
-print(f"\nTest accuracy after epoch {last['epoch']}: {100 * float(last['test_acc']):.2f} %")
+print(f"\nTest accuracy after {int(last['epoch']) + 1} epochs: {100 * float(last['test_acc']):.2f} %")
 places = [("progress.csv", "one row an epoch"), ("curves.png", "its curves"), ("samples", "pictures")]
 for name, what in places:
     if (run / name).exists():

@@ -113,7 +113,7 @@ def test_overwriting_removes_the_run_s_own_files_alone(folder: Path) -> None:
         check_free(folder, overwrite=False)
     check_free(folder, overwrite=True)
     assert len(list(folder.rglob("*.*"))) == len(own + mine) + 4  # nothing was removed
-    create_run_folder(folder)
+    create_run_folder(folder, overwrite=True)
     left = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     assert left == sorted(mine) and not holds_run(folder)
 
@@ -121,7 +121,7 @@ def test_overwriting_removes_the_run_s_own_files_alone(folder: Path) -> None:
 def test_a_folder_with_other_files_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     check_free(tmp_path, overwrite=False)
-    create_run_folder(tmp_path)
+    create_run_folder(tmp_path, overwrite=False)
     assert (tmp_path / "samples").is_dir()
 
 
@@ -142,3 +142,27 @@ def test_settings_that_cannot_be_read_are_refused_in_one_line(
     with pytest.raises(RunFolderError, match=f"--resume: {tmp_path}") as caught:
         read_settings(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["last_ckpt.pt", "mine.pt", "params.txt"])
+def test_a_run_of_another_program_is_a_run_and_is_never_emptied(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(RunFolderError, match="--overwrite"):
+        check_free(tmp_path, overwrite=False)
+    create_run_folder(tmp_path, overwrite=False)
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_the_file_to_start_from_is_not_overwritten(tmp_path: Path) -> None:
+    file = tmp_path / "run" / ".." / "run" / "best_valid_ckpt.pt"
+    (tmp_path / "run").mkdir()
+    with pytest.raises(RunFolderError, match="--load_path"):
+        check_free(tmp_path / "run", overwrite=True, load_path=str(file))
+    check_free(tmp_path / "run", overwrite=True, load_path=str(tmp_path / "other" / file.name))
+
+
+def test_overwriting_spares_checkpoints_under_other_names(folder: Path) -> None:
+    for name in ("mine.pt", "ckpt_final.pt", "ckpt_12.pt", "last_ckpt.pt"):
+        (folder / name).touch()
+    create_run_folder(folder, overwrite=True)
+    assert sorted(p.name for p in folder.glob("*.pt")) == ["ckpt_final.pt", "mine.pt"]

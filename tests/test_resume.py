@@ -105,6 +105,11 @@ def test_a_finished_run_goes_on_with_more_epochs(train: Any) -> None:
         ("lr", 0.02, lambda run: run.last["lr"] == "0.02"),
         ("pyxce", 3.0, lambda run: float(run.last["loss"]) > 5),
         ("print_every", 1, lambda run: len(reports(run)) == 2 + 5),
+        (
+            "weight_decay",
+            10.0,
+            lambda run: run.state()["optimizer"]["param_groups"][0]["weight_decay"] == 10,
+        ),
         ("sigma", 1.0, lambda run: run.rows[0]["test_loss"] != run.last["test_loss"]),
         ("contrast_t", 5.0, lambda run: run.code == 0),
         ("smoothing", 0.2, lambda run: run.code == 0),
@@ -219,7 +224,11 @@ def test_without_any_checkpoint_the_run_cannot_be_resumed(train: Any) -> None:
     for name in ("last_ckpt.pt", "prev_ckpt.pt"):
         (run.folder / name).unlink()
     again = resumed(train, run)
-    assert again.code == 2 and len(again.err) == 1 and "last_ckpt.pt is no file" in again.err[0]
+    assert (
+        again.code == 2
+        and len(again.err) == 1
+        and "start it again with --overwrite" in again.err[0]
+    )
 
 
 def test_a_torn_line_of_the_records_is_repaired(train: Any) -> None:
@@ -303,3 +312,38 @@ def test_resume_asks_for_no_file_that_is_not_there(train: Any, tmp_path: Path) -
         assert again.code == 2 and len(again.err) == 1 and "holds no run" in again.err[0]
         assert "--id" in again.err[0]
     assert os.listdir(tmp_path) == []
+
+
+def test_a_run_killed_in_its_last_evaluation_is_finished_by_resuming(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state is saved before the evaluation, and the epoch's end is made up for."""
+    import train_wrn
+
+    whole = train(f"{train.ALL} --n_epochs 2")
+    evaluate = train_wrn.evaluate
+    run = train(f"{train.ALL} --n_epochs 1")  # its name; the killed run is made over it
+    calls: list[int] = []
+
+    def killed(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(train_wrn, "evaluate", killed)
+    where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name, "--overwrite")
+    dead = train(f"{train.ALL} --n_epochs 2", *where)
+    assert dead.code == 130 and len(run.rows) == 1
+    assert "interrupted" in dead.err[0] and "last_ckpt.pt" in dead.err[0]
+    monkeypatch.undo()
+    assert resumed(train, run).code == 0
+    a, b = moving(whole.state()), moving(run.state())
+    assert [part for part in a if not train.same(a[part], b[part])] == []
+    assert steady(whole) == steady(run)
+
+
+def test_a_limit_that_is_reached_already_says_so(train: Any) -> None:
+    run = train("--pyxce 1 --max_steps 3")
+    again = resumed(train, run, "--max_steps", "3")
+    assert again.code == 0 and "nothing to do: 3 steps are done" in again.out

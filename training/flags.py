@@ -100,13 +100,14 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--dataset", default="cifar10", metavar="NAME",
         help="cifar10, cifar100, svhn, digits (bundled with scikit-learn, no download) or "
-        "folder:PATH with one sub-folder of images a class (default: %(default)s)")
+        "folder:PATH with one sub-folder of images a class "
+        "(default: %(default)s; JEM; digits and folders are ours)")
     add("--data_root", metavar="FOLDER", default=os.environ.get("HDGE_DATA_ROOT", "./datasets"),
         help="where <name>.npz or torchvision's files are, or are downloaded to "
-        "(default: $HDGE_DATA_ROOT, else ./datasets)")
+        "(default: $HDGE_DATA_ROOT, else ./datasets; JEM)")
     add("--n_valid", type=WHOLE, default=None, metavar="IMAGES",
         help="training images held out for choosing the best checkpoint; the split is JEM's and "
-        "the same for every run; 0: none (default: 5000, at most a tenth of the training images)")
+        "the same for every run; 0: none (default: 5000, at most a tenth of the images; JEM)")
     add("--labels_per_class", type=OR_OFF, default=-1, metavar="IMAGES",
         help="semi-supervised training: use this many labels a class, and all images for "
         "--pxsgld; -1: all labels (default: %(default)s; JEM)")
@@ -138,7 +139,7 @@ def add_objective(parser: argparse.ArgumentParser) -> None:
         "other classes; 0 to .999 (default: %(default)s; HDGE)")
     add("--independent_batches", action="store_true",
         help="draw a second batch for the data half of --pxsgld, as JEM does, instead of sharing "
-        "the labelled one, which has the same distribution")
+        "the labelled one, which has the same distribution (ours)")
 
 
 def add_contrast(parser: argparse.ArgumentParser) -> None:
@@ -150,16 +151,16 @@ def add_contrast(parser: argparse.ArgumentParser) -> None:
         help="temperature, above 0 (default: %(default)s; HDGE appendix B)")
     add("--contrast_score", choices=("algorithm1", "eq13"), default="algorithm1",
         help="algorithm1: the released code's, where every other class adds exp(0); eq13: the "
-        "paper's formula, f(x)[y] itself (default: %(default)s)")
+        "paper's formula, f(x)[y] itself (default: %(default)s; HDGE Eq. 13)")
     add("--contrast_style", choices=("queue", "simclr"), default="queue",
         help="negatives from the queue (HDGE Algorithm 1), or from the batch with gradients "
-        "(Algorithm 2; the paper uses --batch_size 2048) (default: %(default)s)")
+        "(Algorithm 2; the paper uses --batch_size 2048) (default: %(default)s; HDGE appendix C)")
     add("--contrast_normalize", action=argparse.BooleanOptionalAction, default=True,
         help="divide the logits by their L2 norm in the contrastive terms (default: on; "
         "HDGE Table 5)")
     add("--queue_init", choices=("empty", "random"), default="empty",
         help="empty: only past logits are negatives; random: start full of N(0, 1) noise, as the "
-        "HDGE code (default: %(default)s)")
+        "HDGE code (default: %(default)s; ours)")
 
 
 def add_sgld(parser: argparse.ArgumentParser) -> None:
@@ -189,25 +190,25 @@ def add_network(parser: argparse.ArgumentParser) -> None:
         help="WideResNet, or ResNet-50 with a 3x3 stem and its own batch norm, for HDGE's "
         "Table 1 (default: %(default)s)")
     add("--depth", type=COUNT, default=28, metavar="6N+4",
-        help="layers of the WideResNet: 10, 16, 22, 28, ... (default: %(default)s)")
+        help="layers of the WideResNet: 10, 16, 22, 28, ... (default: %(default)s; JEM)")
     add("--width", type=COUNT, default=10, metavar="TIMES",
-        help="width multiplier of the WideResNet (default: %(default)s)")
+        help="width multiplier of the WideResNet (default: %(default)s; JEM)")
     add("--norm", choices=NORMS, default="none",
-        help="normalisation; none is what both papers train with SGLD (default: %(default)s)")
+        help="normalisation; none is what both papers train with SGLD (default: %(default)s; JEM)")
     add("--dropout_rate", type=number(float, low=0, high=0.99), default=0.0, metavar="P",
-        help="dropout within the blocks of the WideResNet, 0 to .99 (default: %(default)s)")
+        help="dropout within the blocks of the WideResNet, 0 to .99 (default: %(default)s; JEM)")
     add("--uncond", action="store_true",
         help="log q(x) from a head of its own instead of from the logits (JEM)")
     add("--load_path", default=None, metavar="FILE",
         help="start from this checkpoint's weights, queue and replay buffer (ours, JEM's or "
-        "HDGE's), with a fresh optimiser and the settings of this command line")
+        "HDGE's), with a fresh optimiser and the settings of this command line (JEM)")
 
 
 def add_optimisation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimisation")
     add = group.add_argument
     add("--optimizer", choices=("adam", "sgd"), default="adam",
-        help="Adam (betas .9, .999) or SGD (momentum .9) (default: %(default)s)")
+        help="Adam (betas .9, .999) or SGD (momentum .9) (default: %(default)s; JEM)")
     add("--lr", type=POSITIVE, default=1e-4, metavar="RATE",
         help="learning rate after warm-up (default: %(default)s; JEM)")
     add("--warmup_iters", type=OR_OFF, default=-1, metavar="STEPS",
@@ -219,69 +220,70 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
     add("--decay_rate", type=POSITIVE, default=0.3, metavar="FACTOR",
         help="factor of each decay (default: %(default)s; JEM)")
     add("--weight_decay", type=WEIGHT, default=0.0, metavar="L2",
-        help="L2 penalty on all parameters, coupled (default: %(default)s)")
+        help="L2 penalty on all parameters, coupled (default: %(default)s; JEM)")
     add("--batch_size", type=COUNT, default=64, metavar="IMAGES",
-        help="labelled images a step (default: %(default)s)")
+        help="labelled images a step (default: %(default)s; JEM)")
     add("--n_epochs", type=COUNT, default=200, metavar="EPOCHS",
-        help="epochs, of training images / batch_size steps each (default: %(default)s)")
+        help="epochs, of training images / batch_size steps each (default: %(default)s; JEM)")
     add("--start_epoch", type=WHOLE, default=0, metavar="EPOCH",
         help="count epochs, and with them the schedule, from here: for --load_path "
-        "(default: %(default)s; --resume needs no help)")
+        "(default: %(default)s; HDGE; --resume needs no help)")
     add("--clf_only", action="store_true",
         help="train the last layer, class_output, alone (JEM)")
     add("--max_steps", type=COUNT, default=None, metavar="STEPS",
-        help="end cleanly, with evaluation and checkpoint, after this many steps of the run; "
-        "the schedule is that of the full run (default: no limit)")
+        help="end cleanly, with evaluation and checkpoint, after this many steps, counted from the "
+        "start of the run; the schedule is that of the full run (default: no limit; ours)")
     add("--max_minutes", type=POSITIVE, default=None, metavar="MINUTES",
-        help="the same after this many minutes of this process (default: no limit)")
+        help="the same after this many minutes of this process; the checkpoint is saved then, and "
+        "once more after evaluation and pictures (default: no limit; ours)")
 
 
 def add_records(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run folder and records")
     add = group.add_argument
     add("--log_dir", "--save_dir", dest="log_dir", default="./save", metavar="FOLDER",
-        help="the run folder is <log_dir>/<id> (default: %(default)s)")
+        help="the run folder is <log_dir>/<id> (default: %(default)s; HDGE)")
     add("--id", default=None, metavar="NAME",
-        help="name of the run (default: data set, terms, date and time)")
+        help="name of the run (default: data set, terms, date and time; HDGE)")
     add("--resume", nargs="?", const="", default=None, metavar="RUN_FOLDER",
         help="continue a run from its last checkpoint, exactly: --resume RUN_FOLDER, or --resume "
-        "with --log_dir and --id; its settings hold, flags given now win where that is possible")
-    add("--overwrite", action="store_true", help="replace the run that the run folder holds")
+        "with --log_dir and --id; its settings hold, flags given now win where they may (ours)")
+    add("--overwrite", action="store_true", help="replace the run that the run folder holds (ours)")
     add("--eval_every", type=COUNT, default=1, metavar="EPOCHS",
-        help="epochs between evaluations on the validation and test images (default: %(default)s)")
+        help="epochs between evaluations on validation and test images (default: %(default)s; JEM)")
     add("--ckpt_every", type=OR_OFF, default=-1, metavar="EPOCHS",
         help="epochs between checkpoints that are kept, ckpt_<epoch>.pt, besides the last and the "
-        "best; -1: none (default: %(default)s)")
+        "best; -1: none (default: %(default)s; HDGE)")
     add("--print_every", type=COUNT, default=100, metavar="STEPS",
         help="steps between two reports: progress bar, log.txt, TensorBoard, and the check for "
-        "divergence (default: %(default)s)")
+        "divergence (default: %(default)s; JEM)")
     add("--plot_every", type=COUNT, default=40, metavar="EPOCHS",
-        help="epochs between two sample grids; the last epoch has one too (default: %(default)s)")
-    for name, what in (
-        ("uncond", "chains that climb log q(x)"),
-        ("cond", "chains that climb f(x)[y], one class a row"),
-        ("contrast", "chains that climb log q(x|y) as the contrastive term has it"),
+        help="epochs between sample grids; the last epoch has one too (default: %(default)s; HDGE)")
+    for name, what, source in (
+        ("uncond", "chains that climb log q(x)", "JEM"),
+        ("cond", "chains that climb f(x)[y], one class a row", "JEM"),
+        ("contrast", "chains that climb log q(x|y) as the contrastive term has it", "HDGE"),
     ):
         add(f"--plot_{name}", type=switch, nargs="?", const=True, default=False, metavar="0|1",
-            help=f"sample grids of {what}, in samples/ and TensorBoard (default: 0)")
+            help=f"sample grids of {what}, in samples/ and TensorBoard (default: 0; {source})")
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
     add = group.add_argument
     add("--device", default="auto", metavar="NAME",
-        help="auto (a CUDA GPU if there is one), cpu, cuda or cuda:N (default: %(default)s)")
+        help="auto (a CUDA GPU if there is one), cpu, cuda or cuda:N (default: %(default)s; ours)")
     add("--seed", type=number(int, low=0, high=2**63 - 1), default=None, metavar="N",
-        help="seed of weights, batches, noise and chains (default: drawn, printed and recorded)")
+        help="seed of weights, batches, noise, chains (default: drawn, printed, recorded; HDGE)")
     add("--amp", choices=("auto", "bf16", "off"), default="auto",
         help="bf16 autocast of the convolutions; heads, densities, chains and the optimiser stay "
-        "float32; auto: on GPUs that have it, off on the CPU (default: %(default)s)")
+        "float32; auto: on GPUs that have it, off on the CPU (default: %(default)s; ours)")
     add("--compile", choices=("on", "off"), default="off",
         help="compile the network with torch.compile; needs a C++ compiler, and minutes at the "
-        "start (default: %(default)s)")
+        "start (default: %(default)s; ours)")
     add("--dry_run", action="store_true",
         help="print the settings, parameters, FLOPs, memory and the hours that the run will take, "
-        "from a few steps on made-up images, and exit; needs no data")
+        "from a few steps on made-up images, and exit; needs no data (ours)")
 
 
 # fmt: on
@@ -318,12 +320,17 @@ def resume(
                 "leave it out, or start a new run with --load_path"
             )
         merged[name] = new
-    # A limit is one process's, not the run's: else what --max_steps ended could not go on.
+    # The limits of an earlier process are not this one's: what --max_steps ended must go on.
     now = {name: getattr(settings, name) for name in ("max_steps", "max_minutes", "dry_run")}
     merged |= {**now, "resume": settings.resume, "overwrite": False}
     result = argparse.Namespace(**merged)
     check(result)
     return result
+
+
+def second_batch(s: argparse.Namespace) -> bool:
+    """JEM draws images for the data half of --pxsgld apart from the labelled ones."""
+    return s.pxsgld > 0 and (s.independent_batches or s.labels_per_class > 0)
 
 
 def check(s: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ class Output:
     def __init__(self, folder: Path, book: Records) -> None:
         self.folder, self.book = folder, book
         self.saved_step = -1
+        self.reports = 0  # of this process
 
     def say(self, message: str) -> None:
         """A line for the screen and for log.txt."""
@@ -41,13 +42,19 @@ class Output:
         ) as bar:
             yield bar
 
+    def show(self, means: dict[str, float], bar: tqdm) -> None:
+        """Each term's loss, their sum where there are several, and the accuracy: to the bar."""
+        terms = {n.removesuffix("/loss"): v for n, v in means.items() if n.endswith("/loss")}
+        total = {"loss": means["loss"]} if len(terms) > 1 else {}
+        shown = {**terms, **total, "accuracy": means["accuracy"]}
+        bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
+
     def report(self, run: Run, epoch: int, bar: tqdm) -> None:
         """Means since the last report: to the bar, log.txt and TensorBoard."""
         means = run.window.means()
         run.window.reset()
-        terms = {n.removesuffix("/loss"): v for n, v in means.items() if n.endswith("loss")}
-        shown = {**terms, "accuracy": means["accuracy"]}
-        bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
+        self.reports += 1
+        self.show(means, bar)
         rate = run.optimizer.param_groups[0]["lr"]
         text = " ".join(f"{name} {value:.6g}" for name, value in means.items())
         self.book.line(f"epoch {epoch} step {run.progress.step} lr {rate:.3g} {text}")
@@ -101,7 +108,8 @@ class Output:
         if epoch >= 0 and every > 0 and (epoch + 1) % every == 0:
             save_checkpoint(state, self.folder / f"ckpt_{epoch}.pt")
         last, previous = self.folder / checkpoint.LAST, self.folder / checkpoint.PREVIOUS
-        save_checkpoint(state, last, keep=previous)
+        # Saved once more at one step, with its evaluation: the previous one is of another step.
+        save_checkpoint(state, last, keep=None if progress.step == self.saved_step else previous)
         self.saved_step = progress.step
 
     def last_good(self) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from training.checkpoint import BEST, DAMAGED, LAST, PREVIOUS
+
 SETTINGS, PROGRESS, LOG = "variant.json", "progress.csv", "log.txt"
 LEFTOVERS = ".*.tmp"  # of a process that was killed while it wrote
 
@@ -59,24 +61,33 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def holds_run(folder: Path) -> bool:
-    return (folder / SETTINGS).exists() or (folder / PROGRESS).exists()
+    """Also the ancestors' runs, of which only the checkpoints may have names that we know."""
+    marks = (SETTINGS, PROGRESS, "params.txt")
+    return any((folder / name).exists() for name in marks) or any(folder.glob("*.pt"))
 
 
-def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Raises RunFolderError if the folder holds a run that may not be overwritten."""
+def check_free(folder: Path, *, overwrite: bool, load_path: str | None = None) -> None:
+    """Raises RunFolderError if the folder holds a run that may not be overwritten, or the file
+    that the new run is to start from."""
     if holds_run(folder) and not overwrite:
         raise RunFolderError(
             f"--id: {folder} already holds a run: continue it with --resume, "
             "replace it with --overwrite, or give another --id"
         )
+    if load_path is not None and Path(load_path).resolve().parent == folder.resolve():
+        raise RunFolderError(
+            f"--load_path {load_path} lies in the run folder that --overwrite would empty: "
+            "give another --id"
+        )
 
 
-def create_run_folder(folder: Path) -> None:
-    """Make a run folder; an earlier run's files are removed, and only those.
+def create_run_folder(folder: Path, *, overwrite: bool) -> None:
+    """Make a run folder; with `overwrite` the files of an earlier run go, and only those.
 
     Raises RunFolderError if it cannot be made.
     """
-    remove_run(folder)
+    if overwrite:
+        remove_run(folder)
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -86,8 +97,9 @@ def create_run_folder(folder: Path) -> None:
 
 
 def remove_run(folder: Path) -> None:
-    patterns = (SETTINGS, PROGRESS, LOG, "*.pt", "events.out.tfevents.*", "samples/*.png")
-    for pattern in (*patterns, "curves.png", LEFTOVERS):
+    names = (SETTINGS, PROGRESS, LOG, "curves.png", LAST, PREVIOUS, BEST, DAMAGED)
+    patterns = ("ckpt_[0-9]*.pt", "events.out.tfevents.*", "samples/*.png", LEFTOVERS)
+    for pattern in (*names, *patterns):
         for path in folder.glob(pattern):
             path.unlink()
 

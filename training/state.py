@@ -91,6 +91,8 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         run.model.load_state_dict(model)
         run.objective.load_state_dict(objective)
         run.optimizer.load_state_dict(state["optimizer"])
+        for group in run.optimizer.param_groups:  # the checkpoint's, where a flag may be new
+            group["weight_decay"] = run.settings.weight_decay
         run.progress = Progress(**state["progress"])
         run.window.load_state_dict(state["meters"]["window"], run.device)
         run.epoch.load_state_dict(state["meters"]["epoch"], run.device)

@@ -1,0 +1,86 @@
+"""What only a GPU can show: no host synchronisation, masked steps and exact resuming there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import data
+import losses
+import train_wrn
+from training import flags
+from training.divergence import Guard
+from training.state import Run, checkpoint_state, restore
+
+pytestmark = pytest.mark.gpu
+
+ALL = "--pyxce 1 --pxycontrast 1 --pxcontrast 1 --pxsgld 1 --pxysgld 1"
+SMALL = "--depth 10 --width 1 --batch_size 8 --sgld_batch_size 8 --n_steps 2 --buffer_size 200"
+
+
+def build(words: str) -> tuple[Run, data.TrainingBatches]:
+    settings, _ = flags.parse(f"{ALL} {SMALL} --contrast_k 256 --seed 1 {words}".split())
+    torch.manual_seed(1)
+    run = train_wrn.build_run(settings, 10, train_wrn.choose_device(settings))
+    images = torch.randint(256, (64, 32, 32, 3), dtype=torch.uint8, device=run.device)
+    split = data.Split(images, torch.arange(64, device=run.device) % 10)
+    index = torch.arange(64, device=run.device)
+    return run, data.TrainingBatches(split, index, index, 8, 1, 0.03, True, False)
+
+
+def steps(run: Run, batches: data.TrainingBatches, which: range) -> Guard:
+    guard = Guard(run.device)
+    run.model.train()
+    for step in which:
+        train_wrn.train_step(run, guard, batches(step), step)
+    return guard
+
+
+@pytest.mark.parametrize("words", ["", "--amp off", "--norm batch", "--optimizer sgd"])
+@pytest.mark.parametrize("style", ["queue", "simclr"])
+def test_a_step_never_waits_for_the_gpu(words: str, style: str) -> None:
+    run, batches = build(f"{words} --contrast_style {style}")
+    steps(run, batches, range(2))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        steps(run, batches, range(2, 6))  # within an epoch: its order is made on the host
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_diverged_step_leaves_no_trace() -> None:
+    run, batches = build("")
+    steps(run, batches, range(2))
+    before = {k: v.clone() for k, v in {**run.model.state_dict()}.items()}
+    queue = run.memory("queue").queue_logit.clone()
+    buffer = run.memory("replay_buffer").images.clone()
+    images, labels, _ = batches(2)
+    guard = Guard(run.device)
+    train_wrn.train_step(run, guard, (images * torch.nan, labels, None), 2)
+    assert bool(guard.flag)
+    assert all(torch.equal(before[k], v) for k, v in run.model.state_dict().items())
+    assert torch.equal(queue, run.memory("queue").queue_logit)
+    assert torch.equal(buffer, run.memory("replay_buffer").images)
+
+
+def test_a_restored_run_draws_the_same_numbers() -> None:
+    """Not the same bits: cuDNN may choose other kernels. The same slots and noise, though."""
+    run, batches = build("--amp off")
+    steps(run, batches, range(3))
+    state: dict[str, Any] = checkpoint_state(run)
+    rng, slots = torch.rand(8, device=run.device), run.memory("replay_buffer").draw(8)[1]
+    again, _ = build("--amp off")
+    restore(again, state)
+    assert torch.equal(rng, torch.rand(8, device=run.device))
+    assert torch.equal(slots, again.memory("replay_buffer").draw(8)[1])
+
+
+def test_bf16_moves_the_loss_by_little() -> None:
+    values = []
+    for amp in ("bf16", "off"):
+        run, batches = build(f"--amp {amp} --pxsgld 0 --pxysgld 0")
+        images, labels, _ = batches(0)
+        values.append(run.objective(losses.Step.forward(run.model, images, labels))[0].item())
+    assert values[0] == pytest.approx(values[1], abs=0.05)
