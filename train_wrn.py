@@ -384,6 +384,9 @@ def dry_run(s: Namespace, device: torch.device) -> None:
     n_valid = data.default_n_valid(spec.train_size) if s.n_valid is None else s.n_valid
     images = len(data.split_validation(spec.train_size, n_valid)[0])
     steps = data.steps_per_epoch(images, s.batch_size)
+    if s.labels_per_class * spec.num_classes > images:
+        most = images // spec.num_classes
+        raise UsageError(f"--labels_per_class {s.labels_per_class}: {s.dataset} has {most} at most")
     model = build_model(s, spec.num_classes, device)
     forward = models.forward_flops(model)
     seconds, part = step_seconds(

@@ -372,3 +372,17 @@ def test_a_disk_that_takes_no_checkpoint_ends_the_program_in_one_line(
     lines = [line for line in run.stderr.splitlines() if line.strip() and "img/s" not in line]
     assert len(lines) == 1 and f"cannot write {tmp_path}/run/last_ckpt.pt" in lines[0]
     assert not [path for path in (tmp_path / "run").iterdir() if path.suffix in (".pt", ".tmp")]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--n_valid 5000", "--n_valid 5000"),
+        ("--batch_size 2000", "--batch_size 2000"),
+        ("--labels_per_class 5000", "--labels_per_class 5000"),
+    ],
+)
+def test_a_dry_run_refuses_what_training_refuses(words: str, named: str, train: Any) -> None:
+    base = "--dataset digits --pyxce 1 --depth 10 --width 1 --dry_run"
+    run = train.bare(*base.split(), *words.split())
+    assert run.code == 2 and len(run.err) == 1 and named in run.err[0]
