@@ -57,7 +57,10 @@ def save_curves(rows: list[dict[str, str]], path: Path) -> None:
             x, y = zip(*points, strict=True)
             axes.plot(x, y, label=column, marker="." if len(x) < 30 else None)
         axes.set(title=title, xlabel="epochs done")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
+        if columns == ["lr"]:
+            axes.set_ylim(bottom=0)
         if len(columns) > 1:
             axes.legend(fontsize="small")
     figure.savefig(path, dpi=110)

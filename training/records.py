@@ -35,9 +35,19 @@ def environment(device: torch.device) -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in packages},
         "torch_build": torch.__version__,
         "git_commit": git_commit(),
-        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(device) if on_gpu else cpu_name(),
         "threads": torch.get_num_threads(),
     }
+
+
+def cpu_name() -> str:
+    """The processor's model; where the system does not tell, its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def git_commit() -> str | None:
