@@ -93,7 +93,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
             "or is no checkpoint: it was not loaded, since loading it could run code"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "unreadable"
+        reason = next(iter(str(error).strip().splitlines()), "unreadable").split(". ")[0]
         raise CheckpointError(
             f"{path} is damaged or no checkpoint ({reason}): use another"
         ) from None
