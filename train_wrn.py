@@ -138,7 +138,12 @@ def build_objective(s: Namespace, num_classes: int) -> losses.Objective:
         )
         return losses.Contrastive(score, queue)
 
-    sgld = {"steps": s.n_steps, "step_size": s.sgld_lr, "noise_std": s.sgld_std}
+    sgld: dict[str, Any] = {
+        "steps": s.n_steps,
+        "step_size": s.sgld_lr,
+        "noise_std": s.sgld_std,
+        "l2": s.sgld_l2,
+    }
     make: dict[str, Any] = {
         "pyxce": lambda: losses.CrossEntropy(s.smoothing),
         "pxycontrast": lambda: contrastive(marginal=False),
@@ -221,6 +226,9 @@ def train_step(
     gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm(gradients)
     skip = guard.check(loss, grad_norm, step)
+    if run.settings.clip_grad > 0:
+        scale = (run.settings.clip_grad / grad_norm).clamp(max=1)
+        torch._foreach_mul_(gradients, scale)
     run.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # as GradScaler sets it
     run.optimizer.step()
 

@@ -112,11 +112,17 @@ class _SGLD(nn.Module):
     """What both terms share: chains from the replay buffer, and contrastive divergence."""
 
     def __init__(
-        self, buffer: ReplayBuffer, *, steps: int, step_size: float, noise_std: float
+        self,
+        buffer: ReplayBuffer,
+        *,
+        steps: int,
+        step_size: float,
+        noise_std: float,
+        l2: float = 0.0,
     ) -> None:
         super().__init__()
         self.memories = {"replay_buffer": buffer}  # a dict, so that the Objective registers it
-        self.steps, self.step_size, self.noise_std = steps, step_size, noise_std
+        self.steps, self.step_size, self.noise_std, self.l2 = steps, step_size, noise_std, l2
 
     def sample(self, model: EnergyClassifier, n: int, labels: Tensor | None) -> Tensor:
         """n chains up log q(x), or up f(x)[y] for labels y (n,); stored when the step commits."""
@@ -135,9 +141,11 @@ class _SGLD(nn.Module):
 
     def divergence(self, data: Tensor, samples: Tensor) -> tuple[Tensor, Metrics]:
         """mean log q(samples) - mean log q(data): its gradient is that of the negative
-        log-likelihood (HDGE, Eq. 4)."""
+        log-likelihood (HDGE, Eq. 4); plus l2 * (mean log q(samples)^2 + mean log q(data)^2),
+        which keeps the two from running apart (IGEBM's regulariser; JEM's author advises .1)."""
+        penalty = self.l2 * (samples.square().mean() + data.square().mean()) if self.l2 else 0.0
         data, samples = data.mean(), samples.mean()
-        return samples - data, {"log_q_data": data, "log_q_samples": samples}
+        return samples - data + penalty, {"log_q_data": data, "log_q_samples": samples}
 
 
 class MarginalSGLD(_SGLD):
@@ -153,9 +161,10 @@ class MarginalSGLD(_SGLD):
         steps: int,
         step_size: float,
         noise_std: float,
+        l2: float = 0.0,
         class_conditional: bool = False,
     ) -> None:
-        super().__init__(buffer, steps=steps, step_size=step_size, noise_std=noise_std)
+        super().__init__(buffer, steps=steps, step_size=step_size, noise_std=noise_std, l2=l2)
         self.chains, self.class_conditional = chains, class_conditional
 
     def forward(self, step: Step) -> tuple[Tensor, Metrics]:

@@ -86,7 +86,7 @@ WHOLE = {
 }
 ABOVE_ZERO = ("contrast_t", "sgld_lr", "lr", "decay_rate", "max_minutes")
 FROM_ZERO = (*flags.TERMS, "sigma", "smoothing", "sgld_std", "reinit_freq", "dropout_rate")
-FROM_ZERO += ("weight_decay",)
+FROM_ZERO += ("weight_decay", "sgld_l2", "clip_grad")
 OUT_OF_RANGE = [
     *((name, text) for name, low in WHOLE.items() for text in (str(low - 1), "1.5", "1e3")),
     *((name, text) for name in ABOVE_ZERO for text in ("0", "-1", "1e-999")),

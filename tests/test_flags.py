@@ -68,6 +68,12 @@ def tensor(name: str) -> Callable[[Any, Any], bool]:
     return lambda before, after: name in weights(after) and name not in weights(before)
 
 
+def first_gradient(run: Any) -> float:
+    """The norm of what SGD took its first step with."""
+    parts = run.state()["optimizer"]["state"].values()
+    return sum(float(part["momentum_buffer"].square().sum()) for part in parts) ** 0.5
+
+
 def weighs(term: str) -> Callable[[Any, Any], bool]:
     """Weight 3 instead of 1 adds twice this term's loss, to the loss alone."""
 
@@ -161,6 +167,19 @@ SEEN: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
     "--n_steps": (SGLD + " --sgld_std 1 --sgld_lr 1e-9", "--n_steps 4", moved_by(2)),
     "--sgld_std": (SGLD + " --sgld_std 1 --sgld_lr 1e-9", "--sgld_std 3", moved_by(3)),
     "--sgld_lr": (SGLD + " --sgld_std 0 --sgld_lr 100", "--sgld_lr 500", moved_by(5)),
+    "--sgld_l2": (
+        SGLD,
+        "--sgld_l2 10",
+        lambda a, b: (
+            number(b, "loss") > number(a, "loss")
+            and number(a, "pxsgld/log_q_data") == number(b, "pxsgld/log_q_data")
+        ),
+    ),
+    "--clip_grad": (
+        "--pyxce 1 --max_steps 1 --optimizer sgd",
+        "--clip_grad .01",
+        lambda a, b: abs(first_gradient(b) - 0.01) < 1e-6 and first_gradient(a) > 0.02,
+    ),
     "--sgld_batch_size": (
         SGLD,
         "--sgld_batch_size 6",
@@ -440,7 +459,7 @@ ANCESTORS = {
 OURS = {
     *("arch", "contrast_score", "contrast_style", "contrast_normalize", "queue_init"),
     *("independent_batches", "max_steps", "max_minutes", "dry_run", "resume", "overwrite"),
-    *("device", "amp", "compile", "data_root"),
+    *("device", "amp", "compile", "data_root", "sgld_l2", "clip_grad"),
 }
 
 

@@ -223,6 +223,22 @@ def test_the_loss_is_samples_less_data_and_so_is_its_gradient(
         torch.testing.assert_close(gradient, of_fake - of_data)
 
 
+@pytest.mark.parametrize("name", ["pxsgld", "class_cond", "pxysgld"])
+def test_the_l2_penalty_is_of_every_log_density(name: str) -> None:
+    model, buffer = model_of(), buffer_of()
+    x, y = labelled()
+    term = term_of(name, buffer)
+    term.l2 = 0.3
+    loss, _ = term(Step.forward(model, x, y))
+    ((_, samples),) = buffer.staged
+    if name == "pxysgld":
+        data, fake = (model.logits(each)[torch.arange(5), y] for each in (x, samples))
+    else:
+        data, fake = (model.logits(each).logsumexp(1) for each in (x, samples))
+    penalty = 0.3 * (sum(v**2 for v in fake) / len(fake) + sum(v**2 for v in data) / len(data))
+    torch.testing.assert_close(loss, fake.mean() - data.mean() + penalty)
+
+
 def test_the_separate_head_is_what_an_uncond_model_climbs_and_scores() -> None:
     model, buffer = model_of(uncond=True, norm=False), buffer_of()
     x, y = labelled()

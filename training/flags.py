@@ -179,6 +179,9 @@ def add_sgld(parser: argparse.ArgumentParser) -> None:
         help="images in the replay buffer, a multiple of the classes (default: %(default)s; JEM)")
     add("--reinit_freq", type=number(float, low=0, high=1), default=0.05, metavar="P",
         help="probability that a chain restarts from noise, 0 to 1 (default: %(default)s; JEM)")
+    add("--sgld_l2", type=WEIGHT, default=0.0, metavar="W",
+        help="weight of an L2 penalty on log q of data and samples within --pxsgld and --pxysgld, "
+        "against divergence; JEM's author advises .1 (default: %(default)s; IGEBM)")
     add("--class_cond_p_x_sample", action="store_true",
         help="chains of --pxsgld climb f(x)[y] for random y: better samples, lower accuracy (JEM)")
 
@@ -221,6 +224,9 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
         help="factor of each decay (default: %(default)s; JEM)")
     add("--weight_decay", type=WEIGHT, default=0.0, metavar="L2",
         help="L2 penalty on all parameters, coupled (default: %(default)s; JEM)")
+    add("--clip_grad", type=WEIGHT, default=0.0, metavar="NORM",
+        help="scale the gradient down to this L2 norm where it is larger; 0: never "
+        "(default: %(default)s; ours)")
     add("--batch_size", type=COUNT, default=64, metavar="IMAGES",
         help="labelled images a step (default: %(default)s; JEM)")
     add("--n_epochs", type=COUNT, default=200, metavar="EPOCHS",
