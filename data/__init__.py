@@ -1,25 +1,32 @@
 """What the network is shown: data sets as uint8 tensors, their splits, batches made on the device.
 
 `load(name, data_root)` reads a set once, `Split.to(device)` puts it where the network is, `augment`
-makes a training batch there and `evaluation_batches` walks a split unaugmented. A user's mistake is
-a `DataError`: one line naming the flag, the value and the remedy.
+makes a training batch there and `evaluation_batches` walks a split unaugmented. `load_evaluation`
+reads or makes whatever a trained model is asked about. A user's mistake is a `DataError`: one line
+naming the flag, the value and the remedy.
 """
 
 from data.base import DataError, DataSet, Spec, Split
 from data.batches import EVAL_NOISE_BLOCK, augment, epoch_order, evaluation_batches, to_float
+from data.evaluation_names import ALL_OOD, all_ood, canonical_evaluation_name, split_name
+from data.evaluation_sets import EvaluationSet, load_evaluation
 from data.npz import read_npz
 from data.sets import canonical_name, describe, load
 from data.splits import default_n_valid, labelled_subset, split_validation
 from data.stream import TrainingBatches, steps_per_epoch
 
 __all__ = [
+    "ALL_OOD",
     "EVAL_NOISE_BLOCK",
     "DataError",
     "DataSet",
+    "EvaluationSet",
     "Spec",
     "Split",
     "TrainingBatches",
+    "all_ood",
     "augment",
+    "canonical_evaluation_name",
     "canonical_name",
     "default_n_valid",
     "describe",
@@ -27,7 +34,9 @@ __all__ = [
     "evaluation_batches",
     "labelled_subset",
     "load",
+    "load_evaluation",
     "read_npz",
+    "split_name",
     "split_validation",
     "steps_per_epoch",
     "to_float",

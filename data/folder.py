@@ -6,9 +6,10 @@ files whose ending is not an image's.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +51,19 @@ def list_folder(path: Path) -> Listing:
     return Listing(class_names, _shuffled(train_files), _shuffled(test_files))
 
 
+def list_images(path: Path) -> Files:
+    """Every image below `path`, without a class (-1), in a fixed random order.
+
+    For folders that are looked at and not learnt from. Empty where there is none.
+    """
+    found = []
+    for folder, inner, names in os.walk(path):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    images = sorted(file for file in found if file.suffix.lower() in ENDINGS)
+    return _shuffled([(file, -1) for file in images])
+
+
 def read_images(files: Sequence[tuple[Path, int]]) -> Split:
     """Decode every file once. Raises DataError naming the first that is unreadable."""
     images = np.empty((len(files), SIZE, SIZE, 3), dtype=np.uint8)
@@ -57,6 +71,13 @@ def read_images(files: Sequence[tuple[Path, int]]) -> Split:
         images[i] = _read_image(file)
     labels = torch.tensor([label for _, label in files], dtype=torch.int64)
     return Split(torch.from_numpy(images), labels)
+
+
+def shrink(image: Any) -> np.ndarray:
+    """A PIL image -> uint8 (32, 32, 3): RGB, centre square, bilinear with antialias."""
+    from PIL import Image, ImageOps
+
+    return np.asarray(ImageOps.fit(image.convert("RGB"), (SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
 def _list_classes(path: Path) -> tuple[tuple[str, ...], Files]:
@@ -94,15 +115,14 @@ def _shuffled(files: Files) -> Files:
 
 
 def _read_image(file: Path) -> np.ndarray:
-    """uint8 (32, 32, 3): first frame, RGB, centre square, bilinear with antialias."""
-    from PIL import Image, ImageOps
+    """uint8 (32, 32, 3): the first frame."""
+    from PIL import Image
 
     try:
         with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"pixels of mode {image.mode} where 8 bits a channel are read")
-            square = ImageOps.fit(image.convert("RGB"), (SIZE, SIZE), Image.Resampling.BILINEAR)
-            return np.asarray(square)
+            return shrink(image)
     except Exception as error:  # a decoder may raise anything when a file is damaged
         raise DataError(
             f"--dataset folder: cannot read the image {file} ({error}); replace or remove it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +15,26 @@ from data.base import DataError, Split
 from data.resize import resize_batch
 
 UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+SPLITS = ("train", "test")
 
 
-def read_npz(path: Path, num_classes: int | None = None) -> dict[str, Split]:
-    """The splits ("train", "test") that the file has; the images are resized to 32 x 32.
+def read_npz(
+    path: Path, num_classes: int | None = None, splits: Sequence[str] = SPLITS
+) -> dict[str, Split]:
+    """Those of `splits` that the file has; the images are resized to 32 x 32.
 
+    The other arrays of the file are not read, which is most of the time that CIFAR's takes.
     Labels are -1 (no label; also where the file has none) or 0 .. num_classes - 1.
     Raises DataError, naming the file, for a damaged file, a wrong dtype, shape, length or range.
     """
-    arrays = _read(path)
-    splits = {}
-    for split in ("train", "test"):
+    arrays = _read(path, splits)
+    found = {}
+    for split in splits:
         if f"{split}_images" in arrays:
             images = _images(path, f"{split}_images", arrays)
             labels = _labels(path, f"{split}_labels", arrays, len(images), num_classes)
-            splits[split] = Split(images, labels)
-    return splits
+            found[split] = Split(images, labels)
+    return found
 
 
 def trainable(path: Path, splits: dict[str, Split]) -> dict[str, Split]:
@@ -51,21 +56,21 @@ def trainable(path: Path, splits: dict[str, Split]) -> dict[str, Split]:
     return {"test": Split(train.images[:0], train.labels[:0]), **splits}
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path, splits: Sequence[str]) -> dict[str, np.ndarray]:
     remedy = "write it again with numpy.savez"
     try:
         if not zipfile.is_zipfile(path):
             raise _defect(path, "is not an NPZ file, or was cut off", remedy)
         with np.load(path, allow_pickle=False) as archive:
-            return {name: np.asarray(archive[name]) for name in _wanted(archive.files)}
+            return {name: np.asarray(archive[name]) for name in _wanted(archive.files, splits)}
     except DataError:
         raise
     except UNREADABLE as error:
         raise _defect(path, f"cannot be read ({error})", remedy) from error
 
 
-def _wanted(names: list[str]) -> list[str]:
-    known = {f"{split}_{kind}" for split in ("train", "test") for kind in ("images", "labels")}
+def _wanted(names: list[str], splits: Sequence[str]) -> list[str]:
+    known = {f"{split}_{kind}" for split in splits for kind in ("images", "labels")}
     return [name for name in names if name in known]
 
 

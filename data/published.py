@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and SVHN in the files that their authors publish, read by torchvision."""
+"""The files that the authors of a set publish, read by torchvision."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from data.base import DataError, Split
+from data.base import SIZE, DataError, Split
+from data.folder import shrink
+from data.splits import TEST_SEED
 
 FILES = {
     "cifar10": "cifar-10-python.tar.gz or its folder cifar-10-batches-py/",
     "cifar100": "cifar-100-python.tar.gz or its folder cifar-100-python/",
     "svhn": "train_32x32.mat and test_32x32.mat",
+    "celeba": "celeba/ with img_align_celeba/ and its five list files",
+    "textures": "dtd/dtd/ with images/ and labels/",
+    "mnist": "MNIST/raw/ with its four files",
 }
 CONNECT_SECONDS = 30  # torchvision itself waits for ever where packets are dropped
 
@@ -29,15 +35,50 @@ def load_published(name: str, data_root: Path) -> tuple[Split, Split, tuple[str,
     Downloads what is missing. Raises DataError, which says which files to put where, without a
     network, with damaged files or where `data_root` cannot be written.
     """
+    train, classes = load_published_split(name, data_root, "train")
+    test, _ = load_published_split(name, data_root, "test")
+    return train, test, classes
+
+
+def load_published_split(
+    name: str, data_root: Path, split: str
+) -> tuple[Split, tuple[str, ...] | None]:
+    """The "train" or "test" split of CIFAR or SVHN alone, otherwise as `load_published`."""
     try:
-        train, test = (_open(name, data_root, split) for split in ("train", "test"))
+        dataset = _open(name, data_root, split)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
-        raise DataError(
-            f"--dataset {name}: its files are not whole in {data_root} and could not be downloaded "
-            f"({error}); put {FILES[name]}, or {name}.npz, there, or give another --data_root"
-        ) from error
-    classes = getattr(train, "classes", None)
-    return _split(train), _split(test), tuple(classes) if classes else None
+        raise _missing(name, data_root, error) from error
+    classes = getattr(dataset, "classes", None)
+    return _split(dataset), tuple(classes) if classes else None
+
+
+def load_published_ood(name: str, data_root: Path, first: int | None = None) -> tuple[Split, int]:
+    """The test split of celeba, textures (DTD, partition 1) or mnist, and how many images it has.
+
+    celeba and textures: centre square, bilinear with antialias, of the `first` images alone;
+    mnist: 28 x 28 padded to 32 x 32. DTD's file goes from class to class, so it is read in a fixed
+    random order. CelebA has no labels (-1). Raises DataError as `load_published`.
+    """
+    try:
+        dataset = _open(name, data_root, "test")
+        if name == "mnist":
+            grey = F.pad(dataset.data, (2, 2, 2, 2))
+            images = grey[..., None].expand(-1, -1, -1, 3).contiguous()
+            return Split(images, dataset.targets.long()), len(images)
+        order = np.arange(len(dataset))
+        if name == "textures":
+            order = np.random.RandomState(TEST_SEED).permutation(len(dataset))
+        split = _decode(dataset, order[:first].tolist())
+        return split, len(dataset)
+    except Exception as error:  # a download of Google Drive's, or a decoder, may raise anything
+        raise _missing(name, data_root, error) from error
+
+
+def _missing(name: str, data_root: Path, error: Exception) -> DataError:
+    return DataError(
+        f"--dataset {name}: its files are not whole in {data_root} and could not be downloaded "
+        f"({error}); put {FILES[name]}, or {name}.npz, there, or give another --data_root"
+    )
 
 
 def _open(name: str, root: Path, split: str) -> Any:
@@ -53,6 +94,12 @@ def _torchvision(name: str, root: Path, split: str, *, download: bool) -> Any:
 
     if name == "svhn":
         return datasets.SVHN(root, split=split, download=download)
+    if name == "celeba":
+        return datasets.CelebA(root, split=split, target_type=[], download=download)
+    if name == "textures":
+        return datasets.DTD(root, split=split, download=download)
+    if name == "mnist":
+        return datasets.MNIST(root, train=split == "train", download=download)
     cifar = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     return cifar(root, train=split == "train", download=download)
 
@@ -63,6 +110,18 @@ def _split(dataset: Any) -> Split:
     if hasattr(dataset, "labels"):
         return Split(images.permute(0, 2, 3, 1).contiguous(), torch.from_numpy(dataset.labels))
     return Split(images.contiguous(), torch.from_numpy(np.array(dataset.targets, dtype=np.int64)))
+
+
+def _decode(dataset: Any, index: list[int]) -> Split:
+    """The images of `index`, one by one: these sets are JPEG files of any size."""
+    images = np.empty((len(index), SIZE, SIZE, 3), dtype=np.uint8)
+    labels = torch.full((len(index),), -1)
+    for row, i in enumerate(index):
+        image, label = dataset[i]
+        images[row] = shrink(image)
+        if label is not None:
+            labels[row] = label
+    return Split(torch.from_numpy(images), labels)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,81 @@
+"""Images that are made from a seed, or cut from what comes with scikit-learn: no download."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.base import SIZE
+from data.splits import TEST_SEED
+
+NOISE_IMAGES = 10_000
+GAUSSIAN_STD = 0.5  # in units of [-1, 1]: 4.6 % of the values are clipped
+CHUNK = 500  # images held as float64 at once
+
+
+def interpolation_pairs(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """n pairs of n >= 2 images, int64 (n,) each: neighbours on a random circle of all of them.
+
+    No image is paired with itself and each is in two pairs. A function of (n, seed) alone.
+    """
+    order = torch.from_numpy(_random("interp", seed).permutation(n)).long()
+    return order, order.roll(-1)
+
+
+def interpolate(a: Tensor, b: Tensor) -> Tensor:
+    """(a + b) / 2 of uint8 images, rounded half up to uint8 as a file of pixels would hold it."""
+    return (a | b) - ((a ^ b) >> 1)  # = (a + b + 1) // 2, whose sum would overflow
+
+
+def uniform_noise(n: int, seed: int) -> Tensor:
+    """Every value U{0, ..., 255}, uint8 (n, 32, 32, 3); fewer images are the first of more."""
+    shape = (n, SIZE, SIZE, 3)
+    return torch.from_numpy(_random("uniform", seed).randint(0, 256, shape, dtype=np.uint8))
+
+
+def gaussian_noise(n: int, seed: int) -> Tensor:
+    """Every value N(0, 0.5^2) in units of [-1, 1], clipped there: uint8 (n, 32, 32, 3).
+
+    Fewer images are the first of more.
+    """
+    random = _random("gaussian", seed)
+    images = np.empty((n, SIZE, SIZE, 3), dtype=np.uint8)
+    for start in range(0, n, CHUNK):
+        chunk = images[start : start + CHUNK]
+        values = np.clip(GAUSSIAN_STD * random.standard_normal(chunk.shape), -1, 1)
+        chunk[:] = np.rint((values + 1) * 127.5)
+    return torch.from_numpy(images)
+
+
+def photo_patches() -> Tensor:
+    """scikit-learn's two photographs (427 x 640) in patches of 32 x 32: uint8 (520, 32, 32, 3).
+
+    A centred grid of 13 x 20 patches that do not overlap, in a fixed random order.
+    """
+    from sklearn import datasets  # takes seconds, so only who needs it waits
+
+    patches = [_grid(photo) for photo in datasets.load_sample_images().images]
+    together = np.concatenate(patches)
+    order = np.random.RandomState(TEST_SEED).permutation(len(together))
+    return torch.from_numpy(together[order])
+
+
+def _grid(photo: np.ndarray) -> np.ndarray:
+    rows, columns = photo.shape[0] // SIZE, photo.shape[1] // SIZE
+    top, left = (photo.shape[0] - rows * SIZE) // 2, (photo.shape[1] - columns * SIZE) // 2
+    area = photo[top : top + rows * SIZE, left : left + columns * SIZE]
+    tiles = area.reshape(rows, SIZE, columns, SIZE, 3).swapaxes(1, 2)
+    return tiles.reshape(-1, SIZE, SIZE, 3)
+
+
+def _random(name: str, seed: int) -> np.random.RandomState:
+    """Numbers of their own for every kind of image and seed >= 0.
+
+    RandomState, whose numbers are frozen: those of np.random.default_rng may differ between
+    releases of NumPy, and the images must not.
+    """
+    sequence = np.random.SeedSequence([seed, zlib.crc32(name.encode())])
+    return np.random.RandomState(np.random.MT19937(sequence))

@@ -1,0 +1,222 @@
+"""Sets to evaluate on: their names, their splits and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+from data import DataError, EvaluationSet
+
+RANDOM = np.random.RandomState(0)
+
+
+def made_up(n: int, height: int = 32, width: int = 32) -> np.ndarray:
+    return RANDOM.randint(0, 256, (n, height, width, 3)).astype(np.uint8)
+
+
+def paint(file: Path, colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(file)
+
+
+def colours(loaded: EvaluationSet) -> list[tuple[int, int, int]]:
+    """Of images that are each of one colour."""
+    images = loaded.split.images
+    assert (images == images[:, :1, :1]).all()
+    return [tuple(colour) for colour in images[:, 0, 0].tolist()]
+
+
+def refusal(name: str, root: Path, **options: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        data.load_evaluation(name, root, flag="--ood_dataset", **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spellings", "canonical"),
+    [
+        ("cifar10 cifar10_test cifar10test cifar cifar_test", "cifar10_test"),
+        ("cifar10_train cifar10train cifar_train", "cifar10_train"),
+        ("cifar10_valid cifar_valid", "cifar10_valid"),
+        ("cifar100 cifar_100 cifar100test cifar_100_test", "cifar100_test"),
+        ("svhn svhn_test svhntest", "svhn_test"),
+        ("svhn_train", "svhn_train"),
+        ("digits", "digits_test"),
+        ("cifar10interp cifar_interp interp", "cifar10interp"),
+        ("folder:a/b folder_test:a/b", "folder:a/b"),
+        ("folder_train:a/b", "folder_train:a/b"),
+        *((name, name) for name in "celeba textures mnist faces uniform gaussian photos".split()),
+    ],
+)
+def test_every_spelling_has_one_canonical_name(spellings: str, canonical: str) -> None:
+    for name in [*spellings.split(), canonical]:
+        assert data.canonical_evaluation_name(name) == canonical
+
+
+def test_interpolations_belong_to_the_models_set() -> None:
+    assert data.canonical_evaluation_name("interp", "digits") == "interp"
+    assert data.canonical_evaluation_name("cifar_interp", "digits") == "cifar10interp"
+    with pytest.raises(DataError, match="unknown data set"):
+        data.canonical_evaluation_name("interp", "nothing")
+
+
+@pytest.mark.parametrize("name", ["nothing", "", "cifar10_", "folder:", "folder_all:x", "faces_x"])
+def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        data.canonical_evaluation_name(name, flag="--datasets")
+    assert str(caught.value).startswith(f"--datasets {name}: unknown data set; give one of cifar10")
+    assert all(
+        known in str(caught.value) for known in ("celeba", "interp", "folder:PATH", "_valid")
+    )
+
+
+def test_names_of_splits_can_be_made() -> None:
+    assert data.split_name("cifar_100", "train") == "cifar100_train"
+    assert data.split_name("folder:x", "train") == "folder_train:x"
+    assert data.split_name("folder:x") == "folder:x"
+
+
+def test_all_is_the_papers_four_less_the_models_own_set() -> None:
+    assert (
+        data.all_ood("cifar10") == data.ALL_OOD == ("svhn", "cifar10interp", "cifar100", "celeba")
+    )
+    assert data.all_ood("cifar_100") == ("svhn", "cifar10interp", "cifar10", "celeba")
+    assert data.all_ood("svhn") == ("cifar10", "cifar10interp", "cifar100", "celeba")
+    assert data.all_ood("folder:x") == data.ALL_OOD
+    assert data.all_ood("digits") == ("interp", "photos", "uniform", "gaussian")
+
+
+def test_splits_of_an_archive(tmp_path: Path) -> None:
+    train, test = made_up(50), made_up(4)
+    labels = np.arange(50) % 10
+    np.savez(
+        tmp_path / "cifar10.npz",
+        train_images=train,
+        train_labels=labels,
+        test_images=test,
+        test_labels=labels[:4],
+    )
+    loaded = data.load_evaluation("cifar_test", tmp_path)
+    assert loaded.name == "cifar10_test" and loaded.title == "CIFAR-10 (test)"
+    assert (loaded.split.images.numpy() == test).all() and loaded.num_classes == 10
+    assert loaded.split.labels.tolist() == [0, 1, 2, 3] and loaded.split.labels.dtype == torch.int64
+    expected = "4 images; cifar10.npz (this copy has 4, the published split 10,000)"
+    assert loaded.about == f"CIFAR-10 (test): {expected}"
+
+    loaded = data.load_evaluation("cifar10_train", tmp_path, max_images=7)
+    assert (loaded.split.images.numpy() == train[:7]).all() and "first 7 of 50 " in loaded.about
+    assert len(data.load_evaluation("cifar10_train", tmp_path).split.images) == 50
+
+    for n_valid, n in ((None, 5), (12, 12)):  # a tenth where nothing is said
+        held_out = data.split_validation(50, n)[1].numpy()
+        loaded = data.load_evaluation("cifar10_valid", tmp_path, n_valid=n_valid)
+        assert loaded.title == "CIFAR-10 (validation)"
+        assert (loaded.split.images.numpy() == train[held_out]).all()
+        assert loaded.split.labels.tolist() == labels[held_out].tolist()
+    assert "has no images" in refusal("cifar10_valid", tmp_path, n_valid=0)
+    assert refusal("cifar10_valid", tmp_path, n_valid=50).startswith("--n_valid 50: ")
+    assert refusal("cifar", tmp_path, max_images=0).startswith("--max_images 0: ")
+
+
+def test_the_split_that_nobody_asked_for_is_not_read(tmp_path: Path) -> None:
+    pickled = np.array([None])  # refused as soon as it is read
+    np.savez(tmp_path / "svhn.npz", test_images=made_up(2), train_images=pickled)
+    assert len(data.load_evaluation("svhn", tmp_path).split.images) == 2
+    assert "svhn.npz cannot be read" in refusal("svhn_train", tmp_path)
+
+
+def test_a_part_of_an_archive_is_fine_until_the_rest_is_asked_for(tmp_path: Path) -> None:
+    np.savez(tmp_path / "svhn.npz", test_images=made_up(3), test_labels=np.array([1, -1, 2]))
+    loaded = data.load_evaluation("svhn", tmp_path)
+    assert loaded.split.labels.tolist() == [1, -1, 2] and loaded.num_classes is None
+    for name in ("svhn_train", "svhn_valid"):
+        expected = f"--ood_dataset {name}: svhn.npz in {tmp_path} has no train_images; "
+        assert refusal(name, tmp_path).startswith(expected)
+    np.savez(tmp_path / "svhn.npz", test_images=made_up(0))
+    assert refusal("svhn", tmp_path).startswith("--ood_dataset svhn: has no images")
+    (tmp_path / "svhn.npz").write_bytes(b"not an archive")
+    assert refusal("svhn", tmp_path).startswith(f"--data_root {tmp_path}: svhn.npz is not")
+
+
+def test_any_archive_has_a_name(tmp_path: Path) -> None:
+    """Its test images, else its training images; 32 x 32 after the centre square."""
+    test, train = made_up(3, 32, 40), made_up(2)
+    np.savez(tmp_path / "mine.npz", test_images=test, train_images=train)
+    loaded = data.load_evaluation("mine", tmp_path)
+    assert (loaded.split.images.numpy() == test[:, :, 4:36]).all()
+    assert (loaded.name, loaded.title, loaded.num_classes) == ("mine", "mine", None)
+    assert loaded.split.labels.tolist() == [-1, -1, -1] and "centre square" in loaded.about
+    np.savez(tmp_path / "mine.npz", train_images=train, train_labels=np.array([4, 0]))
+    loaded = data.load_evaluation("mine", tmp_path, max_images=1)
+    assert (loaded.split.images.numpy() == train[:1]).all() and loaded.num_classes == 5
+    np.savez(tmp_path / "mine.npz", other=train)
+    assert "--ood_dataset mine: mine.npz" in refusal("mine", tmp_path)
+    (tmp_path / "below").mkdir()
+    assert "unknown data set" in refusal("../mine", tmp_path / "below")
+
+
+def test_what_only_an_archive_can_give_says_so(tmp_path: Path) -> None:
+    expected = f"--ood_dataset faces: there is no faces.npz in {tmp_path}; put it there"
+    assert refusal("faces", tmp_path).startswith(expected)
+    np.savez(tmp_path / "faces.npz", test_images=made_up(1))
+    loaded = data.load_evaluation("faces", tmp_path)
+    assert loaded.title == "faces (not CelebA)" and loaded.about.startswith(loaded.title)
+
+
+def test_a_folder_to_train_on_keeps_its_splits_and_labels(tmp_path: Path) -> None:
+    for c, name in enumerate(("apple", "bear")):
+        for i in range(10):
+            paint(tmp_path / name / f"{i}.png", (c, i, 0))
+    whole = data.load(f"folder:{tmp_path}", tmp_path)
+    test = data.load_evaluation(f"folder:{tmp_path}", "nowhere")
+    assert torch.equal(test.split.images, whole.test.images) and test.num_classes == 2
+    assert torch.equal(test.split.labels, whole.test.labels)
+    assert (test.name, test.title) == (f"folder:{tmp_path}", tmp_path.name)
+    train = data.load_evaluation(f"folder_train:{tmp_path}", "nowhere")
+    assert torch.equal(train.split.images, whole.train.images)
+    assert train.title == f"{tmp_path.name} (training)"
+    valid = data.load_evaluation(f"folder_valid:{tmp_path}", "nowhere", n_valid=3)
+    held_out = data.split_validation(16, 3)[1]
+    assert torch.equal(valid.split.images, whole.train.images[held_out])
+    assert torch.equal(valid.split.labels, whole.train.labels[held_out])
+
+
+def test_any_folder_of_images_serves_without_labels(tmp_path: Path) -> None:
+    folder = tmp_path / "a: b"  # a colon as in the messages
+    names = [*(f"{i}.png" for i in range(6)), "deep/er/6.png", ".hidden/7.png", ".8.png"]
+    for i, name in enumerate(names):
+        paint(folder / name, (i, 0, 0), size=(40, 32))
+    (folder / "notes.txt").write_text("no image")
+    loaded = data.load_evaluation(f"folder:{folder}", "nowhere")
+    found = [red for red, _, _ in colours(loaded)]
+    assert sorted(found) == list(range(7)) and found != sorted(found)
+    assert loaded.num_classes is None and (loaded.split.labels == -1).all()
+    (folder / f"{found[-1]}.png").write_bytes(b"broken")  # beyond the first 3: never opened
+    first = data.load_evaluation(f"folder:{folder}", "nowhere", max_images=3)
+    assert [red for red, _, _ in colours(first)] == found[:3] and "3 of 7" in first.about
+    message = refusal(f"folder:{folder}", tmp_path)
+    assert message.startswith(f"--ood_dataset folder:{folder}: cannot read the image")
+    (tmp_path / "empty").mkdir()
+    for name, said in (
+        (f"folder_train:{folder}", "has 1 class folders"),
+        (f"folder:{tmp_path / 'empty'}", "has no images (all images below"),
+        (f"folder:{tmp_path / 'none'}", "does not exist"),
+    ):
+        message = refusal(name, tmp_path)
+        assert message.startswith(f"--ood_dataset {name}: ") and said in message
+
+
+def test_the_real_sets(data_root: Path) -> None:
+    for name in ("cifar10", "svhn", "faces", "textures", "mnist", "cifar10interp"):
+        if not (data_root / f"{name.removesuffix('interp')}.npz").exists():
+            continue
+        loaded = data.load_evaluation(name, data_root)
+        images, labels = loaded.split
+        assert images.dtype == torch.uint8 and images.shape == (len(labels), 32, 32, 3)
+        assert len(images) > 500 and images.float().std() > 40
+        assert (loaded.num_classes is None) == bool((labels == -1).any())

@@ -1,0 +1,120 @@
+"""Interpolations, noise and patches of photographs: by brute force, closed form and statistics."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data
+from data.generated import interpolate, interpolation_pairs
+
+
+def images_of(name: str, root: str | Path = "nowhere", **options: object) -> np.ndarray:
+    return data.load_evaluation(name, root, **options).split.images.numpy()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("n", [2, 3, 17, 1000])
+def test_pairs_are_of_two_different_images_and_use_every_image_twice(n: int) -> None:
+    a, b = interpolation_pairs(n, seed=1)
+    assert len(a) == len(b) == n and (a != b).all()
+    assert torch.cat([a, b]).bincount(minlength=n).tolist() == [2] * n
+    if n > 2:
+        assert len({frozenset(pair) for pair in zip(a.tolist(), b.tolist(), strict=True)}) == n
+        assert not torch.equal(interpolation_pairs(n, seed=2)[0], a)
+    assert torch.equal(interpolation_pairs(n, seed=1)[1], b)
+
+
+def test_the_mean_is_rounded_half_up_for_every_two_values() -> None:
+    a, b = (grid.reshape(-1) for grid in np.meshgrid(np.arange(256), np.arange(256)))
+    means = interpolate(*(torch.from_numpy(values.astype(np.uint8)) for values in (a, b)))
+    assert (means.numpy() == np.floor((a + b) / 2 + 0.5)).all()
+
+
+def test_interpolations_are_of_the_test_images(tmp_path: Path) -> None:
+    pixels = np.random.RandomState(0).randint(0, 256, (30, 32, 32, 3)).astype(np.uint8)
+    np.savez(tmp_path / "cifar10.npz", train_images=pixels[:10], test_images=pixels[10:])
+    np.savez(tmp_path / "svhn.npz", train_images=pixels[:10], test_images=pixels[20:])
+    loaded = data.load_evaluation("interp", tmp_path, in_dataset="cifar10", seed=3)
+    found, test = loaded.split.images.numpy(), pixels[10:].astype(np.int64)
+    means = np.floor((test[:, None] + test[None]) / 2 + 0.5).reshape(400, -1)
+    matches = [np.flatnonzero((means == image.reshape(-1)).all(1)).tolist() for image in found]
+    pairs = [divmod(match[0], 20) for match in matches]  # every image is one of the 400 means
+    assert len(found) == 20 and all(i != j for i, j in pairs)
+    assert (loaded.split.labels == -1).all() and loaded.num_classes is None
+    assert (loaded.name, loaded.title) == ("cifar10interp", "CIFAR-10 interpolations")
+    assert "20 pairs of seed 3" in loaded.about
+
+    first = images_of("cifar_interp", tmp_path, in_dataset="svhn", seed=3, max_images=6)
+    assert (first == found[:6]).all()
+    assert not np.array_equal(images_of("interp", tmp_path, seed=4), found)
+    of_svhn = data.load_evaluation("interp", tmp_path, in_dataset="svhn")
+    assert (of_svhn.title, len(of_svhn.split.images)) == ("SVHN interpolations", 10)
+
+
+def test_a_pair_takes_two_images(tmp_path: Path) -> None:
+    np.savez(tmp_path / "cifar10.npz", test_images=np.zeros((1, 32, 32, 3), dtype=np.uint8))
+    with pytest.raises(data.DataError, match="^--ood_dataset interp: has no images"):
+        data.load_evaluation("interp", tmp_path, flag="--ood_dataset")
+
+
+@pytest.mark.parametrize("name", ["uniform", "gaussian"])
+def test_noise_is_the_same_for_any_number_of_images(name: str) -> None:
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()  # type: ignore[index]
+    found = images_of(name, max_images=1001)
+    assert found.shape == (1001, 32, 32, 3)
+    for n in (1, 500, 501):
+        assert (images_of(name, max_images=n) == found[:n]).all()
+    assert (images_of(name, max_images=2, seed=2) != found[:2]).mean() > 0.9
+    assert len({image.tobytes() for image in found}) == 1001
+    assert (np.random.get_state()[1] == before[0]).all()  # type: ignore[index]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    about = data.load_evaluation(name, "nowhere", max_images=5).about
+    assert "the first 5 of 10,000 images" in about and "seed 1" in about
+
+
+def test_uniform_noise_has_every_value_alike() -> None:
+    counts = np.bincount(images_of("uniform", max_images=400).reshape(-1), minlength=256)
+    expected = 400 * 3072 / 256  # each count is within 5 standard deviations
+    assert abs(counts - expected).max() < 5 * math.sqrt(expected)
+
+
+def test_gaussian_noise_has_standard_deviation_one_half() -> None:
+    """Counts against the normal distribution function, the tails clipped to -1 and 1."""
+    values = images_of("gaussian", max_images=400).reshape(-1)
+    edges = [(k / 127.5 - 1) / 0.5 for k in np.arange(0.5, 255)]  # of the 256 rounded values
+    cdf = [0.0, *(0.5 * (1 + math.erf(edge / math.sqrt(2))) for edge in edges), 1.0]
+    expected = len(values) * np.diff(cdf)
+    found = np.bincount(values, minlength=256)
+    assert (abs(found - expected) < 5 * np.sqrt(expected)).all()
+
+
+def test_photos_are_the_patches_of_both_photographs() -> None:
+    from sklearn import datasets
+
+    found = images_of("photos")
+    expected = {
+        photo[top : top + 32, left : left + 32].tobytes()
+        for photo in datasets.load_sample_images().images
+        for top in range(5, 421 - 31, 32)  # 427 rows hold 13 patches and 11 rows: 5 are above
+        for left in range(0, 640, 32)
+    }
+    assert found.shape == (520, 32, 32, 3)
+    assert {patch.tobytes() for patch in found} == expected
+    first = images_of("photos", max_images=10)
+    assert (first == found[:10]).all()
+    brightness = found.mean((1, 2, 3))
+    assert abs(np.diff(brightness)).mean() > 30  # neighbours in the list are none in the picture
+
+
+def test_the_digits_need_no_files(tmp_path: Path) -> None:
+    for name in data.all_ood("digits"):
+        loaded = data.load_evaluation(name, tmp_path, in_dataset="digits", max_images=20)
+        assert len(loaded.split.images) == 20 and loaded.num_classes is None
+    digits = data.load_evaluation("digits", tmp_path)
+    assert (digits.title, len(digits.split.images), digits.num_classes) == (
+        "digits (test)",
+        360,
+        10,
+    )
