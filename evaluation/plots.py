@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from evaluation.sampling import to_uint8
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
@@ -15,13 +18,12 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
     n, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     picture = torch.zeros(
         rows * (height + gap) + gap, columns * (width + gap) + gap, channels, dtype=torch.uint8
     )
-    for i, image in enumerate(pixels):
+    for i, image in enumerate(to_uint8(images).cpu()):
         top, left = (gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap))
-        picture[top : top + height, left : left + width] = image.permute(1, 2, 0)
+        picture[top : top + height, left : left + width] = image
     return picture
 
 
@@ -33,6 +35,54 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> Tensor:
     image = Image.fromarray(picture.numpy())
     image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)
     return picture
+
+
+def save_labelled_grid(
+    images: Tensor,
+    path: Path,
+    *,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    columns: int | None = None,
+    xlabel: str = "",
+    title: str = "",
+) -> list[Path]:
+    """The grid with words beside it, as PNG and PDF at `path` plus those suffixes, both returned.
+
+    For one class a row (its name and number of samples) and for trajectories (the SGLD steps over
+    the columns, one chain a row). `columns` is by default the number of `column_labels`. Raises
+    ValueError unless there is one label a row and one a column, or none.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    gap = 2
+    columns = columns or len(column_labels) or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    for labels, places, name in ((row_labels, rows, "rows"), (column_labels, columns, "columns")):
+        if len(labels) not in (0, places):
+            raise ValueError(f"{len(labels)} labels for {places} {name}")
+    picture = grid(images, columns, gap)
+    inch = min(0.55, 7.5 / columns)  # of an image; the whole fits a page
+    figure = Figure(figsize=(inch * columns + 1.0, inch * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots()
+    axes.imshow(picture.numpy(), interpolation="nearest")
+    height, width = (side + gap for side in images.shape[2:])
+    axes.set_yticks([gap + height * (i + 0.5) - 1.5 for i in range(len(row_labels))], row_labels)
+    axes.set_xticks(
+        [gap + width * (i + 0.5) - 1.5 for i in range(len(column_labels))], column_labels
+    )
+    axes.tick_params(length=0, labelsize=9, labeltop=True, labelbottom=False)
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel(xlabel, fontsize=9)
+    axes.set_title(title, fontsize=10)
+    axes.spines[:].set_visible(False)
+    paths = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
+    figure.savefig(paths[0], dpi=150, bbox_inches="tight")
+    # the same bytes every time
+    figure.savefig(paths[1], bbox_inches="tight", metadata={"CreationDate": None})
+    return paths
 
 
 def save_curves(rows: list[dict[str, str]], path: Path) -> None:

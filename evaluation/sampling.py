@@ -1,14 +1,20 @@
-"""Samples of a model, by SGLD."""
+"""Samples of a model, by SGLD: rounds on a replay buffer, chains from noise, and who is shown.
+
+Images are float32 (N, 3, 32, 32), meant for [-1, 1] but never clipped while a chain runs. Every
+function draws from generators of its own and gives the model back as it was; between SGLD steps
+nothing is read back from the device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from evaluation.chains import BUFFER, FRESH, ROUNDS, SHAPE, TRAJECTORY, climb, generator_of, uniform
 from losses import ReplayBuffer, langevin
-from models import EnergyClassifier, sampling_mode
+from models import EnergyClassifier, eval_mode, sampling_mode
 
 
 class Sampler:
@@ -36,8 +42,7 @@ class Sampler:
     def start(self, n: int, label: int | None = None) -> Tensor:
         """(n, 3, 32, 32), from the slots of class `label` where it is given."""
         if self.buffer is None:
-            x = torch.empty(n, 3, 32, 32, device=self.device)
-            return x.uniform_(-1, 1, generator=self.generator)
+            return uniform(n, self.generator)
         labels = None if label is None else torch.full((n,), label, device=self.device)
         return self.buffer.draw(n, labels, self.generator)[0]
 
@@ -60,3 +65,185 @@ class Sampler:
         labels = torch.arange(num_classes, device=self.device).repeat_interleave(per_class)
         x = torch.cat([self.start(per_class, label) for label in range(num_classes)])
         return self.climb(lambda x: density(x, labels), x)
+
+
+def fresh_buffer(
+    size: int, num_classes: int, reinit_freq: float, *, seed: int, device: torch.device | str
+) -> ReplayBuffer:
+    """A replay buffer of U(-1, 1), decided by `seed` alone; errors as `losses.ReplayBuffer`'s."""
+    with torch.random.fork_rng(devices=[]):  # it fills itself from the global random state
+        buffer = ReplayBuffer(size, SHAPE, reinit_freq, num_classes).to(device)
+    buffer.images.uniform_(-1, 1, generator=generator_of(buffer.images.device, seed, BUFFER))
+    return buffer
+
+
+def sampling_rounds(
+    model: EnergyClassifier,
+    buffer: ReplayBuffer,
+    *,
+    rounds: int,
+    chains: int,
+    steps: int,
+    step_size: float,
+    noise_std: float,
+    seed: int,
+) -> Iterator[Tensor]:
+    """JEM's sampling: draw `chains` slots, `steps` SGLD steps up log q(x), store; `rounds` times.
+
+    A chain starts from its slot, or from U(-1, 1) with probability `buffer.reinit_freq`. Yields
+    the images (chains, 3, 32, 32) of each round. `buffer` is changed, and is on the model's
+    device. Raises ValueError if there are more chains than slots.
+    """
+    generator = generator_of(buffer.images.device, seed, ROUNDS)
+    for _ in range(rounds):
+        start, slots = buffer.draw(chains, generator=generator)
+        images = climb(model, start, None, steps, step_size, noise_std, generator)
+        buffer.store(slots, images)
+        yield images
+
+
+def conditional_rounds(
+    model: EnergyClassifier,
+    buffer: ReplayBuffer,
+    num_classes: int,
+    *,
+    rounds: int,
+    chains: int,
+    steps: int,
+    step_size: float,
+    noise_std: float,
+    seed: int,
+) -> Iterator[Tensor]:
+    """`sampling_rounds` up f(x)[y] = log q(x|y) + const: chain i is of class y = i mod C and
+    starts from a slot of that class.
+
+    Raises ValueError if the buffer is divided into another number of classes, if a class has
+    fewer slots than chains, and with an `uncond` model, which has no f(x)[y] density.
+    """
+    if num_classes != buffer.num_classes:
+        raise ValueError(
+            f"{num_classes} classes, but the replay buffer is divided into {buffer.num_classes}"
+        )
+    device = buffer.images.device
+    generator = generator_of(device, seed, ROUNDS)
+    labels = torch.arange(chains, device=device) % num_classes
+    of_class = [labels[y::num_classes] for y in range(min(num_classes, chains))]
+    # Drawing puts the chains of a class side by side: chain i is the one at place[i].
+    place = labels.argsort(stable=True).argsort()
+    for _ in range(rounds):
+        drawn = [buffer.draw(len(y), y, generator) for y in of_class]
+        start, slots = (torch.cat(parts)[place] for parts in zip(*drawn, strict=True))
+        images = climb(model, start, labels, steps, step_size, noise_std, generator)
+        buffer.store(slots, images)
+        yield images
+
+
+def fresh_chains(
+    model: EnergyClassifier,
+    n: int,
+    *,
+    steps: int,
+    step_size: float,
+    noise_std: float,
+    seed: int,
+    batch_size: int = 100,
+    labels: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """n chains from U(-1, 1) up log q(x), or up f(x)[y] for labels y (n,), in batches.
+
+    Chain i does not depend on n, but on batch_size: each batch has a generator of its own.
+    """
+    device = next(model.parameters()).device
+    for batch, first in enumerate(range(0, n, batch_size)):
+        generator = generator_of(device, seed, FRESH, batch)
+        y = None if labels is None else labels[first : first + batch_size]
+        start = uniform(batch_size, generator)
+        real = min(batch_size, n - first)
+        yield climb(model, start, y, steps, step_size, noise_std, generator, real)
+
+
+def trajectory(
+    model: EnergyClassifier,
+    *,
+    n: int,
+    snapshots: int = 10,
+    steps: int,
+    step_size: float,
+    noise_std: float,
+    seed: int,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """n chains from U(-1, 1), seen after each of `snapshot_steps`: (n, snapshots + 1, 3, 32, 32).
+
+    They climb log q(x), or f(x)[y] for labels y (n,). Errors as `snapshot_steps`'.
+    """
+    seen = snapshot_steps(steps, snapshots)
+    generator = generator_of(next(model.parameters()).device, seed, TRAJECTORY)
+    frames = [uniform(n, generator)]
+    for before, after in zip(seen, seen[1:], strict=False):
+        frames.append(
+            climb(model, frames[-1], labels, after - before, step_size, noise_std, generator)
+        )
+    return torch.stack(frames, 1)
+
+
+def snapshot_steps(steps: int, snapshots: int) -> list[int]:
+    """0, ..., steps: snapshots + 1 numbers of SGLD steps, as evenly spaced as whole numbers are.
+
+    Raises ValueError unless 1 <= snapshots <= steps.
+    """
+    if not 1 <= snapshots <= steps:
+        raise ValueError(f"{snapshots} snapshots of {steps} steps: take 1 to {steps}")
+    return [i * steps // snapshots for i in range(snapshots + 1)]
+
+
+@torch.no_grad()
+def classified(
+    model: EnergyClassifier, images: Tensor, batch_size: int = 100
+) -> tuple[Tensor, Tensor]:
+    """(y, q(y|x)) of each image's most probable class: int64 (N,) and float32 (N,) in [0, 1]."""
+    device = next(model.parameters()).device
+    with eval_mode(model):
+        best = [
+            model.classify(batch.to(device, memory_format=torch.channels_last)).max(1)
+            for batch in images.split(batch_size)
+        ]
+    labels, log_q = torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
+    return labels.to(images.device), log_q.exp().to(images.device)
+
+
+def most_confident(
+    model: EnergyClassifier, images: Tensor, *, per_class: int, batch_size: int = 100
+) -> tuple[Tensor, Tensor]:
+    """Class-conditional samples the ancestors' way: by classifying unconditional ones.
+
+    Row y of the result (C * per_class, 3, 32, 32) has the `per_class` images of highest q(y|x)
+    among those classified as y, the highest first; where there are fewer, the rest of the row is
+    black (-1). Also returned: how many images there were of each class, int64 (C,).
+    """
+    labels, confidence = classified(model, images, batch_size)
+    classes = model.class_output.out_features
+    order = confidence.argsort(descending=True, stable=True)
+    order = order[labels[order].argsort(stable=True)]  # by class, and within by confidence
+    counts = torch.bincount(labels, minlength=classes)
+    rank = torch.arange(per_class, device=images.device)
+    place = (counts.cumsum(0) - counts)[:, None] + rank
+    chosen = images[order[place.clamp(max=len(images) - 1)]]
+    there = (rank < counts[:, None])[:, :, None, None, None]
+    return torch.where(there, chosen, -1.0).flatten(0, 1), counts
+
+
+def check_finite(images: Tensor, step: int) -> None:
+    """Raises ValueError, one line, where an image has a NaN or an infinity. A host sync."""
+    bad = len(images) - int(images.isfinite().flatten(1).all(1).sum())
+    if bad:
+        raise ValueError(
+            f"{bad} of {len(images)} chains are not finite after {step} steps: lower --sgld_lr"
+        )
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Pixels of images (N, 3, H, W) in [-1, 1], clipped: round((x + 1) * 127.5), uint8
+    (N, H, W, 3), the inverse of `data.to_float`; NaN is 0."""
+    x = images.detach().float().clamp(-1, 1).nan_to_num(nan=-1.0)
+    return ((x + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

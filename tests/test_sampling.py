@@ -1,16 +1,35 @@
-"""Samples for pictures: what they climb, and that drawing them leaves a run as it was."""
+"""Samples: what they climb, where they start, what is stored, and that a run stays as it was."""
 
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from evaluation.sampling import Sampler
-from losses import ReplayBuffer
+from data import to_float
+from evaluation.chains import FRESH, ROUNDS, TRAJECTORY, generator_of, uniform
+from evaluation.plots import save_labelled_grid
+from evaluation.sampling import (
+    Sampler,
+    check_finite,
+    classified,
+    conditional_rounds,
+    fresh_buffer,
+    fresh_chains,
+    most_confident,
+    sampling_rounds,
+    snapshot_steps,
+    to_uint8,
+    trajectory,
+)
+from losses import ReplayBuffer, langevin
 from models import EnergyClassifier
 
 CLASSES, PER_CLASS = 3, 5
+SGLD: dict[str, Any] = {"steps": 2, "step_size": 20.0, "noise_std": 0.1}
+CPU = torch.device("cpu")
 
 
 class Backbone(nn.Module):
@@ -98,8 +117,8 @@ def test_without_a_buffer_chains_start_uniform() -> None:
 
 @pytest.mark.parametrize("reinit_freq", [0.0, 0.5])
 def test_drawing_leaves_buffer_random_state_and_model_as_they_were(reinit_freq: float) -> None:
-    model, buffer = model_of(), numbered()
-    buffer.reinit_freq = reinit_freq
+    model, buffer, stored = model_of(), numbered(), numbered()
+    buffer.reinit_freq = stored.reinit_freq = reinit_freq
     model.f.dropout.eval()
     model.class_output.bias.requires_grad_(False)
 
@@ -115,6 +134,11 @@ def test_drawing_leaves_buffer_random_state_and_model_as_they_were(reinit_freq: 
         sampler = sampler_of(model, each, noise_std=0.1)
         sampler.unconditional(4)
         sampler.conditional(CLASSES, 2)
+    list(sampling_rounds(model, stored, rounds=2, chains=4, seed=0, **SGLD))
+    list(conditional_rounds(model, stored, CLASSES, rounds=2, chains=4, seed=0, **SGLD))
+    list(fresh_chains(model, 3, batch_size=2, seed=0, **SGLD))
+    most_confident(model, trajectory(model, n=3, snapshots=2, seed=0, **SGLD)[:, 0], per_class=2)
+    fresh_buffer(6, 3, 0.05, seed=0, device="cpu")
     later_flags, later_tensors = state()
     assert flags == later_flags and all(map(torch.equal, tensors, later_tensors))
     assert buffer.staged == []
@@ -127,3 +151,176 @@ def test_a_seed_decides_the_samples() -> None:
         sampler_of(model, buffer, noise_std=0.1, seed=seed).unconditional(4) for seed in (3, 3, 4)
     )
     assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def by_hand(model: EnergyClassifier, x: Tensor, y: Tensor | None, g: torch.Generator) -> Tensor:
+    model.eval()
+    density = model.log_px if y is None else lambda x: model.log_pxy(x, y)
+    end = langevin(density, x, generator=g, **SGLD)
+    model.train()
+    return end
+
+
+@pytest.mark.parametrize("reinit_freq", [0.0, 0.5])
+def test_a_round_draws_climbs_and_stores(reinit_freq: float) -> None:
+    model, buffer, expected = model_of(), numbered(), numbered()
+    buffer.reinit_freq = expected.reinit_freq = reinit_freq
+    generator = generator_of(CPU, 7, ROUNDS)
+    count = 0
+    for images in sampling_rounds(model, buffer, rounds=3, chains=4, seed=7, **SGLD):
+        before = expected.images.clone()
+        start, slots = expected.draw(4, generator=generator)
+        end = by_hand(model, start, None, generator)
+        torch.testing.assert_close(images, end)
+        expected.images[slots] = end
+        torch.testing.assert_close(buffer.images, expected.images)
+        changed = (buffer.images != before).flatten(1).any(1).nonzero()[:, 0]
+        assert torch.equal(changed, slots.sort()[0])
+        count += 1
+    assert count == 3
+
+
+@pytest.mark.parametrize("chains", [2, 7, 12, 15])
+def test_conditional_rounds_use_and_fill_slots_of_their_class(chains: int) -> None:
+    model, buffer = model_of(), numbered()
+    labels = torch.arange(chains) % CLASSES
+    settings = {**SGLD, "steps": 0}
+    (start,) = conditional_rounds(
+        model, buffer, CLASSES, rounds=1, chains=chains, seed=0, **settings
+    )
+    slots = start[:, 0, 0, 0].long() - 10
+    assert torch.equal(slots // PER_CLASS, labels) and len(set(slots.tolist())) == chains
+    assert torch.equal(buffer.images, numbered().images)
+
+    settings = {"steps": 1, "step_size": 50.0, "noise_std": 0.0}
+    (end,) = conditional_rounds(model, buffer, CLASSES, rounds=1, chains=chains, seed=0, **settings)
+    torch.testing.assert_close(end, ascent(model, start, labels))
+    assert (end - start).abs().max() > 0.01
+    assert torch.equal(buffer.images[slots], end)
+    others = torch.ones(len(buffer.images), dtype=torch.bool).index_fill(0, slots, False)
+    assert torch.equal(buffer.images[others], numbered().images[others])
+
+
+def test_conditional_rounds_refuse_what_the_buffer_or_the_model_cannot() -> None:
+    model, buffer = model_of(), numbered()
+    settings = {**SGLD, "rounds": 1, "seed": 0}
+    with pytest.raises(ValueError, match="5 classes, but the replay buffer is divided into 3"):
+        next(conditional_rounds(model, buffer, 5, chains=4, **settings))
+    with pytest.raises(ValueError, match="slots"):
+        next(conditional_rounds(model, buffer, CLASSES, chains=16, **settings))
+    with pytest.raises(ValueError, match="slots"):
+        next(sampling_rounds(model, buffer, chains=16, **settings))
+    uncond = EnergyClassifier(Backbone(), CLASSES, uncond=True)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="uncond"):
+        next(conditional_rounds(uncond, buffer, CLASSES, chains=4, **settings))
+    assert next(sampling_rounds(uncond, buffer, chains=4, **settings)).shape == (4, 3, 32, 32)
+
+
+def test_rounds_can_pause_and_a_seed_decides_them() -> None:
+    model = model_of()
+    ends = []
+    for seed, pause in ((3, 0), (3, 2), (4, 0)):
+        buffer = numbered()
+        rounds = sampling_rounds(model, buffer, rounds=5, chains=4, seed=seed, **SGLD)
+        list(islice(rounds, pause))
+        torch.rand(7)
+        assert len(list(rounds)) == 5 - pause
+        ends.append(buffer.images)
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
+
+
+def test_a_fresh_buffer_is_uniform_and_decided_by_its_seed() -> None:
+    first, second, other = (fresh_buffer(30, 3, 0.25, seed=s, device="cpu") for s in (1, 1, 2))
+    assert torch.equal(first.images, second.images)
+    assert not torch.equal(first.images, other.images)
+    assert -1 <= first.images.min() < -0.99 and 0.99 < first.images.max() < 1
+    assert abs(first.images.var() - 1 / 3) < 0.01
+    assert first.reinit_freq == 0.25 and first.num_classes == 3
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_fresh_chains_against_the_sampler_batch_by_batch(conditional: bool) -> None:
+    model = model_of()
+    labels = torch.arange(8) % 3 if conditional else None
+    batches = list(fresh_chains(model, 8, batch_size=4, seed=2, labels=labels, **SGLD))
+    for i, batch in enumerate(batches):
+        generator = generator_of(CPU, 2, FRESH, i)
+        y = None if labels is None else labels[4 * i : 4 * i + 4]
+        torch.testing.assert_close(batch, by_hand(model, uniform(4, generator), y, generator))
+    few = None if labels is None else labels[:6]
+    parts = list(fresh_chains(model, 6, batch_size=4, seed=2, labels=few, **SGLD))
+    assert [len(part) for part in parts] == [4, 2]
+    torch.testing.assert_close(torch.cat(parts), torch.cat(batches)[:6])
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_trajectory_is_one_chain_seen_on_its_way(conditional: bool) -> None:
+    model = model_of()
+    labels = torch.tensor([2, 0, 1]) if conditional else None
+    frames = trajectory(model, n=3, snapshots=2, seed=4, labels=labels, **SGLD)
+    assert frames.shape == (3, 3, 3, 32, 32)
+    generator = generator_of(CPU, 4, TRAJECTORY)
+    start = uniform(3, generator)
+    assert torch.equal(frames[:, 0], start)
+    assert -1 <= start.min() < -0.99 and 0.99 < start.max() < 1
+    torch.testing.assert_close(frames[:, -1], by_hand(model, start, labels, generator))
+    assert not torch.equal(frames[:, 1], frames[:, 2])
+
+
+def test_snapshots_are_spread_over_the_steps() -> None:
+    assert snapshot_steps(100, 4) == [0, 25, 50, 75, 100]
+    assert snapshot_steps(7, 3) == [0, 2, 4, 7]
+    for steps, snapshots in ((3, 4), (3, 0), (0, 1)):
+        with pytest.raises(ValueError, match="snapshots"):
+            snapshot_steps(steps, snapshots)
+
+
+@pytest.mark.parametrize("batch_size", [4, 500])
+def test_the_most_confident_against_a_loop(batch_size: int) -> None:
+    model = model_of()
+    model.class_output.bias.data.copy_(torch.tensor([0.6, 0.0, -9.0]))  # nobody is of class 2
+    torch.manual_seed(1)
+    images = 3 * torch.randn(30, 3, 32, 32)
+    rows, counts = most_confident(model, images, per_class=12, batch_size=batch_size)
+    model.eval()
+    q = model(images).softmax(1).detach()
+    of_class: list[list[tuple[float, int]]] = [[], [], []]
+    for i in range(30):
+        y = int(q[i].argmax())
+        of_class[y].append((float(q[i, y]), i))
+    assert counts.tolist() == [len(members) for members in of_class]
+    assert counts[0] > 12 > counts[1] > 0 == counts[2]  # a full row, a padded and an empty one
+    for row, members in zip(rows.unflatten(0, (3, 12)), of_class, strict=True):
+        chosen = [i for _, i in sorted(members, reverse=True)][:12]
+        assert torch.equal(row[: len(chosen)], images[chosen])
+        assert (row[len(chosen) :] == -1).all()
+
+    labels, confidence = classified(model, images, batch_size)
+    assert torch.equal(labels, q.argmax(1))
+    torch.testing.assert_close(confidence, q.max(1)[0])
+
+
+def test_chains_that_ran_away_are_counted() -> None:
+    images = torch.rand(5, 3, 32, 32)
+    check_finite(images, 10)
+    images[1, 0, 3, 4], images[1, 2, 0, 0], images[3, 1, 1, 1] = torch.nan, torch.inf, -torch.inf
+    with pytest.raises(ValueError, match=r"^2 of 5 chains are .* after 10 steps: lower --sgld_lr"):
+        check_finite(images, 10)
+
+
+def test_pixels_come_back_from_the_scale_of_the_network() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(24)[: 2 * 32 * 32 * 3].view(2, 32, 32, 3)
+    assert torch.equal(to_uint8(to_float(pixels)), pixels)
+    odd = torch.tensor([-torch.inf, -1.2, torch.nan, 0.0, 1.003, torch.inf]).view(6, 1, 1, 1)
+    assert to_uint8(odd.expand(6, 3, 2, 2))[:, 0, 0, 0].tolist() == [0, 0, 0, 128, 255, 255]
+
+
+def test_a_labelled_grid_is_written_twice_and_wants_all_its_labels(tmp_path: Path) -> None:
+    images = torch.rand(6, 3, 32, 32)
+    words: dict[str, Any] = {"row_labels": ["cat", "dog"], "column_labels": ["0", "5", "10"]}
+    paths = save_labelled_grid(images, tmp_path / "v1.5", xlabel="SGLD steps", **words)
+    assert [path.name for path in paths] == ["v1.5.png", "v1.5.pdf"]
+    assert paths[0].read_bytes()[:4] == b"\x89PNG" and paths[1].read_bytes()[:4] == b"%PDF"
+    for wrong in ({"row_labels": ["cat"]}, {"columns": 2}):
+        with pytest.raises(ValueError, match="labels for"):
+            save_labelled_grid(images, tmp_path / "bad", **(words | wrong))

@@ -1,0 +1,52 @@
+"""SGLD chains, the common part of sampling and refinement: starts, noise and the climb."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from losses import langevin
+from models import EnergyClassifier, sampling_mode
+
+SHAPE = (3, 32, 32)
+# Streams of one seed. Those of data.batches are 0 and 1: noise of a chain must not repeat the
+# noise that was added to the image it starts from.
+BUFFER, ROUNDS, FRESH, TRAJECTORY, REFINEMENT = range(2, 7)
+
+
+def climb(
+    model: EnergyClassifier,
+    x: Tensor,
+    labels: Tensor | None,
+    steps: int,
+    step_size: float,
+    noise_std: float,
+    generator: torch.Generator,
+    n: int | None = None,
+) -> Tensor:
+    """SGLD from x (N, 3, 32, 32) up log q(x), or up f(x)[y] for labels y, of the first n chains.
+
+    Noise is drawn for all N, and the network sees n: a chain's noise belongs to its place, not
+    to how many chains there are.
+    """
+    n = len(x) if n is None else n
+
+    def log_density(x: Tensor) -> Tensor:
+        return model.log_px(x[:n]) if labels is None else model.log_pxy(x[:n], labels)
+
+    sgld = {"steps": steps, "step_size": step_size, "noise_std": noise_std}
+    with sampling_mode(model):
+        return langevin(log_density, x, generator=generator, **sgld)[:n]  # type: ignore[arg-type]
+
+
+def uniform(n: int, generator: torch.Generator) -> Tensor:
+    """U(-1, 1), (n, 3, 32, 32) in channels_last on the generator's device."""
+    x = torch.empty(n, *SHAPE, device=generator.device).uniform_(-1, 1, generator=generator)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def generator_of(device: torch.device, *key: int) -> torch.Generator:
+    """A generator seeded by all the numbers of `key` (each >= 0), well mixed."""
+    mixed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(mixed))

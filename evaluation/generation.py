@@ -1,0 +1,165 @@
+"""Are the samples as good as images? Frechet distance (FID) and Inception Score.
+
+Both read samples through a feature extractor, and their numbers compare only with numbers of the
+same extractor, number of samples and reference. Samples are rounded to 8 bits first (`to_uint8`),
+as an image file would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import to_float
+from evaluation.frechet import Statistics, frechet_distance
+from models import EnergyClassifier, eval_mode
+from training.flags import UsageError
+
+# uint8 (n, H, W, 3) -> features (n, D) and class probabilities (n, C), of any float type.
+Extractor = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+CHUNK = 1000  # images that an extractor is given at once: bounds the features held in memory
+SCORE_ORDER = 2020  # torch-fidelity's seed for the order of the samples
+
+
+def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, float]:
+    """Mean and standard deviation over splits of exp(mean_x KL(p(y|x) || p(y))), each in 1..C.
+
+    Salimans et al. (2016). probabilities (N, C), computed in float64; p(y) is the split's mean.
+    Splits are consecutive, in the order given, of N // splits samples or one more; the deviation
+    is the population's (divided by `splits`), as in the literature. Samples sorted by class need
+    shuffling first, since a split that shows one class alone scores 1: see `evaluate_samples`.
+
+    Raises ValueError where there are fewer samples than splits.
+    """
+    n = len(probabilities)
+    if not 1 <= splits <= n:
+        raise ValueError(f"{splits} splits of {n} samples: give 1 to {n} splits")
+    bounds = [i * n // splits for i in range(splits + 1)]
+    p = probabilities.detach().to("cpu", torch.float64)
+    scores = torch.empty(splits, dtype=torch.float64)
+    for i in range(splits):
+        part = p[bounds[i] : bounds[i + 1]]
+        divergence = torch.xlogy(part, part) - torch.xlogy(part, part.mean(0))  # 0 log 0 = 0
+        scores[i] = divergence.sum(1).mean().exp()
+    return scores.mean().item(), scores.std(correction=0).item()
+
+
+def model_extractor(model: EnergyClassifier, batch_size: int = 100) -> Extractor:
+    """A given classifier's penultimate features and q(y|x), in eval mode, which is given back.
+
+    The distance is then that of the given model: name its checkpoint beside the number.
+    """
+    device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def extract(images: Tensor) -> tuple[Tensor, Tensor]:
+        features, probabilities = [], []
+        with eval_mode(model):
+            for batch in images.split(batch_size):
+                features.append(model.features(to_float(batch.to(device))))
+                probabilities.append(model.logits_from(features[-1]).double().softmax(1))
+        return torch.cat(features), torch.cat(probabilities)
+
+    return extract
+
+
+def evaluate_samples(
+    samples: Tensor,
+    reference: Tensor,
+    extractor: Extractor,
+    *,
+    score_part: Tensor | None = None,
+    splits: int = 10,
+) -> dict[str, Any]:
+    """FID of samples against reference images, and the Inception Score of `score_part`.
+
+    samples uint8 (N, H, W, 3), reference uint8 (M, H, W, 3); `score_part` uint8 (K, H, W, 3), by
+    default the samples. The score's splits are made in the order of torch-fidelity, a fixed
+    permutation, so that samples sorted by class are no trap and the two agree.
+
+    Returns fid, inception_score_mean, inception_score_std, splits, n = N, n_reference = M,
+    n_score = K, n_features = D, and full_rank: whether N and M exceed D. Where they do not, the
+    covariances have no full rank and the FID depends on N and M even more than it always does.
+
+    Raises UsageError for fewer than 2 samples or reference images, fewer scored than splits, and
+    for features that are not finite.
+    """
+    n_score = len(samples if score_part is None else score_part)
+    for what, n, least in (
+        ("samples", len(samples), 2),
+        ("reference images", len(reference), 2),
+        ("samples to score", n_score, splits),
+    ):
+        if n < least:
+            raise UsageError(f"--eval fid: {n} {what} are too few: give {least} or more")
+    probabilities: list[Tensor] = []
+    ours = _read(samples, extractor, probabilities if score_part is None else None)
+    theirs = _read(reference, extractor)
+    if score_part is not None:
+        _read(score_part, extractor, probabilities)
+    order = torch.from_numpy(np.random.RandomState(SCORE_ORDER).permutation(n_score))
+    mean, std = inception_score(torch.cat(probabilities)[order], splits)
+    return {
+        "fid": frechet_distance(ours.mean, ours.cov, theirs.mean, theirs.cov),
+        "inception_score_mean": mean,
+        "inception_score_std": std,
+        "splits": splits,
+        "n": ours.n,
+        "n_reference": theirs.n,
+        "n_score": n_score,
+        "n_features": len(ours.mean),
+        "full_rank": min(ours.n, theirs.n) > len(ours.mean),
+    }
+
+
+def _read(
+    images: Tensor, extractor: Extractor, probabilities: list[Tensor] | None = None
+) -> Statistics:
+    """Statistics of the images' features; their probabilities are appended to the list, if any."""
+    statistics = Statistics()
+    for chunk in images.split(CHUNK):
+        features, part = extractor(chunk)
+        statistics.add(features)
+        if probabilities is not None:
+            probabilities.append(part.cpu())
+    if not statistics.mean.isfinite().all():
+        raise UsageError(
+            "--fid_features: the features are not finite: give a model that has not diverged"
+        )
+    return statistics
+
+
+@torch.no_grad()
+def most_confident_part(
+    model: EnergyClassifier, images: Tensor, *, share: float, batch_size: int = 100
+) -> Tensor:
+    """Indices (int64) of the `share` of each predicted class with the highest max_y q(y|x).
+
+    The protocol of JEM++ and SADA-JEM (`cond_is_fid` in their code), which evaluate a part of
+    the replay buffer: .9 of it for the FID against training and test images together, and .1 for
+    the Inception Score, with max(1, n // 5000) splits. A class of m images keeps int(m * share);
+    they come class after class, the most confident first.
+
+    images: float (N, 3, 32, 32), unrounded and unclipped as chains leave them, which is what
+    that code classifies; or uint8 (N, 32, 32, 3). ValueError unless 0 < share <= 1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share {share} is out of range: give a number above 0 and at most 1")
+    device = next(model.parameters()).device
+    outputs = []
+    with eval_mode(model):
+        for batch in images.split(batch_size):
+            x = batch.to(device)
+            outputs.append(model.logits(to_float(x) if x.dtype == torch.uint8 else x))
+    # float64: in float32 many q(y|x) are 1, and ties would be kept in the buffer's order.
+    confidence, label = torch.cat(outputs).double().log_softmax(1).cpu().max(1)
+    kept = []
+    for members in ((label == c).nonzero().squeeze(1) for c in range(outputs[0].shape[1])):
+        order = confidence[members].argsort(descending=True, stable=True)
+        kept.append(members[order[: int(len(members) * share)]])
+    return torch.cat(kept)

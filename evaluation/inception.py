@@ -1,0 +1,95 @@
+"""The literature's feature extractor: the Inception-v3 that FID and Inception Score refer to."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evaluation.generation import Extractor
+from training.flags import UsageError
+
+WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # 95,628,359 bytes
+ELSE = "or use --fid_features model"  # the remedy that needs no file
+
+
+def inception_extractor(
+    weights: Path | None, device: torch.device | str, batch_size: int = 50
+) -> tuple[Extractor, str]:
+    """torch-fidelity's `inception-v3-compat`, and the sha256 of its weights.
+
+    Features are the 2048 of the last pooling, probabilities the softmax over its 1008 classes of
+    the logits without their bias (`logits_unbiased`), as in the published FIDs and scores. It
+    takes uint8 images of any size and scales them to 299 x 299 as TensorFlow 1 did.
+
+    weights: a file with the published weights. None: PyTorch's hub cache, into which they are
+    downloaded, with a progress bar, where they are not there yet. Nothing but a file with the
+    published sha256 is opened: torch-fidelity unpickles it, and a pickle can run code.
+
+    Raises UsageError where torch-fidelity or the weights are missing, or the file is another one.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise UsageError(
+            "--fid_features inception needs torch-fidelity: pip install torch-fidelity, " + ELSE
+        ) from error
+    path = cached_weights() if weights is None else weights
+    sha256 = verified(path, cached=weights is None)
+    layers = ["2048", "logits_unbiased"]
+    network = FeatureExtractorInceptionV3(
+        "inception-v3-compat", layers, feature_extractor_weights_path=str(path)
+    ).to(device)
+
+    @torch.no_grad()
+    def extract(images: Tensor) -> tuple[Tensor, Tensor]:
+        features, probabilities = [], []
+        for batch in images.split(batch_size):
+            pooled, logits = network(batch.to(device).permute(0, 3, 1, 2))
+            features.append(pooled)
+            probabilities.append(logits.cpu().double().softmax(1))
+        return torch.cat(features), torch.cat(probabilities)
+
+    return extract, sha256
+
+
+def cached_weights() -> Path:
+    """Where PyTorch's hub keeps the weights; they are downloaded if they are not there."""
+    path = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS)
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sys.stderr.write(f"downloading {URL} to {path}\n")
+        torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256)
+    except (OSError, RuntimeError) as error:  # no network, no disk; or other bytes arrived
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"--fid_features inception: {WEIGHTS} cannot be downloaded ({reason}): "
+            f"give a copy by --inception_weights PATH, {ELSE}"
+        ) from error
+    return path
+
+
+def verified(path: Path, *, cached: bool) -> str:
+    """The file's sha256; UsageError unless it is the published one's. Nothing is unpickled."""
+    flag = f"--fid_features inception: {path}" if cached else f"--inception_weights {path}"
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UsageError(f"{flag}: {error.strerror}: give {WEIGHTS}, {ELSE}") from error
+    if digest.hexdigest() != SHA256:
+        remedy = "delete it to download it again" if cached else f"give {WEIGHTS}"
+        raise UsageError(
+            f"{flag} is another file (its sha256 begins with {digest.hexdigest()[:8]}, "
+            f"not {SHA256[:8]}) and was not opened: {remedy}, {ELSE}"
+        )
+    return SHA256

@@ -1,0 +1,58 @@
+"""Refinement: images that climb log q(x) before the model is asked about them, as JEM does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from data import EVAL_NOISE_BLOCK
+from evaluation.chains import REFINEMENT, climb, generator_of
+from models import EnergyClassifier
+
+Batch = tuple[Tensor, Tensor]
+
+
+def refined(
+    model: EnergyClassifier,
+    batches: Iterable[Batch],
+    *,
+    steps: int,
+    step_size: float = 1.0,
+    noise_std: float = 0.01,
+    seed: int = 0,
+    block: int = EVAL_NOISE_BLOCK,
+) -> Iterator[Batch]:
+    """(images, labels) after `steps` SGLD steps up log q(x), in batches of `block` images.
+
+        x <- x + step_size * d/dx log q(x) + noise_std * N(0, I)
+
+    Grathwohl et al. (2020), section 5.4 and their --n_steps_refine. Noise belongs to the image's
+    index, so the result depends neither on the batch size that comes in nor on how many images
+    follow. Images may leave [-1, 1]. With steps 0 the batches pass through as they are.
+    """
+    if steps == 0:
+        yield from batches
+        return
+    for index, (images, labels) in enumerate(_blocks(batches, block)):
+        n = len(images)
+        # A full block in one memory format: langevin's noise is filled in the order of memory.
+        shape = (block, *images.shape[1:])
+        x = torch.zeros(shape, device=images.device).to(memory_format=torch.channels_last)
+        x[:n] = images
+        generator = generator_of(images.device, seed, REFINEMENT, index)
+        yield climb(model, x, None, steps, step_size, noise_std, generator, n), labels
+
+
+def _blocks(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """The same images and labels in batches of `size`, the last one of what is left."""
+    kept: Batch | None = None
+    for batch in batches:
+        images, labels = batch if kept is None else map(torch.cat, zip(kept, batch, strict=True))
+        while len(images) >= size:
+            yield images[:size], labels[:size]
+            images, labels = images[size:], labels[size:]
+        kept = images, labels
+    if kept is not None and len(kept[0]):
+        yield kept

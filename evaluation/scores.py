@@ -1,0 +1,163 @@
+"""One number an image, the higher the more it looks like what the model was trained on.
+
+Shapes: N images, C classes, D features, M images in the bank of nearest neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from losses import Contrastive
+from models import EnergyClassifier, eval_mode, sampling_mode
+from training.flags import UsageError
+
+SCORES = ("px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy")
+LARGEST = 2**25  # similarities that exist at once in `knn`: 256 MiB in float64
+
+# What the logits (N, C), in float64, alone decide.
+OF_LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "py": lambda logits: logits.log_softmax(1).amax(1).exp(),
+    "pxy": lambda logits: logits.amax(1),
+    "entropy": lambda logits: -torch.special.entr(logits.softmax(1)).sum(1),
+}
+
+
+def scores(
+    model: EnergyClassifier,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    names: Sequence[str],
+    *,
+    contrastive: Contrastive | None = None,
+    bank: Tensor | None = None,
+    k: int = 50,
+) -> dict[str, np.ndarray]:
+    """{name: float64 (N,)} for every name, from one forward pass of each (images, labels).
+
+        px       log q(x), up to log Z; = LSE_c f(x)[c] unless `uncond`       any real number
+        py       max_y q(y|x): Hendrycks & Gimpel (2017)                      (0, 1]
+        pxy      max_y log q(x, y), up to log Z: the largest logit            any real number
+        pxgrad   -log ||d log q(x) / dx||_2: JEM's approximate mass, which is without the logarithm
+                 and so ranks alike; x in [-1, 1]                             any real number
+        pxsim    log K - loss[n] of the contrastive term, K the filled slots of its queue and y the
+                 predicted class, never the label: how much likelier than the queue's mean
+        knn      -||z - z_k||_2, z the features divided by their length and z_k the k-th nearest in
+                 `bank`: Sun et al., "Out-of-distribution detection with deep nearest neighbors"
+                 (2022)                                                       [-2, 0]
+        entropy  sum_y q(y|x) log q(y|x): minus the entropy, in nats          [-log C, 0]
+
+    Softmax, logsumexp and distances are taken in float64: in float32 every confident image has
+    py = 1. The model is in eval mode and its parameters take no gradient; both are given back.
+
+    Arguments:
+        batches: images (n, 3, 32, 32) on the model's device; labels are not looked at.
+        contrastive: the term, with the queue of the checkpoint, that `pxsim` needs.
+        bank: (M, D) that `knn` needs, see `feature_bank`. An image that is itself in the bank
+            is its own first neighbour.
+        k: which neighbour, 1 to M.
+
+    Raises UsageError, one line, for an unknown name, for a score whose queue or bank is missing
+    (or has fewer than k rows), and for `pxy` and `pxsim` with `uncond`.
+    """
+    check_scores(model, names, contrastive=contrastive, bank=bank, k=k)
+    gradient = "pxgrad" in names
+    unit_bank = None if bank is None or "knn" not in names else F.normalize(bank.double(), dim=1)
+    logits_NC: list[Tensor] = []
+    found: dict[str, list[Tensor]] = {name: [] for name in ("px", "pxgrad", "knn")}
+    with sampling_mode(model), torch.set_grad_enabled(gradient):
+        for images, _ in batches:
+            x = images.detach().requires_grad_(gradient)
+            features = model.features(x)
+            logits = model.logits_from(features).double()
+            log_px = model.log_px_from(features, logits)
+            if gradient:
+                (slope,) = torch.autograd.grad(log_px.sum(), x)
+                norm = slope.double().flatten(1).norm(dim=1)
+                # A density that is flat to the last digit is the best score, not an infinite one.
+                found["pxgrad"].append(-norm.clamp_min(torch.finfo(torch.float32).tiny).log())
+            if unit_bank is not None:
+                found["knn"].append(-kth_distance(features.detach(), unit_bank, k))
+            found["px"].append(log_px.detach().double())
+            logits_NC.append(logits.detach())
+    if not logits_NC:
+        return {name: np.empty(0) for name in names}
+
+    with torch.no_grad():
+        result = {name: torch.cat(parts) for name, parts in found.items() if parts}
+        logits = torch.cat(logits_NC)
+        result |= {name: score(logits) for name, score in OF_LOGITS.items() if name in names}
+        if contrastive is not None and "pxsim" in names:
+            # Of all images at once: a queue of raw logits is summed anew at every call.
+            log_k = contrastive.memories["queue"].queue_filled.double().log()
+            result["pxsim"] = log_k - contrastive.per_image(logits, logits.argmax(1))
+    return {name: result[name].cpu().numpy() for name in names}
+
+
+def check_scores(
+    model: EnergyClassifier,
+    names: Sequence[str],
+    *,
+    contrastive: Contrastive | None = None,
+    bank: Tensor | None = None,
+    k: int = 50,
+) -> None:
+    """Raises the UsageErrors of `scores`, before any image is looked at."""
+    for name in names:
+        if name not in SCORES:
+            raise UsageError(f"--score_fn {name} is unknown: use one of {', '.join(SCORES)}")
+        if name in ("pxy", "pxsim") and model.energy_output is not None:
+            raise UsageError(
+                f"--score_fn {name} does not go with --uncond: with a head of its own for log q(x) "
+                "the logits define no density; use px, py, pxgrad, knn or entropy"
+            )
+    if "pxsim" in names:
+        if contrastive is None or "queue" not in contrastive.memories:
+            raise UsageError(
+                "--score_fn pxsim needs a checkpoint with a queue: use one trained with "
+                "--pxycontrast or --pxcontrast above 0 and --contrast_style queue"
+            )
+        if int(contrastive.memories["queue"].queue_filled) == 0:
+            raise UsageError(
+                "--score_fn pxsim needs logits in the checkpoint's queue, which is empty: use a "
+                "checkpoint that was trained for at least one step"
+            )
+    if "knn" in names:
+        if bank is None or len(bank) == 0:
+            raise UsageError(
+                "--score_fn knn needs training images to compare with: give the data that the "
+                "model was trained on with --dataset and --data_root"
+            )
+        if not 1 <= k <= len(bank):
+            raise UsageError(
+                f"--knn_k {k} is no neighbour among {len(bank)} training images: use 1 to "
+                f"{len(bank)}, or more images"
+            )
+
+
+@torch.no_grad()
+def feature_bank(model: EnergyClassifier, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """(M, D) penultimate features of all images, float32, each divided by its length.
+
+    In eval mode, which is given back; (0, D) without images.
+    """
+    with eval_mode(model):
+        parts = [F.normalize(model.features(images).float(), dim=1) for images, _ in batches]
+    return (
+        torch.cat(parts) if parts else model.class_output.weight.new_empty(0, model.f.num_features)
+    )
+
+
+def kth_distance(features: Tensor, unit_bank: Tensor, k: int) -> Tensor:
+    """||z - z_k||_2 (n,), float64 in [0, 2], z (n, D) divided by its length; rows of the bank are.
+
+    By ||a - b||^2 = 2 - 2 a.b in float64: in float32 this loses all but the first 3 digits of a
+    small distance. Chunks of images, so that (n, M) stays small for any bank.
+    """
+    rows = max(1, LARGEST // len(unit_bank))
+    z = F.normalize(features.double(), dim=1)
+    nearest = [(part @ unit_bank.T).topk(k, dim=1).values[:, -1] for part in z.split(rows)]
+    return (2 - 2 * torch.cat(nearest)).clamp(0, 4).sqrt()

@@ -1,0 +1,78 @@
+"""Rows of numbers as tables that are valid Markdown and line up on a screen too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def markdown(
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    *,
+    headers: Mapping[str, str] | None = None,
+    digits: int = 4,
+) -> str:
+    """A Markdown table of the rows' `columns`, padded to one width a column, without last newline.
+
+    A column whose values are all numbers is right-aligned; floats have `digits` decimals. A value
+    that is missing or None is "-". `headers` gives a column's title where it is not its key.
+    """
+    titles = [escaped((headers or {}).get(column, column)) for column in columns]
+    lines = [[cell(row.get(column), digits) for column in columns] for row in rows]
+    right = [all_numbers([row.get(column) for row in rows]) for column in columns]
+    widths = [
+        max(3, *(len(line[i]) for line in [titles, *lines]))  # a rule has 3 characters at least
+        for i in range(len(columns))
+    ]
+    rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
+
+    def aligned(cells: Sequence[str]) -> str:
+        padded = [
+            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    return "\n".join(aligned(line) for line in [titles, rule, *lines])
+
+
+def ood_table(rows: Sequence[Row]) -> str:
+    """One line for each OOD set and score; of several models, whose rows have a "model", for each.
+
+    Rows have ood_dataset, score_fn and the keys of `evaluation.ood.detection`. Rates are 0..1.
+    """
+    shown = [{**row, "ratio": f"{row['n_in']}:{row['n_out']}"} for row in rows]
+    columns = ["ood_dataset", "score_fn", "auroc", "fpr95", "aupr", "ratio"]
+    if any("model" in row for row in rows):
+        columns = ["model", *columns]
+    headers = {
+        "model": "Model",
+        "ood_dataset": "OOD set",
+        "score_fn": "Score",
+        "auroc": "AUROC",
+        "fpr95": "FPR95",
+        "aupr": "AUPR",
+        "ratio": "in:out",
+    }
+    return markdown(shown, columns, headers=headers)
+
+
+def cell(value: Any, digits: int) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if isinstance(value, float) else escaped(str(value))
+
+
+def escaped(text: str) -> str:
+    """What Markdown would read as the end of a cell or of a row."""
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def all_numbers(values: Sequence[Any]) -> bool:
+    """Some number, and apart from None nothing else."""
+    present = [value for value in values if value is not None]
+    return bool(present) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in present
+    )

@@ -1,0 +1,145 @@
+"""Calibration against a case counted by hand, brute force, torchmetrics and scikit-learn."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from evaluation.calibration import T_RANGE, calibration, fit_temperature
+
+
+def overconfident(n: int = 400, classes: int = 7, scale: float = 3.0) -> tuple[Tensor, Tensor]:
+    """Labels drawn from softmax(z), the logits scale * z."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(n, classes, generator=generator, dtype=torch.float64) * 1.5
+    return scale * z, torch.multinomial(z.softmax(1), 1, generator=generator)[:, 0]
+
+
+def nll(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
+    return torch.nn.functional.cross_entropy(logits / temperature, labels).item()
+
+
+def test_a_case_counted_by_hand() -> None:
+    # Confidences 1/2 (two images, both on the edge of bins 10 and 11 of 20: the 10th), 1/4 (on the
+    # edge of 5 and 6: the 5th), 0.97 and 1 (the last bin).
+    logits = torch.full((5, 4), -2000.0)
+    logits[:2, :2] = 0
+    logits[2] = 7.0
+    logits[3] = torch.tensor([0.97, 0.01, 0.01, 0.01]).log()
+    logits[4, 1] = 2000.0
+    labels = torch.tensor([0, 1, 3, 1, 1])  # right: 1st, 5th (of equal logits the first is taken)
+    result = calibration(logits, labels, n_bins=20)
+
+    filled = {m: b for m, b in enumerate(result["bins"]) if b["count"]}
+    assert {m: b["count"] for m, b in filled.items()} == {4: 1, 9: 2, 19: 2}
+    assert {m: b["accuracy"] for m, b in filled.items()} == {4: 0.0, 9: 0.5, 19: 0.5}
+    assert filled[4]["confidence"] == 0.25 and filled[9]["confidence"] == 0.5
+    assert filled[19]["confidence"] == pytest.approx(0.985)
+    assert result["ece"] == pytest.approx((1 * 0.25 + 2 * 0 + 2 * 0.485) / 5)
+    assert result["accuracy"] == 2 / 5 and result["n"] == 5 and result["n_bins"] == 20
+    losses = [math.log(2), math.log(2), math.log(4), -math.log(0.01), 0]
+    assert result["nll"] == pytest.approx(sum(losses) / 5)
+    briers = [0.5, 0.5, 0.75**2 + 3 * 0.25**2, 0.97**2 + 0.99**2 + 2 * 0.01**2, 0]
+    assert result["brier"] == pytest.approx(sum(briers) / 5)
+
+
+@pytest.mark.parametrize("n_bins", [1, 3, 20])
+def test_the_bins_tile_the_unit_interval_and_agree_with_a_loop(n_bins: int) -> None:
+    logits, labels = overconfident(60)
+    result = calibration(logits, labels, n_bins)
+    q = logits.softmax(1).numpy()
+    ece = 0.0
+    for m, found in enumerate(result["bins"]):
+        assert (found["lower"], found["upper"]) == (m / n_bins, (m + 1) / n_bins)
+        rows = [i for i in range(60) if m / n_bins < q[i].max() <= (m + 1) / n_bins]
+        assert found["count"] == len(rows)
+        if not rows:
+            assert found["confidence"] is None and found["accuracy"] is None
+            continue
+        accuracy = np.mean([q[i].argmax() == labels[i] for i in rows])
+        confidence = np.mean([q[i].max() for i in rows])
+        assert found["accuracy"] == pytest.approx(accuracy)
+        assert found["confidence"] == pytest.approx(confidence)
+        ece += len(rows) / 60 * abs(accuracy - confidence)
+    assert len(result["bins"]) == n_bins
+    assert result["ece"] == pytest.approx(ece, abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
+def test_ece_agrees_with_torchmetrics(scale: float) -> None:
+    classification = pytest.importorskip("torchmetrics.classification", reason="a test extra")
+    logits, labels = overconfident(scale=scale)
+    theirs = classification.MulticlassCalibrationError(num_classes=7, n_bins=20, norm="l1")
+    expected = theirs(logits.softmax(1), labels).item()
+    assert calibration(logits, labels)["ece"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_accuracy_nll_and_brier_agree_with_other_libraries() -> None:
+    from sklearn.metrics import accuracy_score, log_loss
+
+    logits, labels = overconfident()
+    result, q = calibration(logits, labels), logits.softmax(1).numpy()
+    assert result["nll"] == pytest.approx(log_loss(labels, q), rel=1e-9)
+    assert result["accuracy"] == pytest.approx(accuracy_score(labels, q.argmax(1)))
+    brier = np.mean(np.sum((q - np.eye(7)[labels]) ** 2, axis=1))
+    assert result["brier"] == pytest.approx(brier, rel=1e-12)
+
+
+def test_arrays_and_half_precision_count_in_float64() -> None:
+    logits, labels = overconfident(50)
+    assert calibration(logits.numpy(), labels.numpy()) == calibration(logits, labels)
+    half = logits.bfloat16()
+    assert calibration(half, labels) == calibration(half.double(), labels)
+    assert fit_temperature(half, labels.int()) == fit_temperature(half.double(), labels)
+
+
+def test_at_the_fitted_temperature_the_derivative_is_zero_and_no_grid_point_is_better() -> None:
+    logits, labels = overconfident()
+    t = fit_temperature(logits, labels)
+    assert 2.5 < t < 3.6  # 3 but for 400 draws
+    beta = torch.tensor(1 / t, dtype=torch.float64, requires_grad=True)
+    torch.nn.functional.cross_entropy(logits * beta, labels).backward()
+    assert beta.grad is not None and abs(beta.grad.item()) < 1e-8
+    best = nll(logits, labels, t)
+    assert best < nll(logits, labels, 1.01 * t) and best < nll(logits, labels, t / 1.01)
+    assert all(best <= nll(logits, labels, x) for x in np.geomspace(*T_RANGE, 200))
+    assert calibration(logits / t, labels)["ece"] < calibration(logits, labels)["ece"]
+
+
+@pytest.mark.parametrize("factor", [0.05, 1.7, 20.0])
+def test_logits_times_a_need_a_times_the_temperature(factor: float) -> None:
+    logits, labels = overconfident()
+    scaled = fit_temperature(factor * logits, labels)
+    assert scaled == pytest.approx(factor * fit_temperature(logits, labels), rel=1e-6)
+
+
+def test_without_a_minimum_inside_the_temperature_is_a_bound() -> None:
+    logits, _ = overconfident()
+    assert fit_temperature(logits, logits.argmax(1)) == T_RANGE[0]  # all right
+    assert fit_temperature(1e6 * logits, logits.argmin(1)) == T_RANGE[1]  # all wrong
+    assert fit_temperature(torch.full((3, 4), 5.0), torch.tensor([0, 1, 3])) == 1
+
+
+WRONG: list[tuple[Any, Any, str]] = [
+    (torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), "no images"),
+    (torch.zeros(4, 3), torch.zeros(3, dtype=torch.long), "do not fit"),
+    (torch.zeros(4), torch.zeros(4, dtype=torch.long), "do not fit"),
+    (torch.tensor([[0, math.nan], [1, 2]]), torch.tensor([0, 1]), "1 of 2 images"),
+    (torch.tensor([[0, math.inf], [1, 2]]), torch.tensor([0, 1]), "1 of 2 images"),
+    (torch.zeros(3, 2), torch.tensor([0, -1, 2]), "2 of 3 labels are outside"),
+]
+
+
+@pytest.mark.parametrize(("logits", "labels", "message"), WRONG)
+def test_wrong_input_is_refused(logits: Tensor, labels: Tensor, message: str) -> None:
+    for function in (calibration, fit_temperature):
+        with pytest.raises(ValueError, match=message):
+            function(logits, labels)
+
+
+def test_there_is_at_least_one_bin() -> None:
+    with pytest.raises(ValueError, match="n_bins 0"):
+        calibration(torch.zeros(2, 2), torch.tensor([0, 1]), n_bins=0)

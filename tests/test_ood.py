@@ -1,0 +1,171 @@
+"""AUROC, FPR95 and AUPR against counting pairs and thresholds; the tables that show them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluation.ood import detection
+from evaluation.tables import markdown, ood_table
+
+SEEDS = range(4)
+
+
+def made_up(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores whose means are one standard deviation apart."""
+    random = np.random.RandomState(seed)
+    inside, outside = random.randn(83) + 1, random.randn(41)
+    if kind == "log density":
+        return 300 + 50 * inside, 300 + 50 * outside
+    if kind == "probability":
+        return 1 / (1 + np.exp(-inside)), 1 / (1 + np.exp(-outside))
+    if kind == "ties":
+        return 300 + 50 * np.round(inside), 300 + 50 * np.round(outside)
+    return 1 - 1e-15 * np.round(5 - inside), 1 - 1e-15 * np.round(5 - outside)  # "saturated"
+
+
+KINDS = ["log density", "probability", "ties", "saturated"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_auroc_counts_pairs(kind: str, seed: int) -> None:
+    inside, outside = made_up(kind, seed)
+    pairs = [(a > b) + (a == b) / 2 for a in inside for b in outside]
+    assert detection(inside, outside)["auroc"] == pytest.approx(np.mean(pairs), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_fpr95_sweeps_thresholds(kind: str, seed: int) -> None:
+    inside, outside = made_up(kind, seed)
+    rates = [
+        np.mean(outside >= threshold)
+        for threshold in np.concatenate([inside, outside])
+        if np.mean(inside >= threshold) >= 0.95
+    ]
+    assert detection(inside, outside)["fpr95"] == pytest.approx(min(rates), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_aupr_sums_precision_times_gain_in_recall(kind: str, seed: int) -> None:
+    inside, outside = made_up(kind, seed)
+    area, recall = 0.0, 0.0
+    for threshold in sorted({*inside, *outside}, reverse=True):
+        hits, alarms = np.sum(inside >= threshold), np.sum(outside >= threshold)
+        area += hits / (hits + alarms) * (hits / len(inside) - recall)
+        recall = hits / len(inside)
+    assert detection(inside, outside)["aupr"] == pytest.approx(area, abs=1e-12)
+
+
+def test_ties_are_there_where_the_name_says_so() -> None:
+    for kind in KINDS:
+        inside, outside = made_up(kind, 0)
+        assert (len(np.intersect1d(inside, outside)) > 0) == (kind in ("ties", "saturated"))
+
+
+def test_by_hand() -> None:
+    """In 3 2 2, out 2 1: of six pairs four are won and two tied; 3 of 3 need the threshold 2."""
+    found = detection(np.array([3, 2, 2]), np.array([2, 1]))
+    assert found == {
+        "auroc": pytest.approx(5 / 6),
+        "fpr95": 0.5,
+        "aupr": pytest.approx(1 / 3 + 2 / 3 * 3 / 4),
+        "n_in": 3,
+        "n_out": 2,
+    }
+    assert {name: type(value) for name, value in found.items()} == {
+        **dict.fromkeys(("auroc", "fpr95", "aupr"), float),
+        **dict.fromkeys(("n_in", "n_out"), int),
+    }
+
+
+def test_exactly_95_percent_is_enough() -> None:
+    inside = np.arange(20.0)
+    assert detection(inside, np.array([0.5]))["fpr95"] == 0.0  # 19 of 20 are above
+    assert detection(inside, np.array([1.5]))["fpr95"] == 1.0  # 18 of 20 are
+
+
+def test_points_on_a_straight_part_of_the_curve_count() -> None:
+    """Equal scores in both sets: the curve is the diagonal, and 19 of 20 reach the threshold 1."""
+    assert detection(np.arange(20.0), np.arange(20.0))["fpr95"] == 0.95
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "expected"),
+    [
+        ([2, 3], [0, 1], (1, 0, 1)),
+        ([0, 1], [2, 3], (0, 1, 5 / 12)),
+        ([1, 1], [1, 1], (0.5, 1, 0.5)),
+    ],
+)
+def test_the_extremes(
+    inside: list[float], outside: list[float], expected: tuple[float, float, float]
+) -> None:
+    found = detection(np.array(inside), np.array(outside))
+    assert tuple(found[name] for name in ("auroc", "fpr95", "aupr")) == pytest.approx(expected)
+
+
+def test_scale_and_offset_change_nothing() -> None:
+    """Scores of one spacing, exact in float64, around 0 and around -40,000."""
+    inside, outside = made_up("ties", 3)
+    assert detection(inside / 64 - 40_000, outside / 64 - 40_000) == detection(inside, outside)
+
+
+def test_what_cannot_be_compared() -> None:
+    fine, empty = np.zeros(3), np.empty(0)
+    with pytest.raises(ValueError, match=r"^2 of 4 OOD scores are not finite$"):
+        detection(fine, np.array([0, np.nan, 1, -np.inf]))
+    with pytest.raises(ValueError, match=r"^1 of 1 in-distribution scores are not finite$"):
+        detection(np.array([np.inf]), fine)
+    with pytest.raises(ValueError, match="no OOD scores"):
+        detection(fine, empty)
+    with pytest.raises(ValueError, match="no in-distribution scores"):
+        detection(empty, fine)
+
+
+ROWS = [
+    {"ood_dataset": "svhn", "score_fn": "px", **detection(np.array([3, 2, 2]), np.array([2, 1]))},
+    {"ood_dataset": "cifar10interp", "score_fn": "pxgrad", **detection(np.ones(1), np.zeros(9))},
+]
+
+
+def test_the_table_of_ood_rows() -> None:
+    assert ood_table(ROWS).splitlines() == [
+        "| OOD set       | Score  |  AUROC |  FPR95 |   AUPR | in:out |",
+        "| ------------- | ------ | -----: | -----: | -----: | ------ |",
+        "| svhn          | px     | 0.8333 | 0.5000 | 0.8333 | 3:2    |",
+        "| cifar10interp | pxgrad | 1.0000 | 0.0000 | 1.0000 | 1:9    |",
+    ]
+
+
+def test_of_several_models_the_model_comes_first() -> None:
+    rows = [{**row, "model": model} for model in ("CE", "HDGE + JEM") for row in ROWS]
+    first = [line.split("|")[1].strip() for line in ood_table(rows).splitlines()]
+    assert first == ["Model", "----------", "CE", "CE", "HDGE + JEM", "HDGE + JEM"]
+
+
+def test_it_fits_100_columns() -> None:
+    wide = {"model": "cifar10-hdge-jem", "ood_dataset": "cifar10interp", "score_fn": "entropy"}
+    row = {**ROWS[0], **wide, "n_in": 10_000, "n_out": 26_032}
+    lines = ood_table([row]).splitlines()
+    assert "10000:26032" in lines[2] and len({len(line) for line in lines}) == 1
+    assert len(lines[0]) < 100
+
+
+def test_cells() -> None:
+    rows: list[dict[str, Any]] = [
+        {"a": 1, "b": None, "c": "x|y\nz", "d": 0.12345},
+        {"a": 20, "b": "t", "d": None},
+    ]
+    assert markdown(rows, ["a", "b", "c", "d"], headers={"d": "D"}, digits=2).splitlines() == [
+        "|   a | b   | c      |    D |",
+        "| --: | --- | ------ | ---: |",
+        "|   1 | -   | x\\|y z | 0.12 |",
+        "|  20 | t   | -      |    - |",
+    ]
+
+
+def test_a_table_without_rows_is_its_head() -> None:
+    assert markdown([], ["set", "n"]) == "| set | n   |\n| --- | --- |"

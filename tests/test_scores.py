@@ -1,0 +1,255 @@
+"""Each score against its formula, image by image, on a tiny network."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from evaluation import scores as module
+from evaluation.scores import SCORES, check_scores, feature_bank, scores
+from losses import Contrastive, ContrastScore, LogitQueue
+from models import EnergyClassifier, build
+from training.flags import UsageError
+
+N, CLASSES = 23, 10
+WITHOUT_DENSITY = [name for name in SCORES if name not in ("pxy", "pxsim")]
+
+
+def network(**settings: Any) -> EnergyClassifier:
+    """With a head that spreads the logits as a trained one does."""
+    torch.manual_seed(0)
+    model = build(depth=10, width=1, num_classes=CLASSES, **settings)
+    with torch.no_grad():
+        model.class_output.weight.mul_(40)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> EnergyClassifier:
+    return network()
+
+
+def images(n: int = N, seed: int = 1) -> Tensor:
+    """Smaller than real ones: the network takes any size, and is faster."""
+    return torch.empty(n, 3, 16, 16).uniform_(-1, 1, generator=torch.Generator().manual_seed(seed))
+
+
+def batches(x: Tensor, size: int = 50) -> Iterator[tuple[Tensor, Tensor]]:
+    """Labels that no model has: who looks at them fails."""
+    return ((part, torch.full((len(part),), 10**9)) for part in x.split(size))
+
+
+def term(filled: int = 40, size: int = 64, **settings: Any) -> Contrastive:
+    queue = LogitQueue(CLASSES, size)
+    contrastive = Contrastive(ContrastScore(**settings), queue)
+    generator = torch.Generator().manual_seed(3)
+    queue.enqueue(5 * torch.randn(filled, CLASSES, generator=generator))
+    return contrastive
+
+
+@torch.no_grad()
+def test_scores_of_the_logits(model: EnergyClassifier) -> None:
+    found = scores(model, batches(images()), ["px", "py", "pxy", "entropy"])
+    for n, logits in enumerate(model.logits(images()).double().tolist()):
+        total = math.fsum(math.exp(value) for value in logits)
+        q = [math.exp(value) / total for value in logits]
+        assert found["px"][n] == pytest.approx(math.log(total), abs=1e-5)
+        assert found["py"][n] == pytest.approx(max(q), abs=1e-6)
+        assert found["pxy"][n] == pytest.approx(max(logits), abs=1e-5)
+        entropy = -math.fsum(p * math.log(p) for p in q)
+        assert found["entropy"][n] == pytest.approx(-entropy, abs=1e-6)
+    assert found["entropy"].std() > 0.01 and found["py"].std() > 0.01  # and not all one number
+
+
+def test_px_is_the_model_s_own(model: EnergyClassifier) -> None:
+    for each in (model, network(uncond=True)):
+        with torch.no_grad():
+            expected = each.log_px(images()).numpy()
+        found = scores(each, batches(images()), ["px"])["px"]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("uncond", [False, True])
+def test_pxgrad_is_the_slope_of_log_px(uncond: bool) -> None:
+    """Along its own gradient log q(x) rises by its norm: central differences in float64."""
+    model = network(uncond=uncond).double()
+    found = scores(model, batches(images(3).double()), ["pxgrad"])["pxgrad"]
+    for n, x in enumerate(images(3).double()[:, None]):
+        x.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(model.log_px(x).sum(), x)
+        step = 1e-4 * gradient / gradient.norm()
+        with torch.no_grad():
+            slope = (model.log_px(x + step) - model.log_px(x - step)).item() / 2e-4
+        assert found[n] == pytest.approx(-math.log(slope), abs=1e-4)
+
+
+def test_pxgrad_of_a_flat_density_is_finite() -> None:
+    model = network()
+    torch.nn.init.zeros_(model.class_output.weight)
+    found = scores(model, batches(images(3)), ["pxgrad"])["pxgrad"]
+    assert np.isfinite(found).all() and (found > 80).all()
+
+
+@pytest.mark.parametrize("filled", [40, 64])
+@pytest.mark.parametrize("settings", [{}, {"kind": "eq13", "normalize": False}, {"marginal": True}])
+@torch.no_grad()
+def test_pxsim(model: EnergyClassifier, filled: int, settings: dict[str, Any]) -> None:
+    """log K - loss for y = argmax f(x), written out; K counts the filled slots alone."""
+    contrastive = term(filled, **settings)
+    queue = contrastive.memories["queue"].queue_logit.double()[:, :filled].T
+    logits = model.logits(images()).double()
+    found = scores(model, batches(images()), ["pxsim"], contrastive=contrastive)["pxsim"]
+
+    def similarity(f: Tensor, y: int) -> float:
+        u = f if settings.get("normalize") is False else f / f.norm()
+        mark = torch.zeros(CLASSES, dtype=torch.float64)
+        mark[y] = 1
+        if settings.get("marginal"):
+            mark[:] = 1
+        score = u[y] if settings.get("kind") == "eq13" else (mark * u).logsumexp(0)
+        return score.item() / 0.1
+
+    for n in range(N):
+        y = int(logits[n].argmax())
+        positive = similarity(logits[n], y)
+        negatives = [similarity(f, y) for f in queue]
+        top = max([positive, *negatives])
+        total = math.fsum(math.exp(s - top) for s in [positive, *negatives])
+        loss = -positive + top + math.log(total)
+        assert found[n] == pytest.approx(math.log(filled) - loss, abs=1e-4)
+
+
+@pytest.mark.parametrize("largest", [2**25, 1])
+@torch.no_grad()
+def test_knn_sorts_distances(
+    model: EnergyClassifier, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the images are compared one by one."""
+    monkeypatch.setattr(module, "LARGEST", largest)
+    bank = feature_bank(model, batches(images(30, seed=2), 7))
+    others = model.features(images(30, seed=2)).double()
+    others /= others.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(bank.double(), others, rtol=0, atol=1e-6)
+    for k in (1, 5, 30):
+        found = scores(model, batches(images()), ["knn"], bank=bank, k=k)["knn"]
+        for n, z in enumerate(model.features(images()).double()):
+            distances = sorted((z / z.norm() - other).norm().item() for other in others)
+            assert found[n] == pytest.approx(-distances[k - 1], abs=1e-6)
+
+
+def test_an_image_of_the_bank_is_its_own_neighbour(model: EnergyClassifier) -> None:
+    """To six digits, though the bank was made from batches of another size."""
+    bank = feature_bank(model, batches(images(), 4))
+    found = scores(model, batches(images()), ["knn"], bank=bank, k=1)["knn"]
+    assert np.abs(found).max() < 1e-6
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "instance"])
+def test_batch_sizes_agree(norm: str) -> None:
+    model, x = network(norm=norm), images(60)
+    bank = feature_bank(model, batches(images(80, seed=2)))
+    found = [
+        scores(model, batches(x, size), SCORES, contrastive=term(), bank=bank) for size in (7, 50)
+    ]
+    for name in SCORES:
+        np.testing.assert_allclose(found[0][name], found[1][name], rtol=0, atol=1e-4)
+
+
+def test_all_together_are_each_alone(model: EnergyClassifier) -> None:
+    given: dict[str, Any] = {
+        "contrastive": term(),
+        "bank": feature_bank(model, batches(images(60, seed=2))),
+    }
+    together = scores(model, batches(images()), SCORES, **given)
+    assert tuple(together) == SCORES
+    for name in SCORES:
+        alone = scores(model, batches(images()), [name], **given)[name]
+        assert alone.dtype == np.float64 and alone.shape == (N,)
+        np.testing.assert_allclose(alone, together[name], rtol=0, atol=1e-6)
+
+
+def test_one_pass_of_the_backbone_and_no_gradient_unless_asked(model: EnergyClassifier) -> None:
+    seen = []
+    watch = model.f.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    bank = torch.eye(64)[:, : model.f.num_features]
+    for names in (SCORES, [name for name in SCORES if name != "pxgrad"]):
+        scores(model, batches(images(), 8), names, contrastive=term(), bank=bank, k=1)
+    watch.remove()
+    assert seen == [True] * 3 + [False] * 3
+
+
+def test_confident_images_stay_apart(model: EnergyClassifier) -> None:
+    """q(y|x) = 1 - 1e-9 and 1 - 1e-12 are one number in float32."""
+    sharp = network()
+    with torch.no_grad():
+        sharp.class_output.weight.zero_()
+        sharp.class_output.bias.zero_()
+        bias = sharp.class_output.bias
+        found = []
+        for gap in (20.0, 28.0):
+            bias[3] = gap
+            found.append(scores(sharp, batches(images(1)), ["py", "entropy"]))
+    assert found[0]["py"][0] < found[1]["py"][0] < 1
+    assert found[0]["entropy"][0] < found[1]["entropy"][0] < 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_given_back(training: bool) -> None:
+    model = network(norm="batch", dropout_rate=0.5).train(training)
+    model.f.bn1.eval()  # a sub-module with a mode of its own
+    model.class_output.bias.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    x = images()
+    bank = feature_bank(model, batches(x))
+    random = torch.get_rng_state()
+    runs = [
+        scores(model, batches(x, 8), SCORES, contrastive=term(), bank=bank, k=3) for _ in range(2)
+    ]
+    assert all((runs[0][name] == runs[1][name]).all() for name in SCORES)
+    assert torch.get_rng_state().equal(random)
+    assert [m.training for m in model.modules()] == modes
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert frozen == ["class_output.bias"]
+    assert all(p.grad is None for p in model.parameters())
+    scores(model, [(x, x)], ["pxgrad"])
+    assert not x.requires_grad and x.grad is None and not bank.requires_grad
+    assert all(before[name].equal(tensor) for name, tensor in model.state_dict().items())
+
+
+def test_without_images(model: EnergyClassifier) -> None:
+    found = scores(model, [], ["px", "pxgrad"])
+    assert {name: values.shape for name, values in found.items()} == {"px": (0,), "pxgrad": (0,)}
+    assert feature_bank(model, []).shape == (0, 64)
+
+
+def test_refusals(model: EnergyClassifier) -> None:
+    def refused(names: list[str], message: str, of: EnergyClassifier = model, **given: Any) -> None:
+        with pytest.raises(UsageError, match=message) as error:
+            check_scores(of, names, **given)
+        assert "\n" not in str(error.value)
+        with pytest.raises(UsageError, match=message):
+            scores(of, batches(images()), names, **given)
+
+    refused(["px", "density"], "--score_fn density is unknown: use one of px, py")
+    refused(["pxsim"], "--score_fn pxsim needs a checkpoint with a queue")
+    simclr = Contrastive(ContrastScore(), None)
+    refused(["pxsim"], "--score_fn pxsim needs a checkpoint with a queue", contrastive=simclr)
+    refused(["pxsim"], "--score_fn pxsim .* is empty", contrastive=term(filled=0))
+    refused(["knn"], "--score_fn knn needs training images")
+    refused(["knn"], "--score_fn knn needs training images", bank=torch.empty(0, 64))
+    refused(["knn"], "--knn_k 50 .* 49 training images: use 1 to 49", bank=torch.eye(64)[:49])
+    refused(["knn"], "--knn_k 0 .* 64", bank=torch.eye(64), k=0)
+    for name in ("pxy", "pxsim"):
+        uncond = network(uncond=True)
+        refused([name], f"--score_fn {name} .*--uncond", of=uncond, contrastive=term())
+
+
+def test_uncond_has_the_other_scores() -> None:
+    model = network(uncond=True)
+    found = scores(model, batches(images()), WITHOUT_DENSITY, bank=torch.eye(64))
+    assert all(np.isfinite(values).all() for values in found.values())
