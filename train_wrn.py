@@ -41,6 +41,7 @@ from training import checkpoint, records
 from training.checkpoint import CheckpointError, read_checkpoint
 from training.divergence import Diverged, Guard
 from training.flags import UsageError
+from training.machine import choose_device
 from training.output import Output
 from training.schedule import learning_rate
 from training.state import Progress, Run, load_memories, restore
@@ -51,27 +52,6 @@ EARLY = (1, 5, 25)  # steps after which the bar shows losses before the first re
 
 
 # ---------------------------------------------------------------------------------------- build
-
-
-def choose_device(s: Namespace) -> torch.device:
-    """--device, --amp and what makes float32 fast on a GPU."""
-    name = s.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device {name} is unknown: use auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device {name} is not supported: use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA GPUs: use --device cpu"
-        )
-    torch.set_float32_matmul_precision("high")  # TF32 for what stays float32 on a GPU
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-    return device
 
 
 def use_bf16(s: Namespace, device: torch.device) -> bool:
@@ -546,7 +526,7 @@ def work(s: Namespace, given: set[str]) -> int:
     began, resuming = time.monotonic(), s.resume is not None
     if resuming:
         s, folder = resumed_settings(s, given)
-    device = choose_device(s)
+    device = choose_device(s.device)
     if s.seed is None:
         s.seed = torch.seed() % 2**31
     torch.manual_seed(s.seed)

@@ -154,3 +154,71 @@ class Trainer:
 @pytest.fixture(scope="session")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return Trainer(tmp_path_factory.mktemp("train"))
+
+
+class Answered:
+    """What one run of eval_wrn_ebm.py left: exit code, output, folder of the answer."""
+
+    def __init__(self, code: int, out: str, err: str, folder: Path) -> None:
+        self.code, self.out, self.folder = code, out, folder
+        bar = re.compile(r"\d+%\||[a-z]/s\]")
+        lines = err.replace("\r", "\n").splitlines()
+        self.err = [line for line in lines if line.strip() and not bar.search(line)]
+
+    def json(self, name: str) -> dict[str, Any]:
+        return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+class Asker:
+    """Runs `eval_wrn_ebm.main` in this process, on the tiny runs and made-up images of `Trainer`.
+
+    `hdge` has a queue and a replay buffer, `ce` neither; beside their images there are svhn.npz
+    and celeba.npz (unlabelled), and cifar100.npz with labels of 100 classes.
+    """
+
+    def __init__(self, trainer: Trainer, root: Path) -> None:
+        import numpy as np
+
+        self.trainer, self.root, self.asked = trainer, root, 0
+        self.hdge = trainer.once("--pyxce 1 --pxycontrast 1 --pxsgld 1 --n_epochs 1").folder
+        self.ce = trainer.once("--pyxce 1 --n_epochs 1 --seed 2").folder
+        random = np.random.RandomState(1)
+        for name, classes in (("svhn", 0), ("celeba", 0), ("cifar100", 100)):
+            images = random.randint(0, 256, (12, 32, 32, 3)).astype(np.uint8)
+            arrays = {"test_images": images}
+            if classes:
+                arrays["test_labels"] = np.arange(12) * (classes // 12)
+            np.savez(trainer.data / f"{name}.npz", **arrays)
+
+    def checkpoint(self, which: str) -> Path:
+        return (self.hdge if which == "hdge" else self.ce) / "last_ckpt.pt"
+
+    def __call__(self, flags: str, *more: str, load: str = "hdge") -> Answered:
+        self.asked += 1
+        words = ["--load_path", *(str(self.checkpoint(name)) for name in load.split())]
+        words += ["--data_root", str(self.trainer.data), "--device", "cpu"]
+        folder = self.root / f"answer{self.asked}"
+        words += ["--log_dir", str(folder)]
+        return self.bare(*words, *flags.split(), *more, folder=folder)
+
+    def bare(self, *words: str, folder: Path | None = None) -> Answered:
+        import torch
+
+        import eval_wrn_ebm
+        from evaluation import flags
+
+        out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
+        torch.set_num_threads(1)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = eval_wrn_ebm.main(*flags.parse(words))
+            except SystemExit as stop:
+                code = int(stop.code or 0)
+            finally:
+                torch.set_num_threads(threads)
+        return Answered(code, out.getvalue(), err.getvalue(), folder or self.root)
+
+
+@pytest.fixture(scope="session")
+def ask(train: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Asker:
+    return Asker(train, tmp_path_factory.mktemp("ask"))

@@ -12,6 +12,7 @@ import losses
 import train_wrn
 from training import flags
 from training.divergence import Guard
+from training.machine import choose_device
 from training.state import Run, checkpoint_state, restore
 
 pytestmark = pytest.mark.gpu
@@ -23,7 +24,7 @@ SMALL = "--depth 10 --width 1 --batch_size 8 --sgld_batch_size 8 --n_steps 2 --b
 def build(words: str) -> tuple[Run, data.TrainingBatches]:
     settings, _ = flags.parse(f"{ALL} {SMALL} --contrast_k 256 --seed 1 {words}".split())
     torch.manual_seed(1)
-    run = train_wrn.build_run(settings, 10, train_wrn.choose_device(settings))
+    run = train_wrn.build_run(settings, 10, choose_device(settings.device))
     images = torch.randint(256, (64, 32, 32, 3), dtype=torch.uint8, device=run.device)
     split = data.Split(images, torch.arange(64, device=run.device) % 10)
     index = torch.arange(64, device=run.device)

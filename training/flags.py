@@ -297,10 +297,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
     """The checked settings, and the names of the flags that the command line gives."""
     parser = build_parser()
     settings = parser.parse_args(argv)
-    bare = build_parser()
-    for action in bare._actions:
-        action.default = argparse.SUPPRESS
-    given = set(vars(bare.parse_args(argv)))
+    given = given_flags(build_parser(), argv)
     settings.dataset = {"cifar_100": "cifar100"}.get(settings.dataset, settings.dataset)
     if settings.resume is None:
         try:
@@ -308,6 +305,13 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
         except UsageError as error:
             parser.error(str(error))
     return settings, given
+
+
+def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str]:
+    """The names of the flags that a command line gives. `parser` loses its defaults."""
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return set(vars(parser.parse_args(argv)))
 
 
 def resume(
@@ -365,10 +369,14 @@ def check(s: argparse.Namespace) -> None:
             f"--start_epoch {s.start_epoch} leaves nothing to do: it must be below "
             f"--n_epochs {s.n_epochs}"
         )
-    if s.id is not None and (
-        not s.id.strip() or "/" in s.id or "\\" in s.id or s.id in (".", "..")
+    check_id(s.id)
+
+
+def check_id(name: str | None) -> None:
+    if name is not None and (
+        not name.strip() or "/" in name or "\\" in name or name in (".", "..")
     ):
-        raise UsageError(f"--id {s.id!r} is no folder name: give one without slashes")
+        raise UsageError(f"--id {name!r} is no folder name: give one without slashes")
 
 
 def check_network(s: argparse.Namespace) -> None:

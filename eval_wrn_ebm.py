@@ -1,0 +1,702 @@
+#!/usr/bin/env python3
+"""Put one question to trained models: accuracy, calibration, OOD detection, samples, FID, attacks.
+
+    python eval_wrn_ebm.py --load_path save/hdge/best_valid_ckpt.pt --eval OOD --ood_dataset all
+
+An answer's path: checkpoint -> model; the named split -> batches with their noise -> a function of
+`evaluation/` that returns numbers -> <log_dir>/<eval>.json, and pictures and arrays beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from evaluation import flags
+
+if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
+    COMMAND_LINE = flags.parse(sys.argv[1:])
+
+import contextlib
+import hashlib
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import data
+import models
+from evaluation import figures, generation, plots, robustness, sampling, tables, trained
+from evaluation.asked import Asked, bar, known
+from evaluation.calibration import calibration, fit_temperature
+from evaluation.classification import classification, predictions
+from evaluation.inception import inception_extractor
+from evaluation.ood import detection
+from evaluation.results import PROTOCOL, Answer
+from evaluation.scores import check_scores, feature_bank, scores
+from evaluation.trained import Trained
+from training import records
+from training.checkpoint import CheckpointError
+from training.flags import UsageError
+from training.machine import choose_device
+
+PROGRAM = "eval_wrn_ebm.py"
+COLUMNS = 10  # of a class-conditional grid, and chains of a trajectory
+LONGEST_TRAJECTORY = 1000  # SGLD steps; longer ones look the same and cost a round each
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+NAMES = {
+    "px": "log q(x)",
+    "py": "max q(y|x)",
+    "pxy": "max f(x)[y]",
+    "pxgrad": "-log |d log q(x)/dx|",
+    "pxsim": "contrastive log q(x|y)",
+    "knn": "- distance to the k-th neighbour",
+    "entropy": "- entropy of q(y|x)",
+}
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@contextlib.contextmanager
+def numbers_of(model: Trained) -> Iterator[None]:
+    """What a broken model computes is not finite: say of which file."""
+    try:
+        yield
+    except (UsageError, data.DataError, CheckpointError):
+        raise
+    except ValueError as error:
+        raise UsageError(f"--load_path {model.path}: {error}") from None
+
+
+# ------------------------------------------------------------------------------------- questions
+
+
+def test_clf(asked: Asked, model: Trained) -> dict[str, Any]:
+    found = asked.labelled(model)
+    result = classification(model.model, asked.batches(found, model))
+    return {"dataset": found.name, **result, "n_steps": asked.s.n_steps}
+
+
+def eval_ece(asked: Asked, model: Trained) -> dict[str, Any]:
+    found = asked.labelled(model)
+    with numbers_of(model):
+        logits, labels = predictions(model.model, asked.batches(found, model))
+        result = calibration(logits, labels)
+        temperature = validation_temperature(asked, model)
+        scaled = None
+        if temperature is not None:
+            scaled = calibration(logits / temperature, labels)["ece"]
+    return {
+        "dataset": found.name,
+        **result,
+        "temperature": temperature,
+        "ece_temperature": scaled,
+    }
+
+
+def validation_temperature(asked: Asked, model: Trained) -> float | None:
+    """The temperature that suits the validation images; None, said in a line, without any."""
+    try:
+        found = asked.images(data.split_name(known(model), "valid"), model)
+    except data.DataError as error:
+        asked.warn(f"no temperature scaling: {error}")
+        return None
+    return fit_temperature(*predictions(model.model, asked.batches(found, model)))
+
+
+def ood(asked: Asked, model: Trained) -> dict[str, Any]:
+    s = asked.s
+    names = list(dict.fromkeys(s.score_fn))
+    bank, contrastive = prepare_scores(asked, model, names)
+    inside = asked.asked_about(model)
+    outside, skipped = ood_sets(asked, model, inside)
+
+    def of(found: data.EvaluationSet) -> dict[str, np.ndarray]:
+        batches = asked.batches(found, model)
+        return scores(model.model, batches, names, contrastive=contrastive, bank=bank, k=s.knn_k)
+
+    raw: dict[str, Any] = {}
+    score_in, rows = of(inside), []
+    for found in outside:
+        score_out = of(found)
+        raw |= {f"{model.label}/{found.name}/{name}": score_out[name] for name in names}
+        with numbers_of(model):
+            rows += [
+                {
+                    "ood_dataset": found.name,
+                    "score_fn": name,
+                    **detection(score_in[name], score_out[name]),
+                }
+                for name in names
+            ]
+    raw |= {f"{model.label}/{inside.name}/{name}": score_in[name] for name in names}
+    return {"in_dataset": inside.name, "rows": rows, "skipped": skipped, "_raw": raw}
+
+
+def prepare_scores(asked: Asked, model: Trained, names: list[str]) -> tuple[Tensor | None, Any]:
+    """What knn and pxsim compare with. Raises UsageError before any image is looked at."""
+    s = asked.s
+    check_scores(model.model, [name for name in names if name not in ("knn", "pxsim")])
+    contrastive = model.contrastive(s) if "pxsim" in names else None
+    if contrastive is not None:
+        check_scores(model.model, ["pxsim"], contrastive=contrastive)
+    if "knn" not in names:
+        return None, contrastive
+    try:
+        train = asked.images(data.split_name(known(model), "train"), model)
+    except data.DataError as error:
+        raise UsageError(f"--score_fn knn needs the training images: {error}") from None
+    return feature_bank(model.model, asked.batches(train, model)), contrastive
+
+
+def ood_sets(
+    asked: Asked, model: Trained, inside: data.EvaluationSet
+) -> tuple[list[data.EvaluationSet], list[dict[str, str]]]:
+    """The sets of --ood_dataset, and what `all` names and cannot be had. Raises UsageError where
+    none is left, and for the in-distribution set itself."""
+    found: dict[str, data.EvaluationSet] = {}
+    skipped = []
+    for name in asked.s.ood_dataset:
+        for each in data.all_ood(known(model)) if name == "all" else [name]:
+            try:
+                one = asked.images(each, model, "--ood_dataset")
+            except data.DataError as error:
+                if name != "all":
+                    raise
+                asked.warn(f"left out of --ood_dataset all: {error}")
+                skipped.append({"ood_dataset": each, "reason": str(error)})
+                continue
+            if one.name == inside.name:
+                raise UsageError(f"--ood_dataset {each} is the in-distribution set: give another")
+            found.setdefault(one.name, one)
+    if not found:
+        raise UsageError("--ood_dataset all: none of its sets could be had; name one that can")
+    return list(found.values()), skipped
+
+
+def logp_hist(asked: Asked, model: Trained) -> dict[str, Any]:
+    s = asked.s
+    (name,) = s.score_fn
+    bank, contrastive = prepare_scores(asked, model, [name])
+    if s.datasets is None:
+        inside = asked.asked_about(model)
+        sets = [inside, *ood_sets(asked, model, inside)[0]]
+    else:
+        sets = [asked.images(each, model, "--datasets") for each in s.datasets]
+    if len({found.name for found in sets}) < len(sets):
+        raise UsageError(f"--datasets {' '.join(s.datasets)} names a set twice: give each once")
+
+    raw: dict[str, np.ndarray] = {}
+    summary: dict[str, Any] = {}
+    for found in sets:
+        batches = asked.batches(found, model)
+        options: dict[str, Any] = {"contrastive": contrastive, "bank": bank, "k": s.knn_k}
+        values = scores(model.model, batches, [name], **options)[name]
+        raw[found.name] = values
+        with numbers_of(model):
+            auroc = detection(raw[sets[0].name], values)["auroc"]
+        summary[found.name] = {
+            "title": found.title,
+            "n": len(values),
+            "mean": float(values.mean()),
+            "std": float(values.std()),
+            "quantiles": {f"{q:g}": float(np.quantile(values, q)) for q in QUANTILES},
+            "auroc": None if found is sets[0] else auroc,
+        }
+    keys = {f"{model.label}/{each}/{name}": values for each, values in raw.items()}
+    picture = {
+        "label": model.label,
+        "in": (sets[0].title, raw[sets[0].name]),
+        "out": [(f.title, raw[f.name], summary[f.name]["auroc"]) for f in sets[1:]],
+    }
+    return {
+        "datasets": list(summary),
+        "score_fn": name,
+        "sets": summary,
+        "_raw": keys,
+        "_picture": picture,
+    }
+
+
+def uncond_samples(asked: Asked, model: Trained) -> dict[str, Any]:
+    s, buffer = asked.s, model.replay_buffer(asked.s)
+    check_chains(s, buffer, 1)
+    before = buffer.images.clone()
+    rounds = sampling.sampling_rounds(model.model, buffer, **chains_of(asked, model))
+
+    def draw(images: Tensor, name: str) -> None:
+        asked.answer.add(f"{name}.png", lambda path: plots.save_grid(images, path))
+
+    watch(asked, model, rounds, "uncond_samples", draw)
+    images = visited(buffer, before)
+    save_samples(asked, "uncond_samples.npz", images)
+    save_trajectory(asked, model, None)
+    return {"n": len(images), "steps": s.n_sample_steps * s.n_steps}
+
+
+def cond_samples(asked: Asked, model: Trained) -> dict[str, Any]:
+    s, classes = asked.s, model.num_classes
+    if model.model.energy_output is not None:
+        raise UsageError("--eval cond_samples: a model with --uncond has no log q(x|y) to climb")
+    direct, buffer = model.replay_buffer(s), model.replay_buffer(s)
+    check_chains(s, direct, classes)
+    before = buffer.images.clone()
+    rounds = sampling.conditional_rounds(model.model, direct, classes, **chains_of(asked, model))
+
+    def draw_direct(images: Tensor, name: str) -> None:
+        """The newest chains, one class a row: chain i is of class i mod C."""
+        rows = [images[y::classes][:COLUMNS] for y in range(min(classes, len(images)))]
+        width = max(len(row) for row in rows)
+        black = images.new_full((1, *images.shape[1:]), -1.0)
+        padded = [torch.cat([row, black.repeat(width - len(row), 1, 1, 1)]) for row in rows]
+        asked.answer.picture(name, lambda path: rows_of(torch.cat(padded), path, classes, width))
+
+    watch(asked, model, rounds, "cond_samples_direct", draw_direct)
+    place = torch.arange(len(before), device=before.device)
+    moved = (direct.images != before).flatten(1).any(1)
+    labels = (place // (len(before) // classes))[moved]
+    save_samples(asked, "cond_samples.npz", direct.images[moved], labels)
+
+    counts: list[int] = []
+
+    def draw_classified(_: Tensor, name: str) -> None:
+        images, found = sampling.most_confident(
+            model.model, visited(buffer, before), per_class=COLUMNS
+        )
+        counts[:] = found.tolist()
+        asked.answer.picture(name, lambda path: rows_of(images, path, classes, COLUMNS))
+
+    rounds = sampling.sampling_rounds(model.model, buffer, **chains_of(asked, model))
+    watch(asked, model, rounds, "cond_samples_classified", draw_classified)
+    chosen = torch.arange(min(COLUMNS, classes), device=asked.device)
+    save_trajectory(asked, model, chosen)
+    return {
+        "n": len(labels),
+        "steps": s.n_sample_steps * s.n_steps,
+        "classified_per_class": counts,
+    }
+
+
+def check_chains(s: Namespace, buffer: Any, classes: int) -> None:
+    size = len(buffer.images) // classes
+    chains = -(-s.sgld_batch_size // classes)
+    if chains > size:
+        of = "" if classes == 1 else " of a class"
+        raise UsageError(
+            f"--sgld_batch_size {s.sgld_batch_size} is more than the {size * classes} slots{of} "
+            f"of the replay buffer allow: use {size * classes} at most"
+        )
+
+
+def chains_of(asked: Asked, model: Trained) -> dict[str, Any]:
+    s = asked.s
+    sizes = {"rounds": s.n_sample_steps, "chains": s.sgld_batch_size, "steps": s.n_steps}
+    return {**sizes, "seed": s.seed, **model.sgld(s)}
+
+
+def visited(buffer: Any, before: Tensor) -> Tensor:
+    """The slots that chains have moved."""
+    return buffer.images[(buffer.images != before).flatten(1).any(1)]
+
+
+def watch(
+    asked: Asked,
+    model: Trained,
+    rounds: Iterator[Tensor],
+    name: str,
+    draw: Callable[[Tensor, str], None],
+) -> None:
+    """Run the rounds under a progress bar, with a grid every --print_every rounds and at the end.
+
+    Raises UsageError where chains are no longer finite.
+    """
+    s = asked.s
+    with bar(s.n_sample_steps, f"{model.label}: {name}", "round") as shown:
+        for done, images in enumerate(rounds, 1):
+            shown.update()
+            if done % s.print_every and done != s.n_sample_steps:
+                continue
+            with numbers_of(model):
+                sampling.check_finite(images, done * s.n_steps)
+            with torch.no_grad(), models.eval_mode(model.model):
+                height = float(model.model.log_px(images).mean())
+            shown.set_postfix({"log q(x)": f"{height:.4g}"})
+            draw(images, f"{name}_{done * s.n_steps}")
+
+
+def save_samples(asked: Asked, name: str, images: Tensor, labels: Tensor | None = None) -> None:
+    """uint8 images under the names that a data set has, so that it can be one."""
+    arrays: dict[str, Any] = {"test_images": sampling.to_uint8(images).cpu().numpy()}
+    if labels is not None:
+        arrays["test_labels"] = labels.cpu().numpy()
+    asked.answer.add(name, lambda path: np.savez_compressed(path, **arrays))
+
+
+def save_trajectory(asked: Asked, model: Trained, labels: Tensor | None) -> None:
+    s = asked.s
+    steps = min(s.n_sample_steps * s.n_steps, LONGEST_TRAJECTORY)
+    snapshots = min(10, steps)
+    images = sampling.trajectory(
+        model.model,
+        n=COLUMNS if labels is None else len(labels),
+        snapshots=snapshots,
+        steps=steps,
+        seed=s.seed,
+        labels=labels,
+        **model.sgld(s),
+    )
+    columns = [str(step) for step in sampling.snapshot_steps(steps, snapshots)]
+    classes = [] if labels is None else [str(label) for label in labels.tolist()]
+    asked.answer.picture(
+        f"{s.eval}_trajectory",
+        lambda path: plots.save_labelled_grid(
+            images.flatten(0, 1),
+            path,
+            row_labels=classes,
+            column_labels=columns,
+            xlabel="SGLD steps",
+        ),
+    )
+
+
+def rows_of(images: Tensor, path: Path, classes: int, columns: int) -> None:
+    """One class a row, with its number."""
+    labels = [str(label) for label in range(min(classes, len(images) // columns))]
+    plots.save_labelled_grid(images, path, row_labels=labels, columns=columns)
+
+
+def fid(asked: Asked, model: Trained) -> dict[str, Any]:
+    s = asked.s
+    extractor, features, sha256 = feature_extractor(asked, model)
+    confident = s.sampling == "confident"
+    name = s.reference or data.split_name(known(model), "train")
+    reference = asked.images(name, model, "--reference")
+    parts, names = [reference.split.images], [reference.name]
+    if confident and s.reference is None:  # as SADA-JEM
+        test = asked.images(known(model), model, "--reference")
+        parts, names = [*parts, test.split.images], [*names, test.name]
+
+    images = samples_for_fid(asked, model)
+    score_part = None
+    if confident:
+        best = {
+            share: generation.most_confident_part(model.model, images, share=share)
+            for share in (0.9, 0.1)
+        }
+        images, score_part = images[best[0.9]], sampling.to_uint8(images[best[0.1]])
+    pixels = sampling.to_uint8(images)
+    splits = 10
+    if score_part is not None:
+        splits = max(1, len(score_part) // 5000)  # JEM++'s rule
+    result = generation.evaluate_samples(
+        pixels, torch.cat(parts), extractor, score_part=score_part, splits=splits
+    )
+    if not result["full_rank"]:
+        asked.warn(
+            f"{min(result['n'], result['n_reference']):,} images give no covariance of full rank "
+            f"for {result['n_features']:,} features: the FID compares only at the same number; "
+            "give more --n_samples"
+        )
+    asked.answer.add("fid_samples.png", lambda path: plots.save_grid(images[:100], path, 10))
+    np_pixels = pixels.cpu().numpy()
+    asked.answer.add(
+        "fid_samples.npz", lambda path: np.savez_compressed(path, test_images=np_pixels)
+    )
+    return {
+        **result,
+        "sampling": s.sampling,
+        "steps": s.n_steps if s.sampling == "fresh" else None,
+        "features": features,
+        "features_sha256": sha256,
+        "reference": " + ".join(names),
+        "rounding": "uint8",
+    }
+
+
+def feature_extractor(asked: Asked, model: Trained) -> tuple[Any, str, str]:
+    """(extractor, its name, the sha256 of its weights)."""
+    s = asked.s
+    if s.fid_features == "inception":
+        weights = None if s.inception_weights is None else Path(s.inception_weights)
+        extractor, sha256 = inception_extractor(weights, asked.device)
+        return extractor, "inception-v3-compat (torch-fidelity)", sha256
+    path = Path(s.fid_model) if s.fid_model else model.path
+    other = model
+    if s.fid_model:
+        plain = Namespace(**{**vars(s), **dict.fromkeys(flags.NETWORK)})
+        with naming_flag("--fid_model"):
+            other = trained.load(s.fid_model, "features", plain, asked.device)
+    return generation.model_extractor(other.model), f"model {path}", file_sha256(path)
+
+
+@contextlib.contextmanager
+def naming_flag(flag: str) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace("--load_path", flag)) from None
+
+
+def samples_for_fid(asked: Asked, model: Trained) -> Tensor:
+    """float (N, 3, 32, 32): new chains, or the checkpoint's replay buffer. Raises UsageError."""
+    s = asked.s
+    if s.sampling != "fresh":
+        images = model.buffer_images("--sampling fresh samples from noise").to(asked.device)
+        images = images[: s.max_images]
+        with numbers_of(model):
+            sampling.check_finite(images, 0)
+        return images
+    chains = sampling.fresh_chains(
+        model.model, s.n_samples, steps=s.n_steps, seed=s.seed, **model.sgld(s)
+    )
+    parts = []
+    with bar(s.n_samples, f"{model.label}: {s.n_steps} SGLD steps") as shown:
+        for images in chains:
+            parts.append(images)
+            shown.update(len(images))
+    images = torch.cat(parts)
+    with numbers_of(model):
+        sampling.check_finite(images, s.n_steps)
+    return images
+
+
+def attack(asked: Asked, model: Trained) -> dict[str, Any]:
+    s, found = asked.s, asked.labelled(model)
+    radii = s.eps or (robustness.LINF_RADII if s.distance == "Linf" else robustness.L2_RADII)
+    classify = robustness.classifier(model.model)
+    if s.n_steps_refine:
+        classify = robustness.refined_classifier(
+            model.model,
+            steps=s.n_steps_refine,
+            generator=torch.Generator(asked.device).manual_seed(s.seed),
+            copies=s.n_dup_chains,
+            gradient=s.refine_gradient,
+            **model.sgld(s),
+        )
+    clean = data.evaluation_batches(found.split, batch_size=s.batch_size, sigma=0.0)
+    batches = robustness.pixels(clean)
+    if s.attack == "autoattack":
+        rows = autoattack(asked, model, classify, batches, radii)
+    else:
+        with bar(len(found.split.labels), f"{model.label}: PGD, {len(radii)} radii") as shown:
+            rows = robustness.robust_accuracy(
+                classify,
+                batches,
+                distance=s.distance,
+                radii=radii,
+                steps=s.n_steps_pgd_attack,
+                restarts=s.n_restarts,
+                random_init=s.random_init,
+                seed=s.seed,
+                on_batch=shown.update,
+            )
+    return {
+        "dataset": found.name,
+        "n": len(found.split.labels),
+        "distance": s.distance,
+        "attack": s.attack,
+        "steps": s.n_steps_pgd_attack if s.attack == "pgd" else None,
+        "restarts": s.n_restarts if s.attack == "pgd" else None,
+        "random_init": s.random_init,
+        "n_steps_refine": s.n_steps_refine,
+        "refine_gradient": s.refine_gradient if s.n_steps_refine else None,
+        "rows": rows,
+    }
+
+
+def autoattack(
+    asked: Asked, model: Trained, classify: Any, batches: Batches, radii: Iterable[float]
+) -> list[dict[str, float]]:
+    s = asked.s
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    rows = []
+    for eps in bar_over(sorted(set(radii)), f"{model.label}: AutoAttack"):
+        accuracy = robustness.autoattack_accuracy(
+            classify,
+            images,
+            labels,
+            distance=s.distance,
+            eps=eps,
+            batch_size=s.batch_size,
+            seed=s.seed,
+            version="rand" if s.n_steps_refine else "standard",
+        )
+        rows.append({"eps": eps, "accuracy": accuracy})
+    return rows
+
+
+def bar_over(items: list[float], title: str) -> Iterator[float]:
+    with bar(len(items), title, "radius") as shown:
+        for item in items:
+            yield item
+            shown.update()
+
+
+QUESTIONS: dict[str, Callable[[Asked, Trained], dict[str, Any]]] = {
+    "test_clf": test_clf,
+    "eval_ece": eval_ece,
+    "OOD": ood,
+    "logp_hist": logp_hist,
+    "uncond_samples": uncond_samples,
+    "cond_samples": cond_samples,
+    "fid": fid,
+    "attack": attack,
+}
+
+
+# ---------------------------------------------------------------------------------------- answers
+
+
+def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
+    """The table on the screen, the pictures and the arrays of an answer."""
+    several = len(results) > 1
+    named = [{"model": r["label"], **r} for r in results]
+    front = ["model"] if several else []
+    if s.eval == "test_clf":
+        print(tables.markdown(named, [*front, "dataset", "n", "accuracy", "top5", "nll"]))
+    elif s.eval == "eval_ece":
+        columns = ["n", "accuracy", "ece", "nll", "brier", "temperature", "ece_temperature"]
+        print(tables.markdown(named, [*front, "dataset", *columns]))
+        answer.picture("eval_ece", lambda path: figures.save_reliability(path, results))
+    elif s.eval == "OOD":
+        rows = [
+            {**({"model": r["label"]} if several else {}), **row}
+            for r in results
+            for row in r["rows"]
+        ]
+        table = tables.ood_table(rows)
+        print(f"in-distribution: {', '.join(dict.fromkeys(r['in_dataset'] for r in results))}")
+        print(table)
+        answer.add("OOD.md", lambda path: path.write_text(table + "\n", encoding="utf-8"))
+    elif s.eval == "logp_hist":
+        rows = [
+            {"model": r["label"], "set": each["title"], **each}
+            for r in results
+            for each in r["sets"].values()
+        ]
+        print(tables.markdown(rows, [*front, "set", "n", "mean", "std", "auroc"]))
+        pictures = [r["_picture"] for r in results]
+        label = NAMES[s.score_fn[0]]
+        answer.picture(
+            "logp_hist", lambda path: figures.save_histograms(path, pictures, xlabel=label)
+        )
+    elif s.eval == "attack":
+        rows = [
+            {**row, "model": r["label"], "eps": shown_radius(row["eps"], s.distance)}
+            for r in results
+            for row in r["rows"]
+        ]
+        print(tables.markdown(rows, [*front, "eps", "accuracy"]))
+        answer.picture("attack", lambda path: figures.save_robustness(path, results))
+    else:
+        drawn = {k: v for k, v in results[0].items() if not isinstance(v, list | dict)}
+        for name, value in drawn.items():
+            if not name.startswith("_") and name not in ("label", "checkpoint_sha256"):
+                print(
+                    f"{name:22} {value:.6g}" if isinstance(value, float) else f"{name:22} {value}"
+                )
+    raw = {key: values for r in results for key, values in r.get("_raw", {}).items()}
+    if raw:
+        answer.add(f"{s.eval}_scores.npz", lambda path: np.savez_compressed(path, **raw))
+
+
+def shown_radius(eps: float, distance: str) -> str:
+    return f"{eps * 255:.3g}/255" if distance == "Linf" else f"{eps:.4g}"
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def resolve(s: Namespace) -> None:
+    """Defaults that depend on the question."""
+    if s.n_steps is None:
+        s.n_steps = {"uncond_samples": 40, "cond_samples": 40, "fid": 100}.get(s.eval, 0)
+    if s.eval == "attack":
+        s.sigma = 0.0
+    if s.ood_dataset is None:
+        s.ood_dataset = ["all"] if s.eval == "logp_hist" else ["svhn"]
+    s.labels = s.labels or trained.labels_of(s.load_path)
+
+
+def answer_folder(s: Namespace) -> Path:
+    folder = Path(s.log_dir) if s.log_dir else Path(s.load_path[0]).resolve().parent / "eval"
+    return folder / s.id if s.id else folder
+
+
+def protocol(asked: Asked) -> dict[str, Any]:
+    s = asked.s
+    names = ("sigma", "n_steps", "seed", "amp", "max_images")
+    return {"version": PROTOCOL, **{name: getattr(s, name) for name in names}, "sets": asked.about}
+
+
+def work(s: Namespace, given: set[str]) -> int:
+    began = time.monotonic()
+    device = choose_device(s.device, exact=True)
+    resolve(s)
+    asked_of = [
+        trained.load(path, label, s, device)
+        for path, label in zip(s.load_path, s.labels, strict=True)
+    ]
+    answer = Answer(answer_folder(s), s.eval, dict(vars(s)))
+    asked = Asked(s, answer, device)
+    if "workers" in given:
+        print(f"--workers {s.workers} has no effect: the images live on the device")
+
+    results = []
+    for model in asked_of:
+        model_result = QUESTIONS[s.eval](asked, model)
+        where = {"label": model.label, "checkpoint": str(model.path)}
+        about = {"checkpoint_sha256": file_sha256(model.path), "run": run_of(model)}
+        results.append({**where, **model_result, **about})
+    show(s, answer, results)
+
+    clean = [{k: v for k, v in r.items() if not k.startswith("_")} for r in results]
+    numbers = clean[0] if len(clean) == 1 else {"checkpoint": s.load_path, "models": clean}
+    path = answer.save(
+        {
+            **numbers,
+            "protocol": protocol(asked),
+            "environment": records.environment(device),
+            "seconds": round(time.monotonic() - began, 2),
+        }
+    )
+    print(f"the answer is in {path}")
+    return 0
+
+
+def run_of(model: Trained) -> dict[str, Any]:
+    """The run's own settings, and how far it was."""
+    progress = model.state.get("progress", {})
+    return {**model.settings, "step": progress.get("step")}
+
+
+def main(settings: Namespace, given: set[str]) -> int:
+    """The exit code: 0; 2 for a user's mistake or a disk that failed, 130 for Ctrl-C; each with one
+    line on stderr."""
+    try:
+        return work(settings, given)
+    except (UsageError, data.DataError, CheckpointError, OSError) as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        print(
+            f"{PROGRAM}: error: the GPU's memory is full: lower --batch_size {settings.batch_size} "
+            f"or --sgld_batch_size {settings.sgld_batch_size}",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{PROGRAM}: interrupted: no answer was written", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(*COMMAND_LINE))

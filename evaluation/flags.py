@@ -1,0 +1,289 @@
+"""The flags of eval_wrn_ebm.py: declared once, checked before any work starts.
+
+Names and defaults are those of the JEM and HDGE code. Nothing heavy is imported here, so that
+`--help` and a mistaken flag are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from training.flags import (
+    COUNT,
+    NORMS,
+    POSITIVE,
+    WEIGHT,
+    WHOLE,
+    Parser,
+    UsageError,
+    check_id,
+    given_flags,
+    number,
+)
+
+EVALUATIONS = (
+    *("test_clf", "eval_ece", "OOD", "logp_hist", "uncond_samples", "cond_samples"),
+    *("fid", "attack"),
+)
+SAMPLES = ("uncond_samples", "cond_samples")
+ONE_MODEL = (*SAMPLES, "fid")  # evaluations whose files belong to one checkpoint
+SCORES = ("px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy")
+NETWORK = ("arch", "depth", "width", "norm", "uncond")
+RUN = ("sgld_lr", "sgld_std", "reinit_freq", "contrast_t", "contrast_score")  # else the run's own
+
+
+def sample_steps(text: str) -> int:
+    if text.startswith("{"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is the README's placeholder: give a number, such as 1000"
+        )
+    return int(COUNT(text))
+
+
+def radius(text: str) -> float:
+    """A radius in pixels of [0, 1]: .03 or 8/255."""
+    top, _, bottom = text.partition("/")
+    try:
+        value = float(top) / float(bottom or 1)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no radius: give numbers such as 0 .03 8/255, pixels being in [0, 1]"
+        ) from None
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is out of range: give 0 or more")
+    return value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="eval_wrn_ebm.py",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=(
+            "Ask a trained model one question; the answer is <log_dir>/<eval>.json.\n"
+            "\n"
+            "  test_clf        accuracy, top-5 accuracy, negative log-likelihood\n"
+            "  eval_ece        calibration: ECE, reliability diagram, Brier score, temperature\n"
+            "  OOD             AUROC, FPR at 95 % TPR and AUPR against other data sets\n"
+            "  logp_hist       histograms of a score over several data sets (HDGE Figure 1)\n"
+            "  uncond_samples  SGLD samples of q(x)\n"
+            "  cond_samples    SGLD samples of q(x|y), one class a row\n"
+            "  fid             Frechet distance and Inception Score of samples\n"
+            "  attack          accuracy under adversarial attack, over radii (HDGE Figure 4)\n\n"
+            "Settings of the network and of SGLD come from the checkpoint; flags given here win."
+        ),
+    )
+    for add in (add_question, add_data, add_scores, add_chains, add_fid, add_attack, add_network):
+        add(parser)
+    add_machine(parser)
+    return parser
+
+
+# fmt: off
+# One flag a paragraph reads better than one keyword a line.
+def add_question(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("question").add_argument
+    add("--load_path", nargs="+", required=True, metavar="FILE",
+        help="checkpoint of this project, of JEM or of HDGE; several for test_clf, eval_ece, OOD, "
+        "logp_hist and attack, which then show them side by side (JEM)")
+    add("--labels", nargs="+", default=None, metavar="NAME",
+        help="names of the checkpoints in tables and pictures, in the same order "
+        "(default: the names of their folders; ours)")
+    add("--eval", required=True, choices=EVALUATIONS, metavar="QUESTION",
+        help="one of " + ", ".join(EVALUATIONS) + " (JEM)")
+    add("--log_dir", default=None, metavar="FOLDER",
+        help="where the answer is written (default: eval/ beside the checkpoint; HDGE)")
+    add("--id", default=None, metavar="NAME",
+        help="a folder within --log_dir (default: none; HDGE)")
+    add("--max_images", type=COUNT, default=None, metavar="IMAGES",
+        help="look at the first images of every split only, for a quick answer; a score's bank of "
+        "training images and FID's reference too (default: all; ours)")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", default=None, metavar="NAME",
+        help="the split that is asked about: cifar10, cifar100, svhn, digits or folder:PATH, with "
+        "_train, _valid or _test at the name's end; a bare name is the test split; cifar_test, "
+        "cifar100test and the like are understood "
+        "(default: the test split of what the model was trained on; JEM)")
+    add("--datasets", nargs="+", default=None, metavar="NAME",
+        help="logp_hist: the in-distribution set, in green, then the others, in red "
+        "(default: the test split and --ood_dataset all; JEM)")
+    add("--data_root", metavar="FOLDER", default=os.environ.get("HDGE_DATA_ROOT", "./datasets"),
+        help="where <name>.npz or torchvision's files are "
+        "(default: $HDGE_DATA_ROOT, else ./datasets; JEM)")
+    add("--sigma", type=WEIGHT, default=0.03, metavar="STD",
+        help="standard deviation of the Gaussian noise on every image, pixels being in [-1, 1]; "
+        "attack takes none (default: %(default)s, the papers' protocol; JEM)")
+
+
+def add_scores(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("OOD and logp_hist").add_argument
+    add("--score_fn", nargs="+", choices=SCORES, default=["px"], metavar="SCORE",
+        help="px: log q(x); py: max q(y|x); pxy: max f(x)[y]; pxgrad: -log |d log q(x)/dx|; pxsim: "
+        "the contrastive log q(x|y) of the predicted class; knn: distance to the k-th nearest "
+        "training image's features; entropy: minus that of q(y|x). Several are taken in one pass "
+        "(default: px; JEM, HDGE; knn and entropy are ours)")
+    add("--ood_dataset", nargs="+", default=None, metavar="NAME",
+        help="one or several of svhn, cifar10interp, interp, cifar10, cifar100, celeba, textures, "
+        "mnist, faces, uniform, gaussian, photos, folder:PATH, any <name>.npz of --data_root; all: "
+        "the paper's four less the model's own (default: svhn; for logp_hist all; JEM)")
+    add("--knn_k", type=COUNT, default=50, metavar="K",
+        help="which nearest neighbour knn takes (default: %(default)s; Sun et al. 2022)")
+
+
+def add_chains(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("SGLD: samples, fid, and refining images").add_argument
+    add("--n_steps", type=WHOLE, default=None, metavar="STEPS",
+        help="SGLD steps. test_clf, eval_ece, OOD and logp_hist: to refine the images first "
+        "(default: 0); samples take so many a round (default: 40), fid's fresh chains in all "
+        "(default: 100) (JEM)")
+    add("--n_sample_steps", type=sample_steps, default=100, metavar="ROUNDS",
+        help="rounds of sampling: slots of the replay buffer are drawn, moved, and put back "
+        "(default: %(default)s; JEM's README advises 1000 at least)")
+    add("--print_every", type=COUNT, default=100, metavar="ROUNDS",
+        help="rounds between two sample grids (default: %(default)s; JEM)")
+    add("--sgld_batch_size", type=COUNT, default=64, metavar="CHAINS",
+        help="chains a round (default: %(default)s; JEM)")
+    add("--fresh_samples", action="store_true",
+        help="start from a new replay buffer instead of the checkpoint's (JEM)")
+    add("--buffer_size", type=COUNT, default=10000, metavar="IMAGES",
+        help="images of a new replay buffer (default: %(default)s; JEM)")
+    add("--reinit_freq", type=number(float, low=0, high=1), default=None, metavar="P",
+        help="probability that a chain restarts from noise (default: the run's, else .05; JEM)")
+    add("--sgld_lr", type=POSITIVE, default=None, metavar="SIZE",
+        help="step size (default: the run's, else 1; JEM)")
+    add("--sgld_std", type=WEIGHT, default=None, metavar="STD",
+        help="standard deviation of a step's noise (default: the run's, else .01; JEM)")
+
+
+def add_fid(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("fid").add_argument
+    add("--sampling", choices=("fresh", "buffer", "confident"), default="fresh",
+        help="fresh: new chains from noise; buffer: the checkpoint's replay buffer, as JEM++; "
+        "confident: the most confident 90 %% (FID) and 10 %% (IS) of each class of the buffer "
+        "against training and test images, as SADA-JEM (default: %(default)s; ours)")
+    add("--n_samples", type=COUNT, default=10000, metavar="IMAGES",
+        help="fresh chains (default: %(default)s; the literature's FID takes 50000)")
+    add("--reference", default=None, metavar="NAME",
+        help="the images to compare with (default: the training split; ours)")
+    add("--fid_features", choices=("inception", "model"), default="inception",
+        help="inception: the literature's network, through torch-fidelity; model: penultimate "
+        "features of --fid_model, comparable only within one such network "
+        "(default: %(default)s; ours)")
+    add("--fid_model", default=None, metavar="FILE",
+        help="checkpoint that gives the features of --fid_features model "
+        "(default: --load_path; ours)")
+    add("--inception_weights", default=None, metavar="FILE",
+        help="weights-inception-2015-12-05-6726825d.pth, where it cannot be downloaded (ours)")
+
+
+def add_attack(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("attack").add_argument
+    add("--attack", choices=("pgd", "autoattack"), default="pgd",
+        help="projected gradient ascent, or AutoAttack through pyautoattack "
+        "(default: %(default)s; ours)")
+    add("--distance", choices=("Linf", "L2"), default="Linf",
+        help="the norm that bounds the perturbation (default: %(default)s; JEM)")
+    add("--eps", nargs="+", type=radius, default=None, metavar="RADIUS",
+        help="radii, pixels being in [0, 1], such as 0 2/255 8/255 "
+        "(default: 0 to 16/255 by 2/255 for Linf, 0 to 1 by 1/8 for L2; HDGE Figure 4)")
+    add("--n_steps_pgd_attack", type=COUNT, default=40, metavar="STEPS",
+        help="steps of 2.5 eps / STEPS (default: %(default)s; JEM)")
+    add("--random_init", action="store_true",
+        help="start the attack from a random point of the ball (JEM)")
+    add("--n_restarts", type=COUNT, default=1, metavar="N",
+        help="attacks an image, from the second on with a random start "
+        "(default: %(default)s; ours)")
+    add("--n_steps_refine", type=WHOLE, default=0, metavar="STEPS",
+        help="SGLD steps before classifying: JEM-STEPS of the JEM paper "
+        "(default: %(default)s; JEM)")
+    add("--n_dup_chains", type=COUNT, default=5, metavar="CHAINS",
+        help="chains an image whose mean logits classify, with --n_steps_refine "
+        "(default: %(default)s; JEM)")
+    add("--refine_gradient", choices=("full", "identity"), default="full",
+        help="the attack's gradient goes through the refinement (second order), or past it, as in "
+        "JEM's code (default: %(default)s; ours)")
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "network", "Read from the checkpoint; a flag must agree with it, and tells what it cannot."
+    )
+    add = group.add_argument
+    add("--arch", choices=("wrn", "resnet50"), default=None, help="architecture")
+    add("--depth", type=COUNT, default=None, metavar="6N+4", help="layers of the WideResNet (JEM)")
+    add("--width", type=COUNT, default=None, metavar="TIMES", help="its width multiplier (JEM)")
+    add("--norm", choices=NORMS, default=None, help="normalisation (JEM)")
+    add("--uncond", action="store_true", default=None,
+        help="log q(x) has a head of its own (JEM)")
+    add("--contrast_k", type=COUNT, default=None, metavar="K", help="slots of the queue (HDGE)")
+    add("--contrast_t", type=POSITIVE, default=None, metavar="T",
+        help="temperature of pxsim (default: the run's, else .1; HDGE)")
+    add("--contrast_score", choices=("algorithm1", "eq13"), default=None,
+        help="score of pxsim (default: the run's, else algorithm1; HDGE)")
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("machine").add_argument
+    add("--batch_size", type=COUNT, default=64, metavar="IMAGES",
+        help="images at once; the numbers do not depend on it (default: %(default)s; JEM)")
+    add("--device", default="auto", metavar="NAME",
+        help="auto (a CUDA GPU if there is one), cpu, cuda or cuda:N (default: %(default)s; ours)")
+    add("--amp", choices=("off", "bf16"), default="off",
+        help="bf16 convolutions: faster on a GPU, and the scores change in the third digit "
+        "(default: %(default)s; ours)")
+    add("--seed", type=number(int, low=0, high=2**63 - 1), default=1, metavar="N",
+        help="seed of noise, chains, interpolations and attacks (default: %(default)s; HDGE)")
+    add("--workers", type=WHOLE, default=4, metavar="N",
+        help="accepted for the ancestors' commands and without effect (HDGE)")
+
+
+# fmt: on
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
+    """The checked settings, and the names of the flags that the command line gives."""
+    parser = build_parser()
+    settings = parser.parse_args(argv)
+    given = given_flags(build_parser(), argv)
+    try:
+        check(settings, given)
+    except UsageError as error:
+        parser.error(str(error))
+    return settings, given
+
+
+def check(s: argparse.Namespace, given: set[str]) -> None:
+    """What no single flag can tell. Raises UsageError, one line with flag, value and remedy."""
+    n = len(s.load_path)
+    if n > 1 and s.eval in ONE_MODEL:
+        raise UsageError(f"--load_path: {s.eval} takes one checkpoint, not {n}: ask one by one")
+    if n > 1 and s.log_dir is None:
+        raise UsageError(f"--log_dir is missing: say where the answer of {n} checkpoints goes")
+    if s.labels is not None and len(s.labels) != n:
+        raise UsageError(
+            f"--labels has {len(s.labels)} names for {n} checkpoints: give one for each"
+        )
+    if s.eval == "logp_hist":
+        if len(s.score_fn) > 1:
+            raise UsageError(
+                f"--score_fn {' '.join(s.score_fn)}: logp_hist draws one score, give one"
+            )
+        if s.datasets is not None and len(s.datasets) < 2:
+            raise UsageError(
+                f"--datasets {s.datasets[0]} leaves nothing to compare with: give two or more"
+            )
+    if s.eval in (*SAMPLES, "fid") and s.n_steps == 0:
+        raise UsageError(f"--n_steps 0 samples nothing: give {s.eval} 1 or more")
+    if s.eval == "attack" and "sigma" in given and s.sigma > 0:
+        raise UsageError(
+            f"--sigma {s.sigma:g} does not go with attack, whose bound is on the image itself: "
+            "leave it out"
+        )
+    if s.eval == "cond_samples" and s.uncond:
+        raise UsageError("--uncond does not go with cond_samples: the logits define no density")
+    check_id(s.id)
+    if s.fid_model is not None and s.fid_features != "model":
+        raise UsageError("--fid_model is what --fid_features model reads: give that, too")

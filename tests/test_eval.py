@@ -1,0 +1,290 @@
+"""Every question, from the command line to the files that it leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import models
+from evaluation.classification import predictions
+from evaluation.flags import EVALUATIONS, SCORES
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = "--n_sample_steps 3 --n_steps 2 --sgld_batch_size 20 --print_every 2"
+QUESTIONS = {
+    "test_clf": "--max_images 15",
+    "eval_ece": "",
+    "OOD": "--score_fn px py --ood_dataset all",
+    "logp_hist": "--datasets cifar10_train svhn celeba",
+    "uncond_samples": SAMPLE,
+    "cond_samples": SAMPLE,
+    "fid": "--fid_features model --n_samples 12 --n_steps 2",
+    "attack": "--eps 0 2/255 8/255 --n_steps_pgd_attack 2",
+}
+
+
+@pytest.fixture(scope="module")
+def answers(ask: Any) -> dict[str, Any]:
+    found = {name: ask(f"--eval {name} {more}") for name, more in QUESTIONS.items()}
+    assert {name: (a.code, a.out, a.err) for name, a in found.items() if a.code} == {}
+    return found
+
+
+def reference(ask: Any, name: str = "cifar10", sigma: float = 0.03) -> tuple[Any, Any]:
+    """(model, batches) of what was asked, put together anew."""
+    split = data.load_evaluation(name, ask.trainer.data).split
+    model = models.load(ask.checkpoint("hdge"))
+    return model, data.evaluation_batches(split, batch_size=7, sigma=sigma, seed=1)
+
+
+def test_every_question_is_asked_here() -> None:
+    assert set(QUESTIONS) == set(EVALUATIONS)
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_an_answer_says_where_it_comes_from(name: str, answers: Any, ask: Any) -> None:
+    record = answers[name].json(name)
+    assert record["eval"] == name and record["checkpoint"] == str(ask.checkpoint("hdge"))
+    assert record["protocol"]["version"] == 1
+    assert record["settings"]["seed"] == 1 and record["settings"]["batch_size"] == 64
+    assert record["run"]["pxycontrast"] == 1 and record["run"]["step"] == 5
+    assert record["environment"]["packages"]["torch"] in torch.__version__
+    assert len(record["checkpoint_sha256"]) == 64 and record["seconds"] > 0
+    on_disk = {path.name for path in answers[name].folder.iterdir()}
+    assert on_disk == {f"{name}.json", *record["files"]}
+    assert all((answers[name].folder / file).stat().st_size for file in record["files"])
+    used = record["protocol"]["sets"]
+    assert used or name in ("uncond_samples", "cond_samples")
+    assert all("images" in about for about in used.values())
+
+
+def test_test_clf_counts_what_is_right(answers: Any, ask: Any) -> None:
+    model, batches = reference(ask)
+    logits, labels = predictions(model, batches)
+    logits, labels = logits[:15], labels[:15]
+    record = answers["test_clf"].json("test_clf")
+    assert (record["n"], record["dataset"]) == (15, "cifar10_test")
+    assert record["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+    log_q = logits.double().log_softmax(1)
+    nll = -log_q[torch.arange(15), labels].mean()
+    assert record["nll"] == pytest.approx(float(nll), rel=1e-5)
+    assert f"{record['accuracy']:.4f}" in answers["test_clf"].out
+
+
+def test_eval_ece_has_bins_that_hold_all_images(answers: Any) -> None:
+    record = answers["eval_ece"].json("eval_ece")
+    assert record["n_bins"] == len(record["bins"]) == 20
+    assert sum(b["count"] for b in record["bins"]) == record["n"] == 20
+    filled = [b for b in record["bins"] if b["count"]]
+    ece = sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in filled) / 20
+    assert record["ece"] == pytest.approx(ece) and record["temperature"] > 0
+    assert record["files"] == ["eval_ece.png", "eval_ece.pdf"]
+
+
+def test_ood_has_a_row_for_each_set_and_score(answers: Any, ask: Any) -> None:
+    record = answers["OOD"].json("OOD")
+    assert record["in_dataset"] == "cifar10_test" and record["skipped"] == []
+    sets = ("svhn_test", "cifar10interp", "cifar100_test", "celeba")
+    keys = [(row["ood_dataset"], row["score_fn"]) for row in record["rows"]]
+    assert keys == [(name, score) for name in sets for score in ("px", "py")]
+    raw = np.load(answers["OOD"].folder / "OOD_scores.npz")
+    label = ask.hdge.name
+    model, batches = reference(ask)
+    expected = torch.cat([model.log_px(x).detach() for x, _ in batches]).numpy()
+    inside = raw[f"{label}/cifar10_test/px"]
+    np.testing.assert_allclose(inside, expected, atol=1e-5)
+    svhn = raw[f"{label}/svhn_test/px"]
+    pairs = (inside[:, None] > svhn).mean() + 0.5 * (inside[:, None] == svhn).mean()
+    assert record["rows"][0]["auroc"] == pytest.approx(pairs)
+    assert (record["rows"][0]["n_in"], record["rows"][0]["n_out"]) == (20, 12)
+    table = (answers["OOD"].folder / "OOD.md").read_text()
+    assert table.strip() in answers["OOD"].out and "20:12" in table
+
+
+def test_every_score_is_there(ask: Any) -> None:
+    words = " ".join(SCORES)
+    found = ask(f"--eval OOD --score_fn {words} --knn_k 3 --ood_dataset svhn uniform --n_steps 1")
+    assert found.code == 0, found.err
+    rows = found.json("OOD")["rows"]
+    assert {row["score_fn"] for row in rows} == set(SCORES) and len(rows) == 2 * len(SCORES)
+
+
+def test_all_says_what_it_leaves_out(ask: Any, tmp_path: Path) -> None:
+    for name in ("cifar10", "svhn"):
+        shutil.copy(ask.trainer.data / f"{name}.npz", tmp_path)
+    found = ask("--eval OOD --ood_dataset all", "--data_root", str(tmp_path))
+    assert found.code == 0
+    assert [each["ood_dataset"] for each in found.json("OOD")["skipped"]] == ["cifar100", "celeba"]
+    assert len(found.err) == 2 and all("left out of --ood_dataset all" in e for e in found.err)
+
+
+def test_the_histogram_names_splits_and_compares_with_the_first(answers: Any) -> None:
+    record = answers["logp_hist"].json("logp_hist")
+    assert record["datasets"] == ["cifar10_train", "svhn_test", "celeba"]
+    first, *others = record["sets"].values()
+    assert first["auroc"] is None and first["title"] == "CIFAR-10 (training)" and first["n"] == 60
+    assert all(0 <= each["auroc"] <= 1 for each in others)
+    raw = np.load(answers["logp_hist"].folder / "logp_hist_scores.npz")
+    (name,) = (key for key in raw if "cifar10_train" in key)
+    assert first["mean"] == pytest.approx(raw[name].mean())
+    assert first["quantiles"]["0.5"] == pytest.approx(np.median(raw[name]))
+
+
+def test_samples_are_the_slots_that_chains_moved(answers: Any, ask: Any) -> None:
+    record = answers["uncond_samples"].json("uncond_samples")
+    assert record["steps"] == 6
+    names = ["uncond_samples_4.png", "uncond_samples_6.png", "uncond_samples.npz"]
+    names += [f"uncond_samples_trajectory.{kind}" for kind in ("png", "pdf")]
+    assert record["files"] == names
+    images = np.load(answers["uncond_samples"].folder / "uncond_samples.npz")["test_images"]
+    assert images.dtype == np.uint8 and images.shape == (record["n"], 32, 32, 3)
+    assert 20 <= record["n"] <= 40
+
+
+def test_conditional_samples_come_with_their_classes(answers: Any) -> None:
+    record = answers["cond_samples"].json("cond_samples")
+    found = np.load(answers["cond_samples"].folder / "cond_samples.npz")
+    assert len(found["test_images"]) == len(found["test_labels"]) == record["n"]
+    assert set(found["test_labels"]) == set(range(10))
+    assert sum(record["classified_per_class"]) >= 20
+    for kind in ("direct_4", "direct_6", "classified_4", "classified_6", "trajectory"):
+        assert f"cond_samples_{kind}.png" in record["files"]
+
+
+def test_sampling_leaves_the_checkpoint_alone(ask: Any) -> None:
+    before = ask.checkpoint("hdge").read_bytes()
+    assert ask(f"--eval uncond_samples {SAMPLE}").code == 0
+    assert ask.checkpoint("hdge").read_bytes() == before
+
+
+def test_fresh_samples_need_no_replay_buffer(ask: Any) -> None:
+    flags = f"--eval uncond_samples {SAMPLE} --buffer_size 30 --fresh_samples"
+    found = ask(flags, load="ce")
+    assert found.code == 0 and 20 <= found.json("uncond_samples")["n"] <= 30
+
+
+def test_samples_can_be_a_data_set(answers: Any, ask: Any) -> None:
+    source = answers["uncond_samples"].folder / "uncond_samples.npz"
+    shutil.copy(source, ask.trainer.data / "mysamples.npz")
+    found = ask("--eval OOD --ood_dataset mysamples")
+    assert found.code == 0 and found.json("OOD")["rows"][0]["ood_dataset"] == "mysamples"
+
+
+def test_fid_names_its_protocol_and_warns_of_few_images(answers: Any) -> None:
+    record = answers["fid"].json("fid")
+    assert record["fid"] > 0 and record["inception_score_mean"] >= 1
+    assert (record["n"], record["n_reference"], record["reference"]) == (12, 60, "cifar10_train")
+    assert record["sampling"] == "fresh" and record["steps"] == 2
+    assert record["full_rank"] is False and "full rank" in answers["fid"].err[0]
+    assert record["features"].startswith("model ") and record["rounding"] == "uint8"
+
+
+@pytest.mark.parametrize("sampling", ["buffer", "confident"])
+def test_fid_of_the_replay_buffer(sampling: str, ask: Any) -> None:
+    flags = f"--eval fid --fid_features model --sampling {sampling}"
+    found = ask(flags, "--fid_model", str(ask.checkpoint("ce")))
+    record = found.json("fid")
+    assert record["sampling"] == sampling
+    if sampling == "buffer":
+        assert record["n"] == record["n_score"] == 40
+        assert record["reference"] == "cifar10_train"
+    else:  # int(.9 m) of every class of m
+        assert 26 <= record["n"] <= 36 and record["reference"] == "cifar10_train + cifar10_test"
+        assert record["n_score"] < record["n"]
+    assert str(ask.checkpoint("ce")) in record["features"]
+
+
+def test_attack_at_radius_0_is_the_clean_accuracy(answers: Any, ask: Any) -> None:
+    record = answers["attack"].json("attack")
+    model, batches = reference(ask, sigma=0.0)
+    logits, labels = predictions(model, batches)
+    clean = float((logits.argmax(1) == labels).double().mean())
+    assert [row["eps"] for row in record["rows"]] == [0, 2 / 255, 8 / 255]
+    accuracies = [row["accuracy"] for row in record["rows"]]
+    assert accuracies[0] == pytest.approx(clean) and accuracies == sorted(accuracies)[::-1]
+    assert record["protocol"]["sigma"] == 0
+    assert (record["distance"], record["steps"], record["restarts"]) == ("Linf", 2, 1)
+
+
+def test_attack_through_the_refinement(ask: Any) -> None:
+    flags = "--eval attack --eps 0 .1 --distance L2 --n_steps_pgd_attack 2 --max_images 4 "
+    flags += "--n_steps_refine 2 --n_dup_chains 2 --n_restarts 2"
+    full = ask(flags)
+    identity = ask(flags + " --refine_gradient identity --random_init")
+    assert (full.code, identity.code) == (0, 0)
+    assert full.json("attack")["n_steps_refine"] == 2
+    assert identity.json("attack")["refine_gradient"] == "identity"
+
+
+@pytest.mark.parametrize("name", ["test_clf", "eval_ece", "OOD", "logp_hist", "attack"])
+def test_several_checkpoints_side_by_side(name: str, ask: Any, answers: Any) -> None:
+    more = QUESTIONS[name]
+    found = ask(f"--eval {name} {more} --labels one two", load="hdge ce")
+    assert found.code == 0, found.err
+    record = found.json(name)
+    first, second = record["models"]
+    assert (first["label"], second["label"]) == ("one", "two")
+    assert record["checkpoint"] == [str(ask.checkpoint(each)) for each in ("hdge", "ce")]
+    alone = answers[name].json(name)
+    keys = set(alone) & set(first) - {"label", "checkpoint"}
+    assert {key: first[key] for key in keys} == {key: alone[key] for key in keys}
+    assert "one" in found.out and "two" in found.out
+
+
+@pytest.mark.parametrize("flags", ["OOD --score_fn px py pxgrad pxsim", "test_clf --n_steps 2"])
+def test_scores_agree_across_batch_sizes(flags: str, ask: Any) -> None:
+    small, large = (ask(f"--eval {flags} --batch_size {size}") for size in (3, 50))
+    name = flags.split()[0]
+    if name == "test_clf":
+        one, other = (each.json(name) for each in (small, large))
+        assert one["nll"] == pytest.approx(other["nll"], abs=1e-4)
+        assert one["accuracy"] == other["accuracy"]
+        return
+    one, other = (np.load(each.folder / "OOD_scores.npz") for each in (small, large))
+    assert list(one) == list(other) and len(list(one)) == 8
+    for key in one:
+        np.testing.assert_allclose(one[key], other[key], atol=1e-4)
+
+
+def test_the_same_command_gives_the_same_numbers(ask: Any) -> None:
+    for name in ("OOD", "uncond_samples", "attack", "fid"):
+        first, second = (ask(f"--eval {name} {QUESTIONS[name]}").json(name) for _ in "12")
+        for record in (first, second):
+            for key in ("seconds", "settings", "environment"):
+                del record[key]
+        assert first == second
+
+
+def test_refinement_changes_the_answer(ask: Any, answers: Any) -> None:
+    refined = ask("--eval test_clf --max_images 15 --n_steps 5 --sgld_lr 100")
+    assert refined.json("test_clf")["nll"] != answers["test_clf"].json("test_clf")["nll"]
+
+
+def test_the_default_folder_is_the_run_s_and_an_id_is_a_folder_in_it(
+    ask: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(ask.ce, run)
+    words = ["--load_path", str(run / "last_ckpt.pt"), "--data_root", str(ask.trainer.data)]
+    assert ask.bare(*words, "--eval", "test_clf", "--device", "cpu").code == 0
+    assert ask.bare(*words, "--eval", "test_clf", "--device", "cpu", "--id", "two").code == 0
+    assert (run / "eval" / "test_clf.json").exists()
+    assert (run / "eval" / "two" / "test_clf.json").exists()
+
+
+def test_the_program_itself_answers(ask: Any, tmp_path: Path) -> None:
+    words = ["--load_path", str(ask.checkpoint("ce")), "--data_root", str(ask.trainer.data)]
+    words += ["--log_dir", str(tmp_path), "--eval", "test_clf", "--device", "cpu"]
+    command = [sys.executable, str(ROOT / "eval_wrn_ebm.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "test_clf.json").read_text())["n"] == 20

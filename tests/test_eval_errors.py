@@ -1,0 +1,245 @@
+"""A mistake costs eval_wrn_ebm.py one line on stderr and exit code 2: no traceback, no answer."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from evaluation import flags
+from training.checkpoint import save_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def refused(found: Any, *words: str) -> None:
+    assert found.code == 2, found.out
+    assert len(found.err) == 1, found.err
+    assert found.err[0].startswith("eval_wrn_ebm.py: error: ")
+    for word in words:
+        assert word in found.err[0]
+    assert not list(found.folder.glob("*.json"))
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """Checkpoints and data sets with a defect each."""
+    state = models.build(depth=10, width=1).state_dict()
+    network = {"depth": 10, "width": 1, "norm": "none"}
+    files: dict[str, Any] = {
+        "nan": {"model_state_dict": {n: t * float("nan") for n, t in state.items()}},
+        "foreign": {"weights": torch.zeros(3)},
+        "bare": state,  # the oldest JEM files: no settings, no buffer
+        "three": {
+            "model_state_dict": models.build(depth=10, width=1, num_classes=3).state_dict(),
+            "settings": network,
+        },
+        "uncond": {
+            "model_state_dict": models.build(depth=10, width=1, uncond=True).state_dict(),
+            "settings": {**network, "uncond": True},
+        },
+    }
+    for name, content in files.items():
+        save_checkpoint(content, tmp_path / f"{name}.pt")
+    whole = (tmp_path / "bare.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Path))
+    np.savez(tmp_path / "empty.npz", test_images=np.zeros((0, 32, 32, 3), np.uint8))
+    return tmp_path
+
+
+CLF, OOD = "--eval test_clf", "--eval OOD"
+COMMANDS = [
+    (f"{CLF} --nonsense 1", "--nonsense"),
+    ("--eval nonsense", "--eval", "nonsense", "test_clf"),
+    (f"{CLF} --dataset nonsense", "--dataset nonsense", "cifar10"),
+    (f"{CLF} --dataset svhn", "--dataset svhn_test", "no labels"),
+    (f"{CLF} --dataset cifar100test", "cifar100_test", "100 classes", "10"),
+    (f"{CLF} --dataset uniform", "--dataset uniform", "no labels"),
+    ("--eval attack --dataset celeba", "--dataset celeba", "no labels"),
+    (f"{OOD} --score_fn nonsense", "--score_fn", "nonsense"),
+    (f"{OOD} --ood_dataset nonsense", "--ood_dataset nonsense"),
+    (f"{OOD} --ood_dataset cifar10", "--ood_dataset cifar10", "in-distribution"),
+    (f"{OOD} --ood_dataset textures", "--ood_dataset textures"),
+    (f"{OOD} --score_fn knn --knn_k 1000", "--knn_k 1000"),
+    ("--eval logp_hist --score_fn px py", "--score_fn px py"),
+    ("--eval logp_hist --datasets cifar10", "--datasets cifar10"),
+    ("--eval logp_hist --datasets cifar10 cifar_test", "--datasets cifar10 cifar_test", "twice"),
+    ("--eval uncond_samples --n_sample_steps {THE_MORE_THE_BETTER", "placeholder", "1000"),
+    ("--eval uncond_samples --n_steps 0", "--n_steps 0"),
+    ("--eval uncond_samples --sgld_batch_size 41", "--sgld_batch_size 41", "40"),
+    ("--eval cond_samples --sgld_batch_size 50", "--sgld_batch_size 50", "40"),
+    ("--eval cond_samples --uncond", "--uncond"),
+    ("--eval uncond_samples --fresh_samples --buffer_size 15", "--buffer_size 15", "10"),
+    ("--eval uncond_samples --sgld_batch_size 8 --n_sample_steps 1 --sgld_std 3e38", "--sgld_lr"),
+    ("--eval fid --fid_features model --n_samples 1", "samples"),
+    ("--eval fid --fid_features model --reference nonsense", "--reference nonsense"),
+    ("--eval fid --fid_model some.pt", "--fid_model", "--fid_features model"),
+    ("--eval fid --fid_features model --fid_model missing.pt", "--fid_model", "missing.pt"),
+    ("--eval fid --inception_weights missing.pth", "--inception_weights missing.pth"),
+    ("--eval attack --eps nonsense", "--eps", "nonsense", "8/255"),
+    ("--eval attack --eps 1/0", "--eps", "1/0"),
+    ("--eval attack --eps -1", "--eps"),
+    ("--eval attack --sigma .1", "--sigma 0.1"),
+    ("--eval attack --distance L1", "--distance", "Linf"),
+    (f"{CLF} --depth 16", "--load_path", "depth", "16", "10"),
+    (f"{CLF} --width 2", "--load_path", "width"),
+    (f"{CLF} --norm batch", "--load_path", "norm", "batch"),
+    (f"{CLF} --uncond", "--load_path", "uncond"),
+    (f"{OOD} --score_fn pxsim --contrast_k 99", "--contrast_k 99", "32"),
+    (f"{CLF} --labels one two", "--labels", "2"),
+    (f"{CLF} --device nonsense", "--device nonsense"),
+    (f"{CLF} --id a/b", "--id"),
+    (f"{CLF} --max_images 0", "--max_images"),
+    (f"{CLF} --batch_size 0", "--batch_size"),
+    (f"{CLF} --sigma nan", "--sigma"),
+    (f"{CLF} --seed -1", "--seed"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_a_mistaken_command_is_named_with_its_remedy(command: tuple[str, ...], ask: Any) -> None:
+    refused(ask(command[0]), *command[1:])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (f"{OOD} --score_fn pxsim", ("--score_fn pxsim", "queue")),
+        ("--eval uncond_samples", ("replay buffer", "--fresh_samples")),
+        ("--eval fid --fid_features model --sampling buffer", ("replay buffer", "--sampling")),
+    ],
+)
+def test_what_a_classifier_does_not_have(flags: str, words: Any, ask: Any) -> None:
+    refused(ask(flags, load="ce"), *words)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("missing.pt", ("is no file",)),
+        ("cut.pt", ("damaged",)),
+        ("text.pt", ("no checkpoint",)),
+        ("evil.pt", ("could run code",)),
+        ("foreign.pt", ("no classifier",)),
+        ("nan.pt", ("not finite",)),
+        ("three.pt", ("--dataset is missing", "3 classes")),
+    ],
+)
+def test_a_file_that_cannot_be_used(name: str, words: Any, ask: Any, odd: Path) -> None:
+    common = ["--data_root", str(ask.trainer.data), "--device", "cpu", "--eval", "test_clf"]
+    found = ask.bare(
+        "--load_path", str(odd / name), "--log_dir", str(odd / "out"), *common, folder=odd / "out"
+    )
+    refused(found, name, *words)
+    assert sum(line.count(name) for line in found.err) == 1
+
+
+def test_the_oldest_files_are_cifar10_unless_told(ask: Any, odd: Path) -> None:
+    common = ["--data_root", str(ask.trainer.data), "--device", "cpu", "--eval", "test_clf"]
+    found = ask.bare(
+        "--load_path", str(odd / "bare.pt"), "--log_dir", str(odd / "out"), *common,
+        folder=odd / "out",
+    )  # fmt: skip
+    assert found.code == 0 and found.json("test_clf")["dataset"] == "cifar10_test"
+
+
+def test_an_empty_set_and_knn_without_training_images(ask: Any, odd: Path) -> None:
+    refused(ask(f"{OOD} --ood_dataset empty", "--data_root", str(odd)), "--dataset cifar10")
+    for name in ("cifar10", "svhn"):
+        with np.load(ask.trainer.data / f"{name}.npz") as found:
+            arrays = {key: found[key] for key in found if key.startswith("test")}
+        np.savez(odd / f"{name}.npz", **arrays)
+    refused(
+        ask(f"{OOD} --ood_dataset empty", "--data_root", str(odd)), "empty", "has no test_images"
+    )
+    refused(ask(f"{OOD} --score_fn knn", "--data_root", str(odd)), "--score_fn knn", "training")
+
+
+@pytest.mark.parametrize("score", ["pxy", "pxsim"])
+def test_a_separate_head_has_no_class_conditional_score(score: str, ask: Any, odd: Path) -> None:
+    words = ["--load_path", str(odd / "uncond.pt"), "--log_dir", str(odd / "out")]
+    words += ["--data_root", str(ask.trainer.data), "--device", "cpu"]
+    found = ask.bare(*words, "--eval", "OOD", "--score_fn", score, folder=odd / "out")
+    assert found.code == 2 and len(found.err) == 1 and f"--score_fn {score}" in found.err[0]
+    assert ask.bare(*words, "--eval", "OOD", folder=odd / "out").code == 0
+    found = ask.bare(*words, "--eval", "cond_samples", folder=odd / "out")
+    assert found.code == 2 and "--uncond" in found.err[0]
+
+
+def test_several_checkpoints_need_a_folder_and_a_question_for_several(ask: Any) -> None:
+    refused(ask("--eval uncond_samples", load="hdge ce"), "--load_path", "one checkpoint")
+    two = [str(ask.checkpoint(name)) for name in ("hdge", "ce")]
+    found = ask.bare("--load_path", *two, "--eval", "test_clf")
+    assert found.code == 2 and "--log_dir is missing" in found.err[0]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(ask: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = ask(CLF, "--log_dir", str(tmp_path / "file" / "out"))
+    assert found.code == 2 and "--log_dir" in found.err[0] and len(found.err) == 1
+
+
+def test_a_missing_library_is_named_with_its_remedy(
+    ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3", "pyautoattack"):
+        monkeypatch.setitem(sys.modules, name, None)
+    refused(ask("--eval fid"), "pip install torch-fidelity", "--fid_features model")
+    refused(ask("--eval attack --attack autoattack --eps .1"), "pip install pyautoattack")
+
+
+def test_a_full_disk_is_one_line(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("evaluation.results.os.replace", full)
+    refused(ask(CLF), "test_clf.json", "No space left")
+
+
+def test_ctrl_c_leaves_no_answer(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(__import__("eval_wrn_ebm").QUESTIONS, "test_clf", interrupted)
+    found = ask(CLF)
+    assert found.code == 130 and len(found.err) == 1 and "no answer" in found.err[0]
+    assert not list(found.folder.glob("*.json"))
+
+
+@pytest.mark.parametrize("words", ["--help", "--eval nonsense --load_path a"])
+def test_help_and_mistakes_do_not_wait_for_torch(words: str) -> None:
+    code = (
+        "import sys; sys.argv[1:] = " + repr(words.split()) + "; sys.path.insert(0, '.')\n"
+        "import runpy\n"
+        "try: runpy.run_path('eval_wrn_ebm.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_every_flag_has_help() -> None:
+    for action in flags.build_parser()._actions:
+        assert action.help
+    assert all(name in flags.build_parser().format_help() for name in flags.EVALUATIONS)
+
+
+def test_defaults_are_the_ancestors() -> None:
+    s, given = flags.parse(["--load_path", "a.pt", "--eval", "OOD"])
+    assert given == {"load_path", "eval"}
+    ancestors = {
+        **{"batch_size": 64, "sgld_batch_size": 64, "sigma": 0.03, "n_sample_steps": 100},
+        **{"print_every": 100, "buffer_size": 10000, "score_fn": ["px"], "seed": 1},
+        **{"n_steps_pgd_attack": 40, "n_dup_chains": 5, "distance": "Linf"},
+    }
+    assert {name: getattr(s, name) for name in ancestors} == ancestors

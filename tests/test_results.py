@@ -1,0 +1,88 @@
+"""What an answer leaves on disk, and what becomes of an earlier one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation.results import Answer
+from training.flags import UsageError
+
+
+def answer(folder: Path, settings: dict[str, Any], text: str) -> Answer:
+    one = Answer(folder, "OOD", settings)
+    one.add("OOD_scores.npz", lambda path: path.write_text(text))
+    one.picture("OOD", lambda path: [Path(f"{path}{s}").write_text(text) for s in (".png", ".pdf")])
+    one.save({"number": text})
+    return one
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted(folder.iterdir())}
+
+
+def test_an_answer_names_its_files_and_its_settings(tmp_path: Path) -> None:
+    answer(tmp_path / "new" / "folder", {"seed": 1}, "first")
+    record = json.loads((tmp_path / "new" / "folder" / "OOD.json").read_text())
+    assert record["eval"] == "OOD" and record["settings"] == {"seed": 1}
+    assert record["number"] == "first"
+    assert record["files"] == ["OOD_scores.npz", "OOD.png", "OOD.pdf"]
+    assert all((tmp_path / "new" / "folder" / name).exists() for name in record["files"])
+
+
+def test_the_same_question_replaces_its_own_answer(tmp_path: Path) -> None:
+    answer(tmp_path, {"seed": 1}, "first")
+    answer(tmp_path, {"seed": 1}, "second")
+    assert set(content(tmp_path)) == {"OOD.json", "OOD_scores.npz", "OOD.png", "OOD.pdf"}
+    assert content(tmp_path)["OOD.png"] == "second"
+
+
+def test_an_answer_to_other_settings_stays_with_all_its_files(tmp_path: Path) -> None:
+    for seed, text in ((1, "first"), (2, "second"), (3, "third")):
+        answer(tmp_path, {"seed": seed}, text)
+    found = content(tmp_path)
+    assert len(found) == 12
+    for n, text in (("-1", "first"), ("-2", "second"), ("", "third")):
+        record = json.loads(found[f"OOD{n}.json"])
+        assert record["number"] == text
+        assert [found[name] for name in record["files"]] == [text] * 3
+
+
+def test_a_foreign_or_damaged_json_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "OOD.json").write_text("{")
+    answer(tmp_path, {}, "new")
+    assert json.loads((tmp_path / "OOD.json").read_text())["number"] == "new"
+
+
+def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
+    one = Answer(tmp_path, "fid", {})
+    one.save({"fid": math.nan, "rows": [{"eps": math.inf}], "path": Path("a"), "pair": (1, 2)})
+    record = json.loads((tmp_path / "fid.json").read_text())
+    assert (record["fid"], record["rows"], record["path"]) == (None, [{"eps": None}], "a")
+    assert record["pair"] == [1, 2]
+
+
+def test_a_failed_write_leaves_the_earlier_answer_and_nothing_else(tmp_path: Path) -> None:
+    answer(tmp_path, {"seed": 1}, "first")
+    one = Answer(tmp_path, "OOD", {"seed": 1})
+    before = content(tmp_path)
+
+    def full(source: Any, target: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="OOD.json: No space left"):
+            one.save({"number": "second"})
+    assert content(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="--log_dir: cannot write to"):
+        Answer(tmp_path / "file" / "eval", "OOD", {})
