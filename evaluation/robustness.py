@@ -1,0 +1,215 @@
+"""Robust accuracy: how many images stay rightly classified under the worst small change.
+
+Images here are x01, `(N, 3, 32, 32)` in [0, 1], and radii are in these units, as is usual for
+attacks. The network sees 2 * x01 - 1, and the gradients of an attack go through that scaling.
+JEM, section 5.4; HDGE, Figure 4.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from evaluation.pgd import Classifier, check_perturbation, pgd
+from losses import langevin
+from losses.sgld import LogDensity
+from models import EnergyClassifier, sampling_mode
+from training.flags import UsageError
+
+GRADIENTS = ("full", "identity")
+LINF_RADII = tuple(i / 255 for i in range(0, 17, 2))
+L2_RADII = tuple(i / 8 for i in range(9))
+
+
+def pixels(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of (images in [-1, 1], labels), without sigma noise -> (x01, labels)."""
+    for images, labels in batches:
+        yield (images + 1) / 2, labels
+
+
+def classifier(model: EnergyClassifier) -> Classifier:
+    """x01 -> f(2 x01 - 1), in eval mode, with a gradient for the image and none for the weights."""
+
+    def classify(x01: Tensor) -> Tensor:
+        with sampling_mode(model):
+            return model.logits(2 * x01 - 1)
+
+    return classify
+
+
+def refined_classifier(
+    model: EnergyClassifier,
+    *,
+    steps: int,
+    step_size: float,
+    noise_std: float,
+    generator: torch.Generator,
+    copies: int = 5,
+    sigma: float = 0.0,
+    gradient: str = "full",
+) -> Classifier:
+    """JEM-k: the images climb log q(x) for k = `steps` SGLD steps before they are classified.
+
+        x_c <- 2 x01 - 1 + sigma * N(0, I)                                for c = 1 .. copies
+        x_c <- x_c + step_size * d/dx log q(x_c) + noise_std * N(0, I)    steps times
+        logits = mean_c f(x_c)
+
+    step_size, noise_std and sigma (0: none) are in the network's units, of range [-1, 1].
+    `gradient` is what an attacker learns of the chain: "full" differentiates it, which takes
+    second derivatives and the memory of `steps` double passes over all copies; "identity" takes
+    d/dx f at the chains' ends for the gradient at x01, as JEM's released code does. Both compute
+    the same logits. `generator` is on the images' device; every call draws new noise. 0 steps are
+    `classifier(model)`. Raises ValueError for another `gradient` or less than 1 copy.
+    """
+    if gradient not in GRADIENTS:
+        raise ValueError(f"gradient {gradient!r} is unknown: take full or identity")
+    if copies < 1:
+        raise ValueError(f"{copies} copies leave nothing to average: take 1 or more")
+    if steps == 0:
+        return classifier(model)
+
+    def classify(x01: Tensor) -> Tensor:
+        # repeat_interleave loses the memory format in which convolutions are fastest
+        start = (2 * x01 - 1).repeat_interleave(copies, 0)
+        start = start.contiguous(memory_format=torch.channels_last)
+        if sigma > 0:
+            start = start + sigma * torch.empty_like(start).normal_(generator=generator)
+        chain = {"step_size": step_size, "noise_std": noise_std, "generator": generator}
+        with sampling_mode(model):
+            if gradient == "full" and torch.is_grad_enabled() and start.requires_grad:
+                end = _differentiable_langevin(model.log_px, start, steps=steps, **chain)  # type: ignore[arg-type]
+            else:
+                end = langevin(model.log_px, start, steps=steps, **chain)  # type: ignore[arg-type]
+                end = start + (end - start).detach()
+            logits = model.logits(end)
+        return logits.unflatten(0, (len(x01), copies)).mean(1)
+
+    return classify
+
+
+def _differentiable_langevin(
+    log_density: LogDensity,
+    x: Tensor,
+    *,
+    steps: int,
+    step_size: float,
+    noise_std: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """`losses.langevin`, number for number, with a gradient from its end to its start."""
+    for _ in range(steps):
+        (slope,) = torch.autograd.grad(log_density(x).sum(), x, create_graph=True)
+        noise = torch.empty_like(x).normal_(generator=generator)
+        x = x + step_size * slope + noise_std * noise
+    return x
+
+
+def robust_accuracy(
+    classify: Classifier,
+    batches01: Iterable[tuple[Tensor, Tensor]],
+    *,
+    distance: str,
+    radii: Sequence[float],
+    steps: int = 40,
+    restarts: int = 1,
+    random_init: bool = False,
+    seed: int = 0,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[dict[str, float]]:
+    """[{"eps", "accuracy"}, ...] by rising radius: the share of the images (x01, labels) that are
+    right before and after every attack of `restarts` runs of `pgd` at this and each smaller radius
+    (an image broken at a radius is in the ball of every larger one, and is attacked no further).
+
+    The second run and those after it start at random, the first with `random_init`. A randomised
+    classifier is asked once for each attack: what it gets wrong by chance counts as broken.
+    `on_batch` is told the number of images done. Without images there are no rows.
+    """
+    radii = sorted(set(radii))
+    survivors, n = [0] * len(radii), 0
+    generator: torch.Generator | None = None
+    for x, y in batches01:
+        size = len(x)
+        n += size
+        if generator is None:
+            generator = torch.Generator(x.device).manual_seed(seed)
+        x, y = _still_right(classify, x, x, y)
+        for i, eps in enumerate(radii):
+            for run in range(restarts if eps > 0 else 0):
+                adversarial = pgd(
+                    classify,
+                    x,
+                    y,
+                    distance=distance,
+                    eps=eps,
+                    steps=steps,
+                    random_init=random_init or run > 0,
+                    generator=generator,
+                )
+                x, y = _still_right(classify, adversarial, x, y)
+            survivors[i] += len(y)
+        if on_batch is not None:
+            on_batch(size)
+    pairs = zip(radii, survivors, strict=True)
+    return [{"eps": eps, "accuracy": right / n} for eps, right in pairs] if n else []
+
+
+@torch.no_grad()
+def _still_right(
+    classify: Classifier, shown: Tensor, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The (x, y) whose `shown` image is classified as y."""
+    if len(x) == 0:
+        return x, y
+    right = classify(shown).argmax(1) == y
+    return x[right], y[right]
+
+
+def autoattack_accuracy(
+    classify: Classifier,
+    x: Tensor,
+    y: Tensor,
+    *,
+    distance: str,
+    eps: float,
+    batch_size: int = 250,
+    seed: int = 0,
+    version: str = "standard",
+) -> float:
+    """Accuracy (0..1) of x01 `x` and labels `y` under AutoAttack, Croce and Hein (2020).
+
+    `version` "standard" is APGD on cross-entropy and on targeted DLR, targeted FAB and Square;
+    "rand" is for randomised classifiers (SGLD refinement): APGD with 20 gradients averaged a step.
+    Bound and range are asserted as in `pgd`, and the global random state is given back. Raises
+    UsageError where pyautoattack is missing or there are less than the 4 classes its losses need.
+    """
+    try:
+        from pyautoattack import AutoAttack  # type: ignore[import-untyped, import-not-found]
+    except ImportError:
+        raise UsageError(
+            "--attack autoattack needs pyautoattack: pip install pyautoattack"
+        ) from None
+    x = x.detach().contiguous()  # it takes views, which other memory formats do not allow
+    with torch.no_grad():
+        classes = classify(x[:1]).shape[1]
+    if classes < 4:
+        raise UsageError(
+            f"--attack autoattack needs 4 classes or more and the model has {classes}: "
+            "use --attack pgd"
+        )
+    tracer = sys.gettrace()  # one of its checks ends tracing, and with it debuggers and coverage
+    try:
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            kind = {"version": version} if eps > 0 else {"version": "custom", "attacks": []}
+            attack = AutoAttack(
+                classify, norm=distance, eps=eps, seed=seed, device=x.device, **kind
+            )
+            for part in (attack.apgd_targeted, attack.fab):  # 9 other classes unless told
+                part.n_target_classes = min(9, classes - 1)
+            adversarial, answers = attack.run_standard_evaluation(x, y, batch_size=batch_size)
+    finally:
+        sys.settrace(tracer)
+    check_perturbation(x, adversarial, distance, eps)
+    return (answers == y).double().mean().item()

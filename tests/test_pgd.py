@@ -1,0 +1,209 @@
+"""The attacks: PGD against its definition and torchattacks, AutoAttack against PGD."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from evaluation import pgd as attacks
+from evaluation.pgd import Classifier, pgd
+from evaluation.robustness import (
+    autoattack_accuracy,
+    refined_classifier,
+    robust_accuracy,
+)
+from models import EnergyClassifier
+from training.flags import UsageError
+
+SHAPE = (3, 8, 8)
+BALLS = [("Linf", 0.05), ("L2", 0.3)]
+
+
+def network(dtype: torch.dtype = torch.float64, classes: int = 5) -> EnergyClassifier:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    backbone = nn.Sequential(*layers)
+    backbone.num_features = 8  # type: ignore[assignment]
+    model = EnergyClassifier(backbone, classes)  # type: ignore[arg-type]
+    nn.init.normal_(model.class_output.weight, std=30)
+    with torch.no_grad():  # no class is far ahead of the others on all images
+        model.class_output.bias.copy_(-model(images(64, torch.float32)).mean(0))
+    return model.to(dtype)
+
+
+def images(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return 0.3 + 0.4 * torch.rand(n, *SHAPE, generator=generator_of(1), dtype=dtype)
+
+
+def generator_of(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def answers(classify: Classifier, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return classify(x).argmax(1)
+
+
+@pytest.mark.parametrize(("distance", "eps"), BALLS)
+@pytest.mark.parametrize("random_init", [True, False])
+def test_every_image_is_attacked_on_its_own(distance: str, eps: float, random_init: bool) -> None:
+    classify, x = network(), images(4)
+    y = answers(classify, x)
+    settings: dict[str, Any] = {"distance": distance, "eps": eps, "steps": 8}
+    many = pgd(classify, x, y, **settings)
+    torch.testing.assert_close(pgd(classify, x[2:3], y[2:3], **settings), many[2:3])
+    assert torch.equal(pgd(classify, x, y, **settings | {"eps": 0}), x)
+    first, same, other = (
+        pgd(classify, x, y, **settings, random_init=random_init, generator=generator_of(seed))
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, same) and torch.equal(first, other) is not random_init
+
+
+@pytest.mark.parametrize(("distance", "eps"), BALLS)
+def test_attacks_keep_to_the_ball_and_to_the_pixels(distance: str, eps: float) -> None:
+    """float32, from images that touch 0 and 1, steps far beyond the ball."""
+    classify = network(torch.float32)
+    x = torch.rand(8, 3, 32, 32, generator=generator_of()).mul(2).sub(0.5).clamp(0, 1)
+    for random_init in (True, False):
+        adversarial = pgd(
+            classify,
+            x,
+            answers(classify, x),
+            distance=distance,
+            eps=eps,
+            steps=3,
+            step=3 * eps,
+            random_init=random_init,
+            generator=generator_of(),
+        )
+        size = (adversarial.double() - x.double()).flatten(1)
+        size = size.abs().amax(1) if distance == "Linf" else size.norm(dim=1)
+        assert size.max() <= eps + 1e-6 and size.min() > 0.5 * eps
+        assert adversarial.min() >= 0 and adversarial.max() <= 1
+
+
+@pytest.mark.parametrize(("distance", "eps"), BALLS)
+@pytest.mark.parametrize("fault", ["ball", "range", "nan"])
+def test_what_leaves_the_ball_or_the_pixels_raises(
+    monkeypatch: pytest.MonkeyPatch, distance: str, eps: float, fault: str
+) -> None:
+    wrong = {"ball": 1.2 * eps, "range": -0.05 * eps, "nan": float("nan")}[fault]
+    for name in ("_project_linf", "_project_l2"):
+        monkeypatch.setattr(attacks, name, lambda x, moved, eps: x + wrong)
+    x, y = images(2), torch.zeros(2, dtype=torch.int64)
+    x[0, 0, 0, 0] = 0
+    with pytest.raises(AssertionError, match=f"in {distance} from its original, {eps} is allowed"):
+        pgd(network(), x, y, distance=distance, eps=eps, steps=2)
+
+
+@pytest.mark.parametrize(("distance", "eps"), BALLS)
+def test_random_starts_fill_the_ball_evenly(distance: str, eps: float) -> None:
+    x = torch.full((4000, 3, 1, 1), 0.5, dtype=torch.float64)
+    offset = attacks._random_offset(x, distance, eps, generator_of()).flatten(1) / eps
+    if distance == "Linf":
+        assert offset.abs().max() <= 1 and abs(offset.var() - 1 / 3) < 0.01
+    else:
+        volume = offset.norm(dim=1) ** 3  # of the ball up to the point: uniform in [0, 1]
+        assert volume.max() <= 1 and abs(volume.mean() - 0.5) < 0.02
+        assert abs(volume.var() - 1 / 12) < 0.005
+    assert (offset.mean(0).abs() < 0.03).all()
+
+
+def test_l2_steps_have_length_one_however_small_the_gradient() -> None:
+    gradient = torch.randn(3, *SHAPE, generator=generator_of())
+    direction = gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
+    scale = torch.tensor([1e-30, 1.0, 1e30])[:, None, None, None]
+    torch.testing.assert_close(attacks._unit(gradient * scale), direction)
+    assert torch.equal(attacks._unit(torch.zeros(2, *SHAPE)), torch.zeros(2, *SHAPE))
+
+
+@pytest.mark.parametrize("settings", [{"distance": "L1"}, {"eps": -0.1}, {"steps": 0}])
+def test_an_attack_that_makes_no_sense_is_refused(settings: dict[str, Any]) -> None:
+    attack: dict[str, Any] = {"distance": "Linf", "eps": 0.1} | settings
+    classify, x, y = network(), images(2), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="L1|-0.1|0 steps"):
+        pgd(classify, x, y, **attack)
+
+
+@pytest.mark.parametrize(("distance", "name", "eps"), [("Linf", "PGD", 0.05), ("L2", "PGDL2", 0.3)])
+def test_torchattacks_makes_the_same_images(distance: str, name: str, eps: float) -> None:
+    torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is a test extra")
+
+    classify = network(torch.float32).eval()
+    x = images(16, dtype=torch.float32)
+    y = answers(classify, x)
+    theirs = getattr(torchattacks, name)(
+        classify, eps=eps, alpha=2.5 * eps / 40, steps=40, random_start=False
+    )(x, y)
+    ours = pgd(classify, x, y, distance=distance, eps=eps)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert (answers(classify, ours) != y).any()
+
+
+# ------------------------------------------------------------------------------ autoattack
+
+
+@pytest.fixture
+def quick_autoattack(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """AutoAttack with fewer iterations: its 5,000 queries of Square alone take minutes."""
+    pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is an extra")
+
+    class Quick(pyautoattack.AutoAttack):  # type: ignore[name-defined]
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            self.square.n_queries, self.fab.n_iter = 10, 5
+            self.apgd.n_iter = self.apgd_targeted.n_iter = 20
+            self.apgd.eot_iter = min(2, self.apgd.eot_iter)
+
+    monkeypatch.setattr(pyautoattack, "AutoAttack", Quick)
+    yield
+
+
+@pytest.mark.parametrize(("distance", "eps"), [("Linf", 0.005), ("L2", 0.05)])
+def test_autoattack_breaks_what_pgd_breaks(
+    quick_autoattack: None, distance: str, eps: float
+) -> None:
+    model, x = network(torch.float32), images(24, dtype=torch.float32)
+    model = model.to(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last)  # which it cannot take itself
+    classify = model.requires_grad_(False)
+    y = answers(classify, x)
+    y[0] = (y[0] + 1) % 5
+    state, tracer = torch.get_rng_state(), sys.gettrace()
+    accuracy, again, clean = (
+        autoattack_accuracy(classify, x, y, distance=distance, eps=radius, batch_size=16)
+        for radius in (eps, eps, 0)
+    )
+    assert torch.equal(torch.get_rng_state(), state) and sys.gettrace() is tracer
+    (row,) = robust_accuracy(classify, [(x, y)], distance=distance, radii=[eps])
+    print("AAA", accuracy, row, clean)
+    assert accuracy == again and clean == pytest.approx(23 / 24)
+    assert 0 < row["accuracy"] - 2 / 24 <= accuracy <= row["accuracy"] < clean
+
+
+def test_autoattack_takes_the_refinement(quick_autoattack: None) -> None:
+    x = images(6, dtype=torch.float32)
+    model = network(torch.float32).to(memory_format=torch.channels_last)
+    refine = refined_classifier(
+        model, steps=1, step_size=0.1, noise_std=0, copies=2, generator=generator_of()
+    )
+    settings: dict[str, Any] = {"distance": "Linf", "version": "rand"}
+    accuracies = [
+        autoattack_accuracy(refine, x, answers(refine, x), eps=eps, **settings)
+        for eps in (1e-6, 0.3)
+    ]
+    assert accuracies == [1, 0]
+
+
+def test_autoattack_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    classify, x, y = network(classes=3), images(2), torch.arange(2)
+    if "pyautoattack" in sys.modules:
+        with pytest.raises(UsageError, match="needs 4 classes or more and the model has 3"):
+            autoattack_accuracy(classify, x, y, distance="L2", eps=0.1)
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(UsageError, match="^--attack autoattack needs pyautoattack: pip install"):
+        autoattack_accuracy(classify, x, y, distance="L2", eps=0.1)
