@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up what is needed, trains HDGE on scikit-learn's bundled digits, prints the test accuracy and where to look.
+# Sets up what is needed, trains HDGE on scikit-learn's bundled digits, evaluates it, and says where to look.
 # Further flags go to train_wrn.py, as in `bash scripts/quickstart.sh --n_epochs 2`; the run folder is fixed.
 set -euo pipefail
 
@@ -17,6 +17,20 @@ id=quickstart-$(date +%Y%m%d-%H%M%S)
     --print_every 20 --seed 1 "$@" --log_dir "$log_dir" --id "$id"
 [ -f "$log_dir/$id/progress.csv" ] || exit 0  # --help or --dry_run was among the flags
 
+echo
+echo "What the trained model says of images that it has not seen:"
+ask=("$PYTHON" eval_wrn_ebm.py --load_path "$log_dir/$id/last_ckpt.pt" --eval)
+for question in \
+    "eval_ece" \
+    "OOD --score_fn px py --ood_dataset all" \
+    "logp_hist --ood_dataset all" \
+    "attack --max_images 100 --eps 0 2/255 4/255 8/255 16/255 --n_steps_pgd_attack 10" \
+    "uncond_samples --fresh_samples --buffer_size 100 --n_sample_steps 10 --n_steps 20"; do
+    # shellcheck disable=SC2086  # a question is several words
+    "${ask[@]}" $question
+done
+"$PYTHON" scripts/report.py "$log_dir/$id"
+
 "$PYTHON" - "$log_dir/$id" <<'EOF'
 import csv
 import sys
@@ -26,7 +40,7 @@ run = Path(sys.argv[1])
 with open(run / "progress.csv", newline="") as file:
     last = list(csv.DictReader(file))[-1]
 print(f"\nTest accuracy after {int(last['epoch']) + 1} epochs: {100 * float(last['test_acc']):.2f} %")
-places = [("progress.csv", "one row an epoch"), ("curves.png", "its curves"), ("samples", "pictures")]
+places = [("progress.csv", "one row an epoch"), ("samples", "pictures"), ("eval", "evaluations"), ("report.html", "all of it on one page")]
 for name, what in places:
     if (run / name).exists():
         print(f"  {str(run / name):<48} {what}")

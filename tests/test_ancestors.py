@@ -1,5 +1,6 @@
 """The commands and checkpoints of JEM and HDGE mean here what they mean there."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from evaluation import flags as questions
 from models import build
 from training import flags
 
@@ -40,6 +42,75 @@ def test_the_readme_s_training_commands_mean_what_they_say(command: str) -> None
     assert given == {*expected, *terms}
     rest = vars(flags.build_parser().parse_args([]))
     assert all(getattr(settings, n) == v for n, v in rest.items() if n not in given)
+
+
+# Its README's evaluation commands, and what they ask; {...} is its placeholder for a number.
+EVAL = "python eval_wrn_ebm.py --load_path /PATH/TO/YOUR/MODEL.pt --eval"
+ROUNDS = "--n_sample_steps {THE_MORE_THE_BETTER (1000 minimum)} --buffer_size 10000 --n_steps 40"
+QUESTIONS = {
+    f"{EVAL} eval_ece --dataset cifar100test --log_dir /YOUR/HIST/FOLDER": ("eval_ece", 3),
+    f"{EVAL} logp_hist --datasets cifar10 svhn --log_dir /YOUR/HIST/FOLDER": ("logp_hist", 3),
+    f"{EVAL} test_clf --dataset cifar_test": ("test_clf", 2),
+    f"{EVAL} OOD --ood_dataset cifar100": ("OOD", 2),
+    f"{EVAL} uncond_samples --log_dir /YOUR/SAVE/DIR {ROUNDS} --print_every 100 "
+    "--reinit_freq 0.05": ("uncond_samples", 7),
+    f"{EVAL} cond_samples --log_dir /YOUR/SAVE/DIR {ROUNDS} --print_every 10 --reinit_freq 0.05 "
+    "--fresh_samples": ("cond_samples", 8),
+}
+PLACEHOLDER = "{THE_MORE_THE_BETTER (1000 minimum)}"
+
+
+@pytest.mark.parametrize("command", QUESTIONS)
+def test_the_readme_s_evaluation_commands_run_with_their_placeholders_filled(
+    command: str, ask: Any
+) -> None:
+    """On a network of 10 layers; the last but one with less work than the README's."""
+    settings, given = questions.parse(shlex.split(command.replace(PLACEHOLDER, "1000"))[2:])
+    name, flags_given = QUESTIONS[command]
+    assert settings.eval == name and len(given) == flags_given + 1  # with --load_path
+
+    words = shlex.split(command.replace(PLACEHOLDER, "2"))[4:]  # from --eval on
+    if "--log_dir" in words:
+        place = words.index("--log_dir")
+        del words[place : place + 2]
+    found = ask("--sgld_batch_size 10 --n_steps 2 --device cpu", *words, "--n_steps", "1")
+    if "cifar100test" in words:  # labels that the model does not have
+        assert found.code == 2 and "100 classes" in found.err[0]
+    else:
+        assert found.code == 0, found.err
+        assert found.json(name)["eval"] == name
+
+
+@pytest.mark.parametrize("shell", [shlex.split, str.split])
+def test_a_placeholder_pasted_as_it_stands_is_one_line(shell: Any, capsys: Any) -> None:
+    (command,) = (line for line in QUESTIONS if "uncond_samples" in line)
+    quoted = command.replace(PLACEHOLDER, f"'{PLACEHOLDER}'") if shell is shlex.split else command
+    with pytest.raises(SystemExit) as stop:
+        questions.parse(shell(quoted)[2:])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert "--n_sample_steps" in error and "such as 1000" in error
+
+
+@pytest.mark.parametrize("side", ["variant.json", "params.txt", None])
+def test_their_checkpoints_are_evaluated(side: str | None, ask: Any, tmp_path: Path) -> None:
+    """Settings from the file beside the checkpoint, else from the tensors and from flags."""
+    path = saved(tmp_path / "last_ckpt.pt", theirs())
+    settings = {"dataset": "cifar10", "norm": None, "sgld_std": 0.02, "contrast_t": 0.2}
+    if side is not None:
+        (tmp_path / side).write_text(json.dumps(settings), encoding="utf-8")
+    words = ["--load_path", str(path), "--data_root", str(ask.trainer.data), "--device", "cpu"]
+    words += ["--log_dir", str(tmp_path / "out"), "--sgld_batch_size", "4"]
+    for question in (
+        "OOD --score_fn px pxsim",
+        "uncond_samples --n_sample_steps 1 --n_steps 1",
+        "test_clf --depth 10 --width 1 --norm none --contrast_k 32",
+    ):
+        found = ask.bare(*words, "--eval", *question.split(), folder=tmp_path / "out")
+        assert found.code == 0, found.err
+    record = found.json("test_clf")
+    assert record["dataset"] == "cifar10_test"
+    assert record["run"].get("contrast_t") == (0.2 if side else None)
 
 
 def theirs(*, width: int = 1, depth: int = 10, classes: int = 10, queue: int = 32) -> dict:

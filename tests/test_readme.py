@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import runpy
 import shlex
 from pathlib import Path
 
 import pytest
 
 import models
+from evaluation import flags as questions
 from training import flags
 from training.checkpoint import save_checkpoint
 
@@ -27,17 +30,23 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+def report_parser() -> argparse.ArgumentParser:
+    path = ROOT / "scripts" / "report.py"
+    return runpy.run_path(str(path))["build_parser"]()
+
+
 README_COMMANDS = [line for block in blocks("bash") for line in commands(block)]
 SCRIPT_COMMANDS = [
     line
     for path in sorted((ROOT / "scripts").glob("*.sh"))
     for line in commands(path.read_text(encoding="utf-8"))
-    if "train_wrn.py" in line
+    if re.search(r"train_wrn\.py|scripts/report\.py", line)
 ]
 
 
 def test_there_are_commands_to_check() -> None:
     assert sum("train_wrn.py" in line for line in README_COMMANDS) >= 8
+    assert sum("eval_wrn_ebm.py" in line for line in README_COMMANDS) >= 12
     assert SCRIPT_COMMANDS
 
 
@@ -47,11 +56,27 @@ def test_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if program == "bash":
         assert (ROOT / script).is_file()
         return
+    for variable, value in {"$log_dir": "save", "$id": "name"}.items():
+        arguments = [word.replace(variable, value) for word in arguments if word != "$@"]
+    if script == "eval_wrn_ebm.py":
+        questions.parse(arguments)
+        return
+    if script == "scripts/report.py":
+        report_parser().parse_args(arguments)
+        return
     assert script == "train_wrn.py"
-    known = {"$log_dir": "save", "$id": "name"}
-    arguments = [known.get(word, word) for word in arguments if word != "$@"]
     settings, _ = flags.parse(arguments)
     assert settings.resume or any(getattr(settings, term) > 0 for term in flags.TERMS)
+
+
+def test_the_quickstart_s_questions_parse() -> None:
+    script = (ROOT / "scripts" / "quickstart.sh").read_text(encoding="utf-8")
+    loop = re.search(r"for question in (.*?); do", script, re.DOTALL)
+    assert loop
+    asked = re.findall(r'"([^"]+)"', loop[1])
+    assert len(asked) == 5
+    for question in asked:
+        questions.parse(["--load_path", "last_ckpt.pt", "--eval", *question.split()])
 
 
 def test_conda_command_names_a_file_that_exists() -> None:
@@ -85,7 +110,8 @@ def test_linked_file_exists(path: str) -> None:
 
 
 def test_every_flag_in_the_readme_exists() -> None:
-    known = {option for action in flags.build_parser()._actions for option in action.option_strings}
+    parsers = (flags.build_parser(), questions.build_parser(), report_parser())
+    known = {o for parser in parsers for action in parser._actions for o in action.option_strings}
     others = {"--file"}  # conda's
     named = set(re.findall(r"--[a-z][a-z_]*", README)) - {"--plot_"}
     assert named - others <= known

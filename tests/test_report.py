@@ -1,0 +1,487 @@
+"""scripts/report.py: a run folder as one page."""
+
+import copy
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation import flags
+from evaluation.report import NoRun, page, read_run
+from evaluation.report.answer import KEYS
+from evaluation.report.curves import ticks
+from evaluation.report.paper import PUBLISHED
+
+ROOT = Path(__file__).resolve().parent.parent
+_spec = importlib.util.spec_from_file_location("report", ROOT / "scripts" / "report.py")
+assert _spec and _spec.loader
+report = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(report)
+
+SETTINGS = {
+    **{"dataset": "cifar10", "depth": 10, "width": 2, "norm": "none", "arch": "wrn", "lr": 0.002},
+    **{"pyxce": 1.0, "pxycontrast": 0.25, "pxsgld": 0.0, "batch_size": 64, "sigma": 0.03},
+    "environment": {"python": "3.11.7", "packages": {"torch": "2.15.0"}},
+}
+PROGRESS = """epoch,step,seconds,loss,pyxce/loss,pxycontrast/loss,lr,train_acc,test_acc
+0,10,1.5,11,2,9,0.002,0.25,0.3125
+1,20,3.0,10,1,9,0.002,0.5,0.4375
+"""
+BINS = [
+    {"lower": i / 20, "upper": (i + 1) / 20, "count": 0, "confidence": None, "accuracy": None}
+    for i in range(19)
+] + [{"lower": 0.95, "upper": 1.0, "count": 77, "confidence": 0.9713, "accuracy": 0.8529}]
+ANSWERS: dict[str, dict[str, Any]] = {
+    "test_clf": {"dataset": "cifar10_test", "n": 1234, "accuracy": 0.7391, "top5": 0.9817,
+                 "nll": 0.8642, "n_steps": 0},
+    "eval_ece": {"dataset": "cifar10_test", "n": 1234, "accuracy": 0.7391, "ece": 0.0523,
+                 "n_bins": 20, "bins": BINS, "nll": 0.8642, "brier": 0.3577, "temperature": 1.234,
+                 "ece_temperature": 0.0117, "files": ["eval_ece.png", "eval_ece.pdf"]},
+    "OOD": {"in_dataset": "cifar10_test", "skipped": [{"ood_dataset": "celeba", "reason": "gone"}],
+            "rows": [{"ood_dataset": "svhn", "score_fn": "px", "auroc": 0.5678, "fpr95": 0.8765,
+                      "aupr": 0.6123, "n_in": 1234, "n_out": 4321},
+                     {"ood_dataset": "mnist", "score_fn": "py", "auroc": 0.4321, "fpr95": 0.9,
+                      "aupr": 0.5, "n_in": 1234, "n_out": 4321},
+                     {"ood_dataset": "svhn", "score_fn": "py", "auroc": 0.8, "fpr95": 0.25,
+                      "aupr": 0.75, "n_in": 1234, "n_out": 4321}]},
+    "logp_hist": {"datasets": ["cifar10", "svhn"], "score_fn": "px", "files": ["logp_hist.png"],
+                  "sets": {"svhn": {"n": 4321, "mean": -7.125, "std": 1.375, "auroc": 0.5678,
+                                    "quantiles": {"0.05": -9.25, "0.5": -7.5, "0.95": 3.75}}}},
+    "attack": {"distance": "Linf", "attack": "pgd", "n": 200, "steps": 40, "restarts": 1,
+               "rows": [{"eps": 0.0, "accuracy": 0.735}, {"eps": 8 / 255, "accuracy": 0.0875}],
+               "files": ["attack.png"]},
+    "uncond_samples": {"n": 6400, "steps": 4000, "files": [
+        "uncond_samples_400.png", "uncond_samples_4000.png", "uncond_samples_trajectory.png"]},
+    "cond_samples": {"n": 6400, "steps": 4000, "files": [
+        "cond_samples_direct_4000.png", "cond_samples_classified_4000.png"]},
+    "fid": {"fid": 85.31, "inception_score_mean": 4.27, "inception_score_std": 0.13, "n": 10000,
+            "sampling": "fresh", "features": "inception", "reference": "cifar10_train",
+            "n_reference": 50000, "features_sha256": "ab" * 32, "full_rank": True,
+            "files": ["fid_samples.png"]},
+}  # fmt: skip
+
+
+def write_png(path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 2, 2, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0\xff\0\0\0\xff\0" * 2)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+
+
+Maker = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Maker:
+    """A run folder with these answers."""
+
+    def write(answers: dict[str, Any], name: str = "a-run", **settings: Any) -> Path:
+        run = tmp_path / name
+        (run / "samples").mkdir(parents=True)
+        (run / "eval").mkdir()
+        (run / "variant.json").write_text(json.dumps({**SETTINGS, **settings}))
+        (run / "progress.csv").write_text(PROGRESS)
+        (run / "best_valid_ckpt.pt").touch()
+        write_png(run / "samples" / "uncond_0001.png")
+        for eval_name, values in answers.items():
+            save(run / "eval", eval_name, values)
+        return run
+
+    return write
+
+
+def save(folder: Path, name: str, values: dict[str, Any]) -> None:
+    common = {"eval": name, "checkpoint": "x/a-run/best_valid_ckpt.pt", "files": [], "seconds": 1.5}
+    common |= {
+        "settings": {"sigma": 0.03, "seed": 1},
+        "protocol": {"version": 1, "sets": {"a": "the first 5"}},
+    }
+    (folder / f"{name}.json").write_text(json.dumps({**common, **values}))
+    files = values.get("files")
+    for file in files if isinstance(files, list) else []:
+        if isinstance(file, str) and file.endswith(".png"):
+            write_png(folder / file)
+
+
+class Page(HTMLParser):
+    """Raises on unbalanced tags; keeps text, elements, and the cells of every table row."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+        self.text = " ".join("".join(self.texts).replace("\xa0", " ").split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("img", "meta", "br"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes something else"
+        if tag == "pre":
+            self.texts.append("\n")
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            # Neighbouring elements are separate words.
+            self.texts.append(data if "pre" in self.open else data + "\n")
+            if {"td", "th"} & set(self.open) and self.rows:
+                self.rows[-1][-1] += data.replace("\xa0", " ")
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def read(run: Path, *eval_folders: Path) -> Page:
+    return Page(page(read_run(run, eval_folders)))
+
+
+def test_numbers_on_the_page_are_those_of_the_answers(make: Maker) -> None:
+    text = page(read_run(make(ANSWERS)))
+    found = Page(text)
+    hdge = "0.96 \N{PLUS-MINUS SIGN} 0.08"
+    for row in (
+        ["a-run", "73.91 %", "98.17 %", "0.8642", "1,234", "0"],
+        ["paper (WRN-28-10), HDGE", "94.6 %", "", "", "", ""],
+        ["ECE", "5.23 %"],
+        ["Brier score", "0.3577"],
+        ["temperature", "1.234"],
+        ["ECE after scaling", "1.17 %"],
+        ["0.95 to 1.00", "77", "97.13 %", "85.29 %", "\N{MINUS SIGN}11.84 %"],
+        ["svhn", "px: log q(x)", "0.5678", hdge, "87.65 %", "0.6123", "1,234 : 4,321"],
+        ["mnist", "py: max q(y|x)", "0.4321", "\N{EN DASH}", "90.00 %", "0.5000", "1,234 : 4,321"],
+        [
+            "svhn",
+            "py: max q(y|x)",
+            "0.8000",
+            hdge.replace("0.96", "0.95").replace("08", "11"),
+            "25.00 %",
+            "0.7500",
+            "1,234 : 4,321",
+        ],
+        ["8/255", "8.75 %"],
+        ["--pxycontrast", "\N{MINUS SIGN}log q(x|y)", found.rows[2][2], "0.25"],
+        ["lr", "0.002", "0.0001"],
+        ["torch", "2.15.0"],
+    ):
+        assert row in found.rows
+    sets = "a-run svhn 4,321 -7.125 1.375 -9.250 -7.500 3.750 0.5678"
+    assert (
+        sets.replace("-", "\N{MINUS SIGN}").replace("a\N{MINUS SIGN}", "a-").split() in found.rows
+    )
+    fid = ["a-run", "85.31", "4.27 \N{PLUS-MINUS SIGN} 0.13", "10,000"]
+    assert [*fid, "fresh", "inception", "cifar10_train (50,000)"] in found.rows
+    assert "Skipped: celeba (gone)." in found.text and "Classified" not in found.text
+    assert found.text.count("a : the first 5") == len(ANSWERS)
+    shown = dict(re.findall('<section id="(.*?)">(.*?)</section>', text, re.DOTALL))
+    noisy = [key for key, body in shown.items() if re.search(r"<span>sigma <b>0\.03", body)]
+    assert noisy == ["classification", "calibration", "ood", "histograms"]
+    assert "Not evaluated" not in found.text and "eval_wrn_ebm.py" not in found.text
+    assert len(found.of("img")) == 3 + 1 + 2 + 2 + 1  # charts, training, q(x), q(x|y), fid
+    assert "small scale: WRN-10-2, 2 epochs" in found.text
+
+
+def test_headline_has_the_key_numbers_beside_the_papers(make: Maker) -> None:
+    text = page(read_run(make(ANSWERS)))
+    strip = Page(re.search(r'<ul class="strip">.*?</ul>', text, re.DOTALL)[0]).text  # type: ignore[index]
+    paper = "paper (WRN-28-10):"
+    for part in (
+        f"Test accuracy 73.91 % cifar10_test, 1,234 images {paper} 94.6 %",
+        "Calibration (ECE) 5.23 % cifar10_test, 1,234 images",
+        f"OOD AUROC 0.5678 log q(x), cifar10_test against svhn {paper} 0.96",
+        "FID 85.31 inception features, 10,000 samples",
+        "Robust accuracy 8.75 % PGD, L\N{INFINITY} 8/255, 200 images",
+    ):
+        assert part in strip
+
+
+@pytest.mark.parametrize("terms, auroc", [
+    ({"pxycontrast": 0}, "0.46"), ({"pxycontrast": 0, "pxsgld": 1}, "0.67"), ({}, "0.96"),
+    ({"pxsgld": 1}, "0.95"), ({"pxcontrast": 1}, None), ({"uncond": True}, None),
+])  # fmt: skip
+def test_the_papers_row_is_that_of_the_runs_terms(
+    make: Maker, terms: dict[str, Any], auroc: str | None
+) -> None:
+    cells = next(row for row in read(make(ANSWERS, **terms)).rows if row[:1] == ["svhn"])
+    assert cells[3].split()[0] == (auroc or "87.65")
+
+
+def test_the_papers_numbers_are_kept_away_from_what_they_are_not_about(make: Maker) -> None:
+    answers = copy.deepcopy(ANSWERS)
+    answers["OOD"]["in_dataset"] = "digits_test"
+    answers["test_clf"]["dataset"] = "digits_test"
+    answers["fid"]["features"] = "model"
+    found = read(make(answers, dataset="digits", pxsgld=1))
+    assert "paper" not in found.text.split("Objective")[0].replace("The papers train", "")
+    assert not any("paper (WRN-28-10)" in cell for row in found.rows for cell in row)
+    assert "94.4 %" not in found.text and "37.6" not in found.text
+    assert "small scale: WRN-10-2, 2 epochs, digits" in found.text
+    assert "37.6" not in read(make(answers, name="model features", pxsgld=1)).text
+    both = read(make(ANSWERS, name="both", pxsgld=1))
+    assert both.text.count("37.6") == 2 and "9.19" in both.text
+
+
+def test_without_evaluations_the_page_says_how_to_make_them(make: Maker) -> None:
+    run = make({}, data_root="some where")
+    (run / "last_ckpt.pt").touch()
+    assert "best_valid_ckpt.pt" in read(run).text and "last_ckpt.pt" not in read(run).text
+    (run / "best_valid_ckpt.pt").unlink()
+    text = "".join(read(run).texts)
+    commands = [line for line in text.splitlines() if line.startswith("python eval_wrn_ebm.py")]
+    parsed = [flags.parse(shlex.split(line)[2:])[0] for line in commands]
+    assert [p.eval for p in parsed] == list(KEYS)
+    assert all(p.load_path == [str(run / "last_ckpt.pt")] for p in parsed)
+    assert all(p.data_root == "some where" for p in parsed)
+    assert "Test accuracy" in text and "43.75\xa0%" in text and "after epoch 2" in text
+    (run / "last_ckpt.pt").unlink()
+    assert "holds no checkpoint" in read(run).text
+
+
+def test_the_page_loads_nothing(make: Maker) -> None:
+    found = read(make(ANSWERS))
+    for name, attributes in found.elements:
+        assert name not in ("link", "iframe", "object", "embed", "base", "source")
+        assert name == "a" or "href" not in attributes
+        assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;")
+        assert name != "img" or attributes["alt"]
+        assert not any(key.startswith("on") for key in attributes)
+    text = page(read_run(make(ANSWERS, name="again")))
+    assert "url(" not in text and "@import" not in text
+    (policy,) = [a["content"] for a in found.of("meta") if "http-equiv" in a]
+    assert policy and "default-src 'none'" in policy and "script-src 'sha256-" in policy
+
+
+def test_hostile_names_are_text(make: Maker) -> None:
+    evil = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>"
+
+    def poison(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: poison(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [poison(item) for item in value]
+        return evil if isinstance(value, str) else value
+
+    clean = read(make(ANSWERS, name="clean"))
+    answers = {
+        n: {**poison(v), "files": [evil + ".png", "../../x.png"]} for n, v in ANSWERS.items()
+    }
+    run = make({}, name="<script>alert(2)<img src=x onerror=alert(1)>", dataset=evil, id=evil)
+    for name, values in answers.items():
+        (run / "eval" / f"{name}.json").write_text(json.dumps({**values, "label": evil}))
+    (run / "progress.csv").write_text(PROGRESS.replace("pyxce/loss", "<script>/loss"))
+    found = read(run)
+    assert len(found.of("script")) == len(clean.of("script")) == 1
+    assert not any("onerror" in a or a.get("src") == "x" for _, a in found.elements)
+    assert "<script>alert(2)" in found.text and "<script>alert(1)</script>" in found.text
+
+
+def test_broken_files_are_noted(make: Maker) -> None:
+    run = make(ANSWERS)
+    (run / "eval" / "fid.json").write_text('{"fid": 3')
+    (run / "eval" / "OOD.json").write_text("[1]")
+    (run / "eval" / "logp_hist.json").write_text("[" * 100_000)
+    (run / "eval" / "attack.png").write_bytes(b"no picture")
+    (run / "eval" / "eval_ece.png").unlink()
+    (run / "variant.json").write_bytes(b"\xff\xfe{")
+    (run / "progress.csv").write_text(PROGRESS + "2,30")
+    text = read(run).text
+    for part in (
+        *("fid.json cannot be read", "OOD.json holds no JSON object", "logp_hist.json cannot"),
+        *("variant.json cannot", "attack.png is no PNG", "eval_ece.png is missing"),
+        "1 damaged lines",
+    ):
+        assert part in text
+    assert "85.31" not in text and "Not evaluated" in text
+
+
+@pytest.mark.parametrize("wrong", [None, "x", -1, [3], {"a": [1]}, float("nan")])
+def test_no_wrong_value_breaks_the_page(make: Maker, wrong: Any) -> None:
+    wrongs = {name: dict.fromkeys(values, wrong) for name, values in ANSWERS.items()}
+    text = read(make(wrongs)).text
+    assert wrong is not None or all(f"{name}.json lacks" in text for name in ANSWERS)
+    for key in ("settings", "protocol", "checkpoint", "models", "seconds", "eval"):
+        answers = {name: {**values, key: wrong} for name, values in ANSWERS.items()}
+        read(make(answers, name=key))
+    broken = copy.deepcopy(ANSWERS)
+    for values in broken.values():
+        for rows in (values.get("rows"), values.get("bins"), (values.get("sets") or {}).values()):
+            for row in rows or []:
+                row.update(dict.fromkeys(row, wrong))
+    read(make({**broken, "eval_ece": {"models": wrong}}, name="rows"))
+    read(make({}, name="set", **dict.fromkeys(SETTINGS, wrong)))
+
+
+def test_several_checkpoints_and_older_answers(make: Maker, tmp_path: Path) -> None:
+    run = make({"test_clf": ANSWERS["test_clf"], "attack": ANSWERS["attack"]})
+    save(run / "eval", "attack-1", {**ANSWERS["attack"], "distance": "L2", "rows": [
+        {"eps": 0.125, "accuracy": 0.111}]})  # fmt: skip
+    for n in (1, 2, 10):
+        save(run / "eval", f"test_clf-{n}", {**ANSWERS["test_clf"], "accuracy": 0.9 + n / 1000})
+    other = tmp_path / "together"
+    other.mkdir()
+    models = [
+        {"label": label, "checkpoint": f"save/{folder}/last_ckpt.pt", **ANSWERS["OOD"]}
+        for label, folder in (("CE", "ce"), ("HDGE", "a-run"))
+    ]
+    models[0] = json.loads(json.dumps(models[0]).replace("0.5678", "0.1111"))
+    save(other, "OOD", {"models": models, "checkpoint": ["a", "b"]})
+    found = read(run, other)
+    assert found.text.index("8/255 8.75 %") < found.text.index("attack-1.json")
+    assert ["0.125", "11.10 %"] in found.rows
+    shown = [row[1] for row in found.rows if row[2:3] == ["98.17 %"]]
+    assert shown == ["73.91 %", "91.00 %", "90.20 %", "90.10 %"]  # newest first
+    strip = found.text[: found.text.index("Objective")]
+    assert "0.5678" in strip and "0.1111" not in strip and "73.91" in strip
+    (run / "eval" / "attack.json").rename(run / "eval" / "attack-2.json")
+    (run / "eval" / "attack-1.json").rename(run / "eval" / "attack.json")
+    assert "PGD, L\N{INFINITY} 8/255" in read(run, other).text.split("Objective")[0]
+    ours = [row[:5] for row in found.rows if row[1:3] == ["svhn", "px: log q(x)"]]
+    assert ours == [
+        ["CE", "svhn", "px: log q(x)", "0.1111", "\N{EN DASH}"],
+        ["HDGE", "svhn", "px: log q(x)", "0.5678", "0.96 \N{PLUS-MINUS SIGN} 0.08"],
+    ]
+
+
+def test_answers_that_are_no_headline(make: Maker) -> None:
+    """Of training images, of refined images, of another run."""
+    train = {**ANSWERS["test_clf"], "dataset": "cifar10_train", "accuracy": 0.999}
+    run = make({"test_clf": train, "eval_ece": {**ANSWERS["eval_ece"], "settings": {"n_steps": 9}}})
+    save(run / "eval", "OOD", {"models": [{"checkpoint": "o/other/x.pt", **ANSWERS["OOD"]}]})
+    text = read(run).text
+    strip = text[: text.index("Objective")]
+    assert "43.75 %" in strip and not re.search("99.9|5.23|0.5678", strip)
+    assert "OOD.json is about checkpoints of other runs." in text
+    (run / "variant.json").unlink()
+    assert "43.75 %" in read(run).text.split("Objective")[0]
+
+
+def test_ticks_enclose_the_values() -> None:
+    for low, high in [
+        (0, 1),
+        (0.0018, 0.002),
+        (-3, 11.7),
+        (5, 5),
+        (0, 0),
+        (-1e29, 1e29),
+        (1e-9, 2e-9),
+    ]:
+        found = ticks(low, high, 5)
+        assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 8
+        assert found == sorted(set(found))
+    assert ticks(1, 6, 6, whole=True) == [1, 2, 3, 4, 5, 6]
+    assert ticks(1, 200, 6, whole=True) == [50, 100, 150, 200]
+
+
+def test_a_curve_has_its_points_where_they_belong(make: Maker) -> None:
+    (curve,) = [a for a in read(make({})).of("svg") if "Accuracy" in str(a["aria-label"])]
+    series = json.loads(str(curve["data-series"]))
+    assert [point[:2] for point in series["test_acc"]] == [[1, 31.25], [2, 43.75]]
+    empty = make({}, name="empty")
+    (empty / "progress.csv").write_text("epoch,loss\n0,nan\n1,1e300\n,\n")
+    assert not read(empty).of("svg")
+
+
+def test_published_numbers_cite_their_papers() -> None:
+    tables = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    assert {s["arxiv"] for s in tables["sources"].values()} == {"2007.09070", "1912.03263"}
+    rows = tables["table1_ood"]["log q(x)"]
+    assert {row["model"]: row["auroc"].get("celeba") for row in rows}["JEM"] == 0.75
+    assert all(0 < x < 1 for row in rows for x in (*row["auroc"].values(), *row["std"].values()))
+
+
+# The command
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        report.main([str(word) for word in words])
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_mistakes_are_one_line(
+    make: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, empty = make({}), tmp_path / "empty"
+    empty.mkdir()
+    assert "holds no run" in fails(capsys, empty)
+    assert "is not a folder" in fails(capsys, tmp_path / "none")
+    assert "--eval_dir" in fails(capsys, run, "--eval_dir", tmp_path / "none")
+    assert "ends in .html" in fails(capsys, run, "--output", run / "variant.json")
+    assert "cannot be written" in fails(capsys, run, "--output", tmp_path / "no" / "x.html")
+    (tmp_path / "folder.html").mkdir()
+    assert "cannot be written" in fails(capsys, run, "--output", tmp_path / "folder.html")
+    assert not list(tmp_path.glob(".*")) and not list(empty.iterdir())
+    with pytest.raises(NoRun):
+        read_run(empty)
+
+
+def test_the_page_is_written_and_replaced(make: Maker, tmp_path: Path) -> None:
+    run = make(ANSWERS)
+    (run / "report.html").write_text("old")
+    before = {path for path in run.rglob("*")}
+    assert report.main([str(run)]) == run / "report.html"
+    assert {path for path in run.rglob("*")} == before
+    assert (run / "report.html").read_text(encoding="utf-8") == page(read_run(run))
+    assert report.main([str(run), "--output", str(tmp_path / "x.html")]).exists()
+
+
+def test_the_command_imports_nothing_heavy() -> None:
+    code = (
+        "import runpy, sys; sys.argv = ['report.py', '--help']\n"
+        "try: runpy.run_path(sys.argv.pop(0) and 'scripts/report.py', run_name='__main__')\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "print(sorted({'torch', 'numpy', 'matplotlib', 'tqdm'} & set(sys.modules)))"
+    )
+    code = code.replace("sys.argv.pop(0) and ", "")
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "RUN_FOLDER" in answer.stdout and answer.stdout.splitlines()[-1] == "[]"
+
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium: chromium, chromium-browser, google-chrome")
+def test_a_browser_shows_the_page_without_an_error(make: Maker, tmp_path: Path) -> None:
+    run = make(ANSWERS, name="<script>alert(1)<b>")
+    report.main([str(run), "--output", str(tmp_path / "page.html")])
+    options = "--headless --no-sandbox --disable-gpu --enable-logging=stderr --dump-dom".split()
+    answer = subprocess.run(
+        [BROWSER, *options, f"--user-data-dir={tmp_path / 'browser'}", f"file://{tmp_path}/page.html"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert answer.returncode == 0
+    assert not [line for line in answer.stderr.splitlines() if "CONSOLE" in line]
+    assert "Robust accuracy" in answer.stdout
