@@ -590,10 +590,12 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
             for row in r["rows"]
         ]
         print(tables.markdown(rows, [*front, "eps", "accuracy"]))
-        answer.picture("attack", lambda path: figures.save_robustness(path, results))
+        drawn = [{**r, "attack": attack_title(r)} for r in results]
+        answer.picture("attack", lambda path: figures.save_robustness(path, drawn))
     else:
-        drawn = {k: v for k, v in results[0].items() if not isinstance(v, list | dict)}
-        for name, value in drawn.items():
+        for name, value in results[0].items():
+            if isinstance(value, list | dict):
+                continue
             if not name.startswith("_") and name not in ("label", "checkpoint_sha256"):
                 print(
                     f"{name:22} {value:.6g}" if isinstance(value, float) else f"{name:22} {value}"
@@ -601,6 +603,12 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
     raw = {key: values for r in results for key, values in r.get("_raw", {}).items()}
     if raw:
         answer.add(f"{s.eval}_scores.npz", lambda path: np.savez_compressed(path, **raw))
+
+
+def attack_title(result: dict[str, Any]) -> str:
+    title = "AutoAttack" if result["attack"] == "autoattack" else f"PGD, {result['steps']} steps"
+    steps = result["n_steps_refine"]
+    return f"{title}; {steps} SGLD steps before classifying" if steps else title
 
 
 def shown_radius(eps: float, distance: str) -> str:

@@ -21,9 +21,10 @@ echo
 echo "What the trained model says of images that it has not seen:"
 ask=("$PYTHON" eval_wrn_ebm.py --load_path "$log_dir/$id/last_ckpt.pt" --eval)
 for question in \
+    "test_clf" \
     "eval_ece" \
-    "OOD --score_fn px py --ood_dataset all" \
-    "logp_hist --ood_dataset all" \
+    "OOD --score_fn px py --ood_dataset all --max_images 1000" \
+    "logp_hist --ood_dataset all --max_images 1000" \
     "attack --max_images 100 --eps 0 2/255 4/255 8/255 16/255 --n_steps_pgd_attack 10" \
     "uncond_samples --fresh_samples --buffer_size 100 --n_sample_steps 10 --n_steps 20"; do
     # shellcheck disable=SC2086  # a question is several words

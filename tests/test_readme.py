@@ -74,7 +74,7 @@ def test_the_quickstart_s_questions_parse() -> None:
     loop = re.search(r"for question in (.*?); do", script, re.DOTALL)
     assert loop
     asked = re.findall(r'"([^"]+)"', loop[1])
-    assert len(asked) == 5
+    assert len(asked) == 6
     for question in asked:
         questions.parse(["--load_path", "last_ckpt.pt", "--eval", *question.split()])
 
