@@ -18,6 +18,7 @@ if __name__ == "__main__":  # before torch is imported: --help and a mistake are
 
 import contextlib
 import hashlib
+import math
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
@@ -67,7 +68,7 @@ def numbers_of(model: Trained) -> Iterator[None]:
         yield
     except (UsageError, data.DataError, CheckpointError):
         raise
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:
         raise UsageError(f"--load_path {model.path}: {error}") from None
 
 
@@ -77,6 +78,8 @@ def numbers_of(model: Trained) -> Iterator[None]:
 def test_clf(asked: Asked, model: Trained) -> dict[str, Any]:
     found = asked.labelled(model)
     result = classification(model.model, asked.batches(found, model))
+    if not math.isfinite(result["nll"]):
+        raise UsageError(f"--load_path {model.path}: the logits are not finite: use another")
     return {"dataset": found.name, **result, "n_steps": asked.s.n_steps}
 
 
@@ -159,21 +162,26 @@ def ood_sets(
     none is left, and for the in-distribution set itself."""
     found: dict[str, data.EvaluationSet] = {}
     skipped = []
+    base = trained.trainable(inside.name) or known(model)
     for name in asked.s.ood_dataset:
-        for each in data.all_ood(known(model)) if name == "all" else [name]:
+        for each in data.all_ood(base) if name == "all" else [name]:
             try:
                 one = asked.images(each, model, "--ood_dataset")
             except data.DataError as error:
                 if name != "all":
                     raise
-                asked.warn(f"left out of --ood_dataset all: {error}")
+                asked.warn(f"left out of all: {error}")
                 skipped.append({"ood_dataset": each, "reason": str(error)})
                 continue
-            if one.name == inside.name:
+            if one.name != inside.name:
+                found.setdefault(one.name, one)
+            elif len(asked.s.load_path) > 1:  # one model's own set is another's OOD set
+                skipped.append({"ood_dataset": each, "reason": "in-distribution"})
+            else:
                 raise UsageError(f"--ood_dataset {each} is the in-distribution set: give another")
-            found.setdefault(one.name, one)
     if not found:
-        raise UsageError("--ood_dataset all: none of its sets could be had; name one that can")
+        names = " ".join(asked.s.ood_dataset)
+        raise UsageError(f"--ood_dataset {names}: no set is left for {model.path}: give another")
     return list(found.values()), skipped
 
 
@@ -222,62 +230,71 @@ def logp_hist(asked: Asked, model: Trained) -> dict[str, Any]:
 
 
 def uncond_samples(asked: Asked, model: Trained) -> dict[str, Any]:
-    s, buffer = asked.s, model.replay_buffer(asked.s)
+    s, buffer = asked.s, model.replay_buffer(asked.s, 1)
     check_chains(s, buffer, 1)
     before = buffer.images.clone()
     rounds = sampling.sampling_rounds(model.model, buffer, **chains_of(asked, model))
 
-    def draw(images: Tensor, name: str) -> None:
-        asked.answer.add(f"{name}.png", lambda path: plots.save_grid(images, path))
+    def draw(images: Tensor, path: Path, last: bool) -> None:
+        plots.save_grid(images, path.with_suffix(".png"))
 
     watch(asked, model, rounds, "uncond_samples", draw)
     images = visited(buffer, before)
+    with numbers_of(model):
+        sampling.check_finite(images, s.n_sample_steps * s.n_steps)
     save_samples(asked, "uncond_samples.npz", images)
     save_trajectory(asked, model, None)
-    return {"n": len(images), "steps": s.n_sample_steps * s.n_steps}
+    return {"n": len(images), **steps_of(s, len(images))}
 
 
 def cond_samples(asked: Asked, model: Trained) -> dict[str, Any]:
     s, classes = asked.s, model.num_classes
     if model.model.energy_output is not None:
         raise UsageError("--eval cond_samples: a model with --uncond has no log q(x|y) to climb")
-    direct, buffer = model.replay_buffer(s), model.replay_buffer(s)
+    direct = model.replay_buffer(s, classes)
     check_chains(s, direct, classes)
-    before = buffer.images.clone()
+    before = direct.images.clone()
     rounds = sampling.conditional_rounds(model.model, direct, classes, **chains_of(asked, model))
 
-    def draw_direct(images: Tensor, name: str) -> None:
-        """The newest chains, one class a row: chain i is of class i mod C."""
-        rows = [images[y::classes][:COLUMNS] for y in range(min(classes, len(images)))]
-        width = max(len(row) for row in rows)
-        black = images.new_full((1, *images.shape[1:]), -1.0)
-        padded = [torch.cat([row, black.repeat(width - len(row), 1, 1, 1)]) for row in rows]
-        asked.answer.picture(name, lambda path: rows_of(torch.cat(padded), path, classes, width))
+    of_class = torch.arange(len(before), device=before.device) // (len(before) // classes)
+
+    def draw_direct(_: Tensor, path: Path, last: bool) -> None:
+        """One class a row: slots that chains of that class have moved."""
+        moved = (direct.images != before).flatten(1).any(1)
+        rows = []
+        for y in range(classes):
+            row = direct.images[moved & (of_class == y)][:COLUMNS]
+            black = row.new_full((COLUMNS - len(row), *before.shape[1:]), -1.0)
+            rows.append(torch.cat([row, black]))
+        class_rows(torch.cat(rows), path, classes, last)
 
     watch(asked, model, rounds, "cond_samples_direct", draw_direct)
-    place = torch.arange(len(before), device=before.device)
     moved = (direct.images != before).flatten(1).any(1)
-    labels = (place // (len(before) // classes))[moved]
+    labels = of_class[moved]
     save_samples(asked, "cond_samples.npz", direct.images[moved], labels)
 
     counts: list[int] = []
+    buffer = model.replay_buffer(s, classes)
 
-    def draw_classified(_: Tensor, name: str) -> None:
+    def draw_classified(_: Tensor, path: Path, last: bool) -> None:
+        """The ancestors' way: unconditional samples, in the row of the class they look like."""
         images, found = sampling.most_confident(
             model.model, visited(buffer, before), per_class=COLUMNS
         )
         counts[:] = found.tolist()
-        asked.answer.picture(name, lambda path: rows_of(images, path, classes, COLUMNS))
+        class_rows(images, path, classes, last)
 
     rounds = sampling.sampling_rounds(model.model, buffer, **chains_of(asked, model))
     watch(asked, model, rounds, "cond_samples_classified", draw_classified)
     chosen = torch.arange(min(COLUMNS, classes), device=asked.device)
     save_trajectory(asked, model, chosen)
-    return {
-        "n": len(labels),
-        "steps": s.n_sample_steps * s.n_steps,
-        "classified_per_class": counts,
-    }
+    return {"n": len(labels), **steps_of(s, len(labels)), "classified_per_class": counts}
+
+
+def steps_of(s: Namespace, n: int) -> dict[str, Any]:
+    """SGLD steps in all, and the mean over the n samples of what each of them has taken."""
+    steps = s.n_sample_steps * s.n_steps
+    return {"steps": steps, "steps_per_sample": steps * s.sgld_batch_size / n}
 
 
 def check_chains(s: Namespace, buffer: Any, classes: int) -> None:
@@ -307,9 +324,10 @@ def watch(
     model: Trained,
     rounds: Iterator[Tensor],
     name: str,
-    draw: Callable[[Tensor, str], None],
+    draw: Callable[[Tensor, Path, bool], None],
 ) -> None:
-    """Run the rounds under a progress bar, with a grid every --print_every rounds and at the end.
+    """Run the rounds under a progress bar, with a grid every --print_every rounds and at the end:
+    draw(the round's images, path without suffix, whether it is the last).
 
     Raises UsageError where chains are no longer finite.
     """
@@ -324,7 +342,11 @@ def watch(
             with torch.no_grad(), models.eval_mode(model.model):
                 height = float(model.model.log_px(images).mean())
             shown.set_postfix({"log q(x)": f"{height:.4g}"})
-            draw(images, f"{name}_{done * s.n_steps}")
+            path = asked.answer.path(f"{name}_{done * s.n_steps}.png")
+            with records.naming(path):
+                draw(images, path.with_suffix(""), done == s.n_sample_steps)
+            if path.with_suffix(".pdf").exists():
+                asked.answer.path(path.with_suffix(".pdf").name)
 
 
 def save_samples(asked: Asked, name: str, images: Tensor, labels: Tensor | None = None) -> None:
@@ -362,14 +384,22 @@ def save_trajectory(asked: Asked, model: Trained, labels: Tensor | None) -> None
     )
 
 
-def rows_of(images: Tensor, path: Path, classes: int, columns: int) -> None:
-    """One class a row, with its number."""
-    labels = [str(label) for label in range(min(classes, len(images) // columns))]
-    plots.save_labelled_grid(images, path, row_labels=labels, columns=columns)
+def class_rows(images: Tensor, path: Path, classes: int, last: bool) -> None:
+    """One class a row, with its number; on the way a plain grid, which is quicker to make."""
+    if not last:
+        plots.save_grid(images, path.with_suffix(".png"), COLUMNS)
+        return
+    labels = [str(label) for label in range(classes)]
+    plots.save_labelled_grid(images, path, row_labels=labels, columns=COLUMNS)
 
 
 def fid(asked: Asked, model: Trained) -> dict[str, Any]:
     s = asked.s
+    if s.dataset is not None and trained.trainable(s.dataset) != known(model):
+        raise UsageError(
+            f"--dataset {s.dataset}: {model.path} was trained on {known(model)}; to compare with "
+            "other images give --reference"
+        )
     extractor, features, sha256 = feature_extractor(asked, model)
     confident = s.sampling == "confident"
     name = s.reference or data.split_name(known(model), "train")
@@ -391,9 +421,10 @@ def fid(asked: Asked, model: Trained) -> dict[str, Any]:
     splits = 10
     if score_part is not None:
         splits = max(1, len(score_part) // 5000)  # JEM++'s rule
-    result = generation.evaluate_samples(
-        pixels, torch.cat(parts), extractor, score_part=score_part, splits=splits
-    )
+    with numbers_of(model):
+        result = generation.evaluate_samples(
+            pixels, torch.cat(parts), extractor, score_part=score_part, splits=splits
+        )
     if not result["full_rank"]:
         asked.warn(
             f"{min(result['n'], result['n_reference']):,} images give no covariance of full rank "
@@ -449,11 +480,17 @@ def samples_for_fid(asked: Asked, model: Trained) -> Tensor:
         with numbers_of(model):
             sampling.check_finite(images, 0)
         return images
+    n = min(s.n_samples, s.max_images or s.n_samples)
     chains = sampling.fresh_chains(
-        model.model, s.n_samples, steps=s.n_steps, seed=s.seed, **model.sgld(s)
+        model.model,
+        n,
+        steps=s.n_steps,
+        seed=s.seed,
+        batch_size=s.sgld_batch_size,
+        **model.sgld(s),
     )
     parts = []
-    with bar(s.n_samples, f"{model.label}: {s.n_steps} SGLD steps") as shown:
+    with bar(n, f"{model.label}: {s.n_steps} SGLD steps") as shown:
         for images in chains:
             parts.append(images)
             shown.update(len(images))
@@ -479,9 +516,11 @@ def attack(asked: Asked, model: Trained) -> dict[str, Any]:
     clean = data.evaluation_batches(found.split, batch_size=s.batch_size, sigma=0.0)
     batches = robustness.pixels(clean)
     if s.attack == "autoattack":
-        rows = autoattack(asked, model, classify, batches, radii)
+        with numbers_of(model):
+            rows = autoattack(asked, model, classify, batches, radii)
     else:
-        with bar(len(found.split.labels), f"{model.label}: PGD, {len(radii)} radii") as shown:
+        title = f"{model.label}: PGD, {len(radii)} radii"
+        with numbers_of(model), bar(len(found.split.labels), title) as shown:
             rows = robustness.robust_accuracy(
                 classify,
                 batches,
@@ -500,7 +539,7 @@ def attack(asked: Asked, model: Trained) -> dict[str, Any]:
         "attack": s.attack,
         "steps": s.n_steps_pgd_attack if s.attack == "pgd" else None,
         "restarts": s.n_restarts if s.attack == "pgd" else None,
-        "random_init": s.random_init,
+        "random_init": s.random_init if s.attack == "pgd" else None,
         "n_steps_refine": s.n_steps_refine,
         "refine_gradient": s.refine_gradient if s.n_steps_refine else None,
         "rows": rows,
@@ -567,8 +606,10 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
             for r in results
             for row in r["rows"]
         ]
-        table = tables.ood_table(rows)
-        print(f"in-distribution: {', '.join(dict.fromkeys(r['in_dataset'] for r in results))}")
+        inside = {f"{r['label']}: {r['in_dataset']}": r["in_dataset"] for r in results}
+        same = len(set(inside.values())) == 1
+        title = ", ".join(set(inside.values()) if same else inside)
+        table = f"In-distribution: {title}\n\n{tables.ood_table(rows)}"
         print(table)
         answer.add("OOD.md", lambda path: path.write_text(table + "\n", encoding="utf-8"))
     elif s.eval == "logp_hist":
@@ -640,8 +681,13 @@ def answer_folder(s: Namespace) -> Path:
 
 
 def protocol(asked: Asked) -> dict[str, Any]:
+    """What else a number depends on; only what this question takes."""
     s = asked.s
-    names = ("sigma", "n_steps", "seed", "amp", "max_images")
+    names = [
+        name
+        for name in ("sigma", "n_steps", "seed", "amp", "max_images")
+        if s.eval in flags.BELONGS.get(name, flags.EVALUATIONS)
+    ]
     return {"version": PROTOCOL, **{name: getattr(s, name) for name in names}, "sets": asked.about}
 
 

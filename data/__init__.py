@@ -8,7 +8,7 @@ naming the flag, the value and the remedy.
 
 from data.base import DataError, DataSet, Spec, Split
 from data.batches import EVAL_NOISE_BLOCK, augment, epoch_order, evaluation_batches, to_float
-from data.evaluation_names import ALL_OOD, all_ood, canonical_evaluation_name, split_name
+from data.evaluation_names import ALL_OOD, all_ood, canonical_evaluation_name, locate, split_name
 from data.evaluation_sets import EvaluationSet, load_evaluation
 from data.npz import read_npz
 from data.sets import canonical_name, describe, load
@@ -35,6 +35,7 @@ __all__ = [
     "labelled_subset",
     "load",
     "load_evaluation",
+    "locate",
     "read_npz",
     "split_name",
     "split_validation",

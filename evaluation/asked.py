@@ -13,7 +13,7 @@ from tqdm import tqdm
 import data
 from evaluation.refinement import refined
 from evaluation.results import Answer
-from evaluation.trained import Trained
+from evaluation.trained import Trained, trainable
 from training.flags import UsageError
 
 
@@ -22,38 +22,37 @@ class Asked:
 
     def __init__(self, s: Namespace, answer: Answer, device: torch.device) -> None:
         self.s, self.answer, self.device = s, answer, device
-        self.sets: dict[tuple[str, str], data.EvaluationSet] = {}
-        self.missing: dict[tuple[str, str], data.DataError] = {}
+        self.sets: dict[tuple[str, str, int | None], data.EvaluationSet] = {}
+        self.missing: dict[tuple[str, str, int | None], data.DataError] = {}
         self.about: dict[str, str] = {}
         self.warned: set[str] = set()
 
     def images(self, name: str, model: Trained, flag: str = "--dataset") -> data.EvaluationSet:
         """The named set, read once. Raises DataError."""
-        key = name, model.dataset
+        n_valid = model.settings.get("n_valid")
+        n_valid = None if n_valid is None or n_valid < 0 else int(n_valid)
+        key = name, model.dataset, n_valid
         if key in self.missing:  # not looked for, or downloaded, again for every checkpoint
             raise self.missing[key]
         if key not in self.sets:
             try:
-                found = self._load(name, model, flag)
+                found = data.load_evaluation(
+                    name,
+                    self.s.data_root,
+                    in_dataset=model.dataset or "cifar10",
+                    seed=self.s.seed,
+                    max_images=self.s.max_images,
+                    n_valid=n_valid,
+                    flag=flag,
+                )
             except data.DataError as error:
                 self.missing[key] = error
                 raise
             self.sets[key] = found._replace(split=found.split.to(self.device))
         found = self.sets[key]
-        self.about[found.name] = found.about
+        if self.about.setdefault(found.name, found.about) != found.about:
+            self.about[f"{found.name} of {model.label}"] = found.about
         return found
-
-    def _load(self, name: str, model: Trained, flag: str) -> data.EvaluationSet:
-        n_valid = model.settings.get("n_valid")
-        return data.load_evaluation(
-            name,
-            self.s.data_root,
-            in_dataset=model.dataset or "cifar10",
-            seed=self.s.seed,
-            max_images=self.s.max_images,
-            n_valid=None if n_valid is None or n_valid < 0 else int(n_valid),
-            flag=flag,
-        )
 
     def warn(self, message: str) -> None:
         """A line on stderr, once."""
@@ -63,14 +62,17 @@ class Asked:
 
     def asked_about(self, model: Trained) -> data.EvaluationSet:
         """--dataset, by default the test split of what the model was trained on."""
-        return self.images(self.s.dataset or known(model), model)
+        name = known(model) if self.s.dataset is None else self.s.dataset
+        return self.images(name, model)
 
     def labelled(self, model: Trained) -> data.EvaluationSet:
         """The same. Raises UsageError for labels that the model does not have."""
         found = self.asked_about(model)
         if found.num_classes is None:
             raise UsageError(f"--dataset {found.name} has no labels: use it with OOD or logp_hist")
-        if found.num_classes != model.num_classes:
+        # Any other NPZ may lack images of the last classes: its labels only have to fit.
+        fewer = trainable(found.name) is None and found.num_classes < model.num_classes
+        if found.num_classes != model.num_classes and not fewer:
             raise UsageError(
                 f"--dataset {found.name} has labels of {found.num_classes} classes, the model of "
                 f"{model.path} has {model.num_classes}: give the set that it was trained on"

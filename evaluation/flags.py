@@ -29,9 +29,27 @@ EVALUATIONS = (
 )
 SAMPLES = ("uncond_samples", "cond_samples")
 ONE_MODEL = (*SAMPLES, "fid")  # evaluations whose files belong to one checkpoint
+CLASSIFIED = ("test_clf", "eval_ece", "OOD", "logp_hist")  # by batches of a set, with noise
+SCORED = ("OOD", "logp_hist")
+# The evaluations that a flag belongs to; a flag not named here belongs to all.
+BELONGS = {
+    **dict.fromkeys(("score_fn", "ood_dataset", "knn_k", "contrast_t", "contrast_score"), SCORED),
+    "dataset": (*CLASSIFIED, "fid", "attack"),
+    "max_images": (*CLASSIFIED, "fid", "attack"),
+    "datasets": ("logp_hist",),
+    "sigma": (*CLASSIFIED, "attack"),
+    "n_steps": (*CLASSIFIED, *SAMPLES, "fid"),
+    "sgld_batch_size": (*SAMPLES, "fid"),
+    **dict.fromkeys(("n_sample_steps", "print_every", "fresh_samples"), SAMPLES),
+    **dict.fromkeys(("buffer_size", "reinit_freq"), SAMPLES),
+    **dict.fromkeys(("sampling", "n_samples", "reference"), ("fid",)),
+    **dict.fromkeys(("fid_features", "fid_model", "inception_weights"), ("fid",)),
+    **dict.fromkeys(("attack", "distance", "eps", "n_steps_pgd_attack"), ("attack",)),
+    **dict.fromkeys(("random_init", "n_restarts", "n_steps_refine"), ("attack",)),
+    **dict.fromkeys(("n_dup_chains", "refine_gradient"), ("attack",)),
+}
 SCORES = ("px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy")
 NETWORK = ("arch", "depth", "width", "norm", "uncond")
-RUN = ("sgld_lr", "sgld_std", "reinit_freq", "contrast_t", "contrast_score")  # else the run's own
 
 
 def sample_steps(text: str) -> int:
@@ -93,7 +111,7 @@ def add_question(parser: argparse.ArgumentParser) -> None:
         "(default: the names of their folders; ours)")
     add("--eval", required=True, choices=EVALUATIONS, metavar="QUESTION",
         help="one of " + ", ".join(EVALUATIONS) + " (JEM)")
-    add("--log_dir", default=None, metavar="FOLDER",
+    add("--log_dir", "--save_dir", dest="log_dir", default=None, metavar="FOLDER",
         help="where the answer is written (default: eval/ beside the checkpoint; HDGE)")
     add("--id", default=None, metavar="NAME",
         help="a folder within --log_dir (default: none; HDGE)")
@@ -167,7 +185,8 @@ def add_fid(parser: argparse.ArgumentParser) -> None:
         "confident: the most confident 90 %% (FID) and 10 %% (IS) of each class of the buffer "
         "against training and test images, as SADA-JEM (default: %(default)s; ours)")
     add("--n_samples", type=COUNT, default=10000, metavar="IMAGES",
-        help="fresh chains (default: %(default)s; the literature's FID takes 50000)")
+        help="fresh chains (default: %(default)s, at most --max_images; the literature's FID takes "
+        "50000)")
     add("--reference", default=None, metavar="NAME",
         help="the images to compare with (default: the training split; ours)")
     add("--fid_features", choices=("inception", "model"), default="inception",
@@ -230,7 +249,8 @@ def add_network(parser: argparse.ArgumentParser) -> None:
 def add_machine(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--batch_size", type=COUNT, default=64, metavar="IMAGES",
-        help="images at once; the numbers do not depend on it (default: %(default)s; JEM)")
+        help="images at once; the numbers do not depend on it, except for attacks with random "
+        "starts or refinement (default: %(default)s; JEM)")
     add("--device", default="auto", metavar="NAME",
         help="auto (a CUDA GPU if there is one), cpu, cuda or cuda:N (default: %(default)s; ours)")
     add("--amp", choices=("off", "bf16"), default="off",
@@ -257,14 +277,15 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
 
 def check(s: argparse.Namespace, given: set[str]) -> None:
     """What no single flag can tell. Raises UsageError, one line with flag, value and remedy."""
+    check_given(s, given)
     n = len(s.load_path)
     if n > 1 and s.eval in ONE_MODEL:
         raise UsageError(f"--load_path: {s.eval} takes one checkpoint, not {n}: ask one by one")
     if n > 1 and s.log_dir is None:
         raise UsageError(f"--log_dir is missing: say where the answer of {n} checkpoints goes")
-    if s.labels is not None and len(s.labels) != n:
+    if s.labels is not None and (len(s.labels) != n or len(set(s.labels)) != n):
         raise UsageError(
-            f"--labels has {len(s.labels)} names for {n} checkpoints: give one for each"
+            f"--labels {' '.join(s.labels)}: give each of the {n} checkpoints a name of its own"
         )
     if s.eval == "logp_hist":
         if len(s.score_fn) > 1:
@@ -282,8 +303,37 @@ def check(s: argparse.Namespace, given: set[str]) -> None:
             f"--sigma {s.sigma:g} does not go with attack, whose bound is on the image itself: "
             "leave it out"
         )
+    if s.distance == "Linf" and s.eps is not None and max(s.eps) > 1:
+        raise UsageError(
+            f"--eps {max(s.eps):g} is larger than the pixel range [0, 1]: give 8/255 for 8 of 255"
+        )
     if s.eval == "cond_samples" and s.uncond:
         raise UsageError("--uncond does not go with cond_samples: the logits define no density")
     check_id(s.id)
-    if s.fid_model is not None and s.fid_features != "model":
-        raise UsageError("--fid_model is what --fid_features model reads: give that, too")
+
+
+def check_given(s: argparse.Namespace, given: set[str]) -> None:
+    """A flag that would have no effect is refused: who gives it believes that it has one."""
+    for name in sorted(given):
+        if s.eval not in BELONGS.get(name, EVALUATIONS):
+            asks = ", ".join(BELONGS[name])
+            raise UsageError(f"--{name} is for {asks}: leave it out of {s.eval}")
+    rules = (
+        ("datasets", s.datasets is not None, ("dataset", "ood_dataset")),
+        (
+            "sampling " + s.sampling,
+            s.sampling != "fresh",
+            ("n_steps", "n_samples", "sgld_batch_size"),
+        ),
+        ("fid_features inception", s.fid_features == "inception", ("fid_model",)),
+        ("fid_features model", s.fid_features == "model", ("inception_weights",)),
+        (
+            "attack autoattack",
+            s.attack == "autoattack",
+            ("n_steps_pgd_attack", "random_init", "n_restarts"),
+        ),
+    )
+    for flag, holds, without in rules:
+        idle = [f"--{name}" for name in without if holds and name in given]
+        if idle:
+            raise UsageError(f"{', '.join(idle)} has no effect with --{flag}: leave it out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -31,6 +32,7 @@ class Answer:
         self.folder, self.name, self.settings = folder, name, settings
         self.files: list[str] = []
         self.set_aside_done = False
+        self.earlier: list[str] = []  # files of the answer that this one replaces
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".{name}.{os.getpid()}.tmp"
@@ -74,6 +76,9 @@ class Answer:
                 os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+        for name in self.earlier:
+            if name.startswith(self.name) and Path(name).name == name and name not in self.files:
+                (self.folder / name).unlink(missing_ok=True)
         return path
 
     def _set_aside(self) -> None:
@@ -83,7 +88,10 @@ class Answer:
         self.set_aside_done = True
         path = self.folder / f"{self.name}.json"
         earlier = read(path)
-        if earlier is None or earlier.get("settings") == plain(self.settings):
+        if earlier is None:
+            return
+        if earlier.get("settings") == plain(self.settings):
+            self.earlier = [str(name) for name in earlier.get("files", [])]
             return
         n = 1
         while (self.folder / f"{self.name}-{n}.json").exists():
@@ -91,8 +99,9 @@ class Answer:
         renamed = []
         for name in earlier.get("files", []):
             new = f"{self.name}-{n}{name.removeprefix(self.name)}"
-            if name.startswith(self.name) and (self.folder / name).is_file():
-                os.replace(self.folder / name, self.folder / new)
+            if name.startswith(self.name) and Path(name).name == name:
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(self.folder / name, self.folder / new)
             renamed.append(new)
         earlier["files"] = renamed
         path.write_text(json.dumps(earlier, indent=2) + "\n", encoding="utf-8")

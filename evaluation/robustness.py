@@ -163,7 +163,10 @@ def _still_right(
     """The (x, y) whose `shown` image is classified as y."""
     if len(x) == 0:
         return x, y
-    right = classify(shown).argmax(1) == y
+    logits = classify(shown)
+    if not logits.isfinite().all():  # else argmax would call them class 0
+        raise ValueError("the logits are not finite")
+    right = logits.argmax(1) == y
     return x[right], y[right]
 
 

@@ -114,8 +114,8 @@ def conditional_rounds(
     noise_std: float,
     seed: int,
 ) -> Iterator[Tensor]:
-    """`sampling_rounds` up f(x)[y] = log q(x|y) + const: chain i is of class y = i mod C and
-    starts from a slot of that class.
+    """`sampling_rounds` up f(x)[y] = log q(x|y) + const: chain i of round r is of class
+    y = (i + r * chains) mod C, so that every class has its turn, and starts from a slot of it.
 
     Raises ValueError if the buffer is divided into another number of classes, if a class has
     fewer slots than chains, and with an `uncond` model, which has no f(x)[y] density.
@@ -126,11 +126,16 @@ def conditional_rounds(
         )
     device = buffer.images.device
     generator = generator_of(device, seed, ROUNDS)
-    labels = torch.arange(chains, device=device) % num_classes
-    of_class = [labels[y::num_classes] for y in range(min(num_classes, chains))]
-    # Drawing puts the chains of a class side by side: chain i is the one at place[i].
-    place = labels.argsort(stable=True).argsort()
-    for _ in range(rounds):
+    chain = torch.arange(chains, device=device)
+    for r in range(rounds):
+        labels = (chain + r * chains) % num_classes
+        # Drawing puts the chains of a class side by side: chain i is the one at place[i].
+        place = labels.argsort(stable=True).argsort()
+        first = r * chains % num_classes
+        counts = [
+            (chains - 1 - (y - first) % num_classes) // num_classes + 1 for y in range(num_classes)
+        ]
+        of_class = [torch.full((n,), y, device=device) for y, n in enumerate(counts) if n > 0]
         drawn = [buffer.draw(len(y), y, generator) for y in of_class]
         start, slots = (torch.cat(parts)[place] for parts in zip(*drawn, strict=True))
         images = climb(model, start, labels, steps, step_size, noise_std, generator)

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import data
 import losses
 import models
+from evaluation.sampling import fresh_buffer
 from training.checkpoint import CheckpointError, read_checkpoint
 from training.flags import CLASSES, UsageError
 
@@ -43,8 +45,6 @@ class Trained:
                 "--pxcontrast and --contrast_style queue"
             )
         classes, size = logits.shape
-        if s.contrast_k not in (None, size):
-            raise UsageError(f"--contrast_k {s.contrast_k}: the queue of {self.path} has {size}")
         queue = losses.LogitQueue(classes, size)
         queue.queue_logit.copy_(logits)
         # The ancestors' queue starts full, of noise, and so is always full.
@@ -55,42 +55,41 @@ class Trained:
         score = losses.ContrastScore(
             kind=self.value(s, "contrast_score", "algorithm1"),
             normalize=bool(self.settings.get("contrast_normalize", True)),
-            temperature=float(self.value(s, "contrast_t", 0.1)),
+            temperature=self.number(s, "contrast_t", 0.1),
         )
         return losses.Contrastive(score, queue).to(self.device)
 
-    def replay_buffer(self, s: Namespace) -> losses.ReplayBuffer:
+    def replay_buffer(self, s: Namespace, classes: int) -> losses.ReplayBuffer:
         """The checkpoint's, or with --fresh_samples a new one of --buffer_size images.
 
-        Raises UsageError where the checkpoint has none.
+        `classes` share its slots; 1 for unconditional chains. Raises UsageError where the
+        checkpoint has none, and for a size that the classes cannot share.
         """
-        reinit = float(self.value(s, "reinit_freq", 0.05))
+        reinit = self.number(s, "reinit_freq", 0.05)
         images = None if s.fresh_samples else self.buffer_images("--fresh_samples starts a new one")
         size = s.buffer_size if images is None else len(images)
-        if size % self.num_classes:
+        if size % classes:
             raise UsageError(
-                f"--buffer_size {size} is not divisible by {self.num_classes} classes: use "
-                f"{max(1, size // self.num_classes) * self.num_classes} with --fresh_samples"
+                f"--buffer_size {size} is not divisible by {classes} classes: use "
+                f"{max(1, size // classes) * classes} with --fresh_samples"
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(s.seed)
-            buffer = losses.ReplayBuffer(size, (3, 32, 32), reinit, self.num_classes)
+        buffer = fresh_buffer(size, classes, reinit, seed=s.seed, device=self.device)
         if images is not None:
             buffer.images.copy_(images)
-        return buffer.to(self.device)
+        return buffer
 
     def buffer_images(self, remedy: str) -> Tensor:
         """(N, 3, 32, 32); raises UsageError, with the remedy, where the checkpoint has none."""
         images = self.state.get("replay_buffer")
         if not isinstance(images, Tensor) or images.shape[1:] != (3, 32, 32) or not len(images):
             raise UsageError(f"--load_path {self.path} holds no replay buffer: {remedy}")
-        return images
+        return images.float()
 
     def sgld(self, s: Namespace) -> dict[str, Any]:
         """Step size and noise of a chain."""
         return {
-            "step_size": float(self.value(s, "sgld_lr", 1.0)),
-            "noise_std": float(self.value(s, "sgld_std", 0.01)),
+            "step_size": self.number(s, "sgld_lr", 1.0),
+            "noise_std": self.number(s, "sgld_std", 0.01),
         }
 
     def value(self, s: Namespace, name: str, default: Any) -> Any:
@@ -98,7 +97,18 @@ class Trained:
         given = getattr(s, name)
         if given is not None:
             return given
-        return self.settings.get(name, default)
+        saved = self.settings.get(name)
+        return default if saved is None else saved
+
+    def number(self, s: Namespace, name: str, default: float) -> float:
+        """The same as a float. Raises UsageError for a run's setting that is none."""
+        value = self.value(s, name, default)
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"--load_path {self.path}: its {name} is {value!r}, no number: give --{name}"
+            ) from None
 
     @property
     def device(self) -> torch.device:
@@ -124,11 +134,13 @@ def load(path: str, label: str, s: Namespace, device: torch.device) -> Trained:
         raise CheckpointError(f"--load_path {path}: its weights are not finite: use another")
     model.amp = s.amp == "bf16"
     model = model.to(device).to(memory_format=torch.channels_last).eval()
-    settings = run_settings(state, file)
-    classes = shape["num_classes"]
-    return Trained(
-        file, label, model, classes, trained_on(settings, classes), settings, weights, state
-    )
+    slots = weights["queue_logit"].shape[1] if "queue_logit" in weights else None
+    if s.contrast_k is not None and s.contrast_k != slots:
+        has = "no queue" if slots is None else f"a queue of {slots}"
+        raise CheckpointError(f"--contrast_k {s.contrast_k}: {path} has {has}: leave the flag out")
+    settings, classes = run_settings(state, file), shape["num_classes"]
+    dataset = trained_on(settings, classes, s.dataset)
+    return Trained(file, label, model, classes, dataset, settings, weights, state)
 
 
 def run_settings(state: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -143,17 +155,34 @@ def run_settings(state: dict[str, Any], path: Path) -> dict[str, Any]:
     return {}
 
 
-def trained_on(settings: dict[str, Any], num_classes: int) -> str:
-    """The data set's name; where nobody tells, 10 classes mean cifar10 and 100 cifar100."""
-    name = str(settings.get("dataset", "")).replace("cifar_100", "cifar100")
+def trained_on(settings: dict[str, Any], num_classes: int, asked: str | None) -> str:
+    """The data set's name: the run's own, else that of --dataset where it has as many classes;
+    else 10 classes mean cifar10 and 100 cifar100. "" where nobody tells."""
+    name = str(settings.get("dataset") or "").replace("cifar_100", "cifar100")
     if CLASSES.get(name) == num_classes or name.startswith("folder:"):
         return name
+    if asked is not None:
+        base = trainable(asked)
+        if base is not None and CLASSES.get(base, num_classes) == num_classes:
+            return base
     return {10: "cifar10", 100: "cifar100"}.get(num_classes, "")
 
 
+def trainable(name: str) -> str | None:
+    """The set to train on that a split's name belongs to; None for any other set."""
+    try:
+        dataset = data.locate(name).dataset
+    except data.DataError:
+        return None
+    return dataset if dataset in CLASSES or dataset.startswith("folder:") else None
+
+
 def labels_of(paths: list[str]) -> list[str]:
-    """Short and distinct names: the run folders', with the file's where that is not enough."""
-    folders = [Path(path).resolve().parent.name for path in paths]
-    if len(set(folders)) == len(paths):
-        return folders
-    return [f"{folder}/{Path(path).stem}" for folder, path in zip(folders, paths, strict=True)]
+    """Short and distinct names: the run folders', with the file's, or a number, where that is not
+    enough."""
+    names = [Path(path).resolve().parent.name for path in paths]
+    if len(set(names)) < len(paths):
+        names = [f"{name}/{Path(path).stem}" for name, path in zip(names, paths, strict=True)]
+    if len(set(names)) < len(paths):
+        names = [f"{name} ({i})" for i, name in enumerate(names, 1)]
+    return names

@@ -73,7 +73,8 @@ def test_the_readme_s_evaluation_commands_run_with_their_placeholders_filled(
     if "--log_dir" in words:
         place = words.index("--log_dir")
         del words[place : place + 2]
-    found = ask("--sgld_batch_size 10 --n_steps 2 --device cpu", *words, "--n_steps", "1")
+    less = ["--sgld_batch_size", "10", "--n_steps", "1"] if "samples" in name else []
+    found = ask("", *words, *less)
     if "cifar100test" in words:  # labels that the model does not have
         assert found.code == 2 and "100 classes" in found.err[0]
     else:
@@ -100,10 +101,10 @@ def test_their_checkpoints_are_evaluated(side: str | None, ask: Any, tmp_path: P
     if side is not None:
         (tmp_path / side).write_text(json.dumps(settings), encoding="utf-8")
     words = ["--load_path", str(path), "--data_root", str(ask.trainer.data), "--device", "cpu"]
-    words += ["--log_dir", str(tmp_path / "out"), "--sgld_batch_size", "4"]
+    words += ["--log_dir", str(tmp_path / "out")]
     for question in (
         "OOD --score_fn px pxsim",
-        "uncond_samples --n_sample_steps 1 --n_steps 1",
+        "uncond_samples --n_sample_steps 1 --n_steps 1 --sgld_batch_size 4",
         "test_clf --depth 10 --width 1 --norm none --contrast_k 32",
     ):
         found = ask.bare(*words, "--eval", *question.split(), folder=tmp_path / "out")

@@ -107,6 +107,7 @@ def test_ood_has_a_row_for_each_set_and_score(answers: Any, ask: Any) -> None:
     assert record["rows"][0]["auroc"] == pytest.approx(pairs)
     assert (record["rows"][0]["n_in"], record["rows"][0]["n_out"]) == (20, 12)
     table = (answers["OOD"].folder / "OOD.md").read_text()
+    assert table.startswith("In-distribution: cifar10_test\n")
     assert table.strip() in answers["OOD"].out and "20:12" in table
 
 
@@ -124,7 +125,7 @@ def test_all_says_what_it_leaves_out(ask: Any, tmp_path: Path) -> None:
     found = ask("--eval OOD --ood_dataset all", "--data_root", str(tmp_path))
     assert found.code == 0
     assert [each["ood_dataset"] for each in found.json("OOD")["skipped"]] == ["cifar100", "celeba"]
-    assert len(found.err) == 2 and all("left out of --ood_dataset all" in e for e in found.err)
+    assert len(found.err) == 2 and all("left out of all" in e for e in found.err)
 
 
 def test_the_histogram_names_splits_and_compares_with_the_first(answers: Any) -> None:
@@ -164,6 +165,69 @@ def test_sampling_leaves_the_checkpoint_alone(ask: Any) -> None:
     before = ask.checkpoint("hdge").read_bytes()
     assert ask(f"--eval uncond_samples {SAMPLE}").code == 0
     assert ask.checkpoint("hdge").read_bytes() == before
+
+
+def test_every_class_has_its_turn_with_fewer_chains_than_classes(ask: Any, tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, num_classes=3)
+    found = ask.bare(
+        *f"--load_path {path} --eval cond_samples --fresh_samples --buffer_size 30".split(),
+        *f"--sgld_batch_size 2 --n_sample_steps 3 --n_steps 1 --log_dir {tmp_path}".split(),
+        folder=tmp_path,
+    )
+    assert found.code == 0, found.err
+    assert set(np.load(tmp_path / "cond_samples.npz")["test_labels"]) == {0, 1, 2}
+    assert found.json("cond_samples")["steps_per_sample"] == pytest.approx(1, abs=0.21)
+
+
+def test_unconditional_chains_need_no_classes(ask: Any, tmp_path: Path) -> None:
+    """A buffer, here in half precision, that 3 classes cannot share."""
+    path = checkpoint(tmp_path, num_classes=3, buffer=torch.rand(20, 3, 32, 32).half())
+    words = f"--load_path {path} --log_dir {tmp_path} --device cpu".split()
+    sample = "--eval uncond_samples --sgld_batch_size 4 --n_sample_steps 1 --n_steps 1".split()
+    assert ask.bare(*words, *sample).code == 0
+    refused = ask.bare(*words, *" ".join(sample).replace("uncond", "cond").split())
+    assert refused.code == 2 and "3 classes" in refused.err[0]
+
+
+def checkpoint(folder: Path, num_classes: int, buffer: torch.Tensor | None = None) -> Path:
+    model = models.build(depth=10, width=1, num_classes=num_classes)
+    state: dict[str, Any] = {"model_state_dict": model.state_dict()}
+    if buffer is not None:
+        state["replay_buffer"] = buffer
+    torch.save(state, folder / "odd.pt")
+    (folder / "variant.json").write_text('{"norm": null, "sgld_lr": null, "dataset": null}')
+    return folder / "odd.pt"
+
+
+def test_dataset_tells_what_a_file_without_settings_was_trained_on(
+    ask: Any, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    for name in "abc":
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (32, 32), (i * 20, 0, ord(name))).save(
+                tmp_path / "set" / name / f"{i}.png"
+            )
+    words = f"--load_path {checkpoint(tmp_path, 3)} --log_dir {tmp_path}/out --device cpu".split()
+    words += ["--data_root", str(ask.trainer.data), "--dataset", f"folder:{tmp_path}/set"]
+    found = ask.bare(*words, "--eval", "eval_ece", folder=tmp_path / "out")
+    assert found.code == 0, found.err
+    record = found.json("eval_ece")
+    assert record["n"] == 6 and len(record["protocol"]["sets"]) == 2  # with validation images
+    question = "--eval OOD --score_fn knn --knn_k 2 --ood_dataset interp"
+    found = ask.bare(*words, *question.split(), folder=tmp_path / "out")
+    assert found.code == 0, found.err
+    sets = found.json("OOD")["protocol"]["sets"]
+    assert not any("cifar10" in about for about in sets.values()) and len(sets) == 3
+
+
+def test_all_leaves_out_the_set_that_is_asked_about(ask: Any) -> None:
+    found = ask("--eval OOD --dataset svhn --ood_dataset all")
+    assert found.code == 0, found.err
+    names = [row["ood_dataset"] for row in found.json("OOD")["rows"]]
+    assert names == ["cifar10_test", "cifar10interp", "cifar100_test", "celeba"]
 
 
 def test_fresh_samples_need_no_replay_buffer(ask: Any) -> None:

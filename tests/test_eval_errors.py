@@ -78,11 +78,11 @@ COMMANDS = [
     ("--eval uncond_samples --sgld_batch_size 41", "--sgld_batch_size 41", "40"),
     ("--eval cond_samples --sgld_batch_size 50", "--sgld_batch_size 50", "40"),
     ("--eval cond_samples --uncond", "--uncond"),
-    ("--eval uncond_samples --fresh_samples --buffer_size 15", "--buffer_size 15", "10"),
+    ("--eval cond_samples --fresh_samples --buffer_size 15", "--buffer_size 15", "10"),
     ("--eval uncond_samples --sgld_batch_size 8 --n_sample_steps 1 --sgld_std 3e38", "--sgld_lr"),
     ("--eval fid --fid_features model --n_samples 1", "samples"),
     ("--eval fid --fid_features model --reference nonsense", "--reference nonsense"),
-    ("--eval fid --fid_model some.pt", "--fid_model", "--fid_features model"),
+    ("--eval fid --fid_model some.pt", "--fid_model", "--fid_features inception"),
     ("--eval fid --fid_features model --fid_model missing.pt", "--fid_model", "missing.pt"),
     ("--eval fid --inception_weights missing.pth", "--inception_weights missing.pth"),
     ("--eval attack --eps nonsense", "--eps", "nonsense", "8/255"),
@@ -90,12 +90,25 @@ COMMANDS = [
     ("--eval attack --eps -1", "--eps"),
     ("--eval attack --sigma .1", "--sigma 0.1"),
     ("--eval attack --distance L1", "--distance", "Linf"),
+    ("--eval attack --eps 8", "--eps 8", "8/255"),
+    ("--eval attack --n_steps 10", "--n_steps", "attack"),
+    ("--eval attack --attack autoattack --random_init", "--random_init", "--attack autoattack"),
+    ("--eval attack --eps 0 .1 --distance L2 --n_steps_refine 2 --sgld_std 1e38", "not finite"),
+    (f"{CLF} --n_steps 2 --sgld_std 3e38", "not finite"),
+    (f"{OOD} --eps .1", "--eps", "attack"),
+    (f"{OOD} --datasets cifar10 svhn", "--datasets", "logp_hist"),
+    ("--eval logp_hist --datasets cifar10 svhn --dataset cifar10", "--dataset", "--datasets"),
+    ("--eval fid --fid_features model --dataset svhn", "--dataset svhn", "cifar10"),
+    ("--eval fid --fid_features model --sampling buffer --n_samples 7", "--n_samples", "buffer"),
+    ("--eval fid --fid_features model --inception_weights a.pth", "--inception_weights", "model"),
+    ("--eval uncond_samples --max_images 3", "--max_images", "test_clf"),
     (f"{CLF} --depth 16", "--load_path", "depth", "16", "10"),
     (f"{CLF} --width 2", "--load_path", "width"),
     (f"{CLF} --norm batch", "--load_path", "norm", "batch"),
     (f"{CLF} --uncond", "--load_path", "uncond"),
     (f"{OOD} --score_fn pxsim --contrast_k 99", "--contrast_k 99", "32"),
-    (f"{CLF} --labels one two", "--labels", "2"),
+    (f"{CLF} --labels one two", "--labels", "1 checkpoints"),
+    (f"{CLF} --contrast_k 99", "--contrast_k 99", "32"),
     (f"{CLF} --device nonsense", "--device nonsense"),
     (f"{CLF} --id a/b", "--id"),
     (f"{CLF} --max_images 0", "--max_images"),
@@ -114,6 +127,7 @@ def test_a_mistaken_command_is_named_with_its_remedy(command: tuple[str, ...], a
     ("flags", "words"),
     [
         (f"{OOD} --score_fn pxsim", ("--score_fn pxsim", "queue")),
+        (f"{CLF} --contrast_k 32", ("--contrast_k 32", "no queue")),
         ("--eval uncond_samples", ("replay buffer", "--fresh_samples")),
         ("--eval fid --fid_features model --sampling buffer", ("replay buffer", "--sampling")),
     ],
@@ -177,6 +191,7 @@ def test_a_separate_head_has_no_class_conditional_score(score: str, ask: Any, od
 
 def test_several_checkpoints_need_a_folder_and_a_question_for_several(ask: Any) -> None:
     refused(ask("--eval uncond_samples", load="hdge ce"), "--load_path", "one checkpoint")
+    refused(ask(f"{CLF} --labels one one", load="hdge ce"), "--labels one one", "of its own")
     two = [str(ask.checkpoint(name)) for name in ("hdge", "ce")]
     found = ask.bare("--load_path", *two, "--eval", "test_clf")
     assert found.code == 2 and "--log_dir is missing" in found.err[0]
@@ -191,6 +206,9 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(ask: Any, tmp_path: 
 def test_a_missing_library_is_named_with_its_remedy(
     ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert (
+        flags.BELONGS.keys() <= vars(flags.parse(["--load_path", "a", "--eval", "OOD"])[0]).keys()
+    )
     for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3", "pyautoattack"):
         monkeypatch.setitem(sys.modules, name, None)
     refused(ask("--eval fid"), "pip install torch-fidelity", "--fid_features model")

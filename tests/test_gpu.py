@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import data
 import losses
+import models
 import train_wrn
+from evaluation import sampling
+from evaluation.scores import scores
 from training import flags
 from training.divergence import Guard
 from training.machine import choose_device
@@ -85,3 +89,37 @@ def test_bf16_moves_the_loss_by_little() -> None:
         images, labels, _ = batches(0)
         values.append(run.objective(losses.Step.forward(run.model, images, labels))[0].item())
     assert values[0] == pytest.approx(values[1], abs=0.05)
+
+
+# Evaluation
+
+
+def small_model() -> models.EnergyClassifier:
+    torch.manual_seed(0)
+    return models.build(depth=10, width=1).to(memory_format=torch.channels_last).eval()
+
+
+def test_scores_are_those_of_the_cpu() -> None:
+    model, device = small_model(), choose_device("cuda", exact=True)
+    x = torch.rand(40, 3, 32, 32) * 2 - 1
+    names = ["px", "py", "pxy", "pxgrad", "entropy"]
+    here = scores(model, [(x, torch.zeros(40))], names)
+    there = scores(model.to(device), [(x.to(device), torch.zeros(40))], names)
+    for name in names:
+        np.testing.assert_allclose(here[name], there[name], atol=1e-4)
+
+
+def test_sampling_never_wait_for_the_gpu() -> None:
+    device = choose_device("cuda", exact=True)
+    model = small_model().to(device)
+    buffer = sampling.fresh_buffer(40, 10, 0.05, seed=1, device=device)
+    sgld = {"chains": 20, "steps": 2, "step_size": 1.0, "noise_std": 0.01, "seed": 1}
+    rounds = sampling.sampling_rounds(model, buffer, rounds=4, **sgld)
+    conditional = sampling.conditional_rounds(model, buffer, 10, rounds=4, **sgld)
+    next(rounds), next(conditional)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(2):
+            next(rounds), next(conditional)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -42,6 +42,13 @@ def test_the_same_question_replaces_its_own_answer(tmp_path: Path) -> None:
     assert content(tmp_path)["OOD.png"] == "second"
 
 
+def test_a_replaced_answer_leaves_no_files_behind(tmp_path: Path) -> None:
+    answer(tmp_path, {"seed": 1}, "first")
+    (tmp_path / "OODother.txt").write_text("not the answer's")
+    Answer(tmp_path, "OOD", {"seed": 1}).save({})
+    assert set(content(tmp_path)) == {"OOD.json", "OODother.txt"}
+
+
 def test_an_answer_to_other_settings_stays_with_all_its_files(tmp_path: Path) -> None:
     for seed, text in ((1, "first"), (2, "second"), (3, "third")):
         answer(tmp_path, {"seed": seed}, text)
