@@ -41,5 +41,5 @@ class Guard:
         raise Diverged(
             f"diverged at step {step:.0f} (loss {loss:.4g}, gradient norm {grad_norm:.4g}); that "
             f"step and all after it were not taken; {checkpoint}; "
-            "try more --n_steps, a lower --lr, --sigma .1 or --warmup_iters 1000"
+            "try more --n_steps, a lower --lr, --sigma .1, --warmup_iters 1000 or --sgld_l2 .1"
         )
