@@ -706,6 +706,8 @@ def work(s: Namespace, given: set[str]) -> int:
 
     results = []
     for model in asked_of:
+        if "sigma" not in given and s.eval in flags.CLASSIFIED:
+            mention_sigma(asked, model)
         model_result = QUESTIONS[s.eval](asked, model)
         where = {"label": model.label, "checkpoint": str(model.path)}
         about = {"checkpoint_sha256": file_sha256(model.path), "run": run_of(model)}
@@ -724,6 +726,17 @@ def work(s: Namespace, given: set[str]) -> int:
     )
     print(f"the answer is in {path}")
     return 0
+
+
+def mention_sigma(asked: Asked, model: Trained) -> None:
+    """The protocol's noise is the same for every model; a run with another may do better at its
+    own."""
+    own = model.settings.get("sigma")
+    if isinstance(own, int | float) and own != asked.s.sigma:
+        asked.warn(
+            f"{model.label} was trained with --sigma {own:g} and is asked with the protocol's "
+            f"{asked.s.sigma:g}; give --sigma {own:g} for its own"
+        )
 
 
 def run_of(model: Trained) -> dict[str, Any]:

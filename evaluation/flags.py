@@ -49,7 +49,7 @@ BELONGS = {
     **dict.fromkeys(("n_dup_chains", "refine_gradient"), ("attack",)),
 }
 SCORES = ("px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy")
-NETWORK = ("arch", "depth", "width", "norm", "uncond")
+NETWORK = ("arch", "depth", "width", "norm", "uncond", "contrast_k")
 
 
 def sample_steps(text: str) -> int:

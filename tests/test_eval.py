@@ -328,6 +328,17 @@ def test_the_same_command_gives_the_same_numbers(ask: Any) -> None:
         assert first == second
 
 
+def test_a_run_with_other_noise_is_told(ask: Any, tmp_path: Path) -> None:
+    state = torch.load(ask.checkpoint("ce"), weights_only=True)
+    state["settings"]["sigma"] = 0.1
+    torch.save(state, tmp_path / "noisy.pt")
+    words = f"--load_path {tmp_path}/noisy.pt --log_dir {tmp_path} --eval test_clf".split()
+    words += ["--data_root", str(ask.trainer.data), "--device", "cpu"]
+    found = ask.bare(*words)
+    assert found.code == 0 and len(found.err) == 1 and "give --sigma 0.1" in found.err[0]
+    assert ask.bare(*words, "--sigma", "0.1").err == []
+
+
 def test_refinement_changes_the_answer(ask: Any, answers: Any) -> None:
     refined = ask("--eval test_clf --max_images 15 --n_steps 5 --sgld_lr 100")
     assert refined.json("test_clf")["nll"] != answers["test_clf"].json("test_clf")["nll"]
