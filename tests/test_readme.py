@@ -113,5 +113,5 @@ def test_every_flag_in_the_readme_exists() -> None:
     parsers = (flags.build_parser(), questions.build_parser(), report_parser())
     known = {o for parser in parsers for action in parser._actions for o in action.option_strings}
     others = {"--file"}  # conda's
-    named = set(re.findall(r"--[a-z][a-z_]*", README)) - {"--plot_"}
+    named = set(re.findall(r"--[a-z][a-z_0-9]*", README)) - {"--plot_"}
     assert named - others <= known
