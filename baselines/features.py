@@ -1,0 +1,71 @@
+"""What a frozen backbone makes of a data set's images, computed once."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import data
+import models
+
+BATCH = 200  # images; as in evaluation, and results do not depend on it
+TRAIN_NOISE = 1  # seed of the training images' noise: evaluation's is 0
+
+
+class Features(NamedTuple):
+    """What the backbone makes of a split: float32 (n, D), and labels int64 (n,)."""
+
+    x: Tensor
+    y: Tensor
+
+
+@torch.no_grad()
+def features_of(model: models.EnergyClassifier, batches: Any) -> Features:
+    """In eval mode, which is given back."""
+    with models.eval_mode(model):
+        parts = [(model.features(images), labels) for images, labels in batches]
+    x, y = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Features(x, y)
+
+
+def augmented(split: data.Split, index: Tensor, *, copies: int, sigma: float, flip: bool) -> Any:
+    """`copies` random crops, mirrored, of every chosen image, in batches of (images, labels)."""
+    generator = torch.Generator(index.device).manual_seed(TRAIN_NOISE)
+    for _ in range(copies):
+        for part in index.split(BATCH):
+            images = data.augment(split.images, part, sigma=sigma, flip=flip, generator=generator)
+            yield images, split.labels[part]
+
+
+def features_of_splits(
+    model: models.EnergyClassifier,
+    dataset: data.DataSet,
+    *,
+    n_valid: int | None,
+    sigma: float,
+    copies: int = 0,
+) -> dict[str, Features]:
+    """Of the training images, and of valid and test where there are images, with noise `sigma`.
+
+    n_valid: as --n_valid, None for its default. copies: 0 for the training images as they are,
+    else random crops of each. Raises DataError for an `n_valid` that leaves no image.
+    """
+    train, device = dataset.train, dataset.train.images.device
+    n_valid = data.default_n_valid(len(train.images)) if n_valid is None else n_valid
+    index, valid = (part.to(device) for part in data.split_validation(len(train.images), n_valid))
+
+    def plain(split: data.Split, seed: int) -> Any:
+        return data.evaluation_batches(split, batch_size=BATCH, sigma=sigma, seed=seed)
+
+    if copies:
+        batches = augmented(train, index, copies=copies, sigma=sigma, flip=dataset.flips)
+    else:
+        batches = plain(data.Split(train.images[index], train.labels[index]), TRAIN_NOISE)
+    found = {"train": features_of(model, batches)}
+    splits = {"valid": data.Split(train.images[valid], train.labels[valid]), "test": dataset.test}
+    for name, split in splits.items():
+        if len(split.labels):
+            found[name] = features_of(model, plain(split, 0))
+    return found

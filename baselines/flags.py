@@ -1,0 +1,124 @@
+"""The flags that the programs of this folder share: train_wrn.py's, by name, default and help.
+
+A program builds its parser with `make_parser`, adds its own flags, and reads the command line
+with `parse` before it imports torch, so that `--help` and a mistake are answered at once:
+
+    def build_parser():
+        parser = make_parser("train_x.py", "Train ...")
+        parser.add_argument_group("x").add_argument("--eps", type=POSITIVE, default=1.0)
+        return parser
+
+    def check(s):  # what no single flag can tell: raises UsageError
+        check_shared(s)
+
+    COMMAND_LINE = parse(sys.argv[1:], build_parser, check)
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from training import flags
+from training.flags import CLASSES, Parser, UsageError, check_id, check_network, given_flags
+
+SHARED = (
+    *("dataset", "data_root", "n_valid", "sigma"),
+    *("arch", "depth", "width", "norm", "dropout_rate"),
+    *("optimizer", "lr", "warmup_iters", "decay_epochs", "decay_rate", "weight_decay"),
+    *("batch_size", "n_epochs", "max_steps", "max_minutes"),
+    *("log_dir", "id", "resume", "overwrite", "eval_every", "ckpt_every", "print_every"),
+    *("device", "seed", "amp"),
+)
+FIXED_ON_RESUME = tuple(name for name in flags.FIXED_ON_RESUME if name in SHARED)
+
+Build = Callable[[], Parser]
+Check = Callable[[Namespace], None]
+
+
+def make_parser(
+    program: str,
+    description: str,
+    *,
+    share: Sequence[str] = SHARED,
+    defaults: dict[str, Any] | None = None,
+) -> Parser:
+    """A parser with the flags of `share`, in train_wrn.py's groups and with train_wrn.py's help.
+
+    `program`: the file's name. `share`: names without dashes, of SHARED; leave out what the
+    program declares itself. `defaults`: where the program's differ from train_wrn.py's.
+    """
+    parser = Parser(prog=program, allow_abbrev=False, description=description)
+    for group in flags.build_parser()._action_groups:
+        chosen = [action for action in group._group_actions if action.dest in share]
+        if not chosen:
+            continue
+        target = parser.add_argument_group(group.title, group.description)
+        for action in chosen:
+            action.default = (defaults or {}).get(action.dest, action.default)
+            target._add_action(action)  # as argparse's own `parents` does, but not all of them
+    return parser
+
+
+def parse(argv: Sequence[str], build: Build, check: Check) -> tuple[Namespace, set[str]]:
+    """The checked settings, and the names of the flags that the command line gives.
+
+    A mistake is one line on stderr and exit code 2. With --resume the check is `resume`'s.
+    """
+    parser = build()
+    settings = parser.parse_args(argv)
+    given = given_flags(build(), argv)
+    if getattr(settings, "dataset", None) == "cifar_100":  # JEM's spelling
+        settings.dataset = "cifar100"
+    if getattr(settings, "resume", None) is None:
+        try:
+            check(settings)
+        except UsageError as error:
+            parser.error(str(error))
+    return settings, given
+
+
+def check_shared(s: Namespace) -> None:
+    """Data set, network and run name. Raises UsageError."""
+    if s.dataset not in CLASSES and not s.dataset.startswith("folder:"):
+        known = ", ".join(CLASSES)
+        raise UsageError(f"--dataset {s.dataset} is unknown: use {known} or folder:PATH")
+    check_network(Namespace(**{**vars(s), "uncond": False}))
+    check_id(s.id)
+
+
+def resume(
+    settings: Namespace,
+    given: set[str],
+    saved: dict[str, Any],
+    *,
+    build: Build,
+    check: Check,
+    fixed: Sequence[str] = (),
+) -> Namespace:
+    """The saved run's settings, under the flags that were given now.
+
+    `fixed`: the program's own flags that the checkpoint depends on, besides FIXED_ON_RESUME.
+    Raises UsageError for one of them that would change, and for a run of another program.
+    """
+    parser = build()
+    if saved.get("program") != parser.prog:
+        raise UsageError(
+            f"--resume {settings.resume}: that is a run of {saved.get('program', 'train_wrn.py')}, "
+            f"not of {parser.prog}: resume it with that program"
+        )
+    merged = vars(parser.parse_args([])) | saved
+    for name in sorted(given - {"resume", "log_dir", "id", "overwrite"}):
+        new, old = getattr(settings, name), merged.get(name)
+        if new != old and name in (*FIXED_ON_RESUME, *fixed):
+            raise UsageError(
+                f"--{name} {new} cannot change on --resume (the run has {old}): leave it out, or "
+                "start a new run"
+            )
+        merged[name] = new
+    # The limits of an earlier process are not this one's: what --max_steps ended must go on.
+    merged |= {name: getattr(settings, name) for name in ("max_steps", "max_minutes")}
+    result = Namespace(**{**merged, "resume": settings.resume, "overwrite": False})
+    check(result)
+    return result

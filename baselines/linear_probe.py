@@ -1,0 +1,192 @@
+#!/usr/bin/env python3
+"""Give a trained network a new class head: logistic regression on its frozen features.
+
+    python baselines/linear_probe.py --load_path save/supcon/last_ckpt.pt
+    python eval_wrn_ebm.py --load_path save/supcon-probe/last_ckpt.pt --eval test_clf
+
+For networks that were trained without a classifier, and to ask what the features of any other
+are worth. Features are computed once, in eval mode, standardised and fitted by L-BFGS for every
+--l2; the one with the best validation accuracy becomes `class_output`. The backbone's weights are
+untouched.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the packages are not installed
+
+from baselines import flags, probe_flags  # noqa: E402
+
+if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
+    COMMAND_LINE = flags.parse(sys.argv[1:], probe_flags.build_parser, probe_flags.check)
+
+import contextlib  # noqa: E402
+import time  # noqa: E402
+from argparse import Namespace  # noqa: E402
+from typing import Any  # noqa: E402
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+import data  # noqa: E402
+import models  # noqa: E402
+from baselines.features import Features, features_of_splits  # noqa: E402
+from baselines.linear_regression import fit_linear, standardisation, unstandardised  # noqa: E402
+from evaluation.trained import run_settings, trained_on  # noqa: E402
+from training import checkpoint, records  # noqa: E402
+from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint  # noqa: E402
+from training.flags import UsageError  # noqa: E402
+from training.machine import choose_device  # noqa: E402
+
+PROGRAM = "linear_probe.py"
+
+
+@torch.no_grad()
+def scores(head: nn.Linear, part: Features) -> dict[str, float]:
+    """accuracy (0..1) and nll (nats) of the head's logits."""
+    logits = head(part.x)
+    right = (logits.argmax(1) == part.y).double().mean()
+    return {"accuracy": right.item(), "nll": F.cross_entropy(logits, part.y).item()}
+
+
+def probe(
+    s: Namespace, found: dict[str, Features], num_classes: int, say: Any
+) -> tuple[nn.Linear, dict[str, Any]]:
+    """The head of the best --l2 and its row of progress.csv; `say` is told about each.
+
+    From the strongest penalty to the weakest, each starting where the last one ended; of equal
+    validation accuracies the stronger one wins.
+    """
+    began = time.monotonic()
+    train = found["train"]
+    mean, std = standardisation(train.x)
+    x = (train.x.double() - mean) / std
+    start, iterations = None, 0
+    best: tuple[float, nn.Linear, dict[str, Any]] | None = None
+    for l2 in sorted(s.l2, reverse=True):
+        weight, bias, took = fit_linear(
+            x, train.y, num_classes, l2=l2, max_iter=s.max_iter, start=start
+        )
+        start, iterations = (weight, bias), iterations + took
+        head = nn.Linear(x.shape[1], num_classes, device=x.device).requires_grad_(False)
+        for parameter, value in zip(
+            (head.weight, head.bias), unstandardised(weight, bias, mean, std), strict=True
+        ):
+            parameter.copy_(value)
+        measured = {name: scores(head, part) for name, part in found.items()}
+        row: dict[str, Any] = {
+            "epoch": 0,
+            "step": iterations,
+            "seconds": round(time.monotonic() - began, 3),
+            "images_per_s": "",
+            "lr": "",
+            "loss": measured["train"]["nll"],
+            "pyxce/loss": measured["train"]["nll"],
+            "train_acc": measured["train"]["accuracy"],
+        }
+        for name in ("valid", "test"):
+            row[f"{name}_acc"] = measured.get(name, {}).get("accuracy", "")
+            row[f"{name}_loss"] = measured.get(name, {}).get("nll", "")
+        row["l2"] = l2
+        shown = (
+            f"{n} {row[n]:.4g}" for n in ("train_acc", "valid_acc", "test_acc") if row[n] != ""
+        )
+        say(f"l2 {l2:g}: {took} iterations, {', '.join(shown)}")
+        chosen_by = measured.get("valid", measured["train"])["accuracy"]
+        if best is None or chosen_by > best[0]:
+            best = chosen_by, head, row
+    assert best is not None
+    return best[1], best[2]
+
+
+def load_backbone(
+    s: Namespace, device: torch.device
+) -> tuple[models.EnergyClassifier, dict[str, Any]]:
+    """The model of --load_path, and all settings of its run. Fills in what `s` leaves to them."""
+    try:
+        model = models.load(s.load_path, device, norm=s.norm)
+        state = read_checkpoint(s.load_path)
+        network = models.network_settings(state, Path(s.load_path), norm=s.norm)
+    except CheckpointError as error:
+        raise CheckpointError(f"--load_path: {error}") from None
+    settings = {**run_settings(state, Path(s.load_path)), **network}
+    own = trained_on(settings, network["num_classes"], s.dataset)
+    s.dataset = s.dataset or own
+    if not s.dataset:
+        raise UsageError(
+            f"--load_path {s.load_path} does not tell its data set: give --dataset NAME"
+        )
+    if s.n_valid is None and s.dataset == own:
+        n_valid = settings.get("n_valid")
+        s.n_valid = None if n_valid is None or n_valid < 0 else int(n_valid)
+    if s.sigma is None:
+        s.sigma = float(settings.get("sigma", 0.03))
+    return model, settings
+
+
+def work(s: Namespace) -> int:
+    path = Path(s.load_path)
+    s.id = s.id or f"{path.resolve().parent.name}-probe"
+    folder = Path(s.log_dir) / s.id
+    device = choose_device(s.device, exact=True)
+    records.check_free(folder, overwrite=s.overwrite, load_path=s.load_path)
+    model, settings = load_backbone(s, device)
+    model = model.to(memory_format=torch.channels_last)
+    dataset = data.load(s.dataset, s.data_root).to(device)
+    found = features_of_splits(model, dataset, n_valid=s.n_valid, sigma=s.sigma, copies=s.augmented)
+    if not all(bool(part.x.isfinite().all()) for part in found.values()):
+        raise CheckpointError(f"--load_path {s.load_path}: its features are not finite")
+    if "valid" not in found and len(s.l2) > 1:
+        raise UsageError(
+            "--n_valid 0 leaves no images to choose between the values of --l2: give one --l2"
+        )
+    records.create_run_folder(folder, overwrite=s.overwrite)
+    # The backbone's settings, so that what reads runs knows its network, and over them the probe's.
+    own = {**vars(s), "norm": settings["norm"], "num_classes": dataset.num_classes}
+    settings = {**settings, **own, "program": PROGRAM, "method": "linear-probe", "resume": None}
+    records.write_settings(folder, settings, device)
+    book = records.Records(folder)
+
+    def say(message: str) -> None:
+        print(message, flush=True)
+        book.line(message)
+
+    try:
+        sizes = ", ".join(f"{len(part.y):,} {name}" for name, part in found.items())
+        say(f"{s.dataset}: features ({found['train'].x.shape[1]}) of {sizes} images")
+        head, row = probe(s, found, dataset.num_classes, say)
+        model.class_output = head
+        book.row(row)
+        state = {
+            "model_state_dict": model.state_dict(),
+            "optimizer": {},
+            "settings": settings,
+            "progress": {"step": row["step"], "seconds": row["seconds"]},
+            "random": {"cpu": torch.get_rng_state()},
+        }
+        save_checkpoint(state, folder / checkpoint.LAST)
+        say(f"the best is l2 {row['l2']:g}; the run is in {folder}")
+    finally:
+        with contextlib.suppress(OSError):
+            book.close()
+    return 0
+
+
+def main(settings: Namespace, given: set[str]) -> int:
+    """The exit code: 0, 2 for a user's mistake or a disk that failed, 130 for Ctrl-C."""
+    del given
+    try:
+        return work(settings)
+    except (UsageError, data.DataError, CheckpointError, records.RunFolderError, OSError) as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(*COMMAND_LINE))

@@ -1,0 +1,210 @@
+"""What the training programs of this folder share: build, open the run folder, train, resume.
+
+A program is a `Program`: its flags, and an `Objective` that turns a batch into a loss. Everything
+else - data, network, optimiser, schedule, records, checkpoints - is train_wrn.py's.
+
+    class Plain(Objective):
+        terms = ("pyxce",)
+
+        def forward(self, model, images, labels, epoch):
+            logits = model.logits(images)
+            loss = F.cross_entropy(logits, labels)
+            accuracy = (logits.argmax(1) == labels).float().mean()
+            return loss, {"pyxce/loss": loss, "accuracy": accuracy}
+
+    PROGRAM = Program("train_x.py", build_parser, check, lambda s: "x", lambda s, model: Plain())
+
+    if __name__ == "__main__":
+        sys.exit(main(PROGRAM, *COMMAND_LINE))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import data
+import models
+from baselines.epochs import Batches, EpochOutput, Objective, train
+from baselines.resume import load_last, resumed_settings
+from evaluation import plots
+from training import records
+from training.checkpoint import CheckpointError
+from training.divergence import Diverged
+from training.flags import Parser, UsageError
+from training.machine import choose_device
+from training.state import Run
+
+__all__ = ["Batches", "EpochOutput", "Objective", "Program", "main"]
+
+
+def build_optimizer(s: Namespace, model: nn.Module, objective: nn.Module) -> torch.optim.Optimizer:
+    """Adam or SGD over all parameters of both; fused, so that a diverged step can be skipped."""
+    parameters = [*model.parameters(), *objective.parameters()]
+    if s.optimizer == "adam":
+        return torch.optim.Adam(
+            parameters, lr=s.lr, betas=(0.9, 0.999), weight_decay=s.weight_decay, fused=True
+        )
+    return torch.optim.SGD(
+        parameters, lr=s.lr, momentum=0.9, weight_decay=s.weight_decay, fused=True
+    )
+
+
+def augmented_batches(s: Namespace, dataset: data.DataSet, index: torch.Tensor) -> Batches:
+    """train_wrn.py's labelled batches: padded crops, mirrored, with noise --sigma."""
+    batches = data.TrainingBatches(
+        dataset.train,
+        index,
+        index,
+        batch_size=s.batch_size,
+        seed=s.seed,
+        sigma=s.sigma,
+        flip=dataset.flips,
+        unlabelled=False,
+    )
+    return Batches(lambda step: batches(step)[:2], batches.steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a program brings.
+
+    name: of its file, as in messages and variant.json.
+    build_parser, check: as in baselines.flags.
+    method: settings -> the name of what is trained, in variant.json and in the default --id.
+    objective: (settings, model) -> Objective; its parameters are trained
+        with the model's.
+    fixed: its own flags that may not change on --resume.
+    batches: (settings, data set on the device, indices of its training images) -> Batches, whose
+        random numbers come from the global generator or are a function of the step.
+    optimizer: (settings, model, objective) -> an optimiser that heeds `found_inf`.
+    """
+
+    name: str
+    build_parser: Callable[[], Parser]
+    check: Callable[[Namespace], None]
+    method: Callable[[Namespace], str]
+    objective: Callable[[Namespace, models.EnergyClassifier], Objective]
+    fixed: tuple[str, ...] = ()
+    batches: Callable[[Namespace, data.DataSet, torch.Tensor], Batches] = augmented_batches
+    optimizer: Callable[[Namespace, nn.Module, nn.Module], torch.optim.Optimizer] = build_optimizer
+
+
+def main(program: Program, settings: Namespace, given: set[str]) -> int:
+    """The exit code: 0, 1 for a run that diverged, 2 for a user's mistake or a disk that failed,
+    130 for Ctrl-C; each with one line on stderr."""
+    name = program.name
+    try:
+        return work(program, settings, given)
+    except (UsageError, data.DataError, CheckpointError, records.RunFolderError, OSError) as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        print(
+            f"{name}: error: the GPU's memory is full: lower --batch_size {settings.batch_size}",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted before the run began", file=sys.stderr)
+        return 130
+
+
+def work(program: Program, s: Namespace, given: set[str]) -> int:
+    began, resuming = time.monotonic(), s.resume is not None
+    if resuming:
+        s, folder = resumed_settings(s, given, program.build_parser, program.check, program.fixed)
+    device = choose_device(s.device)
+    if s.seed is None:
+        s.seed = torch.seed() % 2**31
+    torch.manual_seed(s.seed)
+    s.program, s.method = program.name, program.method(s)
+    if not resuming:
+        dataset_name = Path(s.dataset.removeprefix("folder:")).name
+        s.id = s.id or f"{dataset_name}-{s.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = Path(s.log_dir) / s.id
+        records.check_free(folder, overwrite=s.overwrite)
+
+    dataset = data.load(s.dataset, s.data_root).to(device)
+    index, splits = split(s, dataset)
+    batches = program.batches(s, dataset, index)
+    run = build_run(program, s, dataset.num_classes, device)
+    since = None
+    if resuming:
+        load_last(run, folder, program.name)
+        since = (run.progress.step, run.progress.log_bytes)
+    else:
+        models.initialise_act_norm(run.model, batches(0)[0])
+        records.create_run_folder(folder, overwrite=s.overwrite)
+    records.write_settings(folder, vars(s), device)
+    out = EpochOutput(folder, records.Records(folder, resume_from=since))
+    out.saved_step = run.progress.step
+    out.say(describe(run, batches, len(index), splits))
+    try:
+        ending = train(run, batches, splits, out, began)
+        out.say(f"{ending}; the run is in {folder}")
+    except Diverged as error:
+        # What else that line advises are flags of train_wrn.py's SGLD.
+        said = str(error).split("; try ")[0] + "; try a lower --lr or --warmup_iters 1000"
+        out.book.line(said)
+        print(f"{program.name}: {said}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            f"\n{program.name}: interrupted; {out.last_good()}, --resume goes on", file=sys.stderr
+        )
+        return 130
+    finally:
+        with contextlib.suppress(OSError):  # whatever ended the run is what the user must read
+            out.book.close()
+            rows = records.read_progress(folder)
+            if rows:
+                plots.save_curves(rows, folder / "curves.png")
+    return 0
+
+
+def build_run(program: Program, s: Namespace, num_classes: int, device: torch.device) -> Run:
+    model = models.build(
+        arch=s.arch,
+        depth=s.depth,
+        width=s.width,
+        norm=s.norm,
+        dropout_rate=s.dropout_rate,
+        num_classes=num_classes,
+    )
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    model.amp = bf16 if s.amp == "auto" else s.amp == "bf16"
+    model = model.to(device).to(memory_format=torch.channels_last)
+    objective = program.objective(s, model).to(device)
+    return Run(s, num_classes, model, objective, program.optimizer(s, model, objective))
+
+
+def split(s: Namespace, dataset: data.DataSet) -> tuple[torch.Tensor, dict[str, data.Split]]:
+    """Indices of the training images, and what to evaluate on: valid and test, where there are."""
+    train, device = dataset.train, dataset.train.images.device
+    n_valid = data.default_n_valid(len(train.images)) if s.n_valid is None else s.n_valid
+    index, valid = data.split_validation(len(train.images), n_valid)
+    valid = valid.to(device)
+    splits = {"valid": data.Split(train.images[valid], train.labels[valid]), "test": dataset.test}
+    return index.to(device), {name: part for name, part in splits.items() if len(part.labels)}
+
+
+def describe(run: Run, batches: Batches, images: int, splits: dict[str, data.Split]) -> str:
+    s = run.settings
+    sizes = ", ".join(f"{len(part.labels):,} {name}" for name, part in splits.items())
+    network = "ResNet-50" if s.arch == "resnet50" else f"WRN-{s.depth}-{s.width}, norm {s.norm}"
+    parameters = sum(p.numel() for p in run.model.parameters())
+    return (
+        f"{s.method} on {s.dataset}: {images:,} training images; {sizes}\n"
+        f"{network}, {parameters:,} parameters\n"
+        f"{run.device}, bf16 {'on' if run.model.amp else 'off'}, seed {s.seed}; "
+        f"{run.progress.step:,} of {s.n_epochs * batches.steps_per_epoch:,} steps done"
+    )

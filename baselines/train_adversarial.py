@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""Adversarial training: cross-entropy on images that an attack has just made as bad as it can.
+
+    python baselines/train_adversarial.py --dataset cifar10 --distance Linf --norm batch --id at
+    python eval_wrn_ebm.py --load_path save/at/last_ckpt.pt --eval attack
+
+    min over weights  E  max over ||d|| <= eps  -log q(y | x + d)
+
+Madry et al., "Towards deep learning models resistant to adversarial attacks" (2018), Eq. 2.1: each
+step attacks its batch by projected gradient ascent and then descends on the attacked images.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import BooleanOptionalAction, Namespace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
+
+from baselines.flags import check_shared, make_parser, parse  # noqa: E402
+from evaluation.flags import radius  # noqa: E402
+from training.flags import COUNT, Parser, UsageError  # noqa: E402
+
+NAME = "train_adversarial.py"
+DEFAULT_EPS = {"Linf": 8 / 255, "L2": 0.5}
+LARGEST_EPS = {"Linf": 1.0, "L2": 3072**0.5}  # from any image to any other
+# An attack of another strength is another run.
+FIXED = ("distance", "eps", "n_steps_pgd_attack", "attack_step", "random_init")
+
+
+# fmt: off
+# One flag a paragraph reads better than one keyword a line.
+def build_parser() -> Parser:
+    parser = make_parser(
+        NAME,
+        "Adversarial training (Madry et al., 2018): each step attacks its images by projected "
+        "gradient ascent, the network in evaluation mode, and then takes cross-entropy on them. "
+        "train_acc is on the attacked images, valid_acc and test_acc are on clean ones.",
+        defaults={"sigma": 0.0},
+    )
+    add = parser.add_argument_group("attack").add_argument
+    add("--distance", choices=tuple(DEFAULT_EPS), default="Linf",
+        help="the norm that bounds the perturbation (default: %(default)s)")
+    add("--eps", type=radius, default=None, metavar="RADIUS",
+        help="its bound, pixels being in [0, 1]; 0 trains on clean images "
+        "(default: 8/255 for Linf, .5 for L2)")
+    add("--n_steps_pgd_attack", type=COUNT, default=7, metavar="STEPS",
+        help="steps of the attack: training costs about STEPS + 1 times as much as without "
+        "(default: %(default)s; Madry et al.)")
+    add("--attack_step", type=radius, default=None, metavar="SIZE",
+        help="size of a step, pixels being in [0, 1] (default: 2.5 eps / STEPS; Madry et al. take "
+        "2/255 with 7 steps and 8/255)")
+    add("--random_init", action=BooleanOptionalAction, default=True,
+        help="start the attack from a random point of the ball (default: on; Madry et al.)")
+    return parser
+
+
+# fmt: on
+def check(s: Namespace) -> None:
+    """What no single flag can tell, and the numbers that depend on others. Raises UsageError."""
+    check_shared(s)
+    if s.eps is None:
+        s.eps = DEFAULT_EPS[s.distance]
+    largest = LARGEST_EPS[s.distance]
+    if s.eps > largest:
+        raise UsageError(
+            f"--eps {s.eps:g} with --distance {s.distance} reaches every image, pixels being in "
+            f"[0, 1]: use {'8/255' if s.distance == 'Linf' else '.5'}, for example"
+        )
+    if s.attack_step is None:
+        s.attack_step = 2.5 * s.eps / s.n_steps_pgd_attack
+    if s.attack_step == 0 and s.eps > 0:
+        raise UsageError("--attack_step 0 attacks nothing: use 2/255, for example, or leave it out")
+
+
+if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
+    COMMAND_LINE = parse(sys.argv[1:], build_parser, check)
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from baselines.run import Objective, Program, main  # noqa: E402
+from evaluation.pgd import pgd  # noqa: E402
+from losses import Metrics  # noqa: E402
+from models import EnergyClassifier, sampling_mode  # noqa: E402
+
+
+class Adversarial(Objective):
+    """Mean cross-entropy on attacked images, model in train mode; `attack` makes the images.
+
+    The attack sees x01 = (x + 1) / 2, clipped to [0, 1] where --sigma adds noise: radii are in
+    pixels of [0, 1], as in evaluation.robustness. It starts from the global generator's numbers,
+    which a checkpoint keeps.
+    """
+
+    terms = ("pyxce",)
+
+    def __init__(
+        self, *, distance: str, eps: float, steps: int, step: float, random_init: bool
+    ) -> None:
+        super().__init__()
+        self.distance, self.eps, self.random_init = distance, eps, random_init
+        self.steps, self.step = steps, step
+
+    def attack(self, model: EnergyClassifier, images: Tensor, labels: Tensor) -> Tensor:
+        """Images of [-1, 1] -> within eps of them, made by `pgd` on the model in eval mode.
+
+        Mode and gradients of the model stay as they were. Nothing waits for the device, so
+        nothing here checks the bound: `evaluation.pgd` has tests for it.
+        """
+        with sampling_mode(model):
+            adversarial = pgd(
+                lambda x01: model.logits(2 * x01 - 1),
+                ((images + 1) / 2).clamp(0, 1),
+                labels,
+                distance=self.distance,
+                eps=self.eps,
+                steps=self.steps,
+                step=self.step,
+                random_init=self.random_init,
+                check=False,
+            )
+        return 2 * adversarial - 1
+
+    def forward(
+        self, model: EnergyClassifier, images: Tensor, labels: Tensor, epoch: int
+    ) -> tuple[Tensor, Metrics]:
+        logits = model.logits(self.attack(model, images, labels))
+        loss = F.cross_entropy(logits, labels)
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        return loss, {"pyxce/loss": loss, "accuracy": accuracy}
+
+
+def objective(s: Namespace, model: torch.nn.Module) -> Adversarial:
+    return Adversarial(
+        distance=s.distance,
+        eps=s.eps,
+        steps=s.n_steps_pgd_attack,
+        step=s.attack_step,
+        random_init=s.random_init,
+    )
+
+
+def method(s: Namespace) -> str:
+    return f"adversarial-{s.distance}"
+
+
+PROGRAM = Program(NAME, build_parser, check, method, objective, fixed=FIXED)
+
+if __name__ == "__main__":
+    sys.exit(main(PROGRAM, *COMMAND_LINE))

@@ -1,0 +1,193 @@
+"""SimCLR's random views of images, made where the images live: batched, and random per image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import data
+
+TRIES = 10  # boxes drawn an image before its whole is taken, as in torchvision
+GREY = (0.2989, 0.587, 0.114)  # weights of red, green, blue, as in torchvision
+_VIEWS = 2  # a stream of the seed that orders of epochs (0) and evaluation noise (1) do not use
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How random a view is; the defaults are SupContrast's (Khosla et al. 2020) for CIFAR.
+
+    area: smallest and largest part of the image that is cut out; ratio: of its width to height.
+    jitter: largest change of brightness, contrast, saturation (factors 1 +- it) and hue (turns).
+    p_jitter, p_grey: probabilities, per image.
+    """
+
+    area: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    p_jitter: float = 0.8
+    p_grey: float = 0.2
+
+
+SUPCONTRAST = Strength()
+
+
+def random_view(
+    images: Tensor,
+    index: Tensor,
+    *,
+    flip: bool,
+    sigma: float,
+    generator: torch.Generator,
+    strength: Strength = SUPCONTRAST,
+) -> Tensor:
+    """One view of each chosen image: random resized crop, mirror (p = 1/2), colour jitter, grey,
+    and N(0, sigma^2) noise like that of every other input.
+
+    images uint8 (N, 32, 32, 3), index int64 (n,), generator, all on one device -> float32
+    (n, 3, 32, 32), in [-1, 1] before the noise. As Chen et al. 2020, appendix A, without blur
+    (they leave it out for CIFAR). The four colour changes come in a fixed order, brightness,
+    contrast, saturation, hue: torchvision draws an order for every image.
+    """
+    n, device = len(index), images.device
+    x = images[index].permute(0, 3, 1, 2).float() / 255  # (n, 3, 32, 32) in [0, 1]
+    left, top, width, height = random_boxes(n, strength, generator)
+    mirrored = _rand(generator, n) < 0.5 if flip else torch.zeros(n, device=device).bool()
+    x = crop(x, left, top, width, height, mirrored)
+
+    change = (2 * _rand(generator, n, 4) - 1) * (_rand(generator, n, 1) < strength.p_jitter)
+    brightness, contrast, saturation, hue = strength.jitter
+    x = adjust_brightness(x, 1 + brightness * change[:, 0])
+    x = adjust_contrast(x, 1 + contrast * change[:, 1])
+    x = adjust_saturation(x, 1 + saturation * change[:, 2])
+    x = adjust_hue(x, hue * change[:, 3])
+    turned_grey = _rand(generator, n) < strength.p_grey
+    x = torch.where(turned_grey[:, None, None, None], grey(x), x)
+    x = (2 * x - 1).to(memory_format=torch.channels_last)
+    if sigma > 0:
+        x = x + sigma * torch.randn(x.shape, generator=generator, device=device)
+    return x
+
+
+def random_boxes(
+    n: int, strength: Strength, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """left, top, width, height (n,) as parts of the image's side, within it.
+
+    The area is uniform, the ratio log-uniform; of ten boxes the first that fits, else the whole.
+    """
+    (low, high), (narrow, wide) = strength.area, strength.ratio
+    area = low + (high - low) * _rand(generator, n, TRIES)
+    span = math.log(wide) - math.log(narrow)
+    ratio = torch.exp(math.log(narrow) + span * _rand(generator, n, TRIES))
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()  # (n, TRIES)
+    fits = (width <= 1) & (height <= 1)
+    first = fits.int().argmax(1, keepdim=True)  # 0 where none fits
+    chosen = [torch.where(fits, side, 1.0).gather(1, first).squeeze(1) for side in (width, height)]
+    left, top = ((1 - side) * _rand(generator, n) for side in chosen)
+    return left, top, chosen[0], chosen[1]
+
+
+def crop(
+    x: Tensor, left: Tensor, top: Tensor, width: Tensor, height: Tensor, mirrored: Tensor
+) -> Tensor:
+    """Each image's box (parts of its side, (n,)), scaled to the image's size, bilinear; x (n, c,
+    h, w). `mirrored` bool (n,): left and right exchanged."""
+    theta = torch.zeros(len(x), 2, 3, device=x.device)  # the grid runs from -1 to 1
+    theta[:, 0, 0] = torch.where(mirrored, -width, width)
+    theta[:, 1, 1] = height
+    theta[:, 0, 2] = 2 * left + width - 1
+    theta[:, 1, 2] = 2 * top + height - 1
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """factor * x, clipped to [0, 1]. x (n, 3, h, w) in [0, 1], factor (n,), as in all of these."""
+    return (x * factor[:, None, None, None]).clamp(0, 1)
+
+
+def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Away from the image's mean grey by `factor`, clipped."""
+    return _blend(x, grey(x).mean((1, 2, 3), keepdim=True), factor)
+
+
+def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Away from each pixel's grey by `factor`, clipped."""
+    return _blend(x, grey(x), factor)
+
+
+def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
+    """The hue of HSV turned by `turn` (n,), in whole turns: 1/3 makes red green."""
+    value, lowest = x.amax(1), x.amin(1)  # (n, h, w)
+    chroma = value - lowest
+    red, green, blue = x.unbind(1)
+    safe = torch.where(chroma > 0, chroma, 1.0)
+    sixth = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    sixth = sixth + 6 * turn[:, None, None]
+    channels = []
+    for offset in (5, 3, 1):
+        k = (sixth + offset) % 6
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+    return torch.stack(channels, 1)
+
+
+def grey(x: Tensor) -> Tensor:
+    """Luma, (n, 1, h, w)."""
+    return sum(weight * x[:, i : i + 1] for i, weight in enumerate(GREY))  # type: ignore[return-value]
+
+
+@dataclass
+class ViewBatches:
+    """`(step)` -> two views of each of `batch_size` images, (2 batch_size, 3, 32, 32), the first
+    views and then the second, and their labels, (2 batch_size,).
+
+    A pure function of (seed, step) on one kind of device, so that a resumed run goes on anywhere;
+    an epoch is floor(len(index) / batch_size) steps. Raises DataError if that is 0.
+    """
+
+    train: data.Split
+    index: Tensor
+    batch_size: int
+    seed: int
+    sigma: float
+    flip: bool
+    _order: tuple[int, Tensor] | None = None  # epoch, indices in its order
+
+    def __post_init__(self) -> None:
+        self.steps_per_epoch = data.steps_per_epoch(len(self.index), self.batch_size)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        device = self.index.device
+        if self._order is None or self._order[0] != epoch:
+            order = data.epoch_order(len(self.index), seed=self.seed, epoch=epoch, device=device)
+            self._order = epoch, self.index[order]
+        chosen = self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
+        mixed = np.random.SeedSequence((self.seed, _VIEWS, step)).generate_state(1, np.uint64)[0]
+        generator = torch.Generator(device).manual_seed(int(mixed))
+        both = random_view(
+            self.train.images,
+            chosen.repeat(2),
+            flip=self.flip,
+            sigma=self.sigma,
+            generator=generator,
+        )
+        return both, self.train.labels[chosen].repeat(2)
+
+
+def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    factor = factor[:, None, None, None]
+    return (factor * x + (1 - factor) * other).clamp(0, 1)
+
+
+def _rand(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.rand(*shape, generator=generator, device=generator.device)

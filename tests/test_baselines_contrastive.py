@@ -1,0 +1,234 @@
+"""SupCon, SimCLR and JointLoss: losses and training."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import losses
+import models
+from baselines import flags, views
+from baselines import train_contrastive as program
+from baselines.contrastive_flags import build_parser, check
+from baselines.contrastive_losses import ProjectionHead, nt_xent, supervised_contrastive
+from baselines.run import main
+
+TINY = (
+    "--dataset cifar10 --depth 10 --width 1 --batch_size 10 --n_valid 40 --device cpu --seed 1 "
+    "--print_every 2 --projection 8"
+)  # 20 training images: 2 steps an epoch
+
+
+def unit(n: int, d: int = 5) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1).double()
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise_images(n: int) -> torch.Tensor:
+    random = np.random.RandomState(0)
+    return torch.from_numpy(random.randint(0, 256, (n, 32, 32, 3)).astype(np.uint8))
+
+
+# ---------------------------------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
+def test_supervised_contrastive_is_its_formula(temperature: float) -> None:
+    z, labels = unit(8), [0, 1, 2, 0, 0, 1, 2, 0]
+    total = 0.0
+    for i in range(8):
+        others = [a for a in range(8) if a != i]
+        below = sum(math.exp(float(z[i] @ z[a]) / temperature) for a in others)
+        positives = [p for p in others if labels[p] == labels[i]]
+        total -= sum(
+            math.log(math.exp(float(z[i] @ z[p]) / temperature) / below) for p in positives
+        ) / len(positives)
+    found = supervised_contrastive(z, torch.tensor(labels), temperature)
+    assert found.item() == pytest.approx(total / 8, rel=1e-12)
+
+
+def test_nt_xent_is_its_formula() -> None:
+    z, total = unit(6), 0.0
+    for i in range(6):
+        below = sum(math.exp(float(z[i] @ z[k]) / 0.5) for k in range(6) if k != i)
+        total -= math.log(math.exp(float(z[i] @ z[(i + 3) % 6]) / 0.5) / below)
+    assert nt_xent(z, 0.5).item() == pytest.approx(total / 6, rel=1e-12)
+
+
+def test_losses_in_the_limits() -> None:
+    same = torch.ones(6, 1)
+    assert nt_xent(same, 0.1).item() == pytest.approx(math.log(5))  # nothing tells views apart
+    eye = torch.eye(3).repeat(2, 1)
+    want = math.log(math.exp(10) + 4) - 10  # the positive at cosine 1, four others at 0
+    assert nt_xent(eye, 0.1).item() == pytest.approx(want, rel=1e-2)
+    labels = torch.tensor([0, 1, 0, 0, 1, 0])
+    worse = supervised_contrastive(eye, labels, 0.1)
+    assert worse > nt_xent(eye, 0.1) and worse.isfinite()
+
+
+def test_gradient_is_finite_and_that_of_finite_differences() -> None:
+    z = unit(6).requires_grad_(True)
+    labels = torch.tensor([0, 1, 1, 0, 1, 1])
+    assert torch.autograd.gradcheck(lambda x: supervised_contrastive(x, labels, 0.1), (z,))
+
+
+def test_projection_head() -> None:
+    head = ProjectionHead(12, 7)
+    z = head(torch.randn(5, 12, generator=generator()))
+    assert z.shape == (5, 7) and torch.allclose(z.norm(dim=1), torch.ones(5))
+    assert sum(p.numel() for p in head.parameters()) == 12 * 12 + 12 + 12 * 7 + 7
+
+
+@pytest.mark.parametrize("method", ["supcon", "simclr", "jointloss"])
+def test_objective(method: str) -> None:
+    model = models.build(depth=10, width=1).train()
+    objective = program.ContrastiveObjective(
+        method, 64, temperature=0.3, pretrain_epochs=2, ntxent_weight=3.0, smoothing=0.2
+    )
+    x, y = torch.rand(6, 3, 32, 32, generator=generator()), torch.tensor([0, 1, 0, 0, 1, 0])
+    z = objective.head(model.features(x))
+    contrast = supervised_contrastive(z, y, 0.3) if method == "supcon" else nt_xent(z, 0.3)
+    for epoch in (1, 2):
+        loss, metrics = objective(model, x, y, epoch)
+        joint = method == "jointloss" and epoch == 2
+        assert objective.classifies(epoch) == joint == ("accuracy" in metrics)
+        want = contrast
+        if joint:
+            logits = model.logits(x)
+            target = torch.full((6, 10), 0.2 / 9).scatter(1, y[:, None], 0.8)
+            want = 3 * contrast - (target * logits.log_softmax(1)).sum(1).mean()
+            assert metrics["accuracy"] == (logits.argmax(1) == y).float().mean()
+        assert torch.allclose(loss, want, atol=1e-5)
+        assert {n for n in metrics if n.endswith("/loss")} <= {f"{t}/loss" for t in objective.terms}
+        model.zero_grad()
+        loss.backward()
+        assert (model.class_output.weight.grad is not None) == joint
+
+
+# -------------------------------------------------------------------------------------- training
+
+
+@pytest.fixture
+def run(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("evaluation.plots.save_curves", lambda rows, path: None)
+    count = 0
+
+    def start(words: str, *, bare: bool = False) -> tuple[int, Path]:
+        nonlocal count
+        if not bare:
+            count += 1
+            words = f"{TINY} --data_root {train.data} --log_dir {tmp_path} --id r{count} {words}"
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            code = main(program.PROGRAM, *flags.parse(words.split(), build_parser, check))
+        finally:
+            torch.set_num_threads(threads)
+        return code, tmp_path / f"r{count}"
+
+    return start
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "progress.csv").read_text().splitlines()))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--method supcon --optimizer lars --lr .5 --weight_decay 1e-4 --norm act",
+        "--method jointloss --pretrain_epochs 1 --dropout_rate .1",
+    ],
+)
+def test_stopped_and_resumed_is_uninterrupted(words: str, run: Any, train: Any) -> None:
+    words = f"{words} --n_epochs 3"
+    _, whole = run(words)
+    _, parts = run(f"{words} --max_steps 3")
+    code, _ = run(f"--resume {parts}", bare=True)
+    assert code == 0
+    a, b = (torch.load(f / "last_ckpt.pt", weights_only=True) for f in (whole, parts))
+    for part in ("model_state_dict", "objective", "optimizer", "random", "meters"):
+        assert train.same(a[part], b[part]), part
+    assert "head.hidden.weight" in a["objective"] and a["progress"]["step"] == 6
+    clock = ("seconds", "images_per_s")
+    ours, theirs = (
+        [{n: r[n] for n in r if n not in clock} for r in rows(f)] for f in (whole, parts)
+    )
+    assert ours == theirs and len(ours) == 3
+
+
+def test_phases_of_jointloss(run: Any) -> None:
+    code, folder = run("--method jointloss --n_epochs 2 --lr 1e-3 --print_every 3")
+    first, second = rows(folder)
+    accuracy = ("pyxce/loss", "train_acc", "valid_acc", "test_acc", "test_loss")
+    assert code == 0 and all(first[n] == "" and second[n] != "" for n in accuracy)
+    assert 1 < float(first["ntxent/loss"]) < 2 * math.log(19)
+    assert float(second["loss"]) == pytest.approx(
+        float(second["ntxent/loss"]) + float(second["pyxce/loss"]), rel=1e-5
+    )
+    settings = json.loads((folder / "variant.json").read_text())
+    assert (settings["method"], settings["pretrain_epochs"]) == ("jointloss", 1)
+    assert (settings["temperature"], settings["smoothing"]) == (0.5, 0.1)
+
+
+def test_supcon_leaves_the_class_head_alone(run: Any) -> None:
+    code, folder = run("--method supcon --n_epochs 1 --weight_decay .1 --max_steps 1")
+    torch.manual_seed(1)
+    fresh = models.build(depth=10, width=1)
+    trained = models.load(folder / "last_ckpt.pt")
+    assert code == 0 and torch.equal(fresh.class_output.weight, trained.class_output.weight)
+    assert not torch.equal(fresh.f.conv1.weight, trained.f.conv1.weight)
+    assert rows(folder)[0]["test_acc"] == "" and not (folder / "best_valid_ckpt.pt").exists()
+
+
+def test_training_lowers_the_loss() -> None:
+    torch.manual_seed(0)
+    images, labels = noise_images(12), torch.arange(12) % 3
+    batches = views.ViewBatches(data.Split(images, labels), torch.arange(12), 12, 0, 0, True)
+    model = models.build(depth=10, width=1).train()
+    objective = program.ContrastiveObjective("supcon", 64, temperature=0.1)
+    parameters = [*model.parameters(), *objective.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=3e-3)
+    x, y = batches(0)
+    history = []
+    for _ in range(12):
+        loss, _ = objective(model, x, y, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < history[0] - 0.2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--method moco", "invalid choice"),
+        ("--method supcon --smoothing .1", "--smoothing 0.1 has no effect"),
+        ("--method simclr --pretrain_epochs 3", "--pretrain_epochs 3 has no effect"),
+        ("--method jointloss --pretrain_epochs 5 --n_epochs 5", "leaves no epoch"),
+        ("--temperature 0", "out of range"),
+        ("--depth 12", "--depth 12 is not"),
+    ],
+)
+def test_a_mistake_is_one_line(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        flags.parse(words.split(), build_parser, check)
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and said in lines[0]
+
+
+def test_smoothing_is_that_of_train_wrn() -> None:
+    objective = program.ContrastiveObjective("jointloss", 64, temperature=0.5, smoothing=0.3)
+    assert isinstance(objective.cross_entropy, losses.CrossEntropy)
+    assert objective.cross_entropy.smoothing == 0.3

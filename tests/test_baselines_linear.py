@@ -1,0 +1,214 @@
+"""Logistic regression on frozen features, and the run folder that it writes."""
+
+import csv
+import json
+import math
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import data
+import models
+from baselines import flags
+from baselines import linear_probe as program
+from baselines.features import Features, features_of, features_of_splits
+from baselines.linear_regression import fit_linear, standardisation, unstandardised
+from baselines.probe_flags import build_parser, check
+from evaluation.classification import classification
+
+
+def problem(n: int = 90, d: int = 4, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % classes
+    centres = torch.randn(classes, d, generator=generator)
+    return centres[y] + torch.randn(n, d, generator=generator), y
+
+
+@pytest.mark.parametrize("l2", [1e-3, 1e-1])
+def test_fit_is_sklearns(l2: float) -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    x, y = problem()
+    weight, bias, iterations = fit_linear(x, y, 3, l2=l2)
+    theirs = linear_model.LogisticRegression(C=1 / (len(x) * l2), tol=1e-10, max_iter=5000)
+    theirs.fit(x.double().numpy(), y.numpy())
+    centred = torch.from_numpy(theirs.intercept_) - theirs.intercept_.mean()
+    assert torch.allclose(weight, torch.from_numpy(theirs.coef_), atol=1e-4)
+    assert torch.allclose(bias - bias.mean(), centred, atol=1e-4) and 1 < iterations < 200
+
+
+def test_fit_is_a_stationary_point() -> None:
+    x, y = problem()
+    weight, bias, _ = fit_linear(x, y, 3, l2=0.05)
+    residual = F.one_hot(y, 3).double() - F.linear(x.double(), weight, bias).softmax(1)
+    assert torch.allclose(residual.T @ x.double() / len(x), 0.05 * weight, atol=1e-5)
+    assert torch.allclose(residual.mean(0), torch.zeros(3).double(), atol=1e-5)
+    again = fit_linear(x, y, 3, l2=0.05)
+    assert torch.equal(weight, again[0]) and torch.equal(bias, again[1])
+    warm = fit_linear(x, y, 3, l2=0.05, start=(weight, bias))
+    assert warm[2] <= 2 and torch.allclose(weight, warm[0], atol=1e-5)
+
+
+def test_standardisation_is_undone() -> None:
+    x, _ = problem()
+    x = torch.cat([50 * x + 300, torch.full((len(x), 1), 7.0)], 1)
+    mean, std = standardisation(x)
+    z = (x.double() - mean) / std
+    assert z[:, :4].std(0, correction=0).allclose(torch.ones(4).double()) and std[4] == 1
+    weight, bias = torch.randn(3, 5).double(), torch.randn(3).double()
+    raw = unstandardised(weight, bias, mean, std)
+    assert torch.allclose(F.linear(x.double(), *raw), F.linear(z, weight, bias), atol=1e-9)
+
+
+def test_best_penalty_is_chosen_by_validation() -> None:
+    # A fifth of the training labels is wrong: a weak penalty fits them, too strong a one nothing.
+    labels, generator = torch.arange(60) % 3, torch.Generator().manual_seed(1)
+    centres = torch.randn(3, 40, generator=generator)
+    found = {
+        name: Features(centres[labels] + 2 * torch.randn(60, 40, generator=generator), labels)
+        for name in ("train", "valid", "test")
+    }
+    wrong = torch.where(torch.arange(60) % 5 == 0, (labels + 1) % 3, labels)
+    found["train"] = Features(found["train"].x, wrong)
+    lines: list[str] = []
+    alone = {}
+    for l2 in (10.0, 1.0, 0.1, 1e-6):
+        head, row = program.probe(Namespace(l2=[l2], max_iter=100), found, 3, lines.append)
+        alone[l2] = row["valid_acc"]
+        logits = found["valid"].x @ head.weight.T + head.bias
+        assert row["valid_acc"] == (logits.argmax(1) == found["valid"].y).double().mean().item()
+        assert row["test_loss"] == pytest.approx(
+            F.cross_entropy(head(found["test"].x), found["test"].y).item()
+        )
+    _, row = program.probe(Namespace(l2=[*alone], max_iter=100), found, 3, lines.append)
+    assert row["valid_acc"] == max(alone.values()) and len(lines) == 8
+    assert row["l2"] == max(l2 for l2 in alone if alone[l2] == row["valid_acc"]) > 1e-6
+    assert row["train_acc"] < 1 and alone[1e-6] < row["valid_acc"]
+
+
+def test_features_are_those_of_evaluation(train: Any) -> None:
+    torch.manual_seed(0)
+    model = models.build(depth=10, width=1, norm="batch", dropout_rate=0.5).train()
+    dataset = data.load("cifar10", str(train.data))
+    found = features_of_splits(model, dataset, n_valid=20, sigma=0.1)
+    assert model.training and {n: len(p.y) for n, p in found.items()} == {
+        "train": 40,
+        "valid": 20,
+        "test": 20,
+    }
+    model.eval()
+    (images, labels), *_ = data.evaluation_batches(dataset.test, batch_size=200, sigma=0.1)
+    assert torch.equal(found["test"].y, labels)
+    assert torch.allclose(found["test"].x, model.features(images), atol=1e-6)
+    index, _ = data.split_validation(60, 20)
+    assert torch.equal(found["train"].y, dataset.train.labels[index])
+    more = features_of_splits(model, dataset, n_valid=20, sigma=0.1, copies=3)
+    assert len(more["train"].y) == 120 and torch.equal(more["test"].x, found["test"].x)
+    assert not torch.equal(more["train"].x[:40], more["train"].x[40:80])
+    assert torch.equal(
+        more["train"].x,
+        features_of_splits(model, dataset, n_valid=20, sigma=0.1, copies=3)["train"].x,
+    )
+    assert "valid" not in features_of_splits(model, dataset, n_valid=0, sigma=0)
+    none = data.evaluation_batches(dataset.test, batch_size=7, sigma=0)
+    assert features_of(model, none).x.shape == (20, 64)
+
+
+@pytest.fixture(scope="module")
+def backbone(train: Any) -> Any:
+    return train.once("--pyxce 1 --pxycontrast 1 --norm batch --sigma .1 --n_epochs 1 --lr .001")
+
+
+@pytest.fixture
+def probe(train: Any, tmp_path: Path) -> Any:
+    def start(words: str) -> tuple[int, Path]:
+        words = f"--data_root {train.data} --log_dir {tmp_path} --id p --device cpu {words}"
+        return program.main(*flags.parse(words.split(), build_parser, check)), tmp_path / "p"
+
+    return start
+
+
+def test_probe_of_a_run(probe: Any, backbone: Any, train: Any) -> None:
+    before = backbone.state()["model_state_dict"]
+    code, folder = probe(f"--load_path {backbone.folder / 'last_ckpt.pt'} --l2 .1 .01")
+    state = torch.load(folder / "last_ckpt.pt", weights_only=True)
+    after = state["model_state_dict"]
+    assert code == 0
+    for name, tensor in before.items():
+        if name.startswith("f."):
+            assert torch.equal(tensor, after[name]), name
+    assert not torch.equal(before["class_output.weight"], after["class_output.weight"])
+    assert not any(name.startswith("queue") for name in after)  # its logits were another head's
+    settings = json.loads((folder / "variant.json").read_text())
+    assert (settings["program"], settings["method"]) == ("linear_probe.py", "linear-probe")
+    assert (settings["dataset"], settings["n_valid"], settings["sigma"]) == ("cifar10", 40, 0.1)
+    assert settings["norm"] == state["settings"]["norm"] == "batch"
+
+    (row,) = csv.DictReader((folder / "progress.csv").read_text().splitlines())
+    model = models.load(folder / "last_ckpt.pt")
+    dataset = data.load("cifar10", str(train.data))
+    batches = data.evaluation_batches(dataset.test, batch_size=200, sigma=0.1)
+    result = classification(model, batches)
+    assert float(row["test_acc"]) == pytest.approx(result["accuracy"])
+    assert float(row["test_loss"]) == pytest.approx(result["nll"], rel=1e-4)
+    old = classification(
+        models.load(backbone.folder / "last_ckpt.pt"),
+        data.evaluation_batches(dataset.train, batch_size=200, sigma=0.1),
+    )
+    assert float(row["train_acc"]) > old["accuracy"]
+    assert float(row["loss"]) < math.log(10)
+
+
+def test_eval_reads_it(probe: Any, backbone: Any, ask: Any) -> None:
+    code, folder = probe(f"--load_path {backbone.folder / 'last_ckpt.pt'} --l2 .1 --augmented 2")
+    assert code == 0
+    words = f"--load_path {folder / 'last_ckpt.pt'} --data_root {ask.trainer.data} --device cpu "
+    words += f"--eval test_clf --sigma .1 --seed 0 --log_dir {folder / 'a'}"
+    answer = ask.bare(*words.split(), folder=folder / "a")
+    (row,) = csv.DictReader((folder / "progress.csv").read_text().splitlines())
+    assert answer.code == 0, answer.err
+    assert answer.json("test_clf")["accuracy"] == pytest.approx(float(row["test_acc"]))
+
+
+def test_another_data_set_gets_its_own_classes(probe: Any, backbone: Any) -> None:
+    code, folder = probe(f"--load_path {backbone.folder / 'last_ckpt.pt'} --dataset digits --l2 .1")
+    settings = json.loads((folder / "variant.json").read_text())
+    assert code == 0 and settings["dataset"] == "digits" and settings["n_valid"] is None
+    assert models.load(folder / "last_ckpt.pt").class_output.weight.shape == (10, 64)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--load_path nothing.pt", "--load_path: nothing.pt"),
+        ("--load_path {file} --n_valid 0", "--n_valid 0 leaves no images"),
+        ("--load_path {file} --norm none", "norm is"),
+        ("--load_path {file} --n_valid 60", "--n_valid 60"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    words: str, said: str, probe: Any, backbone: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, folder = probe(words.format(file=backbone.folder / "last_ckpt.pt"))
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2 and len(lines) == 1 and said in lines[0]
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "--load_path"),
+        ("--load_path x --dataset mars", "--dataset mars is unknown"),
+        ("--load_path x --id a/b", "no folder name"),
+        ("--load_path x --l2 -1", "out of range"),
+    ],
+)
+def test_mistaken_flags(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        flags.parse(words.split(), build_parser, check)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and said in lines[0]
