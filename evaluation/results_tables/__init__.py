@@ -1,0 +1,1 @@
+"""The papers' tables beside our own numbers: run folders -> small records -> tables and pages."""

@@ -1,0 +1,109 @@
+"""How a row was made: seeds, setting, network, hardware, hours, commit."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from evaluation.report.markup import number
+from evaluation.results_tables.records import Record
+from evaluation.results_tables.titles import natural
+
+NOT_RUN, QUOTED, UNKNOWN = "not run", "quoted", "unknown data"
+ROW_SIZE = re.compile(r"\(([KN])=([0-9]+)\)")
+SEED = re.compile(r"-s[0-9]+$")
+
+
+def about(scale: str, experiment: str | None, record: Record | None) -> dict[str, str]:
+    """How the row was made, each a text; of the finished runs, of all if none has finished."""
+    if experiment is None or record is None or not record["seeds"]:
+        return {"runs": QUOTED if experiment is None else NOT_RUN}
+    finished = finished_seeds(record)
+    seeds = finished or list(record["seeds"].values())
+    n = len(finished)
+    runs = [f"{n} seed" + "s" * (n != 1)] if n else []
+    runs += [states(record)] if states(record) else []
+    again = sum(int(seed.get("divergences") or 0) for seed in record["seeds"].values())
+    if again > sum(seed["state"] == "diverged" for seed in record["seeds"].values()):
+        runs.append(f"{again} divergence" + "s" * (again != 1) + " in all, retries included")
+    hours = [found / 3600 for seed in seeds if (found := number(seed.get("seconds"))) is not None]
+    lengths = joined(length(seed) for seed in seeds)
+    networks = joined(network(seed) for seed in seeds)
+    setting = [] if scale == "paper" else [f"{scale}: {networks}, {lengths}"]
+    setting += dict.fromkeys(detail for seed in seeds for detail in details(seed, scale))
+    setting += sorted({dataset(seed) for seed in seeds} - {"cifar10", "cifar100", UNKNOWN})
+    return {
+        "runs": ", ".join(runs),
+        "setting": ", ".join(setting) or "the paper's",
+        "epochs": lengths,
+        "network": networks,
+        "hardware": joined(seed.get("device") for seed in seeds),
+        "hours": f"{statistics.fmean(hours):.2f}" if hours else "-",
+        "commit": joined(commit(seed.get("commit")) for seed in seeds),
+    }
+
+
+def details(seed: Mapping[str, Any], scale: str) -> list[str]:
+    """What a network's name and the epochs do not tell: where it started, and at another scale
+    than the paper's the batch, K and the chains."""
+    s = seed["settings"]
+    found = [f"from {SEED.sub('', str(seed['start']))}"] if seed.get("start") else []
+    if scale == "paper":
+        return found
+    found += [f"batch {s['batch_size']}"] if "batch_size" in s else []
+    found += [f"K = {s['contrast_k']}"] if s.get("contrast_style") == "queue" else []
+    if "sgld_batch_size" in s and "n_steps" in s:
+        found.append(f"{s['sgld_batch_size']} chains of {s['n_steps']} SGLD steps")
+    return found
+
+
+def shown_name(model: str, record: Record | None) -> str:
+    """A published row's name has the paper's K or N: another one that was run is put beside it."""
+    match = ROW_SIZE.search(model)
+    if match is None or record is None:
+        return model
+    key = {"K": "contrast_k", "N": "sgld_batch_size"}[match[1]]
+    sizes = {str(seed["settings"].get(key, match[2])) for seed in record["seeds"].values()}
+    if sizes <= {match[2]}:
+        return model
+    return f"{model[: match.end() - 1]}, here {', '.join(sorted(sizes))})"
+
+
+def joined(texts: Any) -> str:
+    return ", ".join(sorted({str(text) for text in texts if text})) or "-"
+
+
+def commit(found: object) -> str | None:
+    """Seven digits, and the mark of files that differ from it."""
+    return None if not found else str(found)[:7] + "+" * str(found).endswith("+")
+
+
+def length(seed: Mapping[str, Any]) -> str:
+    if seed["settings"].get("max_steps"):
+        return f"{seed['steps']} step" + "s" * (seed["steps"] != 1)
+    return f"{seed['epochs']} epoch" + "s" * (seed["epochs"] != 1)
+
+
+def network(seed: Mapping[str, Any]) -> str:
+    s = seed["settings"]
+    if s.get("arch") == "resnet50":
+        return "ResNet-50"
+    return f"WRN-{s['depth']}-{s['width']}" if "depth" in s and "width" in s else "-"
+
+
+def dataset(seed: Mapping[str, Any]) -> str:
+    return str(seed["settings"].get("dataset") or UNKNOWN)
+
+
+def finished_seeds(record: Record) -> list[dict[str, Any]]:
+    seeds = sorted(record["seeds"].items(), key=lambda item: natural(item[0]))
+    return [seed for _, seed in seeds if seed["state"] == "finished"]
+
+
+def states(record: Record) -> str:
+    """'diverged 1 of 3', 'unfinished 2 of 3', ...; '' where every run has finished."""
+    all_states = [seed["state"] for seed in record["seeds"].values()]
+    counted = [(s, all_states.count(s)) for s in ("diverged", "failed", "unfinished")]
+    return ", ".join(f"{s} {n} of {len(all_states)}" for s, n in counted if n)

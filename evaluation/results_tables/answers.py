@@ -1,0 +1,105 @@
+"""A run's answers as flat numbers: "auroc/px/svhn", "accuracy/cifar10", "robust/L2/0.5", ..."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.report.answer import Answer, Model
+from evaluation.report.markup import number
+from evaluation.report.paper import canonical
+from evaluation.report.run import Run
+
+# What numbers depend on and must have in common to be averaged.
+PROTOCOL = ("version", "sigma", "n_steps", "seed", "max_images")
+OWN_PROTOCOL = {
+    "fid": ("n", "sampling", "reference"),
+    "attack": ("attack", "steps", "restarts", "n_steps_refine"),
+}
+PUBLISHED_SAMPLES = 50_000  # a FID of fewer samples is another quantity
+
+
+def answers_of(run: Run, asked: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Question (of attacks: with the distance) -> its protocol, numbers and skipped sets."""
+    candidates: dict[str, list[tuple[bool, bool, Answer, Model]]] = {}
+    for name, answers in run.answers.items():
+        for answer in answers:
+            model = answer.of_run()
+            refined = number(answer.part("protocol").get("n_steps"))
+            if model is None or (refined and not name.endswith("_samples") and name != "fid"):
+                continue
+            if number(answer.value(model, "n_steps_refine")):
+                continue
+            key = f"{name}/{answer.value(model, 'distance')}" if name == "attack" else name
+            settings = answer.part("settings")
+            exact = any(
+                all(settings.get(flag) == value for flag, value in wanted.items())
+                for wanted in asked.get(name, ())
+            )
+            last = Path(model.checkpoint).name == "last_ckpt.pt"
+            candidates.setdefault(key, []).append((exact, last, answer, model))
+    found = {}
+    for key, choice in candidates.items():
+        *_, answer, model = max(
+            choice, key=lambda item: item[:2]
+        )  # the first, and so newest, of all
+        name = key.split("/")[0]
+        own = {k: answer.value(model, k) for k in OWN_PROTOCOL.get(name, ())}
+        own |= {"features": features_of(answer, model)} if name == "fid" else {}
+        protocol = {k: answer.part("protocol").get(k) for k in PROTOCOL}
+        numbers = {k: v for k, v in _numbers(name, answer, model).items() if number(v) is not None}
+        skipped = [str(s.get("ood_dataset")) for s in answer.rows(model, "skipped")]
+        found[key] = {"protocol": {**protocol, **own}, "numbers": numbers, "skipped": skipped}
+    return found
+
+
+def _numbers(name: str, answer: Answer, model: Model) -> dict[str, Any]:
+    def value(key: str) -> Any:
+        return answer.value(model, key)
+
+    dataset = canonical(str(value("dataset")))
+    if name == "test_clf":
+        return {f"{key}/{dataset}": value(key) for key in ("accuracy", "nll")}
+    if name == "eval_ece":
+        keys = {"ece": "ece", "ece_accuracy": "accuracy", "brier": "brier"}
+        return {f"{key}/{dataset}": value(source) for key, source in keys.items()}
+    if name == "OOD":
+        known = canonical(str(value("in_dataset")))
+        return {
+            f"{key}/{row.get('score_fn')}/{out_of(known, str(row.get('ood_dataset')))}": row.get(
+                key
+            )
+            for row in answer.rows(model, "rows")
+            for key in ("auroc", "fpr95", "aupr")
+        }
+    if name == "logp_hist":
+        sets = value("sets") if isinstance(value("sets"), dict) else {}
+        known = canonical(next(iter(sets), "cifar10").removesuffix("_train"))
+        return {
+            f"hist/{value('score_fn')}/{out_of(known, out)}": found.get("auroc")
+            for out, found in sets.items()
+            if isinstance(found, dict)
+        }
+    if name == "fid":
+        n = int(number(value("n")) or 0)
+        key = features_of(answer, model) + ("" if n >= PUBLISHED_SAMPLES else f"-{n}")
+        return {f"fid/{key}": value("fid"), f"is/{key}": value("inception_score_mean")}
+    if name == "attack":
+        rows = [row for row in answer.rows(model, "rows") if number(row.get("eps")) is not None]
+        return {f"robust/{value('distance')}/{row['eps']:.5g}": row.get("accuracy") for row in rows}
+    return {f"samples/{key}": value(key) for key in ("n", "steps")}
+
+
+def features_of(answer: Answer, model: Model) -> str:
+    """inception, own (the very network's that made the samples) or the folder of --fid_model."""
+    name, other = str(answer.value(model, "features")), answer.part("settings").get("fid_model")
+    if not name.startswith("model"):
+        return "inception" if name.startswith("inception") else name
+    return f"{Path(other).parent.name}'s" if isinstance(other, str) else "own"
+
+
+def out_of(known: str, out: str) -> str:
+    """An OOD set's key: of another in-distribution set than CIFAR-10 it names both."""
+    out = canonical(out)
+    return out if known == "cifar10" else f"{known}:{out}"

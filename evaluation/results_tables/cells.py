@@ -1,0 +1,159 @@
+"""Records as a table's cells: means over seeds, and why a cell is empty."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from evaluation.report.markup import number
+from evaluation.results_tables.about import (
+    NOT_RUN,
+    QUOTED,
+    UNKNOWN,
+    about,
+    dataset,
+    finished_seeds,
+    shown_name,
+    states,
+)
+from evaluation.results_tables.layout import LAYOUTS, Layout
+from evaluation.results_tables.protocols import check_protocols
+from evaluation.results_tables.records import Record
+from evaluation.results_tables.rows import NAMES, RENAMED, ROWS, published
+from evaluation.results_tables.titles import PERCENT, natural, set_title
+
+NOT_ASKED, NO_DATA = "not asked", "no data"
+
+
+@dataclass(frozen=True)
+class Value:
+    """`std` is the sample standard deviation over n > 1 seeds; percent where the column is."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`state` says why there is no number of ours."""
+
+    paper: tuple[float, float | None] | None
+    ours: Value | None
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """`about`: runs, setting, epochs, network, hardware, hours, commit: each a text."""
+
+    model: str
+    experiment: str | None
+    about: dict[str, str]
+    cells: dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class Built:
+    name: str
+    scale: str
+    layout: Layout
+    blocks: list[tuple[str, list[str]]]  # title, keys
+    lines: list[Line]
+    notes: list[str] = field(default_factory=list)
+
+
+def build(
+    table: str, scale: str, experiments: Sequence[str], records: Mapping[str, Record]
+) -> Built:
+    """The table of one scale; `records`: experiment -> its record at that scale.
+
+    Raises UsageError where numbers of different protocols would stand in one table or be averaged.
+    """
+    layout = LAYOUTS.get(table, Layout(table, ()))
+    used = {name: records[name] for name in experiments if name in records}
+    prefixes = tuple(prefix for block in layout.blocks for prefix in block.prefixes)
+    notes = [*layout.notes, *check_protocols(table, scale, used, prefixes)]
+    names, paper = published(table)
+    trained_on = {dataset(seed) for record in used.values() for seed in record["seeds"].values()}
+    trained_on.discard(UNKNOWN)
+    stand_in = bool(trained_on) and not trained_on & {"cifar10", "cifar100"}
+    blocks = []
+    for block in layout.blocks:
+        measured = {key for record in used.values() for key in keys_of(record)}
+        more = {key for key in measured if key.startswith(block.prefixes)} - set(block.keys)
+        fixed = [key for key in block.keys if not stand_in or key in measured]
+        blocks.append((block.title, [*fixed, *sorted(more, key=natural)]))
+    if stand_in:
+        names = [name for name in names if name in ROWS.get(table, {}).values()]
+        notes.append(
+            f"Trained on {' and '.join(map(set_title, sorted(trained_on)))} in place of CIFAR: the "
+            "paper's numbers are about other data and are left out."
+        )
+    keys = [key for _, found in blocks for key in found]
+    lines = []
+    for model, experiment in ordered(table, experiments, names):
+        row = ROWS.get(table, {}).get(experiment or "", model)
+        record = used.get(experiment or "")
+        cells = {key: cell(key, paper.get((row, key)), experiment, record) for key in keys}
+        model = shown_name(model, record)
+        lines.append(Line(model, experiment, about(scale, experiment, record), cells))
+    return Built(table, scale, layout, blocks, lines, notes)
+
+
+def ordered(
+    table: str, experiments: Sequence[str], names: Sequence[str]
+) -> list[tuple[str, str | None]]:
+    """(shown name, experiment or None if quoted): the published rows, then our own."""
+    rows = {name: row for name, row in ROWS.get(table, {}).items() if name in experiments}
+    shown = {**NAMES, **rows, **RENAMED.get(table, {})}
+    found: list[tuple[str, str | None]] = []
+    for name in names:
+        own = [experiment for experiment, row in rows.items() if row == name]
+        found += [(shown[experiment], experiment) for experiment in own] or [(name, None)]
+    return found + [(shown.get(name, name), name) for name in experiments if name not in rows]
+
+
+def cell(
+    key: str,
+    paper: tuple[float, float | None] | None,
+    experiment: str | None,
+    record: Record | None,
+) -> Cell:
+    if experiment is None:
+        return Cell(paper, None, "" if paper is None else QUOTED)
+    if record is None or not record["seeds"]:
+        return Cell(paper, None, NOT_RUN)
+    finished = finished_seeds(record)
+    values = [value for seed in finished if (value := value_of(seed, key)) is not None]
+    if values:
+        return Cell(paper, mean_of(values))
+    if not finished:
+        return Cell(paper, None, states(record))
+    out = key.rpartition("/")[2]
+    skipped = {
+        name for seed in finished for a in seed["answers"].values() for name in a.get("skipped", ())
+    }
+    return Cell(paper, None, NO_DATA if out in skipped else NOT_ASKED)
+
+
+def mean_of(values: Sequence[float]) -> Value:
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Value(statistics.fmean(values), std, len(values))
+
+
+def value_of(seed: Mapping[str, Any], key: str) -> float | None:
+    for answer in seed["answers"].values():
+        found = number(answer["numbers"].get(key))
+        if found is not None:
+            return 100 * found if key.split("/")[0] in PERCENT else found
+    return None
+
+
+def keys_of(record: Record) -> set[str]:
+    seeds = finished_seeds(record)
+    return {
+        key for seed in seeds for answer in seed["answers"].values() for key in answer["numbers"]
+    }

@@ -1,0 +1,92 @@
+"""Any runs side by side: what differs in their settings, what they cost, what they reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from evaluation.report.markup import number
+from evaluation.results_tables.about import commit, network
+from evaluation.results_tables.protocols import check_protocols
+from evaluation.results_tables.records import Record
+from evaluation.results_tables.titles import PERCENT, column_title, digits, natural
+from evaluation.tables import markdown
+
+FAMILIES = (
+    *("accuracy", "ece_accuracy", "ece", "auroc", "hist", "fid", "is", "robust", "samples"),
+    "ms_per_step",
+)
+SHOWN_BY_NETWORK = ("arch", "depth", "width")
+
+
+def comparison(runs: Mapping[str, Record]) -> str:
+    """A Markdown table with a column a run (label -> its record, of one seed).
+
+    Settings that all runs share are left out. Raises UsageError where the runs' numbers are of
+    different protocol versions.
+    """
+    finished = {
+        label: {"seeds": {"": {**record, "state": "finished"}}} for label, record in runs.items()
+    }
+    notes = check_protocols("compare", "of these folders", finished, ("",))
+    rows: list[dict[str, str]] = []
+
+    def add(title: str, values: Mapping[str, object]) -> None:
+        rows.append(
+            {"what": title, **{f"r{i}": str(values[label]) for i, label in enumerate(runs)}}
+        )
+
+    add("network", {label: network(record) for label, record in runs.items()})
+    names = sorted({name for record in runs.values() for name in record["settings"]})
+    for name in names:
+        found = {label: record["settings"].get(name, "-") for label, record in runs.items()}
+        same = len({str(value) for value in found.values()}) == 1
+        if name not in SHOWN_BY_NETWORK and (not same or name == "dataset"):
+            add(f"--{name}", found)
+    add("state", {label: record["state"] for label, record in runs.items()})
+    add("epochs", {label: record["epochs"] for label, record in runs.items()})
+    add("steps", {label: record["steps"] for label, record in runs.items()})
+    hours = {label: _hours(record) for label, record in runs.items()}
+    add("hours", hours)
+    add("images a second", {label: _rate(record) for label, record in runs.items()})
+    add("hardware", {label: record["device"] or "-" for label, record in runs.items()})
+    add("commit", {label: commit(record["commit"]) or "-" for label, record in runs.items()})
+    numbers = {label: _numbers(record) for label, record in runs.items()}
+    keys = {key for found in numbers.values() for key in found if key.split("/")[0] in FAMILIES}
+    for key in sorted(keys, key=lambda key: (FAMILIES.index(key.split("/")[0]), natural(key))):
+        add(_title(key), {label: found.get(key, "-") for label, found in numbers.items()})
+    headers = {"what": "", **{f"r{i}": label for i, label in enumerate(runs)}}
+    table = markdown(rows, list(headers), headers=headers)
+    return "\n".join([table, *(["", *notes] if notes else [])]) + "\n"
+
+
+def _numbers(record: Record) -> dict[str, str]:
+    found = {}
+    for answer in record["answers"].values():
+        for key, raw in answer["numbers"].items():
+            value = number(raw)
+            if value is not None:
+                factor = 100 if key.split("/")[0] in PERCENT else 1
+                found[key] = f"{factor * value:.{digits(key)}f}"
+    return found
+
+
+def _title(key: str) -> str:
+    family, _, rest = key.partition("/")
+    title = column_title(key)
+    if family == "auroc":
+        return f"AUROC {rest.partition('/')[0]}, {title}"
+    if family == "hist":
+        return f"AUROC {rest.partition('/')[0]} of the histogram, {title}"
+    if family == "robust":
+        return f"accuracy under attack, {rest.partition('/')[0]} {title} (%)"
+    return f"{title} (calibration)" if family == "ece_accuracy" else title
+
+
+def _hours(record: Record) -> str:
+    seconds = number(record["seconds"])
+    return "-" if seconds is None else f"{seconds / 3600:.2f}"
+
+
+def _rate(record: Record) -> str:
+    speed = number(record["images_per_s"])
+    return "-" if speed is None else f"{speed:.0f}"

@@ -1,0 +1,121 @@
+"""Which numbers each table shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evaluation.report.paper import SCORES
+
+
+@dataclass(frozen=True)
+class Block:
+    """`keys`: the columns that are always there; what else begins with one of `prefixes` and was
+    measured becomes a column of its own after them."""
+
+    title: str
+    keys: tuple[str, ...]
+    prefixes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    title: str
+    blocks: tuple[Block, ...]
+    notes: tuple[str, ...] = ()
+    picture: str = "dots"  # dots, curves, robustness or none
+
+
+SETS = ("svhn", "cifar10interp", "cifar100", "celeba")
+
+
+def auroc(score: str) -> Block:
+    prefix = f"auroc/{score}/"
+    return Block(f"AUROC, {SCORES[score]}", tuple(prefix + name for name in SETS), (prefix,))
+
+
+PX, PY = auroc("px"), auroc("py")
+ACCURACY = Block("Classification", ("accuracy/cifar10",), ("accuracy/",))
+STYLE_NOTE = (
+    "The released code's contrastive score (Algorithm 1) where a row does not say otherwise; "
+    "Eq. 13 prints another, which has rows of its own in Table 5."
+)
+LAYOUTS = {
+    "table1_ood": Layout(
+        "Table 1: out-of-distribution detection of CIFAR-10 models",
+        (PX, PY),
+        (STYLE_NOTE, "The deviations beside the paper's numbers are those of its Table 4."),
+    ),
+    "table2_classification": Layout(
+        "Table 2: classification with batch norm",
+        (Block("Classification", ("accuracy/cifar10", "accuracy/cifar100"), ("accuracy/",)),),
+        (
+            "The paper does not say whether its model of log q(x|y) alone was classified by its "
+            "logits or by a linear probe: both are trained here.",
+        ),
+    ),
+    "table3_hybrid": Layout(
+        "Table 3: hybrid models of CIFAR-10",
+        (
+            Block(
+                "Accuracy, Inception Score and FID",
+                ("accuracy/cifar10", "is/inception", "fid/inception"),
+                ("accuracy/", "is/", "fid/"),
+            ),
+        ),
+        (
+            "FID and Inception Score of other features or fewer samples have columns of their own. "
+            "Of a network's own features they tell nothing about another network's samples.",
+        ),
+    ),
+    "table5_variants": Layout(
+        "Table 5: variants of the contrastive term",
+        (PX, PY, ACCURACY),
+        (STYLE_NOTE, "Eq. 13's rows go beyond the paper."),
+    ),
+    "table6_negatives": Layout(
+        "Table 6: numbers of negatives (HDGE) and of chains (JEM)",
+        (PX, Block("Cost of a training step", ("ms_per_step",), ("ms_per_step",))),
+        ("The time of a step is batch size / images per second, the median over epochs.",),
+    ),
+    "figure1_histograms": Layout(
+        "Figure 1: log q(x) of CIFAR-10 and of OOD images",
+        (Block("AUROC, log q(x)", tuple(f"hist/px/{name}" for name in SETS), ("hist/",)),),
+        ("AUROC of the sets whose histograms the figure shows.",),
+    ),
+    "figure2_calibration": Layout(
+        "Figure 2: calibration on CIFAR-100",
+        (
+            Block(
+                "20 bins of equal width",
+                ("ece_accuracy/cifar100", "ece/cifar100"),
+                ("ece_accuracy/", "ece/"),
+            ),
+        ),
+    ),
+    "figure3_samples": Layout(
+        "Figure 3: class-conditional samples",
+        (Block("What was drawn", ("samples/n", "samples/steps"), ("samples/",)),),
+        picture="none",
+    ),
+    "figure4_robustness": Layout(
+        "Figure 4: accuracy under attack",
+        (
+            Block("PGD, L\N{INFINITY}: accuracy (%) at a radius", (), ("robust/Linf/",)),
+            Block("PGD, L2: accuracy (%) at a radius", (), ("robust/L2/",)),
+        ),
+        ("Radii are in pixels of [0, 1]. The paper prints curves and no numbers.",),
+        picture="robustness",
+    ),
+    "figure5_negatives": Layout(
+        "Figure 5: accuracy against the number of negatives",
+        (Block("Classification", ("accuracy/cifar100",), ("accuracy/",)),),
+        ("The paper prints a curve and no numbers.",),
+        picture="curves",
+    ),
+    "alpha": Layout(
+        "Equation 14: alpha log q(y|x) + (1 - alpha) log q(x|y)",
+        (ACCURACY, PX, PY),
+        (STYLE_NOTE, "The paper prints a curve and no numbers."),
+        picture="curves",
+    ),
+}

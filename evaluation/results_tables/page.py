@@ -1,0 +1,154 @@
+"""All tables as one Markdown page and one HTML page, from the records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.report.markup import Html, join, note, picture, table, tag
+from evaluation.report.page import HERE, policy
+from evaluation.results_tables.cells import Built
+from evaluation.results_tables.claims import divergences, verdicts
+from evaluation.results_tables.formats import HOW, grids, markdown, plain
+from evaluation.results_tables.records import Record
+from evaluation.tables import markdown as aligned
+
+INTRO = (
+    "The tables and figures of HDGE (arXiv 2007.09070), the paper's number beside ours.",
+    "Ours are the mean and sample standard deviation over seeds, with the number of seeds in "
+    "brackets. 'paper' is the paper's own setting; rows at another scale say so, and their numbers "
+    "tell which method is ahead at that scale, not what the paper's setting reaches. 'not run': "
+    "nobody has trained the row yet; 'quoted': a published number of a method that this project "
+    "does not train; 'not asked': trained, but without this evaluation; 'no data': the data set "
+    "was not there. A diverged run counts and gives no number.",
+    "Made by `python scripts/tables.py write` from the records in `results/`; not by hand.",
+)
+RULE = (
+    "A claim holds where the means differ, in its direction, by more than twice the standard error "
+    "over seeds; 'open' where they do not, or where a side was not run."
+)
+CLAIM_HEAD = ["Claim", "In", "First", "Second", "At this scale"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table and its pictures, all in the folder of the results: drawn from the numbers, and
+    those that the evaluations left (title, path)."""
+
+    table: Built
+    drawn: Path | None
+    pictures: Sequence[tuple[str, Path]]
+
+
+def results_markdown(
+    shown: Sequence[Shown], records: Mapping[str, Mapping[str, Record]], results: Path
+) -> str:
+    """`records`: scale -> experiment -> record. Links are relative to the folder above results."""
+    parts = ["# Results", *INTRO]
+    for scale, found in records.items():
+        parts += [f"## What it shows: {scale}", summary(found)]
+        rows = verdicts(found)
+        if rows:
+            columns = [str(i) for i in range(len(CLAIM_HEAD))]
+            dicts = [dict(zip(columns, map(plain, row), strict=True)) for row in rows]
+            headers = dict(zip(columns, CLAIM_HEAD, strict=True))
+            parts += [RULE, aligned(dicts, columns, headers=headers)]
+    parts += ["## Not yet reproduced", missing(shown)]
+    for item in shown:
+        built = item.table
+        parts.append(markdown(built).rstrip("\n"))
+        for title, path in pictures_of(item):
+            where = path.relative_to(results.parent).as_posix()
+            parts.append(f"![{plain(title)}]({where})")
+        stem = f"{results.name}/{built.name}-{built.scale}"
+        parts.append(f"As [CSV]({stem}.csv), [LaTeX]({stem}.tex), [Markdown]({stem}.md).")
+    return "\n\n".join(parts) + "\n"
+
+
+def pictures_of(item: Shown) -> list[tuple[str, Path]]:
+    drawn = [] if item.drawn is None else [(item.table.layout.title, item.drawn)]
+    return [*drawn, *item.pictures]
+
+
+def summary(records: Mapping[str, Record]) -> str:
+    """How much was run, and how often training diverged."""
+    seeds = [seed for record in records.values() for seed in record["seeds"].values()]
+    hours = sum(seed["seconds"] or 0 for seed in seeds) / 3600
+    without, with_sgld = divergences(records)
+    return (
+        f"{len(records)} experiments, {len(seeds)} runs, {hours:.1f} hours of training. "
+        f"Runs that have diverged: {without[0]} of {without[1]} without SGLD, "
+        f"{with_sgld[0]} of {with_sgld[1]} with SGLD."
+    )
+
+
+def missing(shown: Sequence[Shown]) -> str:
+    """The rows that nobody has trained, or none has finished, at any scale and at the paper's."""
+    rows: dict[tuple[str, str], set[str]] = {}
+    titles: dict[str, str] = {}
+    for item in shown:
+        titles[item.table.name] = item.table.layout.title
+        for line in item.table.lines:
+            if line.experiment is not None:
+                done = rows.setdefault((item.table.name, line.model), set())
+                if any(cell.ours for cell in line.cells.values()):
+                    done.add(item.table.scale)
+    lines = []
+    for name, title in titles.items():
+        own = {model: scales for (table_name, model), scales in rows.items() if table_name == name}
+        nowhere = [model for model, scales in own.items() if not scales]
+        at_paper = sum("paper" in scales for scales in own.values())
+        text = f"- {plain(title)}: {at_paper} of {len(own)} rows at the paper's scale"
+        if nowhere:
+            text += f"; at no scale: {', '.join(map(plain, nowhere))}"
+        lines.append(text + ".")
+    return "\n".join(lines)
+
+
+def results_html(shown: Sequence[Shown], records: Mapping[str, Mapping[str, Record]]) -> str:
+    """The same as one page that loads nothing: pictures and style are within it."""
+    body = [section(scale, found) for scale, found in records.items()]
+    listed = [tag("li", line[2:]) for line in missing(shown).splitlines()]
+    unfinished = tag("section", tag("h2", "Not yet reproduced"), tag("ul", *listed))
+    body += [unfinished, *(table_section(item) for item in shown)]
+    links = [
+        tag("a", f"{name.replace('_', ' ')} ({scale})", href=f"#{name}-{scale}")
+        for name, scale in ((item.table.name, item.table.scale) for item in shown)
+    ]
+    style = Html((HERE / "page.css").read_text(encoding="utf-8"))
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy("")),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", "Results"),
+        tag("style", style),
+    )
+    intro = [tag("p", text.replace("`", "")) for text in INTRO]
+    heading = tag("header", tag("h1", "Results"), *intro, tag("nav", *links, aria_label="Tables"))
+    document = tag("html", head, tag("body", heading, tag("main", *body)), lang="en")
+    return f"<!DOCTYPE html>\n{document}\n"
+
+
+def section(scale: str, records: Mapping[str, Record]) -> Html:
+    rows = verdicts(records)
+    found = (
+        [tag("p", RULE, class_="reading"), table(CLAIM_HEAD, rows, text_columns=5)] if rows else []
+    )
+    return tag("section", tag("h2", f"What it shows: {scale}"), tag("p", summary(records)), *found)
+
+
+def table_section(item: Shown) -> Html:
+    built, parts = item.table, []
+    for title, head, rows in grids(built):
+        body = table(head, rows, text_columns=len(head) if title == HOW else 1)
+        parts += [tag("h3", title), body]
+    parts += [picture(path, title) for title, path in pictures_of(item)]
+    if not any(line.about.get("setting") for line in built.lines):
+        parts.append(note("Nothing of this table has been run yet."))
+    notes = [tag("li", text) for text in built.notes]
+    title = tag("h2", f"{built.layout.title} ({built.scale})")
+    listed = tag("ul", *notes) if notes else None
+    return tag("section", title, join(parts), listed, id=f"{built.name}-{built.scale}")

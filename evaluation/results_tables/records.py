@@ -1,0 +1,169 @@
+"""What the tables need of a run folder, small enough to be kept: numbers, settings, cost.
+
+A record is {"experiment", "scale", "seeds": {seed: {"state", "divergences", "settings", "epochs",
+"steps", "seconds", "images_per_s", "device", "commit", "start", "answers": {question: {"protocol",
+"numbers", "skipped"}}}}}. `numbers` has flat keys, such as "auroc/px/svhn" or "accuracy/cifar10";
+rates are 0..1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from evaluation.report.markup import number
+from evaluation.report.paper import TERMS
+from evaluation.report.run import read_run
+from evaluation.results import plain
+from evaluation.results_tables.answers import answers_of
+from training.flags import UsageError
+
+Record = dict[str, Any]
+
+ALWAYS = (
+    *("dataset", "arch", "depth", "width", "norm", "dropout_rate", "optimizer", "lr", "n_epochs"),
+    *("max_steps", "batch_size", "warmup_iters", "decay_epochs", "decay_rate", "weight_decay"),
+    *("sigma", "smoothing", "labels_per_class", "sgld_l2", "clip_grad", "amp", "method"),
+    *("distance", "eps"),
+)
+OF_CONTRAST = ("contrast_k", "contrast_t", "contrast_score", "contrast_style", "contrast_normalize")
+OF_SGLD = ("n_steps", "sgld_batch_size", "sgld_lr", "sgld_std", "buffer_size", "reinit_freq")
+DIVERGED = re.compile(r"diverged at step \d+ \([^)]*\)")
+
+
+def seed_record(
+    folder: Path,
+    *,
+    finished: bool,
+    places: Sequence[Path] = (),
+    asked: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> Record:
+    """The record of one run, with the answers in its eval/ and in `places`.
+
+    asked: question -> the settings that the tables ask it with; an answer to just those is
+    preferred, else the newest that is not about images refined by SGLD is taken.
+    Raises evaluation.report.run.NoRun where the folder holds no run.
+    """
+    run = read_run(folder, places)
+    rows = [row for row in run.rows if (row.get("step") or "").isdecimal()]
+    speeds = [found for row in rows if (found := _float(row.get("images_per_s")))]
+    speed = median(speeds) if speeds else None
+    state, divergences = _state(folder, finished)
+    start = run.settings.get("load_path")
+    answers = answers_of(run, asked or {})
+    batch = number(run.settings.get("batch_size"))
+    if speed and batch:
+        answers["training"] = {"numbers": {"ms_per_step": 1000 * batch / speed}}
+    return {
+        "state": state,
+        "divergences": divergences,
+        "settings": gist(run.settings),
+        "start": Path(start).parent.name if isinstance(start, str) else None,
+        "epochs": run.epochs,
+        "steps": int(rows[-1]["step"]) if rows else 0,
+        "seconds": _float(rows[-1].get("seconds")) if rows else None,
+        "images_per_s": speed,
+        "device": run.environment.get("device"),
+        "commit": run.environment.get("git_commit"),
+        "answers": answers,
+    }
+
+
+def gist(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that tell rows apart: terms with a weight, and what belongs to them."""
+    terms = [term for term in TERMS if number(settings.get(term))]
+    names = [*ALWAYS, *terms]
+    names += OF_CONTRAST if any("contrast" in term for term in terms) else ()
+    names += OF_SGLD if any("sgld" in term for term in terms) else ()
+    return {name: settings[name] for name in names if settings.get(name) is not None}
+
+
+def collect(
+    root: Path, scale: str, runs: Mapping[str, Mapping[int, Record]], results: Path
+) -> list[Path]:
+    """Write results/<scale>/<experiment>.json; seeds that are recorded already and not among
+    `runs` stay. Raises UsageError where a record would hold more than one protocol version."""
+    written = []
+    for name, seeds in sorted(runs.items()):
+        path = results / scale / f"{name}.json"
+        old = read_record(path) if path.exists() else {"seeds": {}}
+        merged = {**old["seeds"], **{str(seed): record for seed, record in seeds.items()}}
+        record = {"experiment": name, "scale": scale, "seeds": merged}
+        versions = sorted({str(found) for found in _versions(record)})
+        if len(versions) > 1:
+            raise UsageError(
+                f"--root {root}: {name} has answers of protocol versions {', '.join(versions)} "
+                f"over its seeds: evaluate them all again, or remove {path}"
+            )
+        write(path, json.dumps(plain(record), indent=1, sort_keys=True, allow_nan=False) + "\n")
+        written.append(path)
+    return written
+
+
+def _versions(record: Record) -> list[Any]:
+    answers = [seed.get("answers", {}) for seed in record["seeds"].values()]
+    return [
+        answer["protocol"].get("version")
+        for found in answers
+        for answer in found.values()
+        if "protocol" in answer
+    ]
+
+
+def read_record(path: Path) -> Record:
+    """Raises UsageError for a file that is no record."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        seeds = record["seeds"]
+        ok = all(isinstance(seed["answers"], dict) and seed["state"] for seed in seeds.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        ok = False
+    if not ok:
+        raise UsageError(f"--results: {path} is no record of a run: remove it and collect again")
+    return record
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all. Raises UsageError where the folder cannot be written to."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UsageError(
+            f"--results: cannot write {path} ({error.strerror}): give a folder that is writable"
+        ) from None
+
+
+def _state(folder: Path, finished: bool) -> tuple[str, int]:
+    """finished, diverged, failed or unfinished, and how often the run has diverged in all."""
+    mark = folder / "diverged.txt"
+    logs = [folder / "log.txt", folder.with_name(folder.name + ".log"), mark]
+    texts = [_text(path) for path in logs]
+    divergences = {found for text in texts for found in DIVERGED.findall(text)}
+    if mark.exists():
+        return ("diverged" if DIVERGED.search(texts[2]) else "failed"), len(divergences)
+    if finished:
+        return "finished", len(divergences)
+    last = texts[0].strip().rpartition("\n")[2]
+    return ("diverged" if DIVERGED.match(last) else "unfinished"), len(divergences)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _float(text: object) -> float | None:
+    try:
+        return number(float(str(text)))
+    except ValueError:
+        return None

@@ -1,0 +1,57 @@
+"""What a number's key is called, and how it is shown."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from data.evaluation_names import TITLES
+
+PERCENT = ("accuracy", "ece", "ece_accuracy", "robust")
+DIGITS = {"auroc": 3, "hist": 3, "ms_per_step": 1, "samples": 0}  # else 2
+
+
+def digits(key: str) -> int:
+    return DIGITS.get(key.split("/")[0], 2)
+
+
+def natural(text: str) -> tuple[Any, ...]:
+    """Sorts 2 before 10, and .5 before 2."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", text)
+    return tuple((1, float(part), "") if i % 2 else (0, 0.0, part) for i, part in enumerate(parts))
+
+
+def set_title(name: str) -> str:
+    known, _, out = name.rpartition(":")
+    if known and not known.startswith("folder"):
+        return f"{set_title(out)} (in: {set_title(known)})"
+    return TITLES.get(name, name)
+
+
+def column_title(key: str) -> str:
+    family, _, rest = key.partition("/")
+    if family in ("accuracy", "ece_accuracy"):
+        return f"Accuracy, {set_title(rest)} (%)"
+    if family == "ece":
+        return f"ECE, {set_title(rest)} (%)"
+    if family in ("auroc", "hist"):
+        return set_title(rest.partition("/")[2])
+    if family in ("fid", "is"):
+        title = {"fid": "FID", "is": "Inception Score"}[family]
+        features, _, n = rest.rpartition("-")
+        features, n = (features, n) if n.isdecimal() else (rest, "")
+        notes = [] if features == "inception" else [f"{features} features"]
+        notes += [f"{int(n):,} samples"] if n else []
+        return f"{title} ({', '.join(notes)})" if notes else title
+    if family == "robust":
+        distance, _, eps = rest.partition("/")
+        radius = 255 * float(eps) if distance == "Linf" else float(eps)
+        near = math.isclose(radius, round(radius), abs_tol=0.01)
+        shown = f"{round(radius)}" if near else f"{radius:.3g}"
+        return f"{shown}/255" if distance == "Linf" else shown
+    return {
+        "ms_per_step": "Time of a step (ms)",
+        "samples/n": "Images",
+        "samples/steps": "SGLD steps",
+    }.get(key, key)

@@ -1,0 +1,502 @@
+"""What turns flags into the rows of the papers' tables, and runs them.
+
+    python scripts/experiments.py run table1_ood --scale small --seeds 1 2 3
+    python scripts/experiments.py show table1_ood --scale paper
+
+An experiment is one line of EXPERIMENTS; a table names the experiments of its rows and what they
+are asked. An experiment that several tables name is trained once. What is done is not done again:
+a finished run or evaluation is skipped, an interrupted run is resumed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import queue
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
+
+from training.flags import COUNT, WHOLE, Parser  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A model of the tables: the recipe of its scale, and the flags that set it apart.
+
+    `start`: the experiment of the same seed whose last checkpoint it goes on from: always with
+    `probe`, and elsewhere at scales that train SGLD from a trained model (WARM).
+    """
+
+    flags: str
+    recipe: str = "ebm"
+    dataset: str = "cifar10"
+    program: str = "train_wrn.py"
+    start: str | None = None
+
+    @property
+    def sgld(self) -> bool:
+        return "--pxsgld" in self.flags or "--pxysgld" in self.flags
+
+
+CE, HDGE, JEM = "--pyxce 1", "--pyxce 1 --pxycontrast 1", "--pyxce 1 --pxsgld 1"
+BOTH = "--pyxce 1 --pxycontrast 1 --pxsgld 1"
+CONTRASTIVE, ADVERSARIAL = "baselines/train_contrastive.py", "baselines/train_adversarial.py"
+PROBE = "baselines/linear_probe.py"
+
+EXPERIMENTS = {
+    # Tables 1, 3 and 4: without batch norm
+    "ce": Experiment(CE),
+    "jem": Experiment(JEM, start="ce"),
+    "hdge": Experiment(HDGE),
+    "hdge-jem": Experiment(BOTH, start="hdge"),
+    "igebm": Experiment("--pxysgld 1", start="ce"),
+    "hdge-resnet50": Experiment(f"{HDGE} --arch resnet50", "resnet50"),
+    "jointloss-resnet50": Experiment(
+        "--method jointloss --arch resnet50", "jointloss", program=CONTRASTIVE
+    ),
+    "simclr": Experiment("--method simclr", "pretraining", program=CONTRASTIVE),
+    "simclr-linear": Experiment("", "probe", program=PROBE, start="simclr"),
+    # Table 2: with batch norm
+    "ce-bn": Experiment(CE, "accuracy"),
+    "supcon-bn": Experiment("--method supcon", "pretraining-bn", program=CONTRASTIVE),
+    "supcon-bn-linear": Experiment("", "probe", program=PROBE, start="supcon-bn"),
+    "jem-bn": Experiment(JEM, "accuracy"),
+    "hdge-bn": Experiment(HDGE, "accuracy"),
+    "hdge-only-bn": Experiment("--pxycontrast 1", "accuracy"),
+    "hdge-only-bn-linear": Experiment("", "probe", program=PROBE, start="hdge-only-bn"),
+    **{
+        f"{name}-c100": Experiment(flags, "accuracy", dataset="cifar100")
+        for name, flags in (
+            *(("ce-bn", CE), ("jem-bn", JEM), ("hdge-bn", HDGE)),
+            ("hdge-only-bn", "--pxycontrast 1"),
+        )
+    },
+    "supcon-bn-c100": Experiment(
+        "--method supcon", "pretraining-bn", dataset="cifar100", program=CONTRASTIVE
+    ),
+    **{
+        f"{name}-linear-c100": Experiment(
+            "", "probe", dataset="cifar100", program=PROBE, start=f"{name}-c100"
+        )
+        for name in ("supcon-bn", "hdge-only-bn")
+    },
+    # Table 5: variants of the contrastive term
+    "hdge-simclr-style": Experiment(f"{HDGE} --contrast_style simclr", "large-batch"),
+    "hdge-raw": Experiment(f"{HDGE} --no-contrast_normalize"),
+    "hdge-eq13": Experiment(f"{HDGE} --contrast_score eq13"),
+    "hdge-eq13-raw": Experiment(
+        f"{HDGE} --contrast_score eq13 --no-contrast_normalize --contrast_t 1"
+    ),
+    # Table 6: numbers of negatives and of chains
+    **{f"hdge-k{k}": Experiment(f"{HDGE} --contrast_k {k}") for k in (64, 128, 256)},
+    **{f"jem-n{n}": Experiment(f"{JEM} --sgld_batch_size {n}", start="ce") for n in (128, 256)},
+    # Figure 2: CIFAR-100
+    "ce-c100": Experiment(CE, dataset="cifar100"),
+    "jem-c100": Experiment(JEM, dataset="cifar100", start="ce-c100"),
+    "hdge-c100": Experiment(HDGE, dataset="cifar100"),
+    # Figure 4
+    "at-linf": Experiment("--distance Linf", "adversarial", program=ADVERSARIAL),
+    "at-l2": Experiment("--distance L2", "adversarial", program=ADVERSARIAL),
+    # Figure 5: CIFAR-100, batch 256
+    "ce-c100-b256": Experiment(CE, "batch256", dataset="cifar100"),
+    **{
+        f"hdge-c100-k{k}": Experiment(f"{HDGE} --contrast_k {k}", "batch256", dataset="cifar100")
+        for k in (256, 1024, 4096, 16384, 65536)
+    },
+    # Eq. 14: alpha log q(y|x) + (1 - alpha) log q(x|y); 1 is cross-entropy, 0 the other alone
+    **{
+        f"alpha{a:g}": Experiment(f"--pyxce {a:g} --pxycontrast {1 - a:g}")
+        for a in (0, 0.25, 0.5, 0.75)
+    },
+}
+
+WRN = "--depth 28 --width 10"
+SMALL, TINY = "--depth 10 --width 2 --amp bf16", "--depth 10 --width 1 --n_valid 100"
+# The code's schedule; JEM's paper has --n_epochs 150 --decay_epochs 50 100.
+EBM = "--lr 1e-4 --warmup_iters 1000 --n_epochs 200 --decay_epochs 160 180 --decay_rate .3"
+# HDGE's Table 2 (its SGD is the SupContrast code's).
+ACCURACY = (
+    "--norm batch --optimizer sgd --lr .1 --batch_size 256 --weight_decay 5e-4 --dropout_rate .3 "
+    "--sigma 0 --n_epochs 200 --decay_epochs 60 120 160 --decay_rate .2"
+)
+SHORT = "--lr 2e-3 --warmup_iters 200 --n_epochs 6 --decay_epochs 4 5"
+SHORT_BN = (
+    "--norm batch --optimizer sgd --lr .1 --batch_size 256 --weight_decay 5e-4 --sigma 0 "
+    "--n_epochs 6 --decay_epochs 3 4 5 --decay_rate .2"
+)
+ONCE = "--lr 1e-3 --batch_size 64 --n_epochs 1 --max_steps 6 --print_every 3"
+# By recipe; `sgld` comes after it where a term samples, `data` always.
+SCALES: dict[str, dict[str, str]] = {
+    "paper": {
+        "ebm": f"{WRN} {EBM}",
+        "batch256": f"{WRN} {EBM} --batch_size 256",
+        "large-batch": f"{WRN} {EBM} --batch_size 2048",
+        "resnet50": f"{ACCURACY.replace('--norm batch ', '').replace('--dropout_rate .3 ', '')}",
+        "jointloss": "--optimizer lars --lr 1 --batch_size 1024 --n_epochs 400 --warmup_iters 500",
+        "accuracy": f"{WRN} {ACCURACY}",
+        "pretraining": f"{WRN} --norm batch --optimizer sgd --lr .5 --batch_size 1024",
+        "pretraining-bn": f"{WRN} --norm batch --optimizer sgd --lr .5 --batch_size 1024",
+        "adversarial": f"{WRN} --norm batch --optimizer sgd --lr .1 --batch_size 128 "
+        "--weight_decay 5e-4 --n_epochs 200 --decay_epochs 100 150 --decay_rate .1",
+        "sgld": "",
+        "ask": "",
+    },
+    "small": {
+        "ebm": f"{SMALL} {SHORT} --contrast_k 16384",
+        "batch256": f"{SMALL} {SHORT} --contrast_k 16384 --batch_size 256",
+        "large-batch": f"{SMALL} {SHORT} --batch_size 512",
+        "resnet50": f"{SHORT} --contrast_k 16384 --n_epochs 1",
+        "jointloss": "--amp bf16 --lr 1e-3 --batch_size 128 --n_epochs 2",
+        "accuracy": f"{SMALL} {SHORT_BN} --contrast_k 16384",
+        "pretraining": f"{SMALL} --norm none --lr 1e-3 --batch_size 256 --n_epochs 6",
+        "pretraining-bn": f"{SMALL} {SHORT_BN}",
+        "adversarial": f"{SMALL} {SHORT}",
+        # From a trained model, with the two stabilisers: see "What a healthy run looks like".
+        "sgld": "--lr 1e-4 --n_epochs 3 --decay_epochs 2 --sigma .1 --n_steps 10 "
+        "--sgld_batch_size 32 --sgld_l2 .1 --clip_grad 5",
+        "ask": "--max_images 2000",
+    },
+    "smoke": {
+        **dict.fromkeys(("ebm", "batch256", "large-batch"), f"{TINY} {ONCE} --contrast_k 256"),
+        **dict.fromkeys(("resnet50",), f"{ONCE} --n_valid 100 --contrast_k 256 --batch_size 4"),
+        "accuracy": f"{TINY} {ONCE} --norm batch --contrast_k 256",
+        **dict.fromkeys(("pretraining", "pretraining-bn"), f"{TINY} {ONCE}"),
+        "jointloss": f"{ONCE} --n_valid 100 --batch_size 4",
+        "adversarial": f"{TINY} {ONCE} --n_steps_pgd_attack 2",
+        "sgld": "--n_steps 2 --sgld_batch_size 8 --buffer_size 1000",
+        "ask": "--max_images 40",
+    },
+}
+WARM = ("small",)  # scales at which SGLD goes on from a trained model
+STAND_IN = {"smoke": "digits"}  # a data set in place of each experiment's own
+
+
+@dataclass(frozen=True)
+class Table:
+    """`rows` are asked `questions` one by one; `overlays` are asked of several models at once:
+    (name of the answer's folder, question, experiments)."""
+
+    rows: tuple[str, ...]
+    questions: tuple[str, ...] = ()
+    overlays: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+
+
+OOD = "OOD --score_fn px py --ood_dataset {ood}"
+ACCURACY_OF = "test_clf"
+LINF = "attack --distance Linf --max_images {few}"
+L2 = "attack --distance L2 --max_images {few}"
+THREE = ("ce", "jem", "hdge")
+TABLES = {
+    "table1_ood": Table(
+        ("ce", "simclr-linear", "igebm", "jem", "hdge", "hdge-jem")
+        + ("jointloss-resnet50", "hdge-resnet50"),
+        (OOD,),
+    ),
+    "table2_classification": Table(
+        tuple(
+            row + dataset
+            for row in (
+                *("ce-bn", "supcon-bn-linear", "jem-bn", "hdge-bn", "hdge-only-bn"),
+                "hdge-only-bn-linear",
+            )
+            for dataset in ("", "-c100")
+        ),
+        (ACCURACY_OF,),
+    ),
+    "table3_hybrid": Table(
+        ("igebm", "jem", "hdge", "hdge-jem", "ce-bn", "ce"), (ACCURACY_OF, "fid {fid}")
+    ),
+    "table5_variants": Table(
+        ("hdge", "hdge-simclr-style", "hdge-raw", "hdge-eq13", "hdge-eq13-raw"), (OOD, ACCURACY_OF)
+    ),
+    "table6_negatives": Table(
+        ("jem", "jem-n128", "jem-n256", "hdge-k64", "hdge-k128", "hdge-k256", "hdge"), (OOD,)
+    ),
+    "figure1_histograms": Table(THREE, (), (("figure1", "logp_hist {hist}", THREE),)),
+    "figure2_calibration": Table(
+        ("ce-c100", "jem-c100", "hdge-c100"),
+        (),
+        (("figure2", "eval_ece", ("ce-c100", "jem-c100", "hdge-c100")),),
+    ),
+    "figure3_samples": Table(("hdge-jem",), ("cond_samples {samples}",)),
+    "figure4_robustness": Table(
+        (*THREE, "at-linf", "at-l2"),
+        (),
+        (("figure4-linf", LINF, (*THREE, "at-linf")), ("figure4-l2", L2, (*THREE, "at-l2"))),
+    ),
+    "figure5_negatives": Table(
+        ("ce-c100-b256", *(f"hdge-c100-k{k}" for k in (256, 1024, 4096, 16384, 65536))),
+        (ACCURACY_OF,),
+    ),
+    "alpha": Table(("alpha0", "alpha0.25", "alpha0.5", "alpha0.75", "ce"), (ACCURACY_OF, OOD)),
+}
+# What the questions leave open, by scale.
+BLANKS: dict[str, dict[str, str]] = {
+    "paper": {
+        "ood": "all",
+        "few": "1000",
+        "fid": "--n_samples 50000 --n_steps 1000",
+        "hist": "--datasets cifar10_train svhn cifar10interp cifar100 celeba",
+        "samples": "--n_sample_steps 1000",
+    },
+    "small": {
+        "ood": "all",
+        "few": "500",
+        "fid": "--fid_features model --sampling fresh --n_samples 1000 --n_steps 40",
+        "hist": "--ood_dataset all",
+        "samples": "--n_sample_steps 50 --fresh_samples --buffer_size 200",
+    },
+    "smoke": {
+        "ood": "all",
+        "few": "20",
+        "fid": "--fid_features model --n_samples 20 --n_steps 2",
+        "hist": "--ood_dataset all",
+        "samples": "--n_sample_steps 2 --n_steps 2 --fresh_samples --buffer_size 100",
+    },
+}
+
+
+# ------------------------------------------------------------------------------------------- jobs
+
+
+def folder(root: Path, scale: str, name: str, seed: int) -> Path:
+    return root / scale / f"{name}-s{seed}"
+
+
+def train_command(root: Path, scale: str, name: str, seed: int) -> list[str]:
+    """The words that train an experiment from its beginning, after the Python interpreter."""
+    experiment, recipes = EXPERIMENTS[name], SCALES[scale]
+    warm = experiment.start if experiment.program == PROBE or scale in WARM else None
+    if experiment.program == PROBE:  # deterministic: no seed, and the network is the start's
+        words = [PROBE, "--load_path", str(folder(root, scale, warm or "", seed) / "last_ckpt.pt")]
+        return [*words, "--log_dir", str(root / scale), "--id", f"{name}-s{seed}"]
+    words = [experiment.program, *recipes[experiment.recipe].split()]
+    words += recipes["sgld"].split() if experiment.sgld else []
+    words += ["--dataset", STAND_IN.get(scale, experiment.dataset), *experiment.flags.split()]
+    if warm is not None:
+        words += ["--load_path", str(folder(root, scale, warm, seed) / "last_ckpt.pt")]
+    return [*words, "--seed", str(seed), "--log_dir", str(root / scale), "--id", f"{name}-s{seed}"]
+
+
+def question_words(scale: str, question: str) -> list[str]:
+    """`--eval` and what follows it."""
+    words = question.format(**BLANKS[scale]).split()
+    if "--max_images" in words or words[0].endswith("_samples"):
+        return words
+    return [*words, *SCALES[scale]["ask"].split()]
+
+
+def ask_command(scale: str, checkpoints: Sequence[Path], question: str) -> list[str]:
+    words = ["eval_wrn_ebm.py", "--load_path", *map(str, checkpoints)]
+    return [*words, "--eval", *question_words(scale, question)]
+
+
+def finished(run: Path) -> bool:
+    """Its last epoch, or --max_steps, is on the disk."""
+    try:
+        settings = json.loads((run / "variant.json").read_text(encoding="utf-8"))
+        with open(run / "progress.csv", newline="", encoding="utf-8") as file:
+            last = list(csv.DictReader(file))[-1]
+    except (OSError, ValueError, IndexError):
+        return False
+    if not (run / "last_ckpt.pt").exists():
+        return False
+    epochs, steps = settings.get("n_epochs"), settings.get("max_steps")
+    done = epochs is not None and int(last["epoch"]) + 1 >= int(epochs) and not steps
+    return done or (bool(steps) and int(last["step"]) >= int(steps))
+
+
+class Jobs:
+    """Runs each experiment and question at most once, several at a time if asked to."""
+
+    def __init__(self, root: Path, scale: str, jobs: int, gpus: Sequence[int]) -> None:
+        self.root, self.scale = root, scale
+        self.pool = ThreadPoolExecutor(max(1, jobs))
+        self.devices: queue.Queue[int | None] = queue.Queue()
+        for i in range(max(1, jobs)):
+            self.devices.put(gpus[i % len(gpus)] if gpus else None)
+        self.trained: dict[tuple[str, int], Future[bool]] = {}
+        self.answered: dict[tuple[str, tuple[tuple[str, int], ...]], Future[bool]] = {}
+        self.notes = threading.Lock()  # of done.json, where several questions of a run end
+        self.failed: list[str] = []
+
+    def train(self, name: str, seed: int) -> Future[bool]:
+        """Submit the experiment, after the one that it starts from, unless it is already."""
+        key = name, seed
+        if key not in self.trained:
+            start = EXPERIMENTS[name].start
+            needs = start is not None and (EXPERIMENTS[name].program == PROBE or self.scale in WARM)
+            # Submitted first, so it is started first: waiting for it cannot fill the pool.
+            before = self.train(start, seed) if needs and start is not None else None
+            self.trained[key] = self.pool.submit(self._train, name, seed, before)
+        return self.trained[key]
+
+    def _train(self, name: str, seed: int, before: Future[bool] | None) -> bool:
+        run = folder(self.root, self.scale, name, seed)
+        if before is not None and not before.result():
+            return self._fail(f"{run.name}: what it starts from has failed")
+        if finished(run):
+            print(f"{run.name}: trained already", flush=True)
+            return True
+        if (run / "diverged.txt").exists():
+            return self._fail(f"{run.name}: diverged ({run / 'diverged.txt'}); remove it to retry")
+        words = train_command(self.root, self.scale, name, seed)
+        if (run / "last_ckpt.pt").exists():
+            words = [EXPERIMENTS[name].program, "--resume", str(run)]
+        elif run.exists():
+            words.append("--overwrite")  # stopped before its first checkpoint
+        code, error = self._run(words, run)
+        if code == 1 and "diverged at step" in error and run.exists():
+            (run / "diverged.txt").write_text(error, encoding="utf-8")
+        return code == 0 or self._fail(f"{run.name}: exit code {code}: {error.strip()}")
+
+    def ask(
+        self, question: str, runs: Sequence[tuple[str, int]], answer: Path | None = None
+    ) -> Future[bool]:
+        """Submit a question about runs, which are trained before it, unless it is already.
+        `answer`: its folder."""
+        key = question, tuple(runs)
+        if key not in self.answered:
+            before = [self.train(*run) for run in runs]
+            self.answered[key] = self.pool.submit(self._ask, question, runs, answer, before)
+        return self.answered[key]
+
+    def _ask(
+        self,
+        question: str,
+        runs: Sequence[tuple[str, int]],
+        answer: Path | None,
+        before: Sequence[Future[bool]],
+    ) -> bool:
+        there = [run for run, future in zip(runs, before, strict=True) if future.result()]
+        if not there:
+            return False
+        paths = [folder(self.root, self.scale, *run) / "last_ckpt.pt" for run in there]
+        words = ask_command(self.scale, paths, question)
+        if answer is not None:
+            words += ["--labels", *(name for name, _ in there), "--log_dir", str(answer)]
+        place = answer or paths[0].parent / "eval"
+        done, key = place / "done.json", shlex.join(words)
+        if key in self._done(done):
+            print(f"{place}: {question.split()[0]} answered already", flush=True)
+            return True
+        code, error = self._run(words, place)
+        if code:
+            return self._fail(f"{place}: {question}: {error.strip()}")
+        with self.notes:
+            text = json.dumps([*self._done(done), key], indent=2) + "\n"
+            temporary = done.with_name(".done.tmp")
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, done)
+        return True
+
+    @staticmethod
+    def _done(path: Path) -> list[str]:
+        """The questions that were answered."""
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    def _run(self, words: list[str], where: Path) -> tuple[int, str]:
+        """Runs the program; its output goes to <where>.log, its last line of errors comes back."""
+        device = self.devices.get()
+        environment = dict(os.environ)
+        if device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(device)
+        log = where.with_name(where.name + ".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{where.name}: {shlex.join(words)}", flush=True)
+        try:
+            with open(log, "a", encoding="utf-8") as file:
+                done = subprocess.run(
+                    [sys.executable, *words],
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=file,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    check=False,
+                )
+                file.write(done.stderr)
+        finally:
+            self.devices.put(device)
+        lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if ": " in line]
+        return done.returncode, lines[-1] if done.returncode and lines else ""
+
+    def _fail(self, message: str) -> bool:
+        print(f"FAILED {message}", file=sys.stderr, flush=True)
+        self.failed.append(message)
+        return False
+
+
+def run(names: Sequence[str], jobs: Jobs, seeds: Sequence[int]) -> int:
+    """Everything that the tables need; the exit code is 1 if anything failed."""
+    answers: list[Future[bool]] = []
+    for name in names:
+        table = TABLES[name]
+        for seed in seeds:
+            for row in table.rows:
+                answers += [jobs.ask(q, [(row, seed)]) for q in table.questions]
+                answers.append(jobs.train(row, seed))
+        for place, question, rows in table.overlays:
+            answer = jobs.root / jobs.scale / place
+            answers.append(jobs.ask(question, [(row, seeds[0]) for row in rows], answer))
+    for answered in answers:
+        answered.result()
+    return 1 if jobs.failed else 0
+
+
+def show(names: Sequence[str], root: Path, scale: str, seeds: Sequence[int]) -> None:
+    """Every command, to be read or copied."""
+    for name in names:
+        table = TABLES[name]
+        print(f"# {name}")
+        for row in table.rows:
+            print("python", shlex.join(train_command(root, scale, row, seeds[0])))
+            path = folder(root, scale, row, seeds[0]) / "last_ckpt.pt"
+            for question in table.questions:
+                print("python", shlex.join(ask_command(scale, [path], question)))
+        for place, question, rows in table.overlays:
+            paths = [folder(root, scale, row, seeds[0]) / "last_ckpt.pt" for row in rows]
+            words = ask_command(scale, paths, question)
+            words += ["--labels", *rows, "--log_dir", str(root / scale / place)]
+            print("python", shlex.join(words))
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="experiments.py", allow_abbrev=False, description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("action", choices=("run", "show"), help="run what is not done yet, or show the commands")
+    add("tables", nargs="+", choices=(*TABLES, "all"), metavar="TABLE",
+        help="one or several of " + ", ".join(TABLES) + "; all")  # fmt: skip
+    add("--scale", choices=tuple(SCALES), default="paper", help="paper, small or smoke")
+    add("--seeds", nargs="+", type=WHOLE, default=[1], metavar="SEED", help="one run for each")
+    add("--root", type=Path, default=Path("save/tables"), metavar="FOLDER",
+        help="runs are in <root>/<scale>/<experiment>-s<seed> (default: %(default)s)")  # fmt: skip
+    add("--jobs", type=COUNT, default=1, metavar="N", help="programs at a time (default: 1)")
+    add("--gpus", nargs="+", type=WHOLE, default=[], metavar="GPU",
+        help="give each job one of these GPUs, in turn")  # fmt: skip
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    args = build_parser().parse_args(argv)
+    names = list(TABLES) if "all" in args.tables else list(dict.fromkeys(args.tables))
+    root = args.root.expanduser().resolve()  # programs run in the repository's folder
+    if args.action == "show":
+        show(names, args.root, args.scale, args.seeds)
+        return 0
+    jobs = Jobs(root, args.scale, max(args.jobs, len(args.gpus)), args.gpus)
+    return run(names, jobs, args.seeds)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

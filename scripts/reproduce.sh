@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Sourced by the scripts of the tables and figures, with the names of what they reproduce:
+#
+#     source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh" table1_ood
+#
+# SCALE  paper (the default: the papers' setting, for GPUs), small (small networks on real CIFAR, for two CPU cores) or
+#        smoke (a few steps on scikit-learn's digits: does everything run?)
+# SEEDS  one run for each, as in SEEDS="1 2 3" (default: 1)
+# JOBS   programs at a time (default: 1);  GPUS  the GPUs that they share in turn, as in GPUS="0 1 2 3"
+# ROOT   the run folders are in $ROOT/$SCALE (default: save/tables)
+#
+# What is done is not done again, and what was interrupted goes on: run a script as often as you like.
+set -euo pipefail
+
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" base
+cd "$hdge_root"
+
+SCALE=${SCALE:-paper}
+ROOT=${ROOT:-save/tables}
+options=(--scale "$SCALE" --root "$ROOT")
+# shellcheck disable=SC2206  # a list of numbers is several words
+runs=(--seeds ${SEEDS:-1} --jobs "${JOBS:-1}" ${GPUS:+--gpus $GPUS})
+status=0
+"$PYTHON" scripts/experiments.py run "$@" "${options[@]}" "${runs[@]}" || status=$?
+[ "$status" -ne 2 ] || exit 2  # a mistake: nothing was run
+
+# What there is by now, also where something failed: the paper's numbers with ours beside them.
+"$PYTHON" scripts/tables.py collect --root "$ROOT" --scale "$SCALE" --results "$ROOT/results"
+"$PYTHON" scripts/tables.py write --results "$ROOT/results"
+for name in "$@"; do
+    if [ -f "$ROOT/results/$name-$SCALE.md" ]; then
+        echo
+        cat "$ROOT/results/$name-$SCALE.md"
+    fi
+done
+exit "$status"

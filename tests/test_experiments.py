@@ -1,0 +1,203 @@
+"""The rows of the tables: every command parses, nothing is done twice, what failed is said."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from baselines import contrastive_flags, probe_flags, train_adversarial
+from baselines import flags as baseline_flags
+from evaluation import flags as questions
+from training import flags
+
+ROOT = Path(__file__).resolve().parent.parent
+_spec = importlib.util.spec_from_file_location("experiments", ROOT / "scripts" / "experiments.py")
+assert _spec and _spec.loader
+experiments = importlib.util.module_from_spec(_spec)
+sys.modules["experiments"] = experiments  # dataclasses look their module up
+_spec.loader.exec_module(experiments)
+
+
+def parse(words: list[str]) -> Any:
+    program, *arguments = words
+    if program == "train_wrn.py":
+        return flags.parse(arguments)[0]
+    if program == "eval_wrn_ebm.py":
+        return questions.parse(arguments)[0]
+    own = {
+        "baselines/train_adversarial.py": train_adversarial,
+        "baselines/train_contrastive.py": contrastive_flags,
+        "baselines/linear_probe.py": probe_flags,
+    }[program]
+    assert (ROOT / program).is_file()
+    return baseline_flags.parse(arguments, own.build_parser, own.check)[0]
+
+
+@pytest.mark.parametrize("scale", experiments.SCALES)
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_every_experiment_s_command_parses(name: str, scale: str, tmp_path: Path) -> None:
+    words = experiments.train_command(tmp_path, scale, name, 3)
+    settings = parse(words)
+    assert settings.id == f"{name}-s3"
+    experiment = experiments.EXPERIMENTS[name]
+    if experiment.program == experiments.PROBE:
+        assert settings.load_path == f"{tmp_path}/{scale}/{experiment.start}-s3/last_ckpt.pt"
+        return
+    assert settings.seed == 3
+    expected = "digits" if scale == "smoke" else experiment.dataset
+    assert settings.dataset == expected
+
+
+@pytest.mark.parametrize("scale", experiments.SCALES)
+@pytest.mark.parametrize("name", experiments.TABLES)
+def test_every_question_parses(name: str, scale: str, tmp_path: Path) -> None:
+    table = experiments.TABLES[name]
+    assert set(table.rows) <= set(experiments.EXPERIMENTS)
+    path = tmp_path / "last_ckpt.pt"
+    for question in table.questions:
+        parse(experiments.ask_command(scale, [path], question))
+    for place, question, rows in table.overlays:
+        assert set(rows) <= set(table.rows)
+        words = experiments.ask_command(scale, [path] * len(rows), question)
+        parse([*words, "--labels", *rows, "--log_dir", str(tmp_path / place)])
+
+
+def test_every_table_has_its_script() -> None:
+    for name in (*experiments.TABLES, "all"):
+        text = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
+        assert f'/reproduce.sh" {name}\n' in text
+
+
+def test_the_papers_settings_are_the_papers() -> None:
+    s = parse(experiments.train_command(Path("x"), "paper", "hdge", 1))
+    assert (s.depth, s.width, s.norm, s.lr, s.n_epochs) == (28, 10, "none", 1e-4, 200)
+    assert (s.warmup_iters, s.decay_epochs, s.decay_rate) == (1000, [160, 180], 0.3)
+    assert (s.contrast_k, s.sigma, s.batch_size, s.load_path) == (65536, 0.03, 64, None)
+    s = parse(experiments.train_command(Path("x"), "paper", "hdge-bn", 1))
+    assert (s.norm, s.optimizer, s.lr, s.batch_size, s.weight_decay) == (
+        "batch",
+        "sgd",
+        0.1,
+        256,
+        5e-4,
+    )
+    assert (s.decay_epochs, s.decay_rate, s.dropout_rate) == ([60, 120, 160], 0.2, 0.3)
+    s = parse(experiments.train_command(Path("x"), "paper", "jem-n128", 1))
+    assert (s.sgld_batch_size, s.n_steps, s.sgld_l2) == (128, 20, 0)
+
+
+# Jobs: on a program that only notes that it was called.
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """(a maker of Jobs, the commands that they ran); `fails` names what exits with a code."""
+    ran: list[str] = []
+    fails: dict[str, int] = {}
+
+    def run(self: Any, words: list[str], where: Path) -> tuple[int, str]:
+        ran.append(shlex.join(words))
+        code = next((code for part, code in fails.items() if part in ran[-1]), 0)
+        where.mkdir(parents=True, exist_ok=True)
+        if "--id" in words and code in (0, 9):
+            (where / "variant.json").write_text(json.dumps({"n_epochs": 2}))
+            (where / "last_ckpt.pt").write_bytes(b"")
+            (where / "progress.csv").write_text(f"epoch,step\n{1 if code == 0 else 0},5\n")
+        return code, f"x: diverged at step {code}" if code else ""
+
+    monkeypatch.setattr(experiments.Jobs, "_run", run)
+
+    def make(scale: str = "paper", n: int = 2) -> Any:
+        return experiments.Jobs(tmp_path, scale, n, [])
+
+    return make, ran, fails
+
+
+def trained(ran: list[str]) -> list[str]:
+    return [
+        shlex.split(line)[shlex.split(line).index("--id") + 1] for line in ran if "--id" in line
+    ]
+
+
+def test_what_tables_share_is_trained_once(jobs: Any) -> None:
+    make, ran, _ = jobs
+    assert experiments.run(["table5_variants", "alpha", "table6_negatives"], make(), [1, 2]) == 0
+    names = trained(ran)
+    assert len(names) == len(set(names)) and {"hdge-s1", "hdge-s2", "ce-s1"} <= set(names)
+    asked = [line for line in ran if line.startswith("eval")]
+    assert len(asked) == len(set(asked))  # hdge is asked for its AUROC by two of the tables
+
+
+def test_a_second_call_does_nothing(jobs: Any) -> None:
+    make, ran, _ = jobs
+    tables = ["figure4_robustness", "table1_ood"]
+    assert experiments.run(tables, make(), [1]) == 0
+    before = list(ran)
+    assert experiments.run(tables, make(), [1]) == 0
+    assert ran == before
+
+
+def test_an_interrupted_run_is_resumed(jobs: Any) -> None:
+    make, ran, fails = jobs
+    fails["--id hdge-s1"] = 9
+    assert experiments.run(["figure3_samples", "table5_variants"], make(), [1]) == 1
+    fails.clear()
+    ran.clear()
+    experiments.run(["table5_variants"], make(), [1])
+    assert any("--resume" in line and "hdge-s1" in line for line in ran)
+
+
+def test_a_diverged_run_is_noted_and_the_others_go_on(jobs: Any, capsys: Any) -> None:
+    make, ran, fails = jobs
+    fails["--id jem-s1"] = 1
+    maker = make()
+    assert experiments.run(["table1_ood"], maker, [1]) == 1
+    assert (maker.root / "paper" / "jem-s1" / "diverged.txt").read_text() == "x: diverged at step 1"
+    assert "FAILED jem-s1: exit code 1" in capsys.readouterr().err
+    assert "hdge-s1" in trained(ran)
+    assert not any(line.startswith("eval") and "/jem-s1/" in line for line in ran)
+    ran.clear()
+    assert experiments.run(["table1_ood"], make(), [1]) == 1  # not tried again by itself
+    assert not any("/jem-s1" in line or "--id jem-s1" in line for line in ran)
+
+
+def test_a_run_waits_for_the_one_that_it_starts_from(jobs: Any) -> None:
+    make, ran, fails = jobs
+    assert experiments.run(["table3_hybrid"], make("small", 1), [1]) == 0
+    names = trained(ran)
+    assert names.index("ce-s1") < names.index("jem-s1")
+    assert names.index("hdge-s1") < names.index("hdge-jem-s1")
+    fails["--id simclr-s1"] = 2
+    assert experiments.run(["table1_ood"], make("small", 1), [1]) == 1
+    assert "simclr-linear-s1" not in trained(ran)
+
+
+def test_an_overlay_shows_what_there_is(jobs: Any) -> None:
+    make, ran, fails = jobs
+    fails["--id jem-s1"] = 2
+    assert experiments.run(["figure1_histograms"], make(), [1]) == 1
+    (line,) = (line for line in ran if "logp_hist" in line)
+    assert "--labels ce hdge " in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["run nonsense", "run table1_ood --scale huge", "run all --jobs 0", "run all --seeds x"],
+)
+def test_a_mistake_is_one_line(words: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stop:
+        experiments.main(words.split())
+    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_show_prints_every_command(capsys: Any) -> None:
+    assert experiments.main(["show", "all", "--scale", "small"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("# ") for line in lines) == len(experiments.TABLES)
+    assert any("figure4-l2" in line for line in lines)

@@ -1,0 +1,497 @@
+"""scripts/tables.py: run folders -> records -> tables, pages and pictures."""
+
+import csv
+import importlib.util
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation.results_tables import cells, claims, formats, rows, titles
+
+ROOT = Path(__file__).resolve().parent.parent
+_spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts" / "tables.py")
+assert _spec and _spec.loader
+tables = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tables)
+
+DIVERGED = "diverged at step 63 (loss -1.5e+08, gradient norm 4.5e+08); that step was not taken\n"
+SOME = {name: tables.TABLES[name] for name in ("table1_ood", "table6_negatives", "alpha")}
+HOSTILE = 'a|b <script>alert("1")</script> & 5% $x_1^2$ {y} ~\\ #'
+
+
+def fake_run(
+    root: Path, name: str, seed: int, *, scale: str = "small", epochs: int = 6, **more: Any
+) -> Path:
+    """A finished run folder; `more` are settings."""
+    run = root / scale / f"{name}-s{seed}"
+    (run / "eval").mkdir(parents=True)
+    environment = {"git_commit": "0123456789abcdef+", "device": more.pop("device", "AMD EPYC")}
+    settings = {"dataset": "cifar10", "depth": 10, "width": 2, "arch": "wrn", "pyxce": 1.0}
+    settings |= {"lr": 0.002, "batch_size": 64, "n_epochs": 6, "max_steps": None, "load_path": None}
+    settings |= more | {"environment": environment}
+    (run / "variant.json").write_text(json.dumps(settings))
+    lines = [f"{e},{(e + 1) * 10},{(e + 1) * 300.0},{640 if e else 64},0.9" for e in range(epochs)]
+    (run / "progress.csv").write_text(
+        "\n".join(["epoch,step,seconds,images_per_s,loss", *lines]) + "\n"
+    )
+    (run / "last_ckpt.pt").touch()
+    return run
+
+
+def answer(place: Path, run: Path, name: str, version: Any = 1, **values: Any) -> Path:
+    """An evaluation's JSON about the run; `settings` and `max_images` are taken out of values."""
+    place.mkdir(parents=True, exist_ok=True)
+    protocol = {"version": version, "sigma": 0.03, "n_steps": 0, "seed": 1}
+    protocol["max_images"] = values.pop("max_images", 2000)
+    protocol["n_steps"] = values.pop("refined", 0)
+    settings = {"max_images": protocol["max_images"], **values.pop("settings", {})}
+    record = {"eval": name, "checkpoint": str(run / "last_ckpt.pt"), "protocol": protocol}
+    path = place / f"{name}.json"
+    path.write_text(json.dumps({**record, **values, "settings": settings}))
+    return path
+
+
+def classified(run: Path, accuracy: float, dataset: str = "cifar10_test", **more: Any) -> None:
+    answer(
+        run / "eval", run, "test_clf", dataset=dataset, n=2000, accuracy=accuracy, nll=1.0, **more
+    )
+
+
+def detected(run: Path, aurocs: dict[str, float], known: str = "cifar10_test", **more: Any) -> None:
+    rows = [
+        {"ood_dataset": out, "score_fn": score, "auroc": value - less, "fpr95": 0.5, "aupr": 0.5}
+        for out, value in aurocs.items()
+        for score, less in (("px", 0.0), ("py", 0.125))
+    ]
+    answer(run / "eval", run, "OOD", in_dataset=known, rows=rows, **more)
+
+
+def collect(root: Path, results: Path, scale: str = "small") -> dict[str, Any]:
+    tables.collect(root, scale, results)
+    return {p.stem: json.loads(p.read_text()) for p in (results / scale).glob("*.json")}
+
+
+def built(name: str, records: dict[str, Any], scale: str = "small") -> cells.Built:
+    return cells.build(name, scale, tables.TABLES[name].rows, records)
+
+
+def line(table: cells.Built, experiment: str) -> cells.Line:
+    return next(found for found in table.lines if found.experiment == experiment)
+
+
+def error(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        tables.main([str(word) for word in argv])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.count("\n") == 1
+    return message
+
+
+def test_numbers_are_means_and_sample_deviations_over_seeds(tmp_path: Path) -> None:
+    for seed, accuracy, auroc in ((1, 0.70, 0.6), (2, 0.74, 0.8), (10, 0.75, 0.7)):
+        run = fake_run(tmp_path, "ce", seed)
+        classified(run, accuracy)
+        detected(run, {"svhn_test": auroc, "celeba": 0.5})
+    records = collect(tmp_path, tmp_path / "results")
+    found = line(built("table1_ood", records), "ce")
+    svhn = found.cells["auroc/px/svhn"]
+    assert svhn.paper == (0.46, 0.21)
+    assert svhn.ours and svhn.ours.n == 3
+    assert svhn.ours.mean == pytest.approx(0.7) and svhn.ours.std == pytest.approx(0.1)
+    ours = found.cells["auroc/py/svhn"].ours
+    assert ours and ours.mean == pytest.approx(0.575)
+    accuracy_cell = line(built("table3_hybrid", records), "ce").cells["accuracy/cifar10"]
+    # mean 73, squared deviations 9 + 1 + 4 over 2
+    assert formats.ours_text(accuracy_cell, 2) == "73.00 ± 2.65 (3)"
+    assert formats.paper_text(accuracy_cell) == "93.6"
+    assert found.about["epochs"] == "6 epochs" and found.about["network"] == "WRN-10-2"
+    assert found.about["setting"] == "small: WRN-10-2, 6 epochs, batch 64"
+    assert found.about["hours"] == "0.50" and found.about["commit"] == "0123456+"
+    assert found.about["runs"] == "3 seeds" and found.about["hardware"] == "AMD EPYC"
+
+
+def test_one_seed_has_no_deviation_and_a_step_its_time(tmp_path: Path) -> None:
+    run = fake_run(tmp_path, "jem", 1, load_path="save/small/ce-s1/last_ckpt.pt", pxsgld=1.0)
+    detected(run, {"svhn_test": 0.6789})
+    table = built("table6_negatives", collect(tmp_path, tmp_path / "results"))
+    found = line(table, "jem")
+    assert formats.ours_text(found.cells["auroc/px/svhn"], 3) == "0.679 (1)"
+    ms = found.cells["ms_per_step"].ours  # the median epoch: 64 images at 640 a second
+    assert ms and ms.mean == pytest.approx(100)
+    assert found.about["setting"] == "small: WRN-10-2, 6 epochs, from ce, batch 64"
+    assert found.cells["auroc/px/celeba"].state == "not asked"
+    assert line(table, "hdge").cells["auroc/px/svhn"].state == "not run"
+
+
+def test_a_set_that_was_not_there_is_said(tmp_path: Path) -> None:
+    run = fake_run(tmp_path, "ce", 1)
+    detected(run, {"svhn_test": 0.6}, skipped=[{"ood_dataset": "celeba", "reason": "gone"}])
+    found = line(built("table1_ood", collect(tmp_path, tmp_path / "results")), "ce")
+    assert found.cells["auroc/px/celeba"].state == "no data"
+
+
+@pytest.mark.parametrize("name", list(tables.TABLES))
+def test_without_records_every_row_is_not_run_or_quoted(name: str) -> None:
+    table = built(name, {}, "paper")
+    assert {found.experiment for found in table.lines} >= set(tables.TABLES[name].rows)
+    for found in table.lines:
+        expected = "quoted" if found.experiment is None else "not run"
+        assert found.about == {"runs": expected}
+        assert {cell.state for cell in found.cells.values()} <= {expected, ""}
+    assert "not run" in formats.markdown(table)
+
+
+def test_quoted_rows_are_those_that_are_not_trained_here() -> None:
+    quoted = {
+        found.model
+        for name in tables.TABLES
+        for found in built(name, {}, "paper").lines
+        if found.experiment is None
+    }
+    glow = {"Unconditional Glow", "Class-conditional Glow", "Glow", "Residual Flow"}
+    assert quoted == glow | {"SNGAN", "NCSN"}
+
+
+@pytest.mark.parametrize("name", list(rows.ROWS))
+def test_the_mapping_names_published_rows_and_experiments_of_the_table(name: str) -> None:
+    published, values = rows.published(name)
+    assert set(rows.ROWS[name].values()) <= set(published)
+    assert set(rows.ROWS[name]) <= set(tables.TABLES[name].rows)
+    keys = {key for block in cells.LAYOUTS[name].blocks for key in block.keys}
+    assert {key for _, key in values} <= keys  # every published number has its column
+    assert {model for model, _ in values} <= {found.model for found in built(name, {}).lines}
+
+
+def test_every_table_has_a_layout_and_every_experiment_a_name() -> None:
+    assert set(cells.LAYOUTS) == set(tables.TABLES)
+    for name in tables.TABLES:
+        for found in built(name, {}).lines:
+            assert found.model != found.experiment, "give it a name in evaluation/results_tables"
+
+
+def test_diverged_runs_are_counted_and_give_no_number(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        run = fake_run(tmp_path, "jem", seed, pxsgld=1.0, epochs=6 if seed == 1 else 2)
+        detected(run, {"svhn_test": 0.6 if seed == 1 else 0.9})
+        if seed == 3:
+            (run / "diverged.txt").write_text(DIVERGED)
+            run.with_name(run.name + ".log").write_text(DIVERGED + DIVERGED.replace("63", "70"))
+        if seed == 2:
+            (run / "log.txt").write_text("epoch 0\n" + DIVERGED)
+    records = collect(tmp_path, tmp_path / "results")
+    found = line(built("table1_ood", records), "jem")
+    ours = found.cells["auroc/px/svhn"].ours
+    assert ours and (ours.mean, ours.n) == (0.6, 1)
+    expected = "1 seed, diverged 2 of 3, 3 divergences in all, retries included"
+    assert found.about["runs"] == expected
+    del records["jem"]["seeds"]["1"]
+    found = line(built("table1_ood", records), "jem")
+    assert found.cells["auroc/px/svhn"].state == "diverged 2 of 2"
+    assert claims.divergences(records) == ([0, 0], [2, 2])
+
+
+def test_a_crash_is_no_divergence_and_an_unfinished_run_gives_no_number(tmp_path: Path) -> None:
+    crashed = fake_run(tmp_path, "ce", 1, epochs=1)
+    (crashed / "diverged.txt").write_text("RuntimeError: out of memory")
+    classified(fake_run(tmp_path, "ce", 2, epochs=5), 0.9)
+    found = line(built("table3_hybrid", collect(tmp_path, tmp_path / "results")), "ce")
+    assert found.cells["accuracy/cifar10"].state == "failed 1 of 2, unfinished 1 of 2"
+    assert found.about["runs"] == "failed 1 of 2, unfinished 1 of 2"
+
+
+def test_protocol_versions_are_never_mixed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    classified(fake_run(tmp_path, "ce", 1), 0.7)
+    classified(fake_run(tmp_path, "hdge", 1), 0.7, version=2)
+    assert tables.main(["collect", "--root", str(tmp_path), "--results", str(results)]) == 0
+    capsys.readouterr()
+    message = error(capsys, "write", "--results", results)
+    assert "versions 1 (ce-s1), 2 (hdge-s1)" in message and "table3_hybrid" in message
+    folders = [tmp_path / "small" / name for name in ("ce-s1", "hdge-s1")]
+    assert "mix protocol versions" in error(capsys, "compare", *folders)
+    classified(fake_run(tmp_path, "ce", 2), 0.7, version=2)  # nor over the seeds of one row
+    message = error(capsys, "collect", "--root", tmp_path, "--results", results)
+    assert "ce has answers of protocol versions 1, 2" in message
+
+
+def test_seeds_asked_differently_are_not_averaged_rows_are_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    classified(fake_run(tmp_path, "ce", 1), 0.7)
+    classified(fake_run(tmp_path, "hdge", 1), 0.7, max_images=100)
+    notes = built("table3_hybrid", collect(tmp_path, results)).notes
+    assert any("Not all rows were asked test_clf alike" in note for note in notes)
+    classified(fake_run(tmp_path, "ce", 2), 0.7, max_images=100)
+    tables.collect(tmp_path, "small", results)
+    assert "ce-s1 and ce-s2 were asked test_clf" in error(capsys, "write", "--results", results)
+
+
+def test_the_answer_to_the_tables_own_question_is_taken(tmp_path: Path) -> None:
+    run = fake_run(tmp_path, "ce", 1)
+    answer(run / "eval", run, "test_clf", dataset="cifar10", accuracy=0.5).rename(
+        run / "eval" / "test_clf-1.json"
+    )  # 2000 images, as the tables ask at this scale
+    classified(run, 0.9, max_images=10)  # newer, by hand
+    record = collect(tmp_path, tmp_path / "results")["ce"]["seeds"]["1"]
+    assert record["answers"]["test_clf"]["numbers"]["accuracy/cifar10"] == 0.5
+    (run / "eval" / "test_clf-1.json").unlink()
+    classified(run, 0.8, refined=20)  # about images that SGLD has changed
+    record = collect(tmp_path, tmp_path / "results")["ce"]["seeds"]["1"]
+    assert "test_clf" not in record["answers"]
+
+
+def test_collecting_again_keeps_other_seeds_and_replaces_the_same(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    for seed, accuracy in ((1, 0.5), (2, 0.6)):
+        classified(fake_run(tmp_path / "a", "ce", seed), accuracy)
+    collect(tmp_path / "a", results)
+    classified(fake_run(tmp_path / "b", "ce", 2), 0.8)
+    seeds = collect(tmp_path / "b", results)["ce"]["seeds"]
+    found = {s: r["answers"]["test_clf"]["numbers"]["accuracy/cifar10"] for s, r in seeds.items()}
+    assert found == {"1": 0.5, "2": 0.8}
+    assert str(tmp_path) not in (results / "small" / "ce.json").read_text()
+
+
+def test_a_stand_in_keeps_its_own_name(tmp_path: Path) -> None:
+    run = fake_run(tmp_path, "ce", 1)
+    detected(run, {"svhn_test": 0.6, "faces": 0.9})
+    table = built("table1_ood", collect(tmp_path, tmp_path / "results"))
+    px = table.blocks[0][1]
+    assert px[:4] == [
+        f"auroc/px/{name}" for name in ("svhn", "cifar10interp", "cifar100", "celeba")
+    ]
+    assert px[4:] == ["auroc/px/faces"]
+    assert titles.column_title(px[4]) == "faces (not CelebA)"
+    assert line(table, "ce").cells["auroc/px/celeba"].ours is None
+
+
+def test_a_row_whose_number_of_negatives_is_not_the_papers_says_so(tmp_path: Path) -> None:
+    contrast: dict[str, Any] = {"pxycontrast": 1.0, "contrast_style": "queue"}
+    for name, k in (("hdge", 16384), ("hdge-k64", 64)):
+        fake_run(tmp_path, name, 1, contrast_k=k, **contrast)
+    fake_run(tmp_path, "jem", 1, pxsgld=1.0, sgld_batch_size=32, n_steps=10)
+    table = built("table6_negatives", collect(tmp_path, tmp_path / "results"))
+    names = ["HDGE (K=65536, here 16384)", "HDGE (K=64)", "JEM (N=64, here 32)"]
+    assert [line(table, name).model for name in ("hdge", "hdge-k64", "jem")] == names
+    assert line(table, "hdge").about["setting"].endswith("batch 64, K = 16384")
+    assert "32 chains of 10 SGLD steps" in line(table, "jem").about["setting"]
+
+
+def test_digits_in_place_of_cifar_have_columns_of_their_own(tmp_path: Path) -> None:
+    run = fake_run(tmp_path, "ce", 1, scale="smoke", dataset="digits", max_steps=60)
+    classified(run, 0.9, "digits_test")
+    detected(run, {"interp": 0.6, "photos": 0.9}, "digits_test")
+    records = collect(tmp_path, tmp_path / "results", "smoke")
+    table = built("table1_ood", records, "smoke")
+    assert table.blocks[0][1] == ["auroc/px/digits:interp", "auroc/px/digits:photos"]
+    assert titles.column_title("auroc/px/digits:photos") == "photographs (in: digits)"
+    found = line(table, "ce")
+    assert all(cell.ours and cell.paper is None for cell in found.cells.values())
+    assert found.about["setting"] == "smoke: WRN-10-2, 60 steps, batch 64, digits"
+    assert not any(found.experiment is None for found in table.lines)  # nothing to quote beside it
+    assert built("table3_hybrid", records, "smoke").blocks[0][1] == ["accuracy/digits"]
+
+
+def test_questions_about_several_models_belong_to_each(tmp_path: Path) -> None:
+    runs = [fake_run(tmp_path, name, 1) for name in ("ce", "hdge")]
+    for norm, eps in (("linf", 8 / 255), ("l2", 0.5)):
+        models = [
+            {"label": run.name[:-3], "checkpoint": str(run / "last_ckpt.pt"), "n": 500,
+             "distance": {"linf": "Linf", "l2": "L2"}[norm], "attack": "pgd",
+             "rows": [{"eps": 0.0, "accuracy": 0.75}, {"eps": eps, "accuracy": 0.25 + 0.125 * i}]}
+            for i, run in enumerate(runs)
+        ]  # fmt: skip
+        answer(tmp_path / "small" / f"figure4-{norm}", runs[0], "attack", models=models)
+    (tmp_path / "small" / "figure4-l2" / "attack.png").write_bytes(b"picture")
+    table = built("figure4_robustness", collect(tmp_path, tmp_path / "results"))
+    assert table.blocks[0][1] == ["robust/Linf/0", "robust/Linf/0.031373"]
+    assert [titles.column_title(key) for key in table.blocks[0][1]] == ["0/255", "8/255"]
+    for name, expected in (("ce", 25), ("hdge", 37.5)):
+        for key in ("robust/Linf/0.031373", "robust/L2/0.5"):
+            ours = line(table, name).cells[key].ours
+            assert ours and ours.mean == expected
+    picture = tmp_path / "results" / "small" / "figure4_robustness.png"
+    assert picture.read_bytes() == b"picture"
+
+
+def test_fid_of_other_features_or_fewer_samples_is_another_column(tmp_path: Path) -> None:
+    inception = "inception-v3-compat (torch-fidelity)"
+    for name, seed, n in (("jem", 1, 50_000), ("hdge-jem", 1, 1000), ("hdge-jem", 2, 1000)):
+        run = fake_run(tmp_path, name, seed)
+        features = inception if name == "jem" else f"model {run}/last_ckpt.pt"
+        values = {"fid": 40.0 + seed, "inception_score_mean": 5.0, "n": n, "features": features}
+        answer(run / "eval", run, "fid", **values)
+    records = collect(tmp_path, tmp_path / "results")
+    table = built("table3_hybrid", records)
+    keys = table.blocks[0][1]
+    assert keys[-2:] == ["fid/own-1000", "is/own-1000"]
+    assert titles.column_title(keys[-2]) == "FID (own features, 1,000 samples)"
+    assert line(table, "jem").cells["fid/inception"].ours == cells.Value(41.0, None, 1)
+    found = line(table, "hdge-jem")
+    assert found.cells["fid/inception"].ours is None
+    assert formats.ours_text(found.cells["fid/own-1000"], 2) == "41.50 ± 0.71 (2)"
+    assert str(tmp_path) not in json.dumps(records)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results' folder of a few runs, some with names that mean harm."""
+    root = tmp_path_factory.mktemp("runs")
+    for seed in (1, 2):
+        for i, name in enumerate(("ce", "hdge", "alpha0.5")):
+            run = fake_run(root, name, seed, device=HOSTILE)
+            classified(run, 0.5 + 0.125 * i + 0.01 * seed)
+            detected(run, {"svhn_test": 0.5 + 0.1 * i + 0.01 * seed, f"folder:{HOSTILE}": 0.5})
+    results = root / "out" / "results"
+    collect(root, results)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "TABLES", SOME)
+        assert tables.main(["write", "--results", str(results)]) == 0
+    return results
+
+
+def contents(results: Path) -> dict[str, bytes]:
+    files = [path for path in results.parent.rglob("*") if path.is_file()]
+    return {str(path.relative_to(results.parent)): path.read_bytes() for path in files}
+
+
+def test_written_again_all_is_the_same_byte_for_byte(
+    hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "TABLES", SOME)
+    before = contents(hostile)
+    assert {"RESULTS.md", "results/index.html", "results/alpha-small.png"} <= set(before)
+    elsewhere = tmp_path / "copy" / "results"
+    shutil.copytree(hostile / "small", elsewhere / "small")
+    for stale in ("table1_ood-smoke.md", "mine.txt"):
+        (elsewhere / stale).write_text("old")
+    tables.write(elsewhere)
+    after = contents(elsewhere)
+    assert after.pop("results/mine.txt") == b"old"  # what is not ours stays, an old table goes
+    assert after == before
+
+
+def test_results_link_only_what_is_there(hostile: Path) -> None:
+    text = (hostile.parent / "RESULTS.md").read_text()
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert len(links) >= 12 and all((hostile.parent / link).is_file() for link in links)
+    assert "## What it shows: small" in text and "3 experiments, 6 runs" in text
+    assert "0 of 6 without SGLD" in text and "<script" not in text
+
+
+def test_markdown_rows_have_as_many_cells_as_their_head(hostile: Path) -> None:
+    for path in hostile.glob("*.md"):
+        for block in re.findall(r"(?:^\|.*\n)+", path.read_text(), re.MULTILINE):
+            widths = {len(re.findall(r"(?<!\\)\|", row)) for row in block.splitlines()}
+            assert len(widths) == 1, path.name
+
+
+def test_csv_parses_and_has_the_numbers(hostile: Path) -> None:
+    text = (hostile / "table1_ood-small.csv").read_text()
+    found = list(csv.DictReader(io.StringIO(text)))
+    assert all(None not in row and None not in row.values() for row in found)
+    row = next(r for r in found if r["experiment"] == "ce" and r["column"] == "auroc/px/svhn")
+    assert float(row["mean"]) == pytest.approx(0.515) and row["seeds"] == "2"
+    assert float(row["std"]) == pytest.approx(0.01 / 2**0.5, rel=1e-4)
+    assert (row["paper"], row["paper_std"]) == ("0.46", "0.21")
+    assert row["hardware"] == HOSTILE
+    assert {r["state"] for r in found if r["experiment"] == "jem"} == {"not run"}
+
+
+def test_latex_is_escaped(hostile: Path) -> None:
+    assert formats.tex("5% & $x_1^2$ {y} #\\~ ±") == (
+        r"5\% \& \$x\_1\textasciicircum{}2\$ \{y\} \#\textbackslash{}\textasciitilde{} $\pm$"
+    )
+    text = (hostile / "table1_ood-small.tex").read_text()
+    assert r"0.515 $\pm$ 0.007 (2)" in text and r"\begin{tabular}{lrrrr" in text
+    for row in re.findall(r"^(?!%|\\).*\\\\$", text, re.MULTILINE):
+        for bare in "%#_$":
+            plain = row.replace(r"$\pm$", "").replace(r"$\infty$", "")
+            assert not re.search(rf"(?<!\\){re.escape(bare)}", plain)
+    heads = re.findall(r"\\begin\{tabular\}\{(l r*|lr*)\}\n\\toprule\n(.*)", text)
+    assert heads and all(len(spec) == len(head.split(" & ")) for spec, head in heads)
+
+
+def test_the_page_is_escaped_and_loads_nothing(hostile: Path) -> None:
+    tags: list[tuple[str, dict[str, str | None]]] = []
+    texts: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            tags.append((tag, dict(attrs)))
+
+        def handle_data(self, data: str) -> None:
+            texts.append(data)
+
+    Reader().feed((hostile / "index.html").read_text())
+    assert "script" not in {tag for tag, _ in tags}
+    sources = [attrs.get("src") or "" for tag, attrs in tags if tag == "img"]
+    assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert any(HOSTILE in text for text in texts) and "0.515 ± 0.007 (2)" in texts
+    ids = {attrs.get("id") for _, attrs in tags}
+    assert {str(a["href"])[1:] for tag, a in tags if tag == "a"} <= ids
+
+
+def test_pictures_are_png_and_carry_no_version(hostile: Path) -> None:
+    pictures = list(hostile.glob("*.png"))
+    assert {p.stem for p in pictures} >= {
+        "table1_ood-small",
+        "alpha-small",
+        "table6_negatives-small",
+    }
+    for path in pictures:
+        data = path.read_bytes()
+        assert data.startswith(b"\x89PNG") and b"Software" not in data and b"tEXt" not in data[:200]
+
+
+def test_verdicts_weigh_the_difference_by_the_spread() -> None:
+    def value(mean: float, std: float | None = 0.3, n: int = 3) -> cells.Value:
+        return cells.Value(mean, std, n)
+
+    # twice the standard error of a difference: 2 * sqrt(2 * .09 / 3) = .49
+    assert claims.verdict(">", value(1.5), value(1.0)) == "holds"
+    assert claims.verdict(">", value(1.48), value(1.0)).startswith("open")
+    assert claims.verdict("<", value(1.5), value(1.0)) == "does not hold"
+    assert claims.verdict("=", value(1.5), value(1.0)) == "does not hold"
+    assert claims.verdict("=", value(1.1), value(1.0)).startswith("not contradicted")
+    assert "too few seeds" in claims.verdict(">", value(1.5, None, 1), value(1.0))
+    assert claims.verdict(">", "not run", value(1.0)) == "open"
+
+
+def test_claims_are_about_experiments_and_columns_that_exist() -> None:
+    for claim in claims.CLAIMS:
+        assert {claim.first, claim.second} <= set(tables.EXPERIMENTS), claim.text
+
+
+def test_comparing_runs_shows_where_they_differ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, lr, accuracy in (("one", 0.1, 0.5), ("two", 0.2, 0.625)):
+        classified(fake_run(tmp_path, name, 1, lr=lr), accuracy)
+    folders = [str(tmp_path / "small" / f"{name}-s1") for name in ("one", "two")]
+    assert tables.main(["compare", *folders]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"\| +\| one-s1 +\| two-s1 +\|", text)
+    assert re.search(r"--lr +\| +0\.1 +\| +0\.2", text) and "--batch_size" not in text
+    assert re.search(r"Accuracy, CIFAR-10 \(%\) +\| +50\.00 +\| +62\.50", text)
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--scale small" in error(capsys, "collect", "--root", tmp_path)
+    assert "holds no run" in error(capsys, "compare", tmp_path)
+    assert "not a folder" in error(capsys, "compare", tmp_path / "none")
+    run = fake_run(tmp_path, "ce", 1)
+    assert "given twice" in error(capsys, "compare", run, run)
+    (tmp_path / "results" / "small").mkdir(parents=True)
+    (tmp_path / "results" / "small" / "ce.json").write_text("[]")
+    assert "is no record" in error(capsys, "write", "--results", tmp_path / "results")
+    assert "ACTION" in error(capsys)
