@@ -6,11 +6,13 @@ import argparse
 import re
 import runpy
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import models
+from baselines import contrastive_flags, probe_flags, train_adversarial
 from evaluation import flags as questions
 from training import flags
 from training.checkpoint import save_checkpoint
@@ -23,6 +25,7 @@ def commands(text: str) -> list[str]:
     """Whole command lines: continued lines are joined, comments are cut."""
     joined = text.replace("\\\n", " ")
     lines = [line.split("  #")[0].strip() for line in joined.splitlines()]
+    lines = [re.sub(r'^((SCALE|SEEDS|JOBS|GPUS)=("[^"]*"|\S+) )+', "", line) for line in lines]
     return [line for line in lines if re.match(r'(python|"\$PYTHON"|bash|conda) ', line)]
 
 
@@ -30,9 +33,18 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def report_parser() -> argparse.ArgumentParser:
-    path = ROOT / "scripts" / "report.py"
-    return runpy.run_path(str(path))["build_parser"]()
+def of_script(name: str) -> Callable[[], argparse.ArgumentParser]:
+    return lambda: runpy.run_path(str(ROOT / "scripts" / name))["build_parser"]()
+
+
+PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "scripts/report.py": of_script("report.py"),
+    "scripts/experiments.py": of_script("experiments.py"),
+    "scripts/tables.py": of_script("tables.py"),
+    "baselines/train_contrastive.py": contrastive_flags.build_parser,
+    "baselines/train_adversarial.py": train_adversarial.build_parser,
+    "baselines/linear_probe.py": probe_flags.build_parser,
+}
 
 
 README_COMMANDS = [line for block in blocks("bash") for line in commands(block)]
@@ -61,8 +73,8 @@ def test_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if script == "eval_wrn_ebm.py":
         questions.parse(arguments)
         return
-    if script == "scripts/report.py":
-        report_parser().parse_args(arguments)
+    if script in PARSERS:
+        PARSERS[script]().parse_args(arguments)
         return
     assert script == "train_wrn.py"
     settings, _ = flags.parse(arguments)
@@ -110,7 +122,8 @@ def test_linked_file_exists(path: str) -> None:
 
 
 def test_every_flag_in_the_readme_exists() -> None:
-    parsers = (flags.build_parser(), questions.build_parser(), report_parser())
+    parsers = [flags.build_parser(), questions.build_parser()]
+    parsers += [build() for script, build in PARSERS.items() if script != "scripts/tables.py"]
     known = {o for parser in parsers for action in parser._actions for o in action.option_strings}
     others = {"--file"}  # conda's
     named = set(re.findall(r"--[a-z][a-z_0-9]*", README)) - {"--plot_"}
