@@ -178,6 +178,16 @@ def test_a_run_waits_for_the_one_that_it_starts_from(jobs: Any) -> None:
     assert "simclr-linear-s1" not in trained(ran)
 
 
+def test_samples_are_compared_in_the_features_of_one_network(jobs: Any) -> None:
+    make, ran, _ = jobs
+    maker = make("small", 1)
+    assert experiments.run(["table3_hybrid"], maker, [1, 2]) == 0
+    asked = [shlex.split(line) for line in ran if "--eval fid" in line]
+    assert len(asked) == 12
+    used = {words[words.index("--fid_model") + 1] for words in asked}
+    assert used == {str(maker.root / "small" / "ce-s1" / "last_ckpt.pt")}
+
+
 def test_an_overlay_shows_what_there_is(jobs: Any) -> None:
     make, ran, fails = jobs
     fails["--id jem-s1"] = 2
