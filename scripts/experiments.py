@@ -124,7 +124,7 @@ WRN = "--depth 28 --width 10"
 SMALL, TINY = "--depth 10 --width 2 --amp bf16", "--depth 10 --width 1 --n_valid 100"
 # The code's schedule; JEM's paper has --n_epochs 150 --decay_epochs 50 100.
 EBM = "--lr 1e-4 --warmup_iters 1000 --n_epochs 200 --decay_epochs 160 180 --decay_rate .3"
-# HDGE's Table 2 (its SGD is the SupContrast code's).
+# Table 2's setting: batch norm, SGD, batch 256, steps of x .2.
 ACCURACY = (
     "--norm batch --optimizer sgd --lr .1 --batch_size 256 --weight_decay 5e-4 --dropout_rate .3 "
     "--sigma 0 --n_epochs 200 --decay_epochs 60 120 160 --decay_rate .2"

@@ -10,8 +10,8 @@
 # ROOT   the run folders are in $ROOT/$SCALE (default: save/tables)
 #
 # Cost. smoke: all tables and figures in 6 min 49 s with JOBS=2 on a 2-core AMD EPYC. small: of its parts, cross-entropy
-# and HDGE took 13 to 19 minutes a run there, with other work on the same cores; the whole was not measured. paper: not measured; ask
-# `train_wrn.py --dry_run` for a run's hours on your device.
+# and HDGE took 13 to 19 minutes a run there, with other work on the same cores; the
+# whole was not measured. paper: not measured; ask `train_wrn.py --dry_run` for a run's hours on your device.
 #
 # What is done is not done again, and what was interrupted goes on: run a script as often as you like.
 set -euo pipefail
