@@ -18,7 +18,7 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -341,14 +341,37 @@ class Jobs:
         if key not in self.trained:
             start = EXPERIMENTS[name].start
             needs = start is not None and (EXPERIMENTS[name].program == PROBE or self.scale in WARM)
-            # Submitted first, so it is started first: waiting for it cannot fill the pool.
-            before = self.train(start, seed) if needs and start is not None else None
-            self.trained[key] = self.pool.submit(self._train, name, seed, before)
+            before = [self.train(start, seed)] if needs and start is not None else []
+            self.trained[key] = self._after(before, lambda: self._train(name, seed, before))
         return self.trained[key]
 
-    def _train(self, name: str, seed: int, before: Future[bool] | None) -> bool:
+    def _after(self, before: Sequence[Future[bool]], work: Callable[[], bool]) -> Future[bool]:
+        """Submit `work` once all of `before` are done: nothing waits in the pool."""
+        result: Future[bool] = Future()
+        left, lock = [len(before)], threading.Lock()
+
+        def run() -> None:
+            try:
+                result.set_result(work())
+            except BaseException as error:  # for who asks for the result
+                result.set_exception(error)
+
+        def one_is_done(_: Future[bool]) -> None:
+            with lock:
+                left[0] -= 1
+                last = left[0] == 0
+            if last:
+                self.pool.submit(run)
+
+        for future in before:
+            future.add_done_callback(one_is_done)
+        if not before:
+            self.pool.submit(run)
+        return result
+
+    def _train(self, name: str, seed: int, before: Sequence[Future[bool]]) -> bool:
         run = folder(self.root, self.scale, name, seed)
-        if before is not None and not before.result():
+        if not all(future.result() for future in before):
             return self._fail(f"{run.name}: what it starts from has failed")
         if finished(run):
             print(f"{run.name}: trained already", flush=True)
@@ -375,7 +398,9 @@ class Jobs:
             before = [self.train(*run) for run in runs]
             if REFERENCE in question_words(self.scale, question):
                 before.append(self.train("ce", self.first_seed))
-            self.answered[key] = self.pool.submit(self._ask, question, runs, answer, before)
+            self.answered[key] = self._after(
+                before, lambda: self._ask(question, runs, answer, before)
+            )
         return self.answered[key]
 
     def _ask(

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shlex
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,23 @@ def test_a_run_waits_for_the_one_that_it_starts_from(jobs: Any) -> None:
     fails["--id simclr-s1"] = 2
     assert experiments.run(["table1_ood"], make("small", 1), [1]) == 1
     assert "simclr-linear-s1" not in trained(ran)
+
+
+def test_what_waits_keeps_no_job_from_running(jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ce takes as long as hdge does not run: with two jobs, jem must not wait in hdge's place."""
+    make, _, _ = jobs
+    hdge = threading.Event()
+    plain = experiments.Jobs._run
+
+    def run(self: Any, words: list[str], where: Path) -> tuple[int, str]:
+        if where.name == "ce-s1":
+            assert hdge.wait(20), "hdge was never started"
+        if where.name == "hdge-s1":
+            hdge.set()
+        return plain(self, words, where)
+
+    monkeypatch.setattr(experiments.Jobs, "_run", run)
+    assert experiments.run(["figure1_histograms"], make("small", 2), [1]) == 0
 
 
 def test_samples_are_compared_in_the_features_of_one_network(jobs: Any) -> None:
