@@ -37,14 +37,14 @@ from evaluation import plots
 from evaluation.classification import classification
 from evaluation.cost import memory_bytes, peak_memory, step_flops, step_seconds
 from evaluation.sampling import Sampler
-from training import checkpoint, records
+from training import records
 from training.checkpoint import CheckpointError, read_checkpoint
 from training.divergence import Diverged, Guard
 from training.flags import UsageError
-from training.machine import choose_device
+from training.machine import choose_device, use_bf16
 from training.output import Output
 from training.schedule import learning_rate
-from training.state import Progress, Run, load_memories, restore
+from training.state import Progress, Run, load_memories, restore_last
 
 PROGRAM = "train_wrn.py"
 EVAL_BATCH = 200  # images; results do not depend on it
@@ -52,12 +52,6 @@ EARLY = (1, 5, 25)  # steps after which the bar shows losses before the first re
 
 
 # ---------------------------------------------------------------------------------------- build
-
-
-def use_bf16(s: Namespace, device: torch.device) -> bool:
-    if s.amp == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return s.amp == "bf16"
 
 
 def build_model(s: Namespace, num_classes: int, device: torch.device) -> models.EnergyClassifier:
@@ -70,7 +64,7 @@ def build_model(s: Namespace, num_classes: int, device: torch.device) -> models.
         num_classes=num_classes,
         uncond=s.uncond,
     )
-    model.amp = use_bf16(s, device)
+    model.amp = use_bf16(s.amp, device)
     if s.clf_only:
         model.requires_grad_(False).class_output.requires_grad_(True)
     model = model.to(device).to(memory_format=torch.channels_last)
@@ -468,26 +462,7 @@ def load_file(run: Run, path: str) -> None:
 def resume_run(s: Namespace, dataset: data.DataSet, folder: Path) -> Run:
     """The run in `folder`, from its last checkpoint or, if that is damaged, the one before."""
     run = build_run(s, dataset.num_classes, dataset.train.images.device)
-    path, previous = folder / checkpoint.LAST, folder / checkpoint.PREVIOUS
-    try:
-        state = read_checkpoint(path)
-    except CheckpointError as error:
-        if not path.exists() and not previous.exists():
-            raise CheckpointError(
-                f"--resume {folder}: it stopped before its first checkpoint: start it again with "
-                "--overwrite"
-            ) from None
-        if not previous.exists():
-            raise CheckpointError(f"--resume {folder}: {error}") from None
-        print(f"{PROGRAM}: warning: {error}; resuming from {previous}", file=sys.stderr)
-        state = read_checkpoint(previous)
-        if path.exists():  # out of the way: the next save must not keep it in place of the good one
-            path.replace(folder / checkpoint.DAMAGED)
-        path = previous
-    try:
-        restore(run, state)
-    except CheckpointError as error:
-        raise CheckpointError(f"--resume {path}: {error}") from None
+    restore_last(run, folder, PROGRAM)
     return run
 
 

@@ -34,14 +34,14 @@ from torch import nn
 import data
 import models
 from baselines.epochs import Batches, EpochOutput, Objective, train
-from baselines.resume import load_last, resumed_settings
+from baselines.resume import resumed_settings
 from evaluation import plots
 from training import records
 from training.checkpoint import CheckpointError
 from training.divergence import Diverged
 from training.flags import Parser, UsageError
-from training.machine import choose_device
-from training.state import Run
+from training.machine import choose_device, use_bf16
+from training.state import Run, restore_last
 
 __all__ = ["Batches", "EpochOutput", "Objective", "Program", "main"]
 
@@ -139,7 +139,7 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
     run = build_run(program, s, dataset.num_classes, device)
     since = None
     if resuming:
-        load_last(run, folder, program.name)
+        restore_last(run, folder, program.name)
         since = (run.progress.step, run.progress.log_bytes)
     else:
         models.initialise_act_norm(run.model, batches(0)[0])
@@ -180,8 +180,7 @@ def build_run(program: Program, s: Namespace, num_classes: int, device: torch.de
         dropout_rate=s.dropout_rate,
         num_classes=num_classes,
     )
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    model.amp = bf16 if s.amp == "auto" else s.amp == "bf16"
+    model.amp = use_bf16(s.amp, device)
     model = model.to(device).to(memory_format=torch.channels_last)
     objective = program.objective(s, model).to(device)
     return Run(s, num_classes, model, objective, program.optimizer(s, model, objective))

@@ -45,7 +45,6 @@ def save_labelled_grid(
     column_labels: Sequence[str] = (),
     columns: int | None = None,
     xlabel: str = "",
-    title: str = "",
 ) -> list[Path]:
     """The grid with words beside it, as PNG and PDF at `path` plus those suffixes, both returned.
 
@@ -76,7 +75,6 @@ def save_labelled_grid(
     axes.tick_params(length=0, labelsize=9, labeltop=True, labelbottom=False)
     axes.xaxis.set_label_position("top")
     axes.set_xlabel(xlabel, fontsize=9)
-    axes.set_title(title, fontsize=10)
     axes.spines[:].set_visible(False)
     paths = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
     figure.savefig(paths[0], dpi=150, bbox_inches="tight")

@@ -30,3 +30,10 @@ def choose_device(name: str, *, exact: bool = False) -> torch.device:
     torch.backends.cudnn.benchmark = not exact
     torch.backends.cudnn.deterministic = exact
     return device
+
+
+def use_bf16(amp: str, device: torch.device) -> bool:
+    """What --amp auto|bf16|off means on the device."""
+    if amp == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return amp == "bf16"

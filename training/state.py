@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import CheckpointError
+from training.checkpoint import DAMAGED, LAST, PREVIOUS, CheckpointError, read_checkpoint
 from training.meters import Meter
 
 QUEUE = ("queue_logit", "queue_ptr")  # the ancestors keep these with the model's weights
@@ -102,6 +104,33 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"it does not fit this run's settings ({reason})") from None
+
+
+def restore_last(run: Run, folder: Path, program: str) -> None:
+    """Make `run` what the folder's last checkpoint saw or, if that is damaged, the one before it.
+
+    `program`: whose name a warning bears. Raises CheckpointError, one line.
+    """
+    path, previous = folder / LAST, folder / PREVIOUS
+    try:
+        state = read_checkpoint(path)
+    except CheckpointError as error:
+        if not path.exists() and not previous.exists():
+            raise CheckpointError(
+                f"--resume {folder}: it stopped before its first checkpoint: start it again with "
+                "--overwrite"
+            ) from None
+        if not previous.exists():
+            raise CheckpointError(f"--resume {folder}: {error}") from None
+        print(f"{program}: warning: {error}; resuming from {previous}", file=sys.stderr)
+        state = read_checkpoint(previous)
+        if path.exists():  # out of the way: the next save must not keep it in place of the good one
+            path.replace(folder / DAMAGED)
+        path = previous
+    try:
+        restore(run, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"--resume {path}: {error}") from None
 
 
 def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -> None:
