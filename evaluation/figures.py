@@ -229,6 +229,7 @@ def _row_label(axes: Any, label: str) -> None:
         ha="right",
         va="center",
         weight="bold",
+        fontsize=10 * min(1, 18 / max(len(label), 1)),  # 18 letters are as long as a panel is high
     )
 
 

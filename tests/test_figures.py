@@ -181,3 +181,13 @@ def test_robustness_is_in_percent_against_the_radius_in_its_unit() -> None:
     assert (linf.get_title(), l2.get_title()) == ("", "PGD")
     jem, ce, ce_l2 = (line.get_color() for line in (*linf.lines, *l2.lines))
     assert ce == ce_l2 != jem
+
+
+@pytest.mark.parametrize("label", ["CE", "quickstart-20260101-120000", "m" * 40])
+def test_a_long_name_of_a_row_stays_within_the_picture(label: str) -> None:
+    scores = np.random.RandomState(0).randn(50)
+    figure = draw_histograms([{"label": label, "in": ("a", scores), "out": [("b", scores, 0.5)]}])
+    figure.canvas.draw()
+    (text,) = (t for axes in figure.axes for t in axes.texts if t.get_text() == label)
+    box = text.get_window_extent()
+    assert box.y0 >= 0 and box.y1 <= figure.bbox.height
