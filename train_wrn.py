@@ -41,6 +41,7 @@ from training import records
 from training.checkpoint import CheckpointError, read_checkpoint
 from training.divergence import Diverged, Guard
 from training.flags import UsageError
+from training.gradients import term_gradients
 from training.machine import choose_device, use_bf16
 from training.output import Output
 from training.schedule import learning_rate
@@ -69,6 +70,8 @@ def build_model(s: Namespace, num_classes: int, device: torch.device) -> models.
         model.requires_grad_(False).class_output.requires_grad_(True)
     model = model.to(device).to(memory_format=torch.channels_last)
     if s.compile == "on" and can_compile(device):
+        if s.log_gradients:  # several backward passes through one graph, whose buffers must stay
+            torch._functorch.config.donated_buffer = False
         model.f.compile(dynamic=False)
     return model
 
@@ -192,12 +195,16 @@ def train_step(
     """One update; its metrics are scalars on the device. Nothing here waits for the device."""
     images, labels, unlabelled = batch
     seen = losses.Step.forward(run.model, images, labels, unlabelled)
-    loss, metrics = run.objective(seen)
+    each, metrics = run.objective.each(seen)
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    if run.settings.log_gradients and step % run.settings.log_gradients == 0:
+        measured = term_gradients(each, parameters)
+        run.gradients.add(torch.stack(list(measured.values())), list(measured))
+    loss, metrics = run.objective.weigh(each, metrics)
 
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    groups = run.optimizer.param_groups
-    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm(gradients)
     skip = guard.check(loss, grad_norm, step)
     if run.settings.clip_grad > 0:
@@ -258,6 +265,7 @@ def train(
             out.row(run, epoch, results)
             if whole:
                 run.epoch.reset()
+                run.gradients.reset()
                 progress.train_seconds = 0.0
             out.save(run, epoch if whole else -1, results.get("valid", {}).get("accuracy"))
     if progress.step >= total:

@@ -73,13 +73,23 @@ class Objective(nn.Module):
 
     def forward(self, step: Step) -> tuple[Tensor, Metrics]:
         """(weighted loss, metrics): detached scalars '<term>/<name>', and 'loss' for the sum."""
-        total, metrics = step.logits.new_zeros(()), Metrics()
+        return self.weigh(*self.each(step))
+
+    def each(self, step: Step) -> tuple[dict[str, Tensor], Metrics]:
+        """Every term's loss, with its graph and without its weight, and what the terms report."""
+        each, metrics = {}, Metrics()
         for name, term in self.terms.items():
-            loss, extras = term(step)
+            each[name], extras = term(step)
+            found = {"loss": each[name], **extras}
+            metrics |= {f"{name}/{key}": value.detach() for key, value in found.items()}
+        return each, metrics
+
+    def weigh(self, each: dict[str, Tensor], metrics: Metrics) -> tuple[Tensor, Metrics]:
+        """What `forward` returns, from what `each` did."""
+        total = torch.zeros_like(next(iter(each.values())))
+        for name, loss in each.items():
             total = total + self.weights[name] * loss
-            metrics |= {f"{name}/{key}": value for key, value in {"loss": loss, **extras}.items()}
-        metrics["loss"] = total
-        return total, {name: value.detach() for name, value in metrics.items()}
+        return total, {**metrics, "loss": total.detach()}
 
     def commit(self, step: Step, skip: Tensor | None = None) -> None:
         """Let every memory take in this step; where the flag `skip` () is set, nothing changes."""

@@ -18,7 +18,7 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +43,6 @@ class Experiment:
     program: str = "train_wrn.py"
     start: str | None = None
 
-    @property
-    def sgld(self) -> bool:
-        return "--pxsgld" in self.flags or "--pxysgld" in self.flags
-
 
 CE, HDGE, JEM = "--pyxce 1", "--pyxce 1 --pxycontrast 1", "--pyxce 1 --pxsgld 1"
 BOTH = "--pyxce 1 --pxycontrast 1 --pxsgld 1"
@@ -56,31 +52,30 @@ PROBE = "baselines/linear_probe.py"
 EXPERIMENTS = {
     # Tables 1, 3 and 4: without batch norm
     "ce": Experiment(CE),
-    "jem": Experiment(JEM, start="ce"),
+    "jem": Experiment(JEM, "sgld", start="ce"),
+    "jem-150": Experiment(JEM, "sgld-jem", start="ce"),
     "hdge": Experiment(HDGE),
-    "hdge-jem": Experiment(BOTH, start="hdge"),
-    "igebm": Experiment("--pxysgld 1", start="ce"),
-    "hdge-resnet50": Experiment(f"{HDGE} --arch resnet50", "resnet50"),
-    "jointloss-resnet50": Experiment(
-        "--method jointloss --arch resnet50", "jointloss", program=CONTRASTIVE
-    ),
+    "hdge-jem": Experiment(BOTH, "sgld", start="hdge"),
+    "igebm": Experiment("--pxysgld 1", "sgld", start="ce"),
+    "hdge-resnet50": Experiment(HDGE, "resnet50"),
+    "jointloss-resnet50": Experiment("--method jointloss", "jointloss", program=CONTRASTIVE),
     "simclr": Experiment("--method simclr", "pretraining", program=CONTRASTIVE),
     "simclr-linear": Experiment("", "probe", program=PROBE, start="simclr"),
     # Table 2: with batch norm
     "ce-bn": Experiment(CE, "accuracy"),
     "supcon-bn": Experiment("--method supcon", "pretraining-bn", program=CONTRASTIVE),
     "supcon-bn-linear": Experiment("", "probe", program=PROBE, start="supcon-bn"),
-    "jem-bn": Experiment(JEM, "accuracy"),
+    "jem-bn": Experiment(JEM, "sgld-bn", start="ce-bn"),
     "hdge-bn": Experiment(HDGE, "accuracy"),
     "hdge-only-bn": Experiment("--pxycontrast 1", "accuracy"),
     "hdge-only-bn-linear": Experiment("", "probe", program=PROBE, start="hdge-only-bn"),
     **{
         f"{name}-c100": Experiment(flags, "accuracy", dataset="cifar100")
         for name, flags in (
-            *(("ce-bn", CE), ("jem-bn", JEM), ("hdge-bn", HDGE)),
-            ("hdge-only-bn", "--pxycontrast 1"),
+            *(("ce-bn", CE), ("hdge-bn", HDGE), ("hdge-only-bn", "--pxycontrast 1")),
         )
     },
+    "jem-bn-c100": Experiment(JEM, "sgld-bn", dataset="cifar100", start="ce-bn-c100"),
     "supcon-bn-c100": Experiment(
         "--method supcon", "pretraining-bn", dataset="cifar100", program=CONTRASTIVE
     ),
@@ -99,10 +94,10 @@ EXPERIMENTS = {
     ),
     # Table 6: numbers of negatives and of chains
     **{f"hdge-k{k}": Experiment(f"{HDGE} --contrast_k {k}") for k in (64, 128, 256)},
-    **{f"jem-n{n}": Experiment(f"{JEM} --sgld_batch_size {n}", start="ce") for n in (128, 256)},
+    **{f"jem-n{n}": Experiment(JEM, f"sgld-n{n}", start="ce") for n in (128, 256)},
     # Figure 2: CIFAR-100
     "ce-c100": Experiment(CE, dataset="cifar100"),
-    "jem-c100": Experiment(JEM, dataset="cifar100", start="ce-c100"),
+    "jem-c100": Experiment(JEM, "sgld", dataset="cifar100", start="ce-c100"),
     "hdge-c100": Experiment(HDGE, dataset="cifar100"),
     # Figure 4
     "at-linf": Experiment("--distance Linf", "adversarial", program=ADVERSARIAL),
@@ -122,8 +117,9 @@ EXPERIMENTS = {
 
 WRN = "--depth 28 --width 10"
 SMALL, TINY = "--depth 10 --width 2 --amp bf16", "--depth 10 --width 1 --n_valid 100"
-# The code's schedule; JEM's paper has --n_epochs 150 --decay_epochs 50 100.
+# The code's schedule, which HDGE's paper trains with, and JEM's paper's own.
 EBM = "--lr 1e-4 --warmup_iters 1000 --n_epochs 200 --decay_epochs 160 180 --decay_rate .3"
+EBM_JEM = EBM.replace("200 --decay_epochs 160 180", "150 --decay_epochs 50 100")
 # Table 2's setting: batch norm, SGD, batch 256, steps of x .2.
 ACCURACY = (
     "--norm batch --optimizer sgd --lr .1 --batch_size 256 --weight_decay 5e-4 --dropout_rate .3 "
@@ -135,45 +131,68 @@ SHORT_BN = (
     "--n_epochs 6 --decay_epochs 3 4 5 --decay_rate .2"
 )
 ONCE = "--lr 1e-3 --batch_size 64 --n_epochs 1 --max_steps 6 --print_every 3"
-# By recipe; `sgld` comes after it where a term samples, `data` always.
+# SGLD from a trained model, with two stabilisers: see the README's "What a healthy run looks like".
+SHORT_SGLD = (
+    "--lr 1e-4 --warmup_iters 200 --n_epochs 2 --decay_epochs 1 --sigma .1 --n_steps 10 "
+    "--sgld_l2 .1 --clip_grad 5"
+)
+ONCE_SGLD = "--n_steps 2 --buffer_size 1000"
+MEASURED = "--log_gradients 100"
+# The flags of each recipe, by scale. `ask`: what an evaluation is asked with besides.
 SCALES: dict[str, dict[str, str]] = {
     "paper": {
-        "ebm": f"{WRN} {EBM}",
+        "ebm": f"{WRN} {EBM} {MEASURED}",
         "batch256": f"{WRN} {EBM} --batch_size 256",
         "large-batch": f"{WRN} {EBM} --batch_size 2048",
-        "resnet50": f"{ACCURACY.replace('--norm batch ', '').replace('--dropout_rate .3 ', '')}",
-        "jointloss": "--optimizer lars --lr 1 --batch_size 1024 --n_epochs 400 --warmup_iters 500",
+        "sgld": f"{WRN} {EBM} {MEASURED}",
+        "sgld-jem": f"{WRN} {EBM_JEM} {MEASURED}",
+        **{f"sgld-n{n}": f"{WRN} {EBM} {MEASURED} --sgld_batch_size {n}" for n in (128, 256)},
+        "sgld-bn": f"{WRN} {ACCURACY}",
+        "resnet50": "--arch resnet50 --optimizer sgd --lr .1 --batch_size 256 --weight_decay 5e-4 "
+        "--sigma 0 --n_epochs 200 --decay_epochs 60 120 160 --decay_rate .2",
+        "jointloss": "--arch resnet50 --optimizer lars --lr 1 --batch_size 1024 --n_epochs 400 "
+        "--warmup_iters 500",
         "accuracy": f"{WRN} {ACCURACY}",
         "pretraining": f"{WRN} --norm batch --optimizer sgd --lr .5 --batch_size 1024",
         "pretraining-bn": f"{WRN} --norm batch --optimizer sgd --lr .5 --batch_size 1024",
         "adversarial": f"{WRN} --norm batch --optimizer sgd --lr .1 --batch_size 128 "
         "--weight_decay 5e-4 --n_epochs 200 --decay_epochs 100 150 --decay_rate .1",
-        "sgld": "",
         "ask": "",
     },
     "small": {
-        "ebm": f"{SMALL} {SHORT} --contrast_k 16384",
+        "ebm": f"{SMALL} {SHORT} --contrast_k 16384 {MEASURED}",
         "batch256": f"{SMALL} {SHORT} --contrast_k 16384 --batch_size 256",
-        "large-batch": f"{SMALL} {SHORT} --batch_size 512",
-        "resnet50": f"{SHORT} --contrast_k 16384 --n_epochs 1",
-        "jointloss": "--amp bf16 --lr 1e-3 --batch_size 128 --n_epochs 2",
+        "large-batch": f"{SMALL} {SHORT} --batch_size 512 {MEASURED}",
+        # Half the paper's chains, as everywhere at this scale.
+        **{
+            recipe: f"{SMALL} {SHORT_SGLD} --contrast_k 16384 --sgld_batch_size {n} {MEASURED}"
+            for recipe, n in (("sgld", 32), ("sgld-n128", 64), ("sgld-n256", 128))
+        },
+        "sgld-jem": f"{SMALL} {SHORT_SGLD} --n_epochs 3 --decay_epochs 1 2 --sgld_batch_size 32 "
+        f"{MEASURED}",
+        "sgld-bn": f"{SMALL} {SHORT_SGLD} --norm batch --sgld_batch_size 32",
+        # A ResNet-50 has batch norm, so its stand-in has, too.
+        "resnet50": f"{SMALL} --norm batch {SHORT} --contrast_k 16384",
+        "jointloss": f"{SMALL} --norm batch --lr 1e-3 --batch_size 256 --n_epochs 6",
         "accuracy": f"{SMALL} {SHORT_BN} --contrast_k 16384",
         "pretraining": f"{SMALL} --norm none --lr 1e-3 --batch_size 256 --n_epochs 6",
         "pretraining-bn": f"{SMALL} {SHORT_BN}",
-        "adversarial": f"{SMALL} {SHORT}",
-        # From a trained model, with the two stabilisers: see "What a healthy run looks like".
-        "sgld": "--lr 1e-4 --n_epochs 3 --decay_epochs 2 --sigma .1 --n_steps 10 "
-        "--sgld_batch_size 32 --sgld_l2 .1 --clip_grad 5",
+        "adversarial": f"{SMALL} {SHORT} --n_epochs 3 --decay_epochs 2 --n_steps_pgd_attack 4",
         "ask": "--max_images 2000",
     },
     "smoke": {
-        **dict.fromkeys(("ebm", "batch256", "large-batch"), f"{TINY} {ONCE} --contrast_k 256"),
-        **dict.fromkeys(("resnet50",), f"{ONCE} --n_valid 100 --contrast_k 256 --batch_size 4"),
+        **dict.fromkeys(("ebm", "batch256"), f"{TINY} {ONCE} --contrast_k 256 --log_gradients 3"),
+        "large-batch": f"{TINY} {ONCE}",
+        **{
+            recipe: f"{TINY} {ONCE} --contrast_k 256 {ONCE_SGLD} --sgld_batch_size {n}"
+            for recipe, n in (("sgld", 8), ("sgld-jem", 8), ("sgld-n128", 16), ("sgld-n256", 32))
+        },
+        "sgld-bn": f"{TINY} {ONCE} --norm batch {ONCE_SGLD} --sgld_batch_size 8",
+        "resnet50": f"--arch resnet50 {ONCE} --n_valid 100 --contrast_k 256 --batch_size 4",
         "accuracy": f"{TINY} {ONCE} --norm batch --contrast_k 256",
         **dict.fromkeys(("pretraining", "pretraining-bn"), f"{TINY} {ONCE}"),
-        "jointloss": f"{ONCE} --n_valid 100 --batch_size 4",
+        "jointloss": f"--arch resnet50 {ONCE} --n_valid 100 --batch_size 4",
         "adversarial": f"{TINY} {ONCE} --n_steps_pgd_attack 2",
-        "sgld": "--n_steps 2 --sgld_batch_size 8 --buffer_size 1000",
         "ask": "--max_images 40",
     },
 }
@@ -198,7 +217,7 @@ L2 = "attack --distance L2 --max_images {few}"
 THREE = ("ce", "jem", "hdge")
 TABLES = {
     "table1_ood": Table(
-        ("ce", "simclr-linear", "igebm", "jem", "hdge", "hdge-jem")
+        ("ce", "simclr-linear", "igebm", "jem", "jem-150", "hdge", "hdge-jem")
         + ("jointloss-resnet50", "hdge-resnet50"),
         (OOD,),
     ),
@@ -214,7 +233,7 @@ TABLES = {
         (ACCURACY_OF,),
     ),
     "table3_hybrid": Table(
-        ("igebm", "jem", "hdge", "hdge-jem", "ce-bn", "ce"), (ACCURACY_OF, "fid {fid}")
+        ("igebm", "jem", "jem-150", "hdge", "hdge-jem", "ce-bn", "ce"), (ACCURACY_OF, "fid {fid}")
     ),
     "table5_variants": Table(
         ("hdge", "hdge-simclr-style", "hdge-raw", "hdge-eq13", "hdge-eq13-raw"), (OOD, ACCURACY_OF)
@@ -283,12 +302,24 @@ def train_command(root: Path, scale: str, name: str, seed: int) -> list[str]:
     if experiment.program == PROBE:  # deterministic: no seed, and the network is the start's
         words = [PROBE, "--load_path", str(folder(root, scale, warm or "", seed) / "last_ckpt.pt")]
         return [*words, "--log_dir", str(root / scale), "--id", f"{name}-s{seed}"]
-    words = [experiment.program, *recipes[experiment.recipe].split()]
-    words += recipes["sgld"].split() if experiment.sgld else []
+    words = recipes[experiment.recipe].split()
     words += ["--dataset", STAND_IN.get(scale, experiment.dataset), *experiment.flags.split()]
+    words = [experiment.program, *last_wins(words)]
     if warm is not None:
         words += ["--load_path", str(folder(root, scale, warm, seed) / "last_ckpt.pt")]
     return [*words, "--seed", str(seed), "--log_dir", str(root / scale), "--id", f"{name}-s{seed}"]
+
+
+def last_wins(words: Sequence[str]) -> list[str]:
+    """Of a flag that is given several times, the last alone, as a parser reads it."""
+    flags: dict[str, list[str]] = {}
+    for word in words:
+        if word.startswith("--"):
+            flags.pop(word, None)
+            flags[word] = []
+        else:
+            flags[list(flags)[-1]].append(word)
+    return [part for flag, values in flags.items() for part in (flag, *values)]
 
 
 def question_words(scale: str, question: str) -> list[str]:
@@ -472,27 +503,45 @@ class Jobs:
         return False
 
 
-def run(names: Sequence[str], jobs: Jobs, seeds: Sequence[int]) -> int:
+def overlay(root: Path, scale: str, place: str, seed: int) -> Path:
+    """The folder of an answer about several models of one seed."""
+    return root / scale / f"{place}-s{seed}"
+
+
+def only(table: Table, rows: Sequence[str]) -> Table:
+    """The table with these of its rows; with all of them where `rows` is empty."""
+    if not rows:
+        return table
+    overlays = [
+        (place, question, tuple(row for row in shown if row in rows))
+        for place, question, shown in table.overlays
+    ]
+    return Table(
+        tuple(row for row in table.rows if row in rows),
+        table.questions,
+        tuple(found for found in overlays if found[2]),
+    )
+
+
+def run(tables: Sequence[Table], jobs: Jobs, seeds: Sequence[int]) -> int:
     """Everything that the tables need; the exit code is 1 if anything failed."""
     answers: list[Future[bool]] = []
-    for name in names:
-        table = TABLES[name]
+    for table in tables:
         for seed in seeds:
             for row in table.rows:
                 answers += [jobs.ask(q, [(row, seed)]) for q in table.questions]
                 answers.append(jobs.train(row, seed))
-        for place, question, rows in table.overlays:
-            answer = jobs.root / jobs.scale / place
-            answers.append(jobs.ask(question, [(row, seeds[0]) for row in rows], answer))
+            for place, question, rows in table.overlays:
+                answer = overlay(jobs.root, jobs.scale, place, seed)
+                answers.append(jobs.ask(question, [(row, seed) for row in rows], answer))
     for answered in answers:
         answered.result()
     return 1 if jobs.failed else 0
 
 
-def show(names: Sequence[str], root: Path, scale: str, seeds: Sequence[int]) -> None:
+def show(tables: Mapping[str, Table], root: Path, scale: str, seeds: Sequence[int]) -> None:
     """Every command, to be read or copied."""
-    for name in names:
-        table = TABLES[name]
+    for name, table in tables.items():
         print(f"# {name}")
         for row in table.rows:
             print("python", shlex.join(train_command(root, scale, row, seeds[0])))
@@ -502,7 +551,7 @@ def show(names: Sequence[str], root: Path, scale: str, seeds: Sequence[int]) -> 
         for place, question, rows in table.overlays:
             paths = [folder(root, scale, row, seeds[0]) / "last_ckpt.pt" for row in rows]
             words = ask_command(scale, paths, question)
-            words += ["--labels", *rows, "--log_dir", str(root / scale / place)]
+            words += ["--labels", *rows, "--log_dir", str(overlay(root, scale, place, seeds[0]))]
             print("python", shlex.join(words))
 
 
@@ -514,6 +563,8 @@ def build_parser() -> Parser:
         help="one or several of " + ", ".join(TABLES) + "; all")  # fmt: skip
     add("--scale", choices=tuple(SCALES), default="paper", help="paper, small or smoke")
     add("--seeds", nargs="+", type=WHOLE, default=[1], metavar="SEED", help="one run for each")
+    add("--rows", nargs="+", choices=tuple(EXPERIMENTS), default=[], metavar="EXPERIMENT",
+        help="only these rows of the tables, such as ce jem hdge (default: all)")  # fmt: skip
     add("--root", type=Path, default=Path("save/tables"), metavar="FOLDER",
         help="runs are in <root>/<scale>/<experiment>-s<seed> (default: %(default)s)")  # fmt: skip
     add("--jobs", type=COUNT, default=1, metavar="N", help="programs at a time (default: 1)")
@@ -525,12 +576,13 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     args = build_parser().parse_args(argv)
     names = list(TABLES) if "all" in args.tables else list(dict.fromkeys(args.tables))
+    tables = {name: only(TABLES[name], args.rows) for name in names}
     root = args.root.expanduser().resolve()  # programs run in the repository's folder
     if args.action == "show":
-        show(names, args.root, args.scale, args.seeds)
+        show(tables, args.root, args.scale, args.seeds)
         return 0
     jobs = Jobs(root, args.scale, max(args.jobs, len(args.gpus)), args.gpus, args.seeds[0])
-    return run(names, jobs, args.seeds)
+    return run(list(tables.values()), jobs, args.seeds)
 
 
 if __name__ == "__main__":

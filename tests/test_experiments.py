@@ -120,6 +120,10 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return make, ran, fails
 
 
+def run_tables(names: list[str], maker: Any, seeds: list[int]) -> int:
+    return experiments.run([experiments.TABLES[name] for name in names], maker, seeds)
+
+
 def trained(ran: list[str]) -> list[str]:
     return [
         shlex.split(line)[shlex.split(line).index("--id") + 1] for line in ran if "--id" in line
@@ -128,7 +132,7 @@ def trained(ran: list[str]) -> list[str]:
 
 def test_what_tables_share_is_trained_once(jobs: Any) -> None:
     make, ran, _ = jobs
-    assert experiments.run(["table5_variants", "alpha", "table6_negatives"], make(), [1, 2]) == 0
+    assert run_tables(["table5_variants", "alpha", "table6_negatives"], make(), [1, 2]) == 0
     names = trained(ran)
     assert len(names) == len(set(names)) and {"hdge-s1", "hdge-s2", "ce-s1"} <= set(names)
     asked = [line for line in ran if line.startswith("eval")]
@@ -138,19 +142,19 @@ def test_what_tables_share_is_trained_once(jobs: Any) -> None:
 def test_a_second_call_does_nothing(jobs: Any) -> None:
     make, ran, _ = jobs
     tables = ["figure4_robustness", "table1_ood"]
-    assert experiments.run(tables, make(), [1]) == 0
+    assert run_tables(tables, make(), [1]) == 0
     before = list(ran)
-    assert experiments.run(tables, make(), [1]) == 0
+    assert run_tables(tables, make(), [1]) == 0
     assert ran == before
 
 
 def test_an_interrupted_run_is_resumed(jobs: Any) -> None:
     make, ran, fails = jobs
     fails["--id hdge-s1"] = 9
-    assert experiments.run(["figure3_samples", "table5_variants"], make(), [1]) == 1
+    assert run_tables(["figure3_samples", "table5_variants"], make(), [1]) == 1
     fails.clear()
     ran.clear()
-    experiments.run(["table5_variants"], make(), [1])
+    run_tables(["table5_variants"], make(), [1])
     assert any("--resume" in line and "hdge-s1" in line for line in ran)
 
 
@@ -158,24 +162,24 @@ def test_a_diverged_run_is_noted_and_the_others_go_on(jobs: Any, capsys: Any) ->
     make, ran, fails = jobs
     fails["--id jem-s1"] = 1
     maker = make()
-    assert experiments.run(["table1_ood"], maker, [1]) == 1
+    assert run_tables(["table1_ood"], maker, [1]) == 1
     assert (maker.root / "paper" / "jem-s1" / "diverged.txt").read_text() == "x: diverged at step 1"
     assert "FAILED jem-s1: exit code 1" in capsys.readouterr().err
     assert "hdge-s1" in trained(ran)
     assert not any(line.startswith("eval") and "/jem-s1/" in line for line in ran)
     ran.clear()
-    assert experiments.run(["table1_ood"], make(), [1]) == 1  # not tried again by itself
+    assert run_tables(["table1_ood"], make(), [1]) == 1  # not tried again by itself
     assert not any("/jem-s1" in line or "--id jem-s1" in line for line in ran)
 
 
 def test_a_run_waits_for_the_one_that_it_starts_from(jobs: Any) -> None:
     make, ran, fails = jobs
-    assert experiments.run(["table3_hybrid"], make("small", 1), [1]) == 0
+    assert run_tables(["table3_hybrid"], make("small", 1), [1]) == 0
     names = trained(ran)
     assert names.index("ce-s1") < names.index("jem-s1")
     assert names.index("hdge-s1") < names.index("hdge-jem-s1")
     fails["--id simclr-s1"] = 2
-    assert experiments.run(["table1_ood"], make("small", 1), [1]) == 1
+    assert run_tables(["table1_ood"], make("small", 1), [1]) == 1
     assert "simclr-linear-s1" not in trained(ran)
 
 
@@ -193,15 +197,15 @@ def test_what_waits_keeps_no_job_from_running(jobs: Any, monkeypatch: pytest.Mon
         return plain(self, words, where)
 
     monkeypatch.setattr(experiments.Jobs, "_run", run)
-    assert experiments.run(["figure1_histograms"], make("small", 2), [1]) == 0
+    assert run_tables(["figure1_histograms"], make("small", 2), [1]) == 0
 
 
 def test_samples_are_compared_in_the_features_of_one_network(jobs: Any) -> None:
     make, ran, _ = jobs
     maker = make("small", 1)
-    assert experiments.run(["table3_hybrid"], maker, [1, 2]) == 0
+    assert run_tables(["table3_hybrid"], maker, [1, 2]) == 0
     asked = [shlex.split(line) for line in ran if "--eval fid" in line]
-    assert len(asked) == 12
+    assert len(asked) == 14
     used = {words[words.index("--fid_model") + 1] for words in asked}
     assert used == {str(maker.root / "small" / "ce-s1" / "last_ckpt.pt")}
 
@@ -209,7 +213,7 @@ def test_samples_are_compared_in_the_features_of_one_network(jobs: Any) -> None:
 def test_an_overlay_shows_what_there_is(jobs: Any) -> None:
     make, ran, fails = jobs
     fails["--id jem-s1"] = 2
-    assert experiments.run(["figure1_histograms"], make(), [1]) == 1
+    assert run_tables(["figure1_histograms"], make(), [1]) == 1
     (line,) = (line for line in ran if "logp_hist" in line)
     assert "--labels ce hdge " in line
 

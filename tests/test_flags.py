@@ -279,6 +279,11 @@ SEEN: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
         lambda a, b: a.rows[0]["test_acc"] != "" == b.rows[0]["test_acc"] != b.last["test_acc"],
     ),
     "--ckpt_every": (TWO_EPOCHS, "--ckpt_every 2", file("ckpt_1.pt")),
+    "--log_gradients": (
+        f"{CE} --pxycontrast 1",
+        "--log_gradients 1",
+        lambda a, b: "pxycontrast/cosine" in b.last and "pxycontrast/cosine" not in a.last,
+    ),
     "--print_every": (
         TWO_EPOCHS,
         "--print_every 5",
@@ -460,6 +465,7 @@ OURS = {
     *("arch", "contrast_score", "contrast_style", "contrast_normalize", "queue_init"),
     *("independent_batches", "max_steps", "max_minutes", "dry_run", "resume", "overwrite"),
     *("device", "amp", "compile", "data_root", "sgld_l2", "clip_grad"),
+    "log_gradients",
 }
 
 

@@ -263,6 +263,10 @@ def add_records(parser: argparse.ArgumentParser) -> None:
     add("--print_every", type=COUNT, default=100, metavar="STEPS",
         help="steps between two reports: progress bar, log.txt, TensorBoard, and the check for "
         "divergence (default: %(default)s; JEM)")
+    add("--log_gradients", type=COUNT, default=None, metavar="STEPS",
+        help="every so many steps, measure each term's gradient: its norm, and its cosine with that "
+        "of --pyxce; an epoch's means are in progress.csv; costs a backward pass a term, and "
+        "changes no other number (default: never; ours)")
     add("--plot_every", type=COUNT, default=40, metavar="EPOCHS",
         help="epochs between sample grids; the last epoch has one too (default: %(default)s; HDGE)")
     for name, what, source in (

@@ -87,6 +87,9 @@ class Output:
                 self.book.scalars(scalars, progress.step)
         extras = {n: v for n, v in means.items() if "/" in n and not n.endswith("/loss")}
         values |= extras  # what terms report besides their loss, such as the energies of SGLD
+        gradients = run.gradients.means()
+        self.book.scalars(gradients, progress.step)
+        values |= gradients
         self.book.row(values)
         shown = [f"{name} {value:.4g}" for name, value in values.items() if value != ""]
         self.say(", ".join(shown))

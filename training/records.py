@@ -174,20 +174,22 @@ class Records:
         return (self.folder / LOG).stat().st_size
 
     def row(self, values: dict[str, Any]) -> None:
-        """One epoch's row of progress.csv; the first row decides the columns.
+        """One epoch's row of progress.csv.
 
-        The row of an epoch that an earlier process had only begun is replaced.
+        The row of an epoch that an earlier process had only begun is replaced. A column that is
+        new, where a resumed run logs more than before, is empty in the earlier rows.
         """
         if self.rows and str(self.rows[-1]["epoch"]) == str(values["epoch"]):
             self.rows.pop()
             self._write_rows()
-        self.columns = self.columns or list(values)
+        new = [name for name in values if name not in self.columns]
+        if new:
+            self.columns += new
+            self._write_rows()
         self.rows.append(values)
         path = self.folder / PROGRESS
         with naming(path), open(path, "a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
-            if len(self.rows) == 1 and file.tell() == 0:
-                writer.writeheader()
             writer.writerow(values)
             file.flush()
             os.fsync(file.fileno())
@@ -216,12 +218,13 @@ class Records:
     def _write_rows(self) -> None:
         path = self.folder / PROGRESS
         temporary = path.with_name(f".{PROGRESS}.tmp")
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns)
-            if self.columns:
-                writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(temporary, path)
+        with naming(path):
+            with open(temporary, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self.columns)
+                if self.columns:
+                    writer.writeheader()
+                writer.writerows(self.rows)
+            os.replace(temporary, path)
 
 
 def read_progress(folder: Path) -> list[dict[str, str]]:

@@ -16,6 +16,8 @@ from training.meters import Meter
 
 QUEUE = ("queue_logit", "queue_ptr")  # the ancestors keep these with the model's weights
 
+METERS = ("window", "epoch", "gradients")  # of a Run
+
 
 @dataclass
 class Progress:
@@ -31,7 +33,7 @@ class Progress:
 @dataclass
 class Run:
     """The parts of a run. `window` averages metrics since the last report, `epoch` since the
-    epoch began."""
+    epoch began; `gradients` those of the epoch's steps that --log_gradients measures."""
 
     settings: argparse.Namespace
     num_classes: int
@@ -41,6 +43,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     window: Meter = field(default_factory=Meter)
     epoch: Meter = field(default_factory=Meter)
+    gradients: Meter = field(default_factory=Meter)
 
     @property
     def device(self) -> torch.device:
@@ -65,7 +68,7 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
         "optimizer": run.optimizer.state_dict(),
         "settings": {**vars(run.settings), "num_classes": run.num_classes},
         "progress": dict(vars(run.progress)),
-        "meters": {"window": run.window.state_dict(), "epoch": run.epoch.state_dict()},
+        "meters": {name: getattr(run, name).state_dict() for name in METERS},
         "random": {"cpu": torch.get_rng_state()},
     }
     if run.memory("queue") is not None:
@@ -96,8 +99,9 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         for group in run.optimizer.param_groups:  # the checkpoint's, where a flag may be new
             group["weight_decay"] = run.settings.weight_decay
         run.progress = Progress(**state["progress"])
-        run.window.load_state_dict(state["meters"]["window"], run.device)
-        run.epoch.load_state_dict(state["meters"]["epoch"], run.device)
+        for name in METERS:
+            if name in state["meters"]:  # checkpoints of earlier versions have no `gradients`
+                getattr(run, name).load_state_dict(state["meters"][name], run.device)
         torch.set_rng_state(state["random"]["cpu"])
         if run.device.type == "cuda" and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], run.device)

@@ -1,0 +1,83 @@
+"""--log_gradients: against gradients taken term by term, and it changes no other number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from training.gradients import term_gradients
+
+TERMS = "--pyxce 1 --pxycontrast .5 --pxsgld 1 --dropout_rate .2"
+
+
+def test_norms_and_cosines_are_those_of_the_terms_apart() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(3, 2, requires_grad=True), torch.randn(4, requires_grad=True)
+    unused = torch.randn(5, requires_grad=True)
+
+    def losses() -> dict[str, torch.Tensor]:
+        return {
+            "pyxce": (a**2).sum() + b.sum(),
+            "pxycontrast": a.exp().sum(),
+            "pxsgld": -3 * ((a**2).sum() + b.sum()),
+        }
+
+    found = term_gradients(losses(), [a, b, unused])
+    flat = {}
+    for name, loss in losses().items():
+        a.grad = b.grad = None
+        loss.backward()
+        parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in (a, b)]
+        flat[name] = torch.cat([part.flatten() for part in parts])
+    for name, gradient in flat.items():
+        assert torch.allclose(found[f"{name}/gradient"], gradient.norm())
+    expected = flat["pyxce"] @ flat["pxycontrast"] / flat["pyxce"].norm()
+    expected /= flat["pxycontrast"].norm()
+    assert torch.allclose(found["pxycontrast/cosine"], expected)
+    assert found["pxsgld/cosine"].item() == pytest.approx(-1)
+    assert "pyxce/cosine" not in found and unused.grad is None
+
+
+def test_a_term_that_pulls_nowhere_has_the_cosine_0() -> None:
+    a = torch.ones(2, requires_grad=True)
+    found = term_gradients({"pyxce": a.sum(), "pxcontrast": 0 * a.sum()}, [a])
+    assert found["pxcontrast/gradient"] == 0 and found["pxcontrast/cosine"] == 0
+
+
+def test_without_cross_entropy_there_are_norms_alone() -> None:
+    a = torch.ones(2, requires_grad=True)
+    assert list(term_gradients({"pxycontrast": a.sum()}, [a])) == ["pxycontrast/gradient"]
+
+
+MEASURED = {
+    *(f"{term}/gradient" for term in ("pyxce", "pxycontrast", "pxsgld")),
+    *(f"{term}/cosine" for term in ("pxycontrast", "pxsgld")),
+}
+
+
+def test_measuring_changes_no_other_number(train: Any) -> None:
+    plain = train(f"{TERMS} --max_steps 4")
+    measured = train(f"{TERMS} --max_steps 4 --log_gradients 2")
+    before, after = plain.last, measured.last
+    assert after.keys() - before.keys() == MEASURED
+    for name in before.keys() - {"seconds", "images_per_s"}:
+        assert before[name] == after[name], name
+    for part in ("model_state_dict", "optimizer", "replay_buffer", "random"):
+        assert train.same(plain.state()[part], measured.state()[part]), part
+
+
+def test_a_resumed_run_goes_on_with_its_means(train: Any) -> None:
+    whole = train(f"{TERMS} --max_steps 5 --log_gradients 2").last
+    part = train(f"{TERMS} --max_steps 3 --log_gradients 2")
+    resumed = train.bare("--resume", str(part.folder), "--max_steps", "5").last
+    assert {name: whole[name] for name in MEASURED} == {name: resumed[name] for name in MEASURED}
+
+
+def test_a_resumed_run_may_begin_to_measure(train: Any) -> None:
+    run = train(f"{TERMS} --max_steps 5")
+    train.bare("--resume", str(run.folder), "--max_steps", "6", "--log_gradients", "1")
+    first, second = run.rows
+    assert second["pxsgld/cosine"] and first["pxsgld/cosine"] == ""
+    assert first["loss"] and second["loss"]
