@@ -264,7 +264,7 @@ def add_records(parser: argparse.ArgumentParser) -> None:
         help="steps between two reports: progress bar, log.txt, TensorBoard, and the check for "
         "divergence (default: %(default)s; JEM)")
     add("--log_gradients", type=COUNT, default=None, metavar="STEPS",
-        help="every so many steps, measure each term's gradient: its norm, and its cosine with that "
+        help="every so many steps, measure each term's gradient: norm, and cosine with that "
         "of --pyxce; an epoch's means are in progress.csv; costs a backward pass a term, and "
         "changes no other number (default: never; ours)")
     add("--plot_every", type=COUNT, default=40, metavar="EPOCHS",
