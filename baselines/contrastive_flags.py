@@ -36,10 +36,10 @@ def build_parser() -> Parser:
         help="jointloss: this many of --n_epochs come first and have no cross-entropy; one "
         "schedule of the learning rate runs through both (default: half of --n_epochs)")
     add("--ntxent_weight", type=WEIGHT, default=None, metavar="W",
-        help="jointloss: weight of NT-Xent beside cross-entropy (default: 1; Winkens et al.)")
+        help="jointloss: weight of NT-Xent beside cross-entropy (default: 1; ours)")
     add("--smoothing", type=number(float, low=0, high=0.999), default=None, metavar="S",
         help="jointloss: label smoothing, 1 - S on the label and S/(C-1) on the other classes, as "
-        "in train_wrn.py; usual elsewhere is S/C on all (default: .1; Winkens et al.)")
+        "in train_wrn.py; usual elsewhere is S/C on all (default: .1; ours)")
     add("--optimizer", choices=("adam", "sgd", "lars"), default="adam",
         help="Adam (betas .9, .999), SGD (momentum .9), or LARS (momentum .9, eta .001, biases and "
         "norms excepted; You et al. 2017), with which Winkens et al. train, at larger rates such "

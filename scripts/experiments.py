@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import queue
+import runpy
 import shlex
-import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
@@ -100,8 +103,8 @@ EXPERIMENTS = {
     "jem-c100": Experiment(JEM, "sgld", dataset="cifar100", start="ce-c100"),
     "hdge-c100": Experiment(HDGE, dataset="cifar100"),
     # Figure 4
-    "at-linf": Experiment("--distance Linf", "adversarial", program=ADVERSARIAL),
-    "at-l2": Experiment("--distance L2", "adversarial", program=ADVERSARIAL),
+    "at-linf": Experiment("--distance Linf", "adversarial-linf", program=ADVERSARIAL),
+    "at-l2": Experiment("--distance L2", "adversarial-l2", program=ADVERSARIAL),
     # Figure 5: CIFAR-100, batch 256
     "ce-c100-b256": Experiment(CE, "batch256", dataset="cifar100"),
     **{
@@ -124,6 +127,13 @@ EBM_JEM = EBM.replace("200 --decay_epochs 160 180", "150 --decay_epochs 50 100")
 ACCURACY = (
     "--norm batch --optimizer sgd --lr .1 --batch_size 256 --weight_decay 5e-4 --dropout_rate .3 "
     "--sigma 0 --n_epochs 200 --decay_epochs 60 120 160 --decay_rate .2"
+)
+# SimCLR's rate of 1 at batch 256, grown with the batch; halvings in place of a cosine, and within
+# a factor of 1.4 of it but for the last 3 %.
+SIMCLR = "--optimizer lars --lr 4 --batch_size 1024 --weight_decay 1e-6 --warmup_iters 430"
+COSINE = "364 595 724 808 865 905 933 953 967"
+MADRY = (
+    "--norm batch --optimizer sgd --lr .1 --batch_size 128 --decay_rate .1 --n_steps_pgd_attack 7"
 )
 SHORT = "--lr 2e-3 --warmup_iters 200 --n_epochs 6 --decay_epochs 4 5"
 SHORT_BN = (
@@ -148,15 +158,27 @@ SCALES: dict[str, dict[str, str]] = {
         "sgld-jem": f"{WRN} {EBM_JEM} {MEASURED}",
         **{f"sgld-n{n}": f"{WRN} {EBM} {MEASURED} --sgld_batch_size {n}" for n in (128, 256)},
         "sgld-bn": f"{WRN} {ACCURACY}",
-        "resnet50": "--arch resnet50 --optimizer sgd --lr .1 --batch_size 256 --weight_decay 5e-4 "
-        "--sigma 0 --n_epochs 200 --decay_epochs 60 120 160 --decay_rate .2",
-        "jointloss": "--arch resnet50 --optimizer lars --lr 1 --batch_size 1024 --n_epochs 400 "
-        "--warmup_iters 500",
+        # HDGE's appendix B: JEM's hyperparameters, another network.
+        "resnet50": f"--arch resnet50 {EBM}",
         "accuracy": f"{WRN} {ACCURACY}",
-        "pretraining": f"{WRN} --norm batch --optimizer sgd --lr .5 --batch_size 1024",
-        "pretraining-bn": f"{WRN} --norm batch --optimizer sgd --lr .5 --batch_size 1024",
-        "adversarial": f"{WRN} --norm batch --optimizer sgd --lr .1 --batch_size 128 "
-        "--weight_decay 5e-4 --n_epochs 200 --decay_epochs 100 150 --decay_rate .1",
+        # Table 2's batch, epochs and decay; the rate is that of SupCon's code, .5 at batch 1024,
+        # for this batch and for a loss that is not multiplied by T/.07.
+        "pretraining-bn": f"{WRN} --norm batch --optimizer sgd --lr .179 --batch_size 256 "
+        "--weight_decay 7e-5 --sigma 0 --warmup_iters 1750 --n_epochs 200 "
+        "--decay_epochs 60 120 160 --decay_rate .2",
+        "pretraining": f"{WRN} --norm batch {SIMCLR} --n_epochs 1000 --decay_epochs {COSINE} "
+        "--decay_rate .5",
+        # SimCLR's pre-training, then 100 joint epochs: JointLoss's own numbers are not published
+        # in full. One schedule runs through both, so it must not end with the pre-training.
+        "jointloss": f"--arch resnet50 {SIMCLR} --sigma 0 --n_epochs 1100 --pretrain_epochs 1000 "
+        "--decay_epochs 600 900 1070 --decay_rate .3",
+        # Madry et al., stopped soon after the first decay: robust accuracy falls afterwards (Rice
+        # et al. 2020).
+        "adversarial-linf": f"{WRN} {MADRY} --weight_decay 2e-4 --n_epochs 120 --decay_epochs 114 "
+        "--attack_step 2/255",
+        # The defaults of the `robustness` library.
+        "adversarial-l2": f"{WRN} {MADRY} --weight_decay 5e-4 --n_epochs 150 "
+        "--decay_epochs 50 100 --attack_step .1 --no-random_init",
         "ask": "",
     },
     "small": {
@@ -177,7 +199,10 @@ SCALES: dict[str, dict[str, str]] = {
         "accuracy": f"{SMALL} {SHORT_BN} --contrast_k 16384",
         "pretraining": f"{SMALL} --norm none --lr 1e-3 --batch_size 256 --n_epochs 6",
         "pretraining-bn": f"{SMALL} {SHORT_BN}",
-        "adversarial": f"{SMALL} {SHORT} --n_epochs 3 --decay_epochs 2 --n_steps_pgd_attack 4",
+        **dict.fromkeys(
+            ("adversarial-linf", "adversarial-l2"),
+            f"{SMALL} {SHORT} --n_epochs 3 --decay_epochs 2 --n_steps_pgd_attack 4",
+        ),
         "ask": "--max_images 2000",
     },
     "smoke": {
@@ -192,7 +217,9 @@ SCALES: dict[str, dict[str, str]] = {
         "accuracy": f"{TINY} {ONCE} --norm batch --contrast_k 256",
         **dict.fromkeys(("pretraining", "pretraining-bn"), f"{TINY} {ONCE}"),
         "jointloss": f"--arch resnet50 {ONCE} --n_valid 100 --batch_size 4",
-        "adversarial": f"{TINY} {ONCE} --n_steps_pgd_attack 2",
+        **dict.fromkeys(
+            ("adversarial-linf", "adversarial-l2"), f"{TINY} {ONCE} --n_steps_pgd_attack 2"
+        ),
         "ask": "--max_images 40",
     },
 }
@@ -350,6 +377,37 @@ def finished(run: Path) -> bool:
     return done or (bool(steps) and int(last["step"]) >= int(steps))
 
 
+# Programs are forked from a process that has imported what takes seconds to import.
+METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+PROCESSES: Any = multiprocessing.get_context(METHOD)
+PROCESSES.set_forkserver_preload(
+    ["torch", "torchvision", "matplotlib.figure", "scipy.linalg", "torch.utils.tensorboard"]
+)
+KILLED = -1
+
+
+def run_program(words: Sequence[str], log: Path, device: int | None, sender: Any) -> None:
+    """`python <words>` in this process, which is its own; sends its exit code."""
+    with open(log, "ab") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
+    os.chdir(ROOT)
+    program = ROOT / words[0]
+    sys.argv, sys.path[0] = list(words), str(program.parent)
+    code: object = 1
+    try:
+        runpy.run_path(str(program), run_name="__main__")
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+    sender.send(code if isinstance(code, int) else 1)
+
+
 class Jobs:
     """Runs each experiment and question at most once, several at a time if asked to."""
 
@@ -473,29 +531,28 @@ class Jobs:
 
     def _run(self, words: list[str], where: Path) -> tuple[int, str]:
         """Runs the program; its output goes to <where>.log, its last line of errors comes back."""
-        device = self.devices.get()
-        environment = dict(os.environ)
-        if device is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(device)
         log = where.with_name(where.name + ".log")
         log.parent.mkdir(parents=True, exist_ok=True)
+        before = log.stat().st_size if log.exists() else 0
         print(f"{where.name}: {shlex.join(words)}", flush=True)
+        device = self.devices.get()
         try:
-            with open(log, "a", encoding="utf-8") as file:
-                done = subprocess.run(
-                    [sys.executable, *words],
-                    cwd=ROOT,
-                    env=environment,
-                    stdout=file,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    check=False,
-                )
-                file.write(done.stderr)
+            receiver, sender = PROCESSES.Pipe(duplex=False)
+            process = PROCESSES.Process(target=run_program, args=(words, log, device, sender))
+            process.start()
+            sender.close()
+            try:
+                code = receiver.recv()
+            except EOFError:  # it was killed
+                code = KILLED
+            process.join()
         finally:
             self.devices.put(device)
-        lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if ": " in line]
-        return done.returncode, lines[-1] if done.returncode and lines else ""
+        with open(log, encoding="utf-8", errors="replace") as file:
+            file.seek(before)
+            text = file.read().replace("\r", "\n")
+        lines = [line for line in text.splitlines() if f"{Path(words[0]).name}: " in line]
+        return code, lines[-1] if code and lines else ""
 
     def _fail(self, message: str) -> bool:
         print(f"FAILED {message}", file=sys.stderr, flush=True)

@@ -25,6 +25,7 @@ from scripts.experiments import (  # noqa: E402
     SCALES,
     TABLES,
     finished,
+    overlay,
     question_words,
 )
 from training.flags import Parser, UsageError  # noqa: E402
@@ -68,7 +69,7 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
     from evaluation.results_tables import copies, records
 
     folder = root / scale
-    places = [folder / place for table in TABLES.values() for place, _, _ in table.overlays]
+    overlays = [place for table in TABLES.values() for place, _, _ in table.overlays]
     asked = asked_settings(scale)
     found: dict[str, dict[int, records.Record]] = {}
     for run in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -77,7 +78,10 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
             continue
         try:
             record = records.seed_record(
-                run, finished=finished(run), places=places, asked=asked.get(match["name"], {})
+                run,
+                finished=finished(run),
+                places=[overlay(root, scale, place, int(match["seed"])) for place in overlays],
+                asked=asked.get(match["name"], {}),
             )
         except NoRun:
             continue  # stopped before it wrote its settings

@@ -302,25 +302,70 @@ def test_digits_in_place_of_cifar_have_columns_of_their_own(tmp_path: Path) -> N
 
 
 def test_questions_about_several_models_belong_to_each(tmp_path: Path) -> None:
-    runs = [fake_run(tmp_path, name, 1) for name in ("ce", "hdge")]
-    for norm, eps in (("linf", 8 / 255), ("l2", 0.5)):
-        models = [
-            {"label": run.name[:-3], "checkpoint": str(run / "last_ckpt.pt"), "n": 500,
-             "distance": {"linf": "Linf", "l2": "L2"}[norm], "attack": "pgd",
-             "rows": [{"eps": 0.0, "accuracy": 0.75}, {"eps": eps, "accuracy": 0.25 + 0.125 * i}]}
-            for i, run in enumerate(runs)
-        ]  # fmt: skip
-        answer(tmp_path / "small" / f"figure4-{norm}", runs[0], "attack", models=models)
-    (tmp_path / "small" / "figure4-l2" / "attack.png").write_bytes(b"picture")
+    for seed, more in ((2, 0.0), (10, 0.25)):
+        runs = [fake_run(tmp_path, name, seed) for name in ("ce", "hdge")]
+        for norm, eps in (("linf", 8 / 255), ("l2", 0.5)):
+            found = [0.125 + more, 0.25 + more]
+            models = [
+                {"label": run.name, "checkpoint": str(run / "last_ckpt.pt"), "n": 500,
+                 "distance": {"linf": "Linf", "l2": "L2"}[norm], "attack": "pgd",
+                 "rows": [{"eps": 0.0, "accuracy": 0.75}, {"eps": eps, "accuracy": accuracy}]}
+                for run, accuracy in zip(runs, found, strict=True)
+            ]  # fmt: skip
+            place = tmp_path / "small" / f"figure4-{norm}-s{seed}"
+            answer(place, runs[0], "attack", models=models)
+        picture = tmp_path / "small" / f"figure4-l2-s{seed}" / "attack.png"
+        picture.write_bytes(b"picture of seed %d" % seed)
     table = built("figure4_robustness", collect(tmp_path, tmp_path / "results"))
     assert table.blocks[0][1] == ["robust/Linf/0", "robust/Linf/0.031373"]
     assert [titles.column_title(key) for key in table.blocks[0][1]] == ["0/255", "8/255"]
     for name, expected in (("ce", 25), ("hdge", 37.5)):
         for key in ("robust/Linf/0.031373", "robust/L2/0.5"):
             ours = line(table, name).cells[key].ours
-            assert ours and ours.mean == expected
+            assert ours and ours.mean == expected and ours.n == 2
     picture = tmp_path / "results" / "small" / "figure4_robustness.png"
-    assert picture.read_bytes() == b"picture"
+    assert picture.read_bytes() == b"picture of seed 2"  # the first, by number
+
+
+def test_a_published_name_says_another_network_than_its_own(tmp_path: Path) -> None:
+    fake_run(tmp_path, "hdge-resnet50", 1)
+    fake_run(tmp_path, "jointloss-resnet50", 1, arch="resnet50")
+    table = built("table1_ood", collect(tmp_path, tmp_path / "results"))
+    assert line(table, "hdge-resnet50").model == "HDGE (ResNet-50, here WRN-10-2)"
+    assert line(table, "jointloss-resnet50").model == "JointLoss (ResNet-50)"
+
+
+def test_gradients_are_means_over_the_epochs_that_were_measured(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        run = fake_run(tmp_path, "hdge", seed, epochs=3)
+        (run / "progress.csv").write_text(
+            "epoch,step,seconds,images_per_s,loss,pyxce/gradient,pxycontrast/gradient,"
+            "pxycontrast/cosine\n"
+            f"0,10,1,640,1,,,\n1,20,2,640,1,2,{seed},.5\n5,30,3,640,1,4,{seed},.25\n"
+        )
+    records = collect(tmp_path, tmp_path / "results")
+    assert claims.gradient_rows(records) == [
+        ["hdge", "pxycontrast", "1.500 ± 0.707 (2)", "0.375 ± 0.000 (2)"],
+        ["hdge", "pyxce", "3.000 ± 0.000 (2)", "-"],
+    ]
+    tables.write(tmp_path / "results")
+    page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "Gradients of the terms" in page and "0.375 ± 0.000 (2)" in page
+
+
+def test_samples_are_compared_in_features_that_both_sides_have() -> None:
+    def record(**numbers: float) -> dict[str, Any]:
+        seed = {"state": "finished", "answers": {"fid": {"numbers": numbers}}, "divergences": 0}
+        return {"seeds": {"1": {**seed, "settings": {}}}}
+
+    found = {
+        "jem": record(**{"fid/own-100": 3.0, "fid/x-1000": 30.0}),
+        "hdge-jem": record(**{"fid/a-1000": 2.0, "fid/x-1000": 20.0}),
+    }
+    (row,) = (row for row in claims.verdicts(found) if "samples better" in row[0])
+    assert row[2:4] == ["hdge-jem: 20.00 (1)", "jem: 30.00 (1)"]
+    del found["jem"]["seeds"]["1"]["answers"]["fid"]["numbers"]["fid/x-1000"]
+    assert not [row for row in claims.verdicts(found) if "samples better" in row[0]]
 
 
 def test_fid_of_other_features_or_fewer_samples_is_another_column(tmp_path: Path) -> None:

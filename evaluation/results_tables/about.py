@@ -12,7 +12,7 @@ from evaluation.results_tables.records import Record
 from evaluation.results_tables.titles import natural
 
 NOT_RUN, QUOTED, UNKNOWN = "not run", "quoted", "unknown data"
-ROW_SIZE = re.compile(r"\(([KN])=([0-9]+)\)")
+ROW_SIZE = re.compile(r"\((?:(?P<size>[KN])=(?P<number>[0-9]+)|(?P<network>ResNet-50))\)")
 SEED = re.compile(r"-s[0-9]+$")
 
 
@@ -60,15 +60,21 @@ def details(seed: Mapping[str, Any], scale: str) -> list[str]:
 
 
 def shown_name(model: str, record: Record | None) -> str:
-    """A published row's name has the paper's K or N: another one that was run is put beside it."""
+    """A published row's name may have the paper's K, N or network: another one that was run is put
+    beside it."""
     match = ROW_SIZE.search(model)
     if match is None or record is None:
         return model
-    key = {"K": "contrast_k", "N": "sgld_batch_size"}[match[1]]
-    sizes = {str(seed["settings"].get(key, match[2])) for seed in record["seeds"].values()}
-    if sizes <= {match[2]}:
+    seeds = record["seeds"].values()
+    if match["network"]:
+        stated, run = match["network"], {network(seed) for seed in seeds}
+    else:
+        key = {"K": "contrast_k", "N": "sgld_batch_size"}[match["size"]]
+        stated = match["number"]
+        run = {str(seed["settings"].get(key, stated)) for seed in seeds}
+    if run <= {stated}:
         return model
-    return f"{model[: match.end() - 1]}, here {', '.join(sorted(sizes))})"
+    return f"{model[: match.end() - 1]}, here {', '.join(sorted(run))})"
 
 
 def joined(texts: Any) -> str:

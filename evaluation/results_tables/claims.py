@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluation.results_tables.about import NOT_RUN, finished_seeds, states
-from evaluation.results_tables.cells import Value, mean_of, value_of
+from evaluation.results_tables.cells import Value, keys_of, mean_of, value_of
 from evaluation.results_tables.formats import value_text
 from evaluation.results_tables.layout import SETS
 from evaluation.results_tables.records import Record
-from evaluation.results_tables.titles import column_title, digits
+from evaluation.results_tables.titles import column_title, digits, natural
 
 
 @dataclass(frozen=True)
 class Claim:
-    """`first` is larger than `second` in `key` ("<": smaller, "=": no difference)."""
+    """`first` is larger than `second` in `key` ("<": smaller, "=": no difference).
+
+    A key that ends in "/" stands for the first that begins so and that both sides have.
+    """
 
     text: str
     first: str
@@ -25,9 +28,11 @@ class Claim:
     key: str
 
 
-def over_sets(text: str, first: str, second: str, score: str, other: str = "") -> list[Claim]:
+def over_sets(
+    text: str, first: str, second: str, score: str = "px", relation: str = ">"
+) -> list[Claim]:
     return [
-        Claim(f"{text} ({other or score})", first, ">", second, f"auroc/{score}/{name}")
+        Claim(f"{text} ({score})", first, relation, second, f"auroc/{score}/{name}")
         for name in SETS
     ]
 
@@ -42,28 +47,32 @@ CLAIMS = [
           "accuracy/cifar10"),
     Claim("JEM costs accuracy", "jem", "<", "ce", "accuracy/cifar10"),
     Claim("HDGE gains accuracy, also without batch norm", "hdge", ">", "ce", "accuracy/cifar10"),
-    *over_sets("HDGE detects OOD better than cross-entropy", "hdge", "ce", "px"),
-    *over_sets("HDGE detects OOD better than JEM", "hdge", "jem", "px"),
-    *over_sets("HDGE detects OOD better than JointLoss", "hdge-resnet50", "jointloss-resnet50",
-               "px")[0:3:2],
+    *over_sets("HDGE detects OOD better than cross-entropy", "hdge", "ce"),
+    *over_sets("HDGE detects OOD better than JEM", "hdge", "jem"),
+    *over_sets("HDGE detects OOD better than JointLoss", "hdge-resnet50", "jointloss-resnet50"),
     *over_sets("HDGE detects OOD better than contrastive pre-training", "hdge", "simclr-linear",
                "py"),
-    Claim("64 negatives already detect better than JEM", "hdge-k64", ">", "jem", "auroc/px/svhn"),
-    Claim("More negatives detect better", "hdge", ">", "hdge-k64", "auroc/px/svhn"),
-    Claim("SimCLR style makes no difference", "hdge-simclr-style", "=", "hdge", "auroc/px/svhn"),
-    Claim("Normalising the logits makes no difference", "hdge-raw", "=", "hdge", "auroc/px/svhn"),
-    *(Claim(f"alpha = 0.5 detects better than {a}", "alpha0.5", ">", name, "auroc/px/svhn")
-      for a, name in (("0", "alpha0"), ("0.25", "alpha0.25"), ("0.75", "alpha0.75"), ("1", "ce"))),
+    *over_sets("64 negatives already detect better than JEM", "hdge-k64", "jem"),
+    *over_sets("More negatives detect better", "hdge", "hdge-k64"),
+    Claim("A step of JEM takes longer than one of HDGE", "jem", ">", "hdge", "ms_per_step"),
+    *over_sets("SimCLR style makes no difference", "hdge-simclr-style", "hdge", relation="="),
+    *over_sets("Normalising the logits makes no difference", "hdge-raw", "hdge", relation="="),
+    *(claim for a, name in (("0", "alpha0"), ("0.25", "alpha0.25"), ("0.75", "alpha0.75"),
+                            ("1", "ce"))
+      for claim in over_sets(f"alpha = 0.5 detects better than {a}", "alpha0.5", name)),
+    *(Claim(f"alpha = 0.5 classifies better than {a}", "alpha0.5", ">", name, "accuracy/cifar10")
+      for a, name in (("0", "alpha0"), ("1", "ce"))),
     Claim("HDGE is better calibrated than cross-entropy", "hdge-c100", "<", "ce-c100",
           "ece/cifar100"),
     Claim("... than JEM", "hdge-c100", "<", "jem-c100", "ece/cifar100"),
-    Claim("HDGE + JEM samples better than JEM", "hdge-jem", "<", "jem", "fid/inception"),
+    Claim("HDGE + JEM samples better than JEM", "hdge-jem", "<", "jem", "fid/"),
     Claim("HDGE is more robust than cross-entropy", "hdge", ">", "ce", "robust/Linf/0.0078431"),
+    Claim("HDGE is more robust than cross-entropy", "hdge", ">", "ce", "robust/L2/0.25"),
     # Beyond the papers: Algorithm 1 bounds the contrastive gradient.
-    Claim("Beyond the paper: Eq. 13's score detects better than Algorithm 1's", "hdge-eq13", ">",
-          "hdge", "auroc/px/svhn"),
-    Claim("Beyond the paper: raw logits with Eq. 13 detect better", "hdge-eq13-raw", ">", "hdge",
-          "auroc/px/svhn"),
+    *over_sets("Beyond the paper: Eq. 13's score detects better than Algorithm 1's", "hdge-eq13",
+               "hdge"),
+    *over_sets("Beyond the paper: Eq. 13's score of raw logits detects better than Algorithm 1's",
+               "hdge-eq13-raw", "hdge"),
 ]  # fmt: skip
 
 
@@ -71,21 +80,32 @@ def verdicts(records: Mapping[str, Record]) -> list[list[str]]:
     """Claim, in what, the two sides, verdict; of claims with a number on at least one side."""
     rows = []
     for claim in CLAIMS:
-        sides = [_side(records.get(name), claim.key) for name in (claim.first, claim.second)]
+        found = [records.get(name) for name in (claim.first, claim.second)]
+        key = common(claim.key, found)
+        sides = [_side(record, key) for record in found]
         if not any(isinstance(side, Value) for side in sides):
             continue
         shown = [
-            f"{name}: " + (value_text(side, digits(claim.key)) if isinstance(side, Value) else side)
+            f"{name}: " + (value_text(side, digits(key)) if isinstance(side, Value) else side)
             for name, side in zip((claim.first, claim.second), sides, strict=True)
         ]
-        rows.append([claim.text, what(claim.key), *shown, verdict(claim.relation, *sides)])
+        rows.append([claim.text, what(key), *shown, verdict(claim.relation, *sides)])
     return rows
+
+
+def common(key: str, records: Sequence[Record | None]) -> str:
+    """The key that a claim is judged by; itself where there is none in common."""
+    if not key.endswith("/"):
+        return key
+    known = [keys_of(record) if record else set() for record in records]
+    return min((k for k in set.intersection(*known) if k.startswith(key)), default=key)
 
 
 def what(key: str) -> str:
     title = column_title(key)
     if key.startswith("robust"):
-        return f"accuracy under PGD, {title}"
+        distance = {"Linf": "L\N{INFINITY}"}.get(key.split("/")[1], key.split("/")[1])
+        return f"accuracy under PGD, {distance} {title}"
     return f"AUROC, {title}" if key.startswith("auroc") else title
 
 
@@ -114,6 +134,22 @@ def verdict(relation: str, first: Value | str, second: Value | str) -> str:
     if not beyond:
         return "open: within the spread of the seeds"
     return "holds" if (difference > 0) == (relation == ">") else "does not hold"
+
+
+GRADIENT_HEAD = ["Experiment", "Term", "Norm of its gradient", "Cosine with cross-entropy's"]
+
+
+def gradient_rows(records: Mapping[str, Record]) -> list[list[str]]:
+    """Each term's gradient before its weight, the mean over the steps that were measured."""
+    rows = []
+    for name, record in records.items():
+        for key in sorted(keys_of(record), key=natural):
+            kind, _, term = key.partition("/")
+            if kind == "gradient":
+                norm, cosine = _side(record, key), _side(record, f"cosine/{term}")
+                row = [value_text(v, 3) if isinstance(v, Value) else "-" for v in (norm, cosine)]
+                rows.append([name, term, *row])
+    return rows
 
 
 def divergences(records: Mapping[str, Record]) -> tuple[list[int], list[int]]:

@@ -15,18 +15,25 @@ def copy_pictures(tables: Mapping[str, Any], folder: Path, results: Path) -> lis
         pictures = [
             path
             for place, question, _ in table.overlays
-            for path in sorted((folder / place).glob(f"{question.split()[0]}.png"))
+            for path in first_seed(folder, place, f"{question.split()[0]}.png")
         ]
         samples = [q.split()[0] for q in table.questions if q.split()[0].endswith("_samples")]
         for row in table.rows if samples else ():
-            runs = sorted(folder.glob(f"{row}-s[0-9]*"), key=lambda run: (len(run.name), run.name))
-            pictures += [path for run in runs[:1] for path in last_grids(run / "eval", samples)]
+            for run in first_seed(folder, row, "eval"):
+                pictures += last_grids(run, samples)
         for i, path in enumerate(pictures):
             target = results / (f"{name}.png" if len(pictures) == 1 else f"{name}-{i + 1}.png")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
             copied.append(target)
     return copied
+
+
+def first_seed(folder: Path, name: str, within: str) -> list[Path]:
+    """<folder>/<name>-s<seed>/<within> of the lowest seed that has it, in a list; [] of none."""
+    seeds = [path for path in folder.glob(f"{name}-s*") if path.name[len(name) + 2 :].isdecimal()]
+    found = [path / within for path in seeds if (path / within).exists()]
+    return sorted(found, key=lambda path: int(path.parent.name.rpartition("-s")[2]))[:1]
 
 
 def last_grids(folder: Path, questions: Sequence[str]) -> list[Path]:

@@ -9,7 +9,12 @@ from pathlib import Path
 from evaluation.report.markup import Html, join, note, picture, table, tag
 from evaluation.report.page import HERE, policy
 from evaluation.results_tables.cells import Built
-from evaluation.results_tables.claims import divergences, verdicts
+from evaluation.results_tables.claims import (
+    GRADIENT_HEAD,
+    divergences,
+    gradient_rows,
+    verdicts,
+)
 from evaluation.results_tables.formats import HOW, grids, markdown, plain
 from evaluation.results_tables.records import Record
 from evaluation.tables import markdown as aligned
@@ -28,6 +33,7 @@ RULE = (
     "A claim holds where the means differ, in its direction, by more than twice the standard error "
     "over seeds; 'open' where they do not, or where a side was not run."
 )
+GRADIENTS = "Gradients of the terms, before their weights"
 CLAIM_HEAD = ["Claim", "In", "First", "Second", "At this scale"]
 
 
@@ -50,10 +56,10 @@ def results_markdown(
         parts += [f"## What it shows: {scale}", summary(found)]
         rows = verdicts(found)
         if rows:
-            columns = [str(i) for i in range(len(CLAIM_HEAD))]
-            dicts = [dict(zip(columns, map(plain, row), strict=True)) for row in rows]
-            headers = dict(zip(columns, CLAIM_HEAD, strict=True))
-            parts += [RULE, aligned(dicts, columns, headers=headers)]
+            parts += [RULE, grid(CLAIM_HEAD, rows)]
+        measured = gradient_rows(found)
+        if measured:
+            parts += [f"### {GRADIENTS}: {scale}", grid(GRADIENT_HEAD, measured)]
     parts += ["## Not yet reproduced", missing(shown)]
     for item in shown:
         built = item.table
@@ -64,6 +70,12 @@ def results_markdown(
         stem = f"{results.name}/{built.name}-{built.scale}"
         parts.append(f"As [CSV]({stem}.csv), [LaTeX]({stem}.tex), [Markdown]({stem}.md).")
     return "\n\n".join(parts) + "\n"
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    columns = [str(i) for i in range(len(head))]
+    dicts = [dict(zip(columns, map(plain, row), strict=True)) for row in rows]
+    return aligned(dicts, columns, headers=dict(zip(columns, head, strict=True)))
 
 
 def pictures_of(item: Shown) -> list[tuple[str, Path]]:
@@ -137,6 +149,9 @@ def section(scale: str, records: Mapping[str, Record]) -> Html:
     found = (
         [tag("p", RULE, class_="reading"), table(CLAIM_HEAD, rows, text_columns=5)] if rows else []
     )
+    measured = gradient_rows(records)
+    if measured:
+        found += [tag("h3", GRADIENTS), table(GRADIENT_HEAD, measured, text_columns=2)]
     return tag("section", tag("h2", f"What it shows: {scale}"), tag("p", summary(records)), *found)
 
 

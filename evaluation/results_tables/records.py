@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from evaluation.report.markup import number
@@ -57,8 +57,11 @@ def seed_record(
     start = run.settings.get("load_path")
     answers = answers_of(run, asked or {})
     batch = number(run.settings.get("batch_size"))
+    numbers = gradients(rows)
     if speed and batch:
-        answers["training"] = {"numbers": {"ms_per_step": 1000 * batch / speed}}
+        numbers["ms_per_step"] = 1000 * batch / speed
+    if numbers:
+        answers["training"] = {"numbers": numbers}
     return {
         "state": state,
         "divergences": divergences,
@@ -72,6 +75,18 @@ def seed_record(
         "commit": run.environment.get("git_commit"),
         "answers": answers,
     }
+
+
+def gradients(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    """ "gradient/<term>" and "cosine/<term>", means over the epochs that --log_gradients saw."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for column, text in row.items():
+            term, _, what = str(column).rpartition("/")
+            value = _float(text)
+            if term and what in ("gradient", "cosine") and value is not None:
+                found.setdefault(f"{what}/{term}", []).append(value)
+    return {name: fmean(values) for name, values in found.items()}
 
 
 def gist(settings: Mapping[str, Any]) -> dict[str, Any]:

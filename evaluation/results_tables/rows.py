@@ -61,6 +61,7 @@ ROWS["table2_classification"] |= {
 NAMES = {
     "ce": "Cross-entropy",
     "jem": "JEM",
+    "jem-150": "JEM, decays at 1/3 and 2/3 as in its paper",
     "hdge": "HDGE",
     "hdge-jem": "HDGE + JEM",
     "hdge-only-bn-linear": "HDGE (log q(x|y) only), linear probe",
