@@ -179,6 +179,7 @@ SCALES: dict[str, dict[str, str]] = {
         # The defaults of the `robustness` library.
         "adversarial-l2": f"{WRN} {MADRY} --weight_decay 5e-4 --n_epochs 150 "
         "--decay_epochs 50 100 --attack_step .1 --no-random_init",
+        "probe": "",
         "ask": "",
     },
     "small": {
@@ -203,6 +204,7 @@ SCALES: dict[str, dict[str, str]] = {
             ("adversarial-linf", "adversarial-l2"),
             f"{SMALL} {SHORT} --n_epochs 3 --decay_epochs 2 --n_steps_pgd_attack 4",
         ),
+        "probe": "",
         "ask": "--max_images 2000",
     },
     "smoke": {
@@ -213,13 +215,15 @@ SCALES: dict[str, dict[str, str]] = {
             for recipe, n in (("sgld", 8), ("sgld-jem", 8), ("sgld-n128", 16), ("sgld-n256", 32))
         },
         "sgld-bn": f"{TINY} {ONCE} --norm batch {ONCE_SGLD} --sgld_batch_size 8",
-        "resnet50": f"--arch resnet50 {ONCE} --n_valid 100 --contrast_k 256 --batch_size 4",
+        "resnet50": f"--arch resnet50 {ONCE} --n_valid 10 --contrast_k 256 --batch_size 4 "
+        "--max_steps 2",
         "accuracy": f"{TINY} {ONCE} --norm batch --contrast_k 256",
         **dict.fromkeys(("pretraining", "pretraining-bn"), f"{TINY} {ONCE}"),
-        "jointloss": f"--arch resnet50 {ONCE} --n_valid 100 --batch_size 4",
+        "jointloss": f"--arch resnet50 {ONCE} --n_valid 10 --batch_size 4 --max_steps 2",
         **dict.fromkeys(
             ("adversarial-linf", "adversarial-l2"), f"{TINY} {ONCE} --n_steps_pgd_attack 2"
         ),
+        "probe": "--max_iter 20",
         "ask": "--max_images 40",
     },
 }
@@ -307,7 +311,7 @@ BLANKS: dict[str, dict[str, str]] = {
     },
     "smoke": {
         "ood": "all",
-        "few": "20",
+        "few": "20 --n_steps_pgd_attack 2",
         "fid": f"--fid_features model --fid_model {REFERENCE} --n_samples 20 --n_steps 2",
         "hist": "--ood_dataset all",
         "samples": "--n_sample_steps 2 --n_steps 2 --fresh_samples --buffer_size 100",
@@ -327,7 +331,8 @@ def train_command(root: Path, scale: str, name: str, seed: int) -> list[str]:
     experiment, recipes = EXPERIMENTS[name], SCALES[scale]
     warm = experiment.start if experiment.program == PROBE or scale in WARM else None
     if experiment.program == PROBE:  # deterministic: no seed, and the network is the start's
-        words = [PROBE, "--load_path", str(folder(root, scale, warm or "", seed) / "last_ckpt.pt")]
+        words = [PROBE, *recipes[experiment.recipe].split()]
+        words += ["--load_path", str(folder(root, scale, warm or "", seed) / "last_ckpt.pt")]
         return [*words, "--log_dir", str(root / scale), "--id", f"{name}-s{seed}"]
     words = recipes[experiment.recipe].split()
     words += ["--dataset", STAND_IN.get(scale, experiment.dataset), *experiment.flags.split()]
@@ -638,7 +643,10 @@ def main(argv: Sequence[str]) -> int:
     if args.action == "show":
         show(tables, args.root, args.scale, args.seeds)
         return 0
-    jobs = Jobs(root, args.scale, max(args.jobs, len(args.gpus)), args.gpus, args.seeds[0])
+    n = max(args.jobs, len(args.gpus))
+    if n > 1:  # else every program would start a thread on every core
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
+    jobs = Jobs(root, args.scale, n, args.gpus, args.seeds[0])
     return run(list(tables.values()), jobs, args.seeds)
 
 

@@ -39,6 +39,7 @@ def of_script(name: str) -> Callable[[], argparse.ArgumentParser]:
 
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "scripts/report.py": of_script("report.py"),
+    "scripts/release.py": of_script("release.py"),
     "scripts/experiments.py": of_script("experiments.py"),
     "scripts/tables.py": of_script("tables.py"),
     "baselines/train_contrastive.py": contrastive_flags.build_parser,

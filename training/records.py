@@ -124,7 +124,14 @@ def write_settings(folder: Path, settings: dict[str, Any], device: torch.device)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Raises RunFolderError if the folder holds no readable variant.json."""
+    """The settings alone. Raises RunFolderError if the folder holds no readable variant.json."""
+    settings = read_variant(folder)
+    settings.pop("environment", None)
+    return settings
+
+
+def read_variant(folder: Path) -> dict[str, Any]:
+    """The settings, and where it ran as 'environment'. Raises RunFolderError."""
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -136,7 +143,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise RunFolderError(f"--resume: {folder / SETTINGS} cannot be read ({error})") from None
     if not isinstance(settings, dict):
         raise RunFolderError(f"--resume: {folder / SETTINGS} holds no settings")
-    settings.pop("environment", None)
     return settings
 
 

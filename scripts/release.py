@@ -1,0 +1,91 @@
+"""A checkpoint without what only training needs: small, to be shared and evaluated.
+
+    python scripts/release.py save/hdge/last_ckpt.pt hdge.pt
+
+It holds the weights, the settings without this machine's paths, and what made it (versions, commit,
+device); optimiser and random state go. eval_wrn_ebm.py and --load_path take it as any checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
+
+from training.flags import Parser  # noqa: E402
+
+# Where a run was, not what it is; each gets its default back.
+PLACES = {"data_root": "./datasets", "log_dir": "./save", "load_path": None, "resume": None}
+FILLED = "memories.queue.queue_filled"
+MEMORIES = ("queue", "replay_buffer")
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="release.py",
+        allow_abbrev=False,
+        description="Write a checkpoint without what only training needs.",
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="of train_wrn.py, such as last_ckpt.pt")
+    add("output", type=Path, metavar="FILE.pt", help="what is written; it must not exist yet")
+    add("--keep", nargs="*", choices=MEMORIES, default=["queue"], metavar="MEMORY",
+        help="queue (for --score_fn pxsim and further training), replay_buffer (for samples; "
+        "12 kB an image), or nothing (default: queue)")  # fmt: skip
+    return parser
+
+
+def released(
+    state: dict[str, Any], keep: Collection[str], environment: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What is kept of a checkpoint; `environment`: of the run's variant.json."""
+    weights = state["model_state_dict"]
+    network = {n: t for n, t in weights.items() if "queue" in keep or not n.startswith("queue_")}
+    kept = {
+        "model_state_dict": network,
+        "settings": {**state["settings"], **PLACES},
+        "progress": {"step": state["progress"]["step"]},
+        "environment": environment or {},
+    }
+    if "queue_logit" in network:
+        kept["objective"] = {FILLED: state["objective"][FILLED]}
+    if "replay_buffer" in keep and "replay_buffer" in state:
+        kept["replay_buffer"] = state["replay_buffer"]
+    return kept
+
+
+def main(argv: Sequence[str]) -> Path:
+    """Write the file and return its path; a mistake is one line on stderr and exit code 2."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+    from training.records import RunFolderError, read_variant
+
+    output: Path = args.output
+    if output.exists():
+        parser.error(f"FILE.pt {output} exists already: give another name, or remove it")
+    try:
+        state = read_checkpoint(args.checkpoint)
+        environment = None
+        with contextlib.suppress(RunFolderError):  # a checkpoint may have left its run folder
+            environment = read_variant(args.checkpoint.parent).get("environment")
+        kept = released(state, args.keep, environment)
+    except CheckpointError as error:
+        parser.error(f"CHECKPOINT: {error}")
+    except (KeyError, TypeError):
+        parser.error(f"CHECKPOINT {args.checkpoint} is none of train_wrn.py's: give one of a run")
+    try:
+        save_checkpoint(kept, output)
+    except OSError as error:
+        parser.error(f"FILE.pt: {error}: give a file in a folder that is writable")
+    return output
+
+
+if __name__ == "__main__":
+    path = main(sys.argv[1:])
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

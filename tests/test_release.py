@@ -1,0 +1,111 @@
+"""scripts/release.py, and the model that ships with the repository."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import models
+from scripts import release
+from training.checkpoint import read_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = ROOT / "pretrained" / "hdge" / "model.pt"
+EXPECTED = json.loads((SHIPPED.with_name("expected.json")).read_text(encoding="utf-8"))
+HYBRID = "--pyxce 1 --pxycontrast 1 --pxsgld 1 --max_steps 3"
+
+
+def make(run: Any, path: Path, *more: str) -> dict[str, Any]:
+    release.main([str(run.folder / "last_ckpt.pt"), str(path), *more])
+    return read_checkpoint(path)
+
+
+def test_it_is_the_same_model_without_what_only_training_needs(train: Any, tmp_path: Path) -> None:
+    run = train.once(HYBRID)
+    kept = make(run, tmp_path / "a.pt")
+    whole = run.state()
+    assert kept.keys() == {
+        *("model_state_dict", "settings", "progress", "environment", "objective")
+    }
+    assert train.same(kept["model_state_dict"], whole["model_state_dict"])
+    assert kept["progress"] == {"step": 3}
+    assert kept["environment"] == run.settings["environment"]
+    x = torch.rand(2, 3, 32, 32)
+    a, b = (models.load(path) for path in (tmp_path / "a.pt", run.folder / "last_ckpt.pt"))
+    assert torch.equal(a.logits(x), b.logits(x))
+
+
+def test_no_path_of_this_machine_is_told(train: Any, tmp_path: Path) -> None:
+    run = train.once(HYBRID)
+    kept = make(run, tmp_path / "b.pt")
+    assert str(train.root) in str(run.state()["settings"])
+    assert str(train.root) not in str({k: v for k, v in kept.items() if k != "model_state_dict"})
+    changed = {k for k, v in run.state()["settings"].items() if kept["settings"][k] != v}
+    assert changed == {"data_root", "log_dir"}
+
+
+def test_queue_and_replay_buffer_stay_where_asked_for(train: Any, tmp_path: Path) -> None:
+    run = train.once(HYBRID)
+    both = make(run, tmp_path / "c.pt", "--keep", "queue", "replay_buffer")
+    assert torch.equal(both["replay_buffer"], run.state()["replay_buffer"])
+    assert both["objective"] == {
+        release.FILLED: run.state()["objective"]["memories.queue.queue_filled"]
+    }
+    none = make(run, tmp_path / "d.pt", "--keep")
+    assert "objective" not in none and "queue_logit" not in none["model_state_dict"]
+
+
+def test_a_run_can_start_from_it(train: Any, tmp_path: Path) -> None:
+    make(train.once(HYBRID), tmp_path / "e.pt")
+    run = train(f"--pyxce 1 --pxycontrast 1 --max_steps 1 --load_path {tmp_path / 'e.pt'}")
+    assert run.code == 0, run.err
+
+
+@pytest.mark.parametrize("case", ["exists", "missing", "foreign", "folder"])
+def test_a_mistake_is_one_line(case: str, train: Any, tmp_path: Path, capsys: Any) -> None:
+    source, target = train.once(HYBRID).folder / "last_ckpt.pt", tmp_path / "f.pt"
+    if case == "exists":
+        target.write_bytes(b"mine")
+    elif case == "missing":
+        source = tmp_path / "nothing.pt"
+    elif case == "foreign":
+        source = tmp_path / "other.pt"
+        torch.save({"model_state_dict": {}}, source)
+    else:
+        target = tmp_path / "no" / "folder" / "f.pt"
+    with pytest.raises(SystemExit) as stop:
+        release.main([str(source), str(target)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert case != "exists" or target.read_bytes() == b"mine"
+
+
+# What ships.
+
+
+def test_the_shipped_model_is_small_and_says_what_made_it() -> None:
+    assert SHIPPED.stat().st_size < 2_000_000
+    state = read_checkpoint(SHIPPED)
+    assert state["environment"]["git_commit"] and state["settings"]["dataset"] == "cifar10"
+    model = models.load(SHIPPED)
+    assert sum(p.numel() for p in model.parameters()) == 303_466
+    assert int(state["objective"][release.FILLED]) == state["settings"]["contrast_k"]
+    assert str(state["settings"]["seed"]) in EXPECTED["trained with"].split()
+
+
+@pytest.mark.parametrize("question", EXPECTED["expected"])
+def test_the_shipped_model_s_numbers_are_those_that_are_told(
+    question: str, ask: Any, data_root: Path, tmp_path: Path
+) -> None:
+    expected = EXPECTED["expected"][question]
+    words = question.split()
+    place = ["--load_path", str(SHIPPED), "--data_root", str(data_root), "--device", "cpu"]
+    answer = ask.bare(*place, "--log_dir", str(tmp_path), *words, folder=tmp_path)
+    assert answer.code == 0, answer.err
+    found = json.loads((tmp_path / f"{words[1]}.json").read_text(encoding="utf-8"))
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=0.002), name
