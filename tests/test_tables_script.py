@@ -362,10 +362,13 @@ def test_samples_are_compared_in_features_that_both_sides_have() -> None:
         "jem": record(**{"fid/own-100": 3.0, "fid/x-1000": 30.0}),
         "hdge-jem": record(**{"fid/a-1000": 2.0, "fid/x-1000": 20.0}),
     }
-    (row,) = (row for row in claims.verdicts(found) if "samples better" in row[0])
+    rows, unjudged = claims.verdicts(found)
+    (row,) = (row for row in rows if "samples better" in row[0])
+    assert "HDGE + JEM samples better than JEM" not in unjudged and len(unjudged) > 10
     assert row[2:4] == ["hdge-jem: 20.00 (1)", "jem: 30.00 (1)"]
     del found["jem"]["seeds"]["1"]["answers"]["fid"]["numbers"]["fid/x-1000"]
-    assert not [row for row in claims.verdicts(found) if "samples better" in row[0]]
+    rows, unjudged = claims.verdicts(found)
+    assert not rows and "HDGE + JEM samples better than JEM" in unjudged
 
 
 def test_fid_of_other_features_or_fewer_samples_is_another_column(tmp_path: Path) -> None:

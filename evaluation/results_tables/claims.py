@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluation.results_tables.about import NOT_RUN, finished_seeds, states
-from evaluation.results_tables.cells import Value, keys_of, mean_of, value_of
+from evaluation.results_tables.cells import NOT_ASKED, Value, keys_of, mean_of, value_of
 from evaluation.results_tables.formats import value_text
 from evaluation.results_tables.layout import SETS
 from evaluation.results_tables.records import Record
@@ -39,12 +39,12 @@ def over_sets(
 
 CLAIMS = [
     Claim("HDGE classifies better than cross-entropy", "hdge-bn", ">", "ce-bn", "accuracy/cifar10"),
-    Claim("... than supervised contrastive learning", "hdge-bn", ">", "supcon-bn-linear",
-          "accuracy/cifar10"),
+    Claim("HDGE classifies better than supervised contrastive learning", "hdge-bn", ">",
+          "supcon-bn-linear", "accuracy/cifar10"),
     Claim("log q(x|y) alone classifies better than supervised contrastive learning", "hdge-only-bn",
           ">", "supcon-bn-linear", "accuracy/cifar10"),
-    Claim("... its features, by a linear probe", "hdge-only-bn-linear", ">", "supcon-bn-linear",
-          "accuracy/cifar10"),
+    Claim("The features of log q(x|y) alone are better than supervised contrastive learning's, by "
+          "a linear probe", "hdge-only-bn-linear", ">", "supcon-bn-linear", "accuracy/cifar10"),
     Claim("JEM costs accuracy", "jem", "<", "ce", "accuracy/cifar10"),
     Claim("HDGE gains accuracy, also without batch norm", "hdge", ">", "ce", "accuracy/cifar10"),
     *over_sets("HDGE detects OOD better than cross-entropy", "hdge", "ce"),
@@ -64,7 +64,7 @@ CLAIMS = [
       for a, name in (("0", "alpha0"), ("1", "ce"))),
     Claim("HDGE is better calibrated than cross-entropy", "hdge-c100", "<", "ce-c100",
           "ece/cifar100"),
-    Claim("... than JEM", "hdge-c100", "<", "jem-c100", "ece/cifar100"),
+    Claim("HDGE is better calibrated than JEM", "hdge-c100", "<", "jem-c100", "ece/cifar100"),
     Claim("HDGE + JEM samples better than JEM", "hdge-jem", "<", "jem", "fid/"),
     Claim("HDGE is more robust than cross-entropy", "hdge", ">", "ce", "robust/Linf/0.0078431"),
     Claim("HDGE is more robust than cross-entropy", "hdge", ">", "ce", "robust/L2/0.25"),
@@ -76,21 +76,24 @@ CLAIMS = [
 ]  # fmt: skip
 
 
-def verdicts(records: Mapping[str, Record]) -> list[list[str]]:
-    """Claim, in what, the two sides, verdict; of claims with a number on at least one side."""
-    rows = []
+def verdicts(records: Mapping[str, Record]) -> tuple[list[list[str]], list[str]]:
+    """Claim, in what, the two sides, verdict, of claims whose two sides were run; and the texts of
+    the others."""
+    rows, open_claims = [], list[str]()
     for claim in CLAIMS:
         found = [records.get(name) for name in (claim.first, claim.second)]
         key = common(claim.key, found)
         sides = [_side(record, key) for record in found]
-        if not any(isinstance(side, Value) for side in sides):
+        if any(side in (NOT_RUN, NOT_ASKED) for side in sides):
+            open_claims += [] if claim.text in open_claims else [claim.text]
             continue
         shown = [
             f"{name}: " + (value_text(side, digits(key)) if isinstance(side, Value) else side)
             for name, side in zip((claim.first, claim.second), sides, strict=True)
         ]
         rows.append([claim.text, what(key), *shown, verdict(claim.relation, *sides)])
-    return rows
+    judged = {row[0] for row in rows}
+    return rows, [text for text in open_claims if text not in judged]
 
 
 def common(key: str, records: Sequence[Record | None]) -> str:
@@ -113,7 +116,7 @@ def _side(record: Record | None, key: str) -> Value | str:
     if record is None or not record["seeds"]:
         return NOT_RUN
     values = [v for seed in finished_seeds(record) if (v := value_of(seed, key)) is not None]
-    return mean_of(values) if values else states(record) or "not asked"
+    return mean_of(values) if values else states(record) or NOT_ASKED
 
 
 def verdict(relation: str, first: Value | str, second: Value | str) -> str:

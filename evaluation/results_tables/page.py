@@ -31,8 +31,9 @@ INTRO = (
 )
 RULE = (
     "A claim holds where the means differ, in its direction, by more than twice the standard error "
-    "over seeds; 'open' where they do not, or where a side was not run."
+    "over seeds; 'open' where they do not."
 )
+UNJUDGED = "Open, because not both sides were run at this scale:"
 GRADIENTS = "Gradients of the terms, before their weights"
 CLAIM_HEAD = ["Claim", "In", "First", "Second", "At this scale"]
 
@@ -54,9 +55,11 @@ def results_markdown(
     parts = ["# Results", *INTRO]
     for scale, found in records.items():
         parts += [f"## What it shows: {scale}", summary(found)]
-        rows = verdicts(found)
+        rows, unjudged = verdicts(found)
         if rows:
             parts += [RULE, grid(CLAIM_HEAD, rows)]
+        if unjudged:
+            parts.append(f"{UNJUDGED} {'; '.join(map(plain, unjudged))}.")
         measured = gradient_rows(found)
         if measured:
             parts += [f"### {GRADIENTS}: {scale}", grid(GRADIENT_HEAD, measured)]
@@ -145,10 +148,12 @@ def results_html(shown: Sequence[Shown], records: Mapping[str, Mapping[str, Reco
 
 
 def section(scale: str, records: Mapping[str, Record]) -> Html:
-    rows = verdicts(records)
+    rows, unjudged = verdicts(records)
     found = (
         [tag("p", RULE, class_="reading"), table(CLAIM_HEAD, rows, text_columns=5)] if rows else []
     )
+    if unjudged:
+        found.append(tag("p", f"{UNJUDGED} {'; '.join(unjudged)}."))
     measured = gradient_rows(records)
     if measured:
         found += [tag("h3", GRADIENTS), table(GRADIENT_HEAD, measured, text_columns=2)]
