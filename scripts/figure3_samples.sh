@@ -1,4 +1,7 @@
 #!/usr/bin/env bash
 # Figure 3 of HDGE: class-conditional samples of HDGE + JEM.
+# Cost of a seed's training, shared experiments included (what was measured: scripts/reproduce.sh):
+#   paper  4.9 EFLOP, 6.8 GPU hours at a sustained 200 TFLOP/s
+#   small  0.3 PFLOP, 0.4 core hours at 0.2 TFLOP/s a core
 # SCALE=paper|small|smoke, SEEDS="1 2 3", JOBS and GPUS: see scripts/reproduce.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh" figure3_samples
