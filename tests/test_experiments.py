@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shlex
 import sys
 import threading
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 
+import models
 from baselines import contrastive_flags, probe_flags, train_adversarial
 from baselines import flags as baseline_flags
 from evaluation import flags as questions
+from evaluation.cost import step_flops
 from training import flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -233,3 +236,44 @@ def test_show_prints_every_command(capsys: Any) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("# ") for line in lines) == len(experiments.TABLES)
     assert any("figure4-l2" in line for line in lines)
+
+
+def training_flops(scale: str) -> dict[str, float]:
+    """Experiment -> FLOP of its training."""
+    forward: dict[Any, int] = {}
+    found = {}
+    for name, experiment in experiments.EXPERIMENTS.items():
+        if experiment.program == experiments.PROBE:
+            found[name] = 0.0
+            continue
+        s = parse(experiments.train_command(Path("x"), scale, name, 1))
+        network = {n: getattr(s, n) for n in ("arch", "depth", "width", "norm")}
+        key = tuple(network.values())
+        if key not in forward:
+            forward[key] = models.forward_flops(models.build(**network))
+        passes = 3.0 if name.startswith("at-") else 6.0  # of two views
+        if name.startswith("at-"):
+            passes += 3 * s.n_steps_pgd_attack
+        an_image = passes * forward[key]
+        if experiment.program == "train_wrn.py":
+            an_image = step_flops(forward[key], s) / s.batch_size
+        found[name] = 45_000 * s.n_epochs * an_image
+    return found
+
+
+@pytest.mark.parametrize(("scale", "unit"), [("paper", 1e18), ("small", 1e15)])
+def test_headers_tell_the_cost_of_what_is_trained(scale: str, unit: float) -> None:
+    costs = training_flops(scale)
+    for name in (*experiments.TABLES, "all"):
+        rows = set(experiments.TABLES[name].rows if name != "all" else experiments.EXPERIMENTS)
+        for row in list(rows):
+            start = experiments.EXPERIMENTS[row].start
+            probe = experiments.EXPERIMENTS[row].program == experiments.PROBE
+            rows |= {start} if start and (probe or scale in experiments.WARM) else set()
+        text = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
+        told = re.search(rf"#   {scale}  ([\d.]+) [EP]FLOP, ([\d.]+) ", text)
+        assert told, name
+        total = sum(costs[row] for row in rows) / unit
+        assert float(told[1]) == pytest.approx(total, rel=0.06, abs=0.06), name
+        rate = 2e14 if scale == "paper" else 2e11
+        assert float(told[2]) == pytest.approx(total * unit / rate / 3600, rel=0.06, abs=0.06), name
