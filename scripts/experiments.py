@@ -304,7 +304,7 @@ BLANKS: dict[str, dict[str, str]] = {
     },
     "small": {
         "ood": "all textures faces",  # faces: for want of CelebA, and under its own name
-        "few": "500",
+        "few": "200",
         "fid": f"--fid_features model --fid_model {REFERENCE} --n_samples 1000 --n_steps 40",
         "hist": "--ood_dataset all",
         "samples": "--n_sample_steps 50 --fresh_samples --buffer_size 200",
