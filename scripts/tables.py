@@ -2,7 +2,7 @@
 
     python scripts/tables.py collect --scale small   run folders -> results/small/<experiment>.json
     python scripts/tables.py write                   results/ -> RESULTS.md, results/index.html, ...
-    python scripts/tables.py compare RUN_FOLDER ...  any runs side by side, on the screen
+    python scripts/tables.py compare RUN_FOLDER ...  any runs side by side
 
 Run folders are those of scripts/experiments.py. The pages are made from the records alone: made
 again, they are the same bytes.
@@ -52,6 +52,8 @@ def build_parser() -> Parser:
     add = action("compare", "print any run folders side by side, as a Markdown table")
     add("run_folders", nargs="+", type=Path, metavar="RUN_FOLDER",
         help="what a training run left, <log_dir>/<id>")  # fmt: skip
+    add("--output", type=Path, default=None, metavar="FOLDER",
+        help="also write comparison.md, .csv, .tex and .png there")  # fmt: skip
     return parser
 
 
@@ -173,10 +175,12 @@ def remove_stale(results: Path, written: Sequence[Path]) -> None:
 # --------------------------------------------------------------------------------------- compare
 
 
-def compare(folders: Sequence[Path]) -> str:
-    """Raises NoRun for a folder that holds no run."""
-    from evaluation.results_tables.compare import comparison
-    from evaluation.results_tables.records import seed_record
+def compare(folders: Sequence[Path], output: Path | None) -> str:
+    """The Markdown; with `output` it is written there, too, and the numbers as CSV, LaTeX and a
+    picture. Raises NoRun for a folder that holds no run."""
+    from evaluation.results_tables import formats, pictures
+    from evaluation.results_tables.compare import compared, comparison
+    from evaluation.results_tables.records import seed_record, write
 
     labels = [folder.resolve().name for folder in folders]
     if len(set(labels)) < len(labels):
@@ -187,13 +191,20 @@ def compare(folders: Sequence[Path]) -> str:
         label: seed_record(folder, finished=finished(folder))
         for label, folder in zip(labels, folders, strict=True)
     }
-    return comparison(runs)
+    text = comparison(runs)
+    if output is not None:
+        table = compared(runs)
+        write(output / "comparison.md", text)
+        write(output / "comparison.csv", formats.csv_text(table))
+        write(output / "comparison.tex", formats.latex(table))
+        pictures.save_picture(table, output / "comparison.png")
+    return text
 
 
 def act(args: Namespace) -> str:
     """Do what was asked for; what there is to print."""
     if args.action == "compare":
-        return compare(args.run_folders).rstrip("\n")
+        return compare(args.run_folders, args.output).rstrip("\n")
     if args.action == "write":
         return f"{len(write(args.results))} files: {args.results.resolve().parent / 'RESULTS.md'}"
     written = [path for scale in args.scale for path in collect(args.root, scale, args.results)]

@@ -533,6 +533,26 @@ def test_comparing_runs_shows_where_they_differ(
     assert re.search(r"Accuracy, CIFAR-10 \(%\) +\| +50\.00 +\| +62\.50", text)
 
 
+def test_a_comparison_is_written_in_every_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, accuracy in (("one", 0.5), ("two", 0.625)):
+        run = fake_run(tmp_path, name, 1)
+        classified(run, accuracy)
+        detected(run, {"svhn_test": accuracy})
+    folders = [str(tmp_path / "small" / f"{name}-s1") for name in ("one", "two")]
+    out = tmp_path / "out"
+    assert tables.main(["compare", *folders, "--output", str(out)]) == 0
+    assert (out / "comparison.md").read_text().rstrip() == capsys.readouterr().out.rstrip()
+    rows = list(csv.DictReader((out / "comparison.csv").read_text().splitlines()))
+    found = {(row["model"], row["column"]): row["mean"] for row in rows}
+    assert found["one-s1", "accuracy/cifar10"] == "50"
+    assert found["two-s1", "auroc/px/svhn"] == "0.625"
+    assert found["two-s1", "auroc/py/svhn"] == "0.5"
+    assert "62.50" in (out / "comparison.tex").read_text()
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--scale small" in error(capsys, "collect", "--root", tmp_path)
     assert "holds no run" in error(capsys, "compare", tmp_path)

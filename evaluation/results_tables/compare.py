@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from evaluation.report.markup import number
-from evaluation.results_tables.about import commit, network
+from evaluation.report.paper import SCORES
+from evaluation.results_tables.about import about, commit, network
+from evaluation.results_tables.cells import Built, Line, cell, keys_of
+from evaluation.results_tables.layout import Layout
 from evaluation.results_tables.protocols import check_protocols
 from evaluation.results_tables.records import Record
 from evaluation.results_tables.titles import PERCENT, column_title, digits, natural
@@ -57,6 +60,46 @@ def comparison(runs: Mapping[str, Record]) -> str:
     headers = {"what": "", **{f"r{i}": label for i, label in enumerate(runs)}}
     table = markdown(rows, list(headers), headers=headers)
     return "\n".join([table, *(["", *notes] if notes else [])]) + "\n"
+
+
+def compared(runs: Mapping[str, Record]) -> Built:
+    """The numbers of the same runs as a table with a line a run and a block a kind of number."""
+    records = {
+        label: {"seeds": {"": {**record, "state": "finished"}}} for label, record in runs.items()
+    }
+    keys = {key for record in records.values() for key in keys_of(record)}
+    blocks: dict[str, list[str]] = {}
+    for key in sorted(keys, key=natural):
+        family = key.split("/")[0]
+        if family in FAMILIES:
+            blocks.setdefault(_block(key), []).append(key)
+    ordered = sorted(blocks.items(), key=lambda b: FAMILIES.index(b[1][0].split("/")[0]))
+    shown = [key for _, found in ordered for key in found]
+    lines = [
+        Line(
+            label,
+            label,
+            about("runs", label, record),
+            {key: cell(key, None, label, record) for key in shown},
+        )
+        for label, record in records.items()
+    ]
+    return Built("comparison", "runs", Layout("Comparison", ()), ordered, lines)
+
+
+def _block(key: str) -> str:
+    family, _, rest = key.partition("/")
+    if family in ("auroc", "hist"):
+        score = rest.partition("/")[0]
+        where = " of the histogram" if family == "hist" else ""
+        return f"AUROC, {SCORES.get(score, score)}{where}"
+    if family == "robust":
+        return f"Accuracy (%) under attack, {rest.partition('/')[0]} radius"
+    return {
+        **{"accuracy": "Accuracy", "ece_accuracy": "Calibration", "ece": "Calibration"},
+        **{"fid": "Samples", "is": "Samples", "samples": "Samples drawn"},
+        "ms_per_step": "Cost of a training step",
+    }[family]
 
 
 def _numbers(record: Record) -> dict[str, str]:

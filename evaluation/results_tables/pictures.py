@@ -76,7 +76,9 @@ def dots(table: Built) -> Figure | None:
         high = max(axes.get_xlim()[1] for axes in group)
         for axes in group:
             axes.set_xlim(max(-0.03, min(low, 0.45)), min(1.04, max(high, 0.55)))
-    _legend(figure, any(line.cells[key].ours for line in lines for key in keys), table.scale)
+    cells = [line.cells[key] for line in lines for key in keys]
+    if any(cell.paper for cell in cells):  # else there is nothing to be told apart
+        _legend(figure, any(cell.ours for cell in cells), table.scale)
     return figure
 
 
