@@ -21,6 +21,7 @@ from training.schedule import learning_rate
 from training.state import Run
 
 EVAL_BATCH = 200  # images; results do not depend on it
+ADVICE = "try a lower --lr or --warmup_iters 1000"  # to whoever sees a run diverge
 
 
 class Objective(nn.Module):
@@ -105,7 +106,7 @@ def train(
     `began`: time.monotonic() when this process began. Raises Diverged.
     """
     s, progress, per_epoch = run.settings, run.progress, batches.steps_per_epoch
-    guard = Guard(run.device)
+    guard = Guard(run.device, ADVICE)
     total = s.n_epochs * per_epoch
     stop = min(total, s.max_steps) if s.max_steps else total
     deadline = began + 60 * s.max_minutes if s.max_minutes else math.inf

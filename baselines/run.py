@@ -152,10 +152,8 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
         ending = train(run, batches, splits, out, began)
         out.say(f"{ending}; the run is in {folder}")
     except Diverged as error:
-        # What else that line advises are flags of train_wrn.py's SGLD.
-        said = str(error).split("; try ")[0] + "; try a lower --lr or --warmup_iters 1000"
-        out.book.line(said)
-        print(f"{program.name}: {said}", file=sys.stderr)
+        out.book.line(str(error))
+        print(f"{program.name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(

@@ -160,6 +160,7 @@ def test_diverged(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     code, folder = runs("--n_epochs 2 --factor 1e9")
     lines = [line for line in capsys.readouterr().err.splitlines() if "img/s" not in line]
     assert code == 1 and "diverged at step 0" in lines[-1] and "--n_steps" not in lines[-1]
+    assert lines[-1].endswith("; try a lower --lr or --warmup_iters 1000")
     assert not state(folder)["optimizer"]["state"]  # no step was taken
 
 

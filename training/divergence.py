@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 LARGEST_LOSS = 1e8  # JEM stops there too
+ADVICE = "try more --n_steps, a lower --lr, --sigma .1, --warmup_iters 1000 or --sgld_l2 .1"
 
 
 class Diverged(FloatingPointError):
@@ -18,9 +19,12 @@ class Guard:
     It stays set: that step and all later ones are masked (the optimiser takes the flag as its
     `found_inf`, the queue and the replay buffer as `skip`), so the state stays that of the last
     good step until the host looks, at the next report.
+
+    `advice`: what to try, for the message; the default is about flags of train_wrn.py.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, advice: str = ADVICE) -> None:
+        self.advice = advice
         self.flag = torch.zeros((), dtype=torch.bool, device=device)
         self.first = torch.zeros(3, dtype=torch.float64, device=device)  # step, loss, gradient norm
 
@@ -40,6 +44,5 @@ class Guard:
         step, loss, grad_norm = self.first.tolist()
         raise Diverged(
             f"diverged at step {step:.0f} (loss {loss:.4g}, gradient norm {grad_norm:.4g}); that "
-            f"step and all after it were not taken; {checkpoint}; "
-            "try more --n_steps, a lower --lr, --sigma .1, --warmup_iters 1000 or --sgld_l2 .1"
+            f"step and all after it were not taken; {checkpoint}; {self.advice}"
         )
