@@ -62,42 +62,6 @@ class Batches:
         return self.make(step)
 
 
-class EpochOutput(Output):
-    """Output of a run whose loss need not classify: what does not exist is left empty."""
-
-    def show(self, means: dict[str, float], bar: tqdm) -> None:
-        terms = {n.removesuffix("/loss"): v for n, v in means.items() if n.endswith("/loss")}
-        total = {"loss": means["loss"]} if len(terms) != 1 else {}
-        shown = {**terms, **total}
-        if "accuracy" in means:
-            shown["accuracy"] = means["accuracy"]
-        bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
-
-    def row(self, run: Run, epoch: int, results: dict[str, dict[str, float]]) -> None:
-        progress, means = run.progress, run.epoch.means()
-        images = run.epoch.steps * run.settings.batch_size
-        values: dict[str, Any] = {
-            "epoch": epoch,
-            "step": progress.step,
-            "seconds": round(progress.seconds, 3),
-            "images_per_s": round(images / max(progress.train_seconds, 1e-9), 2),
-            "lr": run.optimizer.param_groups[0]["lr"],
-            "loss": means["loss"],
-            **{f"{t}/loss": means.get(f"{t}/loss", "") for t in run.objective.terms},
-            "train_acc": means.get("accuracy", ""),
-        }
-        for name in ("valid", "test"):
-            result = results.get(name, {})
-            values[f"{name}_acc"] = result.get("accuracy", "")
-            values[f"{name}_loss"] = result.get("nll", "")
-            if result:
-                scalars = {f"{name}/accuracy": result["accuracy"], f"{name}/nll": result["nll"]}
-                self.book.scalars(scalars, progress.step)
-        self.book.row(values)
-        shown = [f"{name} {value:.4g}" for name, value in values.items() if value != ""]
-        self.say(", ".join(shown))
-
-
 def train(
     run: Run, batches: Batches, splits: dict[str, data.Split], out: Output, began: float
 ) -> str:

@@ -33,7 +33,7 @@ from torch import nn
 
 import data
 import models
-from baselines.epochs import Batches, EpochOutput, Objective, train
+from baselines.epochs import Batches, Objective, train
 from baselines.resume import resumed_settings
 from evaluation import plots
 from training import records
@@ -41,9 +41,10 @@ from training.checkpoint import CheckpointError
 from training.divergence import Diverged
 from training.flags import Parser, UsageError
 from training.machine import choose_device, use_bf16
+from training.output import Output
 from training.state import Run, restore_last
 
-__all__ = ["Batches", "EpochOutput", "Objective", "Program", "main"]
+__all__ = ["Batches", "Objective", "Program", "main"]
 
 
 def build_optimizer(s: Namespace, model: nn.Module, objective: nn.Module) -> torch.optim.Optimizer:
@@ -145,7 +146,7 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
         models.initialise_act_norm(run.model, batches(0)[0])
         records.create_run_folder(folder, overwrite=s.overwrite)
     records.write_settings(folder, vars(s), device)
-    out = EpochOutput(folder, records.Records(folder, resume_from=since))
+    out = Output(folder, records.Records(folder, resume_from=since))
     out.saved_step = run.progress.step
     out.say(describe(run, batches, len(index), splits))
     try:

@@ -43,10 +43,13 @@ class Output:
             yield bar
 
     def show(self, means: dict[str, float], bar: tqdm) -> None:
-        """Each term's loss, their sum where there are several, and the accuracy: to the bar."""
+        """Each term's loss, their sum unless one term is all, and the accuracy where there is one:
+        to the bar."""
         terms = {n.removesuffix("/loss"): v for n, v in means.items() if n.endswith("/loss")}
-        total = {"loss": means["loss"]} if len(terms) > 1 else {}
-        shown = {**terms, **total, "accuracy": means["accuracy"]}
+        total = {"loss": means["loss"]} if len(terms) != 1 else {}
+        shown = {**terms, **total}
+        if "accuracy" in means:
+            shown["accuracy"] = means["accuracy"]
         bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
 
     def report(self, run: Run, epoch: int, bar: tqdm) -> None:
@@ -64,7 +67,9 @@ class Output:
     def row(self, run: Run, epoch: int, results: dict[str, dict[str, float]]) -> None:
         """One row of progress.csv, the evaluation in TensorBoard, and a line for people.
 
-        `results`: split -> {accuracy, nll}; {} where nothing was evaluated.
+        `results`: split -> {accuracy, nll}; {} where nothing was evaluated. What an epoch does
+        not have is left empty: the loss of a term that is not yet trained, the accuracy of a
+        network that does not classify.
         """
         progress, means = run.progress, run.epoch.means()
         images = run.epoch.steps * run.settings.batch_size
@@ -75,8 +80,9 @@ class Output:
             "images_per_s": round(images / max(progress.train_seconds, 1e-9), 2),
             "lr": run.optimizer.param_groups[0]["lr"],
             "loss": means["loss"],
+            **{f"{term}/loss": "" for term in run.objective.terms},
             **{name: value for name, value in means.items() if name.endswith("/loss")},
-            "train_acc": means["accuracy"],
+            "train_acc": means.get("accuracy", ""),
         }
         for name in ("valid", "test"):
             result = results.get(name, {})

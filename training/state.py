@@ -38,7 +38,7 @@ class Run:
     settings: argparse.Namespace
     num_classes: int
     model: Any  # models.EnergyClassifier; what training/ needs of it is nn.Module's
-    objective: Any  # losses.Objective
+    objective: Any  # losses.Objective, or one with its `terms` and `memories`
     optimizer: torch.optim.Optimizer
     progress: Progress = field(default_factory=Progress)
     window: Meter = field(default_factory=Meter)
