@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Train a network as a classifier and an energy-based model: flags, build, loop.
+"""Train a network as a classifier and an energy-based model: flags, build, step.
 
     python train_wrn.py --dataset digits --pyxce 1 --pxycontrast 1 --depth 10 --width 2
 
 A batch's path: uint8 images on the device -> crop, flip, scale, noise -> one forward pass ->
 every term of the objective reads its logits -> one backward pass -> one update, unless the step
-has diverged -> queue and replay buffer take the step in.
+has diverged -> queue and replay buffer take the step in. The loop over batches and epochs is
+training/loop.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ if __name__ == "__main__":  # before torch is imported: --help and a mistake are
     COMMAND_LINE = flags.parse(sys.argv[1:])
 
 import contextlib
-import math
 import shutil
 import time
 from argparse import Namespace
@@ -28,27 +28,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import data
 import losses
 import models
 from evaluation import plots
-from evaluation.classification import classification
 from evaluation.cost import memory_bytes, peak_memory, step_flops, step_seconds
 from evaluation.sampling import Sampler
-from training import records
+from training import loop, records
 from training.checkpoint import CheckpointError, read_checkpoint
 from training.divergence import Diverged, Guard
 from training.flags import UsageError
 from training.gradients import term_gradients
 from training.machine import choose_device, use_bf16
 from training.output import Output
-from training.schedule import learning_rate
 from training.state import Progress, Run, load_memories, restore_last
 
 PROGRAM = "train_wrn.py"
-EVAL_BATCH = 200  # images; results do not depend on it
 EARLY = (1, 5, 25)  # steps after which the bar shows losses before the first report
 
 
@@ -186,7 +182,7 @@ def build_run(s: Namespace, num_classes: int, device: torch.device) -> Run:
     return Run(s, num_classes, model, objective, build_optimizer(s, model, objective))
 
 
-# ------------------------------------------------------------------------------------------ loop
+# ------------------------------------------------------------------------------------------ step
 
 
 def train_step(
@@ -225,113 +221,22 @@ def train(
     out: Output,
     began: float,
 ) -> str:
-    """Train until the schedule, --max_steps or --max_minutes ends; says which of them it was.
+    """All steps of the run, and what is due between them; says why it ended. Raises Diverged.
 
     `began`: time.monotonic() when this process began.
     """
-    s, progress = run.settings, run.progress
-    guard = Guard(run.device)
-    per_epoch = batches.steps_per_epoch
-    first, total = s.start_epoch * per_epoch, s.n_epochs * per_epoch
-    stop = min(total, first + s.max_steps) if s.max_steps else total
-    deadline = began + 60 * s.max_minutes if s.max_minutes else math.inf
-    earlier = progress.seconds
-
-    def unwritten() -> bool:
-        """An epoch is trained, and what is due at its end is not done."""
-        return run.epoch.steps > 0 and progress.step % per_epoch == 0
-
-    if progress.step == first:
-        out.save(run)  # what diverges or dies in its first epoch can be resumed, too
-    elif progress.step >= stop and not unwritten():
-        return f"nothing to do: {progress.step:,} steps are done; raise --n_epochs or --max_steps"
-    with out.progress_bar(run, stop * s.batch_size) as bar:
-        while (progress.step < stop and time.monotonic() < deadline) or unwritten():
-            epoch = (progress.step - unwritten()) // per_epoch
-            if not unwritten():
-                train_epoch(run, batches, guard, out, bar, stop, deadline)
-            ended = progress.step >= stop or time.monotonic() >= deadline
-            whole = progress.step % per_epoch == 0
-            progress.seconds = earlier + time.monotonic() - began
-            if ended:  # whoever set a limit may have little time left for what follows
-                out.save(run)
-            results = {}
-            if ended or (whole and (epoch + 1) % s.eval_every == 0):
-                bar.set_description(f"epoch {epoch + 1}/{s.n_epochs}, evaluating")
-                results = evaluate(run, splits)
-            if ended or (whole and (epoch + 1) % s.plot_every == 0):
-                plot_samples(run, epoch, out)
-            progress.seconds = earlier + time.monotonic() - began
-            out.row(run, epoch, results)
-            if whole:
-                run.epoch.reset()
-                run.gradients.reset()
-                progress.train_seconds = 0.0
-            out.save(run, epoch if whole else -1, results.get("valid", {}).get("accuracy"))
-    if progress.step >= total:
-        return f"complete: {s.n_epochs} epochs"
-    if progress.step >= stop:
-        return f"stopped by --max_steps {s.max_steps}; --resume goes on"
-    return f"stopped by --max_minutes {s.max_minutes:g}; --resume goes on"
-
-
-def train_epoch(
-    run: Run,
-    batches: data.TrainingBatches,
-    guard: Guard,
-    out: Output,
-    bar: tqdm,
-    stop: int,
-    deadline: float,
-) -> None:
-    """The rest of the current epoch, or up to step `stop` or the time `deadline`."""
-    s, progress = run.settings, run.progress
-    epoch = progress.step // batches.steps_per_epoch
-    started = time.monotonic()
-    bar.set_description(f"epoch {epoch + 1}/{s.n_epochs}")
-    run.model.train()
-    for step in range(progress.step, min((epoch + 1) * batches.steps_per_epoch, stop)):
-        set_learning_rate(run, step, epoch)
-        metrics = train_step(run, guard, batches(step), step)
-        names, values = list(metrics), torch.stack(list(metrics.values()))
-        run.window.add(values, names)
-        run.epoch.add(values, names)
-        progress.step = step + 1
-        bar.update(s.batch_size)
-        if progress.step % s.print_every == 0:
-            guard.raise_if_diverged(out.last_good())
-            out.report(run, epoch, bar)
-        elif run.window.steps in EARLY and out.reports == 0:  # a slow run shows soon what it does
-            guard.raise_if_diverged(out.last_good())
-            out.show(run.window.means(), bar)
-        if time.monotonic() >= deadline:
-            break
-    guard.raise_if_diverged(out.last_good())  # before anything of this epoch is saved
-    progress.train_seconds += time.monotonic() - started
-
-
-def set_learning_rate(run: Run, step: int, epoch: int) -> None:
-    s = run.settings
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(
-            s.lr,
-            step=step,
-            epoch=epoch,
-            warmup_iters=s.warmup_iters,
-            decay_epochs=s.decay_epochs,
-            decay_rate=s.decay_rate,
-        )
-
-
-def evaluate(run: Run, splits: dict[str, data.Split]) -> dict[str, dict[str, float]]:
-    results = {}
-    with torch.compiler.set_stance("force_eager"):  # the last batch has another shape
-        for name, split in splits.items():
-            batches = data.evaluation_batches(
-                split, batch_size=EVAL_BATCH, sigma=run.settings.sigma
-            )
-            results[name] = classification(run.model, batches)
-    return results
+    guard, per_epoch = Guard(run.device), batches.steps_per_epoch
+    return loop.train(
+        run,
+        lambda step: train_step(run, guard, batches(step), step),
+        guard,
+        splits,
+        out,
+        began,
+        steps_per_epoch=per_epoch,
+        first=run.settings.start_epoch * per_epoch,
+        plot=lambda epoch: plot_samples(run, epoch, out),
+    )
 
 
 @torch.compiler.set_stance("force_eager")
@@ -533,7 +438,7 @@ def work(s: Namespace, given: set[str]) -> int:
         records.create_run_folder(folder, overwrite=s.overwrite)
 
     records.write_settings(folder, vars(s), device)
-    out = Output(folder, records.Records(folder, resume_from=since))
+    out = Output(folder, records.Records(folder, resume_from=since), EARLY)
     out.saved_step = run.progress.step
     out.say(describe(run, batches, splits))
     if "workers" in given:

@@ -33,18 +33,20 @@ from torch import nn
 
 import data
 import models
-from baselines.epochs import Batches, Objective, train
+from baselines.objective import Batches, Objective, train_step
 from baselines.resume import resumed_settings
 from evaluation import plots
-from training import records
+from training import loop, records
 from training.checkpoint import CheckpointError
-from training.divergence import Diverged
+from training.divergence import Diverged, Guard
 from training.flags import Parser, UsageError
 from training.machine import choose_device, use_bf16
 from training.output import Output
 from training.state import Run, restore_last
 
 __all__ = ["Batches", "Objective", "Program", "main"]
+
+ADVICE = "try a lower --lr or --warmup_iters 1000"  # to whoever sees a run diverge
 
 
 def build_optimizer(s: Namespace, model: nn.Module, objective: nn.Module) -> torch.optim.Optimizer:
@@ -168,6 +170,23 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
             if rows:
                 plots.save_curves(rows, folder / "curves.png")
     return 0
+
+
+def train(
+    run: Run, batches: Batches, splits: dict[str, data.Split], out: Output, began: float
+) -> str:
+    """All steps of the run, and what is due between them; says why it ended. Raises Diverged."""
+    guard, per_epoch = Guard(run.device, ADVICE), batches.steps_per_epoch
+    return loop.train(
+        run,
+        lambda step: train_step(run, guard, *batches(step), step=step, epoch=step // per_epoch),
+        guard,
+        splits,
+        out,
+        began,
+        steps_per_epoch=per_epoch,
+        classifies=run.objective.classifies,
+    )
 
 
 def build_run(program: Program, s: Namespace, num_classes: int, device: torch.device) -> Run:

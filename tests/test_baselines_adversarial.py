@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import models
 from baselines import run as programs
-from baselines.epochs import train_step
 from baselines.flags import parse
+from baselines.objective import train_step
 from baselines.run import build_run
 from baselines.train_adversarial import PROGRAM, Adversarial, build_parser, check
 from evaluation import pgd as attacks

@@ -318,10 +318,10 @@ def test_a_run_killed_in_its_last_evaluation_is_finished_by_resuming(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The state is saved before the evaluation, and the epoch's end is made up for."""
-    import train_wrn
+    from training import loop
 
     whole = train(f"{train.ALL} --n_epochs 2")
-    evaluate = train_wrn.evaluate
+    evaluate = loop.evaluate
     run = train(f"{train.ALL} --n_epochs 1")  # its name; the killed run is made over it
     calls: list[int] = []
 
@@ -331,7 +331,7 @@ def test_a_run_killed_in_its_last_evaluation_is_finished_by_resuming(
             raise KeyboardInterrupt
         return evaluate(*arguments)
 
-    monkeypatch.setattr(train_wrn, "evaluate", killed)
+    monkeypatch.setattr(loop, "evaluate", killed)
     where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name, "--overwrite")
     dead = train(f"{train.ALL} --n_epochs 2", *where)
     assert dead.code == 130 and len(run.rows) == 1

@@ -1,1 +1,1 @@
-"""What a run leaves on disk and how it moves: flags, checkpoints, records, schedule."""
+"""How a run moves and what it leaves on disk: flags, loop, schedule, records, checkpoints."""

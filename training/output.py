@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,14 @@ from training.state import Run, checkpoint_state
 
 
 class Output:
-    """The screen, the records and the checkpoints of one run folder."""
+    """The screen, the records and the checkpoints of one run folder.
 
-    def __init__(self, folder: Path, book: Records) -> None:
-        self.folder, self.book = folder, book
+    `early`: steps after which the bar shows losses before the first report, so that a slow run
+    shows soon what it does.
+    """
+
+    def __init__(self, folder: Path, book: Records, early: Sequence[int] = ()) -> None:
+        self.folder, self.book, self.early = folder, book, early
         self.saved_step = -1
         self.reports = 0  # of this process
 

@@ -1,0 +1,154 @@
+"""The loop over epochs: steps, reports, evaluation, checkpoints, until a limit is reached."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from tqdm import tqdm
+
+import data
+from evaluation.classification import classification
+from losses import Metrics
+from training.divergence import Guard
+from training.output import Output
+from training.schedule import learning_rate
+from training.state import Run
+
+EVAL_BATCH = 200  # images; results do not depend on it
+
+
+def train(
+    run: Run,
+    step: Callable[[int], Metrics],
+    guard: Guard,
+    splits: dict[str, data.Split],
+    out: Output,
+    began: float,
+    *,
+    steps_per_epoch: int,
+    first: int = 0,
+    classifies: Callable[[int], bool] | None = None,
+    plot: Callable[[int], None] | None = None,
+) -> str:
+    """Train until the schedule, --max_steps or --max_minutes ends; says which of them it was.
+
+    step: takes the step of this number, counted from epoch 0 of the schedule, and shows its loss
+        to `guard`; its metrics are scalars on the device, and it does not wait for the device.
+    splits: what to evaluate on, every --eval_every epochs and at the end.
+    began: time.monotonic() when this process began.
+    first: the number of the run's first step.
+    classifies: whether there is a classifier to evaluate in this epoch; None: in all.
+    plot: draws the sample grids of this epoch, every --plot_every epochs and at the end; None:
+        there are none.
+
+    Raises Diverged.
+    """
+    s, progress = run.settings, run.progress
+    total = s.n_epochs * steps_per_epoch
+    stop = min(total, first + s.max_steps) if s.max_steps else total
+    deadline = began + 60 * s.max_minutes if s.max_minutes else math.inf
+    earlier = progress.seconds
+
+    def unwritten() -> bool:
+        """An epoch is trained, and what is due at its end is not done."""
+        return run.epoch.steps > 0 and progress.step % steps_per_epoch == 0
+
+    if progress.step == first:
+        out.save(run)  # what diverges or dies in its first epoch can be resumed, too
+    elif progress.step >= stop and not unwritten():
+        return f"nothing to do: {progress.step:,} steps are done; raise --n_epochs or --max_steps"
+    with out.progress_bar(run, stop * s.batch_size) as bar:
+        while (progress.step < stop and time.monotonic() < deadline) or unwritten():
+            epoch = (progress.step - unwritten()) // steps_per_epoch
+            if not unwritten():
+                bar.set_description(f"epoch {epoch + 1}/{s.n_epochs}")
+                until = min((epoch + 1) * steps_per_epoch, stop)
+                train_epoch(run, step, guard, out, bar, epoch, until, deadline)
+            ended = progress.step >= stop or time.monotonic() >= deadline
+            whole = progress.step % steps_per_epoch == 0
+            progress.seconds = earlier + time.monotonic() - began
+            if ended:  # whoever set a limit may have little time left for what follows
+                out.save(run)
+            results = {}
+            due = ended or (whole and (epoch + 1) % s.eval_every == 0)
+            if due and (classifies is None or classifies(epoch)):
+                bar.set_description(f"epoch {epoch + 1}/{s.n_epochs}, evaluating")
+                results = evaluate(run, splits)
+            if plot is not None and (ended or (whole and (epoch + 1) % s.plot_every == 0)):
+                plot(epoch)
+            progress.seconds = earlier + time.monotonic() - began
+            out.row(run, epoch, results)
+            if whole:
+                run.epoch.reset()
+                run.gradients.reset()
+                progress.train_seconds = 0.0
+            out.save(run, epoch if whole else -1, results.get("valid", {}).get("accuracy"))
+    if progress.step >= total:
+        return f"complete: {s.n_epochs} epochs"
+    if progress.step >= stop:
+        return f"stopped by --max_steps {s.max_steps}; --resume goes on"
+    return f"stopped by --max_minutes {s.max_minutes:g}; --resume goes on"
+
+
+def train_epoch(
+    run: Run,
+    step: Callable[[int], Metrics],
+    guard: Guard,
+    out: Output,
+    bar: tqdm,
+    epoch: int,
+    until: int,
+    deadline: float,
+) -> None:
+    """The rest of the epoch: up to step `until`, which is not taken, or the time `deadline`."""
+    s, progress = run.settings, run.progress
+    started = time.monotonic()
+    run.model.train()
+    for number in range(progress.step, until):
+        set_learning_rate(run, number, epoch)
+        metrics = step(number)
+        names, values = list(metrics), torch.stack(list(metrics.values()))
+        if run.window.names != names:  # another phase of the training has other metrics
+            run.window.reset()
+        run.window.add(values, names)
+        run.epoch.add(values, names)
+        progress.step = number + 1
+        bar.update(s.batch_size)
+        if progress.step % s.print_every == 0:
+            guard.raise_if_diverged(out.last_good())
+            out.report(run, epoch, bar)
+        elif out.reports == 0 and run.window.steps in out.early:
+            guard.raise_if_diverged(out.last_good())
+            out.show(run.window.means(), bar)
+        if time.monotonic() >= deadline:
+            break
+    guard.raise_if_diverged(out.last_good())  # before anything of this epoch is saved
+    progress.train_seconds += time.monotonic() - started
+
+
+def set_learning_rate(run: Run, step: int, epoch: int) -> None:
+    s = run.settings
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(
+            s.lr,
+            step=step,
+            epoch=epoch,
+            warmup_iters=s.warmup_iters,
+            decay_epochs=s.decay_epochs,
+            decay_rate=s.decay_rate,
+        )
+
+
+def evaluate(run: Run, splits: dict[str, data.Split]) -> dict[str, dict[str, float]]:
+    """Split -> accuracy and nll, with noise --sigma, in eval mode."""
+    results = {}
+    with torch.compiler.set_stance("force_eager"):  # the last batch has another shape
+        for name, split in splits.items():
+            batches = data.evaluation_batches(
+                split, batch_size=EVAL_BATCH, sigma=run.settings.sigma
+            )
+            results[name] = classification(run.model, batches)
+    return results
