@@ -42,6 +42,7 @@ from evaluation.scores import check_scores, feature_bank, scores
 from evaluation.trained import Trained
 from training import records
 from training.checkpoint import CheckpointError
+from training.endings import exit_code
 from training.flags import UsageError
 from training.machine import choose_device
 
@@ -748,21 +749,13 @@ def run_of(model: Trained) -> dict[str, Any]:
 def main(settings: Namespace, given: set[str]) -> int:
     """The exit code: 0; 2 for a user's mistake or a disk that failed, 130 for Ctrl-C; each with one
     line on stderr."""
-    try:
-        return work(settings, given)
-    except (UsageError, data.DataError, CheckpointError, OSError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError:
-        print(
-            f"{PROGRAM}: error: the GPU's memory is full: lower --batch_size {settings.batch_size} "
-            f"or --sgld_batch_size {settings.sgld_batch_size}",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print(f"\n{PROGRAM}: interrupted: no answer was written", file=sys.stderr)
-        return 130
+    s = settings
+    return exit_code(
+        PROGRAM,
+        lambda: work(s, given),
+        interrupted=f"\n{PROGRAM}: interrupted: no answer was written",
+        lower=f"--batch_size {s.batch_size} or --sgld_batch_size {s.sgld_batch_size}",
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ from evaluation.cost import memory_bytes, peak_memory, step_flops, step_seconds
 from evaluation.sampling import Sampler
 from training import loop, records
 from training.checkpoint import CheckpointError, read_checkpoint
-from training.divergence import Diverged, Guard
+from training.divergence import Guard
+from training.endings import exit_code, run_exit_code
 from training.flags import UsageError
 from training.gradients import term_gradients
 from training.machine import choose_device, use_bf16
@@ -443,47 +444,19 @@ def work(s: Namespace, given: set[str]) -> int:
     out.say(describe(run, batches, splits))
     if "workers" in given:
         out.say(f"--workers {s.workers} has no effect: the images live on the training device")
-    try:
-        ending = train(run, batches, splits, out, began)
-        out.say(f"{ending}; the run is in {folder}")
-    except Diverged as error:
-        out.book.line(str(error))
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\n{PROGRAM}: interrupted; {out.last_good()}, --resume goes on", file=sys.stderr)
-        return 130
-    finally:
-        with contextlib.suppress(OSError):  # whatever ended the run is what the user must read
-            close(out)
-    return 0
-
-
-def close(out: Output) -> None:
-    out.book.close()
-    rows = records.read_progress(out.folder)
-    if rows:
-        plots.save_curves(rows, out.folder / "curves.png")
+    return run_exit_code(PROGRAM, out, lambda: train(run, batches, splits, out, began))
 
 
 def main(settings: Namespace, given: set[str]) -> int:
     """The exit code: 0, 1 for a run that diverged, 2 for a user's mistake or a disk that failed,
     130 for Ctrl-C; each with one line on stderr."""
-    try:
-        return work(settings, given)
-    except (UsageError, data.DataError, CheckpointError, records.RunFolderError, OSError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError:
-        print(
-            f"{PROGRAM}: error: the GPU's memory is full: lower --batch_size "
-            f"{settings.batch_size}, --sgld_batch_size, --buffer_size or --contrast_k",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted before the run began", file=sys.stderr)
-        return 130
+    s = settings
+    return exit_code(
+        PROGRAM,
+        lambda: work(s, given),
+        interrupted=f"{PROGRAM}: interrupted before the run began",
+        lower=f"--batch_size {s.batch_size}, --sgld_batch_size, --buffer_size or --contrast_k",
+    )
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from baselines.linear_regression import fit_linear, standardisation, unstandardi
 from evaluation.trained import run_settings, trained_on  # noqa: E402
 from training import checkpoint, records  # noqa: E402
 from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint  # noqa: E402
+from training.endings import exit_code  # noqa: E402
 from training.flags import UsageError  # noqa: E402
 from training.machine import choose_device  # noqa: E402
 
@@ -178,14 +179,7 @@ def work(s: Namespace) -> int:
 def main(settings: Namespace, given: set[str]) -> int:
     """The exit code: 0, 2 for a user's mistake or a disk that failed, 130 for Ctrl-C."""
     del given
-    try:
-        return work(settings)
-    except (UsageError, data.DataError, CheckpointError, records.RunFolderError, OSError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
+    return exit_code(PROGRAM, lambda: work(settings), interrupted=f"{PROGRAM}: interrupted")
 
 
 if __name__ == "__main__":

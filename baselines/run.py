@@ -20,8 +20,6 @@ else - data, network, optimiser, schedule, records, checkpoints - is train_wrn.p
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -35,11 +33,10 @@ import data
 import models
 from baselines.objective import Batches, Objective, train_step
 from baselines.resume import resumed_settings
-from evaluation import plots
 from training import loop, records
-from training.checkpoint import CheckpointError
-from training.divergence import Diverged, Guard
-from training.flags import Parser, UsageError
+from training.divergence import Guard
+from training.endings import exit_code, run_exit_code
+from training.flags import Parser
 from training.machine import choose_device, use_bf16
 from training.output import Output
 from training.state import Run, restore_last
@@ -104,21 +101,12 @@ class Program:
 def main(program: Program, settings: Namespace, given: set[str]) -> int:
     """The exit code: 0, 1 for a run that diverged, 2 for a user's mistake or a disk that failed,
     130 for Ctrl-C; each with one line on stderr."""
-    name = program.name
-    try:
-        return work(program, settings, given)
-    except (UsageError, data.DataError, CheckpointError, records.RunFolderError, OSError) as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError:
-        print(
-            f"{name}: error: the GPU's memory is full: lower --batch_size {settings.batch_size}",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted before the run began", file=sys.stderr)
-        return 130
+    return exit_code(
+        program.name,
+        lambda: work(program, settings, given),
+        interrupted=f"{program.name}: interrupted before the run began",
+        lower=f"--batch_size {settings.batch_size}",
+    )
 
 
 def work(program: Program, s: Namespace, given: set[str]) -> int:
@@ -151,25 +139,7 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
     out = Output(folder, records.Records(folder, resume_from=since))
     out.saved_step = run.progress.step
     out.say(describe(run, batches, len(index), splits))
-    try:
-        ending = train(run, batches, splits, out, began)
-        out.say(f"{ending}; the run is in {folder}")
-    except Diverged as error:
-        out.book.line(str(error))
-        print(f"{program.name}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            f"\n{program.name}: interrupted; {out.last_good()}, --resume goes on", file=sys.stderr
-        )
-        return 130
-    finally:
-        with contextlib.suppress(OSError):  # whatever ended the run is what the user must read
-            out.book.close()
-            rows = records.read_progress(folder)
-            if rows:
-                plots.save_curves(rows, folder / "curves.png")
-    return 0
+    return run_exit_code(program.name, out, lambda: train(run, batches, splits, out, began))
 
 
 def train(

@@ -227,7 +227,7 @@ class Program:
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(err),
         ):
-            patch.setattr(programs.plots, "save_curves", lambda rows, path: None)
+            patch.setattr("evaluation.plots.save_curves", lambda rows, path: None)
             try:
                 s, given = parse(words.split(), build_parser, check)
                 folder = Path(s.resume or Path(s.log_dir, s.id or ""))

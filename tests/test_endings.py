@@ -1,0 +1,90 @@
+"""What a program leaves on stderr, and its exit code, however it ends."""
+
+from argparse import Namespace
+from typing import Any, NoReturn
+
+import pytest
+import torch
+
+import data
+import eval_wrn_ebm
+import train_wrn
+from baselines import linear_probe, run, train_adversarial
+from training.checkpoint import CheckpointError
+from training.flags import UsageError
+from training.records import RunFolderError
+
+SETTINGS = Namespace(batch_size=64, sgld_batch_size=8)
+FULL = "error: the GPU's memory is full: lower --batch_size 64"
+PROGRAMS = {  # module with main and work, main's first arguments, Ctrl-C's line, full memory's line
+    "train_wrn.py": (
+        train_wrn,
+        (),
+        "train_wrn.py: interrupted before the run began\n",
+        f"train_wrn.py: {FULL}, --sgld_batch_size, --buffer_size or --contrast_k\n",
+    ),
+    "eval_wrn_ebm.py": (
+        eval_wrn_ebm,
+        (),
+        "\neval_wrn_ebm.py: interrupted: no answer was written\n",
+        f"eval_wrn_ebm.py: {FULL} or --sgld_batch_size 8\n",
+    ),
+    "train_adversarial.py": (
+        run,
+        (train_adversarial.PROGRAM,),
+        "train_adversarial.py: interrupted before the run began\n",
+        f"train_adversarial.py: {FULL}\n",
+    ),
+    "linear_probe.py": (linear_probe, (), "linear_probe.py: interrupted\n", None),
+}
+
+
+@pytest.fixture(params=PROGRAMS)
+def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """(name, ends_with, lines): `ends_with(error)` runs its main on work that raises the error."""
+    module, first, *lines = PROGRAMS[request.param]
+
+    def ends_with(error: BaseException) -> int:
+        def work(*_: Any) -> NoReturn:
+            raise error
+
+        monkeypatch.setattr(module, "work", work)
+        return module.main(*first, SETTINGS, set())
+
+    return request.param, ends_with, lines
+
+
+@pytest.mark.parametrize(
+    "kind", [UsageError, data.DataError, CheckpointError, RunFolderError, OSError]
+)
+def test_a_mistake_is_one_line(
+    kind: type[Exception], program: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, ends_with, _ = program
+    assert ends_with(kind("--id a: use b")) == 2
+    assert capsys.readouterr() == ("", f"{name}: error: --id a: use b\n")
+
+
+def test_ctrl_c_is_one_line(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    _, ends_with, (interrupted, _) = program
+    assert ends_with(KeyboardInterrupt()) == 130
+    assert capsys.readouterr() == ("", interrupted)
+
+
+def test_a_full_gpu_names_the_flags_to_lower(
+    program: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, ends_with, (_, full) = program
+    error = torch.OutOfMemoryError("CUDA out of memory")
+    if full is None:
+        with pytest.raises(torch.OutOfMemoryError):
+            ends_with(error)
+        return
+    assert ends_with(error) == 2
+    assert capsys.readouterr() == ("", full)
+
+
+def test_a_mistake_of_the_code_is_no_mistake_of_the_user(program: Any) -> None:
+    _, ends_with, _ = program
+    with pytest.raises(ValueError, match="shape"):
+        ends_with(ValueError("shape"))

@@ -1,0 +1,71 @@
+"""How a program ends: its exit code and, unless that is 0, one line on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+
+import torch
+
+import data
+from evaluation import plots
+from training import records
+from training.checkpoint import CheckpointError
+from training.divergence import Diverged
+from training.flags import UsageError
+from training.output import Output
+
+MISTAKES = (UsageError, data.DataError, CheckpointError, records.RunFolderError, OSError)
+
+
+def exit_code(
+    program: str, work: Callable[[], int], *, interrupted: str, lower: str | None = None
+) -> int:
+    """What `work` returns; 2 for a user's mistake, a disk that failed or a GPU's memory that is
+    full, 130 for Ctrl-C.
+
+    interrupted: the line for Ctrl-C.
+    lower: the flags that take the GPU's memory; None: where it is full, that is raised.
+    """
+    try:
+        return work()
+    except MISTAKES as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        if lower is None:
+            raise
+        print(f"{program}: error: the GPU's memory is full: lower {lower}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+
+
+def run_exit_code(program: str, out: Output, train: Callable[[], str]) -> int:
+    """0 once `train` has said why it ended, 1 for a run that diverged, 130 for Ctrl-C.
+
+    However it ends, its records are closed and its curves drawn.
+    """
+    try:
+        ending = train()
+        out.say(f"{ending}; the run is in {out.folder}")
+    except Diverged as error:
+        out.book.line(str(error))
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{program}: interrupted; {out.last_good()}, --resume goes on", file=sys.stderr)
+        return 130
+    finally:
+        with contextlib.suppress(OSError):  # whatever ended the run is what the user must read
+            close(out)
+    return 0
+
+
+def close(out: Output) -> None:
+    out.book.close()
+    rows = records.read_progress(out.folder)
+    if rows:
+        plots.save_curves(rows, out.folder / "curves.png")
