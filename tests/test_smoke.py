@@ -18,26 +18,29 @@ ROOT = Path(__file__).resolve().parent.parent
 NOT_ASKED = {("at-linf", "robust/L2"), ("at-l2", "robust/Linf")}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    root = tmp_path_factory.mktemp("smoke")
+def run(script: str, root: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "SCALE": "smoke", "ROOT": str(root), "JOBS": "2"}
     environment |= {"OMP_NUM_THREADS": "1"}  # the fastest for so small networks
     environment.pop("HDGE_DATA_ROOT", None)  # it needs no data
-    run = subprocess.run(
-        ["bash", str(ROOT / "scripts" / "all.sh")],
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts" / script)],
         env=environment,
         cwd=root,
         capture_output=True,
         text=True,
         check=False,
     )
-    return root, run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    root = tmp_path_factory.mktemp("smoke")
+    return root, run("all.sh", root)
 
 
 def test_everything_runs(made: Any) -> None:
-    root, run = made
-    assert run.returncode == 0, run.stderr[-2000:]
+    root, ran = made
+    assert ran.returncode == 0, ran.stderr[-2000:]
     folders = {path.name for path in (root / "smoke").iterdir() if (path / "last_ckpt.pt").exists()}
     assert folders == {f"{name}-s1" for name in EXPERIMENTS}
 
@@ -62,11 +65,19 @@ def test_no_trained_cell_is_empty(name: str, made: Any) -> None:
 
 
 def test_every_table_is_there_to_be_read(made: Any) -> None:
-    root, run = made
+    root, _ = made
     text = (root / "RESULTS.md").read_text(encoding="utf-8")
     for name in TABLES:
-        assert (
-            f"results/{name}-smoke.csv" in text
-            and (root / "results" / f"{name}-smoke.tex").exists()
-        )
-        assert (root / "results" / f"{name}-smoke.md").read_text(encoding="utf-8") in run.stdout
+        assert f"results/{name}-smoke.csv" in text
+        assert (root / "results" / f"{name}-smoke.tex").exists()
+
+
+def test_a_second_call_trains_nothing_and_shows_the_table(made: Any) -> None:
+    root, _ = made
+    before = {path: path.stat().st_mtime_ns for path in (root / "smoke").rglob("*.pt")}
+    again = run("table5_variants.sh", root)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "hdge-raw-s1: trained already" in again.stdout
+    table = root / "results" / "table5_variants-smoke.md"
+    assert table.read_text(encoding="utf-8") in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in (root / "smoke").rglob("*.pt")} == before
