@@ -82,7 +82,9 @@ def built(name: str, records: dict[str, Any], scale: str = "small") -> cells.Bui
 
 
 def line(table: cells.Built, experiment: str) -> cells.Line:
-    return next(found for found in table.lines if found.experiment == experiment)
+    return next(
+        found for found in table.lines if experiment in (found.experiment or "").split(", ")
+    )
 
 
 def error(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
@@ -139,7 +141,8 @@ def test_a_set_that_was_not_there_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", list(tables.TABLES))
 def test_without_records_every_row_is_not_run_or_quoted(name: str) -> None:
     table = built(name, {}, "paper")
-    assert {found.experiment for found in table.lines} >= set(tables.TABLES[name].rows)
+    listed = {part for found in table.lines for part in (found.experiment or "").split(", ")}
+    assert listed >= set(tables.TABLES[name].rows)
     for found in table.lines:
         expected = "quoted" if found.experiment is None else "not run"
         assert found.about == {"runs": expected}
@@ -325,6 +328,31 @@ def test_questions_about_several_models_belong_to_each(tmp_path: Path) -> None:
             assert ours and ours.mean == expected and ours.n == 2
     picture = tmp_path / "results" / "small" / "figure4_robustness.png"
     assert picture.read_bytes() == b"picture of seed 2"  # the first, by number
+
+
+def test_a_row_of_both_cifars_is_one_line(tmp_path: Path) -> None:
+    first = fake_run(tmp_path, "ce-bn", 1)
+    classified(first, 0.5)
+    for seed, accuracy in ((1, 0.25), (2, 0.375)):
+        other = fake_run(tmp_path, "ce-bn-c100", seed, dataset="cifar100")
+        classified(other, accuracy, "cifar100_test")
+    table = built("table2_classification", collect(tmp_path, tmp_path / "results"))
+    names = [found.experiment for found in table.lines]
+    assert names.count("ce-bn, ce-bn-c100") == 1 and "ce-bn-c100" not in names
+    found = line(table, "ce-bn")
+    ten, hundred = found.cells["accuracy/cifar10"], found.cells["accuracy/cifar100"]
+    assert ten.ours and hundred.ours and (ten.ours.mean, hundred.ours.mean) == (50, 31.25)
+    assert ten.paper and hundred.paper and ten.paper != hundred.paper
+    assert found.about["runs"] == "1 seed; CIFAR-100: 2 seeds"
+    text = formats.markdown(table)
+    assert text.count("Supervised (cross-entropy)") == 2  # of the numbers, and of how it was made
+
+
+def test_a_stand_in_for_both_cifars_keeps_two_lines(tmp_path: Path) -> None:
+    for name in ("ce-bn", "ce-bn-c100"):
+        classified(fake_run(tmp_path, name, 1, dataset="digits"), 0.5, "digits_test")
+    table = built("table2_classification", collect(tmp_path, tmp_path / "results"))
+    assert {"ce-bn", "ce-bn-c100"} <= {found.experiment for found in table.lines}
 
 
 def test_a_published_name_says_another_network_than_its_own(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from evaluation.results_tables.records import Record
 from evaluation.results_tables.rows import NAMES, RENAMED, ROWS, published
 from evaluation.results_tables.titles import PERCENT, natural, set_title
 
+OTHER = "-c100"  # an experiment's name on CIFAR-100
 NOT_ASKED, NO_DATA = "not asked", "no data"
 
 
@@ -47,7 +48,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """`about`: runs, setting, epochs, network, hardware, hours, commit: each a text."""
+    """`experiment`: several are divided by ", ".
+    `about`: runs, setting, epochs, network, hardware, hours, commit: each a text.
+    """
 
     model: str
     experiment: str | None
@@ -100,7 +103,43 @@ def build(
         cells = {key: cell(key, paper.get((row, key)), experiment, record) for key in keys}
         model = shown_name(model, record)
         lines.append(Line(model, experiment, about(scale, experiment, record), cells))
-    return Built(table, scale, layout, blocks, lines, notes)
+    return Built(table, scale, layout, blocks, merged(lines), notes)
+
+
+def merged(lines: Sequence[Line]) -> list[Line]:
+    """The same row trained on CIFAR-10 and on CIFAR-100 is one line, as in the paper, unless both
+    have a number in one column, as where another data set stands in for the two."""
+    by_name = {line.experiment: line for line in lines if line.experiment}
+    result = []
+    for line in lines:
+        base = (line.experiment or "").removesuffix(OTHER)
+        first, second = by_name.get(base), by_name.get(base + OTHER)
+        if first is None or second is None or _clash(first, second):
+            result.append(line)
+        elif line is first:
+            result.append(_merge(first, second))
+    return result
+
+
+def _clash(first: Line, second: Line) -> bool:
+    return any(first.cells[key].ours and second.cells[key].ours for key in first.cells)
+
+
+def _merge(first: Line, second: Line) -> Line:
+    cells = {
+        key: second.cells[key] if key.endswith("/cifar100") else cell
+        for key, cell in first.cells.items()
+    }
+    about = {
+        key: text if text == second.about.get(key) else f"{text}; CIFAR-100: {second.about[key]}"
+        for key, text in first.about.items()
+        if key in second.about
+    }
+    about |= {key: text for key, text in first.about.items() if key not in second.about}
+    about |= {
+        key: f"CIFAR-100: {text}" for key, text in second.about.items() if key not in first.about
+    }
+    return Line(first.model, f"{first.experiment}, {second.experiment}", about, cells)
 
 
 def ordered(
