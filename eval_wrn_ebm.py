@@ -665,17 +665,6 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def resolve(s: Namespace) -> None:
-    """Defaults that depend on the question."""
-    if s.n_steps is None:
-        s.n_steps = {"uncond_samples": 40, "cond_samples": 40, "fid": 100}.get(s.eval, 0)
-    if s.eval == "attack":
-        s.sigma = 0.0
-    if s.ood_dataset is None:
-        s.ood_dataset = ["all"] if s.eval == "logp_hist" else ["svhn"]
-    s.labels = s.labels or trained.labels_of(s.load_path)
-
-
 def answer_folder(s: Namespace) -> Path:
     folder = Path(s.log_dir) if s.log_dir else Path(s.load_path[0]).resolve().parent / "eval"
     return folder / s.id if s.id else folder
@@ -695,7 +684,8 @@ def protocol(asked: Asked) -> dict[str, Any]:
 def work(s: Namespace, given: set[str]) -> int:
     began = time.monotonic()
     device = choose_device(s.device, exact=True)
-    resolve(s)
+    flags.resolve(s)
+    s.labels = s.labels or trained.labels_of(s.load_path)
     asked_of = [
         trained.load(path, label, s, device)
         for path, label in zip(s.load_path, s.labels, strict=True)

@@ -46,6 +46,7 @@ from training.output import Output
 from training.state import Progress, Run, load_memories, restore_last
 
 PROGRAM = "train_wrn.py"
+WITHOUT_SGLD = "try a lower --lr, --warmup_iters 1000 or --clip_grad 5"  # after a divergence
 EARLY = (1, 5, 25)  # steps after which the bar shows losses before the first report
 
 
@@ -226,7 +227,9 @@ def train(
 
     `began`: time.monotonic() when this process began.
     """
-    guard, per_epoch = Guard(run.device), batches.steps_per_epoch
+    per_epoch = batches.steps_per_epoch
+    sgld = run.memory("replay_buffer") is not None
+    guard = Guard(run.device) if sgld else Guard(run.device, WITHOUT_SGLD)
     return loop.train(
         run,
         lambda step: train_step(run, guard, batches(step), step),

@@ -1,386 +1,55 @@
-"""What turns flags into the rows of the papers' tables, and runs them.
+"""Runs what the papers' tables need: experiments and questions, each once.
 
     python scripts/experiments.py run table1_ood --scale small --seeds 1 2 3
     python scripts/experiments.py show table1_ood --scale paper
 
-An experiment is one line of EXPERIMENTS; a table names the experiments of its rows and what they
-are asked. An experiment that several tables name is trained once. What is done is not done again:
-a finished run or evaluation is skipped, an interrupted run is resumed.
+What they are is in scripts/recipes.py. What is done is not done again: a finished run or an answer
+about it is skipped, an interrupted run is resumed.
 """
 
 from __future__ import annotations
 
-import csv
-import json
+import contextlib
 import multiprocessing
 import os
 import queue
 import runpy
 import shlex
+import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from training.flags import COUNT, WHOLE, Parser  # noqa: E402
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A model of the tables: the recipe of its scale, and the flags that set it apart.
-
-    `start`: the experiment of the same seed whose last checkpoint it goes on from: always with
-    `probe`, and elsewhere at scales that train SGLD from a trained model (WARM).
-    """
-
-    flags: str
-    recipe: str = "ebm"
-    dataset: str = "cifar10"
-    program: str = "train_wrn.py"
-    start: str | None = None
-
-
-CE, HDGE, JEM = "--pyxce 1", "--pyxce 1 --pxycontrast 1", "--pyxce 1 --pxsgld 1"
-BOTH = "--pyxce 1 --pxycontrast 1 --pxsgld 1"
-CONTRASTIVE, ADVERSARIAL = "baselines/train_contrastive.py", "baselines/train_adversarial.py"
-PROBE = "baselines/linear_probe.py"
-
-EXPERIMENTS = {
-    # Tables 1, 3 and 4: without batch norm
-    "ce": Experiment(CE),
-    "jem": Experiment(JEM, "sgld", start="ce"),
-    "jem-150": Experiment(JEM, "sgld-jem", start="ce"),
-    "hdge": Experiment(HDGE),
-    "hdge-jem": Experiment(BOTH, "sgld", start="hdge"),
-    "igebm": Experiment("--pxysgld 1", "sgld", start="ce"),
-    "hdge-resnet50": Experiment(HDGE, "resnet50"),
-    "jointloss-resnet50": Experiment("--method jointloss", "jointloss", program=CONTRASTIVE),
-    "simclr": Experiment("--method simclr", "pretraining", program=CONTRASTIVE),
-    "simclr-linear": Experiment("", "probe", program=PROBE, start="simclr"),
-    # Table 2: with batch norm
-    "ce-bn": Experiment(CE, "accuracy"),
-    "supcon-bn": Experiment("--method supcon", "pretraining-bn", program=CONTRASTIVE),
-    "supcon-bn-linear": Experiment("", "probe", program=PROBE, start="supcon-bn"),
-    "jem-bn": Experiment(JEM, "sgld-bn", start="ce-bn"),
-    "hdge-bn": Experiment(HDGE, "accuracy"),
-    "hdge-only-bn": Experiment("--pxycontrast 1", "accuracy"),
-    "hdge-only-bn-linear": Experiment("", "probe", program=PROBE, start="hdge-only-bn"),
-    **{
-        f"{name}-c100": Experiment(flags, "accuracy", dataset="cifar100")
-        for name, flags in (
-            *(("ce-bn", CE), ("hdge-bn", HDGE), ("hdge-only-bn", "--pxycontrast 1")),
-        )
-    },
-    "jem-bn-c100": Experiment(JEM, "sgld-bn", dataset="cifar100", start="ce-bn-c100"),
-    "supcon-bn-c100": Experiment(
-        "--method supcon", "pretraining-bn", dataset="cifar100", program=CONTRASTIVE
-    ),
-    **{
-        f"{name}-linear-c100": Experiment(
-            "", "probe", dataset="cifar100", program=PROBE, start=f"{name}-c100"
-        )
-        for name in ("supcon-bn", "hdge-only-bn")
-    },
-    # Table 5: variants of the contrastive term
-    "hdge-simclr-style": Experiment(f"{HDGE} --contrast_style simclr", "large-batch"),
-    "hdge-raw": Experiment(f"{HDGE} --no-contrast_normalize"),
-    "hdge-eq13": Experiment(f"{HDGE} --contrast_score eq13"),
-    "hdge-eq13-raw": Experiment(
-        f"{HDGE} --contrast_score eq13 --no-contrast_normalize --contrast_t 1"
-    ),
-    # Table 6: numbers of negatives and of chains
-    **{f"hdge-k{k}": Experiment(f"{HDGE} --contrast_k {k}") for k in (64, 128, 256)},
-    **{f"jem-n{n}": Experiment(JEM, f"sgld-n{n}", start="ce") for n in (128, 256)},
-    # Figure 2: CIFAR-100
-    "ce-c100": Experiment(CE, dataset="cifar100"),
-    "jem-c100": Experiment(JEM, "sgld", dataset="cifar100", start="ce-c100"),
-    "hdge-c100": Experiment(HDGE, dataset="cifar100"),
-    # Figure 4
-    "at-linf": Experiment("--distance Linf", "adversarial-linf", program=ADVERSARIAL),
-    "at-l2": Experiment("--distance L2", "adversarial-l2", program=ADVERSARIAL),
-    # Figure 5: CIFAR-100, batch 256
-    "ce-c100-b256": Experiment(CE, "batch256", dataset="cifar100"),
-    **{
-        f"hdge-c100-k{k}": Experiment(f"{HDGE} --contrast_k {k}", "batch256", dataset="cifar100")
-        for k in (256, 1024, 4096, 16384, 65536)
-    },
-    # Eq. 14: alpha log q(y|x) + (1 - alpha) log q(x|y); 1 is cross-entropy, 0 the other alone
-    **{
-        f"alpha{a:g}": Experiment(f"--pyxce {a:g} --pxycontrast {1 - a:g}")
-        for a in (0, 0.25, 0.5, 0.75)
-    },
-}
-
-WRN = "--depth 28 --width 10"
-SMALL, TINY = "--depth 10 --width 2 --amp bf16", "--depth 10 --width 1 --n_valid 100"
-# The code's schedule, which HDGE's paper trains with, and JEM's paper's own.
-EBM = "--lr 1e-4 --warmup_iters 1000 --n_epochs 200 --decay_epochs 160 180 --decay_rate .3"
-EBM_JEM = EBM.replace("200 --decay_epochs 160 180", "150 --decay_epochs 50 100")
-# Table 2's setting: batch norm, SGD, batch 256, steps of x .2.
-ACCURACY = (
-    "--norm batch --optimizer sgd --lr .1 --batch_size 256 --weight_decay 5e-4 --dropout_rate .3 "
-    "--sigma 0 --n_epochs 200 --decay_epochs 60 120 160 --decay_rate .2"
+from scripts.done import (  # noqa: E402
+    answered,
+    finished,
+    limits,
+    other_recipe,
+    read_json,
+    resumable,
 )
-# SimCLR's rate of 1 at batch 256, grown with the batch; halvings in place of a cosine, and within
-# a factor of 1.4 of it but for the last 3 %.
-SIMCLR = "--optimizer lars --lr 4 --batch_size 1024 --weight_decay 1e-6 --warmup_iters 430"
-COSINE = "364 595 724 808 865 905 933 953 967"
-MADRY = (
-    "--norm batch --optimizer sgd --lr .1 --batch_size 128 --decay_rate .1 --n_steps_pgd_attack 7"
+from scripts.recipes import (  # noqa: E402
+    EXPERIMENTS,
+    PROBE,
+    REFERENCE,
+    SCALES,
+    TABLES,
+    Table,
+    ask_command,
+    before,
+    folder,
+    overlay,
+    question_words,
+    train_command,
 )
-SHORT = "--lr 2e-3 --warmup_iters 200 --n_epochs 6 --decay_epochs 4 5"
-SHORT_BN = (
-    "--norm batch --optimizer sgd --lr .1 --batch_size 256 --weight_decay 5e-4 --sigma 0 "
-    "--n_epochs 6 --decay_epochs 3 4 5 --decay_rate .2"
-)
-ONCE = "--lr 1e-3 --batch_size 64 --n_epochs 1 --max_steps 6 --print_every 3"
-# SGLD from a trained model, with two stabilisers: see the README's "What a healthy run looks like".
-SHORT_SGLD = (
-    "--lr 1e-4 --warmup_iters 200 --n_epochs 2 --decay_epochs 1 --sigma .1 --n_steps 10 "
-    "--sgld_l2 .1 --clip_grad 5"
-)
-ONCE_SGLD = "--n_steps 2 --buffer_size 1000"
-MEASURED = "--log_gradients 100"
-# The flags of each recipe, by scale. `ask`: what an evaluation is asked with besides.
-SCALES: dict[str, dict[str, str]] = {
-    "paper": {
-        "ebm": f"{WRN} {EBM} {MEASURED}",
-        "batch256": f"{WRN} {EBM} --batch_size 256",
-        "large-batch": f"{WRN} {EBM} --batch_size 2048",
-        "sgld": f"{WRN} {EBM} {MEASURED}",
-        "sgld-jem": f"{WRN} {EBM_JEM} {MEASURED}",
-        **{f"sgld-n{n}": f"{WRN} {EBM} {MEASURED} --sgld_batch_size {n}" for n in (128, 256)},
-        "sgld-bn": f"{WRN} {ACCURACY}",
-        # HDGE's appendix B: JEM's hyperparameters, another network.
-        "resnet50": f"--arch resnet50 {EBM}",
-        "accuracy": f"{WRN} {ACCURACY}",
-        # Table 2's batch, epochs and decay; the rate is that of SupCon's code, .5 at batch 1024,
-        # for this batch and for a loss that is not multiplied by T/.07.
-        "pretraining-bn": f"{WRN} --norm batch --optimizer sgd --lr .179 --batch_size 256 "
-        "--weight_decay 7e-5 --sigma 0 --warmup_iters 1750 --n_epochs 200 "
-        "--decay_epochs 60 120 160 --decay_rate .2",
-        "pretraining": f"{WRN} --norm batch {SIMCLR} --n_epochs 1000 --decay_epochs {COSINE} "
-        "--decay_rate .5",
-        # SimCLR's pre-training, then 100 joint epochs: JointLoss's own numbers are not published
-        # in full. One schedule runs through both, so it must not end with the pre-training.
-        "jointloss": f"--arch resnet50 {SIMCLR} --sigma 0 --n_epochs 1100 --pretrain_epochs 1000 "
-        "--decay_epochs 600 900 1070 --decay_rate .3",
-        # Madry et al., stopped soon after the first decay: robust accuracy falls afterwards (Rice
-        # et al. 2020).
-        "adversarial-linf": f"{WRN} {MADRY} --weight_decay 2e-4 --n_epochs 120 --decay_epochs 114 "
-        "--attack_step 2/255",
-        # The defaults of the `robustness` library.
-        "adversarial-l2": f"{WRN} {MADRY} --weight_decay 5e-4 --n_epochs 150 "
-        "--decay_epochs 50 100 --attack_step .1 --no-random_init",
-        "probe": "",
-        "ask": "",
-    },
-    "small": {
-        "ebm": f"{SMALL} {SHORT} --contrast_k 16384 {MEASURED}",
-        "batch256": f"{SMALL} {SHORT} --contrast_k 16384 --batch_size 256",
-        "large-batch": f"{SMALL} {SHORT} --batch_size 512 {MEASURED}",
-        # Half the paper's chains, as everywhere at this scale.
-        **{
-            recipe: f"{SMALL} {SHORT_SGLD} --contrast_k 16384 --sgld_batch_size {n} {MEASURED}"
-            for recipe, n in (("sgld", 32), ("sgld-n128", 64), ("sgld-n256", 128))
-        },
-        "sgld-jem": f"{SMALL} {SHORT_SGLD} --n_epochs 3 --decay_epochs 1 2 --sgld_batch_size 32 "
-        f"{MEASURED}",
-        "sgld-bn": f"{SMALL} {SHORT_SGLD} --norm batch --sgld_batch_size 32",
-        # A ResNet-50 has batch norm, so its stand-in has, too.
-        "resnet50": f"{SMALL} --norm batch {SHORT} --contrast_k 16384",
-        "jointloss": f"{SMALL} --norm batch --lr 1e-3 --batch_size 256 --n_epochs 6",
-        "accuracy": f"{SMALL} {SHORT_BN} --contrast_k 16384",
-        "pretraining": f"{SMALL} --norm none --lr 1e-3 --batch_size 256 --n_epochs 6",
-        "pretraining-bn": f"{SMALL} {SHORT_BN}",
-        **dict.fromkeys(
-            ("adversarial-linf", "adversarial-l2"),
-            f"{SMALL} {SHORT} --n_epochs 3 --decay_epochs 2 --n_steps_pgd_attack 4",
-        ),
-        "probe": "",
-        "ask": "--max_images 2000",
-    },
-    "smoke": {
-        **dict.fromkeys(("ebm", "batch256"), f"{TINY} {ONCE} --contrast_k 256 --log_gradients 3"),
-        "large-batch": f"{TINY} {ONCE}",
-        **{
-            recipe: f"{TINY} {ONCE} --contrast_k 256 {ONCE_SGLD} --sgld_batch_size {n}"
-            for recipe, n in (("sgld", 8), ("sgld-jem", 8), ("sgld-n128", 16), ("sgld-n256", 32))
-        },
-        "sgld-bn": f"{TINY} {ONCE} --norm batch {ONCE_SGLD} --sgld_batch_size 8",
-        "resnet50": f"--arch resnet50 {ONCE} --n_valid 10 --contrast_k 256 --batch_size 4 "
-        "--max_steps 2",
-        "accuracy": f"{TINY} {ONCE} --norm batch --contrast_k 256",
-        **dict.fromkeys(("pretraining", "pretraining-bn"), f"{TINY} {ONCE}"),
-        "jointloss": f"--arch resnet50 {ONCE} --n_valid 10 --batch_size 4 --max_steps 2",
-        **dict.fromkeys(
-            ("adversarial-linf", "adversarial-l2"), f"{TINY} {ONCE} --n_steps_pgd_attack 2"
-        ),
-        "probe": "--max_iter 20",
-        "ask": "--max_images 40",
-    },
-}
-WARM = ("small",)  # scales at which SGLD goes on from a trained model
-STAND_IN = {"smoke": "digits"}  # a data set in place of each experiment's own
-
-
-@dataclass(frozen=True)
-class Table:
-    """`rows` are asked `questions` one by one; `overlays` are asked of several models at once:
-    (name of the answer's folder, question, experiments)."""
-
-    rows: tuple[str, ...]
-    questions: tuple[str, ...] = ()
-    overlays: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
-
-
-OOD = "OOD --score_fn px py --ood_dataset {ood}"
-ACCURACY_OF = "test_clf"
-LINF = "attack --distance Linf --max_images {few}"
-L2 = "attack --distance L2 --max_images {few}"
-THREE = ("ce", "jem", "hdge")
-TABLES = {
-    "table1_ood": Table(
-        ("ce", "simclr-linear", "igebm", "jem", "jem-150", "hdge", "hdge-jem")
-        + ("jointloss-resnet50", "hdge-resnet50"),
-        (OOD,),
-    ),
-    "table2_classification": Table(
-        tuple(
-            row + dataset
-            for row in (
-                *("ce-bn", "supcon-bn-linear", "jem-bn", "hdge-bn", "hdge-only-bn"),
-                "hdge-only-bn-linear",
-            )
-            for dataset in ("", "-c100")
-        ),
-        (ACCURACY_OF,),
-    ),
-    "table3_hybrid": Table(
-        ("igebm", "jem", "jem-150", "hdge", "hdge-jem", "ce-bn", "ce"), (ACCURACY_OF, "fid {fid}")
-    ),
-    "table5_variants": Table(
-        ("hdge", "hdge-simclr-style", "hdge-raw", "hdge-eq13", "hdge-eq13-raw"), (OOD, ACCURACY_OF)
-    ),
-    "table6_negatives": Table(
-        ("jem", "jem-n128", "jem-n256", "hdge-k64", "hdge-k128", "hdge-k256", "hdge"), (OOD,)
-    ),
-    "figure1_histograms": Table(THREE, (), (("figure1", "logp_hist {hist}", THREE),)),
-    "figure2_calibration": Table(
-        ("ce-c100", "jem-c100", "hdge-c100"),
-        (),
-        (("figure2", "eval_ece", ("ce-c100", "jem-c100", "hdge-c100")),),
-    ),
-    "figure3_samples": Table(("hdge-jem",), ("cond_samples {samples}",)),
-    "figure4_robustness": Table(
-        (*THREE, "at-linf", "at-l2"),
-        (),
-        (("figure4-linf", LINF, (*THREE, "at-linf")), ("figure4-l2", L2, (*THREE, "at-l2"))),
-    ),
-    "figure5_negatives": Table(
-        ("ce-c100-b256", *(f"hdge-c100-k{k}" for k in (256, 1024, 4096, 16384, 65536))),
-        (ACCURACY_OF,),
-    ),
-    "alpha": Table(("alpha0", "alpha0.25", "alpha0.5", "alpha0.75", "ce"), (ACCURACY_OF, OOD)),
-}
-# Where Inception is too much for a CPU, samples are compared in the features of one network for
-# all rows and seeds: cross-entropy's of the first seed.
-REFERENCE = "REFERENCE"
-# What the questions leave open, by scale.
-BLANKS: dict[str, dict[str, str]] = {
-    "paper": {
-        "ood": "all",
-        "few": "1000",
-        "fid": "--n_samples 50000 --n_steps 1000",
-        "hist": "--datasets cifar10_train svhn cifar10interp cifar100 celeba",
-        "samples": "--n_sample_steps 1000",
-    },
-    "small": {
-        "ood": "all textures faces",  # faces: for want of CelebA, and under its own name
-        "few": "200",
-        "fid": f"--fid_features model --fid_model {REFERENCE} --n_samples 1000 --n_steps 40",
-        "hist": "--ood_dataset all",
-        "samples": "--n_sample_steps 50 --fresh_samples --buffer_size 200",
-    },
-    "smoke": {
-        "ood": "all",
-        "few": "20 --n_steps_pgd_attack 2",
-        "fid": f"--fid_features model --fid_model {REFERENCE} --n_samples 20 --n_steps 2",
-        "hist": "--ood_dataset all",
-        "samples": "--n_sample_steps 2 --n_steps 2 --fresh_samples --buffer_size 100",
-    },
-}
-
-
-# ------------------------------------------------------------------------------------------- jobs
-
-
-def folder(root: Path, scale: str, name: str, seed: int) -> Path:
-    return root / scale / f"{name}-s{seed}"
-
-
-def train_command(root: Path, scale: str, name: str, seed: int) -> list[str]:
-    """The words that train an experiment from its beginning, after the Python interpreter."""
-    experiment, recipes = EXPERIMENTS[name], SCALES[scale]
-    warm = experiment.start if experiment.program == PROBE or scale in WARM else None
-    if experiment.program == PROBE:  # deterministic: no seed, and the network is the start's
-        words = [PROBE, *recipes[experiment.recipe].split()]
-        words += ["--load_path", str(folder(root, scale, warm or "", seed) / "last_ckpt.pt")]
-        return [*words, "--log_dir", str(root / scale), "--id", f"{name}-s{seed}"]
-    words = recipes[experiment.recipe].split()
-    words += ["--dataset", STAND_IN.get(scale, experiment.dataset), *experiment.flags.split()]
-    words = [experiment.program, *last_wins(words)]
-    if warm is not None:
-        words += ["--load_path", str(folder(root, scale, warm, seed) / "last_ckpt.pt")]
-    return [*words, "--seed", str(seed), "--log_dir", str(root / scale), "--id", f"{name}-s{seed}"]
-
-
-def last_wins(words: Sequence[str]) -> list[str]:
-    """Of a flag that is given several times, the last alone, as a parser reads it."""
-    flags: dict[str, list[str]] = {}
-    for word in words:
-        if word.startswith("--"):
-            flags.pop(word, None)
-            flags[word] = []
-        else:
-            flags[list(flags)[-1]].append(word)
-    return [part for flag, values in flags.items() for part in (flag, *values)]
-
-
-def question_words(scale: str, question: str) -> list[str]:
-    """`--eval` and what follows it."""
-    words = question.format(**BLANKS[scale]).split()
-    if "--max_images" in words or words[0].endswith("_samples"):
-        return words
-    return [*words, *SCALES[scale]["ask"].split()]
-
-
-def ask_command(scale: str, checkpoints: Sequence[Path], question: str) -> list[str]:
-    words = ["eval_wrn_ebm.py", "--load_path", *map(str, checkpoints)]
-    return [*words, "--eval", *question_words(scale, question)]
-
-
-def finished(run: Path) -> bool:
-    """Its last epoch, or --max_steps, is on the disk."""
-    try:
-        settings = json.loads((run / "variant.json").read_text(encoding="utf-8"))
-        with open(run / "progress.csv", newline="", encoding="utf-8") as file:
-            last = list(csv.DictReader(file))[-1]
-    except (OSError, ValueError, IndexError):
-        return False
-    if not (run / "last_ckpt.pt").exists():
-        return False
-    epochs, steps = settings.get("n_epochs"), settings.get("max_steps")
-    done = epochs is not None and int(last["epoch"]) + 1 >= int(epochs) and not steps
-    return done or (bool(steps) and int(last["step"]) >= int(steps))
-
+from training.flags import COUNT, WHOLE, Parser, UsageError  # noqa: E402
 
 # Programs are forked from a process that has imported what takes seconds to import.
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -389,6 +58,15 @@ PROCESSES.set_forkserver_preload(
     ["torch", "torchvision", "matplotlib.figure", "scipy.linalg", "torch.utils.tensorboard"]
 )
 KILLED = -1
+
+
+def end_with_parent() -> None:
+    """Interrupt this program when the one that started it is gone: nobody waits for it, and it
+    would train on in a folder that the next call resumes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def run_program(words: Sequence[str], log: Path, device: int | None, sender: Any) -> None:
@@ -402,6 +80,7 @@ def run_program(words: Sequence[str], log: Path, device: int | None, sender: Any
     os.chdir(ROOT)
     program = ROOT / words[0]
     sys.argv, sys.path[0] = list(words), str(program.parent)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     code: object = 1
     try:
         runpy.run_path(str(program), run_name="__main__")
@@ -416,39 +95,41 @@ def run_program(words: Sequence[str], log: Path, device: int | None, sender: Any
 class Jobs:
     """Runs each experiment and question at most once, several at a time if asked to."""
 
-    def __init__(
-        self, root: Path, scale: str, jobs: int, gpus: Sequence[int], first_seed: int = 1
-    ) -> None:
-        self.root, self.scale, self.first_seed = root, scale, first_seed
+    def __init__(self, root: Path, scale: str, jobs: int, gpus: Sequence[int]) -> None:
+        self.root, self.scale = root, scale
         self.pool = ThreadPoolExecutor(max(1, jobs))
         self.devices: queue.Queue[int | None] = queue.Queue()
         for i in range(max(1, jobs)):
             self.devices.put(gpus[i % len(gpus)] if gpus else None)
         self.trained: dict[tuple[str, int], Future[bool]] = {}
-        self.answered: dict[tuple[str, tuple[tuple[str, int], ...]], Future[bool]] = {}
-        self.notes = threading.Lock()  # of done.json, where several questions of a run end
+        self.asked: dict[tuple[str, tuple[tuple[str, int], ...]], Future[bool]] = {}
+        self.hashes: dict[Path, str] = {}
         self.failed: list[str] = []
+        self.stopped = False  # by Ctrl-C: nothing more is begun
 
     def train(self, name: str, seed: int) -> Future[bool]:
         """Submit the experiment, after the one that it starts from, unless it is already."""
         key = name, seed
         if key not in self.trained:
-            start = EXPERIMENTS[name].start
-            needs = start is not None and (EXPERIMENTS[name].program == PROBE or self.scale in WARM)
-            before = [self.train(start, seed)] if needs and start is not None else []
-            self.trained[key] = self._after(before, lambda: self._train(name, seed, before))
+            start = before(self.scale, name)
+            first = [] if start is None else [self.train(start, seed)]
+            self.trained[key] = self._after(
+                first, lambda: self._train(name, seed, first), f"{name}-s{seed}"
+            )
         return self.trained[key]
 
-    def _after(self, before: Sequence[Future[bool]], work: Callable[[], bool]) -> Future[bool]:
-        """Submit `work` once all of `before` are done: nothing waits in the pool."""
+    def _after(
+        self, first: Sequence[Future[bool]], work: Callable[[], bool], what: str
+    ) -> Future[bool]:
+        """Submit `work` once all of `first` are done: nothing waits in the pool."""
         result: Future[bool] = Future()
-        left, lock = [len(before)], threading.Lock()
+        left, lock = [len(first)], threading.Lock()
 
         def run() -> None:
             try:
-                result.set_result(work())
-            except BaseException as error:  # for who asks for the result
-                result.set_exception(error)
+                result.set_result(not self.stopped and work())
+            except Exception as error:  # a disk that is full, say: the other jobs go on
+                result.set_result(self._fail(f"{what}: {type(error).__name__}: {error}"))
 
         def one_is_done(_: Future[bool]) -> None:
             with lock:
@@ -457,30 +138,39 @@ class Jobs:
             if last:
                 self.pool.submit(run)
 
-        for future in before:
+        for future in first:
             future.add_done_callback(one_is_done)
-        if not before:
+        if not first:
             self.pool.submit(run)
         return result
 
-    def _train(self, name: str, seed: int, before: Sequence[Future[bool]]) -> bool:
+    def _train(self, name: str, seed: int, first: Sequence[Future[bool]]) -> bool:
         run = folder(self.root, self.scale, name, seed)
-        if not all(future.result() for future in before):
+        if not all(future.result() for future in first):
             return self._fail(f"{run.name}: what it starts from has failed")
+        words = train_command(self.root, self.scale, name, seed)
+        other = other_recipe(run, words)
+        if other is not None:
+            return self._fail(
+                f"{run.name}: the recipe has {other}: move {run} away, or give another --root"
+            )
         if finished(run):
             print(f"{run.name}: trained already", flush=True)
             return True
         if (run / "diverged.txt").exists():
-            return self._fail(f"{run.name}: diverged ({run / 'diverged.txt'}); remove it to retry")
-        words = train_command(self.root, self.scale, name, seed)
-        if (run / "last_ckpt.pt").exists():
-            words = [EXPERIMENTS[name].program, "--resume", str(run)]
+            return self._fail(
+                f"{run.name}: diverged ({run / 'diverged.txt'}): the same seed would again; give "
+                "another seed, or change the recipe and remove the folder"
+            )
+        if resumable(run) and EXPERIMENTS[name].program != PROBE:
+            settings = read_json(run / "variant.json") or {}
+            words = [EXPERIMENTS[name].program, "--resume", str(run), *limits(settings)]
         elif run.exists():
             words.append("--overwrite")  # stopped before its first checkpoint
         code, error = self._run(words, run)
         if code == 1 and "diverged at step" in error and run.exists():
             (run / "diverged.txt").write_text(error, encoding="utf-8")
-        return code == 0 or self._fail(f"{run.name}: exit code {code}: {error.strip()}")
+        return code == 0 or self._fail(f"{run.name}: {said(code, error, run)}")
 
     def ask(
         self, question: str, runs: Sequence[tuple[str, int]], answer: Path | None = None
@@ -488,58 +178,42 @@ class Jobs:
         """Submit a question about runs, which are trained before it, unless it is already.
         `answer`: its folder."""
         key = question, tuple(runs)
-        if key not in self.answered:
-            before = [self.train(*run) for run in runs]
+        if key not in self.asked:
+            first = [self.train(*run) for run in runs]
             if REFERENCE in question_words(self.scale, question):
-                before.append(self.train("ce", self.first_seed))
-            self.answered[key] = self._after(
-                before, lambda: self._ask(question, runs, answer, before)
+                first.append(self.train("ce", 1))
+            self.asked[key] = self._after(
+                first, lambda: self._ask(question, runs, answer, first), question
             )
-        return self.answered[key]
+        return self.asked[key]
 
     def _ask(
         self,
         question: str,
         runs: Sequence[tuple[str, int]],
         answer: Path | None,
-        before: Sequence[Future[bool]],
+        first: Sequence[Future[bool]],
     ) -> bool:
-        done_before = [future.result() for future in before]
-        there = [run for run, done in zip(runs, done_before, strict=False) if done]
-        if not there or not all(done_before[len(runs) :]):
+        done = [future.result() for future in first]
+        there = [run for run, trained in zip(runs, done, strict=False) if trained]
+        if not there or not all(done[len(runs) :]):
             return False
         paths = [folder(self.root, self.scale, *run) / "last_ckpt.pt" for run in there]
-        words = ask_command(self.scale, paths, question)
-        reference = folder(self.root, self.scale, "ce", self.first_seed) / "last_ckpt.pt"
-        words = [str(reference) if word == REFERENCE else word for word in words]
-        if answer is not None:
-            words += ["--labels", *(name for name, _ in there), "--log_dir", str(answer)]
+        words = ask_command(self.root, self.scale, paths, question, answer)
         place = answer or paths[0].parent / "eval"
-        done, key = place / "done.json", shlex.join(words)
-        if key in self._done(done):
-            print(f"{place}: {question.split()[0]} answered already", flush=True)
+        what = f"{place.parent.name} {place.name}" if answer is None else place.name
+        if answered(place, words, self.hashes):
+            print(f"{what}: {question.split()[0]} answered already", flush=True)
             return True
-        code, error = self._run(words, place)
-        if code:
-            return self._fail(f"{place}: {question}: {error.strip()}")
-        with self.notes:
-            text = json.dumps([*self._done(done), key], indent=2) + "\n"
-            temporary = done.with_name(".done.tmp")
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, done)
-        return True
+        code, error = self._run(words, place, what)
+        return code == 0 or self._fail(f"{what}: {question}: {said(code, error, place)}")
 
-    @staticmethod
-    def _done(path: Path) -> list[str]:
-        """The questions that were answered."""
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-
-    def _run(self, words: list[str], where: Path) -> tuple[int, str]:
+    def _run(self, words: list[str], where: Path, what: str = "") -> tuple[int, str]:
         """Runs the program; its output goes to <where>.log, its last line of errors comes back."""
-        log = where.with_name(where.name + ".log")
+        log = log_of(where)
         log.parent.mkdir(parents=True, exist_ok=True)
-        before = log.stat().st_size if log.exists() else 0
-        print(f"{where.name}: {shlex.join(words)}", flush=True)
+        start = log.stat().st_size if log.exists() else 0
+        print(f"{what or where.name}: {shlex.join(words)}", flush=True)
         device = self.devices.get()
         try:
             receiver, sender = PROCESSES.Pipe(duplex=False)
@@ -554,39 +228,46 @@ class Jobs:
         finally:
             self.devices.put(device)
         with open(log, encoding="utf-8", errors="replace") as file:
-            file.seek(before)
+            file.seek(start)
             text = file.read().replace("\r", "\n")
         lines = [line for line in text.splitlines() if f"{Path(words[0]).name}: " in line]
         return code, lines[-1] if code and lines else ""
 
     def _fail(self, message: str) -> bool:
-        print(f"FAILED {message}", file=sys.stderr, flush=True)
+        if not self.stopped:
+            print(f"FAILED {message}", file=sys.stderr, flush=True)
         self.failed.append(message)
         return False
 
 
-def overlay(root: Path, scale: str, place: str, seed: int) -> Path:
-    """The folder of an answer about several models of one seed."""
-    return root / scale / f"{place}-s{seed}"
+def log_of(where: Path) -> Path:
+    return where.with_name(where.name + ".log")
 
 
-def only(table: Table, rows: Sequence[str]) -> Table:
-    """The table with these of its rows; with all of them where `rows` is empty."""
+def said(code: int, error: str, where: Path) -> str:
+    """Why a program has failed; where it did not say, where to look."""
+    ended = "was killed" if code == KILLED else f"exit code {code}"
+    return f"{ended}: {error.strip() or f'see {log_of(where)}'}"
+
+
+def only(name: str, rows: Sequence[str]) -> Table:
+    """The table with these of its rows; with all of them where `rows` is empty.
+
+    Raises UsageError where it has none of them.
+    """
+    table = TABLES[name]
     if not rows:
         return table
-    overlays = [
-        (place, question, tuple(row for row in shown if row in rows))
-        for place, question, shown in table.overlays
-    ]
-    return Table(
-        tuple(row for row in table.rows if row in rows),
-        table.questions,
-        tuple(found for found in overlays if found[2]),
-    )
+    chosen = tuple(row for row in table.rows if row in rows)
+    if not chosen:
+        raise UsageError(
+            f"--rows {' '.join(rows)}: {name} has none of them: use some of {', '.join(table.rows)}"
+        )
+    return Table(chosen, table.questions, table.overlays)
 
 
 def run(tables: Sequence[Table], jobs: Jobs, seeds: Sequence[int]) -> int:
-    """Everything that the tables need; the exit code is 1 if anything failed."""
+    """Everything that the tables need; the exit code is 1 if anything failed, 130 for Ctrl-C."""
     answers: list[Future[bool]] = []
     for table in tables:
         for seed in seeds:
@@ -594,27 +275,83 @@ def run(tables: Sequence[Table], jobs: Jobs, seeds: Sequence[int]) -> int:
                 answers += [jobs.ask(q, [(row, seed)]) for q in table.questions]
                 answers.append(jobs.train(row, seed))
             for place, question, rows in table.overlays:
+                # What was trained before is shown beside the rows that were chosen.
+                shown = [
+                    row
+                    for row in rows
+                    if row in table.rows or finished(folder(jobs.root, jobs.scale, row, seed))
+                ]
                 answer = overlay(jobs.root, jobs.scale, place, seed)
-                answers.append(jobs.ask(question, [(row, seed) for row in rows], answer))
-    for answered in answers:
-        answered.result()
+                if any(row in table.rows for row in shown):
+                    answers.append(jobs.ask(question, [(row, seed) for row in shown], answer))
+    try:
+        for future in answers:
+            future.result()
+    except KeyboardInterrupt:  # the programs have heard it, too
+        jobs.stopped = True
+        wait(answers)
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
     return 1 if jobs.failed else 0
 
 
 def show(tables: Mapping[str, Table], root: Path, scale: str, seeds: Sequence[int]) -> None:
-    """Every command, to be read or copied."""
+    """Every command, in an order in which they can be run, to be read or copied."""
+    shown = set[str]()
+
+    def command(words: Sequence[str]) -> None:
+        line = f"python {shlex.join(words)}"
+        if line not in shown:
+            shown.add(line)
+            print(line)
+
+    def train(name: str, seed: int) -> Path:
+        start = before(scale, name)
+        if start is not None:
+            train(start, seed)
+        command(train_command(root, scale, name, seed))
+        return folder(root, scale, name, seed) / "last_ckpt.pt"
+
     for name, table in tables.items():
         print(f"# {name}")
-        for row in table.rows:
-            print("python", shlex.join(train_command(root, scale, row, seeds[0])))
-            path = folder(root, scale, row, seeds[0]) / "last_ckpt.pt"
+        for seed in seeds:
+            paths = {row: train(row, seed) for row in table.rows}
             for question in table.questions:
-                print("python", shlex.join(ask_command(scale, [path], question)))
-        for place, question, rows in table.overlays:
-            paths = [folder(root, scale, row, seeds[0]) / "last_ckpt.pt" for row in rows]
-            words = ask_command(scale, paths, question)
-            words += ["--labels", *rows, "--log_dir", str(overlay(root, scale, place, seeds[0]))]
-            print("python", shlex.join(words))
+                if REFERENCE in question_words(scale, question):
+                    train("ce", 1)
+                for path in paths.values():
+                    command(ask_command(root, scale, [path], question))
+            for place, question, rows in table.overlays:
+                chosen = [paths[row] for row in rows if row in paths]
+                if chosen:
+                    where = overlay(root, scale, place, seed)
+                    command(ask_command(root, scale, chosen, question, where))
+
+
+@contextlib.contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """Only one process at a time works in this folder. Raises UsageError, one line, where another
+    does or where nothing can be written."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        file = open(place / ".lock", "a")  # noqa: SIM115
+    except OSError as error:
+        raise UsageError(
+            f"--root: cannot write to {place} ({error.strerror}): give a folder that is writable"
+        ) from None
+    with file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows has none
+            pass
+        except OSError:
+            raise UsageError(
+                f"--root: another experiments.py works in {place}: wait for it, or give another "
+                "--root"
+            ) from None
+        yield
 
 
 def build_parser() -> Parser:
@@ -636,18 +373,23 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    args = build_parser().parse_args(argv)
+    """The exit code; 2 for a mistake, with one line on stderr."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
     names = list(TABLES) if "all" in args.tables else list(dict.fromkeys(args.tables))
-    tables = {name: only(TABLES[name], args.rows) for name in names}
     root = args.root.expanduser().resolve()  # programs run in the repository's folder
-    if args.action == "show":
-        show(tables, args.root, args.scale, args.seeds)
-        return 0
     n = max(args.jobs, len(args.gpus))
-    if n > 1:  # else every program would start a thread on every core
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
-    jobs = Jobs(root, args.scale, n, args.gpus, args.seeds[0])
-    return run(list(tables.values()), jobs, args.seeds)
+    try:
+        tables = {name: only(name, args.rows) for name in names}
+        if args.action == "show":
+            show(tables, args.root, args.scale, args.seeds)
+            return 0
+        if n > 1:  # else every program would start a thread on every core
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
+        with alone(root / args.scale):
+            return run(list(tables.values()), Jobs(root, args.scale, n, args.gpus), args.seeds)
+    except UsageError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

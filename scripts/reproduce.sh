@@ -26,11 +26,14 @@ options=(--scale "$SCALE" --root "$ROOT")
 runs=(--seeds ${SEEDS:-1} --jobs "${JOBS:-1}" ${GPUS:+--gpus $GPUS})
 status=0
 "$PYTHON" scripts/experiments.py run "$@" "${options[@]}" "${runs[@]}" || status=$?
-[ "$status" -ne 2 ] || exit 2  # a mistake: nothing was run
+[ "$status" -ne 2 ] || exit 2      # a mistake: nothing was run
+[ "$status" -ne 130 ] || exit 130  # Ctrl-C
 
 # What there is by now, also where something failed: the paper's numbers with ours beside them.
-"$PYTHON" scripts/tables.py collect --root "$ROOT" --scale "$SCALE" --results "$ROOT/results"
-"$PYTHON" scripts/tables.py write --results "$ROOT/results"
+if compgen -G "$ROOT/$SCALE/*-s[0-9]*/variant.json" > /dev/null; then
+    "$PYTHON" scripts/tables.py collect --root "$ROOT" --scale "$SCALE" --results "$ROOT/results"
+    "$PYTHON" scripts/tables.py write --results "$ROOT/results"
+fi
 for name in "$@"; do
     if [ -f "$ROOT/results/$name-$SCALE.md" ]; then
         echo

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import os
 import re
 import shlex
+import signal
+import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,11 @@ from baselines import contrastive_flags, probe_flags, train_adversarial
 from baselines import flags as baseline_flags
 from evaluation import flags as questions
 from evaluation.cost import step_flops
+from evaluation.results import PROTOCOL
+from scripts import done, experiments, recipes
 from training import flags
 
 ROOT = Path(__file__).resolve().parent.parent
-_spec = importlib.util.spec_from_file_location("experiments", ROOT / "scripts" / "experiments.py")
-assert _spec and _spec.loader
-experiments = importlib.util.module_from_spec(_spec)
-sys.modules["experiments"] = experiments  # dataclasses look their module up
-_spec.loader.exec_module(experiments)
 
 
 def parse(words: list[str]) -> Any:
@@ -43,14 +43,14 @@ def parse(words: list[str]) -> Any:
     return baseline_flags.parse(arguments, own.build_parser, own.check)[0]
 
 
-@pytest.mark.parametrize("scale", experiments.SCALES)
-@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+@pytest.mark.parametrize("scale", recipes.SCALES)
+@pytest.mark.parametrize("name", recipes.EXPERIMENTS)
 def test_every_experiment_s_command_parses(name: str, scale: str, tmp_path: Path) -> None:
-    words = experiments.train_command(tmp_path, scale, name, 3)
+    words = recipes.train_command(tmp_path, scale, name, 3)
     settings = parse(words)
     assert settings.id == f"{name}-s3"
-    experiment = experiments.EXPERIMENTS[name]
-    if experiment.program == experiments.PROBE:
+    experiment = recipes.EXPERIMENTS[name]
+    if experiment.program == recipes.PROBE:
         assert settings.load_path == f"{tmp_path}/{scale}/{experiment.start}-s3/last_ckpt.pt"
         return
     assert settings.seed == 3
@@ -58,32 +58,33 @@ def test_every_experiment_s_command_parses(name: str, scale: str, tmp_path: Path
     assert settings.dataset == expected
 
 
-@pytest.mark.parametrize("scale", experiments.SCALES)
-@pytest.mark.parametrize("name", experiments.TABLES)
+@pytest.mark.parametrize("scale", recipes.SCALES)
+@pytest.mark.parametrize("name", recipes.TABLES)
 def test_every_question_parses(name: str, scale: str, tmp_path: Path) -> None:
-    table = experiments.TABLES[name]
-    assert set(table.rows) <= set(experiments.EXPERIMENTS)
+    table = recipes.TABLES[name]
+    assert set(table.rows) <= set(recipes.EXPERIMENTS)
     path = tmp_path / "last_ckpt.pt"
     for question in table.questions:
-        parse(experiments.ask_command(scale, [path], question))
+        parse(recipes.ask_command(tmp_path, scale, [path], question))
     for place, question, rows in table.overlays:
         assert set(rows) <= set(table.rows)
-        words = experiments.ask_command(scale, [path] * len(rows), question)
-        parse([*words, "--labels", *rows, "--log_dir", str(tmp_path / place)])
+        paths = [tmp_path / f"{row}-s1" / "last_ckpt.pt" for row in rows]
+        words = recipes.ask_command(tmp_path, scale, paths, question, tmp_path / place)
+        assert parse(words).labels == list(rows)
 
 
 def test_every_table_has_its_script() -> None:
-    for name in (*experiments.TABLES, "all"):
+    for name in (*recipes.TABLES, "all"):
         text = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
         assert f'/reproduce.sh" {name}\n' in text
 
 
 def test_the_papers_settings_are_the_papers() -> None:
-    s = parse(experiments.train_command(Path("x"), "paper", "hdge", 1))
+    s = parse(recipes.train_command(Path("x"), "paper", "hdge", 1))
     assert (s.depth, s.width, s.norm, s.lr, s.n_epochs) == (28, 10, "none", 1e-4, 200)
     assert (s.warmup_iters, s.decay_epochs, s.decay_rate) == (1000, [160, 180], 0.3)
     assert (s.contrast_k, s.sigma, s.batch_size, s.load_path) == (65536, 0.03, 64, None)
-    s = parse(experiments.train_command(Path("x"), "paper", "hdge-bn", 1))
+    s = parse(recipes.train_command(Path("x"), "paper", "hdge-bn", 1))
     assert (s.norm, s.optimizer, s.lr, s.batch_size, s.weight_decay) == (
         "batch",
         "sgd",
@@ -92,11 +93,32 @@ def test_the_papers_settings_are_the_papers() -> None:
         5e-4,
     )
     assert (s.decay_epochs, s.decay_rate, s.dropout_rate) == ([60, 120, 160], 0.2, 0.3)
-    s = parse(experiments.train_command(Path("x"), "paper", "jem-n128", 1))
+    s = parse(recipes.train_command(Path("x"), "paper", "jem-n128", 1))
     assert (s.sgld_batch_size, s.n_steps, s.sgld_l2) == (128, 20, 0)
 
 
 # Jobs: on a program that only notes that it was called.
+
+
+def leave(words: list[str], where: Path, code: int) -> None:
+    """What the program leaves, as far as it is read: a run, finished with code 0, or an answer."""
+    if words[0] == "eval_wrn_ebm.py":
+        parsed = parse(words)
+        questions.resolve(parsed)
+        s = vars(parsed)
+        models = [{"checkpoint_sha256": done.sha256(Path(path))} for path in s["load_path"]]
+        record = {"settings": json.loads(json.dumps(s)), "protocol": {"version": PROTOCOL}}
+        record |= models[0] if s["log_dir"] is None else {"models": models}
+        record["features_sha256"] = done.sha256(Path(s["fid_model"] or ""))
+        (where / f"{s['eval']}.json").write_text(json.dumps(record))
+        return
+    if "--resume" not in words:
+        program = {"program": Path(words[0]).name}
+        (where / "variant.json").write_text(json.dumps({**vars(parse(words)), **program}))
+    (where / "last_ckpt.pt").write_text(f"{where.name}")
+    epochs = json.loads((where / "variant.json").read_text()).get("n_epochs") or 1
+    last = epochs - 1 if code == 0 else 0
+    (where / "progress.csv").write_text(f"epoch,step\n{last},5\n")
 
 
 @pytest.fixture
@@ -105,14 +127,12 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     ran: list[str] = []
     fails: dict[str, int] = {}
 
-    def run(self: Any, words: list[str], where: Path) -> tuple[int, str]:
+    def run(self: Any, words: list[str], where: Path, what: str = "") -> tuple[int, str]:
         ran.append(shlex.join(words))
         code = next((code for part, code in fails.items() if part in ran[-1]), 0)
         where.mkdir(parents=True, exist_ok=True)
-        if "--id" in words and code in (0, 9):
-            (where / "variant.json").write_text(json.dumps({"n_epochs": 2}))
-            (where / "last_ckpt.pt").write_bytes(b"")
-            (where / "progress.csv").write_text(f"epoch,step\n{1 if code == 0 else 0},5\n")
+        if code in (0, 9):
+            leave(words, where, code)
         return code, f"x: diverged at step {code}" if code else ""
 
     monkeypatch.setattr(experiments.Jobs, "_run", run)
@@ -124,7 +144,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def run_tables(names: list[str], maker: Any, seeds: list[int]) -> int:
-    return experiments.run([experiments.TABLES[name] for name in names], maker, seeds)
+    return experiments.run([recipes.TABLES[name] for name in names], maker, seeds)
 
 
 def trained(ran: list[str]) -> list[str]:
@@ -192,12 +212,12 @@ def test_what_waits_keeps_no_job_from_running(jobs: Any, monkeypatch: pytest.Mon
     hdge = threading.Event()
     plain = experiments.Jobs._run
 
-    def run(self: Any, words: list[str], where: Path) -> tuple[int, str]:
+    def run(self: Any, words: list[str], where: Path, what: str = "") -> tuple[int, str]:
         if where.name == "ce-s1":
             assert hdge.wait(20), "hdge was never started"
         if where.name == "hdge-s1":
             hdge.set()
-        return plain(self, words, where)
+        return plain(self, words, where, what)
 
     monkeypatch.setattr(experiments.Jobs, "_run", run)
     assert run_tables(["figure1_histograms"], make("small", 2), [1]) == 0
@@ -234,7 +254,7 @@ def test_a_mistake_is_one_line(words: str, capsys: Any) -> None:
 def test_show_prints_every_command(capsys: Any) -> None:
     assert experiments.main(["show", "all", "--scale", "small"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("# ") for line in lines) == len(experiments.TABLES)
+    assert sum(line.startswith("# ") for line in lines) == len(recipes.TABLES)
     assert any("figure4-l2" in line for line in lines)
 
 
@@ -242,11 +262,11 @@ def training_flops(scale: str) -> dict[str, float]:
     """Experiment -> FLOP of its training."""
     forward: dict[Any, int] = {}
     found = {}
-    for name, experiment in experiments.EXPERIMENTS.items():
-        if experiment.program == experiments.PROBE:
+    for name, experiment in recipes.EXPERIMENTS.items():
+        if experiment.program == recipes.PROBE:
             found[name] = 0.0
             continue
-        s = parse(experiments.train_command(Path("x"), scale, name, 1))
+        s = parse(recipes.train_command(Path("x"), scale, name, 1))
         network = {n: getattr(s, n) for n in ("arch", "depth", "width", "norm")}
         key = tuple(network.values())
         if key not in forward:
@@ -264,12 +284,12 @@ def training_flops(scale: str) -> dict[str, float]:
 @pytest.mark.parametrize(("scale", "unit"), [("paper", 1e18), ("small", 1e15)])
 def test_headers_tell_the_cost_of_what_is_trained(scale: str, unit: float) -> None:
     costs = training_flops(scale)
-    for name in (*experiments.TABLES, "all"):
-        rows = set(experiments.TABLES[name].rows if name != "all" else experiments.EXPERIMENTS)
+    for name in (*recipes.TABLES, "all"):
+        rows = set(recipes.TABLES[name].rows if name != "all" else recipes.EXPERIMENTS)
         for row in list(rows):
-            start = experiments.EXPERIMENTS[row].start
-            probe = experiments.EXPERIMENTS[row].program == experiments.PROBE
-            rows |= {start} if start and (probe or scale in experiments.WARM) else set()
+            start = recipes.EXPERIMENTS[row].start
+            probe = recipes.EXPERIMENTS[row].program == recipes.PROBE
+            rows |= {start} if start and (probe or scale in recipes.WARM) else set()
         text = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
         told = re.search(rf"#   {scale}  ([\d.]+) [EP]FLOP, ([\d.]+) ", text)
         assert told, name
@@ -277,3 +297,250 @@ def test_headers_tell_the_cost_of_what_is_trained(scale: str, unit: float) -> No
         assert float(told[1]) == pytest.approx(total, rel=0.06, abs=0.06), name
         rate = 2e14 if scale == "paper" else 2e11
         assert float(told[2]) == pytest.approx(total * unit / rate / 3600, rel=0.06, abs=0.06), name
+
+
+# What is done, and what only looks like it.
+
+
+def test_a_probe_is_finished_once_its_checkpoint_is_there(jobs: Any) -> None:
+    make, ran, _ = jobs
+    assert run_tables(["table1_ood"], make(), [1]) == 0
+    run = make().root / "paper" / "simclr-linear-s1"
+    settings = json.loads((run / "variant.json").read_text())
+    # as a real probe leaves it: its backbone's epochs, and one row
+    (run / "variant.json").write_text(json.dumps({**settings, "n_epochs": 200, "max_steps": 6}))
+    (run / "progress.csv").write_text("epoch,step\n0,999\n")
+    before = list(ran)
+    assert run_tables(["table1_ood"], make(), [1]) == 0
+    assert ran == before
+    (run / "last_ckpt.pt").unlink()
+    assert run_tables(["table1_ood"], make(), [1]) == 0
+    again = ran[len(before)]
+    assert again.startswith("baselines/linear_probe.py") and again.endswith("--overwrite")
+
+
+def test_answers_about_other_weights_are_asked_again(jobs: Any) -> None:
+    make, ran, _ = jobs
+    tables = ["figure1_histograms", "table5_variants"]
+    assert run_tables(tables, make(), [1]) == 0
+    (make().root / "paper" / "hdge-s1" / "last_ckpt.pt").write_text("trained on")
+    before = len(ran)
+    assert run_tables(tables, make(), [1]) == 0
+    assert [line.split("--eval ")[1].split()[0] for line in ran[before:]].count("logp_hist") == 1
+    assert len(ran[before:]) == 3 and all("hdge-s1" in line for line in ran[before:])
+
+
+def test_another_reference_network_asks_for_samples_again(jobs: Any) -> None:
+    make, ran, _ = jobs
+    assert run_tables(["table3_hybrid"], make("small"), [1]) == 0
+    (make().root / "small" / "ce-s1" / "last_ckpt.pt").write_text("trained on")
+    before = len(ran)
+    assert run_tables(["table3_hybrid"], make("small"), [1]) == 0
+    assert sum("--eval fid" in line for line in ran[before:]) == 7
+
+
+@pytest.mark.parametrize("change", ["version", "settings", "gone", "damaged"])
+def test_an_answer_of_another_protocol_or_question_is_none(change: str, jobs: Any) -> None:
+    make, ran, _ = jobs
+    assert run_tables(["figure3_samples"], make(), [1]) == 0
+    path = make().root / "paper" / "hdge-jem-s1" / "eval" / "cond_samples.json"
+    record = json.loads(path.read_text())
+    if change == "version":
+        record["protocol"]["version"] = PROTOCOL + 1
+    record["settings"]["n_sample_steps"] += change == "settings"
+    path.write_text("{" if change == "damaged" else json.dumps(record))
+    if change == "gone":
+        path.unlink()
+    before = len(ran)
+    assert run_tables(["figure3_samples"], make(), [1]) == 0
+    assert len(ran) == before + 1
+
+
+def test_a_run_of_another_recipe_is_refused(jobs: Any, capsys: Any) -> None:
+    make, ran, _ = jobs
+    assert run_tables(["figure3_samples"], make(), [1]) == 0
+    path = make().root / "paper" / "hdge-jem-s1" / "variant.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lr": 0.5}))
+    before = len(ran)
+    assert run_tables(["figure3_samples"], make(), [1]) == 1
+    said = capsys.readouterr().err
+    assert "--lr 1e-4, but the run has 0.5" in said and said.count("\n") == 1 and len(ran) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "recorded"),
+    [("1e-4", 0.0001), ("160 180", [160, 180]), ("2/255", 2 / 255), ("bf16", "bf16"), ("", True)],
+)
+def test_words_are_held_against_what_they_were_read_as(words: str, recorded: Any) -> None:
+    assert done.same(words.split(), recorded)
+    assert not done.same([*words.split(), "7"], recorded) and not done.same(["8"], recorded)
+
+
+def test_a_run_without_its_last_checkpoint_goes_on_from_the_one_before(jobs: Any) -> None:
+    make, ran, fails = jobs
+    fails["--id hdge-jem-s1"] = 9
+    assert run_tables(["figure3_samples"], make(), [1]) == 1
+    run = make().root / "paper" / "hdge-jem-s1"
+    (run / "last_ckpt.pt").rename(run / "prev_ckpt.pt")
+    fails.clear()
+    run_tables(["figure3_samples"], make(), [1])
+    assert any("--resume" in line for line in ran) and not any("--overwrite" in x for x in ran)
+
+
+def test_a_resumed_run_keeps_its_limit(jobs: Any) -> None:
+    make, ran, fails = jobs
+    fails["--id hdge-jem-s1"] = 9
+    maker = make("smoke")
+    assert run_tables(["figure3_samples"], maker, [1]) == 1
+    run = maker.root / "smoke" / "hdge-jem-s1"
+    (run / "progress.csv").write_text("epoch,step\n0,2\n")
+    fails.clear()
+    run_tables(["figure3_samples"], make("smoke"), [1])
+    assert any(line.endswith(f"--resume {run} --max_steps 6") for line in ran)
+
+
+@pytest.mark.parametrize(
+    "rows", ["epoch,step\n1,4\n,\n", "epoch,step\n1,4\nabc,5\n", "epoch,step\n1"]
+)
+def test_a_damaged_last_row_is_not_read(rows: str, tmp_path: Path) -> None:
+    (tmp_path / "progress.csv").write_text(rows)
+    expected = (-1, -1) if rows.endswith("\n1") else (1, 4)
+    assert done.last_row(tmp_path) == expected
+
+
+def test_a_job_that_breaks_leaves_the_others_running(
+    jobs: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    make, ran, _ = jobs
+    plain = experiments.Jobs._run
+
+    def run(self: Any, words: list[str], where: Path, what: str = "") -> tuple[int, str]:
+        if where.name == "jem-s1":
+            raise OSError(28, "No space left on device")
+        return plain(self, words, where, what)
+
+    monkeypatch.setattr(experiments.Jobs, "_run", run)
+    assert run_tables(["figure1_histograms"], make(), [1]) == 1
+    assert "FAILED jem-s1: OSError: [Errno 28] No space left" in capsys.readouterr().err
+    assert {"ce-s1", "hdge-s1"} <= set(trained(ran)) and any("logp_hist" in line for line in ran)
+
+
+def test_rows_that_are_chosen_are_shown_beside_those_that_were_trained_before(jobs: Any) -> None:
+    make, ran, _ = jobs
+    run_tables(["table5_variants"], make(), [1])  # hdge
+    tables = [experiments.only("figure1_histograms", ["ce"])]
+    assert experiments.run(tables, make(), [1]) == 0
+    assert "--labels ce hdge " in ran[-1] and "jem-s1" not in trained(ran)
+
+
+def test_rows_of_no_table_are_a_mistake(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stop:
+        experiments.main("run table2_classification --rows ce".split())
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and "--rows ce" in said
+
+
+@pytest.mark.parametrize("scale", recipes.SCALES)
+def test_what_is_shown_can_be_run_in_its_order(scale: str, capsys: Any) -> None:
+    assert experiments.main(["show", "all", "--scale", scale, "--seeds", "2"]) == 0
+    there = set()
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("#"):
+            continue
+        words = shlex.split(line)[1:]
+        s = parse(words)
+        needed = getattr(s, "load_path", None)
+        needed = needed if isinstance(needed, list) else [needed]
+        assert {*needed, getattr(s, "fid_model", None)} - {None} <= there, line
+        assert "REFERENCE" not in line
+        if getattr(s, "seed", None) is not None and "--id" in words or "linear_probe" in line:
+            there.add(str(Path(s.log_dir) / s.id / "last_ckpt.pt"))
+
+
+# Processes.
+
+SLEEPER = """import os, sys, time
+from pathlib import Path
+Path(__file__).with_name("pid").write_text(str(os.getpid()))
+time.sleep(120)
+"""
+DRIVER = """import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from scripts import experiments
+here = Path(__file__).parent
+experiments.train_command = lambda *_: [str(here / "sleeper.py")]
+if __name__ == "__main__":
+    sys.exit(experiments.main(["run", "figure5_negatives", "--root", str(here / "runs")]))
+"""
+
+
+@pytest.fixture
+def sleeping(tmp_path: Path) -> Any:
+    """(the process that runs experiments, the process number of the program that it runs)"""
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    (tmp_path / "driver.py").write_text(DRIVER.format(root=str(ROOT)))
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "driver.py")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        pid = wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+        yield process, int(pid)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition: Any, seconds: float = 60) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks processes up there")
+
+
+@needs_proc
+def test_a_program_ends_with_the_process_that_started_it(sleeping: Any) -> None:
+    process, pid = sleeping
+    process.kill()
+    wait_for(lambda: gone(pid))
+
+
+@needs_proc
+def test_ctrl_c_is_one_line_and_ends_everything(sleeping: Any) -> None:
+    process, pid = sleeping
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and gone(pid)
+    assert said == "interrupted: the same command goes on from here\n"
+
+
+def test_two_at_once_are_refused(sleeping: Any, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stop:
+        experiments.main(["run", "alpha", "--root", str(tmp_path / "runs")])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and "another experiments.py" in said
+
+
+def test_a_root_that_cannot_be_written_to_is_a_mistake(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        experiments.main(["run", "alpha", "--root", str(tmp_path / "file")])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and "--root" in said
