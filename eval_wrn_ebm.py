@@ -17,7 +17,6 @@ if __name__ == "__main__":  # before torch is imported: --help and a mistake are
     COMMAND_LINE = flags.parse(sys.argv[1:])
 
 import contextlib
-import hashlib
 import math
 import time
 from argparse import Namespace
@@ -37,7 +36,7 @@ from evaluation.calibration import calibration, fit_temperature
 from evaluation.classification import classification, predictions
 from evaluation.inception import inception_extractor
 from evaluation.ood import detection
-from evaluation.results import PROTOCOL, Answer
+from evaluation.results import PROTOCOL, Answer, file_sha256
 from evaluation.scores import check_scores, feature_bank, scores
 from evaluation.trained import Trained
 from training import records
@@ -655,14 +654,6 @@ def attack_title(result: dict[str, Any]) -> str:
 
 def shown_radius(eps: float, distance: str) -> str:
     return f"{eps * 255:.3g}/255" if distance == "Linf" else f"{eps:.4g}"
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def answer_folder(s: Namespace) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -106,6 +107,14 @@ class Answer:
         earlier["files"] = renamed
         path.write_text(json.dumps(earlier, indent=2) + "\n", encoding="utf-8")
         os.replace(path, self.folder / f"{self.name}-{n}.json")
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read(path: Path) -> dict[str, Any] | None:

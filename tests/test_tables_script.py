@@ -1,6 +1,7 @@
 """scripts/tables.py: run folders -> records -> tables, pages and pictures."""
 
 import csv
+import hashlib
 import importlib.util
 import io
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.results_tables import cells, claims, formats, rows, titles
+from evaluation.results_tables import cells, claims, formats, records, rows, titles
 
 ROOT = Path(__file__).resolve().parent.parent
 _spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts" / "tables.py")
@@ -250,6 +251,32 @@ def test_the_answer_to_the_tables_own_question_is_taken(tmp_path: Path) -> None:
     classified(run, 0.8, refined=20)  # about images that SGLD has changed
     record = collect(tmp_path, tmp_path / "results")["ce"]["seeds"]["1"]
     assert "test_clf" not in record["answers"]
+
+
+@pytest.mark.parametrize("weights", ["there", "gone"])
+def test_an_answer_about_earlier_weights_is_left_out_and_named(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fake_run(tmp_path, "ce", 1)
+    ours = hashlib.sha256(b"new").hexdigest()
+    (run / "last_ckpt.pt").write_bytes(b"new")
+    if weights == "gone":
+        (run / "last_ckpt.pt").unlink()
+
+    def answers(sha256: str, step: int) -> dict[str, Any]:
+        classified(run, 0.9, checkpoint_sha256=sha256)
+        path = run / "eval" / "test_clf.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "run": {"step": step}}))
+        return records.seed_record(run, finished=True)["answers"]
+
+    assert "test_clf" in answers(ours, 60)
+    assert capsys.readouterr().err == ""
+    assert "test_clf" not in answers("0" * 64, 50)
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "ce-s1/eval/test_clf.json is about earlier" in message
+    assert "ask test_clf again" in message and str(tmp_path) not in message
+    # the same step of other weights: only the file tells
+    assert ("test_clf" in answers("0" * 64, 60)) == (weights == "gone")
 
 
 def test_collecting_again_keeps_other_seeds_and_replaces_the_same(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from evaluation.report.answer import Answer, Model
 from evaluation.report.markup import number
 from evaluation.report.paper import canonical
 from evaluation.report.run import Run
+from evaluation.results import file_sha256
+from training.checkpoint import LAST
 
 # What numbers depend on and must have in common to be averaged.
 PROTOCOL = ("version", "sigma", "n_steps", "seed", "max_images")
@@ -21,8 +24,14 @@ PUBLISHED_SAMPLES = 50_000  # a FID of fewer samples is another quantity
 
 
 def answers_of(run: Run, asked: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Question (of attacks: with the distance) -> its protocol, numbers and skipped sets."""
+    """Question (of attacks: with the distance) -> its protocol, numbers and skipped sets.
+
+    An answer about weights that the checkpoint no longer holds is left out, with a warning where
+    there is no other.
+    """
     candidates: dict[str, list[tuple[bool, bool, Answer, Model]]] = {}
+    stale: dict[str, Answer] = {}
+    hashes: dict[Path, str | None] = {}
     for name, answers in run.answers.items():
         for answer in answers:
             model = answer.of_run()
@@ -32,12 +41,15 @@ def answers_of(run: Run, asked: Mapping[str, Sequence[Mapping[str, Any]]]) -> di
             if number(answer.value(model, "n_steps_refine")):
                 continue
             key = f"{name}/{answer.value(model, 'distance')}" if name == "attack" else name
+            if is_stale(run, answer, model, hashes):
+                stale.setdefault(key, answer)
+                continue
             settings = answer.part("settings")
             exact = any(
                 all(settings.get(flag) == value for flag, value in wanted.items())
                 for wanted in asked.get(name, ())
             )
-            last = Path(model.checkpoint).name == "last_ckpt.pt"
+            last = Path(model.checkpoint).name == LAST
             candidates.setdefault(key, []).append((exact, last, answer, model))
     found = {}
     for key, choice in candidates.items():
@@ -51,7 +63,34 @@ def answers_of(run: Run, asked: Mapping[str, Sequence[Mapping[str, Any]]]) -> di
         numbers = {k: v for k, v in _numbers(name, answer, model).items() if number(v) is not None}
         skipped = [str(s.get("ood_dataset")) for s in answer.rows(model, "skipped")]
         found[key] = {"protocol": {**protocol, **own}, "numbers": numbers, "skipped": skipped}
+    for key in sorted(stale.keys() - found.keys()):
+        path = stale[key].path
+        place = Path(path.parent.parent.name, path.parent.name, path.name)
+        warn(f"{place} is about earlier weights of {run.name} and is left out: ask {key} again")
     return found
+
+
+def is_stale(run: Run, answer: Answer, model: Model, hashes: dict[Path, str | None]) -> bool:
+    """Whether the run's checkpoint has changed since: by its hash (`hashes`: those known so far),
+    or, where a folder has no weights, by the last step. An answer that tells neither is
+    believed."""
+    path = run.folder / Path(model.checkpoint).name
+    if path not in hashes:
+        try:
+            hashes[path] = file_sha256(path)
+        except OSError:
+            hashes[path] = None
+    told, now = answer.value(model, "checkpoint_sha256"), hashes[path]
+    if isinstance(told, str) and now is not None:
+        return told != now
+    about = answer.value(model, "run")
+    step = number(about.get("step")) if isinstance(about, dict) else None
+    steps = [int(text) for row in run.rows if (text := row.get("step") or "").isdecimal()]
+    return path.name == LAST and step is not None and steps != [] and step != steps[-1]
+
+
+def warn(message: str) -> None:
+    print(f"tables.py: warning: {message}", file=sys.stderr)
 
 
 def _numbers(name: str, answer: Answer, model: Model) -> dict[str, Any]:
