@@ -275,6 +275,16 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
     return settings, given
 
 
+def resolve(s: argparse.Namespace) -> None:
+    """Defaults that depend on the question."""
+    if s.n_steps is None:
+        s.n_steps = {"uncond_samples": 40, "cond_samples": 40, "fid": 100}.get(s.eval, 0)
+    if s.eval == "attack":
+        s.sigma = 0.0
+    if s.ood_dataset is None:
+        s.ood_dataset = ["all"] if s.eval == "logp_hist" else ["svhn"]
+
+
 def check(s: argparse.Namespace, given: set[str]) -> None:
     """What no single flag can tell. Raises UsageError, one line with flag, value and remedy."""
     check_given(s, given)

@@ -100,20 +100,21 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
 
 
 def asked_settings(scale: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Experiment -> question -> the settings that the tables ask it with."""
-    from evaluation.flags import build_parser as evaluation_parser
+    """Experiment -> question -> the settings that the tables ask it with, all of them."""
+    from evaluation import flags
+    from evaluation.results import plain
 
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    parser = evaluation_parser()
+    parser = flags.build_parser()
     for table in TABLES.values():
         questions = [(q, table.rows) for q in table.questions]
         for question, rows in [*questions, *((q, rows) for _, q, rows in table.overlays)]:
             words = question_words(scale, question)
-            settings = vars(parser.parse_args(["--load_path", "-", "--eval", *words]))
-            given = {word[2:] for word in words if word.startswith("--")}
-            wanted = {flag: settings[flag] for flag in sorted(given & settings.keys())}
+            settings = parser.parse_args(["--load_path", "-", "--eval", *words])
+            flags.resolve(settings)
             for row in rows:
-                found.setdefault(row, {}).setdefault(words[0], []).append(wanted)
+                wanted = found.setdefault(row, {}).setdefault(words[0], [])
+                wanted.append(plain(vars(settings)))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,16 +21,27 @@ OWN_PROTOCOL = {
     "fid": ("n", "sampling", "reference"),
     "attack": ("attack", "steps", "restarts", "n_steps_refine"),
 }
+# Where an answer was made, and what changes no number.
+PLACES = ("load_path", "labels", "log_dir", "id", "data_root", "inception_weights")
+INDIFFERENT = (*PLACES, "device", "workers")
+# What only chooses which numbers there are, and changes none of them.
+SELECTING = {"OOD": ("ood_dataset", "score_fn"), "logp_hist": ("ood_dataset",), "attack": ("eps",)}
+REFERENCE_FOLDER = re.compile(r"ce-s[0-9]+")  # of the network whose features compare samples
 PUBLISHED_SAMPLES = 50_000  # a FID of fewer samples is another quantity
 
 
-def answers_of(run: Run, asked: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+Asked = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def answers_of(run: Run, asked: Asked | None) -> dict[str, Any]:
     """Question (of attacks: with the distance) -> its protocol, numbers and skipped sets.
 
+    asked: question -> the settings that the tables ask it with: no other answer is taken, and
+    none about another checkpoint than the last. None: the newest answer of each question.
     An answer about weights that the checkpoint no longer holds is left out, with a warning where
     there is no other.
     """
-    candidates: dict[str, list[tuple[bool, bool, Answer, Model]]] = {}
+    candidates: dict[str, list[tuple[int, bool, int, Answer, Model]]] = {}
     stale: dict[str, Answer] = {}
     hashes: dict[Path, str | None] = {}
     for name, answers in run.answers.items():
@@ -41,21 +53,23 @@ def answers_of(run: Run, asked: Mapping[str, Sequence[Mapping[str, Any]]]) -> di
             if number(answer.value(model, "n_steps_refine")):
                 continue
             key = f"{name}/{answer.value(model, 'distance')}" if name == "attack" else name
+            last = Path(model.checkpoint).name == LAST
+            exact = 0
+            if asked is not None:
+                settings = answer.part("settings")
+                exact = max((exactness(name, settings, w) for w in asked.get(name, ())), default=0)
+                if not exact or not last:
+                    continue
             if is_stale(run, answer, model, hashes):
                 stale.setdefault(key, answer)
                 continue
-            settings = answer.part("settings")
-            exact = any(
-                all(settings.get(flag) == value for flag, value in wanted.items())
-                for wanted in asked.get(name, ())
-            )
-            last = Path(model.checkpoint).name == LAST
-            candidates.setdefault(key, []).append((exact, last, answer, model))
+            # Of a part of the question, the larger part.
+            size = len(_numbers(name, answer, model)) if exact == 1 else 0
+            candidates.setdefault(key, []).append((exact, last, size, answer, model))
     found = {}
     for key, choice in candidates.items():
-        *_, answer, model = max(
-            choice, key=lambda item: item[:2]
-        )  # the first, and so newest, of all
+        # The first, and so newest, of all.
+        *_, answer, model = max(choice, key=lambda item: item[:3])
         name = key.split("/")[0]
         own = {k: answer.value(model, k) for k in OWN_PROTOCOL.get(name, ())}
         own |= {"features": features_of(answer, model)} if name == "fid" else {}
@@ -68,6 +82,26 @@ def answers_of(run: Run, asked: Mapping[str, Sequence[Mapping[str, Any]]]) -> di
         place = Path(path.parent.parent.name, path.parent.name, path.name)
         warn(f"{place} is about earlier weights of {run.name} and is left out: ask {key} again")
     return found
+
+
+def exactness(name: str, settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> int:
+    """2 for an answer to just these settings; 1 where it is about other sets, scores or radii, and
+    the numbers of those in common are the same; 0 for an answer to another question.
+
+    A flag that the answer's version did not have yet does not tell.
+    """
+    known = [flag for flag in wanted if flag in settings and flag not in INDIFFERENT]
+    differing = {flag for flag in known if not same(flag, settings[flag], wanted[flag])}
+    if not settings or differing - set(SELECTING.get(name, ())):
+        return 0
+    return 1 if differing else 2
+
+
+def same(flag: str, found: Any, wanted: Any) -> bool:
+    """`wanted`: for --fid_model REFERENCE any seed's cross-entropy model."""
+    if flag == "fid_model" and wanted is not None:
+        return REFERENCE_FOLDER.fullmatch(Path(str(found)).parent.name) is not None
+    return bool(found == wanted)
 
 
 def is_stale(run: Run, answer: Answer, model: Model, hashes: dict[Path, str | None]) -> bool:

@@ -20,7 +20,7 @@ from evaluation.report.markup import number
 from evaluation.report.paper import TERMS
 from evaluation.report.run import read_run
 from evaluation.results import plain
-from evaluation.results_tables.answers import answers_of
+from evaluation.results_tables.answers import Asked, answers_of
 from training.flags import UsageError
 
 Record = dict[str, Any]
@@ -41,12 +41,12 @@ def seed_record(
     *,
     finished: bool,
     places: Sequence[Path] = (),
-    asked: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    asked: Asked | None = None,
 ) -> Record:
     """The record of one run, with the answers in its eval/ and in `places`.
 
-    asked: question -> the settings that the tables ask it with; an answer to just those is
-    preferred, else the newest that is not about images refined by SGLD is taken.
+    asked: question -> the settings that the tables ask it with: only answers to those are taken.
+    None: the newest that is not about images refined by SGLD.
     Raises evaluation.report.run.NoRun where the folder holds no run.
     """
     run = read_run(folder, places)
@@ -55,7 +55,7 @@ def seed_record(
     speed = median(speeds) if speeds else None
     state, divergences = _state(folder, finished)
     start = run.settings.get("load_path")
-    answers = answers_of(run, asked or {})
+    answers = answers_of(run, asked)
     batch = number(run.settings.get("batch_size"))
     numbers = gradients(rows)
     if speed and batch:
