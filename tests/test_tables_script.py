@@ -247,7 +247,7 @@ def test_seeds_asked_differently_are_not_averaged_rows_are_noted(
     assert any("Not all rows were asked test_clf alike" in note for note in notes)
     change(results, "ce", 2, "test_clf", max_images=100)
     message = error(capsys, "write", "--results", results)
-    assert "ce-s1 and ce-s2 were asked test_clf" in message
+    assert "ce-s1 and ce-s2 were asked test_clf differently (max_images 2000; " in message
 
 
 def recorded(run: Path, scale: str, name: str) -> dict[str, Any]:
@@ -284,6 +284,52 @@ def test_an_answer_by_hand_never_stands_for_the_tables_own(
     # what no table asks for is only compared
     assert "test_clf" in records.seed_record(run, finished=True)["answers"]
     assert "test_clf" not in recorded(run, scale, "simclr")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"amp": "bf16"}, "test_clf differently (amp off; amp bf16)"),
+        (
+            {"sets": {"cifar10_test": 23}},
+            "(images of cifar10_test 9977; images of cifar10_test 23)",
+        ),
+        ({"sets": {"svhn_test": 23}}, ""),  # not a set that both were asked about
+        ({"one that an older version does not tell": 1}, ""),
+    ],
+)
+def test_numbers_of_other_images_or_precision_are_not_averaged(
+    more: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    about = "CIFAR-10 (test): 9,977 images; cifar10.npz (this copy has 9,977, not 10,000)"
+    for seed in (1, 2):
+        run = fake_run(tmp_path, "ce", seed)
+        classified(run, 0.7)
+        path = run / "eval" / "test_clf.json"
+        found = json.loads(path.read_text())
+        found["protocol"] |= {"amp": "off", "sets": {"cifar10_test": about}}
+        path.write_text(json.dumps(found))
+    tables.collect(tmp_path, "small", results)
+    change(results, "ce", 2, "test_clf", **more)
+    if said:
+        assert said in error(capsys, "write", "--results", results)
+    else:
+        assert tables.main(["write", "--results", str(results)]) == 0
+
+
+def test_samples_seen_by_other_networks_of_one_name_are_not_averaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (1, 2):
+        run = fake_run(tmp_path, "jem", seed)
+        settings = settings_of("small", "jem", "fid") | {"fid_model": "a/ce-s1/last_ckpt.pt"}
+        values = {"fid": 40.0, "inception_score_mean": 5.0, "n": 1000, "features": "model x"}
+        sha256 = {"features_sha256": str(seed) * 64}
+        answer(run / "eval", run, "fid", settings=settings, **values, **sha256)
+    tables.collect(tmp_path, "small", tmp_path / "results")
+    message = error(capsys, "write", "--results", tmp_path / "results")
+    assert f"(features_sha256 {'1' * 64}; features_sha256 {'2' * 64})" in message
 
 
 def test_the_reference_of_samples_is_any_seed_s_cross_entropy_model(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from evaluation.results import file_sha256
 from training.checkpoint import LAST
 
 # What numbers depend on and must have in common to be averaged.
-PROTOCOL = ("version", "sigma", "n_steps", "seed", "max_images")
+PROTOCOL = ("version", "sigma", "n_steps", "seed", "amp", "max_images")
 OWN_PROTOCOL = {
     "fid": ("n", "sampling", "reference"),
     "attack": ("attack", "steps", "restarts", "n_steps_refine"),
@@ -27,6 +27,7 @@ INDIFFERENT = (*PLACES, "device", "workers")
 # What only chooses which numbers there are, and changes none of them.
 SELECTING = {"OOD": ("ood_dataset", "score_fn"), "logp_hist": ("ood_dataset",), "attack": ("eps",)}
 REFERENCE_FOLDER = re.compile(r"ce-s[0-9]+")  # of the network whose features compare samples
+IMAGES = re.compile(r": (?:the first )?([0-9,]+) (?:of [0-9,]+ )?images; ")
 PUBLISHED_SAMPLES = 50_000  # a FID of fewer samples is another quantity
 
 
@@ -71,17 +72,31 @@ def answers_of(run: Run, asked: Asked | None) -> dict[str, Any]:
         # The first, and so newest, of all.
         *_, answer, model = max(choice, key=lambda item: item[:3])
         name = key.split("/")[0]
-        own = {k: answer.value(model, k) for k in OWN_PROTOCOL.get(name, ())}
-        own |= {"features": features_of(answer, model)} if name == "fid" else {}
-        protocol = {k: answer.part("protocol").get(k) for k in PROTOCOL}
+        protocol = protocol_of(name, answer, model)
         numbers = {k: v for k, v in _numbers(name, answer, model).items() if number(v) is not None}
         skipped = [str(s.get("ood_dataset")) for s in answer.rows(model, "skipped")]
-        found[key] = {"protocol": {**protocol, **own}, "numbers": numbers, "skipped": skipped}
+        found[key] = {"protocol": protocol, "numbers": numbers, "skipped": skipped}
     for key in sorted(stale.keys() - found.keys()):
         path = stale[key].path
         place = Path(path.parent.parent.name, path.parent.name, path.name)
         warn(f"{place} is about earlier weights of {run.name} and is left out: ask {key} again")
     return found
+
+
+def protocol_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:
+    """What its numbers depend on, as far as the answer tells; "sets": name -> images."""
+    told = answer.part("protocol")
+    protocol = {k: told[k] for k in PROTOCOL if k in told}
+    sets = told.get("sets")
+    sets = sets.items() if isinstance(sets, dict) else ()
+    sizes = {each: IMAGES.search(str(about)) for each, about in sets}
+    protocol["sets"] = {k: int(n[1].replace(",", "")) for k, n in sizes.items() if n}
+    protocol |= {k: answer.value(model, k) for k in OWN_PROTOCOL.get(name, ())}
+    if name == "fid":
+        protocol["features"] = features_of(answer, model)
+        if protocol["features"] != "own":  # else of each seed its own
+            protocol["features_sha256"] = answer.value(model, "features_sha256")
+    return protocol
 
 
 def exactness(name: str, settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> int:

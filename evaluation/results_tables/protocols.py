@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from evaluation.results_tables.records import Record
 from training.flags import UsageError
@@ -18,24 +19,26 @@ def check_protocols(
     """
     versions: dict[str, str] = {}  # protocol version -> a run that has it
     notes = []
-    rows: dict[str, dict[str, str]] = {}  # question -> protocol -> a row that has it
+    rows: dict[str, dict[str, dict[str, Any]]] = {}  # question -> row -> its protocol
     for name, record in records.items():
-        seen: dict[str, tuple[str, str]] = {}
+        seen: dict[str, list[tuple[str, dict[str, Any]]]] = {}
         for seed, found in sorted(record["seeds"].items()):
             for question, answer in sorted(found["answers"].items()):
                 used = any(key.startswith(prefixes) for key in answer["numbers"])
                 if "protocol" not in answer or found["state"] != "finished" or not used:
                     continue
-                run, protocol = f"{name}-s{seed}", answer["protocol"]
+                run, protocol = f"{name}-s{seed}", flat(answer["protocol"])
                 versions.setdefault(str(protocol.get("version")), run)
-                text = ", ".join(f"{k} {v}" for k, v in sorted(protocol.items()))
-                rows.setdefault(question, {}).setdefault(text, name)
-                first = seen.setdefault(question, (text, run))
-                if len(versions) == 1 and first[0] != text:
-                    raise UsageError(
-                        f"--results: {table} at scale {scale}: {first[1]} and {run} were asked "
-                        f"{question} differently ({first[0]}; {text}): evaluate them alike"
-                    )
+                rows.setdefault(question, {}).setdefault(name, protocol)
+                for other, earlier in seen.setdefault(question, []):
+                    keys = differing(earlier, protocol)
+                    if len(versions) == 1 and keys:
+                        raise UsageError(
+                            f"--results: {table} at scale {scale}: {other} and {run} were asked "
+                            f"{question} differently ({told(earlier, keys)}; "
+                            f"{told(protocol, keys)}): evaluate them alike"
+                        )
+                seen[question].append((run, protocol))
     if len(versions) > 1:
         listed = ", ".join(f"{version} ({run})" for version, run in sorted(versions.items()))
         raise UsageError(
@@ -43,7 +46,27 @@ def check_protocols(
             "again with one version, or remove the older records"
         )
     for question, protocols in sorted(rows.items()):
-        if len(protocols) > 1:
-            listed = "; ".join(f"{name}: {text}" for text, name in sorted(protocols.items()))
+        found = list(protocols.values())
+        keys = sorted({key for a in found for b in found for key in differing(a, b)})
+        texts: dict[str, str] = {}  # what differs -> a row
+        for name, protocol in protocols.items():
+            texts.setdefault(told(protocol, [key for key in keys if key in protocol]), name)
+        if keys:
+            listed = "; ".join(f"{name}: {text}" for text, name in sorted(texts.items()) if text)
             notes.append(f"Not all rows were asked {question} alike ({listed}).")
     return notes
+
+
+def flat(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """A set's number of images as a key of its own."""
+    found = {key: value for key, value in protocol.items() if key != "sets"}
+    return found | {f"images of {name}": n for name, n in protocol.get("sets", {}).items()}
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Keys that both have, with other values: what only one tells, an older version did not."""
+    return sorted(key for key in first.keys() & second.keys() if first[key] != second[key])
+
+
+def told(found: Mapping[str, Any], keys: list[str]) -> str:
+    return ", ".join(f"{key} {found[key]}" for key in keys)
