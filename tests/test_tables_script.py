@@ -292,7 +292,7 @@ def test_an_answer_by_hand_never_stands_for_the_tables_own(
         ({"amp": "bf16"}, "test_clf differently (amp off; amp bf16)"),
         (
             {"sets": {"cifar10_test": 23}},
-            "(images of cifar10_test 9977; images of cifar10_test 23)",
+            "(images of cifar10_test 9977; images",
         ),
         ({"sets": {"svhn_test": 23}}, ""),  # not a set that both were asked about
         ({"one that an older version does not tell": 1}, ""),
@@ -316,6 +316,56 @@ def test_numbers_of_other_images_or_precision_are_not_averaged(
         assert said in error(capsys, "write", "--results", results)
     else:
         assert tables.main(["write", "--results", str(results)]) == 0
+
+
+CONTRAST: dict[str, Any] = {"pxycontrast": 1.0, "contrast_style": "queue"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ({"sigma": 0.03}, {"sigma": 0.3}, "(--sigma 0.03; --sigma 0.3)"),
+        ({"lr": 0.002}, {"lr": 0.02}, "(--lr 0.002; --lr 0.02)"),
+        ({}, {"pxycontrast": 1.0}, "(--pxycontrast 0; --pxycontrast 1.0)"),
+        ({"max_steps": None}, {"max_steps": 60}, "(--max_steps None; --max_steps 60)"),
+        (CONTRAST | {"contrast_k": 64}, CONTRAST | {"contrast_k": 128}, "(--contrast_k 64; --con"),
+        ({"load_path": "a/ce-s1/x.pt"}, {"load_path": "a/hdge-s2/x.pt"}, "(--load_path ce; --load"),
+        ({"load_path": "a/ce-s1/x.pt"}, {"load_path": None}, "(--load_path ce; --load_path None)"),
+        ({"load_path": "a/ce-s1/x.pt"}, {"load_path": "b/ce-s2/x.pt"}, ""),
+        ({}, {"clip_grad": 5.0, "log_gradients": 100}, ""),  # an older version had no such flag
+        ({"contrast_k": 64}, {"contrast_k": 128, "print_every": 50, "log_dir": "b"}, ""),
+        ({"n_epochs": None}, {"n_epochs": None}, ""),
+    ],
+)
+def test_seeds_trained_differently_are_not_averaged(
+    first: Any, second: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {}
+    for seed, more in ((1, first), (2, second)):
+        run = fake_run(tmp_path, "hdge", seed, **more)
+        classified(run, 0.7)
+        found[str(seed)] = records.seed_record(run, finished=True)
+    place = tmp_path / "results" / "small" / "hdge.json"
+    records.write(place, json.dumps({"seeds": found}))
+    if said:
+        message = error(capsys, "write", "--results", tmp_path / "results")
+        assert "hdge-s1 and hdge-s2 were trained differently" in message and said in message
+        found["2"]["state"] = "unfinished"  # has no number to be averaged
+        records.write(place, json.dumps({"seeds": found}))
+    assert tables.main(["write", "--results", str(tmp_path / "results")]) == 0
+
+
+def test_the_time_of_a_step_is_not_averaged_over_devices(tmp_path: Path) -> None:
+    for seed, device in ((1, "AMD EPYC"), (2, "NVIDIA H200")):
+        detected(fake_run(tmp_path, "jem", seed, device=device), {"svhn_test": 0.5})
+        fake_run(tmp_path, "hdge", seed)
+    found = collect(tmp_path, tmp_path / "results")
+    cell = line(built("table6_negatives", found), "jem").cells["ms_per_step"]
+    assert cell.ours is None and cell.state == "several devices"
+    ours = line(built("table6_negatives", found), "jem").cells["auroc/px/svhn"].ours
+    assert ours and ours.n == 2
+    (row,) = (row for row in claims.verdicts(found)[0] if "step of JEM" in row[0])
+    assert row[2:] == ["jem: several devices", "hdge: 100.0 ± 0.0 (2)", "open"]
 
 
 def test_samples_seen_by_other_networks_of_one_name_are_not_averaged(

@@ -25,7 +25,7 @@ from evaluation.results_tables.rows import NAMES, RENAMED, ROWS, published
 from evaluation.results_tables.titles import PERCENT, natural, set_title
 
 OTHER = "-c100"  # an experiment's name on CIFAR-100
-NOT_ASKED, NO_DATA = "not asked", "no data"
+NOT_ASKED, NO_DATA, DEVICES = "not asked", "no data", "several devices"
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,9 @@ def cell(
     if record is None or not record["seeds"]:
         return Cell(paper, None, NOT_RUN)
     finished = finished_seeds(record)
-    values = [value for seed in finished if (value := value_of(seed, key)) is not None]
-    if values:
-        return Cell(paper, mean_of(values))
+    ours = measured(finished, key)
+    if ours is not None:
+        return Cell(paper, None, ours) if isinstance(ours, str) else Cell(paper, ours)
     if not finished:
         return Cell(paper, None, states(record))
     out = key.rpartition("/")[2]
@@ -176,6 +176,15 @@ def cell(
         name for seed in finished for a in seed["answers"].values() for name in a.get("skipped", ())
     }
     return Cell(paper, None, NO_DATA if out in skipped else NOT_ASKED)
+
+
+def measured(seeds: Sequence[Mapping[str, Any]], key: str) -> Value | str | None:
+    """The mean over the seeds that have the number; None where none has, DEVICES for times that
+    were not all taken on one device."""
+    found = [(value, seed) for seed in seeds if (value := value_of(seed, key)) is not None]
+    if key == "ms_per_step" and len({seed["device"] for _, seed in found}) > 1:
+        return DEVICES
+    return mean_of([value for value, _ in found]) if found else None
 
 
 def mean_of(values: Sequence[float]) -> Value:

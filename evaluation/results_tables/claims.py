@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluation.results_tables.about import NOT_RUN, finished_seeds, states
-from evaluation.results_tables.cells import NOT_ASKED, Value, keys_of, mean_of, value_of
+from evaluation.results_tables.cells import NOT_ASKED, Value, keys_of, measured
 from evaluation.results_tables.formats import value_text
 from evaluation.results_tables.layout import SETS
 from evaluation.results_tables.records import Record
@@ -115,8 +115,7 @@ def what(key: str) -> str:
 def _side(record: Record | None, key: str) -> Value | str:
     if record is None or not record["seeds"]:
         return NOT_RUN
-    values = [v for seed in finished_seeds(record) if (v := value_of(seed, key)) is not None]
-    return mean_of(values) if values else states(record) or NOT_ASKED
+    return measured(finished_seeds(record), key) or states(record) or NOT_ASKED
 
 
 def verdict(relation: str, first: Value | str, second: Value | str) -> str:

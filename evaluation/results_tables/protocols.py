@@ -1,12 +1,20 @@
-"""Which numbers may stand in one table, and which may be averaged."""
+"""Which numbers may stand in one table, and which may be averaged: of seeds trained alike, and
+asked alike."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from evaluation.report.paper import TERMS
+from evaluation.results_tables.about import SEED
 from evaluation.results_tables.records import Record
+from evaluation.results_tables.titles import natural
 from training.flags import UsageError
+
+# Settings that a record leaves out where they are these; of any other that only one record has, an
+# older version did not tell.
+LEFT_OUT = {**dict.fromkeys(TERMS, 0), "max_steps": None}
 
 
 def check_protocols(
@@ -14,9 +22,11 @@ def check_protocols(
 ) -> list[str]:
     """Notes on rows that were asked differently, of the numbers whose keys begin so.
 
-    Raises UsageError for versions that differ, and for seeds of one row that were asked
+    Raises UsageError for versions that differ, and for seeds of one row that were trained or asked
     differently.
     """
+    for name, record in records.items():
+        check_settings(table, scale, name, record)
     versions: dict[str, str] = {}  # protocol version -> a run that has it
     notes = []
     rows: dict[str, dict[str, dict[str, Any]]] = {}  # question -> row -> its protocol
@@ -57,6 +67,33 @@ def check_protocols(
     return notes
 
 
+def check_settings(table: str, scale: str, name: str, record: Record) -> None:
+    """Raises UsageError where finished seeds of one row were trained differently."""
+    seeds = sorted(record["seeds"].items(), key=lambda item: natural(item[0]))
+    runs = [
+        (f"{name}-s{seed}", recipe(found)) for seed, found in seeds if found["state"] == "finished"
+    ]
+    for i, (run, settings) in enumerate(runs):
+        for other, earlier in runs[:i]:
+            keys = differing(earlier, settings)
+            if keys:
+                first, second = (told(found, keys, flag="--") for found in (earlier, settings))
+                raise UsageError(
+                    f"--results: {table} at scale {scale}: {other} and {run} were trained "
+                    f"differently ({first}; {second}): train one of them again, or remove it and "
+                    f"its part of {scale}/{name}.json"
+                )
+
+
+def recipe(seed: Mapping[str, Any]) -> dict[str, Any]:
+    """What all seeds of a row share: the settings, and the experiment that it started from."""
+    found = {**LEFT_OUT, **seed.get("settings", {})}
+    if "start" in seed:
+        start = seed["start"]
+        found["load_path"] = None if start is None else SEED.sub("", str(start))
+    return found
+
+
 def flat(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """A set's number of images as a key of its own."""
     found = {key: value for key, value in protocol.items() if key != "sets"}
@@ -68,5 +105,5 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     return sorted(key for key in first.keys() & second.keys() if first[key] != second[key])
 
 
-def told(found: Mapping[str, Any], keys: list[str]) -> str:
-    return ", ".join(f"{key} {found[key]}" for key in keys)
+def told(found: Mapping[str, Any], keys: list[str], flag: str = "") -> str:
+    return ", ".join(f"{flag}{key} {found[key]}" for key in keys)
