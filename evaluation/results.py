@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +69,19 @@ class Answer:
         self._set_aside()
         record = {"eval": self.name, **numbers, "settings": self.settings, "files": self.files}
         path = self.folder / f"{self.name}.json"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with naming(path):
-                text = json.dumps(plain(record), indent=2, allow_nan=False)
-                temporary.write_text(text + "\n", encoding="utf-8")
-                os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole(path) as temporary:
+            text = json.dumps(plain(record), indent=2, allow_nan=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
         for name in self.earlier:
             if name.startswith(self.name) and Path(name).name == name and name not in self.files:
                 (self.folder / name).unlink(missing_ok=True)
         return path
 
     def _set_aside(self) -> None:
-        """Rename an earlier answer to other settings, once, before anything is written."""
+        """Rename an earlier answer to other settings, once, before anything is written.
+
+        Its JSON goes last: stopped before that, the answer is set aside again, to the same number.
+        """
         if self.set_aside_done:
             return
         self.set_aside_done = True
@@ -97,16 +95,28 @@ class Answer:
         n = 1
         while (self.folder / f"{self.name}-{n}.json").exists():
             n += 1
-        renamed = []
-        for name in earlier.get("files", []):
-            new = f"{self.name}-{n}{name.removeprefix(self.name)}"
-            if name.startswith(self.name) and Path(name).name == name:
-                with contextlib.suppress(FileNotFoundError):
-                    os.replace(self.folder / name, self.folder / new)
-            renamed.append(new)
-        earlier["files"] = renamed
-        path.write_text(json.dumps(earlier, indent=2) + "\n", encoding="utf-8")
-        os.replace(path, self.folder / f"{self.name}-{n}.json")
+        names = [str(name) for name in earlier.get("files", [])]
+        renamed = [f"{self.name}-{n}{name.removeprefix(self.name)}" for name in names]
+        with whole(self.folder / f"{self.name}-{n}.json") as temporary:
+            text = json.dumps({**earlier, "files": renamed}, indent=2)
+            temporary.write_text(text + "\n", encoding="utf-8")
+            for name, new in zip(names, renamed, strict=True):
+                if name.startswith(self.name) and Path(name).name == name:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.replace(self.folder / name, self.folder / new)
+        path.unlink()
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name to write to that becomes `path` once all is written; else nothing is left of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with naming(path):
+            yield temporary
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def file_sha256(path: Path) -> str:

@@ -89,6 +89,33 @@ def test_a_failed_write_leaves_the_earlier_answer_and_nothing_else(tmp_path: Pat
     assert content(tmp_path) == before
 
 
+@pytest.mark.parametrize("stopped", ["write_text", "replace"])
+def test_an_answer_that_is_being_set_aside_is_never_lost(stopped: str, tmp_path: Path) -> None:
+    answer(tmp_path, {"seed": 1}, "first")
+    write_text = Path.write_text
+
+    def half(path: Path, text: str, **more: Any) -> int:
+        write_text(path, text[: len(text) // 2], **more)
+        raise OSError(28, "No space left on device")
+
+    def killed(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        if stopped == "write_text":
+            patch.setattr(Path, "write_text", half)
+        else:
+            patch.setattr(os, "replace", killed)
+        with pytest.raises((OSError, KeyboardInterrupt)):
+            Answer(tmp_path, "OOD", {"seed": 2}).path("OOD.png")
+    assert json.loads(content(tmp_path)["OOD.json"])["number"] == "first"
+    answer(tmp_path, {"seed": 2}, "second")
+    found = content(tmp_path)
+    record = json.loads(found["OOD-1.json"])
+    assert record["number"] == "first" and len(found) == 8
+    assert [found[name] for name in record["files"]] == ["first"] * 3
+
+
 def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="--log_dir: cannot write to"):
