@@ -595,6 +595,19 @@ def test_samples_are_compared_in_features_that_both_sides_have() -> None:
     assert not rows and "HDGE + JEM samples better than JEM" in unjudged
 
 
+def test_the_claim_about_samples_is_judged_by_the_best_features_in_common() -> None:
+    def judged_by(*names: str) -> str:
+        numbers = {f"fid/{name}": 1.0 for name in names}
+        seed = {"state": "finished", "answers": {"fid": {"numbers": numbers}}}
+        return claims.common("fid/", [{"seeds": {"1": seed}}] * 2)
+
+    found = ["ce-s1's-1000", "inception-100", "inception-5000", "own-50", "own"]
+    assert judged_by(*found) == "fid/inception-5000"
+    assert judged_by(*found, "inception") == "fid/inception"
+    assert judged_by("ce-s1's-20", "own", "ce-s1's-1000", "own-100") == "fid/ce-s1's-1000"
+    assert judged_by("own", "own-1000") == "fid/"
+
+
 def test_fid_of_other_features_or_fewer_samples_is_another_column(tmp_path: Path) -> None:
     inception = "inception-v3-compat (torch-fidelity)"
     for name, seed, n in (("jem", 1, 50_000), ("hdge-jem", 1, 1000), ("hdge-jem", 2, 1000)):

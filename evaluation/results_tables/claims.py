@@ -18,7 +18,7 @@ from evaluation.results_tables.titles import column_title, digits, natural
 class Claim:
     """`first` is larger than `second` in `key` ("<": smaller, "=": no difference).
 
-    A key that ends in "/" stands for the first that begins so and that both sides have.
+    A key that ends in "/" stands for one that begins so and that both sides have (see `common`).
     """
 
     text: str
@@ -97,11 +97,29 @@ def verdicts(records: Mapping[str, Record]) -> tuple[list[list[str]], list[str]]
 
 
 def common(key: str, records: Sequence[Record | None]) -> str:
-    """The key that a claim is judged by; itself where there is none in common."""
+    """The key that a claim is judged by; itself where there is none in common.
+
+    Of several Inception's goes first, then the most samples; a network's own features tell nothing
+    about another network's samples.
+    """
     if not key.endswith("/"):
         return key
     known = [keys_of(record) if record else set() for record in records]
-    return min((k for k in set.intersection(*known) if k.startswith(key)), default=key)
+    both = [k for k in set.intersection(*known) if k.startswith(key)]
+    return max((k for k in sorted(both) if not is_own(k)), key=weight, default=key)
+
+
+def is_own(key: str) -> bool:
+    return key.split("/")[-1].partition("-")[0] == "own"
+
+
+def weight(key: str) -> tuple[bool, float]:
+    """Inception before other features, and more samples before fewer: without a number, all of
+    them."""
+    features = key.split("/")[-1]
+    name, _, n = features.rpartition("-")
+    samples = float(n) if name and n.isdecimal() else math.inf
+    return features.partition("-")[0] == "inception", samples
 
 
 def what(key: str) -> str:
