@@ -460,6 +460,24 @@ def test_collecting_again_keeps_other_seeds_and_replaces_the_same(tmp_path: Path
     assert str(tmp_path) not in (results / "small" / "ce.json").read_text()
 
 
+def test_a_finished_record_stays_where_the_run_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+
+    def accuracy(place: str, epochs: int) -> float:
+        classified(fake_run(tmp_path / place, "ce", 1, epochs=epochs), epochs / 10)
+        seed = collect(tmp_path / place, results)["ce"]["seeds"]["1"]
+        return float(seed["answers"]["test_clf"]["numbers"]["accuracy/cifar10"])
+
+    assert accuracy("a", 2) == 0.2  # unfinished is better than nothing
+    assert accuracy("b", 6) == 0.6
+    assert capsys.readouterr().err == ""
+    assert accuracy("c", 3) == 0.6
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "ce-s1 is unfinished" in message
+
+
 def test_a_stand_in_keeps_its_own_name(tmp_path: Path) -> None:
     run = fake_run(tmp_path, "ce", 1)
     detected(run, {"svhn_test": 0.6, "faces": 0.9})

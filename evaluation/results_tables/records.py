@@ -20,7 +20,7 @@ from evaluation.report.markup import number
 from evaluation.report.paper import TERMS
 from evaluation.report.run import read_run
 from evaluation.results import plain
-from evaluation.results_tables.answers import Asked, answers_of
+from evaluation.results_tables.answers import Asked, answers_of, warn
 from training.flags import UsageError
 
 Record = dict[str, Any]
@@ -102,12 +102,24 @@ def collect(
     root: Path, scale: str, runs: Mapping[str, Mapping[int, Record]], results: Path
 ) -> list[Path]:
     """Write results/<scale>/<experiment>.json; seeds that are recorded already and not among
-    `runs` stay. Raises UsageError where a record would hold more than one protocol version."""
+    `runs` stay, and a finished one stays where the run is not.
+
+    Raises UsageError where a record would hold more than one protocol version.
+    """
     written = []
     for name, seeds in sorted(runs.items()):
         path = results / scale / f"{name}.json"
         old = read_record(path) if path.exists() else {"seeds": {}}
-        merged = {**old["seeds"], **{str(seed): record for seed, record in seeds.items()}}
+        merged = dict(old["seeds"])
+        for seed, found in seeds.items():
+            kept = merged.get(str(seed), found)
+            if kept["state"] == "finished" != found["state"]:
+                warn(
+                    f"{name}-s{seed} is {found['state']} and its record in {scale}/{path.name} is "
+                    "of a finished run: that one stays"
+                )
+            else:
+                merged[str(seed)] = found
         record = {"experiment": name, "scale": scale, "seeds": merged}
         versions = sorted({str(found) for found in _versions(record)})
         if len(versions) > 1:
