@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from training import records
 from training.records import (
     Records,
     RunFolderError,
@@ -131,6 +132,30 @@ def test_settings_are_read_back_without_the_environment(tmp_path: Path) -> None:
     assert read_settings(tmp_path) == settings
     assert "environment" in json.loads((tmp_path / "variant.json").read_text())
     assert [path.name for path in tmp_path.iterdir()] == ["variant.json"]
+
+
+@pytest.mark.parametrize("known", [("environment",), ("environment", "environments")])
+def test_a_resumed_run_remembers_where_its_earlier_processes_ran(
+    known: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ran(commit: str) -> dict[str, Any]:
+        monkeypatch.setattr(records, "git_commit", lambda: commit)
+        write_settings(tmp_path, {"lr": 1}, CPU)
+        return json.loads((tmp_path / "variant.json").read_text())
+
+    variant = ran("first")
+    kept = {name: variant[name] for name in ("lr", *known)}  # an older version: the last alone
+    (tmp_path / "variant.json").write_text(json.dumps(kept))
+    for commit, expected in (
+        ("first", ["first"]),
+        ("second", ["first", "second"]),
+        ("second", ["first", "second"]),
+        ("first", ["first", "second"]),
+    ):
+        variant = ran(commit)
+        assert variant["environment"]["git_commit"] == commit
+        assert [each["git_commit"] for each in variant["environments"]] == expected
+    assert read_settings(tmp_path) == {"lr": 1}
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1]", "\xff"])

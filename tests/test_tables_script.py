@@ -478,6 +478,23 @@ def test_a_finished_record_stays_where_the_run_is_not(
     assert message.count("\n") == 1 and "ce-s1 is unfinished" in message
 
 
+def test_every_process_of_a_run_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fake_run(tmp_path, "jem", 1)
+    variant = json.loads((run / "variant.json").read_text())
+    first = {"git_commit": "f" * 40, "device": "NVIDIA H200"}
+    variant["environments"] = [first, variant["environment"]]
+    (run / "variant.json").write_text(json.dumps(variant))
+    found = line(built("table6_negatives", collect(tmp_path, tmp_path / "results")), "jem")
+    assert found.about["commit"] == "0123456+, fffffff"
+    assert found.about["hardware"] == "AMD EPYC, NVIDIA H200"
+    assert found.cells["ms_per_step"].state == "several devices"
+    assert tables.main(["compare", str(run)]) == 0
+    text = capsys.readouterr().out
+    assert "fffffff" in text and "NVIDIA H200" in text and "--environments" not in text
+
+
 def test_a_stand_in_keeps_its_own_name(tmp_path: Path) -> None:
     run = fake_run(tmp_path, "ce", 1)
     detected(run, {"svhn_test": 0.6, "faces": 0.9})

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from training.checkpoint import BEST, DAMAGED, LAST, PREVIOUS
 
 SETTINGS, PROGRESS, LOG = "variant.json", "progress.csv", "log.txt"
+ENVIRONMENTS = ("environment", "environments")  # of variant.json, and no settings
 LEFTOVERS = ".*.tmp"  # of a process that was killed while it wrote
 
 
@@ -115,8 +116,14 @@ def remove_run(folder: Path) -> None:
 
 
 def write_settings(folder: Path, settings: dict[str, Any], device: torch.device) -> None:
-    """variant.json: one flat entry a setting (the layout that viskit reads), and where it ran."""
-    text = json.dumps({**settings, "environment": environment(device)}, indent=2)
+    """variant.json: one flat entry a setting (the layout that viskit reads), and where it ran:
+    "environment" is this process's, "environments" has those of all processes of the run that
+    differ, the oldest first."""
+    here, before = environment(device), []
+    with suppress(RunFolderError):
+        before = environments(read_variant(folder))
+    ran = {"environment": here, "environments": before + [here] * (here not in before)}
+    text = json.dumps({**settings, **ran}, indent=2)
     temporary = folder / f".{SETTINGS}.tmp"
     with naming(folder / SETTINGS):
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -126,12 +133,20 @@ def write_settings(folder: Path, settings: dict[str, Any], device: torch.device)
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings alone. Raises RunFolderError if the folder holds no readable variant.json."""
     settings = read_variant(folder)
-    settings.pop("environment", None)
+    for name in ENVIRONMENTS:
+        settings.pop(name, None)
     return settings
 
 
+def environments(variant: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where the run's processes ran, the oldest first; an older version kept the last one's."""
+    known = variant.get("environments")
+    found = known if isinstance(known, list) else [variant.get("environment")]
+    return [each for each in found if isinstance(each, dict)]
+
+
 def read_variant(folder: Path) -> dict[str, Any]:
-    """The settings, and where it ran as 'environment'. Raises RunFolderError."""
+    """The settings, and where it ran under the names of ENVIRONMENTS. Raises RunFolderError."""
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.report.answer import KEYS, Answer, Model, items, read_json, read_rows
+from training.records import ENVIRONMENTS, environments
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -23,6 +24,7 @@ class Run:
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    environments: list[dict[str, Any]] = field(default_factory=list)
     rows: list[dict[str, str]] = field(default_factory=list)
     answers: dict[str, list[Answer]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -86,7 +88,8 @@ def read_run(folder: Path, eval_folders: Sequence[Path] = ()) -> Run:
         )
     run = Run(folder)
     run.settings = read_json(folder / "variant.json", run.notes) or {}
-    found = run.settings.pop("environment", None)
+    run.environments = environments(run.settings)
+    found, _ = (run.settings.pop(name, None) for name in ENVIRONMENTS)
     run.environment = found if isinstance(found, dict) else {}
     run.rows = read_rows(folder / "progress.csv", run.notes)
     places = {place.resolve(): place for place in (folder / "eval", *eval_folders)}

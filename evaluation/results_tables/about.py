@@ -39,9 +39,9 @@ def about(scale: str, experiment: str | None, record: Record | None) -> dict[str
         "setting": ", ".join(setting) or "the paper's",
         "epochs": lengths,
         "network": networks,
-        "hardware": joined(seed.get("device") for seed in seeds),
+        "hardware": joined(found for seed in seeds for found in devices(seed)),
         "hours": f"{statistics.fmean(hours):.2f}" if hours else "-",
-        "commit": joined(commit(seed.get("commit")) for seed in seeds),
+        "commit": joined(found for seed in seeds for found in commits(seed)),
     }
 
 
@@ -81,9 +81,15 @@ def joined(texts: Any) -> str:
     return ", ".join(sorted({str(text) for text in texts if text})) or "-"
 
 
-def commit(found: object) -> str | None:
-    """Seven digits, and the mark of files that differ from it."""
-    return None if not found else str(found)[:7] + "+" * str(found).endswith("+")
+def devices(seed: Mapping[str, Any]) -> list[str]:
+    """Of all processes of the run; an older record tells the last one's."""
+    return [str(found) for found in seed.get("devices") or [seed.get("device")] if found]
+
+
+def commits(seed: Mapping[str, Any]) -> list[str]:
+    """The same: seven digits, and the mark of files that differ from it."""
+    known = [str(found) for found in seed.get("commits") or [seed.get("commit")] if found]
+    return [found[:7] + "+" * found.endswith("+") for found in known]
 
 
 def length(seed: Mapping[str, Any]) -> str:

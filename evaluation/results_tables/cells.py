@@ -14,6 +14,7 @@ from evaluation.results_tables.about import (
     UNKNOWN,
     about,
     dataset,
+    devices,
     finished_seeds,
     shown_name,
     states,
@@ -182,7 +183,7 @@ def measured(seeds: Sequence[Mapping[str, Any]], key: str) -> Value | str | None
     """The mean over the seeds that have the number; None where none has, DEVICES for times that
     were not all taken on one device."""
     found = [(value, seed) for seed in seeds if (value := value_of(seed, key)) is not None]
-    if key == "ms_per_step" and len({seed["device"] for _, seed in found}) > 1:
+    if key == "ms_per_step" and len({each for _, seed in found for each in devices(seed)}) > 1:
         return DEVICES
     return mean_of([value for value, _ in found]) if found else None
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from evaluation.report.markup import number
 from evaluation.report.paper import SCORES
-from evaluation.results_tables.about import about, commit, network
+from evaluation.results_tables.about import about, commits, devices, joined, network
 from evaluation.results_tables.cells import Built, Line, cell, keys_of
 from evaluation.results_tables.layout import Layout
 from evaluation.results_tables.protocols import check_protocols
@@ -51,8 +51,8 @@ def comparison(runs: Mapping[str, Record]) -> str:
     hours = {label: _hours(record) for label, record in runs.items()}
     add("hours", hours)
     add("images a second", {label: _rate(record) for label, record in runs.items()})
-    add("hardware", {label: record["device"] or "-" for label, record in runs.items()})
-    add("commit", {label: commit(record["commit"]) or "-" for label, record in runs.items()})
+    add("hardware", {label: joined(devices(record)) for label, record in runs.items()})
+    add("commit", {label: joined(commits(record)) for label, record in runs.items()})
     numbers = {label: _numbers(record) for label, record in runs.items()}
     keys = {key for found in numbers.values() for key in found if key.split("/")[0] in FAMILIES}
     for key in sorted(keys, key=lambda key: (FAMILIES.index(key.split("/")[0]), natural(key))):

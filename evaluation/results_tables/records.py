@@ -1,9 +1,10 @@
 """What the tables need of a run folder, small enough to be kept: numbers, settings, cost.
 
 A record is {"experiment", "scale", "seeds": {seed: {"state", "divergences", "settings", "epochs",
-"steps", "seconds", "images_per_s", "device", "commit", "start", "answers": {question: {"protocol",
-"numbers", "skipped"}}}}}. `numbers` has flat keys, such as "auroc/px/svhn" or "accuracy/cifar10";
-rates are 0..1.
+"steps", "seconds", "images_per_s", "device", "commit", "devices", "commits", "start", "answers":
+{question: {"protocol", "numbers", "skipped"}}}}}. "device" and "commit" are the last process's,
+"devices" and "commits" those of all of the run, the oldest first. `numbers` has flat keys, such as
+"auroc/px/svhn" or "accuracy/cifar10"; rates are 0..1.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -73,8 +74,14 @@ def seed_record(
         "images_per_s": speed,
         "device": run.environment.get("device"),
         "commit": run.environment.get("git_commit"),
+        "devices": distinct(each.get("device") for each in run.environments),
+        "commits": distinct(each.get("git_commit") for each in run.environments),
         "answers": answers,
     }
+
+
+def distinct(found: Iterable[Any]) -> list[str]:
+    return list(dict.fromkeys(str(each) for each in found if each))
 
 
 def gradients(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
