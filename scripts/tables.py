@@ -136,7 +136,6 @@ def write(results: Path) -> list[Path]:
         scales = [scale for scale, known in found.items() if known.keys() & set(table.rows)]
         for scale in scales or ["paper"]:
             built.append(cells.build(name, scale, table.rows, found.get(scale, {})))
-    results.mkdir(parents=True, exist_ok=True)
     written, shown = [], []
     for table_built in built:
         stem = f"{table_built.name}-{table_built.scale}"
@@ -195,10 +194,10 @@ def compare(folders: Sequence[Path], output: Path | None) -> str:
     text = comparison(runs)
     if output is not None:
         table = compared(runs)
-        write(output / "comparison.md", text)
-        write(output / "comparison.csv", formats.csv_text(table))
-        write(output / "comparison.tex", formats.latex(table))
-        pictures.save_picture(table, output / "comparison.png")
+        write(output / "comparison.md", text, "--output")
+        write(output / "comparison.csv", formats.csv_text(table), "--output")
+        write(output / "comparison.tex", formats.latex(table), "--output")
+        pictures.save_picture(table, output / "comparison.png", "--output")
     return text
 
 
@@ -223,10 +222,7 @@ def main(argv: Sequence[str]) -> int:
     except (UsageError, NoRun) as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(
-            f"--results: cannot write {error.filename} ({error.strerror}): give a folder that is "
-            "writable"
-        )
+        parser.error(f"{args.action}: {error}: let it be read and written, or give another folder")
     return 0
 
 

@@ -825,6 +825,34 @@ def test_a_comparison_is_written_in_every_format(
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_cannot_be_written_is_named_with_its_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    run, results = fake_run(tmp_path, "ce", 1), tmp_path / "out" / "results"
+    classified(run, 0.7)
+    (tmp_path / "file").touch()
+    message = error(capsys, "compare", run, "--output", tmp_path / "file" / "x")
+    assert f"--output: cannot write {tmp_path / 'file' / 'x' / 'comparison.md'} (" in message
+    message = error(capsys, "write", "--results", tmp_path / "file" / "x")
+    assert f"--results: cannot write {tmp_path / 'file' / 'x'}" in message
+
+    def full(figure: Figure, path: Any, **more: Any) -> None:
+        Path(path).write_bytes(b"half of")
+        raise OSError(28, "No space left on device")
+
+    collect(tmp_path, results)
+    picture = results / "table1_ood-small.png"
+    picture.write_bytes(b"earlier")
+    monkeypatch.setattr(Figure, "savefig", full)
+    message = error(capsys, "write", "--results", results)
+    assert f"--results: cannot write {picture} (No space left on device)" in message
+    assert picture.read_bytes() == b"earlier" and not list(results.glob(".*"))
+    message = error(capsys, "compare", run, "--output", tmp_path / "new")
+    assert f"--output: cannot write {tmp_path / 'new' / 'comparison.png'} (No space" in message
+
+
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--scale small" in error(capsys, "collect", "--root", tmp_path)
     assert "holds no run" in error(capsys, "compare", tmp_path)

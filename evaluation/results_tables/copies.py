@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from evaluation.results_tables.records import writing
+from training.flags import UsageError
 
 
 def copy_pictures(tables: Mapping[str, Any], folder: Path, results: Path) -> list[Path]:
@@ -23,10 +25,20 @@ def copy_pictures(tables: Mapping[str, Any], folder: Path, results: Path) -> lis
                 pictures += last_grids(run, samples)
         for i, path in enumerate(pictures):
             target = results / (f"{name}.png" if len(pictures) == 1 else f"{name}-{i + 1}.png")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+            with writing(target) as temporary:
+                temporary.write_bytes(read(path))
             copied.append(target)
     return copied
+
+
+def read(picture: Path) -> bytes:
+    """Raises UsageError where it cannot be read."""
+    try:
+        return picture.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"--root: cannot read {picture} ({error.strerror}): remove it, or let it be read"
+        ) from None
 
 
 def first_seed(folder: Path, name: str, within: str) -> list[Path]:

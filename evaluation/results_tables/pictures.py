@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.figures import BUDGETS, COLOURS, MARKERS, STYLE
 from evaluation.results_tables.cells import Built, Cell
+from evaluation.results_tables.records import writing
 from evaluation.results_tables.rows import CURVES
 from evaluation.results_tables.titles import column_title
 
@@ -18,8 +19,11 @@ OURS, PAPER = COLOURS[0], COLOURS[1]
 PER_ROW = 5
 
 
-def save_picture(table: Built, path: Path) -> bool:
-    """Write the PNG, the same bytes every time; False where there is no number to draw."""
+def save_picture(table: Built, path: Path, flag: str = "--results") -> bool:
+    """Write the PNG, the same bytes every time; False where there is no number to draw.
+
+    Raises UsageError, with the flag of the folder, where it cannot be written.
+    """
     from matplotlib import rc_context
 
     draw = {"dots": dots, "curves": curves, "robustness": robustness}.get(table.layout.picture)
@@ -29,8 +33,9 @@ def save_picture(table: Built, path: Path) -> bool:
         figure = draw(table)
         if figure is None:
             return False
-        # Without matplotlib's version, which is no result.
-        figure.savefig(path, dpi=130, metadata={"Software": None})
+        with writing(path, flag) as temporary:
+            # Without matplotlib's version, which is no result.
+            figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
     return True
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from evaluation.report.markup import number
 from evaluation.report.paper import TERMS
 from evaluation.report.run import read_run
-from evaluation.results import plain
+from evaluation.results import plain, whole
 from evaluation.results_tables.answers import Asked, answers_of, warn
 from training.flags import UsageError
 
@@ -162,16 +163,26 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def write(path: Path, text: str) -> None:
-    """Whole or not at all. Raises UsageError where the folder cannot be written to."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write(path: Path, text: str, flag: str = "--results") -> None:
+    """Raises UsageError where the folder cannot be written to."""
+    with writing(path, flag) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def writing(path: Path, flag: str = "--results") -> Iterator[Path]:
+    """A name to write to that becomes `path`: whole or not at all.
+
+    Raises UsageError, with the flag that the folder was given for, where that fails.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            yield temporary
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise UsageError(
-            f"--results: cannot write {path} ({error.strerror}): give a folder that is writable"
+            f"{flag}: cannot write {path} ({reason}): give a folder that is writable and has room"
         ) from None
 
 
