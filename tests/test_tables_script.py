@@ -733,6 +733,7 @@ def test_latex_is_escaped(hostile: Path) -> None:
     )
     text = (hostile / "table1_ood-small.tex").read_text()
     assert r"0.515 $\pm$ 0.007 (2)" in text and r"\begin{tabular}{lrrrr" in text
+    assert text.count(r"\item ") == len(built("table1_ood", {}).notes) > 3
     for row in re.findall(r"^(?!%|\\).*\\\\$", text, re.MULTILINE):
         for bare in "%#_$":
             plain = row.replace(r"$\pm$", "").replace(r"$\infty$", "")
@@ -823,6 +824,25 @@ def test_a_comparison_is_written_in_every_format(
     assert found["two-s1", "auroc/py/svhn"] == "0.5"
     assert "62.50" in (out / "comparison.tex").read_text()
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_written_comparison_says_how_a_run_ended_and_what_was_asked_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, epochs, images in (("good", 6, 2000), ("bad", 2, 100), ("young", 2, 100)):
+        run = fake_run(tmp_path, name, 1, epochs=epochs)
+        classified(run, 0.5, max_images=images)
+        if name == "bad":
+            (run / "diverged.txt").write_text(DIVERGED)
+    folders = [str(tmp_path / "small" / f"{name}-s1") for name in ("good", "bad", "young")]
+    assert tables.main(["compare", *folders, "--output", str(tmp_path / "out")]) == 0
+    rows = csv.DictReader((tmp_path / "out" / "comparison.csv").read_text().splitlines())
+    found = {row["model"]: row["runs"] for row in rows if row["column"] == "accuracy/cifar10"}
+    assert found == {"good-s1": "finished", "bad-s1": "diverged", "young-s1": "unfinished"}
+    text = (tmp_path / "out" / "comparison.tex").read_text()
+    assert r"\item Not all rows were asked test\_clf alike" in text and "1 seed" not in text
+    assert text.index("Not all rows") < text.index(r"\end{table}")
+    assert "Not all rows were asked test_clf alike" in capsys.readouterr().out
 
 
 def test_what_cannot_be_written_is_named_with_its_flag(

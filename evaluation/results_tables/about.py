@@ -26,8 +26,8 @@ def about(scale: str, experiment: str | None, record: Record | None) -> dict[str
     runs = [f"{n} seed" + "s" * (n != 1)] if n else []
     runs += [states(record)] if states(record) else []
     again = sum(int(seed.get("divergences") or 0) for seed in record["seeds"].values())
-    if again > sum(seed["state"] == "diverged" for seed in record["seeds"].values()):
-        runs.append(f"{again} divergence" + "s" * (again != 1) + " in all, retries included")
+    told = sum(seed["state"] == "diverged" for seed in record["seeds"].values())
+    runs += divergences(again, told)
     hours = [found / 3600 for seed in seeds if (found := number(seed.get("seconds"))) is not None]
     lengths = joined(length(seed) for seed in seeds)
     networks = joined(network(seed) for seed in seeds)
@@ -43,6 +43,12 @@ def about(scale: str, experiment: str | None, record: Record | None) -> dict[str
         "hours": f"{statistics.fmean(hours):.2f}" if hours else "-",
         "commit": joined(found for seed in seeds for found in commits(seed)),
     }
+
+
+def divergences(again: int, told: int) -> list[str]:
+    """How often in all, unless the runs' states have told it."""
+    more = f"{again} divergence" + "s" * (again != 1) + " in all, retries included"
+    return [more] if again > told else []
 
 
 def details(seed: Mapping[str, Any], scale: str) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from evaluation.report.markup import number
 from evaluation.report.paper import SCORES
-from evaluation.results_tables.about import about, commits, devices, joined, network
+from evaluation.results_tables.about import about, commits, devices, divergences, joined, network
 from evaluation.results_tables.cells import Built, Line, cell, keys_of
 from evaluation.results_tables.layout import Layout
 from evaluation.results_tables.protocols import check_protocols
@@ -27,10 +27,7 @@ def comparison(runs: Mapping[str, Record]) -> str:
     Settings that all runs share are left out. Raises UsageError where the runs' numbers are of
     different protocol versions.
     """
-    finished = {
-        label: {"seeds": {"": {**record, "state": "finished"}}} for label, record in runs.items()
-    }
-    notes = check_protocols("compare", "of these folders", finished, ("",))
+    notes = notes_on(as_finished(runs))
     rows: list[dict[str, str]] = []
 
     def add(title: str, values: Mapping[str, object]) -> None:
@@ -64,9 +61,7 @@ def comparison(runs: Mapping[str, Record]) -> str:
 
 def compared(runs: Mapping[str, Record]) -> Built:
     """The numbers of the same runs as a table with a line a run and a block a kind of number."""
-    records = {
-        label: {"seeds": {"": {**record, "state": "finished"}}} for label, record in runs.items()
-    }
+    records = as_finished(runs)
     keys = {key for record in records.values() for key in keys_of(record)}
     blocks: dict[str, list[str]] = {}
     for key in sorted(keys, key=natural):
@@ -79,12 +74,29 @@ def compared(runs: Mapping[str, Record]) -> Built:
         Line(
             label,
             label,
-            about("runs", label, record),
+            {**about("runs", label, record), "runs": state(runs[label])},
             {key: cell(key, None, label, record) for key in shown},
         )
         for label, record in records.items()
     ]
-    return Built("comparison", "runs", Layout("Comparison", ()), ordered, lines)
+    return Built("comparison", "runs", Layout("Comparison", ()), ordered, lines, notes_on(records))
+
+
+def as_finished(runs: Mapping[str, Record]) -> dict[str, Record]:
+    """Each as a record of one seed whose numbers are shown however it ended."""
+    return {
+        label: {"seeds": {"": {**record, "state": "finished"}}} for label, record in runs.items()
+    }
+
+
+def notes_on(records: Mapping[str, Record]) -> list[str]:
+    return check_protocols("compare", "of these folders", records, ("",))
+
+
+def state(record: Record) -> str:
+    """How the run ended, and how often it has diverged if that does not tell."""
+    again = int(record.get("divergences") or 0)
+    return ", ".join([record["state"], *divergences(again, told=record["state"] == "diverged")])
 
 
 def _block(key: str) -> str:

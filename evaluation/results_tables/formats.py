@@ -137,15 +137,19 @@ def _numbers(table: Built, line: Line, title: str, key: str) -> dict[str, object
 
 
 def latex(table: Built) -> str:
-    """One `table` a block, for \\usepackage{booktabs}; wide ones are scaled by graphicx."""
+    """One `table` a block, for \\usepackage{booktabs}; wide ones are scaled by graphicx. The notes
+    stand under the first."""
     parts = ["% needs \\usepackage{booktabs,graphicx}"]
-    for title, head, rows in grids(table):
+    for i, (title, head, rows) in enumerate(grids(table)):
         lines = [r"\begin{table}", r"\centering", r"\resizebox{\linewidth}{!}{%"]
         lines.append(rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}")
         lines += [r"\toprule", _tex_row(head), r"\midrule", *map(_tex_row, rows), r"\bottomrule"]
         caption = tex(f"{table.layout.title} ({table.scale}). {title}.")
-        lines += [r"\end{tabular}}", rf"\caption{{{caption}}}", r"\end{table}"]
-        parts.append("\n".join(lines))
+        lines += [r"\end{tabular}}", rf"\caption{{{caption}}}"]
+        if table.notes and i == 0:
+            notes = [rf"\item {tex(note)}" for note in table.notes]
+            lines += [r"\begin{itemize}\footnotesize", *notes, r"\end{itemize}"]
+        parts.append("\n".join([*lines, r"\end{table}"]))
     return "\n\n".join(parts) + "\n"
 
 
