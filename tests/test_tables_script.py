@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.results_tables import cells, claims, formats, records, rows, titles
+from evaluation.results_tables import cells, claims, formats, page, records, rows, titles
 
 ROOT = Path(__file__).resolve().parent.parent
 _spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts" / "tables.py")
@@ -577,6 +577,36 @@ def test_a_row_of_both_cifars_is_one_line(tmp_path: Path) -> None:
     assert found.about["runs"] == "1 seed; CIFAR-100: 2 seeds"
     text = formats.markdown(table)
     assert text.count("Supervised (cross-entropy)") == 2  # of the numbers, and of how it was made
+
+
+def test_what_is_missing_is_told_by_experiment_not_by_shown_name(tmp_path: Path) -> None:
+    for scale, k in (("small", 16384), ("paper", 65536)):
+        run = fake_run(tmp_path, "hdge", 1, scale=scale, contrast_k=k, **CONTRAST)
+        if scale == "paper":
+            detected(run, {"svhn_test": 0.6}, settings=settings_of("paper", "hdge", "OOD"))
+        collect(tmp_path, tmp_path / "results", scale)
+    tables.write(tmp_path / "results")
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    (found,) = re.findall(r"^- Table 6.*$", text, re.MULTILINE)
+    assert "1 of 7 rows at the paper's scale; at no scale: " in found
+    assert "HDGE (K=65536" not in found and "HDGE (K=64)" in found
+
+
+def test_half_a_row_is_missing(tmp_path: Path) -> None:
+    for name, dataset in (("ce-bn", "cifar10"), ("jem-bn-c100", "cifar100")):
+        run = fake_run(tmp_path, name, 1, dataset=dataset)
+        classified(run, 0.5, f"{dataset}_test")
+    for name, dataset in (("hdge-bn", "cifar10"), ("hdge-bn-c100", "cifar100")):
+        classified(fake_run(tmp_path, name, 1, dataset=dataset), 0.5, f"{dataset}_test")
+    table = built("table2_classification", collect(tmp_path, tmp_path / "results"))
+    text = page.missing([page.Shown(table, None, [])])
+    assert text.startswith("- Table 2: classification with batch norm: 0 of 6 rows")
+    listed = text.partition("at no scale: ")[2].rstrip(".").split(", ")
+    assert {"Supervised (cross-entropy) on CIFAR-100", "JEM on CIFAR-10"} <= set(listed)
+    assert not {"HDGE", "JEM", "Supervised (cross-entropy)"} & set(listed)
+    assert "Supervised contrastive (SupCon)" in listed and len(listed) == 6
+    at_paper = built("table2_classification", {}, "paper")
+    assert page.missing([page.Shown(each, None, []) for each in (at_paper, table)]) == text
 
 
 def test_a_stand_in_for_both_cifars_keeps_two_lines(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evaluation.report.markup import Html, join, note, picture, table, tag
 from evaluation.report.page import HERE, policy
-from evaluation.results_tables.cells import Built
+from evaluation.results_tables.cells import OTHER, Built, Line
 from evaluation.results_tables.claims import (
     GRADIENT_HEAD,
     divergences,
@@ -100,25 +100,52 @@ def summary(records: Mapping[str, Record]) -> str:
 
 def missing(shown: Sequence[Shown]) -> str:
     """The rows that nobody has trained, or none has finished, at any scale and at the paper's."""
-    rows: dict[tuple[str, str], set[str]] = {}
-    titles: dict[str, str] = {}
+    tables: dict[str, list[Built]] = {}
     for item in shown:
-        titles[item.table.name] = item.table.layout.title
-        for line in item.table.lines:
-            if line.experiment is not None:
-                done = rows.setdefault((item.table.name, line.model), set())
-                if any(cell.ours for cell in line.cells.values()):
-                    done.add(item.table.scale)
+        tables.setdefault(item.table.name, []).append(item.table)
     lines = []
-    for name, title in titles.items():
-        own = {model: scales for (table_name, model), scales in rows.items() if table_name == name}
-        nowhere = [model for model, scales in own.items() if not scales]
-        at_paper = sum("paper" in scales for scales in own.values())
-        text = f"- {plain(title)}: {at_paper} of {len(own)} rows at the paper's scale"
+    for scales in tables.values():
+        # A row -> its shown name, and each of its experiments -> the scales that it has numbers at.
+        # A row's name is another at each scale, and it is two lines where a stand-in is.
+        names: dict[str, str] = {}
+        rows: dict[str, dict[str, set[str]]] = {}
+        for table in scales:
+            for line in table.lines:
+                for experiment, done in halves(line).items():
+                    row = experiment.removesuffix(OTHER)
+                    names.setdefault(row, line.model)
+                    found = rows.setdefault(row, {}).setdefault(experiment, set())
+                    found |= {table.scale} if done else set()
+        nowhere = [text for row, found in rows.items() for text in lacking(names[row], found)]
+        at_paper = sum(all("paper" in done for done in found.values()) for found in rows.values())
+        title = scales[0].layout.title
+        text = f"- {plain(title)}: {at_paper} of {len(rows)} rows at the paper's scale"
         if nowhere:
             text += f"; at no scale: {', '.join(map(plain, nowhere))}"
         lines.append(text + ".")
     return "\n".join(lines)
+
+
+def halves(line: Line) -> dict[str, bool]:
+    """Each experiment of the line -> whether it has a number; two are CIFAR-10's and CIFAR-100's."""
+    experiments = line.experiment.split(", ") if line.experiment else []
+    of_other = {key: key.endswith("/cifar100") for key in line.cells}
+    return {
+        experiment: any(
+            cell.ours
+            for key, cell in line.cells.items()
+            if len(experiments) == 1 or of_other[key] == (i == 1)
+        )
+        for i, experiment in enumerate(experiments)
+    }
+
+
+def lacking(model: str, experiments: Mapping[str, set[str]]) -> list[str]:
+    """The row, or which half of it has no number at any scale."""
+    without = [experiment for experiment, scales in experiments.items() if not scales]
+    if len(without) == len(experiments):
+        return [model]
+    return [f"{model} on CIFAR-10{'0' * name.endswith(OTHER)}" for name in without]
 
 
 def results_html(shown: Sequence[Shown], records: Mapping[str, Mapping[str, Record]]) -> str:
