@@ -123,7 +123,7 @@ def asked_settings(scale: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 def write(results: Path) -> list[Path]:
     """RESULTS.md, results/index.html, and <table>-<scale>.{md,csv,tex,png}; all are returned."""
-    from evaluation.results_tables import cells, formats, page, pictures, records
+    from evaluation.results_tables import cells, copies, formats, page, pictures, records
 
     results = results.resolve()
     found = {
@@ -145,11 +145,7 @@ def write(results: Path) -> list[Path]:
         picture = results / f"{stem}.png"
         drawn = pictures.save_picture(table_built, picture)
         written += [picture] if drawn else []
-        known = sorted(
-            path
-            for path in (results / table_built.scale).glob(f"{table_built.name}*.png")
-            if re.fullmatch(rf"{table_built.name}(-[0-9]+)?", path.stem)
-        )
+        known = copies.copies_of(table_built.name, results / table_built.scale)
         left = [(f"{table_built.layout.title}, as evaluated", path) for path in known]
         shown.append(page.Shown(table_built, picture if drawn else None, left))
     for path, text in (

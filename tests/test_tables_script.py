@@ -561,6 +561,33 @@ def test_questions_about_several_models_belong_to_each(tmp_path: Path) -> None:
     assert picture.read_bytes() == b"picture of seed 2"  # the first, by number
 
 
+def test_copied_pictures_are_those_of_now(tmp_path: Path) -> None:
+    results = tmp_path / "results" / "small"
+
+    def copied() -> dict[str, bytes]:
+        collect(tmp_path, tmp_path / "results")
+        return {path.name: path.read_bytes() for path in results.glob("*.png")}
+
+    fake_run(tmp_path, "ce", 1)
+    for norm in ("linf", "l2"):
+        place = tmp_path / "small" / f"figure4-{norm}-s1"
+        place.mkdir()
+        (place / "attack.png").write_bytes(norm.encode())
+        if norm == "linf":
+            assert copied() == {"figure4_robustness.png": b"linf"}
+            (results / "figure4_robustness-mine.png").write_bytes(b"mine")
+    mine = {"figure4_robustness-mine.png": b"mine"}
+    expected = {"figure4_robustness-1.png": b"linf", "figure4_robustness-2.png": b"l2"}
+    assert copied() == expected | mine
+    shutil.rmtree(tmp_path / "small" / "figure4-linf-s1")
+    shutil.rmtree(tmp_path / "small" / "figure4-l2-s1")
+    assert copied() == expected | mine  # as records of runs that are elsewhere
+    folder = fake_run(tmp_path, "hdge-jem", 1) / "eval"
+    for name in ("cond_samples_direct_40", "cond_samples_direct_80", "cond_samples-1_direct_90"):
+        (folder / f"{name}.png").write_bytes(name.encode())
+    assert copied()["figure3_samples.png"] == b"cond_samples_direct_80"
+
+
 def test_a_row_of_both_cifars_is_one_line(tmp_path: Path) -> None:
     first = fake_run(tmp_path, "ce-bn", 1)
     classified(first, 0.5)

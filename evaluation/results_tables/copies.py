@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluation.results_tables.records import writing
+from evaluation.results_tables.titles import natural
 from training.flags import UsageError
 
 
 def copy_pictures(tables: Mapping[str, Any], folder: Path, results: Path) -> list[Path]:
-    """The evaluations' own pictures of the figures, from one seed, as <table>[-n].png."""
+    """The evaluations' own pictures of the figures, from one seed, as <table>[-n].png: in place of
+    those that were copied earlier, where there are new ones."""
     copied = []
     for name, table in tables.items():
         pictures = [
@@ -23,12 +26,26 @@ def copy_pictures(tables: Mapping[str, Any], folder: Path, results: Path) -> lis
         for row in table.rows if samples else ():
             for run in first_seed(folder, row, "eval"):
                 pictures += last_grids(run, samples)
+        targets = []
         for i, path in enumerate(pictures):
             target = results / (f"{name}.png" if len(pictures) == 1 else f"{name}-{i + 1}.png")
             with writing(target) as temporary:
                 temporary.write_bytes(read(path))
-            copied.append(target)
+            targets.append(target)
+        for stale in set(copies_of(name, results)) - set(targets) if targets else ():
+            stale.unlink()
+        copied += targets
     return copied
+
+
+def copies_of(name: str, results: Path) -> list[Path]:
+    """The copied pictures of a table, in their order."""
+    found = [path for path in results.glob("*.png") if is_copy(name, path.stem)]
+    return sorted(found, key=lambda path: natural(path.stem))
+
+
+def is_copy(name: str, stem: str) -> bool:
+    return re.fullmatch(rf"{re.escape(name)}(-[0-9]+)?", stem) is not None
 
 
 def read(picture: Path) -> bytes:
@@ -52,7 +69,7 @@ def last_grids(folder: Path, questions: Sequence[str]) -> list[Path]:
     """Of each kind of grid the one after most SGLD steps."""
     kinds: dict[str, tuple[int, Path]] = {}
     for question in questions:
-        for path in folder.glob(f"{question}*.png"):
+        for path in folder.glob(f"{question}_*.png"):  # not those set aside: <question>-1_...
             kind, _, steps = path.stem.rpartition("_")
             key = (kind, int(steps)) if steps.isdecimal() else (path.stem, 0)
             if key[0] not in kinds or kinds[key[0]][0] < key[1]:

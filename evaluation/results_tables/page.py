@@ -109,13 +109,13 @@ def missing(shown: Sequence[Shown]) -> str:
         # A row's name is another at each scale, and it is two lines where a stand-in is.
         names: dict[str, str] = {}
         rows: dict[str, dict[str, set[str]]] = {}
-        for table in scales:
-            for line in table.lines:
+        for built in scales:
+            for line in built.lines:
                 for experiment, done in halves(line).items():
                     row = experiment.removesuffix(OTHER)
                     names.setdefault(row, line.model)
                     found = rows.setdefault(row, {}).setdefault(experiment, set())
-                    found |= {table.scale} if done else set()
+                    found |= {built.scale} if done else set()
         nowhere = [text for row, found in rows.items() for text in lacking(names[row], found)]
         at_paper = sum(all("paper" in done for done in found.values()) for found in rows.values())
         title = scales[0].layout.title
@@ -127,7 +127,7 @@ def missing(shown: Sequence[Shown]) -> str:
 
 
 def halves(line: Line) -> dict[str, bool]:
-    """Each experiment of the line -> whether it has a number; two are CIFAR-10's and CIFAR-100's."""
+    """Each experiment of the line -> whether it has a number; of two one is CIFAR-100's."""
     experiments = line.experiment.split(", ") if line.experiment else []
     of_other = {key: key.endswith("/cifar100") for key in line.cells}
     return {
