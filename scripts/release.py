@@ -21,6 +21,7 @@ from training.flags import Parser  # noqa: E402
 
 # Where a run was, not what it is; each gets its default back.
 PLACES = {"data_root": "./datasets", "log_dir": "./save", "load_path": None, "resume": None}
+FOLDER = "folder:"  # and the path: a data set of the user's own
 FILLED = "memories.queue.queue_filled"
 MEMORIES = ("queue", "replay_buffer")
 
@@ -43,14 +44,21 @@ def build_parser() -> Parser:
 def released(
     state: dict[str, Any], keep: Collection[str], environment: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What is kept of a checkpoint; `environment`: of the run's variant.json."""
+    """What is kept of a checkpoint; `environment`: of the run's variant.json.
+
+    Of a data set that is a folder its last part is, and nothing of the system that it ran on.
+    """
     weights = state["model_state_dict"]
     network = {n: t for n, t in weights.items() if "queue" in keep or not n.startswith("queue_")}
+    settings = {**state["settings"], **PLACES}
+    dataset = str(settings.get("dataset") or "")
+    if dataset.startswith(FOLDER):
+        settings["dataset"] = FOLDER + Path(dataset.removeprefix(FOLDER)).name
     kept = {
         "model_state_dict": network,
-        "settings": {**state["settings"], **PLACES},
+        "settings": settings,
         "progress": {"step": state["progress"]["step"]},
-        "environment": environment or {},
+        "environment": {k: v for k, v in (environment or {}).items() if k != "platform"},
     }
     if "queue_logit" in network:
         kept["objective"] = {FILLED: state["objective"][FILLED]}

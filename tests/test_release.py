@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import models
 from scripts import release
@@ -33,7 +34,8 @@ def test_it_is_the_same_model_without_what_only_training_needs(train: Any, tmp_p
     }
     assert train.same(kept["model_state_dict"], whole["model_state_dict"])
     assert kept["progress"] == {"step": 3}
-    assert kept["environment"] == run.settings["environment"]
+    whole_environment = run.settings["environment"]
+    assert whole_environment.pop("platform") and kept["environment"] == whole_environment
     x = torch.rand(2, 3, 32, 32)
     a, b = (models.load(path) for path in (tmp_path / "a.pt", run.folder / "last_ckpt.pt"))
     assert torch.equal(a.logits(x), b.logits(x))
@@ -46,6 +48,21 @@ def test_no_path_of_this_machine_is_told(train: Any, tmp_path: Path) -> None:
     assert str(train.root) not in str({k: v for k, v in kept.items() if k != "model_state_dict"})
     changed = {k for k, v in run.state()["settings"].items() if kept["settings"][k] != v}
     assert changed == {"data_root", "log_dir"}
+
+
+def test_a_data_set_of_one_s_own_is_known_by_its_last_part(train: Any, tmp_path: Path) -> None:
+    for i in range(12):
+        place = tmp_path / "private" / "me" / "shapes" / "ab"[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (i, i, i)).save(place / f"{i}.png")
+    dataset = f"folder:{tmp_path / 'private' / 'me' / 'shapes'}"
+    run = train("--pyxce 1 --max_steps 1 --n_valid 4 --dataset", dataset)
+    assert run.code == 0, run.err
+    kept = make(run, tmp_path / "g.pt")
+    assert kept["settings"]["dataset"] == "folder:shapes"
+    kept.pop("model_state_dict")
+    assert "private" not in str(kept) and str(tmp_path) not in str(kept)
+    assert models.load(tmp_path / "g.pt").logits(torch.rand(1, 3, 32, 32)).shape == (1, 2)
 
 
 def test_queue_and_replay_buffer_stay_where_asked_for(train: Any, tmp_path: Path) -> None:
