@@ -189,9 +189,11 @@ def logp_hist(asked: Asked, model: Trained) -> dict[str, Any]:
     s = asked.s
     (name,) = s.score_fn
     bank, contrastive = prepare_scores(asked, model, [name])
+    skipped: list[dict[str, str]] = []
     if s.datasets is None:
         inside = asked.asked_about(model)
-        sets = [inside, *ood_sets(asked, model, inside)[0]]
+        outside, skipped = ood_sets(asked, model, inside)
+        sets = [inside, *outside]
     else:
         sets = [asked.images(each, model, "--datasets") for each in s.datasets]
     if len({found.name for found in sets}) < len(sets):
@@ -224,6 +226,7 @@ def logp_hist(asked: Asked, model: Trained) -> dict[str, Any]:
         "datasets": list(summary),
         "score_fn": name,
         "sets": summary,
+        "skipped": skipped,
         "_raw": keys,
         "_picture": picture,
     }

@@ -7,7 +7,7 @@
 #        smoke (a few steps on scikit-learn's digits: does everything run?)
 # SEEDS  one run for each, as in SEEDS="1 2 3" (default: 1)
 # JOBS   programs at a time (default: 1);  GPUS  the GPUs that they share in turn, as in GPUS="0 1 2 3"
-# ROOT   the run folders are in $ROOT/$SCALE (default: save/tables)
+# ROOT   the run folders are in $ROOT/$SCALE (default: save/tables); a relative path is one from the repository's folder
 #
 # Cost. smoke: all tables and figures in 6 min 49 s with JOBS=2 on a 2-core AMD EPYC. small: of its parts, cross-entropy
 # and HDGE took 13 to 19 minutes a run there, with other work on the same cores; the

@@ -122,10 +122,12 @@ def test_every_score_is_there(ask: Any) -> None:
 def test_all_says_what_it_leaves_out(ask: Any, tmp_path: Path) -> None:
     for name in ("cifar10", "svhn"):
         shutil.copy(ask.trainer.data / f"{name}.npz", tmp_path)
-    found = ask("--eval OOD --ood_dataset all", "--data_root", str(tmp_path))
-    assert found.code == 0
-    assert [each["ood_dataset"] for each in found.json("OOD")["skipped"]] == ["cifar100", "celeba"]
-    assert len(found.err) == 2 and all("left out of all" in e for e in found.err)
+    for name in ("OOD", "logp_hist"):
+        found = ask(f"--eval {name} --ood_dataset all", "--data_root", str(tmp_path))
+        assert found.code == 0
+        skipped = found.json(name)["skipped"]
+        assert [each["ood_dataset"] for each in skipped] == ["cifar100", "celeba"]
+        assert len(found.err) == 2 and all("left out of all" in e for e in found.err)
 
 
 def test_the_histogram_names_splits_and_compares_with_the_first(answers: Any) -> None:

@@ -137,6 +137,11 @@ def test_a_set_that_was_not_there_is_said(tmp_path: Path) -> None:
     detected(run, {"svhn_test": 0.6}, skipped=[{"ood_dataset": "celeba", "reason": "gone"}])
     found = line(built("table1_ood", collect(tmp_path, tmp_path / "results")), "ce")
     assert found.cells["auroc/px/celeba"].state == "no data"
+    sets = {"cifar10_test": {"auroc": None}, "svhn_test": {"auroc": 0.5}}
+    gone = [{"ood_dataset": "celeba", "reason": "gone"}]
+    answer(run / "eval", run, "logp_hist", sets=sets, score_fn="px", skipped=gone)
+    found = line(built("figure1_histograms", collect(tmp_path, tmp_path / "results")), "ce")
+    assert found.cells["hist/px/celeba"].state == "no data"
 
 
 @pytest.mark.parametrize("name", list(tables.TABLES))
