@@ -347,13 +347,3 @@ def check_given(s: argparse.Namespace, given: set[str]) -> None:
         idle = [f"--{name}" for name in without if holds and name in given]
         if idle:
             raise UsageError(f"{', '.join(idle)} has no effect with --{flag}: leave it out")
-
-
-def resolve(s: argparse.Namespace) -> None:
-    """Fill in the defaults that depend on the question."""
-    if s.n_steps is None:
-        s.n_steps = {"uncond_samples": 40, "cond_samples": 40, "fid": 100}.get(s.eval, 0)
-    if s.eval == "attack":
-        s.sigma = 0.0
-    if s.ood_dataset is None:
-        s.ood_dataset = ["all"] if s.eval == "logp_hist" else ["svhn"]

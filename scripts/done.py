@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -124,14 +123,12 @@ def answered(place: Path, words: Sequence[str], hashes: dict[Path, str] | None =
 
 def sha256(path: Path) -> str:
     """Of the file's bytes; "" where there is none."""
-    digest = hashlib.sha256()
+    from evaluation.results import file_sha256
+
     try:
-        with open(path, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+        return file_sha256(path)
     except OSError:
         return ""
-    return digest.hexdigest()
 
 
 def resumable(run: Path) -> bool:

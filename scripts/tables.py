@@ -20,14 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from scripts.experiments import (  # noqa: E402
-    EXPERIMENTS,
-    SCALES,
-    TABLES,
-    finished,
-    overlay,
-    question_words,
-)
+from scripts.done import finished  # noqa: E402
+from scripts.recipes import EXPERIMENTS, SCALES, TABLES, overlay, question_words  # noqa: E402
 from training.flags import Parser, UsageError  # noqa: E402
 
 SEED = re.compile(r"(?P<name>.+)-s(?P<seed>[0-9]+)")

@@ -945,3 +945,14 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "results" / "small" / "ce.json").write_text("[]")
     assert "is no record" in error(capsys, "write", "--results", tmp_path / "results")
     assert "ACTION" in error(capsys)
+
+
+def test_a_probe_s_rows_are_no_epochs(tmp_path: Path) -> None:
+    load_path = str(tmp_path / "small" / "simclr-s1" / "last_ckpt.pt")
+    more = {"method": "linear-probe", "program": "linear_probe.py", "load_path": load_path}
+    fake_run(tmp_path, "simclr-linear", 1, epochs=1, **more)
+    about = line(
+        built("table1_ood", collect(tmp_path, tmp_path / "results")), "simclr-linear"
+    ).about
+    assert about["epochs"] == "a linear probe" and "from simclr" in about["setting"]
+    assert about["runs"] == "1 seed"

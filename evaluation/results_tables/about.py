@@ -99,6 +99,8 @@ def commits(seed: Mapping[str, Any]) -> list[str]:
 
 
 def length(seed: Mapping[str, Any]) -> str:
+    if seed["settings"].get("method") == "linear-probe":
+        return "a linear probe"
     if seed["settings"].get("max_steps"):
         return f"{seed['steps']} step" + "s" * (seed["steps"] != 1)
     return f"{seed['epochs']} epoch" + "s" * (seed["epochs"] != 1)
