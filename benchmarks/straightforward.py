@@ -1,0 +1,172 @@
+"""The training step written the straightforward way, as the ancestors' released code does it.
+
+From the formulas and with that code's habits: each term runs the network on its own, the queue
+term builds an (N, C, K) tensor, the replay buffer lives on the host, sampling differentiates a
+graph that includes the weights and keeps it, numbers are float32 in NCHW, and the host reads the
+loss in every step. It computes what the project's step computes (tests/test_straightforward.py).
+
+Shapes: N batch, C classes, K queue slots.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.plain_network import Classifier
+
+LARGEST_LOSS = 1e8  # JEM's code stops there
+
+
+@dataclass
+class State:
+    """What a step changes. `queue` (C, K) holds raw logits, the first `filled` slots of it."""
+
+    settings: Namespace  # of train_wrn.py
+    model: Classifier
+    optimizer: torch.optim.Optimizer
+    queue: Tensor
+    pointer: Tensor  # (1,) int64, on the device
+    filled: int
+    replay: Tensor  # (size, 3, H, W), on the host
+
+    @property
+    def device(self) -> torch.device:
+        return self.queue.device
+
+
+def build(s: Namespace, model: Classifier, num_classes: int, device: torch.device) -> State:
+    """As the ancestors start: the queue full of N(0, 1), the replay buffer of U(-1, 1)."""
+    contrast, sgld = s.pxycontrast > 0, s.pxsgld > 0
+    return State(
+        s,
+        model,
+        torch.optim.Adam(model.parameters(), lr=s.lr, betas=(0.9, 0.999)),
+        torch.randn(num_classes, s.contrast_k if contrast else 0, device=device),
+        torch.zeros(1, dtype=torch.int64, device=device),
+        s.contrast_k if contrast else 0,
+        torch.rand(s.buffer_size if sgld else 0, 3, 32, 32) * 2 - 1,
+    )
+
+
+def train_step(state: State, images: Tensor, labels: Tensor, unlabelled: Tensor | None) -> float:
+    """One update from a batch on the host; its loss. `unlabelled`: for log q(x), with pxsgld.
+
+    Raises FloatingPointError where the loss exceeds 1e8.
+    """
+    s, model = state.settings, state.model
+    images, labels = images.to(state.device), labels.to(state.device)
+    targets = target_rows(labels, state.queue.shape[0], s.smoothing, images.dtype)
+    loss = torch.zeros((), device=state.device)
+    if s.pxsgld > 0:
+        assert unlabelled is not None
+        samples = sample(state)
+        log_q_data = model(unlabelled.to(state.device)).logsumexp(1).mean()
+        log_q_samples = model(samples).logsumexp(1).mean()
+        loss = loss + s.pxsgld * (log_q_samples - log_q_data)
+    if s.pyxce > 0:
+        loss = loss + s.pyxce * cross_entropy(model(images), targets)
+    if s.pxycontrast > 0:
+        logits = model(images)
+        loss = loss + s.pxycontrast * contrastive(state, logits, targets)
+        enqueue(state, logits)
+    value = loss.item()
+    if not abs(value) <= LARGEST_LOSS:
+        raise FloatingPointError("the straightforward step has diverged")
+    state.optimizer.zero_grad()
+    loss.backward()
+    state.optimizer.step()
+    return value
+
+
+def target_rows(labels: Tensor, num_classes: int, smoothing: float, dtype: torch.dtype) -> Tensor:
+    """(N, C): 1 - s on the label, s / (C - 1) elsewhere."""
+    one_hot = F.one_hot(labels, num_classes).to(dtype)
+    return one_hot * (1 - smoothing) + (1 - one_hot) * smoothing / (num_classes - 1)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return -(targets * logits.log_softmax(1)).sum(1).mean()
+
+
+def contrastive(state: State, logits: Tensor, targets: Tensor) -> Tensor:
+    """-s_pos/T + log(exp(s_pos/T) + sum_k exp(s_neg[k]/T)) of HDGE, averaged over the batch."""
+    s, u = state.settings, logits
+    queue = state.queue[:, : state.filled].clone().detach()
+    if s.contrast_normalize:
+        u, queue = F.normalize(u, dim=1), F.normalize(queue, dim=0)
+    if s.contrast_score == "algorithm1":  # s = log sum_c exp(t[c] u[c])
+        positive = torch.logsumexp(targets * u, 1, keepdim=True)  # (N, 1)
+        negative = torch.logsumexp(torch.einsum("nc,ck->nck", targets, queue), 1)  # (N, K)
+    else:  # s = log sum_c t[c] exp(u[c])
+        positive = (targets * u.exp()).sum(1, keepdim=True).log()
+        negative = torch.einsum("nc,ck->nck", targets, queue.exp()).sum(1).log()
+    scores = torch.cat([positive, negative], 1) / s.contrast_t
+    first = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+    return F.cross_entropy(scores, first)
+
+
+@torch.no_grad()
+def enqueue(state: State, logits: Tensor) -> None:
+    """Write logits (N, C) over the oldest slots; the host asks the device where they begin."""
+    n, size = len(logits), state.queue.shape[1]
+    slots = (int(state.pointer) + torch.arange(n, device=state.device)) % size
+    state.queue[:, slots] = logits.detach().T
+    state.pointer[0] = (int(state.pointer) + n) % size
+    state.filled = min(size, state.filled + n)
+
+
+def sample(state: State) -> Tensor:
+    """x <- x + step_size * d/dx log q(x) + noise_std * N(0, I), from the replay buffer and back."""
+    s, model = state.settings, state.model
+    model.eval()
+    start, slots = draw(state)
+    samples = langevin(
+        lambda x: model(x).logsumexp(1),
+        start.to(state.device),
+        steps=s.n_steps,
+        step_size=s.sgld_lr,
+        noise_std=s.sgld_std,
+    )
+    model.train()
+    state.replay[slots] = samples.cpu()
+    return samples
+
+
+def draw(state: State) -> tuple[Tensor, Tensor]:
+    """(start images, their slots), on the host. Two chains may have the same slot."""
+    s = state.settings
+    slots = torch.randint(len(state.replay), (s.sgld_batch_size,))
+    fresh = torch.rand(s.sgld_batch_size, *state.replay.shape[1:]) * 2 - 1
+    restart = (torch.rand(s.sgld_batch_size) < s.reinit_freq).float()[:, None, None, None]
+    return restart * fresh + (1 - restart) * state.replay[slots], slots
+
+
+def langevin(
+    log_density: Callable[[Tensor], Tensor],
+    start: Tensor,
+    *,
+    steps: int,
+    step_size: float,
+    noise_std: float,
+    noise: Callable[[Tensor], Tensor] = torch.randn_like,
+) -> Tensor:
+    """The end points of the chains; each step's graph reaches the weights, too, and is kept."""
+    x = start.clone().requires_grad_(True)
+    for _ in range(steps):
+        (gradient,) = torch.autograd.grad(log_density(x).sum(), [x], retain_graph=True)
+        x.data += step_size * gradient + noise_std * noise(x)
+    return x.detach()
+
+
+def step_flops(forward: int, s: Namespace) -> float:
+    """FLOP of a step, from those of one image's forward pass: 3 for each pass that is learned
+    from, and there is one a term; 2 an SGLD step."""
+    passes = (s.pyxce > 0) + (s.pxycontrast > 0) + (s.pxsgld > 0)
+    chains = s.sgld_batch_size * (2 * s.n_steps + 3) if s.pxsgld > 0 else 0
+    return float(forward) * (3 * s.batch_size * passes + chains)

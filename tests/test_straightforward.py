@@ -1,0 +1,213 @@
+"""The project's training step against the straightforward one: loss, gradients, queue, samples.
+
+Two steps of the project, a checkpoint, and two steps of the run that it is restored to: the queue
+of 10 slots is partly filled at first, full at the third batch of 4, and wraps round.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import losses
+import models
+import train_wrn
+from benchmarks import plain_network, straightforward
+from training import flags
+from training.divergence import Guard
+from training.state import Run, checkpoint_state, restore
+
+ALL, HDGE = "--pyxce 1 --pxycontrast .5 --pxsgld .25", "--pyxce 1 --pxycontrast .5"
+BATCH, SLOTS, SIDE = 4, 10, 8  # images of 8 x 8 pixels are enough for every layer
+
+CASES = [
+    pytest.param(
+        classes,
+        f"--smoothing {smoothing} --contrast_score {score} --{no}contrast_normalize",
+        id=f"{classes}-{smoothing}-{score}-{no}normalize",
+    )
+    for classes, smoothing, score, no in product(
+        (10, 100), (0, 0.1), ("algorithm1", "eq13"), ("", "no-")
+    )
+]
+
+
+def settings_of(words: str) -> Namespace:
+    small = f"--depth 10 --width 1 --n_steps 2 --contrast_k {SLOTS} --lr 1e-3 --amp off"
+    sizes = f"--batch_size {BATCH} --sgld_batch_size {BATCH} --buffer_size 100 --device cpu"
+    return flags.parse(f"{small} {sizes} {words}".split())[0]
+
+
+def project(s: Namespace, classes: int, dtype: torch.dtype, *, running: bool = False) -> Run:
+    """A run whose replay buffer holds small images and whose queue keeps running sums if asked."""
+    torch.manual_seed(0)
+    model = train_wrn.build_model(s, classes, torch.device("cpu"))
+    objective = train_wrn.build_objective(s, classes)
+    memories = objective.memories
+    if "queue" in memories:
+        for normaliser in memories["queue"].normalisers.values():
+            normaliser.running = running
+    if "replay_buffer" in memories:
+        memories["replay_buffer"].images = torch.rand(100, 3, SIDE, SIDE) * 2 - 1
+    model, objective = model.to(dtype), objective.to(dtype)
+    for normaliser in (m for m in objective.modules() if isinstance(m, losses.queue.Normaliser)):
+        normaliser.double()
+    return Run(s, classes, model, objective, train_wrn.build_optimizer(s, model, objective))
+
+
+def straight(run: Run) -> straightforward.State:
+    """The straightforward step's state where the run begins; its numbers are float64."""
+    s = run.settings
+    model = plain_network.Classifier(s.depth, s.width, run.num_classes).double()
+    model.load_state_dict({n: t.double() for n, t in run.model.state_dict().items()})
+    state = straightforward.build(s, model, run.num_classes, torch.device("cpu"))
+    state.queue, state.filled = state.queue.double(), 0
+    buffer = run.memory("replay_buffer")
+    if buffer is not None:
+        state.replay = buffer.images.double().clone()
+    return state
+
+
+def batches(classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    while True:
+        images = torch.rand(BATCH, 3, SIDE, SIDE, generator=generator, dtype=torch.float64) * 2 - 1
+        yield images, torch.randint(classes, (BATCH,), generator=generator)
+
+
+def same_random_numbers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The straightforward chains start where the run's do and get its noise, number by number."""
+    buffer = run.memory("replay_buffer")
+    dtype = buffer.images.dtype
+
+    def draw(state: straightforward.State) -> tuple[Tensor, Tensor]:
+        start, slots = buffer.draw(state.settings.sgld_batch_size)
+        torch.testing.assert_close(state.replay[slots], buffer.images[slots].double(), **EXACT)
+        return start.double().contiguous(), slots
+
+    def noise(x: Tensor) -> Tensor:
+        like = torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)
+        return like.normal_().double().contiguous()
+
+    given = straightforward.langevin.__kwdefaults__
+    monkeypatch.setattr(straightforward, "draw", draw)
+    monkeypatch.setitem(given, "noise", noise)
+
+
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("classes", "words"), CASES)
+def test_every_number_of_a_step_is_the_straightforward_one(
+    classes: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = settings_of(f"{ALL} {words}")
+    running = s.contrast_normalize  # where it may be: the normaliser is a running sum
+    run = project(s, classes, torch.float64, running=running)
+    state = straight(run)
+    stream, guard, seen = batches(classes), Guard(run.device), []
+    for step in range(4):
+        if step == 2:  # resumed: partly filled, and the next batch wraps round
+            saved, run = checkpoint_state(run), project(s, classes, torch.float64, running=running)
+            restore(run, saved)
+        images, labels = next(stream)
+        with monkeypatch.context() as patch:
+            same_random_numbers(run, patch)
+            torch.manual_seed(step)
+            loss = straightforward.train_step(state, images, labels, images)
+        torch.manual_seed(step)
+        run.model.train()
+        found = train_wrn.train_step(run, guard, (images, labels, None), step)
+        seen.append(loss)
+
+        torch.testing.assert_close(found["loss"].item(), loss, **EXACT)
+        ours, theirs = gradients(run.model), gradients(state.model)
+        assert ours.keys() == theirs.keys() == dict(run.model.named_parameters()).keys()
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], **EXACT)
+        queue = run.memory("queue")
+        filled = min(SLOTS, (step + 1) * BATCH)
+        assert queue.queue_filled == state.filled == filled
+        torch.testing.assert_close(queue.queue_logit[:, :filled], state.queue[:, :filled], **EXACT)
+        torch.testing.assert_close(run.memory("replay_buffer").images, state.replay, **EXACT)
+    assert not guard.flag
+    assert len(set(seen)) == 4 and state.pointer == 4 * BATCH % SLOTS
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize("score", ["algorithm1", "eq13"])
+def test_float32_is_close_to_the_straightforward_step_in_float64(
+    classes: int, score: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative L2, not the largest error: float32 may take a LeakyReLU's other branch near 0."""
+    run = project(settings_of(f"{ALL} --contrast_score {score}"), classes, torch.float32)
+    state = straight(run)
+    past = torch.randn(SLOTS, classes, generator=torch.Generator().manual_seed(2))
+    run.memory("queue").enqueue(past)
+    straightforward.enqueue(state, past.double())
+    images, labels = next(batches(classes))
+    images = images.float()
+    with monkeypatch.context() as patch:
+        same_random_numbers(run, patch)
+        torch.manual_seed(0)
+        loss = straightforward.train_step(state, images.double(), labels, images.double())
+    torch.manual_seed(0)
+    run.model.train()
+    before = run.memory("replay_buffer").images.clone()
+    found = train_wrn.train_step(run, Guard(run.device), (images, labels, None), 0)
+
+    assert found["loss"].item() == pytest.approx(loss, rel=1e-5)
+    ours, theirs = gradients(run.model), gradients(state.model)
+    for name in ours:
+        assert (ours[name] - theirs[name]).norm() <= 1e-3 * theirs[name].norm(), name
+    images = run.memory("replay_buffer").images
+    moved = (images != before).flatten(1).any(1)
+    assert moved.sum() == BATCH
+    assert (images - state.replay)[moved].norm() <= 1e-3 * state.replay[moved].norm()
+
+
+@pytest.mark.parametrize(
+    ("words", "passes"),
+    [
+        ("--pyxce 1", 3),
+        (HDGE, 6),
+        ("--pyxce 1 --pxsgld 1", 9 + 2 * 2),
+        (ALL, 12 + 2 * 2),
+    ],
+    ids=["CE", "HDGE", "JEM", "HDGE + JEM"],
+)
+def test_the_straightforward_step_costs_what_is_said(words: str, passes: int) -> None:
+    run = project(settings_of(words), 10, torch.float32)
+    state = straight(run)
+    state.model.float()
+    state.queue, state.replay = state.queue.float(), state.replay.float()
+    images, labels = next(batches(10))
+    images = images.float()
+    straightforward.train_step(state, images, labels, images)
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = NoModules()  # type: ignore[assignment]
+    with counter:
+        straightforward.train_step(state, images, labels, images)
+    forward = models.forward_flops(run.model) * SIDE**2 / 32**2
+    said = straightforward.step_flops(int(forward), run.settings)
+    assert said == pytest.approx(passes * BATCH * forward, rel=1e-6)
+    assert counter.get_total_flops() == pytest.approx(said, rel=0.02)
+
+
+class NoModules:
+    """In place of the counter's tracker of modules, which cannot follow autograd.grad."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
