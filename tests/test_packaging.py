@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ["models", "losses", "data", "training", "evaluation", "baselines"]
+PACKAGES = ["models", "losses", "data", "training", "evaluation", "baselines", "benchmarks"]
 BASH = shutil.which("bash") or pytest.skip("needs bash", allow_module_level=True)
 
 _spec = importlib.util.spec_from_file_location("requirements", ROOT / "scripts" / "requirements.py")

@@ -13,6 +13,7 @@ import pytest
 
 import models
 from baselines import contrastive_flags, probe_flags, train_adversarial
+from benchmarks import flags as benchmark_flags
 from evaluation import flags as questions
 from training import flags
 from training.checkpoint import save_checkpoint
@@ -42,6 +43,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "scripts/release.py": of_script("release.py"),
     "scripts/experiments.py": of_script("experiments.py"),
     "scripts/tables.py": of_script("tables.py"),
+    "scripts/bench.py": benchmark_flags.build_parser,
     "baselines/train_contrastive.py": contrastive_flags.build_parser,
     "baselines/train_adversarial.py": train_adversarial.build_parser,
     "baselines/linear_probe.py": probe_flags.build_parser,

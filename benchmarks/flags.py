@@ -1,0 +1,133 @@
+"""The flags of scripts/bench.py. Nothing heavy is imported here, as in training/flags.py."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from training import flags as training
+from training.flags import COUNT, WHOLE, Parser, UsageError, number
+
+SECTIONS = ("steps", "parts", "growth", "queue", "images")
+TERMS = {
+    "CE": "--pyxce 1",
+    "HDGE": "--pyxce 1 --pxycontrast 1",
+    "JEM": "--pyxce 1 --pxsgld 1",
+    "HDGE+JEM": "--pyxce 1 --pxycontrast 1 --pxsgld 1",
+}
+PAPER_SIZES = {"batch_size": 64, "n_steps": 20, "contrast_k": 65536}
+PAPER_GROWTH = {
+    "contrast_k": (64, 1024, 16384, 65536, 262144),
+    "n_steps": (1, 5, 20, 100),
+    "batch_size": (16, 64, 256, 512),
+}
+# What a preset sets: the network and the step's sizes; `turns` of each contender in a row of the
+# table, and the `seconds` after which a row ends sooner; where cost is to be looked at as it
+# grows; chains and images of the SGLD curve, whose longest step is 5 times the paper's; the side
+# of the matrices whose product is the peak.
+PRESETS: dict[str, dict[str, Any]] = {
+    "cpu": {
+        **{"depth": 10, "width": 2, **PAPER_SIZES, "classes": [10, 100]},
+        **{"turns": 5, "seconds": 60.0, "matrix": 2048},
+        **{"growth": PAPER_GROWTH, "sgld_growth_batch": 16},
+    },
+    "gpu": {
+        **{"depth": 28, "width": 10, **PAPER_SIZES, "classes": [10, 100]},
+        **{"turns": 7, "seconds": 15.0, "matrix": 8192},
+        **{"growth": PAPER_GROWTH, "sgld_growth_batch": 64},
+    },
+    "quick": {
+        **{"depth": 10, "width": 1, "batch_size": 8, "n_steps": 3, "contrast_k": 2048},
+        **{"turns": 3, "seconds": 2.0, "matrix": 256, "classes": [10, 100]},
+        **{"growth": {"contrast_k": (64, 1024), "n_steps": (1, 3), "batch_size": (4, 8)}},
+        "sgld_growth_batch": 4,
+    },
+}
+LR = 1e-6  # nothing moves far enough to diverge
+
+
+# fmt: off
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="bench.py", allow_abbrev=False,
+        description="Time this project's training step beside the straightforward one, which "
+        "benchmarks/straightforward.py writes as the ancestors' code does it. Run it on a machine "
+        "that does nothing else.",
+    )
+    add = parser.add_argument
+    add("--preset", choices=("auto", *PRESETS), default="auto",
+        help="cpu: WRN-10-2, under 10 minutes on two cores; gpu: WRN-28-10, under 5 minutes; "
+        "quick: a small network, under a minute, to see that it works; auto: gpu where there is "
+        "one, else cpu (default: %(default)s)")
+    add("--output", type=Path, default=Path("save/bench"), metavar="FOLDER",
+        help="bench.json, bench.md and bench.png are written there (default: %(default)s)")
+    add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION",
+        help="steps: whole steps; parts: where their time goes; growth: with K, SGLD steps and "
+        "batch; queue: the queue term alone; images: augmentation (default: all)")
+    add("--straightforward", action=argparse.BooleanOptionalAction, default=True,
+        help="time the straightforward step, too (default: on)")
+    add("--terms", nargs="+", choices=tuple(TERMS), default=list(TERMS), metavar="TERMS",
+        help=f"of the rows of steps: {', '.join(TERMS)} (default: all)")
+    add("--workers", type=WHOLE, default=min(4, os.cpu_count() or 1), metavar="N",
+        help="worker processes of the straightforward step's DataLoader; 0: images are made in "
+        "the step (default: 4, at most one a core)")
+    group = parser.add_argument_group("what is timed", "Default: what the preset says.")
+    add = group.add_argument
+    add("--depth", type=COUNT, metavar="6N+4", help="layers of the WideResNet")
+    add("--width", type=COUNT, metavar="TIMES", help="width multiplier of the WideResNet")
+    add("--batch_size", type=number(int, low=1, high=10000), metavar="IMAGES",
+        help="images, and with JEM chains, a step")
+    add("--n_steps", type=COUNT, metavar="STEPS", help="SGLD steps a training step")
+    add("--contrast_k", type=COUNT, metavar="K", help="slots of the queue")
+    add("--classes", type=number(int, low=2, high=10000), nargs="+", metavar="C",
+        help="all terms are timed with the first number of classes, HDGE and the queue with each")
+    add("--turns", type=COUNT, metavar="N", help="times that each step is timed; the median counts")
+    group = parser.add_argument_group("machine", "As train_wrn.py has them.")
+    add = group.add_argument
+    for action in training.build_parser()._actions:
+        if action.dest in ("device", "amp", "compile"):
+            add(*action.option_strings, choices=action.choices, default=action.default,
+                metavar=action.metavar, help=action.help)
+    add("--seed", type=WHOLE, default=0, metavar="N",
+        help="seed of weights, images and noise (default: %(default)s)")
+    return parser
+
+
+# fmt: on
+def parse(argv: Sequence[str]) -> Namespace:
+    """The flags as given: what the preset is to say is None until `complete`. A mistake ends the
+    program with one line and exit code 2."""
+    parser = build_parser()
+    b = parser.parse_args(argv)
+    b.command = ["python", "scripts/bench.py", *argv]
+    try:  # what is wrong in any preset is said at once
+        complete(b, "quick" if b.preset == "auto" else b.preset)
+    except UsageError as error:
+        parser.error(str(error))
+    return b
+
+
+def complete(b: Namespace, preset: str) -> Namespace:
+    """The flags under the preset's values. Raises UsageError for what cannot be built."""
+    found = Namespace(**{**vars(b), "preset": preset})
+    for name, value in PRESETS[preset].items():
+        if getattr(b, name, None) is None:
+            setattr(found, name, value)
+    step_settings(found, "HDGE+JEM", found.classes[0])
+    return found
+
+
+def step_settings(b: Namespace, terms: str, classes: int, **changes: Any) -> Namespace:
+    """What train_wrn.py would be given to take such a step. Raises UsageError."""
+    s = training.build_parser().parse_args(TERMS[terms].split())
+    for name in ("depth", "width", "batch_size", "n_steps", "contrast_k", "amp", "compile", "seed"):
+        setattr(s, name, getattr(b, name))
+    vars(s).update(lr=LR, queue_init="random", **changes)
+    s.sgld_batch_size = s.batch_size
+    s.buffer_size = -(-s.buffer_size // classes) * classes
+    training.check_network(s)
+    return s

@@ -1,0 +1,105 @@
+"""How fast a training step is, beside the step written the straightforward way.
+
+    python scripts/bench.py --preset cpu --output benchmarks/cpu
+
+Both are timed in one process, in turns. Writes bench.json, bench.md and bench.png.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
+
+from benchmarks import flags  # noqa: E402
+
+if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
+    COMMAND_LINE = flags.parse(sys.argv[1:])
+
+import json  # noqa: E402
+import os  # noqa: E402
+import time  # noqa: E402
+from argparse import Namespace  # noqa: E402
+from typing import Any  # noqa: E402
+
+import torch  # noqa: E402
+
+from benchmarks import measure, picture, report  # noqa: E402
+from benchmarks.contenders import Networks  # noqa: E402
+from training.endings import exit_code  # noqa: E402
+from training.flags import UsageError  # noqa: E402
+from training.machine import choose_device  # noqa: E402
+from training.records import environment, naming  # noqa: E402
+
+PROGRAM = "bench.py"
+build_parser = flags.build_parser
+
+
+def preset_for(name: str, device: torch.device) -> str:
+    """Raises UsageError for the GPU's preset without a GPU, which would take a day."""
+    if name == "gpu" and device.type != "cuda":
+        raise UsageError(f"--preset gpu on {device}: use --preset cpu, or --device cuda")
+    return name if name != "auto" else "gpu" if device.type == "cuda" else "cpu"
+
+
+def bench(b: Namespace, device: torch.device) -> dict[str, Any]:
+    """All that is asked for, as bench.json holds it."""
+    began, load = time.monotonic(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    networks = Networks.of(b, device)
+    rates = measure.peaks(b, device) if {"steps", "parts"} & set(b.sections) else {}
+    sections = {
+        "steps": lambda: measure.steps(networks, rates),
+        "parts": lambda: measure.parts(networks, rates),
+        "growth": lambda: measure.growth(networks),
+        "queue": lambda: measure.queue_term(b, device),
+        "images": lambda: measure.images(networks),
+    }
+    found = {name: sections[name]() for name in flags.SECTIONS if name in b.sections}
+    return {
+        "settings": {**vars(b), "output": str(b.output), "device": str(device)},
+        "environment": environment(device),
+        **{"load": load, "seconds": time.monotonic() - began, "peaks": rates},
+        **found,
+    }
+
+
+def write(found: dict[str, Any], folder: Path) -> None:
+    found["picture"] = picture.save_picture(found, folder / "bench.png")
+    texts = {"bench.json": json.dumps(found, indent=1) + "\n", "bench.md": report.markdown(found)}
+    for name, text in texts.items():
+        with naming(folder / name):
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def work(b: Namespace) -> int:
+    device = choose_device(b.device)
+    b = flags.complete(b, preset_for(b.preset, device))
+    if b.compile != "off":  # one network meets several batch sizes, and is compiled for each
+        torch._dynamo.config.recompile_limit = 64
+    try:
+        b.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--output {b.output} cannot be made ({error.strerror}): give a folder that is writable"
+        ) from None
+    found = bench(b, device)
+    write(found, b.output)
+    print(report.markdown(found))
+    print(f"{b.output / 'bench.md'}, bench.json and bench.png")
+    return 0
+
+
+def main(b: Namespace) -> int:
+    """The exit code; a mistake is one line on stderr and code 2."""
+    return exit_code(
+        PROGRAM,
+        lambda: work(b),
+        interrupted=f"{PROGRAM}: interrupted: nothing was written",
+        lower="--batch_size or --contrast_k",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(COMMAND_LINE))

@@ -1,0 +1,380 @@
+"""scripts/bench.py: what is timed is what is said, and what was measured is shown."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import contenders, flags, measure, picture, pil_images, report, timing
+from benchmarks.contenders import PROJECT, STRAIGHT, STRAIGHT_TF32, Networks
+from scripts import bench
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+TINY = "--preset quick --depth 10 --width 1 --batch_size 2 --n_steps 2 --contrast_k 64 --turns 2"
+Found = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Path]:
+    """bench.json of a whole run with the smallest of everything, and its folder."""
+    folder = tmp_path_factory.mktemp("bench")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    words = f"{TINY} --workers 0 --device cpu --output {folder / 'a' / 'b'}"
+    try:
+        assert bench.main(flags.parse(words.split())) == 0
+    finally:
+        torch.set_num_threads(threads)
+    return json.loads((folder / "a" / "b" / "bench.json").read_text()), folder / "a" / "b"
+
+
+# ----------------------------------------------------------------------------------- a whole run
+
+
+def test_every_step_is_timed_beside_the_straightforward_one(
+    measured: tuple[Found, Path],
+) -> None:
+    found, _ = measured
+    rows = {(row["terms"], row["classes"], row["contender"]): row for row in found["steps"]}
+    asked = [("CE", 10), ("HDGE", 10), ("HDGE", 100), ("JEM", 10), ("HDGE+JEM", 10)]
+    assert list(rows) == [(*what, name) for what in asked for name in (PROJECT, STRAIGHT)]
+    for key, row in rows.items():
+        ours = rows[(*key[:2], PROJECT)]["seconds"]
+        assert row["ratio"] == pytest.approx(row["seconds"] / ours)
+        assert row["images_per_s"] == pytest.approx(2 / row["seconds"])
+        rate = row["flop"] / row["seconds"]
+        assert row["share"] == pytest.approx(rate / found["peaks"][row["format"]])
+        assert 0 < row["low"] <= row["seconds"] <= row["high"] and row["turns"] == 2
+
+
+def test_the_work_is_that_of_the_cost_model(measured: tuple[Found, Path]) -> None:
+    """In forward passes of the batch, with 2 SGLD steps: a shared pass against one a term."""
+    rows = {(r["terms"], r["classes"], r["contender"]): r["flop"] for r in measured[0]["steps"]}
+    forward = rows["CE", 10, PROJECT] / 3
+    passes = {
+        "CE": (3, 3),
+        "HDGE": (3, 6),
+        "JEM": (6 + 4, 9 + 4),
+        "HDGE+JEM": (6 + 4, 12 + 4),
+    }
+    for terms, expected in passes.items():
+        found = [rows[terms, 10, name] / forward for name in (PROJECT, STRAIGHT)]
+        assert found == pytest.approx(expected)
+
+
+def test_the_parts_are_those_that_the_terms_have(measured: tuple[Found, Path]) -> None:
+    for row in measured[0]["parts"]:
+        parts = row["parts"]
+        assert list(parts) == list(measure.PARTS)
+        absent = {"sampling"} if "JEM" not in row["terms"] else set()
+        absent |= {"contrastive term"} if "HDGE" not in row["terms"] else set()
+        assert {part for part in parts if parts[part] == 0} == absent
+        assert (row["sampling_share"] is None) == ("sampling" in absent)
+        assert parts["rest"] < 0.6 * sum(parts.values())
+
+
+def test_growth_has_a_curve_each_for_queue_steps_and_batch(measured: tuple[Found, Path]) -> None:
+    found, _ = measured
+    grown = {(row["by"], row["value"]): row for row in found["growth"]}
+    asked = {(by, value) for by, values in flags.PRESETS["quick"]["growth"].items()
+             for value in values}  # fmt: skip
+    assert set(grown) == asked
+    for (by, value), row in grown.items():
+        assert row["ratio"] == pytest.approx(row[STRAIGHT] / row[PROJECT])
+        if by == "batch_size":
+            assert row["batch_size"] == value
+    assert [row["classes"] for row in found["queue"]] == [10, 100]
+    assert len(found["images"]) == 1
+
+
+def test_where_it_ran_is_recorded(measured: tuple[Found, Path]) -> None:
+    found, folder = measured
+    assert {"git_commit", "device", "torch_build", "threads"} <= found["environment"].keys()
+    assert found["settings"]["command"][:2] == ["python", "scripts/bench.py"]
+    assert found["settings"]["preset"] == "quick" and found["settings"]["contrast_k"] == 64
+    text = (folder / "bench.md").read_text(encoding="utf-8")
+    for shown in (" ".join(found["settings"]["command"]), found["environment"]["device"], "K = 64"):
+        assert shown in text
+    assert (folder / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_shows_every_row(measured: tuple[Found, Path]) -> None:
+    found, _ = measured
+    text = report.markdown(found)
+    for title in ("Whole steps", "Parts of a step", "queue term alone", "augmented images"):
+        assert title in text
+    for row in found["steps"]:
+        start = f"| {row['terms']} | {row['classes']} | {row['contender']} | "
+        assert f"{start}{report.ms(row['seconds'])} | " in text
+    widths = {line.count("|") for line in report.steps(found["steps"]).splitlines()}
+    assert len(widths) == 1
+
+
+# --------------------------------------------------------------------------- what is not measured
+
+
+def changed(b: Namespace, **changes: Any) -> Namespace:
+    return Namespace(**{**vars(b), **changes})
+
+
+def test_a_busy_machine_is_named(measured: tuple[Found, Path]) -> None:
+    for load, busy in ((0.1, False), (2.0, True), (None, False)):
+        assert ("busy" in report.markdown({**measured[0], "load": load})) is busy
+
+
+def test_without_room_for_its_tensor_only_the_project_is_timed(
+    measured: tuple[Found, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(measure, "free_memory", lambda device: 1e5)
+    b = flags.complete(flags.parse(f"{TINY} --workers 0".split()), "quick")
+    b.growth = {"contrast_k": (64, 4096)}
+    rows = measure.growth(Networks.of(b, CPU))
+    assert [row[STRAIGHT] is None for row in rows] == [False, True]
+    queue = measure.queue_term(changed(b, contrast_k=4096), CPU)
+    assert all(row[STRAIGHT] is None and row["ratio"] is None for row in queue)
+    found = {**measured[0], "growth": rows, "queue": queue}
+    assert "| ratio | " in report.markdown(found) and " - |" in report.markdown(found)
+    assert picture.save_picture(found, tmp_path / "bench.png")
+
+
+def test_the_project_can_be_timed_alone(tmp_path: Path) -> None:
+    words = f"{TINY} --no-straightforward --terms CE --sections steps --turns 1 --device cpu"
+    assert bench.main(flags.parse([*words.split(), "--output", str(tmp_path)])) == 0
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["contender"] for row in found["steps"]] == [PROJECT]
+    assert "growth" not in found and "growth" not in (tmp_path / "bench.md").read_text()
+
+
+def test_a_gpu_s_third_bar_is_drawn(measured: tuple[Found, Path], tmp_path: Path) -> None:
+    found = copy.deepcopy(measured[0])
+    found["steps"] += [
+        {**row, "contender": STRAIGHT_TF32} for row in found["steps"] if row["ratio"] != 1
+    ]
+    assert picture.save_picture(found, tmp_path / "bench.png")
+    assert STRAIGHT_TF32 in report.markdown(found)
+    assert not picture.save_picture(
+        {"settings": found["settings"], "environment": found["environment"]}, tmp_path / "none.png"
+    )
+
+
+# ---------------------------------------------------------------------------------------- timing
+
+
+def test_calls_take_turns_in_an_order_that_is_reversed() -> None:
+    called: list[str] = []
+
+    def call(name: str, seconds: float) -> Callable[[], None]:
+        def run() -> None:
+            called.append(name)
+            time.sleep(seconds)
+
+        return run
+
+    times = timing.alternate({"a": call("a", 0.06), "b": call("b", 0.06)}, CPU, turns=4)
+    assert called == [*"ab", *"ab", *"ba", *"ab", *"ba"]  # the first two find the repeats
+    assert 0.06 <= times["a"].median < 0.3 and times["a"].turns == 4
+
+
+def test_what_is_short_is_called_often_and_what_is_long_stops_at_the_limit() -> None:
+    called = [0]
+
+    def short() -> None:
+        called[0] += 1
+        time.sleep(0.005)
+
+    times = timing.alternate({"short": short}, CPU, turns=50, seconds=0.0)
+    assert times["short"].turns == timing.LEAST_TURNS
+    assert called[0] > 3 * timing.LEAST_TURNS
+    assert 0.005 <= times["short"].median < 0.045
+
+
+def test_a_median_has_its_quartiles() -> None:
+    found = timing.timing([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert (found.median, found.low, found.high, found.turns) == (3.0, 2.0, 4.0, 5)
+    assert timing.timing([7.0]) == timing.Timing(7.0, 7.0, 7.0, 1)
+
+
+def test_the_time_of_a_part_is_that_of_its_outermost_call() -> None:
+    class Thing:
+        def outer(self) -> None:
+            time.sleep(0.02)
+            self.inner()
+
+        def inner(self) -> None:
+            time.sleep(0.02)
+
+    thing, spent = Thing(), dict[str, float]()
+    with timing.watched(spent, [(thing, "outer", "a"), (Thing, "inner", "b")], CPU):
+        thing.outer()
+        assert list(spent) == ["a"] and spent["a"] >= 0.04
+        thing.inner()
+    assert 0.02 <= spent["b"] < spent["a"]
+    assert "outer" not in vars(thing)
+    before = dict(spent)
+    thing.outer()
+    assert spent == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_the_memory_of_a_call_is_its_peak_above_what_was_there() -> None:
+    held = torch.ones(2**23)  # 32 MiB
+
+    def call() -> None:
+        for _ in range(3):
+            torch.ones(2**24)  # 64 MiB, which go again
+
+    needed = timing.extra_memory(call, CPU)
+    if needed is None:
+        pytest.skip("the system does not let a process forget its peak")
+    assert 60 < needed / 2**20 < 100
+    assert len(held) == 2**23
+
+
+def test_the_peak_is_a_rate_and_tf32_is_given_back() -> None:
+    assert 1e8 < timing.matrix_rate(128, torch.float32, CPU) < 1e14
+    before = torch.get_float32_matmul_precision()
+    with timing.tf32(before == "highest"):
+        assert torch.get_float32_matmul_precision() != before
+    assert torch.get_float32_matmul_precision() == before
+
+
+# ------------------------------------------------------------------------------------ contenders
+
+
+def test_both_contenders_take_real_steps() -> None:
+    b = flags.complete(flags.parse(f"{TINY} --workers 0".split()), "quick")
+    networks = Networks.of(b, CPU)
+    found = contenders.contenders(networks, flags.step_settings(b, "HDGE+JEM", 10), 10)
+    assert list(found) == [PROJECT, STRAIGHT]
+    for name, network in ((PROJECT, networks.project[10]), (STRAIGHT, networks.plain[10])):
+        before = copy.deepcopy(network.state_dict())
+        found[name].step()
+        found[name].check()
+        assert all(not torch.equal(before[n], t) for n, t in network.state_dict().items())
+
+
+def test_pil_images_are_crops_and_mirror_images() -> None:
+    images = np.random.RandomState(0).randint(0, 256, (1, 32, 32, 3)).astype(np.uint8)
+    transform = pil_images.pipeline(sigma=0.0, flip=True)
+    dataset = pil_images.Images(images, np.array([3]), transform)
+    whole = np.pad(images[0], ((4, 4), (4, 4), (0, 0)), mode="reflect")
+    crops = {}
+    for top, left in product(range(9), range(9)):
+        crop = whole[top : top + 32, left : left + 32]
+        crops[crop.tobytes()] = (top, left, False)
+        crops[crop[:, ::-1].tobytes()] = (top, left, True)
+    seen = set()
+    for _ in range(40):
+        x, label = dataset[0]
+        assert label == 3 and x.dtype == torch.float32
+        pixels = ((x + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+        seen.add(crops[pixels.numpy().tobytes()])
+    assert len(seen) > 15 and len({mirrored for _, _, mirrored in seen}) == 2
+    noisy = pil_images.Images(images, np.array([3]), pil_images.pipeline(sigma=0.1, flip=False))
+    assert noisy[0][0].abs().max() > 1.1  # beyond what a pixel can be
+
+
+def test_loaders_never_end_and_have_whole_batches() -> None:
+    images = np.zeros((5, 32, 32, 3), np.uint8)
+    transform = pil_images.pipeline(sigma=0.0, flip=False)
+    stream = pil_images.endless(pil_images.Images(images, np.arange(5), transform), 2, workers=0)
+    batches = [next(stream) for _ in range(5)]
+    assert all(x.shape == (2, 3, 32, 32) and len(y) == 2 for x, y in batches)
+    assert len({*batches[0][1].tolist(), *batches[1][1].tolist()}) == 4  # of one epoch
+
+
+# ----------------------------------------------------------------------------------------- flags
+
+
+@pytest.mark.parametrize("preset", list(flags.PRESETS))
+@pytest.mark.parametrize("terms", list(flags.TERMS))
+def test_every_preset_and_objective_is_one_that_can_be_trained(preset: str, terms: str) -> None:
+    b = flags.complete(flags.parse([]), preset)
+    for classes in b.classes:
+        s = flags.step_settings(b, terms, classes)
+        assert s.batch_size == s.sgld_batch_size == b.batch_size
+        assert s.buffer_size % classes == 0 and s.buffer_size >= s.sgld_batch_size
+    given = flags.complete(flags.parse(["--contrast_k", "7", "--classes", "3"]), preset)
+    assert given.contrast_k == 7 and given.classes == [3]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--preset fast", "fast"),
+        ("--depth 11", "--depth 11"),
+        ("--classes 1", "--classes"),
+        ("--sections all", "all"),
+        ("--terms hdge", "hdge"),
+        ("--turns 0", "--turns"),
+        ("--batch 3", "--batch"),
+    ],
+)
+def test_a_mistake_is_one_line(words: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        flags.parse(words.split())
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and len(error.splitlines()) == 1
+    assert error.startswith("bench.py: error: ") and named in error
+
+
+def test_what_the_machine_lacks_is_one_line_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for words, named in (
+        ("--preset gpu --device cpu", "--preset gpu on cpu: use --preset cpu"),
+        ("--device tpu", "--device tpu"),
+        (f"{TINY} --device cpu --output {tmp_path / 'file' / 'x'}", "--output"),
+    ):
+        assert bench.main(flags.parse(words.split())) == 2
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1 and named in error
+
+
+def test_auto_takes_the_preset_of_the_device() -> None:
+    assert bench.preset_for("auto", CPU) == "cpu"
+    assert bench.preset_for("auto", torch.device("cuda")) == "gpu"
+    assert bench.preset_for("quick", CPU) == "quick"
+
+
+PROBE = """
+import runpy, sys
+try:
+    runpy.run_path("scripts/bench.py", run_name="__main__")
+except SystemExit as stop:
+    loaded = {"torch", "torchvision", "numpy", "matplotlib"} & set(sys.modules)
+    print("code", stop.code, "loaded", sorted(loaded))
+"""
+
+
+@pytest.mark.parametrize(("words", "code"), [("--help", 0), ("--depth 11", 2)])
+def test_help_and_mistakes_are_answered_before_torch_is_imported(words: str, code: int) -> None:
+    command = [sys.executable, "-c", PROBE, *words.split()]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert answer.stdout.endswith(f"code {code} loaded []\n"), answer.stderr
+
+
+# ---------------------------------------------------------------------------------------- report
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (0.0123, "0.0123"), (0.9999, "1.00"), (9.999, "10.0"), (12.34, "12.3"),
+     (99.99, "100"), (12345.6, "12,346")],
+)  # fmt: skip
+def test_numbers_have_three_digits(value: float | None, text: str) -> None:
+    assert report.figures(value) == text
