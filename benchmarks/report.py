@@ -90,7 +90,7 @@ def mib(size: float | None) -> str:
 def steps(rows: Sequence[Row]) -> str:
     head = ["terms", "classes", "step", "ms", "quartiles", "images/s", "times the project's",
             "TFLOP", "share of the peak", "memory above its state, MiB"]  # fmt: skip
-    return table(
+    page = table(
         head,
         [
             [
@@ -103,6 +103,9 @@ def steps(rows: Sequence[Row]) -> str:
             for row in rows
         ],
     )
+    if any(row["share"] > 1 for row in rows):
+        page += "\n\nShares above 100 %: convolutions run faster than that matrix product here."
+    return page
 
 
 def parts(rows: Sequence[Row]) -> str:

@@ -119,8 +119,10 @@ def test_the_page_shows_every_row(measured: tuple[Found, Path]) -> None:
     for row in found["steps"]:
         start = f"| {row['terms']} | {row['classes']} | {row['contender']} | "
         assert f"{start}{report.ms(row['seconds'])} | " in text
-    widths = {line.count("|") for line in report.steps(found["steps"]).splitlines()}
-    assert len(widths) == 1
+    for share in (0.9, 1.1):
+        page = report.steps([{**row, "share": share} for row in found["steps"]])
+        widths = {line.count("|") for line in page.split("\n\n")[0].splitlines()}
+        assert len(widths) == 1 and ("above 100 %" in page) is (share > 1)
 
 
 # --------------------------------------------------------------------------- what is not measured
@@ -261,9 +263,20 @@ def test_both_contenders_take_real_steps() -> None:
     assert list(found) == [PROJECT, STRAIGHT]
     for name, network in ((PROJECT, networks.project[10]), (STRAIGHT, networks.plain[10])):
         before = copy.deepcopy(network.state_dict())
-        found[name].step()
+        labels = [batch[1] if name == PROJECT else batch[0][1] for batch in taken(found[name])]
+        assert len({tuple(batch.tolist()) for batch in labels}) > 1  # not one batch for ever
+        assert network.training
         found[name].check()
         assert all(not torch.equal(before[n], t) for n, t in network.state_dict().items())
+
+
+def taken(contender: contenders.Contender) -> list[Any]:
+    """The batches of three steps."""
+    batches = []
+    for _ in range(3):
+        batches.append(contender.draw())
+        contender.learn(batches[-1])
+    return batches
 
 
 def test_pil_images_are_crops_and_mirror_images() -> None:
