@@ -32,7 +32,7 @@ PAPER_GROWTH = {
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {
         **{"depth": 10, "width": 2, **PAPER_SIZES, "classes": [10, 100]},
-        **{"turns": 5, "seconds": 60.0, "matrix": 2048},
+        **{"turns": 5, "seconds": 30.0, "matrix": 2048},
         **{"growth": PAPER_GROWTH, "sgld_growth_batch": 16},
     },
     "gpu": {

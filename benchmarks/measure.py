@@ -32,7 +32,7 @@ PARTS = (
     *("data", "forward passes", "sampling", "contrastive term", "backward pass", "optimiser"),
     "rest",
 )
-PART_STEPS = 3  # whose median counts
+PART_STEPS = 3  # whose median counts, so that the first one warms up
 GROWTH_TURNS = 3
 GROWS = {"contrast_k": "HDGE", "n_steps": "JEM", "batch_size": "HDGE"}
 COPIES = 2.5  # of the (N, C, K) tensor that the straightforward step holds at once
@@ -111,7 +111,6 @@ def parts(networks: Networks, rates: dict[str, float]) -> list[Row]:
         sampled = 2 * s.n_steps * s.sgld_batch_size * networks.forward_flops(classes)
         found = fitting(networks, s, classes)
         for name, contender in found.items():
-            contender.step()
             seen: dict[str, list[float]] = {part: [] for part in PARTS}
             for _ in range(PART_STEPS):
                 spent: dict[str, float] = {}

@@ -172,6 +172,18 @@ def test_a_gpu_s_third_bar_is_drawn(measured: tuple[Found, Path], tmp_path: Path
     )
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_tf32_and_bf16_are_told_apart(tmp_path: Path) -> None:
+    words = f"{TINY} --sections steps parts --terms JEM --workers 2 --device cuda --compile off"
+    assert bench.main(flags.parse([*words.split(), "--output", str(tmp_path)])) == 0
+    found = json.loads((tmp_path / "bench.json").read_text())
+    formats = {row["contender"]: row["format"] for row in found["steps"]}
+    ours = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "TF32"
+    assert formats == {PROJECT: ours, STRAIGHT: "float32", STRAIGHT_TF32: "TF32"}
+    assert found["peaks"].keys() == {"float32", "TF32", "bf16"}
+    assert all(row["memory"] > 0 for row in found["steps"])
+
+
 # ---------------------------------------------------------------------------------------- timing
 
 
