@@ -956,3 +956,25 @@ def test_a_probe_s_rows_are_no_epochs(tmp_path: Path) -> None:
     ).about
     assert about["epochs"] == "a linear probe" and "from simclr" in about["setting"]
     assert about["runs"] == "1 seed"
+
+
+def test_rows_that_are_evaluated_with_other_noise_than_trained_are_told(tmp_path: Path) -> None:
+    for name, sigma in (("jem", 0.1), ("ce", 0.03)):
+        classified(fake_run(tmp_path, name, 1, sigma=sigma), 0.5)
+    notes = built("table3_hybrid", collect(tmp_path, tmp_path / "results")).notes
+    told = [note for note in notes if note.startswith("Trained with noise")]
+    assert len(told) == 1
+    assert "deviation 0.1 and evaluated with 0.03" in told[0] and told[0].endswith(": jem.")
+
+
+def test_claims_about_unfinished_runs_are_open_and_about_diverged_ones_told() -> None:
+    def record(state: str, **numbers: float) -> dict[str, Any]:
+        seed = {"state": state, "answers": {"OOD": {"numbers": numbers}}, "divergences": 0}
+        return {"seeds": {"1": {**seed, "settings": {}}}}
+
+    key = "auroc/px/svhn"
+    found = {"hdge": record("finished", **{key: 0.5}), "hdge-raw": record("diverged")}
+    found["jem"] = record("unfinished")
+    rows, unjudged = claims.verdicts(found)
+    assert [row[2] for row in rows if "Normalising" in row[0]] == ["hdge-raw: diverged 1 of 1"]
+    assert "HDGE detects OOD better than JEM (px)" in unjudged

@@ -84,7 +84,7 @@ def verdicts(records: Mapping[str, Record]) -> tuple[list[list[str]], list[str]]
         found = [records.get(name) for name in (claim.first, claim.second)]
         key = common(claim.key, found)
         sides = [_side(record, key) for record in found]
-        if any(side in (NOT_RUN, NOT_ASKED) for side in sides):
+        if any(unready(side) for side in sides):
             open_claims += [] if claim.text in open_claims else [claim.text]
             continue
         shown = [
@@ -94,6 +94,11 @@ def verdicts(records: Mapping[str, Record]) -> tuple[list[list[str]], list[str]]
         rows.append([claim.text, what(key), *shown, verdict(claim.relation, *sides)])
     judged = {row[0] for row in rows}
     return rows, [text for text in open_claims if text not in judged]
+
+
+def unready(side: Value | str) -> bool:
+    """There is no number yet; a diverged run will have none, and is told."""
+    return isinstance(side, str) and (side in (NOT_RUN, NOT_ASKED) or "unfinished" in side)
 
 
 def common(key: str, records: Sequence[Record | None]) -> str:

@@ -64,7 +64,27 @@ def check_protocols(
         if keys:
             listed = "; ".join(f"{name}: {text}" for text, name in sorted(texts.items()) if text)
             notes.append(f"Not all rows were asked {question} alike ({listed}).")
-    return notes
+    return [*notes, *other_noise(records, rows)]
+
+
+def other_noise(
+    records: Mapping[str, Record], rows: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> list[str]:
+    """Notes on rows that are evaluated with other noise than they were trained with; an attack has
+    none. `rows`: question -> row -> its protocol."""
+    found: dict[tuple[float, float], set[str]] = {}
+    for question, protocols in rows.items():
+        for name, protocol in protocols.items() if not question.startswith("attack") else ():
+            asked = protocol.get("sigma")
+            for seed in records[name]["seeds"].values():
+                trained = seed["settings"].get("sigma")
+                if trained is not None and asked is not None and trained != asked:
+                    found.setdefault((trained, asked), set()).add(name)
+    return [
+        f"Trained with noise of standard deviation {trained:g} and evaluated with {asked:g}, as "
+        f"every row is: {', '.join(sorted(names))}."
+        for (trained, asked), names in sorted(found.items())
+    ]
 
 
 def check_settings(table: str, scale: str, name: str, record: Record) -> None:
