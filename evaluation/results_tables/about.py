@@ -93,9 +93,9 @@ def devices(seed: Mapping[str, Any]) -> list[str]:
 
 
 def commits(seed: Mapping[str, Any]) -> list[str]:
-    """The same: seven digits, and the mark of files that differ from it."""
+    """Seven digits, and the mark of files that differ from the commit."""
     known = [str(found) for found in seed.get("commits") or [seed.get("commit")] if found]
-    return [found[:7] + "+" * found.endswith("+") for found in known]
+    return [found[:7] + "+" * found.endswith("+") for found in known] or ["unknown"]
 
 
 def length(seed: Mapping[str, Any]) -> str:
