@@ -654,6 +654,12 @@ def test_a_published_name_says_another_network_than_its_own(tmp_path: Path) -> N
     table = built("table1_ood", collect(tmp_path, tmp_path / "results"))
     assert line(table, "hdge-resnet50").model == "HDGE (ResNet-50, here WRN-10-2)"
     assert line(table, "jointloss-resnet50").model == "JointLoss (ResNet-50)"
+    fake_run(tmp_path, "ce", 1)
+    table = built("table1_ood", collect(tmp_path, tmp_path / "results"))
+    assert line(table, "ce").model == "WideResNet-28-10 (cross-entropy), here WRN-10-2"
+    fake_run(tmp_path / "b", "ce", 1, depth=28, width=10)
+    table = built("table1_ood", collect(tmp_path / "b", tmp_path / "b" / "results"))
+    assert line(table, "ce").model == "WideResNet-28-10 (cross-entropy)"
 
 
 def test_gradients_are_means_over_the_epochs_that_were_measured(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from evaluation.results_tables.records import Record
 from evaluation.results_tables.titles import natural
 
 NOT_RUN, QUOTED, UNKNOWN = "not run", "quoted", "unknown data"
+NAMED_NETWORK = "WideResNet-28-10"
 ROW_SIZE = re.compile(r"\((?:(?P<size>[KN])=(?P<number>[0-9]+)|(?P<network>ResNet-50))\)")
 SEED = re.compile(r"-s[0-9]+$")
 
@@ -69,9 +70,14 @@ def shown_name(model: str, record: Record | None) -> str:
     """A published row's name may have the paper's K, N or network: another one that was run is put
     beside it."""
     match = ROW_SIZE.search(model)
-    if match is None or record is None:
+    if record is None:
         return model
     seeds = record["seeds"].values()
+    if model.startswith(NAMED_NETWORK):
+        run = {network(seed) for seed in seeds} - {NAMED_NETWORK.replace("WideResNet", "WRN")}
+        return f"{model}, here {', '.join(sorted(run))}" if run else model
+    if match is None:
+        return model
     if match["network"]:
         stated, run = match["network"], {network(seed) for seed in seeds}
     else:

@@ -200,4 +200,4 @@ def _numbers(cell: Cell) -> bool:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 36 else name[:35] + "\N{HORIZONTAL ELLIPSIS}"
+    return name if len(name) <= 50 else name[:49] + "\N{HORIZONTAL ELLIPSIS}"
