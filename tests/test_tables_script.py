@@ -984,3 +984,14 @@ def test_claims_about_unfinished_runs_are_open_and_about_diverged_ones_told() ->
     rows, unjudged = claims.verdicts(found)
     assert [row[2] for row in rows if "Normalising" in row[0]] == ["hdge-raw: diverged 1 of 1"]
     assert "HDGE detects OOD better than JEM (px)" in unjudged
+
+
+def test_the_committed_pages_are_those_of_the_committed_records(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    tables.write(tmp_path / "results")
+    made = [tmp_path / "RESULTS.md", *sorted((tmp_path / "results").glob("*-*.*"))]
+    texts = [path for path in made if path.suffix in (".md", ".csv", ".tex")]
+    assert len(texts) > 30
+    for path in texts:
+        committed = ROOT / path.relative_to(tmp_path)
+        assert path.read_bytes() == committed.read_bytes(), f"{path.name}: run tables.py write"
