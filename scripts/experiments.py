@@ -80,6 +80,7 @@ def run_program(words: Sequence[str], log: Path, device: int | None, sender: Any
     os.chdir(ROOT)
     program = ROOT / words[0]
     sys.argv, sys.path[0] = list(words), str(program.parent)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background has none
     threading.Thread(target=end_with_parent, daemon=True).start()
     code: object = 1
     try:

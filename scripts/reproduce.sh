@@ -9,9 +9,9 @@
 # JOBS   programs at a time (default: 1);  GPUS  the GPUs that they share in turn, as in GPUS="0 1 2 3"
 # ROOT   the run folders are in $ROOT/$SCALE (default: save/tables); a relative path is one from the repository's folder
 #
-# Cost. smoke: all tables and figures in 6 min 49 s with JOBS=2 on a 2-core AMD EPYC. small: of its parts, cross-entropy
-# and HDGE took 13 to 19 minutes a run there, with other work on the same cores; the
-# whole was not measured. paper: not measured; ask `train_wrn.py --dry_run` for a run's hours on your device.
+# Cost, on a 2-core AMD EPYC with JOBS=2. smoke: all tables and figures within 5 minutes. small: a run of cross-entropy
+# or HDGE 8 to 20 minutes, of JEM 17 to 30, with more or less other work on the same cores (hours a run: RESULTS.md);
+# all of them together were not measured. paper: not measured; `train_wrn.py --dry_run` tells a run's hours on your device.
 #
 # What is done is not done again, and what was interrupted goes on: run a script as often as you like.
 set -euo pipefail

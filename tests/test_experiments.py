@@ -475,9 +475,15 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture
-def sleeping(tmp_path: Path) -> Any:
-    """(the process that runs experiments, the process number of the program that it runs)"""
+@pytest.fixture(params=["foreground", "background"])
+def sleeping(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
+    """(the process that runs experiments, the process number of the program that it runs)
+
+    A shell lets what it starts in the background ignore SIGINT.
+    """
+    background = request.param == "background"
+    if background and "ctrl_c" in request.node.name:
+        pytest.skip("Ctrl-C does not reach what runs in the background")
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     (tmp_path / "driver.py").write_text(DRIVER.format(root=str(ROOT)))
     process = subprocess.Popen(
@@ -486,6 +492,7 @@ def sleeping(tmp_path: Path) -> Any:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if background else None,
     )
     try:
         pid = wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
