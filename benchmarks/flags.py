@@ -60,8 +60,8 @@ def build_parser() -> Parser:
     )
     add = parser.add_argument
     add("--preset", choices=("auto", *PRESETS), default="auto",
-        help="cpu: WRN-10-2, under 10 minutes on two cores; gpu: WRN-28-10, under 5 minutes; "
-        "quick: a small network, under a minute, to see that it works; auto: gpu where there is "
+        help="cpu: WRN-10-2; gpu: WRN-28-10; "
+        "quick: a small network and few steps, to see that it works; auto: gpu where there is "
         "one, else cpu (default: %(default)s)")
     add("--output", type=Path, default=Path("save/bench"), metavar="FOLDER",
         help="bench.json, bench.md and bench.png are written there (default: %(default)s)")

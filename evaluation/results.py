@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,19 @@ from training.records import naming
 # Numbers of one version can be compared; raise it with every change of what is computed
 # (README, "Protocol").
 PROTOCOL = 1
+# What may differ between two askings of one question: where things are, and on what device. (The
+# network of --fid_model is known by its hash, not by its path.)
+INDIFFERENT = frozenset(
+    ("load_path", "labels", "log_dir", "id", "data_root", "device", "workers")
+    + ("fid_model", "inception_weights")
+)
+
+
+def same_question(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether an answer's settings are those that are asked for. A flag that the answer's version
+    did not have yet does not tell."""
+    told = wanted.keys() & found.keys() - INDIFFERENT
+    return bool(found) and all(found[flag] == plain(wanted[flag]) for flag in told)
 
 
 class Answer:

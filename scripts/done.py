@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from scripts.recipes import PROBE
-
-# What may differ between two askings of one question: where things are, and on what device.
-PLACES = {"load_path", "labels", "log_dir", "id", "data_root", "device", "workers"}
+from scripts.recipes import PROBE, flags_of
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -58,21 +55,14 @@ def other_recipe(run: Path, words: Sequence[str]) -> str | None:
     from evaluation.results_tables.records import gist  # what belongs to terms of weight 0 is out
 
     recorded = gist(read_json(run / "variant.json") or {})
-    for flag, values in flags_of(words).items():
-        name = flag.removeprefix("--")
-        if name in recorded and not same(values, recorded[name]):
-            return f"{flag} {' '.join(values)}, but the run has {recorded[name]}"
+    for flag, values in flags_of(words[1:]).items():
+        off = flag.startswith("--no-")
+        name = flag.removeprefix("--no-" if off else "--")
+        if name in recorded:
+            value = recorded[name] is False if off else recorded[name]
+            if not same(values, value):
+                return f"{' '.join([flag, *values])}, but the run has {recorded[name]}"
     return None
-
-
-def flags_of(words: Sequence[str]) -> dict[str, list[str]]:
-    flags: dict[str, list[str]] = {}
-    for word in words[1:]:
-        if word.startswith("--"):
-            flags[word] = []
-        else:
-            flags[list(flags)[-1]].append(word)
-    return flags
 
 
 def same(values: Sequence[str], recorded: Any) -> bool:
@@ -97,46 +87,36 @@ def answered(place: Path, words: Sequence[str], hashes: dict[Path, str] | None =
     hashes: sha256 of files that were read before, by path; new ones are added.
     """
     from evaluation.flags import parse, resolve
-    from evaluation.results import PROTOCOL
+    from evaluation.results import PROTOCOL, same_question
 
     known = {} if hashes is None else hashes
     parsed, _ = parse(list(words[1:]))
     resolve(parsed)
-    settings = vars(parsed)
-    record = read_json(place / f"{settings['eval']}.json")
+    record = read_json(place / f"{parsed.eval}.json")
     if record is None or record.get("protocol", {}).get("version") != PROTOCOL:
         return False
-    saved = record.get("settings", {})
-    compared = settings.keys() & saved.keys() - PLACES
-    if any(json.loads(json.dumps(settings[name])) != saved[name] for name in compared):
+    if not same_question(record.get("settings", {}), vars(parsed)):
         return False
-    models = record.get("models", [record])
-    paths = [Path(path) for path in settings["load_path"]]
-    told = [model.get("checkpoint_sha256") for model in models]
-    if told != [known.setdefault(path, sha256(path)) for path in paths]:
-        return False
-    model = settings["fid_model"]
-    if model is None:
-        return True
-    return record.get("features_sha256") == known.setdefault(Path(model), sha256(Path(model)))
+    told = [model.get("checkpoint_sha256") for model in record.get("models", [record])]
+    paths = list(parsed.load_path)
+    if parsed.fid_model is not None:
+        told.append(record.get("features_sha256"))
+        paths.append(parsed.fid_model)
+    return told == [sha256(Path(path), known) for path in paths]
 
 
-def sha256(path: Path) -> str:
+def sha256(path: Path, known: dict[Path, str]) -> str:
     """Of the file's bytes; "" where there is none."""
     from evaluation.results import file_sha256
 
-    try:
-        return file_sha256(path)
-    except OSError:
-        return ""
+    if path not in known:
+        try:
+            known[path] = file_sha256(path)
+        except OSError:
+            known[path] = ""
+    return known[path]
 
 
 def resumable(run: Path) -> bool:
     """Also where a kill left the checkpoint before the last one alone."""
     return any((run / name).exists() for name in ("last_ckpt.pt", "prev_ckpt.pt"))
-
-
-def limits(settings: Mapping[str, Any]) -> list[str]:
-    """The words of --max_steps, which a resumed run forgets."""
-    steps = settings.get("max_steps")
-    return ["--max_steps", str(steps)] if steps else []

@@ -30,7 +30,6 @@ sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 from scripts.done import (  # noqa: E402
     answered,
     finished,
-    limits,
     other_recipe,
     read_json,
     resumable,
@@ -164,8 +163,9 @@ class Jobs:
                 "another seed, or change the recipe and remove the folder"
             )
         if resumable(run) and EXPERIMENTS[name].program != PROBE:
-            settings = read_json(run / "variant.json") or {}
-            words = [EXPERIMENTS[name].program, "--resume", str(run), *limits(settings)]
+            steps = (read_json(run / "variant.json") or {}).get("max_steps")
+            limit = ["--max_steps", str(steps)] if steps else []  # --resume forgets it
+            words = [EXPERIMENTS[name].program, "--resume", str(run), *limit]
         elif run.exists():
             words.append("--overwrite")  # stopped before its first checkpoint
         code, error = self._run(words, run)

@@ -319,6 +319,11 @@ def train_command(root: Path, scale: str, name: str, seed: int) -> list[str]:
 
 def last_wins(words: Sequence[str]) -> list[str]:
     """Of a flag that is given several times, the last alone, as a parser reads it."""
+    return [part for flag, values in flags_of(words).items() for part in (flag, *values)]
+
+
+def flags_of(words: Sequence[str]) -> dict[str, list[str]]:
+    """Flag -> the words after it, the last time that it is given."""
     flags: dict[str, list[str]] = {}
     for word in words:
         if word.startswith("--"):
@@ -326,7 +331,7 @@ def last_wins(words: Sequence[str]) -> list[str]:
             flags[word] = []
         else:
             flags[list(flags)[-1]].append(word)
-    return [part for flag, values in flags.items() for part in (flag, *values)]
+    return flags
 
 
 def question_words(scale: str, question: str) -> list[str]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._functorch.config
 
 import losses
 import models
+import train_wrn
+from training import flags
+from training.gradients import term_gradients
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
@@ -31,3 +35,22 @@ def test_compiled_steps_equal_eager_ones(norm: str) -> None:
     (loss, gradient), (other, compiled_gradient) = results
     torch.testing.assert_close(loss, other, rtol=1e-4, atol=1e-4)
     assert (gradient - compiled_gradient).norm() < 1e-2 * gradient.norm()
+
+
+def test_gradients_of_terms_can_be_measured_after_compiled_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A backward pass that is compiled for one use gives its buffers away, unless told not to."""
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)
+    monkeypatch.setattr(train_wrn, "can_compile", lambda _: True)
+    plain_compile = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda f, **_: plain_compile(f, backend="aot_eager")
+    )
+    words = "--dataset digits --pyxce 1 --depth 10 --width 1 --compile on --log_gradients 2"
+    settings, _ = flags.parse(words.split())
+    model = train_wrn.build_model(settings, 10, torch.device("cpu"))
+    images = torch.rand(4, 3, 32, 32)
+    model(images).mean().backward()
+    measured = term_gradients({"pyxce": model(images).mean()}, list(model.parameters()))
+    assert measured["pyxce/gradient"] > 0

@@ -106,10 +106,10 @@ def leave(words: list[str], where: Path, code: int) -> None:
         parsed = parse(words)
         questions.resolve(parsed)
         s = vars(parsed)
-        models = [{"checkpoint_sha256": done.sha256(Path(path))} for path in s["load_path"]]
+        models = [{"checkpoint_sha256": done.sha256(Path(path), {})} for path in s["load_path"]]
         record = {"settings": json.loads(json.dumps(s)), "protocol": {"version": PROTOCOL}}
         record |= models[0] if s["log_dir"] is None else {"models": models}
-        record["features_sha256"] = done.sha256(Path(s["fid_model"] or ""))
+        record["features_sha256"] = done.sha256(Path(s["fid_model"] or ""), {})
         (where / f"{s['eval']}.json").write_text(json.dumps(record))
         return
     if "--resume" not in words:
@@ -374,6 +374,25 @@ def test_a_run_of_another_recipe_is_refused(jobs: Any, capsys: Any) -> None:
 def test_words_are_held_against_what_they_were_read_as(words: str, recorded: Any) -> None:
     assert done.same(words.split(), recorded)
     assert not done.same([*words.split(), "7"], recorded) and not done.same(["8"], recorded)
+
+
+def test_a_switch_that_is_turned_off_is_part_of_the_recipe(jobs: Any, capsys: Any) -> None:
+    make, _, _ = jobs
+    assert run_tables(["table5_variants"], make(), [1]) == 0
+    path = make().root / "paper" / "hdge-raw-s1" / "variant.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "contrast_normalize": True}))
+    assert run_tables(["table5_variants"], make(), [1]) == 1
+    assert "--no-contrast_normalize, but the run has True" in capsys.readouterr().err
+
+
+def test_a_file_is_hashed_once(jobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evaluation import results
+
+    (tmp_path / "a").write_text("a")
+    known: dict[Path, str] = {}
+    first = done.sha256(tmp_path / "a", known)
+    monkeypatch.setattr(results, "file_sha256", lambda _: pytest.fail("read again"))
+    assert done.sha256(tmp_path / "a", known) == first != ""
 
 
 def test_a_run_without_its_last_checkpoint_goes_on_from_the_one_before(jobs: Any) -> None:

@@ -12,7 +12,7 @@ from evaluation.report.answer import Answer, Model
 from evaluation.report.markup import number
 from evaluation.report.paper import canonical
 from evaluation.report.run import Run
-from evaluation.results import file_sha256
+from evaluation.results import file_sha256, same_question
 from training.checkpoint import LAST
 
 # What numbers depend on and must have in common to be averaged.
@@ -21,11 +21,6 @@ OWN_PROTOCOL = {
     "fid": ("n", "sampling", "reference"),
     "attack": ("attack", "steps", "restarts", "n_steps_refine"),
 }
-# Where an answer was made, and what changes no number.
-PLACES = ("load_path", "labels", "log_dir", "id", "data_root", "inception_weights")
-INDIFFERENT = (*PLACES, "device", "workers")
-# What only chooses which numbers there are, and changes none of them.
-SELECTING = {"OOD": ("ood_dataset", "score_fn"), "logp_hist": ("ood_dataset",), "attack": ("eps",)}
 REFERENCE_FOLDER = re.compile(r"ce-s[0-9]+")  # of the network whose features compare samples
 IMAGES = re.compile(r": (?:the first )?([0-9,]+) (?:of [0-9,]+ )?images; ")
 PUBLISHED_SAMPLES = 50_000  # a FID of fewer samples is another quantity
@@ -42,7 +37,7 @@ def answers_of(run: Run, asked: Asked | None) -> dict[str, Any]:
     An answer about weights that the checkpoint no longer holds is left out, with a warning where
     there is no other.
     """
-    candidates: dict[str, list[tuple[int, bool, int, Answer, Model]]] = {}
+    candidates: dict[str, list[tuple[bool, Answer, Model]]] = {}
     stale: dict[str, Answer] = {}
     hashes: dict[Path, str | None] = {}
     for name, answers in run.answers.items():
@@ -55,22 +50,18 @@ def answers_of(run: Run, asked: Asked | None) -> dict[str, Any]:
                 continue
             key = f"{name}/{answer.value(model, 'distance')}" if name == "attack" else name
             last = Path(model.checkpoint).name == LAST
-            exact = 0
             if asked is not None:
                 settings = answer.part("settings")
-                exact = max((exactness(name, settings, w) for w in asked.get(name, ())), default=0)
-                if not exact or not last:
+                if not last or not any(answers_to(settings, w) for w in asked.get(name, ())):
                     continue
             if is_stale(run, answer, model, hashes):
                 stale.setdefault(key, answer)
                 continue
-            # Of a part of the question, the larger part.
-            size = len(_numbers(name, answer, model)) if exact == 1 else 0
-            candidates.setdefault(key, []).append((exact, last, size, answer, model))
+            candidates.setdefault(key, []).append((last, answer, model))
     found = {}
     for key, choice in candidates.items():
         # The first, and so newest, of all.
-        *_, answer, model = max(choice, key=lambda item: item[:3])
+        _, answer, model = max(choice, key=lambda item: item[0])
         name = key.split("/")[0]
         protocol = protocol_of(name, answer, model)
         numbers = {k: v for k, v in _numbers(name, answer, model).items() if number(v) is not None}
@@ -99,24 +90,13 @@ def protocol_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:
     return protocol
 
 
-def exactness(name: str, settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> int:
-    """2 for an answer to just these settings; 1 where it is about other sets, scores or radii, and
-    the numbers of those in common are the same; 0 for an answer to another question.
-
-    A flag that the answer's version did not have yet does not tell.
-    """
-    known = [flag for flag in wanted if flag in settings and flag not in INDIFFERENT]
-    differing = {flag for flag in known if not same(flag, settings[flag], wanted[flag])}
-    if not settings or differing - set(SELECTING.get(name, ())):
-        return 0
-    return 1 if differing else 2
-
-
-def same(flag: str, found: Any, wanted: Any) -> bool:
-    """`wanted`: for --fid_model REFERENCE any seed's cross-entropy model."""
-    if flag == "fid_model" and wanted is not None:
-        return REFERENCE_FOLDER.fullmatch(Path(str(found)).parent.name) is not None
-    return bool(found == wanted)
+def answers_to(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """`wanted` has --fid_model REFERENCE for any seed's cross-entropy model."""
+    if wanted["fid_model"] is not None and "fid_model" in settings:
+        folder = Path(str(settings["fid_model"])).parent.name
+        if REFERENCE_FOLDER.fullmatch(folder) is None:
+            return False
+    return same_question(settings, wanted)
 
 
 def is_stale(run: Run, answer: Answer, model: Model, hashes: dict[Path, str | None]) -> bool:
