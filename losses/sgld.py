@@ -35,8 +35,9 @@ def langevin(
         x.requires_grad_(True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(log_density(x).sum(), x)
-        noise = torch.empty_like(x).normal_(generator=generator)
-        x = x.detach() + step_size * gradient + noise_std * noise
+        # Not in x's memory format: on the CPU a channels_last tensor takes 10 times as long to fill.
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        x = x.detach().add(gradient, alpha=step_size).add_(noise, alpha=noise_std)
     return x
 
 
