@@ -2,6 +2,6 @@
 # Table 5 of HDGE, and Eq. 13 beside Algorithm 1: AUROC with a queue, in SimCLR style, and without normalising the logits.
 # Cost of a seed's training, shared experiments included (what was measured: scripts/reproduce.sh):
 #   paper  1.6 EFLOP, 2.2 GPU hours at a sustained 200 TFLOP/s
-#   small  0.6 PFLOP, 0.8 core hours at 0.2 TFLOP/s a core
+#   small  0.7 PFLOP, 1.0 core hours at 0.2 TFLOP/s a core
 # SCALE=paper|small|smoke, SEEDS="1 2 3", JOBS and GPUS: see scripts/reproduce.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh" table5_variants
