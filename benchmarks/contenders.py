@@ -14,7 +14,7 @@ import data
 import models
 import train_wrn
 from benchmarks import pil_images, plain_network, straightforward
-from benchmarks.timing import Place, tf32
+from benchmarks.timing import Place, malloc_as_found, tf32
 from evaluation.cost import step_flops
 from training.divergence import Guard
 from training.state import Run
@@ -136,7 +136,7 @@ def plain(networks: Networks, s: Namespace, classes: int, *, in_tf32: bool = Fal
 
     def learn(batches: list[list[Tensor]]) -> None:
         (images, labels), *second = batches
-        with tf32(in_tf32):
+        with tf32(in_tf32), malloc_as_found(device):
             straightforward.train_step(state, images, labels, second[0][0] if second else None)
 
     contender = Contender(

@@ -22,6 +22,7 @@ from benchmarks.timing import (
     clock,
     extra_memory,
     free_memory,
+    malloc_as_found,
     matrix_rate,
     tf32,
     watched,
@@ -205,9 +206,10 @@ def plain_term(s: Namespace, logits: torch.Tensor, labels: torch.Tensor) -> Call
     targets = straightforward.target_rows(labels, classes, s.smoothing, logits.dtype)
 
     def call() -> None:
-        loss = straightforward.contrastive(state, logits, targets)
-        torch.autograd.grad(loss, logits)
-        straightforward.enqueue(state, logits)
+        with malloc_as_found(logits.device):
+            loss = straightforward.contrastive(state, logits, targets)
+            torch.autograd.grad(loss, logits)
+            straightforward.enqueue(state, logits)
 
     return call
 

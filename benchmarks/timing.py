@@ -16,7 +16,10 @@ from unittest import mock
 
 import torch
 
+from training.machine import keep_freed_memory, set_malloc
+
 SHORTEST_TURN = 0.05  # seconds: what takes less is called several times a turn
+WARMED_UP = 0.5  # seconds: what takes less is called once before its turn
 LEAST_TURNS = 3
 
 Place = tuple[Any, str, str]  # owner, name of what is called, part that its time belongs to
@@ -50,15 +53,18 @@ def alternate(
     that whatever else the machine does meets all of them alike.
 
     After `seconds` no further turn begins, if there were 3. A turn is one call, or as many as take
-    50 ms.
+    50 ms, after one that is not timed: caches and allocator are as the others left them.
     """
-    repeats = {name: calls_a_turn(call, device) for name, call in calls.items()}
+    took = {name: time_of(call, device) for name, call in calls.items()}
+    repeats = {name: calls_a_turn(once) for name, once in took.items()}
     found: dict[str, list[float]] = {name: [] for name in calls}
     names, began = list(calls), time.monotonic()
     for turn in range(turns):
         if turn >= LEAST_TURNS and time.monotonic() - began > seconds:
             break
         for name in names if turn % 2 == 0 else reversed(names):
+            if took[name] < WARMED_UP:
+                calls[name]()
             started = clock(device)
             for _ in range(repeats[name]):
                 calls[name]()
@@ -66,10 +72,14 @@ def alternate(
     return {name: timing(values) for name, values in found.items()}
 
 
-def calls_a_turn(call: Callable[[], object], device: torch.device) -> int:
+def time_of(call: Callable[[], object], device: torch.device) -> float:
     started = clock(device)
     call()
-    return max(1, min(1000, math.ceil(SHORTEST_TURN / max(clock(device) - started, 1e-9))))
+    return clock(device) - started
+
+
+def calls_a_turn(once: float) -> int:
+    return max(1, min(1000, math.ceil(SHORTEST_TURN / max(once, 1e-9))))
 
 
 def timing(values: Sequence[float]) -> Timing:
@@ -105,6 +115,20 @@ def tf32(on: bool) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------- memory
+
+
+@contextmanager
+def malloc_as_found(device: torch.device) -> Iterator[None]:
+    """On a CPU, the memory allocator of a program that does not set it up as this project's do:
+    with the largest thresholds that glibc comes to by itself."""
+    if device.type != "cpu":
+        yield
+        return
+    set_malloc(trim_threshold=2**26, mmap_threshold=2**25)
+    try:
+        yield
+    finally:
+        keep_freed_memory()
 
 
 def extra_memory(call: Callable[[], object], device: torch.device) -> int | None:

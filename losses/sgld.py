@@ -35,7 +35,7 @@ def langevin(
         x.requires_grad_(True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(log_density(x).sum(), x)
-        # Not in x's memory format: on the CPU a channels_last tensor takes 10 times as long to fill.
+        # Not in x's memory format: to fill a channels_last tensor takes the CPU 10 times as long.
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         x = x.detach().add(gradient, alpha=step_size).add_(noise, alpha=noise_std)
     return x

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import torch
 
 from training.flags import UsageError
+
+# Parameters of glibc's mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def choose_device(name: str, *, exact: bool = False) -> torch.device:
@@ -29,7 +35,27 @@ def choose_device(name: str, *, exact: bool = False) -> torch.device:
     torch.backends.cudnn.allow_tf32 = not exact
     torch.backends.cudnn.benchmark = not exact
     torch.backends.cudnn.deterministic = exact
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc's malloc to keep what is freed for the next step. Left alone, it gives the
+    activations back to the system and gets them again as zeroed pages, which costs a quarter of an
+    SGLD step on a CPU. No number changes; on systems without glibc nothing is done."""
+    set_malloc(trim_threshold=2**31 - 1, mmap_threshold=2**30)
+
+
+def set_malloc(*, trim_threshold: int, mmap_threshold: int) -> None:
+    """glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes: mallopt(3)."""
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, trim_threshold)
+        if not mallopt(M_MMAP_THRESHOLD, mmap_threshold):  # some versions refuse more than this
+            mallopt(M_MMAP_THRESHOLD, min(mmap_threshold, 2**25))
 
 
 def use_bf16(amp: str, device: torch.device) -> bool:

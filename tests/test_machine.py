@@ -1,0 +1,40 @@
+"""How a program sets up the machine that it runs on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Four tensors of 16 MiB at a time, as a network's activations: page faults of the last nine rounds.
+ROUNDS = """
+import resource, torch
+from training import machine
+{set_up}
+for turn in range(10):
+    held = [torch.ones(2**22) for _ in range(4)]
+    del held
+    if turn == 0:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+PAGES = 9 * 4 * 2**24 // os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
+@pytest.mark.parametrize(
+    ("set_up", "fewest", "most"),
+    [("machine.choose_device('cpu')", 0.0, 0.05), ("", 0.5, 1.1)],
+    ids=["kept", "as it is found"],
+)
+def test_memory_that_a_step_frees_is_kept_for_the_next(
+    set_up: str, fewest: float, most: float
+) -> None:
+    program = ROUNDS.format(set_up=set_up)
+    root = Path(__file__).resolve().parent.parent
+    told = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert fewest * PAGES <= int(told.stdout) <= most * PAGES, told.stderr
