@@ -1,7 +1,10 @@
 """A checkpoint is written whole or not at all, and read without running anything."""
 
 import errno
+import hashlib
 import os
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -126,19 +129,71 @@ def test_a_file_of_any_length_is_read_or_refused_in_one_line(tmp_path: Path) -> 
         assert "\n" not in str(caught.value) and str(cut) in str(caught.value)
 
 
+def damages(whole: bytes, seed: int) -> Iterator[bytes]:
+    random = torch.Generator().manual_seed(seed)
+
+    def places(n: int) -> list[int]:
+        return torch.randint(len(whole), (n,), generator=random).tolist()
+
+    for place in [*places(60), *range(len(whole) - checkpoint.SEAL_SIZE, len(whole))]:
+        flipped = whole[place] ^ (1 << place % 8)
+        yield whole[:place] + bytes([flipped]) + whole[place + 1 :]
+    for place in places(20):
+        if any(whole[place : place + 512]):
+            yield whole[:place] + bytes(len(whole[place : place + 512])) + whole[place + 512 :]
+    for cut in (1, checkpoint.SEAL_SIZE - 1, checkpoint.SEAL_SIZE, checkpoint.SEAL_SIZE + 1):
+        yield whole[:-cut]
+    yield whole + b"\n"
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_any_byte_may_be_wrong(seed: int, tmp_path: Path) -> None:
-    """Whatever a flipped byte makes of the file: a dict, or a refusal in one line."""
+def test_what_is_damaged_is_never_used(seed: int, tmp_path: Path) -> None:
+    """One flipped bit, wherever; a block of zeros, as a crashed disk leaves; a missing end."""
     path = tmp_path / "ckpt.pt"
     save_checkpoint(STATE, path)
+    for damaged in damages(path.read_bytes(), seed):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError) as caught:
+            read_checkpoint(path)
+        assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_the_last_line_is_what_sha256sum_says_of_the_rest(tmp_path: Path) -> None:
+    save_checkpoint(STATE, tmp_path / "ckpt.pt")
+    archive, _, digest = (tmp_path / "ckpt.pt").read_bytes().rpartition(b"sha256:")
+    assert digest.decode() == hashlib.sha256(archive).hexdigest() + "\n"
+
+
+def test_files_without_a_checksum_are_read_too(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "theirs.pt")
+    assert read_checkpoint(tmp_path / "theirs.pt")["step"] == 3
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_any_byte_of_a_file_without_a_checksum_may_be_wrong(seed: int, tmp_path: Path) -> None:
+    """Whatever a flipped byte makes of the file: a dict, or a refusal in one line."""
+    path = tmp_path / "ckpt.pt"
+    torch.save(STATE, path)
     whole = path.read_bytes()
     random = torch.Generator().manual_seed(seed)
-    for place in torch.randint(len(whole), (60,), generator=random).tolist():
+    for place in torch.randint(len(whole), (100,), generator=random).tolist():
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
         try:
             assert isinstance(read_checkpoint(path), dict)
         except CheckpointError as error:
             assert "\n" not in str(error) and str(path) in str(error)
+
+
+def test_an_archive_that_grows_when_it_is_read_is_refused(tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(2**20)}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+    with pytest.raises(CheckpointError, match=r"bomb.pt is .* \(it is compressed\)"):
+        read_checkpoint(tmp_path / "bomb.pt")
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,30 @@
-"""Checkpoints: written so that a crash cannot destroy one, read so that none can run code."""
+"""Checkpoints: written so that a crash cannot destroy one, read so that none can run code.
+
+A file ends with a line "sha256:<64 hex digits>" about all bytes before it, which torch.load ignores
+and `read_checkpoint` verifies: torch.load itself does not notice most flipped bits.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 LAST, PREVIOUS, BEST = "last_ckpt.pt", "prev_ckpt.pt", "best_valid_ckpt.pt"
 DAMAGED = "damaged_ckpt.pt"  # a last checkpoint that could not be read
+
+SEAL = b"sha256:"
+SEAL_SIZE = len(SEAL) + 64 + 1  # and a line end
+SEALED = "sealed"  # a key within the archive: this file is to end with its checksum
+
+
+# What reading a file that is damaged or none of ours may raise.
+DAMAGE = (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile)
 
 
 class CheckpointError(ValueError):
@@ -28,7 +42,9 @@ def save_checkpoint(state: dict[str, Any], path: Path, *, keep: Path | None = No
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            torch.save({**state, SEALED: True}, file)
+            file.flush()
+            file.write(seal_of(temporary, file.tell()))
             file.flush()
             os.fsync(file.fileno())
         if keep is not None and path.exists():
@@ -84,19 +100,62 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     """
     path = Path(path)
     try:
+        with open(path, "rb") as file:
+            sealed = check_seal(file, path)
+            refuse_compressed(file, path)
         state = torch.load(path, map_location=map_location, weights_only=True)
     except (FileNotFoundError, IsADirectoryError):
         raise CheckpointError(f"{path} is no file: give the path of a checkpoint (.pt)") from None
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} holds more than tensors, numbers, strings, lists and dicts, "
             "or is no checkpoint: it was not loaded, since loading it could run code"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except DAMAGE as error:
         reason = next(iter(str(error).strip().splitlines()), "unreadable").split(". ")[0]
         raise CheckpointError(
             f"{path} is damaged or no checkpoint ({reason}): use another"
         ) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a checkpoint's dict")
+    if state.pop(SEALED, False) and not sealed:
+        raise CheckpointError(f"{path} is damaged (its end is missing): use another")
     return state
+
+
+def seal_of(path: Path, size: int) -> bytes:
+    """The last line of a checkpoint whose first `size` bytes are at `path`."""
+    digest, left = hashlib.sha256(), size
+    with open(path, "rb") as file:
+        while left > 0 and (block := file.read(min(left, 1 << 22))):
+            digest.update(block)
+            left -= len(block)
+    return SEAL + digest.hexdigest().encode() + b"\n"
+
+
+def check_seal(file: IO[bytes], path: Path) -> bool:
+    """Whether there is a checksum; files of others, and of earlier versions, have none. Raises
+    CheckpointError where it is not that of the file. The file is at its beginning afterwards."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - SEAL_SIZE))
+    end = file.read()
+    file.seek(0)
+    if not end.startswith(SEAL):
+        return False
+    if end != seal_of(path, size - SEAL_SIZE):
+        raise CheckpointError(f"{path} is damaged (its checksum is another): use another")
+    return True
+
+
+def refuse_compressed(file: IO[bytes], path: Path) -> None:
+    """torch.save compresses nothing: an archive that would grow when read is not one of its own,
+    and could fill the memory. The file is at its beginning afterwards."""
+    if zipfile.is_zipfile(file):
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        with zipfile.ZipFile(file) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > size:
+                raise CheckpointError(f"{path} is damaged or no checkpoint (it is compressed)")
+    file.seek(0)
