@@ -43,6 +43,7 @@ from training.flags import UsageError
 from training.gradients import term_gradients
 from training.machine import choose_device, use_bf16
 from training.output import Output
+from training.signals import Signals
 from training.state import Progress, Run, load_memories, restore_last
 
 PROGRAM = "train_wrn.py"
@@ -222,6 +223,7 @@ def train(
     splits: dict[str, data.Split],
     out: Output,
     began: float,
+    signals: Signals,
 ) -> str:
     """All steps of the run, and what is due between them; says why it ended. Raises Diverged.
 
@@ -237,6 +239,7 @@ def train(
         splits,
         out,
         began,
+        signals,
         steps_per_epoch=per_epoch,
         first=run.settings.start_epoch * per_epoch,
         plot=lambda epoch: plot_samples(run, epoch, out),
@@ -447,7 +450,9 @@ def work(s: Namespace, given: set[str]) -> int:
     out.say(describe(run, batches, splits))
     if "workers" in given:
         out.say(f"--workers {s.workers} has no effect: the images live on the training device")
-    return run_exit_code(PROGRAM, out, lambda: train(run, batches, splits, out, began))
+    return run_exit_code(
+        PROGRAM, out, lambda signals: train(run, batches, splits, out, began, signals)
+    )
 
 
 def main(settings: Namespace, given: set[str]) -> int:

@@ -28,7 +28,8 @@ SHARED = (
     *("arch", "depth", "width", "norm", "dropout_rate"),
     *("optimizer", "lr", "warmup_iters", "decay_epochs", "decay_rate", "weight_decay"),
     *("batch_size", "n_epochs", "max_steps", "max_minutes"),
-    *("log_dir", "id", "resume", "overwrite", "eval_every", "ckpt_every", "print_every"),
+    *("log_dir", "id", "resume", "overwrite", "eval_every"),
+    *("ckpt_every", "ckpt_minutes", "print_every"),
     *("device", "seed", "amp"),
 )
 FIXED_ON_RESUME = tuple(name for name in flags.FIXED_ON_RESUME if name in SHARED)

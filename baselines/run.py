@@ -39,6 +39,7 @@ from training.endings import exit_code, run_exit_code
 from training.flags import Parser
 from training.machine import choose_device, use_bf16
 from training.output import Output
+from training.signals import Signals
 from training.state import Run, restore_last
 
 __all__ = ["Batches", "Objective", "Program", "main"]
@@ -139,11 +140,18 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
     out = Output(folder, records.Records(folder, resume_from=since))
     out.saved_step = run.progress.step
     out.say(describe(run, batches, len(index), splits))
-    return run_exit_code(program.name, out, lambda: train(run, batches, splits, out, began))
+    return run_exit_code(
+        program.name, out, lambda signals: train(run, batches, splits, out, began, signals)
+    )
 
 
 def train(
-    run: Run, batches: Batches, splits: dict[str, data.Split], out: Output, began: float
+    run: Run,
+    batches: Batches,
+    splits: dict[str, data.Split],
+    out: Output,
+    began: float,
+    signals: Signals,
 ) -> str:
     """All steps of the run, and what is due between them; says why it ended. Raises Diverged."""
     guard, per_epoch = Guard(run.device, ADVICE), batches.steps_per_epoch
@@ -154,6 +162,7 @@ def train(
         splits,
         out,
         began,
+        signals,
         steps_per_epoch=per_epoch,
         classifies=run.objective.classifies,
     )

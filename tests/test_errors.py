@@ -84,7 +84,7 @@ WHOLE = {
     **dict.fromkeys(("width", "batch_size", "n_epochs", "max_steps"), 1),
     **dict.fromkeys(("eval_every", "print_every", "plot_every", "log_gradients"), 1),
 }
-ABOVE_ZERO = ("contrast_t", "sgld_lr", "lr", "decay_rate", "max_minutes")
+ABOVE_ZERO = ("contrast_t", "sgld_lr", "lr", "decay_rate", "max_minutes", "ckpt_minutes")
 FROM_ZERO = (*flags.TERMS, "sigma", "smoothing", "sgld_std", "reinit_freq", "dropout_rate")
 FROM_ZERO += ("weight_decay", "sgld_l2", "clip_grad")
 OUT_OF_RANGE = [

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests import test_signals
 from training import flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -388,6 +389,7 @@ OWN_TEST: dict[str, Callable[..., None]] = {
     "--resume": test_resume_goes_on_with_the_run_of_that_folder,
     "--overwrite": test_overwrite_replaces_the_run,
     "--compile": test_compile_compiles_the_network_where_there_is_a_compiler,
+    "--ckpt_minutes": test_signals.test_within_an_epoch_a_kill_costs_ckpt_minutes,
     "--dry_run": test_dry_run_needs_no_data_and_leaves_nothing,
 }
 
@@ -463,7 +465,15 @@ ANCESTORS = {
 }
 OURS = {
     *("arch", "contrast_score", "contrast_style", "contrast_normalize", "queue_init"),
-    *("independent_batches", "max_steps", "max_minutes", "dry_run", "resume", "overwrite"),
+    *(
+        "independent_batches",
+        "max_steps",
+        "max_minutes",
+        "ckpt_minutes",
+        "dry_run",
+        "resume",
+        "overwrite",
+    ),
     *("device", "amp", "compile", "data_root", "sgld_l2", "clip_grad"),
     "log_gradients",
 }

@@ -15,6 +15,7 @@ from training.checkpoint import CheckpointError
 from training.divergence import Diverged
 from training.flags import UsageError
 from training.output import Output
+from training.signals import Signals, Terminated, terminable
 
 MISTAKES = (UsageError, data.DataError, CheckpointError, records.RunFolderError, OSError)
 
@@ -23,13 +24,14 @@ def exit_code(
     program: str, work: Callable[[], int], *, interrupted: str, lower: str | None = None
 ) -> int:
     """What `work` returns; 2 for a user's mistake, a disk that failed or a GPU's memory that is
-    full, 130 for Ctrl-C.
+    full, 130 for Ctrl-C, 143 for SIGTERM.
 
-    interrupted: the line for Ctrl-C.
+    interrupted: the line for both signals.
     lower: the flags that take the GPU's memory; None: where it is full, that is raised.
     """
     try:
-        return work()
+        with terminable():
+            return work()
     except MISTAKES as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
@@ -38,30 +40,33 @@ def exit_code(
             raise
         print(f"{program}: error: the GPU's memory is full: lower {lower}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(interrupted, file=sys.stderr)
-        return 130
+        return 143 if isinstance(error, Terminated) else 130
 
 
-def run_exit_code(program: str, out: Output, train: Callable[[], str]) -> int:
-    """0 once `train` has said why it ended, 1 for a run that diverged, 130 for Ctrl-C.
+def run_exit_code(program: str, out: Output, train: Callable[[Signals], str]) -> int:
+    """0 once `train` has said why it ended, 1 for a run that diverged, 128 + its number for a
+    signal that ended it: 130 for Ctrl-C, 143 for SIGTERM.
 
     However it ends, its records are closed and its curves drawn.
     """
-    try:
-        ending = train()
-        out.say(f"{ending}; the run is in {out.folder}")
-    except Diverged as error:
-        out.book.line(str(error))
-        print(f"{program}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\n{program}: interrupted; {out.last_good()}, --resume goes on", file=sys.stderr)
-        return 130
-    finally:
-        with contextlib.suppress(OSError):  # whatever ended the run is what the user must read
-            close(out)
-    return 0
+    signals = Signals(program)
+    with signals.listen():
+        try:
+            ending = train(signals)
+            out.say(f"{ending}; the run is in {out.folder}")
+        except Diverged as error:
+            out.book.line(str(error))
+            print(f"{program}: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print(f"\n{program}: interrupted; {out.last_good()}, --resume goes on", file=sys.stderr)
+            return 130
+        finally:
+            with contextlib.suppress(OSError):  # whatever ended the run is what the user must read
+                close(out)
+    return 128 + signals.received if signals.obeyed else 0
 
 
 def close(out: Output) -> None:

@@ -260,6 +260,9 @@ def add_records(parser: argparse.ArgumentParser) -> None:
     add("--ckpt_every", type=OR_OFF, default=-1, metavar="EPOCHS",
         help="epochs between checkpoints that are kept, ckpt_<epoch>.pt, besides the last and the "
         "best; -1: none (default: %(default)s; HDGE)")
+    add("--ckpt_minutes", type=POSITIVE, default=10.0, metavar="MINUTES",
+        help="minutes of an epoch after which the last checkpoint is saved within it, too: what a "
+        "kill costs at most (default: %(default)g; ours)")
     add("--print_every", type=COUNT, default=100, metavar="STEPS",
         help="steps between two reports: progress bar, log.txt, TensorBoard, and the check for "
         "divergence (default: %(default)s; JEM)")

@@ -15,6 +15,7 @@ from losses import Metrics
 from training.divergence import Guard
 from training.output import Output
 from training.schedule import learning_rate
+from training.signals import Signals, Stopped
 from training.state import Run
 
 EVAL_BATCH = 200  # images; results do not depend on it
@@ -27,18 +28,23 @@ def train(
     splits: dict[str, data.Split],
     out: Output,
     began: float,
+    signals: Signals,
     *,
     steps_per_epoch: int,
     first: int = 0,
     classifies: Callable[[int], bool] | None = None,
     plot: Callable[[int], None] | None = None,
 ) -> str:
-    """Train until the schedule, --max_steps or --max_minutes ends; says which of them it was.
+    """Train until the schedule, --max_steps, --max_minutes or a signal ends; says which it was.
+
+    A signal ends it after the step, with all state saved and no row of progress.csv: resumed, the
+    run is as if there had been none.
 
     step: takes the step of this number, counted from epoch 0 of the schedule, and shows its loss
         to `guard`; its metrics are scalars on the device, and it does not wait for the device.
     splits: what to evaluate on, every --eval_every epochs and at the end.
     began: time.monotonic() when this process began.
+    signals: looked at between steps, and between batches of an evaluation.
     first: the number of the run's first step.
     classifies: whether there is a classifier to evaluate in this epoch; None: in all.
     plot: draws the sample grids of this epoch, every --plot_every epochs and at the end; None:
@@ -60,13 +66,27 @@ def train(
         out.save(run)  # what diverges or dies in its first epoch can be resumed, too
     elif progress.step >= stop and not unwritten():
         return f"nothing to do: {progress.step:,} steps are done; raise --n_epochs or --max_steps"
+
+    def save() -> None:
+        """In the middle of an epoch. Raises Diverged."""
+        guard.raise_if_diverged(out.last_good())
+        progress.seconds = earlier + time.monotonic() - began
+        out.save(run)
+
+    def stopped() -> str:
+        save()
+        signals.obeyed = True
+        return f"stopped by {signals.name} at step {progress.step:,}; --resume goes on"
+
     with out.progress_bar(run, stop * s.batch_size) as bar:
         while (progress.step < stop and time.monotonic() < deadline) or unwritten():
             epoch = (progress.step - unwritten()) // steps_per_epoch
             if not unwritten():
                 bar.set_description(f"epoch {epoch + 1}/{s.n_epochs}")
                 until = min((epoch + 1) * steps_per_epoch, stop)
-                train_epoch(run, step, guard, out, bar, epoch, until, deadline)
+                train_epoch(run, step, guard, out, bar, epoch, until, deadline, signals, save)
+            if signals.received:
+                return stopped()
             ended = progress.step >= stop or time.monotonic() >= deadline
             whole = progress.step % steps_per_epoch == 0
             progress.seconds = earlier + time.monotonic() - began
@@ -76,7 +96,10 @@ def train(
             due = ended or (whole and (epoch + 1) % s.eval_every == 0)
             if due and (classifies is None or classifies(epoch)):
                 bar.set_description(f"epoch {epoch + 1}/{s.n_epochs}, evaluating")
-                results = evaluate(run, splits)
+                try:
+                    results = evaluate(run, splits, signals)
+                except Stopped:
+                    return stopped()
             if plot is not None and (ended or (whole and (epoch + 1) % s.plot_every == 0)):
                 plot(epoch)
             progress.seconds = earlier + time.monotonic() - began
@@ -86,6 +109,8 @@ def train(
                 run.gradients.reset()
                 progress.train_seconds = 0.0
             out.save(run, epoch if whole else -1, results.get("valid", {}).get("accuracy"))
+            if signals.received and progress.step < total:
+                return stopped()
     if progress.step >= total:
         return f"complete: {s.n_epochs} epochs"
     if progress.step >= stop:
@@ -102,10 +127,13 @@ def train_epoch(
     epoch: int,
     until: int,
     deadline: float,
+    signals: Signals,
+    save: Callable[[], None],
 ) -> None:
-    """The rest of the epoch: up to step `until`, which is not taken, or the time `deadline`."""
+    """The rest of the epoch: up to step `until`, which is not taken, the time `deadline` or a
+    signal; `save` is called every --ckpt_minutes."""
     s, progress = run.settings, run.progress
-    started = time.monotonic()
+    started = saved = time.monotonic()
     run.model.train()
     for number in range(progress.step, until):
         set_learning_rate(run, number, epoch)
@@ -123,8 +151,13 @@ def train_epoch(
         elif out.reports == 0 and run.window.steps in out.early:
             guard.raise_if_diverged(out.last_good())
             out.show(run.window.means(), bar)
-        if time.monotonic() >= deadline:
+        now = time.monotonic()
+        if now >= deadline or signals.received:
             break
+        if now - saved >= 60 * s.ckpt_minutes:
+            progress.train_seconds += now - started
+            save()
+            started = saved = time.monotonic()
     guard.raise_if_diverged(out.last_good())  # before anything of this epoch is saved
     progress.train_seconds += time.monotonic() - started
 
@@ -142,13 +175,15 @@ def set_learning_rate(run: Run, step: int, epoch: int) -> None:
         )
 
 
-def evaluate(run: Run, splits: dict[str, data.Split]) -> dict[str, dict[str, float]]:
-    """Split -> accuracy and nll, with noise --sigma, in eval mode."""
+def evaluate(
+    run: Run, splits: dict[str, data.Split], signals: Signals
+) -> dict[str, dict[str, float]]:
+    """Split -> accuracy and nll, with noise --sigma, in eval mode. Raises Stopped for a signal."""
     results = {}
     with torch.compiler.set_stance("force_eager"):  # the last batch has another shape
         for name, split in splits.items():
             batches = data.evaluation_batches(
                 split, batch_size=EVAL_BATCH, sigma=run.settings.sigma
             )
-            results[name] = classification(run.model, batches)
+            results[name] = classification(run.model, signals.polled(batches))
     return results

@@ -1,0 +1,180 @@
+"""SIGINT and SIGTERM end a run between two steps, and nothing of it is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train_wrn
+from tests.test_resume import reports, resumed, steady
+from training import loop, output
+from training.signals import Signals, Stopped, Terminated, terminable
+
+ROOT = Path(__file__).resolve().parent.parent
+BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+PLACES = {  # module, function that the signal comes in, which call of it
+    "a step": (train_wrn, "train_step", 8),
+    "an epoch's last step": (train_wrn, "train_step", 5),
+    "an evaluation": (loop, "classification", 2),
+    "a save": (output, "save_checkpoint", 3),
+    "a picture": (train_wrn, "plot_samples", 1),
+}
+
+
+def call_after(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, nth: int, act: Callable[[], None]
+) -> None:
+    """In its nth call the function first calls `act`."""
+    real, calls = getattr(module, name), [0]
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == nth:
+            act()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, watched)
+
+
+def everything(state: dict[str, Any]) -> dict[str, Any]:
+    """All of a checkpoint but its settings and the clock."""
+    progress = {k: v for k, v in state["progress"].items() if "seconds" not in k}
+    progress.pop("log_bytes")  # the line that says how it ended
+    return {**{k: v for k, v in state.items() if k != "settings"}, "progress": progress}
+
+
+@BOTH
+@pytest.mark.parametrize("place", PLACES)
+def test_a_signal_ends_a_run_that_goes_on_as_if_there_had_been_none(
+    place: str, number: signal.Signals, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = (
+        f"{train.ALL} --n_epochs 3 --contrast_k 80 --dropout_rate .1 --plot_uncond --plot_every 1"
+    )
+    whole = train.once(flags)
+    module, name, nth = PLACES[place]
+    call_after(monkeypatch, module, name, nth, lambda: os.kill(os.getpid(), number))
+    run = train(flags)
+    monkeypatch.undo()
+    assert run.code == 128 + number
+    assert f"stopped by {number.name} at step" in run.text()
+    assert run.state()["progress"]["step"] < 15
+    assert resumed(train, run).code == 0
+    assert steady(run) == steady(whole) and reports(run) == reports(whole)
+    a, b = everything(whole.state()), everything(run.state())
+    assert a.keys() == b.keys() and [part for part in a if not train.same(a[part], b[part])] == []
+
+
+def test_the_second_ctrl_c_ends_at_once(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    whole = train.once("--pyxce 1 --n_epochs 2")
+    call_after(monkeypatch, train_wrn, "train_step", 8, twice)
+    run = train("--pyxce 1 --n_epochs 2")
+    monkeypatch.undo()
+    assert run.code == 130 and "interrupted; the last good checkpoint" in run.err[-1]
+    assert run.state()["progress"]["step"] == 5
+    assert resumed(train, run).code == 0
+    assert steady(run) == steady(whole) and reports(run) == reports(whole)
+
+
+def test_a_run_that_is_complete_is_not_stopped(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call_after(
+        monkeypatch, train_wrn, "plot_samples", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    run = train("--pyxce 1 --n_epochs 1")
+    assert run.code == 0 and "complete: 1 epochs" in run.text() and run.last["test_acc"]
+
+
+def test_what_is_ignored_stays_ignored(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nohup and a shell's background ask for."""
+    call_after(monkeypatch, train_wrn, "train_step", 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    found = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert train("--pyxce 1 --n_epochs 1").code == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, found)
+
+
+def test_handlers_are_those_of_before_afterwards() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with terminable(), Signals().listen():
+        assert signal.getsignal(signal.SIGTERM) not in before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_sigterm_is_raised_where_a_program_has_nothing_to_save() -> None:
+    with pytest.raises(Terminated), terminable():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_polling_ends_between_two_items(capfd: pytest.CaptureFixture[str]) -> None:
+    signals, seen = Signals("train_wrn.py"), []
+    with signals.listen(), pytest.raises(Stopped):
+        for item in signals.polled(range(9)):
+            seen.append(item)
+            if item == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert seen == [0, 1, 2, 3] and signals.name == "SIGTERM"
+    assert capfd.readouterr().err == "\ntrain_wrn.py: SIGTERM: the step is finished and saved\n"
+
+
+@pytest.mark.parametrize("after", [7, 9])
+def test_within_an_epoch_a_kill_costs_ckpt_minutes(
+    after: int, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    flags = f"{train.ALL} --n_epochs 2 --contrast_k 80"
+    whole = train.once(flags)
+    call_after(monkeypatch, train_wrn, "train_step", after + 1, killed)
+    run = train(f"{flags} --ckpt_minutes 1e-9")
+    monkeypatch.undo()
+    assert run.code == 130
+    assert run.state()["progress"]["step"] == after
+    assert run.state("prev_ckpt.pt")["progress"]["step"] == after - 1
+    assert resumed(train, run).code == 0
+    assert steady(run) == steady(whole) and reports(run) == reports(whole)
+    a, b = everything(whole.state()), everything(run.state())
+    assert [part for part in a if not train.same(a[part], b[part])] == []
+
+
+@BOTH
+def test_a_program_that_is_told_to_stop_stops(number: signal.Signals, tmp_path: Path) -> None:
+    words = "train_wrn.py --dataset digits --pyxce 1 --depth 10 --width 1 --batch_size 8 --id run"
+    command = [sys.executable, *words.split(), "--log_dir", str(tmp_path)]
+    with open(tmp_path / "out", "w+b") as out:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=out, stderr=out, preexec_fn=heard, start_new_session=True
+        )
+        try:
+            log, deadline = tmp_path / "run" / "log.txt", time.monotonic() + 120
+            while not (log.exists() and "step 100 " in log.read_text()):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            process.send_signal(number)
+            assert process.wait(60) == 128 + number
+        finally:
+            process.kill()
+            process.wait()
+        out.seek(0)
+        told = out.read().decode()
+    assert "Traceback" not in told and f"stopped by {number.name} at step" in told
+    assert (tmp_path / "run" / "last_ckpt.pt").exists()
+
+
+def heard() -> None:
+    """A shell lets what it starts in the background ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
