@@ -41,6 +41,7 @@ from training.divergence import Guard
 from training.endings import exit_code, run_exit_code
 from training.flags import UsageError
 from training.gradients import term_gradients
+from training.lock import alone
 from training.machine import choose_device, use_bf16
 from training.output import Output
 from training.signals import Signals
@@ -436,23 +437,24 @@ def work(s: Namespace, given: set[str]) -> int:
     dataset = data.load(s.dataset, s.data_root).to(device)
     flags.check_classes(s, dataset.num_classes)
     batches, splits = build_batches(s, dataset)
-    since = None
-    if resuming:
-        run = resume_run(s, dataset, folder)
-        since = (run.progress.step, run.progress.log_bytes)
-    else:
-        run = start_run(s, dataset, batches)
-        records.create_run_folder(folder, overwrite=s.overwrite)
-
-    records.write_settings(folder, vars(s), device)
-    out = Output(folder, records.Records(folder, resume_from=since), EARLY)
-    out.saved_step = run.progress.step
-    out.say(describe(run, batches, splits))
-    if "workers" in given:
-        out.say(f"--workers {s.workers} has no effect: the images live on the training device")
-    return run_exit_code(
-        PROGRAM, out, lambda signals: train(run, batches, splits, out, began, signals)
-    )
+    # Before there is a folder, so that a mistake in --load_path leaves none.
+    run = None if resuming else start_run(s, dataset, batches)
+    with alone(folder, flag="--log_dir", program=PROGRAM):
+        since = None
+        if run is None:
+            run = resume_run(s, dataset, folder)
+            since = (run.progress.step, run.progress.log_bytes)
+        else:
+            records.create_run_folder(folder, overwrite=s.overwrite)
+        records.write_settings(folder, vars(s), device)
+        out = Output(folder, records.Records(folder, resume_from=since), EARLY)
+        out.saved_step = run.progress.step
+        out.say(describe(run, batches, splits))
+        if "workers" in given:
+            out.say(f"--workers {s.workers} has no effect: images live on the training device")
+        return run_exit_code(
+            PROGRAM, out, lambda signals: train(run, batches, splits, out, began, signals)
+        )
 
 
 def main(settings: Namespace, given: set[str]) -> int:

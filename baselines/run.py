@@ -37,6 +37,7 @@ from training import loop, records
 from training.divergence import Guard
 from training.endings import exit_code, run_exit_code
 from training.flags import Parser
+from training.lock import alone
 from training.machine import choose_device, use_bf16
 from training.output import Output
 from training.signals import Signals
@@ -129,20 +130,21 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
     index, splits = split(s, dataset)
     batches = program.batches(s, dataset, index)
     run = build_run(program, s, dataset.num_classes, device)
-    since = None
-    if resuming:
-        restore_last(run, folder, program.name)
-        since = (run.progress.step, run.progress.log_bytes)
-    else:
-        models.initialise_act_norm(run.model, batches(0)[0])
-        records.create_run_folder(folder, overwrite=s.overwrite)
-    records.write_settings(folder, vars(s), device)
-    out = Output(folder, records.Records(folder, resume_from=since))
-    out.saved_step = run.progress.step
-    out.say(describe(run, batches, len(index), splits))
-    return run_exit_code(
-        program.name, out, lambda signals: train(run, batches, splits, out, began, signals)
-    )
+    with alone(folder, flag="--log_dir", program=program.name):
+        since = None
+        if resuming:
+            restore_last(run, folder, program.name)
+            since = (run.progress.step, run.progress.log_bytes)
+        else:
+            models.initialise_act_norm(run.model, batches(0)[0])
+            records.create_run_folder(folder, overwrite=s.overwrite)
+        records.write_settings(folder, vars(s), device)
+        out = Output(folder, records.Records(folder, resume_from=since))
+        out.saved_step = run.progress.step
+        out.say(describe(run, batches, len(index), splits))
+        return run_exit_code(
+            program.name, out, lambda signals: train(run, batches, splits, out, began, signals)
+        )
 
 
 def train(

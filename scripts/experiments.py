@@ -9,7 +9,6 @@ about it is skipped, an interrupted run is resumed.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import queue
@@ -19,7 +18,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,7 @@ from scripts.recipes import (  # noqa: E402
     train_command,
 )
 from training.flags import COUNT, WHOLE, Parser, UsageError  # noqa: E402
+from training.lock import alone  # noqa: E402
 
 # Programs are forked from a process that has imported what takes seconds to import.
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -329,32 +329,6 @@ def show(tables: Mapping[str, Table], root: Path, scale: str, seeds: Sequence[in
                     command(ask_command(root, scale, chosen, question, where))
 
 
-@contextlib.contextmanager
-def alone(place: Path) -> Iterator[None]:
-    """Only one process at a time works in this folder. Raises UsageError, one line, where another
-    does or where nothing can be written."""
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        file = open(place / ".lock", "a")  # noqa: SIM115
-    except OSError as error:
-        raise UsageError(
-            f"--root: cannot write to {place} ({error.strerror}): give a folder that is writable"
-        ) from None
-    with file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has none
-            pass
-        except OSError:
-            raise UsageError(
-                f"--root: another experiments.py works in {place}: wait for it, or give another "
-                "--root"
-            ) from None
-        yield
-
-
 def build_parser() -> Parser:
     parser = Parser(prog="experiments.py", allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
@@ -387,7 +361,7 @@ def main(argv: Sequence[str]) -> int:
             return 0
         if n > 1:  # else every program would start a thread on every core
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
-        with alone(root / args.scale):
+        with alone(root / args.scale, flag="--root", program="experiments.py"):
             return run(list(tables.values()), Jobs(root, args.scale, n, args.gpus), args.seeds)
     except UsageError as error:
         parser.error(str(error))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from training.flags import FIXED_ON_RESUME
+from training.lock import alone
 
 # name: (flags, steps of the first process, ...). An epoch has 5 steps. Queues of more than
 # 64 slots keep running sums.
@@ -347,3 +348,16 @@ def test_a_limit_that_is_reached_already_says_so(train: Any) -> None:
     run = train("--pyxce 1 --max_steps 3")
     again = resumed(train, run, "--max_steps", "3")
     assert again.code == 0 and "nothing to do: 3 steps are done" in again.out
+
+
+@pytest.mark.parametrize("how", ["--resume", "--overwrite"])
+def test_two_processes_do_not_train_in_one_folder(how: str, train: Any) -> None:
+    run = train("--pyxce 1 --max_steps 1")
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name)
+    with alone(run.folder, flag="--log_dir", program="train_wrn.py"):
+        other = train("--pyxce 1 --max_steps 2", *where, how)
+    assert other.code == 2 and len(other.err) == 1
+    assert f"--log_dir: another train_wrn.py works in {run.folder}: wait" in other.err[0]
+    assert before == {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    assert train("--pyxce 1 --max_steps 2", *where, how).code == 0

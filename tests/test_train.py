@@ -72,7 +72,7 @@ def test_a_run_leaves_every_file_of_its_folder(train: Any) -> None:
     events = [name for name in run.files if name.startswith("events.out.tfevents.")]
     kinds = ("cond", "contrast", "uncond")
     expected = [
-        *("best_valid_ckpt.pt", "ckpt_0.pt", "ckpt_1.pt", "curves.png", *events),
+        *(".lock", "best_valid_ckpt.pt", "ckpt_0.pt", "ckpt_1.pt", "curves.png", *events),
         *("last_ckpt.pt", "log.txt", "prev_ckpt.pt", "progress.csv"),
         *(f"samples/{kind}_{epoch:04d}.png" for kind in kinds for epoch in (0, 1)),
         "variant.json",
