@@ -72,11 +72,13 @@ def parse(argv: Sequence[str], build: Build, check: Check) -> tuple[Namespace, s
     given = given_flags(build(), argv)
     if getattr(settings, "dataset", None) == "cifar_100":  # JEM's spelling
         settings.dataset = "cifar100"
-    if getattr(settings, "resume", None) is None:
-        try:
+    try:
+        if hasattr(settings, "resume"):
+            flags.resolve_auto(settings)
+        if getattr(settings, "resume", None) is None:
             check(settings)
-        except UsageError as error:
-            parser.error(str(error))
+    except UsageError as error:
+        parser.error(str(error))
     return settings, given
 
 

@@ -361,3 +361,31 @@ def test_two_processes_do_not_train_in_one_folder(how: str, train: Any) -> None:
     assert f"--log_dir: another train_wrn.py works in {run.folder}: wait" in other.err[0]
     assert before == {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     assert train("--pyxce 1 --max_steps 2", *where, how).code == 0
+
+
+def test_resume_auto_starts_a_run_and_goes_on_with_it(train: Any) -> None:
+    whole = train.once("--pyxce 1 --n_epochs 2")
+    run = train("--pyxce 1 --n_epochs 2 --max_steps 7 --resume auto")
+    assert run.code == 0 and run.state()["progress"]["step"] == 7
+    where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name, "--resume", "auto")
+    again = train("--pyxce 1 --n_epochs 2", *where)  # the same command, as a queue gives it again
+    assert again.code == 0 and not again.err
+    assert train.same(moving(run.state()), moving(whole.state()))
+    assert "nothing to do" in train("--pyxce 1 --n_epochs 2", *where).out
+    refused = train("--pyxce 1 --n_epochs 2 --width 2", *where)
+    assert refused.code == 2 and "--width 2 cannot change" in refused.err[0]
+
+
+def test_resume_auto_starts_over_what_died_before_its_first_checkpoint(train: Any) -> None:
+    run = train("--pyxce 1 --max_steps 1")
+    where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name, "--resume", "auto")
+    for path in run.folder.glob("*.pt"):
+        path.unlink()
+    assert train("--pyxce 1 --max_steps 2", *where).code == 0
+    assert run.state()["progress"]["step"] == 2
+    (run.folder / "last_ckpt.pt").rename(run.folder / "ckpt_of_others.pt")
+    (run.folder / "prev_ckpt.pt").unlink()
+    refused = train("--pyxce 1 --max_steps 2", *where)
+    assert refused.code == 2 and "already holds a run" in refused.err[0]
+    nameless = train.bare("--dataset", "digits", "--pyxce", "1", "--resume", "auto")
+    assert nameless.code == 2 and "--resume auto: which run? give --id" in nameless.err[0]

@@ -11,12 +11,14 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 TERMS = ("pyxce", "pxycontrast", "pxcontrast", "pxsgld", "pxysgld")
 NORMS = ("none", "batch", "instance", "layer", "act")
 CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "digits": 10}
 
+AUTO = "auto"  # of --resume
 # What may not change when a run is resumed: the tensors of its checkpoint, or the meaning of its
 # position within an epoch, depend on it. Of the weights, only which of them are 0 is fixed.
 FIXED_ON_RESUME = (
@@ -253,7 +255,8 @@ def add_records(parser: argparse.ArgumentParser) -> None:
         help="name of the run (default: data set, terms, date and time; HDGE)")
     add("--resume", nargs="?", const="", default=None, metavar="RUN_FOLDER",
         help="continue a run from its last checkpoint, exactly: --resume RUN_FOLDER, or --resume "
-        "with --log_dir and --id; its settings hold, flags given now win where they may (ours)")
+        "with --log_dir and --id; its settings hold, flags given now win where they may; "
+        "--resume auto with --id: continue it if it has a checkpoint, else start it (ours)")
     add("--overwrite", action="store_true", help="replace the run that the run folder holds (ours)")
     add("--eval_every", type=COUNT, default=1, metavar="EPOCHS",
         help="epochs between evaluations on validation and test images (default: %(default)s; JEM)")
@@ -306,12 +309,27 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
     settings = parser.parse_args(argv)
     given = given_flags(build_parser(), argv)
     settings.dataset = {"cifar_100": "cifar100"}.get(settings.dataset, settings.dataset)
-    if settings.resume is None:
-        try:
+    try:
+        resolve_auto(settings)
+        if settings.resume is None:
             check(settings)
-        except UsageError as error:
-            parser.error(str(error))
+    except UsageError as error:
+        parser.error(str(error))
     return settings, given
+
+
+def resolve_auto(s: argparse.Namespace) -> None:
+    """--resume auto: the run that --log_dir and --id name goes on, or starts if it has no
+    checkpoint. Raises UsageError without --id."""
+    if s.resume != AUTO:
+        return
+    if not s.id:
+        raise UsageError("--resume auto: which run? give --id, and --log_dir if it is not ./save")
+    folder = Path(s.log_dir) / s.id
+    if any((folder / name).exists() for name in ("last_ckpt.pt", "prev_ckpt.pt")):
+        s.resume = ""
+    else:  # what died before its first checkpoint is no loss; a checkpoint of others would be
+        s.resume, s.overwrite = None, s.overwrite or not any(folder.glob("*.pt"))
 
 
 def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str]:
