@@ -206,7 +206,7 @@ def train_step(
     loss.backward()
     gradients = [p.grad for p in parameters if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm(gradients)
-    skip = guard.check(loss, grad_norm, step)
+    skip = guard.check(loss, grad_norm, step, metrics)
     if run.settings.clip_grad > 0:
         scale = (run.settings.clip_grad / grad_norm).clamp(max=1)
         torch._foreach_mul_(gradients, scale)

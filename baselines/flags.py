@@ -27,7 +27,7 @@ SHARED = (
     *("dataset", "data_root", "n_valid", "sigma"),
     *("arch", "depth", "width", "norm", "dropout_rate"),
     *("optimizer", "lr", "warmup_iters", "decay_epochs", "decay_rate", "weight_decay"),
-    *("batch_size", "n_epochs", "max_steps", "max_minutes"),
+    *("batch_size", "n_epochs", "max_restarts", "max_steps", "max_minutes"),
     *("log_dir", "id", "resume", "overwrite", "eval_every"),
     *("ckpt_every", "ckpt_minutes", "print_every"),
     *("device", "seed", "amp"),

@@ -62,8 +62,8 @@ def train_step(
     groups = run.optimizer.param_groups
     gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm(gradients)
-    skip = guard.check(loss, grad_norm, step)
+    kept = {name: value.detach() for name, value in metrics.items()}
+    skip = guard.check(loss, grad_norm, step, kept)
     run.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # as GradScaler sets it
     run.optimizer.step()
-    kept = {name: value.detach() for name, value in metrics.items()}
     return {**kept, "loss": loss.detach(), "grad_norm": grad_norm}

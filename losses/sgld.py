@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from losses.objective import Metrics, Step
 from models import EnergyClassifier, batch_statistics_only, sampling_mode
 
+LARGEST_PIXEL = 10.0  # of a chain; images are in [-1, 1]
+
 LogDensity = Callable[[Tensor], Tensor]
 
 
@@ -98,6 +100,14 @@ class ReplayBuffer(nn.Module):
         if skip is not None:
             images = torch.where(skip, self.images[slots], images)
         self.images[slots] = images
+
+    @torch.no_grad()
+    def renew(self) -> int:
+        """Chains that blew up, with a pixel that is not finite or beyond 10 times the images'
+        range, begin anew from U(-1, 1). Their number."""
+        bad = ~(self.images.abs().amax((1, 2, 3)) <= LARGEST_PIXEL)
+        self.images[bad] = torch.empty_like(self.images[bad]).uniform_(-1, 1)
+        return int(bad.sum())
 
     def stage(self, slots: Tensor, images: Tensor) -> None:
         """Remember samples to store once the step is known to be good: see `commit`."""

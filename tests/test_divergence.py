@@ -56,6 +56,21 @@ def test_the_flag_stays_set_and_the_first_step_is_reported() -> None:
     assert "last_ckpt.pt" in message and "--n_steps" in message and "\n" not in message
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -2e8])
+def test_what_a_term_reports_is_watched_and_named(bad: float) -> None:
+    """Energies that run away together leave a finite loss."""
+    guard, norm = Guard(CPU), torch.tensor(1.0)
+    fine = {"pyxce/loss": torch.tensor(2.0), "pxsgld/log_q_data": torch.tensor(5.0)}
+    assert not guard.check(torch.tensor(2.0), norm, 3, fine)
+    assert guard.check(torch.tensor(2.0), norm, 4, {**fine, "pxsgld/log_q_data": torch.tensor(bad)})
+    assert guard.check(torch.tensor(math.nan), norm, 5, fine)
+    with pytest.raises(Diverged, match="step 4 .*pxsgld/log_q_data") as caught:
+        guard.raise_if_diverged("")
+    assert f"(loss 2, gradient norm 1, pxsgld/log_q_data {bad:.4g})" in str(caught.value)
+    guard.reset()
+    guard.raise_if_diverged("")
+
+
 def test_the_guard_keeps_no_graph() -> None:
     loss = torch.tensor(3.0, requires_grad=True) * 2
     guard = Guard(CPU)

@@ -78,7 +78,9 @@ def test_a_mistake_is_named_with_its_remedy(mistake: tuple[str, ...], train: Any
 # Numbers. Whole ones, and those that may be a fraction; below each lowest value is refused.
 
 WHOLE = {
-    **dict.fromkeys(("n_valid", "workers", "decay_epochs", "start_epoch", "seed"), 0),
+    **dict.fromkeys(
+        ("n_valid", "workers", "decay_epochs", "start_epoch", "seed", "max_restarts"), 0
+    ),
     **dict.fromkeys(("labels_per_class", "warmup_iters", "ckpt_every"), -1),
     **dict.fromkeys(("contrast_k", "n_steps", "sgld_batch_size", "buffer_size", "depth"), 1),
     **dict.fromkeys(("width", "batch_size", "n_epochs", "max_steps"), 1),

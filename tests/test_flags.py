@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests import test_signals
+from tests import test_healing, test_signals
 from training import flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -389,6 +389,7 @@ OWN_TEST: dict[str, Callable[..., None]] = {
     "--resume": test_resume_goes_on_with_the_run_of_that_folder,
     "--overwrite": test_overwrite_replaces_the_run,
     "--compile": test_compile_compiles_the_network_where_there_is_a_compiler,
+    "--max_restarts": test_healing.test_what_diverges_again_and_again_is_given_up,
     "--ckpt_minutes": test_signals.test_within_an_epoch_a_kill_costs_ckpt_minutes,
     "--dry_run": test_dry_run_needs_no_data_and_leaves_nothing,
 }
@@ -470,6 +471,7 @@ OURS = {
         "max_steps",
         "max_minutes",
         "ckpt_minutes",
+        "max_restarts",
         "dry_run",
         "resume",
         "overwrite",

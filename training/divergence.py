@@ -1,20 +1,36 @@
-"""Notice a diverged step on the device, without the host waiting for every step."""
+"""Notice a diverged step on the device, without the host waiting for every step; and recover."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
-LARGEST_LOSS = 1e8  # JEM stops there too
+from training.state import Run, checkpoint_state, restore
+
+LARGEST = 1e8  # JEM stops at such a loss, too
 ADVICE = "try more --n_steps, a lower --lr, --sigma .1, --warmup_iters 1000 or --sgld_l2 .1"
+SNAPSHOT_EVERY = 200  # steps, at least
+SLOWER = 0.5  # what a restart multiplies the learning rate by
 
 
 class Diverged(FloatingPointError):
-    """The run has diverged; the message is one line that says where, and what to try."""
+    """The run has diverged; the message is one line that says where, and what to try.
+
+    `where`: its beginning, which step and by what.
+    """
+
+    def __init__(self, where: str, rest: str) -> None:
+        super().__init__(f"{where}; {rest}")
+        self.where, self.rest = where, rest
 
 
 class Guard:
-    """A flag that is set by the first step with |loss| > 1e8, or a loss or gradient not finite.
+    """A flag that is set by the first step of which the loss, or what a term reports (its own loss,
+    the energies of data and samples), is beyond 1e8 or not finite, or the gradient not finite.
 
     It stays set: that step and all later ones are masked (the optimiser takes the flag as its
     `found_inf`, the queue and the replay buffer as `skip`), so the state stays that of the last
@@ -24,16 +40,30 @@ class Guard:
     """
 
     def __init__(self, device: torch.device, advice: str = ADVICE) -> None:
-        self.advice = advice
-        self.flag = torch.zeros((), dtype=torch.bool, device=device)
-        self.first = torch.zeros(3, dtype=torch.float64, device=device)  # step, loss, gradient norm
+        self.device, self.advice = device, advice
+        self.reset()
 
-    def check(self, loss: Tensor, grad_norm: Tensor, step: int) -> Tensor:
-        """The flag (), after this step's loss and gradient norm (both ())."""
-        loss = loss.detach()
-        bad = ~(loss.abs() <= LARGEST_LOSS) | ~grad_norm.isfinite()  # nan fails the comparison
-        found = torch.stack([torch.full_like(loss, step), loss, grad_norm.to(loss.dtype)])
-        self.first = torch.where(bad & ~self.flag, found.double(), self.first)
+    def reset(self) -> None:
+        self.flag = torch.zeros((), dtype=torch.bool, device=self.device)
+        self.names: list[str] = []
+        self.first = torch.zeros(0, dtype=torch.float64, device=self.device)  # step, norm, values
+
+    def check(
+        self,
+        loss: Tensor,
+        grad_norm: Tensor,
+        step: int,
+        metrics: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The flag (), after this step's loss, gradient norm and terms' metrics (scalars)."""
+        named = {**(metrics or {}), "loss": loss.detach()}
+        values = torch.stack(list(named.values()))
+        bad = ~(values.abs() <= LARGEST).all() | ~grad_norm.isfinite()  # nan fails the comparison
+        norm = grad_norm.to(values.dtype).reshape(1)
+        found = torch.cat([torch.full_like(norm, step), norm, values]).double()
+        if self.names != list(named):  # another phase of the training, which a host has looked at
+            self.names, self.first = list(named), found
+        self.first = torch.where(bad & ~self.flag, found, self.first)
         self.flag = self.flag | bad
         return self.flag
 
@@ -41,8 +71,66 @@ class Guard:
         """Reads the flag (a host synchronisation). Raises Diverged."""
         if not self.flag:
             return
-        step, loss, grad_norm = self.first.tolist()
+        step, grad_norm, *values = self.first.tolist()
+        named = dict(zip(self.names, values, strict=True))
+        loss = named.pop("loss")
+        shown = [f"loss {loss:.4g}", f"gradient norm {grad_norm:.4g}"]
+        shown += [f"{n} {v:.4g}" for n, v in named.items() if not abs(v) <= LARGEST]
         raise Diverged(
-            f"diverged at step {step:.0f} (loss {loss:.4g}, gradient norm {grad_norm:.4g}); that "
-            f"step and all after it were not taken; {checkpoint}; {self.advice}"
+            f"diverged at step {step:.0f} ({', '.join(shown)})",
+            f"that step and all after it were not taken; {checkpoint}; {self.advice}",
         )
+
+
+class Healer:
+    """Lets a run that diverges go on, --max_restarts times.
+
+    It keeps two snapshots of the run's state on the host, 200 steps or more apart. A restart takes
+    the older one, since what came before a divergence is seldom healthy; halves the learning
+    rate, for the rest of the run; seeds the random numbers anew; and lets the chains of the replay
+    buffer that blew up begin anew.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.snapshots = [snapshot(run)]
+
+    def keep(self, run: Run) -> None:
+        """A snapshot, if one is due. Only of a state that the guard has let pass, and never between
+        the last step of an epoch and its evaluation."""
+        if run.progress.step - self.snapshots[-1]["progress"]["step"] >= SNAPSHOT_EVERY:
+            self.snapshots = [self.snapshots[-1], snapshot(run)]
+
+    def heal(self, run: Run, error: Diverged) -> str:
+        """Restart the run; says what was done. Raises Diverged where no restart is left."""
+        done, limit = run.progress.restarts, run.settings.max_restarts
+        if done >= limit:
+            given_up = f"given up after {done} of --max_restarts {limit}; " if limit else ""
+            raise Diverged(error.where, given_up + error.rest) from None
+        slower = run.progress.lr_scale * SLOWER
+        self.snapshots = self.snapshots[:1]
+        restore(run, copied(self.snapshots[0]))  # an optimiser keeps the tensors it is given
+        run.progress.restarts, run.progress.lr_scale = done + 1, slower
+        key = (run.settings.seed, run.progress.step, done + 1)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+        chains = run.memory("replay_buffer")
+        renewed = f", {chains.renew():,} chains begun anew" if chains is not None else ""
+        return (
+            f"{error.where}: back to step {run.progress.step:,}, learning rate x {slower:g}, new "
+            f"random numbers{renewed}; restart {done + 1} of {limit}"
+        )
+
+
+def snapshot(run: Run) -> dict[str, Any]:
+    """The run's state on the host, which training does not change."""
+    return copied(checkpoint_state(run))
+
+
+def copied(value: Any) -> Any:
+    """The same with its tensors copied to the host."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied(inner) for inner in value)
+    return value

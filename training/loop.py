@@ -12,7 +12,7 @@ from tqdm import tqdm
 import data
 from evaluation.classification import classification
 from losses import Metrics
-from training.divergence import Guard
+from training.divergence import Diverged, Guard, Healer
 from training.output import Output
 from training.schedule import learning_rate
 from training.signals import Signals, Stopped
@@ -50,7 +50,7 @@ def train(
     plot: draws the sample grids of this epoch, every --plot_every epochs and at the end; None:
         there are none.
 
-    Raises Diverged.
+    Raises Diverged, once --max_restarts are used up.
     """
     s, progress = run.settings, run.progress
     total = s.n_epochs * steps_per_epoch
@@ -78,13 +78,24 @@ def train(
         signals.obeyed = True
         return f"stopped by {signals.name} at step {progress.step:,}; --resume goes on"
 
+    healer = Healer(run)
     with out.progress_bar(run, stop * s.batch_size) as bar:
         while (progress.step < stop and time.monotonic() < deadline) or unwritten():
             epoch = (progress.step - unwritten()) // steps_per_epoch
             if not unwritten():
                 bar.set_description(f"epoch {epoch + 1}/{s.n_epochs}")
                 until = min((epoch + 1) * steps_per_epoch, stop)
-                train_epoch(run, step, guard, out, bar, epoch, until, deadline, signals, save)
+                try:
+                    train_epoch(
+                        run, step, guard, healer, out, bar, epoch, until, deadline, signals, save
+                    )
+                except Diverged as error:
+                    told = healer.heal(run, error)
+                    progress = run.progress
+                    progress.seconds = earlier + time.monotonic() - began
+                    guard.reset()
+                    out.go_back(run, told, bar)
+                    continue
             if signals.received:
                 return stopped()
             ended = progress.step >= stop or time.monotonic() >= deadline
@@ -108,6 +119,7 @@ def train(
                 run.epoch.reset()
                 run.gradients.reset()
                 progress.train_seconds = 0.0
+                healer.keep(run)
             out.save(run, epoch if whole else -1, results.get("valid", {}).get("accuracy"))
             if signals.received and progress.step < total:
                 return stopped()
@@ -122,6 +134,7 @@ def train_epoch(
     run: Run,
     step: Callable[[int], Metrics],
     guard: Guard,
+    healer: Healer,
     out: Output,
     bar: tqdm,
     epoch: int,
@@ -148,6 +161,8 @@ def train_epoch(
         if progress.step % s.print_every == 0:
             guard.raise_if_diverged(out.last_good())
             out.report(run, epoch, bar)
+            if progress.step < until:
+                healer.keep(run)
         elif out.reports == 0 and run.window.steps in out.early:
             guard.raise_if_diverged(out.last_good())
             out.show(run.window.means(), bar)
@@ -165,7 +180,7 @@ def train_epoch(
 def set_learning_rate(run: Run, step: int, epoch: int) -> None:
     s = run.settings
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(
+        group["lr"] = run.progress.lr_scale * learning_rate(
             s.lr,
             step=step,
             epoch=epoch,

@@ -125,6 +125,15 @@ class Output:
         save_checkpoint(state, last, keep=None if progress.step == self.saved_step else previous)
         self.saved_step = progress.step
 
+    def go_back(self, run: Run, told: str, bar: tqdm) -> None:
+        """The run goes on from an earlier step: `told` says why. It is saved, so that the restart
+        counts whatever comes."""
+        self.say(told)
+        self.book.go_back(run.progress.step)
+        bar.n = run.progress.step * run.settings.batch_size
+        bar.refresh()
+        self.save(run)
+
     def last_good(self) -> str:
         last = self.folder / checkpoint.LAST
         return f"the last good checkpoint is {last} (step {self.saved_step})"

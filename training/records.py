@@ -220,6 +220,15 @@ class Records:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
 
+    def go_back(self, step: int) -> None:
+        """The run goes on from this step: rows after it go; log.txt keeps what happened."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.rows = [row for row in self.rows if int(row["step"]) <= step]
+        self._write_rows()
+        self.board.close()
+        self.board = SummaryWriter(str(self.folder), purge_step=step + 1)
+
     def close(self) -> None:
         self.text.close()
         self.board.close()

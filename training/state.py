@@ -28,6 +28,8 @@ class Progress:
     train_seconds: float = 0.0  # of training within this epoch
     best_valid: float = -1.0
     log_bytes: int = 0  # of log.txt
+    restarts: int = 0  # after divergences
+    lr_scale: float = 1.0  # what they have left of the learning rate
 
 
 @dataclass

@@ -1,0 +1,181 @@
+"""A run that diverges goes back and on: it ends with a finite network and says what happened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import losses
+import train_wrn
+from losses import sgld
+from training import divergence, flags
+from training.divergence import Diverged, Healer, snapshot
+
+FLAGS = "--n_epochs 3 --print_every 1 --contrast_k 80"
+AT = 8  # the step of the fault, in the second epoch of 5 steps
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(divergence, "SNAPSHOT_EVERY", 4)
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, act: Callable[[Any], None], times: int = 1) -> None:
+    """`act` on the run before step AT is taken, the first `times` times."""
+    real, left = train_wrn.train_step, [times]
+
+    def step(run: Any, guard: Any, batch: Any, number: int) -> Any:
+        if number == AT and left[0]:
+            left[0] -= 1
+            act(run)
+        return real(run, guard, batch, number)
+
+    monkeypatch.setattr(train_wrn, "train_step", step)
+
+
+def once(module: Any, name: str, change: Callable[..., Any]) -> Callable[[Any], None]:
+    """Its next call returns what `change` makes of its answer."""
+
+    def act(run: Any) -> None:
+        real = getattr(module, name)
+
+        def faulty(*args: Any, **kwargs: Any) -> Any:
+            setattr(module, name, real)
+            return change(real(*args, **kwargs))
+
+        setattr(module, name, faulty)
+
+    return act
+
+
+def poison(run: Any) -> None:
+    run.memory("replay_buffer").images[:30] = math.nan
+
+
+def blow_up(run: Any) -> None:
+    run.memory("replay_buffer").images.mul_(1e20)
+
+
+def nan_in_one_chain(samples: torch.Tensor) -> torch.Tensor:
+    samples[0, 0, 0, 0] = math.nan
+    return samples
+
+
+FAULTS: dict[str, Callable[[Any], None]] = {
+    "NaN loss": once(losses.CrossEntropy, "forward", lambda found: (found[0] * math.nan, {})),
+    "infinite energy": once(
+        losses.MarginalSGLD,
+        "divergence",
+        lambda found: (found[0], {**found[1], "log_q_data": torch.tensor(math.inf)}),
+    ),
+    "NaN in one chain": once(sgld, "langevin", nan_in_one_chain),
+    "a far too long SGLD step": once(sgld, "langevin", lambda samples: samples * 1e25),
+    "poisoned chains": poison,
+    "chains that blew up": blow_up,
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_one_fault_is_survived(name: str, train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_step(monkeypatch, FAULTS[name])
+    run = train(f"{train.ALL} {FLAGS}")
+    assert run.code == 0 and not run.err and "complete: 3 epochs" in run.text()
+    told = [line for line in run.text().splitlines() if line.startswith("diverged at step 8 (")]
+    assert len(told) == 1 and "restart 1 of 5" in told[0] and "learning rate x 0.5" in told[0]
+    assert "back to step 4," in told[0]  # in the epoch before
+    state = run.state()
+    assert state["progress"]["restarts"] == 1 and state["progress"]["lr_scale"] == 0.5
+    assert state["optimizer"]["param_groups"][0]["lr"] == 0.5 * state["settings"]["lr"]
+    assert all(value.isfinite().all() for value in state["model_state_dict"].values())
+    assert state["replay_buffer"].abs().max() <= sgld.LARGEST_PIXEL
+    assert [row["epoch"] for row in run.rows] == ["0", "1", "2"]
+    assert [row["step"] for row in run.rows] == ["5", "10", "15"]
+
+
+def test_a_healed_run_is_the_same_run_when_it_is_run_again(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = []
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            at_step(patch, poison)
+            states.append(train(f"{train.ALL} {FLAGS}").state())
+    a, b = ({**state, "settings": 0, "progress": 0} for state in states)
+    assert [part for part in a if not train.same(a[part], b[part])] == []
+
+
+def test_what_diverges_again_and_again_is_given_up(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_step(monkeypatch, poison, times=99)
+    run = train(f"{train.ALL} {FLAGS} --max_restarts 2")
+    assert run.code == 1 and len(run.err) == 1
+    assert "diverged at step 8 (" in run.err[0] and "--max_restarts 2" in run.err[0]
+    assert "given up after 2" in run.err[0] and "a lower --lr" in run.err[0]
+    assert [line.count("restart ") for line in run.text().splitlines()].count(1) == 2
+    assert run.state()["progress"]["lr_scale"] == 0.25
+    assert [row["step"] for row in run.rows] == ["5"]
+
+
+def test_a_resumed_run_remembers_its_restarts(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_step(monkeypatch, poison)
+    run = train(f"{train.ALL} {FLAGS} --max_steps 12")
+    monkeypatch.undo()
+    assert train.bare("--resume", str(run.folder)).code == 0
+    state = run.state()
+    assert state["progress"]["restarts"] == 1 and state["progress"]["step"] == 15
+    assert state["optimizer"]["param_groups"][0]["lr"] == 0.5 * state["settings"]["lr"]
+
+
+def tiny(words: str = "") -> Any:
+    s, _ = flags.parse(
+        "--dataset digits --depth 10 --width 1 --pyxce 1 --pxsgld 1 --buffer_size 40 --n_steps 1 "
+        f"--sgld_batch_size 4 --seed 3 {words}".split()
+    )
+    return train_wrn.build_run(s, 10, torch.device("cpu"))
+
+
+def take_step(run: Any) -> None:
+    batch = torch.rand(4, 3, 32, 32), torch.arange(4), None
+    train_wrn.train_step(run, divergence.Guard(run.device), batch, run.progress.step)
+    run.progress.step += 1
+
+
+def test_a_restart_takes_the_older_of_two_snapshots_and_spoils_it_not() -> None:
+    run = tiny()
+    healer, states = Healer(run), [snapshot(run)]
+    for _ in range(11):
+        take_step(run)
+        healer.keep(run)
+        states.append(snapshot(run))
+    assert [kept["progress"]["step"] for kept in healer.snapshots] == [4, 8]
+    for restart in (1, 2):
+        told = healer.heal(run, Diverged("diverged at step 10 (loss nan)", ""))
+        assert f"back to step 4, learning rate x {0.5**restart:g}" in told
+        found = snapshot(run)
+        for part in ("model_state_dict", "optimizer", "replay_buffer"):
+            torch.testing.assert_close(found[part], states[4][part], rtol=0, atol=0)
+        assert not torch.equal(found["random"]["cpu"], states[4]["random"]["cpu"])
+        take_step(run)  # changes what the optimiser was given
+
+
+def test_without_restarts_the_first_divergence_ends_the_run() -> None:
+    run = tiny("--max_restarts 0")
+    with pytest.raises(Diverged) as caught:
+        Healer(run).heal(run, Diverged("diverged at step 5 (loss nan)", "try a lower --lr"))
+    assert str(caught.value) == "diverged at step 5 (loss nan); try a lower --lr"
+
+
+def test_only_chains_that_blew_up_begin_anew() -> None:
+    buffer = losses.ReplayBuffer(40, (3, 32, 32), 0.05, 10)
+    buffer.images[3, 0, 0, 0], buffer.images[5, 1, 2, 3] = math.nan, -11.0
+    buffer.images[7, 0, 0, 0], buffer.images[8] = math.inf, 9.0
+    before = buffer.images.clone()
+    assert buffer.renew() == 3 and buffer.renew() == 0
+    changed = (buffer.images != before).flatten(1).any(1)
+    assert changed.nonzero().flatten().tolist() == [3, 5, 7]
+    assert buffer.images[[3, 5, 7]].abs().max() <= 1
