@@ -87,8 +87,9 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Fill `model` from tensors named as in JEM and HDGE; all of them must fit.
 
     Left out: the ancestors' unused `f.linear` and, where the model has none, `energy_output`;
-    HDGE's queue, which is the contrastive term's. Raises CheckpointError, one line, that names
-    the first tensor that is missing, unexpected or of another shape; the model is then unchanged.
+    HDGE's queue, which is the contrastive term's. Raises CheckpointError, one line, that names the
+    first tensor that is missing, unexpected, of another shape or not finite; the model is then
+    unchanged.
     """
     own = model.state_dict()
     unused = ("f.linear.", "queue_logit", "queue_ptr", "energy_output.")
@@ -99,6 +100,11 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         if there != here:
             raise CheckpointError(
                 f"{name} has shape {there} in the checkpoint, {here} in this network"
+            )
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(
+                f"{name} is not finite: its run has diverged; use an earlier checkpoint"
             )
     model.load_state_dict(state)
 

@@ -196,6 +196,19 @@ def test_an_archive_that_grows_when_it_is_read_is_refused(tmp_path: Path) -> Non
         read_checkpoint(tmp_path / "bomb.pt")
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(1).expand(10, 2**33), torch.eye(3).to_sparse()], ids=["huge", "sparse"]
+)
+def test_a_tensor_that_is_larger_than_its_data_is_refused(
+    tensor: torch.Tensor, tmp_path: Path
+) -> None:
+    torch.save({"model_state_dict": {"class_output.weight": tensor}}, tmp_path / "bomb.pt")
+    assert (tmp_path / "bomb.pt").stat().st_size < 10_000
+    with pytest.raises(CheckpointError, match=r"bomb.pt is .* \(a tensor exceeds its data\)"):
+        read_checkpoint(tmp_path / "bomb.pt")
+
+
 @pytest.mark.parametrize(
     "text", ["hello\n", "cos\nsystem\n", "(lp0\n.", "}q.", "\x80\x02}q.", "I1\n"]
 )

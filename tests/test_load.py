@@ -156,6 +156,18 @@ def test_weights_that_do_not_fit_are_refused_in_one_line() -> None:
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    model = build(depth=10, width=1)
+    before, state = model.state_dict()["f.conv1.bias"].clone(), dict(model.state_dict())
+    state["f.layer2.0.conv1.bias"] = state["f.layer2.0.conv1.bias"].clone()
+    state["f.layer2.0.conv1.bias"][3] = value
+    state["f.conv1.bias"] = before + 1
+    with pytest.raises(CheckpointError, match=r"f.layer2.0.conv1.bias is not finite: .* use"):
+        load_weights(model, state)
+    assert model.state_dict()["f.conv1.bias"].equal(before)
+
+
 def test_an_uncond_model_needs_the_energy_head() -> None:
     state = build(depth=10, width=1).state_dict()
     with pytest.raises(CheckpointError, match=r"energy_output.weight has shape none .*\(1, 64\)"):

@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -120,6 +121,8 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         ) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a checkpoint's dict")
+    if not all(map(fills_its_data, tensors_of(state))):
+        raise CheckpointError(f"{path} is damaged or no checkpoint (a tensor exceeds its data)")
     if state.pop(SEALED, False) and not sealed:
         raise CheckpointError(f"{path} is damaged (its end is missing): use another")
     return state
@@ -147,6 +150,21 @@ def check_seal(file: IO[bytes], path: Path) -> bool:
     if end != seal_of(path, size - SEAL_SIZE):
         raise CheckpointError(f"{path} is damaged (its checksum is another): use another")
     return True
+
+
+def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from tensors_of(inner)
+
+
+def fills_its_data(tensor: torch.Tensor) -> bool:
+    """No element is stored once and counted often: that would be a small file for a network that
+    fills the memory."""
+    dense = tensor.layout == torch.strided
+    return dense and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def refuse_compressed(file: IO[bytes], path: Path) -> None:
