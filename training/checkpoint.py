@@ -6,9 +6,12 @@ and `read_checkpoint` verifies: torch.load itself does not notice most flipped b
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,13 +88,18 @@ def sync_folder(folder: Path) -> None:
 
 
 def disk_error(error: BaseException, path: Path) -> OSError:
-    """torch.save hides the operating system's error in the context of a RuntimeError."""
+    """The error with the file's name and, of a disk that is full, what is free. torch.save hides
+    the operating system's error in the context of a RuntimeError; what has none is raised."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__context__
     if cause is None:
         raise error
-    return OSError(cause.errno, f"cannot write {path}: {cause.strerror or cause}")
+    free = ""
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        with contextlib.suppress(OSError):
+            free = f" ({shutil.disk_usage(path.parent).free / 2**20:,.1f} MiB are free there)"
+    return OSError(cause.errno, f"cannot write {path}: {cause.strerror or cause}{free}")
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from training.checkpoint import BEST, DAMAGED, LAST, PREVIOUS
+from training.checkpoint import BEST, DAMAGED, LAST, PREVIOUS, disk_error
 
 SETTINGS, PROGRESS, LOG = "variant.json", "progress.csv", "log.txt"
 ENVIRONMENTS = ("environment", "environments")  # of variant.json, and no settings
@@ -68,7 +68,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+        raise disk_error(error, path) from error
 
 
 def holds_run(folder: Path) -> bool:
