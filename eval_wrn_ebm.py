@@ -42,6 +42,7 @@ from evaluation.trained import Trained
 from training import records
 from training.checkpoint import CheckpointError
 from training.endings import exit_code
+from training.exported import weights_file
 from training.flags import UsageError
 from training.machine import choose_device
 
@@ -660,7 +661,8 @@ def shown_radius(eps: float, distance: str) -> str:
 
 
 def answer_folder(s: Namespace) -> Path:
-    folder = Path(s.log_dir) if s.log_dir else Path(s.load_path[0]).resolve().parent / "eval"
+    beside = weights_file(Path(s.load_path[0])).resolve().parent
+    folder = Path(s.log_dir) if s.log_dir else beside / "eval"
     return folder / s.id if s.id else folder
 
 

@@ -16,6 +16,7 @@ import losses
 import models
 from evaluation.sampling import fresh_buffer
 from training.checkpoint import CheckpointError, read_checkpoint
+from training.exported import weights_file
 from training.flags import CLASSES, UsageError
 
 
@@ -118,7 +119,7 @@ class Trained:
 def load(path: str, label: str, s: Namespace, device: torch.device) -> Trained:
     """Raises CheckpointError, one line that names --load_path, for a file that cannot be used, and
     where a flag of the network contradicts it."""
-    file = Path(path)
+    file = weights_file(Path(path))
     try:
         state = read_checkpoint(file)
         weights = models.network_weights(state)
@@ -130,8 +131,6 @@ def load(path: str, label: str, s: Namespace, device: torch.device) -> Trained:
         said = str(error)
         where = "" if str(file) in said else f" {path}"
         raise CheckpointError(f"--load_path{where}: {said}") from None
-    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-        raise CheckpointError(f"--load_path {path}: its weights are not finite: use another")
     model.amp = s.amp == "bf16"
     model = model.to(device).to(memory_format=torch.channels_last).eval()
     slots = weights["queue_logit"].shape[1] if "queue_logit" in weights else None
@@ -180,7 +179,7 @@ def trainable(name: str) -> str | None:
 def labels_of(paths: list[str]) -> list[str]:
     """Short and distinct names: the run folders', with the file's, or a number, where that is not
     enough."""
-    names = [Path(path).resolve().parent.name for path in paths]
+    names = [weights_file(Path(path)).resolve().parent.name for path in paths]
     if len(set(names)) < len(paths):
         names = [f"{name}/{Path(path).stem}" for name, path in zip(names, paths, strict=True)]
     if len(set(names)) < len(paths):

@@ -22,7 +22,6 @@ from training.flags import Parser  # noqa: E402
 # Where a run was, not what it is; each gets its default back.
 PLACES = {"data_root": "./datasets", "log_dir": "./save", "load_path": None, "resume": None}
 FOLDER = "folder:"  # and the path: a data set of the user's own
-FILLED = "memories.queue.queue_filled"
 MEMORIES = ("queue", "replay_buffer")
 
 
@@ -48,6 +47,8 @@ def released(
 
     Of a data set that is a folder its last part is, and nothing of the system that it ran on.
     """
+    from training.exported import FILLED
+
     weights = state["model_state_dict"]
     network = {n: t for n, t in weights.items() if "queue" in keep or not n.startswith("queue_")}
     settings = {**state["settings"], **PLACES}

@@ -144,7 +144,7 @@ def test_what_a_classifier_does_not_have(flags: str, words: Any, ask: Any) -> No
         ("text.pt", ("no checkpoint",)),
         ("evil.pt", ("could run code",)),
         ("foreign.pt", ("no classifier",)),
-        ("nan.pt", ("not finite",)),
+        ("nan.pt", ("is not finite",)),
         ("three.pt", ("--dataset is missing", "3 classes")),
     ],
 )

@@ -41,6 +41,8 @@ def of_script(name: str) -> Callable[[], argparse.ArgumentParser]:
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "scripts/report.py": of_script("report.py"),
     "scripts/release.py": of_script("release.py"),
+    "scripts/export.py": of_script("export.py"),
+    "scripts/torture.py": of_script("torture.py"),
     "scripts/experiments.py": of_script("experiments.py"),
     "scripts/tables.py": of_script("tables.py"),
     "scripts/bench.py": benchmark_flags.build_parser,

@@ -14,6 +14,7 @@ import models
 from scripts import release
 from training import flags
 from training.checkpoint import read_checkpoint
+from training.exported import FILLED
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "pretrained" / "hdge" / "model.pt"
@@ -70,9 +71,7 @@ def test_queue_and_replay_buffer_stay_where_asked_for(train: Any, tmp_path: Path
     run = train.once(HYBRID)
     both = make(run, tmp_path / "c.pt", "--keep", "queue", "replay_buffer")
     assert torch.equal(both["replay_buffer"], run.state()["replay_buffer"])
-    assert both["objective"] == {
-        release.FILLED: run.state()["objective"]["memories.queue.queue_filled"]
-    }
+    assert both["objective"] == {FILLED: run.state()["objective"]["memories.queue.queue_filled"]}
     none = make(run, tmp_path / "d.pt", "--keep")
     assert "objective" not in none and "queue_logit" not in none["model_state_dict"]
 
@@ -111,7 +110,7 @@ def test_the_shipped_model_is_small_and_says_what_made_it() -> None:
     assert state["environment"]["git_commit"] and state["settings"]["dataset"] == "cifar10"
     model = models.load(SHIPPED)
     assert sum(p.numel() for p in model.parameters()) == 303_466
-    assert int(state["objective"][release.FILLED]) == state["settings"]["contrast_k"]
+    assert int(state["objective"][FILLED]) == state["settings"]["contrast_k"]
     told, given = flags.parse(EXPECTED["trained with"].split()[2:])
     assert len(given) > 10
     for name in given:

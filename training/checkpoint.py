@@ -103,11 +103,16 @@ def disk_error(error: BaseException, path: Path) -> OSError:
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """The dict that a checkpoint holds; nothing in the file is executed.
+    """The dict that a checkpoint, or the folder of an exported model, holds; nothing in the file is
+    executed.
 
     Raises CheckpointError for a missing, damaged or foreign file.
     """
-    path = Path(path)
+    from training import exported  # which needs this file
+
+    path = exported.weights_file(Path(path))
+    if path.suffix == Path(exported.WEIGHTS).suffix:
+        return exported.read(path)
     try:
         with open(path, "rb") as file:
             sealed = check_seal(file, path)

@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""A trained model as a folder to be uploaded: safetensors weights, settings and a model card.
+
+    python scripts/export.py save/hdge/last_ckpt.pt exported/hdge
+    python eval_wrn_ebm.py --load_path exported/hdge --eval test_clf
+
+The card, README.md, has the numbers that were measured of this very checkpoint: what lies in eval/
+of its run folder and tells its sha256.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
+
+from training.flags import Parser  # noqa: E402
+
+CARD = "README.md"
+TERMS = {
+    "pyxce": "log q(y|x), cross-entropy",
+    "pxycontrast": "log q(x|y), contrastive",
+    "pxcontrast": "log q(x), contrastive",
+    "pxsgld": "log q(x), SGLD",
+    "pxysgld": "log q(x|y), SGLD",
+}
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="export.py", allow_abbrev=False, description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="of train_wrn.py, such as last_ckpt.pt")
+    add("folder", type=Path, metavar="FOLDER", help="what is written; it must not exist yet")
+    return parser
+
+
+def measured(checkpoint: Path) -> Iterator[tuple[str, str, str]]:
+    """(what, on what, the number) of every answer about this very file."""
+    from evaluation.results import file_sha256
+
+    sha256 = file_sha256(checkpoint)
+    for path in sorted((checkpoint.parent / "eval").glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and record.get("checkpoint_sha256") == sha256:
+            yield from numbers(record)
+
+
+def numbers(record: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    kind, on = record.get("eval"), f"{record.get('dataset')}, {record.get('n', 0):,} images"
+    if kind == "test_clf":
+        refined = f" after {record['n_steps']} SGLD steps" if record.get("n_steps") else ""
+        yield f"accuracy{refined}", on, f"{record['accuracy']:.4f}"
+    elif kind == "eval_ece":
+        yield "ECE", on, f"{record['ece']:.4f}"
+    elif kind == "OOD":
+        for row in record["rows"]:
+            sets = f"{record['in_dataset']} ({row['n_in']:,}) against {row['ood_dataset']}"
+            yield f"AUROC, {row['score_fn']}", f"{sets} ({row['n_out']:,})", f"{row['auroc']:.4f}"
+    elif kind == "fid":
+        on = f"{record['n']:,} samples, features: {Path(record['features']).name}"
+        yield "FID", on, f"{record['fid']:.2f}"
+    elif kind == "attack":
+        for row in record["rows"]:
+            what = f"accuracy under {record['attack']}, {record['distance']} {row['eps']:.4g}"
+            yield what, on, f"{row['accuracy']:.4f}"
+
+
+def card(state: dict[str, Any], found: Sequence[tuple[str, str, str]]) -> str:
+    """The model card: front matter as model pages read it, and text."""
+    s, where = state["settings"], state["environment"]
+    network = "ResNet-50" if s["arch"] == "resnet50" else f"WRN-{s['depth']}-{s['width']}"
+    terms = [f"{s[name]:g} x {what}" for name, what in TERMS.items() if s.get(name)]
+    dataset = str(s["dataset"]).removeprefix("folder:")
+    lines = [
+        *("---", "license: mit", "library_name: pytorch", "datasets:", f"- {dataset}"),
+        *("tags:", "- image-classification", "- energy-based-model", "- out-of-distribution"),
+        *("---", "", f"# {network} of {dataset}, a classifier and a density", ""),
+        "Logits f(x) of 32 x 32 images in [-1, 1]: log q(y|x) = f(x)[y] - logsumexp f(x), and, up",
+        "to a constant, log q(x) = logsumexp f(x). Trained to maximise " + " + ".join(terms) + ".",
+        *("", "## Measured", ""),
+    ]
+    if found:
+        lines += ["| what | on | number |", "|---|---|---|"]
+        lines += [f"| {' | '.join(row)} |" for row in found]
+    else:
+        lines += ["Nothing: no evaluation of this checkpoint was found."]
+    lines += ["", "One training run, unless these numbers say otherwise.", "", "## Use", ""]
+    lines += ["```python", "import models", "", 'model = models.load("this folder")', "```", ""]
+    lines += ["    python eval_wrn_ebm.py --load_path THIS_FOLDER --eval test_clf", ""]
+    lines += [
+        "## Made with",
+        "",
+        f"{state['progress']['step']:,} steps; config.json has all settings.",
+    ]
+    versions = ", ".join(f"{k} {v}" for k, v in where.get("packages", {}).items())
+    told = {"device": where.get("device"), "packages": versions, "commit": where.get("git_commit")}
+    lines += [f"- {name}: {value}" for name, value in told.items() if value]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str]) -> Path:
+    """Write the folder and return it; a mistake is one line on stderr and exit code 2."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    from scripts.release import released
+    from training import exported
+    from training.checkpoint import CheckpointError, read_checkpoint
+    from training.records import RunFolderError, read_variant
+
+    folder: Path = args.folder
+    if folder.exists():
+        parser.error(f"FOLDER {folder} exists already: give another name, or remove it")
+    try:
+        state = read_checkpoint(args.checkpoint)
+        environment = None
+        with contextlib.suppress(RunFolderError):  # a checkpoint may have left its run folder
+            environment = read_variant(args.checkpoint.parent).get("environment")
+        kept = released(state, ["queue"], environment)
+        text = card(kept, list(measured(args.checkpoint)))
+        exported.write(folder, kept)
+        (folder / CARD).write_text(text, encoding="utf-8")
+    except CheckpointError as error:
+        parser.error(f"CHECKPOINT: {error}")
+    except (KeyError, TypeError):
+        parser.error(f"CHECKPOINT {args.checkpoint} is none of train_wrn.py's: give one of a run")
+    except OSError as error:
+        parser.error(f"FOLDER: cannot write {folder} ({error.strerror}): give one that is writable")
+    return folder
+
+
+if __name__ == "__main__":
+    path = main(sys.argv[1:])
+    size = sum(file.stat().st_size for file in path.iterdir())
+    print(f"{path}: {size / 1e6:.2f} MB")

@@ -1,0 +1,114 @@
+"""scripts/export.py: a model as a folder of safetensors, settings and a card."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import models
+from scripts import export
+from training.checkpoint import CheckpointError, read_checkpoint
+from training.exported import CONFIG, FILLED, WEIGHTS
+
+HYBRID = "--pyxce 1 --pxycontrast 1 --pxsgld 1 --max_steps 3"
+
+
+def exported(checkpoint: Path, folder: Path) -> Path:
+    pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
+    return export.main([str(checkpoint), str(folder)])
+
+
+def test_it_is_the_same_model(train: Any, tmp_path: Path) -> None:
+    run = train.once(HYBRID)
+    folder = exported(run.folder / "last_ckpt.pt", tmp_path / "model")
+    assert sorted(path.name for path in folder.iterdir()) == [export.CARD, CONFIG, WEIGHTS]
+    whole = run.state()
+    for path in (folder, folder / WEIGHTS):
+        state = read_checkpoint(path)
+        assert train.same(state["model_state_dict"], whole["model_state_dict"])
+        assert int(state["objective"][FILLED]) == int(whole["objective"][FILLED])
+        x = torch.rand(2, 3, 32, 32)
+        ours, theirs = (models.load(p) for p in (path, run.folder / "last_ckpt.pt"))
+        assert torch.equal(ours.logits(x), theirs.logits(x))
+    told = "".join((folder / name).read_text() for name in (CONFIG, export.CARD))
+    assert str(train.root) not in told
+
+
+def test_it_is_evaluated_and_trained_on_as_a_checkpoint_is(ask: Any, tmp_path: Path) -> None:
+    checkpoint = ask.hdge / "last_ckpt.pt"
+    folder = exported(checkpoint, tmp_path / "model")
+    common = ["--data_root", str(ask.trainer.data), "--device", "cpu", "--eval", "test_clf"]
+    answers = []
+    for path in (folder, checkpoint):
+        place = ["--log_dir", str(tmp_path / path.name)]
+        found = ask.bare("--load_path", str(path), *place, *common, folder=tmp_path / path.name)
+        assert found.code == 0, found.err
+        answers.append(found.json("test_clf"))
+    assert answers[0]["accuracy"] == answers[1]["accuracy"]
+    assert answers[0]["nll"] == answers[1]["nll"] and answers[0]["label"] == "model"
+    words = "--pyxce 1 --pxycontrast 1 --max_steps 1"
+    assert ask.trainer(words, "--load_path", str(folder)).code == 0
+
+
+def test_the_card_has_the_numbers_of_this_checkpoint_alone(train: Any, tmp_path: Path) -> None:
+    from evaluation.results import file_sha256
+
+    run = train(HYBRID)
+    place, checkpoint = run.folder / "eval", run.folder / "last_ckpt.pt"
+    place.mkdir()
+    about = {"eval": "test_clf", "dataset": "cifar10_test", "n": 20, "accuracy": 0.125}
+    ours = {**about, "checkpoint_sha256": file_sha256(checkpoint)}
+    (place / "test_clf.json").write_text(json.dumps(ours))
+    others = {**about, "accuracy": 0.875, "checkpoint_sha256": "0" * 64}
+    (place / "test_clf-1.json").write_text(json.dumps(others))
+    rows = [{"ood_dataset": "svhn_test", "score_fn": "px", "auroc": 0.75, "n_in": 20, "n_out": 9}]
+    ood = {"eval": "OOD", "in_dataset": "cifar10_test", "rows": rows}
+    (place / "OOD.json").write_text(json.dumps({**ours, **ood}))
+    (place / "cut.json").write_text("{")
+    card = (exported(checkpoint, tmp_path / "model") / export.CARD).read_text()
+    assert "| accuracy | cifar10_test, 20 images | 0.1250 |" in card and "0.875" not in card
+    assert "| AUROC, px | cifar10_test (20) against svhn_test (9) | 0.7500 |" in card
+    assert card.startswith("---\nlicense: mit\n") and "datasets:\n- cifar10\n" in card
+    assert "1 x log q(y|x), cross-entropy + 1 x log q(x|y), contrastive" in card
+    bare = (exported(checkpoint, tmp_path / "b") / export.CARD).read_text()
+    assert bare == card
+
+
+@pytest.mark.parametrize("place", [WEIGHTS, CONFIG])
+def test_damage_is_refused(place: str, train: Any, tmp_path: Path) -> None:
+    folder = exported(train.once(HYBRID).folder / "last_ckpt.pt", tmp_path / "model")
+    good = (folder / place).read_bytes()
+    for at in (0, len(good) // 2):
+        (folder / place).write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        if place == CONFIG and at:
+            (folder / place).write_bytes(good[:at])
+        with pytest.raises(CheckpointError, match=f"{WEIGHTS} is damaged") as error:
+            models.load(folder)
+        assert "\n" not in str(error.value)
+
+
+def test_mistakes_are_one_line(
+    train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = str(train.once(HYBRID).folder / "last_ckpt.pt")
+    (tmp_path / "file").write_text("x")
+    cases = [
+        ([checkpoint, str(tmp_path)], "exists already"),
+        ([str(tmp_path / "file"), str(tmp_path / "new")], "CHECKPOINT"),
+        ([checkpoint, str(tmp_path / "file" / "new")], "writable"),
+    ]
+    for words, named in cases:
+        with pytest.raises(SystemExit) as stop:
+            export.main(words)
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.count("\n") == 1 and named in said
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(SystemExit):
+        export.main([checkpoint, str(tmp_path / "new")])
+    assert "pip install safetensors" in capsys.readouterr().err and not (tmp_path / "new").exists()

@@ -1,0 +1,68 @@
+"""A model as a folder to be uploaded: model.safetensors, and config.json about it.
+
+safetensors holds tensors and nothing that could run, and needs the package of that name; the format
+has no checksum, so config.json has that of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.checkpoint import CheckpointError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FILLED = "memories.queue.queue_filled"
+
+
+def weights_file(path: Path) -> Path:
+    """The file of weights, where `path` may be the folder that holds it."""
+    return path / WEIGHTS if path.is_dir() and (path / WEIGHTS).exists() else path
+
+
+def write(folder: Path, state: dict[str, Any]) -> None:
+    """`state`: model_state_dict (tensors), objective (numbers), and what JSON can hold. The folder
+    is made. Raises CheckpointError without the package, OSError where it cannot be written."""
+    try:
+        from safetensors.torch import save
+    except ImportError:
+        raise CheckpointError("to export needs safetensors: pip install safetensors") from None
+    content = save({name: t.contiguous() for name, t in state["model_state_dict"].items()})
+    about = {k: v for k, v in state.items() if k not in ("model_state_dict", "objective")}
+    about["queue_filled"] = int(state.get("objective", {}).get(FILLED, 0))
+    about["sha256"] = hashlib.sha256(content).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS).write_bytes(content)
+    (folder / CONFIG).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `write` was given, as far as a checkpoint has it; of a file without config.json its
+    tensors alone. Raises CheckpointError for a file that is damaged or none, and without the
+    package."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+    except ImportError:
+        raise CheckpointError(f"{path} needs safetensors: pip install safetensors") from None
+    config = path.with_name(CONFIG)
+    try:
+        content = path.read_bytes()
+        about = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+        told = about.pop("sha256", None)
+        if told is not None and told != hashlib.sha256(content).hexdigest():
+            raise CheckpointError(f"{path} is damaged (its checksum is another): use another")
+        state = {**about, "model_state_dict": load(content)}
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path} is damaged or no model ({reason}): use another") from None
+    filled = state.pop("queue_filled", 0)
+    if filled:
+        state["objective"] = {FILLED: torch.tensor([filled])}
+    return state
