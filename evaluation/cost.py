@@ -33,14 +33,14 @@ def memory_bytes(
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     moments = 2 if s.optimizer == "adam" else 1
     contrast = (s.pxycontrast > 0 or s.pxcontrast > 0) and s.contrast_style == "queue"
-    return {
+    state = {
         "weights": 4 * sum(p.numel() for p in model.parameters()),
-        "gradients": trained,
         "optimiser": moments * trained,
         "queue": 4 * num_classes * s.contrast_k if contrast else 0,
         "replay buffer": 4 * 3072 * s.buffer_size if s.pxsgld > 0 or s.pxysgld > 0 else 0,
-        "images": 3072 * images,
     }
+    snapshots = 2 * sum(state.values()) if s.max_restarts else 0
+    return {**state, "snapshots": snapshots, "gradients": trained, "images": 3072 * images}
 
 
 def peak_memory(device: torch.device) -> int:

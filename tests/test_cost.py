@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "independent_batches": False,
     "labels_per_class": -1,
     "optimizer": "adam",
+    "max_restarts": 5,
     "contrast_style": "queue",
     "contrast_k": 65536,
     "buffer_size": 10000,
@@ -118,12 +119,14 @@ def test_memory_is_what_the_tensors_take() -> None:
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     queue, buffer = LogitQueue(10, 65536).queue_logit, ReplayBuffer(100, (3, 32, 32), 0.05, 10)
     s = settings(pxycontrast=1.0, pxsgld=1.0, buffer_size=100)
+    memories = 4 * queue.numel(), 4 * buffer.images.numel()
     assert memory_bytes(s, model, 500, 10) == {
         "weights": weights,
         "gradients": weights,
         "optimiser": 2 * weights,
-        "queue": queue.numel() * 4,
-        "replay buffer": buffer.images.numel() * 4,
+        "queue": memories[0],
+        "replay buffer": memories[1],
+        "snapshots": 2 * (3 * weights + sum(memories)),
         "images": torch.empty(500, 32, 32, 3, dtype=torch.uint8).numel(),
     }
 
@@ -133,6 +136,7 @@ def test_memory_counts_only_what_is_used() -> None:
     model.class_output.requires_grad_(True)
     plain = memory_bytes(settings(optimizer="sgd"), model, 0, 10)
     head = 4 * (64 * 10 + 10)
+    assert memory_bytes(settings(max_restarts=0), model, 0, 10)["snapshots"] == 0
     assert plain["gradients"] == plain["optimiser"] == head < plain["weights"]
     assert plain["queue"] == plain["replay buffer"] == 0
     for term in ("pxycontrast", "pxcontrast"):

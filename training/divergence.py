@@ -85,18 +85,20 @@ class Guard:
 class Healer:
     """Lets a run that diverges go on, --max_restarts times.
 
-    It keeps two snapshots of the run's state on the host, 200 steps or more apart. A restart takes
-    the older one, since what came before a divergence is seldom healthy; halves the learning
+    It keeps two snapshots of the run's state, on its device, 200 steps or more apart. A restart
+    takes the older one, since what came before a divergence is seldom healthy; halves the learning
     rate, for the rest of the run; seeds the random numbers anew; and lets the chains of the replay
     buffer that blew up begin anew.
     """
 
     def __init__(self, run: Run) -> None:
-        self.snapshots = [snapshot(run)]
+        self.snapshots = [snapshot(run)] if run.settings.max_restarts else []
 
     def keep(self, run: Run) -> None:
         """A snapshot, if one is due. Only of a state that the guard has let pass, and never between
         the last step of an epoch and its evaluation."""
+        if not self.snapshots:
+            return
         if run.progress.step - self.snapshots[-1]["progress"]["step"] >= SNAPSHOT_EVERY:
             self.snapshots = [self.snapshots[-1], snapshot(run)]
 
@@ -108,7 +110,7 @@ class Healer:
             raise Diverged(error.where, given_up + error.rest) from None
         slower = run.progress.lr_scale * SLOWER
         self.snapshots = self.snapshots[:1]
-        restore(run, copied(self.snapshots[0]))  # an optimiser keeps the tensors it is given
+        restore(run, cloned(self.snapshots[0]))  # an optimiser keeps the tensors it is given
         run.progress.restarts, run.progress.lr_scale = done + 1, slower
         key = (run.settings.seed, run.progress.step, done + 1)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
@@ -121,16 +123,16 @@ class Healer:
 
 
 def snapshot(run: Run) -> dict[str, Any]:
-    """The run's state on the host, which training does not change."""
-    return copied(checkpoint_state(run))
+    """The run's state, which training does not change; on its device, where copies are quick."""
+    return cloned(checkpoint_state(run))
 
 
-def copied(value: Any) -> Any:
-    """The same with its tensors copied to the host."""
+def cloned(value: Any) -> Any:
+    """The same with clones of its tensors."""
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        return value.detach().clone()
     if isinstance(value, dict):
-        return {key: copied(inner) for key, inner in value.items()}
+        return {key: cloned(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(copied(inner) for inner in value)
+        return type(value)(cloned(inner) for inner in value)
     return value

@@ -240,8 +240,8 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
         help="train the last layer, class_output, alone (JEM)")
     add("--max_restarts", type=WHOLE, default=5, metavar="TIMES",
         help="how often a run that diverges goes back 200 steps or more, with half the learning "
-        "rate and new random numbers, and on; then, or with 0, it ends (default: %(default)s; "
-        "ours)")
+        "rate and new random numbers, and on; then it ends; 0: at once, and no copies of the state "
+        "are kept (default: %(default)s; ours)")
     add("--max_steps", type=COUNT, default=None, metavar="STEPS",
         help="end cleanly, with evaluation and checkpoint, after this many steps, counted from the "
         "start of the run; the schedule is that of the full run (default: no limit; ours)")
