@@ -304,7 +304,7 @@ def dry_run(s: Namespace, device: torch.device) -> None:
         facts[f"memory: {what}"] = f"{size / 2**20:,.1f} MiB"
     smaller = "" if part == 1 else f", of a step with {part:.1%} of the work"
     facts |= {
-        "memory: peak": f"{peak_memory(device) / 2**20:,.1f} MiB{smaller}",
+        "memory: peak": f"{peak_memory(device) / 2**20:,.1f} MiB without snapshots{smaller}",
         "time a step": f"{seconds * 1000:,.1f} ms, {s.batch_size / seconds:,.1f} images/s"
         + (", scaled up from that step" if smaller else ""),
         "time an epoch": f"{steps * seconds / 60:,.1f} minutes, {steps:,} steps",
@@ -445,6 +445,7 @@ def work(s: Namespace, given: set[str]) -> int:
             run = resume_run(s, dataset, folder)
             since = (run.progress.step, run.progress.log_bytes)
         else:
+            records.check_free(folder, overwrite=s.overwrite, given="overwrite" in given)
             records.create_run_folder(folder, overwrite=s.overwrite)
         records.write_settings(folder, vars(s), device)
         out = Output(folder, records.Records(folder, resume_from=since), EARLY)
@@ -465,7 +466,8 @@ def main(settings: Namespace, given: set[str]) -> int:
         PROGRAM,
         lambda: work(s, given),
         interrupted=f"{PROGRAM}: interrupted before the run began",
-        lower=f"--batch_size {s.batch_size}, --sgld_batch_size, --buffer_size or --contrast_k",
+        lower=f"--batch_size {s.batch_size}, --sgld_batch_size, --buffer_size, --contrast_k or "
+        "--max_restarts",
     )
 
 

@@ -137,6 +137,7 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
             since = (run.progress.step, run.progress.log_bytes)
         else:
             models.initialise_act_norm(run.model, batches(0)[0])
+            records.check_free(folder, overwrite=s.overwrite, given="overwrite" in given)
             records.create_run_folder(folder, overwrite=s.overwrite)
         records.write_settings(folder, vars(s), device)
         out = Output(folder, records.Records(folder, resume_from=since))

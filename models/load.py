@@ -33,7 +33,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", **given: Any) -> 
     try:
         model = build(**network_settings(checkpoint, Path(path), **given))
         load_weights(model, network_weights(checkpoint))
-    except ValueError as error:  # a CheckpointError is one too
+    except (ValueError, TypeError) as error:  # a CheckpointError is one too
         raise CheckpointError(f"{path}: {error}") from error
     return model.to(device).eval()
 
@@ -102,7 +102,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
                 f"{name} has shape {there} in the checkpoint, {here} in this network"
             )
     for name, tensor in state.items():
-        if not tensor.isfinite().all():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CheckpointError(
                 f"{name} is not finite: its run has diverged; use an earlier checkpoint"
             )

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,7 +53,8 @@ def measured(checkpoint: Path) -> Iterator[tuple[str, str, str]]:
         except (OSError, ValueError):
             continue
         if isinstance(record, dict) and record.get("checkpoint_sha256") == sha256:
-            yield from numbers(record)
+            with contextlib.suppress(KeyError, TypeError, ValueError):  # an answer without a number
+                yield from list(numbers(record))
 
 
 def numbers(record: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -104,7 +107,8 @@ def card(state: dict[str, Any], found: Sequence[tuple[str, str, str]]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in where.get("packages", {}).items())
     told = {"device": where.get("device"), "packages": versions, "commit": where.get("git_commit")}
     lines += [f"- {name}: {value}" for name, value in told.items() if value]
-    return "\n".join(lines) + "\n"
+    # A data set of the user's own is known by the last part of its path.
+    return re.sub(r"folder:\S*/", "folder:", "\n".join(lines)) + "\n"
 
 
 def main(argv: Sequence[str]) -> Path:
@@ -125,15 +129,28 @@ def main(argv: Sequence[str]) -> Path:
         with contextlib.suppress(RunFolderError):  # a checkpoint may have left its run folder
             environment = read_variant(args.checkpoint.parent).get("environment")
         kept = released(state, ["queue"], environment)
+        if not any(kept["settings"][name] for name in TERMS):
+            raise KeyError("no term")
         text = card(kept, list(measured(args.checkpoint)))
-        exported.write(folder, kept)
-        (folder / CARD).write_text(text, encoding="utf-8")
     except CheckpointError as error:
         parser.error(f"CHECKPOINT: {error}")
     except (KeyError, TypeError):
         parser.error(f"CHECKPOINT {args.checkpoint} is none of train_wrn.py's: give one of a run")
+    half = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(half, ignore_errors=True)
+        exported.write(half, kept)
+        (half / CARD).write_text(text, encoding="utf-8")
+        half.rename(folder)
+    except CheckpointError as error:
+        parser.error(str(error))
     except OSError as error:
-        parser.error(f"FOLDER: cannot write {folder} ({error.strerror}): give one that is writable")
+        parser.error(
+            f"FOLDER: cannot write {folder} ({error.strerror}): give one that is writable and has "
+            "room"
+        )
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
     return folder
 
 

@@ -313,7 +313,8 @@ def train_command(root: Path, scale: str, name: str, seed: int) -> list[str]:
         return [*words, "--log_dir", str(root / scale), "--id", f"{name}-s{seed}"]
     words = recipes[experiment.recipe].split()
     words += ["--dataset", STAND_IN.get(scale, experiment.dataset), *experiment.flags.split()]
-    words = [experiment.program, *last_wins(words)]
+    # What diverges is told, not healed: a restart would change the recipe.
+    words = [experiment.program, *last_wins(words), "--max_restarts", "0"]
     if warm is not None:
         words += ["--load_path", str(folder(root, scale, warm, seed) / "last_ckpt.pt")]
     return [*words, "--seed", str(seed), "--log_dir", str(root / scale), "--id", f"{name}-s{seed}"]

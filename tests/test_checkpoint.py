@@ -200,7 +200,13 @@ def test_an_archive_that_grows_when_it_is_read_is_refused(tmp_path: Path) -> Non
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 @pytest.mark.parametrize(
-    "tensor", [torch.zeros(1).expand(10, 2**33), torch.eye(3).to_sparse()], ids=["huge", "sparse"]
+    "tensor",
+    [
+        torch.zeros(1).expand(10, 2**33),
+        torch.empty(10, 2**33, device="meta"),
+        torch.eye(3).to_sparse(),
+    ],
+    ids=["expanded", "meta", "sparse"],
 )
 def test_a_tensor_that_is_larger_than_its_data_is_refused(
     tensor: torch.Tensor, tmp_path: Path
@@ -209,6 +215,35 @@ def test_a_tensor_that_is_larger_than_its_data_is_refused(
     assert (tmp_path / "bomb.pt").stat().st_size < 10_000
     with pytest.raises(CheckpointError, match=r"bomb.pt is .* \(a tensor exceeds its data\)"):
         read_checkpoint(tmp_path / "bomb.pt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\x80\x02}q", b"\x80\x02.", b"\x80\x02X\x05\x00", b"\x80\x02G\x00", b"\x80\x02]}]Rs."],
+)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_whatever_the_unpickler_makes_of_a_file_it_is_refused_in_one_line(
+    content: bytes, zipped: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "ckpt.pt"
+    path.write_bytes(content)
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, inner in (("data.pkl", content), ("version", b"3"), ("byteorder", b"little")):
+                archive.writestr(f"a/{name}", inner)
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_state_that_is_deep_or_holds_things_often_is_walked_once() -> None:
+    shared: Any = [torch.zeros(1)]
+    for _ in range(60):
+        shared = [shared, shared]
+    for _ in range(5000):
+        shared = {"in": shared}
+    shared["self"] = shared
+    assert len(list(checkpoint.tensors_of(shared))) == 1
 
 
 @pytest.mark.parametrize(

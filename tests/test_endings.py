@@ -21,7 +21,7 @@ PROGRAMS = {  # module with main and work, main's first arguments, Ctrl-C's line
         train_wrn,
         (),
         "train_wrn.py: interrupted before the run began\n",
-        f"train_wrn.py: {FULL}, --sgld_batch_size, --buffer_size or --contrast_k\n",
+        f"train_wrn.py: {FULL}, --sgld_batch_size, --buffer_size, --contrast_k or --max_restarts\n",
     ),
     "eval_wrn_ebm.py": (
         eval_wrn_ebm,

@@ -92,6 +92,25 @@ def test_damage_is_refused(place: str, train: Any, tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("told", ['"x"', "[[1], [1, 2]]", "1e400", "null", '{"a": 1}', "[" * 99999])
+def test_a_config_of_others_is_refused_in_one_line(told: str, train: Any, tmp_path: Path) -> None:
+    folder = exported(train.once(HYBRID).folder / "last_ckpt.pt", tmp_path / "model")
+    (folder / CONFIG).write_text(f'{{"queue_filled": {told}}}')
+    with pytest.raises(CheckpointError, match=f"{WEIGHTS} is damaged") as error:
+        read_checkpoint(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_queue_stays_empty(train: Any, tmp_path: Path) -> None:
+    from training.checkpoint import save_checkpoint
+
+    state = train.once(HYBRID).state()
+    state["objective"][FILLED].zero_()
+    save_checkpoint(state, tmp_path / "empty.pt")
+    found = read_checkpoint(exported(tmp_path / "empty.pt", tmp_path / "model"))
+    assert int(found["objective"][FILLED]) == 0
+
+
 def test_mistakes_are_one_line(
     train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

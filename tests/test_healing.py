@@ -12,7 +12,7 @@ import torch
 import losses
 import train_wrn
 from losses import sgld
-from training import divergence, flags
+from training import checkpoint, divergence, flags, loop, output, records
 from training.divergence import Diverged, Healer, snapshot
 
 FLAGS = "--n_epochs 3 --print_every 1 --contrast_k 80"
@@ -94,6 +94,57 @@ def test_one_fault_is_survived(name: str, train: Any, monkeypatch: pytest.Monkey
     assert state["replay_buffer"].abs().max() <= sgld.LARGEST_PIXEL
     assert [row["epoch"] for row in run.rows] == ["0", "1", "2"]
     assert [row["step"] for row in run.rows] == ["5", "10", "15"]
+
+
+def test_a_restart_is_on_the_disk_before_a_row_goes(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a full disk at that moment would cost the rows of the state that stays."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    at_step(
+        monkeypatch, lambda run: (poison(run), monkeypatch.setattr(output.Output, "save", full))
+    )
+    run = train(f"{train.ALL} {FLAGS}")
+    assert run.code == 2 and "No space left" in run.err[-1]
+    assert [row["step"] for row in run.rows] == ["5"] and run.state()["progress"]["step"] == 5
+
+
+def test_after_a_restart_both_checkpoints_are_of_it(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records.Records, "go_back", lambda *_: 1 / 0)  # the process dies there
+    at_step(monkeypatch, poison)
+    with pytest.raises(ZeroDivisionError):
+        train(f"{train.ALL} {FLAGS} --id dead")
+    folder = train.root / "runs" / "dead"
+    for name in ("last_ckpt.pt", "prev_ckpt.pt"):
+        progress = checkpoint.read_checkpoint(folder / name)["progress"]
+        assert (progress["step"], progress["restarts"]) == (4, 1)
+
+
+def test_the_best_checkpoint_stays_the_best_after_a_restart(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([0.2, 0.9, 0.6, 0.6, 0.6])
+    monkeypatch.setattr(
+        loop, "evaluate", lambda *_: {"valid": {"accuracy": next(accuracies), "nll": 1.0}}
+    )
+    monkeypatch.setattr(divergence, "SNAPSHOT_EVERY", 5)  # the ends of the epochs
+    real, left = train_wrn.train_step, [1]
+
+    def step(run: Any, guard: Any, batch: Any, number: int) -> Any:
+        if number == 16 and left[0]:
+            left[0] = 0
+            poison(run)
+        return real(run, guard, batch, number)
+
+    monkeypatch.setattr(train_wrn, "train_step", step)
+    run = train(f"{train.ALL} --n_epochs 4 --print_every 1 --contrast_k 80")
+    assert "back to step 10," in run.text() and run.code == 0
+    assert run.state("best_valid_ckpt.pt")["progress"]["step"] == 10
 
 
 def test_a_healed_run_is_the_same_run_when_it_is_run_again(

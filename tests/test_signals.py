@@ -73,6 +73,47 @@ def test_a_signal_ends_a_run_that_goes_on_as_if_there_had_been_none(
     assert a.keys() == b.keys() and [part for part in a if not train.same(a[part], b[part])] == []
 
 
+@pytest.mark.parametrize("act", [signal.SIGTERM, None], ids=["SIGTERM", "killed"])
+def test_the_evaluation_that_a_limit_asks_for_is_made_up_for(
+    act: signal.Signals | None, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop() -> None:
+        if act is None:
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), act)
+
+    flags = "--pyxce 1 --n_epochs 3 --max_steps 7"
+    whole = train.once(flags)
+    call_after(monkeypatch, loop, "evaluate", 2, stop)
+    run = train(flags)
+    monkeypatch.undo()
+    assert run.code == (130 if act is None else 143) and len(run.rows) == 1
+    assert resumed(train, run, "--max_steps", "7").code == 0
+    assert steady(run) == steady(whole) and len(run.rows) == 2
+    assert "nothing to do" in resumed(train, run, "--max_steps", "7").out
+
+
+def test_who_reads_the_output_may_end_before_the_run(tmp_path: Path) -> None:
+    """As `2>&1 | tee log` does at Ctrl-C."""
+    words = "train_wrn.py --dataset digits --pyxce 1 --depth 10 --width 1 --batch_size 8 --id run"
+    command = [sys.executable, *words.split(), "--log_dir", str(tmp_path), "--max_steps", "300"]
+    read, write = os.pipe()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=write, stderr=write, preexec_fn=heard)
+    try:
+        os.close(write)
+        os.close(read)
+        log, deadline = tmp_path / "run" / "log.txt", time.monotonic() + 120
+        while not (log.exists() and "step 100 " in log.read_text()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait()
+    assert "stopped by SIGINT at step" in log.read_text()
+
+
 def test_the_second_ctrl_c_ends_at_once(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)

@@ -27,10 +27,6 @@ SEAL_SIZE = len(SEAL) + 64 + 1  # and a line end
 SEALED = "sealed"  # a key within the archive: this file is to end with its checksum
 
 
-# What reading a file that is damaged or none of ours may raise.
-DAMAGE = (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile)
-
-
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message is one line: the file, the reason, the remedy."""
 
@@ -127,7 +123,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
             f"{path} holds more than tensors, numbers, strings, lists and dicts, "
             "or is no checkpoint: it was not loaded, since loading it could run code"
         ) from None
-    except DAMAGE as error:
+    except Exception as error:  # whatever the bytes of a file that is none make of the reader
         reason = next(iter(str(error).strip().splitlines()), "unreadable").split(". ")[0]
         raise CheckpointError(
             f"{path} is damaged or no checkpoint ({reason}): use another"
@@ -135,7 +131,9 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a checkpoint's dict")
     if not all(map(fills_its_data, tensors_of(state))):
-        raise CheckpointError(f"{path} is damaged or no checkpoint (a tensor exceeds its data)")
+        raise CheckpointError(
+            f"{path} is damaged or no checkpoint (a tensor exceeds its data): use another"
+        )
     if state.pop(SEALED, False) and not sealed:
         raise CheckpointError(f"{path} is damaged (its end is missing): use another")
     return state
@@ -165,19 +163,28 @@ def check_seal(file: IO[bytes], path: Path) -> bool:
     return True
 
 
-def tensors_of(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from tensors_of(inner)
+def tensors_of(state: Any) -> Iterator[torch.Tensor]:
+    """Each once, however deep; what holds itself, or is held often, is looked at once."""
+    seen, left = set(), [state]
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list | tuple):
+            left += value
 
 
 def fills_its_data(tensor: torch.Tensor) -> bool:
-    """No element is stored once and counted often: that would be a small file for a network that
-    fills the memory."""
-    dense = tensor.layout == torch.strided
-    return dense and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    """No element is stored once and counted often, or not at all: that would be a small file for a
+    network that fills the memory."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def refuse_compressed(file: IO[bytes], path: Path) -> None:
@@ -188,5 +195,7 @@ def refuse_compressed(file: IO[bytes], path: Path) -> None:
         file.seek(0)
         with zipfile.ZipFile(file) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > size:
-                raise CheckpointError(f"{path} is damaged or no checkpoint (it is compressed)")
+                raise CheckpointError(
+                    f"{path} is damaged or no checkpoint (it is compressed): use another"
+                )
     file.seek(0)

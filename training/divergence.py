@@ -100,7 +100,8 @@ class Healer:
         if not self.snapshots:
             return
         if run.progress.step - self.snapshots[-1]["progress"]["step"] >= SNAPSHOT_EVERY:
-            self.snapshots = [self.snapshots[-1], snapshot(run)]
+            del self.snapshots[:-1]  # before there is a third
+            self.snapshots.append(snapshot(run))
 
     def heal(self, run: Run, error: Diverged) -> str:
         """Restart the run; says what was done. Raises Diverged where no restart is left."""

@@ -64,7 +64,8 @@ def run_exit_code(program: str, out: Output, train: Callable[[Signals], str]) ->
             print(f"\n{program}: interrupted; {out.last_good()}, --resume goes on", file=sys.stderr)
             return 130
         finally:
-            with contextlib.suppress(OSError):  # whatever ended the run is what the user must read
+            # Whatever ended the run is what the user must read.
+            with contextlib.suppress(OSError, KeyboardInterrupt):
                 close(out)
     return 128 + signals.received if signals.obeyed else 0
 

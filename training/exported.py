@@ -16,6 +16,7 @@ import torch
 from training.checkpoint import CheckpointError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+TOLD = ("settings", "progress", "environment")  # of config.json
 FILLED = "memories.queue.queue_filled"
 
 
@@ -32,10 +33,11 @@ def write(folder: Path, state: dict[str, Any]) -> None:
     except ImportError:
         raise CheckpointError("to export needs safetensors: pip install safetensors") from None
     content = save({name: t.contiguous() for name, t in state["model_state_dict"].items()})
-    about = {k: v for k, v in state.items() if k not in ("model_state_dict", "objective")}
-    about["queue_filled"] = int(state.get("objective", {}).get(FILLED, 0))
+    about: dict[str, Any] = {name: state[name] for name in TOLD}
+    if FILLED in state.get("objective", {}):
+        about["queue_filled"] = int(state["objective"][FILLED])
     about["sha256"] = hashlib.sha256(content).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     (folder / WEIGHTS).write_bytes(content)
     (folder / CONFIG).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
@@ -45,7 +47,6 @@ def read(path: Path) -> dict[str, Any]:
     tensors alone. Raises CheckpointError for a file that is damaged or none, and without the
     package."""
     try:
-        from safetensors import SafetensorError
         from safetensors.torch import load
     except ImportError:
         raise CheckpointError(f"{path} needs safetensors: pip install safetensors") from None
@@ -53,16 +54,16 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
         about = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
-        told = about.pop("sha256", None)
+        told = about.get("sha256")
         if told is not None and told != hashlib.sha256(content).hexdigest():
-            raise CheckpointError(f"{path} is damaged (its checksum is another): use another")
-        state = {**about, "model_state_dict": load(content)}
-    except (SafetensorError, OSError, ValueError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        reason = " ".join(str(error).split())[:120]
+            raise ValueError("its checksum is another")
+        state: dict[str, Any] = {"model_state_dict": load(content)}
+        for name in TOLD:
+            if isinstance(about.get(name), dict):
+                state[name] = about[name]
+        if "queue_logit" in state["model_state_dict"]:
+            state["objective"] = {FILLED: torch.tensor([int(about["queue_filled"])])}
+    except Exception as error:  # whatever the bytes of a file that is none make of the reader
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise CheckpointError(f"{path} is damaged or no model ({reason}): use another") from None
-    filled = state.pop("queue_filled", 0)
-    if filled:
-        state["objective"] = {FILLED: torch.tensor([filled])}
     return state

@@ -59,8 +59,9 @@ def train(
     earlier = progress.seconds
 
     def unwritten() -> bool:
-        """An epoch is trained, and what is due at its end is not done."""
-        return run.epoch.steps > 0 and progress.step % steps_per_epoch == 0
+        """An epoch, or all of --max_steps, is trained, and what is due then is not done."""
+        due = progress.step % steps_per_epoch == 0 or progress.step >= stop
+        return due and run.epoch.steps > 0 and progress.written_step != progress.step
 
     if progress.step == first:
         out.save(run)  # what diverges or dies in its first epoch can be resumed, too
@@ -95,13 +96,16 @@ def train(
                     progress.seconds = earlier + time.monotonic() - began
                     guard.reset()
                     out.go_back(run, told, bar)
-                    continue
+                    if time.monotonic() < deadline or run.epoch.steps == 0:
+                        continue
+                    epoch = (progress.step - 1) // steps_per_epoch
             if signals.received:
                 return stopped()
             ended = progress.step >= stop or time.monotonic() >= deadline
             whole = progress.step % steps_per_epoch == 0
             progress.seconds = earlier + time.monotonic() - began
-            if ended:  # whoever set a limit may have little time left for what follows
+            # Whoever set a limit may have little time left for what follows.
+            if ended or out.save_is_due(s.ckpt_minutes):
                 out.save(run)
             results = {}
             due = ended or (whole and (epoch + 1) % s.eval_every == 0)
@@ -119,8 +123,10 @@ def train(
                 run.epoch.reset()
                 run.gradients.reset()
                 progress.train_seconds = 0.0
-                healer.keep(run)
+            progress.written_step = progress.step
             out.save(run, epoch if whole else -1, results.get("valid", {}).get("accuracy"))
+            if whole:
+                healer.keep(run)
             if signals.received and progress.step < total:
                 return stopped()
     if progress.step >= total:
@@ -146,7 +152,7 @@ def train_epoch(
     """The rest of the epoch: up to step `until`, which is not taken, the time `deadline` or a
     signal; `save` is called every --ckpt_minutes."""
     s, progress = run.settings, run.progress
-    started = saved = time.monotonic()
+    started = time.monotonic()
     run.model.train()
     for number in range(progress.step, until):
         set_learning_rate(run, number, epoch)
@@ -169,10 +175,10 @@ def train_epoch(
         now = time.monotonic()
         if now >= deadline or signals.received:
             break
-        if now - saved >= 60 * s.ckpt_minutes:
+        if out.save_is_due(s.ckpt_minutes):
             progress.train_seconds += now - started
             save()
-            started = saved = time.monotonic()
+            started = time.monotonic()
     guard.raise_if_diverged(out.last_good())  # before anything of this epoch is saved
     progress.train_seconds += time.monotonic() - started
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -14,6 +17,37 @@ from training import checkpoint
 from training.checkpoint import save_checkpoint
 from training.records import Records
 from training.state import Run, checkpoint_state
+
+
+class Unread:
+    """A stream that nobody may be reading any more, as `| tee` that Ctrl-C has ended: that is no
+    reason to end a run."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except BrokenPipeError:
+            self.let_go()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """What is still in the stream's buffer would fail at exit."""
+        with contextlib.suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 class Output:
@@ -25,13 +59,13 @@ class Output:
 
     def __init__(self, folder: Path, book: Records, early: Sequence[int] = ()) -> None:
         self.folder, self.book, self.early = folder, book, early
-        self.saved_step = -1
+        self.saved_step, self.saved_at = -1, time.monotonic()
         self.reports = 0  # of this process
 
     def say(self, message: str) -> None:
-        """A line for the screen and for log.txt."""
-        tqdm.write(message, file=sys.stdout)
+        """A line for log.txt and for the screen."""
         self.book.line(message)
+        tqdm.write(message, file=Unread(sys.stdout))
 
     @contextmanager
     def progress_bar(self, run: Run, images: int) -> Iterator[tqdm]:
@@ -41,6 +75,7 @@ class Output:
             initial=run.progress.step * run.settings.batch_size,
             unit="img",
             unit_scale=True,
+            file=Unread(sys.stderr),
             mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log file needs no animation
             dynamic_ncols=True,
         ) as bar:
@@ -123,16 +158,23 @@ class Output:
         last, previous = self.folder / checkpoint.LAST, self.folder / checkpoint.PREVIOUS
         # Saved once more at one step, with its evaluation: the previous one is of another step.
         save_checkpoint(state, last, keep=None if progress.step == self.saved_step else previous)
-        self.saved_step = progress.step
+        self.saved_step, self.saved_at = progress.step, time.monotonic()
+
+    def save_is_due(self, minutes: float) -> bool:
+        """The last save, or the beginning of this process, is so long ago."""
+        return time.monotonic() - self.saved_at >= 60 * minutes
 
     def go_back(self, run: Run, told: str, bar: tqdm) -> None:
         """The run goes on from an earlier step: `told` says why. It is saved, so that the restart
         counts whatever comes."""
         self.say(told)
+        # First the checkpoint, and both: one of a later step would miss rows, and this restart.
+        self.saved_step = run.progress.step
+        self.save(run)
+        checkpoint.keep_old(self.folder / checkpoint.LAST, self.folder / checkpoint.PREVIOUS)
         self.book.go_back(run.progress.step)
         bar.n = run.progress.step * run.settings.batch_size
         bar.refresh()
-        self.save(run)
 
     def last_good(self) -> str:
         last = self.folder / checkpoint.LAST

@@ -77,10 +77,14 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in marks) or any(folder.glob("*.pt"))
 
 
-def check_free(folder: Path, *, overwrite: bool, load_path: str | None = None) -> None:
+def check_free(
+    folder: Path, *, overwrite: bool, given: bool = True, load_path: str | None = None
+) -> None:
     """Raises RunFolderError if the folder holds a run that may not be overwritten, or the file
-    that the new run is to start from."""
-    if holds_run(folder) and not overwrite:
+    that the new run is to start from. `given`: --overwrite was, else --resume auto found nothing
+    to lose, which another process may have changed."""
+    lost = overwrite and not given and any(folder.glob("*.pt"))
+    if (holds_run(folder) and not overwrite) or lost:
         raise RunFolderError(
             f"--id: {folder} already holds a run: continue it with --resume, "
             "replace it with --overwrite, or give another --id"

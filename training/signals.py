@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TypeVar
 
@@ -48,6 +48,7 @@ class Signals:
 
     def __init__(self, program: str = "") -> None:
         self.program, self.received, self.obeyed = program, 0, False
+        self.interrupts = 0
 
     @property
     def name(self) -> str:
@@ -70,14 +71,17 @@ class Signals:
                 signal.signal(number, found[number])
 
     def remember(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
+        self.interrupts += number == signal.SIGINT
+        if self.interrupts > 1:
             signal.default_int_handler(number, frame)
         if not self.received:
             self.received = number
             again = " (Ctrl-C: at once)" if number == signal.SIGINT else ""
             line = f"\n{self.program}: {self.name}: the step is finished and saved{again}\n"
-            # Not print: the signal may have come in the middle of one, which allows no other.
-            os.write(2, line.encode())
+            # Not print: the signal may have come in the middle of one, which allows no other. Who
+            # reads it may have died of the same signal.
+            with suppress(OSError):
+                os.write(2, line.encode())
 
     def polled(self, items: Iterable[T]) -> Iterator[T]:
         """The items, until a signal comes: then Stopped is raised."""

@@ -28,6 +28,7 @@ class Progress:
     train_seconds: float = 0.0  # of training within this epoch
     best_valid: float = -1.0
     log_bytes: int = 0  # of log.txt
+    written_step: int = -1  # of the last row of progress.csv
     restarts: int = 0  # after divergences
     lr_scale: float = 1.0  # what they have left of the learning rate
 
@@ -155,8 +156,10 @@ def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -
     _copy(queue.queue_logit, weights["queue_logit"], "--contrast_k", axis=1)
     if QUEUE[1] in weights:
         queue.queue_ptr.copy_(weights["queue_ptr"].reshape(1) % queue.size)
-    full = torch.tensor([queue.size])  # the ancestors' queue starts full, of noise
-    queue.queue_filled.copy_(state.get("objective", {}).get("memories.queue.queue_filled", full))
+    objective = state.get("objective")
+    filled = objective.get("memories.queue.queue_filled") if isinstance(objective, dict) else None
+    # The ancestors' queue starts full, of noise.
+    queue.queue_filled.fill_(queue.size if filled is None else int(filled)).clamp_(0, queue.size)
 
 
 def _copy(target: Tensor, source: Tensor, flag: str, axis: int) -> None:

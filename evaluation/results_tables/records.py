@@ -197,7 +197,8 @@ def _state(folder: Path, finished: bool) -> tuple[str, int]:
     if finished:
         return "finished", len(divergences)
     last = texts[0].strip().rpartition("\n")[2]
-    return ("diverged" if DIVERGED.match(last) else "unfinished"), len(divergences)
+    ended = DIVERGED.match(last) and "; restart " not in last
+    return ("diverged" if ended else "unfinished"), len(divergences)
 
 
 def _text(path: Path) -> str:
