@@ -62,7 +62,10 @@ def details(seed: Mapping[str, Any], scale: str) -> list[str]:
     found += [f"batch {s['batch_size']}"] if "batch_size" in s else []
     found += [f"K = {s['contrast_k']}"] if s.get("contrast_style") == "queue" else []
     if "sgld_batch_size" in s and "n_steps" in s:
-        found.append(f"{s['sgld_batch_size']} chains of {s['n_steps']} SGLD steps")
+        # log q(x|y) has a chain for each image of the batch.
+        labelled = s.get("pxysgld") and not s.get("pxsgld")
+        chains = s["batch_size" if labelled else "sgld_batch_size"]
+        found.append(f"{chains} chains of {s['n_steps']} SGLD steps")
     return found
 
 
