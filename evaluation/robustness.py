@@ -102,7 +102,7 @@ def _differentiable_langevin(
     """`losses.langevin`, number for number, with a gradient from its end to its start."""
     for _ in range(steps):
         (slope,) = torch.autograd.grad(log_density(x).sum(), x, create_graph=True)
-        noise = torch.empty_like(x).normal_(generator=generator)
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         x = x + step_size * slope + noise_std * noise
     return x
 

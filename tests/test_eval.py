@@ -17,6 +17,7 @@ import data
 import models
 from evaluation.classification import predictions
 from evaluation.flags import EVALUATIONS, SCORES
+from training.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = "--n_sample_steps 3 --n_steps 2 --sgld_batch_size 20 --print_every 2"
@@ -333,7 +334,7 @@ def test_the_same_command_gives_the_same_numbers(ask: Any) -> None:
 def test_a_run_with_other_noise_is_told(ask: Any, tmp_path: Path) -> None:
     state = torch.load(ask.checkpoint("ce"), weights_only=True)
     state["settings"]["sigma"] = 0.1
-    torch.save(state, tmp_path / "noisy.pt")
+    save_checkpoint(state, tmp_path / "noisy.pt")
     words = f"--load_path {tmp_path}/noisy.pt --log_dir {tmp_path} --eval test_clf".split()
     words += ["--data_root", str(ask.trainer.data), "--device", "cpu"]
     found = ask.bare(*words)

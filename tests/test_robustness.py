@@ -106,7 +106,7 @@ def test_refined_logits_are_the_mean_over_copies_that_climb(gradient: str) -> No
             for chain in chains:
                 chain = chain[None].clone().requires_grad_()
                 slopes.append(torch.autograd.grad(model.log_px(chain).sum(), chain)[0])
-            step = torch.empty_like(chains).normal_(generator=noise)
+            step = torch.randn(chains.shape, generator=noise, dtype=chains.dtype)
             chains = chains + 0.4 * torch.cat(slopes) + 0.05 * step
         expected = torch.stack([model.logits(chains[4 * i : 4 * i + 4]).mean(0) for i in (0, 1)])
     torch.testing.assert_close(result, expected)

@@ -135,7 +135,10 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
             f"{path} is damaged or no checkpoint (a tensor exceeds its data): use another"
         )
     if state.pop(SEALED, False) and not sealed:
-        raise CheckpointError(f"{path} is damaged (its end is missing): use another")
+        raise CheckpointError(
+            f"{path} is damaged (its end is missing, or another program has saved it "
+            f"with its key {SEALED!r}): use another"
+        )
     return state
 
 
