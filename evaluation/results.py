@@ -29,9 +29,9 @@ def same_question(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether an answer's settings are those that are asked for. A flag that the answer's version
     did not have yet does not tell."""
     told = wanted.keys() & found.keys() - INDIFFERENT
-    if {"fid_model"} <= wanted.keys() & found.keys():
-        if (wanted["fid_model"] is None) != (found["fid_model"] is None):
-            return False
+    both = "fid_model" in wanted and "fid_model" in found
+    if both and (wanted["fid_model"] is None) != (found["fid_model"] is None):
+        return False  # of another network's features, or of its own
     return bool(found) and all(found[flag] == plain(wanted[flag]) for flag in told)
 
 

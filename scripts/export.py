@@ -115,27 +115,17 @@ def main(argv: Sequence[str]) -> Path:
     """Write the folder and return it; a mistake is one line on stderr and exit code 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    from scripts.release import released
+    from scripts import release
     from training import exported
-    from training.checkpoint import CheckpointError, read_checkpoint
-    from training.records import RunFolderError, read_variant
+    from training.checkpoint import CheckpointError
 
     folder: Path = args.folder
     if folder.exists():
         parser.error(f"FOLDER {folder} exists already: give another name, or remove it")
-    try:
-        state = read_checkpoint(args.checkpoint)
-        environment = None
-        with contextlib.suppress(RunFolderError):  # a checkpoint may have left its run folder
-            environment = read_variant(args.checkpoint.parent).get("environment")
-        kept = released(state, ["queue"], environment)
-        if not any(kept["settings"][name] for name in TERMS):
-            raise KeyError("no term")
-        text = card(kept, list(measured(args.checkpoint)))
-    except CheckpointError as error:
-        parser.error(f"CHECKPOINT: {error}")
-    except (KeyError, TypeError):
+    kept = release.read(parser, args.checkpoint, ["queue"])
+    if not any(kept["settings"].get(name) for name in TERMS):
         parser.error(f"CHECKPOINT {args.checkpoint} is none of train_wrn.py's: give one of a run")
+    text = card(kept, list(measured(args.checkpoint)))
     half = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(half, ignore_errors=True)

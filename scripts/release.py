@@ -68,26 +68,33 @@ def released(
     return kept
 
 
+def read(parser: Parser, checkpoint: Path, keep: Collection[str]) -> dict[str, Any]:
+    """What is kept of the checkpoint. One that cannot be used is a mistake of the command line."""
+    from training.checkpoint import CheckpointError, read_checkpoint
+    from training.records import RunFolderError, read_variant
+
+    try:
+        state = read_checkpoint(checkpoint)
+        environment = None
+        with contextlib.suppress(RunFolderError):  # a checkpoint may have left its run folder
+            environment = read_variant(checkpoint.parent).get("environment")
+        return released(state, keep, environment)
+    except CheckpointError as error:
+        parser.error(f"CHECKPOINT: {error}")
+    except (KeyError, TypeError):
+        parser.error(f"CHECKPOINT {checkpoint} is none of train_wrn.py's: give one of a run")
+
+
 def main(argv: Sequence[str]) -> Path:
     """Write the file and return its path; a mistake is one line on stderr and exit code 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-    from training.records import RunFolderError, read_variant
+    from training.checkpoint import save_checkpoint
 
     output: Path = args.output
     if output.exists():
         parser.error(f"FILE.pt {output} exists already: give another name, or remove it")
-    try:
-        state = read_checkpoint(args.checkpoint)
-        environment = None
-        with contextlib.suppress(RunFolderError):  # a checkpoint may have left its run folder
-            environment = read_variant(args.checkpoint.parent).get("environment")
-        kept = released(state, args.keep, environment)
-    except CheckpointError as error:
-        parser.error(f"CHECKPOINT: {error}")
-    except (KeyError, TypeError):
-        parser.error(f"CHECKPOINT {args.checkpoint} is none of train_wrn.py's: give one of a run")
+    kept = read(parser, args.checkpoint, args.keep)
     try:
         save_checkpoint(kept, output)
     except OSError as error:

@@ -150,7 +150,7 @@ def test_what_is_ignored_stays_ignored(train: Any, monkeypatch: pytest.MonkeyPat
 
 def test_handlers_are_those_of_before_afterwards() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with terminable(), Signals().listen():
+    with terminable(), Signals("train_wrn.py").listen():
         assert signal.getsignal(signal.SIGTERM) not in before
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 

@@ -46,7 +46,7 @@ class Signals:
     for it, and did not happen to be complete.
     """
 
-    def __init__(self, program: str = "") -> None:
+    def __init__(self, program: str) -> None:
         self.program, self.received, self.obeyed = program, 0, False
         self.interrupts = 0
 
