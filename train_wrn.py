@@ -56,15 +56,16 @@ EARLY = (1, 5, 25)  # steps after which the bar shows losses before the first re
 
 
 def build_model(s: Namespace, num_classes: int, device: torch.device) -> models.EnergyClassifier:
-    model = models.build(
-        arch=s.arch,
-        depth=s.depth,
-        width=s.width,
-        norm=s.norm,
-        dropout_rate=s.dropout_rate,
-        num_classes=num_classes,
-        uncond=s.uncond,
-    )
+    with fits(f"--depth {s.depth} --width {s.width}"):
+        model = models.build(
+            arch=s.arch,
+            depth=s.depth,
+            width=s.width,
+            norm=s.norm,
+            dropout_rate=s.dropout_rate,
+            num_classes=num_classes,
+            uncond=s.uncond,
+        )
     model.amp = use_bf16(s.amp, device)
     if s.clf_only:
         model.requires_grad_(False).class_output.requires_grad_(True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training import flags as training
-from training.flags import COUNT, WHOLE, Parser, UsageError, number
+from training.flags import COUNT, DEPTH, WHOLE, WIDTH, Parser, UsageError, number
 
 SECTIONS = ("steps", "parts", "growth", "queue", "images")
 TERMS = {
@@ -77,8 +77,8 @@ def build_parser() -> Parser:
         "the step (default: 4, at most one a core)")
     group = parser.add_argument_group("what is timed", "Default: what the preset says.")
     add = group.add_argument
-    add("--depth", type=COUNT, metavar="6N+4", help="layers of the WideResNet")
-    add("--width", type=COUNT, metavar="TIMES", help="width multiplier of the WideResNet")
+    add("--depth", type=DEPTH, metavar="6N+4", help="layers of the WideResNet")
+    add("--width", type=WIDTH, metavar="TIMES", help="width multiplier of the WideResNet")
     add("--batch_size", type=number(int, low=1, high=10000), metavar="IMAGES",
         help="images, and with JEM chains, a step")
     add("--n_steps", type=COUNT, metavar="STEPS", help="SGLD steps a training step")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,7 @@ from benchmarks.timing import (
 )
 
 Row = dict[str, Any]
+BEGAN = time.monotonic()
 PARTS = (
     *("data", "forward passes", "sampling", "contrastive term", "backward pass", "optimiser"),
     "rest",
@@ -40,7 +42,7 @@ COPIES = 2.5  # of the (N, C, K) tensor that the straightforward step holds at o
 
 
 def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    print(f"{time.monotonic() - BEGAN:5.0f} s  {message}", file=sys.stderr, flush=True)
 
 
 def peaks(b: Namespace, device: torch.device) -> dict[str, float]:
@@ -86,13 +88,14 @@ def steps(networks: Networks, rates: dict[str, float]) -> list[Row]:
         times = alternate(calls, device, turns=b.turns, seconds=b.seconds)
         for name, contender in found.items():
             contender.check()
-            time, rate = times[name], contender.flops / times[name].median
+            spent = times[name]
+            rate = contender.flops / spent.median
             rows.append(
                 {
                     **{"terms": terms, "classes": classes, "contender": name},
-                    **{"seconds": time.median, "low": time.low, "high": time.high},
-                    **{"turns": time.turns, "images_per_s": s.batch_size / time.median},
-                    **{"ratio": time.median / times[PROJECT].median, "flop": contender.flops},
+                    **{"seconds": spent.median, "low": spent.low, "high": spent.high},
+                    **{"turns": spent.turns, "images_per_s": s.batch_size / spent.median},
+                    **{"ratio": spent.median / times[PROJECT].median, "flop": contender.flops},
                     **{"format": contender.format, "share": rate / rates[contender.format]},
                     "memory": memory[name],
                 }

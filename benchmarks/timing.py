@@ -19,7 +19,7 @@ import torch
 from training.machine import keep_freed_memory, set_malloc
 
 SHORTEST_TURN = 0.05  # seconds: what takes less is called several times a turn
-WARMED_UP = 0.5  # seconds: what takes less is called once before its turn
+WARMED_UP = 0.5  # seconds: what takes less is called once, untimed, before its turn
 LEAST_TURNS = 3
 
 Place = tuple[Any, str, str]  # owner, name of what is called, part that its time belongs to
@@ -53,16 +53,19 @@ def alternate(
     that whatever else the machine does meets all of them alike.
 
     After `seconds` no further turn begins, if there were 3. A turn is one call, or as many as take
-    50 ms, after one that is not timed: caches and allocator are as the others left them.
+    50 ms, after one that is not timed: caches and allocator are as the others left them. What takes
+    half a second or more would not notice: the call that found out how long it takes is a turn.
     """
+    names, began = list(calls), time.monotonic()
     took = {name: time_of(call, device) for name, call in calls.items()}
     repeats = {name: calls_a_turn(once) for name, once in took.items()}
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    names, began = list(calls), time.monotonic()
+    found = {name: [once] if once >= WARMED_UP else [] for name, once in took.items()}
     for turn in range(turns):
         if turn >= LEAST_TURNS and time.monotonic() - began > seconds:
             break
         for name in names if turn % 2 == 0 else reversed(names):
+            if len(found[name]) > turn:
+                continue
             if took[name] < WARMED_UP:
                 calls[name]()
             started = clock(device)

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 
 from training.flags import (
     COUNT,
+    DEPTH,
     NORMS,
     POSITIVE,
     WEIGHT,
     WHOLE,
+    WIDTH,
     Parser,
     UsageError,
     check_id,
@@ -234,8 +236,8 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     )
     add = group.add_argument
     add("--arch", choices=("wrn", "resnet50"), default=None, help="architecture")
-    add("--depth", type=COUNT, default=None, metavar="6N+4", help="layers of the WideResNet (JEM)")
-    add("--width", type=COUNT, default=None, metavar="TIMES", help="its width multiplier (JEM)")
+    add("--depth", type=DEPTH, default=None, metavar="6N+4", help="layers of the WideResNet (JEM)")
+    add("--width", type=WIDTH, default=None, metavar="TIMES", help="its width multiplier (JEM)")
     add("--norm", choices=NORMS, default=None, help="normalisation (JEM)")
     add("--uncond", action="store_true", default=None,
         help="log q(x) has a head of its own (JEM)")
@@ -256,7 +258,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     add("--amp", choices=("off", "bf16"), default="off",
         help="bf16 convolutions: faster on a GPU, and the scores change in the third digit "
         "(default: %(default)s; ours)")
-    add("--seed", type=number(int, low=0, high=2**63 - 1), default=1, metavar="N",
+    add("--seed", type=WHOLE, default=1, metavar="N",
         help="seed of noise, chains, interpolations and attacks (default: %(default)s; HDGE)")
     add("--workers", type=WHOLE, default=4, metavar="N",
         help="accepted for the ancestors' commands and without effect (HDGE)")

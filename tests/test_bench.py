@@ -202,6 +202,10 @@ def test_calls_take_turns_in_an_order_that_is_reversed() -> None:
     # The first two find the repeats; then each is called once before the call that is timed.
     assert called == [*"ab", *"aabb", *"bbaa", *"aabb", *"bbaa"]
     assert 0.06 <= times["a"].median < 0.3 and times["a"].turns == 4
+    called.clear()
+    times = timing.alternate({"a": call("a", 0.06), "b": call("b", 0.51)}, CPU, turns=3)
+    assert called == [*"ab", *"aa", *"baa", *"aab"]  # b's first call is a turn
+    assert times["a"].turns == times["b"].turns == 3 and times["b"].low >= 0.51
 
 
 def test_what_is_short_is_called_often_and_what_is_long_stops_at_the_limit() -> None:

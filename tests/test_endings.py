@@ -84,6 +84,21 @@ def test_a_full_gpu_names_the_flags_to_lower(
     assert capsys.readouterr() == ("", full)
 
 
+def test_a_full_memory_names_the_flags_to_lower(
+    program: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, ends_with, (_, full) = program
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**50)
+    if full is None:
+        with pytest.raises(RuntimeError):
+            ends_with(raised.value)
+        return
+    for error in (raised.value, MemoryError()):
+        assert ends_with(error) == 2
+        assert capsys.readouterr() == ("", full.replace("the GPU's memory", "the memory"))
+
+
 def test_a_mistake_of_the_code_is_no_mistake_of_the_user(program: Any) -> None:
     _, ends_with, _ = program
     with pytest.raises(ValueError, match="shape"):

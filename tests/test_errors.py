@@ -94,6 +94,7 @@ OUT_OF_RANGE = [
     *((name, text) for name in ABOVE_ZERO for text in ("0", "-1", "1e-999")),
     *((name, "-0.1") for name in FROM_ZERO),
     *(("smoothing", "1"), ("reinit_freq", "1.1"), ("dropout_rate", "1")),
+    *(("depth", "1210"), ("width", "10001")),
     *((name, text) for name in ("plot_uncond", "plot_cond", "plot_contrast") for text in "2x"),
 ]
 EVERY_NUMBER = (*WHOLE, *ABOVE_ZERO, *FROM_ZERO)
@@ -116,6 +117,12 @@ def test_what_is_no_number_is_refused_by_every_number(text: str, train: Any) -> 
         refusal(train, f"{CE} --{name}={text}", f"--{name}", text)
 
 
+def test_what_no_tensor_can_hold_is_refused_by_every_number(train: Any) -> None:
+    for name in EVERY_NUMBER:
+        text = str(2**63) if name in WHOLE else "3.5e38"
+        assert "at most" in refusal(train, f"{CE} --{name}={text}", f"--{name}", text)
+
+
 @pytest.mark.parametrize("name", EVERY_NUMBER)
 def test_the_lowest_number_is_accepted(name: str) -> None:
     lowest = WHOLE.get(name, 1e-9 if name in ABOVE_ZERO else 0)
@@ -133,7 +140,13 @@ def test_a_word_that_is_no_choice_is_refused_with_the_choices(
     assert all(choice in run.err[0] for choice in ["wrong", *action.choices])
 
 
-@pytest.mark.parametrize("words", ["--contrast_k 99999999999999", "--buffer_size 9999999999990"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("--contrast_k 99999999999999", "--buffer_size 9999999999990", "--width 5000"),
+        *(f"--{name} {2**63 - 8}" for name in ("contrast_k", "buffer_size")),
+    ],
+)
 def test_more_than_the_memory_holds_is_refused_in_one_line(words: str, train: Any) -> None:
     refusal(train, f"{SGLD} --pxycontrast 1 {words}", *words.split())
 

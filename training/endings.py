@@ -23,11 +23,11 @@ MISTAKES = (UsageError, data.DataError, CheckpointError, records.RunFolderError,
 def exit_code(
     program: str, work: Callable[[], int], *, interrupted: str, lower: str | None = None
 ) -> int:
-    """What `work` returns; 2 for a user's mistake, a disk that failed or a GPU's memory that is
-    full, 130 for Ctrl-C, 143 for SIGTERM.
+    """What `work` returns; 2 for a user's mistake, a disk that failed or a memory that is full,
+    130 for Ctrl-C, 143 for SIGTERM.
 
     interrupted: the line for both signals.
-    lower: the flags that take the GPU's memory; None: where it is full, that is raised.
+    lower: the flags that take memory; None: where it is full, that is raised.
     """
     try:
         with terminable():
@@ -35,14 +35,24 @@ def exit_code(
     except MISTAKES as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
-    except torch.OutOfMemoryError:
-        if lower is None:
+    except (RuntimeError, MemoryError) as error:
+        full = full_memory(error)
+        if lower is None or full is None:
             raise
-        print(f"{program}: error: the GPU's memory is full: lower {lower}", file=sys.stderr)
+        print(f"{program}: error: {full} is full: lower {lower}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(interrupted, file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
+
+
+def full_memory(error: Exception) -> str | None:
+    """What is full, if that is what the error says; on the CPU PyTorch has no class for it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "the memory"
+    return None
 
 
 def run_exit_code(program: str, out: Output, train: Callable[[Signals], str]) -> int:

@@ -40,13 +40,22 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+# Far more than anybody trains, and little enough for the network's modules to be made.
+DEEPEST, WIDEST = 6 * 200 + 4, 10_000
+LARGEST_INT64 = 2**63 - 1
+LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
+
+
 def number(
     kind: Callable[[str], float], *, low: float, high: float = math.inf, open_low: bool = False
 ) -> Callable[[str], Any]:
-    """A type for argparse: an int or a float within [low, high], or (low, high] if open_low."""
+    """A type for argparse: an int or a float within [low, high], or (low, high] if open_low, that
+    a tensor of int64 or of float32 can hold."""
     name = "a whole number" if kind is int else "a number"
-    span = f"{'above' if open_low else 'at least'} {low:g}"
-    span += f" and at most {high:g}" if high < math.inf else ""
+    most = min(high, LARGEST_INT64 if kind is int else LARGEST_FLOAT32)
+    least = f"{'above' if open_low else 'at least'} {low:g}"
+    both = f"{least} and at most {most:g}"
+    span = both if high < math.inf else least
 
     def parse(text: str) -> float:
         try:
@@ -54,8 +63,10 @@ def number(
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {name}: give one {span}") from None
         above = low < value if open_low else low <= value
-        if not (above and value <= high and value < math.inf):  # nan fails this too
-            raise argparse.ArgumentTypeError(f"{text} is out of range: give {name} {span}")
+        if not (above and value <= most):  # nan fails this too
+            raise argparse.ArgumentTypeError(
+                f"{text} is out of range: give {name} {both if value > most else span}"
+            )
         return value
 
     return parse
@@ -69,6 +80,8 @@ def switch(text: str) -> bool:
 
 
 COUNT = number(int, low=1)
+DEPTH = number(int, low=1, high=DEEPEST)
+WIDTH = number(int, low=1, high=WIDEST)
 WHOLE = number(int, low=0)
 OR_OFF = number(int, low=-1)
 WEIGHT = number(float, low=0)
@@ -194,9 +207,9 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add("--arch", choices=("wrn", "resnet50"), default="wrn",
         help="WideResNet, or ResNet-50 with a 3x3 stem and its own batch norm, for HDGE's "
         "Table 1 (default: %(default)s)")
-    add("--depth", type=COUNT, default=28, metavar="6N+4",
+    add("--depth", type=DEPTH, default=28, metavar="6N+4",
         help="layers of the WideResNet: 10, 16, 22, 28, ... (default: %(default)s; JEM)")
-    add("--width", type=COUNT, default=10, metavar="TIMES",
+    add("--width", type=WIDTH, default=10, metavar="TIMES",
         help="width multiplier of the WideResNet (default: %(default)s; JEM)")
     add("--norm", choices=NORMS, default="none",
         help="normalisation; none is what both papers train with SGLD (default: %(default)s; JEM)")
@@ -293,7 +306,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--device", default="auto", metavar="NAME",
         help="auto (a CUDA GPU if there is one), cpu, cuda or cuda:N (default: %(default)s; ours)")
-    add("--seed", type=number(int, low=0, high=2**63 - 1), default=None, metavar="N",
+    add("--seed", type=WHOLE, default=None, metavar="N",
         help="seed of weights, batches, noise, chains (default: drawn, printed, recorded; HDGE)")
     add("--amp", choices=("auto", "bf16", "off"), default="auto",
         help="bf16 autocast of the convolutions; heads, densities, chains and the optimiser stay "
