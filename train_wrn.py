@@ -18,11 +18,9 @@ from training import flags
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
     COMMAND_LINE = flags.parse(sys.argv[1:])
 
-import contextlib
 import shutil
 import time
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,7 @@ from training import loop, records
 from training.checkpoint import CheckpointError, read_checkpoint
 from training.divergence import Guard
 from training.endings import exit_code, run_exit_code
-from training.flags import UsageError
+from training.flags import UsageError, fits
 from training.gradients import term_gradients
 from training.lock import alone
 from training.machine import choose_device, use_bf16
@@ -83,15 +81,6 @@ def can_compile(device: torch.device) -> bool:
         return True
     print(f"{PROGRAM}: --compile on: no C++ compiler found, so nothing is compiled", flush=True)
     return False
-
-
-@contextlib.contextmanager
-def fits(flag: str) -> Iterator[None]:
-    """PyTorch's allocator raises a RuntimeError where there is not enough memory."""
-    try:
-        yield
-    except (RuntimeError, MemoryError):
-        raise UsageError(f"{flag} does not fit in memory: use a smaller number") from None
 
 
 def build_objective(s: Namespace, num_classes: int) -> losses.Objective:

@@ -17,7 +17,7 @@ import models
 from evaluation.sampling import fresh_buffer
 from training.checkpoint import CheckpointError, read_checkpoint
 from training.exported import weights_file
-from training.flags import CLASSES, UsageError
+from training.flags import CLASSES, UsageError, fits
 
 
 @dataclass
@@ -74,7 +74,8 @@ class Trained:
                 f"--buffer_size {size} is not divisible by {classes} classes: use "
                 f"{max(1, size // classes) * classes} with --fresh_samples"
             )
-        buffer = fresh_buffer(size, classes, reinit, seed=s.seed, device=self.device)
+        with fits(f"--buffer_size {size}"):
+            buffer = fresh_buffer(size, classes, reinit, seed=s.seed, device=self.device)
         if images is not None:
             buffer.images.copy_(images)
         return buffer

@@ -102,6 +102,10 @@ COMMANDS = [
     ("--eval fid --fid_features model --sampling buffer --n_samples 7", "--n_samples", "buffer"),
     ("--eval fid --fid_features model --inception_weights a.pth", "--inception_weights", "model"),
     ("--eval uncond_samples --max_images 3", "--max_images", "test_clf"),
+    *(
+        (f"--eval uncond_samples --fresh_samples --buffer_size {size}", str(size), "memory")
+        for size in (2**45, 2**63 - 1)
+    ),
     (f"{CLF} --depth 16", "--load_path", "depth", "16", "10"),
     (f"{CLF} --width 2", "--load_path", "width"),
     (f"{CLF} --norm batch", "--load_path", "norm", "batch"),

@@ -10,7 +10,8 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +32,16 @@ FIXED_ON_RESUME = (
 
 class UsageError(ValueError):
     """A user's mistake: one line that names the flag, its value and the remedy."""
+
+
+@contextmanager
+def fits(flag: str) -> Iterator[None]:
+    """Around what the flag makes large: PyTorch's allocator raises a RuntimeError where there is
+    not enough memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError):
+        raise UsageError(f"{flag} does not fit in memory: use a smaller number") from None
 
 
 class Parser(argparse.ArgumentParser):
