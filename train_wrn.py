@@ -40,7 +40,7 @@ from training.endings import exit_code, run_exit_code
 from training.flags import UsageError, fits
 from training.gradients import term_gradients
 from training.lock import alone
-from training.machine import choose_device, use_bf16
+from training.machine import choose_device, load_data, use_bf16
 from training.output import Output
 from training.signals import Signals
 from training.state import Progress, Run, load_memories, restore_last
@@ -424,7 +424,7 @@ def work(s: Namespace, given: set[str]) -> int:
         s.id = s.id or name_run(s)
         folder = Path(s.log_dir) / s.id
         records.check_free(folder, overwrite=s.overwrite, load_path=s.load_path)
-    dataset = data.load(s.dataset, s.data_root).to(device)
+    dataset = load_data(s, device, PROGRAM)
     flags.check_classes(s, dataset.num_classes)
     batches, splits = build_batches(s, dataset)
     # Before there is a folder, so that a mistake in --load_path leaves none.

@@ -31,7 +31,6 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
-import data  # noqa: E402
 import models  # noqa: E402
 from baselines.features import Features, features_of_splits  # noqa: E402
 from baselines.linear_regression import fit_linear, standardisation, unstandardised  # noqa: E402
@@ -40,7 +39,7 @@ from training import checkpoint, records  # noqa: E402
 from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint  # noqa: E402
 from training.endings import exit_code  # noqa: E402
 from training.flags import UsageError  # noqa: E402
-from training.machine import choose_device  # noqa: E402
+from training.machine import choose_device, load_data  # noqa: E402
 
 PROGRAM = "linear_probe.py"
 
@@ -136,7 +135,7 @@ def work(s: Namespace) -> int:
     records.check_free(folder, overwrite=s.overwrite, load_path=s.load_path)
     model, settings = load_backbone(s, device)
     model = model.to(memory_format=torch.channels_last)
-    dataset = data.load(s.dataset, s.data_root).to(device)
+    dataset = load_data(s, device, PROGRAM)
     found = features_of_splits(model, dataset, n_valid=s.n_valid, sigma=s.sigma, copies=s.augmented)
     if not all(bool(part.x.isfinite().all()) for part in found.values()):
         raise CheckpointError(f"--load_path {s.load_path}: its features are not finite")

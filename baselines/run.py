@@ -38,7 +38,7 @@ from training.divergence import Guard
 from training.endings import exit_code, run_exit_code
 from training.flags import Parser
 from training.lock import alone
-from training.machine import choose_device, use_bf16
+from training.machine import choose_device, load_data, use_bf16
 from training.output import Output
 from training.signals import Signals
 from training.state import Run, restore_last
@@ -126,7 +126,7 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
         folder = Path(s.log_dir) / s.id
         records.check_free(folder, overwrite=s.overwrite)
 
-    dataset = data.load(s.dataset, s.data_root).to(device)
+    dataset = load_data(s, device, program.name)
     index, splits = split(s, dataset)
     batches = program.batches(s, dataset, index)
     run = build_run(program, s, dataset.num_classes, device)

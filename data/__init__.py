@@ -11,7 +11,7 @@ from data.batches import EVAL_NOISE_BLOCK, augment, epoch_order, evaluation_batc
 from data.evaluation_names import ALL_OOD, all_ood, canonical_evaluation_name, locate, split_name
 from data.evaluation_sets import EvaluationSet, load_evaluation
 from data.npz import read_npz
-from data.sets import canonical_name, describe, load
+from data.sets import canonical_name, describe, doubt, load
 from data.splits import default_n_valid, labelled_subset, split_validation
 from data.stream import TrainingBatches, steps_per_epoch
 
@@ -30,6 +30,7 @@ __all__ = [
     "canonical_name",
     "default_n_valid",
     "describe",
+    "doubt",
     "epoch_order",
     "evaluation_batches",
     "labelled_subset",

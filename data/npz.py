@@ -14,7 +14,7 @@ from torch import Tensor
 from data.base import DataError, Split
 from data.resize import resize_batch
 
-UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 SPLITS = ("train", "test")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from data.base import DataError, DataSet, Spec
 from data.digits import load_digits
 from data.folder import list_folder, read_images
@@ -17,6 +19,12 @@ SPECS = {
     "cifar100": Spec(num_classes=100, train_size=50000, test_size=10000, flips=True),
     "svhn": Spec(num_classes=10, train_size=73257, test_size=26032, flips=False),
     "digits": Spec(num_classes=10, train_size=1437, test_size=360, flips=False),
+}
+# Of red, green and blue in [0, 1], over the published training images.
+MEANS = {
+    "cifar10": (0.4914, 0.4822, 0.4465),
+    "cifar100": (0.5071, 0.4865, 0.4409),
+    "svhn": (0.4377, 0.4438, 0.4728),
 }
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 
@@ -68,6 +76,24 @@ def load(name: str, data_root: str | Path) -> DataSet:
         train, test, class_names = load_published(name, root)
     class_names = class_names or _class_names(name, spec.num_classes)
     return DataSet(name, spec.num_classes, class_names, spec.flips, train, test)
+
+
+def doubt(dataset: DataSet) -> str | None:
+    """One line where the training images' mean colour is far from that of the published set: more
+    than .05 away, and more than a random part of the set would be. A doubt is no refusal."""
+    if dataset.name not in MEANS:
+        return None
+    images = dataset.train.images
+    some = images[:: -(-len(images) // 5000)]
+    mean = some.double().mean((0, 1, 2)).cpu() / 255
+    published = torch.tensor(MEANS[dataset.name], dtype=torch.float64)
+    if (mean - published).abs().max() <= 0.05 + 0.5 / len(some) ** 0.5:
+        return None
+    ours, theirs = ("/".join(f"{value:.2f}" for value in colour) for colour in (mean, published))
+    return (
+        f"--dataset {dataset.name}: the mean colour of its training images is {ours}, of the "
+        f"published ones {theirs}: is this the right file?"
+    )
 
 
 def _class_names(name: str, num_classes: int) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """`<data_root>/<name>.npz`: what is read and what is refused."""
 
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -158,3 +159,31 @@ def test_a_damaged_npz_is_one_line_that_names_the_file(damage: str, tmp_path: Pa
     assert refusal("cifar10", tmp_path).startswith(
         f"--data_root {tmp_path}: cifar10.npz {expected}"
     )
+
+
+def test_an_npz_that_claims_to_be_huge_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "cifar10.npz"
+    write_npz(path, arrays())
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    shape = b"(6, 32, 32, 3), }"
+    images = members["train_images.npy"]
+    assert shape in images
+    for size in (b"9" * 7, b"9" * 12, b"9" * 17):
+        claim = images.replace(shape + b" " * (len(size) - 1), shape.replace(b"6", size))
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in {**members, "train_images.npy": claim}.items():
+                archive.writestr(name, content)
+        assert "cifar10.npz cannot be read (" in refusal("cifar10", tmp_path)
+
+
+def test_a_mean_far_from_the_published_one_is_doubted_and_no_more(tmp_path: Path) -> None:
+    found = arrays(n_train=400)
+    labels = {"train_labels": np.arange(400) % 10}
+    for change, doubted in ((0, False), (-90, True)):  # random bytes are within .06 of CIFAR-10
+        pixels = np.clip(found["train_images"].astype(int) + change, 0, 255).astype(np.uint8)
+        write_npz(tmp_path / "cifar10.npz", {**found, **labels, "train_images": pixels})
+        doubt = data.doubt(data.load("cifar10", tmp_path))
+        assert (doubt is not None) == doubted
+    assert "--dataset cifar10" in doubt and "0.49/0.48/0.45" in doubt and "\n" not in doubt
+    assert data.doubt(data.load("digits", tmp_path)) is None

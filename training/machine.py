@@ -1,12 +1,14 @@
-"""The device that a program runs on."""
+"""The device that a program runs on, and the data there."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from argparse import Namespace
 
 import torch
 
+import data
 from training.flags import UsageError
 
 # Parameters of glibc's mallopt(3).
@@ -38,6 +40,14 @@ def choose_device(name: str, *, exact: bool = False) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
     return device
+
+
+def load_data(s: Namespace, device: torch.device, program: str) -> data.DataSet:
+    """The set of --dataset on the device; a doubt about it is said on stderr."""
+    dataset = data.load(s.dataset, s.data_root)
+    if found := data.doubt(dataset):
+        print(f"{program}: warning: {found}", file=sys.stderr)
+    return dataset.to(device)
 
 
 def keep_freed_memory() -> None:
