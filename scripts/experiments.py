@@ -9,6 +9,7 @@ about it is skipped, an interrupted run is resumed.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -89,7 +90,8 @@ def run_program(words: Sequence[str], log: Path, device: int | None, sender: Any
         code = stop.code or 0
     except BaseException:
         traceback.print_exc()
-    sender.send(code if isinstance(code, int) else 1)
+    with contextlib.suppress(BrokenPipeError):  # the parent may have ended
+        sender.send(code if isinstance(code, int) else 1)
 
 
 class Jobs:

@@ -99,7 +99,8 @@ EXPERIMENTS = {
 
 WRN = "--depth 28 --width 10"
 SMALL, TINY = "--depth 10 --width 2 --amp bf16", "--depth 10 --width 1 --n_valid 100"
-# The code's schedule, which HDGE's paper trains with, and JEM's paper's own.
+# The schedule of both codes' defaults, and JEM's paper's own. HDGE's paper says 200 epochs of its
+# Table 2 alone, and otherwise refers to JEM's settings.
 EBM = "--lr 1e-4 --warmup_iters 1000 --n_epochs 200 --decay_epochs 160 180 --decay_rate .3"
 EBM_JEM = EBM.replace("200 --decay_epochs 160 180", "150 --decay_epochs 50 100")
 # Table 2's setting: batch norm, SGD, batch 256, steps of x .2.
@@ -132,6 +133,7 @@ SCALES: dict[str, dict[str, str]] = {
     "paper": {
         "ebm": f"{WRN} {EBM} {MEASURED}",
         "batch256": f"{WRN} {EBM} --batch_size 256",
+        # As the paper says it: 200 epochs of 2,048 images, with the other rows' rate.
         "large-batch": f"{WRN} {EBM} --batch_size 2048",
         "sgld": f"{WRN} {EBM} {MEASURED}",
         "sgld-jem": f"{WRN} {EBM_JEM} {MEASURED}",

@@ -11,9 +11,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from evaluation.results_tables import cells, claims, formats, page, records, rows, titles
+from evaluation.results_tables import (
+    cells,
+    claims,
+    formats,
+    page,
+    protocols,
+    records,
+    rows,
+    titles,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 _spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts" / "tables.py")
@@ -725,6 +736,46 @@ def test_fid_of_other_features_or_fewer_samples_is_another_column(tmp_path: Path
     assert str(tmp_path) not in json.dumps(records)
 
 
+def test_a_network_that_is_its_own_judge_is_not_averaged_with_others(tmp_path: Path) -> None:
+    for seed, fid in ((1, 50.0), (2, 10.0), (3, 20.0)):
+        run = fake_run(tmp_path, "ce", seed)
+        judge = {"fid_model": str(tmp_path / "small" / "ce-s1" / "last_ckpt.pt")}
+        values = {"fid": fid, "inception_score_mean": 5.0, "n": 1000, "features": f"model {judge}"}
+        answer(run / "eval", run, "fid", settings=judge, **values)
+    table = built("table3_hybrid", collect(tmp_path, tmp_path / "results"))
+    found = line(table, "ce").cells
+    assert found["fid/own-1000"].ours == cells.Value(50.0, None, 1)
+    ours = found["fid/ce-s1's-1000"].ours
+    assert isinstance(ours, cells.Value) and (ours.mean, ours.n) == (15.0, 2)
+
+
+def test_notes_tell_how_many_images_a_question_was_about(tmp_path: Path) -> None:
+    rows = {
+        "OOD": {"ce": {"images of svhn_test": 1083, "images of cifar10_test": 2000, "sigma": 0.03}},
+        "fid": {"ce": {"images of cifar10_train": 2000, "n": 1000}, "jem": {"n": 50_000}},
+        "attack/L2": {"ce": {"images of cifar10_test": 200}, "hdge": {"images of cifar10_test": 9}},
+        "training": {"ce": {}},
+    }
+    assert protocols.asked_of(rows) == [
+        "Images (OOD): cifar10_test 2,000, svhn_test 1,083.",
+        "Images (attack/L2): cifar10_test 9 or 200.",
+        "Images (fid): cifar10_train 2,000, samples 1,000 or 50,000.",
+    ]
+
+
+def test_a_row_at_another_scale_tells_what_helped_it(tmp_path: Path) -> None:
+    help_given = {"sgld_l2": 0.1, "clip_grad": 5.0, "pxsgld": 1.0, "norm": "batch"}
+    more = {"n_steps": 10, "sgld_batch_size": 32, "sigma": 0.1, "optimizer": "adam"}
+    for seed in (1, 2):
+        fake_run(tmp_path, "jem", seed, **help_given, **more)
+    found = collect(tmp_path, tmp_path / "results")
+    setting = line(built("table1_ood", found), "jem").about["setting"]
+    told = ("batch norm", "adam 0.002", "noise 0.1", "L2 penalty 0.1", "gradients clipped at 5")
+    assert all(part in setting for part in told)
+    text = page.summary(found)
+    assert "of those with SGLD: 0 of 2 (2 with an L2 penalty on the energies or clipped" in text
+
+
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results' folder of a few runs, some with names that mean harm."""
@@ -768,7 +819,7 @@ def test_results_link_only_what_is_there(hostile: Path) -> None:
     links = re.findall(r"\]\(([^)]*)\)", text)
     assert len(links) >= 12 and all((hostile.parent / link).is_file() for link in links)
     assert "## What it shows: small" in text and "3 experiments, 6 runs" in text
-    assert "0 of 6 without SGLD" in text and "<script" not in text
+    assert "without SGLD: 0 of 6; of those with SGLD: 0 of 0." in text and "<script" not in text
 
 
 def test_markdown_rows_have_as_many_cells_as_their_head(hostile: Path) -> None:
@@ -841,14 +892,25 @@ def test_verdicts_weigh_the_difference_by_the_spread() -> None:
     def value(mean: float, std: float | None = 0.3, n: int = 3) -> cells.Value:
         return cells.Value(mean, std, n)
 
-    # twice the standard error of a difference: 2 * sqrt(2 * .09 / 3) = .49
-    assert claims.verdict(">", value(1.5), value(1.0)) == "holds"
-    assert claims.verdict(">", value(1.48), value(1.0)).startswith("open")
-    assert claims.verdict("<", value(1.5), value(1.0)) == "does not hold"
-    assert claims.verdict("=", value(1.5), value(1.0)) == "does not hold"
+    # 4 degrees of freedom, and so 2.776 standard errors of a difference: * sqrt(2 * .09 / 3) = .68
+    assert claims.verdict(">", value(1.69), value(1.0)) == "holds"
+    assert claims.verdict(">", value(1.67), value(1.0)).startswith("open")
+    assert claims.verdict("<", value(1.69), value(1.0)) == "does not hold"
+    assert claims.verdict("=", value(1.69), value(1.0)) == "does not hold"
     assert claims.verdict("=", value(1.1), value(1.0)).startswith("not contradicted")
     assert "too few seeds" in claims.verdict(">", value(1.5, None, 1), value(1.0))
     assert claims.verdict(">", "not run", value(1.0)) == "open"
+
+
+def test_noise_is_welch_s() -> None:
+    random, judged = np.random.RandomState(0), set()
+    for _ in range(200):
+        n, m = random.randint(2, 6, 2)
+        a, b = random.randn(n) + random.rand() * 3, random.randn(m) * random.rand() * 3
+        beyond = abs(a.mean() - b.mean()) > claims.noise(a.std(ddof=1), n, b.std(ddof=1), m)
+        assert beyond == (stats.ttest_ind(a, b, equal_var=False).pvalue < 0.05)
+        judged.add(bool(beyond))
+    assert judged == {True, False} and claims.noise(0.0, 3, 0.0, 3) == 0
 
 
 def test_claims_are_about_experiments_and_columns_that_exist() -> None:

@@ -37,7 +37,7 @@ def about(scale: str, experiment: str | None, record: Record | None) -> dict[str
     setting += sorted({dataset(seed) for seed in seeds} - {"cifar10", "cifar100", UNKNOWN})
     return {
         "runs": ", ".join(runs),
-        "setting": ", ".join(setting) or "the paper's",
+        "setting": ", ".join(setting) or "as recipes.py has it",
         "epochs": lengths,
         "network": networks,
         "hardware": joined(found for seed in seeds for found in devices(seed)),
@@ -54,7 +54,7 @@ def divergences(again: int, told: int) -> list[str]:
 
 def details(seed: Mapping[str, Any], scale: str) -> list[str]:
     """What a network's name and the epochs do not tell: where it started, and at another scale
-    than the paper's the batch, K and the chains."""
+    than the paper's the batch, K, the chains, norm, optimiser and rate, noise, stabilisers."""
     s = seed["settings"]
     found = [f"from {SEED.sub('', str(seed['start']))}"] if seed.get("start") else []
     if scale == "paper":
@@ -66,6 +66,13 @@ def details(seed: Mapping[str, Any], scale: str) -> list[str]:
         labelled = s.get("pxysgld") and not s.get("pxsgld")
         chains = s["batch_size" if labelled else "sgld_batch_size"]
         found.append(f"{chains} chains of {s['n_steps']} SGLD steps")
+    if s.get("method") == "linear-probe":
+        return found
+    found += [f"{s['norm']} norm"] if s.get("norm", "none") != "none" else []
+    found += [f"{s['optimizer']} {s['lr']:g}"] if "optimizer" in s and "lr" in s else []
+    found += [f"noise {s['sigma']:g}"] if "sigma" in s else []
+    found += [f"L2 penalty {s['sgld_l2']:g}"] if s.get("sgld_l2") else []
+    found += [f"gradients clipped at {s['clip_grad']:g}"] if s.get("clip_grad") else []
     return found
 
 

@@ -151,7 +151,10 @@ def _numbers(name: str, answer: Answer, model: Model) -> dict[str, Any]:
         }
     if name == "fid":
         n = int(number(value("n")) or 0)
-        key = features_of(answer, model) + ("" if n >= PUBLISHED_SAMPLES else f"-{n}")
+        key = features_of(answer, model)
+        if key == f"{Path(model.checkpoint).parent.name}'s":
+            key = "own"
+        key += "" if n >= PUBLISHED_SAMPLES else f"-{n}"
         return {f"fid/{key}": value("fid"), f"is/{key}": value("inception_score_mean")}
     if name == "attack":
         rows = [row for row in answer.rows(model, "rows") if number(row.get("eps")) is not None]

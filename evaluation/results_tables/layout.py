@@ -41,7 +41,8 @@ STYLE_NOTE = (
 )
 SCHEDULE_NOTE = (
     "At scale 'paper' the energy-based rows follow the released code (200 epochs, x0.3 at 160 and "
-    "180). JEM's own schedule, 150 epochs with x0.3 at 50 and 100, has a row of its own."
+    "180). HDGE's appendix refers to JEM's settings, whose schedule is another, 150 epochs with "
+    "x0.3 at 50 and 100: JEM has a row with that one, too."
 )
 IGEBM_NOTE = (
     "IGEBM is here its objective, class-conditional SGLD alone, on JEM's network and with JEM's "
@@ -55,10 +56,11 @@ LAYOUTS = {
             STYLE_NOTE,
             SCHEDULE_NOTE,
             IGEBM_NOTE,
-            "Contrastive pretraining is SimCLR with batch norm and a linear classifier on frozen "
-            "features.",
+            "Contrastive pretraining is SimCLR and a linear classifier on frozen features; at "
+            "scale 'paper' with batch norm.",
             "The paper quotes JointLoss's numbers, and its recipe is not published in full: here "
-            "it is SimCLR's pre-training and 100 joint epochs, scored as all rows are.",
+            "it is SimCLR's pre-training, then joint training (at scale 'paper' 1000 and 100 "
+            "epochs), scored as all rows are.",
             "The deviations beside the paper's numbers are those of its Table 4.",
         ),
     ),
@@ -68,8 +70,8 @@ LAYOUTS = {
         (
             "The paper does not say whether its model of log q(x|y) alone was classified by its "
             "logits or by a linear probe: both are trained here.",
-            "Batch, epochs and decays are those of the paper's Table 2 for every row, SupCon's "
-            "included; its rate is that of its released code, for this batch.",
+            "At scale 'paper' batch, epochs and decays are those of the paper's Table 2 for every "
+            "row, SupCon's included; its rate is that of its released code, for this batch.",
         ),
     ),
     "table3_hybrid": Layout(
@@ -91,12 +93,22 @@ LAYOUTS = {
     "table5_variants": Layout(
         "Table 5: variants of the contrastive term",
         (PX, PY, ACCURACY),
-        (STYLE_NOTE, "Eq. 13's rows go beyond the paper."),
+        (
+            STYLE_NOTE,
+            "Eq. 13's rows go beyond the paper.",
+            "SimCLR style takes batches of 2,048 at scale 'paper' and, in as many epochs, a "
+            "thirty-second of the updates; at scale 'small' epochs are added until the updates are "
+            "as many.",
+        ),
     ),
     "table6_negatives": Layout(
         "Table 6: numbers of negatives (HDGE) and of chains (JEM)",
         (PX, Block("Cost of a training step", ("ms_per_step",), ("ms_per_step",))),
-        ("The time of a step is batch size / images per second, the median over epochs.",),
+        (
+            "The time of a step is batch size / images per second, the median over epochs, of runs "
+            "that may have shared their machine: read it as an order of magnitude. "
+            "`scripts/bench.py` times steps side by side.",
+        ),
     ),
     "figure1_histograms": Layout(
         "Figure 1: log q(x) of CIFAR-10 and of OOD images",
@@ -140,7 +152,12 @@ LAYOUTS = {
     "alpha": Layout(
         "Equation 14: alpha log q(y|x) + (1 - alpha) log q(x|y)",
         (ACCURACY, PX, PY),
-        (STYLE_NOTE, "The paper prints a curve and no numbers."),
+        (
+            STYLE_NOTE,
+            "The paper says that .5 is best and prints no numbers.",
+            "With Adam the same weights times 2 are the same training but for rounding: alpha = .5 "
+            "is Table 1's HDGE, whose seeds tell how far two runs of one recipe differ.",
+        ),
         picture="curves",
     ),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evaluation.report.markup import Html, join, note, picture, table, tag
 from evaluation.report.page import HERE, policy
@@ -13,6 +14,7 @@ from evaluation.results_tables.claims import (
     GRADIENT_HEAD,
     divergences,
     gradient_rows,
+    has_sgld,
     verdicts,
 )
 from evaluation.results_tables.formats import HOW, grids, markdown, plain
@@ -30,8 +32,9 @@ INTRO = (
     "Made by `python scripts/tables.py write` from the records in `results/`; not by hand.",
 )
 RULE = (
-    "A claim holds where the means differ, in its direction, by more than twice the standard error "
-    "over seeds; 'open' where they do not."
+    "A claim holds where the means over seeds differ in its direction by Welch's t-test at 5 %, "
+    "two-sided; 'open' where they do not differ. Every claim is judged by itself: of twenty where "
+    "there is no difference, one would seem to have one."
 )
 UNJUDGED = "Open, because not both sides were run at this scale:"
 GRADIENTS = "Gradients of the terms, before their weights"
@@ -93,9 +96,16 @@ def summary(records: Mapping[str, Record]) -> str:
     without, with_sgld = divergences(records)
     return (
         f"{len(records)} experiments, {len(seeds)} runs, {hours:.1f} hours of training. "
-        f"Runs that have diverged: {without[0]} of {without[1]} without SGLD, "
-        f"{with_sgld[0]} of {with_sgld[1]} with SGLD."
+        f"Runs that have diverged, of those without SGLD: {without[0]} of {without[1]}; of those "
+        f"with SGLD: {with_sgld[0]} of {with_sgld[1]}{held(seeds)}."
     )
+
+
+def held(seeds: Sequence[Mapping[str, Any]]) -> str:
+    """How many of the runs with SGLD had help."""
+    sgld = [seed["settings"] for seed in seeds if has_sgld(seed)]
+    helped = sum(bool(s.get("sgld_l2") or s.get("clip_grad")) for s in sgld)
+    return f" ({helped} with an L2 penalty on the energies or clipped gradients)" if helped else ""
 
 
 def missing(shown: Sequence[Shown]) -> str:

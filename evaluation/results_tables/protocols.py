@@ -64,7 +64,27 @@ def check_protocols(
         if keys:
             listed = "; ".join(f"{name}: {text}" for text, name in sorted(texts.items()) if text)
             notes.append(f"Not all rows were asked {question} alike ({listed}).")
-    return [*notes, *other_noise(records, rows)]
+    return [*asked_of(rows), *notes, *other_noise(records, rows)]
+
+
+def asked_of(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """A note on how many images each question was about; `rows`: question -> row -> protocol."""
+    found: dict[str, list[str]] = {}  # the images -> questions
+    for question, protocols in sorted(rows.items()):
+        counts: dict[str, set[Any]] = {}
+        for protocol in protocols.values():
+            for key, value in protocol.items():
+                if key.startswith("images of "):
+                    counts.setdefault(key.removeprefix("images of "), set()).add(value)
+            if "n" in protocol:
+                counts.setdefault("samples", set()).add(protocol["n"])
+        texts = [
+            f"{name} {' or '.join(f'{n:,}' for n in sorted(values))}"
+            for name, values in sorted(counts.items())
+        ]
+        if texts:
+            found.setdefault(", ".join(texts), []).append(question)
+    return [f"Images ({', '.join(names)}): {text}." for text, names in found.items()]
 
 
 def other_noise(
