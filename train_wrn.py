@@ -263,8 +263,9 @@ def plot_samples(run: Run, epoch: int, out: Output) -> None:
         grids["contrast"] = images, columns
     for name, (images, width) in grids.items():
         path = out.folder / "samples" / f"{name}_{epoch:04d}.png"
-        picture = plots.save_grid(images, path, width)
-        out.book.board.add_image(f"samples/{name}", picture.numpy(), epoch, dataformats="HWC")
+        picture = plots.save_grid(images, path, width).numpy()
+        step = run.progress.step  # what is drawn again after a kill replaces this
+        out.book.board.add_image(f"samples/{name}", picture, step, dataformats="HWC")
 
 
 # --------------------------------------------------------------------------------------- dry run
@@ -340,6 +341,7 @@ def time_steps(
 def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches) -> Run:
     """A new run: fresh, or from the weights, queue and replay buffer of --load_path."""
     run = build_run(s, dataset.num_classes, dataset.train.images.device)
+    run.data = dataset.fingerprint()
     if s.load_path is not None:
         try:
             load_file(run, s.load_path)
@@ -373,6 +375,7 @@ def load_file(run: Run, path: str) -> None:
 def resume_run(s: Namespace, dataset: data.DataSet, folder: Path) -> Run:
     """The run in `folder`, from its last checkpoint or, if that is damaged, the one before."""
     run = build_run(s, dataset.num_classes, dataset.train.images.device)
+    run.data = dataset.fingerprint()
     restore_last(run, folder, PROGRAM)
     return run
 

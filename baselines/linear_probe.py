@@ -39,6 +39,7 @@ from training import checkpoint, records  # noqa: E402
 from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint  # noqa: E402
 from training.endings import exit_code  # noqa: E402
 from training.flags import UsageError  # noqa: E402
+from training.lock import alone  # noqa: E402
 from training.machine import choose_device, load_data  # noqa: E402
 
 PROGRAM = "linear_probe.py"
@@ -143,35 +144,37 @@ def work(s: Namespace) -> int:
         raise UsageError(
             "--n_valid 0 leaves no images to choose between the values of --l2: give one --l2"
         )
-    records.create_run_folder(folder, overwrite=s.overwrite)
-    # The backbone's settings, so that what reads runs knows its network, and over them the probe's.
-    own = {**vars(s), "norm": settings["norm"], "num_classes": dataset.num_classes}
-    settings = {**settings, **own, "program": PROGRAM, "method": "linear-probe", "resume": None}
-    records.write_settings(folder, settings, device)
-    book = records.Records(folder)
+    with alone(folder, flag="--log_dir", program=PROGRAM):
+        records.check_free(folder, overwrite=s.overwrite, load_path=s.load_path)
+        records.create_run_folder(folder, overwrite=s.overwrite)
+        # The backbone's settings, so that what reads runs knows its network, and over them ours.
+        own = {**vars(s), "norm": settings["norm"], "num_classes": dataset.num_classes}
+        settings = {**settings, **own, "program": PROGRAM, "method": "linear-probe", "resume": None}
+        records.write_settings(folder, settings, device)
+        book = records.Records(folder)
 
-    def say(message: str) -> None:
-        print(message, flush=True)
-        book.line(message)
+        def say(message: str) -> None:
+            print(message, flush=True)
+            book.line(message)
 
-    try:
-        sizes = ", ".join(f"{len(part.y):,} {name}" for name, part in found.items())
-        say(f"{s.dataset}: features ({found['train'].x.shape[1]}) of {sizes} images")
-        head, row = probe(s, found, dataset.num_classes, say)
-        model.class_output = head
-        book.row(row)
-        state = {
-            "model_state_dict": model.state_dict(),
-            "optimizer": {},
-            "settings": settings,
-            "progress": {"step": row["step"], "seconds": row["seconds"]},
-            "random": {"cpu": torch.get_rng_state()},
-        }
-        save_checkpoint(state, folder / checkpoint.LAST)
-        say(f"the best is l2 {row['l2']:g}; the run is in {folder}")
-    finally:
-        with contextlib.suppress(OSError):
-            book.close()
+        try:
+            sizes = ", ".join(f"{len(part.y):,} {name}" for name, part in found.items())
+            say(f"{s.dataset}: features ({found['train'].x.shape[1]}) of {sizes} images")
+            head, row = probe(s, found, dataset.num_classes, say)
+            model.class_output = head
+            book.row(row)
+            state = {
+                "model_state_dict": model.state_dict(),
+                "optimizer": {},
+                "settings": settings,
+                "progress": {"step": row["step"], "seconds": row["seconds"]},
+                "random": {"cpu": torch.get_rng_state()},
+            }
+            save_checkpoint(state, folder / checkpoint.LAST)
+            say(f"the best is l2 {row['l2']:g}; the run is in {folder}")
+        finally:
+            with contextlib.suppress(OSError):
+                book.close()
     return 0
 
 

@@ -130,6 +130,7 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
     index, splits = split(s, dataset)
     batches = program.batches(s, dataset, index)
     run = build_run(program, s, dataset.num_classes, device)
+    run.data = dataset.fingerprint()
     with alone(folder, flag="--log_dir", program=program.name):
         since = None
         if resuming:

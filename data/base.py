@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -38,6 +39,14 @@ class DataSet:
     flips: bool  # whether a mirrored image still shows its class
     train: Split
     test: Split
+
+    def fingerprint(self) -> str:
+        """Tells other training images, or another order, from these: their number, and a checksum
+        of pixels and labels."""
+        images, labels = (tensor.cpu().contiguous().numpy().data for tensor in self.train)
+        return (
+            f"{len(self.train.labels):,} images, crc32 {zlib.crc32(labels, zlib.crc32(images)):08x}"
+        )
 
     def to(self, device: torch.device | str) -> DataSet:
         return replace(self, train=self.train.to(device), test=self.test.to(device))

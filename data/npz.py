@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from torch import Tensor
 from data.base import DataError, Split
 from data.resize import resize_batch
 
-UNREADABLE = (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 SPLITS = ("train", "test")
 
 
@@ -65,8 +63,9 @@ def _read(path: Path, splits: Sequence[str]) -> dict[str, np.ndarray]:
             return {name: np.asarray(archive[name]) for name in _wanted(archive.files, splits)}
     except DataError:
         raise
-    except UNREADABLE as error:
-        raise _defect(path, f"cannot be read ({error})", remedy) from error
+    except Exception as error:  # whatever damaged bytes make of the readers of zip and npy
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise _defect(path, f"cannot be read ({reason})", remedy) from error
 
 
 def _wanted(names: list[str], splits: Sequence[str]) -> list[str]:

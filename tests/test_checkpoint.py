@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from torch.serialization import get_crc32_options
 
 from training import checkpoint
 from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
@@ -50,6 +52,50 @@ def test_keep_works_where_there_are_no_hard_links(
         save_checkpoint({"step": step}, path, keep=keep)
     assert (read_checkpoint(path)["step"], read_checkpoint(keep)["step"]) == (3, 2)
     assert names(tmp_path) == ["last.pt", "prev.pt"]
+
+
+def test_a_second_name_is_as_good_as_a_second_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best, last, keep = (tmp_path / f"{name}.pt" for name in ("best", "last", "prev"))
+    save_checkpoint({"step": 1}, last)
+    save_checkpoint({"step": 2}, best)
+    assert checkpoint.save_link(best, last, keep) and os.path.samefile(best, last)
+    assert [read_checkpoint(path)["step"] for path in (best, last, keep)] == [2, 2, 1]
+    save_checkpoint({"step": 3}, last, keep=keep)
+    assert [read_checkpoint(path)["step"] for path in (best, last, keep)] == [2, 3, 2]
+    monkeypatch.setattr(os, "link", broken)
+    assert not checkpoint.save_link(best, last, keep)
+    assert read_checkpoint(last)["step"] == 3
+    assert names(tmp_path) == ["best.pt", "last.pt", "prev.pt"]
+
+
+def test_the_archive_s_own_checksums_are_left_out_of_ours_alone(tmp_path: Path) -> None:
+    save_checkpoint(STATE, tmp_path / "last.pt")
+    assert get_crc32_options()
+    torch.save(STATE, tmp_path / "other.pt")
+    with zipfile.ZipFile(tmp_path / "other.pt") as archive:
+        assert archive.testzip() is None
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
+def test_a_file_system_that_knows_no_sync_of_folders_will_do(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if code == errno.EIO:
+        with pytest.raises(OSError, match="cannot write"):
+            save_checkpoint(STATE, tmp_path / "last.pt")
+    else:
+        save_checkpoint(STATE, tmp_path / "last.pt")
+    assert read_checkpoint(tmp_path / "last.pt")["step"] == 3
 
 
 def broken(*_: Any, **__: Any) -> NoReturn:

@@ -1,5 +1,6 @@
 """`<data_root>/<name>.npz`: what is read and what is refused."""
 
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -175,6 +176,22 @@ def test_an_npz_that_claims_to_be_huge_is_one_line_that_names_the_file(tmp_path:
             for name, content in {**members, "train_images.npy": claim}.items():
                 archive.writestr(name, content)
         assert "cifar10.npz cannot be read (" in refusal("cifar10", tmp_path)
+
+
+def test_whatever_a_damaged_byte_does_it_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "cifar10.npz"
+    write_npz(path, arrays(2, 1))
+    whole, random, refused = path.read_bytes(), np.random.RandomState(0), 0
+    places = [m.start() for m in re.finditer(rb"PK|NUMPY", whole)]  # headers; pixels are the most
+    for i in range(400):
+        at = (random.choice(places) + random.randint(128)) % len(whole)
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << i % 8)]) + whole[at + 1 :])
+        try:
+            data.load("cifar10", tmp_path)
+        except DataError as error:
+            refused += 1
+            assert "cifar10.npz" in str(error) and "\n" not in str(error)
+    assert refused > 200
 
 
 def test_a_mean_far_from_the_published_one_is_doubted_and_no_more(tmp_path: Path) -> None:

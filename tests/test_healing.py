@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -145,6 +146,39 @@ def test_the_best_checkpoint_stays_the_best_after_a_restart(
     run = train(f"{train.ALL} --n_epochs 4 --print_every 1 --contrast_k 80")
     assert "back to step 10," in run.text() and run.code == 0
     assert run.state("best_valid_ckpt.pt")["progress"]["step"] == 10
+
+
+def test_a_best_checkpoint_from_after_the_snapshot_stays_the_best(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([0.2, 0.9, 0.6, 0.8, 0.7, 0.6])
+    monkeypatch.setattr(
+        loop, "evaluate", lambda *_: {"valid": {"accuracy": next(accuracies), "nll": 1.0}}
+    )
+    monkeypatch.setattr(divergence, "SNAPSHOT_EVERY", 100)  # but for the one at the beginning
+    monkeypatch.setattr(sys.modules[__name__], "AT", 12)
+    at_step(monkeypatch, poison)
+    run = train(f"{train.ALL} --n_epochs 4 --print_every 1 --contrast_k 80")
+    assert "back to step 0," in run.text() and run.code == 0
+    best = run.state("best_valid_ckpt.pt")["progress"]
+    assert (best["step"], best["best_valid"]) == (10, 0.9)
+    assert run.state()["progress"]["best_valid"] == 0.9
+
+
+def test_a_snapshot_knows_the_time_of_its_epoch(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[int, float]] = []
+    keep = Healer.keep
+
+    def kept(self: Healer, run: Any) -> None:
+        found.append((run.progress.step, run.progress.train_seconds))
+        keep(self, run)
+
+    monkeypatch.setattr(Healer, "keep", kept)
+    assert train("--pyxce 1 --n_epochs 1 --print_every 1").code == 0
+    times = [seconds for step, seconds in found if step % 5]
+    assert len(times) == 4 and 0 < times[0] < times[1] < times[2] < times[3]
 
 
 def test_a_healed_run_is_the_same_run_when_it_is_run_again(

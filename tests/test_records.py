@@ -1,6 +1,8 @@
 """Rows are written once, torn ones are dropped, and only a run's own files are removed."""
 
+import errno
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,8 +56,26 @@ def test_a_row_is_on_the_disk_once_it_is_written(tmp_path: Path) -> None:
 def test_a_line_is_in_the_log_once_it_is_written(tmp_path: Path) -> None:
     book = Records(tmp_path)
     book.line("first")
-    assert (tmp_path / "log.txt").read_text() == "first\n" and book.log_bytes() == 6
+    assert (tmp_path / "log.txt").read_text() == "first\n" and book.flush() == 6
     book.close()
+
+
+def test_tensorboard_s_thread_leaves_its_error_to_the_next_call(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from tensorboard.summary.writer import event_file_writer
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    thread = event_file_writer._AsyncWriterThread.__new__(event_file_writer._AsyncWriterThread)
+    threading.Thread.__init__(thread)
+    for error, who, quiet in (
+        (full, thread, True),
+        (ValueError("a mistake"), thread, False),
+        (full, threading.current_thread(), False),
+    ):
+        told = threading.ExceptHookArgs((type(error), error, None, who))
+        records.quiet_writers(told)
+        assert (capsys.readouterr().err == "") == quiet
 
 
 @pytest.mark.parametrize("torn", ["", "3,20", "3", "\n\n"])

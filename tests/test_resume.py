@@ -1,12 +1,16 @@
 """A run that was stopped and resumed is the run that was not, bit for bit."""
 
+import errno
 import os
 import re
+import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import pytest
+import torch
 
 from training.flags import FIXED_ON_RESUME
 from training.lock import alone
@@ -187,6 +191,59 @@ def test_a_flag_that_would_change_the_run_is_refused(flag: str, train: Any) -> N
 
 def listed(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_run_does_not_go_on_with_other_training_images(train: Any, tmp_path: Path) -> None:
+    file = tmp_path / "cifar10.npz"
+    train.write_images(file)
+    run = train(f"--pyxce 1 --n_epochs 2 --max_steps 7 --data_root {tmp_path}")
+    with np.load(file) as found:
+        arrays = dict(found)
+    for name, index in (("train_images", (3, 0, 0, 0)), ("train_labels", 5)):
+        other = {**arrays, name: arrays[name].copy()}
+        other[name][index] ^= 1
+        np.savez(file, **other)
+        again = resumed(train, run)
+        assert again.code == 2 and len(again.err) == 1
+        assert "its training images were others (60 images, crc32 " in again.err[0]
+        assert "--data_root" in again.err[0] and str(run.folder) in again.err[0]
+    np.savez(file, **{**arrays, "test_images": arrays["test_images"][::-1]})
+    assert resumed(train, run).code == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"
+        ),
+        MemoryError(),
+    ],
+)
+def test_what_the_machine_fails_at_sets_no_good_checkpoint_aside(
+    error: Exception, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train("--pyxce 1 --n_epochs 2 --max_steps 7")
+    before = {path: path.read_bytes() for path in run.folder.glob("*.pt")}
+
+    def broken(*_: Any, **__: Any) -> NoReturn:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", broken)
+        again = resumed(train, run)
+    assert again.code == 2 and len(again.err) == 1 and "damaged" not in again.err[0]
+    assert {path: path.read_bytes() for path in run.folder.glob("*.pt")} == before
+    assert resumed(train, run).code == 0
+
+
+def test_a_copy_without_its_empty_folder_goes_on(train: Any) -> None:
+    run = train(f"{train.ALL} --plot_uncond 1 --max_steps 7")
+    shutil.rmtree(run.folder / "samples")
+    assert resumed(train, run, "--n_epochs", "2").code == 0 and any(
+        (run.folder / "samples").iterdir()
+    )
 
 
 # Damage

@@ -93,11 +93,12 @@ def test_the_evaluation_that_a_limit_asks_for_is_made_up_for(
     assert "nothing to do" in resumed(train, run, "--max_steps", "7").out
 
 
-def test_who_reads_the_output_may_end_before_the_run(tmp_path: Path) -> None:
-    """As `2>&1 | tee log` does at Ctrl-C."""
+@pytest.mark.parametrize("reader", ["pipe", "terminal"])
+def test_who_reads_the_output_may_end_before_the_run(reader: str, tmp_path: Path) -> None:
+    """As `2>&1 | tee log` does at Ctrl-C, and a terminal that is closed."""
     words = "train_wrn.py --dataset digits --pyxce 1 --depth 10 --width 1 --batch_size 8 --id run"
     command = [sys.executable, *words.split(), "--log_dir", str(tmp_path), "--max_steps", "300"]
-    read, write = os.pipe()
+    read, write = os.pipe() if reader == "pipe" else os.openpty()
     process = subprocess.Popen(command, cwd=ROOT, stdout=write, stderr=write, preexec_fn=heard)
     try:
         os.close(write)

@@ -14,13 +14,18 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch.serialization import get_crc32_options, set_crc32_options
 
 LAST, PREVIOUS, BEST = "last_ckpt.pt", "prev_ckpt.pt", "best_valid_ckpt.pt"
 DAMAGED = "damaged_ckpt.pt"  # a last checkpoint that could not be read
+
+# What is wrong with the machine and not with the file.
+UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM, errno.EMFILE)
 
 SEAL = b"sha256:"
 SEAL_SIZE = len(SEAL) + 64 + 1  # and a line end
@@ -42,7 +47,8 @@ def save_checkpoint(state: dict[str, Any], path: Path, *, keep: Path | None = No
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save({**state, SEALED: True}, file)
+            with without_crc32():
+                torch.save({**state, SEALED: True}, file)
             file.flush()
             file.write(seal_of(temporary, file.tell()))
             file.flush()
@@ -55,6 +61,42 @@ def save_checkpoint(state: dict[str, Any], path: Path, *, keep: Path | None = No
         raise disk_error(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def without_crc32() -> Iterator[None]:
+    """The archive's own checksums take three quarters of torch.save's time, and the seal covers
+    every byte."""
+    before = get_crc32_options()
+    set_crc32_options(False)
+    try:
+        yield
+    finally:
+        set_crc32_options(before)
+
+
+def save_link(source: Path, path: Path, keep: Path | None) -> bool:
+    """Make `path` a second name of the file at `source`, which was saved just now, in place of
+    saving it again; False where the file system has no hard links, and nothing was done.
+
+    keep: as for `save_checkpoint`. Raises OSError with `path` as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary)
+    except OSError:
+        return False
+    try:
+        if keep is not None and path.exists():
+            keep_old(path, keep)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
 
 
 def keep_old(path: Path, keep: Path) -> None:
@@ -79,6 +121,9 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise  # these say that the file system, a network's perhaps, has no such thing
     finally:
         os.close(descriptor)
 
@@ -102,13 +147,15 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     """The dict that a checkpoint, or the folder of an exported model, holds; nothing in the file is
     executed.
 
-    Raises CheckpointError for a missing, damaged or foreign file.
+    Raises CheckpointError for a missing, damaged or foreign file, and OSError or an error of the
+    memory (see `out_of_memory`) where the file may well be good.
     """
     from training import exported  # which needs this file
 
     path = exported.weights_file(Path(path))
     if path.suffix == Path(exported.WEIGHTS).suffix:
         return exported.read(path)
+    sealed = False
     try:
         with open(path, "rb") as file:
             sealed = check_seal(file, path)
@@ -123,11 +170,14 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
             f"{path} holds more than tensors, numbers, strings, lists and dicts, "
             "or is no checkpoint: it was not loaded, since loading it could run code"
         ) from None
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise damaged(path, error) from None
+        raise OSError(error.errno, f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # whatever the bytes of a file that is none make of the reader
-        reason = next(iter(str(error).strip().splitlines()), "unreadable").split(". ")[0]
-        raise CheckpointError(
-            f"{path} is damaged or no checkpoint ({reason}): use another"
-        ) from None
+        if sealed and out_of_memory(error):  # of a file that is whole
+            raise
+        raise damaged(path, error) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a checkpoint's dict")
     if not all(map(fills_its_data, tensors_of(state))):
@@ -140,6 +190,16 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
             f"with its key {SEALED!r}): use another"
         )
     return state
+
+
+def out_of_memory(error: Exception) -> bool:
+    """On the CPU PyTorch has no class for it."""
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = next(iter(str(error).strip().splitlines()), "unreadable").split(". ")[0]
+    return CheckpointError(f"{path} is damaged or no checkpoint ({reason}): use another")
 
 
 def seal_of(path: Path, size: int) -> bytes:

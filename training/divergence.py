@@ -110,8 +110,10 @@ class Healer:
             given_up = f"given up after {done} of --max_restarts {limit}; " if limit else ""
             raise Diverged(error.where, given_up + error.rest) from None
         slower = run.progress.lr_scale * SLOWER
+        best = run.progress.best_valid  # its checkpoint stays
         self.snapshots = self.snapshots[:1]
         restore(run, cloned(self.snapshots[0]))  # an optimiser keeps the tensors it is given
+        run.progress.best_valid = max(best, run.progress.best_valid)
         run.progress.restarts, run.progress.lr_scale = done + 1, slower
         key = (run.settings.seed, run.progress.step, done + 1)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))

@@ -11,7 +11,7 @@ import torch
 import data
 from evaluation import plots
 from training import records
-from training.checkpoint import CheckpointError
+from training.checkpoint import CheckpointError, out_of_memory
 from training.divergence import Diverged
 from training.flags import UsageError
 from training.output import Output
@@ -47,12 +47,10 @@ def exit_code(
 
 
 def full_memory(error: Exception) -> str | None:
-    """What is full, if that is what the error says; on the CPU PyTorch has no class for it."""
+    """What is full, if that is what the error says."""
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory"
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-        return "the memory"
-    return None
+    return "the memory" if out_of_memory(error) else None
 
 
 def run_exit_code(program: str, out: Output, train: Callable[[Signals], str]) -> int:

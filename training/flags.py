@@ -354,7 +354,13 @@ def resolve_auto(s: argparse.Namespace) -> None:
     if not s.id:
         raise UsageError("--resume auto: which run? give --id, and --log_dir if it is not ./save")
     folder = Path(s.log_dir) / s.id
-    if any((folder / name).exists() for name in ("last_ckpt.pt", "prev_ckpt.pt")):
+    try:
+        found = [(folder / name).exists() for name in ("last_ckpt.pt", "prev_ckpt.pt")]
+    except OSError as error:
+        raise UsageError(
+            f"--log_dir {s.log_dir}, --id {s.id}: {error.strerror}: give others"
+        ) from None
+    if any(found):
         s.resume = ""
     else:  # what died before its first checkpoint is no loss; a checkpoint of others would be
         s.resume, s.overwrite = None, s.overwrite or not any(folder.glob("*.pt"))
@@ -386,8 +392,13 @@ def resume(
     # The limits of an earlier process are not this one's: what --max_steps ended must go on.
     now = {name: getattr(settings, name) for name in ("max_steps", "max_minutes", "dry_run")}
     merged |= {**now, "resume": settings.resume, "overwrite": False}
+    if merged["norm"] is None:  # the ancestors' runs
+        merged["norm"] = "none"
     result = argparse.Namespace(**merged)
-    check(result)
+    try:
+        check(result)
+    except TypeError as error:  # a number that somebody made a text
+        raise UsageError(f"--resume: variant.json cannot be used ({error}): mend it") from None
     return result
 
 

@@ -119,12 +119,14 @@ def train(
                 plot(epoch)
             progress.seconds = earlier + time.monotonic() - began
             out.row(run, epoch, results)
+            gradients = run.gradients.means()
             if whole:
                 run.epoch.reset()
                 run.gradients.reset()
                 progress.train_seconds = 0.0
             progress.written_step = progress.step
             out.save(run, epoch if whole else -1, results.get("valid", {}).get("accuracy"))
+            out.board(results, gradients, progress.step)
             if whole:
                 healer.keep(run)
             if signals.received and progress.step < total:
@@ -168,6 +170,9 @@ def train_epoch(
             guard.raise_if_diverged(out.last_good())
             out.report(run, epoch, bar)
             if progress.step < until:
+                now = time.monotonic()
+                progress.train_seconds += now - started
+                started = now
                 healer.keep(run)
         elif out.reports == 0 and run.window.steps in out.early:
             guard.raise_if_diverged(out.last_good())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -18,25 +19,32 @@ from training.checkpoint import save_checkpoint
 from training.records import Records
 from training.state import Run, checkpoint_state
 
+GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)  # a pipe, or a terminal that was closed
+
 
 class Unread:
-    """A stream that nobody may be reading any more, as `| tee` that Ctrl-C has ended: that is no
-    reason to end a run."""
+    """A stream that nobody may be reading any more, as `| tee` that Ctrl-C has ended or a terminal
+    that was closed: that is no reason to end a run."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        try:
-            return self.stream.write(text)
-        except BrokenPipeError:
-            self.let_go()
-            return len(text)
+        with self.unless_gone():
+            self.stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        try:
+        with self.unless_gone():
             self.stream.flush()
-        except BrokenPipeError:
+
+    @contextmanager
+    def unless_gone(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
             self.let_go()
 
     def let_go(self) -> None:
@@ -104,7 +112,7 @@ class Output:
         self.book.scalars({**scalars, "train/lr": rate}, run.progress.step)
 
     def row(self, run: Run, epoch: int, results: dict[str, dict[str, float]]) -> None:
-        """One row of progress.csv, the evaluation in TensorBoard, and a line for people.
+        """One row of progress.csv, and a line for people.
 
         `results`: split -> {accuracy, nll}; {} where nothing was evaluated. What an epoch does
         not have is left empty: the loss of a term that is not yet trained, the accuracy of a
@@ -127,17 +135,22 @@ class Output:
             result = results.get(name, {})
             values[f"{name}_acc"] = result.get("accuracy", "")
             values[f"{name}_loss"] = result.get("nll", "")
-            if result:
-                scalars = {f"{name}/accuracy": result["accuracy"], f"{name}/nll": result["nll"]}
-                self.book.scalars(scalars, progress.step)
         extras = {n: v for n, v in means.items() if "/" in n and not n.endswith("/loss")}
         values |= extras  # what terms report besides their loss, such as the energies of SGLD
-        gradients = run.gradients.means()
-        self.book.scalars(gradients, progress.step)
-        values |= gradients
+        values |= run.gradients.means()
         self.book.row(values)
         shown = [f"{name} {value:.4g}" for name, value in values.items() if value != ""]
         self.say(", ".join(shown))
+
+    def board(
+        self, results: dict[str, dict[str, float]], gradients: dict[str, float], step: int
+    ) -> None:
+        """What a row has besides an epoch's means, to TensorBoard, once the row is in a checkpoint:
+        what is repeated after a kill would be there twice."""
+        scalars = dict(gradients)
+        for name, result in results.items():
+            scalars[f"{name}/accuracy"], scalars[f"{name}/nll"] = result["accuracy"], result["nll"]
+        self.book.scalars(scalars, step)
 
     def save(self, run: Run, epoch: int = -1, valid: float | None = None) -> None:
         """The last checkpoint and, where due, the best one and the epoch's own.
@@ -148,7 +161,7 @@ class Output:
         best = valid is not None and valid > progress.best_valid
         if best:
             progress.best_valid = valid  # type: ignore[assignment]
-        progress.log_bytes = self.book.log_bytes()
+        progress.log_bytes = self.book.flush()
         state = checkpoint_state(run)
         # The last one last: what it says is done (the best accuracy, this epoch) is on the disk.
         if best:
@@ -157,7 +170,9 @@ class Output:
             save_checkpoint(state, self.folder / f"ckpt_{epoch}.pt")
         last, previous = self.folder / checkpoint.LAST, self.folder / checkpoint.PREVIOUS
         # Saved once more at one step, with its evaluation: the previous one is of another step.
-        save_checkpoint(state, last, keep=None if progress.step == self.saved_step else previous)
+        keep = None if progress.step == self.saved_step else previous
+        if not (best and checkpoint.save_link(self.folder / checkpoint.BEST, last, keep)):
+            save_checkpoint(state, last, keep=keep)
         self.saved_step, self.saved_at = progress.step, time.monotonic()
 
     def save_is_due(self, minutes: float) -> bool:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -165,6 +166,12 @@ def read_variant(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def quiet_writers(told: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer thread, whose error its next call raises where it is told in a line."""
+    if not (isinstance(told.exc_value, OSError) and "AsyncWriter" in type(told.thread).__name__):
+        threading.__excepthook__(told)
+
+
 class Records:
     """Everything that a run writes line by line; a crash loses no line that was written.
 
@@ -176,11 +183,13 @@ class Records:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         self.folder = folder
+        threading.excepthook = quiet_writers
         self.columns: list[str] = []
         self.rows: list[dict[str, Any]] = []
         purge = None
         if resume_from is not None:
             step, log_bytes = resume_from
+            (folder / "samples").mkdir(exist_ok=True)  # a copy may have lost an empty folder
             self._read_rows(step)
             if (folder / LOG).exists() and (folder / LOG).stat().st_size > log_bytes:
                 os.truncate(folder / LOG, log_bytes)
@@ -194,8 +203,13 @@ class Records:
         with naming(self.folder / LOG):
             self.text.write(message + "\n")
 
-    def log_bytes(self) -> int:
-        self.text.flush()
+    def flush(self) -> int:
+        """Everything to the disk, so that one that is full is noticed now; bytes of log.txt."""
+        with naming(self.folder / LOG):
+            self.text.flush()
+            os.fsync(self.text.fileno())
+        with naming(self.folder):
+            self.board.flush()
         return (self.folder / LOG).stat().st_size
 
     def row(self, values: dict[str, Any]) -> None:

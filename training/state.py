@@ -47,6 +47,7 @@ class Run:
     window: Meter = field(default_factory=Meter)
     epoch: Meter = field(default_factory=Meter)
     gradients: Meter = field(default_factory=Meter)
+    data: str = ""  # DataSet.fingerprint() of what it trains on
 
     @property
     def device(self) -> torch.device:
@@ -73,6 +74,7 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
         "progress": dict(vars(run.progress)),
         "meters": {name: getattr(run, name).state_dict() for name in METERS},
         "random": {"cpu": torch.get_rng_state()},
+        "data": run.data,
     }
     if run.memory("queue") is not None:
         for name in QUEUE:
@@ -87,8 +89,16 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
 def restore(run: Run, state: dict[str, Any]) -> None:
     """Make `run` what it was when `checkpoint_state` saw it.
 
-    Raises CheckpointError, one line, for a checkpoint of another run or of another program.
+    Raises CheckpointError, one line, for a checkpoint of another run or of another program, and of
+    a run on other training images: which of them are for validation, and the position within an
+    epoch, would mean something else.
     """
+    before = state.get("data")  # checkpoints of earlier versions have none
+    if before and run.data and before != run.data:
+        raise CheckpointError(
+            f"its training images were others ({before}; now {run.data}): put them back, or give "
+            "the --data_root that they are in"
+        )
     try:
         model, objective = dict(state["model_state_dict"]), dict(state["objective"])
         if run.memory("queue") is not None:
