@@ -325,7 +325,7 @@ def check(s: argparse.Namespace, given: set[str]) -> None:
 
 
 def check_given(s: argparse.Namespace, given: set[str]) -> None:
-    """A flag that would have no effect is refused: who gives it believes that it has one."""
+    """A flag that belongs to another question is refused: who gives it believes in an effect."""
     for name in sorted(given):
         if s.eval not in BELONGS.get(name, EVALUATIONS):
             asks = ", ".join(BELONGS[name])

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -26,7 +27,7 @@ def sampling_mode(model: nn.Module) -> Iterator[None]:
     parameter's `requires_grad` is what it was.
     """
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with eval_mode(model):
+    with eval_mode(model), cast_once(model):
         try:
             for parameter, _ in before:
                 parameter.requires_grad_(False)
@@ -34,6 +35,32 @@ def sampling_mode(model: nn.Module) -> Iterator[None]:
         finally:
             for parameter, requires_grad in before:
                 parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def cast_once(model: nn.Module) -> Iterator[None]:
+    """Convolutions of a network that runs in bf16 (`amp`) have bf16 weights while it lasts.
+
+    Autocast would round the same weights in every step of a chain: what it remembers are those that
+    take a gradient. The parameters themselves stay as they are, for what computes with them later.
+    A compiled network is left alone, which would be compiled again.
+    """
+    backbone = getattr(model, "f", None)
+    if not getattr(model, "amp", False) or getattr(backbone, "_compiled_call_impl", None):
+        yield
+        return
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    before = [(module, dict(module._parameters)) for module in convolutions]
+    try:
+        for module, parameters in before:
+            for name, value in parameters.items():
+                if value is not None:
+                    rounded = value.detach().to(torch.bfloat16)
+                    module._parameters[name] = rounded  # type: ignore[assignment]
+        yield
+    finally:
+        for module, parameters in before:
+            module._parameters.update(parameters)
 
 
 @contextmanager
