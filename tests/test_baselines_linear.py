@@ -19,6 +19,7 @@ from baselines.features import Features, features_of, features_of_splits
 from baselines.linear_regression import fit_linear, standardisation, unstandardised
 from baselines.probe_flags import build_parser, check
 from evaluation.classification import classification
+from training.lock import alone
 
 
 def problem(n: int = 90, d: int = 4, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -212,3 +213,30 @@ def test_mistaken_flags(words: str, said: str, capsys: pytest.CaptureFixture[str
         flags.parse(words.split(), build_parser, check)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and said in lines[0]
+
+
+def test_it_empties_no_folder_that_another_process_works_in(
+    probe: Any, backbone: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "progress.csv").write_text("epoch,step\n0,5\n")
+    with alone(tmp_path / "p", flag="--log_dir", program="train_wrn.py"):
+        code, folder = probe(f"--load_path {backbone.folder / 'last_ckpt.pt'} --l2 .1 --overwrite")
+    assert code == 2 and (folder / "progress.csv").read_text() == "epoch,step\n0,5\n"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert line.startswith("linear_probe.py: error: --log_dir: another ")
+
+
+def test_a_run_that_begins_while_features_are_computed_stays(
+    probe: Any, backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = program.features_of_splits
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        (tmp_path / "p").mkdir()
+        (tmp_path / "p" / "progress.csv").write_text("epoch,step\n0,5\n")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(program, "features_of_splits", slow)
+    code, folder = probe(f"--load_path {backbone.folder / 'last_ckpt.pt'} --l2 .1")
+    assert code == 2 and (folder / "progress.csv").read_text() == "epoch,step\n0,5\n"
