@@ -416,11 +416,9 @@ def fid(asked: Asked, model: Trained) -> dict[str, Any]:
     images = samples_for_fid(asked, model)
     score_part = None
     if confident:
-        best = {
-            share: generation.most_confident_part(model.model, images, share=share)
-            for share in (0.9, 0.1)
-        }
-        images, score_part = images[best[0.9]], sampling.to_uint8(images[best[0.1]])
+        shares = (0.9, 0.1)  # for the FID and for the score
+        best, few = generation.most_confident_parts(model.model, images, shares=shares)
+        images, score_part = images[best], sampling.to_uint8(images[few])
     pixels = sampling.to_uint8(images)
     splits = 10
     if score_part is not None:

@@ -7,7 +7,7 @@ as an image file would.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -135,10 +135,11 @@ def _read(
 
 
 @torch.no_grad()
-def most_confident_part(
-    model: EnergyClassifier, images: Tensor, *, share: float, batch_size: int = 100
-) -> Tensor:
-    """Indices (int64) of the `share` of each predicted class with the highest max_y q(y|x).
+def most_confident_parts(
+    model: EnergyClassifier, images: Tensor, *, shares: Sequence[float], batch_size: int = 100
+) -> list[Tensor]:
+    """For each of `shares`, indices (int64) of that share of each predicted class with the highest
+    max_y q(y|x), from one pass of the network.
 
     The protocol of JEM++ and SADA-JEM (`cond_is_fid` in their code), which evaluate a part of
     the replay buffer: .9 of it for the FID against training and test images together, and .1 for
@@ -148,8 +149,9 @@ def most_confident_part(
     images: float (N, 3, 32, 32), unrounded and unclipped as chains leave them, which is what
     that code classifies; or uint8 (N, 32, 32, 3). ValueError unless 0 < share <= 1.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share {share} is out of range: give a number above 0 and at most 1")
+    for share in shares:
+        if not 0 < share <= 1:
+            raise ValueError(f"share {share} is out of range: give a number above 0 and at most 1")
     device = next(model.parameters()).device
     outputs = []
     with eval_mode(model):
@@ -158,8 +160,7 @@ def most_confident_part(
             outputs.append(model.logits(to_float(x) if x.dtype == torch.uint8 else x))
     # float64: in float32 many q(y|x) are 1, and ties would be kept in the buffer's order.
     confidence, label = torch.cat(outputs).double().log_softmax(1).cpu().max(1)
-    kept = []
+    ranked = []
     for members in ((label == c).nonzero().squeeze(1) for c in range(outputs[0].shape[1])):
-        order = confidence[members].argsort(descending=True, stable=True)
-        kept.append(members[order[: int(len(members) * share)]])
-    return torch.cat(kept)
+        ranked.append(members[confidence[members].argsort(descending=True, stable=True)])
+    return [torch.cat([best[: int(len(best) * share)] for best in ranked]) for share in shares]

@@ -17,7 +17,7 @@ from evaluation.generation import (
     evaluate_samples,
     inception_score,
     model_extractor,
-    most_confident_part,
+    most_confident_parts,
 )
 from evaluation.sampling import to_uint8
 from models import EnergyClassifier
@@ -271,19 +271,19 @@ def test_the_most_confident_part_of_each_class() -> None:
         images[i, 0, 0, :2] = 0.0
         images[i, 0, 0, label] = a
     model = Pixels(3).train()
-    chosen = {
-        share: most_confident_part(model, images, share=share, batch_size=3).tolist()  # type: ignore[arg-type]
-        for share in (1.0, 0.6, 0.1)
-    }
-    assert chosen == {1.0: [5, 3, 2, 6, 0, 7, 1, 4], 0.6: [5, 3, 2, 7], 0.1: []}
+    shares = (1.0, 0.6, 0.1)
+    chosen = most_confident_parts(model, images, shares=shares, batch_size=3)  # type: ignore[arg-type]
+    expected = [[5, 3, 2, 6, 0, 7, 1, 4], [5, 3, 2, 7], []]
+    assert [part.tolist() for part in chosen] == expected
     assert model.training and model.dropout.training
     for share in (0.0, 1.1):
         with pytest.raises(ValueError, match="out of range"):
-            most_confident_part(model, images, share=share)  # type: ignore[arg-type]
+            most_confident_parts(model, images, shares=[1.0, share])  # type: ignore[arg-type]
 
 
 def test_the_most_confident_part_of_rounded_images() -> None:
     model, images = model_of(), pictures(40)
-    chosen = most_confident_part(model, images, share=0.5)
-    assert torch.equal(chosen, most_confident_part(model, to_float(images), share=0.5))
+    (chosen,) = most_confident_parts(model, images, shares=[0.5])
+    (again,) = most_confident_parts(model, to_float(images), shares=[0.5])
+    assert torch.equal(chosen, again)
     assert 18 <= len(chosen) <= 20 and len(chosen.unique()) == len(chosen)
