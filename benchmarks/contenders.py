@@ -26,13 +26,15 @@ PROJECT, STRAIGHT, STRAIGHT_TF32 = "project", "straightforward", "straightforwar
 @dataclass
 class Contender:
     """A training step: `learn` from the batch that `draw` makes. It takes `flops` in numbers of
-    `format`; `check` raises if a step was skipped; `parts` are for timing.watched."""
+    `format`; `check` raises if a step was skipped; `parts` are for timing.watched; `close` ends
+    the processes that make its batches."""
 
     draw: Callable[[], Any]
     learn: Callable[[Any], object]
     flops: float
     format: str
     check: Callable[[], object]
+    close: Callable[[], object] = lambda: None
     parts: list[Place] = field(default_factory=list)
 
     def step(self) -> None:
@@ -139,12 +141,19 @@ def plain(networks: Networks, s: Namespace, classes: int, *, in_tf32: bool = Fal
         with tf32(in_tf32), malloc_as_found(device):
             straightforward.train_step(state, images, labels, second[0][0] if second else None)
 
+    def close() -> None:
+        """Left to the garbage collector, the loaders' queues would go first, and each process would
+        be waited for in vain, 5 seconds long."""
+        for loader in loaders:
+            loader.close()
+
     contender = Contender(
         draw=lambda: [next(loader) for loader in loaders],
         learn=learn,
         flops=straightforward.step_flops(networks.forward_flops(classes), s),
         format="TF32" if in_tf32 else "float32",
         check=lambda: None,  # it raises by itself
+        close=close,
     )
     contender.parts += [
         (contender, "draw", "data"),

@@ -71,6 +71,12 @@ def fitting(
     return found
 
 
+def close(found: dict[str, Contender]) -> None:
+    for contender in found.values():
+        contender.close()
+    gc.collect()  # the cycles of the contenders before these
+
+
 def steps(networks: Networks, rates: dict[str, float]) -> list[Row]:
     """A row a step and contender: seconds, images/s, FLOP, share of the peak, memory."""
     b, device, rows = networks.b, networks.device, []
@@ -100,8 +106,8 @@ def steps(networks: Networks, rates: dict[str, float]) -> list[Row]:
                     "memory": memory[name],
                 }
             )
+        close(found)
         del found, calls
-        gc.collect()  # ends the loaders' processes
     return rows
 
 
@@ -130,8 +136,8 @@ def parts(networks: Networks, rates: dict[str, float]) -> list[Row]:
                 share = sampled / medians["sampling"] / rates[contender.format]
             row = {"terms": terms, "classes": classes, "contender": name, "parts": medians}
             rows.append({**row, "sampling_share": share})
+        close(found)
         del found
-        gc.collect()
     return rows
 
 
@@ -153,8 +159,8 @@ def growth(networks: Networks) -> list[Row]:
             times = alternate(calls, device, turns=GROWTH_TURNS, seconds=b.seconds)
             row = {"by": by, "value": value, "terms": terms, "batch_size": s.batch_size}
             rows.append({**row, **seconds({name: time.median for name, time in times.items()})})
+            close(found)
             del found, calls
-            gc.collect()
     return rows
 
 

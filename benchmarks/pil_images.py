@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
@@ -50,7 +50,7 @@ def add_noise(image: Tensor, sigma: float) -> Tensor:
     return image + sigma * torch.randn_like(image)
 
 
-def endless(dataset: Images, batch_size: int, workers: int) -> Iterator[list[Tensor]]:
+def endless(dataset: Images, batch_size: int, workers: int) -> Generator[list[Tensor], None, None]:
     """[images (N, 3, 32, 32), labels (N,)] on the host, epoch after epoch."""
     loader = DataLoader(
         dataset,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import mmap
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -288,6 +289,18 @@ def test_both_contenders_take_real_steps() -> None:
         assert network.training
         found[name].check()
         assert all(not torch.equal(before[n], t) for n, t in network.state_dict().items())
+
+
+def test_the_processes_of_a_contender_end_with_it() -> None:
+    b = flags.complete(flags.parse(f"{TINY} --workers 2".split()), "quick")
+    before = set(multiprocessing.active_children())
+    found = contenders.contenders(Networks.of(b, CPU), flags.step_settings(b, "CE", 10), 10)
+    found[STRAIGHT].step()
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    began = time.monotonic()
+    measure.close(found)
+    assert set(multiprocessing.active_children()) <= before
+    assert time.monotonic() - began < 5  # what the loader waits for each that does not hear
 
 
 def taken(contender: contenders.Contender) -> list[Any]:
