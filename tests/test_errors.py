@@ -97,6 +97,7 @@ OUT_OF_RANGE = [
     *(("smoothing", "1"), ("reinit_freq", "1.1"), ("dropout_rate", "1")),
     *(("depth", "1210"), ("width", "10001")),
     *((name, text) for name in ("plot_uncond", "plot_cond", "plot_contrast") for text in "2x"),
+    *(("plot_cond", "-7.5e9"), ("plot_cond", "-1E+3"), ("lr", "-.5e-3")),
 ]
 EVERY_NUMBER = (*WHOLE, *ABOVE_ZERO, *FROM_ZERO)
 
@@ -110,6 +111,7 @@ def test_the_tables_know_every_number() -> None:
 @pytest.mark.parametrize(("name", "text"), OUT_OF_RANGE)
 def test_a_number_out_of_range_is_refused(name: str, text: str, train: Any) -> None:
     refusal(train, f"{CE} --{name}={text}", f"--{name}", text)
+    refusal(train, f"{CE} --{name} {text}", f"--{name}", text)
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "ten", "0x10", "1,5", "1/2"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,11 @@ def fits(flag: str) -> Iterator[None]:
 
 
 class Parser(argparse.ArgumentParser):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Before Python 3.14 it takes -1e9 for a flag, and says that this one is unknown.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.I)
+
     def error(self, message: str) -> NoReturn:
         """One line and exit code 2, without the usage text that hides it."""
         sys.stderr.write(f"{self.prog}: error: {message} (all flags: --help)\n")
