@@ -368,18 +368,23 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     assert [row["epoch"] for row in run.rows] == ["0", "1", "2"]
 
 
-def test_a_disk_that_is_full_for_a_row_is_named(
-    train: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["progress.csv", "log.txt"])
+def test_a_disk_that_is_full_for_a_record_is_named(
+    name: str, train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training import records
+    real = os.fsync
 
-    monkeypatch.setattr(records.os, "fsync", full)
-    monkeypatch.setattr("training.checkpoint.os.fsync", full)
-    saves: list[Path] = []
-    monkeypatch.setattr("training.output.save_checkpoint", lambda s, path, **_: saves.append(path))
+    def fsync(descriptor: int) -> None:
+        opened = os.fstat(descriptor)
+        if any(os.path.samestat(opened, path.stat()) for path in train.root.rglob(name)):
+            full()
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     run = train("--pyxce 1 --n_epochs 1")
-    assert saves and run.code == 2 and len(run.err) == 1
-    assert "progress.csv" in run.err[0] and "No space left" in run.err[0]
+    assert run.code == 2 and len(run.err) == 1
+    assert name in run.err[0] and "No space left" in run.err[0]
+    assert (run.folder / "last_ckpt.pt").exists() == (name == "progress.csv")
 
 
 LIMITED = """

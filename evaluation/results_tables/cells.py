@@ -27,6 +27,7 @@ from evaluation.results_tables.titles import PERCENT, natural, set_title
 
 OTHER = "-c100"  # an experiment's name on CIFAR-100
 NOT_ASKED, NO_DATA, DEVICES = "not asked", "no data", "several devices"
+OTHER_FEATURES = "other features"  # or another number of samples: it has a column of its own
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,9 @@ def cell(
         return Cell(paper, None, ours) if isinstance(ours, str) else Cell(paper, ours)
     if not finished:
         return Cell(paper, None, states(record))
-    out = key.rpartition("/")[2]
+    kind, _, out = key.rpartition("/")
+    if kind in ("fid", "is") and any(k.startswith(f"{kind}/") for k in keys_of(record)):
+        return Cell(paper, None, OTHER_FEATURES)
     skipped = {
         name for seed in finished for a in seed["answers"].values() for name in a.get("skipped", ())
     }

@@ -28,7 +28,8 @@ INTRO = (
     "tell which method is ahead at that scale, not what the paper's setting reaches. 'not run': "
     "nobody has trained the row yet; 'quoted': a published number of a method that this project "
     "does not train; 'not asked': trained, but without this evaluation; 'no data': the data set "
-    "was not there. A diverged run counts and gives no number.",
+    "was not there; 'other features': FID and Inception Score of this row are in another column. A "
+    "diverged run counts and gives no number.",
     "Made by `python scripts/tables.py write` from the records in `results/`; not by hand.",
 )
 RULE = (
