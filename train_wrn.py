@@ -40,7 +40,7 @@ from training.endings import exit_code, run_exit_code
 from training.flags import UsageError, fits
 from training.gradients import term_gradients
 from training.lock import alone
-from training.machine import choose_device, load_data, use_bf16
+from training.machine import build_network, choose_device, load_data
 from training.output import Output
 from training.signals import Signals
 from training.state import Progress, Run, load_memories, restore_last
@@ -54,20 +54,9 @@ EARLY = (1, 5, 25)  # steps after which the bar shows losses before the first re
 
 
 def build_model(s: Namespace, num_classes: int, device: torch.device) -> models.EnergyClassifier:
-    with fits(f"--depth {s.depth} --width {s.width}"):
-        model = models.build(
-            arch=s.arch,
-            depth=s.depth,
-            width=s.width,
-            norm=s.norm,
-            dropout_rate=s.dropout_rate,
-            num_classes=num_classes,
-            uncond=s.uncond,
-        )
-    model.amp = use_bf16(s.amp, device)
+    model = build_network(s, num_classes, device)
     if s.clf_only:
         model.requires_grad_(False).class_output.requires_grad_(True)
-    model = model.to(device).to(memory_format=torch.channels_last)
     if s.compile == "on" and can_compile(device):
         if s.log_gradients:  # several backward passes through one graph, whose buffers must stay
             torch._functorch.config.donated_buffer = False

@@ -38,7 +38,7 @@ from training.divergence import Guard
 from training.endings import exit_code, run_exit_code
 from training.flags import Parser
 from training.lock import alone
-from training.machine import choose_device, load_data, use_bf16
+from training.machine import build_network, choose_device, load_data
 from training.output import Output
 from training.signals import Signals
 from training.state import Run, restore_last
@@ -173,16 +173,7 @@ def train(
 
 
 def build_run(program: Program, s: Namespace, num_classes: int, device: torch.device) -> Run:
-    model = models.build(
-        arch=s.arch,
-        depth=s.depth,
-        width=s.width,
-        norm=s.norm,
-        dropout_rate=s.dropout_rate,
-        num_classes=num_classes,
-    )
-    model.amp = use_bf16(s.amp, device)
-    model = model.to(device).to(memory_format=torch.channels_last)
+    model = build_network(s, num_classes, device)
     objective = program.objective(s, model).to(device)
     return Run(s, num_classes, model, objective, program.optimizer(s, model, objective))
 

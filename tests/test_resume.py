@@ -1,6 +1,7 @@
 """A run that was stopped and resumed is the run that was not, bit for bit."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -446,3 +447,20 @@ def test_resume_auto_starts_over_what_died_before_its_first_checkpoint(train: An
     assert refused.code == 2 and "already holds a run" in refused.err[0]
     nameless = train.bare("--dataset", "digits", "--pyxce", "1", "--resume", "auto")
     assert nameless.code == 2 and "--resume auto: which run? give --id" in nameless.err[0]
+
+
+def test_resume_auto_with_a_path_that_cannot_be_is_one_line(train: Any) -> None:
+    run = train.bare("--pyxce", "1", "--id", "x" * 300, "--resume", "auto")
+    assert run.code == 2 and len(run.err) == 1 and "--id" in run.err[0]
+
+
+@pytest.mark.parametrize(("name", "value"), [("norm", None), ("depth", "10")])
+def test_settings_of_other_hands_are_read_or_refused(name: str, value: Any, train: Any) -> None:
+    run = train("--pyxce 1 --n_epochs 2 --max_steps 5")
+    path = run.folder / "variant.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    again = resumed(train, run)
+    if value is None:  # as the ancestors say that there is none
+        assert again.code == 0
+    else:
+        assert again.code == 2 and len(again.err) == 1 and "variant.json" in again.err[0]

@@ -118,8 +118,8 @@ def train(
             if plot is not None and (ended or (whole and (epoch + 1) % s.plot_every == 0)):
                 plot(epoch)
             progress.seconds = earlier + time.monotonic() - began
-            out.row(run, epoch, results)
             gradients = run.gradients.means()
+            out.row(run, epoch, results, gradients)
             if whole:
                 run.epoch.reset()
                 run.gradients.reset()

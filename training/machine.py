@@ -1,4 +1,4 @@
-"""The device that a program runs on, and the data there."""
+"""The device that a program runs on, and data and network there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from argparse import Namespace
 import torch
 
 import data
-from training.flags import UsageError
+import models
+from training.flags import UsageError, fits
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -48,6 +49,23 @@ def load_data(s: Namespace, device: torch.device, program: str) -> data.DataSet:
     if found := data.doubt(dataset):
         print(f"{program}: warning: {found}", file=sys.stderr)
     return dataset.to(device)
+
+
+def build_network(s: Namespace, num_classes: int, device: torch.device) -> models.EnergyClassifier:
+    """The network of --arch, --depth, --width, --norm, --dropout_rate, --amp and, where the program
+    has it, --uncond, on the device. Raises UsageError where it does not fit in memory."""
+    with fits(f"--depth {s.depth} --width {s.width}"):
+        model = models.build(
+            arch=s.arch,
+            depth=s.depth,
+            width=s.width,
+            norm=s.norm,
+            dropout_rate=s.dropout_rate,
+            num_classes=num_classes,
+            uncond=getattr(s, "uncond", False),
+        )
+    model.amp = use_bf16(s.amp, device)
+    return model.to(device).to(memory_format=torch.channels_last)
 
 
 def keep_freed_memory() -> None:

@@ -111,7 +111,13 @@ class Output:
         scalars = {f"train/{name}": value for name, value in means.items()}
         self.book.scalars({**scalars, "train/lr": rate}, run.progress.step)
 
-    def row(self, run: Run, epoch: int, results: dict[str, dict[str, float]]) -> None:
+    def row(
+        self,
+        run: Run,
+        epoch: int,
+        results: dict[str, dict[str, float]],
+        gradients: dict[str, float],
+    ) -> None:
         """One row of progress.csv, and a line for people.
 
         `results`: split -> {accuracy, nll}; {} where nothing was evaluated. What an epoch does
@@ -137,7 +143,7 @@ class Output:
             values[f"{name}_loss"] = result.get("nll", "")
         extras = {n: v for n, v in means.items() if "/" in n and not n.endswith("/loss")}
         values |= extras  # what terms report besides their loss, such as the energies of SGLD
-        values |= run.gradients.means()
+        values |= gradients
         self.book.row(values)
         shown = [f"{name} {value:.4g}" for name, value in values.items() if value != ""]
         self.say(", ".join(shown))
