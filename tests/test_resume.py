@@ -449,9 +449,15 @@ def test_resume_auto_starts_over_what_died_before_its_first_checkpoint(train: An
     assert nameless.code == 2 and "--resume auto: which run? give --id" in nameless.err[0]
 
 
-def test_resume_auto_with_a_path_that_cannot_be_is_one_line(train: Any) -> None:
-    run = train.bare("--pyxce", "1", "--id", "x" * 300, "--resume", "auto")
+@pytest.mark.parametrize("there", [True, False], ids=["log_dir is there", "log_dir is not"])
+@pytest.mark.parametrize("auto", [("--resume", "auto"), ()], ids=["auto", "new run"])
+def test_an_id_that_no_folder_can_have_is_one_line(
+    auto: tuple[str, ...], there: bool, train: Any, tmp_path: Path
+) -> None:
+    where = tmp_path if there else tmp_path / "none"
+    run = train.bare("--pyxce", "1", "--id", "x" * 300, "--log_dir", str(where), *auto)
     assert run.code == 2 and len(run.err) == 1 and "--id" in run.err[0]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("name", "value"), [("norm", None), ("depth", "10")])

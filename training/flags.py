@@ -60,6 +60,7 @@ class Parser(argparse.ArgumentParser):
 # Far more than anybody trains, and little enough for the network's modules to be made.
 DEEPEST, WIDEST = 6 * 200 + 4, 10_000
 LARGEST_INT64 = 2**63 - 1
+LONGEST_NAME = 255  # bytes, on nearly every file system
 LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
@@ -447,6 +448,10 @@ def check_id(name: str | None) -> None:
         not name.strip() or "/" in name or "\\" in name or name in (".", "..")
     ):
         raise UsageError(f"--id {name!r} is no folder name: give one without slashes")
+    if name is not None and len(os.fsencode(name)) > LONGEST_NAME:
+        raise UsageError(
+            f"--id {name[:20]}... is longer than a folder name may be: {LONGEST_NAME} bytes at most"
+        )
 
 
 def check_network(s: argparse.Namespace) -> None:
