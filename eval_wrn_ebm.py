@@ -39,9 +39,9 @@ from evaluation.ood import detection
 from evaluation.results import PROTOCOL, Answer, file_sha256
 from evaluation.scores import check_scores, feature_bank, scores
 from evaluation.trained import Trained
-from training import records
+from training import distributed, records
 from training.checkpoint import CheckpointError
-from training.endings import exit_code
+from training.endings import exit_code, leave
 from training.exported import weights_file
 from training.flags import UsageError
 from training.machine import choose_device
@@ -59,7 +59,6 @@ NAMES = {
     "knn": "- distance to the k-th neighbour",
     "entropy": "- entropy of q(y|x)",
 }
-Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @contextlib.contextmanager
@@ -345,6 +344,8 @@ def watch(
                 sampling.check_finite(images, done * s.n_steps)
             with torch.no_grad(), models.eval_mode(model.model):
                 height = float(model.model.log_px(images).mean())
+            if not distributed.first():
+                continue
             shown.set_postfix({"log q(x)": f"{height:.4g}"})
             path = asked.answer.path(f"{name}_{done * s.n_steps}.png")
             with records.naming(path):
@@ -404,6 +405,9 @@ def fid(asked: Asked, model: Trained) -> dict[str, Any]:
             f"--dataset {s.dataset}: {model.path} was trained on {known(model)}; to compare with "
             "other images give --reference"
         )
+    if not distributed.first():  # helps to sample; features are quick, and one network's to read
+        samples_for_fid(asked, model)
+        return {}
     extractor, features, sha256 = feature_extractor(asked, model)
     confident = s.sampling == "confident"
     name = s.reference or data.split_name(known(model), "train")
@@ -483,20 +487,22 @@ def samples_for_fid(asked: Asked, model: Trained) -> Tensor:
             sampling.check_finite(images, 0)
         return images
     n = min(s.n_samples, s.max_images or s.n_samples)
+    part = distributed.share(-(-n // s.sgld_batch_size))
     chains = sampling.fresh_chains(
         model.model,
         n,
         steps=s.n_steps,
         seed=s.seed,
         batch_size=s.sgld_batch_size,
+        part=part,
         **model.sgld(s),
     )
-    parts = []
-    with bar(n, f"{model.label}: {s.n_steps} SGLD steps") as shown:
+    parts = [torch.empty(0, 3, 32, 32, device=asked.device)]
+    with bar(len(part) * s.sgld_batch_size, f"{model.label}: {s.n_steps} SGLD steps") as shown:
         for images in chains:
             parts.append(images)
             shown.update(len(images))
-    images = torch.cat(parts)
+    images = distributed.joined(torch.cat(parts))
     with numbers_of(model):
         sampling.check_finite(images, s.n_steps)
     return images
@@ -506,20 +512,23 @@ def attack(asked: Asked, model: Trained) -> dict[str, Any]:
     s, found = asked.s, asked.labelled(model)
     radii = s.eps or (robustness.LINF_RADII if s.distance == "Linf" else robustness.L2_RADII)
     classify = robustness.classifier(model.model)
+    generator = torch.Generator(asked.device).manual_seed(s.seed)
     if s.n_steps_refine:
         classify = robustness.refined_classifier(
             model.model,
             steps=s.n_steps_refine,
-            generator=torch.Generator(asked.device).manual_seed(s.seed),
+            generator=generator,
             copies=s.n_dup_chains,
             gradient=s.refine_gradient,
             **model.sgld(s),
         )
-    clean = data.evaluation_batches(found.split, batch_size=s.batch_size, sigma=0.0)
+    part = distributed.share(data.number_of_batches(found.split, s.batch_size))
+    clean = data.evaluation_batches(found.split, batch_size=s.batch_size, sigma=0.0, part=part)
     batches = robustness.pixels(clean)
     if s.attack == "autoattack":
         with numbers_of(model):
-            rows = autoattack(asked, model, classify, batches, radii)
+            numbered = enumerate(batches, part.start)
+            rows = autoattack(asked, model, classify, generator, numbered, radii)
     else:
         title = f"{model.label}: PGD, {len(radii)} radii"
         with numbers_of(model), bar(len(found.split.labels), title) as shown:
@@ -532,6 +541,8 @@ def attack(asked: Asked, model: Trained) -> dict[str, Any]:
                 restarts=s.n_restarts,
                 random_init=s.random_init,
                 seed=s.seed,
+                generator=generator,
+                first=part.start,
                 on_batch=shown.update,
             )
     return {
@@ -549,23 +560,34 @@ def attack(asked: Asked, model: Trained) -> dict[str, Any]:
 
 
 def autoattack(
-    asked: Asked, model: Trained, classify: Any, batches: Batches, radii: Iterable[float]
+    asked: Asked,
+    model: Trained,
+    classify: Any,
+    generator: torch.Generator,
+    batches: Iterable[tuple[int, tuple[Tensor, Tensor]]],
+    radii: Iterable[float],
 ) -> list[dict[str, float]]:
-    s = asked.s
-    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    rows = []
+    """Batch by batch, each with its number and a seed of its own, so that processes can share
+    them. `generator`: that `classify` draws from."""
+    s, kept, rows = asked.s, list(batches), []
     for eps in bar_over(sorted(set(radii)), f"{model.label}: AutoAttack"):
-        accuracy = robustness.autoattack_accuracy(
-            classify,
-            images,
-            labels,
-            distance=s.distance,
-            eps=eps,
-            batch_size=s.batch_size,
-            seed=s.seed,
-            version="rand" if s.n_steps_refine else "standard",
-        )
-        rows.append({"eps": eps, "accuracy": accuracy})
+        right = n = 0
+        for number, (images, labels) in kept:
+            seed = distributed.mixed(s.seed, number)
+            generator.manual_seed(seed)
+            accuracy = robustness.autoattack_accuracy(
+                classify,
+                images,
+                labels,
+                distance=s.distance,
+                eps=eps,
+                batch_size=s.batch_size,
+                seed=seed % 2**31,
+                version="rand" if s.n_steps_refine else "standard",
+            )
+            right, n = right + round(accuracy * len(labels)), n + len(labels)
+        right, n = map(sum, zip(*distributed.all_of((right, n)), strict=True))
+        rows.append({"eps": eps, "accuracy": right / n})
     return rows
 
 
@@ -676,8 +698,14 @@ def protocol(asked: Asked) -> dict[str, Any]:
 
 
 def work(s: Namespace, given: set[str]) -> int:
-    began = time.monotonic()
     device = choose_device(s.device, exact=True)
+    with distributed.together(device):
+        return answer_together(s, given, device)
+
+
+def answer_together(s: Namespace, given: set[str], device: torch.device) -> int:
+    """What every process does: its share of the batches. The first one writes the answer."""
+    began = time.monotonic()
     flags.resolve(s)
     s.labels = s.labels or trained.labels_of(s.load_path)
     asked_of = [
@@ -686,7 +714,7 @@ def work(s: Namespace, given: set[str]) -> int:
     ]
     answer = Answer(answer_folder(s), s.eval, dict(vars(s)))
     asked = Asked(s, answer, device)
-    if "workers" in given:
+    if "workers" in given and distributed.first():
         print(f"--workers {s.workers} has no effect: the images live on the device")
 
     results = []
@@ -697,6 +725,8 @@ def work(s: Namespace, given: set[str]) -> int:
         where = {"label": model.label, "checkpoint": str(model.path)}
         about = {"checkpoint_sha256": file_sha256(model.path), "run": run_of(model)}
         results.append({**where, **model_result, **about})
+    if not distributed.first():
+        return 0
     show(s, answer, results)
 
     clean = [{k: v for k, v in r.items() if not k.startswith("_")} for r in results]
@@ -743,4 +773,4 @@ def main(settings: Namespace, given: set[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*COMMAND_LINE))
+    leave(main(*COMMAND_LINE))

@@ -6,7 +6,8 @@
 A batch's path: uint8 images on the device -> crop, flip, scale, noise -> one forward pass ->
 every term of the objective reads its logits -> one backward pass -> one update, unless the step
 has diverged -> queue and replay buffer take the step in. The loop over batches and epochs is
-training/loop.py.
+training/loop.py. Under torchrun each process takes its part of every batch, and the gradients are
+averaged once a step: training/distributed.py.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if __name__ == "__main__":  # before torch is imported: --help and a mistake are
 import shutil
 import time
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +35,17 @@ import models
 from evaluation import plots
 from evaluation.cost import memory_bytes, peak_memory, step_flops, step_seconds
 from evaluation.sampling import Sampler
-from training import loop, records
+from training import distributed, loop, records
 from training.checkpoint import CheckpointError, read_checkpoint
 from training.divergence import Guard
-from training.endings import exit_code, run_exit_code
+from training.endings import exit_code, leave, run_exit_code
 from training.flags import UsageError, fits
 from training.gradients import term_gradients
 from training.lock import alone
 from training.machine import build_network, choose_device, load_data
 from training.output import Output
 from training.signals import Signals
-from training.state import Progress, Run, load_memories, restore_last
+from training.state import Progress, Run, load_memories, random_from, restore_last
 
 PROGRAM = "train_wrn.py"
 WITHOUT_SGLD = "try a lower --lr, --warmup_iters 1000 or --clip_grad 5"  # after a divergence
@@ -68,12 +70,15 @@ def can_compile(device: torch.device) -> bool:
     compilers = ("g++", "clang++", "c++", "cl") if device.type == "cpu" else ("gcc", "cc", "clang")
     if any(shutil.which(name) for name in compilers):
         return True
-    print(f"{PROGRAM}: --compile on: no C++ compiler found, so nothing is compiled", flush=True)
+    if distributed.first():
+        print(f"{PROGRAM}: --compile on: no C++ compiler found, so nothing is compiled", flush=True)
     return False
 
 
 def build_objective(s: Namespace, num_classes: int) -> losses.Objective:
-    """A term with weight 0 is not built, so it costs nothing."""
+    """A term with weight 0 is not built, so it costs nothing. Of several processes each has its
+    part of the chains and of the replay buffer, and the whole queue."""
+    part, parts = distributed.rank(), distributed.size()
     queue = buffer = None
     if (s.pxycontrast > 0 or s.pxcontrast > 0) and s.contrast_style == "queue":
         with fits(f"--contrast_k {s.contrast_k}"):
@@ -83,6 +88,8 @@ def build_objective(s: Namespace, num_classes: int) -> losses.Objective:
     if s.pxsgld > 0 or s.pxysgld > 0:
         with fits(f"--buffer_size {s.buffer_size}"):
             buffer = losses.ReplayBuffer(s.buffer_size, (3, 32, 32), s.reinit_freq, num_classes)
+            if parts > 1:
+                buffer.images = losses.shard(buffer.images, num_classes, part, parts)
 
     def contrastive(marginal: bool) -> losses.Contrastive:
         score = losses.ContrastScore(
@@ -106,7 +113,7 @@ def build_objective(s: Namespace, num_classes: int) -> losses.Objective:
         "pxcontrast": lambda: contrastive(marginal=True),
         "pxsgld": lambda: losses.MarginalSGLD(
             buffer,  # type: ignore[arg-type]
-            chains=s.sgld_batch_size,
+            chains=max(1, s.sgld_batch_size // parts),  # less is timed by --dry_run alone
             class_conditional=s.class_cond_p_x_sample,
             **sgld,
         ),
@@ -153,6 +160,7 @@ def build_batches(
         sigma=s.sigma,
         flip=dataset.flips,
         unlabelled=flags.second_batch(s),
+        part=(distributed.rank(), distributed.size()),
     )
     valid = valid.to(device)
     splits = {"valid": data.Split(train.images[valid], train.labels[valid]), "test": dataset.test}
@@ -171,21 +179,31 @@ def build_run(s: Namespace, num_classes: int, device: torch.device) -> Run:
 def train_step(
     run: Run, guard: Guard, batch: tuple[Tensor, Tensor, Tensor | None], step: int
 ) -> losses.Metrics:
-    """One update; its metrics are scalars on the device. Nothing here waits for the device."""
-    images, labels, unlabelled = batch
-    seen = losses.Step.forward(run.model, images, labels, unlabelled)
-    each, metrics = run.objective.each(seen)
+    """One update; its metrics are scalars on the device. Nothing here waits for the device.
+
+    Several processes have a part of the batch each. Averaged over them are the gradients, while the
+    backward pass goes on, and the metrics; so all take the same update, or all skip it.
+    """
+    if run.replicas is None:
+        loss, each, metrics, seen = losses.batch_loss(run.model, run.objective, *batch)
+    else:
+        loss = run.replicas(*batch)
+        each, metrics, seen = run.replicas.module.rest
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     if run.settings.log_gradients and step % run.settings.log_gradients == 0:
         measured = term_gradients(each, parameters)
         run.gradients.add(torch.stack(list(measured.values())), list(measured))
-    loss, metrics = run.objective.weigh(each, metrics)
 
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     gradients = [p.grad for p in parameters if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm(gradients)
-    skip = guard.check(loss, grad_norm, step, metrics)
+    metrics["accuracy"] = (seen.logits.argmax(1) == seen.labels).float().mean()
+    if run.replicas is not None:
+        means = distributed.mean(torch.stack(list(metrics.values())))
+        metrics = dict(zip(metrics, means, strict=True))
+        distributed.average_statistics(run.model)
+    skip = guard.check(metrics["loss"], grad_norm, step, metrics)
     if run.settings.clip_grad > 0:
         scale = (run.settings.clip_grad / grad_norm).clamp(max=1)
         torch._foreach_mul_(gradients, scale)
@@ -193,8 +211,7 @@ def train_step(
     run.optimizer.step()
 
     run.objective.commit(seen, skip)
-    accuracy = (seen.logits.argmax(1) == labels).float().mean()
-    return {**metrics, "accuracy": accuracy, "grad_norm": grad_norm}
+    return {**metrics, "grad_norm": grad_norm}
 
 
 def train(
@@ -210,6 +227,7 @@ def train(
     `began`: time.monotonic() when this process began.
     """
     per_epoch = batches.steps_per_epoch
+    replicate(run)
     sgld = run.memory("replay_buffer") is not None
     guard = Guard(run.device) if sgld else Guard(run.device, WITHOUT_SGLD)
     return loop.train(
@@ -224,6 +242,15 @@ def train(
         first=run.settings.start_epoch * per_epoch,
         plot=lambda epoch: plot_samples(run, epoch, out),
     )
+
+
+def replicate(run: Run) -> None:
+    """Under torchrun: the loss in DistributedDataParallel. Everything within it is equal in all
+    processes by now, but for the replay buffer."""
+    if distributed.size() > 1:
+        loss = losses.BatchLoss(run.model, run.objective)
+        # With a head of its own for log q(x), one of the two heads may have no loss.
+        run.replicas = distributed.replicated(loss, find_unused=run.settings.uncond)
 
 
 @torch.compiler.set_stance("force_eager")
@@ -254,6 +281,7 @@ def plot_samples(run: Run, epoch: int, out: Output) -> None:
         path = out.folder / "samples" / f"{name}_{epoch:04d}.png"
         picture = plots.save_grid(images, path, width).numpy()
         step = run.progress.step  # what is drawn again after a kill replaces this
+        assert out.book is not None  # who has none draws nothing
         out.book.board.add_image(f"samples/{name}", picture, step, dataformats="HWC")
 
 
@@ -280,6 +308,8 @@ def dry_run(s: Namespace, device: torch.device) -> None:
         "forward pass": f"{forward / 1e9:,.3f} GFLOP an image",
         "training step": f"{step_flops(forward, s) / 1e12:,.4g} TFLOP",
     }
+    if not distributed.first():
+        return
     for what, size in memory_bytes(s, model, images, spec.num_classes).items():
         facts[f"memory: {what}"] = f"{size / 2**20:,.1f} MiB"
     smaller = "" if part == 1 else f", of a step with {part:.1%} of the work"
@@ -291,6 +321,8 @@ def dry_run(s: Namespace, device: torch.device) -> None:
         "time of the run": f"{steps * (s.n_epochs - s.start_epoch) * seconds / 3600:,.2f} hours on "
         f"{device}, without evaluation",
     }
+    if distributed.size() > 1:
+        facts["processes"] = f"{distributed.size()}; memory is that of each one"
     amp = "bf16" if model.amp else "off"
     resolved = {**vars(s), "device": device, "amp": amp, "n_valid": n_valid}
     for name, value in [*sorted(resolved.items()), ("", ""), *facts.items()]:
@@ -305,13 +337,14 @@ def time_steps(
     objective = build_objective(s, spec.num_classes).to(device)
     optimizer = build_optimizer(s, model, objective)
     run = Run(s, spec.num_classes, model, objective, optimizer)
-    images = torch.randint(256, (s.batch_size, 32, 32, 3), dtype=torch.uint8, device=device)
-    labels = torch.randint(spec.num_classes, (s.batch_size,), device=device)
-    every = torch.arange(s.batch_size, device=device)
+    replicate(run)
+    n = max(1, s.batch_size // distributed.size())
+    images = torch.randint(256, (n, 32, 32, 3), dtype=torch.uint8, device=device)
+    labels = torch.randint(spec.num_classes, (n,), device=device)
+    every = torch.arange(n, device=device)
     split = data.Split(images, labels)
-    batches = data.TrainingBatches(
-        split, every, every, s.batch_size, 0, s.sigma, spec.flips, flags.second_batch(s)
-    )
+    second = flags.second_batch(s)
+    batches = data.TrainingBatches(split, every, every, n, 0, s.sigma, spec.flips, second)
     models.initialise_act_norm(model, batches(0)[0])
     model.train()
     guard, times = Guard(device), []
@@ -321,7 +354,8 @@ def time_steps(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
-    return sorted(times[1:])[repeats // 2]
+    median = torch.tensor(sorted(times[1:])[repeats // 2], dtype=torch.float64, device=device)
+    return float(distributed.mean(median))  # one number, from which all decide what to time next
 
 
 # ------------------------------------------------------------------------------------------ main
@@ -336,7 +370,13 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
             load_file(run, s.load_path)
         except CheckpointError as error:
             raise CheckpointError(f"--load_path {s.load_path}: {error}") from None
-    models.initialise_act_norm(run.model, batches(0)[0])
+    models.initialise_act_norm(run.model, batches.whole(0))
+    if distributed.size() > 1:  # up to here all have drawn the same random numbers
+        distributed.same(run.model)
+        own = random_from(distributed.mixed(s.seed, distributed.rank()), run.device)
+        torch.set_rng_state(own["cpu"])
+        if "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"], run.device)
     run.progress = Progress(step=s.start_epoch * batches.steps_per_epoch)
     return run
 
@@ -392,45 +432,63 @@ def describe(run: Run, batches: data.TrainingBatches, splits: dict[str, data.Spl
     network = "ResNet-50" if s.arch == "resnet50" else f"WRN-{s.depth}-{s.width}, norm {s.norm}"
     parameters = sum(p.numel() for p in run.model.parameters())
     terms = " + ".join(f"{weight:g} {name}" for name, weight in run.objective.weights.items())
+    on = str(run.device)
+    if distributed.size() > 1:
+        on = f"{distributed.size()} processes on {run.device.type}"
     return (
         f"{s.dataset}: {len(batches.index):,} training images, {len(batches.labelled):,} labelled; "
         f"{sizes}\n{network}, {parameters:,} parameters; loss {terms}\n"
-        f"{run.device}, bf16 {'on' if run.model.amp else 'off'}, seed {s.seed}; "
+        f"{on}, bf16 {'on' if run.model.amp else 'off'}, seed {s.seed}; "
         f"{run.progress.step:,} of {s.n_epochs * batches.steps_per_epoch:,} steps done"
     )
 
 
 def work(s: Namespace, given: set[str]) -> int:
     began, resuming = time.monotonic(), s.resume is not None
+    folder = None
     if resuming:
         s, folder = resumed_settings(s, given)
     device = choose_device(s.device)
+    with distributed.together(device):
+        return work_together(s, given, device, began, folder)
+
+
+def work_together(
+    s: Namespace, given: set[str], device: torch.device, began: float, folder: Path | None
+) -> int:
+    """What every process does. `folder`: of the run that is resumed; None: a new one."""
+    resuming = folder is not None
     if s.seed is None:
         s.seed = torch.seed() % 2**31
+    if folder is None and not s.dry_run:
+        s.id = s.id or name_run(s)
+    s = distributed.from_first(s)  # what was drawn, and the time in a name
     torch.manual_seed(s.seed)
     if s.dry_run:
         dry_run(s, device)
         return 0
 
-    if not resuming:
-        s.id = s.id or name_run(s)
+    if folder is None:
         folder = Path(s.log_dir) / s.id
-        records.check_free(folder, overwrite=s.overwrite, load_path=s.load_path)
+        if distributed.first():
+            records.check_free(folder, overwrite=s.overwrite, load_path=s.load_path)
     dataset = load_data(s, device, PROGRAM)
     flags.check_classes(s, dataset.num_classes)
     batches, splits = build_batches(s, dataset)
     # Before there is a folder, so that a mistake in --load_path leaves none.
     run = None if resuming else start_run(s, dataset, batches)
-    with alone(folder, flag="--log_dir", program=PROGRAM):
+    first = distributed.first()
+    with alone(folder, flag="--log_dir", program=PROGRAM) if first else nullcontext():
         since = None
         if run is None:
             run = resume_run(s, dataset, folder)
             since = (run.progress.step, run.progress.log_bytes)
-        else:
+        elif first:
             records.check_free(folder, overwrite=s.overwrite, given="overwrite" in given)
             records.create_run_folder(folder, overwrite=s.overwrite)
-        records.write_settings(folder, vars(s), device)
-        out = Output(folder, records.Records(folder, resume_from=since), EARLY)
+        if first:
+            records.write_settings(folder, vars(s), device)
+        out = Output(folder, records.Records(folder, resume_from=since) if first else None, EARLY)
         out.saved_step = run.progress.step
         out.say(describe(run, batches, splits))
         if "workers" in given:
@@ -454,4 +512,4 @@ def main(settings: Namespace, given: set[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*COMMAND_LINE))
+    leave(main(*COMMAND_LINE))

@@ -73,6 +73,8 @@ def parse(argv: Sequence[str], build: Build, check: Check) -> tuple[Namespace, s
     if getattr(settings, "dataset", None) == "cifar_100":  # JEM's spelling
         settings.dataset = "cifar100"
     try:
+        if flags.processes() > 1:
+            raise UsageError(f"{parser.prog} runs in one process: start it without torchrun")
         if hasattr(settings, "resume"):
             flags.resolve_auto(settings)
         if getattr(settings, "resume", None) is None:

@@ -7,7 +7,14 @@ naming the flag, the value and the remedy.
 """
 
 from data.base import DataError, DataSet, Spec, Split
-from data.batches import EVAL_NOISE_BLOCK, augment, epoch_order, evaluation_batches, to_float
+from data.batches import (
+    EVAL_NOISE_BLOCK,
+    augment,
+    epoch_order,
+    evaluation_batches,
+    number_of_batches,
+    to_float,
+)
 from data.evaluation_names import ALL_OOD, all_ood, canonical_evaluation_name, locate, split_name
 from data.evaluation_sets import EvaluationSet, load_evaluation
 from data.npz import read_npz
@@ -37,6 +44,7 @@ __all__ = [
     "load",
     "load_evaluation",
     "locate",
+    "number_of_batches",
     "read_npz",
     "split_name",
     "split_validation",

@@ -51,17 +51,23 @@ def augment(
 
 
 def evaluation_batches(
-    split: Split, *, batch_size: int, sigma: float, seed: int = 0
+    split: Split, *, batch_size: int, sigma: float, seed: int = 0, part: range | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Walk a split in order, unaugmented: images float32 (n, 3, 32, 32), labels int64 (n,).
 
     The noise belongs to the image's index: images are bit-identical for every batch size and call
-    (on one kind of device; its generators differ from another's). seed >= 0.
+    (on one kind of device; its generators differ from another's). seed >= 0. `part`: the numbers
+    of the batches to walk, consecutive; all where it is None.
     """
     device = split.images.device
+    part = range(number_of_batches(split, batch_size)) if part is None else part
+    block, within = divmod(part.start * batch_size, EVAL_NOISE_BLOCK)
     noise = torch.empty(0, 3, SIZE, SIZE, device=device)
-    block = 0
-    for start in range(0, len(split.images), batch_size):
+    if sigma > 0 and within and len(part):
+        generator = _generator(device, seed, _NOISE, block)
+        noise = _noise(EVAL_NOISE_BLOCK, sigma, generator, device)[within:]
+        block += 1
+    for start in range(part.start * batch_size, part.stop * batch_size, batch_size):
         batch = to_float(split.images[start : start + batch_size])
         while sigma > 0 and len(noise) < len(batch):
             generator = _generator(device, seed, _NOISE, block)
@@ -71,6 +77,10 @@ def evaluation_batches(
             batch += noise[: len(batch)]
             noise = noise[len(batch) :]
         yield batch, split.labels[start : start + batch_size]
+
+
+def number_of_batches(split: Split, batch_size: int) -> int:
+    return -(-len(split.images) // batch_size)
 
 
 def epoch_order(n: int, *, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:

@@ -26,9 +26,11 @@ class TrainingBatches:
 
     An epoch is floor(len(index) / batch_size) steps. `labelled` are the members of `index` whose
     labels may be used; they cycle, in batches of min(batch_size, len(labelled)). `unlabelled`:
-    give every step a second batch, of all images, in an order of its own.
+    give every step a second batch, of all images, in an order of its own. `part` (i, n): the i-th
+    of n processes that share each batch, in its order.
 
-    Raises DataError if there are fewer images than one batch.
+    Raises DataError if there are fewer images than one batch, and for a batch that the processes
+    cannot share equally.
     """
 
     train: Split
@@ -39,26 +41,37 @@ class TrainingBatches:
     sigma: float
     flip: bool
     unlabelled: bool
+    part: tuple[int, int] = (0, 1)
     _orders: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # stream -> cycle, order
 
     def __post_init__(self) -> None:
         self.steps_per_epoch = steps_per_epoch(len(self.index), self.batch_size)
+        if len(self.labelled) % self.part[1] and len(self.labelled) < self.batch_size:
+            raise DataError(
+                f"--labels_per_class: {len(self.labelled)} labelled images are not divisible by "
+                f"the {self.part[1]} processes: use another number"
+            )
+
+    def whole(self, step: int) -> Tensor:
+        """The labelled images of all processes."""
+        return self._augmented(self._chosen(self.labelled, step, 0, (0, 1)))
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """(images, labels, unlabelled images or None) of a step, augmented."""
-        index = self._chosen(self.labelled, step, stream=0)
-        second = self._chosen(self.index, step, stream=1) if self.unlabelled else None
+        index = self._chosen(self.labelled, step, 0, self.part)
+        second = self._chosen(self.index, step, 1, self.part) if self.unlabelled else None
         unlabelled = None if second is None else self._augmented(second)
         return self._augmented(index), self.train.labels[index], unlabelled
 
-    def _chosen(self, index: Tensor, step: int, *, stream: int) -> Tensor:
+    def _chosen(self, index: Tensor, step: int, stream: int, part: tuple[int, int]) -> Tensor:
         size = min(self.batch_size, len(index))
         cycle, place = divmod(step, len(index) // size)
         if self._orders.get(stream, (-1,))[0] != cycle:
             epoch = 2 * cycle + stream  # the two streams never share an order
             order = epoch_order(len(index), seed=self.seed, epoch=epoch, device=index.device)
             self._orders[stream] = (cycle, index[order])
-        return self._orders[stream][1][place * size : (place + 1) * size]
+        first, last = (place * size + size * i // part[1] for i in (part[0], part[0] + 1))
+        return self._orders[stream][1][first:last]
 
     def _augmented(self, index: Tensor) -> Tensor:
         return augment(self.train.images, index, sigma=self.sigma, flip=self.flip)

@@ -14,6 +14,7 @@ import data
 from evaluation.refinement import refined
 from evaluation.results import Answer
 from evaluation.trained import Trained, trainable
+from training import distributed
 from training.flags import UsageError
 
 
@@ -56,7 +57,7 @@ class Asked:
 
     def warn(self, message: str) -> None:
         """A line on stderr, once."""
-        if message not in self.warned:
+        if message not in self.warned and distributed.first():
             tqdm.write(f"eval_wrn_ebm.py: warning: {message}", file=sys.stderr)
         self.warned.add(message)
 
@@ -80,15 +81,22 @@ class Asked:
         return found
 
     def batches(self, found: data.EvaluationSet, model: Trained) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of the set with --sigma noise, refined by --n_steps, under a progress bar."""
+        """Batches of the set with --sigma noise, refined by --n_steps, under a progress bar. Of
+        several processes each walks its share of the same batches."""
         s = self.s
+        # Refinement makes blocks of its own, each with its own noise: none is to be divided.
+        size = data.EVAL_NOISE_BLOCK if s.n_steps else s.batch_size
+        part = distributed.share(data.number_of_batches(found.split, size))
         plain: Iterable[tuple[Tensor, Tensor]] = data.evaluation_batches(
-            found.split, batch_size=s.batch_size, sigma=s.sigma, seed=s.seed
+            found.split, batch_size=size, sigma=s.sigma, seed=s.seed, part=part
         )
         if s.n_steps:
             sgld = model.sgld(s)
-            plain = refined(model.model, plain, steps=s.n_steps, seed=s.seed, **sgld)
-        with bar(len(found.split.labels), f"{model.label}: {found.title}") as shown:
+            plain = refined(
+                model.model, plain, steps=s.n_steps, seed=s.seed, first=part.start, **sgld
+            )
+        images = min(part.stop * size, len(found.split.labels)) - part.start * size
+        with bar(images, f"{model.label}: {found.title}") as shown:
             for batch in plain:
                 yield batch
                 shown.update(len(batch[1]))
@@ -97,7 +105,13 @@ class Asked:
 def bar(total: int, title: str, unit: str = "img") -> tqdm:
     interval = 0.2 if sys.stderr.isatty() else 10.0  # a log file needs no animation
     return tqdm(
-        total=total, desc=title, unit=unit, unit_scale=True, mininterval=interval, leave=False
+        total=total,
+        desc=title,
+        unit=unit,
+        unit_scale=True,
+        mininterval=interval,
+        leave=False,
+        disable=not distributed.first(),
     )
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import EnergyClassifier, eval_mode
+from training import distributed
 
 
 @torch.no_grad()
@@ -21,21 +22,22 @@ def classification(
     top5 is the share of images whose label is among the 5 classes with the largest logits (among
     all where there are fewer than 5). Of equal logits the class with the lower index comes first,
     so that a model that tells nothing apart gets 5/C and not 1.
-    In eval mode, which is given back. {"n": 0} and nothing else without images.
+    In eval mode, which is given back. {"n": 0} and nothing else without images. Where several
+    processes have a part of the batches each, in order, all get the numbers of all of them.
     """
-    sums, n = None, 0
+    rows = []
     with eval_mode(model):
         for images, labels in batches:
             logits = model.logits(images)
             correct = logits.argmax(1) == labels
             nll = F.cross_entropy(logits, labels, reduction="sum")
-            batch = torch.stack([x.sum().double() for x in (correct, _top(5, logits, labels), nll)])
-            sums = batch if sums is None else sums + batch
-            n += len(labels)
-    if sums is None:
+            counted = (correct, _top(5, logits, labels), nll, torch.ones_like(labels))
+            rows.append(torch.stack([x.sum().double() for x in counted]))
+    table = distributed.joined(torch.stack(rows) if rows else torch.empty(0, 4))
+    if not len(table):
         return {"n": 0}
-    accuracy, top5, mean_nll = (total / n for total in sums.tolist())
-    return {"accuracy": accuracy, "top5": top5, "nll": mean_nll, "n": n}
+    right, among_5, surprise, n = map(sum, zip(*table.tolist(), strict=True))
+    return {"accuracy": right / n, "top5": among_5 / n, "nll": surprise / n, "n": int(n)}
 
 
 @torch.no_grad()
@@ -44,7 +46,8 @@ def predictions(
 ) -> tuple[Tensor, Tensor]:
     """Logits, float32 (N, C), and labels, int64 (N,), of all batches, on the CPU: one pass.
 
-    In eval mode, which is given back. Raises ValueError without images.
+    In eval mode, which is given back. Where several processes have a part of the batches each, in
+    order, all get all of them. Raises ValueError without images.
     """
     logits: list[Tensor] = []
     labels: list[Tensor] = []
@@ -52,9 +55,12 @@ def predictions(
         for images, y in batches:
             logits.append(model.logits(images).float())
             labels.append(y)
-    if not logits:
+    # Moved once: no wait in every batch.
+    found = [torch.cat(parts).cpu() if parts else torch.empty(0) for parts in (logits, labels)]
+    all_logits, all_labels = map(distributed.joined, found)
+    if not len(all_labels):
         raise ValueError("there are no images to predict")
-    return torch.cat(logits).cpu(), torch.cat(labels).cpu()  # moved once: no wait in every batch
+    return all_logits, all_labels
 
 
 def _top(k: int, logits: Tensor, labels: Tensor) -> Tensor:

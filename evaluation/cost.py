@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from training import distributed
 from training.flags import second_batch
 
 
@@ -29,15 +30,17 @@ def step_flops(forward: int, s: argparse.Namespace) -> float:
 def memory_bytes(
     s: argparse.Namespace, model: nn.Module, images: int, num_classes: int
 ) -> dict[str, int]:
-    """Bytes that stay allocated for the whole run, by what they are for; activations excluded."""
+    """Bytes that stay allocated for the whole run, by what they are for, in each process;
+    activations excluded."""
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     moments = 2 if s.optimizer == "adam" else 1
     contrast = (s.pxycontrast > 0 or s.pxcontrast > 0) and s.contrast_style == "queue"
+    sgld = s.pxsgld > 0 or s.pxysgld > 0
     state = {
         "weights": 4 * sum(p.numel() for p in model.parameters()),
         "optimiser": moments * trained,
         "queue": 4 * num_classes * s.contrast_k if contrast else 0,
-        "replay buffer": 4 * 3072 * s.buffer_size if s.pxsgld > 0 or s.pxysgld > 0 else 0,
+        "replay buffer": 4 * 3072 * s.buffer_size // distributed.size() if sgld else 0,
     }
     snapshots = 2 * sum(state.values()) if s.max_restarts else 0
     return {**state, "snapshots": snapshots, "gradients": trained, "images": 3072 * images}

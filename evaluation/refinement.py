@@ -23,6 +23,7 @@ def refined(
     noise_std: float = 0.01,
     seed: int = 0,
     block: int = EVAL_NOISE_BLOCK,
+    first: int = 0,
 ) -> Iterator[Batch]:
     """(images, labels) after `steps` SGLD steps up log q(x), in batches of `block` images.
 
@@ -30,12 +31,13 @@ def refined(
 
     Grathwohl et al. (2020), section 5.4 and their --n_steps_refine. Noise belongs to the image's
     index, so the result depends neither on the batch size that comes in nor on how many images
-    follow. Images may leave [-1, 1]. With steps 0 the batches pass through as they are.
+    follow. `first`: which block of a set the batches begin with. Images may leave [-1, 1]. With
+    steps 0 the batches pass through as they are.
     """
     if steps == 0:
         yield from batches
         return
-    for index, (images, labels) in enumerate(_blocks(batches, block)):
+    for index, (images, labels) in enumerate(_blocks(batches, block), first):
         n = len(images)
         # A full block in one memory format: langevin's noise is filled in the order of memory.
         shape = (block, *images.shape[1:])

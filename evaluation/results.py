@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from training import distributed
 from training.flags import UsageError
 from training.records import naming
 
@@ -40,7 +41,7 @@ class Answer:
 
     An answer that is there already stays: the newest has the plain names, and one that was given
     with other settings is renamed to `<eval>-<n>...` first. The same question asked again
-    replaces its own answer.
+    replaces its own answer. Of several processes the first one alone writes.
 
     Raises UsageError if the folder cannot be written to: before the work starts.
     """
@@ -50,6 +51,8 @@ class Answer:
         self.files: list[str] = []
         self.set_aside_done = False
         self.earlier: list[str] = []  # files of the answer that this one replaces
+        if not distributed.first():
+            return
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".{name}.{os.getpid()}.tmp"
@@ -70,12 +73,16 @@ class Answer:
 
     def add(self, name: str, write: Callable[[Path], Any]) -> None:
         """Write a file by `write(path)`; a failed write says which file it was."""
+        if not distributed.first():
+            return
         path = self.path(name)
         with naming(path):
             write(path)
 
     def picture(self, name: str, draw: Callable[[Path], Any]) -> None:
         """A picture that `draw(path)` writes as both path.png and path.pdf."""
+        if not distributed.first():
+            return
         path = [self.path(name + suffix) for suffix in (".png", ".pdf")][0].with_suffix("")
         with naming(path):
             draw(path)

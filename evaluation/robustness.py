@@ -17,6 +17,7 @@ from evaluation.pgd import Classifier, check_perturbation, pgd
 from losses import langevin
 from losses.sgld import LogDensity
 from models import EnergyClassifier, sampling_mode
+from training import distributed
 from training.flags import UsageError
 
 GRADIENTS = ("full", "identity")
@@ -117,6 +118,8 @@ def robust_accuracy(
     restarts: int = 1,
     random_init: bool = False,
     seed: int = 0,
+    generator: torch.Generator | None = None,
+    first: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[dict[str, float]]:
     """[{"eps", "accuracy"}, ...] by rising radius: the share of the images (x01, labels) that are
@@ -125,16 +128,18 @@ def robust_accuracy(
 
     The second run and those after it start at random, the first with `random_init`. A randomised
     classifier is asked once for each attack: what it gets wrong by chance counts as broken.
-    `on_batch` is told the number of images done. Without images there are no rows.
+    `generator`, by default one of its own, is seeded anew for each batch, by `seed` and the batch's
+    number, counted from `first`: a randomised classifier that draws from it gives a batch the same
+    answers whatever came before. `on_batch` is told the number of images done. Without images there
+    are no rows. Where several processes have a part of the batches each, all get the rows of all.
     """
     radii = sorted(set(radii))
     survivors, n = [0] * len(radii), 0
-    generator: torch.Generator | None = None
-    for x, y in batches01:
+    for number, (x, y) in enumerate(batches01, first):
         size = len(x)
         n += size
-        if generator is None:
-            generator = torch.Generator(x.device).manual_seed(seed)
+        generator = generator or torch.Generator(x.device)
+        generator.manual_seed(distributed.mixed(seed, number))
         x, y = _still_right(classify, x, x, y)
         for i, eps in enumerate(radii):
             for run in range(restarts if eps > 0 else 0):
@@ -152,6 +157,8 @@ def robust_accuracy(
             survivors[i] += len(y)
         if on_batch is not None:
             on_batch(size)
+    of_all = zip(*distributed.all_of([n, *survivors]), strict=True)
+    n, *survivors = map(sum, of_all)
     pairs = zip(radii, survivors, strict=True)
     return [{"eps": eps, "accuracy": right / n} for eps, right in pairs] if n else []
 

@@ -153,13 +153,16 @@ def fresh_chains(
     seed: int,
     batch_size: int = 100,
     labels: Tensor | None = None,
+    part: range | None = None,
 ) -> Iterator[Tensor]:
     """n chains from U(-1, 1) up log q(x), or up f(x)[y] for labels y (n,), in batches.
 
     Chain i does not depend on n, but on batch_size: each batch has a generator of its own.
+    `part`: the numbers of the batches to sample; all where it is None.
     """
     device = next(model.parameters()).device
-    for batch, first in enumerate(range(0, n, batch_size)):
+    for batch in range(-(-n // batch_size)) if part is None else part:
+        first = batch * batch_size
         generator = generator_of(device, seed, FRESH, batch)
         y = None if labels is None else labels[first : first + batch_size]
         start = uniform(batch_size, generator)

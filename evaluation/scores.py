@@ -14,6 +14,7 @@ from torch import Tensor
 
 from losses import Contrastive
 from models import EnergyClassifier, eval_mode, sampling_mode
+from training import distributed
 from training.flags import UsageError
 
 SCORES = ("px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy")
@@ -52,6 +53,7 @@ def scores(
 
     Softmax, logsumexp and distances are taken in float64: in float32 every confident image has
     py = 1. The model is in eval mode and its parameters take no gradient; both are given back.
+    Where several processes have a part of the batches each, in order, all get the scores of all.
 
     Arguments:
         batches: images (n, 3, 32, 32) on the model's device; labels are not looked at.
@@ -83,12 +85,17 @@ def scores(
                 found["knn"].append(-kth_distance(features.detach(), unit_bank, k))
             found["px"].append(log_px.detach().double())
             logits_NC.append(logits.detach())
-    if not logits_NC:
+    none = model.class_output.weight.new_empty(0)
+    logits = distributed.joined(torch.cat(logits_NC) if logits_NC else none)
+    if not len(logits):
         return {name: np.empty(0) for name in names}
 
     with torch.no_grad():
-        result = {name: torch.cat(parts) for name, parts in found.items() if parts}
-        logits = torch.cat(logits_NC)
+        result = {
+            name: distributed.joined(torch.cat(parts) if parts else none)
+            for name, parts in found.items()
+            if name == "px" or name in names
+        }
         result |= {name: score(logits) for name, score in OF_LOGITS.items() if name in names}
         if contrastive is not None and "pxsim" in names:
             # Of all images at once: a queue of raw logits is summed anew at every call.
@@ -142,13 +149,13 @@ def check_scores(
 def feature_bank(model: EnergyClassifier, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """(M, D) penultimate features of all images, float32, each divided by its length.
 
-    In eval mode, which is given back; (0, D) without images.
+    In eval mode, which is given back; (0, D) without images. Where several processes have a part
+    of the batches each, in order, all get the whole bank.
     """
     with eval_mode(model):
         parts = [F.normalize(model.features(images).float(), dim=1) for images, _ in batches]
-    return (
-        torch.cat(parts) if parts else model.class_output.weight.new_empty(0, model.f.num_features)
-    )
+    none = model.class_output.weight.new_empty(0, model.f.num_features)
+    return distributed.joined(torch.cat(parts) if parts else none)
 
 
 def kth_distance(features: Tensor, unit_bank: Tensor, k: int) -> Tensor:

@@ -2,11 +2,12 @@
 
 from losses.contrastive import Contrastive, ContrastScore
 from losses.cross_entropy import CrossEntropy
-from losses.objective import Metrics, Objective, Step
+from losses.objective import BatchLoss, Metrics, Objective, Step, batch_loss
 from losses.queue import LogitQueue
-from losses.sgld import ConditionalSGLD, MarginalSGLD, ReplayBuffer, langevin
+from losses.sgld import ConditionalSGLD, MarginalSGLD, ReplayBuffer, from_shards, langevin, shard
 
 __all__ = [
+    "BatchLoss",
     "ConditionalSGLD",
     "ContrastScore",
     "Contrastive",
@@ -17,5 +18,8 @@ __all__ = [
     "Objective",
     "ReplayBuffer",
     "Step",
+    "batch_loss",
+    "from_shards",
     "langevin",
+    "shard",
 ]

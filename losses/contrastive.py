@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.gather import gathered_with_gradient
 from losses.objective import Metrics, Step
 from losses.queue import LogitQueue
 
@@ -100,7 +101,8 @@ class Contrastive(nn.Module):
     `queue` (Algorithm 1): the negatives are past logits, scored for image n's own target row.
     Their sum depends on n through that row alone, so it is R numbers that the queue keeps, and no
     (N, K) tensor exists. `queue=None` (Algorithm 2, SimCLR style): the negatives are the batch's
-    own images, n included, with gradients.
+    own images, n included, with gradients; where the batch is divided over processes, those of all
+    of them.
 
     With K negatives the loss stays near log(K + 1): it is bounded there by normalised logits.
     """
@@ -114,16 +116,21 @@ class Contrastive(nn.Module):
             self.memories["queue"] = queue
             self.queue_key = queue.track(score)
 
-    def per_image(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """loss[n] (N,) for logits (N, C) and labels (N,)."""
+    def per_image(self, logits: Tensor, labels: Tensor, batch: Tensor | None = None) -> Tensor:
+        """loss[n] (N,) for logits (N, C) and labels (N,). `batch`: the logits (M, C) that are
+        negatives without a queue, by default the same."""
         scores_RN = self.score(logits.T) / self.score.temperature
         rows = torch.zeros_like(labels) if self.score.marginal else labels
         positive = scores_RN.gather(0, rows[None]).squeeze(0)
         if self.queue_key is None:
-            log_z_R = scores_RN.logsumexp(1)
+            scores_RM = scores_RN
+            if batch is not None and batch is not logits:
+                scores_RM = self.score(batch.T) / self.score.temperature
+            log_z_R = scores_RM.logsumexp(1)
         else:
             log_z_R = self.memories["queue"].log_normaliser(self.queue_key).to(positive.dtype)
         return torch.logaddexp(log_z_R[rows] - positive, torch.zeros_like(positive))
 
     def forward(self, step: Step) -> tuple[Tensor, Metrics]:
-        return self.per_image(step.logits, step.labels).mean(), {}
+        batch = gathered_with_gradient(step.logits) if self.queue_key is None else None
+        return self.per_image(step.logits, step.labels, batch).mean(), {}

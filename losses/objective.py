@@ -47,6 +47,37 @@ class Step:
             return self.model.log_px(self.unlabelled)
 
 
+def batch_loss(
+    model: EnergyClassifier,
+    objective: Objective,
+    images: Tensor,
+    labels: Tensor,
+    unlabelled: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor], Metrics, Step]:
+    """(weighted loss, each term's own, metrics, what the terms saw) of a batch: see Objective."""
+    seen = Step.forward(model, images, labels, unlabelled)
+    each, metrics = objective.each(seen)
+    loss, metrics = objective.weigh(each, metrics)
+    return loss, each, metrics, seen
+
+
+class BatchLoss(nn.Module):
+    """`batch_loss` as one forward pass: what DistributedDataParallel wraps. Chains run within it,
+    on the bare model. What `batch_loss` gives besides the loss is in `rest`, where the wrapper does
+    not look for parameters that were used."""
+
+    rest: tuple[dict[str, Tensor], Metrics, Step]
+
+    def __init__(self, model: EnergyClassifier, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, images: Tensor, labels: Tensor, unlabelled: Tensor | None = None) -> Tensor:
+        loss, *rest = batch_loss(self.model, self.objective, images, labels, unlabelled)
+        self.rest = tuple(rest)  # type: ignore[assignment]
+        return loss
+
+
 class Objective(nn.Module):
     """L = sum over terms of weight * loss; `terms` maps a name to (weight, term).
 

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from losses.gather import gathered
+
 INITS = ("empty", "random")
 RESUM_EVERY = 1024  # enqueues between two exact sums: the drift is 7e-15 after 2,000
 # Scores over T may differ by this much for a running sum: where its largest terms leave, what is
@@ -104,7 +106,9 @@ class LogitQueue(nn.Module):
         self.queue_filled.add_(count * take).clamp_(max=self.size)
 
     def commit(self, step: Any, skip: Tensor) -> None:
-        self.enqueue(step.logits, skip)
+        """Of several processes each has a part of the batch, and all enqueue all of it: their
+        queues are equal, to the bit."""
+        self.enqueue(gathered(step.logits), skip)
 
 
 class Normaliser(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,19 @@ class ReplayBuffer(nn.Module):
         for slots, images in self.staged:
             self.store(slots, images, skip)
         self.staged.clear()
+
+
+def shard(images: Tensor, num_classes: int, part: int, parts: int) -> Tensor:
+    """The slots that one of several processes keeps, of a replay buffer (S, ...): of each class an
+    equal part, so that it is a replay buffer again. S is a multiple of num_classes * parts."""
+    per_class = len(images) // num_classes
+    first, last = (per_class * i // parts for i in (part, part + 1))
+    return images.unflatten(0, (num_classes, per_class))[:, first:last].flatten(0, 1).clone()
+
+
+def from_shards(shards: Sequence[Tensor], num_classes: int) -> Tensor:
+    """The replay buffer whose `shard`s these are, in order."""
+    return torch.cat([s.unflatten(0, (num_classes, -1)) for s in shards], 1).flatten(0, 1)
 
 
 class _SGLD(nn.Module):

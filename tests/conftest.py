@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,13 @@ class Asker:
 @pytest.fixture(scope="session")
 def ask(train: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Asker:
     return Asker(train, tmp_path_factory.mktemp("ask"))
+
+
+@pytest.fixture(scope="session")
+def pair() -> Iterator[Any]:
+    """Two processes as torchrun starts them: see tests/pair.py."""
+    from tests.pair import Pair
+
+    started = Pair()
+    yield started
+    started.close()

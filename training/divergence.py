@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from training import distributed
 from training.state import Run, checkpoint_state, restore
 
 LARGEST = 1e8  # JEM stops at such a loss, too
@@ -116,9 +116,11 @@ class Healer:
         run.progress.best_valid = max(best, run.progress.best_valid)
         run.progress.restarts, run.progress.lr_scale = done + 1, slower
         key = (run.settings.seed, run.progress.step, done + 1)
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
-        chains = run.memory("replay_buffer")
-        renewed = f", {chains.renew():,} chains begun anew" if chains is not None else ""
+        own = (distributed.rank(),) if distributed.size() > 1 else ()
+        torch.manual_seed(distributed.mixed(*key, *own))
+        chains, renewed = run.memory("replay_buffer"), ""
+        if chains is not None:
+            renewed = f", {sum(distributed.all_of(chains.renew())):,} chains begun anew"
         return (
             f"{error.where}: back to step {run.progress.step:,}, learning rate x {slower:g}, new "
             f"random numbers{renewed}; restart {done + 1} of {limit}"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 
 import data
 from evaluation import plots
-from training import records
+from training import distributed, records
 from training.checkpoint import CheckpointError, out_of_memory
 from training.divergence import Diverged
 from training.flags import UsageError
@@ -33,17 +35,36 @@ def exit_code(
         with terminable():
             return work()
     except MISTAKES as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        tell(f"{program}: error: {error}")
         return 2
     except (RuntimeError, MemoryError) as error:
+        if distributed.is_lost(error):
+            tell(f"{program}: error: {distributed.LOST}: what it said, if anything, stands above")
+            return 1
         full = full_memory(error)
         if lower is None or full is None:
             raise
-        print(f"{program}: error: {full} is full: lower {lower}", file=sys.stderr)
+        tell(f"{program}: error: {full} is full: lower {lower}")
         return 2
     except KeyboardInterrupt as error:
-        print(interrupted, file=sys.stderr)
+        tell(interrupted)
         return 143 if isinstance(error, Terminated) else 130
+
+
+def tell(line: str) -> None:
+    """On stderr; of several processes that end, the first one tells."""
+    if distributed.may_speak():
+        print(line, file=sys.stderr)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process. One of several that ends by an error does not wait for what the others no
+    longer send."""
+    if code and distributed.size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def full_memory(error: Exception) -> str | None:
@@ -59,18 +80,24 @@ def run_exit_code(program: str, out: Output, train: Callable[[Signals], str]) ->
 
     However it ends, its records are closed and its curves drawn.
     """
-    signals = Signals(program)
+    signals = Signals(program, quiet=not distributed.first())
     with signals.listen():
         try:
             ending = train(signals)
             out.say(f"{ending}; the run is in {out.folder}")
         except Diverged as error:
-            out.book.line(str(error))
-            print(f"{program}: {error}", file=sys.stderr)
+            if out.book is not None:
+                out.book.line(str(error))
+            tell(f"{program}: {error}")
             return 1
         except KeyboardInterrupt:
-            print(f"\n{program}: interrupted; {out.last_good()}, --resume goes on", file=sys.stderr)
+            tell(f"\n{program}: interrupted; {out.last_good()}, --resume goes on")
             return 130
+        except RuntimeError as error:
+            if not distributed.is_lost(error):
+                raise
+            tell(f"{program}: {distributed.LOST}; {out.last_good()}, --resume goes on")
+            return 1
         finally:
             # Whatever ended the run is what the user must read.
             with contextlib.suppress(OSError, KeyboardInterrupt):
@@ -79,6 +106,8 @@ def run_exit_code(program: str, out: Output, train: Callable[[Signals], str]) ->
 
 
 def close(out: Output) -> None:
+    if out.book is None:
+        return
     out.book.close()
     rows = records.read_progress(out.folder)
     if rows:

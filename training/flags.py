@@ -31,6 +31,15 @@ FIXED_ON_RESUME = (
 )
 
 
+# What torchrun sets in the environment of each process that it starts.
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def processes() -> int:
+    """How many processes torchrun has started for this command; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if all(n in os.environ for n in TORCHRUN) else 1
+
+
 class UsageError(ValueError):
     """A user's mistake: one line that names the flag, its value and the remedy."""
 
@@ -52,8 +61,10 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.I)
 
     def error(self, message: str) -> NoReturn:
-        """One line and exit code 2, without the usage text that hides it."""
-        sys.stderr.write(f"{self.prog}: error: {message} (all flags: --help)\n")
+        """One line and exit code 2, without the usage text that hides it. Of several processes one
+        tells what all have noticed."""
+        if processes() == 1 or os.environ["RANK"] == "0":
+            sys.stderr.write(f"{self.prog}: error: {message} (all flags: --help)\n")
         sys.exit(2)
 
 
@@ -233,6 +244,9 @@ def add_network(parser: argparse.ArgumentParser) -> None:
         help="normalisation; none is what both papers train with SGLD (default: %(default)s; JEM)")
     add("--dropout_rate", type=number(float, low=0, high=0.99), default=0.0, metavar="P",
         help="dropout within the blocks of the WideResNet, 0 to .99 (default: %(default)s; JEM)")
+    add("--sync_bn", action="store_true",
+        help="under torchrun on GPUs, batch norm takes its statistics from the images of all "
+        "processes, not from each one's own (ours)")
     add("--uncond", action="store_true",
         help="log q(x) from a head of its own instead of from the logits (JEM)")
     add("--load_path", default=None, metavar="FILE",
@@ -430,6 +444,7 @@ def check(s: argparse.Namespace) -> None:
         )
     check_network(s)
     check_chains(s)
+    check_processes(s)
     if s.plot_contrast and not (s.pxycontrast > 0 or s.pxcontrast > 0):
         raise UsageError(
             "--plot_contrast 1 needs a contrastive term: give --pxycontrast or --pxcontrast a "
@@ -493,6 +508,29 @@ def check_chains(s: argparse.Namespace) -> None:
     check_classes(s, classes)
 
 
+def check_processes(s: argparse.Namespace) -> None:
+    """The batch flags are those of all processes together, which share them equally."""
+    sizes = ["batch_size"]
+    if s.pxsgld > 0:
+        sizes.append("sgld_batch_size")
+    for name in sizes:
+        check_shared(f"--{name}", getattr(s, name))
+    if s.sync_bn and s.norm != "batch" and s.arch != "resnet50":
+        raise UsageError(f"--sync_bn needs batch norm: --norm {s.norm} has none: leave it out")
+
+
+def check_shared(flag: str, value: int, of: int = 1, what: str = "") -> None:
+    """Raises UsageError for a number that is not divisible by the processes (times `of`, which
+    `what` names)."""
+    count = processes()
+    if value % (count * of):
+        near = max(1, round(value / (count * of))) * count * of
+        raise UsageError(
+            f"{flag} {value} is not divisible by the {count} processes{what}: use {near}, for "
+            "example"
+        )
+
+
 def check_classes(s: argparse.Namespace, classes: int) -> None:
     if not (s.pxsgld > 0 or s.pxysgld > 0):
         return
@@ -502,6 +540,9 @@ def check_classes(s: argparse.Namespace, classes: int) -> None:
             f"--buffer_size {s.buffer_size} is not divisible by the {classes} classes of "
             f"{s.dataset}: use {near}, for example"
         )
+    check_shared(
+        "--buffer_size", s.buffer_size, classes, f" times the {classes} classes of {s.dataset}"
+    )
     wants = []
     if s.pxsgld > 0:
         slots = s.buffer_size // classes if s.class_cond_p_x_sample else s.buffer_size

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from training import distributed
+
 REFERENCE = "pyxce"  # cosines are against this term's gradient
 
 
@@ -20,12 +22,13 @@ def term_gradients(losses: dict[str, Tensor], parameters: Sequence[Tensor]) -> d
     flat = {}
     for name, loss in losses.items():
         found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        flat[name] = torch.cat(
+        own = torch.cat(
             [
                 (torch.zeros_like(p) if g is None else g).flatten().float()
                 for p, g in zip(parameters, found, strict=True)
             ]
         )
+        flat[name] = distributed.mean(own)  # of the whole batch
     measured = {f"{name}/gradient": gradient.norm() for name, gradient in flat.items()}
     if REFERENCE in flat:
         for name, gradient in flat.items():

@@ -12,6 +12,7 @@ from tqdm import tqdm
 import data
 from evaluation.classification import classification
 from losses import Metrics
+from training import distributed
 from training.divergence import Diverged, Guard, Healer
 from training.output import Output
 from training.schedule import learning_rate
@@ -44,7 +45,8 @@ def train(
         to `guard`; its metrics are scalars on the device, and it does not wait for the device.
     splits: what to evaluate on, every --eval_every epochs and at the end.
     began: time.monotonic() when this process began.
-    signals: looked at between steps, and between batches of an evaluation.
+    signals: looked at between steps, and between batches of an evaluation. A signal or a limit of
+        time that one of several processes notices ends the run of all of them.
     first: the number of the run's first step.
     classifies: whether there is a classifier to evaluate in this epoch; None: in all.
     plot: draws the sample grids of this epoch, every --plot_every epochs and at the end; None:
@@ -79,16 +81,36 @@ def train(
         signals.obeyed = True
         return f"stopped by {signals.name} at step {progress.step:,}; --resume goes on"
 
-    healer = Healer(run)
+    def agree() -> tuple[bool, bool]:
+        """Whether the time is up, and a save due, for any of the processes; and the signal that any
+        of them has received is received by all."""
+        told = (time.monotonic() >= deadline, out.save_is_due(s.ckpt_minutes), signals.received)
+        late, save_due, signal = agreement.now(*told)
+        signals.hear(signal)
+        return bool(late), bool(save_due)
+
+    healer, agreement = Healer(run), distributed.Agreement()
     with out.progress_bar(run, stop * s.batch_size) as bar:
-        while (progress.step < stop and time.monotonic() < deadline) or unwritten():
+        late, _ = agree()
+        while (progress.step < stop and not late) or unwritten():
             epoch = (progress.step - unwritten()) // steps_per_epoch
             if not unwritten():
                 bar.set_description(f"epoch {epoch + 1}/{s.n_epochs}")
                 until = min((epoch + 1) * steps_per_epoch, stop)
                 try:
                     train_epoch(
-                        run, step, guard, healer, out, bar, epoch, until, deadline, signals, save
+                        run,
+                        step,
+                        guard,
+                        healer,
+                        out,
+                        bar,
+                        epoch,
+                        until,
+                        deadline,
+                        signals,
+                        save,
+                        agreement,
                     )
                 except Diverged as error:
                     told = healer.heal(run, error)
@@ -96,26 +118,29 @@ def train(
                     progress.seconds = earlier + time.monotonic() - began
                     guard.reset()
                     out.go_back(run, told, bar)
-                    if time.monotonic() < deadline or run.epoch.steps == 0:
+                    late, _ = agree()
+                    if not late or run.epoch.steps == 0:
                         continue
                     epoch = (progress.step - 1) // steps_per_epoch
+            late, save_due = agree()
             if signals.received:
                 return stopped()
-            ended = progress.step >= stop or time.monotonic() >= deadline
+            ended = progress.step >= stop or late
             whole = progress.step % steps_per_epoch == 0
             progress.seconds = earlier + time.monotonic() - began
             # Whoever set a limit may have little time left for what follows.
-            if ended or out.save_is_due(s.ckpt_minutes):
+            if ended or save_due:
                 out.save(run)
             results = {}
             due = ended or (whole and (epoch + 1) % s.eval_every == 0)
             if due and (classifies is None or classifies(epoch)):
                 bar.set_description(f"epoch {epoch + 1}/{s.n_epochs}, evaluating")
                 try:
-                    results = evaluate(run, splits, signals)
+                    results = evaluate(run, splits, signals, agreement)
                 except Stopped:
                     return stopped()
-            if plot is not None and (ended or (whole and (epoch + 1) % s.plot_every == 0)):
+            plot_due = ended or (whole and (epoch + 1) % s.plot_every == 0)
+            if plot is not None and plot_due and distributed.first():
                 plot(epoch)
             progress.seconds = earlier + time.monotonic() - began
             gradients = run.gradients.means()
@@ -129,6 +154,7 @@ def train(
             out.board(results, gradients, progress.step)
             if whole:
                 healer.keep(run)
+            late, _ = agree()
             if signals.received and progress.step < total:
                 return stopped()
     if progress.step >= total:
@@ -150,9 +176,11 @@ def train_epoch(
     deadline: float,
     signals: Signals,
     save: Callable[[], None],
+    agreement: distributed.Agreement,
 ) -> None:
     """The rest of the epoch: up to step `until`, which is not taken, the time `deadline` or a
-    signal; `save` is called every --ckpt_minutes."""
+    signal; `save` is called every --ckpt_minutes. Several processes act on these one step later,
+    all at the same."""
     s, progress = run.settings, run.progress
     started = time.monotonic()
     run.model.train()
@@ -178,11 +206,15 @@ def train_epoch(
             guard.raise_if_diverged(out.last_good())
             out.show(run.window.means(), bar)
         now = time.monotonic()
-        if now >= deadline or signals.received:
+        late, save_due, signal = agreement.soon(
+            now >= deadline, out.save_is_due(s.ckpt_minutes), signals.received
+        )
+        if late or signal:
             break
-        if out.save_is_due(s.ckpt_minutes):
+        if save_due:
             progress.train_seconds += now - started
             save()
+            agreement.forget()  # that it was due
             started = time.monotonic()
     guard.raise_if_diverged(out.last_good())  # before anything of this epoch is saved
     progress.train_seconds += time.monotonic() - started
@@ -202,14 +234,24 @@ def set_learning_rate(run: Run, step: int, epoch: int) -> None:
 
 
 def evaluate(
-    run: Run, splits: dict[str, data.Split], signals: Signals
+    run: Run,
+    splits: dict[str, data.Split],
+    signals: Signals,
+    agreement: distributed.Agreement,
 ) -> dict[str, dict[str, float]]:
-    """Split -> accuracy and nll, with noise --sigma, in eval mode. Raises Stopped for a signal."""
+    """Split -> accuracy and nll, with noise --sigma, in eval mode; several processes share its
+    batches. Raises Stopped for a signal."""
     results = {}
     with torch.compiler.set_stance("force_eager"):  # the last batch has another shape
         for name, split in splits.items():
             batches = data.evaluation_batches(
-                split, batch_size=EVAL_BATCH, sigma=run.settings.sigma
+                split,
+                batch_size=EVAL_BATCH,
+                sigma=run.settings.sigma,
+                part=distributed.share(data.number_of_batches(split, EVAL_BATCH)),
             )
             results[name] = classification(run.model, signals.polled(batches))
+            signals.hear(*agreement.now(signals.received))
+            if signals.received:
+                raise Stopped
     return results

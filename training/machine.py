@@ -10,6 +10,7 @@ import torch
 
 import data
 import models
+from training import distributed
 from training.flags import UsageError, fits
 
 # Parameters of glibc's mallopt(3).
@@ -22,6 +23,7 @@ def choose_device(name: str, *, exact: bool = False) -> torch.device:
 
     Raises UsageError for one that is unknown or not there.
     """
+    name = distributed.own_device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -65,6 +67,10 @@ def build_network(s: Namespace, num_classes: int, device: torch.device) -> model
             uncond=getattr(s, "uncond", False),
         )
     model.amp = use_bf16(s.amp, device)
+    if getattr(s, "sync_bn", False) and distributed.size() > 1:
+        if device.type != "cuda":
+            raise UsageError("--sync_bn: PyTorch has it for GPUs alone: leave it out")
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model.to(device).to(memory_format=torch.channels_last)
 
 

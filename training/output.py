@@ -17,7 +17,7 @@ from tqdm import tqdm
 from training import checkpoint
 from training.checkpoint import save_checkpoint
 from training.records import Records
-from training.state import Run, checkpoint_state
+from training.state import Run, whole_state
 
 GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)  # a pipe, or a terminal that was closed
 
@@ -59,21 +59,23 @@ class Unread:
 
 
 class Output:
-    """The screen, the records and the checkpoints of one run folder.
+    """The screen, the records and the checkpoints of one run folder. Of several processes the first
+    one alone has a `book`, and writes and speaks; the others take part where states are gathered.
 
     `early`: steps after which the bar shows losses before the first report, so that a slow run
     shows soon what it does.
     """
 
-    def __init__(self, folder: Path, book: Records, early: Sequence[int] = ()) -> None:
+    def __init__(self, folder: Path, book: Records | None, early: Sequence[int] = ()) -> None:
         self.folder, self.book, self.early = folder, book, early
         self.saved_step, self.saved_at = -1, time.monotonic()
         self.reports = 0  # of this process
 
     def say(self, message: str) -> None:
         """A line for log.txt and for the screen."""
-        self.book.line(message)
-        tqdm.write(message, file=Unread(sys.stdout))
+        if self.book is not None:
+            self.book.line(message)
+            tqdm.write(message, file=Unread(sys.stdout))
 
     @contextmanager
     def progress_bar(self, run: Run, images: int) -> Iterator[tqdm]:
@@ -86,6 +88,7 @@ class Output:
             file=Unread(sys.stderr),
             mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log file needs no animation
             dynamic_ncols=True,
+            disable=self.book is None,
         ) as bar:
             yield bar
 
@@ -101,9 +104,12 @@ class Output:
 
     def report(self, run: Run, epoch: int, bar: tqdm) -> None:
         """Means since the last report: to the bar, log.txt and TensorBoard."""
+        self.reports += 1
+        if self.book is None:
+            run.window.reset()
+            return
         means = run.window.means()
         run.window.reset()
-        self.reports += 1
         self.show(means, bar)
         rate = run.optimizer.param_groups[0]["lr"]
         text = " ".join(f"{name} {value:.6g}" for name, value in means.items())
@@ -124,6 +130,8 @@ class Output:
         not have is left empty: the loss of a term that is not yet trained, the accuracy of a
         network that does not classify.
         """
+        if self.book is None:
+            return
         progress, means = run.progress, run.epoch.means()
         images = run.epoch.steps * run.settings.batch_size
         values: dict[str, Any] = {
@@ -153,6 +161,8 @@ class Output:
     ) -> None:
         """What a row has besides an epoch's means, to TensorBoard, once the row is in a checkpoint:
         what is repeated after a kill would be there twice."""
+        if self.book is None:
+            return
         scalars = dict(gradients)
         for name, result in results.items():
             scalars[f"{name}/accuracy"], scalars[f"{name}/nll"] = result["accuracy"], result["nll"]
@@ -167,19 +177,26 @@ class Output:
         best = valid is not None and valid > progress.best_valid
         if best:
             progress.best_valid = valid  # type: ignore[assignment]
-        progress.log_bytes = self.book.flush()
-        state = checkpoint_state(run)
+        if self.book is not None:
+            progress.log_bytes = self.book.flush()
+        state = whole_state(run)
+        due = every > 0 and (epoch + 1) % every == 0
+        if self.book is not None:
+            self.write(state, epoch if epoch >= 0 and due else -1, best)
+        self.saved_step, self.saved_at = progress.step, time.monotonic()
+
+    def write(self, state: dict[str, Any], kept_epoch: int, best: bool) -> None:
+        """`kept_epoch`: whose own checkpoint is due; -1: none."""
         # The last one last: what it says is done (the best accuracy, this epoch) is on the disk.
         if best:
             save_checkpoint(state, self.folder / checkpoint.BEST)
-        if epoch >= 0 and every > 0 and (epoch + 1) % every == 0:
-            save_checkpoint(state, self.folder / f"ckpt_{epoch}.pt")
+        if kept_epoch >= 0:
+            save_checkpoint(state, self.folder / f"ckpt_{kept_epoch}.pt")
         last, previous = self.folder / checkpoint.LAST, self.folder / checkpoint.PREVIOUS
         # Saved once more at one step, with its evaluation: the previous one is of another step.
-        keep = None if progress.step == self.saved_step else previous
+        keep = None if state["progress"]["step"] == self.saved_step else previous
         if not (best and checkpoint.save_link(self.folder / checkpoint.BEST, last, keep)):
             save_checkpoint(state, last, keep=keep)
-        self.saved_step, self.saved_at = progress.step, time.monotonic()
 
     def save_is_due(self, minutes: float) -> bool:
         """The last save, or the beginning of this process, is so long ago."""
@@ -192,6 +209,8 @@ class Output:
         # First the checkpoint, and both: one of a later step would miss rows, and this restart.
         self.saved_step = run.progress.step
         self.save(run)
+        if self.book is None:
+            return
         checkpoint.keep_old(self.folder / checkpoint.LAST, self.folder / checkpoint.PREVIOUS)
         self.book.go_back(run.progress.step)
         bar.n = run.progress.step * run.settings.batch_size

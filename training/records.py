@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from training import distributed
 from training.checkpoint import BEST, DAMAGED, LAST, PREVIOUS, disk_error
 
 SETTINGS, PROGRESS, LOG = "variant.json", "progress.csv", "log.txt"
@@ -39,6 +40,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "git_commit": git_commit(),
         "device": torch.cuda.get_device_name(device) if on_gpu else cpu_name(),
         "threads": torch.get_num_threads(),
+        "processes": distributed.size(),
     }
 
 

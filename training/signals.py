@@ -46,9 +46,9 @@ class Signals:
     for it, and did not happen to be complete.
     """
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, quiet: bool = False) -> None:
         self.program, self.received, self.obeyed = program, 0, False
-        self.interrupts = 0
+        self.interrupts, self.quiet = 0, quiet
 
     @property
     def name(self) -> str:
@@ -74,8 +74,10 @@ class Signals:
         self.interrupts += number == signal.SIGINT
         if self.interrupts > 1:
             signal.default_int_handler(number, frame)
-        if not self.received:
-            self.received = number
+        if self.received:
+            return
+        self.received = number
+        if not self.quiet:
             again = " (Ctrl-C: at once)" if number == signal.SIGINT else ""
             line = f"\n{self.program}: {self.name}: the step is finished and saved{again}\n"
             # Not print: the signal may have come in the middle of one, which allows no other. Who
@@ -83,9 +85,14 @@ class Signals:
             with suppress(OSError):
                 os.write(2, line.encode())
 
+    def hear(self, number: int) -> None:
+        """Of a signal that another process of this run has received; 0: of none."""
+        if number and not self.received:
+            self.received = number
+
     def polled(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, until a signal comes: then Stopped is raised."""
+        """The items, until a signal comes: whoever asks for them then looks at `received`."""
         for item in items:
             if self.received:
-                raise Stopped
+                return
             yield item

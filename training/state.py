@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from losses.sgld import from_shards, shard
+from training import distributed
 from training.checkpoint import DAMAGED, LAST, PREVIOUS, CheckpointError, read_checkpoint
 from training.meters import Meter
 
@@ -48,6 +50,9 @@ class Run:
     epoch: Meter = field(default_factory=Meter)
     gradients: Meter = field(default_factory=Meter)
     data: str = ""  # DataSet.fingerprint() of what it trains on
+    # The loss of a batch in DistributedDataParallel, where several processes share the batches;
+    # everything else of a run is equal in all of them, but for random numbers and replay buffer.
+    replicas: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -60,7 +65,8 @@ class Run:
 
 
 def checkpoint_state(run: Run) -> dict[str, Any]:
-    """A dict of tensors, numbers, strings, lists and dicts with all that resuming needs.
+    """A dict of tensors, numbers, strings, lists and dicts with all that resuming needs; of several
+    processes, this one's random state and part of the replay buffer.
 
     `model_state_dict` and `replay_buffer` are the ancestors' keys; queue and replay buffer are
     memories of the objective, and are in the file once.
@@ -84,6 +90,62 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
     if run.device.type == "cuda":
         state["random"]["cuda"] = torch.cuda.get_rng_state(run.device)
     return state
+
+
+def whole_state(run: Run) -> dict[str, Any]:
+    """`checkpoint_state` of all processes together, for a file. All must call it; it is of use to
+    the one that writes.
+
+    The replay buffer is whole, as one process would have it; `random` is rank 0's, and `ranks` has
+    everybody's, by rank.
+    """
+    state = checkpoint_state(run)
+    if distributed.size() > 1:
+        if "replay_buffer" in state:
+            shards = distributed.all_of(state["replay_buffer"].cpu())
+            state["replay_buffer"] = from_shards(shards, run.num_classes)
+        state["ranks"] = distributed.all_of(state["random"])
+    return state
+
+
+def own_state(run: Run, state: dict[str, Any]) -> dict[str, Any]:
+    """What of a file's `whole_state` is this process's: the reverse of it, also where there are now
+    more processes or fewer. These draw new random numbers, since the old ones cannot be divided.
+    """
+    state = dict(state)
+    ranks = state.pop("ranks", [state.get("random")])
+    if distributed.size() == len(ranks) == 1:
+        return state
+    buffer = state.get("replay_buffer")
+    if isinstance(buffer, Tensor):
+        state["replay_buffer"] = own_shard(run, buffer)
+    if len(ranks) == distributed.size():
+        state["random"] = ranks[distributed.rank()]
+    else:
+        key = (int(state["progress"]["step"]), len(ranks), distributed.size())
+        seed = distributed.mixed(run.settings.seed, *key, distributed.rank())
+        state["random"] = random_from(seed, run.device)
+    return state
+
+
+def own_shard(run: Run, images: Tensor) -> Tensor:
+    """This process's slots of a whole replay buffer. Raises CheckpointError for one that the
+    processes cannot share."""
+    count = run.num_classes * distributed.size()
+    if len(images) % count:
+        raise CheckpointError(
+            f"its replay buffer of {len(images)} is not divisible by {distributed.size()} "
+            f"processes times {run.num_classes} classes: start another number of processes"
+        )
+    return shard(images, run.num_classes, distributed.rank(), distributed.size())
+
+
+def random_from(seed: int, device: torch.device) -> dict[str, Tensor]:
+    """Random states as a checkpoint has them."""
+    found = {"cpu": torch.Generator().manual_seed(seed).get_state()}
+    if device.type == "cuda":
+        found["cuda"] = torch.Generator(device).manual_seed(seed).get_state()
+    return found
 
 
 def restore(run: Run, state: dict[str, Any]) -> None:
@@ -128,9 +190,23 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
 
     `program`: whose name a warning bears. Raises CheckpointError, one line.
     """
+    # Rank 0 reads: one line about a damaged file is enough, and others may not see the folder.
+    found = None
+    if distributed.first():
+        found = read_last(folder, program)
+    path, state = distributed.from_first(found)  # type: ignore[misc]
+    try:
+        restore(run, own_state(run, state))
+    except CheckpointError as error:
+        raise CheckpointError(f"--resume {path}: {error}") from None
+
+
+def read_last(folder: Path, program: str) -> tuple[Path, dict[str, Any]]:
+    """The folder's newest checkpoint that can be read; a damaged one before it is put aside, with a
+    line on stderr. Raises CheckpointError."""
     path, previous = folder / LAST, folder / PREVIOUS
     try:
-        state = read_checkpoint(path)
+        return path, read_checkpoint(path)
     except CheckpointError as error:
         if not path.exists() and not previous.exists():
             raise CheckpointError(
@@ -143,11 +219,7 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
         state = read_checkpoint(previous)
         if path.exists():  # out of the way: the next save must not keep it in place of the good one
             path.replace(folder / DAMAGED)
-        path = previous
-    try:
-        restore(run, state)
-    except CheckpointError as error:
-        raise CheckpointError(f"--resume {path}: {error}") from None
+        return previous, state
 
 
 def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -> None:
@@ -160,6 +232,8 @@ def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -
     buffer, queue = run.memory("replay_buffer"), run.memory("queue")
     images = state.get("replay_buffer")
     if buffer is not None and isinstance(images, Tensor) and len(images):
+        if distributed.size() > 1 and len(images) == run.settings.buffer_size:
+            images = own_shard(run, images)
         _copy(buffer.images, images, "--buffer_size", axis=0)
     if queue is None or QUEUE[0] not in weights:
         return

@@ -1,0 +1,110 @@
+"""Two processes that know each other as torchrun's do, for tests of what they do together.
+
+They are started once and asked again and again: `pair(function, *args)` runs a function that tests
+can import in both, at the same time, and gives its results by rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 120  # seconds: a collective that one of them does not take part in never ends
+
+
+class Pair:
+    def __init__(self, size: int = 2) -> None:
+        context = multiprocessing.get_context("spawn")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.ends, self.processes = [], []
+        for rank in range(size):
+            here, there = context.Pipe()
+            process = context.Process(target=serve, args=(rank, size, port, there), daemon=True)
+            process.start()
+            self.ends.append(here)
+            self.processes.append(process)
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        for end in self.ends:
+            end.send((function, args))
+        answers = []
+        for rank, end in enumerate(self.ends):
+            if not end.poll(PATIENCE):
+                self.close()
+                raise TimeoutError(f"rank {rank} of {function.__name__} does not answer")
+            answers.append(end.recv())
+        for good, value in answers:
+            if not good:
+                raise AssertionError(value)
+        return [value for _, value in answers]
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def serve(rank: int, size: int, port: int, end: Connection) -> None:
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    os.environ |= {name: str(value) for name, value in names.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "MPLBACKEND": "Agg"}
+    import torch
+
+    from training import distributed
+    from training.machine import choose_device
+
+    torch.set_num_threads(1)
+    with distributed.together(choose_device("cpu")):
+        while True:
+            function, args = end.recv()
+            store = distributed._Together.store
+            assert store is not None
+            store.set("spoken", "0")  # each question is a run of its own
+            distributed.all_of(None)
+            try:
+                answer = True, function(*args)
+            except Exception:
+                answer = False, traceback.format_exc()
+            end.send(answer)
+
+
+def train(words: list[str]) -> tuple[int, str, str]:
+    """train_wrn.py with these flags, in the processes of a pair: exit code, output, errors."""
+    import train_wrn
+    from training import flags
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = train_wrn.main(*flags.parse(words))
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+def ask(words: list[str]) -> tuple[int, str, str]:
+    """The same of eval_wrn_ebm.py."""
+    import eval_wrn_ebm
+    from evaluation import flags
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = eval_wrn_ebm.main(*flags.parse(words))
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+def folder_of(words: list[str]) -> Path:
+    return Path(words[words.index("--log_dir") + 1], words[words.index("--id") + 1])

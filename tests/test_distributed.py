@@ -1,0 +1,535 @@
+"""Two processes that train one run or answer one question, and what they need for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import data
+import losses
+import models
+import train_wrn
+from evaluation.classification import classification, predictions
+from evaluation.robustness import classifier, pixels, robust_accuracy
+from evaluation.scores import feature_bank, scores
+from tests import pair as two
+from training import distributed, divergence, flags, loop
+from training.divergence import Guard
+
+ROOT = Path(__file__).resolve().parent.parent
+CLOCK = ("seconds", "images_per_s")
+
+
+# --------------------------------------------------------------------------- what they exchange
+
+
+def exchanged() -> dict[str, Any]:
+    rank = distributed.rank()
+    agreement = distributed.Agreement()
+    now = [agreement.now(rank, 7 * (rank == 0)), agreement.now(0, 0)]
+    soon = [agreement.soon(rank, 0), agreement.soon(0, 0), agreement.soon(0, 0)]
+    agreement.soon(rank, rank)
+    return {
+        "size": (distributed.size(), distributed.first()),
+        "share": list(distributed.share(5)),
+        "mean": distributed.mean(torch.tensor([1.0, float(rank)])),
+        "joined": distributed.joined(torch.full((1 + 2 * rank, 2), float(rank))),
+        "one has none": distributed.joined(
+            torch.empty(0) if rank else torch.tensor([[True, False]])
+        ),
+        "none": distributed.joined(torch.empty(0, 3)),
+        "first": distributed.from_first({"a": rank, "b": torch.tensor(rank)}),
+        "all": distributed.all_of(rank * 10),
+        "now": now,
+        "soon": soon,
+        "pending, then now": agreement.now(0, 0),
+        "gathered": losses.gather.gathered(torch.full((2, 2), float(rank))),
+    }
+
+
+def test_what_two_processes_exchange(pair: Any) -> None:
+    first, second = pair(exchanged)
+    assert first["size"] == (2, True) and second["size"] == (2, False)
+    assert first["share"] + second["share"] == [0, 1, 2, 3, 4]
+    for found in (first, second):
+        assert found["mean"].tolist() == [1.0, 0.5]
+        assert found["joined"].tolist() == [[0.0, 0.0]] + 3 * [[1.0, 1.0]]
+        assert found["one has none"].tolist() == [[True, False]]
+        assert found["none"].shape == (0, 3)
+        assert found["first"]["a"] == 0 and found["first"]["b"].item() == 0
+        assert found["all"] == [0, 10]
+        assert found["now"] == [(1, 7), (0, 0)]
+        assert found["soon"] == [(0, 0), (1, 0), (0, 0)]
+        assert found["pending, then now"] == (1, 1)
+        assert found["gathered"].tolist() == 2 * [[0.0, 0.0]] + 2 * [[1.0, 1.0]]
+
+
+def test_one_process_sends_nothing() -> None:
+    part, agreement = torch.rand(3, 2), distributed.Agreement()
+    assert distributed.size() == 1 and distributed.first()
+    assert distributed.joined(part) is part and distributed.mean(part) is part
+    assert losses.gather.gathered_with_gradient(part) is part
+    assert agreement.soon(1, 2) == agreement.now(1, 2) == (1, 2)
+    assert list(distributed.share(7)) == list(range(7))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 64])
+def test_shares_are_all_of_it_once(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "size", lambda: 3)
+    found = []
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        found.append(list(distributed.share(n)))
+    assert sum(found, []) == list(range(n))
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_shards_of_a_replay_buffer_are_replay_buffers_and_make_it_again(parts: int) -> None:
+    slots = torch.arange(100)
+    shards = [losses.shard(slots, 10, part, parts) for part in range(parts)]
+    for each in shards:  # slot y * (size / C) + r belongs to class y
+        assert [int(y) for y in each // 10] == [y for y in range(10) for _ in range(10 // parts)]
+    assert losses.from_shards(shards, 10).equal(slots)
+
+
+def averaged() -> tuple[Tensor, Tensor, bool]:
+    model = models.build(depth=10, width=1, norm="batch")
+    rank = distributed.rank()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.fill_(rank)  # type: ignore[union-attr]
+            layer.running_var.fill_(3.0 * rank)  # type: ignore[union-attr]
+    distributed.average_statistics(model)
+    norm = model.f.bn1
+    distributed.same(model)
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return norm.running_mean, norm.running_var, weights.sum().item()
+
+
+def test_running_statistics_are_averaged_and_weights_made_the_same(pair: Any) -> None:
+    first, second = pair(averaged)
+    for mean, var, _ in (first, second):
+        assert mean.eq(0.5).all() and var.eq(1.5).all()
+    assert first[2] == second[2]
+
+
+def sent(words: str) -> dict[str, int]:
+    """How often a step sends what, by the profiler."""
+    s, _ = flags.parse(words.split())
+    run = train_wrn.build_run(s, 10, torch.device("cpu"))
+    train_wrn.replicate(run)
+    batch = torch.rand(4, 3, 32, 32), torch.arange(4), None
+    for step in range(2):  # the second one puts the gradients into the order they arrived in
+        train_wrn.train_step(run, Guard(run.device), batch, step)
+    with profile(activities=[ProfilerActivity.CPU]) as trace:
+        train_wrn.train_step(run, Guard(run.device), batch, 2)
+    names = [event.name for event in trace.events()]
+    return {name: names.count(name) for name in names if name.startswith("gloo:")}
+
+
+@pytest.mark.parametrize("steps", [1, 9])
+def test_gradients_are_reduced_once_however_many_steps_a_chain_has(steps: int, pair: Any) -> None:
+    """One message of gradients (this network's fill one bucket), one of metrics, one of logits."""
+    words = (
+        "--pyxce 1 --pxycontrast 1 --pxsgld 1 --pxysgld 1 --contrast_k 64 --batch_size 8 "
+        f"--depth 10 --width 1 --sgld_batch_size 8 --buffer_size 80 --n_steps {steps}"
+    )
+    for found in pair(sent, words):
+        assert found == {"gloo:all_reduce": 2, "gloo:all_gather": 1}
+
+
+# ------------------------------------------------------------------------------------------ runs
+
+RUN = (
+    "--dataset cifar10 --depth 10 --width 1 --batch_size 4 --sgld_batch_size 4 --n_steps 1 "
+    "--buffer_size 40 --contrast_k 80 --n_valid 40 --device cpu --seed 1 --print_every 2 "
+    "--pyxce 1 --pxycontrast 1 --pxcontrast 1 --pxsgld 1 --pxysgld 1 --dropout_rate .1 "
+    "--norm batch"
+)  # 20 training images: 5 steps an epoch
+
+
+@pytest.fixture
+def both(pair: Any, train: Any, tmp_path: Path) -> Any:
+    """train_wrn.py in two processes, on the images of `train`: a Ran, with rank 1's in `other`."""
+    from tests.conftest import Ran
+
+    def run(flags: str, *more: str, bare: bool = False, act: Any = None) -> Any:
+        words = [] if bare else [*RUN.split(), "--data_root", str(train.data)]
+        if not bare and "--id" not in more:
+            words += ["--log_dir", str(tmp_path), "--id", "run"]
+        first, second = pair(act or two.train, [*words, *flags.split(), *more])
+        found = Ran(*first, tmp_path / "run")
+        found.other = Ran(*second, tmp_path / "run")  # type: ignore[attr-defined]
+        return found
+
+    return run
+
+
+def everything(run: Any) -> dict[str, Any]:
+    state = run.state()
+    kept = {name: state[name] for name in state if name not in ("settings", "progress")}
+    return {**kept, "step": state["progress"]["step"]}
+
+
+def steady(run: Any) -> list[dict[str, str]]:
+    return [{name: row[name] for name in row if name not in CLOCK} for row in run.rows]
+
+
+def test_a_run_of_two_processes_leaves_what_one_leaves(both: Any, train: Any) -> None:
+    run = both("--n_epochs 2")
+    alone = train(f"{train.ALL} --dropout_rate .1 --norm batch --contrast_k 80 --n_epochs 2")
+    assert run.code == run.other.code == 0 and not run.err and not run.other.err
+    assert run.other.out == "" and "2 processes on cpu" in run.out
+
+    def left(run: Any) -> list[str]:
+        return [n for n in run.files if not n.startswith("events") and n != "curves.png"]
+
+    assert left(run) == left(alone)
+    assert run.rows[0].keys() == alone.rows[0].keys() and len(run.rows) == len(alone.rows) == 2
+    a, b = run.state(), alone.state()
+    assert a.keys() - b.keys() == {"ranks"} and len(a["ranks"]) == 2
+    assert a["replay_buffer"].shape == b["replay_buffer"].shape == (40, 3, 32, 32)
+    assert a["model_state_dict"]["queue_ptr"] == b["model_state_dict"]["queue_ptr"] == 40
+    assert run.settings["environment"]["processes"] == 2
+    # Those who read a run need not know how many processes made it.
+    model = models.load(run.folder / "last_ckpt.pt")
+    assert model.logits(torch.rand(1, 3, 32, 32)).isfinite().all()
+
+
+def test_the_same_command_gives_the_same_run_and_stopped_and_resumed_is_uninterrupted(
+    both: Any, tmp_path: Path
+) -> None:
+    whole = both("--n_epochs 3")
+    first = everything(whole), steady(whole)
+    assert both("--n_epochs 3 --overwrite").code == 0
+    again = everything(whole), steady(whole)
+    assert [part for part in first[0] if not same(first[0][part], again[0][part])] == []
+    assert first[1] == again[1]
+    assert both("--n_epochs 3 --overwrite --max_steps 7").code == 0
+    assert both("", "--resume", str(whole.folder), bare=True).code == 0
+    parts = everything(whole)
+    for part in first[0]:  # the row in the middle of an epoch is replaced
+        assert same(first[0][part], parts[part]), part
+    assert first[1] == steady(whole)
+
+
+def same(a: Any, b: Any) -> bool:
+    from tests.conftest import Trainer
+
+    return Trainer.same(a, b)
+
+
+def test_resumed_with_another_number_of_processes(both: Any, train: Any) -> None:
+    run = both("--n_epochs 6 --max_steps 4")
+    at = {4: run.state()}
+
+    def goes_on(what: Any, steps: int) -> None:
+        assert what.code == 0 and not what.err
+        state = run.state()
+        assert state["progress"]["step"] == steps
+        at[steps] = state
+        assert state["model_state_dict"]["queue_ptr"] == steps * 4 % 80
+
+    goes_on(train.bare("--resume", str(run.folder), "--max_steps", "9"), 9)  # 2 -> 1
+    assert "ranks" not in at[9] and at[9]["replay_buffer"].shape[0] == 40
+    goes_on(both("--max_steps 14", "--resume", str(run.folder), bare=True), 14)  # 1 -> 2
+    assert len(at[14]["ranks"]) == 2 and at[14]["replay_buffer"].shape[0] == 40
+    randoms = [r["cpu"] for r in at[14]["ranks"]]
+    assert not randoms[0].equal(randoms[1])
+    # Chains that were not drawn are where they were, whoever kept them meanwhile.
+    kept = (at[9]["replay_buffer"] == at[14]["replay_buffer"]).flatten(1).all(1)
+    assert 0 < kept.sum() < 40
+    environments = run.settings["environments"]
+    assert [each["processes"] for each in environments] == [2, 1]
+    assert [row["step"] for row in run.rows] == ["5", "10", "14"]
+
+
+def signalled(words: list[str]) -> tuple[int, str, str]:
+    """The second process alone gets SIGTERM, in its sixth step."""
+    seen, step = [0], train_wrn.train_step
+
+    def counted(*arguments: Any) -> Any:
+        seen[0] += 1
+        if seen[0] == 6 and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    # Signals are heard in the main thread, which a pair's processes run in.
+    patch = pytest.MonkeyPatch()
+    patch.setattr(train_wrn, "train_step", counted)
+    try:
+        return two.train(words)
+    finally:
+        patch.undo()
+
+
+def test_a_signal_to_one_process_saves_and_ends_both(both: Any) -> None:
+    whole = both("--n_epochs 3")
+    a, rows = everything(whole), steady(whole)
+    run = both("--n_epochs 3 --overwrite", act=signalled)
+    assert run.code == run.other.code == 143 and run.state()["progress"]["step"] == 7
+    assert "stopped by SIGTERM at step 7" in run.out
+    assert both("", "--resume", str(run.folder), bare=True).code == 0
+    b = everything(run)
+    assert [part for part in a if not same(a[part], b[part])] == []
+    assert rows == steady(run)
+
+
+def late(words: list[str]) -> tuple[int, str, str]:
+    """The first process alone finds that the time is up, in an evaluation."""
+    patch, evaluate = pytest.MonkeyPatch(), loop.evaluate
+
+    def slow(*arguments: Any) -> Any:
+        if distributed.first():
+            clock = time.monotonic
+            patch.setattr(loop.time, "monotonic", lambda: clock() + 600)
+        return evaluate(*arguments)
+
+    patch.setattr(loop, "evaluate", slow)
+    try:
+        return two.train(words)
+    finally:
+        patch.undo()
+
+
+def test_the_time_of_one_process_is_up_for_both(both: Any) -> None:
+    run = both("--n_epochs 9 --max_minutes 5", act=late)
+    assert run.code == run.other.code == 0 and "stopped by --max_minutes 5" in run.out
+    assert run.state()["progress"]["step"] == 5
+
+
+def poisoned(words: list[str]) -> tuple[int, str, str]:
+    """In the eighth step one process alone sees a NaN, once."""
+    seen, step = [0], train_wrn.train_step
+
+    def nan_once(run: Any, guard: Any, batch: Any, number: int) -> Any:
+        images, *rest = batch
+        seen[0] += 1
+        if seen[0] == 8 and distributed.rank() == 1:
+            images = images * torch.nan
+        return step(run, guard, (images, *rest), number)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(train_wrn, "train_step", nan_once)
+    patch.setattr(divergence, "SNAPSHOT_EVERY", 2)
+    try:
+        return two.train(words)
+    finally:
+        patch.undo()
+
+
+def test_what_diverges_in_one_process_is_healed_in_both(both: Any) -> None:
+    run = both("--n_epochs 3 --norm none", act=poisoned)
+    assert run.code == run.other.code == 0, run.err + run.other.err
+    told = [line for line in run.text().splitlines() if "restart 1 of 5" in line]
+    assert len(told) == 1 and "diverged at step 7" in told[0] and "learning rate x 0.5" in told[0]
+    state = run.state()
+    assert state["progress"]["restarts"] == 1 and state["progress"]["step"] == 15
+    assert not state["ranks"][0]["cpu"].equal(state["ranks"][1]["cpu"])
+    assert all(w.isfinite().all() for w in state["model_state_dict"].values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--batch_size 3", "--batch_size 3 is not divisible by the 2 processes: use 4"),
+        ("--sgld_batch_size 3", "--sgld_batch_size 3 is not divisible by the 2 processes: use 4"),
+        ("--buffer_size 50", "--buffer_size 50 is not divisible by the 2 processes times the 10"),
+        ("--device cuda:0", "--device cuda:0: under torchrun each process has a GPU of its own"),
+        ("--sync_bn", "--sync_bn: PyTorch has it for GPUs alone"),
+        ("--sync_bn --norm none", "--sync_bn needs batch norm"),
+        ("--data_root nowhere", "nowhere"),
+    ],
+)
+def test_a_mistake_is_told_once_and_by_one_process(flags: str, words: str, both: Any) -> None:
+    run = both(f"--n_epochs 1 {flags}")
+    assert run.code == run.other.code == 2
+    told = [*run.err, *run.other.err]
+    assert len(told) == 1 and words in told[0] and not run.folder.exists()
+
+
+def test_a_replay_buffer_that_the_processes_cannot_share(both: Any, train: Any) -> None:
+    run = train("--pyxce 1 --pxsgld 1 --buffer_size 50 --max_steps 1")
+    refused = both("", "--resume", str(run.folder), bare=True)
+    told = [*refused.err, *refused.other.err]
+    assert refused.code == 2 and len(told) == 1 and "--buffer_size 50" in told[0]
+
+
+def test_dry_run_says_how_many_processes(both: Any) -> None:
+    run = both("--dry_run --batch_size 4")
+    assert run.code == run.other.code == 0 and run.other.out == ""
+    assert "processes               2;" in run.out and "images/s" in run.out
+
+
+def test_baselines_run_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for program in ("train_contrastive.py", "train_adversarial.py", "linear_probe.py"):
+        words = [sys.executable, f"baselines/{program}", "--load_path", "x", "--distance", "Linf"]
+        words = words[:2] if program != "linear_probe.py" else words[:4]
+        ran = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert ran.returncode == 2 and "torchrun" in ran.stderr, ran.stderr
+        assert len(ran.stderr.splitlines()) == 1
+
+
+# ------------------------------------------------------------------------------------ evaluation
+
+
+def answers(size: int) -> dict[str, Any]:
+    """What evaluations give of 130 images in batches of `size`; of two processes, together."""
+    torch.manual_seed(0)
+    model = models.build(depth=10, width=1)
+    images = torch.randint(256, (130, 32, 32, 3), dtype=torch.uint8)
+    split = data.Split(images, torch.randint(10, (130,)))
+    part = distributed.share(data.number_of_batches(split, size))
+
+    def batches(sigma: float = 0.03) -> Any:
+        return data.evaluation_batches(split, batch_size=size, sigma=sigma, seed=1, part=part)
+
+    torch.manual_seed(5 + distributed.rank())  # nothing may depend on it
+    bank = feature_bank(model, batches())
+    logits, labels = predictions(model, batches())
+    queue = losses.LogitQueue(10, 64, init="random")
+    queue.queue_logit.copy_(torch.randn(10, 64, generator=torch.Generator().manual_seed(3)))
+    contrastive = losses.Contrastive(losses.ContrastScore(), queue)
+    names = ["px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy"]
+    return {
+        "classification": classification(model, batches()),
+        "predictions": (logits, labels),
+        "scores": scores(model, batches(), names, contrastive=contrastive, bank=bank, k=3),
+        "attack": robust_accuracy(
+            classifier(model),
+            pixels(batches(0.0)),
+            distance="Linf",
+            radii=[0, 1 / 255, 0.1],
+            steps=2,
+            random_init=True,
+            first=part.start,
+        ),
+    }
+
+
+@pytest.mark.parametrize("size", [40, 64, 200], ids=["4 batches", "3 batches", "1 batch"])
+def test_two_processes_give_the_numbers_of_one(size: int, pair: Any) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the pair has
+    try:
+        one = answers(size)
+    finally:
+        torch.set_num_threads(threads)
+    for found in pair(answers, size):
+        assert found["classification"] == one["classification"]
+        assert found["attack"] == one["attack"] and found["classification"]["n"] == 130
+        assert all(map(torch.equal, found["predictions"], one["predictions"]))
+        for name, values in one["scores"].items():
+            np.testing.assert_array_equal(found["scores"][name], values)
+
+
+QUESTIONS = (
+    "test_clf",
+    "test_clf --n_steps 1",
+    "eval_ece",
+    "OOD --score_fn px knn --knn_k 3 --ood_dataset interp uniform --max_images 20",
+    "logp_hist --datasets cifar10_train cifar10",
+    "fid --fid_features model --n_samples 10 --sgld_batch_size 4 --n_steps 1",
+    "uncond_samples --n_sample_steps 2 --n_steps 1 --sgld_batch_size 4 --print_every 1",
+    "attack --max_images 9 --batch_size 4 --n_steps_pgd_attack 2 --eps 0 .01 --random_init",
+    "attack --max_images 6 --batch_size 4 --n_steps_pgd_attack 2 --eps .01 --n_steps_refine 1",
+)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_two_processes_give_the_answer_of_one(
+    question: str, pair: Any, train: Any, ask: Any, tmp_path: Path
+) -> None:
+    run = train.once(f"{train.ALL} --n_epochs 1")
+    words = ["--load_path", str(run.folder / "last_ckpt.pt"), "--data_root", str(train.data)]
+    words += ["--device", "cpu", "--eval", *question.split()]
+    one = ask.bare(*words, "--log_dir", str(tmp_path / "one"), folder=tmp_path / "one")
+    first, second = pair(two.ask, [*words, "--log_dir", str(tmp_path / "two")])
+    assert (one.code, first[0], second[0]) == (0, 0, 0), (one.err, first, second)
+    assert second[1] == "" and "the answer is in" in first[1]
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
+    a, b = (answer(tmp_path / where) for where in ("one", "two"))
+    assert a == b and a["environment"] == {}
+
+
+def answer(folder: Path) -> dict[str, Any]:
+    import json
+
+    (path,) = folder.glob("*.json")
+    found = json.loads(path.read_text())
+    return {**found, "seconds": 0, "environment": {}, "settings": {}}
+
+
+# -------------------------------------------------------------------------------------- torchrun
+
+DIGITS = (
+    "train_wrn.py --dataset digits --pyxce 1 --pxsgld 1 --depth 10 --width 1 --batch_size 8 "
+    "--sgld_batch_size 8 --n_steps 1 --buffer_size 40 --n_epochs 100 --print_every 5 --id run"
+)
+
+
+def torchrun(words: str, *more: str) -> list[str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return [*start, *words.split(), *more]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_others_with_one_message(victim: int, tmp_path: Path) -> None:
+    command = torchrun(DIGITS, "--log_dir", str(tmp_path), "--ckpt_minutes", ".02")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=os.setsid
+    )
+    try:
+        log, deadline = tmp_path / "run" / "log.txt", time.monotonic() + 120
+        while not (log.exists() and "step 10 " in log.read_text()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        ranks = children(process.pid)
+        os.kill(ranks[victim], signal.SIGKILL)
+        killed = time.monotonic()
+        _, err = process.communicate(timeout=60)
+        assert time.monotonic() - killed < 60 and process.returncode != 0
+    finally:
+        process.kill()
+        process.wait()
+    told = [line for line in err.replace("\r", "\n").splitlines() if "train_wrn.py: " in line]
+    assert len(told) == 1 and "another process of this run has ended" in told[0], err
+    assert (
+        "the last good checkpoint is" in told[0]
+        and "Traceback" not in err.split("train_wrn.py FAILED")[0].split("torch/distributed")[0]
+    )
+    again = torchrun("train_wrn.py --max_steps 20", "--resume", str(tmp_path / "run"))
+    ran = subprocess.run(again, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def children(pid: int) -> dict[int, int]:
+    """The processes that torchrun has started, by rank."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            environment = (path / "environ").read_bytes().split(b"\0")
+        except (OSError, ValueError):
+            continue
+        ranks = [e for e in environment if e.startswith(b"RANK=")]
+        if parent == pid and ranks:
+            found[int(ranks[0][5:])] = int(path.name)
+    return found
