@@ -59,20 +59,31 @@ def build_model(s: Namespace, num_classes: int, device: torch.device) -> models.
     model = build_network(s, num_classes, device)
     if s.clf_only:
         model.requires_grad_(False).class_output.requires_grad_(True)
-    if s.compile == "on" and can_compile(device):
+    wanted = s.compile == "on" or (s.compile == "auto" and device.type == "cuda")
+    if wanted and can_compile(device):
         if s.log_gradients:  # several backward passes through one graph, whose buffers must stay
             torch._functorch.config.donated_buffer = False
+        # What cannot be compiled after all runs as it is, unless it was asked for.
+        torch._dynamo.config.suppress_errors = s.compile == "auto"
         model.f.compile(dynamic=False)
     return model
 
 
 def can_compile(device: torch.device) -> bool:
+    """Tried on a GPU with the smallest function there is: a compiler, its headers or Triton may be
+    missing, or be too old."""
     compilers = ("g++", "clang++", "c++", "cl") if device.type == "cpu" else ("gcc", "cc", "clang")
-    if any(shutil.which(name) for name in compilers):
-        return True
-    if distributed.first():
-        print(f"{PROGRAM}: --compile on: no C++ compiler found, so nothing is compiled", flush=True)
-    return False
+    why = None
+    if not any(shutil.which(name) for name in compilers):
+        why = "no C++ compiler found"
+    elif device.type == "cuda":
+        try:
+            torch.compile(torch.neg)(torch.ones(2, device=device))
+        except Exception as error:  # of many kinds, none of which is a reason not to train
+            why = " ".join(str(error).split())[:100]
+    if why is not None and distributed.first():
+        print(f"{PROGRAM}: --compile: {why}, so nothing is compiled", flush=True)
+    return why is None
 
 
 def build_objective(s: Namespace, num_classes: int) -> losses.Objective:
@@ -290,6 +301,8 @@ def plot_samples(run: Run, epoch: int, out: Output) -> None:
 
 def dry_run(s: Namespace, device: torch.device) -> None:
     """Build everything, time a few steps on made-up images, and say what the run would take."""
+    if s.compile == "auto":  # which would take longer than all the rest
+        s = Namespace(**{**vars(s), "compile": "off"})
     spec = data.describe(s.dataset)
     flags.check_classes(s, spec.num_classes)
     n_valid = data.default_n_valid(spec.train_size) if s.n_valid is None else s.n_valid

@@ -10,8 +10,11 @@ import contextlib
 import io
 import multiprocessing
 import os
+import runpy
 import socket
+import sys
 import traceback
+import types
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,7 +32,10 @@ class Pair:
         self.ends, self.processes = [], []
         for rank in range(size):
             here, there = context.Pipe()
-            process = context.Process(target=serve, args=(rank, size, port, there), daemon=True)
+            given = {"given": (rank, size, port, there)}
+            process = context.Process(
+                target=runpy.run_path, args=(__file__, given, "started"), daemon=True
+            )
             process.start()
             self.ends.append(here)
             self.processes.append(process)
@@ -55,6 +61,9 @@ class Pair:
 
 
 def serve(rank: int, size: int, port: int, end: Connection) -> None:
+    tests = types.ModuleType("tests")  # no package, and others may bring one of that name
+    tests.__path__ = [str(Path(__file__).parent)]
+    sys.modules["tests"] = tests
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     os.environ |= {name: str(value) for name, value in names.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "MPLBACKEND": "Agg"}
@@ -106,5 +115,5 @@ def ask(words: list[str]) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-def folder_of(words: list[str]) -> Path:
-    return Path(words[words.index("--log_dir") + 1], words[words.index("--id") + 1])
+if __name__ == "started":
+    serve(*given)  # type: ignore[name-defined]  # noqa: F821

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import train_wrn
 from tests import test_healing, test_signals
-from training import flags
+from training import distributed, flags, machine
 
 ROOT = Path(__file__).resolve().parent.parent
 CE = "--pyxce 1 --max_steps 2"
@@ -368,8 +369,50 @@ def test_compile_compiles_the_network_where_there_is_a_compiler(
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert "nothing is compiled" in train(CE + " --compile on").out and not compiled
     monkeypatch.setattr("shutil.which", lambda name: "/bin/c++")
-    assert train(CE).code == 0 and not compiled
+    assert train(CE).code == 0 and not compiled  # auto, and this is no GPU
     assert train(CE + " --compile on").code == 0 and len(compiled) == 1
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_on_a_gpu_the_network_is_compiled_if_that_works(
+    works: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compiler(function: Any) -> Any:
+        if not works:
+            raise RuntimeError("Cannot find a working\ntriton installation")
+        return function
+
+    compiled, gpu = [], torch.device("cuda")
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(torch, "ones", lambda n, **_: torch.zeros(n))
+    monkeypatch.setattr("shutil.which", lambda name: "/bin/cc")
+    cpu = train_wrn.build_network(parsed("--pyxce 1 --depth 10 --width 1"), 10, torch.device("cpu"))
+    monkeypatch.setattr(train_wrn, "build_network", lambda *_: cpu)
+    with torch._dynamo.config.patch(suppress_errors=False):
+        for flag, wanted in (("", works), ("--compile on", works), ("--compile off", False)):
+            compiled.clear()
+            train_wrn.build_model(parsed(f"--pyxce 1 {flag}"), 10, gpu)
+            assert len(compiled) == wanted
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 2 * (not works)
+    assert all("a working triton installation, so nothing is compiled" in line for line in told)
+
+
+def test_sync_bn_changes_nothing_for_one_process(train: Any) -> None:
+    plain, synced = (train(f"{CE} --norm batch {flag}").state() for flag in ("", "--sync_bn"))
+    assert train.same(plain["model_state_dict"], synced["model_state_dict"])
+
+
+def test_sync_bn_makes_batch_norms_of_several_processes_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **__: self)  # there is no GPU
+    for flag, kind in (("", torch.nn.BatchNorm2d), ("--sync_bn", torch.nn.SyncBatchNorm)):
+        s = parsed(f"--pyxce 1 --depth 10 --width 1 --norm batch --amp off {flag}")
+        model = machine.build_network(s, 10, torch.device("cuda"))
+        assert {type(m) for m in model.modules() if "BatchNorm" in type(m).__name__} == {kind}
 
 
 def test_dry_run_needs_no_data_and_leaves_nothing(train: Any, tmp_path: Path) -> None:
@@ -388,6 +431,7 @@ def test_dry_run_needs_no_data_and_leaves_nothing(train: Any, tmp_path: Path) ->
 OWN_TEST: dict[str, Callable[..., None]] = {
     "--resume": test_resume_goes_on_with_the_run_of_that_folder,
     "--overwrite": test_overwrite_replaces_the_run,
+    "--sync_bn": test_sync_bn_changes_nothing_for_one_process,
     "--compile": test_compile_compiles_the_network_where_there_is_a_compiler,
     "--max_restarts": test_healing.test_what_diverges_again_and_again_is_given_up,
     "--ckpt_minutes": test_signals.test_within_an_epoch_a_kill_costs_ckpt_minutes,
@@ -476,7 +520,7 @@ OURS = {
         "resume",
         "overwrite",
     ),
-    *("device", "amp", "compile", "data_root", "sgld_l2", "clip_grad"),
+    *("device", "amp", "compile", "data_root", "sgld_l2", "clip_grad", "sync_bn"),
     "log_gradients",
 }
 

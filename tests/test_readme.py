@@ -27,11 +27,18 @@ def commands(text: str) -> list[str]:
     joined = text.replace("\\\n", " ")
     lines = [line.split("  #")[0].strip() for line in joined.splitlines()]
     lines = [re.sub(r'^((SCALE|SEEDS|JOBS|GPUS)=("[^"]*"|\S+) )+', "", line) for line in lines]
-    return [line for line in lines if re.match(r'(python|"\$PYTHON"|bash|conda) ', line)]
+    lines = [line.removeprefix("srun ") for line in lines]
+    return [line for line in lines if re.match(r'(python|"\$PYTHON"|bash|conda|torchrun) ', line)]
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def torchrun(words: list[str]) -> argparse.Namespace:
+    from torch.distributed.run import get_args_parser
+
+    return get_args_parser().parse_args(words)
 
 
 def of_script(name: str) -> Callable[[], argparse.ArgumentParser]:
@@ -70,6 +77,11 @@ def test_there_are_commands_to_check() -> None:
 @pytest.mark.parametrize("line", README_COMMANDS + SCRIPT_COMMANDS)
 def test_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     program, script, *arguments = shlex.split(line)
+    if program == "torchrun":
+        started = torchrun([script, *arguments])
+        script, arguments = started.training_script, started.training_script_args
+        count = int(started.nnodes.split(":")[-1]) * int(started.nproc_per_node)
+        monkeypatch.setattr(flags, "processes", lambda: count)
     if program == "bash":
         assert (ROOT / script).is_file()
         return
@@ -130,6 +142,10 @@ def test_every_flag_in_the_readme_exists() -> None:
     parsers = [flags.build_parser(), questions.build_parser()]
     parsers += [build() for script, build in PARSERS.items() if script != "scripts/tables.py"]
     known = {o for parser in parsers for action in parser._actions for o in action.option_strings}
-    others = {"--file"}  # conda's
+    others = {"--file", "--standalone", "--nodes", "--ntasks", "--gpus", "--signal", "--time"}
+    others |= {
+        f"--{name}" for name in ("nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint")
+    }
+    others |= {"--rdzv_id"}  # conda's, torchrun's and SLURM's
     named = set(re.findall(r"--[a-z][a-z_0-9]*", README)) - {"--plot_"}
     assert named - others <= known

@@ -179,7 +179,7 @@ def test_the_best_checkpoint_has_the_first_highest_validation_accuracy(
 
     accuracies = iter([(0.2, 0.9), (0.6, 0.1), (0.4, 0.95), (0.6, 0.99)])
 
-    def evaluate(run: Any, splits: dict, signals: Any) -> dict:
+    def evaluate(run: Any, *_: Any) -> dict:
         valid, test = next(accuracies)
         return {"valid": {"accuracy": valid, "nll": 1}, "test": {"accuracy": test, "nll": 1}}
 

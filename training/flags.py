@@ -343,9 +343,9 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     add("--amp", choices=("auto", "bf16", "off"), default="auto",
         help="bf16 autocast of the convolutions; heads, densities, chains and the optimiser stay "
         "float32; auto: on GPUs that have it, off on the CPU (default: %(default)s; ours)")
-    add("--compile", choices=("on", "off"), default="off",
-        help="compile the network with torch.compile; needs a C++ compiler, and minutes at the "
-        "start (default: %(default)s; ours)")
+    add("--compile", choices=("auto", "on", "off"), default="auto",
+        help="compile the network with torch.compile, which takes minutes at the start; auto: on "
+        "GPUs, where PyTorch can, and not for --dry_run (default: %(default)s; ours)")
     add("--dry_run", action="store_true",
         help="print the settings, parameters, FLOPs, memory and the hours that the run will take, "
         "from a few steps on made-up images, and exit; needs no data (ours)")

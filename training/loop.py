@@ -139,9 +139,9 @@ def train(
                     results = evaluate(run, splits, signals, agreement)
                 except Stopped:
                     return stopped()
-            plot_due = ended or (whole and (epoch + 1) % s.plot_every == 0)
-            if plot is not None and plot_due and distributed.first():
-                plot(epoch)
+            draws = plot is not None and (ended or (whole and (epoch + 1) % s.plot_every == 0))
+            if draws and distributed.first():
+                plot(epoch)  # type: ignore[misc]
             progress.seconds = earlier + time.monotonic() - began
             gradients = run.gradients.means()
             out.row(run, epoch, results, gradients)
