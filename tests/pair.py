@@ -92,13 +92,7 @@ def train(words: list[str]) -> tuple[int, str, str]:
     import train_wrn
     from training import flags
 
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = train_wrn.main(*flags.parse(words))
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return code, out.getvalue(), err.getvalue()
+    return outcome(lambda: train_wrn.main(*flags.parse(words)))
 
 
 def ask(words: list[str]) -> tuple[int, str, str]:
@@ -106,10 +100,14 @@ def ask(words: list[str]) -> tuple[int, str, str]:
     import eval_wrn_ebm
     from evaluation import flags
 
+    return outcome(lambda: eval_wrn_ebm.main(*flags.parse(words)))
+
+
+def outcome(program: Callable[[], int]) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = eval_wrn_ebm.main(*flags.parse(words))
+            code = program()
         except SystemExit as stop:
             code = int(stop.code or 0)
     return code, out.getvalue(), err.getvalue()

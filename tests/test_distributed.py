@@ -202,7 +202,8 @@ def test_a_run_of_two_processes_leaves_what_one_leaves(both: Any, train: Any) ->
     assert a.keys() - b.keys() == {"ranks"} and len(a["ranks"]) == 2
     assert a["replay_buffer"].shape == b["replay_buffer"].shape == (40, 3, 32, 32)
     assert a["model_state_dict"]["queue_ptr"] == b["model_state_dict"]["queue_ptr"] == 40
-    assert run.settings["environment"]["processes"] == 2
+    place = run.settings["environment"]
+    assert place["processes"] == 2 and place["device"].endswith(", 2 processes")
     # Those who read a run need not know how many processes made it.
     model = models.load(run.folder / "last_ckpt.pt")
     assert model.logits(torch.rand(1, 3, 32, 32)).isfinite().all()

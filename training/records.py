@@ -31,16 +31,17 @@ class RunFolderError(ValueError):
 def environment(device: torch.device) -> dict[str, Any]:
     """What a number depends on besides the settings: versions, commit, device."""
     packages = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
-    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    count = distributed.size()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: metadata.version(name) for name in packages},
         "torch_build": torch.__version__,
         "git_commit": git_commit(),
-        "device": torch.cuda.get_device_name(device) if on_gpu else cpu_name(),
+        "device": f"{name}, {count} processes" if count > 1 else name,
         "threads": torch.get_num_threads(),
-        "processes": distributed.size(),
+        "processes": count,
     }
 
 
