@@ -405,10 +405,6 @@ def fid(asked: Asked, model: Trained) -> dict[str, Any]:
             f"--dataset {s.dataset}: {model.path} was trained on {known(model)}; to compare with "
             "other images give --reference"
         )
-    if not distributed.first():  # helps to sample; features are quick, and one network's to read
-        samples_for_fid(asked, model)
-        return {}
-    extractor, features, sha256 = feature_extractor(asked, model)
     confident = s.sampling == "confident"
     name = s.reference or data.split_name(known(model), "train")
     reference = asked.images(name, model, "--reference")
@@ -416,6 +412,10 @@ def fid(asked: Asked, model: Trained) -> dict[str, Any]:
     if confident and s.reference is None:  # as SADA-JEM
         test = asked.images(known(model), model, "--reference")
         parts, names = [*parts, test.split.images], [*names, test.name]
+    if not distributed.first():  # helps to sample; features are quick, and one network's to read
+        samples_for_fid(asked, model)
+        return {}
+    extractor, features, sha256 = feature_extractor(asked, model)
 
     images = samples_for_fid(asked, model)
     score_part = None
@@ -498,7 +498,10 @@ def samples_for_fid(asked: Asked, model: Trained) -> Tensor:
         **model.sgld(s),
     )
     parts = [torch.empty(0, 3, 32, 32, device=asked.device)]
-    with bar(len(part) * s.sgld_batch_size, f"{model.label}: {s.n_steps} SGLD steps") as shown:
+    with bar(
+        min(part.stop * s.sgld_batch_size, n) - part.start * s.sgld_batch_size,
+        f"{model.label}: {s.n_steps} SGLD steps",
+    ) as shown:
         for images in chains:
             parts.append(images)
             shown.update(len(images))
@@ -531,7 +534,9 @@ def attack(asked: Asked, model: Trained) -> dict[str, Any]:
             rows = autoattack(asked, model, classify, generator, numbered, radii)
     else:
         title = f"{model.label}: PGD, {len(radii)} radii"
-        with numbers_of(model), bar(len(found.split.labels), title) as shown:
+        images = min(part.stop * s.batch_size, len(found.split.labels))
+        images -= part.start * s.batch_size
+        with numbers_of(model), bar(images, title) as shown:
             rows = robustness.robust_accuracy(
                 classify,
                 batches,

@@ -260,26 +260,28 @@ def replicate(run: Run) -> None:
     processes by now, but for the replay buffer."""
     if distributed.size() > 1:
         loss = losses.BatchLoss(run.model, run.objective)
-        # With a head of its own for log q(x), one of the two heads may have no loss.
-        run.replicas = distributed.replicated(loss, find_unused=run.settings.uncond)
+        s = run.settings  # a head of its own for log q(x), and one of the two heads has no loss
+        unused = s.uncond and not (s.pyxce > 0 and s.pxsgld > 0)
+        run.replicas = distributed.replicated(loss, find_unused=unused)
 
 
 @torch.compiler.set_stance("force_eager")
 def plot_samples(run: Run, epoch: int, out: Output) -> None:
     """The grids that --plot_uncond, --plot_cond and --plot_contrast ask for."""
-    s, classes = run.settings, run.num_classes
+    s, classes, buffer = run.settings, run.num_classes, run.memory("replay_buffer")
     sampler = Sampler(
         run.model,
-        run.memory("replay_buffer"),
+        buffer,
         steps=s.n_steps,
         step_size=s.sgld_lr,
         noise_std=s.sgld_std,
         seed=epoch,
     )
-    columns = max(1, min(10, s.buffer_size // classes))
+    slots = s.buffer_size if buffer is None else len(buffer.images)  # of several processes, a part
+    columns = max(1, min(10, slots // classes))
     grids: dict[str, tuple[Tensor, int | None]] = {}
     if s.plot_uncond:
-        grids["uncond"] = sampler.unconditional(min(s.sgld_batch_size, s.buffer_size)), None
+        grids["uncond"] = sampler.unconditional(min(s.sgld_batch_size, slots)), None
     if s.plot_cond:
         grids["cond"] = sampler.conditional(classes, columns), columns
     if s.plot_contrast:
@@ -383,7 +385,7 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
             load_file(run, s.load_path)
         except CheckpointError as error:
             raise CheckpointError(f"--load_path {s.load_path}: {error}") from None
-    models.initialise_act_norm(run.model, batches.whole(0))
+    models.initialise_act_norm(run.model, batches.whole(0)[0])
     if distributed.size() > 1:  # up to here all have drawn the same random numbers
         distributed.same(run.model)
         own = random_from(distributed.mixed(s.seed, distributed.rank()), run.device)
@@ -475,6 +477,11 @@ def work_together(
         s.seed = torch.seed() % 2**31
     if folder is None and not s.dry_run:
         s.id = s.id or name_run(s)
+    if len(set(distributed.all_of(resuming))) > 1:
+        raise UsageError(
+            f"--resume: not all processes find a run in {Path(s.log_dir) / s.id}: give a --log_dir "
+            "that every machine sees"
+        )
     s = distributed.from_first(s)  # what was drawn, and the time in a name
     torch.manual_seed(s.seed)
     if s.dry_run:

@@ -52,14 +52,17 @@ class TrainingBatches:
                 f"the {self.part[1]} processes: use another number"
             )
 
-    def whole(self, step: int) -> Tensor:
-        """The labelled images of all processes."""
-        return self._augmented(self._chosen(self.labelled, step, 0, (0, 1)))
-
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """(images, labels, unlabelled images or None) of a step, augmented."""
-        index = self._chosen(self.labelled, step, 0, self.part)
-        second = self._chosen(self.index, step, 1, self.part) if self.unlabelled else None
+        return self._batch(step, self.part)
+
+    def whole(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The same of all processes together."""
+        return self._batch(step, (0, 1))
+
+    def _batch(self, step: int, part: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        index = self._chosen(self.labelled, step, 0, part)
+        second = self._chosen(self.index, step, 1, part) if self.unlabelled else None
         unlabelled = None if second is None else self._augmented(second)
         return self._augmented(index), self.train.labels[index], unlabelled
 

@@ -37,14 +37,17 @@ class Asked:
             raise self.missing[key]
         if key not in self.sets:
             try:
-                found = data.load_evaluation(
-                    name,
-                    self.s.data_root,
-                    in_dataset=model.dataset or "cifar10",
-                    seed=self.s.seed,
-                    max_images=self.s.max_images,
-                    n_valid=n_valid,
-                    flag=flag,
+                found = distributed.in_turn(
+                    lambda: data.load_evaluation(
+                        name,
+                        self.s.data_root,
+                        in_dataset=model.dataset or "cifar10",
+                        seed=self.s.seed,
+                        max_images=self.s.max_images,
+                        n_valid=n_valid,
+                        flag=flag,
+                    ),
+                    data.DataError,
                 )
             except data.DataError as error:
                 self.missing[key] = error

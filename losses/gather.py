@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 
 def alone() -> bool:
@@ -22,7 +23,19 @@ def gathered(part: Tensor) -> Tensor:
     return torch.cat(found)
 
 
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        return gathered(part)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
 def gathered_with_gradient(part: Tensor) -> Tensor:
     """The same with a gradient: each process's part gets the sum of what the losses of all of them
     say of it, so that the mean of the processes' gradients is the gradient of their mean loss."""
-    return part if alone() else torch.cat(all_gather(part.contiguous()))
+    return part if alone() else _WithGradient.apply(part)

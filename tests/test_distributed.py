@@ -75,6 +75,50 @@ def test_what_two_processes_exchange(pair: Any) -> None:
         assert found["gathered"].tolist() == 2 * [[0.0, 0.0]] + 2 * [[1.0, 1.0]]
 
 
+def loaded() -> tuple[list[str], str]:
+    """Who loaded when, and what a set that one process cannot have is for both."""
+    rank, order = distributed.rank(), []
+
+    def load() -> int:
+        order.append("first" if rank == 0 else "then")
+        return 7 + rank
+
+    def missing() -> int:
+        if distributed.rank() == 1:
+            raise data.DataError("--dataset photos: it is not there")
+        return 0
+
+    assert distributed.in_turn(load, data.DataError) == 7 + rank
+    try:
+        distributed.in_turn(missing, data.DataError)
+    except data.DataError as error:
+        return order, str(error)
+    return order, ""
+
+
+def test_what_one_process_cannot_have_none_has(pair: Any) -> None:
+    assert pair(loaded) == [
+        (["first"], "--dataset photos: it is not there"),
+        (["then"], "--dataset photos: it is not there"),
+    ]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_more_processes_than_gpus_are_refused_by_all(
+    rank: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**given, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(flags.UsageError, match="--nproc_per_node 2: PyTorch sees 1 CUDA GPUs"):
+        distributed.own_device("auto")
+    assert distributed.may_speak() == (rank == "0") and distributed.own_device("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert distributed.own_device("cuda") == f"cuda:{rank}"
+
+
 def test_one_process_sends_nothing() -> None:
     part, agreement = torch.rand(3, 2), distributed.Agreement()
     assert distributed.size() == 1 and distributed.first()
@@ -188,8 +232,9 @@ def steady(run: Any) -> list[dict[str, str]]:
 
 
 def test_a_run_of_two_processes_leaves_what_one_leaves(both: Any, train: Any) -> None:
-    run = both("--n_epochs 2")
-    alone = train(f"{train.ALL} --dropout_rate .1 --norm batch --contrast_k 80 --n_epochs 2")
+    drawn = "--n_epochs 2 --plot_uncond --plot_cond --sgld_batch_size 40 --buffer_size 40"
+    run = both(drawn)
+    alone = train(f"{train.ALL} --dropout_rate .1 --norm batch --contrast_k 80 {drawn}")
     assert run.code == run.other.code == 0 and not run.err and not run.other.err
     assert run.other.out == "" and "2 processes on cpu" in run.out
 
@@ -197,6 +242,8 @@ def test_a_run_of_two_processes_leaves_what_one_leaves(both: Any, train: Any) ->
         return [n for n in run.files if not n.startswith("events") and n != "curves.png"]
 
     assert left(run) == left(alone)
+    plots = [name for name in run.files if name.startswith("samples/")]
+    assert len(plots) == 2 and not run.other.err
     assert run.rows[0].keys() == alone.rows[0].keys() and len(run.rows) == len(alone.rows) == 2
     a, b = run.state(), alone.state()
     assert a.keys() - b.keys() == {"ranks"} and len(a["ranks"]) == 2
@@ -257,35 +304,60 @@ def test_resumed_with_another_number_of_processes(both: Any, train: Any) -> None
     assert [row["step"] for row in run.rows] == ["5", "10", "14"]
 
 
-def signalled(words: list[str]) -> tuple[int, str, str]:
-    """The second process alone gets SIGTERM, in its sixth step."""
-    seen, step = [0], train_wrn.train_step
+def signalled(words: list[str], where: str, nth: int) -> tuple[int, str, str]:
+    """The second process alone gets SIGTERM, when it is asked for `where` for the nth time; in an
+    agreement, while it waits for the first one."""
+    seen = [0]
+    module, name = {"step": (train_wrn, "train_step"), "wait": (distributed.Agreement, "answer")}[
+        where
+    ]
+    plain = getattr(module, name)
 
     def counted(*arguments: Any) -> Any:
         seen[0] += 1
-        if seen[0] == 6 and distributed.rank() == 1:
+        if seen[0] == nth and distributed.rank() == 1:
+            found = plain(*arguments)  # the answer is what was agreed on before the signal
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
+            return found
+        return plain(*arguments)
 
     # Signals are heard in the main thread, which a pair's processes run in.
     patch = pytest.MonkeyPatch()
-    patch.setattr(train_wrn, "train_step", counted)
+    patch.setattr(module, name, counted)
     try:
         return two.train(words)
     finally:
         patch.undo()
 
 
+def in_a_step(words: list[str]) -> tuple[int, str, str]:
+    return signalled(words, "step", 6)
+
+
+def in_a_wait(words: list[str], nth: int) -> tuple[int, str, str]:
+    return signalled(words, "wait", nth)
+
+
 def test_a_signal_to_one_process_saves_and_ends_both(both: Any) -> None:
     whole = both("--n_epochs 3")
     a, rows = everything(whole), steady(whole)
-    run = both("--n_epochs 3 --overwrite", act=signalled)
+    run = both("--n_epochs 3 --overwrite", act=in_a_step)
     assert run.code == run.other.code == 143 and run.state()["progress"]["step"] == 7
-    assert "stopped by SIGTERM at step 7" in run.out
+    assert "stopped by SIGTERM at step 7" in run.out and not run.err and not run.other.err
     assert both("", "--resume", str(run.folder), bare=True).code == 0
     b = everything(run)
     assert [part for part in a if not same(a[part], b[part])] == []
     assert rows == steady(run)
+
+
+@pytest.mark.parametrize("nth", range(5, 13))
+def test_a_signal_while_one_process_waits_for_the_other_ends_both(
+    nth: int, pair: Any, train: Any, tmp_path: Path
+) -> None:
+    """Wherever it comes: in an epoch, between two, after an evaluation."""
+    words = [*RUN.split(), "--data_root", str(train.data), "--log_dir", str(tmp_path)]
+    first, second = pair(in_a_wait, [*words, "--id", "run", "--n_epochs", "3"], nth)
+    assert (first[0], second[0]) == (143, 143), (first, second)
 
 
 def late(words: list[str]) -> tuple[int, str, str]:
@@ -366,6 +438,22 @@ def test_a_replay_buffer_that_the_processes_cannot_share(both: Any, train: Any) 
     refused = both("", "--resume", str(run.folder), bare=True)
     told = [*refused.err, *refused.other.err]
     assert refused.code == 2 and len(told) == 1 and "--buffer_size 50" in told[0]
+
+
+def test_processes_that_do_not_see_one_run_folder_are_refused(
+    pair: Any, both: Any, tmp_path: Path
+) -> None:
+    assert both("--n_epochs 2 --max_steps 2").code == 0
+    words = ["--pyxce", "1", "--id", "run", "--resume", "auto", "--dataset", "cifar10"]
+    told = pair(apart_auto, words, str(tmp_path))
+    assert [code for code, *_ in told] == [2, 2]
+    lines = [line for _, _, err in told for line in err.splitlines()]
+    assert len(lines) == 1 and "not all processes find a run" in lines[0]
+
+
+def apart_auto(words: list[str], folder: str) -> tuple[int, str, str]:
+    where = folder if distributed.first() else folder + "/none"
+    return two.train([*words, "--log_dir", where])
 
 
 def test_dry_run_says_how_many_processes(both: Any) -> None:
@@ -461,7 +549,7 @@ def test_two_processes_give_the_answer_of_one(
     one = ask.bare(*words, "--log_dir", str(tmp_path / "one"), folder=tmp_path / "one")
     first, second = pair(two.ask, [*words, "--log_dir", str(tmp_path / "two")])
     assert (one.code, first[0], second[0]) == (0, 0, 0), (one.err, first, second)
-    assert second[1] == "" and "the answer is in" in first[1]
+    assert second[1] == second[2] == "" and "the answer is in" in first[1]
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
     a, b = (answer(tmp_path / where) for where in ("one", "two"))
@@ -478,9 +566,9 @@ def answer(folder: Path) -> dict[str, Any]:
 
 # -------------------------------------------------------------------------------------- torchrun
 
-DIGITS = (
-    "train_wrn.py --dataset digits --pyxce 1 --pxsgld 1 --depth 10 --width 1 --batch_size 8 "
-    "--sgld_batch_size 8 --n_steps 1 --buffer_size 40 --n_epochs 100 --print_every 5 --id run"
+DIGITS = (  # steps long enough for torchrun to notice a death within one
+    "train_wrn.py --dataset digits --pyxce 1 --pxsgld 1 --depth 10 --width 1 --batch_size 32 "
+    "--sgld_batch_size 32 --n_steps 20 --buffer_size 40 --n_epochs 100 --print_every 1 --id run"
 )
 
 
@@ -499,7 +587,7 @@ def test_a_process_that_dies_ends_the_others_with_one_message(victim: int, tmp_p
     )
     try:
         log, deadline = tmp_path / "run" / "log.txt", time.monotonic() + 120
-        while not (log.exists() and "step 10 " in log.read_text()):
+        while not (log.exists() and "step 2 " in log.read_text()):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         ranks = children(process.pid)
@@ -510,13 +598,14 @@ def test_a_process_that_dies_ends_the_others_with_one_message(victim: int, tmp_p
     finally:
         process.kill()
         process.wait()
+    assert "SIGTERM: the step is finished" not in err
     told = [line for line in err.replace("\r", "\n").splitlines() if "train_wrn.py: " in line]
     assert len(told) == 1 and "another process of this run has ended" in told[0], err
     assert (
         "the last good checkpoint is" in told[0]
         and "Traceback" not in err.split("train_wrn.py FAILED")[0].split("torch/distributed")[0]
     )
-    again = torchrun("train_wrn.py --max_steps 20", "--resume", str(tmp_path / "run"))
+    again = torchrun("train_wrn.py --max_steps 4", "--resume", str(tmp_path / "run"))
     ran = subprocess.run(again, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
 
@@ -534,3 +623,13 @@ def children(pid: int) -> dict[int, int]:
         if parent == pid and ranks:
             found[int(ranks[0][5:])] = int(path.name)
     return found
+
+
+@pytest.mark.slow
+def test_processes_that_cannot_meet_say_why(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "no_such_network"}
+    command = torchrun(DIGITS, "--log_dir", str(tmp_path))
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    told = [line for line in ran.stderr.splitlines() if "train_wrn.py: error" in line]
+    assert ran.returncode == 1 and not list(tmp_path.iterdir())
+    assert len(told) == 1 and "cannot meet" in told[0] and "no_such_network" in told[0]

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import sys
+import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -25,21 +29,13 @@ T = TypeVar("T")
 # Nobody waits so long for a living process: rank 0 may be drawing pictures, or saving to a slow
 # disk. One that has died is noticed at once, by its closed connection.
 PATIENCE = timedelta(hours=2)
-NORMS = (nn.modules.batchnorm._BatchNorm,)
+MEETING = timedelta(minutes=10)  # until all have started
+GRACE = 10.0  # seconds in which a process may notice by itself that another one has ended
+LOST = "another process of this run has ended, or cannot be reached"
 
-
-LOST = "another process of this run has ended"
-
-
-class Lost(RuntimeError):
-    """That is so: what it was asked for does not come."""
-
-
-class _Together:
-    """What `together` sets up: the group of the hosts, and the store that all can ask."""
-
-    hosts: dist.ProcessGroup | None = None
-    store: dist.Store | None = None
+_hosts: dist.ProcessGroup | None = None  # the group of the hosts, whatever the device
+_store: dist.Store | None = None  # where all can leave a word for all
+_parted = False  # this process ends without the others
 
 
 def size() -> int:
@@ -60,24 +56,68 @@ def first() -> bool:
 def together(device: torch.device) -> Iterator[None]:
     """Join the processes that torchrun has started, if it has; all must come here.
 
-    Raises UsageError where there are fewer GPUs than processes on this machine.
+    Raises UsageError where they cannot meet.
     """
+    global _hosts, _store
     if processes() == 1 or dist.is_initialized():
         yield
         return
-    backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        backend = "nccl"
-    with losses_of_others():
-        store, own, count = next(dist.rendezvous("env://", timeout=PATIENCE))
-        dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=PATIENCE)
-        _Together.store = dist.PrefixStore("hdge", store)
-        _Together.hosts = dist.new_group(backend="gloo", timeout=PATIENCE)  # type: ignore[assignment]
+    try:
+        store, own, count = next(dist.rendezvous("env://", timeout=MEETING))
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=own,
+            world_size=count,
+            timeout=PATIENCE,
+        )
+        _hosts = dist.new_group(backend="gloo", timeout=PATIENCE)  # type: ignore[assignment]
+        watcher = watch_neighbour()
+    except RuntimeError as error:
+        raise UsageError(f"torchrun: the processes cannot meet ({reason(error)})") from None
+    _store = dist.PrefixStore("hdge", store)
     yield
-    # Only here: after an error others may have gone, and to part from them would wait for them.
-    _Together.hosts = _Together.store = None
-    dist.destroy_process_group()
+    # Not after an error: others may have gone, and to part from them would wait for them.
+    if not _parted:
+        watcher()
+        _hosts = _store = None
+        dist.destroy_process_group()
+
+
+def watch_neighbour() -> Callable[[], None]:
+    """A thread that waits for a word from the next process, which comes when all is done: what
+    comes before is that this process has died. The main thread may not notice, as it may be waiting
+    for a GPU that waits for the dead one's; then the thread ends the process. Returns what says the
+    word."""
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+
+    def watch() -> None:
+        try:
+            dist.recv(torch.zeros(1), (rank() + 1) % size(), group=group)
+        except RuntimeError as error:
+            time.sleep(GRACE)
+            if may_speak():
+                sys.stderr.write(f"error: {LOST} ({reason(error)})\n")
+            sys.stderr.flush()
+            os._exit(1)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+
+    def done() -> None:
+        all_of(None)
+        dist.send(torch.zeros(1), (rank() - 1) % size(), group=group)
+        thread.join()
+
+    return done
+
+
+def part() -> None:
+    """This process ends, whatever the others do: they are not waited for."""
+    global _parted
+    _parted = True
 
 
 def own_device(name: str) -> str:
@@ -89,42 +129,37 @@ def own_device(name: str) -> str:
         raise UsageError(
             f"--device {name}: under torchrun each process has a GPU of its own: give --device cuda"
         )
-    local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if local >= gpus:
+    local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if local > gpus:
         raise UsageError(
-            f"--nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', local + 1)}: PyTorch sees "
-            f"{gpus} CUDA GPUs on this machine: start as many processes, or give --device cpu"
+            f"--nproc_per_node {local}: PyTorch sees {gpus} CUDA GPUs on this machine: start as "
+            "many processes, or give --device cpu"
         )
-    return f"cuda:{local}"
+    return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 def may_speak() -> bool:
     """Whether this process is the first that has to tell why it ends: one line is enough."""
     if processes() == 1:
         return True
-    if _Together.store is None:  # a mistake that all have noticed before they met
-        return int(os.environ["RANK"]) == 0
+    if _store is None:  # a mistake that all on this machine have noticed before they met
+        return os.environ["LOCAL_RANK"] == "0"
     try:
-        return int(_Together.store.add("spoken", 1)) == 1
+        return int(_store.add("spoken", 1)) == 1
     except RuntimeError:  # whoever kept the store has ended
         return True
 
 
-@contextlib.contextmanager
-def losses_of_others() -> Iterator[None]:
-    """An error of the network between processes becomes Lost."""
-    try:
-        yield
-    except RuntimeError as error:
-        if is_lost(error):
-            raise Lost(LOST) from error
-        raise
-
-
 def is_lost(error: BaseException) -> bool:
-    """PyTorch has no class of its own for gloo's errors."""
-    known = isinstance(error, Lost | dist.DistError)
-    return known or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+    """An error of what travels between processes. PyTorch has no class of its own for gloo's."""
+    if size() == 1 or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, short and in one line; gloo begins with a place in its source."""
+    return re.sub(r"^\[\S+\] ", "", " ".join(str(error).split()))[:150]
 
 
 # ---------------------------------------------------------------------------------------- device
@@ -146,7 +181,7 @@ def average_statistics(model: nn.Module) -> None:
     SyncBatchNorm, and with the same batch, they are the same anyway."""
     if size() == 1:
         return
-    layers = [m for m in model.modules() if isinstance(m, NORMS) and m.running_mean is not None]
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     plain = [layer for layer in layers if not isinstance(layer, nn.SyncBatchNorm)]
     found: list[Any] = [t for layer in plain for t in (layer.running_mean, layer.running_var)]
     if found:
@@ -170,6 +205,8 @@ def replicated(loss: nn.Module, *, find_unused: bool) -> nn.Module:
     if size() == 1:
         return loss
     with warnings.catch_warnings():
+        # Of loc and scale of act norm, which one memory format or the other describes.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         # From 2.14 on it says that this name will go, and to keep it where buffers are not shared.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return nn.parallel.DistributedDataParallel(
@@ -189,9 +226,35 @@ def from_first(value: T) -> T:
     if size() == 1:
         return value
     boxed = [value if first() else None]
-    with losses_of_others():
-        dist.broadcast_object_list(boxed, 0, group=_Together.hosts)
+    dist.broadcast_object_list(boxed, 0, group=_hosts)
     return boxed[0]  # type: ignore[return-value]
+
+
+def to_first(value: T) -> list[T]:
+    """What each process has, by rank: to rank 0. The others get nothing, []."""
+    if size() == 1:
+        return [value]
+    found: list[Any] = [None] * size()
+    dist.gather_object(value, found if first() else None, 0, group=_hosts)
+    return found if first() else []
+
+
+def in_turn(load: Callable[[], T], error: type[Exception]) -> T:
+    """`load()` by the first process of each machine, which may have to download something, and then
+    by the others. An error of this kind that one raises, all raise."""
+    if size() == 1:
+        return load()
+    found, failed = None, None
+    for firsts in (True, False):
+        if (os.environ["LOCAL_RANK"] == "0") == firsts:
+            try:
+                found = load()
+            except error as caught:
+                failed = caught
+        told = [each for each in all_of(failed) if each is not None]
+        if told:
+            raise told[0]
+    return found  # type: ignore[return-value]
 
 
 def all_of(value: T) -> list[T]:
@@ -199,8 +262,7 @@ def all_of(value: T) -> list[T]:
     if size() == 1:
         return [value]
     found: list[Any] = [None] * size()
-    with losses_of_others():
-        dist.all_gather_object(found, value, group=_Together.hosts)
+    dist.all_gather_object(found, value, group=_hosts)
     return found
 
 
@@ -219,8 +281,7 @@ def joined(part: Tensor) -> Tensor:
     if len(part):
         padded[: len(part)] = part.detach().cpu()
     found = [torch.empty_like(padded) for _ in lengths]
-    with losses_of_others():
-        dist.all_gather(found, padded, group=_Together.hosts)
+    dist.all_gather(found, padded, group=_hosts)
     whole = torch.cat([each[:n] for each, n in zip(found, lengths, strict=True)])
     return whole.to(part.device)
 
@@ -262,8 +323,7 @@ class Agreement:
 
     def ask(self, told: tuple[int, ...]) -> None:
         numbers = torch.tensor(told, dtype=torch.int64)
-        with losses_of_others():
-            work = dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_Together.hosts, async_op=True)
+        work = dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_hosts, async_op=True)
         self.asked = work, numbers
 
     def answer(self) -> tuple[int, ...] | None:
@@ -271,8 +331,7 @@ class Agreement:
             return None
         work, numbers = self.asked
         self.asked = None
-        with losses_of_others():
-            work.wait()
+        work.wait()
         return tuple(numbers.tolist())
 
 

@@ -39,7 +39,7 @@ def exit_code(
         return 2
     except (RuntimeError, MemoryError) as error:
         if distributed.is_lost(error):
-            tell(f"{program}: error: {distributed.LOST}: what it said, if anything, stands above")
+            tell(f"{program}: error: {distributed.LOST} ({distributed.reason(error)})")
             return 1
         full = full_memory(error)
         if lower is None or full is None:
@@ -58,9 +58,9 @@ def tell(line: str) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process. One of several that ends by an error does not wait for what the others no
-    longer send."""
-    if code and distributed.size() > 1:
+    """End the process: one that has not parted from the others in peace at once, and not after
+    what they no longer send."""
+    if distributed.size() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -80,7 +80,8 @@ def run_exit_code(program: str, out: Output, train: Callable[[Signals], str]) ->
 
     However it ends, its records are closed and its curves drawn.
     """
-    signals = Signals(program, quiet=not distributed.first())
+    # Of several processes none promises what another one's end may prevent.
+    signals = Signals(program, quiet=distributed.size() > 1)
     with signals.listen():
         try:
             ending = train(signals)
@@ -91,12 +92,15 @@ def run_exit_code(program: str, out: Output, train: Callable[[Signals], str]) ->
             tell(f"{program}: {error}")
             return 1
         except KeyboardInterrupt:
+            distributed.part()
             tell(f"\n{program}: interrupted; {out.last_good()}, --resume goes on")
             return 130
         except RuntimeError as error:
             if not distributed.is_lost(error):
                 raise
-            tell(f"{program}: {distributed.LOST}; {out.last_good()}, --resume goes on")
+            distributed.part()
+            why = f"{distributed.LOST} ({distributed.reason(error)})"
+            tell(f"{program}: {why}; {out.last_good()}, --resume goes on")
             return 1
         finally:
             # Whatever ended the run is what the user must read.

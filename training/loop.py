@@ -81,17 +81,21 @@ def train(
         signals.obeyed = True
         return f"stopped by {signals.name} at step {progress.step:,}; --resume goes on"
 
-    def agree() -> tuple[bool, bool]:
-        """Whether the time is up, and a save due, for any of the processes; and the signal that any
-        of them has received is received by all."""
-        told = (time.monotonic() >= deadline, out.save_is_due(s.ckpt_minutes), signals.received)
-        late, save_due, signal = agreement.now(*told)
+    def noticed() -> tuple[int, int, int]:
+        """Whether the time is up, and a save due, and which signal has come, to this process."""
+        late = time.monotonic() >= deadline
+        return late, out.save_is_due(s.ckpt_minutes), signals.received
+
+    def agree() -> tuple[int, int, int]:
+        """The same for all processes: where one has noticed it, all have. What is decided then must
+        not be decided by what has come to this one in the meantime."""
+        late, save_due, signal = agreement.now(*noticed())
         signals.hear(signal)
-        return bool(late), bool(save_due)
+        return late, save_due, signal
 
     healer, agreement = Healer(run), distributed.Agreement()
     with out.progress_bar(run, stop * s.batch_size) as bar:
-        late, _ = agree()
+        late, *_ = agree()
         while (progress.step < stop and not late) or unwritten():
             epoch = (progress.step - unwritten()) // steps_per_epoch
             if not unwritten():
@@ -99,18 +103,7 @@ def train(
                 until = min((epoch + 1) * steps_per_epoch, stop)
                 try:
                     train_epoch(
-                        run,
-                        step,
-                        guard,
-                        healer,
-                        out,
-                        bar,
-                        epoch,
-                        until,
-                        deadline,
-                        signals,
-                        save,
-                        agreement,
+                        run, step, guard, healer, out, bar, epoch, until, noticed, save, agreement
                     )
                 except Diverged as error:
                     told = healer.heal(run, error)
@@ -118,14 +111,14 @@ def train(
                     progress.seconds = earlier + time.monotonic() - began
                     guard.reset()
                     out.go_back(run, told, bar)
-                    late, _ = agree()
+                    late, *_ = agree()
                     if not late or run.epoch.steps == 0:
                         continue
                     epoch = (progress.step - 1) // steps_per_epoch
-            late, save_due = agree()
-            if signals.received:
+            late, save_due, signal = agree()
+            if signal:
                 return stopped()
-            ended = progress.step >= stop or late
+            ended = progress.step >= stop or bool(late)
             whole = progress.step % steps_per_epoch == 0
             progress.seconds = earlier + time.monotonic() - began
             # Whoever set a limit may have little time left for what follows.
@@ -154,8 +147,8 @@ def train(
             out.board(results, gradients, progress.step)
             if whole:
                 healer.keep(run)
-            late, _ = agree()
-            if signals.received and progress.step < total:
+            late, _, signal = agree()
+            if signal and progress.step < total:
                 return stopped()
     if progress.step >= total:
         return f"complete: {s.n_epochs} epochs"
@@ -173,14 +166,13 @@ def train_epoch(
     bar: tqdm,
     epoch: int,
     until: int,
-    deadline: float,
-    signals: Signals,
+    noticed: Callable[[], tuple[int, int, int]],
     save: Callable[[], None],
     agreement: distributed.Agreement,
 ) -> None:
-    """The rest of the epoch: up to step `until`, which is not taken, the time `deadline` or a
-    signal; `save` is called every --ckpt_minutes. Several processes act on these one step later,
-    all at the same."""
+    """The rest of the epoch: up to step `until`, which is not taken, or until `noticed` tells that
+    the time is up or of a signal; where it tells that a save is due, `save` is called. Several
+    processes act on these one step later, all at the same."""
     s, progress = run.settings, run.progress
     started = time.monotonic()
     run.model.train()
@@ -205,14 +197,11 @@ def train_epoch(
         elif out.reports == 0 and run.window.steps in out.early:
             guard.raise_if_diverged(out.last_good())
             out.show(run.window.means(), bar)
-        now = time.monotonic()
-        late, save_due, signal = agreement.soon(
-            now >= deadline, out.save_is_due(s.ckpt_minutes), signals.received
-        )
+        late, save_due, signal = agreement.soon(*noticed())
         if late or signal:
             break
         if save_due:
-            progress.train_seconds += now - started
+            progress.train_seconds += time.monotonic() - started
             save()
             agreement.forget()  # that it was due
             started = time.monotonic()
@@ -251,7 +240,8 @@ def evaluate(
                 part=distributed.share(data.number_of_batches(split, EVAL_BATCH)),
             )
             results[name] = classification(run.model, signals.polled(batches))
-            signals.hear(*agreement.now(signals.received))
-            if signals.received:
+            (signal,) = agreement.now(signals.received)
+            signals.hear(signal)
+            if signal:
                 raise Stopped
     return results

@@ -47,8 +47,9 @@ def choose_device(name: str, *, exact: bool = False) -> torch.device:
 
 def load_data(s: Namespace, device: torch.device, program: str) -> data.DataSet:
     """The set of --dataset on the device; a doubt about it is said on stderr."""
-    dataset = data.load(s.dataset, s.data_root)
-    if found := data.doubt(dataset):
+    dataset = distributed.in_turn(lambda: data.load(s.dataset, s.data_root), data.DataError)
+    found = data.doubt(dataset)
+    if found and distributed.first():
         print(f"{program}: warning: {found}", file=sys.stderr)
     return dataset.to(device)
 

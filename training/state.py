@@ -102,9 +102,10 @@ def whole_state(run: Run) -> dict[str, Any]:
     state = checkpoint_state(run)
     if distributed.size() > 1:
         if "replay_buffer" in state:
-            shards = distributed.all_of(state["replay_buffer"].cpu())
-            state["replay_buffer"] = from_shards(shards, run.num_classes)
-        state["ranks"] = distributed.all_of(state["random"])
+            shards = distributed.to_first(state["replay_buffer"].cpu())
+            if shards:
+                state["replay_buffer"] = from_shards(shards, run.num_classes)
+        state["ranks"] = distributed.to_first(state["random"])
     return state
 
 
@@ -119,7 +120,8 @@ def own_state(run: Run, state: dict[str, Any]) -> dict[str, Any]:
     buffer = state.get("replay_buffer")
     if isinstance(buffer, Tensor):
         state["replay_buffer"] = own_shard(run, buffer)
-    if len(ranks) == distributed.size():
+    same_machine = run.device.type != "cuda" or all("cuda" in random for random in ranks)
+    if len(ranks) == distributed.size() and same_machine:
         state["random"] = ranks[distributed.rank()]
     else:
         key = (int(state["progress"]["step"]), len(ranks), distributed.size())
@@ -181,8 +183,12 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         if run.device.type == "cuda" and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], run.device)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"it does not fit this run's settings ({reason})") from None
+        raise misfit(error) from None
+
+
+def misfit(error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())[:200]
+    return CheckpointError(f"it does not fit this run's settings ({reason})")
 
 
 def restore_last(run: Run, folder: Path, program: str) -> None:
@@ -196,7 +202,11 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
         found = read_last(folder, program)
     path, state = distributed.from_first(found)  # type: ignore[misc]
     try:
-        restore(run, own_state(run, state))
+        try:
+            state = own_state(run, state)
+        except (KeyError, TypeError, ValueError) as error:
+            raise misfit(error) from None
+        restore(run, state)
     except CheckpointError as error:
         raise CheckpointError(f"--resume {path}: {error}") from None
 
@@ -232,7 +242,11 @@ def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -
     buffer, queue = run.memory("replay_buffer"), run.memory("queue")
     images = state.get("replay_buffer")
     if buffer is not None and isinstance(images, Tensor) and len(images):
-        if distributed.size() > 1 and len(images) == run.settings.buffer_size:
+        if len(images) != run.settings.buffer_size:
+            raise CheckpointError(
+                f"its replay buffer has {len(images)} images: use --buffer_size {len(images)}"
+            )
+        if distributed.size() > 1:
             images = own_shard(run, images)
         _copy(buffer.images, images, "--buffer_size", axis=0)
     if queue is None or QUEUE[0] not in weights:
