@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -35,15 +36,15 @@ def augment(
     row r of the padded image is row |r| of the image, or 62 - r beyond its last row 31.
     """
     n, device = len(index), images.device
-    span = torch.arange(-PAD, SIZE - PAD, device=device)
     offsets = torch.randint(2 * PAD + 1, (2, n, 1), device=device, generator=generator)
-    rows, columns = _reflect(offsets + span)  # (n, 32) each
     if flip:
         mirrored = torch.rand(n, 1, device=device, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    pixels = ((index[:, None] * SIZE + rows)[:, :, None] * SIZE + columns[:, None, :]).flatten()
+        offsets[1].add_(mirrored, alpha=2 * PAD + 1)
+    rows, columns = _crops(device).index_select(0, offsets.flatten()).view(2, n, SIZE)
+    rows += SIZE * torch.arange(n, device=device, dtype=torch.int32)[:, None]
+    pixels = torch.add(columns[:, None, :], rows[:, :, None], alpha=SIZE).flatten()
     # One index into a list of pixels: four times as fast on the CPU as three into the images.
-    chosen = images.flatten(0, 2).index_select(0, pixels)
+    chosen = images.index_select(0, index).flatten(0, 2).index_select(0, pixels)
     batch = to_float(chosen.view(n, SIZE, SIZE, 3))
     if sigma > 0:
         batch += _noise(n, sigma, generator, device)
@@ -92,10 +93,15 @@ def epoch_order(n: int, *, seed: int, epoch: int, device: torch.device | str = "
     return torch.randperm(n, generator=generator).to(device)
 
 
-def _reflect(position: Tensor) -> Tensor:
-    """-1, -2, ... -> 1, 2, ...; 32, 33, ... -> 30, 29, ... (the edge itself is not repeated)."""
+@lru_cache
+def _crops(device: torch.device) -> Tensor:
+    """int32 (2 * (2 * PAD + 1), 32): for each offset the pixels of a crop along one axis, then
+    the same mirrored. -1, -2, ... is pixel 1, 2, ..., and 32, 33, ... is 30, 29, ...: the edge is
+    not repeated. int32 is half of int64's traffic, and enough for the pixels of a batch."""
     last = SIZE - 1
-    return last - (last - position.abs()).abs()
+    padded = torch.arange(-PAD, SIZE + PAD, dtype=torch.int32)
+    crops = (last - (last - padded.abs()).abs()).unfold(0, SIZE, 1)
+    return torch.cat([crops, crops.flip(1)]).to(device)
 
 
 def _noise(n: int, sigma: float, generator: torch.Generator | None, device: torch.device) -> Tensor:
@@ -104,8 +110,8 @@ def _noise(n: int, sigma: float, generator: torch.Generator | None, device: torc
     Scaled here, not while it is added: add(alpha=) may fuse differently at the end of a vector,
     and evaluation noise must be the same bits at every batch size.
     """
-    noise = torch.randn(n, SIZE, SIZE, 3, generator=generator, device=device)
-    return noise.mul_(sigma).permute(0, 3, 1, 2)
+    noise = torch.empty(n, SIZE, SIZE, 3, device=device)
+    return noise.normal_(0, sigma, generator=generator).permute(0, 3, 1, 2)
 
 
 def _generator(device: torch.device, *key: int) -> torch.Generator:

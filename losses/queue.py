@@ -85,25 +85,30 @@ class LogitQueue(nn.Module):
         """log sum over filled slots k of exp(s[r, k] / T), (R,); -inf while the queue is empty."""
         return self.normalisers[key].log_sum(self)  # type: ignore[operator]
 
-    @torch.no_grad()
     def enqueue(self, logits: Tensor, skip: Tensor | None = None) -> None:
         """Write logits (N, C) over the oldest slots, wrapping round; of N > K the last K enter.
 
         Nothing changes where a logit is not finite, or where the flag `skip` () is set.
         """
-        new_CN = logits.detach()[-self.size :].T.to(self.queue_logit.dtype)
-        take = new_CN.isfinite().all()
+        # Read once each: a module looks its buffers up in as long as a small operation takes.
+        queue_CK, pointer, filled = self.queue_logit, self.queue_ptr, self.queue_filled
+        new_CN = logits.detach().T.to(queue_CK.dtype)
+        if len(logits) > self.size:
+            new_CN = new_CN[:, -self.size :]
+        keep = (new_CN - new_CN).any()  # nan, which counts as true, where a logit is not finite
         if skip is not None:
-            take = take & ~skip
+            keep = keep | skip
         count = new_CN.shape[1]
-        slots = (self.queue_ptr + torch.arange(count, device=new_CN.device)) % self.size
-        old_CN = self.queue_logit[:, slots]
-        new_CN = torch.where(take, new_CN, old_CN)
+        slots = (pointer + torch.arange(count, device=pointer.device)) % self.size
+        old_CN = queue_CK.index_select(1, slots)
+        new_CN = torch.where(keep, old_CN, new_CN)
+        take = ~keep
+        counted_N = slots < filled
         for normaliser in self.normalisers.values():
-            normaliser.replace(self, old_CN, new_CN, slots < self.queue_filled, take)  # type: ignore[operator]
-        self.queue_logit.index_copy_(1, slots, new_CN)
-        self.queue_ptr.add_(count * take).remainder_(self.size)
-        self.queue_filled.add_(count * take).clamp_(max=self.size)
+            normaliser.replace(self, old_CN, new_CN, counted_N, take)  # type: ignore[operator]
+        queue_CK.index_copy_(1, slots, new_CN)
+        pointer.add_(take, alpha=count).remainder_(self.size)
+        filled.add_(take, alpha=count).clamp_(max=self.size)
 
     def commit(self, step: Any, skip: Tensor) -> None:
         """Of several processes each has a part of the batch, and all enqueue all of it: their
@@ -122,20 +127,22 @@ class Normaliser(nn.Module):
     """
 
     total: Tensor
+    shift: Tensor  # -s_max / T
 
     def __init__(self, score: Score, num_classes: int, running: bool) -> None:
         super().__init__()
         self.score, self.running = score, running
-        self.bound = score.bounds(num_classes)[1]
         self.enqueues, self.stale = 0, True
-        rows = score.rows(num_classes)
+        rows, highest = score.rows(num_classes), score.bounds(num_classes)[1]
         self.register_buffer("total", torch.zeros(rows, dtype=torch.float64))
+        shift = torch.tensor(-highest / score.temperature, dtype=torch.float64)
+        self.register_buffer("shift", shift, persistent=False)
 
     def log_sum(self, queue: LogitQueue) -> Tensor:
         temperature = self.score.temperature
         if self.running:
             self.resum_if_due(queue)
-            return self.total.log() + self.bound / temperature
+            return self.total.log() - self.shift
         scores_RK = self.score(queue.queue_logit) / temperature
         return scores_RK.masked_fill(~filled(queue), -torch.inf).logsumexp(1)
 
@@ -146,14 +153,15 @@ class Normaliser(nn.Module):
         if not self.running:
             return
         self.resum_if_due(queue)
-        gone = torch.where(counted_N, self.terms(old_CN), 0.0).sum(1)
-        change = self.terms(new_CN).sum(1) - gone
-        self.total.add_(torch.where(take, change, 0.0))
+        old_RN, new_RN = self.terms(torch.cat([old_CN, new_CN], 1)).chunk(2, 1)
+        change_R = (new_RN - old_RN * counted_N).sum(1)
+        self.total.add_(change_R.mul_(take))
         self.enqueues += 1
 
     def terms(self, logits_CM: Tensor) -> Tensor:
         """exp((s - s_max) / T) (R, M) in float64."""
-        return ((self.score(logits_CM.double()) - self.bound) / self.score.temperature).exp()
+        scores_RM = self.score(logits_CM.double())
+        return torch.add(self.shift, scores_RM, alpha=1 / self.score.temperature).exp_()
 
     def resum_if_due(self, queue: LogitQueue) -> None:
         if self.stale or self.enqueues >= RESUM_EVERY:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import contenders, flags, measure, picture, pil_images, report, timing
+from benchmarks import contenders, flags, measure, picture, pil_images, report, shares, timing
 from benchmarks.contenders import PROJECT, STRAIGHT, STRAIGHT_TF32, Networks
 from scripts import bench
 
@@ -424,3 +424,30 @@ def test_help_and_mistakes_are_answered_before_torch_is_imported(words: str, cod
 )  # fmt: skip
 def test_numbers_have_three_digits(value: float | None, text: str) -> None:
     assert report.figures(value) == text
+
+
+# ------------------------------------------------------------------------------------ its shares
+
+
+def test_the_shares_of_a_step_are_by_kind_of_operation_and_make_a_whole() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    words = f"{TINY} --workers 0 --terms CE JEM --classes 10"
+    try:
+        found = shares.measured(flags.complete(flags.parse(words.split()), "quick"))
+    finally:
+        torch.set_num_threads(threads)
+    steps = [f"{terms}, {name}" for terms in ("CE", "JEM") for name in (PROJECT, STRAIGHT)]
+    assert list(found) == [*steps, "augmented images", "queue term, 10 classes"]
+    for milliseconds, operations, kinds in found.values():
+        assert milliseconds > 0 and operations > 10
+        assert sum(kinds.values()) == pytest.approx(1)
+    for step in steps:
+        assert found[step][2]["convolutions, forward"] > 0.02
+        assert found[step][2]["convolutions, backward"] > 0.02
+    assert found["JEM, project"][1] > 2 * found["CE, project"][1]
+    assert found["augmented images"][2]["normal random numbers"] > 0.01
+    assert found["queue term, 10 classes"][2]["convolutions, forward"] == 0
+
+    rows = shares.markdown(found).splitlines()
+    assert len(rows) == 2 + len(found) and len({row.count("|") for row in rows}) == 1

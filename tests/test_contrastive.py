@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from losses import Contrastive, ContrastScore, LogitQueue, Step
+from losses.contrastive import softplus
 
 SCORES = [
     pytest.param(classes, ContrastScore(kind, marginal, normalize, smoothing, temperature))
@@ -106,6 +107,44 @@ def test_queue_loss_and_gradient_equal_brute_force(
 def test_simclr_loss_and_gradient_equal_brute_force(classes: int, score: ContrastScore) -> None:
     labels = random_labels(7, classes)
     assert_same_loss_and_gradient(Contrastive(score), randn(7, classes, seed=2), labels, None)
+
+
+@pytest.mark.parametrize(("classes", "score"), SCORES)
+def test_the_score_of_one_row_is_that_row_of_all_scores(classes: int, score: ContrastScore) -> None:
+    logits = randn(9, classes, seed=0).requires_grad_(True)
+    rows = random_labels(9, 1 if score.marginal else classes)
+    got, expected = score.of_rows(logits, rows), score(logits.T).gather(0, rows[None]).squeeze(0)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-14)
+    weights = randn(9, seed=1)
+    gradients = [torch.autograd.grad((s * weights).sum(), logits)[0] for s in (got, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [1e-3, 1.0, 1e8])
+def test_logits_are_divided_by_their_length(dtype: torch.dtype, length: float) -> None:
+    logits = (length * randn(50, 4, seed=0)).to(dtype)
+    score = ContrastScore("eq13", temperature=1.0)
+    expected = torch.nn.functional.normalize(logits, dim=0)
+    torch.testing.assert_close(score(logits), expected, rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["algorithm1", "eq13"])
+def test_logits_of_zero_have_a_score_and_a_finite_gradient(kind: str, dtype: torch.dtype) -> None:
+    """A slot that was never written holds them, and so does a head that starts at zero."""
+    logits = torch.zeros(3, 5, dtype=dtype, requires_grad=True)
+    scores = ContrastScore(kind).of_rows(logits, torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(scores, torch.full_like(scores, math.log(5) * (kind != "eq13")))
+    (gradient,) = torch.autograd.grad(scores.sum(), logits)
+    assert gradient.isfinite().all()
+
+
+def test_softplus_is_exact_on_both_sides_of_its_threshold() -> None:
+    a = torch.tensor([-torch.inf, -800.0, -40.0, 0.0, 20.5, 39.9, 40.1, 800.0]).double()
+    torch.testing.assert_close(
+        softplus(a), torch.logaddexp(a, torch.zeros_like(a)), rtol=1e-15, atol=0
+    )
 
 
 def test_both_scores_are_one_for_the_marginal() -> None:
@@ -245,7 +284,7 @@ def test_no_tensor_is_larger_than_the_queue(
     term = Contrastive(score, LogitQueue(classes, size, init="random"))
     assert largest_tensor(term, logits, labels) <= classes * size  # the first step sums afresh
     later = largest_tensor(term, logits, labels)
-    assert later <= (classes * n if normalize else classes * size)
+    assert later <= (2 * classes * n if normalize else classes * size)  # what goes and what comes
     assert largest_tensor(Contrastive(score), logits, labels) <= classes * n
 
 
