@@ -153,12 +153,15 @@ def unequal(first: dict[str, Any], second: dict[str, Any]) -> dict[str, float]:
 
 def tolerance(where: str, double: bool) -> float:
     """In float32 a gradient is compared more loosely: rounding, which depends on the batch's size,
-    takes some inputs of LeakyReLU across its kink. What --log_gradients measures is float32."""
+    takes some inputs of LeakyReLU across its kink; the more so once the weights differ by that.
+    What --log_gradients measures is float32."""
     if where.startswith("/measured"):
         return 1e-5
     if double:
         return 1e-10
-    return 1e-3 if where.endswith("/gradients") else 1e-5
+    if where.endswith("/gradients"):
+        return 1e-3 if where == "/steps/0/gradients" else 1e-2
+    return 1e-5
 
 
 @pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
