@@ -204,9 +204,10 @@ def replicated(loss: nn.Module, *, find_unused: bool) -> nn.Module:
     pass are averaged over processes while they arrive. Buffers are left alone."""
     if size() == 1:
         return loss
+    # Said in the first backward pass of loc and scale of act norm, whose strides either memory
+    # format may have.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     with warnings.catch_warnings():
-        # Of loc and scale of act norm, which one memory format or the other describes.
-        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         # From 2.14 on it says that this name will go, and to keep it where buffers are not shared.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return nn.parallel.DistributedDataParallel(
