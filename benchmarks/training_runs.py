@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 MARK = "<!-- made by benchmarks/training_runs.py -->"
 ACCURACIES = ("train_acc", "valid_acc", "test_acc")
-OWN = ("data_root", "environment", "environments")  # of a machine, not of the experiment
+OWN = ("data_root", "resume")  # of a machine or a process, not of the experiment
 SPEED = ("seconds", "images_per_s")  # of a machine that others may use, too
 REPORT = re.compile(r"epoch \d+ step (\d+) (.*)")
 RESTART = re.compile(
