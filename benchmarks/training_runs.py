@@ -144,7 +144,7 @@ def healing(runs: Sequence[Row]) -> str:
         averages = [spread([run[name] for run in done]) for name in ("valid_acc", "test_acc")]
         grouped.append([kind, ", ".join(str(run["seed"]) for run in some), finished, *averages])
     names = [f"{name.removesuffix('_acc')} accuracy (%)" for name in ACCURACIES]
-    head = ["run", "diverged at step", "ended at step", "learning rate at the end", *names]
+    head = ["run", "diverged at step", "last report at step", "learning rate at the end", *names]
     return "\n\n".join(
         [
             table(
