@@ -118,7 +118,7 @@ def save_picture(runs: Sequence[dict[str, Any]], path: Path) -> None:
                 values = [row[name] for row in each["curve"]]
                 axes.plot(steps, values, line, color=colour, lw=1.4, label=each["name"])
             axes.set(title=name.removesuffix("/loss") if "/" in name else "sum", xlabel="step")
-        figure.axes[0].legend()
+        figure.axes[2].legend(loc="lower right")
         figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
