@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 from collections.abc import Callable
@@ -9,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 import losses
 import train_wrn
 from losses import sgld
 from training import checkpoint, divergence, flags, loop, output, records
 from training.divergence import Diverged, Healer, snapshot
+from training.output import rewind
 
 FLAGS = "--n_epochs 3 --print_every 1 --contrast_k 80"
 AT = 8  # the step of the fault, in the second epoch of 5 steps
@@ -264,3 +267,13 @@ def test_only_chains_that_blew_up_begin_anew() -> None:
     changed = (buffer.images != before).flatten(1).any(1)
     assert changed.nonzero().flatten().tolist() == [3, 5, 7]
     assert buffer.images[[3, 5, 7]].abs().max() <= 1
+
+
+def test_the_bar_goes_back_and_on() -> None:
+    shown = io.StringIO()
+    with tqdm(total=100, file=shown, mininterval=0, miniters=1) as bar:
+        bar.update(80)
+        rewind(bar, 10)
+        bar.update(1)
+        while_it_runs = shown.getvalue()
+    assert "80/100" in while_it_runs and "10/100" in while_it_runs and "11/100" in while_it_runs

@@ -58,6 +58,13 @@ class Unread:
         return getattr(self.stream, name)
 
 
+def rewind(bar: tqdm, n: int) -> None:
+    """Set the bar back to n: left alone, it would stand still until it is where it was."""
+    bar.n = bar.last_print_n = n
+    bar.last_print_t = bar._time()
+    bar.refresh()
+
+
 class Output:
     """The screen, the records and the checkpoints of one run folder. Of several processes the first
     one alone has a `book`, and writes and speaks; the others take part where states are gathered.
@@ -213,8 +220,7 @@ class Output:
             return
         checkpoint.keep_old(self.folder / checkpoint.LAST, self.folder / checkpoint.PREVIOUS)
         self.book.go_back(run.progress.step)
-        bar.n = run.progress.step * run.settings.batch_size
-        bar.refresh()
+        rewind(bar, run.progress.step * run.settings.batch_size)
 
     def last_good(self) -> str:
         last = self.folder / checkpoint.LAST
