@@ -26,7 +26,9 @@ from evaluation.robustness import classifier, pixels, robust_accuracy
 from evaluation.scores import feature_bank, scores
 from tests import pair as two
 from training import distributed, divergence, flags, loop
+from training.checkpoint import CheckpointError, save_checkpoint
 from training.divergence import Guard
+from training.state import restore_last
 
 ROOT = Path(__file__).resolve().parent.parent
 CLOCK = ("seconds", "images_per_s")
@@ -455,6 +457,26 @@ def test_processes_that_do_not_see_one_run_folder_are_refused(
 def apart_auto(words: list[str], folder: str) -> tuple[int, str, str]:
     where = folder if distributed.first() else folder + "/none"
     return two.train([*words, "--log_dir", where])
+
+
+def test_a_checkpoint_of_another_program_or_buffer_is_refused_in_its_own_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    s, _ = flags.parse(
+        "--pyxce 1 --pxsgld 1 --depth 10 --width 1 --buffer_size 40 --sgld_batch_size 4".split()
+    )
+    run = train_wrn.build_run(s, 10, torch.device("cpu"))
+    monkeypatch.setattr(distributed, "size", lambda: 3)
+    monkeypatch.setattr(distributed, "from_first", lambda value: value)
+    for state, words in (
+        ({"replay_buffer": torch.zeros(40, 3, 32, 32)}, "is not divisible by 3 processes times 10"),
+        ({"model_state_dict": {}}, "does not fit this run's settings ('progress')"),
+    ):
+        save_checkpoint(state, tmp_path / "last_ckpt.pt")
+        with pytest.raises(CheckpointError) as caught:
+            restore_last(run, tmp_path, "train_wrn.py")
+        assert words in str(caught.value)
+        assert ("does not fit" in str(caught.value)) == ("progress" in words)
 
 
 def test_dry_run_says_how_many_processes(both: Any) -> None:

@@ -204,7 +204,7 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
     try:
         try:
             state = own_state(run, state)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError) as error:  # of another program
             raise misfit(error) from None
         restore(run, state)
     except CheckpointError as error:
