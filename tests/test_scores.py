@@ -95,7 +95,16 @@ def test_pxgrad_of_a_flat_density_is_finite() -> None:
 
 
 @pytest.mark.parametrize("filled", [40, 64])
-@pytest.mark.parametrize("settings", [{}, {"kind": "eq13", "normalize": False}, {"marginal": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"kind": "eq13", "normalize": False},
+        {"marginal": True},
+        {"smoothing": 0.3},
+        {"kind": "eq13", "smoothing": 0.1},
+    ],
+)
 @torch.no_grad()
 def test_pxsim(model: EnergyClassifier, filled: int, settings: dict[str, Any]) -> None:
     """log K - loss for y = argmax f(x), written out; K counts the filled slots alone."""
@@ -106,11 +115,13 @@ def test_pxsim(model: EnergyClassifier, filled: int, settings: dict[str, Any]) -
 
     def similarity(f: Tensor, y: int) -> float:
         u = f if settings.get("normalize") is False else f / f.norm()
-        mark = torch.zeros(CLASSES, dtype=torch.float64)
-        mark[y] = 1
+        spread = settings.get("smoothing", 0.0)
+        mark = torch.full((CLASSES,), spread / (CLASSES - 1), dtype=torch.float64)
+        mark[y] = 1 - spread
         if settings.get("marginal"):
             mark[:] = 1
-        score = u[y] if settings.get("kind") == "eq13" else (mark * u).logsumexp(0)
+        eq13 = settings.get("kind") == "eq13"
+        score = (mark * u.exp()).sum().log() if eq13 else (mark * u).logsumexp(0)
         return score.item() / 0.1
 
     for n in range(N):
