@@ -54,15 +54,14 @@ class Trained:
         queue.queue_filled.fill_(size) if filled is None else queue.queue_filled.copy_(filled)
         if not int(queue.queue_filled):
             raise UsageError(f"--score_fn pxsim: the queue of {self.path} is still empty")
-        numbers = {
-            "smoothing": self.number(s, "smoothing", 0.0),
-            "temperature": self.number(s, "contrast_t", 0.1),
-        }
+        smoothing = self.number(s, "smoothing", 0.0)
+        temperature = self.number(s, "contrast_t", 0.1)
         try:
             score = losses.ContrastScore(
                 kind=self.value(s, "contrast_score", "algorithm1"),
                 normalize=bool(self.value(s, "contrast_normalize", True)),
-                **numbers,
+                smoothing=smoothing,
+                temperature=temperature,
             )
         except ValueError as error:
             raise UsageError(
