@@ -116,7 +116,11 @@ def test_ood_has_a_row_for_each_set_and_score(answers: Any, ask: Any) -> None:
 
 def test_every_score_is_there(ask: Any) -> None:
     words = " ".join(SCORES)
-    found = ask(f"--eval OOD --score_fn {words} --knn_k 3 --ood_dataset svhn uniform --n_steps 1")
+    found = ask(
+        f"--eval OOD --score_fn {words} --knn_k 3 --ood_dataset svhn uniform --n_steps 1",
+        "--max_images",
+        "20",
+    )
     assert found.code == 0, found.err
     rows = found.json("OOD")["rows"]
     assert {row["score_fn"] for row in rows} == set(SCORES) and len(rows) == 2 * len(SCORES)
