@@ -35,9 +35,10 @@ class Trained:
     state: dict[str, Any]
 
     def contrastive(self, s: Namespace) -> losses.Contrastive:
-        """The contrastive term log q(x|y) with the queue that the checkpoint holds.
+        """The contrastive term log q(x|y) with the queue that the checkpoint holds, by the score
+        that the run trained with.
 
-        Raises UsageError where it holds none.
+        Raises UsageError where the checkpoint holds no queue, and for a score that does not exist.
         """
         logits = self.weights.get("queue_logit")
         if logits is None:
@@ -53,11 +54,19 @@ class Trained:
         queue.queue_filled.fill_(size) if filled is None else queue.queue_filled.copy_(filled)
         if not int(queue.queue_filled):
             raise UsageError(f"--score_fn pxsim: the queue of {self.path} is still empty")
-        score = losses.ContrastScore(
-            kind=self.value(s, "contrast_score", "algorithm1"),
-            normalize=bool(self.settings.get("contrast_normalize", True)),
-            temperature=self.number(s, "contrast_t", 0.1),
-        )
+        smoothing = self.number(s, "smoothing", 0.0)
+        temperature = self.number(s, "contrast_t", 0.1)
+        try:
+            score = losses.ContrastScore(
+                kind=self.value(s, "contrast_score", "algorithm1"),
+                normalize=bool(self.value(s, "contrast_normalize", True)),
+                smoothing=smoothing,
+                temperature=temperature,
+            )
+        except ValueError as error:
+            raise UsageError(
+                f"--score_fn pxsim: {self.path} was trained with settings unknown here: {error}"
+            ) from None
         return losses.Contrastive(score, queue).to(self.device)
 
     def replay_buffer(self, s: Namespace, classes: int) -> losses.ReplayBuffer:
@@ -96,7 +105,7 @@ class Trained:
 
     def value(self, s: Namespace, name: str, default: Any) -> Any:
         """The command line's, else the run's, else the default."""
-        given = getattr(s, name)
+        given = getattr(s, name, None)
         if given is not None:
             return given
         saved = self.settings.get(name)
@@ -108,8 +117,9 @@ class Trained:
         try:
             return float(value)
         except (TypeError, ValueError):
+            remedy = f"give --{name}" if hasattr(s, name) else "use another checkpoint"
             raise UsageError(
-                f"--load_path {self.path}: its {name} is {value!r}, no number: give --{name}"
+                f"--load_path {self.path}: its {name} is {value!r}, no number: {remedy}"
             ) from None
 
     @property

@@ -152,16 +152,16 @@ def unequal(first: dict[str, Any], second: dict[str, Any]) -> dict[str, float]:
 
 
 def tolerance(where: str, double: bool) -> float:
-    """In float32 a gradient is compared more loosely: rounding, which depends on the batch's size,
-    takes some inputs of LeakyReLU across its kink; the more so once the weights differ by that.
-    What --log_gradients measures is float32."""
-    if where.startswith("/measured"):
-        return 1e-5
+    """float64: the last digits, of all but the means of --log_gradients, which are float32.
+
+    float32: ten times what rounding can do, on whichever processor. Rounding takes inputs of
+    LeakyReLU across its kink. Weights and images that are moved by 1 to 4 units of the last digit,
+    in 100 draws of every case in one process, move a gradient by up to 4e-3, its norms and cosines
+    and everything else by up to 5e-5.
+    """
     if double:
-        return 1e-10
-    if where.endswith("/gradients"):
-        return 1e-3 if where == "/steps/0/gradients" else 1e-2
-    return 1e-5
+        return 1e-5 if where.startswith("/measured") else 1e-10
+    return 4e-2 if where.endswith("/gradients") else 5e-4
 
 
 @pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 import data
 import models
+import train_wrn
 from evaluation.classification import predictions
 from evaluation.flags import EVALUATIONS, SCORES
 from training.checkpoint import save_checkpoint
@@ -114,10 +116,57 @@ def test_ood_has_a_row_for_each_set_and_score(answers: Any, ask: Any) -> None:
 
 def test_every_score_is_there(ask: Any) -> None:
     words = " ".join(SCORES)
-    found = ask(f"--eval OOD --score_fn {words} --knn_k 3 --ood_dataset svhn uniform --n_steps 1")
+    found = ask(
+        f"--eval OOD --score_fn {words} --knn_k 3 --ood_dataset svhn uniform --n_steps 1",
+        "--max_images",
+        "20",
+    )
     assert found.code == 0, found.err
     rows = found.json("OOD")["rows"]
     assert {row["score_fn"] for row in rows} == set(SCORES) and len(rows) == 2 * len(SCORES)
+
+
+@pytest.mark.parametrize(
+    "words", ["--smoothing .3", "--contrast_score eq13 --no-contrast_normalize --contrast_t .7"]
+)
+def test_pxsim_scores_as_the_run_was_trained(words: str, ask: Any, tmp_path: Path) -> None:
+    run = ask.trainer(f"--pyxce 1 --pxycontrast 1 --n_epochs 1 {words}")
+    path = str(run.folder / "last_ckpt.pt")
+    asked = ["--load_path", path, "--data_root", str(ask.trainer.data), "--device", "cpu"]
+    asked += ["--log_dir", str(tmp_path), *"--eval OOD --score_fn pxsim --ood_dataset svhn".split()]
+    assert ask.bare(*asked).code == 0
+    found = np.load(tmp_path / "OOD_scores.npz")[f"{run.folder.name}/cifar10_test/pxsim"]
+
+    term = train_wrn.build_objective(Namespace(**run.settings), 10).terms["pxycontrast"]
+    state = run.state()
+    queue = term.memories["queue"]
+    queue.queue_logit.copy_(state["model_state_dict"]["queue_logit"])
+    queue.queue_filled.copy_(state["objective"]["memories.queue.queue_filled"])
+    split = data.load_evaluation("cifar10", ask.trainer.data).split
+    batches = data.evaluation_batches(split, batch_size=7, sigma=0.03, seed=1)
+    logits, _ = predictions(models.load(path), batches)
+    losses = term.per_image(logits.double(), logits.argmax(1))
+    np.testing.assert_allclose(found, queue.queue_filled.log() - losses, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("smoothing", 2, "smoothing"),
+        ("smoothing", "much", "smoothing"),
+        ("contrast_t", 0, "temperature"),
+        ("contrast_score", "eq14", "contrast score"),
+    ],
+)
+def test_pxsim_refuses_settings_that_do_not_exist(
+    name: str, value: Any, said: str, ask: Any, tmp_path: Path
+) -> None:
+    state = torch.load(ask.checkpoint("hdge"), weights_only=True)
+    save_checkpoint({**state, "settings": {**state["settings"], name: value}}, tmp_path / "a.pt")
+    asked = f"--load_path {tmp_path / 'a.pt'} --eval OOD --score_fn pxsim --ood_dataset svhn"
+    found = ask.bare(*asked.split(), "--data_root", str(ask.trainer.data), "--device", "cpu")
+    assert found.code == 2 and len(found.err) == 1
+    assert said in found.err[0] and str(value) in found.err[0]
 
 
 def test_all_says_what_it_leaves_out(ask: Any, tmp_path: Path) -> None:

@@ -494,7 +494,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture(params=["foreground", "background"])
+@pytest.fixture(params=["foreground", pytest.param("background", marks=pytest.mark.slow)])
 def sleeping(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
     """(the process that runs experiments, the process number of the program that it runs)
 

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from training import machine
 
 # Four tensors of 16 MiB at a time, as a network's activations: page faults of the last ten rounds.
 ROUNDS = """
@@ -39,3 +42,20 @@ def test_memory_that_a_step_frees_is_kept_for_the_next(
     root = Path(__file__).resolve().parent.parent
     told = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
     assert fewest * PAGES <= int(told.stdout) <= most * PAGES, told.stderr
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_heads_are_float32_proper_and_convolutions_where_scores_are_compared(
+    exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matrix products are those of the heads alone: a logit near 60 in TF32 is .03 off."""
+    cudnn = torch.backends.cudnn
+    for name in ("allow_tf32", "benchmark", "deterministic"):
+        monkeypatch.setattr(cudnn, name, getattr(cudnn, name))  # given back after the test
+    torch.set_float32_matmul_precision("high")
+    try:
+        machine.choose_device("cpu", exact=exact)
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cuda.matmul.allow_tf32 and cudnn.allow_tf32 is not exact
+    finally:
+        torch.set_float32_matmul_precision("highest")

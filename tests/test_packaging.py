@@ -354,5 +354,20 @@ def test_shell_scripts_parse(script: Path) -> None:
     subprocess.run([BASH, "-n", str(script)], check=True)
 
 
-def test_ci_runs_the_command_that_the_readme_names() -> None:
-    assert "step bash scripts/test.sh\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+def test_ci_runs_the_command_that_the_readme_names_with_the_slow_tests() -> None:
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert 'step bash scripts/test.sh -m "slow or not slow"\n' in ci
+
+
+@pytest.mark.parametrize(
+    ("words", "collected"), [((), {"quick"}), (("-m", "slow or not slow"), {"quick", "slow"})]
+)
+def test_the_slow_tests_run_where_they_are_asked_for(
+    words: tuple[str, ...], collected: set[str], tmp_path: Path
+) -> None:
+    (tmp_path / "test_two.py").write_text(
+        "import pytest\ndef test_quick(): pass\n@pytest.mark.slow\ndef test_slow(): pass\n"
+    )
+    command = [BASH, "scripts/test.sh", *words, "--collect-only", "-q", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert set(re.findall(r"::test_(\w+)", done.stdout)) == collected, done.stderr

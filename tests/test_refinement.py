@@ -70,7 +70,8 @@ def test_one_step_without_noise_is_the_gradient(model: EnergyClassifier) -> None
     model.logits(leaf).logsumexp(1).sum().backward()
     model.train().zero_grad(set_to_none=True)
     assert leaf.grad is not None and (30 * leaf.grad).abs().max() > 0.01
-    torch.testing.assert_close(refined_x, x + 30 * leaf.grad, rtol=0, atol=1e-5)
+    # Another batch and layout round otherwise, across LeakyReLU's kink: 1e-4 in 30 gradients.
+    torch.testing.assert_close(refined_x, x + 30 * leaf.grad, rtol=0, atol=1e-3)
 
 
 def test_small_steps_without_noise_raise_log_q(model: EnergyClassifier) -> None:
@@ -110,7 +111,8 @@ def test_chains_have_a_generator_that_evaluation_noise_has_not(model: EnergyClas
     for i in range(2):
         generator = chains.generator_of(torch.device("cpu"), 5, chains.REFINEMENT, i)
         end = langevin(model.log_px, x[4 * i : 4 * i + 4], generator=generator, **settings)
-        torch.testing.assert_close(moved[4 * i : 4 * i + 4], end, rtol=0, atol=1e-5)
+        # In another layout, so up to 1e-5 apart; with other noise it would be .1.
+        torch.testing.assert_close(moved[4 * i : 4 * i + 4], end, rtol=0, atol=1e-4)
     model.train()
 
 

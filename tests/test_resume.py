@@ -33,10 +33,9 @@ CLOCK = ("seconds", "images_per_s")
 
 
 def moving(state: dict[str, Any]) -> dict[str, Any]:
-    """All of a checkpoint but the settings, the clock, the length of log.txt and, since a run
-    that stops within an epoch is evaluated there, the best validation accuracy."""
+    """All of a checkpoint but the settings, the clock and the length of log.txt."""
     kept = {name: value for name, value in state.items() if name not in ("settings", "progress")}
-    return {**kept, "step": state["progress"]["step"]}
+    return {**kept, **{name: state["progress"][name] for name in ("step", "best_valid")}}
 
 
 def steady(run: Any) -> list[dict[str, str]]:
@@ -363,6 +362,45 @@ def test_a_kill_between_two_files_loses_no_best_checkpoint(
     assert "best_valid_ckpt.pt" in run.files
     steps = [r.state("best_valid_ckpt.pt")["progress"]["step"] for r in (whole, run)]
     assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize(
+    ("stop", "words"),
+    [(7, ""), (5, "--eval_every 2")],
+    ids=["within an epoch", "after an epoch that has no evaluation"],
+)
+def test_an_evaluation_that_a_limit_forces_does_not_count_for_the_best(
+    stop: int, words: str, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped and resumed run keeps the best checkpoint of a run that was not stopped."""
+    from training import loop
+
+    def evaluate(run: Any, *_: Any) -> dict[str, dict[str, float]]:
+        accuracies = {stop: 0.9, 10: 0.6}
+        return {"valid": {"accuracy": accuracies.get(run.progress.step, 0.4), "nll": 1.0}}
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    flags = f"--pyxce 1 --n_epochs 3 {words}"
+    whole, parts = train(flags), train(f"{flags} --max_steps {stop}")
+    assert parts.last["valid_acc"] == "0.9"
+    assert parts.state()["progress"]["best_valid"] < 0.9
+    assert resumed(train, parts).code == 0
+    best = [run.state("best_valid_ckpt.pt") for run in (whole, parts)]
+    assert train.same(*map(moving, best)) and moving(best[0])["step"] == 10
+
+
+def test_warm_up_counts_from_where_the_optimiser_is_new(train: Any) -> None:
+    """Also where --start_epoch counts epochs from a later one, and after a restart."""
+    flags = "--pyxce 1 --n_epochs 9 --lr .01 --warmup_iters 8 --decay_epochs 3 --print_every 1"
+    fresh = train(f"{flags} --decay_rate 1 --max_steps 10")
+    later = train(f"{flags} --decay_rate .5 --start_epoch 3 --max_steps 3")
+    assert resumed(train, later, "--max_steps", "10").code == 0
+
+    def rates(run: Any) -> list[float]:
+        return [float(line.split(" lr ")[1].split()[0]) for line in reports(run)]
+
+    assert rates(fresh) == pytest.approx([0.01 * min(1, i / 8) for i in range(10)], rel=1e-2)
+    assert rates(later) == pytest.approx([rate / 2 for rate in rates(fresh)], rel=1e-2)
 
 
 def test_resume_asks_for_no_file_that_is_not_there(train: Any, tmp_path: Path) -> None:

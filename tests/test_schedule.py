@@ -5,7 +5,7 @@ import pytest
 from training.schedule import learning_rate
 
 TABLE = [
-    # step, epoch, warmup_iters, decay_epochs, rate / base
+    # steps taken, epoch, warmup_iters, decay_epochs, rate / base
     (0, 0, -1, (160, 180), 1.0),  # no warm-up
     (0, 0, 0, (160, 180), 1.0),
     (0, 0, 1000, (160, 180), 0.0),
@@ -27,14 +27,14 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("step", "epoch", "warmup", "decay_epochs", "factor"), TABLE)
+@pytest.mark.parametrize(("steps_taken", "epoch", "warmup", "decay_epochs", "factor"), TABLE)
 def test_the_rate_is_that_of_the_table(
-    step: int, epoch: int, warmup: int, decay_epochs: tuple[int, ...], factor: float
+    steps_taken: int, epoch: int, warmup: int, decay_epochs: tuple[int, ...], factor: float
 ) -> None:
     """A pure function of the place: a run that starts at epoch 185 passed both decays."""
     rate = learning_rate(
         2e-4,
-        step=step,
+        steps_taken=steps_taken,
         epoch=epoch,
         warmup_iters=warmup,
         decay_epochs=decay_epochs,

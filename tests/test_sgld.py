@@ -332,3 +332,28 @@ def test_the_noise_of_a_term_is_as_wide_as_it_says() -> None:
     ((slots, samples),) = buffer.staged
     noise = (samples - buffer.images[slots]) / 0.07
     assert abs(noise.mean()) < 0.03 and abs(noise.std() - 1) < 0.02
+
+
+@pytest.mark.parametrize("name", ["pxsgld", "pxysgld"])
+def test_chains_are_normalised_by_statistics_that_hold_their_step_s_batch(name: str) -> None:
+    """One forward pass of the data serves all terms, so it comes before the chains."""
+    model = model_of()
+    norm = model.f.layers[2]
+    means = [norm.running_mean.clone()]  # type: ignore[union-attr,operator]
+    term = term_of(name, buffer_of())
+    log_px, log_pxy = model.log_px, model.log_pxy
+
+    def watched(density: Any) -> Any:
+        def of(*given: Tensor) -> Tensor:
+            means.append(norm.running_mean.clone())  # type: ignore[union-attr,operator]
+            return density(*given)
+
+        return of
+
+    model.log_px, model.log_pxy = watched(log_px), watched(log_pxy)  # type: ignore[method-assign]
+    data = images(6)
+    batch = model.f.layers[:2](data).mean(0).detach()  # type: ignore[index]
+    term(Step.forward(model, data, torch.arange(6) % CLASSES))
+    expected = torch.lerp(means[0], batch, 0.1)
+    assert len(means) > 1 + SGLD["steps"]
+    assert all(torch.allclose(mean, expected) for mean in means[1:])

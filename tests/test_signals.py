@@ -93,7 +93,7 @@ def test_the_evaluation_that_a_limit_asks_for_is_made_up_for(
     assert "nothing to do" in resumed(train, run, "--max_steps", "7").out
 
 
-@pytest.mark.parametrize("reader", ["pipe", "terminal"])
+@pytest.mark.parametrize("reader", ["pipe", pytest.param("terminal", marks=pytest.mark.slow)])
 def test_who_reads_the_output_may_end_before_the_run(reader: str, tmp_path: Path) -> None:
     """As `2>&1 | tee log` does at Ctrl-C, and a terminal that is closed."""
     words = "train_wrn.py --dataset digits --pyxce 1 --depth 10 --width 1 --batch_size 8 --id run"
@@ -193,7 +193,11 @@ def test_within_an_epoch_a_kill_costs_ckpt_minutes(
     assert [part for part in a if not train.same(a[part], b[part])] == []
 
 
-@BOTH
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    ids=lambda n: n.name,
+)
 def test_a_program_that_is_told_to_stop_stops(number: signal.Signals, tmp_path: Path) -> None:
     words = "train_wrn.py --dataset digits --pyxce 1 --depth 10 --width 1 --batch_size 8 --id run"
     command = [sys.executable, *words.split(), "--log_dir", str(tmp_path)]

@@ -14,6 +14,7 @@ from evaluation.results_tables import cells
 from scripts.experiments import EXPERIMENTS, TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.slow
 # An adversarially trained model is in the panel of its own distance.
 NOT_ASKED = {("at-linf", "robust/L2"), ("at-l2", "robust/Linf")}
 

@@ -17,6 +17,7 @@ from training.checkpoint import save_checkpoint
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.slow
 def test_it_writes_what_was_reached(tmp_path: Path) -> None:
     words = ["--sections", "repeat", "refusals", "--rounds", "1", "--output", str(tmp_path / "out")]
     command = [sys.executable, "scripts/torture.py", *words]

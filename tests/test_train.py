@@ -313,7 +313,7 @@ def test_a_run_that_diverges_later_keeps_the_epoch_before(
 
     rate = loop.learning_rate
     monkeypatch.setattr(
-        loop, "learning_rate", lambda lr, **at: 1e9 if at["step"] == 7 else rate(lr, **at)
+        loop, "learning_rate", lambda lr, **at: 1e9 if at["steps_taken"] == 7 else rate(lr, **at)
     )
     run = train("--pyxce 1 --n_epochs 3 --print_every 1 --max_restarts 0")
     assert run.code == 1 and "diverged at step 8 " in run.err[0] and "(step 5)" in run.err[0]

@@ -262,8 +262,8 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=POSITIVE, default=1e-4, metavar="RATE",
         help="learning rate after warm-up (default: %(default)s; JEM)")
     add("--warmup_iters", type=OR_OFF, default=-1, metavar="STEPS",
-        help="steps of linear warm-up from 0; -1: none (default: %(default)s; the README "
-        "commands of both papers use 1000)")
+        help="steps of linear warm-up from 0, counted from the run's first step; -1: none "
+        "(default: %(default)s; the README commands of both papers use 1000)")
     add("--decay_epochs", type=WHOLE, nargs="+", default=[160, 180], metavar="EPOCH",
         help="multiply the rate by --decay_rate from these epochs on, counted from 0 "
         "(default: 160 180; JEM's paper: 50 100 of 150)")
@@ -279,7 +279,7 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
     add("--n_epochs", type=COUNT, default=200, metavar="EPOCHS",
         help="epochs, of training images / batch_size steps each (default: %(default)s; JEM)")
     add("--start_epoch", type=WHOLE, default=0, metavar="EPOCH",
-        help="count epochs, and with them the schedule, from here: for --load_path "
+        help="count epochs, and with them the learning rate's decay, from here: for --load_path "
         "(default: %(default)s; HDGE; --resume needs no help)")
     add("--clf_only", action="store_true",
         help="train the last layer, class_output, alone (JEM)")

@@ -103,7 +103,18 @@ def train(
                 until = min((epoch + 1) * steps_per_epoch, stop)
                 try:
                     train_epoch(
-                        run, step, guard, healer, out, bar, epoch, until, noticed, save, agreement
+                        run,
+                        step,
+                        guard,
+                        healer,
+                        out,
+                        bar,
+                        epoch,
+                        first,
+                        until,
+                        noticed,
+                        save,
+                        agreement,
                     )
                 except Diverged as error:
                     told = healer.heal(run, error)
@@ -143,7 +154,10 @@ def train(
                 run.gradients.reset()
                 progress.train_seconds = 0.0
             progress.written_step = progress.step
-            out.save(run, epoch if whole else -1, results.get("valid", {}).get("accuracy"))
+            # A run that nothing has stopped is evaluated at these steps alone.
+            counts = whole and ((epoch + 1) % s.eval_every == 0 or progress.step >= total)
+            valid = results.get("valid", {}).get("accuracy") if counts else None
+            out.save(run, epoch if whole else -1, valid)
             out.board(results, gradients, progress.step)
             if whole:
                 healer.keep(run)
@@ -165,6 +179,7 @@ def train_epoch(
     out: Output,
     bar: tqdm,
     epoch: int,
+    first: int,
     until: int,
     noticed: Callable[[], tuple[int, int, int]],
     save: Callable[[], None],
@@ -177,7 +192,7 @@ def train_epoch(
     started = time.monotonic()
     run.model.train()
     for number in range(progress.step, until):
-        set_learning_rate(run, number, epoch)
+        set_learning_rate(run, number - first, epoch)
         metrics = step(number)
         names, values = list(metrics), torch.stack(list(metrics.values()))
         if run.window.names != names:  # another phase of the training has other metrics
@@ -209,12 +224,12 @@ def train_epoch(
     progress.train_seconds += time.monotonic() - started
 
 
-def set_learning_rate(run: Run, step: int, epoch: int) -> None:
+def set_learning_rate(run: Run, steps_taken: int, epoch: int) -> None:
     s = run.settings
     for group in run.optimizer.param_groups:
         group["lr"] = run.progress.lr_scale * learning_rate(
             s.lr,
-            step=step,
+            steps_taken=steps_taken,
             epoch=epoch,
             warmup_iters=s.warmup_iters,
             decay_epochs=s.decay_epochs,

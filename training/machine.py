@@ -19,7 +19,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 def choose_device(name: str, *, exact: bool = False) -> torch.device:
     """The device that --device names, set up to be fast or, for scores that are to be compared,
-    `exact`: float32 without TF32, and always the same algorithm.
+    `exact`: convolutions without TF32, and always by the same algorithm. Matrix products, which
+    are those of the heads, are float32 in both.
 
     Raises UsageError for one that is unknown or not there.
     """
@@ -36,7 +37,7 @@ def choose_device(name: str, *, exact: bool = False) -> torch.device:
         raise UsageError(
             f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA GPUs: use --device cpu"
         )
-    torch.set_float32_matmul_precision("highest" if exact else "high")
+    torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = not exact
     torch.backends.cudnn.benchmark = not exact
     torch.backends.cudnn.deterministic = exact
