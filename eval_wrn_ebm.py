@@ -36,7 +36,7 @@ from evaluation.calibration import calibration, fit_temperature
 from evaluation.classification import classification, predictions
 from evaluation.inception import inception_extractor
 from evaluation.ood import detection
-from evaluation.results import PROTOCOL, Answer, file_sha256
+from evaluation.results import Answer, file_sha256
 from evaluation.scores import check_scores, feature_bank, scores
 from evaluation.trained import Trained
 from training import distributed, records
@@ -699,7 +699,11 @@ def protocol(asked: Asked) -> dict[str, Any]:
         for name in ("sigma", "n_steps", "seed", "amp", "max_images")
         if s.eval in flags.BELONGS.get(name, flags.EVALUATIONS)
     ]
-    return {"version": PROTOCOL, **{name: getattr(s, name) for name in names}, "sets": asked.about}
+    return {
+        "version": flags.PROTOCOL[s.eval],
+        **{name: getattr(s, name) for name in names},
+        "sets": asked.about,
+    }
 
 
 def work(s: Namespace, given: set[str]) -> int:

@@ -29,6 +29,13 @@ EVALUATIONS = (
     *("test_clf", "eval_ece", "OOD", "logp_hist", "uncond_samples", "cond_samples"),
     *("fid", "attack"),
 )
+# Numbers of one version can be compared: raise a question's with every change of what it computes
+# (README, "Protocol"), but not of the random numbers that it is computed with.
+PROTOCOL = {**dict.fromkeys(EVALUATIONS, 1), "attack": 2}
+EARLIER = {  # what a version before the present one did
+    ("attack", 1): "ascended cross-entropy in float32, whose gradient vanishes where a model is "
+    "confident: the accuracy is too high for confident models, and is to be measured again",
+}
 SAMPLES = ("uncond_samples", "cond_samples")
 ONE_MODEL = (*SAMPLES, "fid")  # evaluations whose files belong to one checkpoint
 CLASSIFIED = ("test_clf", "eval_ece", "OOD", "logp_hist")  # by batches of a set, with noise
@@ -205,7 +212,8 @@ def add_fid(parser: argparse.ArgumentParser) -> None:
 def add_attack(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("attack").add_argument
     add("--attack", choices=("pgd", "autoattack"), default="pgd",
-        help="projected gradient ascent, or AutoAttack through pyautoattack "
+        help="projected gradient ascent, or AutoAttack through pyautoattack, of which APGD on "
+        "cross-entropy and FAB are weak against confident models, and APGD on DLR is not "
         "(default: %(default)s; ours)")
     add("--distance", choices=("Linf", "L2"), default="Linf",
         help="the norm that bounds the perturbation (default: %(default)s; JEM)")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Classifier = Callable[[Tensor], Tensor]  # x01 (N, 3, 32, 32) -> logits (N, C)
@@ -27,7 +26,7 @@ def pgd(
     generator: torch.Generator | None = None,
     check: bool = True,
 ) -> Tensor:
-    """Projected gradient ascent on -log q(y|x): adversarial images for x01 `x` and labels `y`.
+    """Projected gradient ascent on `loss`: adversarial images for x01 `x` and labels `y`.
 
         Linf: x' <- P(x' + step * sign(g))        L2: x' <- P(x' + step * g / ||g||_2)
 
@@ -56,12 +55,24 @@ def pgd(
         adversarial.requires_grad_(True)
         with torch.enable_grad():
             # a sum, not a mean: no image's gradient depends on how many others there are
-            loss = F.cross_entropy(classify(adversarial), y, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, adversarial)
+            total = loss(classify(adversarial), y).sum()
+        (gradient,) = torch.autograd.grad(total, adversarial)
         adversarial = project(x, adversarial.detach() + step * ascent(gradient), eps)
     if check:
         check_perturbation(x, adversarial, distance, eps)
     return adversarial
+
+
+def loss(logits: Tensor, y: Tensor) -> Tensor:
+    """log sum over c != y of e^f_c, minus f_y: float (N,) of logits f (N, C) and labels y (N,).
+
+    Its gradient is that of cross-entropy, divided by 1 - q(y|x), which changes no direction.
+    Cross-entropy itself would not do: in float32 the label's part of its gradient is lost once
+    1 - q(y|x) nears 6e-8, and all of it where f_y leads by 100, so that a confident model would
+    seem robust.
+    """
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
 
 
 def _sign(gradient: Tensor) -> Tensor:

@@ -15,9 +15,6 @@ from training import distributed
 from training.flags import UsageError
 from training.records import naming
 
-# Numbers of one version can be compared; raise it with every change of what is computed
-# (README, "Protocol"), but not of the random numbers that it is computed with.
-PROTOCOL = 1
 # What may differ between two askings of one question: where things are, and on what device. (The
 # network of --fid_model is known by its hash, not by its path.)
 INDIFFERENT = frozenset(

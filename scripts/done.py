@@ -86,14 +86,14 @@ def answered(place: Path, words: Sequence[str], hashes: dict[Path, str] | None =
 
     hashes: sha256 of files that were read before, by path; new ones are added.
     """
-    from evaluation.flags import parse, resolve
-    from evaluation.results import PROTOCOL, same_question
+    from evaluation.flags import PROTOCOL, parse, resolve
+    from evaluation.results import same_question
 
     known = {} if hashes is None else hashes
     parsed, _ = parse(list(words[1:]))
     resolve(parsed)
     record = read_json(place / f"{parsed.eval}.json")
-    if record is None or record.get("protocol", {}).get("version") != PROTOCOL:
+    if record is None or record.get("protocol", {}).get("version") != PROTOCOL[parsed.eval]:
         return False
     if not same_question(record.get("settings", {}), vars(parsed)):
         return False

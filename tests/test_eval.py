@@ -57,7 +57,7 @@ def test_every_question_is_asked_here() -> None:
 def test_an_answer_says_where_it_comes_from(name: str, answers: Any, ask: Any) -> None:
     record = answers[name].json(name)
     assert record["eval"] == name and record["checkpoint"] == str(ask.checkpoint("hdge"))
-    assert record["protocol"]["version"] == 1
+    assert record["protocol"]["version"] == (2 if record["eval"] == "attack" else 1)
     assert record["settings"]["seed"] == 1 and record["settings"]["batch_size"] == 64
     assert record["run"]["pxycontrast"] == 1 and record["run"]["step"] == 5
     assert record["environment"]["packages"]["torch"] in torch.__version__

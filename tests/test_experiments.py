@@ -21,7 +21,7 @@ from baselines import contrastive_flags, probe_flags, train_adversarial
 from baselines import flags as baseline_flags
 from evaluation import flags as questions
 from evaluation.cost import step_flops
-from evaluation.results import PROTOCOL
+from evaluation.flags import PROTOCOL
 from scripts import done, experiments, recipes
 from training import flags
 
@@ -107,7 +107,10 @@ def leave(words: list[str], where: Path, code: int) -> None:
         questions.resolve(parsed)
         s = vars(parsed)
         models = [{"checkpoint_sha256": done.sha256(Path(path), {})} for path in s["load_path"]]
-        record = {"settings": json.loads(json.dumps(s)), "protocol": {"version": PROTOCOL}}
+        record = {
+            "settings": json.loads(json.dumps(s)),
+            "protocol": {"version": PROTOCOL[s["eval"]]},
+        }
         record |= models[0] if s["log_dir"] is None else {"models": models}
         record["features_sha256"] = done.sha256(Path(s["fid_model"] or ""), {})
         (where / f"{s['eval']}.json").write_text(json.dumps(record))
@@ -346,7 +349,7 @@ def test_an_answer_of_another_protocol_or_question_is_none(change: str, jobs: An
     path = make().root / "paper" / "hdge-jem-s1" / "eval" / "cond_samples.json"
     record = json.loads(path.read_text())
     if change == "version":
-        record["protocol"]["version"] = PROTOCOL + 1
+        record["protocol"]["version"] += 1
     record["settings"]["n_sample_steps"] += change == "settings"
     path.write_text("{" if change == "damaged" else json.dumps(record))
     if change == "gone":

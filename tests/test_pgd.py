@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluation import pgd as attacks
@@ -61,6 +62,40 @@ def test_every_image_is_attacked_on_its_own(distance: str, eps: float, random_in
         for seed in (0, 0, 1)
     )
     assert torch.equal(first, same) and torch.equal(first, other) is not random_init
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("margin", [0, 1, 10, 17, 30, 100, 200])
+def test_the_direction_is_cross_entropy_s_at_every_margin(margin: float, classes: int) -> None:
+    """float32 against cross-entropy in float64; the label leads by `margin`."""
+    logits = torch.randn(8, classes, generator=generator_of())
+    y = torch.arange(8) % classes
+    best = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
+    logits.scatter_(1, y[:, None], (best + margin)[:, None])
+    ours = logits.requires_grad_()
+    (found,) = torch.autograd.grad(attacks.loss(ours, y).sum(), ours)
+    exact = logits.detach().double().softmax(1)
+    exact.scatter_(1, y[:, None], 0)  # the label's part is q(y|x) - 1, which float64 rounds to 0
+    exact.scatter_(1, y[:, None], -exact.sum(1, keepdim=True))
+    exact /= exact.norm(dim=1, keepdim=True)
+    assert (F.normalize(found.double()) * exact).sum(1).min() > 0.9999
+
+
+@pytest.mark.parametrize(("distance", "eps"), [("Linf", 0.01), ("L2", 0.1)])
+def test_a_confident_model_is_no_more_robust(distance: str, eps: float) -> None:
+    """Outputs multiplied by 128 decide the same."""
+    model, x = network(torch.float32), images(64, torch.float32)
+    accuracies = []
+    for scale in (1, 128):
+        rows = robust_accuracy(
+            lambda x01, scale=scale: scale * model(x01),  # type: ignore[misc]
+            [(x, answers(model, x))],
+            distance=distance,
+            radii=[eps],
+            steps=10,
+        )
+        accuracies.append(rows[0]["accuracy"])
+    assert 0.05 < accuracies[0] < 0.95 and accuracies[1] <= accuracies[0] + 0.03
 
 
 @pytest.mark.parametrize(("distance", "eps"), BALLS)

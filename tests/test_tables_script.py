@@ -234,7 +234,7 @@ def test_protocol_versions_are_never_mixed(
     assert tables.main(["collect", "--root", str(tmp_path), "--results", str(results)]) == 0
     capsys.readouterr()
     message = error(capsys, "write", "--results", results)
-    assert "versions 1 (ce-s1), 2 (hdge-s1)" in message and "table3_hybrid" in message
+    assert "versions 1 (ce-s1), 2 (hdge-s1) of test_clf" in message and "table3_hybrid" in message
     folders = [tmp_path / "small" / name for name in ("ce-s1", "hdge-s1")]
     assert "mix protocol versions" in error(capsys, "compare", *folders)
     classified(fake_run(tmp_path, "ce", 2), 0.7, version=2)  # nor over the seeds of one row

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from evaluation.flags import EARLIER
 from evaluation.report.paper import TERMS
 from evaluation.results_tables.about import SEED
 from evaluation.results_tables.records import Record
@@ -27,7 +28,7 @@ def check_protocols(
     """
     for name, record in records.items():
         check_settings(table, scale, name, record)
-    versions: dict[str, str] = {}  # protocol version -> a run that has it
+    versions: dict[str, dict[Any, str]] = {}  # question -> protocol version -> a run that has it
     notes = []
     rows: dict[str, dict[str, dict[str, Any]]] = {}  # question -> row -> its protocol
     for name, record in records.items():
@@ -38,23 +39,30 @@ def check_protocols(
                 if "protocol" not in answer or found["state"] != "finished" or not used:
                     continue
                 run, protocol = f"{name}-s{seed}", flat(answer["protocol"])
-                versions.setdefault(str(protocol.get("version")), run)
+                of_question = versions.setdefault(question.partition("/")[0], {})
+                of_question.setdefault(protocol.get("version"), run)
                 rows.setdefault(question, {}).setdefault(name, protocol)
                 for other, earlier in seen.setdefault(question, []):
                     keys = differing(earlier, protocol)
-                    if len(versions) == 1 and keys:
+                    if len(of_question) == 1 and keys:
                         raise UsageError(
                             f"--results: {table} at scale {scale}: {other} and {run} were asked "
                             f"{question} differently ({told(earlier, keys)}; "
                             f"{told(protocol, keys)}): evaluate them alike"
                         )
                 seen[question].append((run, protocol))
-    if len(versions) > 1:
-        listed = ", ".join(f"{version} ({run})" for version, run in sorted(versions.items()))
-        raise UsageError(
-            f"--results: {table} at scale {scale} would mix protocol versions {listed}: evaluate "
-            "again with one version, or remove the older records"
-        )
+    for question, found_versions in sorted(versions.items()):
+        if len(found_versions) > 1:
+            listed = ", ".join(
+                f"{version} ({run})" for version, run in sorted(found_versions.items(), key=str)
+            )
+            raise UsageError(
+                f"--results: {table} at scale {scale} would mix protocol versions {listed} of "
+                f"{question}: evaluate again with one version, or remove the older records"
+            )
+        (version,) = found_versions
+        if (question, version) in EARLIER:
+            notes.append(f"Version {version} of {question} {EARLIER[question, version]}.")
     for question, protocols in sorted(rows.items()):
         found = list(protocols.values())
         keys = sorted({key for a in found for b in found for key in differing(a, b)})

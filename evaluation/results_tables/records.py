@@ -129,25 +129,27 @@ def collect(
             else:
                 merged[str(seed)] = found
         record = {"experiment": name, "scale": scale, "seeds": merged}
-        versions = sorted({str(found) for found in _versions(record)})
-        if len(versions) > 1:
-            raise UsageError(
-                f"--root {root}: {name} has answers of protocol versions {', '.join(versions)} "
-                f"over its seeds: evaluate them all again, or remove {path}"
-            )
+        for question, versions in _versions(record).items():
+            if len(versions) > 1:
+                raise UsageError(
+                    f"--root {root}: {name} has answers of protocol versions "
+                    f"{', '.join(sorted(versions))} to {question} over its seeds: evaluate them "
+                    f"all again, or remove {path}"
+                )
         write(path, json.dumps(plain(record), indent=1, sort_keys=True, allow_nan=False) + "\n")
         written.append(path)
     return written
 
 
-def _versions(record: Record) -> list[Any]:
-    answers = [seed.get("answers", {}) for seed in record["seeds"].values()]
-    return [
-        answer["protocol"].get("version")
-        for found in answers
-        for answer in found.values()
-        if "protocol" in answer
-    ]
+def _versions(record: Record) -> dict[str, set[str]]:
+    """The protocol versions of each question's answers."""
+    found: dict[str, set[str]] = {}
+    for seed in record["seeds"].values():
+        for question, answer in seed.get("answers", {}).items():
+            if "protocol" in answer:
+                versions = found.setdefault(question.partition("/")[0], set())
+                versions.add(str(answer["protocol"].get("version")))
+    return found
 
 
 def read_record(path: Path) -> Record:
