@@ -323,7 +323,7 @@ def test_a_run_s_checkpoint_holds_plain_values_alone(train: Any) -> None:
             else:
                 assert isinstance(item, plain)
 
-    run = train.once(f"{train.ALL} --max_steps 2")
+    run = train.once(f"{train.ALL} --max_steps 5")
     for name in ("last_ckpt.pt", "prev_ckpt.pt", "best_valid_ckpt.pt"):
         state = read_checkpoint(run.folder / name)
         walk(state)
