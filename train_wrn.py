@@ -334,6 +334,8 @@ def dry_run(s: Namespace, device: torch.device) -> None:
         "time of the run": f"{steps * (s.n_epochs - s.start_epoch) * seconds / 3600:,.2f} hours on "
         f"{device}, without evaluation",
     }
+    if s.dataset.startswith(flags.FOLDER):
+        facts["images"] = f"about {spec.train_size:,} for training: each image's content decides"
     if distributed.size() > 1:
         facts["processes"] = f"{distributed.size()}; memory is that of each one"
     amp = "bf16" if model.amp else "off"

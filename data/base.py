@@ -25,7 +25,11 @@ class SetError(DataError):
 
     def __init__(self, name: str, said: str, flag: str = "--dataset") -> None:
         super().__init__(f"{flag} {name}: {said}")
-        self.said = said
+        self.name, self.said, self.flag = name, said, flag
+
+    def __reduce__(self) -> tuple[type[SetError], tuple[str, str, str]]:
+        """Processes send their errors to each other."""
+        return SetError, (self.name, self.said, self.flag)
 
 
 class Split(NamedTuple):

@@ -70,8 +70,10 @@ class Record:
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise ValueError(f"its record of the data cannot be used ({error})") from None
 
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint: strings, a list and tensors."""
+    def state(self) -> dict[str, Any] | str:
+        """For a checkpoint: strings, a list and tensors; the fingerprint where that is all."""
+        if self.train is None:
+            return self.fingerprint
         named = {name: getattr(self, name) for name in ("fingerprint", "train", "test", "valid")}
         return {**named, "class_names": list(self.class_names)}
 

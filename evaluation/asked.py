@@ -94,8 +94,8 @@ class Asked:
 
     def moved(self, error: data.DataError, name: str, own: str) -> data.DataError:
         """The error, with the remedy where it is about the folder that the run names."""
-        place = data.locate(name, data_root=self.s.data_root)
-        if place.dataset != own or not own.startswith(FOLDER) or folder_path(own).is_dir():
+        ours = {data.split_name(own, part) for part in ("train", "valid", "test")}
+        if name not in ours or not own.startswith(FOLDER) or folder_path(own).is_dir():
             return error
         return data.DataError(f"{error}; where the images have moved: --dataset folder:PATH")
 

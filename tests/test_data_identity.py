@@ -18,7 +18,7 @@ RUN = "--pyxce 1 --max_steps 2 --n_valid 4 --dataset"
 
 def paint(path: Path, value: int, size: tuple[int, int] = (32, 32)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.RandomState(value).randint(0, 256, (*size, 3))
+    pixels = np.random.RandomState(1000 + value).randint(0, 256, (*size, 3))
     Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
@@ -157,6 +157,8 @@ def test_a_folder_that_has_moved_is_found_by_its_images(
     said = [line for line in found.err if "is not as" in line or "no temperature" in line]
     assert not said
     assert str(folder) not in found.out
+    lost = ask.bare("--load_path", str(run.folder / "last_ckpt.pt"), "--eval", "test_clf")
+    assert lost.code == 2 and lost.err[0].endswith("have moved: --dataset folder:PATH")
     again = train.bare("--resume", str(run.folder), "--max_steps", "4")
     assert again.code == 2 and "does not exist" in again.err[0]
     again = train.bare(
