@@ -152,7 +152,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "(default: $HDGE_DATA_ROOT, else ./datasets; JEM)")
     add("--n_valid", type=WHOLE, default=None, metavar="IMAGES",
         help="training images held out for choosing the best checkpoint; the split is JEM's, of a "
-        "folder by the images' hashes, and the same for every run; 0: none (default: 5000, at most a tenth of the images; JEM)")
+        "folder by the images' hashes, and the same for every run; 0: none (default: 5000, at most "
+        "a tenth of the images; JEM)")
     add("--labels_per_class", type=OR_OFF, default=-1, metavar="IMAGES",
         help="semi-supervised training: use this many labels a class, and all images for "
         "--pxsgld; -1: all labels (default: %(default)s; JEM)")
