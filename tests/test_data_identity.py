@@ -217,10 +217,10 @@ def test_an_empty_class_folder_makes_no_images_of_the_training_images(
     words += ["--log_dir", str(tmp_path / "a"), "--eval", "OOD", "--data_root", str(train.data)]
     refused = ask.bare(*words, "--ood_dataset", "uniform")
     assert refused.code == 2 and "has no image in its class folder empty" in refused.err[0]
-    other = ask.bare(
-        *words, "--dataset", "uniform", "--ood_dataset", f"folder:{folder}", "--max_images", "9"
-    )
-    assert other.code == 2  # the run's own folder is never taken for a folder without classes
+    (folder / "empty").rmdir()
+    shutil.rmtree(folder / "bear")
+    refused = ask.bare(*words, "--ood_dataset", "uniform")
+    assert refused.code == 2 and "has 1 class folders" in refused.err[0]
     paint(tmp_path / "ood" / "a" / "1.png", 200)
     paint(tmp_path / "ood" / "b" / "2.png", 201)
     (tmp_path / "ood" / "empty").mkdir()
