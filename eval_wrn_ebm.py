@@ -31,7 +31,7 @@ from torch import Tensor
 import data
 import models
 from evaluation import figures, generation, plots, robustness, sampling, tables, trained
-from evaluation.asked import Asked, bar, known
+from evaluation.asked import Asked, bar
 from evaluation.calibration import calibration, fit_temperature
 from evaluation.classification import classification, predictions
 from evaluation.inception import inception_extractor
@@ -103,7 +103,7 @@ def eval_ece(asked: Asked, model: Trained) -> dict[str, Any]:
 def validation_temperature(asked: Asked, model: Trained) -> float | None:
     """The temperature that suits the validation images; None, said in a line, without any."""
     try:
-        found = asked.images(data.split_name(known(model), "valid"), model)
+        found = asked.images(data.split_name(asked.known(model), "valid"), model)
     except data.DataError as error:
         asked.warn(f"no temperature scaling: {error}")
         return None
@@ -149,7 +149,7 @@ def prepare_scores(asked: Asked, model: Trained, names: list[str]) -> tuple[Tens
     if "knn" not in names:
         return None, contrastive
     try:
-        train = asked.images(data.split_name(known(model), "train"), model)
+        train = asked.images(data.split_name(asked.known(model), "train"), model)
     except data.DataError as error:
         raise UsageError(f"--score_fn knn needs the training images: {error}") from None
     return feature_bank(model.model, asked.batches(train, model)), contrastive
@@ -162,7 +162,7 @@ def ood_sets(
     none is left, and for the in-distribution set itself."""
     found: dict[str, data.EvaluationSet] = {}
     skipped = []
-    base = trained.trainable(inside.name) or known(model)
+    base = trained.trainable(inside.name) or asked.known(model)
     for name in asked.s.ood_dataset:
         for each in data.all_ood(base) if name == "all" else [name]:
             try:
@@ -400,17 +400,18 @@ def class_rows(images: Tensor, path: Path, classes: int, last: bool) -> None:
 
 def fid(asked: Asked, model: Trained) -> dict[str, Any]:
     s = asked.s
-    if s.dataset is not None and trained.trainable(s.dataset) != known(model):
+    own = asked.known(model)
+    if s.dataset is not None and trained.trainable(s.dataset) != own:
         raise UsageError(
-            f"--dataset {s.dataset}: {model.path} was trained on {known(model)}; to compare with "
-            "other images give --reference"
+            f"--dataset {s.dataset}: {model.path} was trained on {own}; to compare with other "
+            "images give --reference"
         )
     confident = s.sampling == "confident"
-    name = s.reference or data.split_name(known(model), "train")
+    name = s.reference or data.split_name(asked.known(model), "train")
     reference = asked.images(name, model, "--reference")
     parts, names = [reference.split.images], [reference.name]
     if confident and s.reference is None:  # as SADA-JEM
-        test = asked.images(known(model), model, "--reference")
+        test = asked.images(asked.known(model), model, "--reference")
         parts, names = [*parts, test.split.images], [*names, test.name]
     if not distributed.first():  # helps to sample; features are quick, and one network's to read
         samples_for_fid(asked, model)
@@ -733,7 +734,8 @@ def answer_together(s: Namespace, given: set[str], device: torch.device) -> int:
         model_result = QUESTIONS[s.eval](asked, model)
         where = {"label": model.label, "checkpoint": str(model.path)}
         about = {"checkpoint_sha256": file_sha256(model.path), "run": run_of(model)}
-        results.append({**where, **model_result, **about})
+        data_of = {"data": asked.differences.get(model.label)}
+        results.append({**where, **model_result, **about, **data_of})
     if not distributed.first():
         return 0
     show(s, answer, results)

@@ -156,8 +156,7 @@ def build_batches(
 ) -> tuple[data.TrainingBatches, dict[str, data.Split]]:
     """The training batches, and what to evaluate on: valid and test, where they have images."""
     train, device = dataset.train, dataset.train.images.device
-    n_valid = data.default_n_valid(len(train.images)) if s.n_valid is None else s.n_valid
-    index, valid = data.split_validation(len(train.images), n_valid)
+    index, valid = data.hold_out(dataset, s.n_valid)
     labelled = index
     if s.labels_per_class > 0:
         labels = train.labels.cpu()
@@ -173,8 +172,7 @@ def build_batches(
         unlabelled=flags.second_batch(s),
         part=(distributed.rank(), distributed.size()),
     )
-    valid = valid.to(device)
-    splits = {"valid": data.Split(train.images[valid], train.labels[valid]), "test": dataset.test}
+    splits = {"valid": train.take(valid), "test": dataset.test}
     return batches, {name: split for name, split in splits.items() if len(split.labels)}
 
 
@@ -336,6 +334,8 @@ def dry_run(s: Namespace, device: torch.device) -> None:
         "time of the run": f"{steps * (s.n_epochs - s.start_epoch) * seconds / 3600:,.2f} hours on "
         f"{device}, without evaluation",
     }
+    if s.dataset.startswith(flags.FOLDER):
+        facts["images"] = f"about {spec.train_size:,} for training: each image's content decides"
     if distributed.size() > 1:
         facts["processes"] = f"{distributed.size()}; memory is that of each one"
     amp = "bf16" if model.amp else "off"
@@ -379,7 +379,7 @@ def time_steps(
 def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches) -> Run:
     """A new run: fresh, or from the weights, queue and replay buffer of --load_path."""
     run = build_run(s, dataset.num_classes, dataset.train.images.device)
-    run.data = dataset.fingerprint()
+    run.data = data.Record.of(dataset, s.n_valid)
     if s.load_path is not None:
         try:
             load_file(run, s.load_path)
@@ -419,7 +419,7 @@ def load_file(run: Run, path: str) -> None:
 def resume_run(s: Namespace, dataset: data.DataSet, folder: Path) -> Run:
     """The run in `folder`, from its last checkpoint or, if that is damaged, the one before."""
     run = build_run(s, dataset.num_classes, dataset.train.images.device)
-    run.data = dataset.fingerprint()
+    run.data = data.Record.of(dataset, s.n_valid)
     restore_last(run, folder, PROGRAM)
     return run
 
@@ -510,7 +510,7 @@ def work_together(
             records.write_settings(folder, vars(s), device)
         out = Output(folder, records.Records(folder, resume_from=since) if first else None, EARLY)
         out.saved_step = run.progress.step
-        out.say(describe(run, batches, splits))
+        out.say(f"{dataset.about}\n{describe(run, batches, splits)}")
         if "workers" in given:
             out.say(f"--workers {s.workers} has no effect: images live on the training device")
         return run_exit_code(

@@ -53,8 +53,7 @@ def features_of_splits(
     else random crops of each. Raises DataError for an `n_valid` that leaves no image.
     """
     train, device = dataset.train, dataset.train.images.device
-    n_valid = data.default_n_valid(len(train.images)) if n_valid is None else n_valid
-    index, valid = (part.to(device) for part in data.split_validation(len(train.images), n_valid))
+    index, valid = (part.to(device) for part in data.hold_out(dataset, n_valid))
 
     def plain(split: data.Split, seed: int) -> Any:
         return data.evaluation_batches(split, batch_size=BATCH, sigma=sigma, seed=seed)
@@ -62,9 +61,9 @@ def features_of_splits(
     if copies:
         batches = augmented(train, index, copies=copies, sigma=sigma, flip=dataset.flips)
     else:
-        batches = plain(data.Split(train.images[index], train.labels[index]), TRAIN_NOISE)
+        batches = plain(train.take(index), TRAIN_NOISE)
     found = {"train": features_of(model, batches)}
-    splits = {"valid": data.Split(train.images[valid], train.labels[valid]), "test": dataset.test}
+    splits = {"valid": train.take(valid), "test": dataset.test}
     for name, split in splits.items():
         if len(split.labels):
             found[name] = features_of(model, plain(split, 0))

@@ -70,8 +70,8 @@ def parse(argv: Sequence[str], build: Build, check: Check) -> tuple[Namespace, s
     parser = build()
     settings = parser.parse_args(argv)
     given = given_flags(build(), argv)
-    if getattr(settings, "dataset", None) == "cifar_100":  # JEM's spelling
-        settings.dataset = "cifar100"
+    if getattr(settings, "dataset", None):
+        settings.dataset = flags.whole_name(settings.dataset)
     try:
         if flags.processes() > 1:
             raise UsageError(f"{parser.prog} runs in one process: start it without torchrun")
@@ -116,6 +116,9 @@ def resume(
     merged = vars(parser.parse_args([])) | saved
     for name in sorted(given - {"resume", "log_dir", "id", "overwrite"}):
         new, old = getattr(settings, name), merged.get(name)
+        if name == "dataset" and flags.moved(new, old):  # restoring compares the images
+            merged[name] = new
+            continue
         if new != old and name in (*FIXED_ON_RESUME, *fixed):
             raise UsageError(
                 f"--{name} {new} cannot change on --resume (the run has {old}): leave it out, or "

@@ -31,6 +31,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
+import data  # noqa: E402
 import models  # noqa: E402
 from baselines.features import Features, features_of_splits  # noqa: E402
 from baselines.linear_regression import fit_linear, standardisation, unstandardised  # noqa: E402
@@ -120,6 +121,8 @@ def load_backbone(
         raise UsageError(
             f"--load_path {s.load_path} does not tell its data set: give --dataset NAME"
         )
+    if s.dataset == own:
+        s.reader = settings.get("reader", 1)
     if s.n_valid is None and s.dataset == own:
         n_valid = settings.get("n_valid")
         s.n_valid = None if n_valid is None or n_valid < 0 else int(n_valid)
@@ -159,6 +162,7 @@ def work(s: Namespace) -> int:
 
         try:
             sizes = ", ".join(f"{len(part.y):,} {name}" for name, part in found.items())
+            say(dataset.about)
             say(f"{s.dataset}: features ({found['train'].x.shape[1]}) of {sizes} images")
             head, row = probe(s, found, dataset.num_classes, say)
             model.class_output = head
@@ -169,6 +173,7 @@ def work(s: Namespace) -> int:
                 "settings": settings,
                 "progress": {"step": row["step"], "seconds": row["seconds"]},
                 "random": {"cpu": torch.get_rng_state()},
+                "data": data.Record.of(dataset, s.n_valid).state(),
             }
             save_checkpoint(state, folder / checkpoint.LAST)
             say(f"the best is l2 {row['l2']:g}; the run is in {folder}")

@@ -130,7 +130,7 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
     index, splits = split(s, dataset)
     batches = program.batches(s, dataset, index)
     run = build_run(program, s, dataset.num_classes, device)
-    run.data = dataset.fingerprint()
+    run.data = data.Record.of(dataset, s.n_valid)
     with alone(folder, flag="--log_dir", program=program.name):
         since = None
         if resuming:
@@ -143,7 +143,7 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
         records.write_settings(folder, vars(s), device)
         out = Output(folder, records.Records(folder, resume_from=since))
         out.saved_step = run.progress.step
-        out.say(describe(run, batches, len(index), splits))
+        out.say(f"{dataset.about}\n{describe(run, batches, len(index), splits)}")
         return run_exit_code(
             program.name, out, lambda signals: train(run, batches, splits, out, began, signals)
         )
@@ -181,10 +181,8 @@ def build_run(program: Program, s: Namespace, num_classes: int, device: torch.de
 def split(s: Namespace, dataset: data.DataSet) -> tuple[torch.Tensor, dict[str, data.Split]]:
     """Indices of the training images, and what to evaluate on: valid and test, where there are."""
     train, device = dataset.train, dataset.train.images.device
-    n_valid = data.default_n_valid(len(train.images)) if s.n_valid is None else s.n_valid
-    index, valid = data.split_validation(len(train.images), n_valid)
-    valid = valid.to(device)
-    splits = {"valid": data.Split(train.images[valid], train.labels[valid]), "test": dataset.test}
+    index, valid = data.hold_out(dataset, s.n_valid)
+    splits = {"valid": train.take(valid), "test": dataset.test}
     return index.to(device), {name: part for name, part in splits.items() if len(part.labels)}
 
 

@@ -18,16 +18,19 @@ from data.batches import (
 from data.evaluation_names import ALL_OOD, all_ood, canonical_evaluation_name, locate, split_name
 from data.evaluation_sets import EvaluationSet, load_evaluation
 from data.npz import read_npz
+from data.record import READER, Record, said
 from data.sets import canonical_name, describe, doubt, load
-from data.splits import default_n_valid, labelled_subset, split_validation
+from data.splits import default_n_valid, hold_out, labelled_subset, split_validation
 from data.stream import TrainingBatches, steps_per_epoch
 
 __all__ = [
     "ALL_OOD",
     "EVAL_NOISE_BLOCK",
+    "READER",
     "DataError",
     "DataSet",
     "EvaluationSet",
+    "Record",
     "Spec",
     "Split",
     "TrainingBatches",
@@ -40,12 +43,14 @@ __all__ = [
     "doubt",
     "epoch_order",
     "evaluation_batches",
+    "hold_out",
     "labelled_subset",
     "load",
     "load_evaluation",
     "locate",
     "number_of_batches",
     "read_npz",
+    "said",
     "split_name",
     "split_validation",
     "steps_per_epoch",

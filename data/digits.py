@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from data.base import Split
+from data.record import image_hashes
 from data.resize import resize_batch
 from data.splits import stratified_split
 
@@ -16,7 +17,8 @@ def load_digits() -> tuple[Split, Split]:
 
     bundled = datasets.load_digits()
     grey = torch.from_numpy(np.rint(bundled.images * (255 / 16)).astype(np.uint8))
-    images = resize_batch(grey[..., None].expand(-1, -1, -1, 3))
+    images = grey[..., None].expand(-1, -1, -1, 3)
     labels = torch.from_numpy(bundled.target.astype(np.int64))
+    whole = Split(resize_batch(images), labels, image_hashes(images.numpy()))
     train, test = stratified_split(bundled.target, [TEST_PER_CLASS] * 10)
-    return Split(images[train], labels[train]), Split(images[test], labels[test])
+    return whole.take(torch.from_numpy(train)), whole.take(torch.from_numpy(test))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from data.base import DataError, Split
+from data.base import DataError, DataSet, SetError, Split
 from data.evaluation_names import canonical_evaluation_name, locate, title
-from data.evaluation_sources import find
+from data.evaluation_sources import Asked, find
+from data.record import READER, Record
 from data.sets import canonical_name
 
 
@@ -22,6 +20,7 @@ class EvaluationSet(NamedTuple):
     split: Split  # images uint8 (N, 32, 32, 3), labels int64 (N,): -1 where there is none
     num_classes: int | None  # None where an image has no label
     about: str  # one line: source, split, crop and resizing, pairs, seed, number of images
+    class_names: tuple[str, ...] | None = None  # of a folder
 
 
 def load_evaluation(
@@ -33,6 +32,8 @@ def load_evaluation(
     max_images: int | None = None,
     n_valid: int | None = None,
     flag: str = "--dataset",
+    run: Record | None = None,
+    folders: dict[Any, DataSet] | None = None,
 ) -> EvaluationSet:
     """Read or make the set called `name`; `max_images`: the first N of its split.
 
@@ -40,7 +41,9 @@ def load_evaluation(
     are fine), else torchvision's own files in data_root, downloaded where missing. `in_dataset` is
     the model's training set: what `interp` interpolates. `seed` >= 0 chooses its pairs and the
     noise images, which no number of images changes. `n_valid`: images of the `_valid` splits, as
-    in training. No global random state is read or moved.
+    in training. `run`: what the model's checkpoint tells of its images: with which reader folders
+    are read, and which images it held out. `folders` keeps what is read of them for the next call.
+    No global random state is read or moved.
 
     Raises DataError, with the `flag` that the name was given for: unknown, missing or damaged sets,
     splits that are not there, sets without images, max_images < 1.
@@ -51,21 +54,17 @@ def load_evaluation(
     if max_images is not None and max_images < 1:
         raise DataError(f"--max_images {max_images}: give 1 or more, or leave it out for all")
     place = locate(canonical, data_root=root)
-    with _spoken_of_as(f"{flag} {name}"):
-        found = find(place, root, in_dataset, seed=seed, first=max_images, n_valid=n_valid)
+    run = Record(reader=READER) if run is None else run
+    folders, strict = {} if folders is None else folders, flag == "--dataset"
+    try:
+        asked = Asked(root, in_dataset, run, seed, n_valid, strict, folders)
+        found = find(place, asked, max_images)
+    except SetError as error:  # with the flag and the name that the user gave
+        raise SetError(name, error.said, flag) from error
     n, heading = len(found.split.images), title(place, in_dataset)
     if n == 0:
         raise DataError(f"{flag} {name}: has no images ({found.source}); give another set")
     count = f"{n:,} images" if n == found.total else f"the first {n:,} of {found.total:,} images"
     about = f"{heading}: {count}; {found.source}"
-    return EvaluationSet(canonical, heading, found.split, found.num_classes, about)
-
-
-@contextlib.contextmanager
-def _spoken_of_as(given: str) -> Iterator[None]:
-    """Errors about a set's files name the flag and the name as the user gave them."""
-    try:
-        yield
-    except DataError as error:
-        said = re.sub(r"^--dataset [^:]*: ", lambda _: f"{given}: ", str(error))
-        raise DataError(said) from error
+    names = found.class_names
+    return EvaluationSet(canonical, heading, found.split, found.num_classes, about, names)

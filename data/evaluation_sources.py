@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from data.base import DataError, Split
-from data.digits import load_digits
+from data.base import DataSet, SetError, Split
 from data.evaluation_names import Place, archive
-from data.folder import list_folder, list_images, read_images
+from data.folder import FOLDER, folder_path, has_classes, list_images, load_folder, read_images
 from data.generated import (
     GAUSSIAN_STD,
     NOISE_IMAGES,
@@ -21,10 +20,11 @@ from data.generated import (
     photo_patches,
     uniform_noise,
 )
-from data.npz import read_npz
+from data.npz import left_out, read_npz
 from data.published import FILES, load_published_ood, load_published_split
-from data.sets import FOLDER, SPECS
-from data.splits import default_n_valid, split_validation
+from data.record import Record
+from data.sets import SPECS, load
+from data.splits import hold_out
 
 RESIZED = "centre square, bilinear with antialias to 32 x 32"
 PUBLISHED = {  # test images, and how torchvision's files are read
@@ -42,20 +42,31 @@ class Found(NamedTuple):
     total: int  # images of the whole split, of which `split` may be the first
     num_classes: int | None
     source: str
+    class_names: tuple[str, ...] | None = None  # of a folder
 
 
-def find(
-    place: Place, root: Path, in_dataset: str, *, seed: int, first: int | None, n_valid: int | None
-) -> Found:
-    """The `first` images of a place. Raises DataError, which speaks of `--dataset`."""
-    dataset = place.dataset
+class Asked(NamedTuple):
+    """What a set depends on besides its name."""
+
+    root: Path
+    in_dataset: str
+    run: Record
+    seed: int
+    n_valid: int | None
+    strict: bool  # whether the set is asked about as a data set, and not as an OOD set
+    folders: dict[Any, DataSet]  # those that were read already, by name and reader
+
+
+def find(place: Place, asked: Asked, first: int | None) -> Found:
+    """The `first` images of a place. Raises DataError."""
+    dataset, root, in_dataset, seed = place.dataset, asked.root, asked.in_dataset, asked.seed
     if dataset.startswith(FOLDER):
-        return _folder(place, first, n_valid)
+        return _folder(place, asked, first)
     if dataset in SPECS:
-        return _training_set(place, root, first, n_valid)
+        return _training_set(place, asked, first)
     if dataset in ("interp", "cifar10interp"):
         parent = Place(in_dataset if dataset == "interp" else "cifar10", "test")
-        whole = find(parent, root, in_dataset, seed=seed, first=None, n_valid=None)
+        whole = find(parent, asked, None)
         return _interpolations(whole, seed, first)
     if dataset in ("uniform", "gaussian"):
         return _noise(dataset, seed, first)
@@ -66,44 +77,61 @@ def find(
     return _other_set(dataset, root, first)
 
 
-def _folder(place: Place, first: int | None, n_valid: int | None) -> Found:
-    """A folder to train on has its splits; any other is all of its images, without labels."""
-    path = Path(place.dataset.removeprefix(FOLDER)).expanduser()
-    try:
-        listing = list_folder(path)
-    except DataError:
-        if place.split != "test" or not path.is_dir():
-            raise
-        files = list_images(path)
+def _folder(place: Place, asked: Asked, first: int | None) -> Found:
+    """A folder to train on has its splits; any other is all of its images, without labels. The
+    folder that the run was trained on is never taken for such a one."""
+    own, reader = place.dataset == asked.in_dataset, asked.run.reader
+    path = folder_path(place.dataset)
+    if not own and place.split == "test" and path.is_dir() and not has_classes(path):
+        listing = list_images(path)
+        files = listing.parts["all"]
         source = f"all images below the folder, in a fixed random order, {RESIZED}"
-        return Found(read_images(files[:first]), len(files), None, source)
-    if place.split == "test":
-        files, source = listing.test, "test images"
-    else:
-        files, source = listing.train, "training images"
-    if place.split == "valid":
-        files = [files[i] for i in _validation_index(len(files), n_valid).tolist()]
-        source = "held out of the training images"
-    num_classes = len(listing.class_names)
-    return Found(read_images(files[:first]), len(files), num_classes, f"{source}, {RESIZED}")
+        source += f"; {listing.about()}"
+        return Found(read_images(files[:first], reader), len(files), None, source)
+    key = place.dataset, reader, own or asked.strict
+    if key not in asked.folders:
+        asked.folders[key] = load_folder(
+            place.dataset, reader=reader, allow_empty=not (own or asked.strict)
+        )
+    dataset = asked.folders[key]
+    split, source = _part(dataset, place, asked)
+    n, names = dataset.num_classes, dataset.class_names
+    source += f", {RESIZED}; {dataset.about.removeprefix(place.dataset + ': ')}"
+    return Found(split.first(first), len(split.labels), n, source, names)
 
 
-def _training_set(place: Place, root: Path, first: int | None, n_valid: int | None) -> Found:
+def _part(dataset: DataSet, place: Place, asked: Asked) -> tuple[Split, str]:
+    """A split of a set to train on, and what it is. Of images that are no longer those of the run,
+    the validation images are those that the run held out, as far as they are there."""
+    if place.split != "valid":
+        if place.split == "test":
+            return dataset.test, "test images"
+        return dataset.train, "training images"
+    run, train = asked.run, dataset.train
+    if place.dataset == asked.in_dataset and run.train is not None:
+        assert train.hashes is not None
+        if not torch.equal(run.train, train.hashes):
+            held_out = torch.isin(train.hashes, run.hashes("valid")).nonzero().squeeze(1)
+            return train.take(held_out), "those that the run held out of its training images"
+    return train.take(hold_out(dataset, asked.n_valid)[1]), "held out of the training images"
+
+
+def _training_set(place: Place, asked: Asked, first: int | None) -> Found:
     dataset, part = place.dataset, "test" if place.split == "test" else "train"
-    spec, file = SPECS[dataset], archive(root, dataset)
+    spec, file = SPECS[dataset], archive(asked.root, dataset)
     if dataset == "digits":
-        train, test = load_digits()
-        whole = test if part == "test" else train
+        whole = getattr(load(dataset, asked.root), part)
         source = "scikit-learn's 8 x 8 digits, bilinear to 32 x 32"
     elif file.exists():
-        whole, source = _from_archive(file, part, spec.num_classes), file.name
+        whole = _from_archive(file, part, spec.num_classes)
+        source = file.name + left_out(file)
     else:
-        whole, source = load_published_split(dataset, root, part)[0], "the published files"
+        whole, source = load_published_split(dataset, asked.root, part)[0], "the published files"
     source += _shortage(len(whole.images), spec.test_size if part == "test" else spec.train_size)
     if place.split == "valid":
-        index = _validation_index(len(whole.images), n_valid)
-        whole = Split(whole.images[index], whole.labels[index])
-        source += ", held out of the training images"
+        read = DataSet(dataset, spec.num_classes, (), spec.flips, whole, whole.first(0))
+        whole, said = _part(read, place, asked)
+        source += f", {said}"
     return _cut(whole, first, spec.num_classes, source)
 
 
@@ -119,13 +147,15 @@ def _other_set(dataset: str, root: Path, first: int | None) -> Found:
         whole = splits[part]
         highest = int(whole.labels.max()) if len(whole.labels) else -1
         source = f"{part} images of {file.name}, {RESIZED} where they have another size"
+        source += left_out(file, (part,))
         if dataset in PUBLISHED and part == "test":
             source += _shortage(len(whole.images), PUBLISHED[dataset][0])
         return _cut(whole, first, CLASSES.get(dataset, highest + 1), source)
     if dataset not in FILES:
-        raise DataError(
-            f"--dataset {dataset}: there is no {file.name} in {root}; put it there "
-            "(test_images: uint8 N x H x W x 3), or give another --data_root"
+        raise SetError(
+            dataset,
+            f"there is no {file.name} in {root}; put it there "
+            "(test_images: uint8 N x H x W x 3), or give another --data_root",
         )
     split, total = load_published_ood(dataset, root, first)
     return _cut(split, first, CLASSES.get(dataset), PUBLISHED[dataset][1])._replace(total=total)
@@ -134,9 +164,7 @@ def _other_set(dataset: str, root: Path, first: int | None) -> Found:
 def _interpolations(whole: Found, seed: int, first: int | None) -> Found:
     images, n = whole.split.images, whole.total
     if n < 2:
-        raise DataError(
-            f"--dataset interp: has no images: a pair takes 2 test images, there is {n}"
-        )
+        raise SetError("interp", f"has no images: a pair takes 2 test images, there is {n}")
     a, b = interpolation_pairs(n, seed)
     means = interpolate(images[a[:first]], images[b[:first]])
     source = (
@@ -164,20 +192,16 @@ def _from_archive(file: Path, part: str, num_classes: int) -> Split:
     return splits[part]
 
 
-def _lacking(file: Path, what: str) -> DataError:
-    return DataError(
-        f"--dataset {file.stem}: {file.name} in {file.parent} has no {what}; "
-        "add them, or give another set or split"
+def _lacking(file: Path, what: str) -> SetError:
+    return SetError(
+        file.stem,
+        f"{file.name} in {file.parent} has no {what}; add them, or give another set or split",
     )
 
 
 def _shortage(n: int, published: int) -> str:
     """Said wherever it applies, so that nobody takes a part of a set for the set."""
     return "" if n == published else f" (this copy has {n:,}, the published split {published:,})"
-
-
-def _validation_index(n: int, n_valid: int | None) -> Tensor:
-    return split_validation(n, default_n_valid(n) if n_valid is None else n_valid)[1]
 
 
 def _unlabelled(images: Tensor) -> Split:
@@ -187,5 +211,4 @@ def _unlabelled(images: Tensor) -> Split:
 def _cut(whole: Split, first: int | None, num_classes: int | None, source: str) -> Found:
     """The first images of a split; without a number of classes where an image has no label."""
     labelled = bool((whole.labels >= 0).all())
-    split = Split(whole.images[:first], whole.labels[:first])
-    return Found(split, len(whole.images), num_classes if labelled else None, source)
+    return Found(whole.first(first), len(whole.images), num_classes if labelled else None, source)

@@ -1,22 +1,25 @@
 """`folder:PATH`: one sub-folder a class, any image size; `train/` and `test/` above them if wanted.
 
-Without these two, a fixed stratified fifth is the test split. Hidden files are ignored, and so are
-files whose ending is not an image's.
+Without these two, about a fifth is the test split. As torchvision's ImageFolder: classes in the
+order of their names, the images of a class in all folders below its own, links are followed.
+Hidden files and files whose ending is not an image's are left out, and counted.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from data.base import SIZE, DataError, Split
-from data.splits import TEST_SEED, stratified_split
+from data.base import SIZE, DataSet, SetError, Split
+from data.record import READER, image_hashes
+from data.splits import TEST_SEED, order_by_hash, split_by_hash, stratified_split
 
+FOLDER = "folder:"
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 Files = list[tuple[Path, int]]  # an image and its class
 
@@ -25,52 +28,121 @@ class Listing(NamedTuple):
     """The files of a folder before any is opened."""
 
     class_names: tuple[str, ...]
-    train: Files
-    test: Files
+    parts: dict[str, Files]  # "train" and "test", or "all" where the folder does not divide them
+    left_out: Counter[str]
+
+    def about(self) -> str:
+        """How many images of how many files, and what is left out."""
+        return counted(sum(map(len, self.parts.values())), self.left_out)
 
 
-def list_folder(path: Path) -> Listing:
-    """Classes in the order of their names, both splits in a fixed random order.
+def folder_path(name: str) -> Path:
+    return Path(name.removeprefix(FOLDER)).expanduser()
 
-    Raises DataError: no such folder, fewer than two classes, a class without images, classes
-    that differ between train/ and test/.
+
+def load_folder(name: str, *, reader: int = READER, allow_empty: bool = False) -> DataSet:
+    """Read `name`, folder:PATH, as the version `reader` did: see data.record.
+
+    Reader 1 takes a fixed stratified fifth for test, by the files' places in their list, and has
+    each split in a fixed random order. Raises DataError as `list_folder`, and for an image that
+    cannot be read.
+    """
+    listing = list_folder(folder_path(name), reader=reader, allow_empty=allow_empty)
+    n, names = len(listing.class_names), listing.class_names
+    read = {part: read_images(files, reader) for part, files in listing.parts.items()}
+    if "all" in read:
+        whole = read["all"]
+        if reader == 1:
+            fifths = _fifths(whole.labels, n)
+            both = stratified_split(whole.labels.numpy(), fifths)
+            indices = [torch.from_numpy(index) for index in both]
+        else:
+            assert whole.hashes is not None
+            indices = [*split_by_hash(whole.labels, whole.hashes)]
+        train, test = (whole.take(index) for index in indices)
+    else:
+        train, test = (_ordered(read[part], reader) for part in ("train", "test"))
+    about = f"{name}: {listing.about()}"
+    return DataSet(name, n, names, True, train, test, about, reader)
+
+
+def _ordered(split: Split, reader: int) -> Split:
+    """In a random order that is fixed by the files' places in their list or, since reader 2, by
+    the images themselves."""
+    if reader == 1:
+        return split.take(torch.tensor(_shuffle(len(split.labels)), dtype=torch.int64))
+    assert split.hashes is not None
+    return split.take(order_by_hash(split.labels, split.hashes))
+
+
+def list_folder(path: Path, *, reader: int = READER, allow_empty: bool = False) -> Listing:
+    """Classes in the order of their names, files in the order of their paths.
+
+    Raises DataError: no such folder, fewer than two classes, a class without images unless
+    `allow_empty`, classes that differ between train/ and test/.
     """
     if not path.is_dir():
         raise _defect(path, "is not a folder" if path.exists() else "does not exist")
+    left_out: Counter[str] = Counter()
     if not all((path / split).is_dir() and _folders(path / split) for split in ("train", "test")):
-        class_names, files = _list_classes(path)
-        labels = np.array([label for _, label in files])
-        train, test = stratified_split(labels, [_a_fifth(n) for n in np.bincount(labels)])
-        return Listing(class_names, [files[i] for i in train], [files[i] for i in test])
+        names, files = _list_classes(path, left_out, reader, allow_empty)
+        return Listing(names, {"all": files}, left_out)
 
-    (class_names, train_files), (test_names, test_files) = (
-        _list_classes(path / split) for split in ("train", "test")
-    )
-    if odd := set(class_names) ^ set(test_names):
+    beside = [entry for entry in _entries(path) if entry.name not in ("train", "test")]
+    left_out["beside train/ and test/"] += len(beside)
+    found = {
+        split: _list_classes(path / split, left_out, reader, allow_empty)
+        for split in ("train", "test")
+    }
+    names = found["train"][0]
+    if odd := set(names) ^ set(found["test"][0]):
         raise _defect(path, f"has {', '.join(sorted(odd))} in only one of train/ and test/")
-    return Listing(class_names, _shuffled(train_files), _shuffled(test_files))
+    return Listing(names, {split: files for split, (_, files) in found.items()}, left_out)
 
 
-def list_images(path: Path) -> Files:
+def has_classes(path: Path) -> bool:
+    """Whether two sub-folders at least hold images, at any depth."""
+    return sum(any(_walk(folder, Counter())) for folder in _folders(path)) >= 2
+
+
+def list_images(path: Path) -> Listing:
     """Every image below `path`, without a class (-1), in a fixed random order.
 
     For folders that are looked at and not learnt from. Empty where there is none.
     """
-    found = []
-    for folder, inner, names in os.walk(path):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    images = sorted(file for file in found if file.suffix.lower() in ENDINGS)
-    return _shuffled([(file, -1) for file in images])
+    left_out: Counter[str] = Counter()
+    files = [(file, -1) for file in sorted(_walk(path, left_out))]
+    return Listing((), {"all": [files[i] for i in _shuffle(len(files))]}, left_out)
 
 
-def read_images(files: Sequence[tuple[Path, int]]) -> Split:
+def sizes(listing: Listing) -> tuple[int, int]:
+    """Training and test images. Where the images' hashes will divide them: what is expected."""
+    if "all" not in listing.parts:
+        return len(listing.parts["train"]), len(listing.parts["test"])
+    files = listing.parts["all"]
+    test = sum(_fifths(torch.tensor([label for _, label in files]), len(listing.class_names)))
+    return len(files) - test, test
+
+
+def counted(images: int, left_out: Counter[str]) -> str:
+    """ "5 images of 8 files; left out: 2 .txt, 1 hidden"."""
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(left_out.items()) if n)
+    text = f"{images:,} images of {images + left_out.total():,} files"
+    return f"{text}; left out: {kinds}" if kinds else text
+
+
+def read_images(files: Sequence[tuple[Path, int]], reader: int = READER) -> Split:
     """Decode every file once. Raises DataError naming the first that is unreadable."""
     images = np.empty((len(files), SIZE, SIZE, 3), dtype=np.uint8)
-    for i, (file, _) in enumerate(files):
-        images[i] = _read_image(file)
+
+    def decoded() -> Iterator[np.ndarray]:
+        for i, (file, _) in enumerate(files):
+            images[i], pixels = _read_image(file, reader)
+            yield pixels
+
+    hashes = image_hashes(decoded())
     labels = torch.tensor([label for _, label in files], dtype=torch.int64)
-    return Split(torch.from_numpy(images), labels)
+    return Split(torch.from_numpy(images), labels, hashes)
 
 
 def shrink(image: Any) -> np.ndarray:
@@ -80,57 +152,92 @@ def shrink(image: Any) -> np.ndarray:
     return np.asarray(ImageOps.fit(image.convert("RGB"), (SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
-def _list_classes(path: Path) -> tuple[tuple[str, ...], Files]:
+def _list_classes(
+    path: Path, left_out: Counter[str], reader: int, allow_empty: bool
+) -> tuple[tuple[str, ...], Files]:
     folders = _folders(path)
     if len(folders) < 2:
         raise _defect(path, f"has {len(folders)} class folders, at least 2 are needed")
+    for entry in _entries(path):
+        if entry.name.startswith("."):
+            left_out["hidden"] += 1
+        elif not entry.is_dir():
+            left_out["beside the class folders"] += 1
     files: Files = []
     for label, folder in enumerate(folders):
-        found = [f for f in _visible(folder) if f.suffix.lower() in ENDINGS and f.is_file()]
-        if not found:
+        found = sorted(_walk(folder, left_out, deep=reader > 1))
+        if not found and not allow_empty:
             raise _defect(path, f"has no image in its class folder {folder.name}")
+        if not found:
+            left_out[f"empty class folder {folder.name}"] += 1
         files += [(file, label) for file in found]
     return tuple(folder.name for folder in folders), files
 
 
+def _walk(
+    folder: Path, left_out: Counter[str], *, deep: bool = True, above: tuple[Path, ...] = ()
+) -> Iterator[Path]:
+    """The images in a folder and, where `deep`, below it; what else is there is counted."""
+    above = (*above, folder.resolve())
+    for entry in _entries(folder):
+        if entry.name.startswith("."):
+            left_out["hidden"] += 1
+        elif entry.is_dir():
+            if not deep:
+                left_out["sub-folders of a class"] += 1
+            elif entry.resolve() in above:
+                left_out["links to a folder above"] += 1
+            else:
+                yield from _walk(entry, left_out, above=above)
+        elif not entry.is_file():
+            left_out["links to nothing"] += 1
+        elif entry.suffix.lower() not in ENDINGS:
+            left_out[entry.suffix.lower() or "without an ending"] += 1
+        else:
+            yield entry
+
+
 def _folders(path: Path) -> list[Path]:
-    return [entry for entry in _visible(path) if entry.is_dir()]
+    return [e for e in _entries(path) if e.is_dir() and not e.name.startswith(".")]
 
 
-def _visible(path: Path) -> list[Path]:
+def _entries(path: Path) -> list[Path]:
     try:
-        return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+        return sorted(path.iterdir())
     except OSError as error:
         raise _defect(path, f"cannot be listed ({error.strerror})") from error
 
 
-def _a_fifth(n: int) -> int:
-    """Test images of a class of n; training keeps at least one, and testing too where n > 1."""
-    return max(n // 5, min(1, n - 1))
+def _fifths(labels: torch.Tensor, classes: int) -> list[int]:
+    """Test images of each class; training keeps at least one, and testing too where n > 1."""
+    counts = labels.bincount(minlength=classes).tolist()
+    return [max(n // 5, min(1, n - 1)) for n in counts]
 
 
-def _shuffled(files: Files) -> Files:
-    order = np.random.RandomState(TEST_SEED).permutation(len(files))
-    return [files[i] for i in order]
+def _shuffle(n: int) -> list[int]:
+    return np.random.RandomState(TEST_SEED).permutation(n).tolist()
 
 
-def _read_image(file: Path) -> np.ndarray:
-    """uint8 (32, 32, 3): the first frame."""
-    from PIL import Image
+def _read_image(file: Path, reader: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (32, 32, 3), and the pixels before resizing, uint8 (H, W, 3): of the first frame."""
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"pixels of mode {image.mode} where 8 bits a channel are read")
-            return shrink(image)
+            upright = ImageOps.exif_transpose(image) if reader > 1 else image
+            rgb = upright.convert("RGB")
+            return shrink(rgb), np.asarray(rgb)
     except Exception as error:  # a decoder may raise anything when a file is damaged
-        raise DataError(
-            f"--dataset folder: cannot read the image {file} ({error}); replace or remove it"
+        raise SetError(
+            "folder", f"cannot read the image {file} ({error}); replace or remove it"
         ) from error
 
 
-def _defect(path: Path, found: str) -> DataError:
-    return DataError(
-        f"--dataset folder: {path} {found}; give a folder with one sub-folder of images "
-        "a class, or with such folders in train/ and in test/"
+def _defect(path: Path, found: str) -> SetError:
+    return SetError(
+        "folder",
+        f"{path} {found}; give a folder with one sub-folder of images "
+        "a class, or with such folders in train/ and in test/",
     )

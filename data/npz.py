@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data.base import DataError, Split
+from data.record import image_hashes
 from data.resize import resize_batch
 
 SPLITS = ("train", "test")
@@ -31,8 +32,16 @@ def read_npz(
         if f"{split}_images" in arrays:
             images = _images(path, f"{split}_images", arrays)
             labels = _labels(path, f"{split}_labels", arrays, len(images), num_classes)
-            found[split] = Split(images, labels)
+            found[split] = Split(resize_batch(images), labels, image_hashes(images.numpy()))
     return found
+
+
+def left_out(path: Path, splits: Sequence[str] = SPLITS) -> str:
+    """ "; left out: <arrays>": those of the file that `splits` have no use for; "" where there is
+    none. The file is one that `read_npz` has read."""
+    with np.load(path, allow_pickle=False) as archive:
+        unused = sorted(set(archive.files) - set(_wanted(archive.files, splits)))
+    return f"; left out of {path.name}: {', '.join(unused)}" if unused else ""
 
 
 def trainable(path: Path, splits: dict[str, Split]) -> dict[str, Split]:
@@ -43,15 +52,15 @@ def trainable(path: Path, splits: dict[str, Split]) -> dict[str, Split]:
     if "train" not in splits or len(splits["train"].images) == 0:
         found = "has no train_images, so it cannot be trained on"
         raise _defect(path, found, "add them, or take the file away to use torchvision's")
-    for split, (_, labels) in splits.items():
-        if (labels < 0).any():
+    for split, found_split in splits.items():
+        if (found_split.labels < 0).any():
             raise _defect(
                 path,
                 f"has unlabelled {split} images (-1), so it cannot be trained on",
                 f"give {split}_labels of 0 and above, or leave these images out",
             )
     train = splits["train"]
-    return {"test": Split(train.images[:0], train.labels[:0]), **splits}
+    return {"test": train.first(0), **splits}
 
 
 def _read(path: Path, splits: Sequence[str]) -> dict[str, np.ndarray]:
@@ -79,7 +88,7 @@ def _images(path: Path, key: str, arrays: dict[str, np.ndarray]) -> Tensor:
         raise _defect(path, f"{key} is {array.dtype}", "store uint8 from 0 to 255")
     if array.ndim != 4 or array.shape[3] != 3 or 0 in array.shape[1:]:
         raise _defect(path, f"{key} has shape {array.shape}", "store N x H x W x 3")
-    return resize_batch(torch.from_numpy(array))
+    return torch.from_numpy(array)
 
 
 def _labels(

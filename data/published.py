@@ -14,8 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.base import SIZE, DataError, Split
+from data.base import SIZE, SetError, Split
 from data.folder import shrink
+from data.record import image_hashes
 from data.splits import TEST_SEED
 
 FILES = {
@@ -64,7 +65,7 @@ def load_published_ood(name: str, data_root: Path, first: int | None = None) -> 
         if name == "mnist":
             grey = F.pad(dataset.data, (2, 2, 2, 2))
             images = grey[..., None].expand(-1, -1, -1, 3).contiguous()
-            return Split(images, dataset.targets.long()), len(images)
+            return Split(images, dataset.targets.long(), image_hashes(images.numpy())), len(images)
         order = np.arange(len(dataset))
         if name == "textures":
             order = np.random.RandomState(TEST_SEED).permutation(len(dataset))
@@ -74,10 +75,11 @@ def load_published_ood(name: str, data_root: Path, first: int | None = None) -> 
         raise _missing(name, data_root, error) from error
 
 
-def _missing(name: str, data_root: Path, error: Exception) -> DataError:
-    return DataError(
-        f"--dataset {name}: its files are not whole in {data_root} and could not be downloaded "
-        f"({error}); put {FILES[name]}, or {name}.npz, there, or give another --data_root"
+def _missing(name: str, data_root: Path, error: Exception) -> SetError:
+    return SetError(
+        name,
+        f"its files are not whole in {data_root} and could not be downloaded "
+        f"({error}); put {FILES[name]}, or {name}.npz, there, or give another --data_root",
     )
 
 
@@ -108,20 +110,29 @@ def _split(dataset: Any) -> Split:
     """The arrays as they are: no PIL, no loop over samples. CIFAR is NHWC, SVHN is NCHW."""
     images = torch.from_numpy(dataset.data)
     if hasattr(dataset, "labels"):
-        return Split(images.permute(0, 2, 3, 1).contiguous(), torch.from_numpy(dataset.labels))
-    return Split(images.contiguous(), torch.from_numpy(np.array(dataset.targets, dtype=np.int64)))
+        images, labels = images.permute(0, 2, 3, 1), torch.from_numpy(dataset.labels)
+    else:
+        labels = torch.from_numpy(np.array(dataset.targets, dtype=np.int64))
+    images = images.contiguous()
+    return Split(images, labels, image_hashes(images.numpy()))
 
 
 def _decode(dataset: Any, index: list[int]) -> Split:
     """The images of `index`, one by one: these sets are JPEG files of any size."""
     images = np.empty((len(index), SIZE, SIZE, 3), dtype=np.uint8)
     labels = torch.full((len(index),), -1)
-    for row, i in enumerate(index):
-        image, label = dataset[i]
-        images[row] = shrink(image)
-        if label is not None:
-            labels[row] = label
-    return Split(torch.from_numpy(images), labels)
+
+    def decoded() -> Iterator[np.ndarray]:
+        for row, i in enumerate(index):
+            image, label = dataset[i]
+            rgb = image.convert("RGB")
+            images[row] = shrink(rgb)
+            if label is not None:
+                labels[row] = label
+            yield np.asarray(rgb)
+
+    hashes = image_hashes(decoded())
+    return Split(torch.from_numpy(images), labels, hashes)
 
 
 @contextlib.contextmanager

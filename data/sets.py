@@ -8,11 +8,11 @@ import torch
 
 from data.base import DataError, DataSet, Spec
 from data.digits import load_digits
-from data.folder import list_folder, read_images
-from data.npz import read_npz, trainable
+from data.folder import FOLDER, folder_path, list_folder, load_folder, sizes
+from data.npz import left_out, read_npz, trainable
 from data.published import load_published
+from data.record import READER
 
-FOLDER = "folder:"
 ALIASES = {"cifar_100": "cifar100"}  # JEM's spelling
 SPECS = {
     "cifar10": Spec(num_classes=10, train_size=50000, test_size=10000, flips=True),
@@ -39,43 +39,46 @@ def canonical_name(name: str) -> str:
 
 
 def describe(name: str) -> Spec:
-    """Classes and nominal sizes without opening an image; a folder's files are counted.
+    """Classes and nominal sizes without opening an image; a folder's files are counted, and where
+    it has no train/ and test/, the sizes are what is expected: the images' hashes divide them.
 
     Raises DataError for an unknown name and for a folder that `load` would refuse unread.
     """
     name = canonical_name(name)
     if name.startswith(FOLDER):
-        listing = list_folder(_folder_path(name))
-        sizes = len(listing.train), len(listing.test)
-        return Spec(len(listing.class_names), *sizes, flips=True)
+        listing = list_folder(folder_path(name))
+        return Spec(len(listing.class_names), *sizes(listing), flips=True)
     return SPECS[name]
 
 
-def load(name: str, data_root: str | Path) -> DataSet:
+def load(name: str, data_root: str | Path, *, reader: int = READER) -> DataSet:
     """Read a set: `<data_root>/<name>.npz` if that exists, else torchvision's files in data_root.
 
-    digits are bundled with scikit-learn and folder:PATH is read from PATH. Raises DataError for
-    every defect of what is found there.
+    digits are bundled with scikit-learn and folder:PATH is read from PATH; `reader`: see
+    data.record. Raises DataError for every defect of what is found there.
     """
     name = canonical_name(name)
     if name.startswith(FOLDER):
-        listing = list_folder(_folder_path(name))
-        train, test = read_images(listing.train), read_images(listing.test)
-        return DataSet(name, len(listing.class_names), listing.class_names, True, train, test)
+        return load_folder(name, reader=reader)
 
     spec = SPECS[name]
     root = Path(data_root).expanduser()
     archive = root / f"{name}.npz"
     class_names: tuple[str, ...] | None = None
+    source = "published files"
     if name == "digits":
         train, test = load_digits()
+        source = "scikit-learn"
     elif archive.exists():
         splits = trainable(archive, read_npz(archive, spec.num_classes))
         train, test = splits["train"], splits["test"]
+        source = archive.name + left_out(archive)
     else:
         train, test, class_names = load_published(name, root)
     class_names = class_names or _class_names(name, spec.num_classes)
-    return DataSet(name, spec.num_classes, class_names, spec.flips, train, test)
+    counts = f"{len(train.labels):,} training and {len(test.labels):,} test images"
+    about = f"{name}: {counts} of {source}"
+    return DataSet(name, spec.num_classes, class_names, spec.flips, train, test, about, reader)
 
 
 def doubt(dataset: DataSet) -> str | None:
@@ -100,7 +103,3 @@ def _class_names(name: str, num_classes: int) -> tuple[str, ...]:
     if name == "cifar10":
         return tuple(CIFAR10_CLASSES.split())
     return tuple(str(label) for label in range(num_classes))
-
-
-def _folder_path(name: str) -> Path:
-    return Path(name.removeprefix(FOLDER)).expanduser()

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.base import DataError
+from data.base import DataError, DataSet
 
 VALIDATION_SEED = 1234  # the ancestors' (HDGE utils.py, JEM train_wrn_ebm.py)
 TEST_SEED = 4321  # ours, for the sets that come without a test split
+TEST_BELOW = -(2**63) + 2**64 // 5  # of hashes, int64: a fifth of them
 
 
 def default_n_valid(n: int) -> int:
@@ -30,6 +31,21 @@ def split_validation(n: int, n_valid: int) -> tuple[Tensor, Tensor]:
         raise DataError(f"--n_valid {n_valid}: give a number from 0 to {n - 1} ({n} images)")
     order = torch.from_numpy(np.random.RandomState(VALIDATION_SEED).permutation(n)).long()
     return order[n_valid:], order[:n_valid]
+
+
+def hold_out(dataset: DataSet, n_valid: int | None) -> tuple[Tensor, Tensor]:
+    """`split_validation` of a set's training images; `n_valid` None: the default number.
+
+    Of a folder whose splits belong to the images (reader 2), the images with the lowest last 32
+    bits of their hashes validate: its order of images says nothing of the files' names.
+    """
+    n = len(dataset.train.labels)
+    train, valid = split_validation(n, default_n_valid(n) if n_valid is None else n_valid)
+    if dataset.name.startswith("folder:") and dataset.reader > 1:
+        assert dataset.train.hashes is not None
+        order = (dataset.train.hashes & 0xFFFFFFFF).argsort(stable=True)
+        return order[len(valid) :].sort().values, order[: len(valid)]
+    return train, valid
 
 
 def labelled_subset(labels: Tensor, index: Tensor, per_class: int, num_classes: int) -> Tensor:
@@ -50,6 +66,31 @@ def labelled_subset(labels: Tensor, index: Tensor, per_class: int, num_classes: 
             f"give at most {counts[poorest]}, or -1 to use every label"
         )
     return torch.cat([member[:per_class] for member in members])
+
+
+def split_by_hash(labels: Tensor, hashes: Tensor) -> tuple[Tensor, Tensor]:
+    """Train and test indices, int64, each by rising hash; the lowest fifth of all hashes is test.
+
+    A class without a training image keeps the image with its highest hash for training, and one
+    without a test image gives that with its lowest, if it has two images that differ. So an image's
+    side depends on no name and, but for these, on no other image; equal images are on one side,
+    whatever their class. One image more makes no training image a test image, unless that was the
+    only one of its class.
+    """
+    is_test = hashes < TEST_BELOW
+    for label in labels.unique():
+        own = hashes[labels == label]
+        if is_test[labels == label].all():
+            is_test &= hashes != own.max()
+        elif not is_test[labels == label].any() and own.min() < own.max():
+            is_test |= hashes == own.min()
+    order = order_by_hash(labels, hashes)
+    return order[~is_test[order]], order[is_test[order]]
+
+
+def order_by_hash(labels: Tensor, hashes: Tensor) -> Tensor:
+    """int64 (N,): by rising hash, equal images by their labels."""
+    return torch.from_numpy(np.lexsort((labels.numpy(), hashes.numpy())))
 
 
 def stratified_split(

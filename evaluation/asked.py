@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import data
+from data.folder import folder_path
 from evaluation.refinement import refined
 from evaluation.results import Answer
 from evaluation.trained import Trained, trainable
 from training import distributed
-from training.flags import UsageError
+from training.flags import FOLDER, UsageError
 
 
 class Asked:
@@ -23,16 +25,20 @@ class Asked:
 
     def __init__(self, s: Namespace, answer: Answer, device: torch.device) -> None:
         self.s, self.answer, self.device = s, answer, device
-        self.sets: dict[tuple[str, str, int | None], data.EvaluationSet] = {}
-        self.missing: dict[tuple[str, str, int | None], data.DataError] = {}
+        self.sets: dict[Any, data.EvaluationSet] = {}
+        self.missing: dict[Any, data.DataError] = {}
         self.about: dict[str, str] = {}
         self.warned: set[str] = set()
+        self.folders: dict[Any, data.DataSet] = {}
+        self.differences: dict[str, dict[str, Any]] = {}  # label of a model -> set -> what differs
 
     def images(self, name: str, model: Trained, flag: str = "--dataset") -> data.EvaluationSet:
-        """The named set, read once. Raises DataError."""
+        """The named set, read once, and compared with what the model was trained on. Raises
+        DataError."""
+        own = self.own(model)
         n_valid = model.settings.get("n_valid")
         n_valid = None if n_valid is None or n_valid < 0 else int(n_valid)
-        key = name, model.dataset, n_valid
+        key = name, own, n_valid, flag == "--dataset", model.record.fingerprint, model.record.reader
         if key in self.missing:  # not looked for, or downloaded, again for every checkpoint
             raise self.missing[key]
         if key not in self.sets:
@@ -41,22 +47,71 @@ class Asked:
                     lambda: data.load_evaluation(
                         name,
                         self.s.data_root,
-                        in_dataset=model.dataset or "cifar10",
+                        in_dataset=own or "cifar10",
                         seed=self.s.seed,
                         max_images=self.s.max_images,
                         n_valid=n_valid,
                         flag=flag,
+                        run=model.record,
+                        folders=self.folders,
                     ),
                     data.DataError,
                 )
             except data.DataError as error:
-                self.missing[key] = error
-                raise
+                self.missing[key] = self.moved(error, name, own)
+                raise self.missing[key] from None
+            if distributed.first():
+                tqdm.write(found.about, file=sys.stdout)
             self.sets[key] = found._replace(split=found.split.to(self.device))
         found = self.sets[key]
+        self.compare(found, model, own, flag)
         if self.about.setdefault(found.name, found.about) != found.about:
             self.about[f"{found.name} of {model.label}"] = found.about
         return found
+
+    def own(self, model: Trained) -> str:
+        """The data set that the model was trained on: the folder of --dataset where its training
+        images are the run's, else what the run names; "" where nobody tells."""
+        asked = None if self.s.dataset is None else trainable(self.s.dataset)
+        if asked in (None, model.dataset) or not (
+            asked.startswith(FOLDER) and model.dataset.startswith(FOLDER)
+        ):
+            return model.dataset
+        if folder_path(asked).resolve() == folder_path(model.dataset).resolve():
+            return asked
+        reader = model.record.reader
+        key = asked, reader, True
+        if key not in self.folders and key not in self.missing:
+            try:
+                self.folders[key] = distributed.in_turn(
+                    lambda: data.load(asked, self.s.data_root, reader=reader), data.DataError
+                )
+            except data.DataError as error:
+                self.missing[key] = error
+        if key in self.missing or self.folders[key].fingerprint() != model.record.fingerprint:
+            return model.dataset
+        return asked
+
+    def moved(self, error: data.DataError, name: str, own: str) -> data.DataError:
+        """The error, with the remedy where it is about the folder that the run names."""
+        ours = {data.split_name(own, part) for part in ("train", "valid", "test")}
+        if name not in ours or not own.startswith(FOLDER) or folder_path(own).is_dir():
+            return error
+        return data.DataError(f"{error}; where the images have moved: --dataset folder:PATH")
+
+    def compare(self, found: data.EvaluationSet, model: Trained, own: str, flag: str) -> None:
+        """Record how the set differs from the run's images, and say so in a line."""
+        place = data.locate(found.name, data_root=self.s.data_root)
+        both = place.dataset.startswith(FOLDER) and own.startswith(FOLDER)
+        ours = place.dataset == own or (flag == "--dataset" and both)
+        part = place.split if ours else None
+        whole = self.s.max_images is None
+        differences = model.record.compare(found.split, part, found.class_names, whole=whole)
+        if not differences:
+            return
+        self.differences.setdefault(model.label, {})[found.name] = differences
+        if said := data.said(differences, part):
+            self.warn(f"{flag} {found.name} is not as {model.label} was trained with: {said}")
 
     def warn(self, message: str) -> None:
         """A line on stderr, once."""
@@ -66,8 +121,17 @@ class Asked:
 
     def asked_about(self, model: Trained) -> data.EvaluationSet:
         """--dataset, by default the test split of what the model was trained on."""
-        name = known(model) if self.s.dataset is None else self.s.dataset
+        name = self.known(model) if self.s.dataset is None else self.s.dataset
         return self.images(name, model)
+
+    def known(self, model: Trained) -> str:
+        """The set that the model was trained on. Raises UsageError where nobody tells."""
+        if not (own := self.own(model)):
+            raise UsageError(
+                f"--dataset is missing: {model.path} does not tell what it was trained on, "
+                f"with {model.num_classes} classes"
+            )
+        return own
 
     def labelled(self, model: Trained) -> data.EvaluationSet:
         """The same. Raises UsageError for labels that the model does not have."""
@@ -116,13 +180,3 @@ def bar(total: int, title: str, unit: str = "img") -> tqdm:
         leave=False,
         disable=not distributed.first(),
     )
-
-
-def known(model: Trained) -> str:
-    """The set that the model was trained on. Raises UsageError where nobody tells."""
-    if not model.dataset:
-        raise UsageError(
-            f"--dataset is missing: {model.path} does not tell what it was trained on, "
-            f"with {model.num_classes} classes"
-        )
-    return model.dataset

@@ -23,7 +23,7 @@ from training.flags import CLASSES, UsageError, fits
 @dataclass
 class Trained:
     """`settings`: the run's, {} where neither the file nor its folder tells; `dataset`: what it was
-    trained on, as far as is known."""
+    trained on, as far as is known, and `record` which images these were."""
 
     path: Path
     label: str
@@ -33,6 +33,7 @@ class Trained:
     settings: dict[str, Any]
     weights: dict[str, Tensor]
     state: dict[str, Any]
+    record: data.Record
 
     def contrastive(self, s: Namespace) -> losses.Contrastive:
         """The contrastive term log q(x|y) with the queue that the checkpoint holds, by the score
@@ -138,6 +139,8 @@ def load(path: str, label: str, s: Namespace, device: torch.device) -> Trained:
         shape = models.network_settings(state, file, **given)
         model = models.build(**shape)
         models.load_weights(model, weights)
+        settings = run_settings(state, file)
+        record = data.Record.read(state.get("data"), settings.get("reader", 1))
     except (CheckpointError, ValueError) as error:
         said = str(error)
         where = "" if str(file) in said else f" {path}"
@@ -148,9 +151,9 @@ def load(path: str, label: str, s: Namespace, device: torch.device) -> Trained:
     if s.contrast_k is not None and s.contrast_k != slots:
         has = "no queue" if slots is None else f"a queue of {slots}"
         raise CheckpointError(f"--contrast_k {s.contrast_k}: {path} has {has}: leave the flag out")
-    settings, classes = run_settings(state, file), shape["num_classes"]
+    classes = shape["num_classes"]
     dataset = trained_on(settings, classes, s.dataset)
-    return Trained(file, label, model, classes, dataset, settings, weights, state)
+    return Trained(file, label, model, classes, dataset, settings, weights, state, record)
 
 
 def run_settings(state: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -61,6 +61,8 @@ def released(
         "progress": {"step": state["progress"]["step"]},
         "environment": {k: v for k, v in (environment or {}).items() if k != "platform"},
     }
+    if state.get("data"):
+        kept["data"] = state["data"]
     if "queue_logit" in network:
         kept["objective"] = {FILLED: state["objective"][FILLED]}
     if "replay_buffer" in keep and "replay_buffer" in state:

@@ -181,7 +181,7 @@ def test_a_folder_to_train_on_keeps_its_splits_and_labels(tmp_path: Path) -> Non
     assert torch.equal(train.split.images, whole.train.images)
     assert train.title == f"{tmp_path.name} (training)"
     valid = data.load_evaluation(f"folder_valid:{tmp_path}", "nowhere", n_valid=3)
-    held_out = data.split_validation(16, 3)[1]
+    held_out = data.hold_out(whole, 3)[1]
     assert torch.equal(valid.split.images, whole.train.images[held_out])
     assert torch.equal(valid.split.labels, whole.train.labels[held_out])
 
@@ -216,7 +216,8 @@ def test_the_real_sets(data_root: Path) -> None:
         if not (data_root / f"{name.removesuffix('interp')}.npz").exists():
             continue
         loaded = data.load_evaluation(name, data_root)
-        images, labels = loaded.split
+        images, labels, hashes = loaded.split
         assert images.dtype == torch.uint8 and images.shape == (len(labels), 32, 32, 3)
         assert len(images) > 500 and images.float().std() > 40
         assert (loaded.num_classes is None) == bool((labels == -1).any())
+        assert (hashes is None) == name.endswith("interp")

@@ -32,10 +32,10 @@ def test_it_is_the_same_model_without_what_only_training_needs(train: Any, tmp_p
     kept = make(run, tmp_path / "a.pt")
     whole = run.state()
     assert kept.keys() == {
-        *("model_state_dict", "settings", "progress", "environment", "objective")
+        *("model_state_dict", "settings", "progress", "environment", "objective", "data")
     }
     assert train.same(kept["model_state_dict"], whole["model_state_dict"])
-    assert kept["progress"] == {"step": 3}
+    assert kept["progress"] == {"step": 3} and train.same(kept["data"], whole["data"])
     whole_environment = run.settings["environment"]
     assert whole_environment.pop("platform") and kept["environment"] == whole_environment
     x = torch.rand(2, 3, 32, 32)

@@ -17,6 +17,7 @@ from training.checkpoint import CheckpointError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 TOLD = ("settings", "progress", "environment")  # of config.json
+DATA = "data."  # before the names of the tensors that are hashes of images
 FILLED = "memories.queue.queue_filled"
 
 
@@ -32,8 +33,14 @@ def write(folder: Path, state: dict[str, Any]) -> None:
         from safetensors.torch import save
     except ImportError:
         raise CheckpointError("to export needs safetensors: pip install safetensors") from None
-    content = save({name: t.contiguous() for name, t in state["model_state_dict"].items()})
     about: dict[str, Any] = {name: state[name] for name in TOLD}
+    tensors, images = dict(state["model_state_dict"]), state.get("data")
+    if isinstance(images, dict):  # checkpoints of earlier versions have a line, or nothing
+        tensors |= {DATA + n: t for n, t in images.items() if isinstance(t, torch.Tensor)}
+        images = {n: v for n, v in images.items() if not isinstance(v, torch.Tensor)}
+    if images:
+        about["data"] = images
+    content = save({name: t.contiguous() for name, t in tensors.items()})
     if FILLED in state.get("objective", {}):
         about["queue_filled"] = int(state["objective"][FILLED])
     about["sha256"] = hashlib.sha256(content).hexdigest()
@@ -57,7 +64,13 @@ def read(path: Path) -> dict[str, Any]:
         told = about.get("sha256")
         if told is not None and told != hashlib.sha256(content).hexdigest():
             raise ValueError("its checksum is another")
-        state: dict[str, Any] = {"model_state_dict": load(content)}
+        tensors, images = load(content), about.get("data")
+        hashes = {name: tensors.pop(name) for name in list(tensors) if name.startswith(DATA)}
+        if isinstance(images, dict):
+            images |= {name.removeprefix(DATA): tensor for name, tensor in hashes.items()}
+        state: dict[str, Any] = {"model_state_dict": tensors}
+        if images:
+            state["data"] = images
         for name in TOLD:
             if isinstance(about.get(name), dict):
                 state[name] = about[name]

@@ -21,6 +21,7 @@ NORMS = ("none", "batch", "instance", "layer", "act")
 CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "digits": 10}
 
 AUTO = "auto"  # of --resume
+FOLDER = "folder:"  # and a path: a data set of the user's own
 # What may not change when a run is resumed: the tensors of its checkpoint, or the meaning of its
 # position within an epoch, depend on it. Of the weights, only which of them are 0 is fixed.
 FIXED_ON_RESUME = (
@@ -150,8 +151,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         help="where <name>.npz or torchvision's files are, or are downloaded to "
         "(default: $HDGE_DATA_ROOT, else ./datasets; JEM)")
     add("--n_valid", type=WHOLE, default=None, metavar="IMAGES",
-        help="training images held out for choosing the best checkpoint; the split is JEM's and "
-        "the same for every run; 0: none (default: 5000, at most a tenth of the images; JEM)")
+        help="training images held out for choosing the best checkpoint; the split is JEM's, of a "
+        "folder by the images' hashes, and the same for every run; 0: none (default: 5000, at most "
+        "a tenth of the images; JEM)")
     add("--labels_per_class", type=OR_OFF, default=-1, metavar="IMAGES",
         help="semi-supervised training: use this many labels a class, and all images for "
         "--pxsgld; -1: all labels (default: %(default)s; JEM)")
@@ -357,7 +359,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
     parser = build_parser()
     settings = parser.parse_args(argv)
     given = given_flags(build_parser(), argv)
-    settings.dataset = {"cifar_100": "cifar100"}.get(settings.dataset, settings.dataset)
+    settings.dataset = whole_name(settings.dataset)
     try:
         resolve_auto(settings)
         if settings.resume is None:
@@ -365,6 +367,20 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
     except UsageError as error:
         parser.error(str(error))
     return settings, given
+
+
+def whole_name(dataset: str) -> str:
+    """A data set's name without aliases; a folder's with its absolute path, so that the run finds
+    it from anywhere."""
+    path = dataset.removeprefix(FOLDER)
+    if not dataset.startswith(FOLDER) or not path:
+        return {"cifar_100": "cifar100"}.get(dataset, dataset)
+    return FOLDER + os.path.abspath(os.path.expanduser(path))
+
+
+def moved(new: str, old: Any) -> bool:
+    """Whether --dataset on --resume may say where the run's folder is now."""
+    return new.startswith(FOLDER) and str(old).startswith(FOLDER)
 
 
 def resolve_auto(s: argparse.Namespace) -> None:
@@ -404,6 +420,9 @@ def resume(
     merged = vars(build_parser().parse_args([])) | saved
     for name in sorted(given - {"resume", "log_dir", "id", "overwrite"}):
         new, old = getattr(settings, name), merged.get(name)
+        if name == "dataset" and moved(new, old):  # restoring compares the images
+            merged[name] = new
+            continue
         if new != old and (name in FIXED_ON_RESUME or (name in TERMS and (new == 0) != (old == 0))):
             raise UsageError(
                 f"--{name} {new} cannot change on --resume (the run has {old}): "

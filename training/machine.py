@@ -47,8 +47,15 @@ def choose_device(name: str, *, exact: bool = False) -> torch.device:
 
 
 def load_data(s: Namespace, device: torch.device, program: str) -> data.DataSet:
-    """The set of --dataset on the device; a doubt about it is said on stderr."""
-    dataset = distributed.in_turn(lambda: data.load(s.dataset, s.data_root), data.DataError)
+    """The set of --dataset on the device; a doubt about it is said on stderr.
+
+    Sets `reader`, the version that reads folders, among the settings: that of the run's beginning.
+    """
+    earlier = getattr(s, "resume", None) is not None  # a run that began before there were versions
+    s.reader = getattr(s, "reader", 1 if earlier else data.READER)
+    dataset = distributed.in_turn(
+        lambda: data.load(s.dataset, s.data_root, reader=s.reader), data.DataError
+    )
     found = data.doubt(dataset)
     if found and distributed.first():
         print(f"{program}: warning: {found}", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data.record import Record
 from losses.sgld import from_shards, shard
 from training import distributed
 from training.checkpoint import DAMAGED, LAST, PREVIOUS, CheckpointError, read_checkpoint
@@ -49,7 +50,7 @@ class Run:
     window: Meter = field(default_factory=Meter)
     epoch: Meter = field(default_factory=Meter)
     gradients: Meter = field(default_factory=Meter)
-    data: str = ""  # DataSet.fingerprint() of what it trains on
+    data: Record = field(default_factory=Record)  # of what it trains on
     # The loss of a batch in DistributedDataParallel, where several processes share the batches;
     # everything else of a run is equal in all of them, but for random numbers and replay buffer.
     replicas: Any = None
@@ -80,7 +81,7 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
         "progress": dict(vars(run.progress)),
         "meters": {name: getattr(run, name).state_dict() for name in METERS},
         "random": {"cpu": torch.get_rng_state()},
-        "data": run.data,
+        "data": run.data.state(),
     }
     if run.memory("queue") is not None:
         for name in QUEUE:
@@ -157,11 +158,11 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     a run on other training images: which of them are for validation, and the position within an
     epoch, would mean something else.
     """
-    before = state.get("data")  # checkpoints of earlier versions have none
-    if before and run.data and before != run.data:
+    before, now = record_of(run, state), run.data  # checkpoints of earlier versions have none
+    if before.fingerprint and now.fingerprint and before.fingerprint != now.fingerprint:
         raise CheckpointError(
-            f"its training images were others ({before}; now {run.data}): put them back, or give "
-            "the --data_root that they are in"
+            f"its training images were others ({before.fingerprint}; now {now.fingerprint}): put "
+            "them back, or give the --data_root or the --dataset folder:PATH that they are in"
         )
     try:
         model, objective = dict(state["model_state_dict"]), dict(state["objective"])
@@ -186,6 +187,14 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         raise misfit(error) from None
 
 
+def record_of(run: Run, state: dict[str, Any]) -> Record:
+    """What a checkpoint tells of its images. Raises CheckpointError."""
+    try:
+        return Record.read(state.get("data"), run.data.reader)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+
+
 def misfit(error: Exception) -> CheckpointError:
     reason = " ".join(str(error).split())[:200]
     return CheckpointError(f"it does not fit this run's settings ({reason})")
@@ -207,6 +216,10 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
         except (KeyError, TypeError) as error:  # of another program
             raise misfit(error) from None
         restore(run, state)
+        if found_others := record_of(run, state).others(run.data):
+            if distributed.first():
+                line = f"--dataset {run.settings.dataset}: {found_others}"
+                print(f"{program}: warning: {line}", file=sys.stderr)
     except CheckpointError as error:
         raise CheckpointError(f"--resume {path}: {error}") from None
 

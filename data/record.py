@@ -1,0 +1,150 @@
+"""What a checkpoint keeps of the images that its run saw, and how other images differ from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.base import DataSet, Split
+from data.splits import hold_out
+
+# Version of how folders are read, split and hashed; a run keeps that of its beginning.
+# 1: no sub-folders of a class, no EXIF orientation, splits by the place in the list of files.
+# 2: both, and splits by the images' hashes.
+READER = 2
+
+
+def image_hashes(images: Iterable[np.ndarray]) -> Tensor:
+    """int64 (N,): BLAKE2b, 64 bits, of each image's shape and decoded RGB pixels, uint8 (H, W, 3),
+    before they are resized."""
+    found = np.fromiter(map(_digest, images), dtype=np.uint64)
+    return torch.from_numpy(found.view(np.int64))
+
+
+def _digest(image: np.ndarray) -> int:
+    digest = hashlib.blake2b(str(image.shape).encode(), digest_size=8)
+    digest.update(np.ascontiguousarray(image).data)
+    return int.from_bytes(digest.digest(), "little")
+
+
+@dataclass(frozen=True)
+class Record:
+    """`fingerprint` is DataSet.fingerprint(); checkpoints of earlier versions have it alone.
+    `valid` are indices into `train`; the others are image_hashes."""
+
+    fingerprint: str = ""
+    class_names: tuple[str, ...] = ()
+    train: Tensor | None = None
+    test: Tensor | None = None
+    valid: Tensor | None = None
+    reader: int = 1  # not in `state`: the run's settings have it
+
+    @classmethod
+    def of(cls, dataset: DataSet, n_valid: int | None) -> Record:
+        """The record of a run that holds out `n_valid` training images; None: the default."""
+        valid = hold_out(dataset, n_valid)[1]
+        names, train, test = dataset.class_names, dataset.train.hashes, dataset.test.hashes
+        return cls(dataset.fingerprint(), names, train, test, valid, dataset.reader)
+
+    @classmethod
+    def read(cls, state: Any, reader: Any) -> Record:
+        """The reverse of `state`, also of earlier versions' fingerprint or of nothing.
+
+        Raises ValueError for what no run has written.
+        """
+        if not isinstance(reader, int) or not 1 <= reader <= READER:
+            raise ValueError(f"its images were read by reader {reader!r}, which is unknown here")
+        if not isinstance(state, dict):
+            return cls(state if isinstance(state, str) else "", reader=reader)
+        try:
+            names = tuple(str(name) for name in state["class_names"])
+            train, test, valid = (state[name].long() for name in ("train", "test", "valid"))
+            train[valid]  # the indices fit
+            return cls(str(state["fingerprint"]), names, train, test, valid, reader)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(f"its record of the data cannot be used ({error})") from None
+
+    def state(self) -> dict[str, Any] | str:
+        """For a checkpoint: strings, a list and tensors; the fingerprint where that is all."""
+        if self.train is None:
+            return self.fingerprint
+        named = {name: getattr(self, name) for name in ("fingerprint", "train", "test", "valid")}
+        return {**named, "class_names": list(self.class_names)}
+
+    def hashes(self, part: str) -> Tensor:
+        """Of the run's "train", "valid" or "test" images; "train" includes "valid"."""
+        assert self.train is not None and self.test is not None
+        if part == "valid":
+            return self.train[self.valid]
+        return self.train if part == "train" else self.test
+
+    def trained_on(self) -> Tensor:
+        """The hashes of the training images that were not held out for validation."""
+        assert self.train is not None
+        kept = torch.ones(len(self.train), dtype=torch.bool)
+        kept[self.valid] = False
+        return self.train[kept]
+
+    def others(self, now: Record) -> str | None:
+        """How test images and class names of `now` differ from these, whose training images are
+        the same, in words; None where they do not."""
+        if self.test is None or now.test is None or now.train is None:
+            return None
+        none = now.test.new_empty(0)
+        return said(self.compare(Split(none, none, now.test), "test", now.class_names), "test")
+
+    def compare(
+        self,
+        split: Split,
+        part: str | None,
+        class_names: tuple[str, ...] | None,
+        *,
+        whole: bool = True,
+    ) -> dict[str, Any]:
+        """How images differ from the run's `part`; None: they are another set's.
+
+        `whole`: whether `split` has all images of its set. Returns n; trained_on, how many were
+        trained on; of a part, new and missing, how many of them the run's part does not have and
+        how many it has besides; the run's class names and these, where they differ. {} where the
+        record or the split has no hashes.
+        """
+        if self.train is None or split.hashes is None:
+            return {}
+        found: dict[str, Any] = {"n": len(split.hashes)}
+        if part != "train":
+            found["trained_on"] = int(torch.isin(split.hashes, self.trained_on()).sum())
+        if part is not None:
+            ours = self.hashes(part)
+            found["new"] = int((~torch.isin(split.hashes, ours)).sum())
+            if whole:
+                found["missing"] = int((~torch.isin(ours, split.hashes)).sum())
+        if part is not None and class_names is not None and class_names != self.class_names:
+            found |= {"class_names": list(class_names), "run_class_names": list(self.class_names)}
+        return found
+
+
+def said(differences: dict[str, Any], part: str | None) -> str | None:
+    """The differences that `Record.compare` found, in words; None where there are none."""
+    names = {"train": "training", "valid": "validation", "test": "test", None: ""}
+    n, parts = differences.get("n", 0), []
+    if count := differences.get("trained_on"):
+        parts.append(f"{count:,} of {n:,} images were trained on")
+    if count := differences.get("new"):
+        parts.append(f"{count:,} of {n:,} images are not among the run's {names[part]} images")
+    if count := differences.get("missing"):
+        parts.append(f"{count:,} of the run's {names[part]} images are missing")
+    if "class_names" in differences:
+        ours, theirs = (_shown(differences[key]) for key in ("class_names", "run_class_names"))
+        parts.append(f"its classes are {ours}; the run's were {theirs}, in this order")
+    return "; ".join(parts) or None
+
+
+def _shown(names: list[str]) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more

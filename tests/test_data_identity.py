@@ -1,0 +1,304 @@
+"""Whether an evaluation looks at its run's images: hashes, splits and class names, end to end."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+from data.splits import split_by_hash
+from training.checkpoint import read_checkpoint, save_checkpoint
+
+RUN = "--pyxce 1 --max_steps 2 --n_valid 4 --dataset"
+
+
+def paint(path: Path, value: int, size: tuple[int, int] = (32, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.RandomState(1000 + value).randint(0, 256, (*size, 3))
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(40):
+        paint(tmp_path / "images" / ("apple", "bear")[i % 2] / f"{i}.png", i)
+    return tmp_path / "images"
+
+
+def trained(train: Any, folder: Path) -> Any:
+    run = train(RUN, f"folder:{folder}")
+    assert run.code == 0, run.err
+    return run
+
+
+def asked(ask: Any, run: Any, tmp_path: Path, flags: str = "--eval test_clf") -> Any:
+    words = ["--load_path", str(run.folder / "last_ckpt.pt"), "--log_dir", str(tmp_path / "answer")]
+    words += ["--device", "cpu", "--data_root", str(ask.trainer.data), *flags.split()]
+    found = ask.bare(*words, folder=tmp_path / "answer")
+    assert found.code == 0, found.err
+    return found
+
+
+def sides(folder: Path) -> dict[str, set[int]]:
+    loaded = data.load(f"folder:{folder}", "nowhere")
+    return {name: set(getattr(loaded, name).hashes.tolist()) for name in ("train", "test")}
+
+
+def test_one_more_and_a_renamed_image_move_no_other(folder: Path) -> None:
+    before = data.load(f"folder:{folder}", "nowhere")
+    (folder / "apple" / "0.png").rename(folder / "apple" / "z.png")
+    renamed = data.load(f"folder:{folder}", "nowhere")
+    assert renamed.fingerprint() == before.fingerprint()
+    assert torch.equal(renamed.test.hashes, before.test.hashes)
+    old = sides(folder)
+    for i in range(40, 60):
+        paint(folder / "apple" / f"{i}.png", i)
+        new = sides(folder)
+        assert old["train"] <= new["train"] and old["test"] <= new["test"]
+        old = new
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_every_class_has_a_training_and_where_it_can_a_test_image(n: int) -> None:
+    """And no training image becomes a test image by one more, but for a class's only one."""
+    random = np.random.RandomState(n)
+    for _ in range(200):
+        hashes = torch.from_numpy(random.randint(-(2**63), 2**63 - 1, n + 1))
+        labels = torch.zeros(n + 1, dtype=torch.int64)
+        train, test = (hashes[i] for i in split_by_hash(labels[:n], hashes[:n]))
+        assert len(train) and (len(test) or n == 1) and len(train) + len(test) == n
+        then, _ = (hashes[i] for i in split_by_hash(labels, hashes))
+        assert len(train) == 1 or torch.isin(train, then).all()
+
+
+def test_equal_images_are_on_one_side() -> None:
+    hashes = torch.tensor([-(2**63), -(2**63), 5, 5, 7])
+    train, test = split_by_hash(torch.tensor([0, 1, 0, 1, 1]), hashes)
+    assert not torch.isin(hashes[train], hashes[test]).any()
+
+
+def test_a_checkpoint_has_class_names_and_a_hash_of_every_image(train: Any, folder: Path) -> None:
+    run = trained(train, folder)
+    images = run.state()["data"]
+    assert images["class_names"] == ["apple", "bear"] and run.settings["reader"] == data.READER
+    loaded = data.load(f"folder:{folder}", "nowhere")
+    assert torch.equal(images["train"], loaded.train.hashes) and len(images["valid"]) == 4
+    assert torch.equal(images["test"], loaded.test.hashes)
+    assert "40 images of 40 files" in run.out and "40 images of 40 files" in run.text()
+
+
+def test_what_differs_from_the_run_is_one_line_and_in_the_answer(
+    train: Any, ask: Any, folder: Path, tmp_path: Path
+) -> None:
+    run = trained(train, folder)
+    same = asked(ask, run, tmp_path)
+    own = f"folder:{folder}"
+    n = same.json("test_clf")["n"]
+    expected = {"n": n, "trained_on": 0, "new": 0, "missing": 0}
+    assert same.err == [] and same.json("test_clf")["data"] == {own: expected}
+
+    other = tmp_path / "other"
+    loaded = data.load(own, "nowhere")
+    for split, names in (("test", ("bear", "cat")), ("train", ("bear", "cat"))):
+        for name in names:
+            (other / split / name).mkdir(parents=True)
+    for i, image in enumerate(loaded.train.images[:3]):  # now test images
+        Image.fromarray(image.numpy()).save(other / "test" / ("bear", "cat")[i % 2] / f"{i}.png")
+    for i, name in enumerate(("bear", "cat")):
+        paint(other / "train" / name / "0.png", 100 + i)
+    held_out = set(run.state()["data"]["valid"].tolist()) & {0, 1, 2}
+    found = asked(ask, run, tmp_path, f"--eval test_clf --dataset folder:{other}")
+    assert (
+        len(found.err) == 1
+        and "its classes are bear, cat; the run's were apple, bear" in (found.err[0])
+    )
+    record = found.json("test_clf")["data"][f"folder:{other}"]
+    assert record["trained_on"] == 3 - len(held_out) and record["missing"] == n
+    assert f"{record['trained_on']} of 3 images were trained on" in found.err[0]
+    assert record["run_class_names"] == ["apple", "bear"]
+
+
+def test_the_temperature_is_fitted_on_what_the_run_held_out(
+    train: Any, ask: Any, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    train.write_images(root / "cifar10.npz")
+    run = train(f"--pyxce 1 --max_steps 2 --data_root {root}")
+    held_out = run.state()["data"]
+    with np.load(root / "cifar10.npz") as found:
+        arrays = dict(found)
+    for name in ("train_images", "train_labels"):  # one image less, and the permutation is another
+        arrays[name] = arrays[name][1:]
+    np.savez(root / "cifar10.npz", **arrays)
+    answer = asked(ask, run, tmp_path, f"--eval eval_ece --data_root {root}")
+    valid = answer.json("eval_ece")["data"]["cifar10_valid"]
+    there = 40 - int((held_out["valid"] == 0).any())
+    assert (valid["n"], valid["trained_on"], valid["new"]) == (there, 0, 0)
+    assert answer.json("eval_ece")["temperature"] is not None
+
+
+@pytest.mark.parametrize("question", ["eval_ece", "OOD --score_fn knn --knn_k 2", "fid"])
+def test_a_folder_that_has_moved_is_found_by_its_images(
+    question: str, train: Any, ask: Any, folder: Path, tmp_path: Path
+) -> None:
+    run = trained(train, folder)
+    moved = folder.rename(tmp_path / "moved")
+    flags = f"--eval {question} --dataset folder:{moved}"
+    if question.startswith("OOD"):
+        flags += " --ood_dataset svhn"
+    if question == "fid":
+        flags += " --fid_features model --n_samples 12 --n_steps 1"
+    found = asked(ask, run, tmp_path, flags)
+    said = [line for line in found.err if "is not as" in line or "no temperature" in line]
+    assert not said
+    assert str(folder) not in found.out
+    lost = ask.bare("--load_path", str(run.folder / "last_ckpt.pt"), "--eval", "test_clf")
+    assert lost.code == 2 and lost.err[0].endswith("have moved: --dataset folder:PATH")
+    again = train.bare("--resume", str(run.folder), "--max_steps", "4")
+    assert again.code == 2 and "does not exist" in again.err[0]
+    again = train.bare(
+        "--resume", str(run.folder), "--max_steps", "4", "--dataset", f"folder:{moved}"
+    )
+    assert again.code == 0 and run.settings["dataset"] == f"folder:{moved}"
+
+
+def test_a_resumed_run_takes_no_other_folder(train: Any, folder: Path, tmp_path: Path) -> None:
+    run = trained(train, folder)
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    paint(other / "bear" / "new.png", 99)
+    words = ["--resume", str(run.folder), "--max_steps", "4", "--dataset", f"folder:{other}"]
+    again = train.bare(*words)
+    if sides(other)["test"] == sides(folder)["test"]:
+        assert again.code == 2 and "its training images were others" in again.err[0]
+    else:
+        assert again.code == 0 and "not among the run's test images" in again.err[0]
+
+
+def test_a_relative_path_is_found_from_anywhere(
+    train: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = train(RUN, "folder:images")
+    assert run.settings["dataset"] == f"folder:{folder}"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert train.bare("--resume", str(run.folder), "--max_steps", "4").code == 0
+
+
+def test_an_old_run_keeps_its_rule(train: Any, ask: Any, folder: Path, tmp_path: Path) -> None:
+    """A checkpoint without a record: reader 1's splits, and nothing new is said."""
+    paint(folder / "apple" / "below" / "x.png", 77)
+    run = trained(train, folder)
+    state = run.state()
+    del state["settings"]["reader"]
+    old = data.load(f"folder:{folder}", "nowhere", reader=1)
+    state["data"] = old.fingerprint()
+    save_checkpoint(state, run.folder / "last_ckpt.pt")
+    found = asked(ask, run, tmp_path, "--eval eval_ece")
+    record = found.json("eval_ece")
+    assert record["n"] == 8 and record["data"] is None and found.err == []
+    assert "left out: 1 sub-folders of a class" in record["protocol"]["sets"][f"folder:{folder}"]
+    moved = folder.rename(tmp_path / "moved")
+    found = asked(ask, run, tmp_path, f"--eval eval_ece --dataset folder:{moved}")
+    assert found.json("eval_ece")["temperature"] is not None  # the fingerprint proves it
+
+
+def test_an_empty_class_folder_makes_no_images_of_the_training_images(
+    train: Any, ask: Any, folder: Path, tmp_path: Path
+) -> None:
+    run = trained(train, folder)
+    (folder / "empty").mkdir()
+    words = ["--load_path", str(run.folder / "last_ckpt.pt"), "--device", "cpu"]
+    words += ["--log_dir", str(tmp_path / "a"), "--eval", "OOD", "--data_root", str(train.data)]
+    refused = ask.bare(*words, "--ood_dataset", "uniform")
+    assert refused.code == 2 and "has no image in its class folder empty" in refused.err[0]
+    (folder / "empty").rmdir()
+    shutil.rmtree(folder / "bear")
+    refused = ask.bare(*words, "--ood_dataset", "uniform")
+    assert refused.code == 2 and "has 1 class folders" in refused.err[0]
+    paint(tmp_path / "ood" / "a" / "1.png", 200)
+    paint(tmp_path / "ood" / "b" / "2.png", 201)
+    (tmp_path / "ood" / "empty").mkdir()
+    about = data.load_evaluation(
+        f"folder_train:{tmp_path / 'ood'}", "nowhere", flag="--ood_dataset"
+    ).about
+    assert "left out: 1 empty class folder empty" in about
+
+
+@pytest.mark.parametrize("damage", ["names", "valid", "reader"])
+def test_a_record_of_others_is_refused_in_one_line(
+    damage: str, train: Any, ask: Any, folder: Path
+) -> None:
+    run = trained(train, folder)
+    state = run.state()
+    if damage == "names":
+        state["data"]["class_names"] = 3
+    elif damage == "valid":
+        state["data"]["valid"] = torch.tensor([4000])
+    else:
+        state["settings"]["reader"] = 9
+    save_checkpoint(state, run.folder / "last_ckpt.pt")
+    words = ["--load_path", str(run.folder / "last_ckpt.pt"), "--device", "cpu", "--eval"]
+    found = ask.bare(*words, "test_clf")
+    assert found.code == 2 and len(found.err) == 1 and "--load_path" in found.err[0]
+
+
+def test_an_exported_model_has_the_record(train: Any, folder: Path, tmp_path: Path) -> None:
+    from scripts import export
+
+    run = trained(train, folder)
+    export.main([str(run.folder / "last_ckpt.pt"), str(tmp_path / "model")])
+    assert train.same(read_checkpoint(tmp_path / "model")["data"], run.state()["data"])
+
+
+def test_images_below_a_class_and_behind_links_are_read_and_the_rest_is_counted(
+    folder: Path, tmp_path: Path
+) -> None:
+    for i in range(3):
+        paint(folder / "apple" / "deep" / "er" / f"{i}.png", 50 + i)
+    (folder / "bear" / "loop").symlink_to(folder / "bear", target_is_directory=True)
+    (folder / "bear" / "gone.png").symlink_to(tmp_path / "nothing.png")
+    (folder / "bear" / "linked").symlink_to(tmp_path / "far", target_is_directory=True)
+    paint(tmp_path / "far" / "x.png", 60)
+    (folder / "notes.txt").touch()
+    loaded = data.load(f"folder:{folder}", "nowhere")
+    assert len(loaded.train.labels) + len(loaded.test.labels) == 44
+    assert loaded.about.endswith(
+        "44 images of 47 files; left out: 1 beside the class folders, 1 links to a folder above, "
+        "1 links to nothing"
+    )
+
+
+def test_links_of_a_folder_without_classes_are_followed(tmp_path: Path) -> None:
+    for i in range(2):
+        paint(tmp_path / "ood" / f"{i}.png", i)
+    for i in range(5):
+        paint(tmp_path / "far" / f"{i}.png", 10 + i)
+    (tmp_path / "ood" / "linked").symlink_to(tmp_path / "far", target_is_directory=True)
+    loaded = data.load_evaluation(f"folder:{tmp_path / 'ood'}", "nowhere")
+    assert len(loaded.split.labels) == 7 and "7 images of 7 files" in loaded.about
+
+
+@pytest.mark.parametrize("reader", [1, 2])
+def test_a_photograph_stands_as_its_orientation_says(reader: int, tmp_path: Path) -> None:
+    pixels = np.zeros((32, 32, 3), dtype=np.uint8)
+    pixels[:16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "0.png", exif=exif)
+    image = data.load(f"folder:{tmp_path}", "nowhere", reader=reader).train.images[0]
+    assert bool(image[0, 0, 0]) is (reader == 1) and bool(image[-1, 0, 0]) is (reader == 2)
+
+
+def test_arrays_that_are_not_used_are_named(tmp_path: Path) -> None:
+    images = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", test_images=images, extra_images=images, train_images=images)
+    about = data.load_evaluation("mine", tmp_path).about
+    assert "left out of mine.npz: extra_images, train_images" in about
