@@ -213,7 +213,8 @@ def add_attack(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("attack").add_argument
     add("--attack", choices=("pgd", "autoattack"), default="pgd",
         help="projected gradient ascent, or AutoAttack through pyautoattack, of which APGD on "
-        "cross-entropy and FAB are weak against confident models, and APGD on DLR is not "
+        "cross-entropy is weak against confident models; its other attacks do not depend on the "
+        "logits' scale "
         "(default: %(default)s; ours)")
     add("--distance", choices=("Linf", "L2"), default="Linf",
         help="the norm that bounds the perturbation (default: %(default)s; JEM)")
