@@ -523,6 +523,7 @@ def attack(asked: Asked, model: Trained) -> dict[str, Any]:
             steps=s.n_steps_refine,
             generator=generator,
             copies=s.n_dup_chains,
+            sigma=s.refine_sigma,
             gradient=s.refine_gradient,
             **model.sgld(s),
         )
@@ -560,6 +561,7 @@ def attack(asked: Asked, model: Trained) -> dict[str, Any]:
         "restarts": s.n_restarts if s.attack == "pgd" else None,
         "random_init": s.random_init if s.attack == "pgd" else None,
         "n_steps_refine": s.n_steps_refine,
+        "refine_sigma": s.refine_sigma if s.n_steps_refine else None,
         "refine_gradient": s.refine_gradient if s.n_steps_refine else None,
         "rows": rows,
     }
@@ -678,8 +680,9 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
 
 def attack_title(result: dict[str, Any]) -> str:
     title = "AutoAttack" if result["attack"] == "autoattack" else f"PGD, {result['steps']} steps"
-    steps = result["n_steps_refine"]
-    return f"{title}; {steps} SGLD steps before classifying" if steps else title
+    steps, sigma = result["n_steps_refine"], result["refine_sigma"]
+    noise = f"noise {sigma:g} and " if sigma else ""
+    return f"{title}; {noise}{steps} SGLD steps before classifying" if steps else title
 
 
 def shown_radius(eps: float, distance: str) -> str:

@@ -55,7 +55,7 @@ BELONGS = {
     **dict.fromkeys(("fid_features", "fid_model", "inception_weights"), ("fid",)),
     **dict.fromkeys(("attack", "distance", "eps", "n_steps_pgd_attack"), ("attack",)),
     **dict.fromkeys(("random_init", "n_restarts", "n_steps_refine"), ("attack",)),
-    **dict.fromkeys(("n_dup_chains", "refine_gradient"), ("attack",)),
+    **dict.fromkeys(("n_dup_chains", "refine_sigma", "refine_gradient"), ("attack",)),
 }
 SCORES = ("px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy")
 NETWORK = ("arch", "depth", "width", "norm", "uncond", "contrast_k")
@@ -213,7 +213,8 @@ def add_attack(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("attack").add_argument
     add("--attack", choices=("pgd", "autoattack"), default="pgd",
         help="projected gradient ascent, or AutoAttack through pyautoattack, of which APGD on "
-        "cross-entropy alone is weak against confident models "
+        "cross-entropy is weak against confident models; its other attacks do not depend on the "
+        "logits' scale "
         "(default: %(default)s; ours)")
     add("--distance", choices=("Linf", "L2"), default="Linf",
         help="the norm that bounds the perturbation (default: %(default)s; JEM)")
@@ -233,6 +234,9 @@ def add_attack(parser: argparse.ArgumentParser) -> None:
     add("--n_dup_chains", type=COUNT, default=5, metavar="CHAINS",
         help="chains an image whose mean logits classify, with --n_steps_refine "
         "(default: %(default)s; JEM)")
+    add("--refine_sigma", type=WEIGHT, default=0.0, metavar="STD",
+        help="noise added to each chain's start, pixels being in [-1, 1], with --n_steps_refine; "
+        "JEM's code has .03 for Linf and its README 0 for L2 (default: 0; JEM's --sigma)")
     add("--refine_gradient", choices=("full", "identity"), default="full",
         help="the attack's gradient goes through the refinement (second order), or past it, as in "
         "JEM's code (default: %(default)s; ours)")
@@ -347,6 +351,12 @@ def check_given(s: argparse.Namespace, given: set[str]) -> None:
         ),
         ("fid_features inception", s.fid_features == "inception", ("fid_model",)),
         ("fid_features model", s.fid_features == "model", ("inception_weights",)),
+        (
+            "n_steps_refine 0",
+            s.eval == "attack" and not s.n_steps_refine,
+            ("n_dup_chains", "refine_sigma", "refine_gradient", "sgld_lr", "sgld_std"),
+        ),
+        ("n_steps 0", s.eval in CLASSIFIED and not s.n_steps, ("sgld_lr", "sgld_std")),
         (
             "attack autoattack",
             s.attack == "autoattack",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data import to_float
+from evaluation import pgd
 from evaluation.frechet import Statistics, frechet_distance
 from models import EnergyClassifier, eval_mode
 from training.flags import UsageError
@@ -158,8 +159,10 @@ def most_confident_parts(
         for batch in images.split(batch_size):
             x = batch.to(device)
             outputs.append(model.logits(to_float(x) if x.dtype == torch.uint8 else x))
-    # float64: in float32 many q(y|x) are 1, and ties would be kept in the buffer's order.
-    confidence, label = torch.cat(outputs).double().log_softmax(1).cpu().max(1)
+    logits = torch.cat(outputs).double().cpu()
+    label = logits.argmax(1)
+    # Ranks as q(y|x) does, which is 1 for many images: those would be kept in the buffer's order.
+    confidence = -pgd.loss(logits, label)
     ranked = []
     for members in ((label == c).nonzero().squeeze(1) for c in range(outputs[0].shape[1])):
         ranked.append(members[confidence[members].argsort(descending=True, stable=True)])

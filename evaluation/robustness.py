@@ -191,7 +191,10 @@ def autoattack_accuracy(
     """Accuracy (0..1) of x01 `x` and labels `y` under AutoAttack, Croce and Hein (2020).
 
     `version` "standard" is APGD on cross-entropy and on targeted DLR, targeted FAB and Square;
-    "rand" is for randomised classifiers (SGLD refinement): APGD with 20 gradients averaged a step.
+    "rand" is for randomised classifiers (SGLD refinement): APGD on cross-entropy and on DLR, with
+    20 gradients averaged a step. Cross-entropy is taken in float32 there, and so has no gradient
+    where a model is confident (see `evaluation.pgd.loss`); the other losses are differences of
+    logits, which multiplied logits leave as strong.
     Bound and range are asserted as in `pgd`, and the global random state is given back. Raises
     UsageError where pyautoattack is missing or there are less than the 4 classes its losses need.
     """

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from evaluation import pgd
 from evaluation.chains import BUFFER, FRESH, ROUNDS, SHAPE, TRAJECTORY, climb, generator_of, uniform
 from losses import ReplayBuffer, langevin
 from models import EnergyClassifier, eval_mode, sampling_mode
@@ -209,15 +210,19 @@ def snapshot_steps(steps: int, snapshots: int) -> list[int]:
 def classified(
     model: EnergyClassifier, images: Tensor, batch_size: int = 100
 ) -> tuple[Tensor, Tensor]:
-    """(y, q(y|x)) of each image's most probable class: int64 (N,) and float32 (N,) in [0, 1]."""
+    """(y, log q(y|x)/(1 - q(y|x))) of each image's most probable class y: int64 (N,), float64 (N,).
+
+    q(y|x) itself is 1 for many confident images, in float64, too, and would give them no order.
+    """
     device = next(model.parameters()).device
     with eval_mode(model):
-        best = [
-            model.classify(batch.to(device, memory_format=torch.channels_last)).max(1)
+        outputs = [
+            model.logits(batch.to(device, memory_format=torch.channels_last))
             for batch in images.split(batch_size)
         ]
-    labels, log_q = torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
-    return labels.to(images.device), log_q.exp().to(images.device)
+    logits = torch.cat(outputs).double()
+    labels = logits.argmax(1)
+    return labels.to(images.device), -pgd.loss(logits, labels).to(images.device)
 
 
 def most_confident(

@@ -336,8 +336,11 @@ def test_attack_through_the_refinement(ask: Any) -> None:
     flags += "--n_steps_refine 2 --n_dup_chains 2 --n_restarts 2"
     full = ask(flags)
     identity = ask(flags + " --refine_gradient identity --random_init")
+    noisy = ask(flags + " --refine_sigma 3e38")
     assert (full.code, identity.code) == (0, 0)
+    assert noisy.code == 2 and "not finite" in noisy.err[0]  # the noise reaches the network
     assert full.json("attack")["n_steps_refine"] == 2
+    assert full.json("attack")["refine_sigma"] == 0
     assert identity.json("attack")["refine_gradient"] == "identity"
 
 

@@ -29,6 +29,7 @@ from models import EnergyClassifier
 
 CLASSES, PER_CLASS = 3, 5
 SGLD: dict[str, Any] = {"steps": 2, "step_size": 20.0, "noise_std": 0.1}
+SURE = 60  # times the logits: many q(y|x) are 1
 CPU = torch.device("cpu")
 
 
@@ -275,19 +276,24 @@ def test_snapshots_are_spread_over_the_steps() -> None:
             snapshot_steps(steps, snapshots)
 
 
-@pytest.mark.parametrize("batch_size", [4, 500])
-def test_the_most_confident_against_a_loop(batch_size: int) -> None:
+@pytest.mark.parametrize(("batch_size", "scale"), [(4, 1), (500, 1), (500, SURE)])
+def test_the_most_confident_against_a_loop(batch_size: int, scale: float) -> None:
     model = model_of()
     model.class_output.bias.data.copy_(torch.tensor([0.6, 0.0, -9.0]))  # nobody is of class 2
     torch.manual_seed(1)
     images = 3 * torch.randn(30, 3, 32, 32)
     rows, counts = most_confident(model, images, per_class=12, batch_size=batch_size)
     model.eval()
-    q = model(images).softmax(1).detach()
+    for parameter in model.class_output.parameters():
+        parameter.data *= scale
+    logits = model(images).double().detach()
+    odds = logits - torch.stack(
+        [logits[:, [1, 2]], logits[:, [0, 2]], logits[:, [0, 1]]], 1
+    ).logsumexp(2)
     of_class: list[list[tuple[float, int]]] = [[], [], []]
     for i in range(30):
-        y = int(q[i].argmax())
-        of_class[y].append((float(q[i, y]), i))
+        y = int(logits[i].argmax())
+        of_class[y].append((float(odds[i, y]), i))
     assert counts.tolist() == [len(members) for members in of_class]
     assert counts[0] > 12 > counts[1] > 0 == counts[2]  # a full row, a padded and an empty one
     for row, members in zip(rows.unflatten(0, (3, 12)), of_class, strict=True):
@@ -296,8 +302,8 @@ def test_the_most_confident_against_a_loop(batch_size: int) -> None:
         assert (row[len(chosen) :] == -1).all()
 
     labels, confidence = classified(model, images, batch_size)
-    assert torch.equal(labels, q.argmax(1))
-    torch.testing.assert_close(confidence, q.max(1)[0])
+    assert torch.equal(labels, logits.argmax(1))
+    torch.testing.assert_close(confidence, odds.amax(1))
 
 
 def test_chains_that_ran_away_are_counted() -> None:
