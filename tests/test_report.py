@@ -258,7 +258,7 @@ def test_without_evaluations_the_page_says_how_to_make_them(make: Maker) -> None
     assert [p.eval for p in parsed] == list(KEYS)
     assert all(p.load_path == [str(run / "last_ckpt.pt")] for p in parsed)
     assert all(p.data_root == "some where" for p in parsed)
-    assert "Test accuracy" in text and "43.75\xa0%" in text and "after epoch 2" in text
+    assert "Test accuracy" in text and "43.75\xa0%" in text and "after epoch 1" in text
     (run / "last_ckpt.pt").unlink()
     assert "holds no checkpoint" in read(run).text
 
@@ -401,7 +401,7 @@ def test_ticks_enclose_the_values() -> None:
 def test_a_curve_has_its_points_where_they_belong(make: Maker) -> None:
     (curve,) = [a for a in read(make({})).of("svg") if "Accuracy" in str(a["aria-label"])]
     series = json.loads(str(curve["data-series"]))
-    assert [point[:2] for point in series["test_acc"]] == [[1, 31.25], [2, 43.75]]
+    assert [point[:2] for point in series["test_acc"]] == [[0, 31.25], [1, 43.75]]
     empty = make({}, name="empty")
     (empty / "progress.csv").write_text("epoch,loss\n0,nan\n1,1e300\n,\n")
     assert not read(empty).of("svg")

@@ -76,9 +76,7 @@ def last_epoch(run: Run, paper: Paper) -> Html | None:
             continue
         if number(value) is not None:
             epoch = row.get("epoch") or ""
-            when = (
-                f"after epoch {int(epoch) + 1} of training" if epoch.isdecimal() else "in training"
-            )
+            when = f"after epoch {epoch} of training" if epoch else "in training"
             theirs = share(paper.accuracy(str(run.settings.get("dataset"))))
             return card("Test accuracy", percent(value), when, theirs)
     return None
