@@ -25,8 +25,9 @@ KINDS = {
 
 def training(run: Run, paper: Paper) -> Html:
     text = (
-        "One point an epoch, counted from 0. Contrastive losses stay near log(K + 1) and move little; log q of "
-        "data and of samples should stay close together: a gap that keeps growing is a divergence."
+        "One point an epoch, counted from 0. Contrastive losses stay near log(K + 1) and move "
+        "little; log q of data and of samples should stay close together: a gap that keeps growing "
+        "is a divergence."
     )
     drawn = panels(run.rows)
     if drawn is None and (run.folder / "curves.png").exists():
