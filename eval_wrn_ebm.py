@@ -642,6 +642,8 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
         same = len(set(inside.values())) == 1
         title = ", ".join(set(inside.values()) if same else inside)
         table = f"In-distribution: {title}\n\n{tables.ood_table(rows)}"
+        if told := tables.reversed_order(rows):
+            table += f"\n\n{told}"
         print(table)
         answer.add("OOD.md", lambda path: path.write_text(table + "\n", encoding="utf-8"))
     elif s.eval == "logp_hist":

@@ -18,6 +18,7 @@ from evaluation.results import Answer
 from evaluation.trained import Trained, trainable
 from training import distributed
 from training.flags import FOLDER, UsageError
+from training.output import make_bar, print_line
 
 
 class Asked:
@@ -61,7 +62,7 @@ class Asked:
                 self.missing[key] = self.moved(error, name, own)
                 raise self.missing[key] from None
             if distributed.first():
-                tqdm.write(found.about, file=sys.stdout)
+                print_line(found.about, sys.stdout)
             self.sets[key] = found._replace(split=found.split.to(self.device))
         found = self.sets[key]
         self.compare(found, model, own, flag)
@@ -116,7 +117,7 @@ class Asked:
     def warn(self, message: str) -> None:
         """A line on stderr, once."""
         if message not in self.warned and distributed.first():
-            tqdm.write(f"eval_wrn_ebm.py: warning: {message}", file=sys.stderr)
+            print_line(f"eval_wrn_ebm.py: warning: {message}", sys.stderr)
         self.warned.add(message)
 
     def asked_about(self, model: Trained) -> data.EvaluationSet:
@@ -170,13 +171,4 @@ class Asked:
 
 
 def bar(total: int, title: str, unit: str = "img") -> tqdm:
-    interval = 0.2 if sys.stderr.isatty() else 10.0  # a log file needs no animation
-    return tqdm(
-        total=total,
-        desc=title,
-        unit=unit,
-        unit_scale=True,
-        mininterval=interval,
-        leave=False,
-        disable=not distributed.first(),
-    )
+    return make_bar(total, unit, desc=title, leave=False, disable=not distributed.first())

@@ -101,10 +101,10 @@ def save_curves(rows: list[dict[str, str]], path: Path) -> None:
     all_axes: Any = figure.subplots(1, len(panels), squeeze=False)
     for axes, (title, columns) in zip(all_axes[0], panels.items(), strict=True):
         for column in columns:
-            points = [(int(row["epoch"]) + 1, float(row[column])) for row in rows if row[column]]
+            points = [(int(row["epoch"]), float(row[column])) for row in rows if row[column]]
             x, y = zip(*points, strict=True)
             axes.plot(x, y, label=column, marker="." if len(x) < 30 else None)
-        axes.set(title=title, xlabel="epochs done")
+        axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         if columns == ["lr"]:

@@ -59,6 +59,24 @@ def ood_table(rows: Sequence[Row]) -> str:
     return markdown(shown, columns, headers=headers)
 
 
+def reversed_order(rows: Sequence[Row]) -> str | None:
+    """Name the scores and OOD sets whose AUROC is below .5 and say what that means; None without
+    any. Rows as those of `ood_table`."""
+    below: dict[str, list[str]] = {}
+    for row in rows:
+        if row["auroc"] < 0.5:
+            score = f"{row['model']}, {row['score_fn']}" if "model" in row else row["score_fn"]
+            below.setdefault(score, []).append(row["ood_dataset"])
+    if not below:
+        return None
+    listed = "; ".join(f"{score}: {', '.join(sets)}" for score, sets in below.items())
+    return (
+        f"AUROC below 0.5 ({listed}): the model scores these images higher than its own test "
+        "images; 0 means that each of them is above all of its own. Where the score is px, it "
+        "gives them the higher density q(x)."
+    )
+
+
 def cell(value: Any, digits: int) -> str:
     if value is None:
         return "-"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation.ood import detection
-from evaluation.tables import markdown, ood_table
+from evaluation.tables import markdown, ood_table, reversed_order
 
 SEEDS = range(4)
 
@@ -169,3 +169,16 @@ def test_cells() -> None:
 
 def test_a_table_without_rows_is_its_head() -> None:
     assert markdown([], ["set", "n"]) == "| set | n   |\n| --- | --- |"
+
+
+def test_an_order_that_is_reversed_is_explained() -> None:
+    rows = [
+        {"ood_dataset": name, "score_fn": score, "auroc": value}
+        for name, score, value in (("svhn", "px", 0.5), ("noise", "px", 0.0), ("noise", "py", 0.4))
+    ]
+    told = reversed_order(rows)
+    assert told and told.startswith("AUROC below 0.5 (px: noise; py: noise): the model scores")
+    assert "0 means that each of them is above all of its own" in told
+    named = reversed_order([{**row, "model": "JEM"} for row in rows])
+    assert named and named.startswith("AUROC below 0.5 (JEM, px: noise; JEM, py: noise)")
+    assert reversed_order(rows[:1]) is None

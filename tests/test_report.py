@@ -258,7 +258,7 @@ def test_without_evaluations_the_page_says_how_to_make_them(make: Maker) -> None
     assert [p.eval for p in parsed] == list(KEYS)
     assert all(p.load_path == [str(run / "last_ckpt.pt")] for p in parsed)
     assert all(p.data_root == "some where" for p in parsed)
-    assert "Test accuracy" in text and "43.75\xa0%" in text and "after epoch 2" in text
+    assert "Test accuracy" in text and "43.75\xa0%" in text and "after epoch 1" in text
     (run / "last_ckpt.pt").unlink()
     assert "holds no checkpoint" in read(run).text
 
@@ -381,6 +381,74 @@ def test_answers_that_are_no_headline(make: Maker) -> None:
     assert "43.75 %" in read(run).text.split("Objective")[0]
 
 
+def px_rows(**auroc: float) -> list[dict[str, Any]]:
+    return [
+        {"ood_dataset": name, "score_fn": "px", "auroc": value, "n_in": 1234, "n_out": 4321}
+        for name, value in auroc.items()
+    ]
+
+
+def strip_of(run: Path) -> str:
+    text = page(read_run(run))
+    return Page(re.search(r'<ul class="strip">.*?</ul>', text, re.DOTALL)[0]).text  # type: ignore[index]
+
+
+@pytest.mark.parametrize("ins, auroc, parts", [
+    ("cifar10_test", {"mnist": 0.9, "svhn": 0.7, "cifar100": 0.4, "interp": 0.0}, [
+        "OOD AUROC 0.5000 log q(x), cifar10_test: mean of 4 sets worst: interp 0.0000",
+        "near: 0.4000 (CIFAR-100; without TinyImageNet)",
+        "far: 0.8000 (MNIST, SVHN; without Textures, Places365)",
+        "below 0.5: interp has the higher log q(x)"]),
+    ("cifar100_test", {"cifar10": 0.6, "tinyimagenet": 0.8}, [
+        "OOD AUROC 0.7000 log q(x), cifar100_test: mean of 2 sets worst: cifar10 0.6000",
+        "near: 0.7000 (CIFAR-10, TinyImageNet)"]),
+    ("digits_test", {"photos": 0.73, "svhn": 0.9}, ["OOD AUROC 0.8150", "worst: photos 0.7300"]),
+    ("cifar10_test", {"svhn": 0.9, "cifar100": 0.8}, ["paper (WRN-28-10): 0.94"]),
+])  # fmt: skip
+def test_the_headline_is_the_mean_of_all_ood_sets(
+    ins: str, auroc: dict[str, float], parts: list[str], make: Maker
+) -> None:
+    shown = strip_of(make({"OOD": {**ANSWERS["OOD"], "in_dataset": ins, "rows": px_rows(**auroc)}}))
+    assert all(part in shown for part in parts), shown
+    assert ("near" in shown or "far" in shown) == ins.startswith("cifar")
+    assert ("below 0.5" in shown) == (min(auroc.values()) < 0.5)
+    assert ("paper" in shown.partition("OOD")[2]) == (parts[0].startswith("paper"))
+
+
+def test_the_headline_is_of_most_images(make: Maker) -> None:
+    """A quick look that was taken later replaces no answer about the whole test split."""
+    run = make({})
+    for name, quick in (
+        ("test_clf", {"accuracy": 1.0, "n": 20}),
+        ("eval_ece", {"ece": 0.9, "n": 20}),
+        ("OOD", {"rows": [{**row, "auroc": 1.0, "n_out": 20} for row in px_rows(svhn=1, mnist=1)]}),
+        ("fid", {"fid": 7.77, "n": 20}),
+        ("attack", {"n": 20, "rows": [{"eps": 8 / 255, "accuracy": 1.0}]}),
+    ):
+        save(run / "eval", name, {**ANSWERS[name], **quick})
+        save(run / "eval", f"{name}-2", ANSWERS[name])
+        save(run / "eval", f"{name}-1", {**ANSWERS[name], **quick})
+    shown = strip_of(run)
+    assert all(part in shown for part in ("73.91 %", "5.23 %", "0.5678", "85.31", "8.75 %"))
+
+
+def test_fid_in_a_classifiers_features_has_no_tile(make: Maker) -> None:
+    """It compares with nothing; an older one in Inception's features does."""
+    own = {**ANSWERS["fid"], "features": "model x.pt", "n": 50000, "fid": 3.21}
+    run = make({"fid": own, "test_clf": ANSWERS["test_clf"]})
+    assert "FID" not in strip_of(run) and "3.21" in read(run).text
+    save(run / "eval", "fid-1", ANSWERS["fid"])
+    assert "FID 85.31 inception features" in strip_of(run)
+
+
+def test_an_auroc_of_0_is_explained(make: Maker) -> None:
+    answer = {**ANSWERS["OOD"], "rows": px_rows(svhn=0.9, uniform=0.0)}
+    told = read(make({"OOD": answer})).text
+    assert "AUROC below 0.5 (px: uniform): the model scores these images higher" in told
+    answer["rows"] = px_rows(svhn=0.5)
+    assert "AUROC below 0.5" not in read(make({"OOD": answer}, name="fine")).text
+
+
 def test_ticks_enclose_the_values() -> None:
     for low, high in [
         (0, 1),
@@ -401,7 +469,7 @@ def test_ticks_enclose_the_values() -> None:
 def test_a_curve_has_its_points_where_they_belong(make: Maker) -> None:
     (curve,) = [a for a in read(make({})).of("svg") if "Accuracy" in str(a["aria-label"])]
     series = json.loads(str(curve["data-series"]))
-    assert [point[:2] for point in series["test_acc"]] == [[1, 31.25], [2, 43.75]]
+    assert [point[:2] for point in series["test_acc"]] == [[0, 31.25], [1, 43.75]]
     empty = make({}, name="empty")
     (empty / "progress.csv").write_text("epoch,loss\n0,nan\n1,1e300\n,\n")
     assert not read(empty).of("svg")

@@ -342,5 +342,5 @@ def test_the_program_itself_trains(train: Any, tmp_path: Path) -> None:
     command = [sys.executable, "train_wrn.py", *words, "--id", "run", "--pyxce", "1"]
     run = subprocess.run([*command, "--max_steps", "2"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert "img/s" in run.stderr and "epoch 1/200" in run.stderr  # the bar
+    assert not run.stderr  # the bar is for terminals
     assert (tmp_path / "run" / "curves.png").exists()

@@ -99,7 +99,7 @@ def train(
         while (progress.step < stop and not late) or unwritten():
             epoch = (progress.step - unwritten()) // steps_per_epoch
             if not unwritten():
-                bar.set_description(f"epoch {epoch + 1}/{s.n_epochs}")
+                bar.set_description(f"epoch {epoch} (last {s.n_epochs - 1})")
                 until = min((epoch + 1) * steps_per_epoch, stop)
                 try:
                     train_epoch(
@@ -138,11 +138,12 @@ def train(
             results = {}
             due = ended or (whole and (epoch + 1) % s.eval_every == 0)
             if due and (classifies is None or classifies(epoch)):
-                bar.set_description(f"epoch {epoch + 1}/{s.n_epochs}, evaluating")
+                bar.set_description(f"epoch {epoch} (last {s.n_epochs - 1}), evaluating")
                 try:
                     results = evaluate(run, splits, signals, agreement)
                 except Stopped:
                     return stopped()
+                bar.set_description(f"epoch {epoch} (last {s.n_epochs - 1})", refresh=False)
             draws = plot is not None and (ended or (whole and (epoch + 1) % s.plot_every == 0))
             if draws and distributed.first():
                 plot(epoch)  # type: ignore[misc]

@@ -20,6 +20,7 @@ from training.records import Records
 from training.state import Run, whole_state
 
 GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)  # a pipe, or a terminal that was closed
+LINE_EVERY = 60.0  # seconds between two lines of a progress bar in a log file
 
 
 class Unread:
@@ -58,6 +59,49 @@ class Unread:
         return getattr(self.stream, name)
 
 
+class Lines(Unread):
+    """Takes a progress bar's states and writes one of them every `LINE_EVERY` seconds, as a line:
+    for a log file, which can neither clear a bar nor draw over it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.written_at = time.monotonic()
+
+    def write(self, text: str) -> int:
+        line, now = text.strip(), time.monotonic()  # without \r, and the blanks that clear a bar
+        if line and now - self.written_at >= LINE_EVERY:
+            self.written_at = now
+            super().write(line + "\n")
+        return len(text)
+
+
+def make_bar(total: int, unit: str = "img", **more: Any) -> tqdm:
+    """Make a progress bar on stderr, `total` units long."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        file=Unread(sys.stderr) if terminal else Lines(sys.stderr),
+        mininterval=0.2 if terminal else 10.0,
+        dynamic_ncols=True,
+        **more,
+    )
+
+
+def print_line(message: str, stream: TextIO) -> None:
+    """Print `message` on a line of its own: progress bars are cleared, and drawn again at their
+    next update.
+
+    tqdm.write would clear them for the very streams stdout and stderr alone. It also draws them
+    again at once, which is before `| tee` has shown the line.
+    """
+    with tqdm.get_lock():
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.clear(nolock=True)
+        print(message, file=Unread(stream), flush=True)
+
+
 def rewind(bar: tqdm, n: int) -> None:
     """Set the bar back to n: left alone, it would stand still until it is where it was."""
     bar.n = bar.last_print_n = n
@@ -82,21 +126,13 @@ class Output:
         """A line for log.txt and for the screen."""
         if self.book is not None:
             self.book.line(message)
-            tqdm.write(message, file=Unread(sys.stdout))
+            print_line(message, sys.stdout)
 
     @contextmanager
     def progress_bar(self, run: Run, images: int) -> Iterator[tqdm]:
         """One bar for the whole run, in images: its rate is images/s, its ETA the run's."""
-        with tqdm(
-            total=images,
-            initial=run.progress.step * run.settings.batch_size,
-            unit="img",
-            unit_scale=True,
-            file=Unread(sys.stderr),
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log file needs no animation
-            dynamic_ncols=True,
-            disable=self.book is None,
-        ) as bar:
+        done = run.progress.step * run.settings.batch_size
+        with make_bar(images, initial=done, disable=self.book is None) as bar:
             yield bar
 
     def show(self, means: dict[str, float], bar: tqdm) -> None:

@@ -46,7 +46,7 @@ def _points(rows: Sequence[dict[str, str]], name: str, scale: float) -> Points:
     for row in rows:
         x, y = _float(row.get("epoch")), _float(row.get(name))
         if x is not None:
-            found.append((x + 1, None if y is None else scale * y))
+            found.append((x, None if y is None else scale * y))
     return found
 
 
@@ -107,7 +107,7 @@ def _grid(x_ticks: list[float], y_ticks: list[float], px: Scale, py: Scale) -> H
     for x in x_ticks:
         parts.append(tag("text", f"{x:g}", x=px(x), y=HEIGHT - BOTTOM + 16, text_anchor="middle"))
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(tag("text", "epochs done", x=middle, y=HEIGHT - 3, text_anchor="middle"))
+    parts.append(tag("text", "epoch", x=middle, y=HEIGHT - 3, text_anchor="middle"))
     return join(parts)
 
 

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from evaluation.report import markup
 from evaluation.report.answer import Answer, items
-from evaluation.report.markup import NONE, Html, count, decimals, number, percent, table, tag
+from evaluation.report.markup import (
+    NONE,
+    Html,
+    count,
+    decimals,
+    note,
+    number,
+    percent,
+    table,
+    tag,
+)
 from evaluation.report.paper import NETWORK, Paper, canonical
 from evaluation.report.run import Run
 from evaluation.report.sections import answered, labels, pictures, reading, section
+from evaluation.tables import reversed_order
 
 SCORES = {
     "px": "log q(x)",
@@ -54,12 +65,23 @@ def ood(run: Run, paper: Paper) -> Html:
         parts.insert(0, tag("p", "In-distribution: ", tag("b", ", ".join(sorted(ins))), "."))
         if beside:
             parts.append(beside_text(paper))
+        for name, m in zip(labels(answer), answer.models, strict=True):
+            told = reversed_order(
+                [
+                    {"auroc": measured, **{k: str(r.get(k)) for k in ("ood_dataset", "score_fn")}}
+                    for r in answer.rows(m, "rows")
+                    if (measured := number(r.get("auroc"))) is not None
+                ]
+            )
+            if told:
+                parts.append(note(*([name, ": "] if several else []), told))
         return [*parts, *skipped(answer)]
 
     text = (
         "How well a score tells the model's own test images (higher) from others (lower). AUROC: "
         "the probability that one of its own scores above one of the others; 0.5 is a coin, below "
-        "it the score has the order reversed. FPR at 95 % TPR: the share of foreign images let in "
+        "it the score has the order reversed, and at 0 every one of the others scores higher. FPR "
+        "at 95 % TPR: the share of foreign images let in "
         "where 95 % of the own ones are; 0 is best. AUPR depends on the ratio of the two sets."
     )
     sets = ("interp", "photos", "uniform", "gaussian") if own_set(run) == "digits" else ("all",)
@@ -77,7 +99,7 @@ def beside_text(paper: Paper) -> Html:
 
 def skipped(answer: Answer) -> list[Html]:
     rows = items(answer.record.get("skipped"), dict)
-    return [markup.note(f"Skipped: {r.get('ood_dataset')} ({r.get('reason')}).") for r in rows]
+    return [note(f"Skipped: {r.get('ood_dataset')} ({r.get('reason')}).") for r in rows]
 
 
 def bar(value: object) -> Html:

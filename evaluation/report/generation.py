@@ -25,8 +25,9 @@ KINDS = {
 
 def training(run: Run, paper: Paper) -> Html:
     text = (
-        "One point an epoch. Contrastive losses stay near log(K + 1) and move little; log q of "
-        "data and of samples should stay close together: a gap that keeps growing is a divergence."
+        "One point an epoch, counted from 0. Contrastive losses stay near log(K + 1) and move "
+        "little; log q of data and of samples should stay close together: a gap that keeps growing "
+        "is a divergence."
     )
     drawn = panels(run.rows)
     if drawn is None and (run.folder / "curves.png").exists():
@@ -78,7 +79,7 @@ def samples(run: Run, paper: Paper) -> Html:
 
 def _grid(path: Path, kind: str) -> Html:
     epoch = re.search(r"_([0-9]+)$", path.stem)
-    caption = KINDS.get(kind, kind) + (f", after epoch {int(epoch[1]) + 1}" if epoch else "")
+    caption = KINDS.get(kind, kind) + (f", after epoch {int(epoch[1])}" if epoch else "")
     return markup.picture(path, caption, caption, pixels=True)
 
 

@@ -23,7 +23,7 @@ for (const svg of document.querySelectorAll("svg[data-series]")) {
       const value = point && point[1] !== null ? Number(point[1].toPrecision(5)) : "\u2013";
       return `${name}  ${value}`;
     });
-    tip.textContent = [`${x} epochs done`, ...lines].join("\n");
+    tip.textContent = [`epoch ${x}`, ...lines].join("\n");
     tip.hidden = false;
     const left = at * scale + (at > svg.viewBox.baseVal.width / 2 ? -tip.offsetWidth - 10 : 10);
     tip.style.left = `${Math.max(0, Math.min(left, box.width - tip.offsetWidth))}px`;

@@ -35,7 +35,7 @@ class Run:
 
     @property
     def epochs(self) -> int:
-        """Epochs that progress.csv has rows of, the last one's number counted from 1."""
+        """Epochs that progress.csv has rows of, which count from 0."""
         epochs = [row.get("epoch") or "" for row in self.rows]
         return max((int(text) + 1 for text in epochs if text.isdecimal()), default=0)
 
