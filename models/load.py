@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,13 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+class RunSettings(NamedTuple):
+    """All settings of a checkpoint's run, and where they were read; {} where nowhere."""
+
+    source: str
+    settings: dict[str, Any]
+
+
 def load(path: str | Path, device: str | torch.device = "cpu", **given: Any) -> EnergyClassifier:
     """The model of the checkpoint at `path`, on `device`, in eval mode.
 
@@ -31,11 +38,22 @@ def load(path: str | Path, device: str | torch.device = "cpu", **given: Any) -> 
     """
     checkpoint = read_checkpoint(path, map_location="cpu")
     try:
-        model = build(**network_settings(checkpoint, Path(path), **given))
-        load_weights(model, network_weights(checkpoint))
+        model = from_checkpoint(checkpoint, run_settings(checkpoint, Path(path)), **given)
     except (ValueError, TypeError) as error:  # a CheckpointError is one too
         raise CheckpointError(f"{path}: {error}") from error
     return model.to(device).eval()
+
+
+def from_checkpoint(
+    checkpoint: Mapping[str, Any], told: RunSettings | None = None, **given: Any
+) -> EnergyClassifier:
+    """Return the checkpoint's network with its weights; see `network_settings` for the arguments.
+
+    Raises CheckpointError, ValueError or TypeError for what does not describe a network.
+    """
+    model = build(**network_settings(checkpoint, told, **given))
+    load_weights(model, network_weights(checkpoint))
+    return model
 
 
 def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -52,21 +70,40 @@ def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
+def run_settings(checkpoint: Mapping[str, Any], path: Path | None = None) -> RunSettings:
+    """Read the settings of a checkpoint's run: its own `settings` or else, beside `path`, HDGE's
+    `variant.json` or JEM's `params.txt`.
+
+    Raises CheckpointError, one line, where they are damaged.
+    """
+    source, settings = "its settings", checkpoint.get("settings", {})
+    if "settings" not in checkpoint and path is not None:
+        for file in (path.with_name("variant.json"), path.with_name("params.txt")):
+            if file.exists():
+                source = f"{file.name} beside it"
+                try:
+                    settings = json.loads(file.read_text(encoding="utf-8"))
+                except (OSError, ValueError) as error:
+                    raise CheckpointError(f"{source}: {error}") from error
+                break
+    if not isinstance(settings, Mapping):
+        raise CheckpointError("its settings are no table of names and values")
+    return RunSettings(source, dict(settings))
+
+
 def network_settings(
-    checkpoint: Mapping[str, Any], path: Path | None = None, **given: Any
+    checkpoint: Mapping[str, Any], told: RunSettings | None = None, **given: Any
 ) -> dict[str, Any]:
     """What `models.build` needs: arch, depth, width, norm, dropout_rate, num_classes, uncond.
 
-    The sources, and none may contradict another: the tensors' shapes; the checkpoint's own
-    `settings` or else, beside `path`, HDGE's `variant.json` or JEM's `params.txt`; `given`, where
-    None is no answer. What nobody tells is `DEFAULTS`' - but not which norm has only a weight and
-    a bias. Raises CheckpointError, one line, for a contradiction and for that.
+    The sources, and none may contradict another: the tensors' shapes; `told`, by default the
+    checkpoint's own settings; `given`, where None is no answer. What nobody tells is `DEFAULTS`' -
+    but not which norm has only a weight and a bias. Raises CheckpointError, one line, for a
+    contradiction and for that.
     """
+    told = told or run_settings(checkpoint)
     sources = {"its tensors": network_shape(network_weights(checkpoint))}
-    if "settings" in checkpoint:
-        sources["its settings"] = _known(checkpoint["settings"])
-    elif path is not None:
-        sources |= _read_file_beside(path)
+    sources[told.source] = _known(told.settings)
     sources["the command"] = {name: v for name, v in given.items() if v is not None}
 
     known: dict[str, Any] = {}
@@ -128,23 +165,8 @@ def network_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return found
 
 
-def _read_file_beside(path: Path) -> dict[str, dict[str, Any]]:
-    """{file name: settings} of the ancestors' settings file in the folder, {} without one."""
-    for file in (path.with_name("variant.json"), path.with_name("params.txt")):
-        if file.exists():
-            try:
-                return {
-                    f"{file.name} beside it": _known(json.loads(file.read_text(encoding="utf-8")))
-                }
-            except (OSError, ValueError) as error:
-                raise CheckpointError(f"{file.name} beside it: {error}") from error
-    return {}
-
-
 def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The network's part of a run's settings; the ancestors write no norm as null."""
-    if not isinstance(settings, Mapping):
-        raise CheckpointError("its settings are no table of names and values")
     known = {name: settings[name] for name in DEFAULTS if name in settings}
     if "norm" in known:
         known["norm"] = known["norm"] or "none"
