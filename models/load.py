@@ -21,6 +21,14 @@ DEFAULTS: dict[str, Any] = {
     "uncond": False,
 }
 
+STATES = (
+    "model_state_dict",
+    "state_dict",
+)  # keys of a checkpoint: ours and the ancestors', others'
+WRAPPERS = ("module", "_orig_mod")  # parts of names, of DataParallel and torch.compile
+HEAD = "class_output.weight"  # every network has one
+ALIASES = ("f.layer_one.", "f.other_layers.")  # JEM++'s yopo networks have their layers twice
+
 
 class RunSettings(NamedTuple):
     """All settings of a checkpoint's run, and where they were read; {} where nowhere."""
@@ -57,15 +65,17 @@ def from_checkpoint(
 
 
 def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The network's tensors by name; a leading `module.` (DataParallel) is dropped.
+    """The network's tensors by name, without what wrappers add to the names: see `plain_names`.
 
-    They are the checkpoint's `model_state_dict` or, in the oldest JEM files, the checkpoint
-    itself. Raises CheckpointError where there is no `class_output.weight` of shape `(C, D)`.
+    They are the checkpoint's `model_state_dict` or `state_dict` or, in the oldest JEM files, the
+    checkpoint itself. Raises CheckpointError where there is no `class_output.weight` of shape
+    `(C, D)`.
     """
-    state = checkpoint.get("model_state_dict", checkpoint)
+    key = next((key for key in STATES if key in checkpoint), None)
+    state = checkpoint if key is None else checkpoint[key]
     items = state.items() if isinstance(state, Mapping) else ()
-    tensors = {str(n).removeprefix("module."): v for n, v in items if isinstance(v, Tensor)}
-    if "class_output.weight" not in tensors or tensors["class_output.weight"].ndim != 2:
+    tensors = plain_names({str(n): v for n, v in items if isinstance(v, Tensor)})
+    if HEAD not in tensors or tensors[HEAD].ndim != 2:
         raise CheckpointError("it holds no classifier of this project, of HDGE or of JEM")
     return tensors
 
@@ -120,17 +130,40 @@ def network_settings(
     return DEFAULTS | known
 
 
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors by the names that they have in the network itself.
+
+    Dropped are `module.` (DataParallel) and `_orig_mod.` (torch.compile) wherever they stand, and
+    whatever `class_output.weight` has before it (`model.`, `net.`) from the names that begin so.
+    Raises CheckpointError for two tensors of one name, and for several networks.
+    """
+    plain: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        short = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if short in plain:
+            raise CheckpointError(f"it holds two tensors that are called {short}: {name} is one")
+        plain[short] = tensor
+    heads = [name.removesuffix(HEAD) for name in plain if name.endswith(f".{HEAD}")]
+    if HEAD in plain or not heads:
+        return plain
+    if len(heads) > 1:
+        raise CheckpointError(
+            f"it holds several networks ({', '.join(heads)}): save one of them by itself"
+        )
+    return {name.removeprefix(heads[0]): tensor for name, tensor in plain.items()}
+
+
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Fill `model` from tensors named as in JEM and HDGE; all of them must fit.
 
     Left out: the ancestors' unused `f.linear` and, where the model has none, `energy_output`;
-    HDGE's queue, which is the contrastive term's. Raises CheckpointError, one line, that names the
-    first tensor that is missing, unexpected, of another shape or not finite; the model is then
-    unchanged.
+    HDGE's queue, which is the contrastive term's; the second names that JEM++ has for its layers.
+    Raises CheckpointError, one line, that names the first tensor that is missing, unexpected, of
+    another shape or not finite; the model is then unchanged.
     """
     own = model.state_dict()
-    unused = ("f.linear.", "queue_logit", "queue_ptr", "energy_output.")
-    state = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    unused = ("f.linear.", "queue_logit", "queue_ptr", "energy_output.", *ALIASES)
+    state = plain_names(state_dict)
     state = {n: tensor for n, tensor in state.items() if n in own or not n.startswith(unused)}
     for name in [*own, *state]:
         there, here = (f"{tuple(s[name].shape)}" if name in s else "none" for s in (state, own))
@@ -148,7 +181,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 
 def network_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the shapes of `network_weights` tell for certain, of what `models.build` needs."""
-    classes, features = state["class_output.weight"].shape
+    classes, features = state[HEAD].shape
     found: dict[str, Any] = {"arch": "wrn", "num_classes": classes}
     if "energy_output.weight" not in state:  # where it is, it may be the ancestors' unused one
         found["uncond"] = False
