@@ -36,7 +36,7 @@ from evaluation.calibration import calibration, fit_temperature
 from evaluation.classification import classification, predictions
 from evaluation.inception import inception_extractor
 from evaluation.ood import detection
-from evaluation.results import Answer, file_sha256
+from evaluation.results import Answer
 from evaluation.scores import check_scores, feature_bank, scores
 from evaluation.trained import Trained
 from training import distributed, records
@@ -461,13 +461,12 @@ def feature_extractor(asked: Asked, model: Trained) -> tuple[Any, str, str]:
         weights = None if s.inception_weights is None else Path(s.inception_weights)
         extractor, sha256 = inception_extractor(weights, asked.device)
         return extractor, "inception-v3-compat (torch-fidelity)", sha256
-    path = Path(s.fid_model) if s.fid_model else model.path
     other = model
     if s.fid_model:
         plain = Namespace(**{**vars(s), **dict.fromkeys(flags.NETWORK)})
         with naming_flag("--fid_model"):
             other = trained.load(s.fid_model, "features", plain, asked.device)
-    return generation.model_extractor(other.model), f"model {path}", file_sha256(path)
+    return generation.model_extractor(other.model), f"model {other.path}", other.sha256
 
 
 @contextlib.contextmanager
@@ -720,7 +719,7 @@ def work(s: Namespace, given: set[str]) -> int:
 
 def answer_together(s: Namespace, given: set[str], device: torch.device) -> int:
     """What every process does: its share of the batches. The first one writes the answer."""
-    began = time.monotonic()
+    began, environment = time.monotonic(), records.environment(device)
     flags.resolve(s)
     s.labels = s.labels or trained.labels_of(s.load_path)
     asked_of = [
@@ -738,7 +737,7 @@ def answer_together(s: Namespace, given: set[str], device: torch.device) -> int:
             mention_sigma(asked, model)
         model_result = QUESTIONS[s.eval](asked, model)
         where = {"label": model.label, "checkpoint": str(model.path)}
-        about = {"checkpoint_sha256": file_sha256(model.path), "run": run_of(model)}
+        about = {"checkpoint_sha256": model.sha256, "run": run_of(model)}
         data_of = {"data": asked.differences.get(model.label)}
         results.append({**where, **model_result, **about, **data_of})
     if not distributed.first():
@@ -751,7 +750,7 @@ def answer_together(s: Namespace, given: set[str], device: torch.device) -> int:
         {
             **numbers,
             "protocol": protocol(asked),
-            "environment": records.environment(device),
+            "environment": environment,
             "seconds": round(time.monotonic() - began, 2),
         }
     )

@@ -472,7 +472,7 @@ def work_together(
     s: Namespace, given: set[str], device: torch.device, began: float, folder: Path | None
 ) -> int:
     """What every process does. `folder`: of the run that is resumed; None: a new one."""
-    resuming = folder is not None
+    resuming, environment = folder is not None, records.environment(device)
     if s.seed is None:
         s.seed = torch.seed() % 2**31
     if folder is None and not s.dry_run:
@@ -507,7 +507,7 @@ def work_together(
             records.check_free(folder, overwrite=s.overwrite, given="overwrite" in given)
             records.create_run_folder(folder, overwrite=s.overwrite)
         if first:
-            records.write_settings(folder, vars(s), device)
+            records.write_settings(folder, vars(s), environment)
         out = Output(folder, records.Records(folder, resume_from=since) if first else None, EARLY)
         out.saved_step = run.progress.step
         out.say(f"{dataset.about}\n{describe(run, batches, splits)}")

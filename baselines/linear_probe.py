@@ -35,7 +35,7 @@ import data  # noqa: E402
 import models  # noqa: E402
 from baselines.features import Features, features_of_splits  # noqa: E402
 from baselines.linear_regression import fit_linear, standardisation, unstandardised  # noqa: E402
-from evaluation.trained import run_settings, trained_on  # noqa: E402
+from evaluation.trained import trained_on  # noqa: E402
 from training import checkpoint, records  # noqa: E402
 from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint  # noqa: E402
 from training.endings import exit_code  # noqa: E402
@@ -109,12 +109,14 @@ def load_backbone(
 ) -> tuple[models.EnergyClassifier, dict[str, Any]]:
     """The model of --load_path, and all settings of its run. Fills in what `s` leaves to them."""
     try:
-        model = models.load(s.load_path, device, norm=s.norm)
         state = read_checkpoint(s.load_path)
-        network = models.network_settings(state, Path(s.load_path), norm=s.norm)
-    except CheckpointError as error:
-        raise CheckpointError(f"--load_path: {error}") from None
-    settings = {**run_settings(state, Path(s.load_path)), **network}
+        told = models.run_settings(state, Path(s.load_path))
+        network = models.network_settings(state, told, norm=s.norm)
+        model = models.from_checkpoint(state, told, norm=s.norm).to(device).eval()
+    except (ValueError, TypeError) as error:  # a CheckpointError is one too
+        where = "" if s.load_path in str(error) else f" {s.load_path}"
+        raise CheckpointError(f"--load_path{where}: {error}") from None
+    settings = {**told.settings, **network}
     own = trained_on(settings, network["num_classes"], s.dataset)
     s.dataset = s.dataset or own
     if not s.dataset:
@@ -136,6 +138,7 @@ def work(s: Namespace) -> int:
     s.id = s.id or f"{path.resolve().parent.name}-probe"
     folder = Path(s.log_dir) / s.id
     device = choose_device(s.device, exact=True)
+    environment = records.environment(device)
     records.check_free(folder, overwrite=s.overwrite, load_path=s.load_path)
     model, settings = load_backbone(s, device)
     model = model.to(memory_format=torch.channels_last)
@@ -153,7 +156,7 @@ def work(s: Namespace) -> int:
         # The backbone's settings, so that what reads runs knows its network, and over them ours.
         own = {**vars(s), "norm": settings["norm"], "num_classes": dataset.num_classes}
         settings = {**settings, **own, "program": PROGRAM, "method": "linear-probe", "resume": None}
-        records.write_settings(folder, settings, device)
+        records.write_settings(folder, settings, environment)
         book = records.Records(folder)
 
         def say(message: str) -> None:

@@ -116,6 +116,7 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
     if resuming:
         s, folder = resumed_settings(s, given, program.build_parser, program.check, program.fixed)
     device = choose_device(s.device)
+    environment = records.environment(device)
     if s.seed is None:
         s.seed = torch.seed() % 2**31
     torch.manual_seed(s.seed)
@@ -140,7 +141,7 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
             models.initialise_act_norm(run.model, batches(0)[0])
             records.check_free(folder, overwrite=s.overwrite, given="overwrite" in given)
             records.create_run_folder(folder, overwrite=s.overwrite)
-        records.write_settings(folder, vars(s), device)
+        records.write_settings(folder, vars(s), environment)
         out = Output(folder, records.Records(folder, resume_from=since))
         out.saved_step = run.progress.step
         out.say(f"{dataset.about}\n{describe(run, batches, len(index), splits)}")

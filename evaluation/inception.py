@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import sys
 from pathlib import Path
 
@@ -40,10 +41,10 @@ def inception_extractor(
             "--fid_features inception needs torch-fidelity: pip install torch-fidelity, " + ELSE
         ) from error
     path = cached_weights() if weights is None else weights
-    sha256 = verified(path, cached=weights is None)
+    content = verified(path, cached=weights is None)
     layers = ["2048", "logits_unbiased"]
     network = FeatureExtractorInceptionV3(
-        "inception-v3-compat", layers, feature_extractor_weights_path=str(path)
+        "inception-v3-compat", layers, feature_extractor_weights_path=content
     ).to(device)
 
     @torch.no_grad()
@@ -55,7 +56,7 @@ def inception_extractor(
             probabilities.append(logits.cpu().double().softmax(1))
         return torch.cat(features), torch.cat(probabilities)
 
-    return extract, sha256
+    return extract, SHA256
 
 
 def cached_weights() -> Path:
@@ -76,20 +77,21 @@ def cached_weights() -> Path:
     return path
 
 
-def verified(path: Path, *, cached: bool) -> str:
-    """The file's sha256; UsageError unless it is the published one's. Nothing is unpickled."""
+def verified(path: Path, *, cached: bool) -> io.BytesIO:
+    """Return the file's bytes, for torch.load: read again from `path` they might be others.
+
+    Raises UsageError unless their sha256 is the published one. Nothing is unpickled.
+    """
     flag = f"--fid_features inception: {path}" if cached else f"--inception_weights {path}"
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{flag}: {error.strerror}: give {WEIGHTS}, {ELSE}") from error
-    if digest.hexdigest() != SHA256:
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != SHA256:
         remedy = "delete it to download it again" if cached else f"give {WEIGHTS}"
         raise UsageError(
-            f"{flag} is another file (its sha256 begins with {digest.hexdigest()[:8]}, "
+            f"{flag} is another file (its sha256 begins with {sha256[:8]}, "
             f"not {SHA256[:8]}) and was not opened: {remedy}, {ELSE}"
         )
-    return SHA256
+    return io.BytesIO(content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import data
 import losses
 import models
 from evaluation.sampling import fresh_buffer
-from training.checkpoint import CheckpointError, read_checkpoint
+from training.checkpoint import CheckpointError, read_with_sha256
 from training.exported import weights_file
 from training.flags import CLASSES, UsageError, fits
 
@@ -23,7 +22,8 @@ from training.flags import CLASSES, UsageError, fits
 @dataclass
 class Trained:
     """`settings`: the run's, {} where neither the file nor its folder tells; `dataset`: what it was
-    trained on, as far as is known, and `record` which images these were."""
+    trained on, as far as is known, and `record` which images these were; `sha256`: of the file that
+    was loaded."""
 
     path: Path
     label: str
@@ -34,6 +34,7 @@ class Trained:
     weights: dict[str, Tensor]
     state: dict[str, Any]
     record: data.Record
+    sha256: str
 
     def contrastive(self, s: Namespace) -> losses.Contrastive:
         """The contrastive term log q(x|y) with the queue that the checkpoint holds, by the score
@@ -133,14 +134,13 @@ def load(path: str, label: str, s: Namespace, device: torch.device) -> Trained:
     where a flag of the network contradicts it."""
     file = weights_file(Path(path))
     try:
-        state = read_checkpoint(file)
-        weights = models.network_weights(state)
+        state, sha256 = read_with_sha256(file)
+        weights, told = models.network_weights(state), models.run_settings(state, file)
         given = {name: getattr(s, name) for name in ("arch", "depth", "width", "norm", "uncond")}
-        shape = models.network_settings(state, file, **given)
+        shape = models.network_settings(state, told, **given)
         model = models.build(**shape)
         models.load_weights(model, weights)
-        settings = run_settings(state, file)
-        record = data.Record.read(state.get("data"), settings.get("reader", 1))
+        record = data.Record.read(state.get("data"), told.settings.get("reader", 1))
     except (CheckpointError, ValueError) as error:
         said = str(error)
         where = "" if str(file) in said else f" {path}"
@@ -152,20 +152,9 @@ def load(path: str, label: str, s: Namespace, device: torch.device) -> Trained:
         has = "no queue" if slots is None else f"a queue of {slots}"
         raise CheckpointError(f"--contrast_k {s.contrast_k}: {path} has {has}: leave the flag out")
     classes = shape["num_classes"]
-    dataset = trained_on(settings, classes, s.dataset)
-    return Trained(file, label, model, classes, dataset, settings, weights, state, record)
-
-
-def run_settings(state: dict[str, Any], path: Path) -> dict[str, Any]:
-    """All settings of the run: the checkpoint's own, or else those of HDGE's variant.json or JEM's
-    params.txt beside it."""
-    if isinstance(state.get("settings"), dict):
-        return state["settings"]
-    for file in (path.with_name("variant.json"), path.with_name("params.txt")):
-        if file.exists():
-            found = json.loads(file.read_text(encoding="utf-8"))  # models has read it already
-            return found if isinstance(found, dict) else {}
-    return {}
+    dataset = trained_on(told.settings, classes, s.dataset)
+    found = told.settings, weights, state, record, sha256
+    return Trained(file, label, model, classes, dataset, *found)
 
 
 def trained_on(settings: dict[str, Any], num_classes: int, asked: str | None) -> str:

@@ -2,11 +2,14 @@
 
 from models.energy import ARCHITECTURES, EnergyClassifier, build, forward_flops
 from models.load import (
+    RunSettings,
+    from_checkpoint,
     load,
     load_weights,
     network_settings,
     network_shape,
     network_weights,
+    run_settings,
 )
 from models.modes import batch_statistics_only, eval_mode, sampling_mode
 from models.norms import NORMS, initialise_act_norm
@@ -18,16 +21,19 @@ __all__ = [
     "NORMS",
     "EnergyClassifier",
     "ResNet50",
+    "RunSettings",
     "WideResNet",
     "batch_statistics_only",
     "build",
     "eval_mode",
     "forward_flops",
+    "from_checkpoint",
     "initialise_act_norm",
     "load",
     "load_weights",
     "network_settings",
     "network_shape",
     "network_weights",
+    "run_settings",
     "sampling_mode",
 ]

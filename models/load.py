@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,21 @@ DEFAULTS: dict[str, Any] = {
     "uncond": False,
 }
 
+STATES = (
+    "model_state_dict",
+    "state_dict",
+)  # keys of a checkpoint: ours and the ancestors', others'
+WRAPPERS = ("module", "_orig_mod")  # parts of names, of DataParallel and torch.compile
+HEAD = "class_output.weight"  # every network has one
+ALIASES = ("f.layer_one.", "f.other_layers.")  # JEM++'s yopo networks have their layers twice
+
+
+class RunSettings(NamedTuple):
+    """All settings of a checkpoint's run, and where they were read; {} where nowhere."""
+
+    source: str
+    settings: dict[str, Any]
+
 
 def load(path: str | Path, device: str | torch.device = "cpu", **given: Any) -> EnergyClassifier:
     """The model of the checkpoint at `path`, on `device`, in eval mode.
@@ -31,42 +46,74 @@ def load(path: str | Path, device: str | torch.device = "cpu", **given: Any) -> 
     """
     checkpoint = read_checkpoint(path, map_location="cpu")
     try:
-        model = build(**network_settings(checkpoint, Path(path), **given))
-        load_weights(model, network_weights(checkpoint))
+        model = from_checkpoint(checkpoint, run_settings(checkpoint, Path(path)), **given)
     except (ValueError, TypeError) as error:  # a CheckpointError is one too
         raise CheckpointError(f"{path}: {error}") from error
     return model.to(device).eval()
 
 
-def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The network's tensors by name; a leading `module.` (DataParallel) is dropped.
+def from_checkpoint(
+    checkpoint: Mapping[str, Any], told: RunSettings | None = None, **given: Any
+) -> EnergyClassifier:
+    """Return the checkpoint's network with its weights; see `network_settings` for the arguments.
 
-    They are the checkpoint's `model_state_dict` or, in the oldest JEM files, the checkpoint
-    itself. Raises CheckpointError where there is no `class_output.weight` of shape `(C, D)`.
+    Raises CheckpointError, ValueError or TypeError for what does not describe a network.
     """
-    state = checkpoint.get("model_state_dict", checkpoint)
+    model = build(**network_settings(checkpoint, told, **given))
+    load_weights(model, network_weights(checkpoint))
+    return model
+
+
+def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The network's tensors by name, without what wrappers add to the names: see `plain_names`.
+
+    They are the checkpoint's `model_state_dict` or `state_dict` or, in the oldest JEM files, the
+    checkpoint itself. Raises CheckpointError where there is no `class_output.weight` of shape
+    `(C, D)`.
+    """
+    key = next((key for key in STATES if key in checkpoint), None)
+    state = checkpoint if key is None else checkpoint[key]
     items = state.items() if isinstance(state, Mapping) else ()
-    tensors = {str(n).removeprefix("module."): v for n, v in items if isinstance(v, Tensor)}
-    if "class_output.weight" not in tensors or tensors["class_output.weight"].ndim != 2:
+    tensors = plain_names({str(n): v for n, v in items if isinstance(v, Tensor)})
+    if HEAD not in tensors or tensors[HEAD].ndim != 2:
         raise CheckpointError("it holds no classifier of this project, of HDGE or of JEM")
     return tensors
 
 
+def run_settings(checkpoint: Mapping[str, Any], path: Path | None = None) -> RunSettings:
+    """Read the settings of a checkpoint's run: its own `settings` or else, beside `path`, HDGE's
+    `variant.json` or JEM's `params.txt`.
+
+    Raises CheckpointError, one line, where they are damaged.
+    """
+    source, settings = "its settings", checkpoint.get("settings", {})
+    if "settings" not in checkpoint and path is not None:
+        for file in (path.with_name("variant.json"), path.with_name("params.txt")):
+            if file.exists():
+                source = f"{file.name} beside it"
+                try:
+                    settings = json.loads(file.read_text(encoding="utf-8"))
+                except (OSError, ValueError) as error:
+                    raise CheckpointError(f"{source}: {error}") from error
+                break
+    if not isinstance(settings, Mapping):
+        raise CheckpointError("its settings are no table of names and values")
+    return RunSettings(source, dict(settings))
+
+
 def network_settings(
-    checkpoint: Mapping[str, Any], path: Path | None = None, **given: Any
+    checkpoint: Mapping[str, Any], told: RunSettings | None = None, **given: Any
 ) -> dict[str, Any]:
     """What `models.build` needs: arch, depth, width, norm, dropout_rate, num_classes, uncond.
 
-    The sources, and none may contradict another: the tensors' shapes; the checkpoint's own
-    `settings` or else, beside `path`, HDGE's `variant.json` or JEM's `params.txt`; `given`, where
-    None is no answer. What nobody tells is `DEFAULTS`' - but not which norm has only a weight and
-    a bias. Raises CheckpointError, one line, for a contradiction and for that.
+    The sources, and none may contradict another: the tensors' shapes; `told`, by default the
+    checkpoint's own settings; `given`, where None is no answer. What nobody tells is `DEFAULTS`' -
+    but not which norm has only a weight and a bias. Raises CheckpointError, one line, for a
+    contradiction and for that.
     """
+    told = told or run_settings(checkpoint)
     sources = {"its tensors": network_shape(network_weights(checkpoint))}
-    if "settings" in checkpoint:
-        sources["its settings"] = _known(checkpoint["settings"])
-    elif path is not None:
-        sources |= _read_file_beside(path)
+    sources[told.source] = _known(told.settings)
     sources["the command"] = {name: v for name, v in given.items() if v is not None}
 
     known: dict[str, Any] = {}
@@ -83,17 +130,40 @@ def network_settings(
     return DEFAULTS | known
 
 
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors by the names that they have in the network itself.
+
+    Dropped are `module.` (DataParallel) and `_orig_mod.` (torch.compile) wherever they stand, and
+    whatever `class_output.weight` has before it (`model.`, `net.`) from the names that begin so.
+    Raises CheckpointError for two tensors of one name, and for several networks.
+    """
+    plain: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        short = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if short in plain:
+            raise CheckpointError(f"it holds two tensors that are called {short}: {name} is one")
+        plain[short] = tensor
+    heads = [name.removesuffix(HEAD) for name in plain if name.endswith(f".{HEAD}")]
+    if HEAD in plain or not heads:
+        return plain
+    if len(heads) > 1:
+        raise CheckpointError(
+            f"it holds several networks ({', '.join(heads)}): save one of them by itself"
+        )
+    return {name.removeprefix(heads[0]): tensor for name, tensor in plain.items()}
+
+
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Fill `model` from tensors named as in JEM and HDGE; all of them must fit.
 
     Left out: the ancestors' unused `f.linear` and, where the model has none, `energy_output`;
-    HDGE's queue, which is the contrastive term's. Raises CheckpointError, one line, that names the
-    first tensor that is missing, unexpected, of another shape or not finite; the model is then
-    unchanged.
+    HDGE's queue, which is the contrastive term's; the second names that JEM++ has for its layers.
+    Raises CheckpointError, one line, that names the first tensor that is missing, unexpected, of
+    another shape or not finite; the model is then unchanged.
     """
     own = model.state_dict()
-    unused = ("f.linear.", "queue_logit", "queue_ptr", "energy_output.")
-    state = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    unused = ("f.linear.", "queue_logit", "queue_ptr", "energy_output.", *ALIASES)
+    state = plain_names(state_dict)
     state = {n: tensor for n, tensor in state.items() if n in own or not n.startswith(unused)}
     for name in [*own, *state]:
         there, here = (f"{tuple(s[name].shape)}" if name in s else "none" for s in (state, own))
@@ -111,7 +181,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 
 def network_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the shapes of `network_weights` tell for certain, of what `models.build` needs."""
-    classes, features = state["class_output.weight"].shape
+    classes, features = state[HEAD].shape
     found: dict[str, Any] = {"arch": "wrn", "num_classes": classes}
     if "energy_output.weight" not in state:  # where it is, it may be the ancestors' unused one
         found["uncond"] = False
@@ -128,23 +198,8 @@ def network_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return found
 
 
-def _read_file_beside(path: Path) -> dict[str, dict[str, Any]]:
-    """{file name: settings} of the ancestors' settings file in the folder, {} without one."""
-    for file in (path.with_name("variant.json"), path.with_name("params.txt")):
-        if file.exists():
-            try:
-                return {
-                    f"{file.name} beside it": _known(json.loads(file.read_text(encoding="utf-8")))
-                }
-            except (OSError, ValueError) as error:
-                raise CheckpointError(f"{file.name} beside it: {error}") from error
-    return {}
-
-
 def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The network's part of a run's settings; the ancestors write no norm as null."""
-    if not isinstance(settings, Mapping):
-        raise CheckpointError("its settings are no table of names and values")
     known = {name: settings[name] for name in DEFAULTS if name in settings}
     if "norm" in known:
         known["norm"] = known["norm"] or "none"

@@ -47,6 +47,7 @@ def preset_for(name: str, device: torch.device) -> str:
 def bench(b: Namespace, device: torch.device) -> dict[str, Any]:
     """All that is asked for, as bench.json holds it."""
     began, load = time.monotonic(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    here = environment(device)
     networks = Networks.of(b, device)
     rates = measure.peaks(b, device) if {"steps", "parts"} & set(b.sections) else {}
     sections = {
@@ -59,7 +60,7 @@ def bench(b: Namespace, device: torch.device) -> dict[str, Any]:
     found = {name: sections[name]() for name in flags.SECTIONS if name in b.sections}
     return {
         "settings": {**vars(b), "output": str(b.output), "device": str(device)},
-        "environment": environment(device),
+        "environment": here,
         **{"load": load, "seconds": time.monotonic() - began, "peaks": rates},
         **found,
     }

@@ -106,12 +106,13 @@ def answered(place: Path, words: Sequence[str], hashes: dict[Path, str] | None =
 
 
 def sha256(path: Path, known: dict[Path, str]) -> str:
-    """Of the file's bytes; "" where there is none."""
+    """Of the file's bytes, or of the weights of an exported folder; "" where there is none."""
     from evaluation.results import file_sha256
+    from training.exported import weights_file
 
     if path not in known:
         try:
-            known[path] = file_sha256(path)
+            known[path] = file_sha256(weights_file(path))
         except OSError:
             known[path] = ""
     return known[path]

@@ -42,11 +42,9 @@ def build_parser() -> Parser:
     return parser
 
 
-def measured(checkpoint: Path) -> Iterator[tuple[str, str, str]]:
-    """(what, on what, the number) of every answer about this very file."""
-    from evaluation.results import file_sha256
-
-    sha256 = file_sha256(checkpoint)
+def measured(checkpoint: Path, sha256: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (what, on what, the number) of every answer about the file with this hash in the
+    checkpoint's run folder."""
     for path in sorted((checkpoint.parent / "eval").glob("*.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -122,10 +120,10 @@ def main(argv: Sequence[str]) -> Path:
     folder: Path = args.folder
     if folder.exists():
         parser.error(f"FOLDER {folder} exists already: give another name, or remove it")
-    kept = release.read(parser, args.checkpoint, ["queue"])
+    kept, sha256 = release.read(parser, args.checkpoint, ["queue"])
     if not any(kept["settings"].get(name) for name in TERMS):
         parser.error(f"CHECKPOINT {args.checkpoint} is none of train_wrn.py's: give one of a run")
-    text = card(kept, list(measured(args.checkpoint)))
+    text = card(kept, list(measured(args.checkpoint, sha256)))
     half = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(half, ignore_errors=True)

@@ -70,17 +70,18 @@ def released(
     return kept
 
 
-def read(parser: Parser, checkpoint: Path, keep: Collection[str]) -> dict[str, Any]:
-    """What is kept of the checkpoint. One that cannot be used is a mistake of the command line."""
-    from training.checkpoint import CheckpointError, read_checkpoint
+def read(parser: Parser, checkpoint: Path, keep: Collection[str]) -> tuple[dict[str, Any], str]:
+    """Return what is kept of the checkpoint, and the sha256 of the file that was read. A file that
+    cannot be used is a mistake of the command line."""
+    from training.checkpoint import CheckpointError, read_with_sha256
     from training.records import RunFolderError, read_variant
 
     try:
-        state = read_checkpoint(checkpoint)
+        state, sha256 = read_with_sha256(checkpoint)
         environment = None
         with contextlib.suppress(RunFolderError):  # a checkpoint may have left its run folder
             environment = read_variant(checkpoint.parent).get("environment")
-        return released(state, keep, environment)
+        return released(state, keep, environment), sha256
     except CheckpointError as error:
         parser.error(f"CHECKPOINT: {error}")
     except (KeyError, TypeError):
@@ -96,7 +97,7 @@ def main(argv: Sequence[str]) -> Path:
     output: Path = args.output
     if output.exists():
         parser.error(f"FILE.pt {output} exists already: give another name, or remove it")
-    kept = read(parser, args.checkpoint, args.keep)
+    kept, _ = read(parser, args.checkpoint, args.keep)
     try:
         save_checkpoint(kept, output)
     except OSError as error:

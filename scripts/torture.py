@@ -510,6 +510,7 @@ def main(args: Namespace) -> int:
         **{"refusals": refusals, "disk": disk, "faults": faults, "repeat": repeat},
     }
     args.output.mkdir(parents=True, exist_ok=True)
+    where = records.environment(torch.device("cpu"))
     found, began = [], time.monotonic()
     for section in args.sections:
         print(section, file=sys.stderr, flush=True)
@@ -517,7 +518,6 @@ def main(args: Namespace) -> int:
             for result in table[section](Runs(Path(place), args.seed), args.rounds):
                 found.append({"section": section, **result})
                 print(f"  {result['reached']}; {'; '.join(result['notes'])}", file=sys.stderr)
-    where = records.environment(torch.device("cpu"))
     command = (
         f"python scripts/torture.py --sections {' '.join(args.sections)} --rounds {args.rounds}"
     )

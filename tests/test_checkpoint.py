@@ -14,7 +14,12 @@ import torch
 from torch.serialization import get_crc32_options
 
 from training import checkpoint
-from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from training.checkpoint import (
+    CheckpointError,
+    read_checkpoint,
+    read_with_sha256,
+    save_checkpoint,
+)
 
 STATE = {"weights": torch.arange(9.0), "names": ["a", "b"], "step": 3, "more": {"lr": 1e-4}}
 OTHER = {"step": 4}
@@ -210,6 +215,25 @@ def test_the_last_line_is_what_sha256sum_says_of_the_rest(tmp_path: Path) -> Non
     save_checkpoint(STATE, tmp_path / "ckpt.pt")
     archive, _, digest = (tmp_path / "ckpt.pt").read_bytes().rpartition(b"sha256:")
     assert digest.decode() == hashlib.sha256(archive).hexdigest() + "\n"
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_the_hash_is_that_of_the_bytes_that_are_loaded(
+    sealed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, load = tmp_path / "ckpt.pt", torch.load
+    (save_checkpoint if sealed else torch.save)(STATE, path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        save_checkpoint(OTHER, path)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", replaced)
+    state, found = read_with_sha256(path)
+    assert (state["step"], found) == (3, sha256)
+    monkeypatch.undo()
+    assert read_with_sha256(path)[1] == hashlib.sha256(path.read_bytes()).hexdigest() != sha256
 
 
 def test_files_without_a_checksum_are_read_too(tmp_path: Path) -> None:

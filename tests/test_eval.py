@@ -15,10 +15,13 @@ import pytest
 import torch
 
 import data
+import eval_wrn_ebm
 import models
 import train_wrn
 from evaluation.classification import predictions
 from evaluation.flags import EVALUATIONS, SCORES
+from evaluation.results import file_sha256
+from training import records
 from training.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +71,40 @@ def test_an_answer_says_where_it_comes_from(name: str, answers: Any, ask: Any) -
     used = record["protocol"]["sets"]
     assert used or name in ("uncond_samples", "cond_samples")
     assert all("images" in about for about in used.values())
+
+
+@pytest.mark.parametrize("name", ["test_clf", "fid"])
+def test_an_answer_is_about_what_was_loaded_at_its_beginning(
+    name: str, ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the question took, and whatever became of the files and the checkout since."""
+    paths = {which: tmp_path / f"{which}.pt" for which in ("hdge", "ce")}
+    for which, path in paths.items():
+        shutil.copy(ask.checkpoint(which), path)
+    before = {which: file_sha256(path) for which, path in paths.items()}
+    question, commits = (
+        eval_wrn_ebm.QUESTIONS[name],
+        iter(("the one that ran", *["a later one"] * 9)),
+    )
+    monkeypatch.setattr(records, "git_commit", lambda: next(commits))
+
+    def slow(*asked: Any) -> dict[str, Any]:
+        result = question(*asked)
+        for path in paths.values():
+            path.write_bytes(b"another file")
+        return result
+
+    monkeypatch.setitem(eval_wrn_ebm.QUESTIONS, name, slow)
+    words = f"--load_path {paths['hdge']} --eval {name} --max_images 12 --device cpu"
+    if name == "fid":
+        words += f" --n_samples 12 --n_steps 1 --fid_features model --fid_model {paths['ce']}"
+    place = ["--data_root", str(ask.trainer.data), "--log_dir", str(tmp_path / "out")]
+    found = ask.bare(*words.split(), *place, folder=tmp_path / "out")
+    assert found.code == 0, found.err
+    record = found.json(name)
+    assert record["checkpoint_sha256"] == before["hdge"]
+    assert record.get("features_sha256", before["ce"]) == before["ce"]
+    assert record["environment"]["git_commit"] == "the one that ran"
 
 
 def test_test_clf_counts_what_is_right(answers: Any, ask: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 import models
 from scripts import export
-from training.checkpoint import CheckpointError, read_checkpoint
+from training.checkpoint import CheckpointError, read_checkpoint, read_with_sha256
 from training.exported import CONFIG, FILLED, WEIGHTS
 
 HYBRID = "--pyxce 1 --pxycontrast 1 --pxsgld 1 --max_steps 3"
@@ -29,7 +30,8 @@ def test_it_is_the_same_model(train: Any, tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [export.CARD, CONFIG, WEIGHTS]
     whole = run.state()
     for path in (folder, folder / WEIGHTS):
-        state = read_checkpoint(path)
+        state, sha256 = read_with_sha256(path)
+        assert sha256 == hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
         assert train.same(state["model_state_dict"], whole["model_state_dict"])
         assert int(state["objective"][FILLED]) == int(whole["objective"][FILLED])
         x = torch.rand(2, 3, 32, 32)

@@ -124,14 +124,57 @@ def test_the_energy_head_of_an_uncond_model_is_loaded(tmp_path: Path) -> None:
     torch.testing.assert_close(conditional.log_px(x), conditional(x).logsumexp(1))
 
 
-def test_hdge_s_queue_and_a_data_parallel_prefix_are_passed_over(tmp_path: Path) -> None:
+def wrapped(state: State, how: str) -> dict[str, Any]:
+    """A checkpoint as users have them: what is around or beside the network's own tensors."""
+    if how == "JEM++":
+        twice = {n.replace("f.conv1", "f.layer_one"): t for n, t in state.items() if "f.conv1" in n}
+        for i in (1, 2, 3):
+            other = f"f.other_layers.{i - 1}"
+            twice |= {n.replace(f"f.layer{i}", other): t for n, t in state.items()}
+        return {"model_state_dict": {**twice, **state}, "replay_buffer": torch.zeros(2, 3, 32, 32)}
+    if how == "state_dict":
+        return {"epoch": 3, "state_dict": state}
+    if how == "lightning":
+        named = {f"model.{name}": tensor for name, tensor in state.items()}
+        return {"state_dict": {**named, "criterion.weight": torch.ones(10)}, "epoch": 3}
+    within = "f._orig_mod."
+    if how == within:  # the features alone are compiled
+        return {
+            n.replace("f.", within, 1) if n.startswith("f.") else n: t for n, t in state.items()
+        }
+    return {"model_state_dict": {f"{how}{name}": tensor for name, tensor in state.items()}}
+
+
+WRAPPED = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "f._orig_mod."]
+WRAPPED += ["net.", "module.model.", "JEM++", "state_dict", "lightning"]
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_what_wrappers_add_to_the_names_changes_no_weight(how: str, tmp_path: Path) -> None:
     state = ancestors_state(1, 1, 10, batch=False)
-    wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
-    wrapped |= {"module.queue_logit": torch.zeros(10, 8), "module.queue_ptr": torch.zeros(1)}
-    plain, other = load(saved(tmp_path / "a.pt", state)), load(saved(tmp_path / "b.pt", wrapped))
+    queue = {"queue_logit": torch.zeros(10, 8), "queue_ptr": torch.zeros(1)}
+    plain = load(saved(tmp_path / "a.pt", state))
+    file = wrapped(state if how == "lightning" else state | queue, how)
+    if how == "lightning":
+        del file["state_dict"]["criterion.weight"]
+    other = load(saved(tmp_path / "b.pt", file))
+    assert plain.state_dict().keys() == other.state_dict().keys()
     for name, tensor in plain.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name])
         assert torch.equal(tensor, state[name].float())
+
+
+def test_several_networks_and_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
+    state = ancestors_state(1, 1, 10, batch=False)
+    two = {f"{name}.{key}": t for name in ("model", "ema") for key, t in state.items()}
+    doubled = {**state, "module.f.conv1.bias": state["f.conv1.bias"]}
+    for file, message in ((two, r"several networks \(model., ema.\)"), (doubled, "two tensors")):
+        with pytest.raises(CheckpointError, match=message) as error:
+            load(saved(tmp_path / "ckpt.pt", {"model_state_dict": file}))
+        assert "\n" not in str(error.value)
+    stray = wrapped(state, "lightning")
+    with pytest.raises(CheckpointError, match="criterion.weight has shape .*, none in this"):
+        load(saved(tmp_path / "ckpt.pt", stray))
 
 
 def changed(state: State, drop: str = "", **more: Tensor) -> State:

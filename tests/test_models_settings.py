@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from models import build, load, network_settings
+from models import build, load, network_settings, run_settings
 from training.checkpoint import CheckpointError
 
 
@@ -62,7 +62,7 @@ def test_the_settings_beside_an_ancestor_s_file_are_read(
     path = saved(tmp_path / "ckpt.pt", foreign, beside | {"lr": 1e-4} | only_jem)
     loaded, x = load(path), torch.randn(2, 3, 32, 32)
     assert torch.equal(loaded.log_px(x), model.log_px(x))
-    assert network_settings(foreign, path)["dropout_rate"] == 0.3
+    assert network_settings(foreign, run_settings(foreign, path))["dropout_rate"] == 0.3
 
 
 def test_no_norm_is_null_beside_an_ancestor_s_file(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_no_norm_is_null_beside_an_ancestor_s_file(tmp_path: Path) -> None:
     path = saved(
         tmp_path / "ckpt.pt", dict(state), {"norm": None, "p_x_weight": 1.0, "uncond": False}
     )
-    assert network_settings(state, path)["norm"] == "none"
+    assert network_settings(state, run_settings(state, path))["norm"] == "none"
 
 
 def test_our_own_checkpoint_carries_its_settings(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_our_own_checkpoint_carries_its_settings(tmp_path: Path) -> None:
     model = build(**settings).eval()
     whole = {"model_state_dict": model.state_dict(), "settings": settings | {"dataset": "svhn"}}
     path = saved(tmp_path / "last_ckpt.pt", whole, {"norm": "layer", "depth": 28})  # not read
-    assert network_settings(whole, path) == settings
+    assert network_settings(whole, run_settings(whole, path)) == settings
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(load(str(path)).log_px(x), model.log_px(x))
 

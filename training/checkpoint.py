@@ -50,7 +50,8 @@ def save_checkpoint(state: dict[str, Any], path: Path, *, keep: Path | None = No
             with without_crc32():
                 torch.save({**state, SEALED: True}, file)
             file.flush()
-            file.write(seal_of(temporary, file.tell()))
+            with open(temporary, "rb") as written:
+                file.write(seal(digest_of(written, file.tell())))
             file.flush()
             os.fsync(file.fileno())
         if keep is not None and path.exists():
@@ -144,8 +145,17 @@ def disk_error(error: BaseException, path: Path) -> OSError:
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """The dict that a checkpoint, or the folder of an exported model, holds; nothing in the file is
-    executed.
+    """Return the dict of `read_with_sha256` alone."""
+    return read_with_sha256(path, map_location)[0]
+
+
+def read_with_sha256(
+    path: str | Path, map_location: str | torch.device = "cpu"
+) -> tuple[dict[str, Any], str]:
+    """Return the dict that a checkpoint, or the folder of an exported model, holds, and the sha256
+    of the file that it was read from. Nothing in the file is executed.
+
+    The file is opened once: another file that takes its name meanwhile changes neither.
 
     Raises CheckpointError for a missing, damaged or foreign file, and OSError or an error of the
     memory (see `out_of_memory`) where the file may well be good.
@@ -155,12 +165,12 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     path = exported.weights_file(Path(path))
     if path.suffix == Path(exported.WEIGHTS).suffix:
         return exported.read(path)
-    sealed = False
+    sealed, sha256 = False, ""
     try:
         with open(path, "rb") as file:
-            sealed = check_seal(file, path)
+            sealed, sha256 = check_seal(file, path)
             refuse_compressed(file, path)
-        state = torch.load(path, map_location=map_location, weights_only=True)
+            state = torch.load(file, map_location=map_location, weights_only=True)
     except (FileNotFoundError, IsADirectoryError):
         raise CheckpointError(f"{path} is no file: give the path of a checkpoint (.pt)") from None
     except CheckpointError:
@@ -189,7 +199,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
             f"{path} is damaged (its end is missing, or another program has saved it "
             f"with its key {SEALED!r}): use another"
         )
-    return state
+    return state, sha256
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -202,28 +212,36 @@ def damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} is damaged or no checkpoint ({reason}): use another")
 
 
-def seal_of(path: Path, size: int) -> bytes:
-    """The last line of a checkpoint whose first `size` bytes are at `path`."""
-    digest, left = hashlib.sha256(), size
-    with open(path, "rb") as file:
-        while left > 0 and (block := file.read(min(left, 1 << 22))):
-            digest.update(block)
-            left -= len(block)
+def digest_of(file: IO[bytes], size: int) -> Any:
+    """Return the sha256 object of the next `size` bytes of `file`."""
+    digest = hashlib.sha256()
+    while size > 0 and (block := file.read(min(size, 1 << 22))):
+        digest.update(block)
+        size -= len(block)
+    return digest
+
+
+def seal(digest: Any) -> bytes:
+    """Return the last line of a checkpoint whose other bytes have this digest."""
     return SEAL + digest.hexdigest().encode() + b"\n"
 
 
-def check_seal(file: IO[bytes], path: Path) -> bool:
-    """Whether there is a checksum; files of others, and of earlier versions, have none. Raises
-    CheckpointError where it is not that of the file. The file is at its beginning afterwards."""
+def check_seal(file: IO[bytes], path: Path) -> tuple[bool, str]:
+    """Return whether the file ends with a checksum (files of others, and of earlier versions, have
+    none), and the sha256 of all its bytes. The file is at its beginning afterwards.
+
+    Raises CheckpointError where the checksum is not that of the file.
+    """
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - SEAL_SIZE))
+    file.seek(0)
+    digest = digest_of(file, size - SEAL_SIZE)
     end = file.read()
     file.seek(0)
-    if not end.startswith(SEAL):
-        return False
-    if end != seal_of(path, size - SEAL_SIZE):
+    sealed = end.startswith(SEAL)
+    if sealed and end != seal(digest):
         raise CheckpointError(f"{path} is damaged (its checksum is another): use another")
-    return True
+    digest.update(end)
+    return sealed, digest.hexdigest()
 
 
 def tensors_of(state: Any) -> Iterator[torch.Tensor]:

@@ -49,10 +49,12 @@ def write(folder: Path, state: dict[str, Any]) -> None:
     (folder / CONFIG).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
-def read(path: Path) -> dict[str, Any]:
-    """What `write` was given, as far as a checkpoint has it; of a file without config.json its
-    tensors alone. Raises CheckpointError for a file that is damaged or none, and without the
-    package."""
+def read(path: Path) -> tuple[dict[str, Any], str]:
+    """Return what `write` was given, as far as a checkpoint has it (of a file without config.json
+    its tensors alone), and the sha256 of the file of weights.
+
+    Raises CheckpointError for a file that is damaged or no model, and without the package.
+    """
     try:
         from safetensors.torch import load
     except ImportError:
@@ -61,8 +63,8 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
         about = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
-        told = about.get("sha256")
-        if told is not None and told != hashlib.sha256(content).hexdigest():
+        sha256 = hashlib.sha256(content).hexdigest()
+        if about.get("sha256") not in (None, sha256):
             raise ValueError("its checksum is another")
         tensors, images = load(content), about.get("data")
         hashes = {name: tensors.pop(name) for name in list(tensors) if name.startswith(DATA)}
@@ -79,4 +81,4 @@ def read(path: Path) -> dict[str, Any]:
     except Exception as error:  # whatever the bytes of a file that is none make of the reader
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise CheckpointError(f"{path} is damaged or no model ({reason}): use another") from None
-    return state
+    return state, sha256

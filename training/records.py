@@ -29,7 +29,8 @@ class RunFolderError(ValueError):
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a number depends on besides the settings: versions, commit, device."""
+    """Return what a number depends on besides the settings: versions, commit, device. Programs ask
+    before they work: hours later the checkout may be another commit than the one that runs."""
     packages = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     count = distributed.size()
@@ -123,11 +124,11 @@ def remove_run(folder: Path) -> None:
             path.unlink()
 
 
-def write_settings(folder: Path, settings: dict[str, Any], device: torch.device) -> None:
+def write_settings(folder: Path, settings: dict[str, Any], here: dict[str, Any]) -> None:
     """variant.json: one flat entry a setting (the layout that viskit reads), and where it ran:
-    "environment" is this process's, "environments" has those of all processes of the run that
-    differ, the oldest first."""
-    here, before = environment(device), []
+    "environment" is `here`, this process's, "environments" has those of all processes of the run
+    that differ, the oldest first."""
+    before: list[dict[str, Any]] = []
     with suppress(RunFolderError):
         before = environments(read_variant(folder))
     ran = {"environment": here, "environments": before + [here] * (here not in before)}
