@@ -101,13 +101,20 @@ def eval_ece(asked: Asked, model: Trained) -> dict[str, Any]:
 
 
 def validation_temperature(asked: Asked, model: Trained) -> float | None:
-    """The temperature that suits the validation images; None, said in a line, without any."""
+    """The temperature that suits the validation images; None, said in a line, without any images
+    and where they determine none."""
     try:
         found = asked.images(data.split_name(asked.known(model), "valid"), model)
     except data.DataError as error:
         asked.warn(f"no temperature scaling: {error}")
         return None
-    return fit_temperature(*predictions(model.model, asked.batches(found, model)))
+    temperature = fit_temperature(*predictions(model.model, asked.batches(found, model)))
+    if temperature is None:
+        asked.warn(
+            f"no temperature scaling: the {len(found.split.labels):,} validation images determine "
+            "no temperature (all are classified rightly, or no better than by chance)"
+        )
+    return temperature
 
 
 def ood(asked: Asked, model: Trained) -> dict[str, Any]:

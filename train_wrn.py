@@ -36,7 +36,7 @@ from evaluation import plots
 from evaluation.cost import memory_bytes, peak_memory, step_flops, step_seconds
 from evaluation.sampling import Sampler
 from training import distributed, loop, records
-from training.checkpoint import CheckpointError, read_checkpoint
+from training.checkpoint import LAST, CheckpointError, read_checkpoint
 from training.divergence import Guard
 from training.endings import exit_code, leave, run_exit_code
 from training.flags import UsageError, fits
@@ -45,10 +45,11 @@ from training.lock import alone
 from training.machine import build_network, choose_device, load_data
 from training.output import Output
 from training.signals import Signals
-from training.state import Progress, Run, load_memories, random_from, restore_last
+from training.state import Progress, Run, load_memories, random_from, read_last, restore_last
 
 PROGRAM = "train_wrn.py"
 WITHOUT_SGLD = "try a lower --lr, --warmup_iters 1000 or --clip_grad 5"  # after a divergence
+HEADS = ("class_output.", "energy_output.")
 EARLY = (1, 5, 25)  # steps after which the bar shows losses before the first report
 
 
@@ -397,23 +398,32 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
 
 
 def load_file(run: Run, path: str) -> None:
-    """Weights, queue and replay buffer of a checkpoint of ours, JEM's or HDGE's.
+    """Load weights, queue and replay buffer of a checkpoint of ours, JEM's or HDGE's; with
+    --load_head off the weights below the heads alone.
 
     Raises CheckpointError, which names the flags to change where the networks differ.
     """
     s, state = run.settings, read_checkpoint(path)
     weights = models.network_weights(state)
     found = models.network_shape(weights)
+    if s.load_head == "off":
+        own = run.model.state_dict()
+        kept = {n: t for n, t in weights.items() if not n.startswith(HEADS)}
+        weights = kept | {n: t for n, t in own.items() if n.startswith(HEADS)}
     other = [f"--{n} {v}" for n, v in found.items() if getattr(s, n, v) != v and n != "uncond"]
     if s.uncond and not found.get("uncond", True):
         other.append("no --uncond")
-    if found["num_classes"] != run.num_classes:
-        other.append(f"a --dataset of {found['num_classes']} classes, not {run.num_classes}")
+    if found["num_classes"] != run.num_classes and s.load_head == "on":
+        other.append(
+            f"a --dataset of {found['num_classes']} classes, not {run.num_classes}, or --load_head "
+            "off"
+        )
     try:
         models.load_weights(run.model, weights)
     except CheckpointError as error:
         raise CheckpointError(f"{error}: use {' '.join(other) or 'another file'}") from None
-    load_memories(run, state, weights)
+    if s.load_head == "on":
+        load_memories(run, state, weights)
 
 
 def resume_run(s: Namespace, dataset: data.DataSet, folder: Path) -> Run:
@@ -430,9 +440,32 @@ def resumed_settings(s: Namespace, given: set[str]) -> tuple[Namespace, Path]:
     if s.resume and {"id", "log_dir"} & given:
         raise UsageError(f"--resume {s.resume} names the run: leave --id and --log_dir out")
     folder = Path(s.resume) if s.resume else Path(s.log_dir) / s.id
-    merged = flags.resume(s, given, records.read_settings(folder))
+    if folder.is_file():
+        if folder.name != LAST:
+            raise UsageError(
+                f"--resume {s.resume} is a file: give the run's folder, which goes on from its "
+                "last checkpoint, or start a new run from this one with --load_path"
+            )
+        folder = folder.parent
+    merged = flags.resume(s, given, settings_of(folder))
     merged.log_dir, merged.id = str(folder.parent), folder.name
     return merged, folder
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """The run's settings: those of variant.json or, where it is missing or damaged, those of the
+    last checkpoint, which a line on stderr says. Raises RunFolderError where neither has them."""
+    try:
+        return records.read_settings(folder)
+    except records.RunFolderError as error:
+        try:
+            settings = dict(read_last(folder, PROGRAM)[1]["settings"])
+        except (CheckpointError, OSError, KeyError, TypeError, ValueError):
+            raise error from None
+        if distributed.rank() == 0:
+            print(f"{PROGRAM}: warning: {error}; settings are the checkpoint's", file=sys.stderr)
+    settings.pop("num_classes", None)
+    return settings
 
 
 def name_run(s: Namespace) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from baselines.flags import SHARED, check_shared, make_parser
-from training.flags import COUNT, POSITIVE, WEIGHT, WHOLE, Parser, UsageError, number
+from training.flags import COUNT, TEMPERATURE, WEIGHT, WHOLE, Parser, UsageError, number
 
 METHODS = ("supcon", "simclr", "jointloss")
 FIXED = ("method", "pretrain_epochs", "projection")  # on --resume, besides the shared ones
@@ -28,7 +28,7 @@ def build_parser() -> Parser:
         "the other view, no labels (Chen et al. 2020, NT-Xent); jointloss: simclr for "
         "--pretrain_epochs, then cross-entropy + NT-Xent (Winkens et al. 2020) "
         "(default: %(default)s)")
-    add("--temperature", type=POSITIVE, default=None, metavar="T",
+    add("--temperature", type=TEMPERATURE, default=None, metavar="T",
         help="of the contrastive loss, above 0 (default: .1 for supcon, else .5; their papers)")
     add("--projection", type=COUNT, default=128, metavar="SIZE",
         help="outputs of the projection head, a perceptron of two layers (default: %(default)s)")

@@ -69,18 +69,18 @@ def calibration(
     }
 
 
-def fit_temperature(logits: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float:
-    """The T > 0 in [0.01, 100] that minimises the mean NLL of softmax(logits / T).
+def fit_temperature(logits: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float | None:
+    """Find the T within (0.01, 100) that minimises the mean NLL of softmax(logits / T).
 
     Temperature scaling (Guo et al. 2017); fit on validation images, not on those it is tested on.
     The NLL is convex in b = 1/T, and its derivative
 
         mean over images of  sum_c softmax(b f)_c f_c - f_y
 
-    grows with b: T is where it is 0, found by Brent's method to a relative 1e-10. Where it is 0
-    nowhere inside, T is the bound on the better side: 0.01 for logits that are all right (their
-    NLL falls to 0 with T), 100 for logits worse than chance. T is 1 where the NLL depends on no T
-    (all logits of an image equal). Raises ValueError as `calibration` does.
+    grows with b: T is where it is 0, found by Brent's method to a relative 1e-10. Returns None
+    where the images determine no T, as the derivative is 0 nowhere inside: where all are right the
+    NLL falls to 0 with T, where they are worse than chance it falls with 1/T, and where all logits
+    of an image are equal it depends on no T. Raises ValueError as `calibration` does.
     """
     from scipy.optimize import brentq
 
@@ -94,12 +94,8 @@ def fit_temperature(logits: Tensor | np.ndarray, labels: Tensor | np.ndarray) ->
 
     low, high = (math.log(t) for t in T_RANGE)
     at_low, at_high = slope(low), slope(high)
-    if at_low == at_high == 0:
-        return 1.0
-    if at_low <= 0:
-        return T_RANGE[0]
-    if at_high >= 0:
-        return T_RANGE[1]
+    if at_low <= 0 or at_high >= 0:
+        return None
     return math.exp(brentq(slope, low, high, xtol=1e-10, rtol=1e-12))
 
 

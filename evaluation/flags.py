@@ -15,6 +15,7 @@ from training.flags import (
     DEPTH,
     NORMS,
     POSITIVE,
+    TEMPERATURE,
     WEIGHT,
     WHOLE,
     WIDTH,
@@ -254,7 +255,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add("--uncond", action="store_true", default=None,
         help="log q(x) has a head of its own (JEM)")
     add("--contrast_k", type=COUNT, default=None, metavar="K", help="slots of the queue (HDGE)")
-    add("--contrast_t", type=POSITIVE, default=None, metavar="T",
+    add("--contrast_t", type=TEMPERATURE, default=None, metavar="T",
         help="temperature of pxsim (default: the run's, else .1; HDGE)")
     add("--contrast_score", choices=("algorithm1", "eq13"), default=None,
         help="score of pxsim (default: the run's, else algorithm1; HDGE)")

@@ -10,10 +10,18 @@ import torch
 from PIL import Image
 
 import data
+import eval_wrn_ebm
 from data.splits import split_by_hash
 from training.checkpoint import read_checkpoint, save_checkpoint
 
 RUN = "--pyxce 1 --max_steps 2 --n_valid 4 --dataset"
+
+
+@pytest.fixture(autouse=True)
+def temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are validation images there is a temperature: that of so small models may be
+    undetermined."""
+    monkeypatch.setattr(eval_wrn_ebm, "fit_temperature", lambda logits, labels: 1.5)
 
 
 def paint(path: Path, value: int, size: tuple[int, int] = (32, 32)) -> None:

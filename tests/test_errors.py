@@ -54,6 +54,9 @@ MISTAKES = [
     ),
     ("--pxysgld 1 --max_steps 1 --batch_size 5", "--batch_size 5", "4 slots", "--buffer_size 50"),
     (f"{CE} --plot_contrast", "--plot_contrast 1", "--pxycontrast"),
+    (f"{CE} --contrast_t 1e-40", "--contrast_t: 1e-40", "at least 0.0001"),
+    (f"{CE} --contrast_t 1e-10", "--contrast_t: 1e-10", "at least 0.0001"),
+    (f"{CE} --load_head off", "--load_head off", "--load_path"),
     (f"{CE} --start_epoch 200", "--start_epoch 200", "--n_epochs 200"),
     (f"{CE} --id a/b", "--id 'a/b'", "slashes"),
     (f"{CE} --id ..", "--id '..'"),
@@ -129,6 +132,7 @@ def test_what_no_tensor_can_hold_is_refused_by_every_number(train: Any) -> None:
 @pytest.mark.parametrize("name", EVERY_NUMBER)
 def test_the_lowest_number_is_accepted(name: str) -> None:
     lowest = WHOLE.get(name, 1e-9 if name in ABOVE_ZERO else 0)
+    lowest = 1e-4 if name == "contrast_t" else lowest
     action = next(a for a in flags.build_parser()._actions if a.dest == name)
     assert action.type is not None and action.type(str(lowest)) == lowest
 
@@ -421,3 +425,15 @@ def test_a_dry_run_refuses_what_training_refuses(words: str, named: str, train: 
     base = "--dataset digits --pyxce 1 --depth 10 --width 1 --dry_run"
     run = train.bare(*base.split(), *words.split())
     assert run.code == 2 and len(run.err) == 1 and named in run.err[0]
+
+
+@pytest.mark.parametrize("flag", ["--log_dir", "--id", "--dataset", "--data_root", "--load_path"])
+def test_a_path_that_is_not_utf_8_is_refused(flag: str, train: Any, ask: Any) -> None:
+    """As os.fsdecode gives the bytes of a Latin-1 name."""
+    name = os.fsdecode(b"folder:/tmp/caf\xe9" if flag == "--dataset" else b"caf\xe9")
+    for word in ([flag, name], [f"{flag}={name}"]):
+        run = train(CE, *word)
+        assert run.code == 2 and len(run.err) == 1
+        assert flag in run.err[0] and "is not UTF-8: rename it" in run.err[0]
+        asked = ask("--eval test_clf", *word)
+        assert asked.code == 2 and len(asked.err) == 1 and "is not UTF-8" in asked.err[0]

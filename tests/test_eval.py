@@ -126,7 +126,8 @@ def test_eval_ece_has_bins_that_hold_all_images(answers: Any) -> None:
     assert sum(b["count"] for b in record["bins"]) == record["n"] == 20
     filled = [b for b in record["bins"] if b["count"]]
     ece = sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in filled) / 20
-    assert record["ece"] == pytest.approx(ece) and record["temperature"] > 0
+    assert record["ece"] == pytest.approx(ece)
+    assert (record["temperature"] is None) == (record["ece_temperature"] is None)
     assert record["files"] == ["eval_ece.png", "eval_ece.pdf"]
 
 
@@ -161,6 +162,16 @@ def test_every_score_is_there(ask: Any) -> None:
     assert found.code == 0, found.err
     rows = found.json("OOD")["rows"]
     assert {row["score_fn"] for row in rows} == set(SCORES) and len(rows) == 2 * len(SCORES)
+
+
+def test_a_temperature_that_the_images_do_not_determine_is_not_given(
+    ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eval_wrn_ebm, "fit_temperature", lambda logits, labels: None)
+    found = ask("--eval eval_ece")
+    assert found.code == 0 and "determine no temperature" in " ".join(found.err)
+    record = found.json("eval_ece")
+    assert record["temperature"] is None and record["ece_temperature"] is None
 
 
 @pytest.mark.parametrize(

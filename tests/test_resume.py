@@ -166,6 +166,7 @@ CHANGED = {
     "buffer_size": "--buffer_size 80",
     "optimizer": "--optimizer sgd",
     "load_path": "--load_path other.pt",
+    "load_head": "--load_head off",
     "pyxce": "--pyxce 0",
     "pxysgld": "--pxysgld 1",
 }
@@ -508,3 +509,51 @@ def test_settings_of_other_hands_are_read_or_refused(name: str, value: Any, trai
         assert again.code == 0
     else:
         assert again.code == 2 and len(again.err) == 1 and "variant.json" in again.err[0]
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged", "a file"])
+def test_a_checkpoint_is_enough_to_resume(how: str, train: Any) -> None:
+    """It holds all settings; variant.json is written anew."""
+    flags = "--pyxce 1 --pxycontrast 1 --lr .003"
+    whole, parts = train(f"{flags} --max_steps 8"), train(f"{flags} --max_steps 3")
+    variant, told = parts.folder / "variant.json", []
+    where = parts.folder
+    if how == "missing":
+        variant.unlink()
+        told = ["variant.json is missing"]
+    elif how == "damaged":
+        variant.write_text('{"lr": ')
+        told = ["cannot be read"]
+    else:
+        where = parts.folder / "last_ckpt.pt"
+    again = train.bare("--resume", str(where), "--max_steps", "8")
+    assert again.code == 0 and len(again.err) == len(told)
+    assert all(part in line for part, line in zip(told, again.err, strict=True))
+    assert train.same(moving(whole.state()), moving(parts.state()))
+    assert json.loads(variant.read_text())["lr"] == 0.003
+
+
+def test_only_the_last_checkpoint_is_resumed(train: Any) -> None:
+    run = train.once("--pyxce 1 --n_epochs 1")
+    again = train.bare("--resume", str(run.folder / "best_valid_ckpt.pt"))
+    assert again.code == 2 and len(again.err) == 1
+    assert "is a file" in again.err[0] and "--load_path" in again.err[0]
+
+
+def test_a_network_of_other_classes_gives_all_but_its_head(train: Any, tmp_path: Path) -> None:
+    first = train.once("--pyxce 1 --pxycontrast 1 --n_epochs 1")
+    random = np.random.RandomState(0)
+    images = random.randint(0, 256, (200, 32, 32, 3)).astype(np.uint8)
+    np.savez(tmp_path / "cifar100.npz", train_images=images, train_labels=np.arange(200) % 100)
+    words = ["--dataset", "cifar100", "--data_root", str(tmp_path), "--buffer_size", "100"]
+    words += ["--load_path", str(first.folder / "last_ckpt.pt")]
+    refused = train("--pyxce 1 --max_steps 1", *words)
+    assert refused.code == 2 and "--load_head off" in refused.err[0]
+    flags = "--pyxce 1 --pxycontrast 1 --max_steps 1 --lr 1e-12 --load_head off"
+    run = train(flags, *words)
+    assert run.code == 0, run.err
+    ours, theirs = (found.state()["model_state_dict"] for found in (run, first))
+    assert ours["class_output.weight"].shape[0] == 100
+    for name in theirs:
+        if name.startswith("f."):
+            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-6)

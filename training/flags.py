@@ -28,7 +28,7 @@ FIXED_ON_RESUME = (
     *("arch", "depth", "width", "norm", "uncond", "clf_only", "dropout_rate"),
     *("dataset", "n_valid", "labels_per_class", "independent_batches", "seed", "start_epoch"),
     *("batch_size", "sgld_batch_size", "contrast_k", "contrast_style", "queue_init"),
-    *("buffer_size", "optimizer", "load_path"),
+    *("buffer_size", "optimizer", "load_path", "load_head"),
 )
 
 
@@ -60,6 +60,20 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         # Before Python 3.14 it takes -1e9 for a flag, and says that this one is unknown.
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.I)
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """Also refuse a word that is not UTF-8, such as a path in another encoding: neither log.txt
+        nor TensorBoard could hold it."""
+        words, flag = sys.argv[1:] if args is None else list(args), "the command line:"
+        for word in words:
+            flag = word.partition("=")[0] if word.startswith("--") else flag
+            try:
+                word.encode()
+            except UnicodeEncodeError:
+                self.error(f"{flag} {word!a} is not UTF-8: rename it, or give another")
+        return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """One line and exit code 2, without the usage text that hides it. Of several processes one
@@ -116,6 +130,9 @@ WHOLE = number(int, low=0)
 OR_OFF = number(int, low=-1)
 WEIGHT = number(float, low=0)
 POSITIVE = number(float, low=0, open_low=True)
+# Scores are float32 and as large as log(classes): of smaller temperatures their rounding would be
+# a visible part of the loss (5e-7 / 1e-4 = .005), and of much smaller ones all of it.
+TEMPERATURE = number(float, low=1e-4)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -193,8 +210,8 @@ def add_contrast(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--contrast_k", type=COUNT, default=65536, metavar="K",
         help="slots of the queue = negatives an image (default: %(default)s; HDGE Table 6)")
-    add("--contrast_t", type=POSITIVE, default=0.1, metavar="T",
-        help="temperature, above 0 (default: %(default)s; HDGE appendix B)")
+    add("--contrast_t", type=TEMPERATURE, default=0.1, metavar="T",
+        help="temperature, .0001 or more (default: %(default)s; HDGE appendix B)")
     add("--contrast_score", choices=("algorithm1", "eq13"), default="algorithm1",
         help="algorithm1: the released code's, where every other class adds exp(0); eq13: the "
         "paper's formula, f(x)[y] itself (default: %(default)s; HDGE Eq. 13)")
@@ -254,6 +271,9 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add("--load_path", default=None, metavar="FILE",
         help="start from this checkpoint's weights, queue and replay buffer (ours, JEM's or "
         "HDGE's), with a fresh optimiser and the settings of this command line (JEM)")
+    add("--load_head", choices=("on", "off"), default="on",
+        help="off: of --load_path take the network below its heads alone, as for another number of "
+        "classes: the heads, the queue and the replay buffer are new (default: %(default)s; ours)")
 
 
 def add_optimisation(parser: argparse.ArgumentParser) -> None:
@@ -461,6 +481,8 @@ def check(s: argparse.Namespace) -> None:
         raise UsageError(
             "--labels_per_class 0 trains nothing: give 1 or more, or -1 for all labels"
         )
+    if s.load_head == "off" and s.load_path is None:
+        raise UsageError("--load_head off has no effect without --load_path: leave it out")
     check_network(s)
     check_chains(s)
     check_processes(s)
