@@ -659,6 +659,14 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
             for each in r["sets"].values()
         ]
         print(tables.markdown(rows, [*front, "set", "n", "mean", "std", "auroc"]))
+        outside = [
+            {**{k: row[k] for k in [*front, "auroc"]}, "ood_dataset": row["set"]}
+            | {"score_fn": s.score_fn[0]}
+            for row in rows
+            if row["auroc"] is not None
+        ]
+        if told := tables.reversed_order(outside):
+            print(f"\n{told}")
         pictures = [r["_picture"] for r in results]
         label = NAMES[s.score_fn[0]]
         answer.picture(
@@ -675,7 +683,7 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
         answer.picture("attack", lambda path: figures.save_robustness(path, drawn))
     else:
         for name, value in results[0].items():
-            if isinstance(value, list | dict):
+            if value is None or isinstance(value, list | dict):
                 continue
             if not name.startswith("_") and name not in ("label", "checkpoint_sha256"):
                 print(

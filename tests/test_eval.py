@@ -392,6 +392,23 @@ def test_attack_through_the_refinement(ask: Any) -> None:
     assert identity.json("attack")["refine_gradient"] == "identity"
 
 
+@pytest.mark.parametrize("question", ["OOD --ood_dataset", "logp_hist --datasets cifar10"])
+def test_an_auroc_of_0_is_explained_in_the_terminal(
+    question: str, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = eval_wrn_ebm.detection
+    monkeypatch.setattr(
+        eval_wrn_ebm, "detection", lambda ins, out: {**real(ins, out), "auroc": 0.0}
+    )
+    found = ask(f"--eval {question} uniform --max_images 20")
+    assert found.code == 0 and found.out.count("AUROC below 0.5 (px: uniform") == 1
+
+
+def test_what_an_answer_has_not_is_no_line(ask: Any) -> None:
+    found = ask("--eval uncond_samples --n_sample_steps 1 --n_steps 1 --sgld_batch_size 4")
+    assert found.code == 0 and "None" not in found.out
+
+
 @pytest.mark.parametrize("name", ["test_clf", "eval_ece", "OOD", "logp_hist", "attack"])
 def test_several_checkpoints_side_by_side(name: str, ask: Any, answers: Any) -> None:
     more = QUESTIONS[name]
