@@ -259,8 +259,6 @@ def uncond_samples(asked: Asked, model: Trained) -> dict[str, Any]:
 
 def cond_samples(asked: Asked, model: Trained) -> dict[str, Any]:
     s, classes = asked.s, model.num_classes
-    if model.model.energy_output is not None:
-        raise UsageError("--eval cond_samples: a model with --uncond has no log q(x|y) to climb")
     direct = model.replay_buffer(s, classes)
     check_chains(s, direct, classes)
     before = direct.images.clone()
@@ -320,8 +318,8 @@ def check_chains(s: Namespace, buffer: Any, classes: int) -> None:
 
 def chains_of(asked: Asked, model: Trained) -> dict[str, Any]:
     s = asked.s
-    sizes = {"rounds": s.n_sample_steps, "chains": s.sgld_batch_size, "steps": s.n_steps}
-    return {**sizes, "seed": s.seed, **model.sgld(s)}
+    sizes = {"rounds": s.n_sample_steps, "chains": s.sgld_batch_size}
+    return {**sizes, "seed": s.seed, "chain": model.chain(s, s.n_steps)}
 
 
 def visited(buffer: Any, before: Tensor) -> Tensor:
@@ -375,12 +373,11 @@ def save_trajectory(asked: Asked, model: Trained, labels: Tensor | None) -> None
     snapshots = min(10, steps)
     images = sampling.trajectory(
         model.model,
+        model.chain(s, steps),
         n=COLUMNS if labels is None else len(labels),
         snapshots=snapshots,
-        steps=steps,
         seed=s.seed,
         labels=labels,
-        **model.sgld(s),
     )
     columns = [str(step) for step in sampling.snapshot_steps(steps, snapshots)]
     classes = [] if labels is None else [str(label) for label in labels.tolist()]
@@ -497,19 +494,18 @@ def samples_for_fid(asked: Asked, model: Trained) -> Tensor:
     part = distributed.share(-(-n // s.sgld_batch_size))
     chains = sampling.fresh_chains(
         model.model,
+        model.chain(s, s.n_steps),
         n,
-        steps=s.n_steps,
         seed=s.seed,
         batch_size=s.sgld_batch_size,
         part=part,
-        **model.sgld(s),
     )
     parts = [torch.empty(0, 3, 32, 32, device=asked.device)]
     with bar(
         min(part.stop * s.sgld_batch_size, n) - part.start * s.sgld_batch_size,
         f"{model.label}: {s.n_steps} SGLD steps",
     ) as shown:
-        for images in chains:
+        for _, images in chains:
             parts.append(images)
             shown.update(len(images))
     images = distributed.joined(torch.cat(parts))
@@ -526,12 +522,11 @@ def attack(asked: Asked, model: Trained) -> dict[str, Any]:
     if s.n_steps_refine:
         classify = robustness.refined_classifier(
             model.model,
-            steps=s.n_steps_refine,
+            chain=model.chain(s, s.n_steps_refine),
             generator=generator,
             copies=s.n_dup_chains,
             sigma=s.refine_sigma,
             gradient=s.refine_gradient,
-            **model.sgld(s),
         )
     part = distributed.share(data.number_of_batches(found.split, s.batch_size))
     clean = data.evaluation_batches(found.split, batch_size=s.batch_size, sigma=0.0, part=part)

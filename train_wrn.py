@@ -19,6 +19,7 @@ from training import flags
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
     COMMAND_LINE = flags.parse(sys.argv[1:])
 
+import math
 import shutil
 import time
 from argparse import Namespace
@@ -58,6 +59,7 @@ EARLY = (1, 5, 25)  # steps after which the bar shows losses before the first re
 
 def build_model(s: Namespace, num_classes: int, device: torch.device) -> models.EnergyClassifier:
     model = build_network(s, num_classes, device)
+    model.frozen_statistics = s.bn_chains == "frozen"
     if s.clf_only:
         model.requires_grad_(False).class_output.requires_grad_(True)
     wanted = s.compile == "on" or (s.compile == "auto" and device.type == "cuda")
@@ -90,7 +92,7 @@ def can_compile(device: torch.device) -> bool:
 def build_objective(s: Namespace, num_classes: int) -> losses.Objective:
     """A term with weight 0 is not built, so it costs nothing. Of several processes each has its
     part of the chains and of the replay buffer, and the whole queue."""
-    part, parts = distributed.rank(), distributed.size()
+    parts = distributed.size()
     queue = buffer = None
     if (s.pxycontrast > 0 or s.pxcontrast > 0) and s.contrast_style == "queue":
         with fits(f"--contrast_k {s.contrast_k}"):
@@ -99,9 +101,11 @@ def build_objective(s: Namespace, num_classes: int) -> losses.Objective:
             )
     if s.pxsgld > 0 or s.pxysgld > 0:
         with fits(f"--buffer_size {s.buffer_size}"):
-            buffer = losses.ReplayBuffer(s.buffer_size, (3, 32, 32), s.reinit_freq, num_classes)
-            if parts > 1:
-                buffer.images = losses.shard(buffer.images, num_classes, part, parts)
+            start = losses.new_start(s.chain_start, num_classes)
+            shape, part = (3, 32, 32), (distributed.rank(), parts)
+            buffer = losses.ReplayBuffer(
+                s.buffer_size, shape, s.reinit_freq, num_classes, start, part
+            )
 
     def contrastive(marginal: bool) -> losses.Contrastive:
         score = losses.ContrastScore(
@@ -114,10 +118,10 @@ def build_objective(s: Namespace, num_classes: int) -> losses.Objective:
         return losses.Contrastive(score, queue)
 
     sgld: dict[str, Any] = {
-        "steps": s.n_steps,
-        "step_size": s.sgld_lr,
-        "noise_std": s.sgld_std,
+        "chain": chain_of(s, None if buffer is None else buffer.start),
+        "loss": s.px_loss,
         "l2": s.sgld_l2,
+        "statistics": s.bn_chains,
     }
     make: dict[str, Any] = {
         "pyxce": lambda: losses.CrossEntropy(s.smoothing),
@@ -135,6 +139,31 @@ def build_objective(s: Namespace, num_classes: int) -> losses.Objective:
     return losses.Objective(
         {name: (weight, make[name]()) for name, weight in weights.items() if weight > 0}
     )
+
+
+def chain_of(s: Namespace, start: losses.Start | None = None) -> losses.Chain:
+    return losses.Chain(
+        steps=s.n_steps,
+        step_size=s.sgld_lr,
+        noise_std=s.sgld_std,
+        grad_clip=math.inf if s.sgld_grad_clip is None else s.sgld_grad_clip,
+        clamp=s.sgld_clamp,
+        start=start or losses.UniformStart(),
+    )
+
+
+def fit_start(run: Run, batches: data.TrainingBatches) -> None:
+    """Fit the start of chains to the training images, and begin the replay buffer with it."""
+    buffer = run.memory("replay_buffer")
+    if buffer is None or run.settings.chain_start == "uniform":
+        return
+    labels = None
+    if run.settings.chain_start == "class_gaussian":
+        labels = torch.full_like(batches.train.labels, -1)  # of a label that may not be used
+        labels[batches.labelled] = batches.train.labels[batches.labelled]
+        labels = labels[batches.index]
+    buffer.start.fit(batches.train.images[batches.index], labels)
+    buffer.fill()
 
 
 def build_optimizer(
@@ -172,6 +201,9 @@ def build_batches(
         flip=dataset.flips,
         unlabelled=flags.second_batch(s),
         part=(distributed.rank(), distributed.size()),
+        clamp=s.sgld_clamp,
+        second_size=s.px_batch_size,
+        augment_second=s.augment_px == "same",
     )
     splits = {"valid": train.take(valid), "test": dataset.test}
     return batches, {name: split for name, split in splits.items() if len(split.labels)}
@@ -260,7 +292,8 @@ def replicate(run: Run) -> None:
     if distributed.size() > 1:
         loss = losses.BatchLoss(run.model, run.objective)
         s = run.settings  # a head of its own for log q(x), and one of the two heads has no loss
-        unused = s.uncond and not (s.pyxce > 0 and s.pxsgld > 0)
+        logits = any(weight > 0 for weight in (s.pyxce, s.pxycontrast, s.pxcontrast))
+        unused = s.uncond and not (s.pxysgld > 0 or (s.pxsgld > 0 and logits))
         run.replicas = distributed.replicated(loss, find_unused=unused)
 
 
@@ -268,14 +301,8 @@ def replicate(run: Run) -> None:
 def plot_samples(run: Run, epoch: int, out: Output) -> None:
     """The grids that --plot_uncond, --plot_cond and --plot_contrast ask for."""
     s, classes, buffer = run.settings, run.num_classes, run.memory("replay_buffer")
-    sampler = Sampler(
-        run.model,
-        buffer,
-        steps=s.n_steps,
-        step_size=s.sgld_lr,
-        noise_std=s.sgld_std,
-        seed=epoch,
-    )
+    chain = chain_of(s, None if buffer is None else buffer.start)
+    sampler = Sampler(run.model, buffer, chain, seed=epoch)
     slots = s.buffer_size if buffer is None else len(buffer.images)  # of several processes, a part
     columns = max(1, min(10, slots // classes))
     grids: dict[str, tuple[Tensor, int | None]] = {}
@@ -355,12 +382,24 @@ def time_steps(
     run = Run(s, spec.num_classes, model, objective, optimizer)
     replicate(run)
     n = max(1, s.batch_size // distributed.size())
-    images = torch.randint(256, (n, 32, 32, 3), dtype=torch.uint8, device=device)
-    labels = torch.randint(spec.num_classes, (n,), device=device)
-    every = torch.arange(n, device=device)
+    most = max(n, s.px_batch_size or 0)
+    images = torch.randint(256, (most, 32, 32, 3), dtype=torch.uint8, device=device)
+    labels = torch.randint(spec.num_classes, (most,), device=device)
+    every = torch.arange(most, device=device)
     split = data.Split(images, labels)
-    second = flags.second_batch(s)
-    batches = data.TrainingBatches(split, every, every, n, 0, s.sigma, spec.flips, second)
+    batches = data.TrainingBatches(
+        split,
+        every,
+        every,
+        n,
+        seed=0,
+        sigma=s.sigma,
+        flip=spec.flips,
+        unlabelled=flags.second_batch(s),
+        clamp=s.sgld_clamp,
+        second_size=s.px_batch_size,
+        augment_second=s.augment_px == "same",
+    )
     models.initialise_act_norm(model, batches(0)[0])
     model.train()
     guard, times = Guard(device), []
@@ -381,6 +420,7 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
     """A new run: fresh, or from the weights, queue and replay buffer of --load_path."""
     run = build_run(s, dataset.num_classes, dataset.train.images.device)
     run.data = data.Record.of(dataset, s.n_valid)
+    fit_start(run, batches)
     if s.load_path is not None:
         try:
             load_file(run, s.load_path)

@@ -27,9 +27,10 @@ def augment(
     *,
     sigma: float,
     flip: bool,
+    clamp: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """A training batch: reflect-pad 4, random crop, mirror (p = 1/2), scale, N(0, sigma^2) noise.
+    """A training batch: reflect-pad 4, random crop, mirror (p = 1/2), scale, `noisy`.
 
     images uint8 (N, 32, 32, 3), index int64 (n,) and the generator on one device ->
     float32 (n, 3, 32, 32) in channels_last there. Padding, crop and mirror are one gather:
@@ -46,8 +47,18 @@ def augment(
     # One index into a list of pixels: four times as fast on the CPU as three into the images.
     chosen = images.index_select(0, index).flatten(0, 2).index_select(0, pixels)
     batch = to_float(chosen.view(n, SIZE, SIZE, 3))
+    return noisy(batch, sigma, clamp, generator)
+
+
+def noisy(
+    batch: Tensor, sigma: float, clamp: bool = False, generator: torch.Generator | None = None
+) -> Tensor:
+    """Add N(0, sigma^2) noise to images (n, 3, 32, 32) in place; then, with `clamp`, clamp them to
+    [-1, 1]."""
     if sigma > 0:
-        batch += _noise(n, sigma, generator, device)
+        batch += _noise(len(batch), sigma, generator, batch.device)
+        if clamp:
+            batch.clamp_(-1, 1)
     return batch
 
 

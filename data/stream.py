@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from data.base import DataError, Split
-from data.batches import augment, epoch_order
+from data.batches import augment, epoch_order, noisy, to_float
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -26,8 +26,10 @@ class TrainingBatches:
 
     An epoch is floor(len(index) / batch_size) steps. `labelled` are the members of `index` whose
     labels may be used; they cycle, in batches of min(batch_size, len(labelled)). `unlabelled`:
-    give every step a second batch, of all images, in an order of its own. `part` (i, n): the i-th
-    of n processes that share each batch, in its order.
+    give every step a second batch, of all images, in an order of its own: of `second_size` images
+    (`batch_size` where it is None), neither cropped nor mirrored where `augment_second` is False.
+    `clamp`: to [-1, 1], after the noise. `part` (i, n): the i-th of n processes that share each
+    batch, in its order.
 
     Raises DataError if there are fewer images than one batch, and for a batch that the processes
     cannot share equally.
@@ -42,6 +44,9 @@ class TrainingBatches:
     flip: bool
     unlabelled: bool
     part: tuple[int, int] = (0, 1)
+    clamp: bool = False
+    second_size: int | None = None
+    augment_second: bool = True
     _orders: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # stream -> cycle, order
 
     def __post_init__(self) -> None:
@@ -61,13 +66,18 @@ class TrainingBatches:
         return self._batch(step, (0, 1))
 
     def _batch(self, step: int, part: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
-        index = self._chosen(self.labelled, step, 0, part)
-        second = self._chosen(self.index, step, 1, part) if self.unlabelled else None
-        unlabelled = None if second is None else self._augmented(second)
+        index = self._chosen(self.labelled, step, 0, part, self.batch_size)
+        unlabelled = None
+        if self.unlabelled:
+            size = self.second_size or self.batch_size
+            second = self._chosen(self.index, step, 1, part, size)
+            unlabelled = self._augmented(second) if self.augment_second else self._plain(second)
         return self._augmented(index), self.train.labels[index], unlabelled
 
-    def _chosen(self, index: Tensor, step: int, stream: int, part: tuple[int, int]) -> Tensor:
-        size = min(self.batch_size, len(index))
+    def _chosen(
+        self, index: Tensor, step: int, stream: int, part: tuple[int, int], size: int
+    ) -> Tensor:
+        size = min(size, len(index))
         cycle, place = divmod(step, len(index) // size)
         if self._orders.get(stream, (-1,))[0] != cycle:
             epoch = 2 * cycle + stream  # the two streams never share an order
@@ -77,4 +87,7 @@ class TrainingBatches:
         return self._orders[stream][1][first:last]
 
     def _augmented(self, index: Tensor) -> Tensor:
-        return augment(self.train.images, index, sigma=self.sigma, flip=self.flip)
+        return augment(self.train.images, index, sigma=self.sigma, flip=self.flip, clamp=self.clamp)
+
+    def _plain(self, index: Tensor) -> Tensor:
+        return noisy(to_float(self.train.images[index]), self.sigma, self.clamp)

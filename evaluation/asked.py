@@ -159,10 +159,8 @@ class Asked:
             found.split, batch_size=size, sigma=s.sigma, seed=s.seed, part=part
         )
         if s.n_steps:
-            sgld = model.sgld(s)
-            plain = refined(
-                model.model, plain, steps=s.n_steps, seed=s.seed, first=part.start, **sgld
-            )
+            chain = model.chain(s, s.n_steps)
+            plain = refined(model.model, plain, chain=chain, seed=s.seed, first=part.start)
         images = min(part.stop * size, len(found.split.labels)) - part.start * size
         with bar(images, f"{model.label}: {found.title}") as shown:
             for batch in plain:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losses import langevin
+from losses import Chain
 from models import EnergyClassifier, sampling_mode
 
 SHAPE = (3, 32, 32)
@@ -19,13 +19,12 @@ def climb(
     model: EnergyClassifier,
     x: Tensor,
     labels: Tensor | None,
-    steps: int,
-    step_size: float,
-    noise_std: float,
+    chain: Chain,
     generator: torch.Generator,
     n: int | None = None,
 ) -> Tensor:
-    """SGLD from x (N, 3, 32, 32) up log q(x), or up f(x)[y] for labels y, of the first n chains.
+    """Run SGLD from x (N, 3, 32, 32) up log q(x), or up log q(x, y) for labels y, of the first n
+    chains.
 
     Noise is drawn for all N, and the network sees n: a chain's noise belongs to its place, not
     to how many chains there are.
@@ -35,14 +34,15 @@ def climb(
     def log_density(x: Tensor) -> Tensor:
         return model.log_px(x[:n]) if labels is None else model.log_pxy(x[:n], labels)
 
-    sgld = {"steps": steps, "step_size": step_size, "noise_std": noise_std}
     with sampling_mode(model):
-        return langevin(log_density, x, generator=generator, **sgld)[:n]  # type: ignore[arg-type]
+        return chain.climb(log_density, x, generator)[:n]
 
 
-def uniform(n: int, generator: torch.Generator) -> Tensor:
-    """U(-1, 1), (n, 3, 32, 32) in channels_last on the generator's device."""
-    x = torch.empty(n, *SHAPE, device=generator.device).uniform_(-1, 1, generator=generator)
+def begin(chain: Chain, n: int, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Draw start images (n, 3, 32, 32) of a chain, in channels_last on the generator's device;
+    labels (n,) are their classes."""
+    like = torch.empty(n, *SHAPE, device=generator.device)
+    x = chain.start.draw(like, labels, generator)
     return x.contiguous(memory_format=torch.channels_last)
 
 

@@ -23,8 +23,8 @@ def step_flops(forward: int, s: argparse.Namespace) -> float:
     """
     learn = 1 if s.clf_only else 3
     chains = (s.sgld_batch_size if s.pxsgld > 0 else 0) + (s.batch_size if s.pxysgld > 0 else 0)
-    passes = learn * s.batch_size * (2 if second_batch(s) else 1)
-    return float(forward) * (passes + chains * (2 * s.n_steps + learn))
+    images = s.batch_size + ((s.px_batch_size or s.batch_size) if second_batch(s) else 0)
+    return float(forward) * (learn * images + chains * (2 * s.n_steps + learn))
 
 
 def memory_bytes(
@@ -80,7 +80,8 @@ def step_seconds(
 def scaled(s: argparse.Namespace, share: float) -> argparse.Namespace:
     """The same step with about `share` of the work: fewer images and chains, then fewer steps."""
     result = argparse.Namespace(**vars(s))
-    for name in ("batch_size", "sgld_batch_size"):
+    sizes = ("batch_size", "sgld_batch_size", *(["px_batch_size"] if s.px_batch_size else []))
+    for name in sizes:
         setattr(result, name, max(1, round(getattr(s, name) * math.sqrt(share))))
     result.n_steps = max(1, round(s.n_steps * math.sqrt(share)))
     return result

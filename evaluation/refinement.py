@@ -9,6 +9,7 @@ from torch import Tensor
 
 from data import EVAL_NOISE_BLOCK
 from evaluation.chains import REFINEMENT, climb, generator_of
+from losses import Chain
 from models import EnergyClassifier
 
 Batch = tuple[Tensor, Tensor]
@@ -18,23 +19,19 @@ def refined(
     model: EnergyClassifier,
     batches: Iterable[Batch],
     *,
-    steps: int,
-    step_size: float = 1.0,
-    noise_std: float = 0.01,
+    chain: Chain,
     seed: int = 0,
     block: int = EVAL_NOISE_BLOCK,
     first: int = 0,
 ) -> Iterator[Batch]:
-    """(images, labels) after `steps` SGLD steps up log q(x), in batches of `block` images.
-
-        x <- x + step_size * d/dx log q(x) + noise_std * N(0, I)
+    """Yield (images, labels) after `chain`'s steps up log q(x), in batches of `block` images.
 
     Grathwohl et al. (2020), section 5.4 and their --n_steps_refine. Noise belongs to the image's
     index, so the result depends neither on the batch size that comes in nor on how many images
     follow. `first`: which block of a set the batches begin with. Images may leave [-1, 1]. With
     steps 0 the batches pass through as they are.
     """
-    if steps == 0:
+    if chain.steps == 0:
         yield from batches
         return
     for index, (images, labels) in enumerate(_blocks(batches, block), first):
@@ -44,7 +41,7 @@ def refined(
         x = torch.zeros(shape, device=images.device).to(memory_format=torch.channels_last)
         x[:n] = images
         generator = generator_of(images.device, seed, REFINEMENT, index)
-        yield climb(model, x, None, steps, step_size, noise_std, generator, n), labels
+        yield climb(model, x, None, chain, generator, n), labels
 
 
 def _blocks(batches: Iterable[Batch], size: int) -> Iterator[Batch]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from evaluation.pgd import Classifier, check_perturbation, pgd
-from losses import langevin
+from losses import Chain
 from losses.sgld import LogDensity
 from models import EnergyClassifier, sampling_mode
 from training import distributed
@@ -44,21 +44,20 @@ def classifier(model: EnergyClassifier) -> Classifier:
 def refined_classifier(
     model: EnergyClassifier,
     *,
-    steps: int,
-    step_size: float,
-    noise_std: float,
+    chain: Chain,
     generator: torch.Generator,
     copies: int = 5,
     sigma: float = 0.0,
     gradient: str = "full",
 ) -> Classifier:
-    """JEM-k: the images climb log q(x) for k = `steps` SGLD steps before they are classified.
+    """JEM-k: the images climb log q(x) for `chain`'s k SGLD steps before they are classified.
 
         x_c <- 2 x01 - 1 + sigma * N(0, I)                                for c = 1 .. copies
-        x_c <- x_c + step_size * d/dx log q(x_c) + noise_std * N(0, I)    steps times
+        x_c <- x_c + step_size * d/dx log q(x_c) + noise_std * N(0, I)    k times
         logits = mean_c f(x_c)
 
-    step_size, noise_std and sigma (0: none) are in the network's units, of range [-1, 1].
+    with the chain's clamps. step_size, noise_std and sigma (0: none) are in the network's units, of
+    range [-1, 1].
     `gradient` is what an attacker learns of the chain: "full" differentiates it, which takes
     second derivatives and the memory of `steps` double passes over all copies; "identity" takes
     d/dx f at the chains' ends for the gradient at x01, as JEM's released code does. Both compute
@@ -69,7 +68,7 @@ def refined_classifier(
         raise ValueError(f"gradient {gradient!r} is unknown: take full or identity")
     if copies < 1:
         raise ValueError(f"{copies} copies leave nothing to average: take 1 or more")
-    if steps == 0:
+    if chain.steps == 0:
         return classifier(model)
 
     def classify(x01: Tensor) -> Tensor:
@@ -78,12 +77,11 @@ def refined_classifier(
         start = start.contiguous(memory_format=torch.channels_last)
         if sigma > 0:
             start = start + sigma * torch.empty_like(start).normal_(generator=generator)
-        chain = {"step_size": step_size, "noise_std": noise_std, "generator": generator}
         with sampling_mode(model):
             if gradient == "full" and torch.is_grad_enabled() and start.requires_grad:
-                end = _differentiable_langevin(model.log_px, start, steps=steps, **chain)  # type: ignore[arg-type]
+                end = _differentiable_langevin(model.log_px, start, chain, generator)
             else:
-                end = langevin(model.log_px, start, steps=steps, **chain)  # type: ignore[arg-type]
+                end = chain.climb(model.log_px, start, generator)
                 end = start + (end - start).detach()
             logits = model.logits(end)
         return logits.unflatten(0, (len(x01), copies)).mean(1)
@@ -94,17 +92,17 @@ def refined_classifier(
 def _differentiable_langevin(
     log_density: LogDensity,
     x: Tensor,
-    *,
-    steps: int,
-    step_size: float,
-    noise_std: float,
+    chain: Chain,
     generator: torch.Generator,
 ) -> Tensor:
-    """`losses.langevin`, number for number, with a gradient from its end to its start."""
-    for _ in range(steps):
+    """Run `chain`, number for number, with a gradient from its end to its start."""
+    for _ in range(chain.steps):
         (slope,) = torch.autograd.grad(log_density(x).sum(), x, create_graph=True)
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        x = x + step_size * slope + noise_std * noise
+        slope = slope.clamp(-chain.grad_clip, chain.grad_clip)
+        x = x + chain.step_size * slope + chain.noise_std * noise
+        if chain.clamp:
+            x = x.clamp(-1, 1)
     return x
 
 

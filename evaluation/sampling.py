@@ -1,6 +1,6 @@
-"""Samples of a model, by SGLD: rounds on a replay buffer, chains from noise, and who is shown.
+"""Samples of a model, by SGLD: rounds on a replay buffer, new chains, and who is shown.
 
-Images are float32 (N, 3, 32, 32), meant for [-1, 1] but never clipped while a chain runs. Every
+Images are float32 (N, 3, 32, 32), meant for [-1, 1], where the chain's clamp keeps them. Every
 function draws from generators of its own and gives the model back as it was; between SGLD steps
 nothing is read back from the device.
 """
@@ -8,13 +8,15 @@ nothing is read back from the device.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation import pgd
-from evaluation.chains import BUFFER, FRESH, ROUNDS, SHAPE, TRAJECTORY, climb, generator_of, uniform
-from losses import ReplayBuffer, langevin
+from evaluation.chains import BUFFER, FRESH, ROUNDS, SHAPE, TRAJECTORY, begin, climb, generator_of
+from losses import Chain, ReplayBuffer, Start
 from models import EnergyClassifier, eval_mode, sampling_mode
 
 
@@ -22,34 +24,31 @@ class Sampler:
     """SGLD chains for pictures: from a generator of their own, and nothing is stored, so that
     drawing them leaves a training run as it was.
 
-    Chains start from `buffer`'s slots as in training, or from U(-1, 1) where it is None.
+    Chains start from `buffer`'s slots as in training, or anew where it is None.
     """
 
     def __init__(
         self,
         model: EnergyClassifier,
         buffer: ReplayBuffer | None,
+        chain: Chain,
         *,
-        steps: int,
-        step_size: float,
-        noise_std: float,
         seed: int,
     ) -> None:
-        self.model, self.buffer = model, buffer
+        self.model, self.buffer, self.chain = model, buffer, chain
         self.device = next(model.parameters()).device
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.sgld = {"steps": steps, "step_size": step_size, "noise_std": noise_std}
 
     def start(self, n: int, label: int | None = None) -> Tensor:
         """(n, 3, 32, 32), from the slots of class `label` where it is given."""
-        if self.buffer is None:
-            return uniform(n, self.generator)
         labels = None if label is None else torch.full((n,), label, device=self.device)
+        if self.buffer is None:
+            return begin(self.chain, n, labels, self.generator)
         return self.buffer.draw(n, labels, self.generator)[0]
 
     def climb(self, log_density: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         with sampling_mode(self.model):
-            return langevin(log_density, x, generator=self.generator, **self.sgld)  # type: ignore[arg-type]
+            return self.chain.climb(log_density, x, self.generator)
 
     def unconditional(self, n: int) -> Tensor:
         """n chains up log q(x)."""
@@ -61,7 +60,7 @@ class Sampler:
         per_class: int,
         log_density: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """per_class chains for each class in turn, up log_density(x, y), by default f(x)[y]."""
+        """per_class chains for each class in turn, up log_density(x, y), by default log q(x, y)."""
         density = log_density or self.model.log_pxy
         labels = torch.arange(num_classes, device=self.device).repeat_interleave(per_class)
         x = torch.cat([self.start(per_class, label) for label in range(num_classes)])
@@ -69,36 +68,43 @@ class Sampler:
 
 
 def fresh_buffer(
-    size: int, num_classes: int, reinit_freq: float, *, seed: int, device: torch.device | str
+    size: int,
+    num_classes: int,
+    reinit_freq: float,
+    start: Start | None = None,
+    *,
+    seed: int,
+    device: torch.device | str,
 ) -> ReplayBuffer:
-    """A replay buffer of U(-1, 1), decided by `seed` alone; errors as `losses.ReplayBuffer`'s."""
+    """A replay buffer of new start images, decided by `seed` alone; errors as
+    `losses.ReplayBuffer`'s."""
     with torch.random.fork_rng(devices=[]):  # it fills itself from the global random state
         buffer = ReplayBuffer(size, SHAPE, reinit_freq, num_classes).to(device)
-    buffer.images.uniform_(-1, 1, generator=generator_of(buffer.images.device, seed, BUFFER))
+    if start is not None:
+        buffer.start = start
+    buffer.fill(generator_of(buffer.images.device, seed, BUFFER))
     return buffer
 
 
 def sampling_rounds(
     model: EnergyClassifier,
     buffer: ReplayBuffer,
+    chain: Chain,
     *,
     rounds: int,
     chains: int,
-    steps: int,
-    step_size: float,
-    noise_std: float,
     seed: int,
 ) -> Iterator[Tensor]:
-    """JEM's sampling: draw `chains` slots, `steps` SGLD steps up log q(x), store; `rounds` times.
+    """Sample as JEM does: draw `chains` slots, climb log q(x), store; `rounds` times.
 
-    A chain starts from its slot, or from U(-1, 1) with probability `buffer.reinit_freq`. Yields
+    A chain starts from its slot, or anew with probability `buffer.reinit_freq`. Yields
     the images (chains, 3, 32, 32) of each round. `buffer` is changed, and is on the model's
     device. Raises ValueError if there are more chains than slots.
     """
     generator = generator_of(buffer.images.device, seed, ROUNDS)
     for _ in range(rounds):
         start, slots = buffer.draw(chains, generator=generator)
-        images = climb(model, start, None, steps, step_size, noise_std, generator)
+        images = climb(model, start, None, chain, generator)
         buffer.store(slots, images)
         yield images
 
@@ -107,19 +113,17 @@ def conditional_rounds(
     model: EnergyClassifier,
     buffer: ReplayBuffer,
     num_classes: int,
+    chain: Chain,
     *,
     rounds: int,
     chains: int,
-    steps: int,
-    step_size: float,
-    noise_std: float,
     seed: int,
 ) -> Iterator[Tensor]:
-    """`sampling_rounds` up f(x)[y] = log q(x|y) + const: chain i of round r is of class
+    """`sampling_rounds` up log q(x, y) = log q(x|y) + const: chain i of round r is of class
     y = (i + r * chains) mod C, so that every class has its turn, and starts from a slot of it.
 
-    Raises ValueError if the buffer is divided into another number of classes, if a class has
-    fewer slots than chains, and with an `uncond` model, which has no f(x)[y] density.
+    Raises ValueError if the buffer is divided into another number of classes, or if a class has
+    fewer slots than chains.
     """
     if num_classes != buffer.num_classes:
         raise ValueError(
@@ -127,9 +131,9 @@ def conditional_rounds(
         )
     device = buffer.images.device
     generator = generator_of(device, seed, ROUNDS)
-    chain = torch.arange(chains, device=device)
+    number = torch.arange(chains, device=device)
     for r in range(rounds):
-        labels = (chain + r * chains) % num_classes
+        labels = (number + r * chains) % num_classes
         # Drawing puts the chains of a class side by side: chain i is the one at place[i].
         place = labels.argsort(stable=True).argsort()
         first = r * chains % num_classes
@@ -139,24 +143,23 @@ def conditional_rounds(
         of_class = [torch.full((n,), y, device=device) for y, n in enumerate(counts) if n > 0]
         drawn = [buffer.draw(len(y), y, generator) for y in of_class]
         start, slots = (torch.cat(parts)[place] for parts in zip(*drawn, strict=True))
-        images = climb(model, start, labels, steps, step_size, noise_std, generator)
+        images = climb(model, start, labels, chain, generator)
         buffer.store(slots, images)
         yield images
 
 
 def fresh_chains(
     model: EnergyClassifier,
+    chain: Chain,
     n: int,
     *,
-    steps: int,
-    step_size: float,
-    noise_std: float,
     seed: int,
     batch_size: int = 100,
     labels: Tensor | None = None,
     part: range | None = None,
-) -> Iterator[Tensor]:
-    """n chains from U(-1, 1) up log q(x), or up f(x)[y] for labels y (n,), in batches.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run n new chains up log q(x), or up log q(x, y) for labels y (n,), in batches; yields where
+    they began and where they ended, (b, 3, 32, 32) each.
 
     Chain i does not depend on n, but on batch_size: each batch has a generator of its own.
     `part`: the numbers of the batches to sample; all where it is None.
@@ -165,34 +168,32 @@ def fresh_chains(
     for batch in range(-(-n // batch_size)) if part is None else part:
         first = batch * batch_size
         generator = generator_of(device, seed, FRESH, batch)
-        y = None if labels is None else labels[first : first + batch_size]
-        start = uniform(batch_size, generator)
         real = min(batch_size, n - first)
-        yield climb(model, start, y, steps, step_size, noise_std, generator, real)
+        y = None if labels is None else labels[first : first + real]
+        all_y = None if y is None else F.pad(y, (0, batch_size - real))
+        start = begin(chain, batch_size, all_y, generator)
+        yield start[:real], climb(model, start, y, chain, generator, real)
 
 
 def trajectory(
     model: EnergyClassifier,
+    chain: Chain,
     *,
     n: int,
     snapshots: int = 10,
-    steps: int,
-    step_size: float,
-    noise_std: float,
     seed: int,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """n chains from U(-1, 1), seen after each of `snapshot_steps`: (n, snapshots + 1, 3, 32, 32).
+    """n new chains, seen after each of `snapshot_steps`: (n, snapshots + 1, 3, 32, 32).
 
-    They climb log q(x), or f(x)[y] for labels y (n,). Errors as `snapshot_steps`'.
+    They climb log q(x), or log q(x, y) for labels y (n,). Errors as `snapshot_steps`'.
     """
-    seen = snapshot_steps(steps, snapshots)
+    seen = snapshot_steps(chain.steps, snapshots)
     generator = generator_of(next(model.parameters()).device, seed, TRAJECTORY)
-    frames = [uniform(n, generator)]
+    frames = [begin(chain, n, labels, generator)]
     for before, after in zip(seen, seen[1:], strict=False):
-        frames.append(
-            climb(model, frames[-1], labels, after - before, step_size, noise_std, generator)
-        )
+        part = replace(chain, steps=after - before)
+        frames.append(climb(model, frames[-1], labels, part, generator))
     return torch.stack(frames, 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,9 @@ class Trained:
                 f"{max(1, size // classes) * classes} with --fresh_samples"
             )
         with fits(f"--buffer_size {size}"):
-            buffer = fresh_buffer(size, classes, reinit, seed=s.seed, device=self.device)
+            buffer = fresh_buffer(
+                size, classes, reinit, self.start(s), seed=s.seed, device=self.device
+            )
         if images is not None:
             buffer.images.copy_(images)
         return buffer
@@ -98,12 +101,33 @@ class Trained:
             raise UsageError(f"--load_path {self.path} holds no replay buffer: {remedy}")
         return images.float()
 
-    def sgld(self, s: Namespace) -> dict[str, Any]:
-        """Step size and noise of a chain."""
-        return {
-            "step_size": self.number(s, "sgld_lr", 1.0),
-            "noise_std": self.number(s, "sgld_std", 0.01),
-        }
+    def chain(self, s: Namespace, steps: int) -> losses.Chain:
+        """The run's chain of so many steps, under the command line's flags."""
+        return losses.Chain(
+            steps=steps,
+            step_size=self.number(s, "sgld_lr", 1.0),
+            noise_std=self.number(s, "sgld_std", 0.01),
+            grad_clip=self.number(s, "sgld_grad_clip", math.inf),
+            clamp=bool(self.value(s, "sgld_clamp", False)),
+            start=self.start(s),
+        )
+
+    def start(self, s: Namespace) -> losses.Start:
+        """Where chains begin. Raises UsageError for Gaussians that the checkpoint does not hold."""
+        kind = self.value(s, "chain_start", "uniform")
+        if kind == "uniform":
+            return losses.UniformStart()
+        prefix, objective = "memories.replay_buffer.start.", self.state.get("objective", {})
+        found = {n: objective.get(prefix + n) for n in ("mean", "root")}
+        own = str(self.settings.get("chain_start", "uniform"))
+        if kind != own or not all(isinstance(t, Tensor) for t in found.values()):
+            raise UsageError(
+                f"--chain_start {kind}: {self.path} holds no such Gaussians, its chains start "
+                f"from {own}: leave the flag out, or give uniform"
+            )
+        start = losses.GaussianStart(len(found["mean"]))
+        start.load_state_dict(found)
+        return start.to(self.device)
 
     def value(self, s: Namespace, name: str, default: Any) -> Any:
         """The command line's, else the run's, else the default."""

@@ -4,22 +4,39 @@ from losses.contrastive import Contrastive, ContrastScore
 from losses.cross_entropy import CrossEntropy
 from losses.objective import BatchLoss, Metrics, Objective, Step, batch_loss
 from losses.queue import LogitQueue
-from losses.sgld import ConditionalSGLD, MarginalSGLD, ReplayBuffer, from_shards, langevin, shard
+from losses.sgld import (
+    PX_LOSSES,
+    Chain,
+    ConditionalSGLD,
+    MarginalSGLD,
+    ReplayBuffer,
+    from_shards,
+    langevin,
+    shard,
+)
+from losses.start import STARTS, GaussianStart, Start, UniformStart, new_start
 
 __all__ = [
+    "PX_LOSSES",
+    "STARTS",
     "BatchLoss",
+    "Chain",
     "ConditionalSGLD",
     "ContrastScore",
     "Contrastive",
     "CrossEntropy",
+    "GaussianStart",
     "LogitQueue",
     "MarginalSGLD",
     "Metrics",
     "Objective",
     "ReplayBuffer",
+    "Start",
     "Step",
+    "UniformStart",
     "batch_loss",
     "from_shards",
     "langevin",
+    "new_start",
     "shard",
 ]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.objective import Metrics, Step
-from models import EnergyClassifier, batch_statistics_only, sampling_mode
+from losses.start import Start, UniformStart
+from models import EnergyClassifier, sampling_mode, scoring_mode
 
 LARGEST_PIXEL = 10.0  # of a chain; images are in [-1, 1]
+FILL = 1000  # slots at once
+PX_LOSSES = ("cd", "bce")
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -22,14 +29,18 @@ def langevin(
     steps: int,
     step_size: float,
     noise_std: float,
+    grad_clip: float = math.inf,
+    clamp: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Stochastic gradient Langevin dynamics.
+    """Run stochastic gradient Langevin dynamics.
 
         x <- x + step_size * d/dx log q(x) + noise_std * N(0, I)
 
     JEM's sampler: two free numbers in place of the step alpha/2 and variance alpha of HDGE's
-    Eq. 5. `log_density` maps (N, ...) to (N,); each image is a chain of its own. Returns the end
+    Eq. 5. `log_density` maps (N, ...) to (N,); each image is a chain of its own. In this order:
+    each pixel's gradient is clamped to [-grad_clip, grad_clip], the step is taken, the noise is
+    added, and with `clamp` the pixels are clamped to [-1, 1] (JEM++'s stabilisers). Returns the end
     points, without gradient; `x` itself is left as it was.
     """
     x = x.detach()
@@ -39,31 +50,86 @@ def langevin(
             (gradient,) = torch.autograd.grad(log_density(x).sum(), x)
         # Not in x's memory format: to fill a channels_last tensor takes the CPU 7 times as long.
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        if grad_clip < math.inf:
+            gradient = gradient.clamp(-grad_clip, grad_clip)
         x = x.detach().add(gradient, alpha=step_size).add_(noise, alpha=noise_std)
+        if clamp:
+            x.clamp_(-1, 1)
     return x
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The settings of a Langevin chain: the numbers of `langevin`, and where chains begin."""
+
+    steps: int
+    step_size: float = 1.0
+    noise_std: float = 0.01
+    grad_clip: float = math.inf
+    clamp: bool = False
+    start: Start = field(default_factory=UniformStart)
+
+    def climb(
+        self, log_density: LogDensity, x: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Run `langevin` from x (N, ...)."""
+        return langevin(
+            log_density,
+            x,
+            steps=self.steps,
+            step_size=self.step_size,
+            noise_std=self.noise_std,
+            grad_clip=self.grad_clip,
+            clamp=self.clamp,
+            generator=generator,
+        )
 
 
 class ReplayBuffer(nn.Module):
     """The end points of past chains, from which new ones start (persistent contrastive divergence).
 
-    `images` (size, *image_shape) starts as U(-1, 1); slot y * (size / C) + r belongs to class y.
-    A chain starts from a slot with probability 1 - `reinit_freq`, else from U(-1, 1). Slots are
-    drawn without replacement: two chains of one draw never write to one slot.
+    Slot y * (size / C) + r of `images` (size, *image_shape) belongs to class y. A slot begins as an
+    image that `start` draws for its class, U(-1, 1) by default. A chain starts from its slot with
+    probability 1 - `reinit_freq`, else anew from `start`. Slots are drawn without replacement: two
+    chains of one draw never write to one slot. `began` (size,) is the number of `updates` at which
+    the chain of a slot began. Of several processes, `part` (i, n), each has the i-th `shard`.
 
     Raises ValueError if size is no multiple of num_classes, or more chains than slots are drawn.
     """
 
     images: Tensor
+    began: Tensor
+    updates: Tensor
 
     def __init__(
-        self, size: int, image_shape: tuple[int, ...], reinit_freq: float, num_classes: int
+        self,
+        size: int,
+        image_shape: tuple[int, ...],
+        reinit_freq: float,
+        num_classes: int,
+        start: Start | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         super().__init__()
         if size < 1 or size % num_classes:
             raise ValueError(f"a replay buffer of {size} is not divisible by {num_classes} classes")
-        self.register_buffer("images", torch.empty(size, *image_shape).uniform_(-1, 1))
         self.reinit_freq, self.num_classes = reinit_freq, num_classes
-        self.staged: list[tuple[Tensor, Tensor]] = []
+        self.start = UniformStart() if start is None else start
+        self.size, self.image_shape, self.part = size, image_shape, part
+        self.register_buffer("images", torch.empty(0))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.fill()
+        self.register_buffer("began", torch.zeros(len(self.images), dtype=torch.int64))
+        self.staged: list[tuple[Tensor, ...]] = []
+
+    def fill(self, generator: torch.Generator | None = None) -> None:
+        """Begin every slot anew, from `start`; random numbers are drawn for those of all
+        processes."""
+        labels = torch.arange(self.size, device=self.images.device)
+        labels //= self.size // self.num_classes
+        like = self.images.new_empty(FILL, *self.image_shape)
+        images = torch.cat([self.fresh(like[: len(y)], y, generator) for y in labels.split(FILL)])
+        self.images = shard(images, self.num_classes, *self.part)
 
     def draw(
         self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None
@@ -73,10 +139,20 @@ class ReplayBuffer(nn.Module):
             self.free_slots(n, generator) if labels is None else self.class_slots(labels, generator)
         )
         kept = self.images[slots]
-        fresh = torch.empty_like(kept).uniform_(-1, 1, generator=generator)
+        fresh = self.fresh(kept, self.classes(slots), generator)
         restart = torch.rand(n, device=kept.device, generator=generator) < self.reinit_freq
         start = torch.where(restart[:, None, None, None], fresh, kept)
         return start.contiguous(memory_format=torch.channels_last), slots
+
+    def fresh(
+        self, like: Tensor, labels: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """New start images like `like` (n, ...) for labels (n,). A buffer that is not divided into
+        classes leaves the class to `start`."""
+        return self.start.draw(like, None if self.num_classes == 1 else labels, generator)
+
+    def classes(self, slots: Tensor) -> Tensor:
+        return slots // (len(self.images) // self.num_classes)
 
     def free_slots(self, n: int, generator: torch.Generator | None) -> Tensor:
         size = len(self.images)
@@ -103,20 +179,27 @@ class ReplayBuffer(nn.Module):
 
     @torch.no_grad()
     def renew(self) -> int:
-        """Chains that blew up, with a pixel that is not finite or beyond 10 times the images'
-        range, begin anew from U(-1, 1). Their number."""
-        bad = ~(self.images.abs().amax((1, 2, 3)) <= LARGEST_PIXEL)
-        self.images[bad] = torch.empty_like(self.images[bad]).uniform_(-1, 1)
-        return int(bad.sum())
+        """Begin anew the chains that blew up, with a pixel that is not finite or beyond 10 times
+        the images' range. Returns their number."""
+        bad = (~(self.images.abs().amax((1, 2, 3)) <= LARGEST_PIXEL)).nonzero().flatten()
+        self.images[bad] = self.fresh(self.images[bad], self.classes(bad))
+        self.began[bad] = self.updates
+        return len(bad)
 
-    def stage(self, slots: Tensor, images: Tensor) -> None:
-        """Remember samples to store once the step is known to be good: see `commit`."""
-        self.staged.append((slots, images))
+    def stage(self, slots: Tensor, start: Tensor, images: Tensor) -> Tensor:
+        """Remember samples to store once the step is known to be good: see `commit`. Returns the
+        updates since each chain began, int64 (n,); `start` (n, ...) is from where it went on."""
+        restarted = (start != self.images[slots]).flatten(1).any(1)
+        began = torch.where(restarted, self.updates, self.began[slots])
+        self.staged.append((slots, images, began))
+        return self.updates - began
 
     def commit(self, step: Step, skip: Tensor) -> None:
-        for slots, images in self.staged:
+        for slots, images, began in self.staged:
             self.store(slots, images, skip)
+            self.began[slots] = torch.where(skip, self.began[slots], began)
         self.staged.clear()
+        self.updates += ~skip
 
 
 def shard(images: Tensor, num_classes: int, part: int, parts: int) -> Tensor:
@@ -133,43 +216,70 @@ def from_shards(shards: Sequence[Tensor], num_classes: int) -> Tensor:
 
 
 class _SGLD(nn.Module):
-    """What both terms share: chains from the replay buffer, and contrastive divergence."""
+    """What both terms share: chains from the replay buffer, and the loss on data and samples."""
 
     def __init__(
         self,
         buffer: ReplayBuffer,
+        chain: Chain,
         *,
-        steps: int,
-        step_size: float,
-        noise_std: float,
+        loss: str = "cd",
         l2: float = 0.0,
+        statistics: str = "jem",
     ) -> None:
         super().__init__()
         self.memories = {"replay_buffer": buffer}  # a dict, so that the Objective registers it
-        self.steps, self.step_size, self.noise_std, self.l2 = steps, step_size, noise_std, l2
+        self.chain, self.loss, self.l2, self.statistics = chain, loss, l2, statistics
 
-    def sample(self, model: EnergyClassifier, n: int, labels: Tensor | None) -> Tensor:
-        """n chains up log q(x), or up f(x)[y] for labels y (n,); stored when the step commits."""
+    def sample(
+        self, model: EnergyClassifier, n: int, labels: Tensor | None
+    ) -> tuple[Tensor, Metrics]:
+        """Run n chains up log q(x), or up f(x)[y] for labels y (n,); they are stored when the step
+        commits. Returns the samples and how far they moved."""
         buffer = self.memories["replay_buffer"]
         start, slots = buffer.draw(n, labels)
-        with sampling_mode(model):
-            samples = langevin(
-                model.log_px if labels is None else lambda x: model.log_pxy(x, labels),
-                start,
-                steps=self.steps,
-                step_size=self.step_size,
-                noise_std=self.noise_std,
+        with sampling_mode(model, self.statistics):
+            samples = self.chain.climb(
+                model.log_px if labels is None else lambda x: model.log_pxy(x, labels), start
             )
-        buffer.stage(slots, samples)
-        return samples
+        age = buffer.stage(slots, start, samples).float().mean()
+        travel = (samples - start).flatten(1).norm(dim=1).mean()
+        return samples, {"age": age, "travel": travel, "clamped": _clamped(samples)}
 
     def divergence(self, data: Tensor, samples: Tensor) -> tuple[Tensor, Metrics]:
-        """mean log q(samples) - mean log q(data): its gradient is that of the negative
-        log-likelihood (HDGE, Eq. 4); plus l2 * (mean log q(samples)^2 + mean log q(data)^2),
-        which keeps the two from running apart (IGEBM's regulariser; JEM's author advises .1)."""
+        """Compare log q (up to log Z) of data (M,) and samples (n,); by `loss`:
+
+            cd:   mean log q(samples) - mean log q(data)
+            bce:  mean softplus(-log q(data)) + mean softplus(log q(samples))
+
+        The gradient of cd is that of the negative log-likelihood (HDGE, Eq. 4). bce tells data from
+        samples with log q as the logit (DAT, Wang et al. 2025), and so estimates log p(data) -
+        log p(sampler) and not log q. Both plus l2 * (mean log q(samples)^2 + mean log q(data)^2),
+        which keeps the two from running apart (IGEBM's regulariser; JEM's author advises .1).
+        """
         penalty = self.l2 * (samples.square().mean() + data.square().mean()) if self.l2 else 0.0
-        data, samples = data.mean(), samples.mean()
-        return samples - data + penalty, {"log_q_data": data, "log_q_samples": samples}
+        metrics = {
+            "log_q_data": data.mean(),
+            "log_q_samples": samples.mean(),
+            "auc": _auc(data, samples),
+        }
+        if self.loss == "bce":
+            found = F.softplus(-data).mean() + F.softplus(samples).mean()
+        else:
+            found = metrics["log_q_samples"] - metrics["log_q_data"]
+        return found + penalty, metrics
+
+
+def _auc(data: Tensor, samples: Tensor) -> Tensor:
+    """The share of pairs of a data image and a sample of which the data image has the higher log q;
+    ties count half. .5: chains as likely as data; 1: every chain is less likely."""
+    difference = data.detach().flatten()[:, None] - samples.detach().flatten()
+    return (difference > 0).float().mean() + 0.5 * (difference == 0).float().mean()
+
+
+def _clamped(images: Tensor) -> Tensor:
+    """The share of pixels at -1 or 1, or beyond."""
+    return (images.detach().abs() >= 1).float().mean()
 
 
 class MarginalSGLD(_SGLD):
@@ -180,15 +290,13 @@ class MarginalSGLD(_SGLD):
     def __init__(
         self,
         buffer: ReplayBuffer,
+        chain: Chain,
         *,
         chains: int,
-        steps: int,
-        step_size: float,
-        noise_std: float,
-        l2: float = 0.0,
         class_conditional: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(buffer, steps=steps, step_size=step_size, noise_std=noise_std, l2=l2)
+        super().__init__(buffer, chain, **options)
         self.chains, self.class_conditional = chains, class_conditional
 
     def forward(self, step: Step) -> tuple[Tensor, Metrics]:
@@ -196,18 +304,22 @@ class MarginalSGLD(_SGLD):
         if self.class_conditional:
             classes = step.logits.shape[1]
             labels = torch.randint(classes, (self.chains,), device=step.logits.device)
-        samples = self.sample(step.model, self.chains, labels)
-        with batch_statistics_only(step.model):
+        samples, moved = self.sample(step.model, self.chains, labels)
+        with scoring_mode(step.model, self.statistics):
             log_q_samples = step.model.log_px(samples)
-        return self.divergence(step.data_log_px(), log_q_samples)
+        loss, metrics = self.divergence(step.data_log_px(), log_q_samples)
+        data = step.images if step.unlabelled is None else step.unlabelled
+        return loss, {**metrics, **moved, "clamped_data": _clamped(data)}
 
 
 class ConditionalSGLD(_SGLD):
-    """log q(x|y): one chain an image of the batch climbs f(x)[y] for the image's own label, and
-    data and samples are scored by f(x)[y]; log Z_y cancels in the gradient's two halves."""
+    """log q(x|y): one chain an image of the batch climbs log q(x, y) for the image's own label, and
+    data and samples are scored by log q(x, y); log Z_y cancels in the gradient's two halves."""
 
     def forward(self, step: Step) -> tuple[Tensor, Metrics]:
-        samples = self.sample(step.model, len(step.labels), step.labels)
-        with batch_statistics_only(step.model):
+        samples, moved = self.sample(step.model, len(step.labels), step.labels)
+        with scoring_mode(step.model, self.statistics):
             log_q_samples = step.model.log_pxy(samples, step.labels)
-        return self.divergence(step.logits.gather(1, step.labels[:, None]), log_q_samples)
+        log_q_data = step.model.log_pxy_from(step.features, step.logits, step.labels)
+        loss, metrics = self.divergence(log_q_data, log_q_samples)
+        return loss, {**metrics, **moved, "clamped_data": _clamped(step.images)}

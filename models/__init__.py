@@ -11,7 +11,7 @@ from models.load import (
     network_weights,
     run_settings,
 )
-from models.modes import batch_statistics_only, eval_mode, sampling_mode
+from models.modes import batch_statistics_only, eval_mode, sampling_mode, scoring_mode
 from models.norms import NORMS, initialise_act_norm
 from models.resnet import ResNet50
 from models.wide_resnet import WideResNet
@@ -36,4 +36,5 @@ __all__ = [
     "network_weights",
     "run_settings",
     "sampling_mode",
+    "scoring_mode",
 ]

@@ -1,5 +1,7 @@
 """The joint energy-based classifier: one network, four densities (README, "The formula")."""
 
+from __future__ import annotations
+
 import copy
 from contextlib import nullcontext
 from itertools import chain
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.modes import batch_norms
 from models.resnet import ResNet50
 from models.wide_resnet import WideResNet
 
@@ -22,7 +25,8 @@ class EnergyClassifier(nn.Module):
         log q(x)   = LSE_c f(x)[c]
 
     Grathwohl et al., "Your classifier is secretly an energy based model" (2020), equations 2-6.
-    With `uncond`, log q(x) is a scalar head of its own instead, and log q(x, y) does not exist.
+    With `uncond`, log q(x) = e(x) is a scalar head of its own instead, and
+    log q(x,y) = e(x) + log q(y|x).
 
     Images are `(N, 3, 32, 32)` in [-1, 1], labels int64 `(N,)` in [0, C). `features`,
     `logits_from` and `log_px_from` are there for who needs several densities of one batch from
@@ -36,6 +40,7 @@ class EnergyClassifier(nn.Module):
     """
 
     amp: bool = False
+    frozen_statistics: bool = False  # batch norm stays in eval mode, in training too
 
     def __init__(
         self, backbone: WideResNet | ResNet50, num_classes: int, *, uncond: bool = False
@@ -46,6 +51,13 @@ class EnergyClassifier(nn.Module):
         self.f = backbone
         self.class_output = nn.Linear(backbone.num_features, num_classes)
         self.energy_output = nn.Linear(backbone.num_features, 1) if uncond else None
+
+    def train(self, mode: bool = True) -> EnergyClassifier:
+        super().train(mode)
+        if self.frozen_statistics:
+            for layer in batch_norms(self):
+                layer.eval()
+        return self
 
     def features(self, x: Tensor) -> Tensor:
         """The backbone's features, `(N, D)`."""
@@ -62,6 +74,13 @@ class EnergyClassifier(nn.Module):
         if self.energy_output is not None:
             return self.energy_output(features).squeeze(1)
         return logits.logsumexp(1)
+
+    def log_pxy_from(self, features: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+        """log q(x, y) + log Z, `(N,)`, of `features(x)`, their logits and labels `(N,)`."""
+        f_y = logits.gather(1, y[:, None]).squeeze(1)
+        if self.energy_output is None:
+            return f_y
+        return self.log_px_from(features, logits) + f_y - logits.logsumexp(1)
 
     def logits(self, x: Tensor) -> Tensor:
         """f(x), `(N, C)`."""
@@ -81,10 +100,9 @@ class EnergyClassifier(nn.Module):
         return self.log_px_from(features, self.logits_from(features))
 
     def log_pxy(self, x: Tensor, y: Tensor) -> Tensor:
-        """log q(x, y) + log Z = f(x)[y], `(N,)`; ValueError with `uncond`."""
-        if self.energy_output is not None:
-            raise ValueError("log q(x, y) does not exist with uncond: its log q(x) is not f(x)'s")
-        return self.logits(x).gather(1, y[:, None]).squeeze(1)
+        """log q(x, y) + log Z, `(N,)`: f(x)[y], or with `uncond` e(x) + log q(y|x)."""
+        features = self.features(x)
+        return self.log_pxy_from(features, self.logits_from(features), y)
 
 
 def build(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,14 +21,18 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def sampling_mode(model: nn.Module) -> Iterator[None]:
+def sampling_mode(model: nn.Module, statistics: str = "jem") -> Iterator[None]:
     """Evaluation mode, and the parameters take no gradient: only the images of a chain do.
 
     This also spares the activations that the weights' gradients would need. Afterwards each
-    parameter's `requires_grad` is what it was.
+    parameter's `requires_grad` is what it was. With `statistics` "batch", batch norm normalises by
+    the chains' own statistics, which it does not remember.
     """
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with eval_mode(model), cast_once(model):
+    with eval_mode(model), cast_once(model), batch_statistics_only(model):
+        if statistics == "batch":
+            for layer in batch_norms(model):
+                layer.train()
         try:
             for parameter, _ in before:
                 parameter.requires_grad_(False)
@@ -64,14 +69,36 @@ def cast_once(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def scoring_mode(model: nn.Module, statistics: str = "jem") -> Iterator[None]:
+    """How SGLD samples are scored in a training step: batch norm normalises by the samples' own
+    statistics, which it does not remember, or, with `statistics` "running" or "frozen", by the
+    running ones. Everything else stays in the mode that it is in."""
+    layers = batch_norms(model)
+    before = [layer.training for layer in layers]
+    with batch_statistics_only(model):
+        try:
+            if statistics in ("running", "frozen"):
+                for layer in layers:
+                    layer.eval()
+            yield
+        finally:
+            for layer, training in zip(layers, before, strict=True):
+                layer.training = training
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return [module for module in model.modules() if isinstance(module, norms)]
+
+
+@contextmanager
 def batch_statistics_only(model: nn.Module) -> Iterator[None]:
     """Batch norm layers in train mode normalise by the batch, but do not remember it.
 
     For SGLD samples: they must not enter the running statistics, which are those of the data.
     Layers in eval mode use their running statistics as ever.
     """
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    layers = [module for module in model.modules() if isinstance(module, norms)]
+    layers: list[Any] = batch_norms(model)
     before = [layer.track_running_stats for layer in layers]
     try:
         for layer in layers:

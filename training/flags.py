@@ -27,6 +27,7 @@ FOLDER = "folder:"  # and a path: a data set of the user's own
 FIXED_ON_RESUME = (
     *("arch", "depth", "width", "norm", "uncond", "clf_only", "dropout_rate"),
     *("dataset", "n_valid", "labels_per_class", "independent_batches", "seed", "start_epoch"),
+    *("augment_px", "px_batch_size", "chain_start", "bn_chains"),
     *("batch_size", "sgld_batch_size", "contrast_k", "contrast_style", "queue_init"),
     *("buffer_size", "optimizer", "load_path", "load_head"),
 )
@@ -200,9 +201,20 @@ def add_objective(parser: argparse.ArgumentParser) -> None:
     add("--smoothing", type=number(float, low=0, high=0.999), default=0.0, metavar="S",
         help="label smoothing of --pyxce and --pxycontrast: 1 - S on the label, S/(C-1) on the "
         "other classes; 0 to .999 (default: %(default)s; HDGE)")
+    add("--px_loss", choices=("cd", "bce"), default="cd",
+        help="of --pxsgld and --pxysgld: cd: contrastive divergence, log q of samples less that of "
+        "data; bce: tell data from samples with log q as the logit, whose gradient is bounded: it "
+        "estimates log p(data) - log p(sampler) instead of log q(x), so expect weaker OOD "
+        "detection (default: %(default)s; cd JEM, bce DAT)")
     add("--independent_batches", action="store_true",
         help="draw a second batch for the data half of --pxsgld, as JEM does, instead of sharing "
         "the labelled one, which has the same distribution (ours)")
+    add("--augment_px", choices=("same", "none"), default="same",
+        help="none: the data half of --pxsgld is a second batch that is neither cropped nor "
+        "flipped, so that samples need not be (default: %(default)s; none M-JEM, SADA-JEM)")
+    add("--px_batch_size", type=COUNT, default=None, metavar="IMAGES",
+        help="images of that second batch, which this flag asks for, too (default: --batch_size; "
+        "M-JEM)")
 
 
 def add_contrast(parser: argparse.ArgumentParser) -> None:
@@ -242,6 +254,21 @@ def add_sgld(parser: argparse.ArgumentParser) -> None:
         help="images in the replay buffer, a multiple of the classes (default: %(default)s; JEM)")
     add("--reinit_freq", type=number(float, low=0, high=1), default=0.05, metavar="P",
         help="probability that a chain restarts from noise, 0 to 1 (default: %(default)s; JEM)")
+    add("--chain_start", choices=("uniform", "gaussian", "class_gaussian"), default="uniform",
+        help="where chains begin, and begin anew: uniform noise, a Gaussian fitted to the training "
+        "images, or a Gaussian for each class (default: %(default)s; uniform JEM, gaussian M-JEM, "
+        "class_gaussian JEM++)")
+    add("--sgld_grad_clip", type=POSITIVE, default=None, metavar="MOST",
+        help="clamp each pixel's gradient of log q(x) to [-MOST, MOST] before the step "
+        "(default: never; JEM++ 1)")
+    add("--sgld_clamp", action="store_true",
+        help="clamp pixels to [-1, 1], of chains after each step's noise and of training images "
+        "after --sigma's, which alone would tell data from chains (JEM++)")
+    add("--bn_chains", choices=("jem", "batch", "running", "frozen"), default="jem",
+        help="statistics of batch norm for chains and their scoring: jem: the running ones in "
+        "chains, the samples' own when they are scored; batch: the samples' own in both (JEM++); "
+        "running: the running ones in both; samples never move these; frozen: the running ones in "
+        "every pass, data's too, as --load_path has them (DAT) (default: %(default)s)")
     add("--sgld_l2", type=WEIGHT, default=0.0, metavar="W",
         help="weight of an L2 penalty on log q of data and samples within --pxsgld and --pxysgld, "
         "against divergence; JEM's author advises .1 (default: %(default)s; IGEBM)")
@@ -267,7 +294,8 @@ def add_network(parser: argparse.ArgumentParser) -> None:
         help="under torchrun on GPUs, batch norm takes its statistics from the images of all "
         "processes, not from each one's own (ours)")
     add("--uncond", action="store_true",
-        help="log q(x) from a head of its own instead of from the logits (JEM)")
+        help="log q(x) from a head of its own, e(x), instead of from the logits, which the "
+        "contrastive terms still read; log q(x, y) is then e(x) + log q(y|x) (JEM)")
     add("--load_path", default=None, metavar="FILE",
         help="start from this checkpoint's weights, queue and replay buffer (ours, JEM's or "
         "HDGE's), with a fresh optimiser and the settings of this command line (JEM)")
@@ -464,7 +492,8 @@ def resume(
 
 def second_batch(s: argparse.Namespace) -> bool:
     """JEM draws images for the data half of --pxsgld apart from the labelled ones."""
-    return s.pxsgld > 0 and (s.independent_batches or s.labels_per_class > 0)
+    asked = s.augment_px == "none" or s.px_batch_size is not None
+    return s.pxsgld > 0 and (asked or s.independent_batches or s.labels_per_class > 0)
 
 
 def check(s: argparse.Namespace) -> None:
@@ -524,25 +553,39 @@ def check_network(s: argparse.Namespace) -> None:
             f"--dropout_rate {s.dropout_rate} does not go with --arch resnet50, which has none: "
             "leave it out"
         )
-    if not s.uncond:
-        return
-    if s.clf_only and not s.pyxce > 0:
+    if s.uncond and s.clf_only and not any(getattr(s, t) > 0 for t in TERMS if t != "pxsgld"):
         raise UsageError(
-            "--clf_only trains class_output, which with --uncond only --pyxce moves: give --pyxce "
-            "a weight above 0, or leave one of them out"
-        )
-    conditional = [f"--{t}" for t in ("pxycontrast", "pxcontrast", "pxysgld") if getattr(s, t) > 0]
-    switches = ("class_cond_p_x_sample", "plot_cond", "plot_contrast")
-    conditional += [f"--{name}" for name in switches if getattr(s, name)]
-    if conditional:
-        raise UsageError(
-            f"--uncond does not go with {', '.join(conditional)}: with a head of its own for "
-            "log q(x) the logits define no density; leave one of them out"
+            "--clf_only trains class_output, which --pxsgld with --uncond does not move: give "
+            "--pyxce a weight above 0, or leave one of them out"
         )
 
 
 def check_chains(s: argparse.Namespace) -> None:
-    """More chains than slots, or a buffer that the classes do not share equally."""
+    """More chains than slots, a buffer that the classes do not share equally, or a setting of the
+    SGLD terms that nothing would read."""
+    idle = []
+    if not s.pxsgld > 0:
+        idle += [("--pxsgld", "augment_px", "same"), ("--pxsgld", "px_batch_size", None)]
+    if not (s.pxsgld > 0 or s.pxysgld > 0):
+        needs = "--pxsgld or --pxysgld"
+        idle += [(needs, "px_loss", "cd"), (needs, "chain_start", "uniform")]
+        idle += [(needs, "bn_chains", "jem")]
+    for needs, name, default in idle:
+        if getattr(s, name) != default:
+            raise UsageError(
+                f"--{name} {getattr(s, name)} has no effect without {needs}: give it a weight "
+                f"above 0, or leave --{name} out"
+            )
+    if s.bn_chains != "jem" and s.norm != "batch" and s.arch != "resnet50":
+        raise UsageError(
+            f"--bn_chains {s.bn_chains} is about batch norm, --norm {s.norm} has none: leave it "
+            "out, or give --norm batch"
+        )
+    if s.bn_chains == "frozen" and s.load_path is None:
+        raise UsageError(
+            "--bn_chains frozen needs statistics to begin with: give --load_path, or take "
+            "--bn_chains batch"
+        )
     classes = CLASSES.get(s.dataset)
     if not (s.pxsgld > 0 or s.pxysgld > 0) or classes is None:
         return  # the classes of a folder are known once it is read: see check_classes
@@ -554,6 +597,8 @@ def check_processes(s: argparse.Namespace) -> None:
     sizes = ["batch_size"]
     if s.pxsgld > 0:
         sizes.append("sgld_batch_size")
+    if s.px_batch_size is not None:
+        sizes.append("px_batch_size")
     for name in sizes:
         check_shared(f"--{name}", getattr(s, name))
     if s.sync_bn and s.norm != "batch" and s.arch != "resnet50":
