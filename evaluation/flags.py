@@ -52,13 +52,15 @@ BELONGS = {
     "sgld_batch_size": (*SAMPLES, "fid"),
     **dict.fromkeys(("n_sample_steps", "print_every", "fresh_samples"), SAMPLES),
     **dict.fromkeys(("buffer_size", "reinit_freq"), SAMPLES),
+    "chain_start": (*SAMPLES, "fid"),
     **dict.fromkeys(("sampling", "n_samples", "reference"), ("fid",)),
     **dict.fromkeys(("fid_features", "fid_model", "inception_weights"), ("fid",)),
     **dict.fromkeys(("attack", "distance", "eps", "n_steps_pgd_attack"), ("attack",)),
     **dict.fromkeys(("random_init", "n_restarts", "n_steps_refine"), ("attack",)),
     **dict.fromkeys(("n_dup_chains", "refine_sigma", "refine_gradient"), ("attack",)),
 }
-SCORES = ("px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy")
+SCORES = ("px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy", "px_logits")
+CHAIN = ("sgld_lr", "sgld_std", "sgld_grad_clip", "sgld_clamp")
 NETWORK = ("arch", "depth", "width", "norm", "uncond", "contrast_k")
 
 
@@ -186,6 +188,13 @@ def add_chains(parser: argparse.ArgumentParser) -> None:
         help="step size (default: the run's, else 1; JEM)")
     add("--sgld_std", type=WEIGHT, default=None, metavar="STD",
         help="standard deviation of a step's noise (default: the run's, else .01; JEM)")
+    add("--sgld_grad_clip", type=POSITIVE, default=None, metavar="MOST",
+        help="clamp each pixel's gradient to [-MOST, MOST] (default: the run's, else never; JEM++)")
+    add("--sgld_clamp", action=argparse.BooleanOptionalAction, default=None,
+        help="clamp the pixels of chains to [-1, 1] after each step (default: the run's; JEM++)")
+    add("--chain_start", choices=("uniform", "gaussian", "class_gaussian"), default=None,
+        help="where new chains begin: uniform, or the Gaussians that the run was trained with "
+        "(default: the run's, else uniform; ours)")
 
 
 def add_fid(parser: argparse.ArgumentParser) -> None:
@@ -332,8 +341,6 @@ def check(s: argparse.Namespace, given: set[str]) -> None:
         raise UsageError(
             f"--eps {max(s.eps):g} is larger than the pixel range [0, 1]: give 8/255 for 8 of 255"
         )
-    if s.eval == "cond_samples" and s.uncond:
-        raise UsageError("--uncond does not go with cond_samples: the logits define no density")
     check_id(s.id)
 
 
@@ -355,9 +362,9 @@ def check_given(s: argparse.Namespace, given: set[str]) -> None:
         (
             "n_steps_refine 0",
             s.eval == "attack" and not s.n_steps_refine,
-            ("n_dup_chains", "refine_sigma", "refine_gradient", "sgld_lr", "sgld_std"),
+            ("n_dup_chains", "refine_sigma", "refine_gradient", *CHAIN),
         ),
-        ("n_steps 0", s.eval in CLASSIFIED and not s.n_steps, ("sgld_lr", "sgld_std")),
+        ("n_steps 0", s.eval in CLASSIFIED and not s.n_steps, CHAIN),
         (
             "attack autoattack",
             s.attack == "autoattack",

@@ -17,7 +17,7 @@ from models import EnergyClassifier, eval_mode, sampling_mode
 from training import distributed
 from training.flags import UsageError
 
-SCORES = ("px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy")
+SCORES = ("px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy", "px_logits")
 LARGEST = 2**25  # similarities that exist at once in `knn`: 256 MiB in float64
 
 # What the logits (N, C), in float64, alone decide.
@@ -25,6 +25,7 @@ OF_LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
     "py": lambda logits: logits.log_softmax(1).amax(1).exp(),
     "pxy": lambda logits: logits.amax(1),
     "entropy": lambda logits: -torch.special.entr(logits.softmax(1)).sum(1),
+    "px_logits": lambda logits: logits.logsumexp(1),
 }
 
 
@@ -40,8 +41,10 @@ def scores(
     """{name: float64 (N,)} for every name, from one forward pass of each (images, labels).
 
         px       log q(x), up to log Z; = LSE_c f(x)[c] unless `uncond`       any real number
+        px_logits  LSE_c f(x)[c], with `uncond` too                           any real number
         py       max_y q(y|x): Hendrycks & Gimpel (2017)                      (0, 1]
-        pxy      max_y log q(x, y), up to log Z: the largest logit            any real number
+        pxy      max_y log q(x, y), up to log Z: the largest logit; with `uncond`
+                 log q(x) + max_y log q(y|x)                                  any real number
         pxgrad   -log ||d log q(x) / dx||_2: JEM's approximate mass, which is without the logarithm
                  and so ranks alike; x in [-1, 1]                             any real number
         pxsim    log K - loss[n] of the contrastive term, K the filled slots of its queue and y the
@@ -62,8 +65,8 @@ def scores(
             is its own first neighbour.
         k: which neighbour, 1 to M.
 
-    Raises UsageError, one line, for an unknown name, for a score whose queue or bank is missing
-    (or has fewer than k rows), and for `pxy` and `pxsim` with `uncond`.
+    Raises UsageError, one line, for an unknown name, and for a score whose queue or bank is missing
+    (or has fewer than k rows).
     """
     check_scores(model, names, contrastive=contrastive, bank=bank, k=k)
     gradient = "pxgrad" in names
@@ -97,6 +100,8 @@ def scores(
             if name == "px" or name in names
         }
         result |= {name: score(logits) for name, score in OF_LOGITS.items() if name in names}
+        if "pxy" in names and model.energy_output is not None:
+            result["pxy"] = result["px"] + logits.log_softmax(1).amax(1)
         if contrastive is not None and "pxsim" in names:
             # Of all images at once: a queue of raw logits is summed anew at every call.
             log_k = contrastive.memories["queue"].queue_filled.double().log()
@@ -116,11 +121,6 @@ def check_scores(
     for name in names:
         if name not in SCORES:
             raise UsageError(f"--score_fn {name} is unknown: use one of {', '.join(SCORES)}")
-        if name in ("pxy", "pxsim") and model.energy_output is not None:
-            raise UsageError(
-                f"--score_fn {name} does not go with --uncond: with a head of its own for log q(x) "
-                "the logits define no density; use px, py, pxgrad, knn or entropy"
-            )
     if "pxsim" in names:
         if contrastive is None or "queue" not in contrastive.memories:
             raise UsageError(

@@ -17,6 +17,7 @@ from training import distributed
 from training.checkpoint import DAMAGED, LAST, PREVIOUS, CheckpointError, read_checkpoint
 from training.meters import Meter
 
+IMAGES, BEGAN, UPDATES = (f"memories.replay_buffer.{n}" for n in ("images", "began", "updates"))
 QUEUE = ("queue_logit", "queue_ptr")  # the ancestors keep these with the model's weights
 
 METERS = ("window", "epoch", "gradients")  # of a Run
@@ -87,7 +88,7 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
         for name in QUEUE:
             state["model_state_dict"][name] = objective.pop(f"memories.queue.{name}")
     if run.memory("replay_buffer") is not None:
-        state["replay_buffer"] = objective.pop("memories.replay_buffer.images")
+        state["replay_buffer"] = objective.pop(IMAGES)
     if run.device.type == "cuda":
         state["random"]["cuda"] = torch.cuda.get_rng_state(run.device)
     return state
@@ -103,9 +104,10 @@ def whole_state(run: Run) -> dict[str, Any]:
     state = checkpoint_state(run)
     if distributed.size() > 1:
         if "replay_buffer" in state:
-            shards = distributed.to_first(state["replay_buffer"].cpu())
-            if shards:
-                state["replay_buffer"] = from_shards(shards, run.num_classes)
+            for holder, key in ((state, "replay_buffer"), (state["objective"], BEGAN)):
+                shards = distributed.to_first(holder[key].cpu())
+                if shards:
+                    holder[key] = from_shards(shards, run.num_classes)
         state["ranks"] = distributed.to_first(state["random"])
     return state
 
@@ -121,6 +123,9 @@ def own_state(run: Run, state: dict[str, Any]) -> dict[str, Any]:
     buffer = state.get("replay_buffer")
     if isinstance(buffer, Tensor):
         state["replay_buffer"] = own_shard(run, buffer)
+        began = state["objective"].get(BEGAN)
+        if isinstance(began, Tensor):
+            state["objective"] = {**state["objective"], BEGAN: own_shard(run, began)}
     same_machine = run.device.type != "cuda" or all("cuda" in random for random in ranks)
     if len(ranks) == distributed.size() and same_machine:
         state["random"] = ranks[distributed.rank()]
@@ -170,7 +175,9 @@ def restore(run: Run, state: dict[str, Any]) -> None:
             for name in QUEUE:
                 objective[f"memories.queue.{name}"] = model.pop(name)
         if run.memory("replay_buffer") is not None:
-            objective["memories.replay_buffer.images"] = state["replay_buffer"]
+            objective[IMAGES] = state["replay_buffer"]
+            for key in (BEGAN, UPDATES):  # checkpoints of earlier versions have no ages
+                objective.setdefault(key, torch.zeros_like(run.objective.state_dict()[key]))
         run.model.load_state_dict(model)
         run.objective.load_state_dict(objective)
         run.optimizer.load_state_dict(state["optimizer"])
