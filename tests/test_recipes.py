@@ -114,6 +114,7 @@ def test_a_file_has_comments_blank_lines_quotes_and_several_flags_a_line(write: 
     )
     s = parsed("@full")
     assert (s.pyxce, s.lr, s.decay_epochs, s.id, s.data_root) == (1, 2, [5, 6], "my run", "a#b")
+    assert "  @full              JEM's, it isn't\n" in recipe.listing()
 
 
 @pytest.mark.parametrize(
@@ -181,10 +182,10 @@ def test_a_run_records_its_recipe_which_counts_for_nothing_on_resume(
     assert "@other cannot change on --resume (the run has @tiny): leave it out" in refused.err[0]
 
 
-def test_resume_auto_starts_a_recipe_and_goes_on_with_it(train: Any, write: Any) -> None:
-    write("tiny", "--pyxce 1 --lr .01")
-    for steps in ("2", "3"):
-        run = train(f"@tiny --resume auto --id auto_recipe --max_steps {steps}")
+def test_resume_auto_goes_on_with_a_recipe_to_its_limit(train: Any, write: Any) -> None:
+    write("tiny", "--pyxce 1 --max_steps 3")
+    for more, steps in (("--max_steps 2", "2"), ("", "3")):
+        run = train(f"@tiny --resume auto --id auto_recipe {more}")
         assert (run.code, run.settings["recipe"], run.last["step"]) == (0, "tiny", steps), run.err
 
 

@@ -467,6 +467,7 @@ def resume(
             )
         merged[name] = new
     # The limits of an earlier process are not this one's: what --max_steps ended must go on.
+    # A recipe that this command line names sets limits of this process, too.
     now = {name: getattr(settings, name) for name in ("max_steps", "max_minutes", "dry_run")}
     merged |= {**now, "resume": settings.resume, "overwrite": False}
     if merged["norm"] is None:  # the ancestors' runs

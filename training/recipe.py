@@ -90,7 +90,7 @@ def listing() -> str:
     lines = []
     for path in files():
         try:
-            head = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip("# ")
+            head = path.read_text("utf-8-sig", errors="replace").partition("\n")[0].strip("# ")
         except OSError as error:  # of a recipe that nobody has asked for
             head = f"cannot be read: {error.strerror}"
         lines.append(f"  {shown(path.stem):18} {head}\n")
