@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from scripts.recipes import PROBE, flags_of
+from scripts.rows import PROBE, flags_of
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

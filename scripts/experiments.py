@@ -3,7 +3,7 @@
     python scripts/experiments.py run table1_ood --scale small --seeds 1 2 3
     python scripts/experiments.py show table1_ood --scale paper
 
-What they are is in scripts/recipes.py. What is done is not done again: a finished run or an answer
+What they are is in scripts/rows.py. What is done is not done again: a finished run or an answer
 about it is skipped, an interrupted run is resumed.
 """
 
@@ -34,7 +34,7 @@ from scripts.done import (  # noqa: E402
     read_json,
     resumable,
 )
-from scripts.recipes import (  # noqa: E402
+from scripts.rows import (  # noqa: E402
     EXPERIMENTS,
     PROBE,
     REFERENCE,

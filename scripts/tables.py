@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from scripts.done import finished  # noqa: E402
-from scripts.recipes import EXPERIMENTS, SCALES, TABLES, overlay, question_words  # noqa: E402
+from scripts.rows import EXPERIMENTS, SCALES, TABLES, overlay, question_words  # noqa: E402
 from training.flags import Parser, UsageError  # noqa: E402
 
 SEED = re.compile(r"(?P<name>.+)-s(?P<seed>[0-9]+)")

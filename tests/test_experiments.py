@@ -22,7 +22,7 @@ from baselines import flags as baseline_flags
 from evaluation import flags as questions
 from evaluation.cost import step_flops
 from evaluation.flags import PROTOCOL
-from scripts import done, experiments, recipes
+from scripts import done, experiments, rows
 from training import flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,14 +43,14 @@ def parse(words: list[str]) -> Any:
     return baseline_flags.parse(arguments, own.build_parser, own.check)[0]
 
 
-@pytest.mark.parametrize("scale", recipes.SCALES)
-@pytest.mark.parametrize("name", recipes.EXPERIMENTS)
+@pytest.mark.parametrize("scale", rows.SCALES)
+@pytest.mark.parametrize("name", rows.EXPERIMENTS)
 def test_every_experiment_s_command_parses(name: str, scale: str, tmp_path: Path) -> None:
-    words = recipes.train_command(tmp_path, scale, name, 3)
+    words = rows.train_command(tmp_path, scale, name, 3)
     settings = parse(words)
     assert settings.id == f"{name}-s3"
-    experiment = recipes.EXPERIMENTS[name]
-    if experiment.program == recipes.PROBE:
+    experiment = rows.EXPERIMENTS[name]
+    if experiment.program == rows.PROBE:
         assert settings.load_path == f"{tmp_path}/{scale}/{experiment.start}-s3/last_ckpt.pt"
         return
     assert settings.seed == 3
@@ -58,33 +58,33 @@ def test_every_experiment_s_command_parses(name: str, scale: str, tmp_path: Path
     assert settings.dataset == expected
 
 
-@pytest.mark.parametrize("scale", recipes.SCALES)
-@pytest.mark.parametrize("name", recipes.TABLES)
+@pytest.mark.parametrize("scale", rows.SCALES)
+@pytest.mark.parametrize("name", rows.TABLES)
 def test_every_question_parses(name: str, scale: str, tmp_path: Path) -> None:
-    table = recipes.TABLES[name]
-    assert set(table.rows) <= set(recipes.EXPERIMENTS)
+    table = rows.TABLES[name]
+    assert set(table.rows) <= set(rows.EXPERIMENTS)
     path = tmp_path / "last_ckpt.pt"
     for question in table.questions:
-        parse(recipes.ask_command(tmp_path, scale, [path], question))
-    for place, question, rows in table.overlays:
-        assert set(rows) <= set(table.rows)
-        paths = [tmp_path / f"{row}-s1" / "last_ckpt.pt" for row in rows]
-        words = recipes.ask_command(tmp_path, scale, paths, question, tmp_path / place)
-        assert parse(words).labels == list(rows)
+        parse(rows.ask_command(tmp_path, scale, [path], question))
+    for place, question, names in table.overlays:
+        assert set(names) <= set(table.rows)
+        paths = [tmp_path / f"{row}-s1" / "last_ckpt.pt" for row in names]
+        words = rows.ask_command(tmp_path, scale, paths, question, tmp_path / place)
+        assert parse(words).labels == list(names)
 
 
 def test_every_table_has_its_script() -> None:
-    for name in (*recipes.TABLES, "all"):
+    for name in (*rows.TABLES, "all"):
         text = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
         assert f'/reproduce.sh" {name}\n' in text
 
 
 def test_the_papers_settings_are_the_papers() -> None:
-    s = parse(recipes.train_command(Path("x"), "paper", "hdge", 1))
+    s = parse(rows.train_command(Path("x"), "paper", "hdge", 1))
     assert (s.depth, s.width, s.norm, s.lr, s.n_epochs) == (28, 10, "none", 1e-4, 200)
     assert (s.warmup_iters, s.decay_epochs, s.decay_rate) == (1000, [160, 180], 0.3)
     assert (s.contrast_k, s.sigma, s.batch_size, s.load_path) == (65536, 0.03, 64, None)
-    s = parse(recipes.train_command(Path("x"), "paper", "hdge-bn", 1))
+    s = parse(rows.train_command(Path("x"), "paper", "hdge-bn", 1))
     assert (s.norm, s.optimizer, s.lr, s.batch_size, s.weight_decay) == (
         "batch",
         "sgd",
@@ -93,7 +93,7 @@ def test_the_papers_settings_are_the_papers() -> None:
         5e-4,
     )
     assert (s.decay_epochs, s.decay_rate, s.dropout_rate) == ([60, 120, 160], 0.2, 0.3)
-    s = parse(recipes.train_command(Path("x"), "paper", "jem-n128", 1))
+    s = parse(rows.train_command(Path("x"), "paper", "jem-n128", 1))
     assert (s.sgld_batch_size, s.n_steps, s.sgld_l2) == (128, 20, 0)
 
 
@@ -147,7 +147,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def run_tables(names: list[str], maker: Any, seeds: list[int]) -> int:
-    return experiments.run([recipes.TABLES[name] for name in names], maker, seeds)
+    return experiments.run([rows.TABLES[name] for name in names], maker, seeds)
 
 
 def trained(ran: list[str]) -> list[str]:
@@ -257,7 +257,7 @@ def test_a_mistake_is_one_line(words: str, capsys: Any) -> None:
 def test_show_prints_every_command(capsys: Any) -> None:
     assert experiments.main(["show", "all", "--scale", "small"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("# ") for line in lines) == len(recipes.TABLES)
+    assert sum(line.startswith("# ") for line in lines) == len(rows.TABLES)
     assert any("figure4-l2" in line for line in lines)
 
 
@@ -265,11 +265,11 @@ def training_flops(scale: str) -> dict[str, float]:
     """Experiment -> FLOP of its training."""
     forward: dict[Any, int] = {}
     found = {}
-    for name, experiment in recipes.EXPERIMENTS.items():
-        if experiment.program == recipes.PROBE:
+    for name, experiment in rows.EXPERIMENTS.items():
+        if experiment.program == rows.PROBE:
             found[name] = 0.0
             continue
-        s = parse(recipes.train_command(Path("x"), scale, name, 1))
+        s = parse(rows.train_command(Path("x"), scale, name, 1))
         network = {n: getattr(s, n) for n in ("arch", "depth", "width", "norm")}
         key = tuple(network.values())
         if key not in forward:
@@ -287,16 +287,16 @@ def training_flops(scale: str) -> dict[str, float]:
 @pytest.mark.parametrize(("scale", "unit"), [("paper", 1e18), ("small", 1e15)])
 def test_headers_tell_the_cost_of_what_is_trained(scale: str, unit: float) -> None:
     costs = training_flops(scale)
-    for name in (*recipes.TABLES, "all"):
-        rows = set(recipes.TABLES[name].rows if name != "all" else recipes.EXPERIMENTS)
-        for row in list(rows):
-            start = recipes.EXPERIMENTS[row].start
-            probe = recipes.EXPERIMENTS[row].program == recipes.PROBE
-            rows |= {start} if start and (probe or scale in recipes.WARM) else set()
+    for name in (*rows.TABLES, "all"):
+        names = set(rows.TABLES[name].rows if name != "all" else rows.EXPERIMENTS)
+        for row in list(names):
+            start = rows.EXPERIMENTS[row].start
+            probe = rows.EXPERIMENTS[row].program == rows.PROBE
+            names |= {start} if start and (probe or scale in rows.WARM) else set()
         text = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
         told = re.search(rf"#   {scale}  ([\d.]+) [EP]FLOP, ([\d.]+) ", text)
         assert told, name
-        total = sum(costs[row] for row in rows) / unit
+        total = sum(costs[row] for row in names) / unit
         assert float(told[1]) == pytest.approx(total, rel=0.06, abs=0.06), name
         rate = 2e14 if scale == "paper" else 2e11
         assert float(told[2]) == pytest.approx(total * unit / rate / 3600, rel=0.06, abs=0.06), name
@@ -422,11 +422,11 @@ def test_a_resumed_run_keeps_its_limit(jobs: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "rows", ["epoch,step\n1,4\n,\n", "epoch,step\n1,4\nabc,5\n", "epoch,step\n1"]
+    "text", ["epoch,step\n1,4\n,\n", "epoch,step\n1,4\nabc,5\n", "epoch,step\n1"]
 )
-def test_a_damaged_last_row_is_not_read(rows: str, tmp_path: Path) -> None:
-    (tmp_path / "progress.csv").write_text(rows)
-    expected = (-1, -1) if rows.endswith("\n1") else (1, 4)
+def test_a_damaged_last_row_is_not_read(text: str, tmp_path: Path) -> None:
+    (tmp_path / "progress.csv").write_text(text)
+    expected = (-1, -1) if text.endswith("\n1") else (1, 4)
     assert done.last_row(tmp_path) == expected
 
 
@@ -462,7 +462,7 @@ def test_rows_of_no_table_are_a_mistake(capsys: Any) -> None:
     assert stop.value.code == 2 and said.count("\n") == 1 and "--rows ce" in said
 
 
-@pytest.mark.parametrize("scale", recipes.SCALES)
+@pytest.mark.parametrize("scale", rows.SCALES)
 def test_what_is_shown_can_be_run_in_its_order(scale: str, capsys: Any) -> None:
     assert experiments.main(["show", "all", "--scale", scale, "--seeds", "2"]) == 0
     there = set()

@@ -522,7 +522,7 @@ OURS = {
         "overwrite",
     ),
     *("device", "amp", "compile", "data_root", "sgld_l2", "clip_grad", "sync_bn"),
-    *("log_gradients", "load_head"),
+    *("log_gradients", "load_head", "recipe"),
 }
 
 

@@ -92,6 +92,7 @@ def test_package_names_resolve_to_the_repository(name: str) -> None:
 def test_git_ignores_runs_and_data_sets_but_no_source() -> None:
     ignored = ["datasets/cifar10.npz", "save/run/progress.csv", ".venv/bin/python"]
     source = ["data/__init__.py", "data/save/x.py", "models/datasets/x.py", "scripts/test.sh"]
+    source += ["scripts/recipes/jem.txt"]
     answer = subprocess.run(
         ["git", "check-ignore", "--no-index", *ignored, *source],
         cwd=ROOT,

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from training import recipe
+
 TERMS = ("pyxce", "pxycontrast", "pxcontrast", "pxsgld", "pxysgld")
 NORMS = ("none", "batch", "instance", "layer", "act")
 CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "digits": 10}
@@ -57,6 +59,8 @@ def fits(flag: str) -> Iterator[None]:
 
 
 class Parser(argparse.ArgumentParser):
+    source = ""  # before an error: the file that the words are from, if not the command line
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Before Python 3.14 it takes -1e9 for a flag, and says that this one is unknown.
@@ -80,7 +84,7 @@ class Parser(argparse.ArgumentParser):
         """One line and exit code 2, without the usage text that hides it. Of several processes one
         tells what all have noticed."""
         if processes() == 1 or os.environ["RANK"] == "0":
-            sys.stderr.write(f"{self.prog}: error: {message} (all flags: --help)\n")
+            sys.stderr.write(f"{self.prog}: error: {self.source}{message} (all flags: --help)\n")
         sys.exit(2)
 
 
@@ -136,16 +140,18 @@ POSITIVE = number(float, low=0, open_low=True)
 TEMPERATURE = number(float, low=1e-4)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = Parser(
         prog="train_wrn.py",
+        usage="train_wrn.py [@RECIPE] [flags]",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
             "Train a WideResNet as a classifier and an energy-based model at once.\n\n"
-            "  JEM          --pyxce 1 --pxsgld 1\n"
-            "  HDGE         --pyxce 1 --pxycontrast 1\n"
-            "  HDGE + JEM   --pyxce 1 --pxycontrast 1 --pxsgld 1\n\n"
+            "@RECIPE, anywhere on the command line, stands for the flags in\n"
+            "scripts/recipes/RECIPE.txt. Flags given beside it win; of several recipes, the last.\n"
+            "Right after a flag that takes a value, @x is that value: --id @x names a run.\n\n"
+            f"{recipe.listing()}\n"
             "Try --dry_run first: it needs no data and says how long a run will take."
         ),
     )
@@ -153,6 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
         add(parser)
     for add in (add_records, add_machine):
         add(parser)
+    parser.set_defaults(recipe=None)
     return parser
 
 
@@ -403,16 +410,20 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 # fmt: on
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
-    """The checked settings, and the names of the flags that the command line gives."""
+    """The checked settings, and the names of the flags that the command line gives; a recipe's
+    flags are not given, and stand before all that are."""
     parser = build_parser()
-    settings = parser.parse_args(argv)
-    given = given_flags(build_parser(), argv)
+    words, typed, names = recipe.expand(argv, parser)
+    settings = parser.parse_args([*words, *typed])
+    settings.recipe = names
+    given = given_flags(build_parser(), typed)
     settings.dataset = whole_name(settings.dataset)
     try:
         resolve_auto(settings)
         if settings.resume is None:
             check(settings)
     except UsageError as error:
+        parser.source = f"with {recipe.shown(names)}: " if names else ""
         parser.error(str(error))
     return settings, given
 
@@ -455,6 +466,7 @@ def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str
     """The names of the flags that a command line gives. `parser` loses its defaults."""
     for action in parser._actions:
         action.default = argparse.SUPPRESS
+    parser._defaults.clear()
     return set(vars(parser.parse_args(argv)))
 
 
@@ -466,6 +478,11 @@ def resume(
     Raises UsageError for a flag that would change what the checkpoint depends on.
     """
     merged = vars(build_parser().parse_args([])) | saved
+    if settings.recipe not in (None, merged["recipe"]):
+        raise UsageError(
+            f"{recipe.shown(settings.recipe)} cannot change on --resume (the run has "
+            f"{recipe.shown(merged['recipe'])}): leave it out, or start a new run with --load_path"
+        )
     for name in sorted(given - {"resume", "log_dir", "id", "overwrite"}):
         new, old = getattr(settings, name), merged.get(name)
         if name == "dataset" and moved(new, old):  # restoring compares the images
@@ -478,6 +495,7 @@ def resume(
             )
         merged[name] = new
     # The limits of an earlier process are not this one's: what --max_steps ended must go on.
+    # A recipe that this command line names sets limits of this process, too.
     now = {name: getattr(settings, name) for name in ("max_steps", "max_minutes", "dry_run")}
     merged |= {**now, "resume": settings.resume, "overwrite": False}
     if merged["norm"] is None:  # the ancestors' runs

@@ -37,7 +37,7 @@ def about(scale: str, experiment: str | None, record: Record | None) -> dict[str
     setting += sorted({dataset(seed) for seed in seeds} - {"cifar10", "cifar100", UNKNOWN})
     return {
         "runs": ", ".join(runs),
-        "setting": ", ".join(setting) or "as recipes.py has it",
+        "setting": ", ".join(setting) or "as rows.py has it",
         "epochs": lengths,
         "network": networks,
         "hardware": joined(found for seed in seeds for found in devices(seed)),

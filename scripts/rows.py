@@ -1,4 +1,4 @@
-"""What turns flags into the rows of the papers' tables: experiments, recipes, tables.
+"""What turns flags into the rows of the papers' tables: experiments, settings, tables.
 
 An experiment is one line of EXPERIMENTS; a table names the experiments of its rows and what they
 are asked. scripts/experiments.py runs them, scripts/tables.py shows what came out.
@@ -13,14 +13,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Experiment:
-    """A model of the tables: the recipe of its scale, and the flags that set it apart.
+    """A model of the tables: its setting at a scale, and the flags that set it apart.
 
     `start`: the experiment of the same seed whose last checkpoint it goes on from: always with
     `probe`, and elsewhere at scales that train SGLD from a trained model (WARM).
     """
 
     flags: str
-    recipe: str = "ebm"
+    setting: str = "ebm"
     dataset: str = "cifar10"
     program: str = "train_wrn.py"
     start: str | None = None
@@ -128,7 +128,7 @@ SHORT_SGLD = (
 )
 ONCE_SGLD = "--n_steps 2 --buffer_size 1000"
 MEASURED = "--log_gradients 100"
-# The flags of each recipe, by scale. `ask`: what an evaluation is asked with besides.
+# The flags of each setting, by scale. `ask`: what an evaluation is asked with besides.
 SCALES: dict[str, dict[str, str]] = {
     "paper": {
         "ebm": f"{WRN} {EBM} {MEASURED}",
@@ -171,8 +171,8 @@ SCALES: dict[str, dict[str, str]] = {
         f"{MEASURED}",
         # Half the paper's chains, as everywhere at this scale.
         **{
-            recipe: f"{SMALL} {SHORT_SGLD} --contrast_k 16384 --sgld_batch_size {n} {MEASURED}"
-            for recipe, n in (("sgld", 32), ("sgld-n128", 64), ("sgld-n256", 128))
+            setting: f"{SMALL} {SHORT_SGLD} --contrast_k 16384 --sgld_batch_size {n} {MEASURED}"
+            for setting, n in (("sgld", 32), ("sgld-n128", 64), ("sgld-n256", 128))
         },
         "sgld-jem": f"{SMALL} {SHORT_SGLD} --n_epochs 3 --decay_epochs 1 2 --sgld_batch_size 32 "
         f"{MEASURED}",
@@ -194,8 +194,8 @@ SCALES: dict[str, dict[str, str]] = {
         **dict.fromkeys(("ebm", "batch256"), f"{TINY} {ONCE} --contrast_k 256 --log_gradients 3"),
         "large-batch": f"{TINY} {ONCE}",
         **{
-            recipe: f"{TINY} {ONCE} --contrast_k 256 {ONCE_SGLD} --sgld_batch_size {n}"
-            for recipe, n in (("sgld", 8), ("sgld-jem", 8), ("sgld-n128", 16), ("sgld-n256", 32))
+            setting: f"{TINY} {ONCE} --contrast_k 256 {ONCE_SGLD} --sgld_batch_size {n}"
+            for setting, n in (("sgld", 8), ("sgld-jem", 8), ("sgld-n128", 16), ("sgld-n256", 32))
         },
         "sgld-bn": f"{TINY} {ONCE} --norm batch {ONCE_SGLD} --sgld_batch_size 8",
         "resnet50": f"--arch resnet50 {ONCE} --n_valid 10 --contrast_k 256 --batch_size 4 "
@@ -308,14 +308,14 @@ def folder(root: Path, scale: str, name: str, seed: int) -> Path:
 
 def train_command(root: Path, scale: str, name: str, seed: int) -> list[str]:
     """The words that train an experiment from its beginning, after the Python interpreter."""
-    experiment, recipes, warm = EXPERIMENTS[name], SCALES[scale], before(scale, name)
+    experiment, settings, warm = EXPERIMENTS[name], SCALES[scale], before(scale, name)
     if experiment.program == PROBE:  # deterministic: no seed, and the network is the start's
-        words = [PROBE, *recipes[experiment.recipe].split()]
+        words = [PROBE, *settings[experiment.setting].split()]
         words += ["--load_path", str(folder(root, scale, warm or "", seed) / "last_ckpt.pt")]
         return [*words, "--log_dir", str(root / scale), "--id", f"{name}-s{seed}"]
-    words = recipes[experiment.recipe].split()
+    words = settings[experiment.setting].split()
     words += ["--dataset", STAND_IN.get(scale, experiment.dataset), *experiment.flags.split()]
-    # What diverges is told, not healed: a restart would change the recipe.
+    # What diverges is told, not healed: a restart would change the setting.
     words = [experiment.program, *last_wins(words), "--max_restarts", "0"]
     if warm is not None:
         words += ["--load_path", str(folder(root, scale, warm, seed) / "last_ckpt.pt")]

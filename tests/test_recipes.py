@@ -1,0 +1,200 @@
+"""Recipes by name: `train_wrn.py @NAME`."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import models
+from evaluation.cost import step_flops
+from scripts import rows
+from training import flags, recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = sorted(path.stem for path in (ROOT / "scripts" / "recipes").glob("*.txt"))
+PAPERS = {"jem": "JEM", "hdge": "HDGE", "hdge-jem": "HDGE + JEM"}  # and the rows' names
+# What a row of the tables has besides, and a command line adds.
+BESIDES = ("recipe", "log_gradients", "max_restarts", "seed", "log_dir", "id")
+
+
+def parsed(*words: str) -> Any:
+    return flags.parse([word for part in words for word in part.split()])[0]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Write a recipe, in a folder that stands in for scripts/recipes."""
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    monkeypatch.setattr(recipe, "FOLDER", folder)
+    return lambda name, text: (folder / f"{name}.txt").write_bytes(
+        text if isinstance(text, bytes) else text.encode()
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_parses_from_anywhere_and_its_head_tells_what_to_expect(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings, given = flags.parse([f"@{name}"])
+    assert settings.recipe == name and not given
+    assert {"seed", "id"}.isdisjoint(recipe.read(name, flags.build_parser()))
+    lines = (recipe.FOLDER / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    for start in ("Source", "Cost", "Gives"):
+        assert sum(line.startswith(f"# {start}: ") for line in lines) == 1, start
+    assert f"  @{name} " in flags.build_parser().format_help()
+    assert f" {lines[0].removeprefix('# ')}\n" in flags.build_parser().format_help()
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_papers_recipes_are_the_tables_rows(name: str) -> None:
+    row = vars(parsed(*rows.train_command(Path("x"), "paper", name, 1)[1:]))
+    ours = vars(parsed(f"@{name}"))
+    assert {k: v for k, v in ours.items() if row[k] != v}.keys() <= set(BESIDES)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_papers_recipes_tell_the_cost_and_the_published_numbers(name: str) -> None:
+    text = (recipe.FOLDER / f"{name}.txt").read_text(encoding="utf-8")
+    s = parsed(f"@{name}")
+    forward = models.forward_flops(models.build(depth=s.depth, width=s.width))
+    flop = step_flops(forward, s) * (45_000 // s.batch_size) * s.n_epochs
+    told = re.search(r"# Cost: ([\d.]+) EFLOP, ([\d.]+) GPU hours at a sustained 200 TFLOP/s", text)
+    assert told
+    assert float(told[1]) == pytest.approx(flop / 1e18, rel=0.02)
+    assert float(told[2]) == pytest.approx(flop / 2e14 / 3600, rel=0.02)
+    tables = json.loads((ROOT / "scripts" / "published.json").read_text(encoding="utf-8"))
+    (hybrid,) = (r for r in tables["table3_hybrid"]["rows"] if r["model"] == PAPERS[name])
+    ood = {frozenset(r["model"].split(" + ")): r for r in tables["table1_ood"]["log q(x)"]}
+    svhn = ood[frozenset(PAPERS[name].split(" + "))]["auroc"]["svhn"]
+    fid = "" if hybrid["fid"] is None else f", FID {hybrid['fid']}"
+    gives = f"{hybrid['accuracy']} % accuracy{fid}, AUROC of log q(x) on SVHN {svhn}".replace(
+        "0.", "."
+    )
+    assert f"# Gives: {gives} (published" in text
+
+
+@pytest.mark.parametrize("words", ["@jem --lr 2", "--lr 2 @jem", "--decay_epochs 7 @jem --lr 2"])
+def test_the_command_line_wins_wherever_the_recipe_stands(words: str) -> None:
+    settings, given = flags.parse(words.split())
+    assert (settings.lr, settings.pxsgld, settings.recipe) == (2, 1, "jem")
+    assert given == {"lr", *["decay_epochs"] * ("7" in words)}
+    assert settings.decay_epochs == ([7] if "7" in words else [160, 180])
+
+
+@pytest.mark.parametrize("words", ["--pyxce 1 --id @jem", "--pyxce 1 --id=@jem"])
+def test_the_value_of_a_flag_is_no_recipe(words: str) -> None:
+    settings = parsed(words)
+    assert (settings.id, settings.pxsgld, settings.recipe) == ("@jem", 0, None)
+    settings = parsed(f"@hdge {words} --overwrite @jem")  # which takes no value
+    assert (settings.id, settings.pxsgld, settings.recipe) == ("@jem", 1, "hdge jem")
+
+
+def test_of_several_recipes_the_last_wins(write: Any) -> None:
+    write("one", "--pyxce 1 --lr 1 --depth 16")
+    write("two", "--lr 2 --width 3")
+    for words, lr in (("@one @two", 2), ("@two --width 4 @one", 1)):
+        s = parsed(words)
+        assert (s.lr, s.depth, s.width) == (lr, 16, 4 if "4" in words else 3)
+        assert recipe.shown(s.recipe) == words.replace("--width 4 ", "")
+
+
+def test_a_file_has_comments_blank_lines_quotes_and_several_flags_a_line(write: Any) -> None:
+    write(
+        "full",
+        b"\xef\xbb\xbf# JEM's, it isn't\r\n\r\n--pyxce 1 --lr 2  # --lr 3\r\n  # --lr 4\r\n"
+        b"--decay_epochs 5 6\r\n--id 'my run'\r\n--data_root a#b",
+    )
+    s = parsed("@full")
+    assert (s.pyxce, s.lr, s.decay_epochs, s.id, s.data_root) == (1, 2, [5, 6], "my run", "a#b")
+    assert "  @full              JEM's, it isn't\n" in recipe.listing()
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "told"),
+    [
+        ("--lr x", "@bad", "scripts/recipes/bad.txt: argument --lr: 'x' is not a number"),
+        ("--pyxc 1", "@bad", "scripts/recipes/bad.txt: unrecognized arguments: --pyxc 1"),
+        ("@good", "@bad", "scripts/recipes/bad.txt: @good: a recipe takes no other"),
+        ("--overwrite", "@bad", "scripts/recipes/bad.txt: --resume and --overwrite are for"),
+        ("--resume x", "@bad", "scripts/recipes/bad.txt: --resume and --overwrite are for"),
+        ("--id 'x", "@bad", "scripts/recipes/bad.txt cannot be read (No closing quotation)"),
+        (b"\xff", "@bad", "scripts/recipes/bad.txt cannot be read ('utf-8' codec"),
+        ("--pyxce 1 --depth 11", "@bad", "with @bad: --depth 11 is not 6n + 4"),
+        ("--pyxce 1", "@good --depth 11", "with @good: --depth 11 is not 6n + 4"),
+        ("--pyxce 1", "@bad --lr x", "error: argument --lr: 'x' is not a number"),
+        ("--pyxce 1 --decay_epochs 1", "@bad 2", "error: unrecognized arguments: 2"),
+        ("--pyxce 1", "@god", "error: @god is no recipe: did you mean @good? use @bad, @good ("),
+        ("--pyxce 1", "@../x", "error: @../x is no recipe: use @bad, @good ("),
+        ("--pyxce 1", "@", "error: @ is no recipe: use @bad, @good ("),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_recipe(
+    text: Any, words: str, told: str, write: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("good", "--pyxce 1")
+    write("bad", text)
+    with pytest.raises(SystemExit) as stop:
+        parsed(words)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and told in error
+
+
+def test_the_program_finds_its_recipes_from_another_folder(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train_wrn.py"), "@jme"]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert answer.returncode == 2 and not answer.stdout
+    assert answer.stderr.count("\n") == 1 and "did you mean @jem? use @" in answer.stderr
+
+
+def test_a_recipe_that_cannot_be_read_stops_nothing_else(write: Any) -> None:
+    (recipe.FOLDER / "gone.txt").symlink_to("nowhere")
+    assert parsed("--pyxce 1").recipe is None
+    assert "@gone              cannot be read: No such file" in flags.build_parser().format_help()
+
+
+# Runs
+
+
+def test_a_run_records_its_recipe_which_counts_for_nothing_on_resume(
+    train: Any, write: Any
+) -> None:
+    write("tiny", "--pyxce 1 --lr .01")
+    write("other", "--pyxce 1 --lr .01")
+    run = train("@tiny --max_steps 2")
+    assert run.code == 0 and (run.settings["recipe"], run.settings["lr"]) == ("tiny", 0.01)
+    write("tiny", "--pyxce 1 --lr .02 --depth 16")
+    there = ("--resume", str(run.folder), "--max_steps")
+    for steps, more, lr in (("3", "@tiny", 0.01), ("4", "@tiny --lr .03", 0.03), ("5", "", 0.03)):
+        again = train.bare(*there, steps, *more.split())
+        assert again.code == 0, again.err
+        assert (run.settings["recipe"], run.settings["lr"]) == ("tiny", lr)
+        assert run.state()["settings"]["recipe"] == "tiny" and run.last["step"] == steps
+    refused = train.bare(*there, "6", "@other")
+    assert refused.code == 2 and len(refused.err) == 1
+    assert "@other cannot change on --resume (the run has @tiny): leave it out" in refused.err[0]
+
+
+def test_resume_auto_goes_on_with_a_recipe_to_its_limit(train: Any, write: Any) -> None:
+    write("tiny", "--pyxce 1 --max_steps 3")
+    for more, steps in (("--max_steps 2", "2"), ("", "3")):
+        run = train(f"@tiny --resume auto --id auto_recipe {more}")
+        assert (run.code, run.settings["recipe"], run.last["step"]) == (0, "tiny", steps), run.err
+
+
+def test_a_run_without_a_recipe_does_not_take_one_on_resume() -> None:
+    settings, given = flags.parse(["--resume", "x", "@jem"])
+    with pytest.raises(flags.UsageError, match="@jem cannot change .*the run has no recipe"):
+        flags.resume(settings, given, {"pyxce": 1.0})  # of a version without recipes
+
+
+def test_a_dry_run_tells_the_recipe(train: Any, write: Any) -> None:
+    write("tiny", "--pyxce 1")
+    assert re.search(r"^recipe +tiny$", train("@tiny --dry_run").out, re.M)

@@ -1,0 +1,97 @@
+"""Recipes by name: `@NAME` on a command line stands for the flags in scripts/recipes/NAME.txt.
+
+A file holds flags as on a shell line, any number of them a line. A word that begins with `#` begins
+a comment. The comments at its head name its source, its cost and what it should give.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from training.flags import Parser
+
+FOLDER = Path(__file__).resolve().parent.parent / "scripts" / "recipes"
+COMMENT = re.compile(r"(^|\s)#.*")  # as in a shell: the # of run#1 is part of its word
+
+
+def expand(argv: Sequence[str], parser: Parser) -> tuple[list[str], list[str], str | None]:
+    """Return the recipes' flags, the command line without its recipes, and the recipes' names.
+
+    Several recipes stand in the command line's order, their names with a space between them; None
+    is the name of no recipe. A mistake ends the program through `parser.error`.
+    """
+    typed, names = split(argv, parser)
+    flags = [word for name in names for word in read(name, parser)]
+    return flags, typed, " ".join(names) or None
+
+
+def split(words: Sequence[str], parser: Parser) -> tuple[list[str], list[str]]:
+    """Return the words without recipes, and the recipes' names.
+
+    A recipe is a word that begins with @ and does not follow a flag that takes a value: --id @x
+    names a run.
+    """
+    flags: list[str] = []
+    names: list[str] = []
+    takes_value = False
+    for word in words:
+        if word.startswith("@") and not takes_value:
+            names.append(word[1:])
+        else:
+            flags.append(word)
+        action = parser._option_string_actions.get(word)
+        takes_value = action is not None and action.nargs != 0
+    return flags, names
+
+
+def read(name: str, parser: Parser) -> list[str]:
+    """Return the flags of a recipe, each of which `parser` has accepted."""
+    paths = {path.stem: path for path in files()}
+    if name not in paths:
+        near = difflib.get_close_matches(name, paths, 1)
+        parser.error(
+            f"@{name} is no recipe: {f'did you mean @{near[0]}? ' if near else ''}"
+            f"use {', '.join(map(shown, paths))}"
+        )
+    where = f"scripts/recipes/{name}.txt"
+    try:
+        lines = paths[name].read_text(encoding="utf-8-sig").splitlines()
+        words = [word for line in lines for word in shlex.split(COMMENT.sub("", line))]
+    except (OSError, ValueError) as error:
+        parser.error(f"{where} cannot be read ({error}): mend it")
+    flags, names = split(words, parser)
+    if names:
+        parser.error(f"{where}: {shown(names[0])}: a recipe takes no other: write its flags there")
+    parser.source = f"{where}: "
+    settings = parser.parse_args(flags)
+    if settings.resume is not None or settings.overwrite:
+        parser.error("--resume and --overwrite are for the command line alone: take them out")
+    parser.source = ""
+    return flags
+
+
+def files() -> list[Path]:
+    return sorted(FOLDER.glob("*.txt"), key=lambda path: path.stem)
+
+
+def shown(names: str | None) -> str:
+    """Return the names as a command line has them: "@jem", "@jem @short", "no recipe"."""
+    return "no recipe" if names is None else " ".join(f"@{name}" for name in names.split(" "))
+
+
+def listing() -> str:
+    """Return a line for each recipe: its name, and the first comment of its file."""
+    lines = []
+    for path in files():
+        try:
+            head = path.read_text("utf-8-sig", errors="replace").partition("\n")[0].strip("# ")
+        except OSError as error:  # of a recipe that nobody has asked for
+            head = f"cannot be read: {error.strerror}"
+        lines.append(f"  {shown(path.stem):18} {head}\n")
+    return "".join(lines)
