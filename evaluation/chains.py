@@ -9,7 +9,6 @@ from torch import Tensor
 from losses import langevin
 from models import EnergyClassifier, sampling_mode
 
-SHAPE = (3, 32, 32)
 # Streams of one seed. Those of data.batches are 0 and 1: noise of a chain must not repeat the
 # noise that was added to the image it starts from.
 BUFFER, ROUNDS, FRESH, TRAJECTORY, REFINEMENT = range(2, 7)
@@ -25,7 +24,7 @@ def climb(
     generator: torch.Generator,
     n: int | None = None,
 ) -> Tensor:
-    """SGLD from x (N, 3, 32, 32) up log q(x), or up f(x)[y] for labels y, of the first n chains.
+    """SGLD from x (N, 3, H, W) up log q(x), or up f(x)[y] for labels y, of the first n chains.
 
     Noise is drawn for all N, and the network sees n: a chain's noise belongs to its place, not
     to how many chains there are.
@@ -40,9 +39,9 @@ def climb(
         return langevin(log_density, x, generator=generator, **sgld)[:n]  # type: ignore[arg-type]
 
 
-def uniform(n: int, generator: torch.Generator) -> Tensor:
-    """U(-1, 1), (n, 3, 32, 32) in channels_last on the generator's device."""
-    x = torch.empty(n, *SHAPE, device=generator.device).uniform_(-1, 1, generator=generator)
+def uniform(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """U(-1, 1), (n, 3, size, size) in channels_last on the generator's device."""
+    x = torch.empty(n, 3, size, size, device=generator.device).uniform_(-1, 1, generator=generator)
     return x.contiguous(memory_format=torch.channels_last)
 
 

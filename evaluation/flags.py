@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from training.flags import (
     COUNT,
     DEPTH,
+    IMAGE_SIDE,
     NORMS,
     POSITIVE,
     TEMPERATURE,
@@ -59,7 +60,7 @@ BELONGS = {
     **dict.fromkeys(("n_dup_chains", "refine_sigma", "refine_gradient"), ("attack",)),
 }
 SCORES = ("px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy")
-NETWORK = ("arch", "depth", "width", "norm", "uncond", "contrast_k")
+NETWORK = ("arch", "depth", "width", "norm", "uncond", "image_size", "contrast_k")
 
 
 def sample_steps(text: str) -> int:
@@ -133,9 +134,9 @@ def add_question(parser: argparse.ArgumentParser) -> None:
 def add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default=None, metavar="NAME",
-        help="the split that is asked about: cifar10, cifar100, svhn, digits or folder:PATH, with "
-        "_train, _valid or _test at the name's end; a bare name is the test split; cifar_test, "
-        "cifar100test and the like are understood "
+        help="the split that is asked about: cifar10, cifar100, svhn, mnist, digits or "
+        "folder:PATH, with _train, _valid or _test at the name's end; a bare name is the test "
+        "split; cifar_test, cifar100test and the like are understood "
         "(default: the test split of what the model was trained on; JEM)")
     add("--datasets", nargs="+", default=None, metavar="NAME",
         help="logp_hist: the in-distribution set, in green, then the others, in red "
@@ -254,6 +255,8 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add("--norm", choices=NORMS, default=None, help="normalisation (JEM)")
     add("--uncond", action="store_true", default=None,
         help="log q(x) has a head of its own (JEM)")
+    add("--image_size", type=IMAGE_SIDE, default=None, metavar="PIXELS",
+        help="side of the images that it was trained on, and is asked about (ours)")
     add("--contrast_k", type=COUNT, default=None, metavar="K", help="slots of the queue (HDGE)")
     add("--contrast_t", type=TEMPERATURE, default=None, metavar="T",
         help="temperature of pxsim (default: the run's, else .1; HDGE)")

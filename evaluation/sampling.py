@@ -1,6 +1,6 @@
 """Samples of a model, by SGLD: rounds on a replay buffer, chains from noise, and who is shown.
 
-Images are float32 (N, 3, 32, 32), meant for [-1, 1] but never clipped while a chain runs. Every
+Images are float32 (N, 3, H, W), meant for [-1, 1] but never clipped while a chain runs. Every
 function draws from generators of its own and gives the model back as it was; between SGLD steps
 nothing is read back from the device.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from evaluation import pgd
-from evaluation.chains import BUFFER, FRESH, ROUNDS, SHAPE, TRAJECTORY, climb, generator_of, uniform
+from evaluation.chains import BUFFER, FRESH, ROUNDS, TRAJECTORY, climb, generator_of, uniform
 from losses import ReplayBuffer, langevin
 from models import EnergyClassifier, eval_mode, sampling_mode
 
@@ -41,9 +41,9 @@ class Sampler:
         self.sgld = {"steps": steps, "step_size": step_size, "noise_std": noise_std}
 
     def start(self, n: int, label: int | None = None) -> Tensor:
-        """(n, 3, 32, 32), from the slots of class `label` where it is given."""
+        """(n, 3, H, W), from the slots of class `label` where it is given."""
         if self.buffer is None:
-            return uniform(n, self.generator)
+            return uniform(n, self.model.image_size, self.generator)
         labels = None if label is None else torch.full((n,), label, device=self.device)
         return self.buffer.draw(n, labels, self.generator)[0]
 
@@ -69,11 +69,18 @@ class Sampler:
 
 
 def fresh_buffer(
-    size: int, num_classes: int, reinit_freq: float, *, seed: int, device: torch.device | str
+    size: int,
+    num_classes: int,
+    reinit_freq: float,
+    *,
+    image_size: int,
+    seed: int,
+    device: torch.device | str,
 ) -> ReplayBuffer:
     """A replay buffer of U(-1, 1), decided by `seed` alone; errors as `losses.ReplayBuffer`'s."""
+    shape = (3, image_size, image_size)
     with torch.random.fork_rng(devices=[]):  # it fills itself from the global random state
-        buffer = ReplayBuffer(size, SHAPE, reinit_freq, num_classes).to(device)
+        buffer = ReplayBuffer(size, shape, reinit_freq, num_classes).to(device)
     buffer.images.uniform_(-1, 1, generator=generator_of(buffer.images.device, seed, BUFFER))
     return buffer
 
@@ -92,7 +99,7 @@ def sampling_rounds(
     """JEM's sampling: draw `chains` slots, `steps` SGLD steps up log q(x), store; `rounds` times.
 
     A chain starts from its slot, or from U(-1, 1) with probability `buffer.reinit_freq`. Yields
-    the images (chains, 3, 32, 32) of each round. `buffer` is changed, and is on the model's
+    the images (chains, 3, H, W) of each round. `buffer` is changed, and is on the model's
     device. Raises ValueError if there are more chains than slots.
     """
     generator = generator_of(buffer.images.device, seed, ROUNDS)
@@ -166,7 +173,7 @@ def fresh_chains(
         first = batch * batch_size
         generator = generator_of(device, seed, FRESH, batch)
         y = None if labels is None else labels[first : first + batch_size]
-        start = uniform(batch_size, generator)
+        start = uniform(batch_size, model.image_size, generator)
         real = min(batch_size, n - first)
         yield climb(model, start, y, steps, step_size, noise_std, generator, real)
 
@@ -182,13 +189,13 @@ def trajectory(
     seed: int,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """n chains from U(-1, 1), seen after each of `snapshot_steps`: (n, snapshots + 1, 3, 32, 32).
+    """n chains from U(-1, 1), seen after each of `snapshot_steps`: (n, snapshots + 1, 3, H, W).
 
     They climb log q(x), or f(x)[y] for labels y (n,). Errors as `snapshot_steps`'.
     """
     seen = snapshot_steps(steps, snapshots)
     generator = generator_of(next(model.parameters()).device, seed, TRAJECTORY)
-    frames = [uniform(n, generator)]
+    frames = [uniform(n, model.image_size, generator)]
     for before, after in zip(seen, seen[1:], strict=False):
         frames.append(
             climb(model, frames[-1], labels, after - before, step_size, noise_std, generator)
@@ -230,7 +237,7 @@ def most_confident(
 ) -> tuple[Tensor, Tensor]:
     """Class-conditional samples the ancestors' way: by classifying unconditional ones.
 
-    Row y of the result (C * per_class, 3, 32, 32) has the `per_class` images of highest q(y|x)
+    Row y of the result (C * per_class, 3, H, W) has the `per_class` images of highest q(y|x)
     among those classified as y, the highest first; where there are fewer, the rest of the row is
     black (-1). Also returned: how many images there were of each class, int64 (C,).
     """
