@@ -39,7 +39,7 @@ def climb(
         return langevin(log_density, x, generator=generator, **sgld)[:n]  # type: ignore[arg-type]
 
 
-def uniform(n: int, size: int, generator: torch.Generator) -> Tensor:
+def uniform(n: int, generator: torch.Generator, size: int) -> Tensor:
     """U(-1, 1), (n, 3, size, size) in channels_last on the generator's device."""
     x = torch.empty(n, 3, size, size, device=generator.device).uniform_(-1, 1, generator=generator)
     return x.contiguous(memory_format=torch.channels_last)

@@ -43,7 +43,7 @@ class Sampler:
     def start(self, n: int, label: int | None = None) -> Tensor:
         """(n, 3, H, W), from the slots of class `label` where it is given."""
         if self.buffer is None:
-            return uniform(n, self.model.image_size, self.generator)
+            return uniform(n, self.generator, self.model.image_size)
         labels = None if label is None else torch.full((n,), label, device=self.device)
         return self.buffer.draw(n, labels, self.generator)[0]
 
@@ -173,7 +173,7 @@ def fresh_chains(
         first = batch * batch_size
         generator = generator_of(device, seed, FRESH, batch)
         y = None if labels is None else labels[first : first + batch_size]
-        start = uniform(batch_size, model.image_size, generator)
+        start = uniform(batch_size, generator, model.image_size)
         real = min(batch_size, n - first)
         yield climb(model, start, y, steps, step_size, noise_std, generator, real)
 
@@ -195,7 +195,7 @@ def trajectory(
     """
     seen = snapshot_steps(steps, snapshots)
     generator = generator_of(next(model.parameters()).device, seed, TRAJECTORY)
-    frames = [uniform(n, model.image_size, generator)]
+    frames = [uniform(n, generator, model.image_size)]
     for before, after in zip(seen, seen[1:], strict=False):
         frames.append(
             climb(model, frames[-1], labels, after - before, step_size, noise_std, generator)
