@@ -101,10 +101,9 @@ def run_of(train: Any, size: int) -> Any:
 
 
 def asked(ask: Any, folder: Path, *words: object) -> Any:
-    """The answer, in `folder`; words: the checkpoint, and flags."""
-    path, *flags = map(str, words)
-    where = ["--load_path", path, "--data_root", str(ask.trainer.data), "--log_dir", str(folder)]
-    return ask.bare(*where, "--device", "cpu", *" ".join(flags).split(), folder=folder)
+    """The answer, in `folder`; words: a checkpoint or several, then flags."""
+    where = ["--data_root", str(ask.trainer.data), "--log_dir", str(folder), "--device", "cpu"]
+    return ask.bare(*where, "--load_path", *" ".join(map(str, words)).split(), folder=folder)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -149,7 +148,7 @@ def test_a_run_of_another_size_is_evaluated_on_images_of_its_own(
     assert asked(ask, tmp_path, path, clf, "--image_size", size).code == 0
     told = asked(ask, tmp_path, path, clf, "--image_size 32").err
     assert len(told) == 1 and f"image_size is {size} by its settings, 32 by the command" in told[0]
-    told = asked(ask, tmp_path, path, f"{other} {clf}").err
+    told = asked(ask, tmp_path, path, other, clf).err
     assert len(told) == 1 and told[0].startswith("eval_wrn_ebm.py: error: --load_path")
     assert f"images of {size} x {size} (" in told[0] and "and 32 x 32 (" in told[0]
 
