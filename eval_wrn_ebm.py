@@ -482,7 +482,7 @@ def naming_flag(flag: str) -> Iterator[None]:
 
 
 def samples_for_fid(asked: Asked, model: Trained) -> Tensor:
-    """float (N, 3, 32, 32): new chains, or the checkpoint's replay buffer. Raises UsageError."""
+    """float (N, 3, S, S): new chains, or the checkpoint's replay buffer. Raises UsageError."""
     s = asked.s
     if s.sampling != "fresh":
         images = model.buffer_images("--sampling fresh samples from noise").to(asked.device)
@@ -500,7 +500,8 @@ def samples_for_fid(asked: Asked, model: Trained) -> Tensor:
         batch_size=s.sgld_batch_size,
         part=part,
     )
-    parts = [torch.empty(0, 3, 32, 32, device=asked.device)]
+    size = model.model.image_size
+    parts = [torch.empty(0, 3, size, size, device=asked.device)]
     with bar(
         min(part.stop * s.sgld_batch_size, n) - part.start * s.sgld_batch_size,
         f"{model.label}: {s.n_steps} SGLD steps",
@@ -706,7 +707,16 @@ def answer_folder(s: Namespace) -> Path:
     return folder / s.id if s.id else folder
 
 
-def protocol(asked: Asked) -> dict[str, Any]:
+def one_size(models_asked: list[Trained]) -> int:
+    """The side of the images that all of the models were trained on. Raises UsageError."""
+    sizes = {model.model.image_size: model.path for model in models_asked}
+    if len(sizes) > 1:
+        listed = " and ".join(f"{size} x {size} ({path})" for size, path in sizes.items())
+        raise UsageError(f"--load_path: the models see images of {listed}: ask one by one")
+    return next(iter(sizes))
+
+
+def protocol(asked: Asked, image_size: int) -> dict[str, Any]:
     """What else a number depends on; only what this question takes."""
     s = asked.s
     names = [
@@ -717,6 +727,7 @@ def protocol(asked: Asked) -> dict[str, Any]:
     return {
         "version": flags.PROTOCOL[s.eval],
         **{name: getattr(s, name) for name in names},
+        "image_size": image_size,
         "sets": asked.about,
     }
 
@@ -736,6 +747,7 @@ def answer_together(s: Namespace, given: set[str], device: torch.device) -> int:
         trained.load(path, label, s, device)
         for path, label in zip(s.load_path, s.labels, strict=True)
     ]
+    image_size = one_size(asked_of)
     answer = Answer(answer_folder(s), s.eval, dict(vars(s)))
     asked = Asked(s, answer, device)
     if "workers" in given and distributed.first():
@@ -759,7 +771,7 @@ def answer_together(s: Namespace, given: set[str], device: torch.device) -> int:
     path = answer.save(
         {
             **numbers,
-            "protocol": protocol(asked),
+            "protocol": protocol(asked, image_size),
             "environment": environment,
             "seconds": round(time.monotonic() - began, 2),
         }

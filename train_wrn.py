@@ -100,9 +100,9 @@ def build_objective(s: Namespace, num_classes: int) -> losses.Objective:
                 num_classes, s.contrast_k, init=s.queue_init, running_above=16 * s.batch_size
             )
     if s.pxsgld > 0 or s.pxysgld > 0:
+        shape = (3, s.image_size, s.image_size)
         with fits(f"--buffer_size {s.buffer_size}"):
-            start = losses.new_start(s.chain_start, num_classes)
-            shape, part = (3, 32, 32), (distributed.rank(), parts)
+            start, part = losses.new_start(s.chain_start, num_classes), (distributed.rank(), parts)
             buffer = losses.ReplayBuffer(
                 s.buffer_size, shape, s.reinit_freq, num_classes, start, part
             )
@@ -383,7 +383,8 @@ def time_steps(
     replicate(run)
     n = max(1, s.batch_size // distributed.size())
     most = max(n, s.px_batch_size or 0)
-    images = torch.randint(256, (most, 32, 32, 3), dtype=torch.uint8, device=device)
+    shape = (most, s.image_size, s.image_size, 3)
+    images = torch.randint(256, shape, dtype=torch.uint8, device=device)
     labels = torch.randint(spec.num_classes, (most,), device=device)
     every = torch.arange(most, device=device)
     split = data.Split(images, labels)
@@ -463,7 +464,7 @@ def load_file(run: Run, path: str) -> None:
     except CheckpointError as error:
         raise CheckpointError(f"{error}: use {' '.join(other) or 'another file'}") from None
     if s.load_head == "on":
-        load_memories(run, state, weights)
+        load_memories(run, state, weights, PROGRAM)
 
 
 def resume_run(s: Namespace, dataset: data.DataSet, folder: Path) -> Run:
@@ -525,7 +526,8 @@ def describe(run: Run, batches: data.TrainingBatches, splits: dict[str, data.Spl
         on = f"{distributed.size()} processes on {run.device.type}"
     return (
         f"{s.dataset}: {len(batches.index):,} training images, {len(batches.labelled):,} labelled; "
-        f"{sizes}\n{network}, {parameters:,} parameters; loss {terms}\n"
+        f"{sizes}\n{network}, {parameters:,} parameters, images of {s.image_size} x "
+        f"{s.image_size}; loss {terms}\n"
         f"{on}, bf16 {'on' if run.model.amp else 'off'}, seed {s.seed}; "
         f"{run.progress.step:,} of {s.n_epochs * batches.steps_per_epoch:,} steps done"
     )
@@ -599,8 +601,8 @@ def main(settings: Namespace, given: set[str]) -> int:
         PROGRAM,
         lambda: work(s, given),
         interrupted=f"{PROGRAM}: interrupted before the run began",
-        lower=f"--batch_size {s.batch_size}, --sgld_batch_size, --buffer_size, --contrast_k or "
-        "--max_restarts",
+        lower=f"--image_size {s.image_size}, --batch_size {s.batch_size}, --sgld_batch_size, "
+        "--buffer_size, --contrast_k or --max_restarts",
     )
 
 

@@ -24,7 +24,7 @@ from training import flags
 from training.flags import CLASSES, Parser, UsageError, check_id, check_network, given_flags
 
 SHARED = (
-    *("dataset", "data_root", "n_valid", "sigma"),
+    *("dataset", "data_root", "image_size", "n_valid", "sigma"),
     *("arch", "depth", "width", "norm", "dropout_rate"),
     *("optimizer", "lr", "warmup_iters", "decay_epochs", "decay_rate", "weight_decay"),
     *("batch_size", "n_epochs", "max_restarts", "max_steps", "max_minutes"),

@@ -117,6 +117,7 @@ def load_backbone(
         where = "" if s.load_path in str(error) else f" {s.load_path}"
         raise CheckpointError(f"--load_path{where}: {error}") from None
     settings = {**told.settings, **network}
+    s.image_size = model.image_size
     own = trained_on(settings, network["num_classes"], s.dataset)
     s.dataset = s.dataset or own
     if not s.dataset:

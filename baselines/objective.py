@@ -43,7 +43,7 @@ class Objective(nn.Module):
 
 @dataclass(frozen=True)
 class Batches:
-    """`make(step)` -> images float32 (n, 3, 32, 32) and labels int64 (n,) of a training step."""
+    """`make(step)` -> images float32 (n, 3, H, W) and labels int64 (n,) of a training step."""
 
     make: Callable[[int], tuple[Tensor, Tensor]]
     steps_per_epoch: int

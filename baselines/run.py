@@ -194,7 +194,7 @@ def describe(run: Run, batches: Batches, images: int, splits: dict[str, data.Spl
     parameters = sum(p.numel() for p in run.model.parameters())
     return (
         f"{s.method} on {s.dataset}: {images:,} training images; {sizes}\n"
-        f"{network}, {parameters:,} parameters\n"
+        f"{network}, {parameters:,} parameters, images of {s.image_size} x {s.image_size}\n"
         f"{run.device}, bf16 {'on' if run.model.amp else 'off'}, seed {s.seed}; "
         f"{run.progress.step:,} of {s.n_epochs * batches.steps_per_epoch:,} steps done"
     )

@@ -25,7 +25,6 @@ from training.flags import COUNT, Parser, UsageError  # noqa: E402
 
 NAME = "train_adversarial.py"
 DEFAULT_EPS = {"Linf": 8 / 255, "L2": 0.5}
-LARGEST_EPS = {"Linf": 1.0, "L2": 3072**0.5}  # from any image to any other
 # An attack of another strength is another run.
 FIXED = ("distance", "eps", "n_steps_pgd_attack", "attack_step", "random_init")
 
@@ -63,7 +62,8 @@ def check(s: Namespace) -> None:
     check_shared(s)
     if s.eps is None:
         s.eps = DEFAULT_EPS[s.distance]
-    largest = LARGEST_EPS[s.distance]
+    # From any image to any other.
+    largest = 1.0 if s.distance == "Linf" else (3 * s.image_size**2) ** 0.5
     if s.eps > largest:
         raise UsageError(
             f"--eps {s.eps:g} with --distance {s.distance} reaches every image, pixels being in "

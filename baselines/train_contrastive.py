@@ -38,7 +38,7 @@ from baselines.views import ViewBatches  # noqa: E402
 class ContrastiveObjective(Objective):
     """SupCon's, SimCLR's or JointLoss's loss of pairs of views; it owns the projection head.
 
-    Images are (2N, 3, 32, 32), the first views and then the second; JointLoss's cross-entropy
+    Images are (2N, 3, H, W), the first views and then the second; JointLoss's cross-entropy
     reads the logits of both.
     """
 

@@ -48,13 +48,13 @@ def random_view(
     """One view of each chosen image: random resized crop, mirror (p = 1/2), colour jitter, grey,
     and N(0, sigma^2) noise like that of every other input.
 
-    images uint8 (N, 32, 32, 3), index int64 (n,), generator, all on one device -> float32
-    (n, 3, 32, 32), in [-1, 1] before the noise. As Chen et al. 2020, appendix A, without blur
+    images uint8 (N, H, W, 3), index int64 (n,), generator, all on one device -> float32
+    (n, 3, H, W), in [-1, 1] before the noise. As Chen et al. 2020, appendix A, without blur
     (they leave it out for CIFAR). The four colour changes come in a fixed order, brightness,
     contrast, saturation, hue: torchvision draws an order for every image.
     """
     n, device = len(index), images.device
-    x = images[index].permute(0, 3, 1, 2).float() / 255  # (n, 3, 32, 32) in [0, 1]
+    x = images[index].permute(0, 3, 1, 2).float() / 255  # (n, 3, H, W) in [0, 1]
     left, top, width, height = random_boxes(n, strength, generator)
     mirrored = _rand(generator, n) < 0.5 if flip else torch.zeros(n, device=device).bool()
     x = crop(x, left, top, width, height, mirrored)
@@ -147,7 +147,7 @@ def grey(x: Tensor) -> Tensor:
 
 @dataclass
 class ViewBatches:
-    """`(step)` -> two views of each of `batch_size` images, (2 batch_size, 3, 32, 32), the first
+    """`(step)` -> two views of each of `batch_size` images, (2 batch_size, 3, H, W), the first
     views and then the second, and their labels, (2 batch_size,).
 
     A pure function of (seed, step) on one kind of device, so that a resumed run goes on anywhere;

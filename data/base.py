@@ -9,8 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SIZE = 32  # every image is SIZE x SIZE x 3
-
 
 class DataError(ValueError):
     """A user's mistake in one line that names the flag, the value and the remedy."""
@@ -36,7 +34,7 @@ class Split(NamedTuple):
     """Images, the labels that belong to them and a hash of each, in one order. Images and labels
     are on one device, the hashes on the CPU."""
 
-    images: Tensor  # uint8 (N, 32, 32, 3)
+    images: Tensor  # uint8 (N, size, size, 3)
     labels: Tensor  # int64 (N,)
     hashes: Tensor | None = None  # int64 (N,), see data.record; None for images that are made
 
@@ -89,3 +87,4 @@ class Spec:
     train_size: int
     test_size: int
     flips: bool
+    grey: bool = False  # whether <name>.npz may hold N x H x W images

@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.base import SIZE, Split
+from data.base import Split
 
-PAD = 4  # pixels of reflection on every side, so crops have 2 * PAD + 1 offsets an axis
 EVAL_NOISE_BLOCK = 100  # images whose evaluation noise comes from one generator
 _ORDER, _NOISE = 0, 1  # streams of one seed that must not share their numbers
 
 
 def to_float(images: Tensor) -> Tensor:
-    """x / 127.5 - 1: uint8 (n, 32, 32, 3) -> float32 (n, 3, 32, 32) in [-1, 1], channels_last."""
+    """x / 127.5 - 1: uint8 (n, H, W, 3) -> float32 (n, 3, H, W) in [-1, 1], channels_last."""
     return images.to(torch.float32).div_(127.5).sub_(1.0).permute(0, 3, 1, 2)
 
 
@@ -30,33 +29,35 @@ def augment(
     clamp: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """A training batch: reflect-pad 4, random crop, mirror (p = 1/2), scale, `noisy`.
+    """A training batch: reflect-pad by an eighth of the image's side (4 of 32), random crop, mirror
+    (p = 1/2), scale, `noisy`.
 
-    images uint8 (N, 32, 32, 3), index int64 (n,) and the generator on one device ->
-    float32 (n, 3, 32, 32) in channels_last there. Padding, crop and mirror are one gather:
-    row r of the padded image is row |r| of the image, or 62 - r beyond its last row 31.
+    images uint8 (N, size, size, 3), index int64 (n,) and the generator on one device ->
+    float32 (n, 3, size, size) in channels_last there. Padding, crop and mirror are one gather:
+    row r of the padded image is row |r| of the image, or, of 32, 62 - r beyond its last row 31.
     """
-    n, device = len(index), images.device
-    offsets = torch.randint(2 * PAD + 1, (2, n, 1), device=device, generator=generator)
+    n, size, device = len(index), images.shape[1], images.device
+    places = 2 * padding(size) + 1  # that a crop may have along an axis
+    offsets = torch.randint(places, (2, n, 1), device=device, generator=generator)
     if flip:
         mirrored = torch.rand(n, 1, device=device, generator=generator) < 0.5
-        offsets[1].add_(mirrored, alpha=2 * PAD + 1)
-    rows, columns = _crops(device).index_select(0, offsets.flatten()).view(2, n, SIZE)
-    rows += SIZE * torch.arange(n, device=device, dtype=torch.int32)[:, None]
-    pixels = torch.add(columns[:, None, :], rows[:, :, None], alpha=SIZE).flatten()
+        offsets[1].add_(mirrored, alpha=places)
+    rows, columns = _crops(size, device).index_select(0, offsets.flatten()).view(2, n, size)
+    rows += size * torch.arange(n, device=device, dtype=torch.int32)[:, None]
+    pixels = torch.add(columns[:, None, :], rows[:, :, None], alpha=size).flatten()
     # One index into a list of pixels: four times as fast on the CPU as three into the images.
     chosen = images.index_select(0, index).flatten(0, 2).index_select(0, pixels)
-    batch = to_float(chosen.view(n, SIZE, SIZE, 3))
+    batch = to_float(chosen.view(n, size, size, 3))
     return noisy(batch, sigma, clamp, generator)
 
 
 def noisy(
     batch: Tensor, sigma: float, clamp: bool = False, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Add N(0, sigma^2) noise to images (n, 3, 32, 32) in place; then, with `clamp`, clamp them to
+    """Add N(0, sigma^2) noise to images (n, 3, H, H) in place; then, with `clamp`, clamp them to
     [-1, 1]."""
     if sigma > 0:
-        batch += _noise(len(batch), sigma, generator, batch.device)
+        batch += _noise(len(batch), batch.shape[-1], sigma, generator, batch.device)
         if clamp:
             batch.clamp_(-1, 1)
     return batch
@@ -65,25 +66,25 @@ def noisy(
 def evaluation_batches(
     split: Split, *, batch_size: int, sigma: float, seed: int = 0, part: range | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Walk a split in order, unaugmented: images float32 (n, 3, 32, 32), labels int64 (n,).
+    """Walk a split in order, unaugmented: images float32 (n, 3, size, size), labels int64 (n,).
 
     The noise belongs to the image's index: images are bit-identical for every batch size and call
     (on one kind of device; its generators differ from another's). seed >= 0. `part`: the numbers
     of the batches to walk, consecutive; all where it is None.
     """
-    device = split.images.device
+    size, device = split.images.shape[1], split.images.device
     part = range(number_of_batches(split, batch_size)) if part is None else part
     block, within = divmod(part.start * batch_size, EVAL_NOISE_BLOCK)
-    noise = torch.empty(0, 3, SIZE, SIZE, device=device)
+    noise = torch.empty(0, 3, size, size, device=device)
     if sigma > 0 and within and len(part):
         generator = _generator(device, seed, _NOISE, block)
-        noise = _noise(EVAL_NOISE_BLOCK, sigma, generator, device)[within:]
+        noise = _noise(EVAL_NOISE_BLOCK, size, sigma, generator, device)[within:]
         block += 1
     for start in range(part.start * batch_size, part.stop * batch_size, batch_size):
         batch = to_float(split.images[start : start + batch_size])
         while sigma > 0 and len(noise) < len(batch):
             generator = _generator(device, seed, _NOISE, block)
-            noise = torch.cat([noise, _noise(EVAL_NOISE_BLOCK, sigma, generator, device)])
+            noise = torch.cat([noise, _noise(EVAL_NOISE_BLOCK, size, sigma, generator, device)])
             block += 1
         if sigma > 0:
             batch += noise[: len(batch)]
@@ -104,24 +105,31 @@ def epoch_order(n: int, *, seed: int, epoch: int, device: torch.device | str = "
     return torch.randperm(n, generator=generator).to(device)
 
 
+def padding(size: int) -> int:
+    """Pixels of reflection on every side of an image before a random crop: 4 of 32 x 32."""
+    return size // 8
+
+
 @lru_cache
-def _crops(device: torch.device) -> Tensor:
-    """int32 (2 * (2 * PAD + 1), 32): for each offset the pixels of a crop along one axis, then
-    the same mirrored. -1, -2, ... is pixel 1, 2, ..., and 32, 33, ... is 30, 29, ...: the edge is
-    not repeated. int32 is half of int64's traffic, and enough for the pixels of a batch."""
-    last = SIZE - 1
-    padded = torch.arange(-PAD, SIZE + PAD, dtype=torch.int32)
-    crops = (last - (last - padded.abs()).abs()).unfold(0, SIZE, 1)
+def _crops(size: int, device: torch.device) -> Tensor:
+    """int32 (2 * (2 * padding + 1), size): for each offset the pixels of a crop along one axis,
+    then the same mirrored. -1, -2, ... is pixel 1, 2, ..., and, of 32, 32, 33, ... is 30, 29, ...:
+    the edge is not repeated. int32 is half of int64's traffic, and enough for a batch's pixels."""
+    last, pad = size - 1, padding(size)
+    padded = torch.arange(-pad, size + pad, dtype=torch.int32)
+    crops = (last - (last - padded.abs()).abs()).unfold(0, size, 1)
     return torch.cat([crops, crops.flip(1)]).to(device)
 
 
-def _noise(n: int, sigma: float, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """N(0, sigma^2), float32 (n, 3, 32, 32) in channels_last.
+def _noise(
+    n: int, size: int, sigma: float, generator: torch.Generator | None, device: torch.device
+) -> Tensor:
+    """N(0, sigma^2), float32 (n, 3, size, size) in channels_last.
 
     Scaled here, not while it is added: add(alpha=) may fuse differently at the end of a vector,
     and evaluation noise must be the same bits at every batch size.
     """
-    noise = torch.empty(n, SIZE, SIZE, 3, device=device)
+    noise = torch.empty(n, size, size, 3, device=device)
     return noise.normal_(0, sigma, generator=generator).permute(0, 3, 1, 2)
 
 

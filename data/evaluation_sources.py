@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from data.base import DataSet, SetError, Split
+from data.base import DataSet, SetError, Spec, Split
 from data.evaluation_names import Place, archive
 from data.folder import FOLDER, folder_path, has_classes, list_images, load_folder, read_images
 from data.generated import (
@@ -25,14 +25,13 @@ from data.published import FILES, load_published_ood, load_published_split
 from data.record import Record
 from data.sets import SPECS, load
 from data.splits import hold_out
+from training.flags import IMAGE_SIZE
 
-RESIZED = "centre square, bilinear with antialias to 32 x 32"
 PUBLISHED = {  # test images, and how torchvision's files are read
-    "celeba": (19962, f"test split of the aligned images, {RESIZED}"),
-    "textures": (1880, f"test split 1 of DTD in a fixed random order, {RESIZED}"),
-    "mnist": (10000, "test split, 28 x 28 padded to 32 x 32, grey as RGB"),
+    "celeba": (19962, "test split of the aligned images"),
+    "textures": (1880, "test split 1 of DTD in a fixed random order"),
 }
-CLASSES = {"textures": 47, "mnist": 10}
+CLASSES = {"textures": 47}
 
 
 class Found(NamedTuple):
@@ -50,16 +49,21 @@ class Asked(NamedTuple):
 
     root: Path
     in_dataset: str
+    size: int  # of the images' side, in pixels
     run: Record
     seed: int
     n_valid: int | None
     strict: bool  # whether the set is asked about as a data set, and not as an OOD set
-    folders: dict[Any, DataSet]  # those that were read already, by name and reader
+    folders: dict[Any, DataSet]  # those that were read already, by name, size and reader
+
+    @property
+    def resized(self) -> str:
+        return f"centre square, bilinear with antialias to {self.size} x {self.size}"
 
 
 def find(place: Place, asked: Asked, first: int | None) -> Found:
     """The `first` images of a place. Raises DataError."""
-    dataset, root, in_dataset, seed = place.dataset, asked.root, asked.in_dataset, asked.seed
+    dataset, in_dataset, seed, size = place.dataset, asked.in_dataset, asked.seed, asked.size
     if dataset.startswith(FOLDER):
         return _folder(place, asked, first)
     if dataset in SPECS:
@@ -69,12 +73,12 @@ def find(place: Place, asked: Asked, first: int | None) -> Found:
         whole = find(parent, asked, None)
         return _interpolations(whole, seed, first)
     if dataset in ("uniform", "gaussian"):
-        return _noise(dataset, seed, first)
+        return _noise(dataset, seed, size, first)
     if dataset == "photos":
-        patches = photo_patches()
-        source = "patches of 32 x 32 on a grid over scikit-learn's two photographs"
+        patches = photo_patches(size)
+        source = f"patches of {size} x {size} on a grid over scikit-learn's two photographs"
         return Found(_unlabelled(patches[:first]), len(patches), None, source)
-    return _other_set(dataset, root, first)
+    return _other_set(dataset, asked, first)
 
 
 def _folder(place: Place, asked: Asked, first: int | None) -> Found:
@@ -85,18 +89,21 @@ def _folder(place: Place, asked: Asked, first: int | None) -> Found:
     if not own and place.split == "test" and path.is_dir() and not has_classes(path):
         listing = list_images(path)
         files = listing.parts["all"]
-        source = f"all images below the folder, in a fixed random order, {RESIZED}"
+        source = f"all images below the folder, in a fixed random order, {asked.resized}"
         source += f"; {listing.about()}"
-        return Found(read_images(files[:first], reader), len(files), None, source)
-    key = place.dataset, reader, own or asked.strict
+        return Found(read_images(files[:first], asked.size, reader), len(files), None, source)
+    key = place.dataset, asked.size, reader, own or asked.strict
     if key not in asked.folders:
         asked.folders[key] = load_folder(
-            place.dataset, reader=reader, allow_empty=not (own or asked.strict)
+            place.dataset,
+            size=asked.size,
+            reader=reader,
+            allow_empty=not (own or asked.strict),
         )
     dataset = asked.folders[key]
     split, source = _part(dataset, place, asked)
     n, names = dataset.num_classes, dataset.class_names
-    source += f", {RESIZED}; {dataset.about.removeprefix(place.dataset + ': ')}"
+    source += f", {asked.resized}; {dataset.about.removeprefix(place.dataset + ': ')}"
     return Found(split.first(first), len(split.labels), n, source, names)
 
 
@@ -120,13 +127,18 @@ def _training_set(place: Place, asked: Asked, first: int | None) -> Found:
     dataset, part = place.dataset, "test" if place.split == "test" else "train"
     spec, file = SPECS[dataset], archive(asked.root, dataset)
     if dataset == "digits":
-        whole = getattr(load(dataset, asked.root), part)
-        source = "scikit-learn's 8 x 8 digits, bilinear to 32 x 32"
+        whole = getattr(load(dataset, asked.root, size=asked.size), part)
+        source = f"scikit-learn's 8 x 8 digits, bilinear to {asked.size} x {asked.size}"
     elif file.exists():
-        whole = _from_archive(file, part, spec.num_classes)
+        whole = _from_archive(file, part, spec, asked.size)
         source = file.name + left_out(file)
     else:
-        whole, source = load_published_split(dataset, asked.root, part)[0], "the published files"
+        whole = load_published_split(dataset, asked.root, part, asked.size)[0]
+        source = "the published files"
+        if dataset == "mnist":
+            source += ", 28 x 28 padded to 32 x 32, grey as RGB"
+    if dataset != "digits" and asked.size != IMAGE_SIZE:
+        source += f", {asked.resized}"
     source += _shortage(len(whole.images), spec.test_size if part == "test" else spec.train_size)
     if place.split == "valid":
         read = DataSet(dataset, spec.num_classes, (), spec.flips, whole, whole.first(0))
@@ -135,18 +147,18 @@ def _training_set(place: Place, asked: Asked, first: int | None) -> Found:
     return _cut(whole, first, spec.num_classes, source)
 
 
-def _other_set(dataset: str, root: Path, first: int | None) -> Found:
+def _other_set(dataset: str, asked: Asked, first: int | None) -> Found:
     """<dataset>.npz, its test images or else its training images; or what torchvision reads."""
-    file = archive(root, dataset)
+    file, size = archive(asked.root, dataset), asked.size
     if file.exists():
-        part, splits = "test", read_npz(file, CLASSES.get(dataset), splits=("test",))
+        part, splits = "test", read_npz(file, CLASSES.get(dataset), ("test",), size=size)
         if "test" not in splits or not len(splits["test"].images):
-            part, splits = "train", read_npz(file, CLASSES.get(dataset), splits=("train",))
+            part, splits = "train", read_npz(file, CLASSES.get(dataset), ("train",), size=size)
         if part not in splits:
             raise _lacking(file, "test_images nor train_images")
         whole = splits[part]
         highest = int(whole.labels.max()) if len(whole.labels) else -1
-        source = f"{part} images of {file.name}, {RESIZED} where they have another size"
+        source = f"{part} images of {file.name}, {asked.resized} where they have another size"
         source += left_out(file, (part,))
         if dataset in PUBLISHED and part == "test":
             source += _shortage(len(whole.images), PUBLISHED[dataset][0])
@@ -154,11 +166,12 @@ def _other_set(dataset: str, root: Path, first: int | None) -> Found:
     if dataset not in FILES:
         raise SetError(
             dataset,
-            f"there is no {file.name} in {root}; put it there "
+            f"there is no {file.name} in {asked.root}; put it there "
             "(test_images: uint8 N x H x W x 3), or give another --data_root",
         )
-    split, total = load_published_ood(dataset, root, first)
-    return _cut(split, first, CLASSES.get(dataset), PUBLISHED[dataset][1])._replace(total=total)
+    split, total = load_published_ood(dataset, asked.root, size, first)
+    source = f"{PUBLISHED[dataset][1]}, {asked.resized}"
+    return _cut(split, first, CLASSES.get(dataset), source)._replace(total=total)
 
 
 def _interpolations(whole: Found, seed: int, first: int | None) -> Found:
@@ -174,19 +187,19 @@ def _interpolations(whole: Found, seed: int, first: int | None) -> Found:
     return Found(_unlabelled(means), n, None, source)
 
 
-def _noise(dataset: str, seed: int, first: int | None) -> Found:
+def _noise(dataset: str, seed: int, size: int, first: int | None) -> Found:
     n = NOISE_IMAGES if first is None else min(first, NOISE_IMAGES)
     if dataset == "uniform":
-        images, values = uniform_noise(n, seed), "U{0, ..., 255}"
+        images, values = uniform_noise(n, seed, size), "U{0, ..., 255}"
     else:
-        images = gaussian_noise(n, seed)
+        images = gaussian_noise(n, seed, size)
         values = f"N(0, {GAUSSIAN_STD}^2) in units of [-1, 1], clipped, as uint8"
     source = f"every value {values}, seed {seed}"
     return Found(_unlabelled(images), NOISE_IMAGES, None, source)
 
 
-def _from_archive(file: Path, part: str, num_classes: int) -> Split:
-    splits = read_npz(file, num_classes, splits=(part,))
+def _from_archive(file: Path, part: str, spec: Spec, size: int) -> Split:
+    splits = read_npz(file, spec.num_classes, (part,), size=size, grey=spec.grey)
     if part not in splits:
         raise _lacking(file, f"{part}_images")
     return splits[part]

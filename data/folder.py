@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from data.base import SIZE, DataSet, SetError, Split
+from data.base import DataSet, SetError, Split
 from data.record import READER, image_hashes
 from data.splits import TEST_SEED, order_by_hash, split_by_hash, stratified_split
 
@@ -40,7 +40,9 @@ def folder_path(name: str) -> Path:
     return Path(name.removeprefix(FOLDER)).expanduser()
 
 
-def load_folder(name: str, *, reader: int = READER, allow_empty: bool = False) -> DataSet:
+def load_folder(
+    name: str, *, size: int, reader: int = READER, allow_empty: bool = False
+) -> DataSet:
     """Read `name`, folder:PATH, as the version `reader` did: see data.record.
 
     Reader 1 takes a fixed stratified fifth for test, by the files' places in their list, and has
@@ -49,7 +51,7 @@ def load_folder(name: str, *, reader: int = READER, allow_empty: bool = False) -
     """
     listing = list_folder(folder_path(name), reader=reader, allow_empty=allow_empty)
     n, names = len(listing.class_names), listing.class_names
-    read = {part: read_images(files, reader) for part, files in listing.parts.items()}
+    read = {part: read_images(files, size, reader) for part, files in listing.parts.items()}
     if "all" in read:
         whole = read["all"]
         if reader == 1:
@@ -131,13 +133,13 @@ def counted(images: int, left_out: Counter[str]) -> str:
     return f"{text}; left out: {kinds}" if kinds else text
 
 
-def read_images(files: Sequence[tuple[Path, int]], reader: int = READER) -> Split:
+def read_images(files: Sequence[tuple[Path, int]], size: int, reader: int = READER) -> Split:
     """Decode every file once. Raises DataError naming the first that is unreadable."""
-    images = np.empty((len(files), SIZE, SIZE, 3), dtype=np.uint8)
+    images = np.empty((len(files), size, size, 3), dtype=np.uint8)
 
     def decoded() -> Iterator[np.ndarray]:
         for i, (file, _) in enumerate(files):
-            images[i], pixels = _read_image(file, reader)
+            images[i], pixels = _read_image(file, size, reader)
             yield pixels
 
     hashes = image_hashes(decoded())
@@ -145,11 +147,11 @@ def read_images(files: Sequence[tuple[Path, int]], reader: int = READER) -> Spli
     return Split(torch.from_numpy(images), labels, hashes)
 
 
-def shrink(image: Any) -> np.ndarray:
-    """A PIL image -> uint8 (32, 32, 3): RGB, centre square, bilinear with antialias."""
+def resize(image: Any, size: int) -> np.ndarray:
+    """A PIL image -> uint8 (size, size, 3): RGB, centre square, as data.resize.resize_batch."""
     from PIL import Image, ImageOps
 
-    return np.asarray(ImageOps.fit(image.convert("RGB"), (SIZE, SIZE), Image.Resampling.BILINEAR))
+    return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR))
 
 
 def _list_classes(
@@ -218,8 +220,8 @@ def _shuffle(n: int) -> list[int]:
     return np.random.RandomState(TEST_SEED).permutation(n).tolist()
 
 
-def _read_image(file: Path, reader: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (32, 32, 3), and the pixels before resizing, uint8 (H, W, 3): of the first frame."""
+def _read_image(file: Path, size: int, reader: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (size, size, 3), and the pixels before, uint8 (H, W, 3): of the first frame."""
     from PIL import Image, ImageOps
 
     try:
@@ -228,7 +230,7 @@ def _read_image(file: Path, reader: int) -> tuple[np.ndarray, np.ndarray]:
                 raise ValueError(f"pixels of mode {image.mode} where 8 bits a channel are read")
             upright = ImageOps.exif_transpose(image) if reader > 1 else image
             rgb = upright.convert("RGB")
-            return shrink(rgb), np.asarray(rgb)
+            return resize(rgb, size), np.asarray(rgb)
     except Exception as error:  # a decoder may raise anything when a file is damaged
         raise SetError(
             "folder", f"cannot read the image {file} ({error}); replace or remove it"

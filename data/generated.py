@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.base import SIZE
 from data.splits import TEST_SEED
 
 NOISE_IMAGES = 10_000
@@ -30,19 +29,19 @@ def interpolate(a: Tensor, b: Tensor) -> Tensor:
     return (a | b) - ((a ^ b) >> 1)  # = (a + b + 1) // 2, whose sum would overflow
 
 
-def uniform_noise(n: int, seed: int) -> Tensor:
-    """Every value U{0, ..., 255}, uint8 (n, 32, 32, 3); fewer images are the first of more."""
-    shape = (n, SIZE, SIZE, 3)
+def uniform_noise(n: int, seed: int, size: int) -> Tensor:
+    """Every value U{0, ..., 255}, uint8 (n, size, size, 3); fewer images are the first of more."""
+    shape = (n, size, size, 3)
     return torch.from_numpy(_random("uniform", seed).randint(0, 256, shape, dtype=np.uint8))
 
 
-def gaussian_noise(n: int, seed: int) -> Tensor:
-    """Every value N(0, 0.5^2) in units of [-1, 1], clipped there: uint8 (n, 32, 32, 3).
+def gaussian_noise(n: int, seed: int, size: int) -> Tensor:
+    """Every value N(0, 0.5^2) in units of [-1, 1], clipped there: uint8 (n, size, size, 3).
 
     Fewer images are the first of more.
     """
     random = _random("gaussian", seed)
-    images = np.empty((n, SIZE, SIZE, 3), dtype=np.uint8)
+    images = np.empty((n, size, size, 3), dtype=np.uint8)
     for start in range(0, n, CHUNK):
         chunk = images[start : start + CHUNK]
         values = np.clip(GAUSSIAN_STD * random.standard_normal(chunk.shape), -1, 1)
@@ -50,25 +49,26 @@ def gaussian_noise(n: int, seed: int) -> Tensor:
     return torch.from_numpy(images)
 
 
-def photo_patches() -> Tensor:
-    """scikit-learn's two photographs (427 x 640) in patches of 32 x 32: uint8 (520, 32, 32, 3).
+def photo_patches(size: int) -> Tensor:
+    """scikit-learn's two photographs (427 x 640) in patches: uint8 (n, size, size, 3).
 
-    A centred grid of 13 x 20 patches that do not overlap, in a fixed random order.
+    A centred grid of patches that do not overlap, in a fixed random order: of 32 x 32 there are
+    2 x 13 x 20, of more than 427 x 427 none.
     """
     from sklearn import datasets  # takes seconds, so only who needs it waits
 
-    patches = [_grid(photo) for photo in datasets.load_sample_images().images]
+    patches = [_grid(photo, size) for photo in datasets.load_sample_images().images]
     together = np.concatenate(patches)
     order = np.random.RandomState(TEST_SEED).permutation(len(together))
     return torch.from_numpy(together[order])
 
 
-def _grid(photo: np.ndarray) -> np.ndarray:
-    rows, columns = photo.shape[0] // SIZE, photo.shape[1] // SIZE
-    top, left = (photo.shape[0] - rows * SIZE) // 2, (photo.shape[1] - columns * SIZE) // 2
-    area = photo[top : top + rows * SIZE, left : left + columns * SIZE]
-    tiles = area.reshape(rows, SIZE, columns, SIZE, 3).swapaxes(1, 2)
-    return tiles.reshape(-1, SIZE, SIZE, 3)
+def _grid(photo: np.ndarray, size: int) -> np.ndarray:
+    rows, columns = photo.shape[0] // size, photo.shape[1] // size
+    top, left = (photo.shape[0] - rows * size) // 2, (photo.shape[1] - columns * size) // 2
+    area = photo[top : top + rows * size, left : left + columns * size]
+    tiles = area.reshape(rows, size, columns, size, 3).swapaxes(1, 2)
+    return tiles.reshape(-1, size, size, 3)
 
 
 def _random(name: str, seed: int) -> np.random.RandomState:

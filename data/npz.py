@@ -13,15 +13,22 @@ from torch import Tensor
 from data.base import DataError, Split
 from data.record import image_hashes
 from data.resize import resize_batch
+from training.flags import IMAGE_SIZE
 
 SPLITS = ("train", "test")
 
 
 def read_npz(
-    path: Path, num_classes: int | None = None, splits: Sequence[str] = SPLITS
+    path: Path,
+    num_classes: int | None = None,
+    splits: Sequence[str] = SPLITS,
+    *,
+    size: int = IMAGE_SIZE,
+    grey: bool = False,
 ) -> dict[str, Split]:
-    """Those of `splits` that the file has; the images are resized to 32 x 32.
+    """Those of `splits` that the file has; the images are resized to size x size.
 
+    `grey`: N x H x W images are read, too, as RGB of three equal channels.
     The other arrays of the file are not read, which is most of the time that CIFAR's takes.
     Labels are -1 (no label; also where the file has none) or 0 .. num_classes - 1.
     Raises DataError, naming the file, for a damaged file, a wrong dtype, shape, length or range.
@@ -30,9 +37,9 @@ def read_npz(
     found = {}
     for split in splits:
         if f"{split}_images" in arrays:
-            images = _images(path, f"{split}_images", arrays)
+            images = _images(path, f"{split}_images", arrays, grey)
             labels = _labels(path, f"{split}_labels", arrays, len(images), num_classes)
-            found[split] = Split(resize_batch(images), labels, image_hashes(images.numpy()))
+            found[split] = Split(resize_batch(images, size), labels, image_hashes(images.numpy()))
     return found
 
 
@@ -82,12 +89,15 @@ def _wanted(names: list[str], splits: Sequence[str]) -> list[str]:
     return [name for name in names if name in known]
 
 
-def _images(path: Path, key: str, arrays: dict[str, np.ndarray]) -> Tensor:
+def _images(path: Path, key: str, arrays: dict[str, np.ndarray], grey: bool) -> Tensor:
     array = arrays[key]
+    if grey and array.ndim == 3:
+        array = np.repeat(array[..., None], 3, axis=3)
     if array.dtype != np.uint8:
         raise _defect(path, f"{key} is {array.dtype}", "store uint8 from 0 to 255")
     if array.ndim != 4 or array.shape[3] != 3 or 0 in array.shape[1:]:
-        raise _defect(path, f"{key} has shape {array.shape}", "store N x H x W x 3")
+        remedy = "store N x H x W x 3" + (" or N x H x W" if grey else "")
+        raise _defect(path, f"{key} has shape {array.shape}", remedy)
     return torch.from_numpy(array)
 
 

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.base import SIZE, SetError, Split
-from data.folder import shrink
+from data.base import SetError, Split
+from data.folder import resize
 from data.record import image_hashes
+from data.resize import resize_batch
 from data.splits import TEST_SEED
 
 FILES = {
@@ -30,46 +31,46 @@ FILES = {
 CONNECT_SECONDS = 30  # torchvision itself waits for ever where packets are dropped
 
 
-def load_published(name: str, data_root: Path) -> tuple[Split, Split, tuple[str, ...] | None]:
+def load_published(
+    name: str, data_root: Path, size: int
+) -> tuple[Split, Split, tuple[str, ...] | None]:
     """Train and test split and, where torchvision knows them, the class names.
 
     Downloads what is missing. Raises DataError, which says which files to put where, without a
     network, with damaged files or where `data_root` cannot be written.
     """
-    train, classes = load_published_split(name, data_root, "train")
-    test, _ = load_published_split(name, data_root, "test")
+    train, classes = load_published_split(name, data_root, "train", size)
+    test, _ = load_published_split(name, data_root, "test", size)
     return train, test, classes
 
 
 def load_published_split(
-    name: str, data_root: Path, split: str
+    name: str, data_root: Path, split: str, size: int
 ) -> tuple[Split, tuple[str, ...] | None]:
-    """The "train" or "test" split of CIFAR or SVHN alone, otherwise as `load_published`."""
+    """The "train" or "test" split of CIFAR, SVHN or MNIST alone, otherwise as `load_published`."""
     try:
         dataset = _open(name, data_root, split)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
         raise _missing(name, data_root, error) from error
     classes = getattr(dataset, "classes", None)
-    return _split(dataset), tuple(classes) if classes else None
+    return _split(dataset, name, size), tuple(classes) if classes else None
 
 
-def load_published_ood(name: str, data_root: Path, first: int | None = None) -> tuple[Split, int]:
-    """The test split of celeba, textures (DTD, partition 1) or mnist, and how many images it has.
+def load_published_ood(
+    name: str, data_root: Path, size: int, first: int | None = None
+) -> tuple[Split, int]:
+    """The test split of celeba or textures (DTD, partition 1), and how many images it has.
 
-    celeba and textures: centre square, bilinear with antialias, of the `first` images alone;
-    mnist: 28 x 28 padded to 32 x 32. DTD's file goes from class to class, so it is read in a fixed
-    random order. CelebA has no labels (-1). Raises DataError as `load_published`.
+    The `first` images alone are read, each as its centre square. DTD's file goes from class to
+    class, so it is read in a fixed random order. CelebA has no labels (-1). Raises DataError as
+    `load_published`.
     """
     try:
         dataset = _open(name, data_root, "test")
-        if name == "mnist":
-            grey = F.pad(dataset.data, (2, 2, 2, 2))
-            images = grey[..., None].expand(-1, -1, -1, 3).contiguous()
-            return Split(images, dataset.targets.long(), image_hashes(images.numpy())), len(images)
         order = np.arange(len(dataset))
         if name == "textures":
             order = np.random.RandomState(TEST_SEED).permutation(len(dataset))
-        split = _decode(dataset, order[:first].tolist())
+        split = _decode(dataset, order[:first].tolist(), size)
         return split, len(dataset)
     except Exception as error:  # a download of Google Drive's, or a decoder, may raise anything
         raise _missing(name, data_root, error) from error
@@ -106,27 +107,32 @@ def _torchvision(name: str, root: Path, split: str, *, download: bool) -> Any:
     return cifar(root, train=split == "train", download=download)
 
 
-def _split(dataset: Any) -> Split:
-    """The arrays as they are: no PIL, no loop over samples. CIFAR is NHWC, SVHN is NCHW."""
-    images = torch.from_numpy(dataset.data)
-    if hasattr(dataset, "labels"):
-        images, labels = images.permute(0, 2, 3, 1), torch.from_numpy(dataset.labels)
+def _split(dataset: Any, name: str, size: int) -> Split:
+    """The arrays, resized: no PIL, no loop over samples. CIFAR is NHWC, SVHN is NCHW, and MNIST's
+    28 x 28 grey images are padded to 32 x 32 first."""
+    if name == "mnist":
+        grey = F.pad(dataset.data, (2, 2, 2, 2))
+        images, labels = grey[..., None].expand(-1, -1, -1, 3), dataset.targets.long()
+    elif name == "svhn":
+        images = torch.from_numpy(dataset.data).permute(0, 2, 3, 1)
+        labels = torch.from_numpy(dataset.labels)
     else:
+        images = torch.from_numpy(dataset.data)
         labels = torch.from_numpy(np.array(dataset.targets, dtype=np.int64))
     images = images.contiguous()
-    return Split(images, labels, image_hashes(images.numpy()))
+    return Split(resize_batch(images, size), labels, image_hashes(images.numpy()))
 
 
-def _decode(dataset: Any, index: list[int]) -> Split:
+def _decode(dataset: Any, index: list[int], size: int) -> Split:
     """The images of `index`, one by one: these sets are JPEG files of any size."""
-    images = np.empty((len(index), SIZE, SIZE, 3), dtype=np.uint8)
+    images = np.empty((len(index), size, size, 3), dtype=np.uint8)
     labels = torch.full((len(index),), -1)
 
     def decoded() -> Iterator[np.ndarray]:
         for row, i in enumerate(index):
             image, label = dataset[i]
             rgb = image.convert("RGB")
-            images[row] = shrink(rgb)
+            images[row] = resize(rgb, size)
             if label is not None:
                 labels[row] = label
             yield np.asarray(rgb)

@@ -12,12 +12,14 @@ from data.folder import FOLDER, folder_path, list_folder, load_folder, sizes
 from data.npz import left_out, read_npz, trainable
 from data.published import load_published
 from data.record import READER
+from training.flags import IMAGE_SIZE
 
 ALIASES = {"cifar_100": "cifar100"}  # JEM's spelling
 SPECS = {
     "cifar10": Spec(num_classes=10, train_size=50000, test_size=10000, flips=True),
     "cifar100": Spec(num_classes=100, train_size=50000, test_size=10000, flips=True),
     "svhn": Spec(num_classes=10, train_size=73257, test_size=26032, flips=False),
+    "mnist": Spec(num_classes=10, train_size=60000, test_size=10000, flips=False, grey=True),
     "digits": Spec(num_classes=10, train_size=1437, test_size=360, flips=False),
 }
 # Of red, green and blue in [0, 1], over the published training images.
@@ -51,15 +53,18 @@ def describe(name: str) -> Spec:
     return SPECS[name]
 
 
-def load(name: str, data_root: str | Path, *, reader: int = READER) -> DataSet:
+def load(
+    name: str, data_root: str | Path, *, size: int = IMAGE_SIZE, reader: int = READER
+) -> DataSet:
     """Read a set: `<data_root>/<name>.npz` if that exists, else torchvision's files in data_root.
 
+    Images of another size become size x size: see data.resize. Their hashes are of them before.
     digits are bundled with scikit-learn and folder:PATH is read from PATH; `reader`: see
     data.record. Raises DataError for every defect of what is found there.
     """
     name = canonical_name(name)
     if name.startswith(FOLDER):
-        return load_folder(name, reader=reader)
+        return load_folder(name, size=size, reader=reader)
 
     spec = SPECS[name]
     root = Path(data_root).expanduser()
@@ -67,17 +72,19 @@ def load(name: str, data_root: str | Path, *, reader: int = READER) -> DataSet:
     class_names: tuple[str, ...] | None = None
     source = "published files"
     if name == "digits":
-        train, test = load_digits()
+        train, test = load_digits(size)
         source = "scikit-learn"
     elif archive.exists():
-        splits = trainable(archive, read_npz(archive, spec.num_classes))
+        splits = trainable(archive, read_npz(archive, spec.num_classes, size=size, grey=spec.grey))
         train, test = splits["train"], splits["test"]
         source = archive.name + left_out(archive)
     else:
-        train, test, class_names = load_published(name, root)
+        train, test, class_names = load_published(name, root, size)
     class_names = class_names or _class_names(name, spec.num_classes)
     counts = f"{len(train.labels):,} training and {len(test.labels):,} test images"
     about = f"{name}: {counts} of {source}"
+    if size != IMAGE_SIZE:
+        about += f", as {size} x {size}"
     return DataSet(name, spec.num_classes, class_names, spec.flips, train, test, about, reader)
 
 

@@ -36,10 +36,11 @@ class Asked:
     def images(self, name: str, model: Trained, flag: str = "--dataset") -> data.EvaluationSet:
         """The named set, read once, and compared with what the model was trained on. Raises
         DataError."""
-        own = self.own(model)
+        own, size = self.own(model), model.model.image_size
         n_valid = model.settings.get("n_valid")
         n_valid = None if n_valid is None or n_valid < 0 else int(n_valid)
-        key = name, own, n_valid, flag == "--dataset", model.record.fingerprint, model.record.reader
+        run = model.record.fingerprint, model.record.reader
+        key = name, own, size, n_valid, flag == "--dataset", run
         if key in self.missing:  # not looked for, or downloaded, again for every checkpoint
             raise self.missing[key]
         if key not in self.sets:
@@ -49,6 +50,7 @@ class Asked:
                         name,
                         self.s.data_root,
                         in_dataset=own or "cifar10",
+                        size=size,
                         seed=self.s.seed,
                         max_images=self.s.max_images,
                         n_valid=n_valid,
@@ -80,12 +82,13 @@ class Asked:
             return model.dataset
         if folder_path(asked).resolve() == folder_path(model.dataset).resolve():
             return asked
-        reader = model.record.reader
-        key = asked, reader, True
+        size, reader = model.model.image_size, model.record.reader
+        key = asked, size, reader, True
         if key not in self.folders and key not in self.missing:
             try:
                 self.folders[key] = distributed.in_turn(
-                    lambda: data.load(asked, self.s.data_root, reader=reader), data.DataError
+                    lambda: data.load(asked, self.s.data_root, size=size, reader=reader),
+                    data.DataError,
                 )
             except data.DataError as error:
                 self.missing[key] = error

@@ -9,7 +9,6 @@ from torch import Tensor
 from losses import Chain
 from models import EnergyClassifier, sampling_mode
 
-SHAPE = (3, 32, 32)
 # Streams of one seed. Those of data.batches are 0 and 1: noise of a chain must not repeat the
 # noise that was added to the image it starts from.
 BUFFER, ROUNDS, FRESH, TRAJECTORY, REFINEMENT = range(2, 7)
@@ -23,7 +22,7 @@ def climb(
     generator: torch.Generator,
     n: int | None = None,
 ) -> Tensor:
-    """Run SGLD from x (N, 3, 32, 32) up log q(x), or up log q(x, y) for labels y, of the first n
+    """Run SGLD from x (N, 3, H, W) up log q(x), or up log q(x, y) for labels y, of the first n
     chains.
 
     Noise is drawn for all N, and the network sees n: a chain's noise belongs to its place, not
@@ -38,10 +37,12 @@ def climb(
         return chain.climb(log_density, x, generator)[:n]
 
 
-def begin(chain: Chain, n: int, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-    """Draw start images (n, 3, 32, 32) of a chain, in channels_last on the generator's device;
+def begin(
+    chain: Chain, n: int, labels: Tensor | None, generator: torch.Generator, size: int
+) -> Tensor:
+    """Draw start images (n, 3, size, size) of a chain, in channels_last on the generator's device;
     labels (n,) are their classes."""
-    like = torch.empty(n, *SHAPE, device=generator.device)
+    like = torch.empty(n, 3, size, size, device=generator.device)
     x = chain.start.draw(like, labels, generator)
     return x.contiguous(memory_format=torch.channels_last)
 

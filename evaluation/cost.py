@@ -36,14 +36,15 @@ def memory_bytes(
     moments = 2 if s.optimizer == "adam" else 1
     contrast = (s.pxycontrast > 0 or s.pxcontrast > 0) and s.contrast_style == "queue"
     sgld = s.pxsgld > 0 or s.pxysgld > 0
+    values = 3 * s.image_size**2  # of an image
     state = {
         "weights": 4 * sum(p.numel() for p in model.parameters()),
         "optimiser": moments * trained,
         "queue": 4 * num_classes * s.contrast_k if contrast else 0,
-        "replay buffer": 4 * 3072 * s.buffer_size // distributed.size() if sgld else 0,
+        "replay buffer": 4 * values * s.buffer_size // distributed.size() if sgld else 0,
     }
     snapshots = 2 * sum(state.values()) if s.max_restarts else 0
-    return {**state, "snapshots": snapshots, "gradients": trained, "images": 3072 * images}
+    return {**state, "snapshots": snapshots, "gradients": trained, "images": values * images}
 
 
 def peak_memory(device: torch.device) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from training.flags import (
     COUNT,
     DEPTH,
+    IMAGE_SIDE,
     NORMS,
     POSITIVE,
     TEMPERATURE,
@@ -61,7 +62,7 @@ BELONGS = {
 }
 SCORES = ("px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy", "px_logits")
 CHAIN = ("sgld_lr", "sgld_std", "sgld_grad_clip", "sgld_clamp")
-NETWORK = ("arch", "depth", "width", "norm", "uncond", "contrast_k")
+NETWORK = ("arch", "depth", "width", "norm", "uncond", "image_size", "contrast_k")
 
 
 def sample_steps(text: str) -> int:
@@ -135,9 +136,9 @@ def add_question(parser: argparse.ArgumentParser) -> None:
 def add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default=None, metavar="NAME",
-        help="the split that is asked about: cifar10, cifar100, svhn, digits or folder:PATH, with "
-        "_train, _valid or _test at the name's end; a bare name is the test split; cifar_test, "
-        "cifar100test and the like are understood "
+        help="the split that is asked about: cifar10, cifar100, svhn, mnist, digits or "
+        "folder:PATH, with _train, _valid or _test at the name's end; a bare name is the test "
+        "split; cifar_test, cifar100test and the like are understood "
         "(default: the test split of what the model was trained on; JEM)")
     add("--datasets", nargs="+", default=None, metavar="NAME",
         help="logp_hist: the in-distribution set, in green, then the others, in red "
@@ -263,6 +264,8 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add("--norm", choices=NORMS, default=None, help="normalisation (JEM)")
     add("--uncond", action="store_true", default=None,
         help="log q(x) has a head of its own (JEM)")
+    add("--image_size", type=IMAGE_SIDE, default=None, metavar="PIXELS",
+        help="side of the images that it was trained on, and is asked about (ours)")
     add("--contrast_k", type=COUNT, default=None, metavar="K", help="slots of the queue (HDGE)")
     add("--contrast_t", type=TEMPERATURE, default=None, metavar="T",
         help="temperature of pxsim (default: the run's, else .1; HDGE)")

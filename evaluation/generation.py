@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data import to_float
+from data.resize import resize_batch
 from evaluation import pgd
 from evaluation.frechet import Statistics, frechet_distance
 from models import EnergyClassifier, eval_mode
@@ -52,6 +53,7 @@ def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, flo
 
 def model_extractor(model: EnergyClassifier, batch_size: int = 100) -> Extractor:
     """A given classifier's penultimate features and q(y|x), in eval mode, which is given back.
+    Images of another size than those that it was trained on are resized.
 
     The distance is then that of the given model: name its checkpoint beside the number.
     """
@@ -62,7 +64,8 @@ def model_extractor(model: EnergyClassifier, batch_size: int = 100) -> Extractor
         features, probabilities = [], []
         with eval_mode(model):
             for batch in images.split(batch_size):
-                features.append(model.features(to_float(batch.to(device))))
+                resized = resize_batch(batch.to(device), model.image_size)
+                features.append(model.features(to_float(resized)))
                 probabilities.append(model.logits_from(features[-1]).double().softmax(1))
         return torch.cat(features), torch.cat(probabilities)
 
@@ -147,8 +150,8 @@ def most_confident_parts(
     the Inception Score, with max(1, n // 5000) splits. A class of m images keeps int(m * share);
     they come class after class, the most confident first.
 
-    images: float (N, 3, 32, 32), unrounded and unclipped as chains leave them, which is what
-    that code classifies; or uint8 (N, 32, 32, 3). ValueError unless 0 < share <= 1.
+    images: float (N, 3, H, W), unrounded and unclipped as chains leave them, which is what
+    that code classifies; or uint8 (N, H, W, 3). ValueError unless 0 < share <= 1.
     """
     for share in shares:
         if not 0 < share <= 1:

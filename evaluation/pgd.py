@@ -1,4 +1,4 @@
-"""Projected gradient descent, the attack. Images x01 are `(N, 3, 32, 32)` in [0, 1]."""
+"""Projected gradient descent, the attack. Images x01 are `(N, 3, H, W)` in [0, 1]."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Classifier = Callable[[Tensor], Tensor]  # x01 (N, 3, 32, 32) -> logits (N, C)
+Classifier = Callable[[Tensor], Tensor]  # x01 (N, 3, H, W) -> logits (N, C)
 
 DISTANCES = ("Linf", "L2")
 ROUNDING = 1e-6  # what float32 pixels may add to a perturbation of size eps

@@ -28,7 +28,7 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
 
 
 def save_grid(images: Tensor, path: Path, columns: int | None = None) -> Tensor:
-    """Write the grid as PNG, enlarged so that 32 x 32 images can be seen; returns the grid."""
+    """Write the grid as PNG, enlarged so that small images can be seen; returns the grid."""
     from PIL import Image
 
     picture = grid(images, columns)

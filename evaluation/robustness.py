@@ -1,6 +1,6 @@
 """Robust accuracy: how many images stay rightly classified under the worst small change.
 
-Images here are x01, `(N, 3, 32, 32)` in [0, 1], and radii are in these units, as is usual for
+Images here are x01, `(N, 3, H, W)` in [0, 1], and radii are in these units, as is usual for
 attacks. The network sees 2 * x01 - 1, and the gradients of an attack go through that scaling.
 JEM, section 5.4; HDGE, Figure 4.
 """

@@ -1,6 +1,6 @@
 """Samples of a model, by SGLD: rounds on a replay buffer, new chains, and who is shown.
 
-Images are float32 (N, 3, 32, 32), meant for [-1, 1], where the chain's clamp keeps them. Every
+Images are float32 (N, 3, H, W), meant for [-1, 1], where the chain's clamp keeps them. Every
 function draws from generators of its own and gives the model back as it was; between SGLD steps
 nothing is read back from the device.
 """
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation import pgd
-from evaluation.chains import BUFFER, FRESH, ROUNDS, SHAPE, TRAJECTORY, begin, climb, generator_of
+from evaluation.chains import BUFFER, FRESH, ROUNDS, TRAJECTORY, begin, climb, generator_of
 from losses import Chain, ReplayBuffer, Start
 from models import EnergyClassifier, eval_mode, sampling_mode
 
@@ -40,10 +40,10 @@ class Sampler:
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def start(self, n: int, label: int | None = None) -> Tensor:
-        """(n, 3, 32, 32), from the slots of class `label` where it is given."""
+        """(n, 3, H, W), from the slots of class `label` where it is given."""
         labels = None if label is None else torch.full((n,), label, device=self.device)
         if self.buffer is None:
-            return begin(self.chain, n, labels, self.generator)
+            return begin(self.chain, n, labels, self.generator, self.model.image_size)
         return self.buffer.draw(n, labels, self.generator)[0]
 
     def climb(self, log_density: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -73,13 +73,15 @@ def fresh_buffer(
     reinit_freq: float,
     start: Start | None = None,
     *,
+    image_size: int,
     seed: int,
     device: torch.device | str,
 ) -> ReplayBuffer:
     """A replay buffer of new start images, decided by `seed` alone; errors as
     `losses.ReplayBuffer`'s."""
+    shape = (3, image_size, image_size)
     with torch.random.fork_rng(devices=[]):  # it fills itself from the global random state
-        buffer = ReplayBuffer(size, SHAPE, reinit_freq, num_classes).to(device)
+        buffer = ReplayBuffer(size, shape, reinit_freq, num_classes).to(device)
     if start is not None:
         buffer.start = start
     buffer.fill(generator_of(buffer.images.device, seed, BUFFER))
@@ -98,7 +100,7 @@ def sampling_rounds(
     """Sample as JEM does: draw `chains` slots, climb log q(x), store; `rounds` times.
 
     A chain starts from its slot, or anew with probability `buffer.reinit_freq`. Yields
-    the images (chains, 3, 32, 32) of each round. `buffer` is changed, and is on the model's
+    the images (chains, 3, H, W) of each round. `buffer` is changed, and is on the model's
     device. Raises ValueError if there are more chains than slots.
     """
     generator = generator_of(buffer.images.device, seed, ROUNDS)
@@ -171,7 +173,7 @@ def fresh_chains(
         real = min(batch_size, n - first)
         y = None if labels is None else labels[first : first + real]
         all_y = None if y is None else F.pad(y, (0, batch_size - real))
-        start = begin(chain, batch_size, all_y, generator)
+        start = begin(chain, batch_size, all_y, generator, model.image_size)
         yield start[:real], climb(model, start, y, chain, generator, real)
 
 
@@ -184,13 +186,13 @@ def trajectory(
     seed: int,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """n new chains, seen after each of `snapshot_steps`: (n, snapshots + 1, 3, 32, 32).
+    """n new chains, seen after each of `snapshot_steps`: (n, snapshots + 1, 3, H, W).
 
     They climb log q(x), or log q(x, y) for labels y (n,). Errors as `snapshot_steps`'.
     """
     seen = snapshot_steps(chain.steps, snapshots)
     generator = generator_of(next(model.parameters()).device, seed, TRAJECTORY)
-    frames = [begin(chain, n, labels, generator)]
+    frames = [begin(chain, n, labels, generator, model.image_size)]
     for before, after in zip(seen, seen[1:], strict=False):
         part = replace(chain, steps=after - before)
         frames.append(climb(model, frames[-1], labels, part, generator))
@@ -231,7 +233,7 @@ def most_confident(
 ) -> tuple[Tensor, Tensor]:
     """Class-conditional samples the ancestors' way: by classifying unconditional ones.
 
-    Row y of the result (C * per_class, 3, 32, 32) has the `per_class` images of highest q(y|x)
+    Row y of the result (C * per_class, 3, H, W) has the `per_class` images of highest q(y|x)
     among those classified as y, the highest first; where there are fewer, the rest of the row is
     black (-1). Also returned: how many images there were of each class, int64 (C,).
     """

@@ -59,7 +59,7 @@ def scores(
     Where several processes have a part of the batches each, in order, all get the scores of all.
 
     Arguments:
-        batches: images (n, 3, 32, 32) on the model's device; labels are not looked at.
+        batches: images (n, 3, H, W) on the model's device; labels are not looked at.
         contrastive: the term, with the queue of the checkpoint, that `pxsim` needs.
         bank: (M, D) that `knn` needs, see `feature_bank`. An image that is itself in the bank
             is its own first neighbour.

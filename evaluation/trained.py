@@ -87,17 +87,24 @@ class Trained:
                 f"{max(1, size // classes) * classes} with --fresh_samples"
             )
         with fits(f"--buffer_size {size}"):
+            side = self.model.image_size
             buffer = fresh_buffer(
-                size, classes, reinit, self.start(s), seed=s.seed, device=self.device
+                size,
+                classes,
+                reinit,
+                self.start(s),
+                image_size=side,
+                seed=s.seed,
+                device=self.device,
             )
         if images is not None:
             buffer.images.copy_(images)
         return buffer
 
     def buffer_images(self, remedy: str) -> Tensor:
-        """(N, 3, 32, 32); raises UsageError, with the remedy, where the checkpoint has none."""
-        images = self.state.get("replay_buffer")
-        if not isinstance(images, Tensor) or images.shape[1:] != (3, 32, 32) or not len(images):
+        """(N, 3, S, S); raises UsageError, with the remedy, where the checkpoint has none."""
+        images, side = self.state.get("replay_buffer"), self.model.image_size
+        if not isinstance(images, Tensor) or images.shape[1:] != (3, side, side) or not len(images):
             raise UsageError(f"--load_path {self.path} holds no replay buffer: {remedy}")
         return images.float()
 
@@ -160,7 +167,8 @@ def load(path: str, label: str, s: Namespace, device: torch.device) -> Trained:
     try:
         state, sha256 = read_with_sha256(file)
         weights, told = models.network_weights(state), models.run_settings(state, file)
-        given = {name: getattr(s, name) for name in ("arch", "depth", "width", "norm", "uncond")}
+        names = ("arch", "depth", "width", "norm", "uncond", "image_size")
+        given = {name: getattr(s, name) for name in names}
         shape = models.network_settings(state, told, **given)
         model = models.build(**shape)
         models.load_weights(model, weights)

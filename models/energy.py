@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.modes import batch_norms
 from models.resnet import ResNet50
 from models.wide_resnet import WideResNet
+from training.flags import IMAGE_SIZE, misfit_size
 
 ARCHITECTURES = ("wrn", "resnet50")
 
@@ -28,10 +29,11 @@ class EnergyClassifier(nn.Module):
     With `uncond`, log q(x) = e(x) is a scalar head of its own instead, and
     log q(x,y) = e(x) + log q(y|x).
 
-    Images are `(N, 3, 32, 32)` in [-1, 1], labels int64 `(N,)` in [0, C). `features`,
+    Images are `(N, 3, S, S)` in [-1, 1], labels int64 `(N,)` in [0, C). `features`,
     `logits_from` and `log_px_from` are there for who needs several densities of one batch from
     one pass of the backbone. `amp` runs the backbone's convolutions in bf16; pooling, heads and
-    log densities stay float32, since bf16 values near 60 are 0.25 apart.
+    log densities stay float32, since bf16 values near 60 are 0.25 apart. `image_size` is S, that of
+    the images that it is trained on, and samples have; the network itself takes others, too.
 
     Arguments:
         backbone: maps images to features `(N, D)` and has `num_features` = D.
@@ -41,6 +43,7 @@ class EnergyClassifier(nn.Module):
 
     amp: bool = False
     frozen_statistics: bool = False  # batch norm stays in eval mode, in training too
+    image_size: int = IMAGE_SIZE
 
     def __init__(
         self, backbone: WideResNet | ResNet50, num_classes: int, *, uncond: bool = False
@@ -114,6 +117,7 @@ def build(
     dropout_rate: float = 0.0,
     num_classes: int = 10,
     uncond: bool = False,
+    image_size: int = IMAGE_SIZE,
 ) -> EnergyClassifier:
     """A new classifier with PyTorch's default initialisation.
 
@@ -123,14 +127,20 @@ def build(
     """
     if arch not in ARCHITECTURES:
         raise ValueError(f"arch {arch!r} is unknown: take one of {', '.join(ARCHITECTURES)}")
+    if found := misfit_size(image_size, arch):
+        raise ValueError(found)
+    backbone: WideResNet | ResNet50
     if arch == "resnet50":
-        return EnergyClassifier(ResNet50(), num_classes, uncond=uncond)
-    backbone = WideResNet(depth, width, norm=norm, dropout_rate=dropout_rate)
-    return EnergyClassifier(backbone, num_classes, uncond=uncond)
+        backbone = ResNet50()
+    else:
+        backbone = WideResNet(depth, width, norm=norm, dropout_rate=dropout_rate)
+    model = EnergyClassifier(backbone, num_classes, uncond=uncond)
+    model.image_size = image_size
+    return model
 
 
 def forward_flops(model: EnergyClassifier) -> int:
-    """FLOP of one forward pass of one 3x32x32 image, 2 for each multiply-add.
+    """FLOP of one forward pass of one image of `model.image_size`, 2 for each multiply-add.
 
     Counts convolutions and matrix products, as is usual. Nothing is computed: a copy whose
     tensors are shapes without memory (PyTorch's meta device) runs instead of the model.
@@ -139,7 +149,8 @@ def forward_flops(model: EnergyClassifier) -> int:
     shapes = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
     outline = copy.deepcopy(model, shapes).eval()  # deepcopy takes what `shapes` has, copies else
     outline.amp = False  # there is no autocast on the meta device, and it changes no count
-    image = torch.empty(1, 3, 32, 32, device="meta", dtype=model.class_output.weight.dtype)
+    shape = (1, 3, model.image_size, model.image_size)
+    image = torch.empty(shape, device="meta", dtype=model.class_output.weight.dtype)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         outline.log_px(image)
     return counter.get_total_flops()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.energy import EnergyClassifier, build
 from training.checkpoint import CheckpointError, read_checkpoint
+from training.flags import IMAGE_SIZE
 
 DEFAULTS: dict[str, Any] = {
     "arch": "wrn",
@@ -19,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "dropout_rate": 0.0,
     "num_classes": 10,
     "uncond": False,
+    "image_size": IMAGE_SIZE,
 }
 
 STATES = (
@@ -104,7 +106,8 @@ def run_settings(checkpoint: Mapping[str, Any], path: Path | None = None) -> Run
 def network_settings(
     checkpoint: Mapping[str, Any], told: RunSettings | None = None, **given: Any
 ) -> dict[str, Any]:
-    """What `models.build` needs: arch, depth, width, norm, dropout_rate, num_classes, uncond.
+    """What `models.build` needs: arch, depth, width, norm, dropout_rate, num_classes, uncond,
+    image_size.
 
     The sources, and none may contradict another: the tensors' shapes; `told`, by default the
     checkpoint's own settings; `given`, where None is no answer. What nobody tells is `DEFAULTS`' -
@@ -199,8 +202,10 @@ def network_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The network's part of a run's settings; the ancestors write no norm as null."""
+    """The network's part of a run's settings; the ancestors write no norm as null, and they and
+    earlier versions see images of 32 x 32 alone."""
     known = {name: settings[name] for name in DEFAULTS if name in settings}
+    known.setdefault("image_size", IMAGE_SIZE)
     if "norm" in known:
         known["norm"] = known["norm"] or "none"
     return known

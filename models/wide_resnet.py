@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Images `(N, 3, H, W)` in [-1, 1], usually 32x32, to features `(N, 64 * width)`.
+    """Images `(N, 3, H, W)` in [-1, 1] to features `(N, 64 * width)`.
 
     Arguments:
         depth: number of layers, 6n + 4 with n >= 1: n blocks in each of the three stages.
@@ -72,10 +72,10 @@ class WideResNet(nn.Module):
         self.bn1 = make_norm(norm, 64 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(x)  # (N, 16, 32, 32)
-        x = self.layer1(x)  # (N, 16 * width, 32, 32)
-        x = self.layer2(x)  # (N, 32 * width, 16, 16)
-        x = self.layer3(x)  # (N, 64 * width, 8, 8)
+        x = self.conv1(x)  # (N, 16, H, W)
+        x = self.layer1(x)  # (N, 16 * width, H, W)
+        x = self.layer2(x)  # (N, 32 * width, H / 2, W / 2)
+        x = self.layer3(x)  # (N, 64 * width, H / 4, W / 4)
         x = F.leaky_relu(self.bn1(x), SLOPE)
         # float32 at least: a mean of bf16 activations would be rounded to 8 bits.
         return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))

@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from training.flags import Parser  # noqa: E402
+from training.flags import IMAGE_SIZE, Parser  # noqa: E402
 
 CARD = "README.md"
 TERMS = {
@@ -81,12 +81,15 @@ def card(state: dict[str, Any], found: Sequence[tuple[str, str, str]]) -> str:
     network = "ResNet-50" if s["arch"] == "resnet50" else f"WRN-{s['depth']}-{s['width']}"
     terms = [f"{s[name]:g} x {what}" for name, what in TERMS.items() if s.get(name)]
     dataset = str(s["dataset"]).removeprefix("folder:")
+    size = s.get("image_size", IMAGE_SIZE)
     lines = [
         *("---", "license: mit", "library_name: pytorch", "datasets:", f"- {dataset}"),
         *("tags:", "- image-classification", "- energy-based-model", "- out-of-distribution"),
         *("---", "", f"# {network} of {dataset}, a classifier and a density", ""),
-        "Logits f(x) of 32 x 32 images in [-1, 1]: log q(y|x) = f(x)[y] - logsumexp f(x), and, up",
-        "to a constant, log q(x) = logsumexp f(x). Trained to maximise " + " + ".join(terms) + ".",
+        f"Logits f(x) of {size} x {size} images in [-1, 1]: log q(y|x) = f(x)[y] - logsumexp f(x),",
+        "and, up to a constant, log q(x) = logsumexp f(x). Trained to maximise "
+        + " + ".join(terms)
+        + ".",
         *("", "## Measured", ""),
     ]
     if found:

@@ -118,6 +118,7 @@ def asked_settings(scale: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
 def write(results: Path) -> list[Path]:
     """RESULTS.md, results/index.html, and <table>-<scale>.{md,csv,tex,png}; all are returned."""
     from evaluation.results_tables import cells, copies, formats, page, pictures, records
+    from evaluation.results_tables.protocols import check_sizes
 
     results = results.resolve()
     found = {
@@ -125,6 +126,8 @@ def write(results: Path) -> list[Path]:
         for scale in SCALES
     }
     found = {scale: of_scale for scale, of_scale in found.items() if of_scale}
+    for scale, of_scale in found.items():  # the claims compare rows of several tables
+        check_sizes("RESULTS.md", scale, of_scale)
     built = []
     for name, table in TABLES.items():
         scales = [scale for scale, known in found.items() if known.keys() & set(table.rows)]

@@ -292,7 +292,9 @@ def test_stopped_and_resumed_is_uninterrupted(program: Program, train: Any) -> N
         ("--distance L1", ("--distance", "L1", "L2")),
         ("--attack_step 0", ("--attack_step 0", "2/255")),
         ("--n_steps_pgd_attack 0", ("--n_steps_pgd_attack", "at least 1")),
-        ("--dataset mnist", ("--dataset mnist", "cifar10")),
+        ("--dataset imagenet", ("--dataset imagenet", "cifar10")),
+        ("--image_size 18", ("--image_size 18 ", "use 16")),
+        ("--eps 30 --distance L2 --image_size 16", ("--eps 30 ", ".5")),
         ("--pyxce 1", ("--pyxce", "--help")),
     ],
 )

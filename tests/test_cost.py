@@ -38,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "contrast_style": "queue",
     "contrast_k": 65536,
     "buffer_size": 10000,
+    "image_size": 32,
 }
 CASES: dict[str, dict[str, Any]] = {
     "CE": {},

@@ -26,12 +26,13 @@ def test_describe_needs_no_files() -> None:
     assert data.describe("cifar10") == data.Spec(10, 50000, 10000, flips=True)
     assert data.describe("cifar_100") == data.Spec(100, 50000, 10000, flips=True)
     assert data.describe("svhn") == data.Spec(10, 73257, 26032, flips=False)
+    assert data.describe("mnist") == data.Spec(10, 60000, 10000, flips=False, grey=True)
     assert data.describe("digits") == data.Spec(10, 1437, 360, flips=False)
 
 
-@pytest.mark.parametrize("name", ["imagenet", "mnist", "folder:", ""])
+@pytest.mark.parametrize("name", ["imagenet", "fashion", "folder:", ""])
 def test_an_unknown_set_is_refused_with_the_known_ones(name: str, tmp_path: Path) -> None:
-    (tmp_path / "mnist.npz").touch()  # a file does not make a set trainable
+    (tmp_path / "fashion.npz").touch()  # a file does not make a set trainable
     message = refusal(name, tmp_path)
     assert message.startswith(f"--dataset {name}: unknown data set")
     assert all(known in message for known in ("cifar10", "cifar100", "svhn", "digits", "folder:"))

@@ -37,9 +37,12 @@ def refusal(train: Any, words: str, *named: str) -> str:
 
 
 MISTAKES = [
-    (f"{CE} --dataset mnist", "--dataset mnist", "cifar10"),
+    (f"{CE} --dataset imagenet", "--dataset imagenet", "cifar10"),
     (f"{CE} --dataset folder:", "--dataset folder:", "folder:PATH"),
     (f"{CE} --depth 12", "--depth 12", "6n + 4", "use 10"),
+    (f"{CE} --image_size 30", "--image_size 30", "multiple of 4", "use 32"),
+    (f"{CE} --image_size 4", "--image_size: 4", "at least 8"),
+    (f"{CE} --image_size 12 --arch resnet50", "--image_size 12", "of 8", "use 16"),
     (f"{CE} --depth 4", "--depth 4", "use 10"),
     (f"{CE} --arch resnet50 --norm batch", "--norm batch", "--arch resnet50"),
     (f"{CE} --arch resnet50 --dropout_rate .1", "--dropout_rate 0.1", "--arch resnet50"),

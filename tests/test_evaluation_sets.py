@@ -47,10 +47,11 @@ def refusal(name: str, root: Path, **options: Any) -> str:
         ("svhn svhn_test svhntest", "svhn_test"),
         ("svhn_train", "svhn_train"),
         ("digits", "digits_test"),
+        ("mnist mnist_test mnisttest", "mnist_test"),
         ("cifar10interp cifar_interp interp", "cifar10interp"),
         ("folder:a/b folder_test:a/b", "folder:a/b"),
         ("folder_train:a/b", "folder_train:a/b"),
-        *((name, name) for name in "celeba textures mnist faces uniform gaussian photos".split()),
+        *((name, name) for name in "celeba textures faces uniform gaussian photos".split()),
     ],
 )
 def test_every_spelling_has_one_canonical_name(spellings: str, canonical: str) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import train_wrn
-from tests import test_healing, test_resume, test_signals
+from tests import test_healing, test_image_size, test_resume, test_signals
 from training import distributed, flags, machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -432,6 +432,7 @@ OWN_TEST: dict[str, Callable[..., None]] = {
     "--resume": test_resume_goes_on_with_the_run_of_that_folder,
     "--overwrite": test_overwrite_replaces_the_run,
     "--load_head": test_resume.test_a_network_of_other_classes_gives_all_but_its_head,
+    "--image_size": test_image_size.test_a_run_of_another_size_resumes_and_keeps_its_size,
     "--sync_bn": test_sync_bn_changes_nothing_for_one_process,
     "--compile": test_compile_compiles_the_network_where_there_is_a_compiler,
     "--max_restarts": test_healing.test_what_diverges_again_and_again_is_given_up,
@@ -522,7 +523,7 @@ OURS = {
         "overwrite",
     ),
     *("device", "amp", "compile", "data_root", "sgld_l2", "clip_grad", "sync_bn"),
-    *("log_gradients", "load_head", "recipe"),
+    *("log_gradients", "load_head", "recipe", "image_size"),
 }
 
 

@@ -114,7 +114,7 @@ def test_scores_are_those_of_the_cpu() -> None:
 def test_sampling_never_wait_for_the_gpu() -> None:
     device = choose_device("cuda", exact=True)
     model = small_model().to(device)
-    buffer = sampling.fresh_buffer(40, 10, 0.05, seed=1, device=device)
+    buffer = sampling.fresh_buffer(40, 10, 0.05, image_size=32, seed=1, device=device)
     sgld = {"chains": 20, "steps": 2, "step_size": 1.0, "noise_std": 0.01, "seed": 1}
     rounds = sampling.sampling_rounds(model, buffer, rounds=4, **sgld)
     conditional = sampling.conditional_rounds(model, buffer, 10, rounds=4, **sgld)

@@ -39,7 +39,7 @@ def test_the_tensors_tell_the_network(
     found = network_settings(state)
     if arch == "resnet50":  # it has its own norm, depth and width
         told |= {name: found[name] for name in ("depth", "width", "norm")}
-    assert found == told | {"dropout_rate": 0.0, "uncond": False}
+    assert found == told | {"dropout_rate": 0.0, "uncond": False, "image_size": 32}
 
 
 @pytest.mark.parametrize("norm", ["instance", "layer"])
@@ -81,7 +81,7 @@ def test_our_own_checkpoint_carries_its_settings(tmp_path: Path) -> None:
         "norm": "instance",
         "uncond": True,
     }
-    settings |= {"dropout_rate": 0.2, "num_classes": 4}
+    settings |= {"dropout_rate": 0.2, "num_classes": 4, "image_size": 16}
     model = build(**settings).eval()
     whole = {"model_state_dict": model.state_dict(), "settings": settings | {"dataset": "svhn"}}
     path = saved(tmp_path / "last_ckpt.pt", whole, {"norm": "layer", "depth": 28})  # not read

@@ -277,6 +277,15 @@ def test_the_page_loads_nothing(make: Maker) -> None:
     assert policy and "default-src 'none'" in policy and "script-src 'sha256-" in policy
 
 
+def test_no_published_number_stands_beside_images_of_another_size(make: Maker) -> None:
+    same, other = (
+        read(make(ANSWERS, name=f"of{size}", image_size=size, depth=28, width=10))
+        for size in (32, 16)
+    )
+    assert "paper (WRN-28-10)" in same.text and "32 x 32" not in same.text
+    assert "paper (WRN-28-10)" not in other.text and "images of 16 x 16" in other.text
+
+
 def test_hostile_names_are_text(make: Maker) -> None:
     evil = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>"
 

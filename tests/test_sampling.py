@@ -139,7 +139,7 @@ def test_drawing_leaves_buffer_random_state_and_model_as_they_were(reinit_freq: 
     list(conditional_rounds(model, stored, CLASSES, rounds=2, chains=4, seed=0, **SGLD))
     list(fresh_chains(model, 3, batch_size=2, seed=0, **SGLD))
     most_confident(model, trajectory(model, n=3, snapshots=2, seed=0, **SGLD)[:, 0], per_class=2)
-    fresh_buffer(6, 3, 0.05, seed=0, device="cpu")
+    fresh_buffer(6, 3, 0.05, image_size=32, seed=0, device="cpu")
     later_flags, later_tensors = state()
     assert flags == later_flags and all(map(torch.equal, tensors, later_tensors))
     assert buffer.staged == []
@@ -231,7 +231,9 @@ def test_rounds_can_pause_and_a_seed_decides_them() -> None:
 
 
 def test_a_fresh_buffer_is_uniform_and_decided_by_its_seed() -> None:
-    first, second, other = (fresh_buffer(30, 3, 0.25, seed=s, device="cpu") for s in (1, 1, 2))
+    first, second, other = (
+        fresh_buffer(30, 3, 0.25, image_size=32, seed=s, device="cpu") for s in (1, 1, 2)
+    )
     assert torch.equal(first.images, second.images)
     assert not torch.equal(first.images, other.images)
     assert -1 <= first.images.min() < -0.99 and 0.99 < first.images.max() < 1
@@ -247,7 +249,7 @@ def test_fresh_chains_against_the_sampler_batch_by_batch(conditional: bool) -> N
     for i, batch in enumerate(batches):
         generator = generator_of(CPU, 2, FRESH, i)
         y = None if labels is None else labels[4 * i : 4 * i + 4]
-        torch.testing.assert_close(batch, by_hand(model, uniform(4, generator), y, generator))
+        torch.testing.assert_close(batch, by_hand(model, uniform(4, generator, 32), y, generator))
     few = None if labels is None else labels[:6]
     parts = list(fresh_chains(model, 6, batch_size=4, seed=2, labels=few, **SGLD))
     assert [len(part) for part in parts] == [4, 2]
@@ -261,7 +263,7 @@ def test_a_trajectory_is_one_chain_seen_on_its_way(conditional: bool) -> None:
     frames = trajectory(model, n=3, snapshots=2, seed=4, labels=labels, **SGLD)
     assert frames.shape == (3, 3, 3, 32, 32)
     generator = generator_of(CPU, 4, TRAJECTORY)
-    start = uniform(3, generator)
+    start = uniform(3, generator, 32)
     assert torch.equal(frames[:, 0], start)
     assert -1 <= start.min() < -0.99 and 0.99 < start.max() < 1
     torch.testing.assert_close(frames[:, -1], by_hand(model, start, labels, generator))

@@ -242,6 +242,30 @@ def test_protocol_versions_are_never_mixed(
     assert "ce has answers of protocol versions 1, 2" in message
 
 
+def test_image_sizes_are_never_mixed_and_the_papers_stand_beside_32_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    for name, more in (("ce", {"image_size": 16}), ("jem", {"image_size": 16}), ("hdge", {})):
+        classified(fake_run(tmp_path, name, 1, **more), 0.7)
+    found = collect(tmp_path, results)
+    message = error(capsys, "write", "--results", results)
+    assert "images of 16 x 16 (ce) and 32 x 32 (hdge)" in message
+    folders = [tmp_path / "small" / f"{name}-s1" for name in ("ce", "hdge", "jem")]
+    assert "images of 16 x 16 (ce-s1) and 32 x 32 (hdge-s1)" in error(capsys, "compare", *folders)
+    fake_run(tmp_path, "ce", 2, image_size=32)
+    assert "image_size" not in collect(tmp_path, results)["hdge"]["seeds"]["1"]["settings"]
+    assert "16 x 16 (ce) and 32 x 32 (ce)" in error(capsys, "write", "--results", results)
+
+    assert tables.main(["compare", str(folders[0]), str(folders[2])]) == 0
+    table = built("table3_hybrid", {name: found[name] for name in ("ce", "jem")})
+    assert any("images of 16 x 16: the paper's numbers" in note for note in table.notes)
+    assert line(table, "ce").about["setting"].endswith("images of 16 x 16, batch 64")
+    assert line(table, "ce").cells["accuracy/cifar10"].ours
+    assert all(cell.paper is None for each in table.lines for cell in each.cells.values())
+    assert all(each.experiment for each in table.lines)
+
+
 def change(results: Path, name: str, seed: int, question: str, **protocol: Any) -> dict[str, Any]:
     """Records whose answer has another protocol, as one that another version has collected."""
     path = results / "small" / f"{name}.json"

@@ -20,7 +20,10 @@ from training import recipe
 
 TERMS = ("pyxce", "pxycontrast", "pxcontrast", "pxsgld", "pxysgld")
 NORMS = ("none", "batch", "instance", "layer", "act")
-CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "digits": 10}
+CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "mnist": 10, "digits": 10}
+IMAGE_SIZE = 32  # default side in pixels, and that of runs whose settings do not have it
+SMALLEST_IMAGE = 8
+STRIDES = {"wrn": 4, "resnet50": 8}  # pixels of an image to a pixel of the last feature map
 
 AUTO = "auto"  # of --resume
 FOLDER = "folder:"  # and a path: a data set of the user's own
@@ -28,9 +31,10 @@ FOLDER = "folder:"  # and a path: a data set of the user's own
 # position within an epoch, depend on it. Of the weights, only which of them are 0 is fixed.
 FIXED_ON_RESUME = (
     *("arch", "depth", "width", "norm", "uncond", "clf_only", "dropout_rate"),
-    *("dataset", "n_valid", "labels_per_class", "independent_batches", "seed", "start_epoch"),
+    *("dataset", "image_size", "n_valid", "labels_per_class", "independent_batches"),
     *("augment_px", "px_batch_size", "chain_start", "bn_chains"),
-    *("batch_size", "sgld_batch_size", "contrast_k", "contrast_style", "queue_init"),
+    *("seed", "start_epoch", "batch_size", "sgld_batch_size"),
+    *("contrast_k", "contrast_style", "queue_init"),
     *("buffer_size", "optimizer", "load_path", "load_head"),
 )
 
@@ -130,6 +134,7 @@ def switch(text: str) -> bool:
 
 COUNT = number(int, low=1)
 DEPTH = number(int, low=1, high=DEEPEST)
+IMAGE_SIDE = number(int, low=SMALLEST_IMAGE)
 WIDTH = number(int, low=1, high=WIDEST)
 WHOLE = number(int, low=0)
 OR_OFF = number(int, low=-1)
@@ -169,9 +174,13 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     add = group.add_argument
     add("--dataset", default="cifar10", metavar="NAME",
-        help="cifar10, cifar100, svhn, digits (bundled with scikit-learn, no download) or "
+        help="cifar10, cifar100, svhn, mnist, digits (bundled with scikit-learn, no download) or "
         "folder:PATH with one sub-folder of images a class "
-        "(default: %(default)s; JEM; digits and folders are ours)")
+        "(default: %(default)s; JEM; mnist, digits and folders are ours)")
+    add("--image_size", type=IMAGE_SIDE, default=IMAGE_SIZE, metavar="PIXELS",
+        help="side of the square images that the network sees, a multiple of 4, with --arch "
+        "resnet50 of 8; images of another size are resized when they are read "
+        "(default: %(default)s; ours)")
     add("--data_root", metavar="FOLDER", default=os.environ.get("HDGE_DATA_ROOT", "./datasets"),
         help="where <name>.npz or torchvision's files are, or are downloaded to "
         "(default: $HDGE_DATA_ROOT, else ./datasets; JEM)")
@@ -561,6 +570,8 @@ def check_network(s: argparse.Namespace) -> None:
     if s.arch == "wrn" and (s.depth < 10 or (s.depth - 4) % 6):
         near = max(10, 4 + 6 * round((s.depth - 4) / 6))
         raise UsageError(f"--depth {s.depth} is not 6n + 4 with n >= 1: use {near}, for example")
+    if found := misfit_size(s.image_size, s.arch):
+        raise UsageError(f"--{found}")
     if s.arch == "resnet50" and s.norm != "none":
         raise UsageError(
             f"--norm {s.norm} does not go with --arch resnet50, which has batch norm of its own: "
@@ -576,6 +587,21 @@ def check_network(s: argparse.Namespace) -> None:
             "--clf_only trains class_output, which --pxsgld with --uncond does not move: give "
             "--pyxce a weight above 0, or leave one of them out"
         )
+
+
+def misfit_size(size: object, arch: str) -> str | None:
+    """Why the network cannot take images of this size, in a line with the nearest that it can take;
+    None where it can."""
+    stride = STRIDES[arch]
+    if not isinstance(size, int):
+        return f"image_size {size!r} is no whole number: use {IMAGE_SIZE}, for example"
+    if size >= SMALLEST_IMAGE and size % stride == 0:
+        return None
+    near = max(SMALLEST_IMAGE, round(size / stride) * stride)
+    return (
+        f"image_size {size} is not {SMALLEST_IMAGE} or more and a multiple of {stride}, the "
+        f"stride of {arch}: use {near}, for example"
+    )
 
 
 def check_chains(s: argparse.Namespace) -> None:

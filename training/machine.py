@@ -54,7 +54,8 @@ def load_data(s: Namespace, device: torch.device, program: str) -> data.DataSet:
     earlier = getattr(s, "resume", None) is not None  # a run that began before there were versions
     s.reader = getattr(s, "reader", 1 if earlier else data.READER)
     dataset = distributed.in_turn(
-        lambda: data.load(s.dataset, s.data_root, reader=s.reader), data.DataError
+        lambda: data.load(s.dataset, s.data_root, size=s.image_size, reader=s.reader),
+        data.DataError,
     )
     found = data.doubt(dataset)
     if found and distributed.first():
@@ -63,8 +64,9 @@ def load_data(s: Namespace, device: torch.device, program: str) -> data.DataSet:
 
 
 def build_network(s: Namespace, num_classes: int, device: torch.device) -> models.EnergyClassifier:
-    """The network of --arch, --depth, --width, --norm, --dropout_rate, --amp and, where the program
-    has it, --uncond, on the device. Raises UsageError where it does not fit in memory."""
+    """The network of --arch, --depth, --width, --norm, --dropout_rate, --image_size, --amp and,
+    where the program has it, --uncond, on the device. Raises UsageError where it does not fit in
+    memory."""
     with fits(f"--depth {s.depth} --width {s.width}"):
         model = models.build(
             arch=s.arch,
@@ -72,6 +74,7 @@ def build_network(s: Namespace, num_classes: int, device: torch.device) -> model
             width=s.width,
             norm=s.norm,
             dropout_rate=s.dropout_rate,
+            image_size=s.image_size,
             num_classes=num_classes,
             uncond=getattr(s, "uncond", False),
         )

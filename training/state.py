@@ -252,8 +252,11 @@ def read_last(folder: Path, program: str) -> tuple[Path, dict[str, Any]]:
         return previous, state
 
 
-def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Queue and replay buffer from a checkpoint of ours, HDGE's or JEM's; fresh where absent.
+def load_memories(
+    run: Run, state: dict[str, Any], weights: dict[str, Tensor], program: str
+) -> None:
+    """Queue and replay buffer from a checkpoint of ours, HDGE's or JEM's; fresh where absent, and
+    a replay buffer of images of another size, too, which a line on stderr says.
 
     `weights`: its model_state_dict, where the queue is.
 
@@ -261,7 +264,15 @@ def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -
     """
     buffer, queue = run.memory("replay_buffer"), run.memory("queue")
     images = state.get("replay_buffer")
-    if buffer is not None and isinstance(images, Tensor) and len(images):
+    if buffer is not None and isinstance(images, Tensor) and other_size(images, buffer.images):
+        if distributed.first():
+            theirs, ours = (f"{x.shape[2]} x {x.shape[3]}" for x in (images, buffer.images))
+            print(
+                f"{program}: warning: the replay buffer of --load_path has images of {theirs}, "
+                f"this run of {ours}: it starts with a fresh one",
+                file=sys.stderr,
+            )
+    elif buffer is not None and isinstance(images, Tensor) and len(images):
         if len(images) != run.settings.buffer_size:
             raise CheckpointError(
                 f"its replay buffer has {len(images)} images: use --buffer_size {len(images)}"
@@ -278,6 +289,11 @@ def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -
     filled = objective.get("memories.queue.queue_filled") if isinstance(objective, dict) else None
     # The ancestors' queue starts full, of noise.
     queue.queue_filled.fill_(queue.size if filled is None else int(filled)).clamp_(0, queue.size)
+
+
+def other_size(images: Tensor, own: Tensor) -> bool:
+    """Whether these are square images, (N, 3, H, W), of another side than those of `own`."""
+    return images.ndim == 4 and images.shape[2] == images.shape[3] != own.shape[2]
 
 
 def _copy(target: Tensor, source: Tensor, flag: str, axis: int) -> None:

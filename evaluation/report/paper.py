@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.report.markup import number
 from evaluation.report.run import ROOT, Run
+from training.flags import IMAGE_SIZE
 
 PUBLISHED = ROOT / "scripts" / "published.json"
 TERMS = ("pyxce", "pxycontrast", "pxcontrast", "pxsgld", "pxysgld")
@@ -84,8 +86,8 @@ def paper_of(run: Run, path: Path = PUBLISHED) -> Paper:
     tables = json.loads(path.read_text(encoding="utf-8"))
     terms = tuple(term for term in TERMS if weight(run, term) > 0)
     method, *rows = METHODS.get(terms, (" + ".join(terms) or "Terms unknown", None, None, None))
-    if run.settings.get("uncond"):
-        rows = [None, None, None]  # a head of its own for log q(x) is none of the papers' rows
+    if run.settings.get("uncond") or image_size(run.settings) != IMAGE_SIZE:
+        rows = [None, None, None]  # the papers have no such head for log q(x), nor such images
     return Paper(str(method), (rows[0], rows[1], rows[2]), tables, run.settings)
 
 
@@ -107,6 +109,11 @@ def network(run: Run) -> str | None:
     return None if depth is None or width is None else f"WRN-{depth}-{width}"
 
 
+def image_size(settings: Mapping[str, Any]) -> Any:
+    """The side of a run's images in pixels; runs of earlier versions do not tell theirs."""
+    return settings.get("image_size", IMAGE_SIZE)
+
+
 def badge(run: Run) -> str | None:
     """What of the setting is not the papers': 'small scale: WRN-10-2, 6 epochs'; None: nothing."""
     s, net = run.settings, network(run)
@@ -122,6 +129,8 @@ def badge(run: Run) -> str | None:
     labels = number(s.get("labels_per_class"))
     if labels is not None and labels > 0:
         differs.append(f"{labels:.0f} labels a class")
+    if (size := image_size(s)) != IMAGE_SIZE:
+        differs.append(f"images of {size} x {size}")
     if not differs:
         return None
     return ("small scale: " if small else "differs from the paper: ") + ", ".join(differs)

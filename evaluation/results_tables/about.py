@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from evaluation.report.markup import number
+from evaluation.report.paper import image_size
 from evaluation.results_tables.records import Record
 from evaluation.results_tables.titles import natural
+from training.flags import IMAGE_SIZE
 
 NOT_RUN, QUOTED, UNKNOWN = "not run", "quoted", "unknown data"
 NAMED_NETWORK = "WideResNet-28-10"
@@ -57,6 +59,8 @@ def details(seed: Mapping[str, Any], scale: str) -> list[str]:
     than the paper's the batch, K, the chains, norm, optimiser and rate, noise, stabilisers."""
     s = seed["settings"]
     found = [f"from {SEED.sub('', str(seed['start']))}"] if seed.get("start") else []
+    if (size := image_size(s)) != IMAGE_SIZE:
+        found.append(f"images of {size} x {size}")
     if scale == "paper":
         return found
     found += [f"batch {s['batch_size']}"] if "batch_size" in s else []

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evaluation.report.markup import number
+from evaluation.report.paper import image_size
 from evaluation.results_tables.about import (
     NOT_RUN,
     QUOTED,
@@ -24,6 +25,7 @@ from evaluation.results_tables.protocols import check_protocols
 from evaluation.results_tables.records import Record
 from evaluation.results_tables.rows import NAMES, RENAMED, ROWS, published
 from evaluation.results_tables.titles import PERCENT, natural, set_title
+from training.flags import IMAGE_SIZE
 
 OTHER = "-c100"  # an experiment's name on CIFAR-100
 NOT_ASKED, NO_DATA, DEVICES = "not asked", "no data", "several devices"
@@ -85,6 +87,8 @@ def build(
     trained_on = {dataset(seed) for record in used.values() for seed in record["seeds"].values()}
     trained_on.discard(UNKNOWN)
     stand_in = bool(trained_on) and not trained_on & {"cifar10", "cifar100"}
+    sizes = {image_size(seed["settings"]) for r in used.values() for seed in r["seeds"].values()}
+    other_size = sizes - {IMAGE_SIZE}
     blocks = []
     for block in layout.blocks:
         measured = {key for record in used.values() for key in keys_of(record)}
@@ -96,6 +100,12 @@ def build(
         notes.append(
             f"Trained on {' and '.join(map(set_title, sorted(trained_on)))} in place of CIFAR: the "
             "paper's numbers are about other data and are left out."
+        )
+    for size in other_size:
+        names, paper = [name for name in names if name in ROWS.get(table, {}).values()], {}
+        notes.append(
+            f"Trained on images of {size} x {size}: the paper's numbers are about {IMAGE_SIZE} x "
+            f"{IMAGE_SIZE} and are left out."
         )
     keys = [key for _, found in blocks for key in found]
     lines = []

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from evaluation.flags import EARLIER
-from evaluation.report.paper import TERMS
+from evaluation.report.paper import TERMS, image_size
 from evaluation.results_tables.about import SEED
 from evaluation.results_tables.records import Record
 from evaluation.results_tables.titles import natural
-from training.flags import UsageError
+from training.flags import IMAGE_SIZE, UsageError
 
 # Settings that a record leaves out where they are these; of any other that only one record has, an
 # older version did not tell.
-LEFT_OUT = {**dict.fromkeys(TERMS, 0), "max_steps": None}
+LEFT_OUT = {**dict.fromkeys(TERMS, 0), "max_steps": None, "image_size": IMAGE_SIZE}
 
 
 def check_protocols(
@@ -23,9 +23,10 @@ def check_protocols(
 ) -> list[str]:
     """Notes on rows that were asked differently, of the numbers whose keys begin so.
 
-    Raises UsageError for versions that differ, and for seeds of one row that were trained or asked
-    differently.
+    Raises UsageError for versions and image sizes that differ, and for seeds of one row that were
+    trained or asked differently.
     """
+    check_sizes(table, scale, records)
     for name, record in records.items():
         check_settings(table, scale, name, record)
     versions: dict[str, dict[Any, str]] = {}  # question -> protocol version -> a run that has it
@@ -113,6 +114,20 @@ def other_noise(
         f"every row is: {', '.join(sorted(names))}."
         for (trained, asked), names in sorted(found.items())
     ]
+
+
+def check_sizes(table: str, scale: str, records: Mapping[str, Record]) -> None:
+    """Raises UsageError where the runs were trained on images of different sizes."""
+    found: dict[Any, str] = {}  # side in pixels -> a row
+    for name, record in records.items():
+        for seed in record["seeds"].values():
+            found.setdefault(image_size(seed["settings"]), name)
+    if len(found) > 1:
+        listed = " and ".join(f"{size} x {size} ({name})" for size, name in found.items())
+        raise UsageError(
+            f"--results: {table} at scale {scale} would mix images of {listed}: make a table of "
+            "each size"
+        )
 
 
 def check_settings(table: str, scale: str, name: str, record: Record) -> None:

@@ -19,11 +19,11 @@ from statistics import fmean, median
 from typing import Any
 
 from evaluation.report.markup import number
-from evaluation.report.paper import TERMS
+from evaluation.report.paper import TERMS, image_size
 from evaluation.report.run import read_run
 from evaluation.results import plain, whole
 from evaluation.results_tables.answers import Asked, answers_of, warn
-from training.flags import UsageError
+from training.flags import IMAGE_SIZE, UsageError
 
 Record = dict[str, Any]
 
@@ -103,6 +103,7 @@ def gist(settings: Mapping[str, Any]) -> dict[str, Any]:
     names = [*ALWAYS, *terms]
     names += OF_CONTRAST if any("contrast" in term for term in terms) else ()
     names += OF_SGLD if any("sgld" in term for term in terms) else ()
+    names += ["image_size"] if image_size(settings) != IMAGE_SIZE else []
     return {name: settings[name] for name in names if settings.get(name) is not None}
 
 

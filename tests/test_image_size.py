@@ -1,0 +1,288 @@
+"""--image_size: what is resized where, and one size from training to a loaded model."""
+
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+import models
+from data.resize import resize_batch
+from evaluation.generation import model_extractor
+from scripts import export
+from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+
+MADE = ("uniform", "gaussian", "photos")
+SIZES = (16, 64)
+TERMS = "--pyxce 1 --pxycontrast 1 --pxsgld 1"
+
+
+def checksum(images: torch.Tensor) -> int:
+    return zlib.crc32(images.contiguous().numpy().tobytes())
+
+
+def test_the_default_size_gives_the_images_of_before_there_was_a_choice(tmp_path: Path) -> None:
+    expected = dict(zip(MADE, (626319391, 2169281222, 135865796), strict=True))
+    for name in MADE:
+        found = data.load_evaluation(name, tmp_path, max_images=20).split.images
+        assert checksum(found) == expected[name]
+    digits = data.load("digits", tmp_path).train.images
+    assert checksum(digits) == 129867193
+    generator = torch.Generator().manual_seed(0)
+    crops = data.augment(digits, torch.arange(50), sigma=0, flip=True, generator=generator)
+    assert checksum(crops) == 2750107707
+
+
+def test_shrinking_weighs_every_pixel_and_enlarging_is_bilinear() -> None:
+    columns = torch.tensor([0, 104, 200, 40], dtype=torch.uint8)
+    image = columns.repeat(2)[None, None, :, None].expand(1, 8, 8, 3)
+    # Half the size: (1 3 3 1) / 8 of four neighbours, where there are so many.
+    inner = resize_batch(image, 4)[0, 0, 1:3, 0].tolist()
+    assert inner == [(104 + 3 * 200 + 3 * 40 + 0) // 8, (40 + 3 * 0 + 3 * 104 + 200) // 8]
+    twice = resize_batch(image, 16)[0, 0, 1:5, 0].tolist()  # (3 1) / 4 of two neighbours
+    assert twice == [26, 78, 128, 176]
+    assert resize_batch(image, 8) is not image and torch.equal(resize_batch(image, 8), image)
+
+
+@pytest.mark.parametrize("size", [8, 12, 16, 40])
+def test_a_random_crop_s_padding_is_an_eighth_of_the_side(size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (1, size, size, 3), dtype=torch.uint8, generator=generator)
+    pad = size // 8
+    padded = np.pad(images[0].numpy(), ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    places = range(2 * pad + 1)
+    crops = {padded[y : y + size, x : x + size].tobytes() for y in places for x in places}
+    index = torch.zeros(40 * len(places) ** 2, dtype=torch.int64)
+    batch = data.augment(images, index, sigma=0, flip=False, generator=generator)
+    pixels = ((batch + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    assert {image.numpy().tobytes() for image in pixels} == crops
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_set_is_read_in_the_size_and_known_by_its_own_pixels(
+    size: int, tmp_path: Path
+) -> None:
+    random = np.random.RandomState(0)
+    pixels = random.randint(0, 256, (12, 32, 32, 3)).astype(np.uint8)
+    for name in ("cifar10", "celeba", "mnist"):
+        arrays = {"train_images": pixels, "test_images": pixels[::-1].copy()}
+        labels = dict.fromkeys(("train_labels", "test_labels"), np.arange(12) % 10)
+        np.savez(tmp_path / f"{name}.npz", **arrays, **labels)
+    for i, image in enumerate(pixels):
+        (tmp_path / "f" / f"{i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "f" / f"{i % 2}" / f"{i}.png")
+    for name in ("cifar10", "digits", "mnist", f"folder:{tmp_path / 'f'}"):
+        plain, other = data.load(name, tmp_path), data.load(name, tmp_path, size=size)
+        for one, two in ((plain.train, other.train), (plain.test, other.test)):
+            assert two.images.shape == (len(one.images), size, size, 3)
+            assert torch.equal(one.hashes, two.hashes) and torch.equal(one.labels, two.labels)
+    for name in ("cifar10", "celeba", "cifar10interp", f"folder:{tmp_path / 'f'}", *MADE):
+        found = data.load_evaluation(name, tmp_path, max_images=5, size=size)
+        assert found.split.images.shape == (min(5, len(found.split.labels)), size, size, 3)
+        if name != "uniform" and name != "gaussian":
+            assert f"{size} x {size}" in found.about
+    means = data.load_evaluation("cifar10interp", tmp_path, size=size).split.images.float()
+    assert (means.mean() - pixels.mean()).abs() < 2
+
+
+def test_patches_larger_than_a_photograph_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(data.DataError, match="has no images"):
+        data.load_evaluation("photos", tmp_path, size=428)
+
+
+def run_of(train: Any, size: int) -> Any:
+    return train.once(f"{TERMS} --image_size {size} --max_steps 4 --plot_uncond --plot_cond")
+
+
+def asked(ask: Any, folder: Path, *words: object) -> Any:
+    """The answer, in `folder`; words: a checkpoint or several, then flags."""
+    where = ["--data_root", str(ask.trainer.data), "--log_dir", str(folder), "--device", "cpu"]
+    return ask.bare(*where, "--load_path", *" ".join(map(str, words)).split(), folder=folder)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_run_of_another_size_resumes_and_keeps_its_size(size: int, train: Any) -> None:
+    whole, run = run_of(train, size), train(f"{TERMS} --image_size {size} --max_steps 2")
+    assert run.code == 0 and f"images of {size} x {size}" in run.out, run.err
+    again = train.bare("--resume", str(run.folder), "--max_steps", "4")
+    assert again.code == 0, again.err
+    for part in ("model_state_dict", "optimizer", "replay_buffer"):
+        assert train.same(run.state()[part], whole.state()[part])
+    assert run.state()["replay_buffer"].shape == (40, 3, size, size)
+    refused = train.bare("--resume", str(run.folder), "--image_size", "32")
+    assert refused.code == 2
+    assert f"--image_size 32 cannot change on --resume (the run has {size})" in refused.err[0]
+
+
+ALL_OOD = "svhn cifar100 celeba interp uniform gaussian photos"
+QUESTIONS = (
+    "test_clf --max_images 12",
+    f"OOD --ood_dataset {ALL_OOD} --score_fn px pxsim knn --knn_k 3 --n_steps 1 --max_images 12",
+    "attack --eps 0 8/255 --n_steps_pgd_attack 1 --n_steps_refine 1 --max_images 4",
+    "uncond_samples --n_sample_steps 1 --n_steps 1 --sgld_batch_size 4",
+    "fid --fid_features model --n_steps 1 --n_samples 12",
+)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_run_of_another_size_is_evaluated_on_images_of_its_own(
+    size: int, train: Any, ask: Any, tmp_path: Path
+) -> None:
+    path = run_of(train, size).folder / "last_ckpt.pt"
+    for question in QUESTIONS:
+        found = asked(ask, tmp_path, path, "--eval", question)
+        assert found.code == 0, found.err
+        assert found.json(question.split()[0])["protocol"]["image_size"] == size
+    with np.load(tmp_path / "uncond_samples.npz") as samples:
+        assert samples["test_images"].shape[1:] == (size, size, 3)
+    other = ask.ce / "last_ckpt.pt"  # features of a network of 32 x 32
+    assert asked(ask, tmp_path, path, "--eval", QUESTIONS[-1], "--fid_model", other).code == 0
+
+    clf = "--eval test_clf --max_images 12"
+    assert asked(ask, tmp_path, path, clf, "--image_size", size).code == 0
+    told = asked(ask, tmp_path, path, clf, "--image_size 32").err
+    assert len(told) == 1 and f"image_size is {size} by its settings, 32 by the command" in told[0]
+    told = asked(ask, tmp_path, path, other, clf).err
+    assert len(told) == 1 and told[0].startswith("eval_wrn_ebm.py: error: --load_path")
+    assert f"images of {size} x {size} (" in told[0] and "and 32 x 32 (" in told[0]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_exported_model_knows_its_size(size: int, train: Any, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
+    path, folder = run_of(train, size).folder / "last_ckpt.pt", tmp_path / "exported"
+    export.main([str(path), str(folder)])
+    assert json.loads((folder / "config.json").read_text())["settings"]["image_size"] == size
+    assert f"Logits f(x) of {size} x {size} images" in (folder / export.CARD).read_text()
+    ours, theirs = models.load(path), models.load(folder, image_size=size)
+    assert ours.image_size == theirs.image_size == size
+    x = torch.rand(2, 3, size, size)
+    assert torch.equal(ours.logits(x), theirs.logits(x))
+
+
+def test_features_of_another_network_are_those_of_images_of_its_size() -> None:
+    images = torch.randint(256, (3, 32, 32, 3), dtype=torch.uint8)
+    model = models.build(depth=10, width=1, image_size=16).eval()
+    resized = data.to_float(resize_batch(images, 16))
+    with torch.no_grad():
+        assert torch.equal(model_extractor(model)(images)[0], model.features(resized))
+
+
+def test_an_earlier_run_without_the_setting_is_one_of_32(train: Any) -> None:
+    words = f"{TERMS} --image_size 32"
+    whole, run = train(f"{TERMS} --max_steps 4"), train(f"{words} --max_steps 2")
+    settings = run.settings
+    assert settings.pop("image_size") == 32
+    (run.folder / "variant.json").write_text(json.dumps(settings))
+    for name in ("last_ckpt.pt", "prev_ckpt.pt"):
+        state = read_checkpoint(run.folder / name)
+        del state["settings"]["image_size"]
+        save_checkpoint(state, run.folder / name)
+    assert models.load(run.folder / "last_ckpt.pt", image_size=32).image_size == 32
+    with pytest.raises(CheckpointError, match="image_size is 32 by its settings, 64 by"):
+        models.load(run.folder / "last_ckpt.pt", image_size=64)
+    again = train.bare("--resume", str(run.folder), "--max_steps", "4")
+    assert again.code == 0, again.err
+    for part in ("model_state_dict", "optimizer", "objective", "replay_buffer"):
+        assert train.same(run.state()[part], whole.state()[part])
+
+
+def test_weights_of_another_size_load_and_the_replay_buffer_starts_fresh(train: Any) -> None:
+    first = train.once(f"{TERMS} --n_epochs 1")
+    path = str(first.folder / "last_ckpt.pt")
+    words = f"{TERMS} --max_steps 1 --lr 1e-12 --image_size 16 --buffer_size 50"
+    run = train(words, "--load_path", path)
+    assert run.code == 0 and len(run.err) == 1, run.err
+    assert "replay buffer of --load_path has images of 32 x 32, this run of 16 x 16" in run.err[0]
+    assert run.state()["replay_buffer"].shape == (50, 3, 16, 16)
+    ours, theirs = (r.state()["model_state_dict"] for r in (run, first))
+    torch.testing.assert_close(ours["f.conv1.weight"], theirs["f.conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"image_size": 30}, "image_size 30 is not 8 or more and a multiple of 4.*: use 32"),
+        ({"image_size": 4}, "use 8"),
+        ({"image_size": 20, "arch": "resnet50"}, "a multiple of 8, the stride of resnet50: use 16"),
+        ({"image_size": "x"}, "image_size 'x' is no whole number"),
+    ],
+)
+def test_a_network_is_not_built_for_a_size_that_its_strides_do_not_divide(
+    settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        models.build(depth=10, width=1, **settings)
+
+
+@pytest.mark.parametrize(("arch", "stride"), [("wrn", 4), ("resnet50", 8)])
+def test_cost_counts_pixels(arch: str, stride: int) -> None:
+    flops = [
+        models.forward_flops(models.build(arch=arch, depth=10, width=1, image_size=size))
+        for size in (4 * stride, 8 * stride)
+    ]
+    assert flops[1] / flops[0] == pytest.approx(4, rel=0.01)
+
+
+def test_a_dry_run_is_of_the_size(train: Any, tmp_path: Path) -> None:
+    words = f"{train.ALL} --dry_run --buffer_size 640 --data_root {tmp_path}/none --image_size 16"
+    run = train(words)
+    said = dict(line.split(maxsplit=1) for line in run.out.splitlines() if line.strip())
+    assert run.code == 0 and said["image_size"] == "16", run.err
+    # 640 x 3 x 16 x 16 floats
+    assert re.search(r"memory: replay buffer +1\.9 MiB", run.out)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 3), (20, 20)])
+def test_mnist_is_a_set_to_train_on_grey_or_not(
+    shape: tuple[int, ...], train: Any, tmp_path: Path
+) -> None:
+    random = np.random.RandomState(0)
+    arrays: dict[str, Any] = {}
+    for part, n in (("train", 60), ("test", 20)):
+        arrays[f"{part}_images"] = random.randint(0, 256, (n, *shape)).astype(np.uint8)
+        arrays[f"{part}_labels"] = np.arange(n) % 10
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    loaded = data.load("mnist", tmp_path, size=28)
+    assert loaded.num_classes == 10 and not loaded.flips
+    pixels = loaded.train.images.numpy()
+    assert pixels.shape == (60, 28, 28, 3)
+    if shape[0] == 28:
+        stored = arrays["train_images"]
+        assert (pixels == (stored if stored.ndim == 4 else stored[..., None])).all()
+    run = train("--pyxce 1 --max_steps 2 --dataset mnist --image_size 28", "--data_root",
+                str(tmp_path))  # fmt: skip
+    assert run.code == 0 and "mnist: 60 training and 20 test images" in run.out, run.err
+    found = data.load_evaluation("mnist", tmp_path)
+    assert found.name == "mnist_test" and found.split.images.shape == (20, 32, 32, 3)
+
+
+def test_mnist_s_own_files_are_padded_then_resized(tmp_path: Path) -> None:
+    digits = np.random.RandomState(0).randint(0, 256, (3, 28, 28)).astype(np.uint8)
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        head = np.array([0x803, 3, 28, 28], dtype=">i4").tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(head + digits.tobytes())
+        labels = np.array([0x801, 3], dtype=">i4").tobytes() + bytes([7, 0, 9])
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    plain, half = (data.load("mnist", tmp_path, size=size) for size in (32, 16))
+    padded = np.pad(digits, ((0, 0), (2, 2), (2, 2)))[..., None]
+    assert (plain.train.images.numpy() == padded).all() and plain.train.labels.tolist() == [7, 0, 9]
+    assert torch.equal(half.train.images, resize_batch(plain.train.images, 16))
+    assert torch.equal(half.train.hashes, plain.train.hashes)
+
+
+def test_grey_images_are_mnist_s_alone(tmp_path: Path) -> None:
+    images = np.zeros((10, 28, 28), dtype=np.uint8)
+    for name in ("mnist", "cifar10"):
+        np.savez(tmp_path / f"{name}.npz", train_images=images, train_labels=np.arange(10))
+    assert data.load("mnist", tmp_path).train.images.shape == (10, 32, 32, 3)
+    with pytest.raises(data.DataError, match="store N x H x W x 3$"):
+        data.load("cifar10", tmp_path)
