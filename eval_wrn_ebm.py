@@ -467,7 +467,7 @@ def feature_extractor(asked: Asked, model: Trained) -> tuple[Any, str, str]:
         return extractor, "inception-v3-compat (torch-fidelity)", sha256
     other = model
     if s.fid_model:
-        plain = Namespace(**{**vars(s), **dict.fromkeys(flags.NETWORK)})
+        plain = Namespace(**{**vars(s), **dict.fromkeys((*flags.NETWORK, "weights"))})
         with naming_flag("--fid_model"):
             other = trained.load(s.fid_model, "features", plain, asked.device)
     return generation.model_extractor(other.model), f"model {other.path}", other.sha256
@@ -760,6 +760,8 @@ def answer_together(s: Namespace, given: set[str], device: torch.device) -> int:
         model_result = QUESTIONS[s.eval](asked, model)
         where = {"label": model.label, "checkpoint": str(model.path)}
         about = {"checkpoint_sha256": model.sha256, "run": run_of(model)}
+        if model.average:
+            about["weights"] = model.average
         data_of = {"data": asked.differences.get(model.label)}
         results.append({**where, **model_result, **about, **data_of})
     if not distributed.first():

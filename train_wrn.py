@@ -39,6 +39,7 @@ from evaluation.sampling import Sampler
 from training import distributed, loop, records
 from training.checkpoint import LAST, CheckpointError, read_checkpoint
 from training.divergence import Guard
+from training.ema import Ema
 from training.endings import exit_code, leave, run_exit_code
 from training.flags import UsageError, fits
 from training.gradients import term_gradients
@@ -174,7 +175,7 @@ def build_optimizer(
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     if s.optimizer == "adam":
         return torch.optim.Adam(
-            parameters, lr=s.lr, betas=(0.9, 0.999), weight_decay=s.weight_decay, fused=True
+            parameters, lr=s.lr, betas=tuple(s.adam_betas), weight_decay=s.weight_decay, fused=True
         )
     return torch.optim.SGD(
         parameters, lr=s.lr, momentum=0.9, weight_decay=s.weight_decay, fused=True
@@ -215,6 +216,12 @@ def build_run(s: Namespace, num_classes: int, device: torch.device) -> Run:
     return Run(s, num_classes, model, objective, build_optimizer(s, model, objective))
 
 
+def start_average(run: Run) -> None:
+    """Begin the average of --ema with the weights as they are now."""
+    if run.settings.ema > 0:
+        run.ema = Ema(run.model, run.settings.ema)
+
+
 # ------------------------------------------------------------------------------------------ step
 
 
@@ -251,6 +258,8 @@ def train_step(
         torch._foreach_mul_(gradients, scale)
     run.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # as GradScaler sets it
     run.optimizer.step()
+    if run.ema is not None:
+        run.ema.update(skip)
 
     run.objective.commit(seen, skip)
     return {**metrics, "grad_norm": grad_norm}
@@ -380,6 +389,7 @@ def time_steps(
     objective = build_objective(s, spec.num_classes).to(device)
     optimizer = build_optimizer(s, model, objective)
     run = Run(s, spec.num_classes, model, objective, optimizer)
+    start_average(run)
     replicate(run)
     n = max(1, s.batch_size // distributed.size())
     most = max(n, s.px_batch_size or 0)
@@ -434,13 +444,15 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
         torch.set_rng_state(own["cpu"])
         if "cuda" in own:
             torch.cuda.set_rng_state(own["cuda"], run.device)
+    start_average(run)
     run.progress = Progress(step=s.start_epoch * batches.steps_per_epoch)
     return run
 
 
 def load_file(run: Run, path: str) -> None:
     """Load weights, queue and replay buffer of a checkpoint of ours, JEM's or HDGE's; with
-    --load_head off the weights below the heads alone.
+    --load_head off the weights below the heads alone. Of a run with --ema they are the averaged
+    ones, which evaluation measures; a line says so.
 
     Raises CheckpointError, which names the flags to change where the networks differ.
     """
@@ -465,12 +477,15 @@ def load_file(run: Run, path: str) -> None:
         raise CheckpointError(f"{error}: use {' '.join(other) or 'another file'}") from None
     if s.load_head == "on":
         load_memories(run, state, weights, PROGRAM)
+    if models.averaged_weights(state) and distributed.first():
+        print(f"{PROGRAM}: --load_path {path}: starts from the averaged weights", flush=True)
 
 
 def resume_run(s: Namespace, dataset: data.DataSet, folder: Path) -> Run:
     """The run in `folder`, from its last checkpoint or, if that is damaged, the one before."""
     run = build_run(s, dataset.num_classes, dataset.train.images.device)
     run.data = data.Record.of(dataset, s.n_valid)
+    start_average(run)
     restore_last(run, folder, PROGRAM)
     return run
 

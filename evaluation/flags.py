@@ -124,6 +124,9 @@ def add_question(parser: argparse.ArgumentParser) -> None:
         "(default: the names of their folders; ours)")
     add("--eval", required=True, choices=EVALUATIONS, metavar="QUESTION",
         help="one of " + ", ".join(EVALUATIONS) + " (JEM)")
+    add("--weights", choices=("ema", "raw"), default=None,
+        help="of a run with --ema: the averaged weights, or those it trained with "
+        "(default: ema where there is one; ours)")
     add("--log_dir", "--save_dir", dest="log_dir", default=None, metavar="FOLDER",
         help="where the answer is written (default: eval/ beside the checkpoint; HDGE)")
     add("--id", default=None, metavar="NAME",

@@ -24,7 +24,7 @@ from training.flags import CLASSES, UsageError, fits
 class Trained:
     """`settings`: the run's, {} where neither the file nor its folder tells; `dataset`: what it was
     trained on, as far as is known, and `record` which images these were; `sha256`: of the file that
-    was loaded."""
+    was loaded; `average`: which weights these are of a run with --ema, "" of any other."""
 
     path: Path
     label: str
@@ -36,6 +36,7 @@ class Trained:
     state: dict[str, Any]
     record: data.Record
     sha256: str
+    average: str
 
     def contrastive(self, s: Namespace) -> losses.Contrastive:
         """The contrastive term log q(x|y) with the queue that the checkpoint holds, by the score
@@ -166,7 +167,8 @@ def load(path: str, label: str, s: Namespace, device: torch.device) -> Trained:
     file = weights_file(Path(path))
     try:
         state, sha256 = read_with_sha256(file)
-        weights, told = models.network_weights(state), models.run_settings(state, file)
+        told, average = models.run_settings(state, file), average_of(state, s.weights)
+        weights = models.network_weights(state, raw=s.weights == "raw")
         names = ("arch", "depth", "width", "norm", "uncond", "image_size")
         given = {name: getattr(s, name) for name in names}
         shape = models.network_settings(state, told, **given)
@@ -185,8 +187,27 @@ def load(path: str, label: str, s: Namespace, device: torch.device) -> Trained:
         raise CheckpointError(f"--contrast_k {s.contrast_k}: {path} has {has}: leave the flag out")
     classes = shape["num_classes"]
     dataset = trained_on(told.settings, classes, s.dataset)
-    found = told.settings, weights, state, record, sha256
+    found = told.settings, weights, state, record, sha256, average
     return Trained(file, label, model, classes, dataset, *found)
+
+
+def average_of(state: dict[str, Any], asked: str | None) -> str:
+    """Which weights of a run with --ema are loaded where --weights is `asked`; "" of any other run.
+
+    A released or exported checkpoint of such a run has the averaged weights alone. Raises
+    CheckpointError where it has not those that are asked for.
+    """
+    settings, both = state.get("settings"), bool(models.averaged_weights(state))
+    decay = settings.get("ema") if isinstance(settings, dict) else None
+    if asked == "ema" and not (decay or both):
+        raise CheckpointError("--weights ema: it has no averaged weights: leave --weights out")
+    if asked == "raw" and decay and not both:
+        raise CheckpointError(
+            "--weights raw: it has the averaged weights alone: leave --weights out"
+        )
+    if not (decay or both):
+        return ""
+    return "raw" if asked == "raw" else f"averaged (--ema {decay})"
 
 
 def trained_on(settings: dict[str, Any], num_classes: int, asked: str | None) -> str:

@@ -3,6 +3,7 @@
 from models.energy import ARCHITECTURES, EnergyClassifier, build, forward_flops
 from models.load import (
     RunSettings,
+    averaged_weights,
     from_checkpoint,
     load,
     load_weights,
@@ -23,6 +24,7 @@ __all__ = [
     "ResNet50",
     "RunSettings",
     "WideResNet",
+    "averaged_weights",
     "batch_statistics_only",
     "build",
     "eval_mode",

@@ -66,12 +66,12 @@ def from_checkpoint(
     return model
 
 
-def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+def network_weights(checkpoint: Mapping[str, Any], *, raw: bool = False) -> dict[str, Tensor]:
     """The network's tensors by name, without what wrappers add to the names: see `plain_names`.
 
     They are the checkpoint's `model_state_dict` or `state_dict` or, in the oldest JEM files, the
-    checkpoint itself. Raises CheckpointError where there is no `class_output.weight` of shape
-    `(C, D)`.
+    checkpoint itself; unless `raw`, with the averaged weights of a run with --ema.
+    Raises CheckpointError where there is no `class_output.weight` of shape `(C, D)`.
     """
     key = next((key for key in STATES if key in checkpoint), None)
     state = checkpoint if key is None else checkpoint[key]
@@ -79,7 +79,15 @@ def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     tensors = plain_names({str(n): v for n, v in items if isinstance(v, Tensor)})
     if HEAD not in tensors or tensors[HEAD].ndim != 2:
         raise CheckpointError("it holds no classifier of this project, of HDGE or of JEM")
-    return tensors
+    return tensors if raw else tensors | averaged_weights(checkpoint)
+
+
+def averaged_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The averaged weights of a run with --ema, by name; {} where the checkpoint has none."""
+    ema = checkpoint.get("ema")
+    found = ema.get("parameters") if isinstance(ema, Mapping) else None
+    items = found.items() if isinstance(found, Mapping) else ()
+    return {str(name): tensor for name, tensor in items if isinstance(tensor, Tensor)}
 
 
 def run_settings(checkpoint: Mapping[str, Any], path: Path | None = None) -> RunSettings:

@@ -50,7 +50,9 @@ def measured(checkpoint: Path, sha256: str) -> Iterator[tuple[str, str, str]]:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(record, dict) and record.get("checkpoint_sha256") == sha256:
+        if not isinstance(record, dict) or record.get("weights") == "raw":
+            continue  # of a run with --ema the averaged weights are exported
+        if record.get("checkpoint_sha256") == sha256:
             with contextlib.suppress(KeyError, TypeError, ValueError):  # an answer without a number
                 yield from list(numbers(record))
 

@@ -2,8 +2,9 @@
 
     python scripts/release.py save/hdge/last_ckpt.pt hdge.pt
 
-It holds the weights, the settings without this machine's paths, and what made it (versions, commit,
-device); optimiser and random state go. eval_wrn_ebm.py and --load_path take it as any checkpoint.
+It holds the weights (of a run with --ema the averaged ones), the settings without this machine's
+paths, and what made it (versions, commit, device); optimiser and random state go. eval_wrn_ebm.py
+and --load_path take it as any checkpoint.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ def released(
 
     Of a data set that is a folder its last part is, and nothing of the system that it ran on.
     """
+    import models
     from training.exported import FILLED
 
-    weights = state["model_state_dict"]
+    weights = state["model_state_dict"] | models.averaged_weights(state)
     network = {n: t for n, t in weights.items() if "queue" in keep or not n.startswith("queue_")}
     settings = {**state["settings"], **PLACES}
     dataset = str(settings.get("dataset") or "")

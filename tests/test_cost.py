@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "labels_per_class": -1,
     "optimizer": "adam",
     "max_restarts": 5,
+    "ema": 0.0,
     "contrast_style": "queue",
     "contrast_k": 65536,
     "buffer_size": 10000,
@@ -119,15 +120,16 @@ def test_memory_is_what_the_tensors_take() -> None:
     model = build(depth=10, width=1)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     queue, buffer = LogitQueue(10, 65536).queue_logit, ReplayBuffer(100, (3, 32, 32), 0.05, 10)
-    s = settings(pxycontrast=1.0, pxsgld=1.0, buffer_size=100)
+    s = settings(pxycontrast=1.0, pxsgld=1.0, buffer_size=100, ema=0.9)
     memories = 4 * queue.numel(), 4 * buffer.images.numel()
     assert memory_bytes(s, model, 500, 10) == {
         "weights": weights,
         "gradients": weights,
         "optimiser": 2 * weights,
+        "averaged weights": weights,
         "queue": memories[0],
         "replay buffer": memories[1],
-        "snapshots": 2 * (3 * weights + sum(memories)),
+        "snapshots": 2 * (4 * weights + sum(memories)),
         "images": torch.empty(500, 32, 32, 3, dtype=torch.uint8).numel(),
     }
 

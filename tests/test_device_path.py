@@ -133,7 +133,9 @@ class Place:
         index = torch.arange(64, device=self.device)
         second = flags.second_batch(settings)
         batches = data.TrainingBatches(self.split(64), index, index, 8, 1, 0.03, True, second)
-        return Run(settings, 10, model, objective, optimizer), batches
+        run = Run(settings, 10, model, objective, optimizer)
+        train_wrn.start_average(run)
+        return run, batches
 
 
 @contextmanager
@@ -190,6 +192,9 @@ def check_steps(place: Place, words: str) -> None:
         guard = take_steps(run, batches, range(2, 4))  # step 3 measures gradients, too
     assert guard.flag.device.type == guard.first.device.type == place.device.type
     kept = [*run.objective.buffers(), run.epoch.sums, run.gradients.sums, guard.first]
+    if run.ema is not None:
+        with Watch(), run.averaged():  # as the evaluations of a run have it
+            kept += [*run.ema.averages, run.ema.updates, *run.model.parameters()]
     assert {x.device.type for x in kept} == {place.device.type}
 
 
@@ -211,6 +216,8 @@ OPTIONS = (
     "--labels_per_class 4 --norm batch --contrast_k 100",
     "--arch resnet50 --class_cond_p_x_sample --n_steps 1",
     "--clf_only --pxsgld 0 --pxysgld 0",
+    "--ema .9 --norm batch --adam_betas 0 .9",
+    "--ema .9 --clf_only --pxsgld 0 --pxysgld 0",
     "--uncond --pxycontrast 0 --pxcontrast 0 --pxysgld 0",
     "--uncond --pxycontrast 0 --pxcontrast 0 --pxysgld 0 --pyxce 0 --independent_batches",
 )
@@ -275,7 +282,7 @@ def test_a_term_that_waits_is_caught(place: Place, fault: str) -> None:
 
 
 def test_a_snapshot_stays_on_the_device(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, batches = place.run(f"{ALL} --norm batch")
+    run, batches = place.run(f"{ALL} --norm batch --ema .9")
     take_steps(run, batches, range(1))
     random = torch.zeros(8, dtype=torch.uint8)
     monkeypatch.setattr(torch, "get_rng_state", lambda: random)
@@ -284,7 +291,7 @@ def test_a_snapshot_stays_on_the_device(place: Place, monkeypatch: pytest.Monkey
     with Watch():
         state = snapshot(run)
     assert len(asked) == 3  # the sums of the meters, of a step's few numbers
-    for part in ("model_state_dict", "replay_buffer", "objective", "optimizer"):
+    for part in ("model_state_dict", "replay_buffer", "objective", "optimizer", "ema"):
         tensors = [x for x in tree_leaves(state[part]) if isinstance(x, Tensor)]
         assert {x.device.type for x in tensors} <= {place.device.type}, part
 

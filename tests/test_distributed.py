@@ -262,13 +262,13 @@ def test_a_run_of_two_processes_leaves_what_one_leaves(both: Any, train: Any) ->
 def test_the_same_command_gives_the_same_run_and_stopped_and_resumed_is_uninterrupted(
     both: Any, tmp_path: Path
 ) -> None:
-    whole = both("--n_epochs 3")
+    whole = both("--n_epochs 3 --ema .9")
     first = everything(whole), steady(whole)
-    assert both("--n_epochs 3 --overwrite").code == 0
+    assert both("--n_epochs 3 --ema .9 --overwrite").code == 0
     again = everything(whole), steady(whole)
     assert [part for part in first[0] if not same(first[0][part], again[0][part])] == []
     assert first[1] == again[1]
-    assert both("--n_epochs 3 --overwrite --max_steps 7").code == 0
+    assert both("--n_epochs 3 --ema .9 --overwrite --max_steps 7").code == 0
     assert both("", "--resume", str(whole.folder), bare=True).code == 0
     parts = everything(whole)
     for part in first[0]:  # the row in the middle of an epoch is replaced

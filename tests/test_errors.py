@@ -95,12 +95,12 @@ WHOLE = {
 }
 ABOVE_ZERO = ("contrast_t", "sgld_lr", "lr", "decay_rate", "max_minutes", "ckpt_minutes")
 FROM_ZERO = (*flags.TERMS, "sigma", "smoothing", "sgld_std", "reinit_freq", "dropout_rate")
-FROM_ZERO += ("weight_decay", "sgld_l2", "clip_grad")
+FROM_ZERO += ("weight_decay", "sgld_l2", "clip_grad", "ema")
 OUT_OF_RANGE = [
     *((name, text) for name, low in WHOLE.items() for text in (str(low - 1), "1.5", "1e3")),
     *((name, text) for name in ABOVE_ZERO for text in ("0", "-1", "1e-999")),
     *((name, "-0.1") for name in FROM_ZERO),
-    *(("smoothing", "1"), ("reinit_freq", "1.1"), ("dropout_rate", "1")),
+    *(("smoothing", "1"), ("reinit_freq", "1.1"), ("dropout_rate", "1"), ("ema", "1")),
     *(("depth", "1210"), ("width", "10001")),
     *((name, text) for name in ("plot_uncond", "plot_cond", "plot_contrast") for text in "2x"),
     *(("plot_cond", "-7.5e9"), ("plot_cond", "-1E+3"), ("lr", "-.5e-3")),
@@ -111,7 +111,16 @@ EVERY_NUMBER = (*WHOLE, *ABOVE_ZERO, *FROM_ZERO)
 def test_the_tables_know_every_number() -> None:
     for action in flags.build_parser()._actions:
         if action.type is not None:
-            assert action.dest in (*EVERY_NUMBER, "plot_uncond", "plot_cond", "plot_contrast")
+            others = ("adam_betas", "plot_uncond", "plot_cond", "plot_contrast")
+            assert action.dest in (*EVERY_NUMBER, *others)
+
+
+@pytest.mark.parametrize("text", ["1", "-.1", "nan", "ten"])
+def test_both_betas_are_numbers_below_1(text: str, train: Any) -> None:
+    for pair in (f"{text} .9", f".9 {text}"):
+        refusal(train, f"{CE} --adam_betas {pair}", "--adam_betas", "below 1")
+    sgd = f"{CE} --optimizer sgd --adam_betas 0 .999"
+    refusal(train, sgd, "--adam_betas 0 0.999 has no effect with --optimizer sgd")
 
 
 @pytest.mark.parametrize(("name", "text"), OUT_OF_RANGE)
@@ -129,7 +138,8 @@ def test_what_is_no_number_is_refused_by_every_number(text: str, train: Any) -> 
 def test_what_no_tensor_can_hold_is_refused_by_every_number(train: Any) -> None:
     for name in EVERY_NUMBER:
         text = str(2**63) if name in WHOLE else "3.5e38"
-        assert "at most" in refusal(train, f"{CE} --{name}={text}", f"--{name}", text)
+        said = refusal(train, f"{CE} --{name}={text}", f"--{name}", text)
+        assert ("below 1" if name == "ema" else "at most") in said
 
 
 @pytest.mark.parametrize("name", EVERY_NUMBER)

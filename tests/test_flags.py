@@ -226,6 +226,15 @@ SEEN: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
         "--optimizer sgd",
         lambda _, b: "momentum_buffer" in b.state()["optimizer"]["state"][0],
     ),
+    "--adam_betas": (
+        CE,
+        "--adam_betas 0 .9",
+        lambda a, b: (
+            [r.state()["optimizer"]["param_groups"][0]["betas"] for r in (a, b)]
+            == [(0.9, 0.999), (0, 0.9)]
+        ),
+    ),
+    "--ema": (CE, "--ema .9", lambda a, b: "ema" in b.state() and differ("test_loss")(a, b)),
     "--lr": (CE, "--lr .02", rate(0.02)),
     "--warmup_iters": (CE, "--warmup_iters 10", rate(1e-5)),  # the second step has number 1
     "--decay_epochs": (CE, "--decay_epochs 0 0 7", rate(9e-6)),
@@ -523,7 +532,7 @@ OURS = {
         "overwrite",
     ),
     *("device", "amp", "compile", "data_root", "sgld_l2", "clip_grad", "sync_bn"),
-    *("log_gradients", "load_head", "recipe", "image_size"),
+    *("log_gradients", "load_head", "recipe", "image_size", "ema", "adam_betas"),
 }
 
 

@@ -224,7 +224,9 @@ def tiny(words: str = "") -> Any:
         "--dataset digits --depth 10 --width 1 --pyxce 1 --pxsgld 1 --buffer_size 40 --n_steps 1 "
         f"--sgld_batch_size 4 --seed 3 {words}".split()
     )
-    return train_wrn.build_run(s, 10, torch.device("cpu"))
+    run = train_wrn.build_run(s, 10, torch.device("cpu"))
+    train_wrn.start_average(run)
+    return run
 
 
 def take_step(run: Any) -> None:
@@ -234,7 +236,7 @@ def take_step(run: Any) -> None:
 
 
 def test_a_restart_takes_the_older_of_two_snapshots_and_spoils_it_not() -> None:
-    run = tiny()
+    run = tiny("--ema .9")
     healer, states = Healer(run), [snapshot(run)]
     for _ in range(11):
         take_step(run)
@@ -245,7 +247,7 @@ def test_a_restart_takes_the_older_of_two_snapshots_and_spoils_it_not() -> None:
         told = healer.heal(run, Diverged("diverged at step 10 (loss nan)", ""))
         assert f"back to step 4, learning rate x {0.5**restart:g}" in told
         found = snapshot(run)
-        for part in ("model_state_dict", "optimizer", "replay_buffer"):
+        for part in ("model_state_dict", "optimizer", "replay_buffer", "ema"):
             torch.testing.assert_close(found[part], states[4][part], rtol=0, atol=0)
         assert not torch.equal(found["random"]["cpu"], states[4]["random"]["cpu"])
         take_step(run)  # changes what the optimiser was given

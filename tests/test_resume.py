@@ -24,6 +24,7 @@ STOPS = {
     "sgd, batch norm, mid-epoch": ("--norm batch --optimizer sgd --lr .01 --contrast_k 80", 7, 12),
     "adam, batch norm, end of an epoch": ("--norm batch --contrast_k 16", 5, 10),
     "adam, act norm, twice": ("--norm act --contrast_k 80 --independent_batches", 2, 4, 9),
+    "averaged weights, twice": ("--norm batch --ema .9 --adam_betas 0 .9 --contrast_k 80", 3, 5, 8),
     "sgd, warm-up and decay, twice": (
         "--optimizer sgd --warmup_iters 8 --decay_epochs 1 --lr .01 --class_cond_p_x_sample",
         *(5, 6, 11),
@@ -165,6 +166,8 @@ CHANGED = {
     "queue_init": "--queue_init random",
     "buffer_size": "--buffer_size 80",
     "optimizer": "--optimizer sgd",
+    "adam_betas": "--adam_betas 0 .999",
+    "ema": "--ema .9",
     "load_path": "--load_path other.pt",
     "load_head": "--load_head off",
     "pyxce": "--pyxce 0",

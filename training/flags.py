@@ -35,7 +35,7 @@ FIXED_ON_RESUME = (
     *("augment_px", "px_batch_size", "chain_start", "bn_chains"),
     *("seed", "start_epoch", "batch_size", "sgld_batch_size"),
     *("contrast_k", "contrast_style", "queue_init"),
-    *("buffer_size", "optimizer", "load_path", "load_head"),
+    *("buffer_size", "optimizer", "ema", "load_path", "load_head"),
 )
 
 
@@ -100,14 +100,19 @@ LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
 def number(
-    kind: Callable[[str], float], *, low: float, high: float = math.inf, open_low: bool = False
+    kind: Callable[[str], float],
+    *,
+    low: float,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
 ) -> Callable[[str], Any]:
-    """A type for argparse: an int or a float within [low, high], or (low, high] if open_low, that
-    a tensor of int64 or of float32 can hold."""
+    """A type for argparse: an int or a float within [low, high], without low if open_low and
+    without high if open_high, that a tensor of int64 or of float32 can hold."""
     name = "a whole number" if kind is int else "a number"
     most = min(high, LARGEST_INT64 if kind is int else LARGEST_FLOAT32)
     least = f"{'above' if open_low else 'at least'} {low:g}"
-    both = f"{least} and at most {most:g}"
+    both = f"{least} and {'below' if open_high else 'at most'} {most:g}"
     span = both if high < math.inf else least
 
     def parse(text: str) -> float:
@@ -116,9 +121,10 @@ def number(
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {name}: give one {span}") from None
         above = low < value if open_low else low <= value
-        if not (above and value <= most):  # nan fails this too
+        below = value < most if open_high else value <= most
+        if not (above and below):  # nan fails this too
             raise argparse.ArgumentTypeError(
-                f"{text} is out of range: give {name} {both if value > most else span}"
+                f"{text} is out of range: give {name} {both if value >= most else span}"
             )
         return value
 
@@ -140,6 +146,8 @@ WHOLE = number(int, low=0)
 OR_OFF = number(int, low=-1)
 WEIGHT = number(float, low=0)
 POSITIVE = number(float, low=0, open_low=True)
+DECAY = number(float, low=0, high=1, open_high=True)
+ADAM_BETAS = [0.9, 0.999]
 # Scores are float32 and as large as log(classes): of smaller temperatures their rounding would be
 # a visible part of the loss (5e-7 / 1e-4 = .005), and of much smaller ones all of it.
 TEMPERATURE = number(float, low=1e-4)
@@ -324,7 +332,15 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimisation")
     add = group.add_argument
     add("--optimizer", choices=("adam", "sgd"), default="adam",
-        help="Adam (betas .9, .999) or SGD (momentum .9) (default: %(default)s; JEM)")
+        help="Adam or SGD (momentum .9) (default: %(default)s; JEM)")
+    add("--adam_betas", type=DECAY, nargs=2, default=ADAM_BETAS, metavar=("B1", "B2"),
+        help="decay of Adam's means of the gradient and of its square, from 0 to below 1; UvA's "
+        "tutorial 8 on energy-based models has 0 .999 (default: .9 .999; JEM)")
+    add("--ema", type=DECAY, default=0.0, metavar="DECAY",
+        help="average the weights: w_ema <- DECAY w_ema + (1 - DECAY) w after each step; the "
+        "accuracies of progress.csv, sample grids and eval_wrn_ebm.py take the average, the chains "
+        "of the training the weights themselves; 0: no average; DAT and CLEL have .999 "
+        "(default: %(default)s; ours)")
     add("--lr", type=POSITIVE, default=1e-4, metavar="RATE",
         help="learning rate after warm-up (default: %(default)s; JEM)")
     add("--warmup_iters", type=OR_OFF, default=-1, metavar="STEPS",
@@ -498,8 +514,9 @@ def resume(
             merged[name] = new
             continue
         if new != old and (name in FIXED_ON_RESUME or (name in TERMS and (new == 0) != (old == 0))):
+            words, had = (" ".join(map(str, v)) if isinstance(v, list) else v for v in (new, old))
             raise UsageError(
-                f"--{name} {new} cannot change on --resume (the run has {old}): "
+                f"--{name} {words} cannot change on --resume (the run has {had}): "
                 "leave it out, or start a new run with --load_path"
             )
         merged[name] = new
@@ -539,6 +556,9 @@ def check(s: argparse.Namespace) -> None:
         )
     if s.load_head == "off" and s.load_path is None:
         raise UsageError("--load_head off has no effect without --load_path: leave it out")
+    if s.optimizer == "sgd" and list(s.adam_betas) != ADAM_BETAS:
+        betas = " ".join(f"{beta:g}" for beta in s.adam_betas)
+        raise UsageError(f"--adam_betas {betas} has no effect with --optimizer sgd: leave it out")
     check_network(s)
     check_chains(s)
     check_processes(s)

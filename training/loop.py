@@ -140,13 +140,15 @@ def train(
             if due and (classifies is None or classifies(epoch)):
                 bar.set_description(f"epoch {epoch} (last {s.n_epochs - 1}), evaluating")
                 try:
-                    results = evaluate(run, splits, signals, agreement)
+                    with run.averaged():
+                        results = evaluate(run, splits, signals, agreement)
                 except Stopped:
                     return stopped()
                 bar.set_description(f"epoch {epoch} (last {s.n_epochs - 1})", refresh=False)
             draws = plot is not None and (ended or (whole and (epoch + 1) % s.plot_every == 0))
             if draws and distributed.first():
-                plot(epoch)  # type: ignore[misc]
+                with run.averaged():
+                    plot(epoch)  # type: ignore[misc]
             progress.seconds = earlier + time.monotonic() - began
             gradients = run.gradients.means()
             out.row(run, epoch, results, gradients)

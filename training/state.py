@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from data.record import Record
 from losses.sgld import from_shards, shard
 from training import distributed
 from training.checkpoint import DAMAGED, LAST, PREVIOUS, CheckpointError, read_checkpoint
+from training.ema import Ema
 from training.meters import Meter
 
 IMAGES, BEGAN, UPDATES = (f"memories.replay_buffer.{n}" for n in ("images", "began", "updates"))
@@ -52,6 +54,7 @@ class Run:
     epoch: Meter = field(default_factory=Meter)
     gradients: Meter = field(default_factory=Meter)
     data: Record = field(default_factory=Record)  # of what it trains on
+    ema: Ema | None = None  # the averaged weights of --ema
     # The loss of a batch in DistributedDataParallel, where several processes share the batches;
     # everything else of a run is equal in all of them, but for random numbers and replay buffer.
     replicas: Any = None
@@ -64,6 +67,10 @@ class Run:
         """The queue or the replay_buffer of the objective; None where no term has one."""
         memories: nn.ModuleDict = self.objective.memories
         return memories[name] if name in memories else None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The model has the averaged weights inside, where there are any."""
+        return nullcontext() if self.ema is None else self.ema.applied()
 
 
 def checkpoint_state(run: Run) -> dict[str, Any]:
@@ -84,6 +91,8 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
         "random": {"cpu": torch.get_rng_state()},
         "data": run.data.state(),
     }
+    if run.ema is not None:
+        state["ema"] = run.ema.state_dict()
     if run.memory("queue") is not None:
         for name in QUEUE:
             state["model_state_dict"][name] = objective.pop(f"memories.queue.{name}")
@@ -180,6 +189,8 @@ def restore(run: Run, state: dict[str, Any]) -> None:
                 objective.setdefault(key, torch.zeros_like(run.objective.state_dict()[key]))
         run.model.load_state_dict(model)
         run.objective.load_state_dict(objective)
+        if run.ema is not None:
+            run.ema.load_state_dict(state["ema"])
         run.optimizer.load_state_dict(state["optimizer"])
         for group in run.optimizer.param_groups:  # the checkpoint's, where a flag may be new
             group["weight_decay"] = run.settings.weight_decay

@@ -1,0 +1,311 @@
+"""The averaged weights of --ema: what they are, and who takes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import data
+import models
+import train_wrn
+from baselines.linear_probe import load_backbone
+from evaluation.classification import classification
+from scripts import export, release
+from tests import pair as two
+from tests.test_healing import tiny
+from training import distributed, loop
+from training.checkpoint import read_checkpoint, save_checkpoint
+from training.divergence import Guard
+
+EMA = "--pyxce 1 --pxycontrast 1 --norm batch --lr 1e-2 --ema .9 --n_epochs 1"
+
+
+def batch(n: int = 4) -> tuple[Tensor, Tensor, None]:
+    return torch.rand(n, 3, 32, 32), torch.arange(n), None
+
+
+def named(run: Any) -> dict[str, np.ndarray]:
+    trained = ((n, p) for n, p in run.model.named_parameters() if p.requires_grad)
+    return {name: p.detach().double().numpy().copy() for name, p in trained}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--norm batch",
+        "--norm act",
+        "--uncond",
+        "--clf_only",
+        "--optimizer sgd --adam_betas .9 .999",
+    ],
+)
+@pytest.mark.parametrize("decay", [0.25, 0.9])  # which the ramp passes, and does not reach
+def test_an_average_is_the_recursion_over_the_steps_that_were_taken(
+    words: str, decay: float
+) -> None:
+    run = tiny(f"{words} --lr .01 --ema {decay}")
+    guard, expected, taken = Guard(run.device), named(run), 0
+    for step in range(6):
+        guard.flag = torch.tensor(step == 3)  # as after a step that has diverged
+        train_wrn.train_step(run, guard, batch(), step)
+        if step != 3:
+            d = min(decay, (1 + taken) / (10 + taken))
+            expected = {n: d * expected[n] + (1 - d) * w for n, w in named(run).items()}
+            taken += 1
+    saved = run.ema.state_dict()
+    assert (saved["decay"], int(saved["updates"])) == (decay, taken) == (decay, 5)
+    assert saved["parameters"].keys() == expected.keys()
+    for name, average in saved["parameters"].items():
+        assert average.numpy() == pytest.approx(expected[name], rel=1e-5, abs=1e-7), name
+    apart = [np.abs(named(run)[n] - w).max() for n, w in expected.items()]
+    assert max(apart) > 1e-4, "a copy of the weights would pass, too"
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_model_has_its_averages_for_a_while_and_then_its_own_weights_exactly(
+    compiled: bool,
+) -> None:
+    run, (x, *_) = tiny("--norm batch --lr .01 --ema .9"), batch(2)
+    if compiled:
+        run.model.f.compile(dynamic=False, backend="aot_eager")
+    for step in range(3):
+        train_wrn.train_step(run, Guard(run.device), batch(), step)
+    raw = {name: t.clone() for name, t in run.model.state_dict().items()}
+    averages = run.ema.state_dict()["parameters"]
+    other = models.build(depth=10, width=1, norm="batch")
+    models.load_weights(other, raw | averages)
+    with pytest.raises(ZeroDivisionError), run.averaged():
+        inside = dict(run.model.state_dict())
+        assert all(torch.equal(inside[n], averages.get(n, raw[n])) for n in raw)
+        with torch.no_grad(), models.eval_mode(run.model), models.eval_mode(other):
+            torch.testing.assert_close(run.model.logits(x), other.logits(x))
+        raise ZeroDivisionError
+    assert all(torch.equal(t, raw[n]) for n, t in run.model.state_dict().items())
+    assert not torch.equal(raw["f.conv1.weight"], averages["f.conv1.weight"])
+
+
+def test_the_average_moves_nothing_else(train: Any) -> None:
+    """Chains, losses and the updates are those of the weights themselves."""
+    words = f"{train.ALL} --norm batch --lr 1e-2 --contrast_k 80 --max_steps 7"
+    plain, run = train.once(words), train(f"{words} --ema .9")
+    a, b = plain.state(), run.state()
+    assert b.keys() - a.keys() == {"ema"}
+    for part in a.keys() - {"settings", "progress"}:
+        assert train.same(a[part], b[part]), part
+    assert [row.keys() for row in plain.rows] == [row.keys() for row in run.rows]
+    evaluated = ("valid_acc", "valid_loss", "test_acc", "test_loss")
+    clock = ("seconds", "images_per_s")
+    for before, after in zip(plain.rows, run.rows, strict=True):
+        assert all(before[n] == after[n] for n in before if n not in (*evaluated, *clock))
+        assert before["test_loss"] != after["test_loss"]
+
+
+def by_hand(run: Any, averaged: bool = True) -> models.EnergyClassifier:
+    state = run.state()
+    weights = {n: t for n, t in state["model_state_dict"].items() if not n.startswith("queue_")}
+    model = models.build(depth=10, width=1, norm="batch")
+    model.load_state_dict(weights | (state["ema"]["parameters"] if averaged else {}))
+    return model.eval()
+
+
+def test_accuracy_within_a_run_and_sample_grids_are_those_of_the_average(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def drawn(run: Any, epoch: int, out: Any) -> None:
+        seen.append({n: p.detach().clone() for n, p in run.model.named_parameters()})
+
+    monkeypatch.setattr(train_wrn, "plot_samples", drawn)
+    run = train(f"{EMA} --plot_uncond")
+    assert run.code == 0, run.err
+    ema = run.state()["ema"]["parameters"]
+    assert len(seen) == 1 and train.same(seen[0], ema)
+    test = data.load_evaluation("cifar10_test", train.data).split
+    batches = list(data.evaluation_batches(test, batch_size=loop.EVAL_BATCH, sigma=0.03))
+    nll = [classification(by_hand(run, averaged), batches)["nll"] for averaged in (True, False)]
+    assert float(run.last["test_loss"]) == pytest.approx(nll[0], rel=1e-5)
+    assert abs(nll[0] - nll[1]) > 1e-3
+
+
+# ------------------------------------------------------------------------- who reads checkpoints
+
+
+@pytest.fixture(scope="module")
+def trained(train: Any) -> Any:
+    return train.once(EMA)
+
+
+def ask_of(ask: Any, path: Path, folder: Path, *words: str) -> Any:
+    place = ["--data_root", str(ask.trainer.data), "--log_dir", str(folder), "--device", "cpu"]
+    given = ["--load_path", str(path), "--eval", "test_clf", *words]
+    return ask.bare(*place, *given, folder=folder)
+
+
+def test_evaluation_takes_the_average_unless_asked_for_raw_weights(
+    trained: Any, ask: Any, tmp_path: Path
+) -> None:
+    state = trained.state()
+    plain = {k: v for k, v in state.items() if k != "ema"}
+    plain["settings"] = {k: v for k, v in state["settings"].items() if k != "ema"}
+    averaged = {**plain, "model_state_dict": state["model_state_dict"] | state["ema"]["parameters"]}
+    for name, found in (("raw", plain), ("averaged", averaged)):
+        save_checkpoint(found, tmp_path / f"{name}.pt")
+    last = trained.folder / "last_ckpt.pt"
+    release.main([str(last), str(tmp_path / "released.pt")])
+    told = "averaged (--ema 0.9)"
+    cases: list[tuple[Path, tuple[str, ...], str | None]] = [
+        (tmp_path / "raw.pt", (), None),
+        (tmp_path / "raw.pt", ("--weights", "raw"), None),
+        (last, ("--weights", "raw"), "raw"),
+        (tmp_path / "averaged.pt", (), None),
+        (last, (), told),
+        (last, ("--weights", "ema"), told),
+        (tmp_path / "released.pt", (), told),
+    ]
+    nll = []
+    for path, words, which in cases:
+        answer = ask_of(ask, path, tmp_path / "answer", *words)
+        assert answer.code == 0, answer.err
+        assert answer.json("test_clf").get("weights") == which
+        nll.append(answer.json("test_clf")["nll"])
+    assert len(set(nll[:3])) == len(set(nll[3:])) == 1 and abs(nll[0] - nll[3]) > 1e-3
+    for path, which, why in (
+        (tmp_path / "raw.pt", "ema", "it has no averaged weights"),
+        (tmp_path / "released.pt", "raw", "it has the averaged weights alone"),
+    ):
+        refused = ask_of(ask, path, tmp_path / "refused", "--weights", which)
+        assert refused.code == 2 and len(refused.err) == 1 and not (tmp_path / "refused").exists()
+        assert f"--weights {which}: {why}: leave --weights out" in refused.err[0]
+        assert str(path) in refused.err[0]
+
+
+def test_the_features_of_fid_are_averaged_whatever_is_asked_of_the_samples(
+    trained: Any, ask: Any, tmp_path: Path
+) -> None:
+    """--weights is about --load_path: a --fid_model without an average is no mistake."""
+    words = "--eval fid --n_samples 12 --n_steps 1 --max_images 12 --fid_features model"
+    place = ["--data_root", str(ask.trainer.data), "--log_dir", str(tmp_path), "--device", "cpu"]
+    other = ["--weights", "ema", "--fid_model", str(ask.checkpoint("ce"))]
+    path = str(trained.folder / "last_ckpt.pt")
+    found = ask.bare("--load_path", path, *words.split(), *place, *other, folder=tmp_path)
+    assert found.code == 0, found.err
+    assert found.json("fid")["weights"] == "averaged (--ema 0.9)"
+
+
+def readers(path: Path, tmp_path: Path) -> dict[str, dict[str, Tensor]]:
+    """The weights that each program reads from the checkpoint."""
+    s = type("S", (), {"load_path": str(path), "norm": None, "dataset": None, "n_valid": None})()
+    s.sigma = None
+    pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
+    exported = export.main([str(path), str(tmp_path / "exported")])
+    return {
+        "models.load": models.load(path).state_dict(),
+        "linear_probe.py": load_backbone(s, torch.device("cpu"))[0].state_dict(),
+        "export.py": models.load(exported).state_dict(),
+    }
+
+
+def test_all_that_reads_a_checkpoint_takes_the_average(
+    trained: Any, train: Any, tmp_path: Path
+) -> None:
+    wanted = by_hand(trained).state_dict()
+    last = trained.folder / "last_ckpt.pt"
+    for name, found in readers(last, tmp_path).items():
+        assert train.same(dict(found), dict(wanted)), name
+    run = train(f"--pyxce 1 --norm batch --max_steps 1 --lr 1e-9 --load_path {last} --ema .5")
+    assert run.code == 0, run.err
+    assert f"--load_path {last}: starts from the averaged weights" in run.out
+    start = run.state("prev_ckpt.pt")
+    assert train.same(start["model_state_dict"], dict(wanted))
+    parameters = start["ema"]["parameters"]
+    assert train.same(parameters, {name: wanted[name] for name in parameters})
+    assert int(start["ema"]["updates"]) == 0
+    assert "averaged" not in train(f"--pyxce 1 --max_steps 1 --load_path {run_without(train)}").out
+
+
+def run_without(train: Any) -> Path:
+    return train.once("--pyxce 1 --max_steps 2").folder / "last_ckpt.pt"
+
+
+def test_an_exported_card_tells_no_number_of_the_raw_weights(trained: Any, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "last_ckpt.pt"
+    (checkpoint.parent / "eval").mkdir(parents=True)
+    checkpoint.write_bytes((trained.folder / "last_ckpt.pt").read_bytes())
+    about = {"eval": "test_clf", "dataset": "cifar10_test", "n": 20, "checkpoint_sha256": "a"}
+    for name, weights, accuracy in (("-1", "raw", 0.875), ("", "averaged (--ema 0.9)", 0.125)):
+        record = {**about, "accuracy": accuracy, "weights": weights}
+        (checkpoint.parent / "eval" / f"test_clf{name}.json").write_text(json.dumps(record))
+    assert [row[2] for row in export.measured(checkpoint, "a")] == ["0.1250"]
+
+
+@pytest.mark.parametrize("ema", [{"state": 1}, {"parameters": 3}, "yes", {"f.conv1.weight": 0}])
+def test_what_others_call_ema_is_left_alone(ema: Any, train: Any, tmp_path: Path) -> None:
+    path = run_without(train)
+    save_checkpoint({**read_checkpoint(path), "ema": ema}, tmp_path / "others.pt")
+    found, wanted = (models.load(each).state_dict() for each in (tmp_path / "others.pt", path))
+    assert train.same(dict(found), dict(wanted))
+
+
+# --------------------------------------------------------------------------------------- resuming
+
+
+def test_a_run_from_before_the_flag_goes_on(train: Any) -> None:
+    run = train("--pyxce 1 --max_steps 3")
+    settings = run.settings
+    for name in ("ema", "adam_betas"):
+        del settings[name]
+    (run.folder / "variant.json").write_text(json.dumps(settings))
+    state = run.state()
+    state["settings"] = {k: v for k, v in state["settings"].items() if k in settings}
+    save_checkpoint(state, run.folder / "last_ckpt.pt")
+    again = train.bare("--resume", str(run.folder), "--max_steps", "4")
+    assert again.code == 0 and "ema" not in run.state() and run.state()["progress"]["step"] == 4
+
+
+@pytest.mark.parametrize("fault", ["missing", "another network's"])
+def test_an_average_that_does_not_fit_is_one_line(fault: str, train: Any) -> None:
+    run = train("--pyxce 1 --ema .9 --max_steps 2")
+    state = run.state()
+    if fault == "missing":
+        del state["ema"]
+    else:
+        state["ema"]["parameters"]["class_output.bias"] = torch.zeros(1)  # which a copy would take
+    save_checkpoint(state, run.folder / "last_ckpt.pt")
+    again = train.bare("--resume", str(run.folder), "--max_steps", "4")
+    assert again.code == 2 and len(again.err) == 1 and "does not fit this run" in again.err[0]
+
+
+def test_a_run_of_one_process_keeps_its_average_in_two(pair: Any, train: Any) -> None:
+    run = train("--pyxce 1 --pxsgld 1 --lr 1e-2 --ema .9 --max_steps 4")
+    before = run.state()["ema"]
+    found = pair(two.train, ["--resume", str(run.folder), "--max_steps", "5"])
+    assert [code for code, *_ in found] == [0, 0], found
+    state = run.state()
+    assert int(state["ema"]["updates"]) == 5
+    for name, average in state["ema"]["parameters"].items():
+        share = 9 / (10 + 4)
+        old, new = before["parameters"][name], state["model_state_dict"][name]
+        torch.testing.assert_close(average, old + share * (new - old))
+
+
+def averages_of_this_process() -> dict[str, Tensor]:
+    run = tiny("--norm batch --lr .01 --ema .9")
+    distributed.same(run.model)
+    train_wrn.start_average(run)
+    train_wrn.replicate(run)
+    torch.manual_seed(distributed.rank())
+    for step in range(3):
+        train_wrn.train_step(run, Guard(run.device), batch(), step)
+    return {name: t.clone() for name, t in run.ema.state_dict()["parameters"].items()}
+
+
+def test_all_processes_have_the_same_average(pair: Any) -> None:
+    first, second = pair(averages_of_this_process)
+    assert all(t.equal(second[name]) for name, t in first.items())
