@@ -35,7 +35,7 @@ FIXED_ON_RESUME = (
     *("augment_px", "px_batch_size", "chain_start", "bn_chains"),
     *("seed", "start_epoch", "batch_size", "sgld_batch_size"),
     *("contrast_k", "contrast_style", "queue_init"),
-    *("buffer_size", "optimizer", "ema", "load_path", "load_head"),
+    *("buffer_size", "optimizer", "adam_betas", "ema", "load_path", "load_head"),
 )
 
 
