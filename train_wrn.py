@@ -204,7 +204,7 @@ def build_batches(
         part=(distributed.rank(), distributed.size()),
         clamp=s.sgld_clamp,
         second_size=s.px_batch_size,
-        augment_second=s.augment_px == "same",
+        augmented=flags.augmented(s),
     )
     splits = {"valid": train.take(valid), "test": dataset.test}
     return batches, {name: split for name, split in splits.items() if len(split.labels)}
@@ -409,7 +409,7 @@ def time_steps(
         unlabelled=flags.second_batch(s),
         clamp=s.sgld_clamp,
         second_size=s.px_batch_size,
-        augment_second=s.augment_px == "same",
+        augmented=flags.augmented(s),
     )
     models.initialise_act_norm(model, batches(0)[0])
     model.train()

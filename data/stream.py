@@ -27,7 +27,8 @@ class TrainingBatches:
     An epoch is floor(len(index) / batch_size) steps. `labelled` are the members of `index` whose
     labels may be used; they cycle, in batches of min(batch_size, len(labelled)). `unlabelled`:
     give every step a second batch, of all images, in an order of its own: of `second_size` images
-    (`batch_size` where it is None), neither cropped nor mirrored where `augment_second` is False.
+    (`batch_size` where it is None). `augmented`: whether the first and the second are cropped and
+    mirrored.
     `clamp`: to [-1, 1], after the noise. `part` (i, n): the i-th of n processes that share each
     batch, in its order.
 
@@ -46,7 +47,7 @@ class TrainingBatches:
     part: tuple[int, int] = (0, 1)
     clamp: bool = False
     second_size: int | None = None
-    augment_second: bool = True
+    augmented: tuple[bool, bool] = (True, True)
     _orders: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # stream -> cycle, order
 
     def __post_init__(self) -> None:
@@ -71,8 +72,8 @@ class TrainingBatches:
         if self.unlabelled:
             size = self.second_size or self.batch_size
             second = self._chosen(self.index, step, 1, part, size)
-            unlabelled = self._augmented(second) if self.augment_second else self._plain(second)
-        return self._augmented(index), self.train.labels[index], unlabelled
+            unlabelled = self._images(second, self.augmented[1])
+        return self._images(index, self.augmented[0]), self.train.labels[index], unlabelled
 
     def _chosen(
         self, index: Tensor, step: int, stream: int, part: tuple[int, int], size: int
@@ -86,8 +87,7 @@ class TrainingBatches:
         first, last = (place * size + size * i // part[1] for i in (part[0], part[0] + 1))
         return self._orders[stream][1][first:last]
 
-    def _augmented(self, index: Tensor) -> Tensor:
+    def _images(self, index: Tensor, augmented: bool) -> Tensor:
+        if not augmented:
+            return noisy(to_float(self.train.images[index]), self.sigma, self.clamp)
         return augment(self.train.images, index, sigma=self.sigma, flip=self.flip, clamp=self.clamp)
-
-    def _plain(self, index: Tensor) -> Tensor:
-        return noisy(to_float(self.train.images[index]), self.sigma, self.clamp)

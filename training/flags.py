@@ -32,7 +32,7 @@ FOLDER = "folder:"  # and a path: a data set of the user's own
 FIXED_ON_RESUME = (
     *("arch", "depth", "width", "norm", "uncond", "clf_only", "dropout_rate"),
     *("dataset", "image_size", "n_valid", "labels_per_class", "independent_batches"),
-    *("augment_px", "px_batch_size", "chain_start", "bn_chains"),
+    *("augment", "augment_px", "px_batch_size", "chain_start", "bn_chains"),
     *("seed", "start_epoch", "batch_size", "sgld_batch_size"),
     *("contrast_k", "contrast_style", "queue_init"),
     *("buffer_size", "optimizer", "adam_betas", "ema", "load_path", "load_head"),
@@ -199,6 +199,10 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     add("--labels_per_class", type=OR_OFF, default=-1, metavar="IMAGES",
         help="semi-supervised training: use this many labels a class, and all images for "
         "--pxsgld; -1: all labels (default: %(default)s; JEM)")
+    add("--augment", choices=("on", "off"), default="on",
+        help="crop training images at random from a padded copy and, of CIFAR and folders, flip "
+        "them; off for images whose place matters, such as digits of few pixels "
+        "(default: %(default)s; ours)")
     add("--sigma", type=WEIGHT, default=0.03, metavar="STD",
         help="standard deviation of the Gaussian noise on every image, in training and evaluation,"
         " pixels being in [-1, 1]; .1 is more stable with SGLD (default: %(default)s; JEM)")
@@ -538,6 +542,11 @@ def second_batch(s: argparse.Namespace) -> bool:
     """JEM draws images for the data half of --pxsgld apart from the labelled ones."""
     asked = s.augment_px == "none" or s.px_batch_size is not None
     return s.pxsgld > 0 and (asked or s.independent_batches or s.labels_per_class > 0)
+
+
+def augmented(s: argparse.Namespace) -> tuple[bool, bool]:
+    """Whether the labelled batch and that of --pxsgld are cropped and flipped."""
+    return s.augment == "on", s.augment == "on" and s.augment_px == "same"
 
 
 def check(s: argparse.Namespace) -> None:
