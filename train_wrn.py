@@ -541,8 +541,8 @@ def describe(run: Run, batches: data.TrainingBatches, splits: dict[str, data.Spl
         on = f"{distributed.size()} processes on {run.device.type}"
     return (
         f"{s.dataset}: {len(batches.index):,} training images, {len(batches.labelled):,} labelled; "
-        f"{sizes}\n{network}, {parameters:,} parameters, images of {s.image_size} x "
-        f"{s.image_size}; loss {terms}\n"
+        f"{sizes}; images of {s.image_size} x {s.image_size}\n"
+        f"{network}, {parameters:,} parameters; loss {terms}\n"
         f"{on}, bf16 {'on' if run.model.amp else 'off'}, seed {s.seed}; "
         f"{run.progress.step:,} of {s.n_epochs * batches.steps_per_epoch:,} steps done"
     )

@@ -193,8 +193,8 @@ def describe(run: Run, batches: Batches, images: int, splits: dict[str, data.Spl
     network = "ResNet-50" if s.arch == "resnet50" else f"WRN-{s.depth}-{s.width}, norm {s.norm}"
     parameters = sum(p.numel() for p in run.model.parameters())
     return (
-        f"{s.method} on {s.dataset}: {images:,} training images; {sizes}\n"
-        f"{network}, {parameters:,} parameters, images of {s.image_size} x {s.image_size}\n"
+        f"{s.method} on {s.dataset}: {images:,} training images; {sizes}; "
+        f"images of {s.image_size} x {s.image_size}\n{network}, {parameters:,} parameters\n"
         f"{run.device}, bf16 {'on' if run.model.amp else 'off'}, seed {s.seed}; "
         f"{run.progress.step:,} of {s.n_epochs * batches.steps_per_epoch:,} steps done"
     )

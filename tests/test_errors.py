@@ -91,6 +91,7 @@ WHOLE = {
     **dict.fromkeys(("labels_per_class", "warmup_iters", "ckpt_every"), -1),
     **dict.fromkeys(("contrast_k", "n_steps", "sgld_batch_size", "buffer_size", "depth"), 1),
     **dict.fromkeys(("width", "batch_size", "n_epochs", "max_steps"), 1),
+    "image_size": 8,
     **dict.fromkeys(("eval_every", "print_every", "plot_every", "log_gradients"), 1),
 }
 ABOVE_ZERO = ("contrast_t", "sgld_lr", "lr", "decay_rate", "max_minutes", "ckpt_minutes")

@@ -154,6 +154,7 @@ CHANGED = {
     "clf_only": "--clf_only",
     "dropout_rate": "--dropout_rate .5",
     "dataset": "--dataset digits",
+    "image_size": "--image_size 16",
     "n_valid": "--n_valid 39",
     "labels_per_class": "--labels_per_class 1",
     "independent_batches": "--independent_batches",
