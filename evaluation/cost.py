@@ -40,7 +40,7 @@ def memory_bytes(
     state = {
         "weights": 4 * sum(p.numel() for p in model.parameters()),
         "optimiser": moments * trained,
-        "averaged weights": trained if s.ema > 0 else 0,
+        "weight average": trained if s.ema > 0 else 0,
         "queue": 4 * num_classes * s.contrast_k if contrast else 0,
         "replay buffer": 4 * values * s.buffer_size // distributed.size() if sgld else 0,
     }

@@ -126,7 +126,7 @@ def test_memory_is_what_the_tensors_take() -> None:
         "weights": weights,
         "gradients": weights,
         "optimiser": 2 * weights,
-        "averaged weights": weights,
+        "weight average": weights,
         "queue": memories[0],
         "replay buffer": memories[1],
         "snapshots": 2 * (4 * weights + sum(memories)),

@@ -57,7 +57,8 @@ def test_a_signal_ends_a_run_that_goes_on_as_if_there_had_been_none(
     place: str, number: signal.Signals, train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = (
-        f"{train.ALL} --n_epochs 3 --contrast_k 80 --dropout_rate .1 --plot_uncond --plot_every 1"
+        f"{train.ALL} --n_epochs 3 --contrast_k 80 --dropout_rate .1 --plot_uncond --plot_every 1 "
+        "--ema .9"
     )
     whole = train.once(flags)
     module, name, nth = PLACES[place]
