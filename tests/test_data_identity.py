@@ -11,7 +11,7 @@ from PIL import Image
 
 import data
 import eval_wrn_ebm
-from data.splits import split_by_hash
+from data.splits import TEST_BELOW, split_by_hash
 from training.checkpoint import read_checkpoint, save_checkpoint
 
 RUN = "--pyxce 1 --max_steps 2 --n_valid 4 --dataset"
@@ -83,10 +83,37 @@ def test_every_class_has_a_training_and_where_it_can_a_test_image(n: int) -> Non
         assert len(train) == 1 or torch.isin(train, then).all()
 
 
-def test_equal_images_are_on_one_side() -> None:
-    hashes = torch.tensor([-(2**63), -(2**63), 5, 5, 7])
-    train, test = split_by_hash(torch.tensor([0, 1, 0, 1, 1]), hashes)
-    assert not torch.isin(hashes[train], hashes[test]).any()
+def test_images_in_several_classes_take_no_class_its_last_training_image() -> None:
+    """Of small sets at random: every class trains, equal images are on one side, and the names of
+    the classes, which order them, decide nothing."""
+    random = np.random.RandomState(0)
+    for _ in range(2000):
+        pool = random.randint(-(2**63), 2**63 - 1, random.randint(2, 7))
+        hashes = torch.from_numpy(random.choice(pool, random.randint(2, 9)))
+        labels = torch.from_numpy(random.randint(0, 3, len(hashes)))
+        train, test = split_by_hash(labels, hashes)
+        assert set(labels[train].tolist()) == set(labels.tolist())
+        assert not torch.isin(hashes[train], hashes[test]).any()
+        assert len(train) + len(test) == len(labels)
+        renamed, _ = split_by_hash(2 - labels, hashes)
+        assert set(renamed.tolist()) == set(train.tolist())
+
+
+def test_classes_that_share_no_image_are_split_each_by_itself() -> None:
+    random = np.random.RandomState(0)
+    for _ in range(500):
+        pool = torch.from_numpy(random.randint(-(2**63), 2**63 - 1, random.randint(2, 7)))
+        image = torch.from_numpy(random.randint(0, len(pool), random.randint(2, 9)))
+        labels, hashes = image % 3, pool[image]
+        _, test = split_by_hash(labels, hashes)
+        for label in labels.unique():
+            own = hashes[labels == label]
+            expected = set(own[own < TEST_BELOW].tolist())
+            if expected == set(own.tolist()):
+                expected -= {own.max().item()}
+            elif not expected and len(own.unique()) > 1:
+                expected = {own.min().item()}
+            assert set(hashes[test][labels[test] == label].tolist()) == expected
 
 
 def test_a_checkpoint_has_class_names_and_a_hash_of_every_image(train: Any, folder: Path) -> None:
