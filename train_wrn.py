@@ -42,7 +42,7 @@ from training.endings import exit_code, leave, run_exit_code
 from training.flags import UsageError, fits
 from training.gradients import term_gradients
 from training.lock import alone
-from training.machine import build_network, choose_device, load_data
+from training.machine import build_network, choose_device, load_data, warn_of_leaks
 from training.output import Output
 from training.signals import Signals
 from training.state import Progress, Run, load_memories, random_from, read_last, restore_last
@@ -383,9 +383,13 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
     run.data = data.Record.of(dataset, s.n_valid)
     if s.load_path is not None:
         try:
-            load_file(run, s.load_path)
-        except CheckpointError as error:
+            state = load_file(run, s.load_path)
+            told = state.get("settings")
+            told = told if isinstance(told, dict) else {}
+            record = data.Record.read(state.get("data"), told.get("reader", 1))
+        except (CheckpointError, ValueError) as error:
             raise CheckpointError(f"--load_path {s.load_path}: {error}") from None
+        warn_of_leaks(s, dataset, record, told, PROGRAM)
     models.initialise_act_norm(run.model, batches.whole(0)[0])
     if distributed.size() > 1:  # up to here all have drawn the same random numbers
         distributed.same(run.model)
@@ -397,9 +401,9 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
     return run
 
 
-def load_file(run: Run, path: str) -> None:
+def load_file(run: Run, path: str) -> dict[str, Any]:
     """Load weights, queue and replay buffer of a checkpoint of ours, JEM's or HDGE's; with
-    --load_head off the weights below the heads alone.
+    --load_head off the weights below the heads alone. Returns the checkpoint's dict.
 
     Raises CheckpointError, which names the flags to change where the networks differ.
     """
@@ -424,6 +428,7 @@ def load_file(run: Run, path: str) -> None:
         raise CheckpointError(f"{error}: use {' '.join(other) or 'another file'}") from None
     if s.load_head == "on":
         load_memories(run, state, weights)
+    return state
 
 
 def resume_run(s: Namespace, dataset: data.DataSet, folder: Path) -> Run:

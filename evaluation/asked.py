@@ -18,6 +18,7 @@ from evaluation.results import Answer
 from evaluation.trained import Trained, trainable
 from training import distributed
 from training.flags import FOLDER, UsageError
+from training.machine import held_out_by
 from training.output import make_bar, print_line
 
 
@@ -37,8 +38,7 @@ class Asked:
         """The named set, read once, and compared with what the model was trained on. Raises
         DataError."""
         own = self.own(model)
-        n_valid = model.settings.get("n_valid")
-        n_valid = None if n_valid is None or n_valid < 0 else int(n_valid)
+        n_valid = held_out_by(model.settings)
         key = name, own, n_valid, flag == "--dataset", model.record.fingerprint, model.record.reader
         if key in self.missing:  # not looked for, or downloaded, again for every checkpoint
             raise self.missing[key]
