@@ -43,7 +43,7 @@ from training.flags import UsageError, fits
 from training.gradients import term_gradients
 from training.lock import alone
 from training.machine import build_network, choose_device, load_data, warn_of_leaks
-from training.output import Output
+from training.output import Output, print_line
 from training.signals import Signals
 from training.state import Progress, Run, load_memories, random_from, read_last, restore_last
 
@@ -415,7 +415,7 @@ def load_file(run: Run, path: str) -> dict[str, Any]:
         kept = {n: t for n, t in weights.items() if not n.startswith(HEADS)}
         weights = kept | {n: t for n, t in own.items() if n.startswith(HEADS)}
     other = [f"--{n} {v}" for n, v in found.items() if getattr(s, n, v) != v and n != "uncond"]
-    if s.uncond and not found.get("uncond", True):
+    if s.uncond and not found.get("uncond", True) and s.load_head == "on":
         other.append("no --uncond")
     if found["num_classes"] != run.num_classes and s.load_head == "on":
         other.append(
@@ -459,16 +459,23 @@ def resumed_settings(s: Namespace, given: set[str]) -> tuple[Namespace, Path]:
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """The run's settings: those of variant.json or, where it is missing or damaged, those of the
-    last checkpoint, which a line on stderr says. Raises RunFolderError where neither has them."""
+    last checkpoint, which a line on stderr says. Raises RunFolderError where neither has them, and
+    UsageError for a run of another program.
+
+    Every process comes here before they meet, and before the folder is locked: nothing is moved.
+    """
+    warning = None
     try:
-        return records.read_settings(folder)
+        settings = records.read_settings(folder)
     except records.RunFolderError as error:
         try:
-            settings = dict(read_last(folder, PROGRAM)[1]["settings"])
+            settings = dict(read_last(folder)[1]["settings"])
         except (CheckpointError, OSError, KeyError, TypeError, ValueError):
             raise error from None
-        if distributed.rank() == 0:
-            print(f"{PROGRAM}: warning: {error}; settings are the checkpoint's", file=sys.stderr)
+        warning = f"{PROGRAM}: warning: {error}; settings are the checkpoint's"
+    flags.check_program(settings, PROGRAM, folder)
+    if warning and flags.may_tell():
+        print_line(warning, sys.stderr)
     settings.pop("num_classes", None)
     return settings
 

@@ -108,11 +108,7 @@ def resume(
     Raises UsageError for one of them that would change, and for a run of another program.
     """
     parser = build()
-    if saved.get("program") != parser.prog:
-        raise UsageError(
-            f"--resume {settings.resume}: that is a run of {saved.get('program', 'train_wrn.py')}, "
-            f"not of {parser.prog}: resume it with that program"
-        )
+    flags.check_program(saved, parser.prog, settings.resume)
     merged = vars(parser.parse_args([])) | saved
     for name in sorted(given - {"resume", "log_dir", "id", "overwrite"}):
         new, old = getattr(settings, name), merged.get(name)

@@ -41,6 +41,11 @@ def processes() -> int:
     return int(os.environ["WORLD_SIZE"]) if all(n in os.environ for n in TORCHRUN) else 1
 
 
+def may_tell() -> bool:
+    """Whether this process tells what all that torchrun has started notice before they meet."""
+    return processes() == 1 or os.environ["RANK"] == "0"
+
+
 class UsageError(ValueError):
     """A user's mistake: one line that names the flag, its value and the remedy."""
 
@@ -78,7 +83,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line and exit code 2, without the usage text that hides it. Of several processes one
         tells what all have noticed."""
-        if processes() == 1 or os.environ["RANK"] == "0":
+        if may_tell():
             sys.stderr.write(f"{self.prog}: error: {message} (all flags: --help)\n")
         sys.exit(2)
 
@@ -428,6 +433,16 @@ def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     return set(vars(parser.parse_args(argv)))
+
+
+def check_program(saved: dict[str, Any], program: str, folder: Path | str) -> None:
+    """Raises UsageError for the settings of a run of another program."""
+    other = saved.get("program") or "train_wrn.py"  # which does not name itself
+    if other != program:
+        raise UsageError(
+            f"--resume {folder}: that is a run of {other}, not of {program}: give a run of "
+            f"{program}"
+        )
 
 
 def resume(
