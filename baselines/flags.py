@@ -70,9 +70,9 @@ def parse(argv: Sequence[str], build: Build, check: Check) -> tuple[Namespace, s
     parser = build()
     settings = parser.parse_args(argv)
     given = given_flags(build(), argv)
-    if getattr(settings, "dataset", None):
-        settings.dataset = flags.whole_name(settings.dataset)
     try:
+        if getattr(settings, "dataset", None):
+            settings.dataset = flags.whole_name(settings.dataset)
         if flags.processes() > 1:
             raise UsageError(f"{parser.prog} runs in one process: start it without torchrun")
         if hasattr(settings, "resume"):

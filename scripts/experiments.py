@@ -48,7 +48,7 @@ from scripts.recipes import (  # noqa: E402
     question_words,
     train_command,
 )
-from training.flags import COUNT, WHOLE, Parser, UsageError  # noqa: E402
+from training.flags import COUNT, WHOLE, Parser, UsageError, check_utf8  # noqa: E402
 from training.lock import alone  # noqa: E402
 
 # Programs are forked from a process that has imported what takes seconds to import.
@@ -357,6 +357,7 @@ def main(argv: Sequence[str]) -> int:
     root = args.root.expanduser().resolve()  # programs run in the repository's folder
     n = max(args.jobs, len(args.gpus))
     try:
+        check_utf8("--root", str(root))
         tables = {name: only(name, args.rows) for name in names}
         if args.action == "show":
             show(tables, args.root, args.scale, args.seeds)

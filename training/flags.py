@@ -69,16 +69,23 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
-        """Also refuse a word that is not UTF-8, such as a path in another encoding: neither log.txt
-        nor TensorBoard could hold it."""
+        """Also refuse a word, or a default from the environment, that is not UTF-8, such as a path
+        in another encoding: neither log.txt nor TensorBoard could hold it."""
         words, flag = sys.argv[1:] if args is None else list(args), "the command line:"
         for word in words:
             flag = word.partition("=")[0] if word.startswith("--") else flag
-            try:
-                word.encode()
-            except UnicodeEncodeError:
-                self.error(f"{flag} {word!a} is not UTF-8: rename it, or give another")
-        return super().parse_args(words, namespace)
+            self.check_utf8(flag, word)
+        found = super().parse_args(words, namespace)
+        for name, value in vars(found).items():
+            if isinstance(value, str):
+                self.check_utf8(f"--{name}", value)
+        return found
+
+    def check_utf8(self, flag: str, word: str) -> None:
+        try:
+            check_utf8(flag, word)
+        except UsageError as error:
+            self.error(str(error))
 
     def error(self, message: str) -> NoReturn:
         """One line and exit code 2, without the usage text that hides it. Of several processes one
@@ -86,6 +93,14 @@ class Parser(argparse.ArgumentParser):
         if may_tell():
             sys.stderr.write(f"{self.prog}: error: {message} (all flags: --help)\n")
         sys.exit(2)
+
+
+def check_utf8(flag: str, value: str) -> None:
+    """Raises UsageError for a value that holds bytes of another encoding."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{flag} {value!a} is not UTF-8: rename it, or give another") from None
 
 
 # Far more than anybody trains, and little enough for the network's modules to be made.
@@ -384,8 +399,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
     parser = build_parser()
     settings = parser.parse_args(argv)
     given = given_flags(build_parser(), argv)
-    settings.dataset = whole_name(settings.dataset)
     try:
+        settings.dataset = whole_name(settings.dataset)
         resolve_auto(settings)
         if settings.resume is None:
             check(settings)
@@ -396,11 +411,13 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
 
 def whole_name(dataset: str) -> str:
     """A data set's name without aliases; a folder's with its absolute path, so that the run finds
-    it from anywhere."""
+    it from anywhere. Raises UsageError where that is not UTF-8."""
     path = dataset.removeprefix(FOLDER)
     if not dataset.startswith(FOLDER) or not path:
         return {"cifar_100": "cifar100"}.get(dataset, dataset)
-    return FOLDER + os.path.abspath(os.path.expanduser(path))
+    whole = FOLDER + os.path.abspath(os.path.expanduser(path))
+    check_utf8("--dataset", whole)
+    return whole
 
 
 def moved(new: str, old: Any) -> bool:
