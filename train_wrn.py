@@ -43,7 +43,8 @@ from training.flags import UsageError, fits
 from training.gradients import term_gradients
 from training.lock import alone
 from training.machine import build_network, choose_device, load_data, warn_of_leaks
-from training.output import Output, print_line
+from training.output import Output
+from training.screen import print_line
 from training.signals import Signals
 from training.state import Progress, Run, load_memories, random_from, read_last, restore_last
 
@@ -83,7 +84,7 @@ def can_compile(device: torch.device) -> bool:
         except Exception as error:  # of many kinds, none of which is a reason not to train
             why = " ".join(str(error).split())[:100]
     if why is not None and distributed.first():
-        print(f"{PROGRAM}: --compile: {why}, so nothing is compiled", flush=True)
+        print_line(f"{PROGRAM}: --compile: {why}, so nothing is compiled", sys.stdout)
     return why is None
 
 
@@ -342,7 +343,7 @@ def dry_run(s: Namespace, device: torch.device) -> None:
     amp = "bf16" if model.amp else "off"
     resolved = {**vars(s), "device": device, "amp": amp, "n_valid": n_valid}
     for name, value in [*sorted(resolved.items()), ("", ""), *facts.items()]:
-        print(f"{name:23} {value}")
+        print_line(f"{name:23} {value}", sys.stdout)
 
 
 def time_steps(

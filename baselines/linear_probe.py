@@ -48,6 +48,7 @@ from training.machine import (  # noqa: E402
     load_data,
     warn_of_leaks,
 )
+from training.screen import print_line  # noqa: E402
 
 PROGRAM = "linear_probe.py"
 
@@ -167,7 +168,7 @@ def work(s: Namespace) -> int:
         book = records.Records(folder)
 
         def say(message: str) -> None:
-            print(message, flush=True)
+            print_line(message, sys.stdout)
             book.line(message)
 
         try:

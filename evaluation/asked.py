@@ -19,7 +19,8 @@ from evaluation.trained import Trained, trainable
 from training import distributed
 from training.flags import FOLDER, UsageError
 from training.machine import held_out_by
-from training.output import make_bar, print_line
+from training.output import make_bar
+from training.screen import print_line
 
 
 class Asked:

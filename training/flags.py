@@ -60,8 +60,19 @@ def fits(flag: str) -> Iterator[None]:
         raise UsageError(f"{flag} does not fit in memory: use a smaller number") from None
 
 
+def open_streams() -> None:
+    """Connect to nowhere what a shell's `>&-` or `2>&-` has closed. Python has None for it, and the
+    next file to be opened would get its number and what libraries write to it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.set_inheritable(nowhere, True)  # as the number that it takes is
+            setattr(sys, name, open(nowhere, "w"))  # noqa: SIM115
+
+
 class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        open_streams()
         super().__init__(*args, **kwargs)
         # Before Python 3.14 it takes -1e9 for a flag, and says that this one is unknown.
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.I)
@@ -91,7 +102,9 @@ class Parser(argparse.ArgumentParser):
         """One line and exit code 2, without the usage text that hides it. Of several processes one
         tells what all have noticed."""
         if may_tell():
-            sys.stderr.write(f"{self.prog}: error: {message} (all flags: --help)\n")
+            from training.screen import print_line
+
+            print_line(f"{self.prog}: error: {message} (all flags: --help)", sys.stderr)
         sys.exit(2)
 
 

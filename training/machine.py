@@ -13,7 +13,7 @@ import data
 import models
 from training import distributed
 from training.flags import FOLDER, UsageError, fits
-from training.output import print_line
+from training.screen import print_line
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

@@ -16,6 +16,7 @@ from losses.sgld import from_shards, shard
 from training import distributed
 from training.checkpoint import DAMAGED, LAST, PREVIOUS, CheckpointError, read_checkpoint
 from training.meters import Meter
+from training.screen import print_line
 
 QUEUE = ("queue_logit", "queue_ptr")  # the ancestors keep these with the model's weights
 
@@ -212,7 +213,7 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
         found = newest, saved
         if damage is not None:
             line = f"{damage}; resuming from {newest}"
-            print(f"{program}: warning: {line}", file=sys.stderr)
+            print_line(f"{program}: warning: {line}", sys.stderr)
             if (folder / LAST).exists():  # the next save must not keep it in place of the good one
                 (folder / LAST).replace(folder / DAMAGED)
     path, state = distributed.from_first(found)  # type: ignore[misc]
@@ -225,7 +226,7 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
         if found_others := record_of(run, state).others(run.data):
             if distributed.first():
                 line = f"--dataset {run.settings.dataset}: {found_others}"
-                print(f"{program}: warning: {line}", file=sys.stderr)
+                print_line(f"{program}: warning: {line}", sys.stderr)
     except CheckpointError as error:
         raise CheckpointError(f"--resume {path}: {error}") from None
 
