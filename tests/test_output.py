@@ -1,7 +1,9 @@
 """What a run and an evaluation leave on a terminal and in log files."""
 
 import contextlib
+import errno
 import fcntl
+import io
 import os
 import re
 import shlex
@@ -153,6 +155,15 @@ def test_a_log_file_has_lines_alone(
     assert bool(bars) == (every == 0) and all(char.isprintable() or char == "\n" for char in text)
 
 
+class Gone(io.StringIO):
+    """A terminal that is closed after its first line."""
+
+    def write(self, text: str) -> int:
+        if "\n" in self.getvalue():
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(text)
+
+
 PROGRAMS = "train dry_run test_clf OOD logp_hist probe show mistake missing".split()
 
 
@@ -182,7 +193,7 @@ def ran(name: str, ask: Any, folder: Path) -> int:
     return eval_wrn_ebm.main(*eval_flags.parse(words))
 
 
-@pytest.mark.parametrize("closed", ["from the start", "by its reader"])
+@pytest.mark.parametrize("closed", ["from the start", "by its reader", "after a line"])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_what_nobody_reads_costs_no_answer(
     name: str, closed: str, ask: Any, tmp_path: Path
@@ -193,6 +204,8 @@ def test_what_nobody_reads_costs_no_answer(
         read, write = os.pipe()
         os.close(read)
         stdout, stderr = (open(end, "w", buffering=1) for end in (write, os.dup(write)))
+    elif closed == "after a line":
+        stdout, stderr = Gone(), Gone()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         code = ran(name, ask, tmp_path)
     assert code == (2 if name in ("mistake", "missing") else 0)
