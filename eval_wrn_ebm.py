@@ -45,6 +45,7 @@ from training.endings import exit_code, leave
 from training.exported import weights_file
 from training.flags import UsageError
 from training.machine import choose_device
+from training.screen import print_line
 
 PROGRAM = "eval_wrn_ebm.py"
 COLUMNS = 10  # of a class-conditional grid, and chains of a trajectory
@@ -623,16 +624,20 @@ QUESTIONS: dict[str, Callable[[Asked, Trained], dict[str, Any]]] = {
 # ---------------------------------------------------------------------------------------- answers
 
 
+def say(message: str) -> None:
+    print_line(message, sys.stdout)
+
+
 def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
     """The table on the screen, the pictures and the arrays of an answer."""
     several = len(results) > 1
     named = [{"model": r["label"], **r} for r in results]
     front = ["model"] if several else []
     if s.eval == "test_clf":
-        print(tables.markdown(named, [*front, "dataset", "n", "accuracy", "top5", "nll"]))
+        say(tables.markdown(named, [*front, "dataset", "n", "accuracy", "top5", "nll"]))
     elif s.eval == "eval_ece":
         columns = ["n", "accuracy", "ece", "nll", "brier", "temperature", "ece_temperature"]
-        print(tables.markdown(named, [*front, "dataset", *columns]))
+        say(tables.markdown(named, [*front, "dataset", *columns]))
         answer.picture("eval_ece", lambda path: figures.save_reliability(path, results))
     elif s.eval == "OOD":
         rows = [
@@ -646,7 +651,7 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
         table = f"In-distribution: {title}\n\n{tables.ood_table(rows)}"
         if told := tables.reversed_order(rows):
             table += f"\n\n{told}"
-        print(table)
+        say(table)
         answer.add("OOD.md", lambda path: path.write_text(table + "\n", encoding="utf-8"))
     elif s.eval == "logp_hist":
         rows = [
@@ -654,7 +659,7 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
             for r in results
             for each in r["sets"].values()
         ]
-        print(tables.markdown(rows, [*front, "set", "n", "mean", "std", "auroc"]))
+        say(tables.markdown(rows, [*front, "set", "n", "mean", "std", "auroc"]))
         outside = [
             {**{k: row[k] for k in [*front, "auroc"]}, "ood_dataset": row["set"]}
             | {"score_fn": s.score_fn[0]}
@@ -662,7 +667,7 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
             if row["auroc"] is not None
         ]
         if told := tables.reversed_order(outside):
-            print(f"\n{told}")
+            say(f"\n{told}")
         pictures = [r["_picture"] for r in results]
         label = NAMES[s.score_fn[0]]
         answer.picture(
@@ -674,7 +679,7 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
             for r in results
             for row in r["rows"]
         ]
-        print(tables.markdown(rows, [*front, "eps", "accuracy"]))
+        say(tables.markdown(rows, [*front, "eps", "accuracy"]))
         drawn = [{**r, "attack": attack_title(r)} for r in results]
         answer.picture("attack", lambda path: figures.save_robustness(path, drawn))
     else:
@@ -682,9 +687,7 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
             if value is None or isinstance(value, list | dict):
                 continue
             if not name.startswith("_") and name not in ("label", "checkpoint_sha256"):
-                print(
-                    f"{name:22} {value:.6g}" if isinstance(value, float) else f"{name:22} {value}"
-                )
+                say(f"{name:22} {value:.6g}" if isinstance(value, float) else f"{name:22} {value}")
     raw = {key: values for r in results for key, values in r.get("_raw", {}).items()}
     if raw:
         answer.add(f"{s.eval}_scores.npz", lambda path: np.savez_compressed(path, **raw))
@@ -751,7 +754,7 @@ def answer_together(s: Namespace, given: set[str], device: torch.device) -> int:
     answer = Answer(answer_folder(s), s.eval, dict(vars(s)))
     asked = Asked(s, answer, device)
     if "workers" in given and distributed.first():
-        print(f"--workers {s.workers} has no effect: the images live on the device")
+        say(f"--workers {s.workers} has no effect: the images live on the device")
 
     results = []
     for model in asked_of:
@@ -778,7 +781,7 @@ def answer_together(s: Namespace, given: set[str], device: torch.device) -> int:
             "seconds": round(time.monotonic() - began, 2),
         }
     )
-    print(f"the answer is in {path}")
+    say(f"the answer is in {path}")
     return 0
 
 

@@ -44,8 +44,9 @@ from training.endings import exit_code, leave, run_exit_code
 from training.flags import UsageError, fits
 from training.gradients import term_gradients
 from training.lock import alone
-from training.machine import build_network, choose_device, load_data
+from training.machine import build_network, choose_device, load_data, warn_of_leaks
 from training.output import Output
+from training.screen import print_line
 from training.signals import Signals
 from training.state import Progress, Run, load_memories, random_from, read_last, restore_last
 
@@ -86,7 +87,7 @@ def can_compile(device: torch.device) -> bool:
         except Exception as error:  # of many kinds, none of which is a reason not to train
             why = " ".join(str(error).split())[:100]
     if why is not None and distributed.first():
-        print(f"{PROGRAM}: --compile: {why}, so nothing is compiled", flush=True)
+        print_line(f"{PROGRAM}: --compile: {why}, so nothing is compiled", sys.stdout)
     return why is None
 
 
@@ -378,7 +379,7 @@ def dry_run(s: Namespace, device: torch.device) -> None:
     amp = "bf16" if model.amp else "off"
     resolved = {**vars(s), "device": device, "amp": amp, "n_valid": n_valid}
     for name, value in [*sorted(resolved.items()), ("", ""), *facts.items()]:
-        print(f"{name:23} {value}")
+        print_line(f"{name:23} {value}", sys.stdout)
 
 
 def time_steps(
@@ -434,9 +435,13 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
     fit_start(run, batches)
     if s.load_path is not None:
         try:
-            load_file(run, s.load_path)
-        except CheckpointError as error:
+            state = load_file(run, s.load_path)
+            told = state.get("settings")
+            told = told if isinstance(told, dict) else {}
+            record = data.Record.read(state.get("data"), told.get("reader", 1))
+        except (CheckpointError, ValueError) as error:
             raise CheckpointError(f"--load_path {s.load_path}: {error}") from None
+        warn_of_leaks(s, dataset, record, told, PROGRAM)
     models.initialise_act_norm(run.model, batches.whole(0)[0])
     if distributed.size() > 1:  # up to here all have drawn the same random numbers
         distributed.same(run.model)
@@ -449,10 +454,10 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
     return run
 
 
-def load_file(run: Run, path: str) -> None:
+def load_file(run: Run, path: str) -> dict[str, Any]:
     """Load weights, queue and replay buffer of a checkpoint of ours, JEM's or HDGE's; with
     --load_head off the weights below the heads alone. Of a run with --ema they are the averaged
-    ones, which evaluation measures; a line says so.
+    ones, which evaluation measures; a line says so. Returns the checkpoint's dict.
 
     Raises CheckpointError, which names the flags to change where the networks differ.
     """
@@ -464,7 +469,7 @@ def load_file(run: Run, path: str) -> None:
         kept = {n: t for n, t in weights.items() if not n.startswith(HEADS)}
         weights = kept | {n: t for n, t in own.items() if n.startswith(HEADS)}
     other = [f"--{n} {v}" for n, v in found.items() if getattr(s, n, v) != v and n != "uncond"]
-    if s.uncond and not found.get("uncond", True):
+    if s.uncond and not found.get("uncond", True) and s.load_head == "on":
         other.append("no --uncond")
     if found["num_classes"] != run.num_classes and s.load_head == "on":
         other.append(
@@ -479,6 +484,7 @@ def load_file(run: Run, path: str) -> None:
         load_memories(run, state, weights, PROGRAM)
     if models.averaged_weights(state) and distributed.first():
         print(f"{PROGRAM}: --load_path {path}: starts from the averaged weights", flush=True)
+    return state
 
 
 def resume_run(s: Namespace, dataset: data.DataSet, folder: Path) -> Run:
@@ -510,16 +516,23 @@ def resumed_settings(s: Namespace, given: set[str]) -> tuple[Namespace, Path]:
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """The run's settings: those of variant.json or, where it is missing or damaged, those of the
-    last checkpoint, which a line on stderr says. Raises RunFolderError where neither has them."""
+    last checkpoint, which a line on stderr says. Raises RunFolderError where neither has them, and
+    UsageError for a run of another program.
+
+    Every process comes here before they meet, and before the folder is locked: nothing is moved.
+    """
+    warning = None
     try:
-        return records.read_settings(folder)
+        settings = records.read_settings(folder)
     except records.RunFolderError as error:
         try:
-            settings = dict(read_last(folder, PROGRAM)[1]["settings"])
+            settings = dict(read_last(folder)[1]["settings"])
         except (CheckpointError, OSError, KeyError, TypeError, ValueError):
             raise error from None
-        if distributed.rank() == 0:
-            print(f"{PROGRAM}: warning: {error}; settings are the checkpoint's", file=sys.stderr)
+        warning = f"{PROGRAM}: warning: {error}; settings are the checkpoint's"
+    flags.check_program(settings, PROGRAM, folder)
+    if warning and flags.may_tell():
+        print_line(warning, sys.stderr)
     settings.pop("num_classes", None)
     return settings
 

@@ -70,9 +70,9 @@ def parse(argv: Sequence[str], build: Build, check: Check) -> tuple[Namespace, s
     parser = build()
     settings = parser.parse_args(argv)
     given = given_flags(build(), argv)
-    if getattr(settings, "dataset", None):
-        settings.dataset = flags.whole_name(settings.dataset)
     try:
+        if getattr(settings, "dataset", None):
+            settings.dataset = flags.whole_name(settings.dataset)
         if flags.processes() > 1:
             raise UsageError(f"{parser.prog} runs in one process: start it without torchrun")
         if hasattr(settings, "resume"):
@@ -108,11 +108,7 @@ def resume(
     Raises UsageError for one of them that would change, and for a run of another program.
     """
     parser = build()
-    if saved.get("program") != parser.prog:
-        raise UsageError(
-            f"--resume {settings.resume}: that is a run of {saved.get('program', 'train_wrn.py')}, "
-            f"not of {parser.prog}: resume it with that program"
-        )
+    flags.check_program(saved, parser.prog, settings.resume)
     merged = vars(parser.parse_args([])) | saved
     for name in sorted(given - {"resume", "log_dir", "id", "overwrite"}):
         new, old = getattr(settings, name), merged.get(name)

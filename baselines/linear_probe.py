@@ -41,7 +41,14 @@ from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoin
 from training.endings import exit_code  # noqa: E402
 from training.flags import UsageError  # noqa: E402
 from training.lock import alone  # noqa: E402
-from training.machine import choose_device, load_data  # noqa: E402
+from training.machine import (  # noqa: E402
+    as_read_by,
+    choose_device,
+    held_out_by,
+    load_data,
+    warn_of_leaks,
+)
+from training.screen import print_line  # noqa: E402
 
 PROGRAM = "linear_probe.py"
 
@@ -106,13 +113,15 @@ def probe(
 
 def load_backbone(
     s: Namespace, device: torch.device
-) -> tuple[models.EnergyClassifier, dict[str, Any]]:
-    """The model of --load_path, and all settings of its run. Fills in what `s` leaves to them."""
+) -> tuple[models.EnergyClassifier, dict[str, Any], data.Record]:
+    """The model of --load_path, all settings of its run, and which images that was trained on.
+    Fills in what `s` leaves to them."""
     try:
         state = read_checkpoint(s.load_path)
         told = models.run_settings(state, Path(s.load_path))
         network = models.network_settings(state, told, norm=s.norm)
         model = models.from_checkpoint(state, told, norm=s.norm).to(device).eval()
+        record = data.Record.read(state.get("data"), told.settings.get("reader", 1))
     except (ValueError, TypeError) as error:  # a CheckpointError is one too
         where = "" if s.load_path in str(error) else f" {s.load_path}"
         raise CheckpointError(f"--load_path{where}: {error}") from None
@@ -124,14 +133,12 @@ def load_backbone(
         raise UsageError(
             f"--load_path {s.load_path} does not tell its data set: give --dataset NAME"
         )
-    if s.dataset == own:
-        s.reader = settings.get("reader", 1)
-    if s.n_valid is None and s.dataset == own:
-        n_valid = settings.get("n_valid")
-        s.n_valid = None if n_valid is None or n_valid < 0 else int(n_valid)
+    if s.dataset == own or as_read_by(record, s.dataset, s.data_root) is not None:
+        s.reader = record.reader
+        s.n_valid = held_out_by(settings) if s.n_valid is None else s.n_valid
     if s.sigma is None:
         s.sigma = float(settings.get("sigma", 0.03))
-    return model, settings
+    return model, settings, record
 
 
 def work(s: Namespace) -> int:
@@ -141,9 +148,10 @@ def work(s: Namespace) -> int:
     device = choose_device(s.device, exact=True)
     environment = records.environment(device)
     records.check_free(folder, overwrite=s.overwrite, load_path=s.load_path)
-    model, settings = load_backbone(s, device)
+    model, settings, record = load_backbone(s, device)
     model = model.to(memory_format=torch.channels_last)
     dataset = load_data(s, device, PROGRAM)
+    warn_of_leaks(s, dataset, record, settings, PROGRAM)
     found = features_of_splits(model, dataset, n_valid=s.n_valid, sigma=s.sigma, copies=s.augmented)
     if not all(bool(part.x.isfinite().all()) for part in found.values()):
         raise CheckpointError(f"--load_path {s.load_path}: its features are not finite")
@@ -161,7 +169,7 @@ def work(s: Namespace) -> int:
         book = records.Records(folder)
 
         def say(message: str) -> None:
-            print(message, flush=True)
+            print_line(message, sys.stdout)
             book.line(message)
 
         try:

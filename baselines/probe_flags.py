@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 
 from baselines.flags import make_parser
@@ -14,6 +15,7 @@ from training.flags import (
     Parser,
     UsageError,
     check_id,
+    check_utf8,
 )
 
 
@@ -59,3 +61,4 @@ def check(s: Namespace) -> None:
         known = ", ".join(CLASSES)
         raise UsageError(f"--dataset {s.dataset} is unknown: use {known} or folder:PATH")
     check_id(s.id)
+    check_utf8("--load_path", os.path.abspath(s.load_path))  # its folder names the probe

@@ -28,6 +28,7 @@ from benchmarks.timing import (
     tf32,
     watched,
 )
+from training.screen import print_line
 
 Row = dict[str, Any]
 BEGAN = time.monotonic()
@@ -42,7 +43,7 @@ COPIES = 2.5  # of the (N, C, K) tensor that the straightforward step holds at o
 
 
 def say(message: str) -> None:
-    print(f"{time.monotonic() - BEGAN:5.0f} s  {message}", file=sys.stderr, flush=True)
+    print_line(f"{time.monotonic() - BEGAN:5.0f} s  {message}", sys.stderr)
 
 
 def peaks(b: Namespace, device: torch.device) -> dict[str, float]:

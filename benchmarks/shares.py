@@ -22,6 +22,7 @@ from benchmarks import flags
 from benchmarks.contenders import Networks, contenders
 from benchmarks.measure import project_term
 from training.machine import choose_device
+from training.screen import print_line
 
 # Of an operation's name, the first that it contains; an operation's time is without its parts'.
 KINDS = {
@@ -105,4 +106,5 @@ def markdown(found: dict[str, Shares]) -> str:
 
 if __name__ == "__main__":
     b = flags.parse(sys.argv[1:])
-    print(markdown(measured(flags.complete(b, "cpu" if b.preset == "auto" else b.preset))))
+    found = measured(flags.complete(b, "cpu" if b.preset == "auto" else b.preset))
+    print_line(markdown(found), sys.stdout)

@@ -71,19 +71,22 @@ def labelled_subset(labels: Tensor, index: Tensor, per_class: int, num_classes: 
 def split_by_hash(labels: Tensor, hashes: Tensor) -> tuple[Tensor, Tensor]:
     """Train and test indices, int64, each by rising hash; the lowest fifth of all hashes is test.
 
-    A class without a training image keeps the image with its highest hash for training, and one
-    without a test image gives that with its lowest, if it has two images that differ. So an image's
-    side depends on no name and, but for these, on no other image; equal images are on one side,
-    whatever their class. One image more makes no training image a test image, unless that was the
-    only one of its class.
+    A class without a test image gives that with its lowest hash, if it has two images that differ;
+    then a class without a training image takes that with its highest back. So every class has a
+    training image, and an image's side depends on no name and, but for these, on no other image;
+    equal images are on one side, whatever their class. One image more makes no training image a
+    test image, unless that was the only one of its class.
     """
     is_test = hashes < TEST_BELOW
-    for label in labels.unique():
-        own = hashes[labels == label]
-        if is_test[labels == label].all():
-            is_test &= hashes != own.max()
-        elif not is_test[labels == label].any() and own.min() < own.max():
-            is_test |= hashes == own.min()
+    classes = [labels == label for label in labels.unique()]
+    lowest = [
+        hashes[own].min().item()
+        for own in classes
+        if not is_test[own].any() and hashes[own].min() < hashes[own].max()
+    ]
+    is_test |= torch.isin(hashes, torch.tensor(lowest, dtype=torch.int64))
+    highest = [hashes[own].max().item() for own in classes if is_test[own].all()]
+    is_test &= ~torch.isin(hashes, torch.tensor(highest, dtype=torch.int64))
     order = order_by_hash(labels, hashes)
     return order[~is_test[order]], order[is_test[order]]
 

@@ -18,7 +18,9 @@ from evaluation.results import Answer
 from evaluation.trained import Trained, trainable
 from training import distributed
 from training.flags import FOLDER, UsageError
-from training.output import make_bar, print_line
+from training.machine import held_out_by
+from training.output import make_bar
+from training.screen import print_line
 
 
 class Asked:
@@ -37,8 +39,7 @@ class Asked:
         """The named set, read once, and compared with what the model was trained on. Raises
         DataError."""
         own, size = self.own(model), model.model.image_size
-        n_valid = model.settings.get("n_valid")
-        n_valid = None if n_valid is None or n_valid < 0 else int(n_valid)
+        n_valid = held_out_by(model.settings)
         run = model.record.fingerprint, model.record.reader
         key = name, own, size, n_valid, flag == "--dataset", run
         if key in self.missing:  # not looked for, or downloaded, again for every checkpoint

@@ -23,6 +23,7 @@ from training.flags import (
     Parser,
     UsageError,
     check_id,
+    check_utf8,
     given_flags,
     number,
 )
@@ -318,6 +319,8 @@ def resolve(s: argparse.Namespace) -> None:
 def check(s: argparse.Namespace, given: set[str]) -> None:
     """What no single flag can tell. Raises UsageError, one line with flag, value and remedy."""
     check_given(s, given)
+    for path in s.load_path:  # its folder names the model, and has the answer
+        check_utf8("--load_path", os.path.abspath(path))
     n = len(s.load_path)
     if n > 1 and s.eval in ONE_MODEL:
         raise UsageError(f"--load_path: {s.eval} takes one checkpoint, not {n}: ask one by one")

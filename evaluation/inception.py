@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evaluation.generation import Extractor
 from training.flags import UsageError
+from training.screen import print_line
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
@@ -66,7 +67,7 @@ def cached_weights() -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sys.stderr.write(f"downloading {URL} to {path}\n")
+        print_line(f"downloading {URL} to {path}", sys.stderr)
         torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256)
     except (OSError, RuntimeError) as error:  # no network, no disk; or other bytes arrived
         reason = " ".join(str(error).split())

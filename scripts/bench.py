@@ -32,6 +32,7 @@ from training.endings import exit_code  # noqa: E402
 from training.flags import UsageError  # noqa: E402
 from training.machine import choose_device  # noqa: E402
 from training.records import environment, naming  # noqa: E402
+from training.screen import print_line  # noqa: E402
 
 PROGRAM = "bench.py"
 build_parser = flags.build_parser
@@ -87,8 +88,8 @@ def work(b: Namespace) -> int:
         ) from None
     found = bench(b, device)
     write(found, b.output)
-    print(report.markdown(found))
-    print(f"{b.output / 'bench.md'}, bench.json and bench.png")
+    print_line(report.markdown(found), sys.stdout)
+    print_line(f"{b.output / 'bench.md'}, bench.json and bench.png", sys.stdout)
     return 0
 
 

@@ -48,8 +48,9 @@ from scripts.rows import (  # noqa: E402
     question_words,
     train_command,
 )
-from training.flags import COUNT, WHOLE, Parser, UsageError  # noqa: E402
+from training.flags import COUNT, WHOLE, Parser, UsageError, check_utf8, open_streams  # noqa: E402
 from training.lock import alone  # noqa: E402
+from training.screen import print_line  # noqa: E402
 
 # Programs are forked from a process that has imported what takes seconds to import.
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -72,6 +73,7 @@ def end_with_parent() -> None:
 def run_program(words: Sequence[str], log: Path, device: int | None, sender: Any) -> None:
     """`python <words>` in this process, which is its own; sends its exit code."""
     with open(log, "ab") as file:
+        open_streams()
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
@@ -157,7 +159,7 @@ class Jobs:
                 f"{run.name}: the recipe has {other}: move {run} away, or give another --root"
             )
         if finished(run):
-            print(f"{run.name}: trained already", flush=True)
+            print_line(f"{run.name}: trained already", sys.stdout)
             return True
         if (run / "diverged.txt").exists():
             return self._fail(
@@ -206,7 +208,7 @@ class Jobs:
         place = answer or paths[0].parent / "eval"
         what = f"{place.parent.name} {place.name}" if answer is None else place.name
         if answered(place, words, self.hashes):
-            print(f"{what}: {question.split()[0]} answered already", flush=True)
+            print_line(f"{what}: {question.split()[0]} answered already", sys.stdout)
             return True
         code, error = self._run(words, place, what)
         return code == 0 or self._fail(f"{what}: {question}: {said(code, error, place)}")
@@ -216,7 +218,7 @@ class Jobs:
         log = log_of(where)
         log.parent.mkdir(parents=True, exist_ok=True)
         start = log.stat().st_size if log.exists() else 0
-        print(f"{what or where.name}: {shlex.join(words)}", flush=True)
+        print_line(f"{what or where.name}: {shlex.join(words)}", sys.stdout)
         device = self.devices.get()
         try:
             receiver, sender = PROCESSES.Pipe(duplex=False)
@@ -238,7 +240,7 @@ class Jobs:
 
     def _fail(self, message: str) -> bool:
         if not self.stopped:
-            print(f"FAILED {message}", file=sys.stderr, flush=True)
+            print_line(f"FAILED {message}", sys.stderr)
         self.failed.append(message)
         return False
 
@@ -293,7 +295,7 @@ def run(tables: Sequence[Table], jobs: Jobs, seeds: Sequence[int]) -> int:
     except KeyboardInterrupt:  # the programs have heard it, too
         jobs.stopped = True
         wait(answers)
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        print_line("interrupted: the same command goes on from here", sys.stderr)
         return 130
     return 1 if jobs.failed else 0
 
@@ -306,7 +308,7 @@ def show(tables: Mapping[str, Table], root: Path, scale: str, seeds: Sequence[in
         line = f"python {shlex.join(words)}"
         if line not in shown:
             shown.add(line)
-            print(line)
+            print_line(line, sys.stdout)
 
     def train(name: str, seed: int) -> Path:
         start = before(scale, name)
@@ -316,7 +318,7 @@ def show(tables: Mapping[str, Table], root: Path, scale: str, seeds: Sequence[in
         return folder(root, scale, name, seed) / "last_ckpt.pt"
 
     for name, table in tables.items():
-        print(f"# {name}")
+        print_line(f"# {name}", sys.stdout)
         for seed in seeds:
             paths = {row: train(row, seed) for row in table.rows}
             for question in table.questions:
@@ -357,6 +359,7 @@ def main(argv: Sequence[str]) -> int:
     root = args.root.expanduser().resolve()  # programs run in the repository's folder
     n = max(args.jobs, len(args.gpus))
     try:
+        check_utf8("--root", str(root))
         tables = {name: only(name, args.rows) for name in names}
         if args.action == "show":
             show(tables, args.root, args.scale, args.seeds)

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from training.flags import IMAGE_SIZE, Parser  # noqa: E402
+from training.screen import print_line  # noqa: E402
 
 CARD = "README.md"
 TERMS = {
@@ -150,4 +151,4 @@ def main(argv: Sequence[str]) -> Path:
 if __name__ == "__main__":
     path = main(sys.argv[1:])
     size = sum(file.stat().st_size for file in path.iterdir())
-    print(f"{path}: {size / 1e6:.2f} MB")
+    print_line(f"{path}: {size / 1e6:.2f} MB", sys.stdout)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from training.flags import Parser  # noqa: E402
+from training.screen import print_line  # noqa: E402
 
 # Where a run was, not what it is; each gets its default back.
 PLACES = {"data_root": "./datasets", "log_dir": "./save", "load_path": None, "resume": None}
@@ -109,4 +110,4 @@ def main(argv: Sequence[str]) -> Path:
 
 if __name__ == "__main__":
     path = main(sys.argv[1:])
-    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    print_line(f"{path}: {path.stat().st_size / 1e6:.2f} MB", sys.stdout)

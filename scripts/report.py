@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from training.flags import Parser  # noqa: E402
+from training.screen import print_line  # noqa: E402
 
 
 def build_parser() -> Parser:
@@ -81,4 +82,4 @@ def main(argv: Sequence[str]) -> Path:
 
 
 if __name__ == "__main__":
-    print(f"The report: {main(sys.argv[1:])}")
+    print_line(f"The report: {main(sys.argv[1:])}", sys.stdout)

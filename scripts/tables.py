@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 from scripts.done import finished  # noqa: E402
 from scripts.rows import EXPERIMENTS, SCALES, TABLES, overlay, question_words  # noqa: E402
 from training.flags import Parser, UsageError  # noqa: E402
+from training.screen import print_line  # noqa: E402
 
 SEED = re.compile(r"(?P<name>.+)-s(?P<seed>[0-9]+)")
 
@@ -211,7 +212,7 @@ def main(argv: Sequence[str]) -> int:
     from evaluation.report.run import NoRun  # --help and mistakes are answered first
 
     try:
-        print(act(args))
+        print_line(act(args), sys.stdout)
     except (UsageError, NoRun) as error:
         parser.error(str(error))
     except OSError as error:

@@ -69,6 +69,7 @@ import train_wrn  # noqa: E402
 from losses import sgld  # noqa: E402
 from training import divergence, flags, records  # noqa: E402
 from training.checkpoint import LAST, PREVIOUS, CheckpointError, read_checkpoint  # noqa: E402
+from training.screen import print_line  # noqa: E402
 
 PRELOADED = ("torch", "scripts.torture", "torch.utils.tensorboard", "matplotlib.figure")
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -513,11 +514,11 @@ def main(args: Namespace) -> int:
     where = records.environment(torch.device("cpu"))
     found, began = [], time.monotonic()
     for section in args.sections:
-        print(section, file=sys.stderr, flush=True)
+        print_line(section, sys.stderr)
         with tempfile.TemporaryDirectory() as place:
             for result in table[section](Runs(Path(place), args.seed), args.rounds):
                 found.append({"section": section, **result})
-                print(f"  {result['reached']}; {'; '.join(result['notes'])}", file=sys.stderr)
+                print_line(f"  {result['reached']}; {'; '.join(result['notes'])}", sys.stderr)
     command = (
         f"python scripts/torture.py --sections {' '.join(args.sections)} --rounds {args.rounds}"
     )
@@ -526,7 +527,7 @@ def main(args: Namespace) -> int:
     (args.output / "torture.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     text = markdown(record)
     (args.output / "torture.md").write_text(text, encoding="utf-8")
-    print(text)
+    print_line(text, sys.stdout)
     return 0 if all(result["kept"] for result in found) else 1
 
 

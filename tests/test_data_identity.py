@@ -11,7 +11,8 @@ from PIL import Image
 
 import data
 import eval_wrn_ebm
-from data.splits import split_by_hash
+from baselines import flags, linear_probe, probe_flags
+from data.splits import TEST_BELOW, split_by_hash
 from training.checkpoint import read_checkpoint, save_checkpoint
 
 RUN = "--pyxce 1 --max_steps 2 --n_valid 4 --dataset"
@@ -83,10 +84,37 @@ def test_every_class_has_a_training_and_where_it_can_a_test_image(n: int) -> Non
         assert len(train) == 1 or torch.isin(train, then).all()
 
 
-def test_equal_images_are_on_one_side() -> None:
-    hashes = torch.tensor([-(2**63), -(2**63), 5, 5, 7])
-    train, test = split_by_hash(torch.tensor([0, 1, 0, 1, 1]), hashes)
-    assert not torch.isin(hashes[train], hashes[test]).any()
+def test_images_in_several_classes_take_no_class_its_last_training_image() -> None:
+    """Of small sets at random: every class trains, equal images are on one side, and the names of
+    the classes, which order them, decide nothing."""
+    random = np.random.RandomState(0)
+    for _ in range(2000):
+        pool = random.randint(-(2**63), 2**63 - 1, random.randint(2, 7))
+        hashes = torch.from_numpy(random.choice(pool, random.randint(2, 9)))
+        labels = torch.from_numpy(random.randint(0, 3, len(hashes)))
+        train, test = split_by_hash(labels, hashes)
+        assert set(labels[train].tolist()) == set(labels.tolist())
+        assert not torch.isin(hashes[train], hashes[test]).any()
+        assert len(train) + len(test) == len(labels)
+        renamed, _ = split_by_hash(2 - labels, hashes)
+        assert set(renamed.tolist()) == set(train.tolist())
+
+
+def test_classes_that_share_no_image_are_split_each_by_itself() -> None:
+    random = np.random.RandomState(0)
+    for _ in range(500):
+        pool = torch.from_numpy(random.randint(-(2**63), 2**63 - 1, random.randint(2, 7)))
+        image = torch.from_numpy(random.randint(0, len(pool), random.randint(2, 9)))
+        labels, hashes = image % 3, pool[image]
+        _, test = split_by_hash(labels, hashes)
+        for label in labels.unique():
+            own = hashes[labels == label]
+            expected = set(own[own < TEST_BELOW].tolist())
+            if expected == set(own.tolist()):
+                expected -= {own.max().item()}
+            elif not expected and len(own.unique()) > 1:
+                expected = {own.min().item()}
+            assert set(hashes[test][labels[test] == label].tolist()) == expected
 
 
 def test_a_checkpoint_has_class_names_and_a_hash_of_every_image(train: Any, folder: Path) -> None:
@@ -202,11 +230,7 @@ def test_an_old_run_keeps_its_rule(train: Any, ask: Any, folder: Path, tmp_path:
     """A checkpoint without a record: reader 1's splits, and nothing new is said."""
     paint(folder / "apple" / "below" / "x.png", 77)
     run = trained(train, folder)
-    state = run.state()
-    del state["settings"]["reader"]
-    old = data.load(f"folder:{folder}", "nowhere", reader=1)
-    state["data"] = old.fingerprint()
-    save_checkpoint(state, run.folder / "last_ckpt.pt")
+    by_reader_1(run, folder, hashes=False)
     found = asked(ask, run, tmp_path, "--eval eval_ece")
     record = found.json("eval_ece")
     assert record["n"] == 8 and record["data"] is None and found.err == []
@@ -214,6 +238,75 @@ def test_an_old_run_keeps_its_rule(train: Any, ask: Any, folder: Path, tmp_path:
     moved = folder.rename(tmp_path / "moved")
     found = asked(ask, run, tmp_path, f"--eval eval_ece --dataset folder:{moved}")
     assert found.json("eval_ece")["temperature"] is not None  # the fingerprint proves it
+
+
+def by_reader_1(run: Any, folder: Path, *, hashes: bool) -> data.Record:
+    """Make the run's checkpoint one of reader 1 and return the record of its images; `hashes`:
+    whether the checkpoint has it, as that of a run that a later version went on with."""
+    state = run.state()
+    record = data.Record.of(data.load(f"folder:{folder}", "nowhere", reader=1), 4)
+    state["settings"] |= {"reader": 1}
+    state["data"] = record.state() if hashes else record.fingerprint
+    if not hashes:
+        del state["settings"]["reader"]
+    save_checkpoint(state, run.folder / "last_ckpt.pt")
+    return record
+
+
+def probed(run: Any, dataset: str, tmp_path: Path) -> dict[str, Any]:
+    words = ["--load_path", str(run.folder / "last_ckpt.pt"), "--log_dir", str(tmp_path)]
+    words += ["--id", "probe", "--device", "cpu", "--l2", ".1", "--dataset", dataset]
+    command = flags.parse(words, probe_flags.build_parser, probe_flags.check)
+    assert linear_probe.main(*command) == 0
+    return read_checkpoint(tmp_path / "probe" / "last_ckpt.pt")
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_probe_of_an_old_run_keeps_its_rule_wherever_the_folder_is(
+    hashes: bool, train: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(train, folder)
+    record = by_reader_1(run, folder, hashes=hashes)
+    moved = folder.rename(tmp_path / "moved")
+    state = probed(run, f"folder:{moved}", tmp_path)
+    assert capsys.readouterr().err == ""
+    assert (state["settings"]["reader"], state["settings"]["n_valid"]) == (1, 4)
+    assert torch.equal(state["data"]["test"], record.hashes("test"))
+
+
+def test_a_probe_says_how_many_of_its_images_the_network_was_trained_on(
+    train: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(train, folder)
+    loaded = data.load(f"folder:{folder}", "nowhere")
+    other = tmp_path / "other"
+    for split in ("train", "test"):  # the training images of one are the test images of the other
+        for i, image in enumerate(getattr(loaded, "test" if split == "train" else "train").images):
+            path = other / split / ("apple", "bear")[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.numpy()).save(path)
+    probed(run, f"folder:{other}", tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    n = len(loaded.train.labels)
+    assert line.startswith("linear_probe.py: warning: --dataset")
+    assert f"test: {n - 4} of {n} images were trained on" in line
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_weights_of_an_old_run_come_with_a_warning(hashes: bool, train: Any, folder: Path) -> None:
+    """The new run divides the same folder by another rule."""
+    run = trained(train, folder)
+    words = [f"folder:{folder}", "--load_path", str(run.folder / "last_ckpt.pt")]
+    again = train(RUN, *words)
+    assert again.code == 0 and again.err == []
+    record = by_reader_1(run, folder, hashes=hashes)
+    test = data.load(f"folder:{folder}", "nowhere").test.hashes
+    leaked = int(torch.isin(test, record.trained_on()).sum())
+    assert leaked > 0
+    again = train(RUN, *words)
+    assert again.code == 0 and len(again.err) == 1
+    assert f"test: {leaked} of {len(test)} images were trained on" in again.err[0]
+    assert "--load_path" in again.err[0] and "--dataset" in again.err[0]
 
 
 def test_an_empty_class_folder_makes_no_images_of_the_training_images(

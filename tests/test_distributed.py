@@ -443,6 +443,16 @@ def test_a_replay_buffer_that_the_processes_cannot_share(both: Any, train: Any) 
     assert refused.code == 2 and len(told) == 1 and "--buffer_size 50" in told[0]
 
 
+def test_one_process_tells_of_a_damaged_checkpoint_and_moves_it(both: Any, train: Any) -> None:
+    run = train("--pyxce 1 --max_steps 10")
+    (run.folder / "variant.json").unlink()
+    (run.folder / "last_ckpt.pt").unlink()
+    (run.folder / "last_ckpt.pt").write_bytes(b"damaged")
+    again = both("--max_steps 12", "--resume", str(run.folder), bare=True)
+    assert again.code == again.other.code == 0 and again.other.err == []
+    assert len(again.err) == 2 and "last_ckpt.pt holds" in again.err[1]
+
+
 def test_processes_that_do_not_see_one_run_folder_are_refused(
     pair: Any, both: Any, tmp_path: Path
 ) -> None:

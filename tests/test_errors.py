@@ -14,6 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from baselines import flags as flags_of_baselines
+from baselines import probe_flags, train_contrastive
+from scripts import experiments
 from training import flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -439,6 +442,36 @@ def test_a_dry_run_refuses_what_training_refuses(words: str, named: str, train: 
     base = "--dataset digits --pyxce 1 --depth 10 --width 1 --dry_run"
     run = train.bare(*base.split(), *words.split())
     assert run.code == 2 and len(run.err) == 1 and named in run.err[0]
+
+
+def test_a_relative_path_in_a_folder_that_is_not_utf_8_is_refused(
+    train: Any, ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    here = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.mkdir(here)
+    monkeypatch.chdir(here)
+    run, asked = train(f"{CE} --dataset folder:x"), ask.bare(*"--eval OOD --load_path x".split())
+    told = [*run.err, *asked.err]
+    contrastive = train_contrastive.own_flags
+    for parse in (
+        lambda: flags_of_baselines.parse(
+            ["--dataset", "folder:x"], contrastive.build_parser, contrastive.check
+        ),
+        lambda: flags_of_baselines.parse(
+            ["--load_path", "x"], probe_flags.build_parser, probe_flags.check
+        ),
+        lambda: experiments.main("run all --root x".split()),
+    ):
+        with pytest.raises(SystemExit):
+            parse()
+        told.append(capsys.readouterr().err)
+    named = ("--dataset", "--load_path", "--dataset", "--load_path", "--root")
+    assert len(told) == len(named)
+    for line, flag in zip(told, named, strict=True):
+        assert f"error: {flag} " in line and "is not UTF-8: rename it, or give another" in line
+    monkeypatch.setenv("HDGE_DATA_ROOT", here)
+    run = train.bare("--pyxce", "1")
+    assert run.code == 2 and len(run.err) == 1 and "--data_root" in run.err[0]
 
 
 @pytest.mark.parametrize("flag", ["--log_dir", "--id", "--dataset", "--data_root", "--load_path"])

@@ -1,10 +1,14 @@
 """What a run and an evaluation leave on a terminal and in log files."""
 
 import contextlib
+import errno
 import fcntl
+import io
 import os
 import re
+import shlex
 import struct
+import subprocess
 import sys
 import termios
 import threading
@@ -16,8 +20,14 @@ import pytest
 
 import eval_wrn_ebm
 import train_wrn
+from baselines import flags as flags_of_baselines
+from baselines import linear_probe, probe_flags
 from evaluation import flags as eval_flags
+from scripts import experiments
 from training import flags, output
+from training.checkpoint import read_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def rows_of(text: str, columns: int) -> list[str]:
@@ -143,3 +153,84 @@ def test_a_log_file_has_lines_alone(
     bars = [line for line in text.splitlines() if "img" in line and "%" in line]
     assert [line for line in text.splitlines() if line not in bars] == said(tmp_path)
     assert bool(bars) == (every == 0) and all(char.isprintable() or char == "\n" for char in text)
+
+
+class Gone(io.StringIO):
+    """A terminal that is closed after its first line."""
+
+    def write(self, text: str) -> int:
+        if "\n" in self.getvalue():
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(text)
+
+
+PROGRAMS = "train dry_run test_clf OOD logp_hist probe show mistake missing".split()
+
+
+def ran(name: str, ask: Any, folder: Path) -> int:
+    """The exit code of a program."""
+    train, checkpoint = ask.trainer, str(ask.checkpoint("hdge"))
+    where = ["--data_root", str(train.data), "--log_dir", str(folder), "--device", "cpu"]
+    if name in ("train", "dry_run"):
+        more = "--max_steps 2" if name == "train" else "--dry_run"
+        return train_wrn.main(*flags.parse(words_of(train, folder, more)))
+    if name == "probe":
+        words = ["--load_path", checkpoint, "--l2", ".1", "--id", "run", *where]
+        return linear_probe.main(
+            *flags_of_baselines.parse(words, probe_flags.build_parser, probe_flags.check)
+        )
+    if name == "show":
+        return experiments.main("show all --scale smoke".split())
+    if name == "mistake":
+        try:
+            flags.parse(["--depth", "11", "--pyxce", "1"])
+        except SystemExit as stop:
+            return int(str(stop.code))
+    words = ["--load_path", checkpoint if name != "missing" else "nothing.pt", *where]
+    words += ["--eval", name if name != "missing" else "test_clf"]
+    if name in ("OOD", "logp_hist"):
+        words += ["--ood_dataset", "svhn"]
+    return eval_wrn_ebm.main(*eval_flags.parse(words))
+
+
+@pytest.mark.parametrize("closed", ["from the start", "by its reader", "after a line"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_nobody_reads_costs_no_answer(
+    name: str, closed: str, ask: Any, tmp_path: Path
+) -> None:
+    stdout: Any = None
+    stderr: Any = None
+    if closed == "by its reader":
+        read, write = os.pipe()
+        os.close(read)
+        stdout, stderr = (open(end, "w", buffering=1) for end in (write, os.dup(write)))
+    elif closed == "after a line":
+        stdout, stderr = Gone(), Gone()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        code = ran(name, ask, tmp_path)
+    assert code == (2 if name in ("mistake", "missing") else 0)
+    left = {"train": "run/last_ckpt.pt", "probe": "run/last_ckpt.pt"}
+    if name in ("test_clf", "OOD", "logp_hist"):
+        left[name] = f"{name}.json"
+    assert name not in left or (tmp_path / left[name]).stat().st_size
+
+
+def test_lines_and_bars_need_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    output.print_line("a line", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with output.make_bar(10) as bar:
+        bar.update(5)
+        output.rewind(bar, 2)
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(ask: Any, tmp_path: Path) -> None:
+    """It would get what libraries write to that number."""
+    words = [*words_of(ask.trainer, tmp_path, "--max_steps 2")]
+    program = (
+        "import os, sys; from training import flags; given = flags.parse(sys.argv[1:]); "
+        "os.write(1, b'by a library'); os.write(2, b'by a library'); "
+        "import train_wrn; sys.exit(train_wrn.main(*given))"
+    )
+    command = shlex.join([sys.executable, "-c", program, *words])
+    assert subprocess.run(f"{command} >&- 2>&-", shell=True, cwd=ROOT).returncode == 0
+    assert read_checkpoint(tmp_path / "run" / "last_ckpt.pt")["progress"]["step"] == 2

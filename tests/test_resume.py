@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.flags import FIXED_ON_RESUME
+from training.checkpoint import save_checkpoint
+from training.flags import FIXED_ON_RESUME, TERMS
 from training.lock import alone
 
 # name: (flags, steps of the first process, ...). An epoch has 5 steps. Queues of more than
@@ -270,6 +271,35 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(damage: str, tra
     assert "resuming from" in again.err[0] and "prev_ckpt.pt" in again.err[0]
     assert train.same(moving(run.state()), moving(whole.state()))
     assert steady(run) == steady(whole) and reports(run) == reports(whole)
+
+
+def test_a_run_with_one_good_checkpoint_and_nothing_else_goes_on(train: Any) -> None:
+    """What is said is true, and what is damaged is moved once the folder is this process's."""
+    run = train("--pyxce 1 --max_steps 10")
+    last = run.folder / "last_ckpt.pt"
+    last.unlink()
+    last.write_bytes(b"damaged")
+    (run.folder / "variant.json").unlink()
+    with alone(run.folder, flag="--log_dir", program="train_wrn.py"):
+        assert resumed(train, run).code == 2 and last.read_bytes() == b"damaged"
+    again = resumed(train, run)
+    assert again.code == 0 and len(again.err) == 2
+    assert "settings are the checkpoint's" in again.err[0]
+    assert str(last) in again.err[1] and "resuming from" in again.err[1]
+    assert (run.folder / "damaged_ckpt.pt").read_bytes() == b"damaged"
+
+
+def test_two_damaged_checkpoints_are_one_line(train: Any) -> None:
+    run = train("--pyxce 1 --max_steps 10")
+    for name in ("last_ckpt.pt", "prev_ckpt.pt"):
+        (run.folder / name).unlink()
+        (run.folder / name).write_bytes(b"damaged")
+    again = resumed(train, run)
+    assert (
+        again.code == 2
+        and len(again.err) == 1
+        and all(name in again.err[0] for name in ("last_ckpt.pt", "prev_ckpt.pt"))
+    )
 
 
 def test_the_good_checkpoint_is_kept_until_another_one_is_written(train: Any) -> None:
@@ -537,6 +567,21 @@ def test_a_checkpoint_is_enough_to_resume(how: str, train: Any) -> None:
     assert json.loads(variant.read_text())["lr"] == 0.003
 
 
+@pytest.mark.parametrize("variant", [True, False])
+def test_a_run_of_another_program_is_named(variant: bool, train: Any) -> None:
+    run = train("--pyxce 1 --max_steps 1")
+    settings = {n: v for n, v in run.settings.items() if n not in TERMS}
+    settings["program"] = "train_contrastive.py"
+    (run.folder / "variant.json").write_text(json.dumps(settings))
+    if not variant:
+        save_checkpoint({**run.state(), "settings": settings}, run.folder / "last_ckpt.pt")
+        (run.folder / "variant.json").unlink()
+    again = train.bare("--resume", str(run.folder))
+    assert again.code == 2
+    assert "a run of train_contrastive.py, not of train_wrn.py" in again.err[-1]
+    assert len(again.err) == 1
+
+
 def test_only_the_last_checkpoint_is_resumed(train: Any) -> None:
     run = train.once("--pyxce 1 --n_epochs 1")
     again = train.bare("--resume", str(run.folder / "best_valid_ckpt.pt"))
@@ -553,6 +598,9 @@ def test_a_network_of_other_classes_gives_all_but_its_head(train: Any, tmp_path:
     words += ["--load_path", str(first.folder / "last_ckpt.pt")]
     refused = train("--pyxce 1 --max_steps 1", *words)
     assert refused.code == 2 and "--load_head off" in refused.err[0]
+    other = ["--width", "2", "--uncond", *words]
+    refused = train("--pyxce 1 --pxsgld 1 --max_steps 1 --load_head off", *other)
+    assert refused.code == 2 and refused.err[0].endswith("use --width 1")
     flags = "--pyxce 1 --pxycontrast 1 --max_steps 1 --lr 1e-12 --load_head off"
     run = train(flags, *words)
     assert run.code == 0, run.err

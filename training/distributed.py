@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.flags import UsageError, processes
+from training.screen import print_line
 
 T = TypeVar("T")
 # Nobody waits so long for a living process: rank 0 may be drawing pictures, or saving to a slow
@@ -99,8 +100,7 @@ def watch_neighbour() -> Callable[[], None]:
         except RuntimeError as error:
             time.sleep(GRACE)
             if may_speak():
-                sys.stderr.write(f"error: {LOST} ({reason(error)})\n")
-            sys.stderr.flush()
+                print_line(f"error: {LOST} ({reason(error)})", sys.stderr)
             os._exit(1)
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -17,6 +17,7 @@ from training.checkpoint import CheckpointError, out_of_memory
 from training.divergence import Diverged
 from training.flags import UsageError
 from training.output import Output
+from training.screen import print_line
 from training.signals import Signals, Terminated, terminable
 
 MISTAKES = (UsageError, data.DataError, CheckpointError, records.RunFolderError, OSError)
@@ -54,7 +55,7 @@ def exit_code(
 def tell(line: str) -> None:
     """On stderr; of several processes that end, the first one tells."""
     if distributed.may_speak():
-        print(line, file=sys.stderr)
+        print_line(line, sys.stderr)
 
 
 def leave(code: int) -> NoReturn:

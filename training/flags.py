@@ -48,6 +48,11 @@ def processes() -> int:
     return int(os.environ["WORLD_SIZE"]) if all(n in os.environ for n in TORCHRUN) else 1
 
 
+def may_tell() -> bool:
+    """Whether this process tells what all that torchrun has started notice before they meet."""
+    return processes() == 1 or os.environ["RANK"] == "0"
+
+
 class UsageError(ValueError):
     """A user's mistake: one line that names the flag, its value and the remedy."""
 
@@ -62,10 +67,21 @@ def fits(flag: str) -> Iterator[None]:
         raise UsageError(f"{flag} does not fit in memory: use a smaller number") from None
 
 
+def open_streams() -> None:
+    """Connect to nowhere what a shell's `>&-` or `2>&-` has closed. Python has None for it, and the
+    next file to be opened would get its number and what libraries write to it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.set_inheritable(nowhere, True)  # as the number that it takes is
+            setattr(sys, name, open(nowhere, "w"))  # noqa: SIM115
+
+
 class Parser(argparse.ArgumentParser):
     source = ""  # before an error: the file that the words are from, if not the command line
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        open_streams()
         super().__init__(*args, **kwargs)
         # Before Python 3.14 it takes -1e9 for a flag, and says that this one is unknown.
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.I)
@@ -73,23 +89,41 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
-        """Also refuse a word that is not UTF-8, such as a path in another encoding: neither log.txt
-        nor TensorBoard could hold it."""
+        """Also refuse a word, or a default from the environment, that is not UTF-8, such as a path
+        in another encoding: neither log.txt nor TensorBoard could hold it."""
         words, flag = sys.argv[1:] if args is None else list(args), "the command line:"
         for word in words:
             flag = word.partition("=")[0] if word.startswith("--") else flag
-            try:
-                word.encode()
-            except UnicodeEncodeError:
-                self.error(f"{flag} {word!a} is not UTF-8: rename it, or give another")
-        return super().parse_args(words, namespace)
+            self.check_utf8(flag, word)
+        found = super().parse_args(words, namespace)
+        for name, value in vars(found).items():
+            if isinstance(value, str):
+                self.check_utf8(f"--{name}", value)
+        return found
+
+    def check_utf8(self, flag: str, word: str) -> None:
+        try:
+            check_utf8(flag, word)
+        except UsageError as error:
+            self.error(str(error))
 
     def error(self, message: str) -> NoReturn:
         """One line and exit code 2, without the usage text that hides it. Of several processes one
         tells what all have noticed."""
-        if processes() == 1 or os.environ["RANK"] == "0":
-            sys.stderr.write(f"{self.prog}: error: {self.source}{message} (all flags: --help)\n")
+        if may_tell():
+            from training.screen import print_line
+
+            told = f"{self.prog}: error: {self.source}{message} (all flags: --help)"
+            print_line(told, sys.stderr)
         sys.exit(2)
+
+
+def check_utf8(flag: str, value: str) -> None:
+    """Raises UsageError for a value that holds bytes of another encoding."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{flag} {value!a} is not UTF-8: rename it, or give another") from None
 
 
 # Far more than anybody trains, and little enough for the network's modules to be made.
@@ -446,8 +480,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
     settings = parser.parse_args([*words, *typed])
     settings.recipe = names
     given = given_flags(build_parser(), typed)
-    settings.dataset = whole_name(settings.dataset)
     try:
+        settings.dataset = whole_name(settings.dataset)
         resolve_auto(settings)
         if settings.resume is None:
             check(settings)
@@ -459,11 +493,13 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
 
 def whole_name(dataset: str) -> str:
     """A data set's name without aliases; a folder's with its absolute path, so that the run finds
-    it from anywhere."""
+    it from anywhere. Raises UsageError where that is not UTF-8."""
     path = dataset.removeprefix(FOLDER)
     if not dataset.startswith(FOLDER) or not path:
         return {"cifar_100": "cifar100"}.get(dataset, dataset)
-    return FOLDER + os.path.abspath(os.path.expanduser(path))
+    whole = FOLDER + os.path.abspath(os.path.expanduser(path))
+    check_utf8("--dataset", whole)
+    return whole
 
 
 def moved(new: str, old: Any) -> bool:
@@ -497,6 +533,16 @@ def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str
         action.default = argparse.SUPPRESS
     parser._defaults.clear()
     return set(vars(parser.parse_args(argv)))
+
+
+def check_program(saved: dict[str, Any], program: str, folder: Path | str) -> None:
+    """Raises UsageError for the settings of a run of another program."""
+    other = saved.get("program") or "train_wrn.py"  # which does not name itself
+    if other != program:
+        raise UsageError(
+            f"--resume {folder}: that is a run of {other}, not of {program}: give a run of "
+            f"{program}"
+        )
 
 
 def resume(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ctypes
 import sys
 from argparse import Namespace
+from typing import Any
 
 import torch
 
 import data
 import models
 from training import distributed
-from training.flags import UsageError, fits
+from training.flags import FOLDER, UsageError, fits
+from training.screen import print_line
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -59,8 +61,51 @@ def load_data(s: Namespace, device: torch.device, program: str) -> data.DataSet:
     )
     found = data.doubt(dataset)
     if found and distributed.first():
-        print(f"{program}: warning: {found}", file=sys.stderr)
+        print_line(f"{program}: warning: {found}", sys.stderr)
     return dataset.to(device)
+
+
+def as_read_by(record: data.Record, name: str, data_root: str) -> data.DataSet | None:
+    """Read the folder `name` with the reader of `record`. Returns None where its training images
+    are not those of the record, and for any other kind of data set."""
+    if not name.startswith(FOLDER) or not record.fingerprint:
+        return None
+    try:
+        found = distributed.in_turn(
+            lambda: data.load(name, data_root, reader=record.reader), data.DataError
+        )
+    except data.DataError:
+        return None
+    return found if found.fingerprint() == record.fingerprint else None
+
+
+def held_out_by(settings: dict[str, Any]) -> int | None:
+    """Return the --n_valid of a run's settings; None: the default number."""
+    n_valid = settings.get("n_valid")
+    return None if n_valid is None or n_valid < 0 else int(n_valid)
+
+
+def warn_of_leaks(
+    s: Namespace, dataset: data.DataSet, record: data.Record, run: dict[str, Any], program: str
+) -> None:
+    """Say in a line on stderr how many validation and test images of `dataset` the run of
+    --load_path was trained on. `record` and `run`: what its checkpoint tells of its images, and
+    its settings.
+
+    A checkpoint of an earlier version has no hashes: the images are compared where they, or those
+    of the same folder read as that version did, are the run's by their fingerprint.
+    """
+    if record.train is None and record.fingerprint:
+        same = dataset.fingerprint() == record.fingerprint
+        found = dataset if same else as_read_by(record, s.dataset, s.data_root)
+        record = record if found is None else data.Record.of(found, held_out_by(run))
+    valid = data.hold_out(dataset, s.n_valid)[1]
+    splits = {"validation": dataset.train.take(valid), "test": dataset.test}
+    compared = {name: record.compare(split, None, None) for name, split in splits.items()}
+    told = [f"{name}: {said}" for name, d in compared.items() if (said := data.said(d, None))]
+    if told and distributed.first():
+        line = f"--dataset {s.dataset} holds out what --load_path {s.load_path} was trained on: "
+        print_line(f"{program}: warning: {line}{'; '.join(told)}", sys.stderr)
 
 
 def build_network(s: Namespace, num_classes: int, device: torch.device) -> models.EnergyClassifier:

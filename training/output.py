@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,53 +14,17 @@ from tqdm import tqdm
 from training import checkpoint
 from training.checkpoint import save_checkpoint
 from training.records import Records
+from training.screen import Unread, print_line
 from training.state import Run, whole_state
 
-GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)  # a pipe, or a terminal that was closed
 LINE_EVERY = 60.0  # seconds between two lines of a progress bar in a log file
-
-
-class Unread:
-    """A stream that nobody may be reading any more, as `| tee` that Ctrl-C has ended or a terminal
-    that was closed: that is no reason to end a run."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        with self.unless_gone():
-            self.stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self.unless_gone():
-            self.stream.flush()
-
-    @contextmanager
-    def unless_gone(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in GONE:
-                raise
-            self.let_go()
-
-    def let_go(self) -> None:
-        """What is still in the stream's buffer would fail at exit."""
-        with contextlib.suppress(OSError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())
-            os.close(nowhere)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
 
 
 class Lines(Unread):
     """Takes a progress bar's states and writes one of them every `LINE_EVERY` seconds, as a line:
     for a log file, which can neither clear a bar nor draw over it."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         super().__init__(stream)
         self.written_at = time.monotonic()
 
@@ -77,7 +38,7 @@ class Lines(Unread):
 
 def make_bar(total: int, unit: str = "img", **more: Any) -> tqdm:
     """Make a progress bar on stderr, `total` units long."""
-    terminal = sys.stderr.isatty()
+    terminal = sys.stderr is not None and sys.stderr.isatty()
     return tqdm(
         total=total,
         unit=unit,
@@ -87,19 +48,6 @@ def make_bar(total: int, unit: str = "img", **more: Any) -> tqdm:
         dynamic_ncols=True,
         **more,
     )
-
-
-def print_line(message: str, stream: TextIO) -> None:
-    """Print `message` on a line of its own: progress bars are cleared, and drawn again at their
-    next update.
-
-    tqdm.write would clear them for the very streams stdout and stderr alone. It also draws them
-    again at once, which is before `| tee` has shown the line.
-    """
-    with tqdm.get_lock():
-        for bar in list(getattr(tqdm, "_instances", ())):
-            bar.clear(nolock=True)
-        print(message, file=Unread(stream), flush=True)
 
 
 def rewind(bar: tqdm, n: int) -> None:

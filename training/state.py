@@ -18,6 +18,7 @@ from training import distributed
 from training.checkpoint import DAMAGED, LAST, PREVIOUS, CheckpointError, read_checkpoint
 from training.ema import Ema
 from training.meters import Meter
+from training.screen import print_line
 
 IMAGES, BEGAN, UPDATES = (f"memories.replay_buffer.{n}" for n in ("images", "began", "updates"))
 QUEUE = ("queue_logit", "queue_ptr")  # the ancestors keep these with the model's weights
@@ -226,7 +227,13 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
     # Rank 0 reads: one line about a damaged file is enough, and others may not see the folder.
     found = None
     if distributed.first():
-        found = read_last(folder, program)
+        newest, saved, damage = read_last(folder)
+        found = newest, saved
+        if damage is not None:
+            line = f"{damage}; resuming from {newest}"
+            print_line(f"{program}: warning: {line}", sys.stderr)
+            if (folder / LAST).exists():  # the next save must not keep it in place of the good one
+                (folder / LAST).replace(folder / DAMAGED)
     path, state = distributed.from_first(found)  # type: ignore[misc]
     try:
         try:
@@ -237,17 +244,17 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
         if found_others := record_of(run, state).others(run.data):
             if distributed.first():
                 line = f"--dataset {run.settings.dataset}: {found_others}"
-                print(f"{program}: warning: {line}", file=sys.stderr)
+                print_line(f"{program}: warning: {line}", sys.stderr)
     except CheckpointError as error:
         raise CheckpointError(f"--resume {path}: {error}") from None
 
 
-def read_last(folder: Path, program: str) -> tuple[Path, dict[str, Any]]:
-    """The folder's newest checkpoint that can be read; a damaged one before it is put aside, with a
-    line on stderr. Raises CheckpointError."""
+def read_last(folder: Path) -> tuple[Path, dict[str, Any], CheckpointError | None]:
+    """Return path and state of the folder's newest checkpoint that can be read, and what is wrong
+    with a newer one. Prints nothing and moves nothing. Raises CheckpointError."""
     path, previous = folder / LAST, folder / PREVIOUS
     try:
-        return path, read_checkpoint(path)
+        return path, read_checkpoint(path), None
     except CheckpointError as error:
         if not path.exists() and not previous.exists():
             raise CheckpointError(
@@ -256,11 +263,11 @@ def read_last(folder: Path, program: str) -> tuple[Path, dict[str, Any]]:
             ) from None
         if not previous.exists():
             raise CheckpointError(f"--resume {folder}: {error}") from None
-        print(f"{program}: warning: {error}; resuming from {previous}", file=sys.stderr)
-        state = read_checkpoint(previous)
-        if path.exists():  # out of the way: the next save must not keep it in place of the good one
-            path.replace(folder / DAMAGED)
-        return previous, state
+        damage = error
+    try:
+        return previous, read_checkpoint(previous), damage
+    except CheckpointError as error:
+        raise CheckpointError(f"--resume {folder}: {damage}; {error}") from None
 
 
 def load_memories(

@@ -14,6 +14,7 @@ from evaluation.report.paper import canonical
 from evaluation.report.run import Run
 from evaluation.results import file_sha256, same_question
 from training.checkpoint import LAST
+from training.screen import print_line
 
 # What numbers depend on and must have in common to be averaged.
 PROTOCOL = ("version", "sigma", "n_steps", "seed", "amp", "max_images")
@@ -119,7 +120,7 @@ def is_stale(run: Run, answer: Answer, model: Model, hashes: dict[Path, str | No
 
 
 def warn(message: str) -> None:
-    print(f"tables.py: warning: {message}", file=sys.stderr)
+    print_line(f"tables.py: warning: {message}", sys.stderr)
 
 
 def _numbers(name: str, answer: Answer, model: Model) -> dict[str, Any]:
