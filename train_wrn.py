@@ -629,8 +629,8 @@ def main(settings: Namespace, given: set[str]) -> int:
         PROGRAM,
         lambda: work(s, given),
         interrupted=f"{PROGRAM}: interrupted before the run began",
-        lower=f"--image_size {s.image_size}, --batch_size {s.batch_size}, --sgld_batch_size, "
-        "--buffer_size, --contrast_k or --max_restarts",
+        lower=f"--batch_size {s.batch_size}, --sgld_batch_size, --buffer_size, --contrast_k, "
+        "--image_size or --max_restarts",
     )
 
 

@@ -107,7 +107,7 @@ def main(program: Program, settings: Namespace, given: set[str]) -> int:
         program.name,
         lambda: work(program, settings, given),
         interrupted=f"{program.name}: interrupted before the run began",
-        lower=f"--batch_size {settings.batch_size}",
+        lower=f"--batch_size {settings.batch_size} or --image_size",
     )
 
 

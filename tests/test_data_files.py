@@ -11,6 +11,7 @@ import torch
 
 import data
 from data import DataError
+from data.resize import resize_batch
 
 
 def refusal(name: str, root: Path) -> str:
@@ -110,6 +111,9 @@ def test_svhns_own_files_are_read_through_torchvision(
         savemat(tmp_path / f"{split}_32x32.mat", file)
     loaded = data.load("svhn", tmp_path)
     assert (loaded.train.images.numpy() == pixels).all() and loaded.train.images.is_contiguous()
+    half = data.load("svhn", tmp_path, size=16).train
+    assert torch.equal(half.images, resize_batch(loaded.train.images, 16))
+    assert torch.equal(half.hashes, loaded.train.hashes)
     assert loaded.test.labels.tolist() == [1, 0, 2] and loaded.test.labels.dtype == torch.int64
 
 

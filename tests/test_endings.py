@@ -21,7 +21,8 @@ PROGRAMS = {  # module with main and work, main's first arguments, Ctrl-C's line
         train_wrn,
         (),
         "train_wrn.py: interrupted before the run began\n",
-        f"train_wrn.py: {FULL}, --sgld_batch_size, --buffer_size, --contrast_k or --max_restarts\n",
+        f"train_wrn.py: {FULL}, --sgld_batch_size, --buffer_size, --contrast_k, --image_size or "
+        "--max_restarts\n",
     ),
     "eval_wrn_ebm.py": (
         eval_wrn_ebm,
@@ -33,7 +34,7 @@ PROGRAMS = {  # module with main and work, main's first arguments, Ctrl-C's line
         run,
         (train_adversarial.PROGRAM,),
         "train_adversarial.py: interrupted before the run began\n",
-        f"train_adversarial.py: {FULL}\n",
+        f"train_adversarial.py: {FULL} or --image_size\n",
     ),
     "linear_probe.py": (linear_probe, (), "linear_probe.py: interrupted\n", None),
 }

@@ -11,6 +11,7 @@ from PIL import Image
 
 import data
 from data import DataError, EvaluationSet
+from data.resize import resize_batch
 
 RANDOM = np.random.RandomState(0)
 
@@ -71,6 +72,9 @@ def test_the_textures_own_files(tmp_path: Path) -> None:
     assert sorted(found) == list(range(8)) and found != sorted(found)  # not kind after kind
     assert loaded.split.labels.tolist() == found and loaded.num_classes == 47
     first = data.load_evaluation("textures", tmp_path, max_images=3)
+    small = data.load_evaluation("textures", tmp_path, size=16)
+    assert small.split.images.shape == (8, 16, 16, 3) and "16 x 16" in small.about
+    assert torch.equal(small.split.hashes, loaded.split.hashes)
     assert [red for red, _, _ in colours(first)] == found[:3] and "3 of 8" in first.about
 
 
@@ -88,6 +92,11 @@ def test_mnists_own_files_are_padded(tmp_path: Path) -> None:
     assert (loaded.split.images.numpy() == padded[..., None]).all()
     assert loaded.split.labels.tolist() == [7, 0] and loaded.num_classes == 10
     assert "the first 2 of 3 images" in loaded.about
+    plain, half = (data.load("mnist", tmp_path, size=size) for size in (32, 16))
+    assert torch.equal(plain.train.images[:2], loaded.split.images)
+    assert torch.equal(half.train.images, resize_batch(plain.train.images, 16))
+    assert torch.equal(half.test.hashes, plain.test.hashes)
+    assert half.train.labels.tolist() == [7, 0, 9]
 
 
 @pytest.mark.parametrize(

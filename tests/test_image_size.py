@@ -263,22 +263,6 @@ def test_mnist_is_a_set_to_train_on_grey_or_not(
     assert found.name == "mnist_test" and found.split.images.shape == (20, 32, 32, 3)
 
 
-def test_mnist_s_own_files_are_padded_then_resized(tmp_path: Path) -> None:
-    digits = np.random.RandomState(0).randint(0, 256, (3, 28, 28)).astype(np.uint8)
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for part in ("train", "t10k"):
-        head = np.array([0x803, 3, 28, 28], dtype=">i4").tobytes()
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(head + digits.tobytes())
-        labels = np.array([0x801, 3], dtype=">i4").tobytes() + bytes([7, 0, 9])
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
-    plain, half = (data.load("mnist", tmp_path, size=size) for size in (32, 16))
-    padded = np.pad(digits, ((0, 0), (2, 2), (2, 2)))[..., None]
-    assert (plain.train.images.numpy() == padded).all() and plain.train.labels.tolist() == [7, 0, 9]
-    assert torch.equal(half.train.images, resize_batch(plain.train.images, 16))
-    assert torch.equal(half.train.hashes, plain.train.hashes)
-
-
 def test_grey_images_are_mnist_s_alone(tmp_path: Path) -> None:
     images = np.zeros((10, 28, 28), dtype=np.uint8)
     for name in ("mnist", "cifar10"):
