@@ -319,7 +319,7 @@ def check_chains(s: Namespace, buffer: Any, classes: int) -> None:
 def chains_of(asked: Asked, model: Trained) -> dict[str, Any]:
     s = asked.s
     sizes = {"rounds": s.n_sample_steps, "chains": s.sgld_batch_size}
-    return {**sizes, "seed": s.seed, "chain": model.chain(s, s.n_steps)}
+    return {**sizes, "seed": s.seed, "chain": model.chain(s, s.n_steps, model.start(s))}
 
 
 def visited(buffer: Any, before: Tensor) -> Tensor:
@@ -373,7 +373,7 @@ def save_trajectory(asked: Asked, model: Trained, labels: Tensor | None) -> None
     snapshots = min(10, steps)
     images = sampling.trajectory(
         model.model,
-        model.chain(s, steps),
+        model.chain(s, steps, model.start(s)),
         n=COLUMNS if labels is None else len(labels),
         snapshots=snapshots,
         seed=s.seed,
@@ -494,7 +494,7 @@ def samples_for_fid(asked: Asked, model: Trained) -> Tensor:
     part = distributed.share(-(-n // s.sgld_batch_size))
     chains = sampling.fresh_chains(
         model.model,
-        model.chain(s, s.n_steps),
+        model.chain(s, s.n_steps, model.start(s)),
         n,
         seed=s.seed,
         batch_size=s.sgld_batch_size,

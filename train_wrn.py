@@ -381,8 +381,8 @@ def time_steps(
     optimizer = build_optimizer(s, model, objective)
     run = Run(s, spec.num_classes, model, objective, optimizer)
     replicate(run)
-    n = max(1, s.batch_size // distributed.size())
-    most = max(n, s.px_batch_size or 0)
+    n, second = (max(1, (of or 0) // distributed.size()) for of in (s.batch_size, s.px_batch_size))
+    most = max(n, second)
     images = torch.randint(256, (most, 32, 32, 3), dtype=torch.uint8, device=device)
     labels = torch.randint(spec.num_classes, (most,), device=device)
     every = torch.arange(most, device=device)
@@ -397,7 +397,7 @@ def time_steps(
         flip=spec.flips,
         unlabelled=flags.second_batch(s),
         clamp=s.sgld_clamp,
-        second_size=s.px_batch_size,
+        second_size=None if s.px_batch_size is None else second,
         augment_second=s.augment_px == "same",
     )
     models.initialise_act_norm(model, batches(0)[0])

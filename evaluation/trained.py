@@ -101,15 +101,18 @@ class Trained:
             raise UsageError(f"--load_path {self.path} holds no replay buffer: {remedy}")
         return images.float()
 
-    def chain(self, s: Namespace, steps: int) -> losses.Chain:
-        """The run's chain of so many steps, under the command line's flags."""
+    def chain(
+        self, s: Namespace, steps: int, start: losses.Start | None = None
+    ) -> losses.Chain:
+        """The run's chain of so many steps, under the command line's flags; `start`: where new
+        chains begin."""
         return losses.Chain(
             steps=steps,
             step_size=self.number(s, "sgld_lr", 1.0),
             noise_std=self.number(s, "sgld_std", 0.01),
             grad_clip=self.number(s, "sgld_grad_clip", math.inf),
             clamp=bool(self.value(s, "sgld_clamp", False)),
-            start=self.start(s),
+            start=start or losses.UniformStart(),
         )
 
     def start(self, s: Namespace) -> losses.Start:

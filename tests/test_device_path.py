@@ -42,7 +42,7 @@ SMALL = (
     "--dataset cifar10 --depth 10 --width 1 --batch_size 8 --sgld_batch_size 8 --n_steps 2 "
     "--buffer_size 200 --contrast_k 256 --seed 1 --compile off --log_gradients 3"
 )
-SGLD = {"steps": 2, "step_size": 1.0, "noise_std": 0.01}
+CHAIN = losses.Chain(2)
 
 
 class Wait(Exception):
@@ -211,8 +211,11 @@ OPTIONS = (
     "--labels_per_class 4 --norm batch --contrast_k 100",
     "--arch resnet50 --class_cond_p_x_sample --n_steps 1",
     "--clf_only --pxsgld 0 --pxysgld 0",
-    "--uncond --pxycontrast 0 --pxcontrast 0 --pxysgld 0",
+    "--uncond",
     "--uncond --pxycontrast 0 --pxcontrast 0 --pxysgld 0 --pyxce 0 --independent_batches",
+    "--chain_start gaussian --sgld_grad_clip 1 --sgld_clamp --px_loss bce",
+    "--chain_start class_gaussian --class_cond_p_x_sample --augment_px none --px_batch_size 6",
+    *(f"--norm batch --bn_chains {s}" for s in ("batch", "running", "frozen --load_path a.pt")),
 )
 
 
@@ -324,7 +327,6 @@ def test_scores_wait_at_their_end_alone(
     place: Place, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, batches = place.model(words), [(place.images(8), place.labels(8))] * 2
-    names = [n for n in SCORES if "uncond" not in words or n not in ("pxy", "pxsim")]
     queue = losses.LogitQueue(10, 64)
     term = losses.Contrastive(losses.ContrastScore(), queue)
     place.put(term), place.put(queue)
@@ -332,10 +334,10 @@ def test_scores_wait_at_their_end_alone(
     with Watch():
         bank = feature_bank(model, batches)
         assert asked == []
-        found = scores(model, batches, names, contrastive=term, bank=bank, k=3)
+        found = scores(model, batches, SCORES, contrastive=term, bank=bank, k=3)
     # Whether the queue is empty is asked for before any image is looked at.
-    assert asked == ["__int__"] * ("pxsim" in names) + ["cpu"] * len(names)
-    assert [x.shape for x in found.values()] == [(16,)] * len(names)
+    assert asked == ["__int__"] + ["cpu"] * len(SCORES)
+    assert [x.shape for x in found.values()] == [(16,)] * len(SCORES)
 
 
 def test_classification_waits_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,19 +350,19 @@ def test_classification_waits_once(place: Place, monkeypatch: pytest.MonkeyPatch
 
 def refine(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
     batches = [(place.images(8), place.labels(8))] * 2
-    return [x for x, _ in refinement.refined(model, batches, block=6, **SGLD)]
+    return [x for x, _ in refinement.refined(model, batches, block=6, chain=CHAIN)]
 
 
 def sampler(place: Place, model: models.EnergyClassifier, kept: bool) -> list[Tensor]:
     buffer = place.put(losses.ReplayBuffer(40, (3, 32, 32), 0.05, 10)) if kept else None
-    drawn = sampling.Sampler(model, buffer, seed=1, **SGLD)
+    drawn = sampling.Sampler(model, buffer, CHAIN, seed=1)
     own = drawn.conditional(10, 2, lambda x, y: model.log_pxy(x, y))
     return [drawn.unconditional(4), drawn.conditional(10, 2), own]
 
 
 def rounds(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
     buffer = place.put(losses.ReplayBuffer(200, (3, 32, 32), 0.05, 10))
-    sgld = {**SGLD, "rounds": 2, "chains": 15, "seed": 1}
+    sgld = {"chain": CHAIN, "rounds": 2, "chains": 15, "seed": 1}
     return [
         *sampling.sampling_rounds(model, buffer, **sgld),
         *sampling.conditional_rounds(model, buffer, 10, **sgld),
@@ -368,14 +370,19 @@ def rounds(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
 
 
 def fresh(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
-    sgld = {**SGLD, "seed": 1, "labels": place.labels(5)}
-    chains = sampling.fresh_chains(model, 5, batch_size=4, **sgld)
-    return [*chains, sampling.trajectory(model, n=5, snapshots=2, **sgld)]
+    sgld = {"chain": CHAIN, "seed": 1, "labels": place.labels(5)}
+    chains = sampling.fresh_chains(model, n=5, batch_size=4, **sgld)
+    return [*itertools.chain(*chains), sampling.trajectory(model, n=5, snapshots=2, **sgld)]
 
 
 def attack(place: Place, model: models.EnergyClassifier, gradient: str) -> list[Tensor]:
     refining = robustness.refined_classifier(
-        model, generator=Generator(place.device), copies=2, sigma=0.03, gradient=gradient, **SGLD
+        model,
+        chain=CHAIN,
+        generator=Generator(place.device),
+        copies=2,
+        sigma=0.03,
+        gradient=gradient,
     )
     batch = {"x": place.images(4), "y": place.labels(4), "eps": 0.1, "steps": 2, "check": False}
     return [

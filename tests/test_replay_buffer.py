@@ -111,8 +111,8 @@ def test_a_skipped_store_changes_nothing() -> None:
 def test_staged_samples_are_stored_once_by_the_commit(skip: bool) -> None:
     buffer, slots = numbered(20, 10), torch.tensor([7, 2])
     before = buffer.images.clone()
-    buffer.stage(slots, torch.zeros(2, *SHAPE))
-    buffer.stage(slots[:1] + 1, torch.ones(1, *SHAPE))
+    buffer.stage(slots, before[slots], torch.zeros(2, *SHAPE))
+    buffer.stage(slots[:1] + 1, before[slots[:1] + 1], torch.ones(1, *SHAPE))
     assert torch.equal(buffer.images, before)
     buffer.commit(None, torch.tensor(skip))  # type: ignore[arg-type]
     expected = before if skip else before.index_fill(0, slots, 0.0)
@@ -146,8 +146,8 @@ def test_a_generator_decides_everything_and_nothing_else_moves() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_saved_buffer_is_its_images() -> None:
+def test_a_saved_buffer_is_its_images_and_their_ages() -> None:
     buffer, twin = numbered(20, 10), ReplayBuffer(20, SHAPE, 0.05, 10)
-    assert list(buffer.state_dict()) == ["images"]
+    assert set(buffer.state_dict()) == {"images", "updates", "began"}
     twin.load_state_dict(buffer.state_dict())
     assert torch.equal(twin.images, buffer.images)

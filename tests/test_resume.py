@@ -167,6 +167,10 @@ CHANGED = {
     "optimizer": "--optimizer sgd",
     "load_path": "--load_path other.pt",
     "load_head": "--load_head off",
+    "augment_px": "--augment_px none",
+    "px_batch_size": "--px_batch_size 2",
+    "chain_start": "--chain_start gaussian",
+    "bn_chains": "--bn_chains batch",
     "pyxce": "--pyxce 0",
     "pxysgld": "--pxysgld 1",
 }

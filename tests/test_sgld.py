@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from losses import (
+    Chain,
     ConditionalSGLD,
     CrossEntropy,
     MarginalSGLD,
@@ -56,11 +57,14 @@ def buffer_of(reinit_freq: float = 0.0) -> ReplayBuffer:
     return ReplayBuffer(CLASSES * PER_CLASS, SHAPE, reinit_freq, CLASSES).double()
 
 
-def term_of(name: str, buffer: ReplayBuffer, **settings: Any) -> MarginalSGLD | ConditionalSGLD:
-    settings = SGLD | settings
+def term_of(
+    name: str, buffer: ReplayBuffer, options: dict[str, Any] | None = None, **settings: Any
+) -> MarginalSGLD | ConditionalSGLD:
+    chain, options = Chain(**(SGLD | settings)), options or {}
     if name == "pxysgld":
-        return ConditionalSGLD(buffer, **settings)
-    return MarginalSGLD(buffer, chains=7, class_conditional=name == "class_cond", **settings)
+        return ConditionalSGLD(buffer, chain, **options)
+    marginal: dict[str, Any] = {"chains": 7, "class_conditional": name == "class_cond"}
+    return MarginalSGLD(buffer, chain, **marginal, **options)
 
 
 def labelled(n: int = 5) -> tuple[Tensor, Tensor]:
@@ -188,7 +192,7 @@ def test_the_chains_climb_the_density_that_is_named_in_eval_mode(name: str) -> N
     model, buffer = model_of(dropout=0.5), buffer_of()
     x, y = labelled()
     term_of(name, buffer)(Step.forward(model, x, y))
-    ((slots, samples),) = buffer.staged
+    ((slots, samples, _),) = buffer.staged
     expected = climbed(name, model, buffer.images[slots], slots, y)
     torch.testing.assert_close(samples, expected)
     assert (samples - buffer.images[slots]).abs().max() > 0.1
@@ -207,7 +211,7 @@ def test_the_loss_is_samples_less_data_and_so_is_its_gradient(
     x, y = labelled()
     second = images(6, seed=2) if unlabelled else None
     loss, metrics = term_of(name, buffer)(Step.forward(model, x, y, second))
-    ((_, samples),) = buffer.staged
+    ((_, samples, _),) = buffer.staged
 
     if name == "pxysgld":
         data, fake = (model.logits(each)[torch.arange(5), y].mean() for each in (x, samples))
@@ -230,7 +234,7 @@ def test_the_l2_penalty_is_of_every_log_density(name: str) -> None:
     term = term_of(name, buffer)
     term.l2 = 0.3
     loss, _ = term(Step.forward(model, x, y))
-    ((_, samples),) = buffer.staged
+    ((_, samples, _),) = buffer.staged
     if name == "pxysgld":
         data, fake = (model.logits(each)[torch.arange(5), y] for each in (x, samples))
     else:
@@ -243,7 +247,7 @@ def test_the_separate_head_is_what_an_uncond_model_climbs_and_scores() -> None:
     model, buffer = model_of(uncond=True, norm=False), buffer_of()
     x, y = labelled()
     loss, _ = term_of("pxsgld", buffer, steps=1)(Step.forward(model, x, y))
-    ((slots, samples),) = buffer.staged
+    ((slots, samples, _),) = buffer.staged
     head = model.energy_output
     assert head is not None
 
@@ -303,7 +307,7 @@ def test_class_conditional_labels_are_uniform() -> None:
     term = term_of("class_cond", buffer, steps=0)
     for _ in range(300):
         term(Step.forward(model, x, y))
-    for slots, _ in buffer.staged:
+    for slots, *_ in buffer.staged:
         counts += (slots // PER_CLASS).bincount(minlength=CLASSES)
     assert counts.sum() == 2100
     assert (counts / 700 - 1).abs().max() < 0.12  # three standard errors: 0.093
@@ -317,7 +321,7 @@ def test_samples_go_back_to_their_slots_once_the_step_commits(name: str) -> None
     before = buffer.images.clone()
     objective(step)
     assert torch.equal(buffer.images, before)
-    ((slots, samples),) = buffer.staged
+    ((slots, samples, _),) = buffer.staged
     objective.commit(step)
     assert torch.equal(buffer.images[slots], samples) and buffer.staged == []
     untouched = torch.ones(len(before), dtype=torch.bool)
@@ -327,9 +331,9 @@ def test_samples_go_back_to_their_slots_once_the_step_commits(name: str) -> None
 
 def test_the_noise_of_a_term_is_as_wide_as_it_says() -> None:
     model, buffer = model_of(norm=False), ReplayBuffer(3000, SHAPE, 0.0, CLASSES).double()
-    term = MarginalSGLD(buffer, chains=3000, steps=1, step_size=0.0, noise_std=0.07)
+    term = MarginalSGLD(buffer, Chain(1, 0.0, 0.07), chains=3000)
     term(Step.forward(model, *labelled()))
-    ((slots, samples),) = buffer.staged
+    ((slots, samples, _),) = buffer.staged
     noise = (samples - buffer.images[slots]) / 0.07
     assert abs(noise.mean()) < 0.03 and abs(noise.std() - 1) < 0.02
 
