@@ -132,7 +132,19 @@ class Place:
         optimizer.step = lambda: None  # type: ignore[method-assign]  # a fused one needs a device
         index = torch.arange(64, device=self.device)
         second = flags.second_batch(settings)
-        batches = data.TrainingBatches(self.split(64), index, index, 8, 1, 0.03, True, second)
+        batches = data.TrainingBatches(
+            self.split(64),
+            index,
+            index,
+            batch_size=8,
+            seed=1,
+            sigma=0.03,
+            flip=True,
+            unlabelled=second,
+            clamp=settings.sgld_clamp,
+            second_size=settings.px_batch_size,
+            augment_second=settings.augment_px == "same",
+        )
         return Run(settings, 10, model, objective, optimizer), batches
 
 

@@ -122,6 +122,31 @@ def test_staged_samples_are_stored_once_by_the_commit(skip: bool) -> None:
     assert buffer.staged == []
 
 
+def test_ages_count_the_updates_since_a_chain_began() -> None:
+    """Steps: chains of slots 3 and 4 go on, 4 begins anew, a step is skipped, both go on."""
+    buffer, slots = numbered(20, 10), torch.tensor([3, 4])
+
+    def step(restarts: tuple[bool, bool], skip: bool = False) -> list[int]:
+        kept = buffer.images[slots]
+        start = torch.where(torch.tensor(restarts)[:, None, None, None], kept - 0.5, kept)
+        ages = buffer.stage(slots, start, kept + 1)
+        buffer.commit(None, torch.tensor(skip))  # type: ignore[arg-type]
+        return ages.tolist()
+
+    found = [
+        step((False, False)),
+        step((False, False)),
+        step((False, True)),
+        step((True, False), skip=True),
+        step((False, False)),
+        step((False, False)),
+    ]
+    assert found == [[0, 0], [1, 1], [2, 0], [0, 1], [3, 1], [4, 2]]
+    assert buffer.updates == 5 and buffer.began[slots].tolist() == [0, 2]
+    buffer.images[4] = torch.nan
+    assert buffer.renew() == 1 and buffer.began.tolist() == [0, 0, 0, 0, 5, *15 * [0]]
+
+
 def test_more_chains_than_slots_are_refused() -> None:
     buffer = numbered(20, 10)
     with pytest.raises(ValueError, match="21 chains"):
