@@ -101,9 +101,7 @@ class Trained:
             raise UsageError(f"--load_path {self.path} holds no replay buffer: {remedy}")
         return images.float()
 
-    def chain(
-        self, s: Namespace, steps: int, start: losses.Start | None = None
-    ) -> losses.Chain:
+    def chain(self, s: Namespace, steps: int, start: losses.Start | None = None) -> losses.Chain:
         """The run's chain of so many steps, under the command line's flags; `start`: where new
         chains begin."""
         return losses.Chain(

@@ -143,7 +143,7 @@ def test_ages_count_the_updates_since_a_chain_began() -> None:
     ]
     assert found == [[0, 0], [1, 1], [2, 0], [0, 1], [3, 1], [4, 2]]
     assert buffer.updates == 5 and buffer.began[slots].tolist() == [0, 2]
-    buffer.images[4] = torch.nan
+    buffer.images.div_(100)[4] = torch.nan
     assert buffer.renew() == 1 and buffer.began.tolist() == [0, 0, 0, 0, 5, *15 * [0]]
 
 

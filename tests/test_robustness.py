@@ -1,5 +1,6 @@
 """Classifiers under attack, against closed forms, and finite differences."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -134,8 +135,22 @@ def check_full_gradient(model: EnergyClassifier, x: Tensor, sgld: dict[str, Any]
     assert abs(identity - slope) > 0.01 * abs(slope)
 
 
-def test_the_full_gradient_is_that_of_finite_differences() -> None:
-    check_full_gradient(model_of(), images(3), SGLD)
+@pytest.mark.parametrize("clamps", [{}, {"grad_clip": 0.2}, {"clamp": True}])
+def test_the_full_gradient_is_that_of_finite_differences(clamps: dict[str, Any]) -> None:
+    model = model_of()
+    check_full_gradient(model, images(3), SGLD | {"chain": replace(SGLD["chain"], **clamps)})
+
+
+@pytest.mark.parametrize("clamps", [{"grad_clip": 0.05}, {"clamp": True}])
+def test_both_gradients_are_of_the_same_chain(clamps: dict[str, Any]) -> None:
+    """The chain that is differentiated is the sampler's, and its clamps change it."""
+    model, x = model_of(), images(3).requires_grad_()
+    chain, ends = replace(SGLD["chain"], step_size=30.0, **clamps), []
+    for gradient, each in (("full", chain), ("identity", chain), ("full", SGLD["chain"])):
+        settings = SGLD | {"chain": each, "gradient": gradient}
+        ends.append(refined_classifier(model, **settings, generator=generator_of())(x))
+    torch.testing.assert_close(ends[0], ends[1])
+    assert (ends[0] - ends[2]).abs().max() > 1e-3
 
 
 def test_the_full_gradient_of_a_wide_resnet_is_that_of_finite_differences() -> None:

@@ -192,9 +192,7 @@ def test_conditional_rounds_use_and_fill_slots_of_their_class(chains: int) -> No
     model, buffer = model_of(), numbered()
     labels = torch.arange(chains) % CLASSES
     still = replace(CHAIN, steps=0)
-    (start,) = conditional_rounds(
-        model, buffer, CLASSES, still, rounds=1, chains=chains, seed=0
-    )
+    (start,) = conditional_rounds(model, buffer, CLASSES, still, rounds=1, chains=chains, seed=0)
     slots = start[:, 0, 0, 0].long() - 10
     assert torch.equal(slots // PER_CLASS, labels) and len(set(slots.tolist())) == chains
     assert torch.equal(buffer.images, numbered().images)
