@@ -152,10 +152,11 @@ def test_the_lowest_number_is_accepted(name: str) -> None:
     assert action.type is not None and action.type(str(lowest)) == lowest
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["optimizer", "norm", "arch", "contrast_score", "amp", "compile", "px_loss", "augment_px"],
-)
+CHOICES = ("optimizer", "norm", "arch", "contrast_score", "amp", "compile")
+CHOICES += ("px_loss", "augment_px", "chain_start", "bn_chains")
+
+
+@pytest.mark.parametrize("name", CHOICES)
 def test_a_word_that_is_no_choice_is_refused_with_the_choices(
     name: str, train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
