@@ -122,10 +122,8 @@ class Trained:
         found = {n: objective.get(prefix + n) for n in ("mean", "root")}
         own = str(self.settings.get("chain_start", "uniform"))
         if kind != own or not all(isinstance(t, Tensor) for t in found.values()):
-            raise UsageError(
-                f"--chain_start {kind}: {self.path} holds no such Gaussians, its chains start "
-                f"from {own}: leave the flag out, or give uniform"
-            )
+            remedy = "give uniform" if kind == own else f"its chains start from {own}: leave it out"
+            raise UsageError(f"--chain_start {kind}: {self.path} holds no such Gaussians: {remedy}")
         start = losses.GaussianStart(len(found["mean"]))
         start.load_state_dict(found)
         return start.to(self.device)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from training.checkpoint import save_checkpoint
 from training.flags import FIXED_ON_RESUME
 from training.lock import alone
 
@@ -86,14 +87,16 @@ def test_a_checkpoint_without_ages_goes_on(train: Any) -> None:
     for name in ("began", "updates"):
         del state["objective"][f"memories.replay_buffer.{name}"]
     flags = ("px_loss", "augment_px", "px_batch_size", "chain_start", "bn_chains")
+    settings = run.settings
     for name in (*flags, "sgld_grad_clip", "sgld_clamp"):
-        del state["settings"][name]
+        del state["settings"][name], settings[name]
+    (run.folder / "variant.json").write_text(json.dumps(settings))
     for meter in ("window", "epoch"):
         old = state["meters"][meter]
         assert old["steps"] == {"window": 1, "epoch": 2}[meter]
         kept = [i for i, n in enumerate(old["names"]) if n.split("/")[-1] not in new]
         old |= {"names": [old["names"][i] for i in kept], "sums": old["sums"][kept]}
-    torch.save(state, run.folder / "last_ckpt.pt")
+    save_checkpoint(state, run.folder / "last_ckpt.pt")
     again = resumed(train, run, "--max_steps", "8")
     assert again.code == 0 and not again.err
     ages = {f"memories.replay_buffer.{name}" for name in ("began", "updates")}
