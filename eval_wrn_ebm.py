@@ -323,8 +323,11 @@ def chains_of(asked: Asked, model: Trained) -> dict[str, Any]:
 
 
 def visited(buffer: Any, before: Tensor) -> Tensor:
-    """The slots that chains have moved."""
-    return buffer.images[(buffer.images != before).flatten(1).any(1)]
+    """The slots that chains have moved. Raises UsageError where they have moved none."""
+    moved = (buffer.images != before).flatten(1).any(1)
+    if not moved.any():
+        raise UsageError("--sgld_lr: no chain has moved: give larger steps, or noise by --sgld_std")
+    return buffer.images[moved]
 
 
 def watch(

@@ -161,7 +161,7 @@ def unequal(first: dict[str, Any], second: dict[str, Any]) -> dict[str, float]:
 
 
 def tolerance(where: str, double: bool) -> float:
-    """float64: the last digits, of all but the means of --log_gradients and shares, which are float32.
+    """float64: the last digits, but for the means of --log_gradients and shares: these are float32.
 
     float32: ten times what rounding can do, on whichever processor. Rounding takes inputs of
     LeakyReLU across its kink. Weights and images that are moved by 1 to 4 units of the last digit,

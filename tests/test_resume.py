@@ -584,6 +584,19 @@ def test_only_the_last_checkpoint_is_resumed(train: Any) -> None:
     assert "is a file" in again.err[0] and "--load_path" in again.err[0]
 
 
+def test_frozen_statistics_are_those_of_the_checkpoint(train: Any) -> None:
+    """In every step, and still after a resume."""
+    first = train.once("--pyxce 1 --norm batch --max_steps 2")
+    path = first.folder / "last_ckpt.pt"
+    frozen = f"{train.ALL} --norm batch --bn_chains frozen --load_path {path}"
+    run = train(f"{frozen} --max_steps 3")
+    assert resumed(train, run, "--max_steps", "5").code == 0
+    before, after = (each.state()["model_state_dict"] for each in (first, run))
+    kept = [name for name in before if "running" in name or "num_batches" in name]
+    assert kept and all(torch.equal(before[name], after[name]) for name in kept)
+    assert not torch.equal(before["f.conv1.weight"], after["f.conv1.weight"])
+
+
 def test_a_network_of_other_classes_gives_all_but_its_head(train: Any, tmp_path: Path) -> None:
     first = train.once("--pyxce 1 --pxycontrast 1 --n_epochs 1")
     random = np.random.RandomState(0)
