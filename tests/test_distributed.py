@@ -466,6 +466,7 @@ def test_what_diverges_in_one_process_is_healed_in_both(both: Any) -> None:
         ("--device cuda:0", "--device cuda:0: under torchrun each process has a GPU of its own"),
         ("--sync_bn", "--sync_bn: PyTorch has it for GPUs alone"),
         ("--sync_bn --norm none", "--sync_bn needs batch norm"),
+        ("--px_batch_size 5", "--px_batch_size 5"),
         ("--data_root nowhere", "nowhere"),
     ],
 )

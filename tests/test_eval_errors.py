@@ -118,6 +118,7 @@ COMMANDS = [
     ("--eval logp_hist --datasets cifar10 svhn --dataset cifar10", "--dataset", "--datasets"),
     ("--eval fid --fid_features model --dataset svhn", "--dataset svhn", "cifar10"),
     ("--eval fid --fid_features model --sampling buffer --n_samples 7", "--n_samples", "buffer"),
+    ("--eval fid --sampling buffer --chain_start uniform", "--chain_start", "--sampling buffer"),
     ("--eval fid --fid_features model --inception_weights a.pth", "--inception_weights", "model"),
     ("--eval uncond_samples --max_images 3", "--max_images", "test_clf"),
     *(

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import data
+import losses
 import models
 from evaluation.classification import classification
 
@@ -248,6 +249,25 @@ def test_a_variant_trains(flags: str, train: Any) -> None:
     filled = {name: text for name, text in run.last.items() if text}
     assert all(math.isfinite(float(text)) for text in filled.values()) and len(filled) >= 12
     assert all(t.isfinite().all() for t in weights(run).values())
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "class_gaussian"])
+def test_a_start_is_fitted_to_the_training_images_and_the_labels_that_may_be_used(
+    kind: str, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to those that are held out; with --labels_per_class 1 two of the three have no label."""
+    given: list[Any] = []
+    monkeypatch.setattr(losses.GaussianStart, "fit", lambda _, *what: given.append(what))
+    flags = f"--pxsgld 1 --chain_start {kind} --labels_per_class 1 --n_valid 30 --max_steps 1"
+    assert train(flags).code == 0
+    ((images, labels),) = given
+    assert images.shape == (30, 32, 32, 3)
+    brightness = ((images.float().mean((1, 2, 3)) - 30) / 20).round().long()  # is the class
+    if kind == "gaussian":
+        assert labels is None
+    else:
+        assert sorted(labels.tolist()) == [-1] * 20 + list(range(10))
+        assert torch.equal(labels[labels >= 0], brightness[labels >= 0])
 
 
 def test_resnet50_trains(train: Any, tmp_path: Path) -> None:
