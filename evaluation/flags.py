@@ -154,9 +154,9 @@ def add_scores(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("OOD and logp_hist").add_argument
     add("--score_fn", nargs="+", choices=SCORES, default=["px"], metavar="SCORE",
         help="px: log q(x); py: max q(y|x); pxy: max log q(x, y); pxgrad: -log |d log q(x)/dx|; "
-        "pxsim: the contrastive log q(x|y) of the predicted class; knn: distance to the k-th nearest "
-        "training image's features; entropy: minus that of q(y|x); px_logits: logsumexp f(x), with "
-        "--uncond too. Several are taken in one pass "
+        "pxsim: the contrastive log q(x|y) of the predicted class; knn: distance to the k-th "
+        "nearest training image's features; entropy: minus that of q(y|x); px_logits: logsumexp "
+        "f(x), with --uncond too. Several are taken in one pass "
         "(default: px; JEM, HDGE; knn, entropy and px_logits are ours)")
     add("--ood_dataset", nargs="+", default=None, metavar="NAME",
         help="one or several of svhn, cifar10interp, interp, cifar10, cifar100, celeba, textures, "

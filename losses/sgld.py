@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.gather import gathered
 from losses.objective import Metrics, Step
 from losses.start import Start, UniformStart
 from models import EnergyClassifier, sampling_mode, scoring_mode
@@ -260,7 +259,7 @@ class _SGLD(nn.Module):
         metrics = {
             "log_q_data": data.mean(),
             "log_q_samples": samples.mean(),
-            "auc": _auc(gathered(data), gathered(samples)),
+            "auc": _auc(data.detach(), samples.detach()),
         }
         if self.loss == "bce":
             found = F.softplus(-data).mean() + F.softplus(samples).mean()
@@ -271,7 +270,8 @@ class _SGLD(nn.Module):
 
 def _auc(data: Tensor, samples: Tensor) -> Tensor:
     """The share of pairs of a data image and a sample of which the data image has the higher log q;
-    ties count half. .5: chains as likely as data; 1: every chain is less likely."""
+    ties count half. .5: chains as likely as data; 1: every chain is less likely. Of several
+    processes each compares its own, and the metric is their mean."""
     difference = data[:, None] - samples
     return (difference > 0).float().mean() + 0.5 * (difference == 0).float().mean()
 

@@ -62,7 +62,8 @@ def test_progress_csv_has_one_column_a_term(terms: list[str], train: Any) -> Non
     run = train.once(f"{flags} --max_steps 3 --queue_init random")
     expected = [*BEFORE, *(f"{term}/loss" for term in terms), *AFTER]
     sgld = [term for term in terms if "sgld" in term]
-    extras = [f"{term}/log_q_{of}" for term in sgld for of in ("data", "samples")]
+    told = ("log_q_data", "log_q_samples", "auc", "age", "travel", "clamped", "clamped_data")
+    extras = [f"{term}/{name}" for term in sgld for name in told]
     assert list(run.last) == expected + extras
 
 
