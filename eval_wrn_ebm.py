@@ -320,12 +320,15 @@ def check_chains(s: Namespace, buffer: Any, classes: int) -> None:
 def chains_of(asked: Asked, model: Trained) -> dict[str, Any]:
     s = asked.s
     sizes = {"rounds": s.n_sample_steps, "chains": s.sgld_batch_size}
-    return {**sizes, "seed": s.seed, "chain": model.chain(s, s.n_steps)}
+    return {**sizes, "seed": s.seed, "chain": model.chain(s, s.n_steps, model.start(s))}
 
 
 def visited(buffer: Any, before: Tensor) -> Tensor:
-    """The slots that chains have moved."""
-    return buffer.images[(buffer.images != before).flatten(1).any(1)]
+    """The slots that chains have moved. Raises UsageError where they have moved none."""
+    moved = (buffer.images != before).flatten(1).any(1)
+    if not moved.any():
+        raise UsageError("--sgld_lr: no chain has moved: give larger steps, or noise by --sgld_std")
+    return buffer.images[moved]
 
 
 def watch(
@@ -374,7 +377,7 @@ def save_trajectory(asked: Asked, model: Trained, labels: Tensor | None) -> None
     snapshots = min(10, steps)
     images = sampling.trajectory(
         model.model,
-        model.chain(s, steps),
+        model.chain(s, steps, model.start(s)),
         n=COLUMNS if labels is None else len(labels),
         snapshots=snapshots,
         seed=s.seed,
@@ -495,7 +498,7 @@ def samples_for_fid(asked: Asked, model: Trained) -> Tensor:
     part = distributed.share(-(-n // s.sgld_batch_size))
     chains = sampling.fresh_chains(
         model.model,
-        model.chain(s, s.n_steps),
+        model.chain(s, s.n_steps, model.start(s)),
         n,
         seed=s.seed,
         batch_size=s.sgld_batch_size,

@@ -392,8 +392,8 @@ def time_steps(
     run = Run(s, spec.num_classes, model, objective, optimizer)
     start_average(run)
     replicate(run)
-    n = max(1, s.batch_size // distributed.size())
-    most = max(n, s.px_batch_size or 0)
+    n, second = (max(1, (of or 0) // distributed.size()) for of in (s.batch_size, s.px_batch_size))
+    most = max(n, second)
     shape = (most, s.image_size, s.image_size, 3)
     images = torch.randint(256, shape, dtype=torch.uint8, device=device)
     labels = torch.randint(spec.num_classes, (most,), device=device)
@@ -409,7 +409,7 @@ def time_steps(
         flip=spec.flips,
         unlabelled=flags.second_batch(s),
         clamp=s.sgld_clamp,
-        second_size=s.px_batch_size,
+        second_size=None if s.px_batch_size is None else second,
         augmented=flags.augmented(s),
     )
     models.initialise_act_norm(model, batches(0)[0])

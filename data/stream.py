@@ -52,6 +52,11 @@ class TrainingBatches:
 
     def __post_init__(self) -> None:
         self.steps_per_epoch = steps_per_epoch(len(self.index), self.batch_size)
+        if self.unlabelled and self.second_size is not None and self.second_size > len(self.index):
+            raise DataError(
+                f"--px_batch_size {self.second_size} exceeds the {len(self.index)} training images "
+                f"of an epoch: use {len(self.index)} at most"
+            )
         if len(self.labelled) % self.part[1] and len(self.labelled) < self.batch_size:
             raise DataError(
                 f"--labels_per_class: {len(self.labelled)} labelled images are not divisible by "

@@ -158,10 +158,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 def add_scores(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("OOD and logp_hist").add_argument
     add("--score_fn", nargs="+", choices=SCORES, default=["px"], metavar="SCORE",
-        help="px: log q(x); py: max q(y|x); pxy: max f(x)[y]; pxgrad: -log |d log q(x)/dx|; pxsim: "
-        "the contrastive log q(x|y) of the predicted class; knn: distance to the k-th nearest "
-        "training image's features; entropy: minus that of q(y|x). Several are taken in one pass "
-        "(default: px; JEM, HDGE; knn and entropy are ours)")
+        help="px: log q(x); py: max q(y|x); pxy: max log q(x, y); pxgrad: -log |d log q(x)/dx|; "
+        "pxsim: the contrastive log q(x|y) of the predicted class; knn: distance to the k-th "
+        "nearest training image's features; entropy: minus that of q(y|x); px_logits: logsumexp "
+        "f(x), with --uncond too. Several are taken in one pass "
+        "(default: px; JEM, HDGE; knn, entropy and px_logits are ours)")
     add("--ood_dataset", nargs="+", default=None, metavar="NAME",
         help="one or several of svhn, cifar10interp, interp, cifar10, cifar100, celeba, textures, "
         "mnist, faces, uniform, gaussian, photos, folder:PATH, any <name>.npz of --data_root; all: "
@@ -364,7 +365,7 @@ def check_given(s: argparse.Namespace, given: set[str]) -> None:
         (
             "sampling " + s.sampling,
             s.sampling != "fresh",
-            ("n_steps", "n_samples", "sgld_batch_size"),
+            ("n_steps", "n_samples", "sgld_batch_size", "chain_start"),
         ),
         ("fid_features inception", s.fid_features == "inception", ("fid_model",)),
         ("fid_features model", s.fid_features == "model", ("inception_weights",)),

@@ -109,15 +109,16 @@ class Trained:
             raise UsageError(f"--load_path {self.path} holds no replay buffer: {remedy}")
         return images.float()
 
-    def chain(self, s: Namespace, steps: int) -> losses.Chain:
-        """The run's chain of so many steps, under the command line's flags."""
+    def chain(self, s: Namespace, steps: int, start: losses.Start | None = None) -> losses.Chain:
+        """The run's chain of so many steps, under the command line's flags; `start`: where new
+        chains begin."""
         return losses.Chain(
             steps=steps,
             step_size=self.number(s, "sgld_lr", 1.0),
             noise_std=self.number(s, "sgld_std", 0.01),
             grad_clip=self.number(s, "sgld_grad_clip", math.inf),
             clamp=bool(self.value(s, "sgld_clamp", False)),
-            start=self.start(s),
+            start=start or losses.UniformStart(),
         )
 
     def start(self, s: Namespace) -> losses.Start:
@@ -129,10 +130,8 @@ class Trained:
         found = {n: objective.get(prefix + n) for n in ("mean", "root")}
         own = str(self.settings.get("chain_start", "uniform"))
         if kind != own or not all(isinstance(t, Tensor) for t in found.values()):
-            raise UsageError(
-                f"--chain_start {kind}: {self.path} holds no such Gaussians, its chains start "
-                f"from {own}: leave the flag out, or give uniform"
-            )
+            remedy = "give uniform" if kind == own else f"its chains start from {own}: leave it out"
+            raise UsageError(f"--chain_start {kind}: {self.path} holds no such Gaussians: {remedy}")
         start = losses.GaussianStart(len(found["mean"]))
         start.load_state_dict(found)
         return start.to(self.device)

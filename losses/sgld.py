@@ -16,7 +16,6 @@ from losses.start import Start, UniformStart
 from models import EnergyClassifier, sampling_mode, scoring_mode
 
 LARGEST_PIXEL = 10.0  # of a chain; images are in [-1, 1]
-FILL = 1000  # slots at once
 PX_LOSSES = ("cd", "bce")
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -127,8 +126,7 @@ class ReplayBuffer(nn.Module):
         processes."""
         labels = torch.arange(self.size, device=self.images.device)
         labels //= self.size // self.num_classes
-        like = self.images.new_empty(FILL, *self.image_shape)
-        images = torch.cat([self.fresh(like[: len(y)], y, generator) for y in labels.split(FILL)])
+        images = self.fresh(self.images.new_empty(self.size, *self.image_shape), labels, generator)
         self.images = shard(images, self.num_classes, *self.part)
 
     def draw(
@@ -261,7 +259,7 @@ class _SGLD(nn.Module):
         metrics = {
             "log_q_data": data.mean(),
             "log_q_samples": samples.mean(),
-            "auc": _auc(data, samples),
+            "auc": _auc(data.detach(), samples.detach()),
         }
         if self.loss == "bce":
             found = F.softplus(-data).mean() + F.softplus(samples).mean()
@@ -272,8 +270,9 @@ class _SGLD(nn.Module):
 
 def _auc(data: Tensor, samples: Tensor) -> Tensor:
     """The share of pairs of a data image and a sample of which the data image has the higher log q;
-    ties count half. .5: chains as likely as data; 1: every chain is less likely."""
-    difference = data.detach().flatten()[:, None] - samples.detach().flatten()
+    ties count half. .5: chains as likely as data; 1: every chain is less likely. Of several
+    processes each compares its own, and the metric is their mean."""
+    difference = data[:, None] - samples
     return (difference > 0).float().mean() + 0.5 * (difference == 0).float().mean()
 
 

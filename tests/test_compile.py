@@ -23,7 +23,7 @@ def test_compiled_steps_equal_eager_ones(norm: str) -> None:
         if compiled:
             model.f.compile(dynamic=False, backend="aot_eager")
         buffer = losses.ReplayBuffer(20, (3, 32, 32), 0.5, 10)
-        term = losses.MarginalSGLD(buffer, chains=2, steps=2, step_size=1.0, noise_std=0.01)
+        term = losses.MarginalSGLD(buffer, losses.Chain(2), chains=2)
         objective = losses.Objective({"pyxce": (1.0, losses.CrossEntropy()), "pxsgld": (1.0, term)})
         images, labels = torch.rand(4, 3, 32, 32), torch.arange(4)
         for _ in range(2):  # the second step finds both graphs, with and without weight gradients

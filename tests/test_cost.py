@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evaluation.cost import memory_bytes, peak_memory, scaled, step_flops, step_seconds
 from losses import (
+    Chain,
     ConditionalSGLD,
     Contrastive,
     ContrastScore,
@@ -20,6 +21,7 @@ from losses import (
     Step,
 )
 from models import build, forward_flops
+from training.flags import second_batch
 
 DEFAULTS: dict[str, Any] = {
     "batch_size": 2,
@@ -32,6 +34,8 @@ DEFAULTS: dict[str, Any] = {
     "pxysgld": 0.0,
     "clf_only": False,
     "independent_batches": False,
+    "augment_px": "same",
+    "px_batch_size": None,
     "labels_per_class": -1,
     "optimizer": "adam",
     "max_restarts": 5,
@@ -48,6 +52,8 @@ CASES: dict[str, dict[str, Any]] = {
     "JEM, more chains": {"pxsgld": 1.0, "sgld_batch_size": 3, "n_steps": 1},
     "JEM, independent": {"pxsgld": 1.0, "independent_batches": True},
     "JEM, few labels": {"pxsgld": 1.0, "labels_per_class": 10},
+    "JEM, images as they are": {"pxsgld": 1.0, "augment_px": "none"},
+    "JEM, a larger second batch": {"pxsgld": 1.0, "px_batch_size": 5},
     "independent, no JEM": {"independent_batches": True},
     "conditional JEM": {"pxysgld": 1.0, "sgld_batch_size": 5},
     "all": {"pxycontrast": 1.0, "pxsgld": 1.0, "pxysgld": 1.0},
@@ -74,20 +80,20 @@ def measured(s: argparse.Namespace) -> int:
     if s.clf_only:
         model.requires_grad_(False).class_output.requires_grad_(True)
     buffer, queue = ReplayBuffer(50, (3, 32, 32), 0.05, 10), LogitQueue(10, 64)
-    sgld = {"steps": s.n_steps, "step_size": 1.0, "noise_std": 0.01}
+    chain = Chain(s.n_steps)
     terms = {
         "pyxce": CrossEntropy(),
         "pxycontrast": Contrastive(ContrastScore(), queue),
-        "pxsgld": MarginalSGLD(buffer, chains=s.sgld_batch_size, **sgld),
-        "pxysgld": ConditionalSGLD(buffer, **sgld),
+        "pxsgld": MarginalSGLD(buffer, chain, chains=s.sgld_batch_size),
+        "pxysgld": ConditionalSGLD(buffer, chain),
     }
     objective = Objective({n: (getattr(s, n), t) for n, t in terms.items() if getattr(s, n) > 0})
     x, y = torch.rand(s.batch_size, 3, 32, 32), torch.arange(s.batch_size)
-    own = s.pxsgld > 0 and (s.independent_batches or s.labels_per_class > 0)
+    second = torch.rand(s.px_batch_size or s.batch_size, 3, 32, 32)
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = NoModules()  # type: ignore[assignment]
     with counter:
-        objective(Step.forward(model, x, y, torch.rand_like(x) if own else None))[0].backward()
+        objective(Step.forward(model, x, y, second if second_batch(s) else None))[0].backward()
     return counter.get_total_flops()
 
 
@@ -177,4 +183,5 @@ def test_a_scaled_step_keeps_the_rest() -> None:
     least = scaled(s, 0.0)
     assert (least.batch_size, least.sgld_batch_size, least.n_steps) == (1, 1, 1)
     assert s.batch_size == 64
+    assert scaled(settings(px_batch_size=8), 0.25).px_batch_size == 4
     assert vars(small) | {"batch_size": 64, "sgld_batch_size": 32, "n_steps": 20} == vars(s)

@@ -42,7 +42,7 @@ SMALL = (
     "--dataset cifar10 --depth 10 --width 1 --batch_size 8 --sgld_batch_size 8 --n_steps 2 "
     "--buffer_size 200 --contrast_k 256 --seed 1 --compile off --log_gradients 3"
 )
-SGLD = {"steps": 2, "step_size": 1.0, "noise_std": 0.01}
+CHAIN = losses.Chain(2)
 
 
 class Wait(Exception):
@@ -132,7 +132,19 @@ class Place:
         optimizer.step = lambda: None  # type: ignore[method-assign]  # a fused one needs a device
         index = torch.arange(64, device=self.device)
         second = flags.second_batch(settings)
-        batches = data.TrainingBatches(self.split(64), index, index, 8, 1, 0.03, True, second)
+        batches = data.TrainingBatches(
+            self.split(64),
+            index,
+            index,
+            batch_size=8,
+            seed=1,
+            sigma=0.03,
+            flip=True,
+            unlabelled=second,
+            clamp=settings.sgld_clamp,
+            second_size=settings.px_batch_size,
+            augmented=flags.augmented(settings),
+        )
         run = Run(settings, 10, model, objective, optimizer)
         train_wrn.start_average(run)
         return run, batches
@@ -218,8 +230,11 @@ OPTIONS = (
     "--clf_only --pxsgld 0 --pxysgld 0",
     "--ema .9 --norm batch --adam_betas 0 .9",
     "--ema .9 --clf_only --pxsgld 0 --pxysgld 0",
-    "--uncond --pxycontrast 0 --pxcontrast 0 --pxysgld 0",
+    "--uncond",
     "--uncond --pxycontrast 0 --pxcontrast 0 --pxysgld 0 --pyxce 0 --independent_batches",
+    "--chain_start gaussian --sgld_grad_clip 1 --sgld_clamp --px_loss bce",
+    "--chain_start class_gaussian --class_cond_p_x_sample --augment_px none --px_batch_size 6",
+    *(f"--norm batch --bn_chains {s}" for s in ("batch", "running", "frozen --load_path a.pt")),
 )
 
 
@@ -331,7 +346,6 @@ def test_scores_wait_at_their_end_alone(
     place: Place, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, batches = place.model(words), [(place.images(8), place.labels(8))] * 2
-    names = [n for n in SCORES if "uncond" not in words or n not in ("pxy", "pxsim")]
     queue = losses.LogitQueue(10, 64)
     term = losses.Contrastive(losses.ContrastScore(), queue)
     place.put(term), place.put(queue)
@@ -339,10 +353,10 @@ def test_scores_wait_at_their_end_alone(
     with Watch():
         bank = feature_bank(model, batches)
         assert asked == []
-        found = scores(model, batches, names, contrastive=term, bank=bank, k=3)
+        found = scores(model, batches, SCORES, contrastive=term, bank=bank, k=3)
     # Whether the queue is empty is asked for before any image is looked at.
-    assert asked == ["__int__"] * ("pxsim" in names) + ["cpu"] * len(names)
-    assert [x.shape for x in found.values()] == [(16,)] * len(names)
+    assert asked == ["__int__"] + ["cpu"] * len(SCORES)
+    assert [x.shape for x in found.values()] == [(16,)] * len(SCORES)
 
 
 def test_classification_waits_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,19 +369,19 @@ def test_classification_waits_once(place: Place, monkeypatch: pytest.MonkeyPatch
 
 def refine(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
     batches = [(place.images(8), place.labels(8))] * 2
-    return [x for x, _ in refinement.refined(model, batches, block=6, **SGLD)]
+    return [x for x, _ in refinement.refined(model, batches, block=6, chain=CHAIN)]
 
 
 def sampler(place: Place, model: models.EnergyClassifier, kept: bool) -> list[Tensor]:
     buffer = place.put(losses.ReplayBuffer(40, (3, 32, 32), 0.05, 10)) if kept else None
-    drawn = sampling.Sampler(model, buffer, seed=1, **SGLD)
+    drawn = sampling.Sampler(model, buffer, CHAIN, seed=1)
     own = drawn.conditional(10, 2, lambda x, y: model.log_pxy(x, y))
     return [drawn.unconditional(4), drawn.conditional(10, 2), own]
 
 
 def rounds(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
     buffer = place.put(losses.ReplayBuffer(200, (3, 32, 32), 0.05, 10))
-    sgld = {**SGLD, "rounds": 2, "chains": 15, "seed": 1}
+    sgld = {"chain": CHAIN, "rounds": 2, "chains": 15, "seed": 1}
     return [
         *sampling.sampling_rounds(model, buffer, **sgld),
         *sampling.conditional_rounds(model, buffer, 10, **sgld),
@@ -375,14 +389,19 @@ def rounds(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
 
 
 def fresh(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
-    sgld = {**SGLD, "seed": 1, "labels": place.labels(5)}
-    chains = sampling.fresh_chains(model, 5, batch_size=4, **sgld)
-    return [*chains, sampling.trajectory(model, n=5, snapshots=2, **sgld)]
+    sgld = {"chain": CHAIN, "seed": 1, "labels": place.labels(5)}
+    chains = sampling.fresh_chains(model, n=5, batch_size=4, **sgld)
+    return [*itertools.chain(*chains), sampling.trajectory(model, n=5, snapshots=2, **sgld)]
 
 
 def attack(place: Place, model: models.EnergyClassifier, gradient: str) -> list[Tensor]:
     refining = robustness.refined_classifier(
-        model, generator=Generator(place.device), copies=2, sigma=0.03, gradient=gradient, **SGLD
+        model,
+        chain=CHAIN,
+        generator=Generator(place.device),
+        copies=2,
+        sigma=0.03,
+        gradient=gradient,
     )
     batch = {"x": place.images(4), "y": place.labels(4), "eps": 0.1, "steps": 2, "check": False}
     return [

@@ -307,6 +307,46 @@ def test_resumed_with_another_number_of_processes(both: Any, train: Any) -> None
     assert [row["step"] for row in run.rows] == ["5", "10", "14"]
 
 
+@pytest.mark.parametrize("kind", ["uniform", "gaussian", "class_gaussian"])
+def test_two_processes_begin_with_the_replay_buffer_of_one(
+    kind: str, both: Any, train: Any
+) -> None:
+    """The fit and the fill; the file from before the first step."""
+    words = f"--chain_start {kind} --max_steps 1"
+    alone = train(f"{train.ALL} --dropout_rate .1 --norm batch --contrast_k 80 {words}")
+    run = both(words)
+    assert run.code == alone.code == 0 and not run.err
+    a, b = (each.state("prev_ckpt.pt") for each in (run, alone))
+    assert same(a["replay_buffer"], b["replay_buffer"])
+    fitted = [name for name in a["objective"] if ".start." in name]
+    assert len(fitted) == (0 if kind == "uniform" else 2)
+    assert all(same(a["objective"][name], b["objective"][name]) for name in fitted)
+
+
+def test_when_chains_began_goes_with_their_slots(both: Any, train: Any) -> None:
+    """From two processes to one and back; a slot that no chain was drawn for keeps its number."""
+    began, images = [], []
+    run = both("--n_epochs 6 --max_steps 4 --reinit_freq .5")
+    resume = "--resume", str(run.folder)
+    for go_on in (
+        lambda: run,
+        lambda: train.bare(*resume, "--max_steps", "5"),
+        lambda: both("--max_steps 6", *resume, bare=True),
+    ):
+        assert go_on().code == 0
+        state = run.state()
+        began.append(state["objective"]["memories.replay_buffer.began"])
+        images.append(state["replay_buffer"])
+    assert [each.shape for each in began] == 3 * [(40,)]
+    assert state["objective"]["memories.replay_buffer.updates"] == 6
+    for i, step in ((0, 4), (1, 5)):
+        kept = (images[i] == images[i + 1]).flatten(1).all(1)
+        assert 0 < kept.sum() < 40 and torch.equal(began[i][kept], began[i + 1][kept])
+        changed = began[i][~kept] != began[i + 1][~kept]
+        assert changed.any() and (began[i + 1][~kept][changed] == step).all()
+    assert len(set(began[0].tolist())) > 2
+
+
 def signalled(words: list[str], where: str, nth: int) -> tuple[int, str, str]:
     """The second process alone gets SIGTERM, when it is asked for `where` for the nth time; in an
     agreement, while it waits for the first one."""
@@ -426,6 +466,7 @@ def test_what_diverges_in_one_process_is_healed_in_both(both: Any) -> None:
         ("--device cuda:0", "--device cuda:0: under torchrun each process has a GPU of its own"),
         ("--sync_bn", "--sync_bn: PyTorch has it for GPUs alone"),
         ("--sync_bn --norm none", "--sync_bn needs batch norm"),
+        ("--px_batch_size 5", "--px_batch_size 5"),
         ("--data_root nowhere", "nowhere"),
     ],
 )

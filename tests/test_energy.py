@@ -62,6 +62,9 @@ def test_one_backbone_pass_serves_every_density(x: Tensor) -> None:
     log_px = model.log_px_from(features, logits)
     assert len(passes) == 1
     assert torch.equal(logits, model.logits(x)) and torch.equal(log_px, model.log_px(x))
+    y = torch.zeros(6, dtype=torch.int64)
+    assert torch.equal(model.log_pxy_from(features, logits, y), model.log_pxy(x, y))
+    assert len(passes) == 4
 
 
 def test_uncond_has_a_scalar_head_of_its_own(x: Tensor, y: Tensor) -> None:
@@ -73,8 +76,9 @@ def test_uncond_has_a_scalar_head_of_its_own(x: Tensor, y: Tensor) -> None:
     torch.testing.assert_close(model.log_px(x), by_hand)
     torch.testing.assert_close(model.log_px_from(features, model(x)), by_hand)
     torch.testing.assert_close(model.classify(x), model(x).log_softmax(1))
-    with pytest.raises(ValueError, match="does not exist with uncond"):
-        model.log_pxy(x, y)
+    expected = by_hand + model(x).log_softmax(1)[torch.arange(6), y]
+    torch.testing.assert_close(model.log_pxy(x, y), expected)
+    torch.testing.assert_close(model.log_pxy_from(features, model(x), y), expected)
     assert "energy_output.weight" in model.state_dict()
     assert not any("energy_output" in name for name in small().state_dict())
 

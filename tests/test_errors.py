@@ -22,6 +22,7 @@ from training import flags
 ROOT = Path(__file__).resolve().parent.parent
 CE = "--pyxce 1 --max_steps 1"
 SGLD = "--pxsgld 1 --max_steps 1"
+CHAINS = ("batch", "running", "frozen")  # of --bn_chains
 REMEDY = re.compile(r"\b(use|give|leave|put|must be|replace|needs|write)\b")
 
 
@@ -75,9 +76,22 @@ MISTAKES = [
     (f"{CE} --load_path nowhere.pt", "nowhere.pt", "--load_path"),
     ("--pxsgld 1 --max_steps 1 --uncond --clf_only", "--uncond", "--clf_only"),
 ]
-for word in ("pxycontrast 1", "pxcontrast 1", "pxysgld 1", "class_cond_p_x_sample", "plot_cond"):
-    MISTAKES.append((f"{SGLD} --uncond --{word}", "--uncond", f"--{word.split()[0]}"))
-MISTAKES.append((f"{CE} --pxcontrast 1 --uncond --plot_contrast", "--uncond", "--plot_contrast"))
+MISTAKES += [  # what nothing would read
+    (f"{terms} --{words}", f"--{words} has no effect without", needs)
+    for terms, words, needs in (
+        (CE, "px_loss bce", "--pxsgld or --pxysgld"),
+        (CE, "chain_start gaussian", "--pxsgld or --pxysgld"),
+        (CE, "chain_start class_gaussian", "--pxsgld or --pxysgld"),
+        (f"{CE} --norm batch", "bn_chains running", "--pxsgld or --pxysgld"),
+        ("--pxysgld 1 --max_steps 1", "augment_px none", "without --pxsgld: "),
+        ("--pxysgld 1 --max_steps 1", "px_batch_size 4", "without --pxsgld: "),
+    )
+]
+MISTAKES += [(f"{SGLD} --bn_chains {s}", f"--bn_chains {s}", "--norm batch") for s in CHAINS]
+MISTAKES += [
+    (f"{SGLD} --norm batch --bn_chains frozen", "--bn_chains frozen", "--load_path"),
+    (f"{SGLD} --px_batch_size 21", "--px_batch_size 21", "the 20 training images", "use 20"),
+]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake[0])
@@ -93,11 +107,12 @@ WHOLE = {
     ),
     **dict.fromkeys(("labels_per_class", "warmup_iters", "ckpt_every"), -1),
     **dict.fromkeys(("contrast_k", "n_steps", "sgld_batch_size", "buffer_size", "depth"), 1),
-    **dict.fromkeys(("width", "batch_size", "n_epochs", "max_steps"), 1),
+    **dict.fromkeys(("width", "batch_size", "n_epochs", "max_steps", "px_batch_size"), 1),
     "image_size": 8,
     **dict.fromkeys(("eval_every", "print_every", "plot_every", "log_gradients"), 1),
 }
 ABOVE_ZERO = ("contrast_t", "sgld_lr", "lr", "decay_rate", "max_minutes", "ckpt_minutes")
+ABOVE_ZERO += ("sgld_grad_clip",)
 FROM_ZERO = (*flags.TERMS, "sigma", "smoothing", "sgld_std", "reinit_freq", "dropout_rate")
 FROM_ZERO += ("weight_decay", "sgld_l2", "clip_grad", "ema")
 OUT_OF_RANGE = [
@@ -154,7 +169,11 @@ def test_the_lowest_number_is_accepted(name: str) -> None:
     assert action.type is not None and action.type(str(lowest)) == lowest
 
 
-@pytest.mark.parametrize("name", ["optimizer", "norm", "arch", "contrast_score", "amp", "compile"])
+CHOICES = ("optimizer", "norm", "arch", "contrast_score", "amp", "compile")
+CHOICES += ("px_loss", "augment_px", "chain_start", "bn_chains")
+
+
+@pytest.mark.parametrize("name", CHOICES)
 def test_a_word_that_is_no_choice_is_refused_with_the_choices(
     name: str, train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,11 +16,13 @@ import torch
 
 import data
 import eval_wrn_ebm
+import losses
 import models
 import train_wrn
 from evaluation.classification import predictions
 from evaluation.flags import EVALUATIONS, SCORES
 from evaluation.results import file_sha256
+from scripts import export
 from training import records
 from training.checkpoint import save_checkpoint
 
@@ -334,6 +336,77 @@ def test_fresh_samples_need_no_replay_buffer(ask: Any) -> None:
     flags = f"--eval uncond_samples {SAMPLE} --buffer_size 30 --fresh_samples"
     found = ask(flags, load="ce")
     assert found.code == 0 and 20 <= found.json("uncond_samples")["n"] <= 30
+
+
+GAUSSIAN = "--pyxce 1 --pxsgld 1 --chain_start class_gaussian --sgld_clamp --max_steps 2"
+STILL = "--n_steps 1 --sgld_lr 1e-9 --sgld_std 0 --sgld_batch_size 20"
+
+
+@pytest.mark.parametrize("question", ["cond_samples", "uncond_samples", "fid"])
+def test_chains_start_from_the_checkpoint_s_gaussians(
+    question: str, train: Any, ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its run was resumed; no training image is asked for. The made-up images are
+    brighter by class, from -.76 on, and .16 a class."""
+    run = train(GAUSSIAN)
+    fitted = run.state()["objective"]
+    monkeypatch.setattr(losses.GaussianStart, "fit", lambda *_: pytest.fail("fitted again"))
+    assert train.bare("--resume", str(run.folder), "--max_steps", "3").code == 0
+    key = "memories.replay_buffer.start."
+    for name in ("mean", "root"):
+        assert torch.equal(run.state()["objective"][key + name], fitted[key + name])
+
+    def answered(more: str) -> Any:
+        words = ["--load_path", str(run.folder / "last_ckpt.pt"), "--device", "cpu"]
+        if question == "fid":
+            words += ["--reference", "cifar10_test", "--fid_features", "model"]
+            words += ["--n_samples", "40", "--data_root", str(ask.trainer.data)]
+        else:
+            words += ["--fresh_samples", "--buffer_size", "40", "--n_sample_steps", "4"]
+            words += ["--data_root", str(tmp_path)]
+        words += ["--log_dir", str(tmp_path / "answer"), "--eval", question]
+        return ask.bare(*words, *STILL.split(), *more.split(), folder=tmp_path / "answer")
+
+    drawn = []
+    draw = losses.GaussianStart.draw
+    monkeypatch.setattr(
+        losses.GaussianStart, "draw", lambda *a: drawn.append(draw(*a)) or drawn[-1]
+    )
+    assert answered("").code == 0 and drawn
+    if question != "fid":
+        with np.load(tmp_path / "answer" / f"{question}.npz") as found:
+            shades = found["test_images"].mean((1, 2, 3)) / 127.5 - 1
+            if question == "cond_samples":
+                expected = -0.76 + 0.16 * found["test_labels"]
+                assert np.abs(shades - expected).max() < 0.08
+        assert shades.std() > 0.3
+    drawn.clear()
+    assert answered("--chain_start uniform").code == 0 and not drawn
+    refused = answered("--chain_start gaussian")
+    assert refused.code == 2 and len(refused.err) == 1
+    for words in ("--chain_start gaussian", "its chains start from class_gaussian: leave it out"):
+        assert words in refused.err[0]
+
+
+def test_an_exported_model_refines_and_samples_without_its_gaussians(
+    train: Any, ask: Any, tmp_path: Path
+) -> None:
+    run = train.once(GAUSSIAN)
+    pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
+    folder = export.main([str(run.folder / "last_ckpt.pt"), str(tmp_path / "model")])
+
+    def answered(words: str) -> Any:
+        common = ["--load_path", str(folder), "--data_root", str(ask.trainer.data)]
+        common += ["--log_dir", str(tmp_path / "answer"), "--device", "cpu"]
+        return ask.bare(*common, *words.split(), folder=tmp_path / "answer")
+
+    assert answered("--eval test_clf --n_steps 1").code == 0  # a refined image is its own start
+    assert answered("--eval attack --eps 0 --n_steps_refine 1 --max_images 4").code == 0
+    sample = f"--eval uncond_samples --fresh_samples {SAMPLE}"
+    refused = answered(sample)
+    assert refused.code == 2 and "class_gaussian: " in refused.err[0]
+    assert "give uniform" in refused.err[0]
+    assert answered(f"{sample} --chain_start uniform").code == 0
 
 
 def test_samples_can_be_a_data_set(answers: Any, ask: Any) -> None:

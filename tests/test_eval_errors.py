@@ -57,6 +57,7 @@ def odd(tmp_path: Path) -> Path:
 
 
 CLF, OOD = "--eval test_clf", "--eval OOD"
+STILL = "--n_sample_steps 1 --reinit_freq 0 --sgld_std 0 --sgld_lr 1e-30"
 COMMANDS = [
     (f"{CLF} --nonsense 1", "--nonsense"),
     ("--eval nonsense", "--eval", "nonsense", "test_clf"),
@@ -77,7 +78,18 @@ COMMANDS = [
     ("--eval uncond_samples --n_steps 0", "--n_steps 0"),
     ("--eval uncond_samples --sgld_batch_size 41", "--sgld_batch_size 41", "40"),
     ("--eval cond_samples --sgld_batch_size 50", "--sgld_batch_size 50", "40"),
-    ("--eval cond_samples --uncond", "--uncond"),
+    *(
+        (f"--eval cond_samples --chain_start {kind}", f"--chain_start {kind}", "no such Gaussians")
+        for kind in ("gaussian", "class_gaussian")
+    ),
+    (f"{CLF} --n_steps 1 --chain_start uniform", "--chain_start", "uncond_samples", "leave it out"),
+    ("--eval attack --sgld_grad_clip 1", "--sgld_grad_clip", "--n_steps_refine 0"),
+    (f"{CLF} --sgld_clamp", "--sgld_clamp", "--n_steps 0"),
+    *(
+        (f"--eval {kind}_samples --sgld_batch_size 4 {STILL}", "--sgld_lr", "no chain has moved")
+        for kind in ("uncond", "cond")
+    ),
+    ("--eval uncond_samples --sgld_grad_clip 0", "--sgld_grad_clip", "0"),
     ("--eval cond_samples --fresh_samples --buffer_size 15", "--buffer_size 15", "10"),
     ("--eval uncond_samples --sgld_batch_size 8 --n_sample_steps 1 --sgld_std 3e38", "--sgld_lr"),
     ("--eval fid --fid_features model --n_samples 1", "samples"),
@@ -106,6 +118,7 @@ COMMANDS = [
     ("--eval logp_hist --datasets cifar10 svhn --dataset cifar10", "--dataset", "--datasets"),
     ("--eval fid --fid_features model --dataset svhn", "--dataset svhn", "cifar10"),
     ("--eval fid --fid_features model --sampling buffer --n_samples 7", "--n_samples", "buffer"),
+    ("--eval fid --sampling buffer --chain_start uniform", "--chain_start", "--sampling buffer"),
     ("--eval fid --fid_features model --inception_weights a.pth", "--inception_weights", "model"),
     ("--eval uncond_samples --max_images 3", "--max_images", "test_clf"),
     *(
@@ -188,15 +201,15 @@ def test_an_empty_set_and_knn_without_training_images(ask: Any, odd: Path) -> No
     refused(ask(f"{OOD} --score_fn knn", "--data_root", str(odd)), "--score_fn knn", "training")
 
 
-@pytest.mark.parametrize("score", ["pxy", "pxsim"])
-def test_a_separate_head_has_no_class_conditional_score(score: str, ask: Any, odd: Path) -> None:
+def test_a_separate_head_has_class_conditional_scores_and_samples(ask: Any, odd: Path) -> None:
     words = ["--load_path", str(odd / "uncond.pt"), "--log_dir", str(odd / "out")]
     words += ["--data_root", str(ask.trainer.data), "--device", "cpu"]
-    found = ask.bare(*words, "--eval", "OOD", "--score_fn", score, folder=odd / "out")
-    assert found.code == 2 and len(found.err) == 1 and f"--score_fn {score}" in found.err[0]
-    assert ask.bare(*words, "--eval", "OOD", folder=odd / "out").code == 0
-    found = ask.bare(*words, "--eval", "cond_samples", folder=odd / "out")
-    assert found.code == 2 and "--uncond" in found.err[0]
+    scores = ["px", "pxy", "px_logits"]
+    found = ask.bare(*words, "--eval", "OOD", "--score_fn", *scores, folder=odd / "out")
+    assert found.code == 0 and not found.err
+    sample = "--eval cond_samples --fresh_samples --buffer_size 40 --n_sample_steps 1 --n_steps 1"
+    chains = ["--sgld_batch_size", "10"]
+    assert ask.bare(*words, *sample.split(), *chains, folder=odd / "out").code == 0
 
 
 def test_several_checkpoints_need_a_folder_and_a_question_for_several(ask: Any) -> None:

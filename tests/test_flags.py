@@ -88,6 +88,12 @@ def weighs(term: str) -> Callable[[Any, Any], bool]:
     return claim
 
 
+def rises_with_the_class(run: Any) -> bool:
+    """The brightness of the first replay buffer's slots, as that of the made-up images does."""
+    by_class = initial(run)["replay_buffer"].unflatten(0, (10, 4)).mean((1, 2, 3, 4))
+    return bool((by_class.diff() > 0.05).all())
+
+
 def reports(run: Any) -> int:
     return len(re.findall(r"^epoch \d+ step ", run.text(), re.MULTILINE))
 
@@ -147,6 +153,24 @@ SEEN: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
         "--smoothing .5",
         differ("pyxce/loss", "pxycontrast/loss"),
     ),
+    "--px_loss": (
+        SGLD,
+        "--px_loss bce",
+        lambda a, b: (
+            number(a, "pxsgld/log_q_data") == number(b, "pxsgld/log_q_data")
+            and number(b, "loss") > 0.1 > abs(number(a, "loss"))
+        ),
+    ),
+    "--augment_px": (
+        "--pxsgld 1 --max_steps 1 --n_valid 56",
+        "--augment_px none",
+        differ("loss", "pxsgld/log_q_data"),
+    ),
+    "--px_batch_size": (
+        "--pxsgld 1 --max_steps 1 --independent_batches",
+        "--px_batch_size 8",
+        differ("loss", "pxsgld/log_q_data"),
+    ),
     "--independent_batches": ("--pxsgld 1 --max_steps 1", "--independent_batches", differ("loss")),
     "--contrast_k": (
         CONTRAST,
@@ -196,6 +220,32 @@ SEEN: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
         STILL,
         "--reinit_freq 1",
         lambda a, b: len(moved(b)) == 4 and moved(b).std() > 0.7 and not moved(a).numel(),
+    ),
+    "--chain_start": (
+        STILL,
+        "--chain_start class_gaussian",
+        lambda a, b: rises_with_the_class(b) and not rises_with_the_class(a),
+    ),
+    "--sgld_grad_clip": (
+        SGLD + " --sgld_std 0 --sgld_lr 1",
+        "--sgld_grad_clip 1e-6",
+        lambda a, b: moved(b).abs().max() < 1.1e-6 < moved(a).abs().max(),
+    ),
+    "--sgld_clamp": (
+        SGLD + " --sgld_std 1 --sgld_lr 1e-9 --sigma .5",
+        "--sgld_clamp",
+        lambda a, b: (
+            [r.state()["replay_buffer"].abs().max() > 1 for r in (a, b)] == [True, False]
+            and number(a, "pxsgld/log_q_data") != number(b, "pxsgld/log_q_data")
+        ),
+    ),
+    "--bn_chains": (
+        SGLD + " --norm batch --sgld_lr 100",
+        "--bn_chains batch",
+        lambda a, b: (
+            differ("pxsgld/log_q_samples")(a, b)
+            and number(a, "pxsgld/log_q_data") == number(b, "pxsgld/log_q_data")
+        ),
     ),
     "--class_cond_p_x_sample": (
         SGLD,
@@ -533,6 +583,8 @@ OURS = {
     ),
     *("device", "amp", "compile", "data_root", "sgld_l2", "clip_grad", "sync_bn"),
     *("log_gradients", "load_head", "recipe", "image_size", "ema", "adam_betas"),
+    *("px_loss", "augment", "augment_px", "px_batch_size"),
+    *("chain_start", "sgld_grad_clip", "sgld_clamp", "bn_chains"),
 }
 
 

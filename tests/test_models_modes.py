@@ -10,7 +10,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from losses.sgld import langevin
-from models import EnergyClassifier, batch_statistics_only, build, eval_mode, modes, sampling_mode
+from models import (
+    EnergyClassifier,
+    batch_statistics_only,
+    build,
+    eval_mode,
+    modes,
+    sampling_mode,
+    scoring_mode,
+)
 
 Mode = Callable[[nn.Module], AbstractContextManager[None]]
 
@@ -32,7 +40,21 @@ def state(model: nn.Module) -> tuple[list[bool], list[bool], list[object]]:
     )
 
 
-@pytest.mark.parametrize("mode", [eval_mode, sampling_mode, batch_statistics_only])
+def sampling_by_batch(model: nn.Module) -> AbstractContextManager[None]:
+    return sampling_mode(model, "batch")
+
+
+def scoring_by_running(model: nn.Module) -> AbstractContextManager[None]:
+    return scoring_mode(model, "running")
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        *(eval_mode, sampling_mode, batch_statistics_only, scoring_mode),
+        *(sampling_by_batch, scoring_by_running),
+    ],
+)
 @pytest.mark.parametrize("fails", [False, True])
 def test_modes_give_everything_back(mode: Mode, fails: bool) -> None:
     model = mixed()
@@ -69,7 +91,7 @@ def test_sampling_gives_the_images_a_gradient_and_no_parameter() -> None:
     assert len(learning) > 10 and all(p.grad is not None for p in learning)
 
 
-def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+def statistics_of(model: nn.Module) -> dict[str, torch.Tensor]:
     names = ("running_mean", "running_var", "num_batches_tracked")
     return {n: t.clone() for n, t in model.state_dict().items() if n.endswith(names)}
 
@@ -77,12 +99,12 @@ def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_batch_statistics_are_used_and_not_remembered() -> None:
     model = build(depth=10, width=1, norm="batch").train()
     x = torch.randn(4, 3, 32, 32) * 3 + 1
-    before = statistics(model)
+    before = statistics_of(model)
     with batch_statistics_only(model):
         inside = model(x)
-    assert all(torch.equal(before[name], t) for name, t in statistics(model).items())
+    assert all(torch.equal(before[name], t) for name, t in statistics_of(model).items())
     torch.testing.assert_close(inside, model(x))  # what train mode computes ...
-    after = statistics(model)
+    after = statistics_of(model)
     assert not any(torch.equal(before[name], after[name]) for name in before)  # ... and remembers
     with eval_mode(model):
         assert not torch.allclose(inside, model(x))
@@ -96,6 +118,60 @@ def test_batch_statistics_leave_eval_mode_alone() -> None:
     expected = model(x)
     with batch_statistics_only(model):
         assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "statistics", "own"),
+    [
+        (sampling_mode, "jem", False),
+        (sampling_mode, "batch", True),
+        (sampling_mode, "running", False),
+        (sampling_mode, "frozen", False),
+        (scoring_mode, "jem", True),
+        (scoring_mode, "batch", True),
+        (scoring_mode, "running", False),
+        (scoring_mode, "frozen", False),
+    ],
+)
+def test_samples_are_normalised_by_their_own_or_the_running_statistics(
+    mode: Any, statistics: str, own: bool
+) -> None:
+    """And move neither; dropout is as the mode says, whatever batch norm is."""
+    torch.manual_seed(0)
+    model = build(depth=10, width=1, norm="batch").train()
+    model(torch.randn(8, 3, 32, 32))
+    before, x = statistics_of(model), torch.randn(4, 3, 32, 32) * 3 + 1
+    with eval_mode(model):
+        by_running = model(x)
+    with batch_statistics_only(model):
+        by_own = model(x)
+    assert not torch.allclose(by_own, by_running)
+    with mode(model, statistics):
+        torch.testing.assert_close(model(x), by_own if own else by_running)
+        assert model.f.training is (mode is scoring_mode)
+    assert all(torch.equal(before[name], t) for name, t in statistics_of(model).items())
+
+
+def test_frozen_statistics_hold_in_the_pass_of_the_data_too() -> None:
+    torch.manual_seed(0)
+    model = build(depth=10, width=1, norm="batch", dropout_rate=0.1).train()
+    model(torch.randn(8, 3, 32, 32) * 3 + 1)
+    before, x = statistics_of(model), torch.randn(4, 3, 32, 32)
+    model.frozen_statistics = True
+    model.eval()
+    expected = model(x)
+    model.train()
+    assert model.f.training and model.f.layer1.training
+    for layer in modes.batch_norms(model):
+        assert not layer.training
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    torch.testing.assert_close(model(x), expected)
+    assert all(torch.equal(before[name], t) for name, t in statistics_of(model).items())
+    model.frozen_statistics = False
+    model.train()(x)
+    assert not any(torch.equal(before[name], t) for name, t in statistics_of(model).items())
 
 
 class Casts(TorchDispatchMode):

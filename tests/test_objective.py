@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from losses import (
+    Chain,
     ConditionalSGLD,
     Contrastive,
     ContrastScore,
@@ -54,12 +55,13 @@ def terms() -> dict[str, nn.Module]:
     """All five, with one queue that holds 30 logits and one replay buffer; always the same."""
     torch.manual_seed(1)
     queue, buffer = LogitQueue(CLASSES, 40), ReplayBuffer(24, (3, 2, 2), 0.05, CLASSES)
+    chain = Chain(2, 0.5)
     made = {
         "pyxce": CrossEntropy(),
         "pxycontrast": Contrastive(ContrastScore(), queue),
         "pxcontrast": Contrastive(ContrastScore(marginal=True), queue),
-        "pxsgld": MarginalSGLD(buffer, chains=6, steps=2, step_size=0.5, noise_std=0.01),
-        "pxysgld": ConditionalSGLD(buffer, steps=2, step_size=0.5, noise_std=0.01),
+        "pxsgld": MarginalSGLD(buffer, chain, chains=6),
+        "pxysgld": ConditionalSGLD(buffer, chain),
     }
     queue.enqueue(torch.randn(30, CLASSES))
     return made
@@ -110,8 +112,9 @@ def test_a_weight_moves_its_own_term_alone(name: str) -> None:
 
 def test_metrics_are_detached_scalars_under_the_terms_names() -> None:
     loss, _, metrics = loss_and_gradient(dict.fromkeys(NAMES, 1.0))
-    energies = [f"{name}/log_q_{of}" for name in NAMES[3:] for of in ("data", "samples")]
-    assert set(metrics) == {"loss", *(f"{name}/loss" for name in NAMES), *energies}
+    told = ("log_q_data", "log_q_samples", "auc", "age", "travel", "clamped", "clamped_data")
+    chains = [f"{name}/{of}" for name in NAMES[3:] for of in told]
+    assert set(metrics) == {"loss", *(f"{name}/loss" for name in NAMES), *chains}
     assert metrics["loss"] == loss
     assert all(value.shape == () and not value.requires_grad for value in metrics.values())
 

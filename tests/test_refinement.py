@@ -12,7 +12,7 @@ from torch import Tensor
 from data import Split, batches, evaluation_batches
 from evaluation import chains
 from evaluation.refinement import refined
-from losses import langevin
+from losses import Chain, langevin
 from models import EnergyClassifier, build
 
 
@@ -39,16 +39,16 @@ def joined(pairs: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 def test_no_steps_pass_the_batches_through(model: EnergyClassifier) -> None:
     given = list(batches_of(10, 4))
-    passed = list(refined(model, given, steps=0, noise_std=1.0))
+    passed = list(refined(model, given, chain=Chain(0, noise_std=1.0)))
     assert all(a is b for a, b in zip(passed, given, strict=True))
 
 
 def test_results_do_not_depend_on_the_batches_that_come_in(model: EnergyClassifier) -> None:
     n = 23
-    expected, labels = joined(refined(model, batches_of(n, n), steps=2, step_size=50.0, block=10))
+    expected, labels = joined(refined(model, batches_of(n, n), chain=Chain(2, 50.0), block=10))
     assert len(expected) == n and torch.equal(labels, torch.arange(n) % 3)
     for size in (7, 10, 1, 15):
-        out = list(refined(model, batches_of(n, size), steps=2, step_size=50.0, block=10))
+        out = list(refined(model, batches_of(n, size), chain=Chain(2, 50.0), block=10))
         assert [len(images) for images, _ in out] == [10, 10, 3]
         images, labels = joined(iter(out))
         torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
@@ -56,7 +56,7 @@ def test_results_do_not_depend_on_the_batches_that_come_in(model: EnergyClassifi
 
 
 def test_an_image_is_refined_alike_whatever_follows_it(model: EnergyClassifier) -> None:
-    settings: dict[str, Any] = {"steps": 3, "step_size": 1.0, "noise_std": 0.1, "block": 10}
+    settings: dict[str, Any] = {"chain": Chain(3, noise_std=0.1), "block": 10}
     many, _ = joined(refined(model, batches_of(20, 6), **settings))
     few, _ = joined(refined(model, batches_of(13, 6), **settings))
     torch.testing.assert_close(few, many[:13], rtol=0, atol=1e-5)
@@ -64,7 +64,7 @@ def test_an_image_is_refined_alike_whatever_follows_it(model: EnergyClassifier) 
 
 def test_one_step_without_noise_is_the_gradient(model: EnergyClassifier) -> None:
     x, _ = joined(batches_of(6, 6))
-    (refined_x, _), *_ = refined(model, [(x, x)], steps=1, step_size=30.0, noise_std=0.0)
+    (refined_x, _), *_ = refined(model, [(x, x)], chain=Chain(1, 30.0, 0.0))
     model.eval()
     leaf = x.clone().requires_grad_(True)
     model.logits(leaf).logsumexp(1).sum().backward()
@@ -79,7 +79,7 @@ def test_small_steps_without_noise_raise_log_q(model: EnergyClassifier) -> None:
     model.eval()
     with torch.no_grad():
         values = [
-            model.log_px(joined(refined(model, [(x, y)], steps=k, step_size=1.0, noise_std=0.0))[0])
+            model.log_px(joined(refined(model, [(x, y)], chain=Chain(k, noise_std=0.0)))[0])
             for k in (0, 1, 5)
         ]
     model.train()
@@ -91,12 +91,12 @@ def test_noise_has_the_asked_size_and_differs_between_images_and_blocks(
 ) -> None:
     x = torch.zeros(8, 3, 32, 32)
     given = [(x, torch.zeros(8))]
-    settings: dict[str, Any] = {"steps": 4, "step_size": 0.0, "block": 4}
-    noise, _ = joined(refined(model, given, noise_std=0.1, **settings))
+    settings: dict[str, Any] = {"chain": Chain(4, 0.0, 0.1), "block": 4}
+    noise, _ = joined(refined(model, given, **settings))
     assert abs(noise.std() - 0.1 * 2) < 0.005  # four draws: variances add
     assert len({image.sum().item() for image in noise}) == 8
-    again, _ = joined(refined(model, given, noise_std=0.1, **settings))
-    other, _ = joined(refined(model, given, noise_std=0.1, seed=1, **settings))
+    again, _ = joined(refined(model, given, **settings))
+    other, _ = joined(refined(model, given, seed=1, **settings))
     assert torch.equal(noise, again) and not torch.equal(noise, other)
 
 
@@ -106,7 +106,7 @@ def test_chains_have_a_generator_that_evaluation_noise_has_not(model: EnergyClas
 
     x, y = joined(batches_of(8, 8))
     settings: dict[str, Any] = {"steps": 2, "step_size": 1.0, "noise_std": 0.1}
-    moved, _ = joined(refined(model, [(x, y)], block=4, seed=5, **settings))
+    moved, _ = joined(refined(model, [(x, y)], block=4, seed=5, chain=Chain(**settings)))
     model.eval()
     for i in range(2):
         generator = chains.generator_of(torch.device("cpu"), 5, chains.REFINEMENT, i)
@@ -128,7 +128,7 @@ def test_model_and_random_state_stay_as_they_were(model: EnergyClassifier) -> No
         return flags, [tensor.detach().clone() for tensor in tensors]
 
     flags, tensors = state()
-    moved = refined(model, [(images, images)] * 3, steps=2, block=6)
+    moved = refined(model, [(images, images)] * 3, chain=Chain(2), block=6)
     for refined_images, _ in islice(moved, 2):  # and between two batches, and if it ends early
         assert not refined_images.requires_grad
         assert state()[0] == flags

@@ -111,8 +111,8 @@ def test_a_skipped_store_changes_nothing() -> None:
 def test_staged_samples_are_stored_once_by_the_commit(skip: bool) -> None:
     buffer, slots = numbered(20, 10), torch.tensor([7, 2])
     before = buffer.images.clone()
-    buffer.stage(slots, torch.zeros(2, *SHAPE))
-    buffer.stage(slots[:1] + 1, torch.ones(1, *SHAPE))
+    buffer.stage(slots, before[slots], torch.zeros(2, *SHAPE))
+    buffer.stage(slots[:1] + 1, before[slots[:1] + 1], torch.ones(1, *SHAPE))
     assert torch.equal(buffer.images, before)
     buffer.commit(None, torch.tensor(skip))  # type: ignore[arg-type]
     expected = before if skip else before.index_fill(0, slots, 0.0)
@@ -120,6 +120,31 @@ def test_staged_samples_are_stored_once_by_the_commit(skip: bool) -> None:
         expected[8] = 1
     assert torch.equal(buffer.images, expected)
     assert buffer.staged == []
+
+
+def test_ages_count_the_updates_since_a_chain_began() -> None:
+    """Steps: chains of slots 3 and 4 go on, 4 begins anew, a step is skipped, both go on."""
+    buffer, slots = numbered(20, 10), torch.tensor([3, 4])
+
+    def step(restarts: tuple[bool, bool], skip: bool = False) -> list[int]:
+        kept = buffer.images[slots]
+        start = torch.where(torch.tensor(restarts)[:, None, None, None], kept - 0.5, kept)
+        ages = buffer.stage(slots, start, kept + 1)
+        buffer.commit(None, torch.tensor(skip))  # type: ignore[arg-type]
+        return ages.tolist()
+
+    found = [
+        step((False, False)),
+        step((False, False)),
+        step((False, True)),
+        step((True, False), skip=True),
+        step((False, False)),
+        step((False, False)),
+    ]
+    assert found == [[0, 0], [1, 1], [2, 0], [0, 1], [3, 1], [4, 2]]
+    assert buffer.updates == 5 and buffer.began[slots].tolist() == [0, 2]
+    buffer.images.div_(100)[4] = torch.nan
+    assert buffer.renew() == 1 and buffer.began.tolist() == [0, 0, 0, 0, 5, *15 * [0]]
 
 
 def test_more_chains_than_slots_are_refused() -> None:
@@ -146,8 +171,8 @@ def test_a_generator_decides_everything_and_nothing_else_moves() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_saved_buffer_is_its_images() -> None:
+def test_a_saved_buffer_is_its_images_and_their_ages() -> None:
     buffer, twin = numbered(20, 10), ReplayBuffer(20, SHAPE, 0.05, 10)
-    assert list(buffer.state_dict()) == ["images"]
+    assert set(buffer.state_dict()) == {"images", "updates", "began"}
     twin.load_state_dict(buffer.state_dict())
     assert torch.equal(twin.images, buffer.images)

@@ -31,6 +31,17 @@ STOPS = {
         *(5, 6, 11),
     ),
 }
+STOPS |= {
+    "a Gaussian for each class, clamped chains": (
+        "--chain_start class_gaussian --sgld_clamp --sgld_grad_clip .1 --reinit_freq .5",
+        *(3, 8),
+    ),
+    "images as they are, a loss that classifies": (
+        "--px_loss bce --augment_px none --px_batch_size 6 --norm batch --bn_chains batch",
+        *(7, 12),
+    ),
+    "a head of its own": ("--uncond --chain_start gaussian --contrast_k 80", 4, 9),
+}
 CLOCK = ("seconds", "images_per_s")
 
 
@@ -68,6 +79,34 @@ def test_stopped_and_resumed_is_uninterrupted(name: str, train: Any) -> None:
     assert a["progress"]["step"] == b["progress"]["step"] == later[-1]
     assert steady(whole) == steady(parts)
     assert reports(whole) == reports(parts) and len(reports(whole)) == later[-1] // 2
+
+
+def test_a_checkpoint_without_ages_goes_on(train: Any) -> None:
+    """Of a version whose chains had none; they count from the resume on, all else as before."""
+    whole, run = (train(f"{train.ALL} --max_steps {steps}") for steps in (8, 7))
+    state, new = run.state(), ("age", "auc", "clamped", "clamped_data", "travel")
+    for name in ("began", "updates"):
+        del state["objective"][f"memories.replay_buffer.{name}"]
+    flags = ("px_loss", "augment_px", "px_batch_size", "chain_start", "bn_chains")
+    settings = run.settings
+    for name in (*flags, "sgld_grad_clip", "sgld_clamp"):
+        del state["settings"][name], settings[name]
+    (run.folder / "variant.json").write_text(json.dumps(settings))
+    for meter in ("window", "epoch"):
+        old = state["meters"][meter]
+        assert old["steps"] == {"window": 1, "epoch": 2}[meter]
+        kept = [i for i, n in enumerate(old["names"]) if n.split("/")[-1] not in new]
+        old |= {"names": [old["names"][i] for i in kept], "sums": old["sums"][kept]}
+    save_checkpoint(state, run.folder / "last_ckpt.pt")
+    again = resumed(train, run, "--max_steps", "8")
+    assert again.code == 0 and not again.err
+    ages = {f"memories.replay_buffer.{name}" for name in ("began", "updates")}
+    a, b = (moving(each.state()) for each in (whole, run))
+    assert b["objective"]["memories.replay_buffer.updates"] == 1
+    for state in (a, b):
+        state["objective"] = {k: v for k, v in state["objective"].items() if k not in ages}
+        del state["meters"], state["data"]
+    assert train.same(a, b)
 
 
 def test_seconds_and_rows_add_up_over_processes(train: Any) -> None:
@@ -172,6 +211,10 @@ CHANGED = {
     "ema": "--ema .9",
     "load_path": "--load_path other.pt",
     "load_head": "--load_head off",
+    "augment_px": "--augment_px none",
+    "px_batch_size": "--px_batch_size 2",
+    "chain_start": "--chain_start gaussian",
+    "bn_chains": "--bn_chains batch",
     "pyxce": "--pyxce 0",
     "pxysgld": "--pxysgld 1",
 }
@@ -587,6 +630,19 @@ def test_only_the_last_checkpoint_is_resumed(train: Any) -> None:
     again = train.bare("--resume", str(run.folder / "best_valid_ckpt.pt"))
     assert again.code == 2 and len(again.err) == 1
     assert "is a file" in again.err[0] and "--load_path" in again.err[0]
+
+
+def test_frozen_statistics_are_those_of_the_checkpoint(train: Any) -> None:
+    """In every step, and still after a resume."""
+    first = train.once("--pyxce 1 --norm batch --max_steps 2")
+    path = first.folder / "last_ckpt.pt"
+    frozen = f"{train.ALL} --norm batch --bn_chains frozen --load_path {path}"
+    run = train(f"{frozen} --max_steps 3")
+    assert resumed(train, run, "--max_steps", "5").code == 0
+    before, after = (each.state()["model_state_dict"] for each in (first, run))
+    kept = [name for name in before if "running" in name or "num_batches" in name]
+    assert kept and all(torch.equal(before[name], after[name]) for name in kept)
+    assert not torch.equal(before["f.conv1.weight"], after["f.conv1.weight"])
 
 
 def test_a_network_of_other_classes_gives_all_but_its_head(train: Any, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Classifiers under attack, against closed forms, and finite differences."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,10 +17,11 @@ from evaluation.robustness import (
     refined_classifier,
     robust_accuracy,
 )
+from losses import Chain
 from models import EnergyClassifier
 
 CLASSES, SHAPE = 5, (3, 4, 4)
-SGLD: dict[str, Any] = {"steps": 3, "step_size": 0.4, "noise_std": 0.05, "copies": 4, "sigma": 0.1}
+SGLD: dict[str, Any] = {"chain": Chain(3, 0.4, 0.05), "copies": 4, "sigma": 0.1}
 BALLS = [("Linf", 0.05), ("L2", 0.3)]
 
 
@@ -113,12 +115,12 @@ def test_refined_logits_are_the_mean_over_copies_that_climb(gradient: str) -> No
     assert (expected - classifier(model)(x)).abs().max() > 0.1  # they did climb
 
 
-def check_full_gradient(model: EnergyClassifier, x: Tensor, chain: dict[str, Any]) -> None:
+def check_full_gradient(model: EnergyClassifier, x: Tensor, sgld: dict[str, Any]) -> None:
     y, h = torch.arange(len(x)), 1e-6
     direction = torch.randn(x.shape, generator=generator_of(3), dtype=x.dtype)
 
     def refine(gradient: str = "full") -> Classifier:  # with the same noise every time
-        return refined_classifier(model, **chain, gradient=gradient, generator=generator_of())
+        return refined_classifier(model, **sgld, gradient=gradient, generator=generator_of())
 
     def loss(x01: Tensor) -> Tensor:
         with torch.no_grad():
@@ -133,8 +135,22 @@ def check_full_gradient(model: EnergyClassifier, x: Tensor, chain: dict[str, Any
     assert abs(identity - slope) > 0.01 * abs(slope)
 
 
-def test_the_full_gradient_is_that_of_finite_differences() -> None:
-    check_full_gradient(model_of(), images(3), SGLD)
+@pytest.mark.parametrize("clamps", [{}, {"grad_clip": 0.2}, {"clamp": True}])
+def test_the_full_gradient_is_that_of_finite_differences(clamps: dict[str, Any]) -> None:
+    model = model_of()
+    check_full_gradient(model, images(3), SGLD | {"chain": replace(SGLD["chain"], **clamps)})
+
+
+@pytest.mark.parametrize("clamps", [{"grad_clip": 0.05}, {"clamp": True}])
+def test_both_gradients_are_of_the_same_chain(clamps: dict[str, Any]) -> None:
+    """The chain that is differentiated is the sampler's, and its clamps change it."""
+    model, x = model_of(), images(3).requires_grad_()
+    chain, ends = replace(SGLD["chain"], step_size=30.0, **clamps), []
+    for gradient, each in (("full", chain), ("identity", chain), ("full", SGLD["chain"])):
+        settings = SGLD | {"chain": each, "gradient": gradient}
+        ends.append(refined_classifier(model, **settings, generator=generator_of())(x))
+    torch.testing.assert_close(ends[0], ends[1])
+    assert (ends[0] - ends[2]).abs().max() > 1e-3
 
 
 def test_the_full_gradient_of_a_wide_resnet_is_that_of_finite_differences() -> None:
@@ -142,19 +158,18 @@ def test_the_full_gradient_of_a_wide_resnet_is_that_of_finite_differences() -> N
     model = models.build(depth=10, width=1, num_classes=4).double()
     nn.init.normal_(model.class_output.weight)
     x = torch.rand(2, 3, 8, 8, generator=generator_of(), dtype=torch.float64)
-    chain = {"steps": 2, "step_size": 3.0, "noise_std": 0.01, "copies": 2}
-    check_full_gradient(model, x, chain)
+    check_full_gradient(model, x, {"chain": Chain(2, 3.0), "copies": 2})
 
 
 def test_the_identity_gradient_is_that_at_the_end_of_the_chain() -> None:
     model, x, y = model_of(), images(3), torch.arange(3)
-    chain: dict[str, Any] = {"steps": 2, "step_size": 0.4, "noise_std": 0.05}
+    chain = Chain(2, 0.4, 0.05)
     refine = refined_classifier(
-        model, **chain, copies=1, gradient="identity", generator=generator_of(5)
+        model, chain=chain, copies=1, gradient="identity", generator=generator_of(5)
     )
     with models.sampling_mode(model):
         start = (2 * x - 1).contiguous(memory_format=torch.channels_last)
-        end = robustness.langevin(model.log_px, start, **chain, generator=generator_of(5))
+        end = chain.climb(model.log_px, start, generator_of(5))
     expected = loss_gradient(classifier(model), (end + 1) / 2, y)
     torch.testing.assert_close(loss_gradient(refine, x, y), expected)
 
@@ -184,7 +199,7 @@ def test_the_chain_is_differentiated_only_where_a_gradient_is_wanted(
 
 def test_without_steps_nothing_is_refined() -> None:
     model, x = model_of(), images(3)
-    refine = refined_classifier(model, **SGLD | {"steps": 0}, generator=generator_of())
+    refine = refined_classifier(model, **SGLD | {"chain": Chain(0)}, generator=generator_of())
     assert torch.equal(refine(x), classifier(model)(x))
 
 

@@ -1,5 +1,6 @@
 """Samples: what they climb, where they start, what is stored, and that a run stays as it was."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data import to_float
-from evaluation.chains import FRESH, ROUNDS, TRAJECTORY, generator_of, uniform
+from evaluation.chains import FRESH, ROUNDS, TRAJECTORY, generator_of
 from evaluation.plots import save_labelled_grid
 from evaluation.sampling import (
     Sampler,
@@ -24,11 +25,12 @@ from evaluation.sampling import (
     to_uint8,
     trajectory,
 )
-from losses import ReplayBuffer, langevin
+from losses import Chain, ReplayBuffer, langevin
 from models import EnergyClassifier
 
 CLASSES, PER_CLASS = 3, 5
 SGLD: dict[str, Any] = {"steps": 2, "step_size": 20.0, "noise_std": 0.1}
+CHAIN = Chain(**SGLD)
 SURE = 60  # times the logits: many q(y|x) are 1
 CPU = torch.device("cpu")
 
@@ -62,8 +64,8 @@ def numbered() -> ReplayBuffer:
 def sampler_of(
     model: EnergyClassifier, buffer: ReplayBuffer | None = None, **settings: Any
 ) -> Sampler:
-    chosen = {"steps": 2, "step_size": 1.0, "noise_std": 0.0, "seed": 0} | settings
-    return Sampler(model, buffer, **chosen)
+    seed = settings.pop("seed", 0)
+    return Sampler(model, buffer, Chain(**{"steps": 2, "noise_std": 0.0} | settings), seed=seed)
 
 
 def ascent(model: EnergyClassifier, x: Tensor, y: Tensor | None) -> Tensor:
@@ -135,10 +137,10 @@ def test_drawing_leaves_buffer_random_state_and_model_as_they_were(reinit_freq: 
         sampler = sampler_of(model, each, noise_std=0.1)
         sampler.unconditional(4)
         sampler.conditional(CLASSES, 2)
-    list(sampling_rounds(model, stored, rounds=2, chains=4, seed=0, **SGLD))
-    list(conditional_rounds(model, stored, CLASSES, rounds=2, chains=4, seed=0, **SGLD))
-    list(fresh_chains(model, 3, batch_size=2, seed=0, **SGLD))
-    most_confident(model, trajectory(model, n=3, snapshots=2, seed=0, **SGLD)[:, 0], per_class=2)
+    list(sampling_rounds(model, stored, CHAIN, rounds=2, chains=4, seed=0))
+    list(conditional_rounds(model, stored, CLASSES, CHAIN, rounds=2, chains=4, seed=0))
+    list(fresh_chains(model, CHAIN, 3, batch_size=2, seed=0))
+    most_confident(model, trajectory(model, CHAIN, n=3, snapshots=2, seed=0)[:, 0], per_class=2)
     fresh_buffer(6, 3, 0.05, image_size=32, seed=0, device="cpu")
     later_flags, later_tensors = state()
     assert flags == later_flags and all(map(torch.equal, tensors, later_tensors))
@@ -152,6 +154,10 @@ def test_a_seed_decides_the_samples() -> None:
         sampler_of(model, buffer, noise_std=0.1, seed=seed).unconditional(4) for seed in (3, 3, 4)
     )
     assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def uniform(n: int, generator: torch.Generator) -> Tensor:
+    return torch.empty(n, 3, 32, 32).uniform_(-1, 1, generator=generator)
 
 
 def by_hand(model: EnergyClassifier, x: Tensor, y: Tensor | None, g: torch.Generator) -> Tensor:
@@ -168,7 +174,7 @@ def test_a_round_draws_climbs_and_stores(reinit_freq: float) -> None:
     buffer.reinit_freq = expected.reinit_freq = reinit_freq
     generator = generator_of(CPU, 7, ROUNDS)
     count = 0
-    for images in sampling_rounds(model, buffer, rounds=3, chains=4, seed=7, **SGLD):
+    for images in sampling_rounds(model, buffer, CHAIN, rounds=3, chains=4, seed=7):
         before = expected.images.clone()
         start, slots = expected.draw(4, generator=generator)
         end = by_hand(model, start, None, generator)
@@ -185,16 +191,14 @@ def test_a_round_draws_climbs_and_stores(reinit_freq: float) -> None:
 def test_conditional_rounds_use_and_fill_slots_of_their_class(chains: int) -> None:
     model, buffer = model_of(), numbered()
     labels = torch.arange(chains) % CLASSES
-    settings = {**SGLD, "steps": 0}
-    (start,) = conditional_rounds(
-        model, buffer, CLASSES, rounds=1, chains=chains, seed=0, **settings
-    )
+    still = replace(CHAIN, steps=0)
+    (start,) = conditional_rounds(model, buffer, CLASSES, still, rounds=1, chains=chains, seed=0)
     slots = start[:, 0, 0, 0].long() - 10
     assert torch.equal(slots // PER_CLASS, labels) and len(set(slots.tolist())) == chains
     assert torch.equal(buffer.images, numbered().images)
 
-    settings = {"steps": 1, "step_size": 50.0, "noise_std": 0.0}
-    (end,) = conditional_rounds(model, buffer, CLASSES, rounds=1, chains=chains, seed=0, **settings)
+    chain = Chain(1, 50.0, 0.0)
+    (end,) = conditional_rounds(model, buffer, CLASSES, chain, rounds=1, chains=chains, seed=0)
     torch.testing.assert_close(end, ascent(model, start, labels))
     assert (end - start).abs().max() > 0.01
     assert torch.equal(buffer.images[slots], end)
@@ -202,19 +206,15 @@ def test_conditional_rounds_use_and_fill_slots_of_their_class(chains: int) -> No
     assert torch.equal(buffer.images[others], numbered().images[others])
 
 
-def test_conditional_rounds_refuse_what_the_buffer_or_the_model_cannot() -> None:
+def test_conditional_rounds_refuse_what_the_buffer_cannot() -> None:
     model, buffer = model_of(), numbered()
-    settings = {**SGLD, "rounds": 1, "seed": 0}
+    settings: dict[str, Any] = {"rounds": 1, "seed": 0}
     with pytest.raises(ValueError, match="5 classes, but the replay buffer is divided into 3"):
-        next(conditional_rounds(model, buffer, 5, chains=4, **settings))
+        next(conditional_rounds(model, buffer, 5, CHAIN, chains=4, **settings))
     with pytest.raises(ValueError, match="slots"):
-        next(conditional_rounds(model, buffer, CLASSES, chains=16, **settings))
+        next(conditional_rounds(model, buffer, CLASSES, CHAIN, chains=16, **settings))
     with pytest.raises(ValueError, match="slots"):
-        next(sampling_rounds(model, buffer, chains=16, **settings))
-    uncond = EnergyClassifier(Backbone(), CLASSES, uncond=True)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="uncond"):
-        next(conditional_rounds(uncond, buffer, CLASSES, chains=4, **settings))
-    assert next(sampling_rounds(uncond, buffer, chains=4, **settings)).shape == (4, 3, 32, 32)
+        next(sampling_rounds(model, buffer, CHAIN, chains=16, **settings))
 
 
 def test_rounds_can_pause_and_a_seed_decides_them() -> None:
@@ -222,7 +222,7 @@ def test_rounds_can_pause_and_a_seed_decides_them() -> None:
     ends = []
     for seed, pause in ((3, 0), (3, 2), (4, 0)):
         buffer = numbered()
-        rounds = sampling_rounds(model, buffer, rounds=5, chains=4, seed=seed, **SGLD)
+        rounds = sampling_rounds(model, buffer, CHAIN, rounds=5, chains=4, seed=seed)
         list(islice(rounds, pause))
         torch.rand(7)
         assert len(list(rounds)) == 5 - pause
@@ -245,25 +245,27 @@ def test_a_fresh_buffer_is_uniform_and_decided_by_its_seed() -> None:
 def test_fresh_chains_against_the_sampler_batch_by_batch(conditional: bool) -> None:
     model = model_of()
     labels = torch.arange(8) % 3 if conditional else None
-    batches = list(fresh_chains(model, 8, batch_size=4, seed=2, labels=labels, **SGLD))
-    for i, batch in enumerate(batches):
+    batches = list(fresh_chains(model, CHAIN, 8, batch_size=4, seed=2, labels=labels))
+    for i, (start, end) in enumerate(batches):
         generator = generator_of(CPU, 2, FRESH, i)
         y = None if labels is None else labels[4 * i : 4 * i + 4]
-        torch.testing.assert_close(batch, by_hand(model, uniform(4, generator, 32), y, generator))
+        assert torch.equal(start, uniform(4, generator))
+        torch.testing.assert_close(end, by_hand(model, start, y, generator))
     few = None if labels is None else labels[:6]
-    parts = list(fresh_chains(model, 6, batch_size=4, seed=2, labels=few, **SGLD))
-    assert [len(part) for part in parts] == [4, 2]
-    torch.testing.assert_close(torch.cat(parts), torch.cat(batches)[:6])
+    parts = list(fresh_chains(model, CHAIN, 6, batch_size=4, seed=2, labels=few))
+    for some, all_ in zip(zip(*parts, strict=True), zip(*batches, strict=True), strict=True):
+        assert [len(part) for part in some] == [4, 2]
+        torch.testing.assert_close(torch.cat(some), torch.cat(all_)[:6])
 
 
 @pytest.mark.parametrize("conditional", [False, True])
 def test_a_trajectory_is_one_chain_seen_on_its_way(conditional: bool) -> None:
     model = model_of()
     labels = torch.tensor([2, 0, 1]) if conditional else None
-    frames = trajectory(model, n=3, snapshots=2, seed=4, labels=labels, **SGLD)
+    frames = trajectory(model, CHAIN, n=3, snapshots=2, seed=4, labels=labels)
     assert frames.shape == (3, 3, 3, 32, 32)
     generator = generator_of(CPU, 4, TRAJECTORY)
-    start = uniform(3, generator, 32)
+    start = uniform(3, generator)
     assert torch.equal(frames[:, 0], start)
     assert -1 <= start.min() < -0.99 and 0.99 < start.max() < 1
     torch.testing.assert_close(frames[:, -1], by_hand(model, start, labels, generator))

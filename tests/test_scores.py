@@ -16,7 +16,6 @@ from models import EnergyClassifier, build
 from training.flags import UsageError
 
 N, CLASSES = 23, 10
-WITHOUT_DENSITY = [name for name in SCORES if name not in ("pxy", "pxsim")]
 
 
 def network(**settings: Any) -> EnergyClassifier:
@@ -53,11 +52,12 @@ def term(filled: int = 40, size: int = 64, **settings: Any) -> Contrastive:
 
 @torch.no_grad()
 def test_scores_of_the_logits(model: EnergyClassifier) -> None:
-    found = scores(model, batches(images()), ["px", "py", "pxy", "entropy"])
+    found = scores(model, batches(images()), ["px", "py", "pxy", "entropy", "px_logits"])
     for n, logits in enumerate(model.logits(images()).double().tolist()):
         total = math.fsum(math.exp(value) for value in logits)
         q = [math.exp(value) / total for value in logits]
         assert found["px"][n] == pytest.approx(math.log(total), abs=1e-5)
+        assert found["px_logits"][n] == pytest.approx(math.log(total), abs=1e-5)
         assert found["py"][n] == pytest.approx(max(q), abs=1e-6)
         assert found["pxy"][n] == pytest.approx(max(logits), abs=1e-5)
         entropy = -math.fsum(p * math.log(p) for p in q)
@@ -257,12 +257,21 @@ def test_refusals(model: EnergyClassifier) -> None:
     refused(["knn"], "--score_fn knn needs training images", bank=torch.empty(0, 64))
     refused(["knn"], "--knn_k 50 .* 49 training images: use 1 to 49", bank=torch.eye(64)[:49])
     refused(["knn"], "--knn_k 0 .* 64", bank=torch.eye(64), k=0)
-    for name in ("pxy", "pxsim"):
-        uncond = network(uncond=True)
-        refused([name], f"--score_fn {name} .*--uncond", of=uncond, contrastive=term())
 
 
-def test_uncond_has_the_other_scores() -> None:
-    model = network(uncond=True)
-    found = scores(model, batches(images()), WITHOUT_DENSITY, bank=torch.eye(64))
-    assert all(np.isfinite(values).all() for values in found.values())
+@torch.no_grad()
+def test_uncond_scores_by_both_heads() -> None:
+    model, names = network(uncond=True), ["px", "px_logits", "pxy", "pxsim"]
+    found = scores(model, batches(images()), names, contrastive=term())
+    logits, log_px = model.logits(images()).double(), model.log_px(images()).double()
+    expected = {
+        "px": log_px,
+        "px_logits": logits.logsumexp(1),
+        "pxy": log_px + logits.log_softmax(1).amax(1),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5)
+    alone = scores(model, batches(images()), ["pxy"])["pxy"]
+    np.testing.assert_allclose(alone, found["pxy"], rtol=0, atol=1e-5)
+    of_logits = scores(network(), batches(images()), ["pxsim"], contrastive=term())["pxsim"]
+    np.testing.assert_allclose(found["pxsim"], of_logits, rtol=0, atol=1e-4)

@@ -8,8 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from losses import (
+    Chain,
     ConditionalSGLD,
+    Contrastive,
+    ContrastScore,
     CrossEntropy,
+    LogitQueue,
     MarginalSGLD,
     Objective,
     ReplayBuffer,
@@ -56,11 +60,14 @@ def buffer_of(reinit_freq: float = 0.0) -> ReplayBuffer:
     return ReplayBuffer(CLASSES * PER_CLASS, SHAPE, reinit_freq, CLASSES).double()
 
 
-def term_of(name: str, buffer: ReplayBuffer, **settings: Any) -> MarginalSGLD | ConditionalSGLD:
-    settings = SGLD | settings
+def term_of(
+    name: str, buffer: ReplayBuffer, options: dict[str, Any] | None = None, **settings: Any
+) -> MarginalSGLD | ConditionalSGLD:
+    chain, options = Chain(**(SGLD | settings)), options or {}
     if name == "pxysgld":
-        return ConditionalSGLD(buffer, **settings)
-    return MarginalSGLD(buffer, chains=7, class_conditional=name == "class_cond", **settings)
+        return ConditionalSGLD(buffer, chain, **options)
+    marginal: dict[str, Any] = {"chains": 7, "class_conditional": name == "class_cond"}
+    return MarginalSGLD(buffer, chain, **marginal, **options)
 
 
 def labelled(n: int = 5) -> tuple[Tensor, Tensor]:
@@ -188,7 +195,7 @@ def test_the_chains_climb_the_density_that_is_named_in_eval_mode(name: str) -> N
     model, buffer = model_of(dropout=0.5), buffer_of()
     x, y = labelled()
     term_of(name, buffer)(Step.forward(model, x, y))
-    ((slots, samples),) = buffer.staged
+    ((slots, samples, _),) = buffer.staged
     expected = climbed(name, model, buffer.images[slots], slots, y)
     torch.testing.assert_close(samples, expected)
     assert (samples - buffer.images[slots]).abs().max() > 0.1
@@ -207,7 +214,7 @@ def test_the_loss_is_samples_less_data_and_so_is_its_gradient(
     x, y = labelled()
     second = images(6, seed=2) if unlabelled else None
     loss, metrics = term_of(name, buffer)(Step.forward(model, x, y, second))
-    ((_, samples),) = buffer.staged
+    ((_, samples, _),) = buffer.staged
 
     if name == "pxysgld":
         data, fake = (model.logits(each)[torch.arange(5), y].mean() for each in (x, samples))
@@ -230,7 +237,7 @@ def test_the_l2_penalty_is_of_every_log_density(name: str) -> None:
     term = term_of(name, buffer)
     term.l2 = 0.3
     loss, _ = term(Step.forward(model, x, y))
-    ((_, samples),) = buffer.staged
+    ((_, samples, _),) = buffer.staged
     if name == "pxysgld":
         data, fake = (model.logits(each)[torch.arange(5), y] for each in (x, samples))
     else:
@@ -243,7 +250,7 @@ def test_the_separate_head_is_what_an_uncond_model_climbs_and_scores() -> None:
     model, buffer = model_of(uncond=True, norm=False), buffer_of()
     x, y = labelled()
     loss, _ = term_of("pxsgld", buffer, steps=1)(Step.forward(model, x, y))
-    ((slots, samples),) = buffer.staged
+    ((slots, samples, _),) = buffer.staged
     head = model.energy_output
     assert head is not None
 
@@ -303,7 +310,7 @@ def test_class_conditional_labels_are_uniform() -> None:
     term = term_of("class_cond", buffer, steps=0)
     for _ in range(300):
         term(Step.forward(model, x, y))
-    for slots, _ in buffer.staged:
+    for slots, *_ in buffer.staged:
         counts += (slots // PER_CLASS).bincount(minlength=CLASSES)
     assert counts.sum() == 2100
     assert (counts / 700 - 1).abs().max() < 0.12  # three standard errors: 0.093
@@ -317,7 +324,7 @@ def test_samples_go_back_to_their_slots_once_the_step_commits(name: str) -> None
     before = buffer.images.clone()
     objective(step)
     assert torch.equal(buffer.images, before)
-    ((slots, samples),) = buffer.staged
+    ((slots, samples, _),) = buffer.staged
     objective.commit(step)
     assert torch.equal(buffer.images[slots], samples) and buffer.staged == []
     untouched = torch.ones(len(before), dtype=torch.bool)
@@ -327,9 +334,9 @@ def test_samples_go_back_to_their_slots_once_the_step_commits(name: str) -> None
 
 def test_the_noise_of_a_term_is_as_wide_as_it_says() -> None:
     model, buffer = model_of(norm=False), ReplayBuffer(3000, SHAPE, 0.0, CLASSES).double()
-    term = MarginalSGLD(buffer, chains=3000, steps=1, step_size=0.0, noise_std=0.07)
+    term = MarginalSGLD(buffer, Chain(1, 0.0, 0.07), chains=3000)
     term(Step.forward(model, *labelled()))
-    ((slots, samples),) = buffer.staged
+    ((slots, samples, _),) = buffer.staged
     noise = (samples - buffer.images[slots]) / 0.07
     assert abs(noise.mean()) < 0.03 and abs(noise.std() - 1) < 0.02
 
@@ -357,3 +364,169 @@ def test_chains_are_normalised_by_statistics_that_hold_their_step_s_batch(name: 
     expected = torch.lerp(means[0], batch, 0.1)
     assert len(means) > 1 + SGLD["steps"]
     assert all(torch.allclose(mean, expected) for mean in means[1:])
+
+
+# -------------------------------------------------------------------------- clamps and losses
+
+
+@pytest.mark.parametrize("grad_clip", [math.inf, 0.3])
+@pytest.mark.parametrize("clamp", [False, True])
+def test_the_gradient_is_clamped_then_the_step_the_noise_and_the_pixels(
+    grad_clip: float, clamp: bool
+) -> None:
+    """Pixel by pixel; without either to the bit what it was before there were clamps."""
+    x, noise = images(6).float(), torch.Generator().manual_seed(4)
+    expected = x.clone()
+    for _ in range(3):
+        step = torch.randn(x.shape, generator=noise)
+        x0 = expected.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(-x0.pow(4).sum(), x0)
+        if grad_clip < math.inf:
+            slope = torch.where(slope.abs() > grad_clip, grad_clip * slope.sign(), slope)
+        expected = expected.add(slope, alpha=0.1).add(step, alpha=0.5)
+        if clamp:
+            expected = expected.minimum(torch.ones(())).maximum(-torch.ones(()))
+    settings = {"grad_clip": grad_clip, "clamp": clamp}
+    settings = {k: v for k, v in settings.items() if v not in (math.inf, False)}
+    chain = Chain(3, 0.1, 0.5, **settings)
+    end = chain.climb(lambda x: -x.pow(4).sum((1, 2, 3)), x, torch.Generator().manual_seed(4))
+    if settings:
+        torch.testing.assert_close(end, expected)
+    else:
+        assert torch.equal(end, expected)
+    assert (end.abs().max() == 1) == clamp
+
+
+def log_densities(
+    name: str, model: EnergyClassifier, x: Tensor, y: Tensor, samples: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of data and samples, written out for both kinds of head."""
+
+    def of(x: Tensor) -> Tensor:
+        logits, head = model.logits(x), model.energy_output
+        log_px = logits.logsumexp(1) if head is None else head(model.f(x)).squeeze(1)
+        if name != "pxysgld":
+            return log_px
+        return log_px + logits.log_softmax(1)[torch.arange(len(y)), y]
+
+    return of(x), of(samples)
+
+
+@pytest.mark.parametrize("uncond", [False, True])
+@pytest.mark.parametrize("name", ["pxsgld", "class_cond", "pxysgld"])
+def test_bce_tells_data_from_samples(name: str, uncond: bool) -> None:
+    model, buffer = model_of(uncond=uncond), buffer_of()
+    x, y = labelled()
+    loss, _ = term_of(name, buffer, {"loss": "bce", "l2": 0.3})(Step.forward(model, x, y))
+    ((_, samples, _),) = buffer.staged
+    data, fake = log_densities(name, model, x, y, samples)
+    classified = -data.sigmoid().log().mean() - (1 - fake.sigmoid()).log().mean()
+    torch.testing.assert_close(loss, classified + 0.3 * (data**2).mean() + 0.3 * (fake**2).mean())
+    parts = zip(gradients(loss, model), gradients(classified, model), strict=True)
+    assert any((a - b).abs().max() > 1e-3 for a, b in parts)  # of the penalty
+
+
+@pytest.mark.parametrize("name", ["class_cond", "pxysgld"])
+def test_class_conditional_chains_of_an_uncond_model_climb_both_heads(name: str) -> None:
+    model, buffer = model_of(uncond=True, norm=False), buffer_of()
+    x, y = labelled()
+    term_of(name, buffer, steps=1)(Step.forward(model, x, y))
+    ((slots, samples, _),) = buffer.staged
+    start, climbed = buffer.images[slots].requires_grad_(), slots // PER_CLASS
+    log_pxy, _ = log_densities("pxysgld", model, start, climbed, start)
+    (up,) = torch.autograd.grad(log_pxy.sum(), start)
+    torch.testing.assert_close(samples, (start + 0.3 * up).detach())
+
+
+HEADS = {
+    "pyxce": {"class_output"},
+    "pxycontrast": {"class_output"},
+    "pxcontrast": {"class_output"},
+    "pxsgld": {"energy_output"},
+    "class_cond": {"energy_output"},
+    "pxysgld": {"class_output", "energy_output"},
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_with_uncond_a_term_moves_the_backbone_and_the_heads_that_it_reads(name: str) -> None:
+    model, (x, y) = model_of(uncond=True), labelled()
+    if name == "pyxce":
+        term: nn.Module = CrossEntropy()
+    elif name.endswith("contrast"):
+        queue = LogitQueue(CLASSES, 8)
+        queue.enqueue(torch.randn(8, CLASSES))
+        term = Contrastive(ContrastScore(marginal=name == "pxcontrast"), queue.double())
+    else:
+        term = term_of(name, buffer_of())
+    loss, _ = term(Step.forward(model, x, y))
+    loss.backward()
+    moved = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None}
+    nonzero = {
+        n.split(".")[0]
+        for n, p in model.named_parameters()
+        if p.grad is not None and p.grad.abs().max() > 1e-12
+    }
+    assert moved == nonzero == {"f", *HEADS[name]}
+
+
+@pytest.mark.parametrize("statistics", ["jem", "batch", "running", "frozen"])
+@pytest.mark.parametrize("name", ["pxsgld", "pxysgld"])
+def test_chains_and_scores_use_the_statistics_that_are_named(name: str, statistics: str) -> None:
+    """In its chains batch norm is in train mode, or not; then in the samples' scoring. No pass of
+    samples moves the running statistics."""
+    model, buffer, (x, y) = model_of(), buffer_of(), labelled()
+    model.frozen_statistics = statistics == "frozen"
+    norm: Any = model.train().f.layers[2]
+    fixed = [tensor.clone() for tensor in norm.buffers()]
+    step, passes = Step.forward(model, x, y), []
+    moved = any(not torch.equal(a, b) for a, b in zip(fixed, norm.buffers(), strict=True))
+    assert moved is (statistics != "frozen")  # by the data
+    before = [tensor.clone() for tensor in norm.buffers()]
+    model.f.register_forward_hook(lambda *_: passes.append(norm.training))
+    term = term_of(name, buffer, {"statistics": statistics})
+    loss, metrics = term(step)
+    in_chains, in_scores = statistics == "batch", statistics in ("jem", "batch")
+    assert passes == [in_chains] * SGLD["steps"] + [in_scores]
+    assert all(map(torch.equal, norm.buffers(), before))
+    ((_, samples, _),) = buffer.staged
+    norm.training, norm.track_running_stats = in_scores, False
+    _, fake = log_densities(name, model, x, y, samples)
+    torch.testing.assert_close(metrics["log_q_samples"], fake.mean())
+
+
+# ------------------------------------------------------------------------------------- metrics
+
+
+@pytest.mark.parametrize("distinct", [10_000, 4, 1])
+def test_auc_is_scikit_learn_s_ties_included(distinct: int) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    random = torch.Generator().manual_seed(distinct)
+    data = (torch.randint(distinct, (30,), generator=random) + distinct // 5).float()
+    samples = torch.randint(distinct, (21,), generator=random).float()
+    term = term_of("pxsgld", buffer_of())
+    _, metrics = term.divergence(data.clone().requires_grad_(), samples)
+    expected = roc_auc_score([1] * 30 + [0] * 21, torch.cat([data, samples]))
+    assert metrics["auc"].item() == pytest.approx(expected, abs=1e-6)
+    assert not metrics["auc"].requires_grad
+
+
+@pytest.mark.parametrize("name", ["pxsgld", "class_cond", "pxysgld"])
+def test_age_travel_and_clamped_shares_are_those_of_the_chains(name: str) -> None:
+    model, buffer, (x, y) = model_of(), buffer_of(), labelled()
+    x[0, 0], x[1, 0, 0, 0] = 1.0, -1.3  # 5 of 60 pixels
+    buffer.updates.fill_(9)
+    buffer.began.copy_(torch.arange(len(buffer.began)) % 7)
+    term = term_of(name, buffer, step_size=0.3, noise_std=1.0, clamp=True)
+    _, metrics = term(Step.forward(model, x, y))
+    ((slots, samples, began),) = buffer.staged
+    assert torch.equal(began, slots % 7)
+    torch.testing.assert_close(metrics["age"], (9.0 - slots % 7).float().mean())
+    distance = (samples - buffer.images[slots]).square().sum((1, 2, 3)).sqrt()
+    torch.testing.assert_close(metrics["travel"], distance.mean())
+    share = sum(abs(pixel) == 1 for pixel in samples.flatten().tolist()) / samples.numel()
+    assert metrics["clamped"].item() == pytest.approx(share) and 0 < share < 1
+    assert metrics["clamped_data"].item() == pytest.approx(5 / 60)
+    _, other = term_of("pxsgld", buffer_of())(Step.forward(model, x, y, images(6)))
+    assert other["clamped_data"] == 0  # of the images that log q(x) is fitted to

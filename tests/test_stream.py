@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data import DataError, Split, TrainingBatches
+from data import DataError, Split, TrainingBatches, to_float
 
 N = 50
 
@@ -89,6 +89,65 @@ def test_the_second_batch_is_of_all_images_in_an_order_of_its_own() -> None:
             agree += sum(a == b for a, b in zip(labels.tolist(), shown(second), strict=True))
         assert len(set(seen)) == 24 and set(seen) <= set(batches.index.tolist())
     assert agree < 20  # of 96; by chance 4
+
+
+@pytest.mark.parametrize("second_size", [None, 7])
+@pytest.mark.parametrize("augment_second", [True, False])
+def test_a_second_batch_of_its_own_size_leaves_the_first_as_it_was(
+    second_size: int | None, augment_second: bool
+) -> None:
+    plain = batches_of(unlabelled=True)
+    changed = batches_of(unlabelled=True, second_size=second_size, augmented=(True, augment_second))
+    assert changed.steps_per_epoch == plain.steps_per_epoch
+    size, seen = second_size or 4, []
+    for step in range(25 // size):
+        expected, labels, _ = plain(step)
+        images, same, second = changed(step)
+        assert torch.equal(labels, same) and shown(images) == shown(expected)
+        assert second is not None and second.shape == (size, 3, 32, 32)
+        seen += shown(second)
+    assert len(set(seen)) == len(seen) and set(seen) <= set(changed.index.tolist())
+    parts = [
+        batches_of(unlabelled=True, second_size=6, augmented=(True, augment_second), part=(i, 2))(
+            1
+        )[2]
+        for i in (0, 1)
+    ]
+    whole = batches_of(unlabelled=True, second_size=6, augmented=(True, augment_second))(1)[2]
+    assert shown(torch.cat(parts)) == shown(whole)
+
+
+@pytest.mark.parametrize("clamp", [True, False])
+@pytest.mark.parametrize("augment_second", [True, False])
+def test_both_batches_are_clamped_after_the_noise(clamp: bool, augment_second: bool) -> None:
+    white = Split(torch.full((N, 32, 32, 3), 255, dtype=torch.uint8), torch.arange(N))
+    batches = batches_of(
+        sigma=1.0, unlabelled=True, batch_size=25, clamp=clamp, augmented=(True, augment_second)
+    )
+    batches.train = white
+    first, _, second = batches(0)
+    for images in (first, second):
+        noise = images - 1
+        assert abs((noise >= 0).float().mean() - 0.5) < 0.01
+        assert (noise.max() == 0 and noise.min() == -2) if clamp else noise.max() > 1
+        assert abs((noise < -1).float().mean() - 0.1587) < 0.01
+
+
+def test_what_is_not_augmented_is_the_image_itself() -> None:
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (N, 32, 32, 3), dtype=torch.uint8, generator=random)
+    for sigma in (0.0, 0.1):
+        batches = batches_of(unlabelled=True, augmented=(True, False), sigma=sigma)
+        batches.train = Split(images, torch.arange(N))
+        index = batches._chosen(batches.index, 3, 1, (0, 1), 4)
+        noise = batches(3)[2] - to_float(images[index])
+        assert abs(noise.std() - sigma) <= 0.003 and (sigma > 0 or not noise.any())
+
+
+def test_a_second_batch_of_more_images_than_there_are_is_refused() -> None:
+    assert len(batches_of(unlabelled=True, second_size=25)(0)[2]) == 25
+    with pytest.raises(DataError, match=r"--px_batch_size 26 exceeds the 25 .*use 25 at most"):
+        batches_of(unlabelled=True, second_size=26)
 
 
 def test_without_a_second_batch_there_is_none() -> None:

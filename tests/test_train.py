@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import data
+import losses
 import models
 from evaluation.classification import classification
 
@@ -61,7 +62,8 @@ def test_progress_csv_has_one_column_a_term(terms: list[str], train: Any) -> Non
     run = train.once(f"{flags} --max_steps 3 --queue_init random")
     expected = [*BEFORE, *(f"{term}/loss" for term in terms), *AFTER]
     sgld = [term for term in terms if "sgld" in term]
-    extras = [f"{term}/log_q_{of}" for term in sgld for of in ("data", "samples")]
+    told = ("log_q_data", "log_q_samples", "auc", "age", "travel", "clamped", "clamped_data")
+    extras = [f"{term}/{name}" for term in sgld for name in told]
     assert list(run.last) == expected + extras
 
 
@@ -232,7 +234,10 @@ def test_pictures_and_evaluation_do_not_disturb_a_run(train: Any) -> None:
         "{all} --contrast_score eq13 --smoothing .1",
         "{all} --queue_init random --no-contrast_normalize",
         "--pxycontrast 1 --pxcontrast 1 --contrast_style simclr",
-        "--pyxce 1 --pxsgld 1 --uncond --plot_uncond",
+        "{all} --uncond --plot_uncond --plot_cond --plot_contrast",
+        "{all} --chain_start class_gaussian --labels_per_class 1 --n_valid 20 --plot_cond",
+        "--pxysgld 1 --px_loss bce --chain_start gaussian --sgld_clamp --sgld_grad_clip 1",
+        "{all} --augment_px none --px_batch_size 7 --norm batch --bn_chains running",
         "{all} --class_cond_p_x_sample",
         "{all} --labels_per_class 1 --n_valid 20",
         "{all} --independent_batches --optimizer sgd",
@@ -245,6 +250,25 @@ def test_a_variant_trains(flags: str, train: Any) -> None:
     filled = {name: text for name, text in run.last.items() if text}
     assert all(math.isfinite(float(text)) for text in filled.values()) and len(filled) >= 12
     assert all(t.isfinite().all() for t in weights(run).values())
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "class_gaussian"])
+def test_a_start_is_fitted_to_the_training_images_and_the_labels_that_may_be_used(
+    kind: str, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to those that are held out; with --labels_per_class 1 two of the three have no label."""
+    given: list[Any] = []
+    monkeypatch.setattr(losses.GaussianStart, "fit", lambda _, *what: given.append(what))
+    flags = f"--pxsgld 1 --chain_start {kind} --labels_per_class 1 --n_valid 30 --max_steps 1"
+    assert train(flags).code == 0
+    ((images, labels),) = given
+    assert images.shape == (30, 32, 32, 3)
+    brightness = ((images.float().mean((1, 2, 3)) - 30) / 20).round().long()  # is the class
+    if kind == "gaussian":
+        assert labels is None
+    else:
+        assert sorted(labels.tolist()) == [-1] * 20 + list(range(10))
+        assert torch.equal(labels[labels >= 0], brightness[labels >= 0])
 
 
 def test_resnet50_trains(train: Any, tmp_path: Path) -> None:

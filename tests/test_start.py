@@ -1,0 +1,160 @@
+"""Where chains begin: Gaussians against numpy, and that a chain's label decides its own."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from losses import STARTS, GaussianStart, ReplayBuffer, UniformStart, new_start
+from losses.start import FIT
+
+D = 3 * FIT * FIT
+CLASSES = 4
+
+
+def pictures(n: int = 120) -> tuple[Tensor, Tensor]:
+    """uint8 (n, 32, 32, 3) whose brightness tells the class; of class 3 none, and -1 where the
+    label may not be used."""
+    random = np.random.RandomState(0)
+    labels = random.choice([0, 1, 2, -1], n, p=[0.5, 0.3, 0.1, 0.1])
+    low = random.randint(0, 90, (n, FIT, FIT, 3)) + 70 * (labels % 4)[:, None, None, None] % 210
+    images = low.repeat(4, 1).repeat(4, 2) + random.randint(0, 10, (n, 32, 32, 3))
+    return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels)
+
+
+def reference(images: Tensor, labels: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    """Means (G, D) and covariances (G, D, D), written out."""
+    blocks = images.numpy().astype(np.float64) / 127.5 - 1
+    low = blocks.reshape(-1, FIT, 4, FIT, 4, 3).mean((2, 4)).transpose(0, 3, 1, 2).reshape(-1, D)
+    of_class = [low] if labels is None else [low[labels.numpy() == y] for y in range(CLASSES)]
+    total = sum(map(len, of_class))
+    covariances = [np.cov(x.T, bias=True) if len(x) else np.zeros((D, D)) for x in of_class]
+    pooled = sum(len(x) * c for x, c in zip(of_class, covariances, strict=True)) / total
+    means = [x.mean(0) if len(x) else low.mean(0) for x in of_class]
+    shares = [D / (D + len(x)) for x in of_class]
+    shrunk = [(1 - w) * c + w * pooled for w, c in zip(shares, covariances, strict=True)]
+    return np.stack(means), np.stack(shrunk)
+
+
+def fitted(labelled: bool = True) -> GaussianStart:
+    images, labels = pictures()
+    start = new_start("class_gaussian" if labelled else "gaussian", CLASSES)
+    assert isinstance(start, GaussianStart)
+    start.fit(images, labels if labelled else None)
+    return start
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_moments_are_those_of_each_class_shrunk_to_all(labelled: bool) -> None:
+    """Also of the class without images; an image without a label counts for the mean of all."""
+    images, labels = pictures()
+    mean, covariance = reference(images, labels if labelled else None)
+    start = fitted(labelled)
+    np.testing.assert_allclose(start.mean, mean, rtol=0, atol=1e-6)
+    root = start.root.double().numpy()
+    np.testing.assert_allclose(root @ root, covariance, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(root, root.transpose(0, 2, 1), rtol=0, atol=1e-6)
+    if labelled:
+        assert not (labels == 3).any() and (labels == -1).any()
+        assert np.abs(mean[0] - mean[1]).max() > 0.3
+
+
+def test_samples_have_these_moments_before_they_are_clipped() -> None:
+    """Small images are drawn as they are, at the fit's own size; a Gaussian so narrow is never
+    clipped."""
+    start, y = fitted(), 1
+    start.root *= 0.2
+    like, labels = torch.empty(40_000, 3, FIT, FIT), torch.full((40_000,), y)
+    low = start.draw(like, labels, torch.Generator().manual_seed(0)).flatten(1).double()
+    assert low.abs().max() < 1
+    covariance = (start.root[y] @ start.root[y]).double()
+    spread = covariance.diagonal().sqrt()
+    assert ((low.mean(0) - start.mean[y]) / spread).abs().max() < 0.025  # five standard errors
+    difference = (low.T.cov(correction=0) - covariance) / spread.outer(spread)
+    assert difference.abs().max() < 0.035 and difference.abs().mean() < 0.006
+
+
+@pytest.mark.parametrize("kind", STARTS)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_images_are_within_the_pixel_range_and_from_the_generator(
+    kind: str, labelled: bool
+) -> None:
+    start = UniformStart() if kind == "uniform" else fitted(kind == "class_gaussian")
+    if isinstance(start, GaussianStart):
+        start.root *= 20  # many pixels are clipped
+    like, labels = torch.empty(70, 3, 32, 32), torch.arange(70) % CLASSES if labelled else None
+    before = torch.get_rng_state()
+    one, same, other = (
+        start.draw(like, labels, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert one.shape == like.shape and one.dtype == like.dtype
+    assert -1 <= one.min() < -0.99 and 0.99 < one.max() <= 1
+    assert start.draw(like.double(), labels).dtype == torch.float64
+
+
+def test_a_chain_s_label_decides_its_gaussian() -> None:
+    """With no spread every chain begins as the mean of its class, enlarged."""
+    start, n = fitted(), 600  # more than the images drawn at once
+    start.root.zero_()
+    labels = torch.arange(n) * 3 % CLASSES
+    images = start.draw(torch.empty(n, 3, 32, 32), labels)
+    means = start.mean.view(-1, 3, FIT, FIT)
+    expected = F.interpolate(means, size=(32, 32), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(images, expected.clamp(-1, 1)[labels])
+
+
+def test_without_a_label_the_class_is_random() -> None:
+    start = fitted()
+    start.root.zero_()
+    start.mean.copy_(torch.arange(CLASSES)[:, None] / 4)
+    images = start.draw(torch.empty(2000, 3, 8, 8), None, torch.Generator().manual_seed(0))
+    counts = (images[:, 0, 0, 0] * 4).round().long().bincount(minlength=CLASSES)
+    assert (counts / 500 - 1).abs().max() < 0.2
+
+
+def buffer_of(num_classes: int, reinit_freq: float) -> ReplayBuffer:
+    """Slots begin from Gaussians without spread: class y at y / 4 everywhere."""
+    start = GaussianStart(CLASSES)
+    start.mean.copy_((torch.arange(CLASSES)[:, None] / 4).expand_as(start.mean))
+    return ReplayBuffer(40, (3, 8, 8), reinit_freq, num_classes, start)
+
+
+def shades(images: Tensor) -> Tensor:
+    assert torch.equal(images, images[:, :1, :1, :1].expand_as(images))
+    return (images[:, 0, 0, 0] * 4).round().long()
+
+
+@pytest.mark.parametrize("labels", [None, torch.tensor([3, 0, 0, 2])])
+def test_a_slot_begins_and_restarts_as_one_of_its_class(labels: Any) -> None:
+    buffer = buffer_of(CLASSES, reinit_freq=1.0)
+    classes = torch.arange(40) // 10
+    assert torch.equal(shades(buffer.images), classes)
+    buffer.images.fill_(9)
+    start, slots = buffer.draw(4, labels)
+    assert torch.equal(shades(start), classes[slots])
+    buffer.images[5:15] = torch.nan
+    assert buffer.renew() == 10
+    assert torch.equal(shades(buffer.images[5:15]), classes[5:15])
+
+
+def test_a_buffer_without_classes_begins_with_random_ones() -> None:
+    torch.manual_seed(0)
+    found = shades(buffer_of(1, 0.0).images)
+    assert len(set(found.tolist())) == CLASSES and not torch.equal(found, found.sort()[0])
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_parts_of_a_buffer_are_shards_of_the_whole(kind: str) -> None:
+    start = UniformStart() if kind == "uniform" else fitted(kind == "class_gaussian")
+    made = []
+    for part in ((0, 1), (0, 2), (1, 2)):
+        torch.manual_seed(3)
+        made.append(ReplayBuffer(40, (3, 8, 8), 0.0, CLASSES, start, part).images)
+    whole = made[0].unflatten(0, (CLASSES, 2, 5))
+    for i in (0, 1):
+        assert torch.equal(made[1 + i], whole[:, i].flatten(0, 1))
