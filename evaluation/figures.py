@@ -191,6 +191,9 @@ def draw_lengths(models: Models) -> Figure:
                     axes.axhline(row[key], color=COLOURS[i], linestyle="--", linewidth=1)
         axes.set(title=title, xlabel="SGLD steps")
         axes.set_xscale("symlog", linthresh=10)
+        steps = sorted({row["steps"] for row in rows if row["steps"] is not None})
+        axes.set_xticks(steps, [str(at) for at in steps])
+        axes.minorticks_off()
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         if len(keys) > 1:

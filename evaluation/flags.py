@@ -203,7 +203,8 @@ def add_fid(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("fid, and reading cond_samples").add_argument
     add("--sampling", choices=(*FROM_STARTS, "buffer", "confident"), default="fresh",
         help="fresh: new chains up log q(x); class: new chains up log q(x, y), classes in turn; "
-        "buffer: the checkpoint's replay buffer, as JEM++; confident: the most confident 90 %% (FID) and 10 %% (IS) of each class of the buffer "
+        "buffer: the checkpoint's replay buffer, as JEM++; confident: the most confident 90 %% "
+        "(FID) and 10 %% (IS) of each class of the buffer "
         "against training and test images, as SADA-JEM (default: %(default)s; ours)")
     add("--n_samples", type=COUNT, default=10000, metavar="IMAGES",
         help="fresh chains (default: %(default)s, at most --max_images; the literature's FID takes "

@@ -65,7 +65,7 @@ def fid_table(rows: Sequence[Row]) -> str:
     columns = ["images", "steps", "fid", "precision", "recall"]
     if any("read_as_asked" in row for row in rows):
         columns.append("read_as_asked")
-    headers = {"fid": "FID", "read_as_asked": "as asked"}
+    headers = {"fid": "FID", "read_as_asked": "asked"}
     shown = [{**row, "images": row["images"].replace(" images", "")} for row in rows]
     return markdown(shown, columns, headers=headers, digits=3)
 
