@@ -267,16 +267,17 @@ def cond_samples(asked: Asked, model: Trained) -> dict[str, Any]:
     check_chains(s, direct, classes)
     judge, training = classifier(asked, model), training_images(asked, model)
     begun = sampling.Begun(direct)
-    drawing = {**chains_of(asked, model), "begun": begun}
-    rounds = sampling.conditional_rounds(model.model, direct, classes, **drawing)
+    rounds = sampling.conditional_rounds(
+        model.model, direct, classes, **chains_of(asked, model), begun=begun
+    )
     of_class = direct.classes(torch.arange(len(direct.images), device=direct.images.device))
 
-    def draw_direct(_: Tensor, path: Path, last: bool) -> None:
+    def draw(_: Tensor, path: Path, last: bool) -> None:
         """One class a row: slots that chains of that class have moved."""
         images, labels = direct.images[begun.drawn], of_class[begun.drawn]
         class_rows(padded_rows(images, labels, classes, COLUMNS), path, classes, last)
 
-    watch(asked, model, rounds, "cond_samples_direct", draw_direct)
+    watch(asked, model, rounds, "cond_samples_direct", draw)
     labels = of_class[begun.drawn]
     sets = direct.images[begun.drawn], begun.images[begun.drawn]
     saved = sampling.to_uint8(sets[0]), sampling.to_uint8(sets[1])
@@ -285,25 +286,29 @@ def cond_samples(asked: Asked, model: Trained) -> dict[str, Any]:
     if judge is not None:
         judged["read_as_asked"], _ = reading(judge, {1: saved[0], 0: saved[1]}, labels, 1)
 
-    counts: list[int] = []
-    buffer = model.replay_buffer(s, classes)
+    counts = classified_samples(asked, model)
+    save_trajectory(asked, model, torch.arange(min(COLUMNS, classes), device=asked.device))
+    steps = steps_of(s, len(labels))
+    return {"n": len(labels), **steps, "classified_per_class": counts, **judged}
+
+
+def classified_samples(asked: Asked, model: Trained) -> list[int]:
+    """Draw class-conditional samples the ancestors' way: unconditional ones, in the row of the
+    class they look like. Returns the number of samples of each class."""
+    classes, counts = model.num_classes, list[int]()
+    buffer = model.replay_buffer(asked.s, classes)
     begun = sampling.Begun(buffer)
 
-    def draw_classified(_: Tensor, path: Path, last: bool) -> None:
-        """The ancestors' way: unconditional samples, in the row of the class they look like."""
+    def draw(_: Tensor, path: Path, last: bool) -> None:
         images, found = sampling.most_confident(
             model.model, buffer.images[begun.drawn], per_class=COLUMNS
         )
         counts[:] = found.tolist()
         class_rows(images, path, classes, last)
 
-    drawing["begun"] = begun
-    rounds = sampling.sampling_rounds(model.model, buffer, **drawing)
-    watch(asked, model, rounds, "cond_samples_classified", draw_classified)
-    chosen = torch.arange(min(COLUMNS, classes), device=asked.device)
-    save_trajectory(asked, model, chosen)
-    steps = steps_of(s, len(labels))
-    return {"n": len(labels), **steps, "classified_per_class": counts, **judged}
+    rounds = sampling.sampling_rounds(model.model, buffer, **chains_of(asked, model), begun=begun)
+    watch(asked, model, rounds, "cond_samples_classified", draw)
+    return counts
 
 
 def training_images(asked: Asked, model: Trained) -> data.EvaluationSet | None:
@@ -334,27 +339,26 @@ def beside_training(
     if training is None:
         return {}
     split = training.split
-    of_class, classes = labels, split.labels
-    if labels is None:
-        of_class = torch.zeros(len(samples), dtype=torch.int64, device=samples.device)
-        classes = torch.zeros_like(split.labels)
-    assert of_class is not None
+    of_data = split.labels
+    if labels is None:  # all of one class
+        labels, of_data = (
+            torch.zeros_like(split.labels[:1]).expand(len(each)) for each in (samples, of_data)
+        )
     try:
         numbers, index = neighbours.compare_with_training(
-            samples, starts, of_class, split.images, classes
+            samples, starts, labels, split.images, of_data
         )
     except ValueError as error:
         asked.warn(f"samples are not compared with training images: {error}")
         return {}
     sets = {"start": starts, "sample": samples, "nearest training image": split.images[index]}
-    rows = int(of_class.max()) + 1
-    columns, names = (BESIDE, []) if rows == 1 else (3, [str(y) for y in range(rows)])
-    grids = {
-        name: data.to_float(images)[: BESIDE * BESIDE]
-        if labels is None
-        else padded_rows(data.to_float(images), labels, rows, columns)
-        for name, images in sets.items()
-    }
+    grids = {name: data.to_float(images) for name, images in sets.items()}
+    if asked.s.eval == "cond_samples":
+        columns, names = 3, [str(y) for y in range(int(labels.max()) + 1)]
+        grids = {n: padded_rows(each, labels, len(names), columns) for n, each in grids.items()}
+    else:
+        columns, names = BESIDE, []
+        grids = {name: each[: BESIDE * BESIDE] for name, each in grids.items()}
     asked.answer.picture(
         f"{asked.s.eval}_nearest",
         lambda path: plots.save_side_by_side(grids, path, columns=columns, row_labels=names),

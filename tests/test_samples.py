@@ -30,6 +30,7 @@ from evaluation.sampling import (
 )
 from evaluation.tables import fid_table
 from losses import Chain, ReplayBuffer
+from scripts import done
 from tests.test_eval import checkpoint
 
 
@@ -300,6 +301,10 @@ def test_one_chain_a_slot_beside_its_start_and_training_images(ask: Any) -> None
     assert {f"cond_samples_nearest.{kind}" for kind in ("png", "pdf")} <= set(record["files"])
     table = [line for line in found.out.splitlines() if line.startswith("|")]
     assert len(table) == 5 and max(map(len, table)) <= 60
+    for judge, known in (("ce", True), ("hdge", False)):
+        words = [*flags.split(), "--fid_model", str(ask.checkpoint(judge))]
+        words = ["eval_wrn_ebm.py", "--load_path", str(ask.checkpoint("hdge")), *words]
+        assert done.answered(found.folder, words) is known
 
 
 def test_a_checkpoint_s_chains_began_at_its_images(ask: Any) -> None:
