@@ -521,14 +521,7 @@ def own_data(asked: Asked, model: Trained, remedy: str) -> str:
 
 def fid(asked: Asked, model: Trained) -> dict[str, Any]:
     s = asked.s
-    own = own_data(asked, model, "to compare with other images give --reference")
-    confident = s.sampling == "confident"
-    train = data.split_name(own, "train")
-    reference = asked.images(s.reference or train, model, "--reference")
-    parts, names = [reference.split.images], [reference.name]
-    if confident and s.reference is None:  # as SADA-JEM
-        test = asked.images(own, model, "--reference")
-        parts, names = [*parts, test.split.images], [*names, test.name]
+    reference, names, real = reference_for_fid(asked, model)
     if not distributed.first():  # helps to sample; features are quick, and one network's to read
         samples_for_fid(asked, model)
         return {}
@@ -537,7 +530,7 @@ def fid(asked: Asked, model: Trained) -> dict[str, Any]:
 
     images, others = samples_for_fid(asked, model)
     score_part = None
-    if confident:
+    if s.sampling == "confident":
         shares = (0.9, 0.1)  # for the FID and for the score
         best, few = generation.most_confident_parts(model.model, images, shares=shares)
         images, score_part = images[best], sampling.to_uint8(images[few])
@@ -551,13 +544,13 @@ def fid(asked: Asked, model: Trained) -> dict[str, Any]:
     with numbers_of(model):
         result = generation.evaluate_samples(
             pixels,
-            torch.cat(parts),
+            reference,
             extractor,
             score_part=score_part,
             splits=splits,
             others=others,
             steps=steps,
-            real="training images" if names == [train] else "reference images",
+            real=real,
         )
     if labels is not None and judge is not None:
         chains = {**others, s.n_steps: pixels}
@@ -577,9 +570,22 @@ def fid(asked: Asked, model: Trained) -> dict[str, Any]:
         "steps": steps,
         "features": features,
         "features_sha256": sha256,
-        "reference": " + ".join(names),
+        "reference": names,
         "rounding": "uint8",
     }
+
+
+def reference_for_fid(asked: Asked, model: Trained) -> tuple[Tensor, str, str]:
+    """The images uint8 (M, H, W, 3) to compare with, the names of their sets, and what they are."""
+    s = asked.s
+    own = own_data(asked, model, "to compare with other images give --reference")
+    train = data.split_name(own, "train")
+    sets = [asked.images(s.reference or train, model, "--reference")]
+    if s.sampling == "confident" and s.reference is None:  # as SADA-JEM
+        sets.append(asked.images(own, model, "--reference"))
+    names = " + ".join(found.name for found in sets)
+    images = torch.cat([found.split.images for found in sets])
+    return images, names, "training images" if names == train else "reference images"
 
 
 def labels_for_fid(asked: Asked, model: Trained, n: int) -> Tensor | None:
