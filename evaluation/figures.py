@@ -183,7 +183,7 @@ def draw_lengths(models: Models) -> Figure:
         for i, key in enumerate(keys):
             known = [row for row in rows if row.get(key) is not None]
             chains = [(row["steps"], row[key]) for row in known if row["steps"] is not None]
-            line: dict[str, Any] = {"color": COLOURS[i], "label": key}
+            line: dict[str, Any] = {"color": COLOURS[i], "label": key, "clip_on": False}
             if chains:
                 axes.plot(*zip(*chains, strict=True), marker=MARKERS[i], markersize=5, **line)
             for row in known:
@@ -194,6 +194,7 @@ def draw_lengths(models: Models) -> Figure:
         steps = sorted({row["steps"] for row in rows if row["steps"] is not None})
         axes.set_xticks(steps, [str(at) for at in steps])
         axes.minorticks_off()
+        axes.set_xlim(0, max(1, *steps))
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         if len(keys) > 1:
