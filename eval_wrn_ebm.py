@@ -20,7 +20,7 @@ import contextlib
 import math
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from torch import Tensor
 
 import data
 import models
-from evaluation import figures, generation, plots, robustness, sampling, tables, trained
+from evaluation import figures, generation, neighbours, plots, robustness, sampling, tables, trained
 from evaluation.asked import Asked, bar
 from evaluation.calibration import calibration, fit_temperature
 from evaluation.classification import classification, predictions
@@ -48,6 +48,7 @@ from training.machine import choose_device
 from training.screen import print_line
 
 PROGRAM = "eval_wrn_ebm.py"
+BESIDE = 6  # columns and rows of the samples beside their starts and training images
 COLUMNS = 10  # of a class-conditional grid, and chains of a trajectory
 LONGEST_TRAJECTORY = 1000  # SGLD steps; longer ones look the same and cost a round each
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -243,61 +244,170 @@ def logp_hist(asked: Asked, model: Trained) -> dict[str, Any]:
 def uncond_samples(asked: Asked, model: Trained) -> dict[str, Any]:
     s, buffer = asked.s, model.replay_buffer(asked.s, 1)
     check_chains(s, buffer, 1)
-    before = buffer.images.clone()
-    rounds = sampling.sampling_rounds(model.model, buffer, **chains_of(asked, model))
+    training = training_images(asked, model)
+    begun = sampling.Begun(buffer)
+    rounds = sampling.sampling_rounds(model.model, buffer, **chains_of(asked, model), begun=begun)
 
     def draw(images: Tensor, path: Path, last: bool) -> None:
         plots.save_grid(images, path.with_suffix(".png"))
 
     watch(asked, model, rounds, "uncond_samples", draw)
-    images = visited(buffer, before)
+    images, starts = buffer.images[begun.drawn], begun.images[begun.drawn]
     with numbers_of(model):
         sampling.check_finite(images, s.n_sample_steps * s.n_steps)
-    save_samples(asked, "uncond_samples.npz", images)
+    saved = sampling.to_uint8(images), sampling.to_uint8(starts)
+    save_samples(asked, "uncond_samples.npz", *saved)
     save_trajectory(asked, model, None)
-    return {"n": len(images), **steps_of(s, len(images))}
+    beside = beside_training(asked, training, *saved, None)
+    return {"n": len(images), **steps_of(s, len(images)), **beside}
 
 
 def cond_samples(asked: Asked, model: Trained) -> dict[str, Any]:
     s, classes = asked.s, model.num_classes
     direct = model.replay_buffer(s, classes)
     check_chains(s, direct, classes)
-    before = direct.images.clone()
-    rounds = sampling.conditional_rounds(model.model, direct, classes, **chains_of(asked, model))
+    judge, training = classifier(asked, model), training_images(asked, model)
+    begun = sampling.Begun(direct)
+    rounds = sampling.conditional_rounds(
+        model.model, direct, classes, **chains_of(asked, model), begun=begun
+    )
+    of_class = direct.classes(torch.arange(len(direct.images), device=direct.images.device))
 
-    of_class = torch.arange(len(before), device=before.device) // (len(before) // classes)
-
-    def draw_direct(_: Tensor, path: Path, last: bool) -> None:
+    def draw(_: Tensor, path: Path, last: bool) -> None:
         """One class a row: slots that chains of that class have moved."""
-        moved = (direct.images != before).flatten(1).any(1)
-        rows = []
-        for y in range(classes):
-            row = direct.images[moved & (of_class == y)][:COLUMNS]
-            black = row.new_full((COLUMNS - len(row), *before.shape[1:]), -1.0)
-            rows.append(torch.cat([row, black]))
-        class_rows(torch.cat(rows), path, classes, last)
+        images, labels = direct.images[begun.drawn], of_class[begun.drawn]
+        class_rows(padded_rows(images, labels, classes, COLUMNS), path, classes, last)
 
-    watch(asked, model, rounds, "cond_samples_direct", draw_direct)
-    moved = (direct.images != before).flatten(1).any(1)
-    labels = of_class[moved]
-    save_samples(asked, "cond_samples.npz", direct.images[moved], labels)
+    watch(asked, model, rounds, "cond_samples_direct", draw)
+    labels = of_class[begun.drawn]
+    sets = direct.images[begun.drawn], begun.images[begun.drawn]
+    saved = sampling.to_uint8(sets[0]), sampling.to_uint8(sets[1])
+    save_samples(asked, "cond_samples.npz", *saved, labels)
+    judged = beside_training(asked, training, *saved, labels)
+    if judge is not None:
+        judged["read_as_asked"], _ = reading(judge, {1: saved[0], 0: saved[1]}, labels, 1)
 
-    counts: list[int] = []
-    buffer = model.replay_buffer(s, classes)
+    counts = classified_samples(asked, model)
+    save_trajectory(asked, model, torch.arange(min(COLUMNS, classes), device=asked.device))
+    steps = steps_of(s, len(labels))
+    return {"n": len(labels), **steps, "classified_per_class": counts, **judged}
 
-    def draw_classified(_: Tensor, path: Path, last: bool) -> None:
-        """The ancestors' way: unconditional samples, in the row of the class they look like."""
+
+def classified_samples(asked: Asked, model: Trained) -> list[int]:
+    """Draw class-conditional samples the ancestors' way: unconditional ones, in the row of the
+    class they look like. Returns the number of samples of each class."""
+    classes, counts = model.num_classes, list[int]()
+    buffer = model.replay_buffer(asked.s, classes)
+    begun = sampling.Begun(buffer)
+
+    def draw(_: Tensor, path: Path, last: bool) -> None:
         images, found = sampling.most_confident(
-            model.model, visited(buffer, before), per_class=COLUMNS
+            model.model, buffer.images[begun.drawn], per_class=COLUMNS
         )
         counts[:] = found.tolist()
         class_rows(images, path, classes, last)
 
-    rounds = sampling.sampling_rounds(model.model, buffer, **chains_of(asked, model))
-    watch(asked, model, rounds, "cond_samples_classified", draw_classified)
-    chosen = torch.arange(min(COLUMNS, classes), device=asked.device)
-    save_trajectory(asked, model, chosen)
-    return {"n": len(labels), **steps_of(s, len(labels)), "classified_per_class": counts}
+    rounds = sampling.sampling_rounds(model.model, buffer, **chains_of(asked, model), begun=begun)
+    watch(asked, model, rounds, "cond_samples_classified", draw)
+    return counts
+
+
+def training_images(asked: Asked, model: Trained) -> data.EvaluationSet | None:
+    """The images that the model was trained on; None, said in a line, where they cannot be read."""
+    try:
+        own = asked.known(model)
+        own_data(asked, model, "leave it out")
+        return asked.images(data.split_name(own, "train"), model)
+    except data.DataError as error:
+        found: Exception = error
+    except UsageError as error:
+        found = error
+    if asked.s.dataset is not None:
+        raise found
+    asked.warn(f"samples are not compared with training images: {found}")
+    return None
+
+
+def beside_training(
+    asked: Asked,
+    training: data.EvaluationSet | None,
+    samples: Tensor,
+    starts: Tensor,
+    labels: Tensor | None,
+) -> dict[str, Any]:
+    """Numbers and a picture of samples uint8 (N, H, W, 3), where their chains began, and the
+    nearest training images: of their own class where `labels` (N,) are given."""
+    if training is None:
+        return {}
+    split = training.split
+    of_data = split.labels
+    if labels is None:  # all of one class
+        labels, of_data = (
+            torch.zeros_like(split.labels[:1]).expand(len(each)) for each in (samples, of_data)
+        )
+    try:
+        numbers, index = neighbours.compare_with_training(
+            samples, starts, labels, split.images, of_data
+        )
+    except ValueError as error:
+        asked.warn(f"samples are not compared with training images: {error}")
+        return {}
+    sets = {"start": starts, "sample": samples, "nearest training image": split.images[index]}
+    grids = {name: data.to_float(images) for name, images in sets.items()}
+    if asked.s.eval == "cond_samples":
+        columns, names = 3, [str(y) for y in range(int(labels.max()) + 1)]
+        grids = {n: padded_rows(each, labels, len(names), columns) for n, each in grids.items()}
+    else:
+        columns, names = BESIDE, []
+        grids = {name: each[: BESIDE * BESIDE] for name, each in grids.items()}
+    asked.answer.picture(
+        f"{asked.s.eval}_nearest",
+        lambda path: plots.save_side_by_side(grids, path, columns=columns, row_labels=names),
+    )
+    return numbers
+
+
+def padded_rows(images: Tensor, labels: Tensor, classes: int, columns: int) -> Tensor:
+    """The first `columns` images of each class in a row of its own; missing ones are black."""
+    rows = []
+    for y in range(classes):
+        row = images[labels == y][:columns]
+        black = row.new_full((columns - len(row), *row.shape[1:]), -1.0)
+        rows.append(torch.cat([row, black]))
+    return torch.cat(rows)
+
+
+def classifier(asked: Asked, model: Trained) -> Trained | None:
+    """The network of --fid_model. Raises UsageError where it has other classes and is to read
+    class-conditional samples."""
+    s = asked.s
+    if s.fid_model is None:
+        return None
+    plain = Namespace(**{**vars(s), **dict.fromkeys((*flags.NETWORK, "weights"))})
+    with naming_flag("--fid_model"):
+        other = trained.load(s.fid_model, "features", plain, asked.device)
+    if s.eval == "fid" and s.sampling != "class":
+        return other
+    if other.num_classes != model.num_classes:
+        raise UsageError(
+            f"--fid_model {other.path} has {other.num_classes} classes, the model of {model.path} "
+            f"{model.num_classes}: give a classifier of the same classes"
+        )
+    if other.sha256 == model.sha256:
+        asked.warn(f"--fid_model {other.path} reads its own samples: use an independent classifier")
+    return other
+
+
+def reading(
+    judge: Trained, images: Mapping[int, Tensor], labels: Tensor, steps: int
+) -> tuple[dict[str, Any], dict[int, float]]:
+    """How a classifier reads class-conditional chains uint8 (N, H, W, 3), by their SGLD steps: what
+    `generation.read_as_asked` says of those after `steps` and 0, and the share of each."""
+    extractor = generation.model_extractor(judge.model)
+    right = {at: generation.reads_as(extractor, each, labels) for at, each in images.items()}
+    found = generation.read_as_asked(right[steps], right[0], labels)
+    about = {"classifier": str(judge.path), "classifier_sha256": judge.sha256}
+    return {**about, **found}, {at: float(each.mean()) for at, each in right.items()}
 
 
 def steps_of(s: Namespace, n: int) -> dict[str, Any]:
@@ -321,14 +431,6 @@ def chains_of(asked: Asked, model: Trained) -> dict[str, Any]:
     s = asked.s
     sizes = {"rounds": s.n_sample_steps, "chains": s.sgld_batch_size}
     return {**sizes, "seed": s.seed, "chain": model.chain(s, s.n_steps, model.start(s))}
-
-
-def visited(buffer: Any, before: Tensor) -> Tensor:
-    """The slots that chains have moved. Raises UsageError where they have moved none."""
-    moved = (buffer.images != before).flatten(1).any(1)
-    if not moved.any():
-        raise UsageError("--sgld_lr: no chain has moved: give larger steps, or noise by --sgld_std")
-    return buffer.images[moved]
 
 
 def watch(
@@ -363,11 +465,13 @@ def watch(
                 asked.answer.path(path.with_suffix(".pdf").name)
 
 
-def save_samples(asked: Asked, name: str, images: Tensor, labels: Tensor | None = None) -> None:
-    """uint8 images under the names that a data set has, so that it can be one."""
-    arrays: dict[str, Any] = {"test_images": sampling.to_uint8(images).cpu().numpy()}
-    if labels is not None:
-        arrays["test_labels"] = labels.cpu().numpy()
+def save_samples(
+    asked: Asked, name: str, images: Tensor, starts: Tensor | None, labels: Tensor | None = None
+) -> None:
+    """Write images uint8 (N, H, W, 3), and where their chains began, under the names that a data
+    set has, so that it can be one."""
+    sets = {"test_images": images, "start_images": starts, "test_labels": labels}
+    arrays: dict[str, Any] = {k: each.cpu().numpy() for k, each in sets.items() if each is not None}
     asked.answer.add(name, lambda path: np.savez_compressed(path, **arrays))
 
 
@@ -406,40 +510,53 @@ def class_rows(images: Tensor, path: Path, classes: int, last: bool) -> None:
     plots.save_labelled_grid(images, path, row_labels=labels, columns=COLUMNS)
 
 
+def own_data(asked: Asked, model: Trained, remedy: str) -> str:
+    """The data set that the model was trained on. Raises UsageError where --dataset is another."""
+    own = asked.known(model)
+    if asked.s.dataset is not None and trained.trainable(asked.s.dataset) != own:
+        raise UsageError(
+            f"--dataset {asked.s.dataset}: {model.path} was trained on {own}; {remedy}"
+        )
+    return own
+
+
 def fid(asked: Asked, model: Trained) -> dict[str, Any]:
     s = asked.s
-    own = asked.known(model)
-    if s.dataset is not None and trained.trainable(s.dataset) != own:
-        raise UsageError(
-            f"--dataset {s.dataset}: {model.path} was trained on {own}; to compare with other "
-            "images give --reference"
-        )
-    confident = s.sampling == "confident"
-    name = s.reference or data.split_name(asked.known(model), "train")
-    reference = asked.images(name, model, "--reference")
-    parts, names = [reference.split.images], [reference.name]
-    if confident and s.reference is None:  # as SADA-JEM
-        test = asked.images(asked.known(model), model, "--reference")
-        parts, names = [*parts, test.split.images], [*names, test.name]
+    reference, names, real = reference_for_fid(asked, model)
     if not distributed.first():  # helps to sample; features are quick, and one network's to read
         samples_for_fid(asked, model)
         return {}
-    extractor, features, sha256 = feature_extractor(asked, model)
+    judge = classifier(asked, model)
+    extractor, features, sha256 = feature_extractor(asked, judge or model)
 
-    images = samples_for_fid(asked, model)
+    images, others = samples_for_fid(asked, model)
     score_part = None
-    if confident:
+    if s.sampling == "confident":
         shares = (0.9, 0.1)  # for the FID and for the score
         best, few = generation.most_confident_parts(model.model, images, shares=shares)
         images, score_part = images[best], sampling.to_uint8(images[few])
-    pixels = sampling.to_uint8(images)
     splits = 10
     if score_part is not None:
         splits = max(1, len(score_part) // 5000)  # JEM++'s rule
+    labels = labels_for_fid(asked, model, len(images))
+    pixels = sampling.to_uint8(images)
+    others = {steps: sampling.to_uint8(each) for steps, each in others.items()}
+    steps = s.n_steps if s.sampling in flags.FROM_STARTS else None
     with numbers_of(model):
         result = generation.evaluate_samples(
-            pixels, torch.cat(parts), extractor, score_part=score_part, splits=splits
+            pixels,
+            reference,
+            extractor,
+            score_part=score_part,
+            splits=splits,
+            others=others,
+            steps=steps,
+            real=real,
         )
+    if labels is not None and judge is not None:
+        chains = {**others, s.n_steps: pixels}
+        result["read_as_asked"], read = reading(judge, chains, labels, s.n_steps)
+        result["rows"] = [r | {"read_as_asked": read.get(r["steps"])} for r in result["rows"]]
     if not result["full_rank"]:
         asked.warn(
             f"{min(result['n'], result['n_reference']):,} images give no covariance of full rank "
@@ -447,34 +564,46 @@ def fid(asked: Asked, model: Trained) -> dict[str, Any]:
             "give more --n_samples"
         )
     asked.answer.add("fid_samples.png", lambda path: plots.save_grid(images[:100], path, 10))
-    np_pixels = pixels.cpu().numpy()
-    asked.answer.add(
-        "fid_samples.npz", lambda path: np.savez_compressed(path, test_images=np_pixels)
-    )
+    save_samples(asked, "fid_samples.npz", pixels, others.get(0), labels)
     return {
         **result,
         "sampling": s.sampling,
-        "steps": s.n_steps if s.sampling == "fresh" else None,
+        "steps": steps,
         "features": features,
         "features_sha256": sha256,
-        "reference": " + ".join(names),
+        "reference": names,
         "rounding": "uint8",
     }
 
 
-def feature_extractor(asked: Asked, model: Trained) -> tuple[Any, str, str]:
-    """(extractor, its name, the sha256 of its weights)."""
+def reference_for_fid(asked: Asked, model: Trained) -> tuple[Tensor, str, str]:
+    """The images uint8 (M, H, W, 3) to compare with, the names of their sets, and what they are."""
+    s = asked.s
+    own = own_data(asked, model, "to compare with other images give --reference")
+    train = data.split_name(own, "train")
+    sets = [asked.images(s.reference or train, model, "--reference")]
+    if s.sampling == "confident" and s.reference is None:  # as SADA-JEM
+        sets.append(asked.images(own, model, "--reference"))
+    names = " + ".join(found.name for found in sets)
+    images = torch.cat([found.split.images for found in sets])
+    return images, names, "training images" if names == train else "reference images"
+
+
+def labels_for_fid(asked: Asked, model: Trained, n: int) -> Tensor | None:
+    """The classes (n,) of --sampling class, in turn."""
+    if asked.s.sampling != "class":
+        return None
+    return torch.arange(n, device=asked.device) % model.num_classes
+
+
+def feature_extractor(asked: Asked, network: Trained) -> tuple[Any, str, str]:
+    """(extractor, its name, the sha256 of its weights): Inception, or the network's features."""
     s = asked.s
     if s.fid_features == "inception":
         weights = None if s.inception_weights is None else Path(s.inception_weights)
         extractor, sha256 = inception_extractor(weights, asked.device)
         return extractor, "inception-v3-compat (torch-fidelity)", sha256
-    other = model
-    if s.fid_model:
-        plain = Namespace(**{**vars(s), **dict.fromkeys((*flags.NETWORK, "weights"))})
-        with naming_flag("--fid_model"):
-            other = trained.load(s.fid_model, "features", plain, asked.device)
-    return generation.model_extractor(other.model), f"model {other.path}", other.sha256
+    return generation.model_extractor(network.model), f"model {network.path}", network.sha256
 
 
 @contextlib.contextmanager
@@ -485,38 +614,43 @@ def naming_flag(flag: str) -> Iterator[None]:
         raise CheckpointError(str(error).replace("--load_path", flag)) from None
 
 
-def samples_for_fid(asked: Asked, model: Trained) -> Tensor:
-    """float (N, 3, S, S): new chains, or the checkpoint's replay buffer. Raises UsageError."""
+def samples_for_fid(asked: Asked, model: Trained) -> tuple[Tensor, dict[int, Tensor]]:
+    """float (N, 3, S, S): new chains, or the checkpoint's replay buffer; and the same new chains
+    after 0 and --chain_lengths steps, by steps. Raises UsageError."""
     s = asked.s
-    if s.sampling != "fresh":
+    if s.sampling not in flags.FROM_STARTS:
         images = model.buffer_images("--sampling fresh samples from noise").to(asked.device)
         images = images[: s.max_images]
         with numbers_of(model):
             sampling.check_finite(images, 0)
-        return images
+        return images, {}
     n = min(s.n_samples, s.max_images or s.n_samples)
     part = distributed.share(-(-n // s.sgld_batch_size))
+    seen = sorted({0, s.n_steps, *(s.chain_lengths or ())})
     chains = sampling.fresh_chains(
         model.model,
-        model.chain(s, s.n_steps, model.start(s)),
+        model.chain(s, seen[-1], model.start(s)),
         n,
         seed=s.seed,
         batch_size=s.sgld_batch_size,
+        labels=labels_for_fid(asked, model, n),
         part=part,
+        seen=seen,
     )
-    size = model.model.image_size
-    parts = [torch.empty(0, 3, size, size, device=asked.device)]
+    parts: dict[int, list[Tensor]] = {at: [torch.empty(0, device=asked.device)] for at in seen}
     with bar(
         min(part.stop * s.sgld_batch_size, n) - part.start * s.sgld_batch_size,
-        f"{model.label}: {s.n_steps} SGLD steps",
+        f"{model.label}: {seen[-1]} SGLD steps",
     ) as shown:
-        for _, images in chains:
-            parts.append(images)
-            shown.update(len(images))
-    images = distributed.joined(torch.cat(parts))
-    with numbers_of(model):
-        sampling.check_finite(images, s.n_steps)
-    return images
+        for batch in chains:
+            for at, images in zip(seen, batch, strict=True):
+                parts[at].append(images)
+            shown.update(len(batch[0]))
+    found = {at: distributed.joined(torch.cat(each[1:] or each)) for at, each in parts.items()}
+    for at, images in found.items():
+        with numbers_of(model):
+            sampling.check_finite(images, at)
+    return found.pop(s.n_steps), found
 
 
 def attack(asked: Asked, model: Trained) -> dict[str, Any]:
@@ -691,9 +825,24 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
                 continue
             if not name.startswith("_") and name not in ("label", "checkpoint_sha256"):
                 say(f"{name:22} {value:.6g}" if isinstance(value, float) else f"{name:22} {value}")
+        show_samples(s, answer, results[0])
     raw = {key: values for r in results for key, values in r.get("_raw", {}).items()}
     if raw:
         answer.add(f"{s.eval}_scores.npz", lambda path: np.savez_compressed(path, **raw))
+
+
+def show_samples(s: Namespace, answer: Answer, result: dict[str, Any]) -> None:
+    """The tables of samples and of fid, and the curve over --chain_lengths."""
+    if s.eval != "fid":
+        if table := tables.samples_table(result):
+            say(f"\n{table}")
+        return
+    rows = result["rows"]
+    say(f"\n{rows[0]['n']:,} images each, against as many others:\n\n{tables.fid_table(rows)}")
+    if s.chain_lengths:
+        answer.picture("fid_lengths", lambda path: figures.save_lengths(path, [result]))
+        if told := generation.decline(rows):
+            say(f"\n{told}")
 
 
 def attack_title(result: dict[str, Any]) -> str:

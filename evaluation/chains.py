@@ -22,11 +22,11 @@ def climb(
     generator: torch.Generator,
     n: int | None = None,
 ) -> Tensor:
-    """Run SGLD from x (N, 3, H, W) up log q(x), or up log q(x, y) for labels y, of the first n
-    chains.
+    """Run SGLD from x (N, 3, H, W) up log q(x), or up log q(x, y) for labels y (n,), and return
+    the end points of all N.
 
-    Noise is drawn for all N, and the network sees n: a chain's noise belongs to its place, not
-    to how many chains there are.
+    Noise is drawn for all N, and the network sees the first n: a chain's noise belongs to its
+    place, not to how many chains there are. Chains beyond n only diffuse.
     """
     n = len(x) if n is None else n
 
@@ -34,7 +34,7 @@ def climb(
         return model.log_px(x[:n]) if labels is None else model.log_pxy(x[:n], labels)
 
     with sampling_mode(model):
-        return chain.climb(log_density, x, generator)[:n]
+        return chain.climb(log_density, x, generator)
 
 
 def begin(

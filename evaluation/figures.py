@@ -74,6 +74,16 @@ def save_robustness(path: Path, models: Models) -> list[Path]:
     return _save(path, draw_robustness, models)
 
 
+def save_lengths(path: Path, models: Models) -> list[Path]:
+    """Quality of samples over the SGLD steps of their chains: FID, precision and recall, and the
+    share read as asked where it is known; dashed, what as many training images have.
+
+    One model {"label", "rows"}: `rows` as `evaluation.generation.compared` returns them, of chains
+    and, without steps, of training images. Raises ValueError without models.
+    """
+    return _save(path, draw_lengths, models)
+
+
 def draw_histograms(models: Models, *, xlabel: str = "log q(x)") -> Figure:
     """The figure of `save_histograms`."""
     for model in models:
@@ -159,6 +169,36 @@ def draw_robustness(models: Models) -> Figure:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend()
+    return figure
+
+
+def draw_lengths(models: Models) -> Figure:
+    """The figure of `save_lengths`."""
+    rows = [row for model in models for row in model["rows"]]
+    panels = {"FID": ["fid"], "precision and recall": ["precision", "recall"]}
+    if any(row.get("read_as_asked") is not None for row in rows):
+        panels["read as asked"] = ["read_as_asked"]
+    figure, grid = _subplots(models, 1, len(panels), width=3.1, height=2.8)
+    for axes, (title, keys) in zip(grid[0], panels.items(), strict=True):
+        for i, key in enumerate(keys):
+            known = [row for row in rows if row.get(key) is not None]
+            chains = [(row["steps"], row[key]) for row in known if row["steps"] is not None]
+            line: dict[str, Any] = {"color": COLOURS[i], "label": key, "clip_on": False}
+            if chains:
+                axes.plot(*zip(*chains, strict=True), marker=MARKERS[i], markersize=5, **line)
+            for row in known:
+                if row["steps"] is None:
+                    axes.axhline(row[key], color=COLOURS[i], linestyle="--", linewidth=1)
+        axes.set(title=title, xlabel="SGLD steps")
+        axes.set_xscale("symlog", linthresh=10)
+        steps = sorted({row["steps"] for row in rows if row["steps"] is not None})
+        axes.set_xticks(steps, [str(at) for at in steps])
+        axes.minorticks_off()
+        axes.set_xlim(0, max(1, *steps))
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        if len(keys) > 1:
+            axes.legend()
     return figure
 
 

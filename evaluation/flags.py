@@ -46,7 +46,7 @@ SCORED = ("OOD", "logp_hist")
 # The evaluations that a flag belongs to; a flag not named here belongs to all.
 BELONGS = {
     **dict.fromkeys(("score_fn", "ood_dataset", "knn_k", "contrast_t", "contrast_score"), SCORED),
-    "dataset": (*CLASSIFIED, "fid", "attack"),
+    "dataset": (*CLASSIFIED, *SAMPLES, "fid", "attack"),
     "max_images": (*CLASSIFIED, "fid", "attack"),
     "datasets": ("logp_hist",),
     "sigma": (*CLASSIFIED, "attack"),
@@ -55,14 +55,16 @@ BELONGS = {
     **dict.fromkeys(("n_sample_steps", "print_every", "fresh_samples"), SAMPLES),
     **dict.fromkeys(("buffer_size", "reinit_freq"), SAMPLES),
     "chain_start": (*SAMPLES, "fid"),
-    **dict.fromkeys(("sampling", "n_samples", "reference"), ("fid",)),
-    **dict.fromkeys(("fid_features", "fid_model", "inception_weights"), ("fid",)),
+    **dict.fromkeys(("sampling", "n_samples", "chain_lengths", "reference"), ("fid",)),
+    **dict.fromkeys(("fid_features", "inception_weights"), ("fid",)),
+    "fid_model": ("cond_samples", "fid"),
     **dict.fromkeys(("attack", "distance", "eps", "n_steps_pgd_attack"), ("attack",)),
     **dict.fromkeys(("random_init", "n_restarts", "n_steps_refine"), ("attack",)),
     **dict.fromkeys(("n_dup_chains", "refine_sigma", "refine_gradient"), ("attack",)),
 }
 SCORES = ("px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy", "px_logits")
 CHAIN = ("sgld_lr", "sgld_std", "sgld_grad_clip", "sgld_clamp")
+FROM_STARTS = ("fresh", "class")  # what --sampling runs new chains for
 NETWORK = ("arch", "depth", "width", "norm", "uncond", "image_size", "contrast_k")
 
 
@@ -204,14 +206,18 @@ def add_chains(parser: argparse.ArgumentParser) -> None:
 
 
 def add_fid(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("fid").add_argument
-    add("--sampling", choices=("fresh", "buffer", "confident"), default="fresh",
-        help="fresh: new chains from noise; buffer: the checkpoint's replay buffer, as JEM++; "
-        "confident: the most confident 90 %% (FID) and 10 %% (IS) of each class of the buffer "
+    add = parser.add_argument_group("fid, and reading cond_samples").add_argument
+    add("--sampling", choices=(*FROM_STARTS, "buffer", "confident"), default="fresh",
+        help="fresh: new chains up log q(x); class: new chains up log q(x, y), classes in turn; "
+        "buffer: the checkpoint's replay buffer, as JEM++; confident: the most confident 90 %% "
+        "(FID) and 10 %% (IS) of each class of the buffer "
         "against training and test images, as SADA-JEM (default: %(default)s; ours)")
     add("--n_samples", type=COUNT, default=10000, metavar="IMAGES",
         help="fresh chains (default: %(default)s, at most --max_images; the literature's FID takes "
         "50000)")
+    add("--chain_lengths", nargs="+", type=WHOLE, default=None, metavar="STEPS",
+        help="look at the same chains after these numbers of SGLD steps too, as a curve; it costs "
+        "what the longest costs (default: after 0 and --n_steps; ours)")
     add("--reference", default=None, metavar="NAME",
         help="the images to compare with (default: the training split; ours)")
     add("--fid_features", choices=("inception", "model"), default="inception",
@@ -219,8 +225,9 @@ def add_fid(parser: argparse.ArgumentParser) -> None:
         "features of --fid_model, comparable only within one such network "
         "(default: %(default)s; ours)")
     add("--fid_model", default=None, metavar="FILE",
-        help="checkpoint that gives the features of --fid_features model "
-        "(default: --load_path; ours)")
+        help="checkpoint that gives the features of --fid_features model (default: --load_path), "
+        "and that reads class-conditional samples, of cond_samples and of --sampling class "
+        "(default: none does; ours)")
     add("--inception_weights", default=None, metavar="FILE",
         help="weights-inception-2015-12-05-6726825d.pth, where it cannot be downloaded (ours)")
 
@@ -364,10 +371,14 @@ def check_given(s: argparse.Namespace, given: set[str]) -> None:
         ("datasets", s.datasets is not None, ("dataset", "ood_dataset")),
         (
             "sampling " + s.sampling,
-            s.sampling != "fresh",
-            ("n_steps", "n_samples", "sgld_batch_size", "chain_start"),
+            s.sampling not in FROM_STARTS,
+            ("n_steps", "n_samples", "sgld_batch_size", "chain_lengths", "chain_start"),
         ),
-        ("fid_features inception", s.fid_features == "inception", ("fid_model",)),
+        (
+            f"fid_features inception --sampling {s.sampling}",
+            s.eval == "fid" and s.fid_features == "inception" and s.sampling != "class",
+            ("fid_model",),
+        ),
         ("fid_features model", s.fid_features == "model", ("inception_weights",)),
         (
             "n_steps_refine 0",

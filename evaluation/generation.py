@@ -7,7 +7,7 @@ as an image file would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,16 @@ from data import to_float
 from data.resize import resize_batch
 from evaluation import pgd
 from evaluation.frechet import Statistics, frechet_distance
+from evaluation.neighbours import neighbour_radii, precision_recall
 from models import EnergyClassifier, eval_mode
 from training.flags import UsageError
 
 # uint8 (n, H, W, 3) -> features (n, D) and class probabilities (n, C), of any float type.
 Extractor = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-CHUNK = 1000  # images that an extractor is given at once: bounds the features held in memory
-SCORE_ORDER = 2020  # torch-fidelity's seed for the order of the samples
+CHUNK = 1000  # images that an extractor is given at once
+SCORE_ORDER = 2020  # torch-fidelity's seed for the order of the samples; the reference's halves too
+DECLINE = 0.05  # of the best FID: what is more is a decline
 
 
 def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, float]:
@@ -79,6 +81,9 @@ def evaluate_samples(
     *,
     score_part: Tensor | None = None,
     splits: int = 10,
+    others: Mapping[int, Tensor] | None = None,
+    steps: int | None = None,
+    real: str = "training images",
 ) -> dict[str, Any]:
     """FID of samples against reference images, and the Inception Score of `score_part`.
 
@@ -89,14 +94,17 @@ def evaluate_samples(
     Returns fid, inception_score_mean, inception_score_std, splits, n = N, n_reference = M,
     n_score = K, n_features = D, and full_rank: whether N and M exceed D. Where they do not, the
     covariances have no full rank and the FID depends on N and M even more than it always does.
+    And `rows`, as `compared`'s: of the samples, of `others`, the same chains after other numbers of
+    SGLD steps (0: their starts; `steps`: of the samples), and of the reference images, called
+    `real`, themselves.
 
-    Raises UsageError for fewer than 2 samples or reference images, fewer scored than splits, and
+    Raises UsageError for fewer than 2 samples or 4 reference images, fewer scored than splits, and
     for features that are not finite.
     """
     n_score = len(samples if score_part is None else score_part)
     for what, n, least in (
         ("samples", len(samples), 2),
-        ("reference images", len(reference), 2),
+        ("reference images", len(reference), 4),
         ("samples to score", n_score, splits),
     ):
         if n < least:
@@ -108,34 +116,121 @@ def evaluate_samples(
         _read(score_part, extractor, probabilities)
     order = torch.from_numpy(np.random.RandomState(SCORE_ORDER).permutation(n_score))
     mean, std = inception_score(torch.cat(probabilities)[order], splits)
+    features = [(steps, ours)]
+    for at, images in (others or {}).items():
+        features.append((at, _read(images, extractor)))
     return {
-        "fid": frechet_distance(ours.mean, ours.cov, theirs.mean, theirs.cov),
+        "fid": _distance(_statistics(ours), _statistics(theirs)),
         "inception_score_mean": mean,
         "inception_score_std": std,
         "splits": splits,
-        "n": ours.n,
-        "n_reference": theirs.n,
+        "n": len(ours),
+        "n_reference": len(theirs),
         "n_score": n_score,
-        "n_features": len(ours.mean),
-        "full_rank": min(ours.n, theirs.n) > len(ours.mean),
+        "n_features": ours.shape[1],
+        "full_rank": min(len(ours), len(theirs)) > ours.shape[1],
+        "rows": compared(features, theirs, real),
     }
+
+
+def compared(
+    features: Sequence[tuple[int | None, Tensor]], reference: Tensor, real: str
+) -> list[dict[str, Any]]:
+    """Compare sets of features, (SGLD steps, (N, D)) each, with one half of the reference's (M, D),
+    and the other half, called `real`, with it too: the values that no sampler passes.
+
+    A row has images ("starts" after 0 steps, "samples", or `real`), steps, n, fid, precision and
+    recall (`precision_recall`, k = 3; None for fewer than 4 images). To be comparable, all rows are
+    of n = min(N, M // 2) images against as many: the first n of a set and, of the reference in a
+    fixed random order, the first n and the next n. Rows are in the order of their steps.
+    """
+    n = min(len(reference) // 2, *(len(each) for _, each in features))
+    order = torch.from_numpy(np.random.RandomState(SCORE_ORDER).permutation(len(reference)))
+    order = order.to(reference.device)
+    half, other = reference[order[:n]], reference[order[n : 2 * n]]
+    statistics = _statistics(half)
+    radii = neighbour_radii(half) if n > 3 else None
+
+    def row(images: str, steps: int | None, each: Tensor) -> dict[str, Any]:
+        precision, recall = precision_recall(each, half, radii=radii)
+        return {
+            "images": images,
+            "steps": steps,
+            "n": n,
+            "fid": _distance(_statistics(each), statistics),
+            "precision": precision,
+            "recall": recall,
+        }
+
+    rows = [
+        row("starts" if steps == 0 else "samples", steps, each[:n])
+        for steps, each in sorted(features, key=lambda found: found[0] or 0)
+    ]
+    return [*rows, row(real, None, other)]
+
+
+def decline(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Say where chains leave the images again, in one line: where the FID of `compared`'s rows is,
+    after the number of steps of the lowest, ever more than DECLINE above that; else None."""
+    chains = [row for row in rows if row["steps"] is not None]
+    best = min(chains, key=lambda row: row["fid"], default=None)
+    later = [row for row in chains if best is not None and row["steps"] > best["steps"]]
+    worst = max(later, key=lambda row: row["fid"], default=None)
+    if best is None or worst is None or worst["fid"] <= (1 + DECLINE) * best["fid"]:
+        return None
+    return (
+        f"the chains get worse: their FID is lowest after {best['steps']} steps, "
+        f"{best['fid']:.4g}, and {worst['fid']:.4g} after {worst['steps']}"
+    )
+
+
+def reads_as(classifier: Extractor, images: Tensor, labels: Tensor) -> Tensor:
+    """Whether a classifier reads each of the images uint8 (N, H, W, 3) as its label (N,): float64
+    (N,), on the CPU, 1 where it does."""
+    predicted = [classifier(chunk)[1].argmax(1).cpu() for chunk in images.split(CHUNK)]
+    return (torch.cat(predicted) == labels.cpu()).double()
+
+
+def read_as_asked(samples: Tensor, starts: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Shares of class-conditional samples and of their starts that are read as the class that was
+    asked for, labels (N,), overall and per class; from `reads_as` of both."""
+    labels = labels.cpu()
+    sets = {"samples": samples, "starts": starts}
+    per_class = [
+        {"class": y, "n": int((labels == y).sum())}
+        | {name: float(right[labels == y].mean()) for name, right in sets.items()}
+        for y in labels.unique().tolist()
+    ]
+    return {**{name: float(each.mean()) for name, each in sets.items()}, "per_class": per_class}
 
 
 def _read(
     images: Tensor, extractor: Extractor, probabilities: list[Tensor] | None = None
-) -> Statistics:
-    """Statistics of the images' features; their probabilities are appended to the list, if any."""
-    statistics = Statistics()
+) -> Tensor:
+    """The images' features (N, D); their probabilities are appended to the list, if any."""
+    found = []
     for chunk in images.split(CHUNK):
         features, part = extractor(chunk)
-        statistics.add(features)
+        found.append(features)
         if probabilities is not None:
             probabilities.append(part.cpu())
-    if not statistics.mean.isfinite().all():
+    features = torch.cat(found)
+    if not features.isfinite().all():
         raise UsageError(
             "--fid_features: the features are not finite: give a model that has not diverged"
         )
+    return features
+
+
+def _statistics(features: Tensor) -> Statistics:
+    statistics = Statistics()
+    for part in features.split(CHUNK):
+        statistics.add(part)
     return statistics
+
+
+def _distance(ours: Statistics, theirs: Statistics) -> float:
+    return frechet_distance(ours.mean, ours.cov, theirs.mean, theirs.cov)
 
 
 @torch.no_grad()

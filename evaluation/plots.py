@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,30 +52,58 @@ def save_labelled_grid(
     the columns, one chain a row). `columns` is by default the number of `column_labels`. Raises
     ValueError unless there is one label a row and one a column, or none.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    gap = 2
     columns = columns or len(column_labels) or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     for labels, places, name in ((row_labels, rows, "rows"), (column_labels, columns, "columns")):
         if len(labels) not in (0, places):
             raise ValueError(f"{len(labels)} labels for {places} {name}")
-    picture = grid(images, columns, gap)
     inch = min(0.55, 7.5 / columns)  # of an image; the whole fits a page
-    figure = Figure(figsize=(inch * columns + 1.0, inch * rows + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes: Any = figure.subplots()
-    axes.imshow(picture.numpy(), interpolation="nearest")
-    height, width = (side + gap for side in images.shape[2:])
-    axes.set_yticks([gap + height * (i + 0.5) - 1.5 for i in range(len(row_labels))], row_labels)
+    figure, (axes,) = _figure(inch * columns + 1.0, inch * rows + 0.5, 1)
+    _show_grid(axes, images, columns, row_labels)
+    gap, width = 2, images.shape[3] + 2
     axes.set_xticks(
         [gap + width * (i + 0.5) - 1.5 for i in range(len(column_labels))], column_labels
     )
+    axes.set_xlabel(xlabel, fontsize=9)
+    return _save(figure, path)
+
+
+def save_side_by_side(
+    grids: Mapping[str, Tensor], path: Path, *, columns: int, row_labels: Sequence[str] = ()
+) -> list[Path]:
+    """Write grids of as many images (n, 3, h, w) each, in one order, beside each other under their
+    names, as PNG and PDF; `row_labels` stand left of the first."""
+    rows = math.ceil(max(map(len, grids.values())) / columns)
+    inch = min(0.55, 7.5 / (columns * len(grids)))
+    width = (inch * columns + 0.1) * len(grids) + 0.3
+    figure, all_axes = _figure(width, inch * rows + 0.5, len(grids))
+    for axes, (name, images) in zip(all_axes, grids.items(), strict=True):
+        _show_grid(axes, images, columns, row_labels if axes is all_axes[0] else ())
+        axes.set_xticks([])
+        axes.set_xlabel(name, fontsize=9)
+    return _save(figure, path)
+
+
+def _figure(width: float, height: float, columns: int) -> tuple[Any, Any]:
+    """A figure of this size in inches, and its axes side by side."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def _show_grid(axes: Any, images: Tensor, columns: int, row_labels: Sequence[str]) -> None:
+    gap, height = 2, images.shape[2] + 2
+    axes.imshow(grid(images, columns, gap).numpy(), interpolation="nearest")
+    axes.set_yticks([gap + height * (i + 0.5) - 1.5 for i in range(len(row_labels))], row_labels)
     axes.tick_params(length=0, labelsize=9, labeltop=True, labelbottom=False)
     axes.xaxis.set_label_position("top")
-    axes.set_xlabel(xlabel, fontsize=9)
     axes.spines[:].set_visible(False)
+
+
+def _save(figure: Any, path: Path) -> list[Path]:
     paths = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
     figure.savefig(paths[0], dpi=150, bbox_inches="tight")
     # the same bytes every time

@@ -41,7 +41,7 @@ def refined(
         x = torch.zeros(shape, device=images.device).to(memory_format=torch.channels_last)
         x[:n] = images
         generator = generator_of(images.device, seed, REFINEMENT, index)
-        yield climb(model, x, None, chain, generator, n), labels
+        yield climb(model, x, None, chain, generator, n)[:n], labels
 
 
 def _blocks(batches: Iterable[Batch], size: int) -> Iterator[Batch]:

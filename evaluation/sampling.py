@@ -7,7 +7,7 @@ nothing is read back from the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -88,6 +88,25 @@ def fresh_buffer(
     return buffer
 
 
+class Begun:
+    """Where the present chain of each slot of a replay buffer began.
+
+    `images`, like the buffer's: at first the buffer's own, and the start image from where a chain
+    restarts. `drawn` bool (size,): whether a chain has used the slot.
+    """
+
+    def __init__(self, buffer: ReplayBuffer) -> None:
+        self.images = buffer.images.clone()
+        self.drawn = torch.zeros(len(self.images), dtype=torch.bool, device=self.images.device)
+
+    def note(self, buffer: ReplayBuffer, slots: Tensor, start: Tensor) -> None:
+        """Record that chains go on from `start` (n, 3, H, W), before they are stored in `slots`:
+        a chain has restarted where `start` is not the slot's image."""
+        restarted = (start != buffer.images[slots]).flatten(1).any(1)[:, None, None, None]
+        self.images[slots] = torch.where(restarted, start, self.images[slots])
+        self.drawn[slots] = True
+
+
 def sampling_rounds(
     model: EnergyClassifier,
     buffer: ReplayBuffer,
@@ -96,16 +115,20 @@ def sampling_rounds(
     rounds: int,
     chains: int,
     seed: int,
+    begun: Begun | None = None,
 ) -> Iterator[Tensor]:
     """Sample as JEM does: draw `chains` slots, climb log q(x), store; `rounds` times.
 
     A chain starts from its slot, or anew with probability `buffer.reinit_freq`. Yields
     the images (chains, 3, H, W) of each round. `buffer` is changed, and is on the model's
-    device. Raises ValueError if there are more chains than slots.
+    device; `begun` is kept up to date with it. Raises ValueError if there are more chains than
+    slots.
     """
     generator = generator_of(buffer.images.device, seed, ROUNDS)
     for _ in range(rounds):
         start, slots = buffer.draw(chains, generator=generator)
+        if begun is not None:
+            begun.note(buffer, slots, start)
         images = climb(model, start, None, chain, generator)
         buffer.store(slots, images)
         yield images
@@ -120,6 +143,7 @@ def conditional_rounds(
     rounds: int,
     chains: int,
     seed: int,
+    begun: Begun | None = None,
 ) -> Iterator[Tensor]:
     """`sampling_rounds` up log q(x, y) = log q(x|y) + const: chain i of round r is of class
     y = (i + r * chains) mod C, so that every class has its turn, and starts from a slot of it.
@@ -145,6 +169,8 @@ def conditional_rounds(
         of_class = [torch.full((n,), y, device=device) for y, n in enumerate(counts) if n > 0]
         drawn = [buffer.draw(len(y), y, generator) for y in of_class]
         start, slots = (torch.cat(parts)[place] for parts in zip(*drawn, strict=True))
+        if begun is not None:
+            begun.note(buffer, slots, start)
         images = climb(model, start, labels, chain, generator)
         buffer.store(slots, images)
         yield images
@@ -159,13 +185,16 @@ def fresh_chains(
     batch_size: int = 100,
     labels: Tensor | None = None,
     part: range | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Run n new chains up log q(x), or up log q(x, y) for labels y (n,), in batches; yields where
-    they began and where they ended, (b, 3, 32, 32) each.
+    seen: Sequence[int] | None = None,
+) -> Iterator[list[Tensor]]:
+    """Run n new chains up log q(x), or up log q(x, y) for labels y (n,), in batches; yields the
+    images (b, 3, H, W) of a batch after each number of steps of `seen`, in ascending order: by
+    default where the chains began and where they ended, (0, chain.steps).
 
-    Chain i does not depend on n, but on batch_size: each batch has a generator of its own.
-    `part`: the numbers of the batches to sample; all where it is None.
+    Chain i does not depend on n or `seen`, but on batch_size: each batch has a generator of its
+    own. `part`: the numbers of the batches to sample; all where it is None.
     """
+    seen = (0, chain.steps) if seen is None else seen
     device = next(model.parameters()).device
     for batch in range(-(-n // batch_size)) if part is None else part:
         first = batch * batch_size
@@ -173,8 +202,13 @@ def fresh_chains(
         real = min(batch_size, n - first)
         y = None if labels is None else labels[first : first + real]
         all_y = None if y is None else F.pad(y, (0, batch_size - real))
-        start = begin(chain, batch_size, all_y, generator, model.image_size)
-        yield start[:real], climb(model, start, y, chain, generator, real)
+        x = begin(chain, batch_size, all_y, generator, model.image_size)
+        images = []
+        for before, after in zip((0, *seen), seen, strict=False):
+            if after > before:
+                x = climb(model, x, y, replace(chain, steps=after - before), generator, real)
+            images.append(x[:real])
+        yield images
 
 
 def trajectory(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
+MEASURED = ("samples", "starts", "data")
 
 
 def markdown(
@@ -57,6 +58,29 @@ def ood_table(rows: Sequence[Row]) -> str:
         "ratio": "in:out",
     }
     return markdown(shown, columns, headers=headers)
+
+
+def fid_table(rows: Sequence[Row]) -> str:
+    """One line for each set of images of `evaluation.generation.compared`, 60 characters wide."""
+    columns = ["images", "steps", "fid", "precision", "recall"]
+    if any("read_as_asked" in row for row in rows):
+        columns.append("read_as_asked")
+    headers = {"fid": "FID", "read_as_asked": "asked"}
+    shown = [{**row, "images": row["images"].replace(" images", "")} for row in rows]
+    return markdown(shown, columns, headers=headers, digits=3)
+
+
+def samples_table(result: Row) -> str | None:
+    """The numbers of samples, of where their chains began and of training images, a line each; None
+    where there are none."""
+    titles = {
+        "nearest": "distance to training",
+        "variety": "variety",
+        "read_as_asked": "read as asked",
+    }
+    rows = [{"": title, **result[key]} for key, title in titles.items() if result.get(key)]
+    headers = {"data": "training"}
+    return markdown(rows, ["", *MEASURED], headers=headers, digits=3) if rows else None
 
 
 def reversed_order(rows: Sequence[Row]) -> str | None:

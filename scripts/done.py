@@ -100,7 +100,8 @@ def answered(place: Path, words: Sequence[str], hashes: dict[Path, str] | None =
     told = [model.get("checkpoint_sha256") for model in record.get("models", [record])]
     paths = list(parsed.load_path)
     if parsed.fid_model is not None:
-        told.append(record.get("features_sha256"))
+        read = record.get("read_as_asked") or {}
+        told.append(read.get("classifier_sha256", record.get("features_sha256")))
         paths.append(parsed.fid_model)
     return told == [sha256(Path(path), known) for path in paths]
 

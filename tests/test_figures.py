@@ -12,9 +12,11 @@ from evaluation.figures import (
     IN,
     OUT,
     draw_histograms,
+    draw_lengths,
     draw_reliability,
     draw_robustness,
     save_histograms,
+    save_lengths,
     save_reliability,
     save_robustness,
 )
@@ -41,10 +43,19 @@ def robustness_model(
     return {"label": label, "distance": distance, "attack": attack, "rows": rows}
 
 
+def lengths_model(label: str = "HDGE") -> dict[str, Any]:
+    """Chains after 0, 20 and 1000 steps, the last one's recall unknown; and real images."""
+    values = [(0, 300.0, 0.1, 0.0), (20, 80.0, 0.5, 0.25), (1000, 90.0, 0.4, None)]
+    values += [(None, 5.0, 0.75, 0.7)]  # type: ignore[list-item]
+    names = ("steps", "fid", "precision", "recall")
+    return {"label": label, "rows": [dict(zip(names, row, strict=True)) for row in values]}
+
+
 CASES: list[tuple[Any, dict[str, Any]]] = [
     (save_histograms, histogram_model()),
     (save_reliability, reliability_model()),
     (save_robustness, robustness_model()),
+    (save_lengths, lengths_model()),
 ]
 
 
@@ -191,3 +202,16 @@ def test_a_long_name_of_a_row_stays_within_the_picture(label: str) -> None:
     (text,) = (t for axes in figure.axes for t in axes.texts if t.get_text() == label)
     box = text.get_window_extent()
     assert box.y0 >= 0 and box.y1 <= figure.bbox.height
+
+
+def test_lengths_are_drawn_over_the_steps_and_real_images_dashed() -> None:
+    model = lengths_model()
+    fid, both = draw_lengths([model]).axes
+    chain, real = fid.get_lines()
+    assert list(chain.get_xdata()) == [0, 20, 1000] and list(chain.get_ydata()) == [300, 80, 90]
+    assert set(real.get_ydata()) == {5.0} and real.get_linestyle() == "--"
+    assert [text.get_text() for text in fid.get_xticklabels()] == ["0", "20", "1000"]
+    assert list(both.get_lines()[2].get_ydata()) == [0.0, 0.25]
+    for row in model["rows"]:
+        row["read_as_asked"] = None if row["steps"] is None else 0.5
+    assert [axes.get_title() for axes in draw_lengths([model]).axes][2:] == ["read as asked"]

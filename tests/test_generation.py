@@ -152,7 +152,7 @@ def broken(images: Tensor) -> tuple[Tensor, Tensor]:
     ("n", "m", "k", "extractor", "message"),
     [
         (1, 20, 20, linear_extractor, "1 samples are too few: give 2"),
-        (20, 0, 20, linear_extractor, "0 reference images are too few: give 2"),
+        (20, 0, 20, linear_extractor, "0 reference images are too few: give 4"),
         (20, 20, 9, linear_extractor, "9 samples to score are too few: give 10"),
         (20, 20, 20, lambda: broken, "not finite"),
     ],

@@ -21,6 +21,7 @@ from evaluation import flags
 from evaluation.report import NoRun, page, read_run
 from evaluation.report.answer import KEYS
 from evaluation.report.curves import ticks
+from evaluation.report.markup import NONE
 from evaluation.report.paper import PUBLISHED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,11 +64,19 @@ ANSWERS: dict[str, dict[str, Any]] = {
                "files": ["attack.png"]},
     "uncond_samples": {"n": 6400, "steps": 4000, "files": [
         "uncond_samples_400.png", "uncond_samples_4000.png", "uncond_samples_trajectory.png"]},
-    "cond_samples": {"n": 6400, "steps": 4000, "files": [
-        "cond_samples_direct_4000.png", "cond_samples_classified_4000.png"]},
+    "cond_samples": {"n": 6400, "steps": 4000,
+                     "nearest": {"samples": 8.125, "starts": 16.5, "data": 9.75},
+                     "variety": {"samples": 17.25, "starts": None, "data": 18.5},
+                     "read_as_asked": {"samples": 0.625, "starts": 0.125, "per_class": []},
+                     "files": ["cond_samples_direct_4000.png", "cond_samples_classified_4000.png",
+                               "cond_samples_nearest.png"]},
     "fid": {"fid": 85.31, "inception_score_mean": 4.27, "inception_score_std": 0.13, "n": 10000,
             "sampling": "fresh", "features": "inception", "reference": "cifar10_train",
             "n_reference": 50000, "features_sha256": "ab" * 32, "full_rank": True,
+            "rows": [{"images": "samples", "steps": 100, "n": 10000, "fid": 85.75,
+                      "precision": 0.625, "recall": 0.375},
+                     {"images": "training images", "steps": None, "n": 10000, "fid": 2.5,
+                      "precision": 0.75, "recall": 0.875}],
             "files": ["fid_samples.png"]},
 }  # fmt: skip
 
@@ -203,7 +212,17 @@ def test_numbers_on_the_page_are_those_of_the_answers(make: Maker) -> None:
     noisy = [key for key, body in shown.items() if re.search(r"<span>sigma <b>0\.03", body)]
     assert noisy == ["classification", "calibration", "ood", "histograms"]
     assert "Not evaluated" not in found.text and "eval_wrn_ebm.py" not in found.text
-    assert len(found.of("img")) == 3 + 1 + 2 + 2 + 1  # charts, training, q(x), q(x|y), fid
+    for row in (
+        ["distance to the nearest training image", "8.125", "16.500", "9.750"],
+        ["distance between samples of a class", "17.250", NONE, "18.500"],
+        ["read as the class that was asked for", "0.625", "0.125", NONE],
+        ["samples", "100", "10,000", "85.75", "0.625", "0.375"],
+        ["training images", NONE, "10,000", "2.50", "0.750", "0.875"],
+    ):
+        assert row in found.rows
+    grids = re.search(r"Class-conditional.*?<figcaption>(.*?)<", text, re.DOTALL)
+    assert grids and grids[1].startswith("Where chains began")  # before the larger grids
+    assert len(found.of("img")) == 3 + 1 + 2 + 3 + 1  # charts, training, q(x), q(x|y), fid
     assert "small scale: WRN-10-2, 2 epochs" in found.text
 
 

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from evaluation.report import markup
 from evaluation.report.answer import Answer, items
 from evaluation.report.curves import panels
-from evaluation.report.markup import NONE, Html, count, decimals, fold, note, table, tag
+from evaluation.report.markup import (
+    NONE,
+    Html,
+    count,
+    decimals,
+    fold,
+    note,
+    number,
+    table,
+    tag,
+)
 from evaluation.report.paper import NETWORK, Paper, weight
 from evaluation.report.run import Run
 from evaluation.report.sections import answered, labels, own_features, plain, reading, section
+from evaluation.tables import MEASURED
 
 KINDS = {
     "uncond": "Chains that climb log q(x)",
@@ -19,6 +31,7 @@ KINDS = {
     "contrast": "Chains that climb log q(x|y) as the contrastive term has it",
     "direct": "Chains that climb f(x)[y], one class a row",
     "classified": "Samples of q(x), classified: the most confident of each class, a class a row",
+    "nearest": "Where chains began, their samples, and the nearest training images",
     "trajectory": "Chains from noise on the left to the last step on the right, one a row",
 }
 
@@ -84,7 +97,8 @@ def _grid(path: Path, kind: str) -> Html:
 
 
 def _show_samples(answer: Answer) -> list[Html]:
-    """Of each kind of picture the one with the most steps."""
+    """Samples beside training images first, and of each kind of picture the one with the most
+    steps."""
     latest: dict[str, tuple[int, Path]] = {}
     for path in answer.pictures():
         found = re.search(r"samples_(?:([a-z]+)_?)?([0-9]*)\.png$", path.name)
@@ -92,7 +106,7 @@ def _show_samples(answer: Answer) -> list[Html]:
         if steps >= latest.get(kind, (-1, path))[0]:
             latest[kind] = (steps, path)
     shown = []
-    for kind, (steps, path) in latest.items():
+    for kind, (steps, path) in sorted(latest.items(), key=lambda item: item[0] != "nearest"):
         caption = KINDS.get(kind, KINDS["uncond"]) + (f", {steps:,} SGLD steps" if steps else "")
         shown.append(markup.picture(path, caption, caption))
     first = answer.models[0].values if answer.models else {}
@@ -100,7 +114,35 @@ def _show_samples(answer: Answer) -> list[Html]:
     classified = items(first.get("classified_per_class"), int)
     if classified:
         facts += f" Classified as class 0, 1, ...: {', '.join(map(count, classified))} of them."
-    return [tag("div", *shown, class_="grids"), tag("p", facts, class_="small")]
+    grids = tag("div", *shown, class_="grids")
+    return [grids, *_beside(first), tag("p", facts, class_="small")]
+
+
+def _beside(values: dict[str, Any]) -> list[Html]:
+    """The table of samples beside their starts and training images, where it was measured."""
+    titles = {
+        "nearest": "distance to the nearest training image",
+        "variety": "distance between samples of a class",
+        "read_as_asked": "read as the class that was asked for",
+    }
+    rows = []
+    for key, title in titles.items():
+        if isinstance(found := values.get(key), dict):
+            rows.append([title, *(decimals(found.get(name), 3) for name in MEASURED)])
+    head = ("L2 of pixels in [0, 1], and shares", "samples", "their starts", "training images")
+    return [table(head, rows)] if rows else []
+
+
+def _compared(rows: list[dict[str, Any]]) -> Html:
+    keys = {"fid": "FID", "precision": "precision", "recall": "recall"}
+    if any(number(row.get("read_as_asked")) is not None for row in rows):
+        keys["read_as_asked"] = "read as asked"
+    cells = [
+        [plain(row.get("images")), count(row.get("steps")), count(row.get("n"))]
+        + [decimals(row.get(key), 2 if key == "fid" else 3) for key in keys]
+        for row in rows
+    ]
+    return table(("images", "SGLD steps", "n", *keys.values()), cells)
 
 
 def fid(run: Run, paper: Paper) -> Html:
@@ -124,6 +166,13 @@ def fid(run: Run, paper: Paper) -> Html:
             shown = [NONE if x is None else f"{x:.2f}" for x in theirs]
             rows.append([f"paper ({NETWORK})", *shown, NONE, "", "inception", ""])
         parts.append(table(head, rows))
+        if compared := [row for m in answer.models for row in answer.rows(m, "rows")]:
+            text = (
+                "Below, each set is compared with one half of the reference images, by as many "
+                "images. The other half shows how near samples could come."
+            )
+            parts.append(tag("p", text, class_="small"))
+            parts.append(_compared(compared))
         if ours:
             text = (
                 "The features are a classifier's own, not Inception's: no published FID compares."
@@ -138,7 +187,13 @@ def fid(run: Run, paper: Paper) -> Html:
         if sha:
             parts.append(tag("p", "Features' sha256: ", markup.code(sha), class_="small hash"))
         text = "Some of the samples that were judged"
-        grids = [markup.picture(path, text, text, pixels=True) for path in answer.pictures()]
+        grids = []
+        for path in answer.pictures():
+            if "lengths" in path.stem:
+                title = "FID, precision and recall over the length of the chains"
+                grids.append(markup.picture(path, title, title))
+            else:
+                grids.append(markup.picture(path, text, text, pixels=True))
         return [*parts, tag("div", *grids, class_="grids") if grids else Html("")]
 
     text = (
