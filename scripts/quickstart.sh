@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up what is needed, trains HDGE on scikit-learn's bundled digits, evaluates it, and says where to look.
+# Sets up what is needed, trains HDGE + JEM on scikit-learn's bundled digits, evaluates it, and says where to look.
 # Further flags go to train_wrn.py, as in `bash scripts/quickstart.sh --n_epochs 2`; the run folder is fixed.
 set -euo pipefail
 
@@ -9,12 +9,7 @@ cd "$hdge_root"
 log_dir=./save
 id=quickstart-$(date +%Y%m%d-%H%M%S)
 
-"$PYTHON" train_wrn.py \
-    --dataset digits --pyxce 1 --pxycontrast 1 --contrast_k 1280 \
-    --depth 10 --width 2 \
-    --lr 2e-3 --warmup_iters 60 --decay_epochs 24 34 --decay_rate .2 \
-    --batch_size 32 --n_epochs 40 --plot_cond --plot_uncond \
-    --print_every 20 --seed 1 "$@" --log_dir "$log_dir" --id "$id"
+"$PYTHON" train_wrn.py @digits --plot_cond --plot_uncond --print_every 20 --seed 1 "$@" --log_dir "$log_dir" --id "$id"
 [ -f "$log_dir/$id/progress.csv" ] || exit 0  # --help or --dry_run was among the flags
 
 echo
@@ -26,7 +21,7 @@ for question in \
     "OOD --score_fn px py --ood_dataset all --max_images 1000" \
     "logp_hist --ood_dataset all --max_images 1000" \
     "attack --max_images 100 --eps 0 2/255 4/255 8/255 16/255 --n_steps_pgd_attack 10" \
-    "uncond_samples --fresh_samples --buffer_size 100 --n_sample_steps 10 --n_steps 20"; do
+    "cond_samples --fresh_samples --buffer_size 500 --sgld_batch_size 500 --n_sample_steps 1 --n_steps 40"; do
     # shellcheck disable=SC2086  # a question is several words
     "${ask[@]}" $question
 done
