@@ -336,32 +336,30 @@ def beside_training(
     labels: Tensor | None,
 ) -> dict[str, Any]:
     """Numbers and a picture of samples uint8 (N, H, W, 3), where their chains began, and the
-    nearest training images: of their own class where `labels` (N,) are given."""
-    if training is None:
-        return {}
-    split = training.split
-    of_data = split.labels
-    if labels is None:  # all of one class
-        labels, of_data = (
-            torch.zeros_like(split.labels[:1]).expand(len(each)) for each in (samples, of_data)
-        )
-    try:
-        numbers, index = neighbours.compare_with_training(
-            samples, starts, labels, split.images, of_data
-        )
-    except ValueError as error:
-        asked.warn(f"samples are not compared with training images: {error}")
-        return {}
-    sets = {"start": starts, "sample": samples, "nearest training image": split.images[index]}
+    nearest training images, where there are any: of their own class where `labels` (N,) are
+    given."""
+    sets, numbers = {"start": starts, "sample": samples}, dict[str, Any]()
+    of_class = torch.zeros_like(samples[:, 0, 0, 0], dtype=torch.int64)
+    of_class = of_class if labels is None else labels
+    if training is not None:
+        data_images, of_data = training.split.images, training.split.labels
+        of_data = torch.zeros_like(of_data) if labels is None else of_data
+        try:
+            numbers, index = neighbours.compare_with_training(
+                samples, starts, of_class, data_images, of_data
+            )
+            sets["nearest training image"] = data_images[index]
+        except ValueError as error:
+            asked.warn(f"samples are not compared with training images: {error}")
     grids = {name: data.to_float(images) for name, images in sets.items()}
-    if asked.s.eval == "cond_samples":
+    if labels is None:
+        columns, names = BESIDE, list[str]()
+        grids = {name: each[: BESIDE * BESIDE] for name, each in grids.items()}
+    else:
         columns, names = 3, [str(y) for y in range(int(labels.max()) + 1)]
         grids = {n: padded_rows(each, labels, len(names), columns) for n, each in grids.items()}
-    else:
-        columns, names = BESIDE, []
-        grids = {name: each[: BESIDE * BESIDE] for name, each in grids.items()}
     asked.answer.picture(
-        f"{asked.s.eval}_nearest",
+        f"{asked.s.eval}_starts",
         lambda path: plots.save_side_by_side(grids, path, columns=columns, row_labels=names),
     )
     return numbers

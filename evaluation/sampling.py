@@ -104,7 +104,7 @@ class Begun:
         a chain has restarted where `start` is not the slot's image."""
         restarted = (start != buffer.images[slots]).flatten(1).any(1)[:, None, None, None]
         self.images[slots] = torch.where(restarted, start, self.images[slots])
-        self.drawn[slots] = True
+        self.drawn.index_fill_(0, slots, True)
 
 
 def sampling_rounds(

@@ -246,7 +246,7 @@ def test_samples_are_the_slots_that_chains_moved(answers: Any, ask: Any) -> None
     record = answers["uncond_samples"].json("uncond_samples")
     assert record["steps"] == 6
     names = ["uncond_samples_4.png", "uncond_samples_6.png", "uncond_samples.npz"]
-    for picture in ("trajectory", "nearest"):
+    for picture in ("trajectory", "starts"):
         names += [f"uncond_samples_{picture}.{kind}" for kind in ("png", "pdf")]
     assert record["files"] == names
     images = np.load(answers["uncond_samples"].folder / "uncond_samples.npz")["test_images"]

@@ -69,7 +69,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
                      "variety": {"samples": 17.25, "starts": None, "data": 18.5},
                      "read_as_asked": {"samples": 0.625, "starts": 0.125, "per_class": []},
                      "files": ["cond_samples_direct_4000.png", "cond_samples_classified_4000.png",
-                               "cond_samples_nearest.png"]},
+                               "cond_samples_starts.png"]},
     "fid": {"fid": 85.31, "inception_score_mean": 4.27, "inception_score_std": 0.13, "n": 10000,
             "sampling": "fresh", "features": "inception", "reference": "cifar10_train",
             "n_reference": 50000, "features_sha256": "ab" * 32, "full_rank": True,

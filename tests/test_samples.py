@@ -298,7 +298,7 @@ def test_one_chain_a_slot_beside_its_start_and_training_images(ask: Any) -> None
     assert read["classifier"] == str(ask.checkpoint("ce")) and len(read["classifier_sha256"]) == 64
     assert 0 <= read["samples"] <= 1 and 0 <= read["starts"] <= 1
     assert [row["n"] for row in read["per_class"]] == [3] * 10
-    assert {f"cond_samples_nearest.{kind}" for kind in ("png", "pdf")} <= set(record["files"])
+    assert {f"cond_samples_starts.{kind}" for kind in ("png", "pdf")} <= set(record["files"])
     table = [line for line in found.out.splitlines() if line.startswith("|")]
     assert len(table) == 5 and max(map(len, table)) <= 60
     for judge, known in (("ce", True), ("hdge", False)):
@@ -329,6 +329,7 @@ def test_without_training_images_samples_stand_alone(ask: Any, tmp_path: Path) -
         assert "samples are not compared with training images" in found.err[0]
         record = found.json("uncond_samples")
         assert not {"nearest", "variety"} & set(record) and record["n"] == 8
+        assert "uncond_samples_starts.png" in record["files"]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ KINDS = {
     "contrast": "Chains that climb log q(x|y) as the contrastive term has it",
     "direct": "Chains that climb f(x)[y], one class a row",
     "classified": "Samples of q(x), classified: the most confident of each class, a class a row",
-    "nearest": "Where chains began, their samples, and the nearest training images",
+    "starts": "Where chains began, their samples, and the nearest training images",
     "trajectory": "Chains from noise on the left to the last step on the right, one a row",
 }
 
@@ -106,7 +106,7 @@ def _show_samples(answer: Answer) -> list[Html]:
         if steps >= latest.get(kind, (-1, path))[0]:
             latest[kind] = (steps, path)
     shown = []
-    for kind, (steps, path) in sorted(latest.items(), key=lambda item: item[0] != "nearest"):
+    for kind, (steps, path) in sorted(latest.items(), key=lambda item: item[0] != "starts"):
         caption = KINDS.get(kind, KINDS["uncond"]) + (f", {steps:,} SGLD steps" if steps else "")
         shown.append(markup.picture(path, caption, caption))
     first = answer.models[0].values if answer.models else {}
