@@ -170,7 +170,7 @@ def test_the_lowest_number_is_accepted(name: str) -> None:
 
 
 CHOICES = ("optimizer", "norm", "arch", "contrast_score", "amp", "compile")
-CHOICES += ("px_loss", "augment_px", "chain_start", "bn_chains")
+CHOICES += ("px_loss", "augment", "augment_px", "chain_start", "bn_chains")
 
 
 @pytest.mark.parametrize("name", CHOICES)

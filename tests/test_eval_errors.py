@@ -57,7 +57,6 @@ def odd(tmp_path: Path) -> Path:
 
 
 CLF, OOD = "--eval test_clf", "--eval OOD"
-STILL = "--n_sample_steps 1 --reinit_freq 0 --sgld_std 0 --sgld_lr 1e-30"
 COMMANDS = [
     (f"{CLF} --nonsense 1", "--nonsense"),
     ("--eval nonsense", "--eval", "nonsense", "test_clf"),
@@ -85,10 +84,6 @@ COMMANDS = [
     (f"{CLF} --n_steps 1 --chain_start uniform", "--chain_start", "uncond_samples", "leave it out"),
     ("--eval attack --sgld_grad_clip 1", "--sgld_grad_clip", "--n_steps_refine 0"),
     (f"{CLF} --sgld_clamp", "--sgld_clamp", "--n_steps 0"),
-    *(
-        (f"--eval {kind}_samples --sgld_batch_size 4 {STILL}", "--sgld_lr", "no chain has moved")
-        for kind in ("uncond", "cond")
-    ),
     ("--eval uncond_samples --sgld_grad_clip 0", "--sgld_grad_clip", "0"),
     ("--eval cond_samples --fresh_samples --buffer_size 15", "--buffer_size 15", "10"),
     ("--eval uncond_samples --sgld_batch_size 8 --n_sample_steps 1 --sgld_std 3e38", "--sgld_lr"),

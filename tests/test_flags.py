@@ -161,6 +161,7 @@ SEEN: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
             and number(b, "loss") > 0.1 > abs(number(a, "loss"))
         ),
     ),
+    "--augment": ("--pyxce 1 --max_steps 1", "--augment off", differ("loss")),
     "--augment_px": (
         "--pxsgld 1 --max_steps 1 --n_valid 56",
         "--augment_px none",

@@ -16,6 +16,7 @@ from evaluation.robustness import (
     refined_classifier,
     robust_accuracy,
 )
+from losses import Chain
 from models import EnergyClassifier
 from training.flags import UsageError
 
@@ -225,7 +226,7 @@ def test_autoattack_takes_the_refinement(quick_autoattack: None) -> None:
     x = images(6, dtype=torch.float32)
     model = network(torch.float32).to(memory_format=torch.channels_last)
     refine = refined_classifier(
-        model, steps=1, step_size=0.1, noise_std=0, copies=2, generator=generator_of()
+        model, chain=Chain(1, step_size=0.1, noise_std=0), copies=2, generator=generator_of()
     )
     settings: dict[str, Any] = {"distance": "Linf", "version": "rand"}
     accuracies = [

@@ -211,6 +211,7 @@ CHANGED = {
     "ema": "--ema .9",
     "load_path": "--load_path other.pt",
     "load_head": "--load_head off",
+    "augment": "--augment off",
     "augment_px": "--augment_px none",
     "px_batch_size": "--px_batch_size 2",
     "chain_start": "--chain_start gaussian",

@@ -149,6 +149,8 @@ def test_sets_of_three_have_no_third_neighbour() -> None:
 class Rising(nn.Module):
     """log q(x) = log q(x, y) = sum of the pixels: a chain rises by its step size each step."""
 
+    image_size = 32
+
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
@@ -280,7 +282,7 @@ def test_one_chain_a_slot_beside_its_start_and_training_images(ask: Any) -> None
     saved = np.load(found.folder / "cond_samples.npz")
     assert record["n"] == 30 and record["steps_per_sample"] == 2
     assert saved["test_labels"].tolist() == np.repeat(np.arange(10), 3).tolist()
-    starts = to_uint8(fresh_buffer(30, 10, 0.0, seed=5, device="cpu").images)
+    starts = to_uint8(fresh_buffer(30, 10, 0.0, image_size=32, seed=5, device="cpu").images)
     assert np.array_equal(saved["start_images"], starts)
     assert not np.array_equal(saved["test_images"], starts)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TextIO
-
-from tqdm import tqdm
 
 GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)  # a pipe, or a terminal that was closed
 
@@ -60,7 +59,8 @@ def print_line(message: str, stream: TextIO | None) -> None:
     tqdm.write would clear them for the very streams stdout and stderr alone. It also draws them
     again at once, which is before `| tee` has shown the line.
     """
-    with tqdm.get_lock():
-        for bar in list(getattr(tqdm, "_instances", ())):
+    bars: Any = sys.modules.get("tqdm")  # to import it here would slow down what draws no bar
+    with nullcontext() if bars is None else bars.tqdm.get_lock():
+        for bar in list(getattr(bars.tqdm, "_instances", ())) if bars else ():
             bar.clear(nolock=True)
         print(message, file=Unread(stream), flush=True)
