@@ -79,10 +79,7 @@ def samples(run: Run, paper: Paper) -> Html:
     fresh = () if weight(run, "pxsgld") > 0 or weight(run, "pxysgld") > 0 else ("--fresh_samples",)
     parts.append(answered(run, "uncond_samples", _show_samples, *fresh))
     parts.append(tag("h3", "Class-conditional: q(x|y)"))
-    if run.settings.get("uncond") and not run.answers["cond_samples"]:
-        parts.append(note("With --uncond the logits define no density: there is no q(x|y)."))
-    else:
-        parts.append(answered(run, "cond_samples", _show_samples, *fresh))
+    parts.append(answered(run, "cond_samples", _show_samples, *fresh))
     text = (
         "Images drawn by following the gradient of the log density, with noise. Cross-entropy and "
         "HDGE alone do not learn to sample: their chains climb to textures. SGLD terms do that."

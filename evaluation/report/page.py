@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def objective(run: Run, paper: Paper) -> Html:
         text = note("The settings of this run are unknown, and so is its objective.")
         return section("objective", "Objective", text)
     s = {name: plain(run.settings.get(name, NONE)) for name in OBJECTIVE}
-    chains = f"{s['n_steps']} SGLD steps of {s['sgld_lr']}, noise {s['sgld_std']}"
+    chains = sampler(run, s)
     queue = f"K = {s['contrast_k']}, T = {s['contrast_t']}, score {s['contrast_score']}"
     if s["contrast_style"] == "simclr":
         queue = f"negatives: the batch, T = {s['contrast_t']}, score {s['contrast_score']}"
@@ -115,10 +116,27 @@ def objective(run: Run, paper: Paper) -> Html:
         f"{MINUS} logsumexp f(x), log q(x) = logsumexp f(x) {MINUS} log Z, log q(x|y) = f(x)[y] "
         f"{MINUS} log Z(y), f(x) being the logits."
     )
+    if run.settings.get("uncond"):
+        explained += " But log q(x) of SGLD is a head of its own, e(x)."
     head = ("flag", "minimises", "how", "weight")
     formula = tag("p", *parts, class_="formula")
     listed = table(head, rows, text_columns=3)
     return section("objective", "Objective", formula, reading(explained), listed)
+
+
+def sampler(run: Run, s: Mapping[str, str]) -> str:
+    """The chains of the SGLD terms in words; `s`: the settings of OBJECTIVE as text."""
+    parts = [f"{s['n_steps']} SGLD steps of {s['sgld_lr']}, noise {s['sgld_std']}"]
+    told = run.settings
+    if told.get("chain_start", "uniform") != "uniform":
+        parts.append(f"from {str(told['chain_start']).replace('_', ' ')}s")
+    if told.get("sgld_grad_clip") is not None:
+        parts.append(f"gradients clamped to {plain(told['sgld_grad_clip'])}")
+    if told.get("sgld_clamp"):
+        parts.append("pixels clamped to [-1, 1]")
+    if told.get("px_loss", "cd") == "bce":
+        parts.append("told from data by binary cross-entropy on log q")
+    return ", ".join(parts)
 
 
 OBJECTIVE = (
