@@ -219,6 +219,18 @@ def test_a_resumed_run_remembers_its_restarts(train: Any, monkeypatch: pytest.Mo
     assert state["optimizer"]["param_groups"][0]["lr"] == 0.5 * state["settings"]["lr"]
 
 
+@pytest.mark.parametrize(("stop", "back"), [("7", "5"), ("5", "0")])
+def test_a_resumed_run_goes_back_to_the_checkpoint_before_the_last(
+    stop: str, back: str, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(f"{train.ALL} {FLAGS} --max_steps {stop}")
+    at_step(monkeypatch, poison)
+    again = train.bare("--resume", str(run.folder))
+    assert again.code == 0
+    assert f"back to step {back}," in run.text()
+    assert run.state()["progress"]["step"] == 15 and run.state()["progress"]["restarts"] == 1
+
+
 def tiny(words: str = "") -> Any:
     s, _ = flags.parse(
         "--dataset digits --depth 10 --width 1 --pyxce 1 --pxsgld 1 --buffer_size 40 --n_steps 1 "

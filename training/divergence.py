@@ -88,11 +88,15 @@ class Healer:
     It keeps two snapshots of the run's state, on its device, 200 steps or more apart. A restart
     takes the older one, since what came before a divergence is seldom healthy; halves the learning
     rate, for the rest of the run; seeds the random numbers anew; and lets the chains of the replay
-    buffer that blew up begin anew.
+    buffer that blew up begin anew. Of a resumed run the older one is at first the checkpoint before
+    the last.
     """
 
     def __init__(self, run: Run) -> None:
         self.snapshots = [snapshot(run)] if run.settings.max_restarts else []
+        if self.snapshots and run.earlier is not None:
+            self.snapshots.insert(0, run.earlier)
+        run.earlier = None
 
     def keep(self, run: Run) -> None:
         """A snapshot, if one is due. Only of a state that the guard has let pass, and never between

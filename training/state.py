@@ -56,6 +56,8 @@ class Run:
     gradients: Meter = field(default_factory=Meter)
     data: Record = field(default_factory=Record)  # of what it trains on
     ema: Ema | None = None  # the averaged weights of --ema
+    # Of a resumed run: the checkpoint before the last, to which a divergence may go back.
+    earlier: dict[str, Any] | None = None
     # The loss of a batch in DistributedDataParallel, where several processes share the batches;
     # everything else of a run is equal in all of them, but for random numbers and replay buffer.
     replicas: Any = None
@@ -220,7 +222,8 @@ def misfit(error: Exception) -> CheckpointError:
 
 
 def restore_last(run: Run, folder: Path, program: str) -> None:
-    """Make `run` what the folder's last checkpoint saw or, if that is damaged, the one before it.
+    """Make `run` what the folder's last checkpoint saw or, if that is damaged, the one before it;
+    `run.earlier` is what the one before the last saw.
 
     `program`: whose name a warning bears. Raises CheckpointError, one line.
     """
@@ -228,16 +231,17 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
     found = None
     if distributed.first():
         newest, saved, damage = read_last(folder)
-        found = newest, saved
+        found = newest, saved, earlier_state(folder, saved, run.settings.max_restarts)
         if damage is not None:
             line = f"{damage}; resuming from {newest}"
             print_line(f"{program}: warning: {line}", sys.stderr)
             if (folder / LAST).exists():  # the next save must not keep it in place of the good one
                 (folder / LAST).replace(folder / DAMAGED)
-    path, state = distributed.from_first(found)  # type: ignore[misc]
+    path, state, earlier = distributed.from_first(found)  # type: ignore[misc]
     try:
         try:
             state = own_state(run, state)
+            run.earlier = None if earlier is None else own_state(run, earlier)
         except (KeyError, TypeError) as error:  # of another program
             raise misfit(error) from None
         restore(run, state)
@@ -268,6 +272,20 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any], CheckpointError | Non
         return previous, read_checkpoint(previous), damage
     except CheckpointError as error:
         raise CheckpointError(f"--resume {folder}: {damage}; {error}") from None
+
+
+def earlier_state(
+    folder: Path, last: dict[str, Any], max_restarts: int | None
+) -> dict[str, Any] | None:
+    """The checkpoint before the last, where it is of an earlier step and restarts are allowed."""
+    if not max_restarts:
+        return None
+    try:
+        state = read_checkpoint(folder / PREVIOUS)
+        older = state["progress"]["step"] < last["progress"]["step"]
+    except (CheckpointError, KeyError, TypeError):  # there is none, or it is damaged
+        return None
+    return state if older else None
 
 
 def load_memories(
