@@ -16,7 +16,7 @@ import losses
 import models
 from evaluation.sampling import fresh_buffer
 from training.checkpoint import CheckpointError, read_with_sha256
-from training.exported import weights_file
+from training.exported import START, weights_file
 from training.flags import CLASSES, UsageError, fits
 
 
@@ -126,8 +126,8 @@ class Trained:
         kind = self.value(s, "chain_start", "uniform")
         if kind == "uniform":
             return losses.UniformStart()
-        prefix, objective = "memories.replay_buffer.start.", self.state.get("objective", {})
-        found = {n: objective.get(prefix + n) for n in ("mean", "root")}
+        objective = self.state.get("objective", {})
+        found = {n: objective.get(START + n) for n in ("mean", "root")}
         own = str(self.settings.get("chain_start", "uniform"))
         if kind != own or not all(isinstance(t, Tensor) for t in found.values()):
             remedy = "give uniform" if kind == own else f"its chains start from {own}: leave it out"

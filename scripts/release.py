@@ -50,7 +50,7 @@ def released(
     Of a data set that is a folder its last part is, and nothing of the system that it ran on.
     """
     import models
-    from training.exported import FILLED
+    from training.exported import FILLED, START
 
     weights = state["model_state_dict"] | models.averaged_weights(state)
     network = {n: t for n, t in weights.items() if "queue" in keep or not n.startswith("queue_")}
@@ -66,8 +66,12 @@ def released(
     }
     if state.get("data"):
         kept["data"] = state["data"]
+    # Chains begin without the training images, wherever the file goes.
+    objective = {n: t for n, t in state["objective"].items() if n.startswith(START)}
     if "queue_logit" in network:
-        kept["objective"] = {FILLED: state["objective"][FILLED]}
+        objective[FILLED] = state["objective"][FILLED]
+    if objective:
+        kept["objective"] = objective
     if "replay_buffer" in keep and "replay_buffer" in state:
         kept["replay_buffer"] = state["replay_buffer"]
     return kept

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import models
-from scripts import export
+from scripts import export, release
 from training.checkpoint import CheckpointError, read_checkpoint, read_with_sha256
 from training.exported import CONFIG, FILLED, WEIGHTS
 
@@ -39,6 +40,31 @@ def test_it_is_the_same_model(train: Any, tmp_path: Path) -> None:
         assert torch.equal(ours.logits(x), theirs.logits(x))
     told = "".join((folder / name).read_text() for name in (CONFIG, export.CARD))
     assert str(train.root) not in told
+
+
+def test_chains_begin_where_the_run_s_did(train: Any, ask: Any, tmp_path: Path) -> None:
+    run = train("--pxsgld 1 --max_steps 2 --chain_start class_gaussian --sgld_clamp")
+    checkpoint = run.folder / "last_ckpt.pt"
+    small = release.main([str(checkpoint), str(tmp_path / "small.pt"), "--keep"])
+    words = "--eval cond_samples --fresh_samples --buffer_size 20 --sgld_batch_size 20 --device cpu"
+    words += f" --n_sample_steps 1 --n_steps 2 --data_root {ask.trainer.data}"
+    starts = []
+    for path in (checkpoint, small, exported(checkpoint, tmp_path / "model")):
+        place = tmp_path / path.stem
+        found = ask.bare(
+            "--load_path", str(path), "--log_dir", str(place), *words.split(), folder=place
+        )
+        assert found.code == 0, found.err
+        starts.append(np.load(place / "cond_samples.npz")["start_images"])
+    assert np.array_equal(starts[0], starts[1]) and np.array_equal(starts[0], starts[2])
+    uniform = ask.bare(
+        *f"--load_path {small} --log_dir {place} --chain_start uniform".split(),
+        *words.split(),
+        folder=place,
+    )
+    assert not np.array_equal(np.load(place / "cond_samples.npz")["start_images"], starts[0]), (
+        uniform.err
+    )
 
 
 def test_it_is_evaluated_and_trained_on_as_a_checkpoint_is(ask: Any, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 TOLD = ("settings", "progress", "environment")  # of config.json
 DATA = "data."  # before the names of the tensors that are hashes of images
 FILLED = "memories.queue.queue_filled"
+START = "memories.replay_buffer.start."  # before the names of the Gaussians that chains begin from
 
 
 def weights_file(path: Path) -> Path:
@@ -27,7 +28,7 @@ def weights_file(path: Path) -> Path:
 
 
 def write(folder: Path, state: dict[str, Any]) -> None:
-    """`state`: model_state_dict (tensors), objective (numbers), and what JSON can hold. The folder
+    """`state`: model_state_dict, objective, and what JSON can hold. The folder
     is made. Raises CheckpointError without the package, OSError where it cannot be written."""
     try:
         from safetensors.torch import save
@@ -40,8 +41,10 @@ def write(folder: Path, state: dict[str, Any]) -> None:
         images = {n: v for n, v in images.items() if not isinstance(v, torch.Tensor)}
     if images:
         about["data"] = images
+    objective = state.get("objective", {})
+    tensors |= {n: t for n, t in objective.items() if n.startswith(START)}
     content = save({name: t.contiguous() for name, t in tensors.items()})
-    if FILLED in state.get("objective", {}):
+    if FILLED in objective:
         about["queue_filled"] = int(state["objective"][FILLED])
     about["sha256"] = hashlib.sha256(content).hexdigest()
     folder.mkdir(parents=True)
@@ -70,6 +73,7 @@ def read(path: Path) -> tuple[dict[str, Any], str]:
         hashes = {name: tensors.pop(name) for name in list(tensors) if name.startswith(DATA)}
         if isinstance(images, dict):
             images |= {name.removeprefix(DATA): tensor for name, tensor in hashes.items()}
+        objective = {name: tensors.pop(name) for name in list(tensors) if name.startswith(START)}
         state: dict[str, Any] = {"model_state_dict": tensors}
         if images:
             state["data"] = images
@@ -77,7 +81,9 @@ def read(path: Path) -> tuple[dict[str, Any], str]:
             if isinstance(about.get(name), dict):
                 state[name] = about[name]
         if "queue_logit" in state["model_state_dict"]:
-            state["objective"] = {FILLED: torch.tensor([int(about["queue_filled"])])}
+            objective[FILLED] = torch.tensor([int(about["queue_filled"])])
+        if objective:
+            state["objective"] = objective
     except Exception as error:  # whatever the bytes of a file that is none make of the reader
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise CheckpointError(f"{path} is damaged or no model ({reason}): use another") from None
