@@ -30,9 +30,9 @@ class GaussianStart(nn.Module):
         low ~ N(mean_y, Sigma_y),  image = clip(upsample(low), -1, 1)     (bilinear)
 
     `mean` (G, D) and `root` (G, D, D), the symmetric square root of Sigma_y, with D = 3 FIT^2 = 192
-    and G = 1 or the number of classes: 148 KB a class, whatever the images' size. A chain without a
-    label gets a class at random. As JEM++ and SADA-JEM (Yang and Ji 2021, 2023), which fit one
-    Gaussian a class at full resolution.
+    and G = 1 or the number of classes: 148 KB a class, whatever the images' size (15 MB for 100
+    classes). A chain without a label gets a class at random. As JEM++ and SADA-JEM (Yang and Ji
+    2021, 2023), which fit one Gaussian a class at full resolution.
     """
 
     mean: Tensor
