@@ -650,7 +650,7 @@ def test_what_is_missing_is_told_by_experiment_not_by_shown_name(tmp_path: Path)
     tables.write(tmp_path / "results")
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     (found,) = re.findall(r"^- Table 6.*$", text, re.MULTILINE)
-    assert "1 of 7 rows at the paper's scale; at no scale: " in found
+    assert "1 of 8 rows at the paper's scale; at no scale: " in found
     assert "HDGE (K=65536" not in found and "HDGE (K=64)" in found
 
 

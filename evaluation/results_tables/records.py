@@ -19,7 +19,7 @@ from statistics import fmean, median
 from typing import Any
 
 from evaluation.report.markup import number
-from evaluation.report.paper import TERMS, image_size
+from evaluation.report.paper import TERMS
 from evaluation.report.run import read_run
 from evaluation.results import plain, whole
 from evaluation.results_tables.answers import Asked, answers_of, warn
@@ -35,6 +35,14 @@ ALWAYS = (
 )
 OF_CONTRAST = ("contrast_k", "contrast_t", "contrast_score", "contrast_style", "contrast_normalize")
 OF_SGLD = ("n_steps", "sgld_batch_size", "sgld_lr", "sgld_std", "buffer_size", "reinit_freq")
+# Settings that a record leaves out where they are these: they came later, so that a run that does
+# not tell them had them.
+DEFAULTS = {
+    "image_size": IMAGE_SIZE,
+    **{"uncond": False, "ema": 0.0, "augment_px": "same", "px_batch_size": None, "px_loss": "cd"},
+    **{"chain_start": "uniform", "sgld_clamp": False, "sgld_grad_clip": None, "bn_chains": "jem"},
+    "class_cond_p_x_sample": False,
+}
 DIVERGED = re.compile(r"diverged at step \d+ \([^)]*\)")
 
 
@@ -103,7 +111,7 @@ def gist(settings: Mapping[str, Any]) -> dict[str, Any]:
     names = [*ALWAYS, *terms]
     names += OF_CONTRAST if any("contrast" in term for term in terms) else ()
     names += OF_SGLD if any("sgld" in term for term in terms) else ()
-    names += ["image_size"] if image_size(settings) != IMAGE_SIZE else []
+    names += [name for name, value in DEFAULTS.items() if settings.get(name, value) != value]
     return {name: settings[name] for name in names if settings.get(name) is not None}
 
 
