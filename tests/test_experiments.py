@@ -422,6 +422,23 @@ def test_a_run_of_another_recipe_is_refused(jobs: Any, capsys: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("ladder-clamp", {"sgld_clamp": False}, "--sgld_clamp, but the run has False"),
+        ("ladder-jem", {"sgld_clamp": True}, "no --sgld_clamp, but the run has True"),
+        ("ce", {"image_size": 32}, "--image_size 16, but the run has 32"),
+        ("ladder-start", {}, None),
+    ],
+)
+def test_a_run_with_other_settings_than_the_defaults_is_of_another_recipe(
+    name: str, change: dict[str, Any], said: str | None, tmp_path: Path
+) -> None:
+    words = rows.train_command(tmp_path, "half", name, 1)
+    (tmp_path / "variant.json").write_text(json.dumps({**vars(parse(words)), **change}))
+    assert done.other_recipe(tmp_path, words) == said
+
+
+@pytest.mark.parametrize(
     ("words", "recorded"),
     [("1e-4", 0.0001), ("160 180", [160, 180]), ("2/255", 2 / 255), ("bf16", "bf16"), ("", True)],
 )
