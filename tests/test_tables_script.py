@@ -832,13 +832,18 @@ def test_at_scale_half_no_published_row_stands_beside_those_that_it_has(tmp_path
 
 
 def test_a_later_flag_is_recorded_where_it_was_given(tmp_path: Path) -> None:
-    given = {"sgld_clamp": True, "chain_start": "class_gaussian", "ema": 0.999, "px_loss": "bce"}
-    default = {"sgld_clamp": False, "chain_start": "uniform", "ema": 0.0, "px_loss": "cd"}
+    given = {"sgld_clamp": True, "chain_start": "class_gaussian", "ema": 0.999, "augment": "off"}
+    default = {
+        "sgld_clamp": False,
+        "chain_start": "uniform",
+        "ema": 0.0,
+        "adam_betas": [0.9, 0.999],
+    }
     runs = [fake_run(tmp_path, "jem", i, pxsgld=1.0, **s) for i, s in ((1, given), (2, default))]
     first, second = (records.seed_record(run, finished=True) for run in runs)
     assert given.items() <= first["settings"].items()
     assert not default.keys() & second["settings"].keys()
-    for word in ("--sgld_clamp", "--chain_start class_gaussian", "--ema 0.999", "--px_loss bce"):
+    for word in ("--sgld_clamp", "--chain_start class_gaussian", "--ema 0.999", "--augment off"):
         assert word in cells.about("small", "jem", {"seeds": {"1": first}})["setting"]
     older = {**second, "settings": {**second["settings"]}}
     protocols.check_settings("t", "small", "jem", {"seeds": {"2": second, "3": older}})

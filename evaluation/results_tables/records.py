@@ -23,7 +23,7 @@ from evaluation.report.paper import TERMS
 from evaluation.report.run import read_run
 from evaluation.results import plain, whole
 from evaluation.results_tables.answers import Asked, answers_of, warn
-from training.flags import IMAGE_SIZE, UsageError
+from training.flags import ADAM_BETAS, IMAGE_SIZE, UsageError
 
 Record = dict[str, Any]
 
@@ -35,13 +35,13 @@ ALWAYS = (
 )
 OF_CONTRAST = ("contrast_k", "contrast_t", "contrast_score", "contrast_style", "contrast_normalize")
 OF_SGLD = ("n_steps", "sgld_batch_size", "sgld_lr", "sgld_std", "buffer_size", "reinit_freq")
-# Settings that a record leaves out where they are these: they came later, so that a run that does
-# not tell them had them.
+# Settings that a record leaves out where they are these: no table had others before they were
+# recorded.
 DEFAULTS = {
-    "image_size": IMAGE_SIZE,
-    **{"uncond": False, "ema": 0.0, "augment_px": "same", "px_batch_size": None, "px_loss": "cd"},
+    **{"image_size": IMAGE_SIZE, "augment": "on", "adam_betas": ADAM_BETAS, "ema": 0.0},
+    **{"independent_batches": False, "augment_px": "same", "px_batch_size": None},
+    **{"uncond": False, "px_loss": "cd", "class_cond_p_x_sample": False},
     **{"chain_start": "uniform", "sgld_clamp": False, "sgld_grad_clip": None, "bn_chains": "jem"},
-    "class_cond_p_x_sample": False,
 }
 DIVERGED = re.compile(r"diverged at step \d+ \([^)]*\)")
 
