@@ -3,5 +3,6 @@
 # Cost of a seed's training, shared experiments included (what was measured: scripts/reproduce.sh):
 #   paper  1.6 EFLOP, 2.2 GPU hours at a sustained 200 TFLOP/s
 #   small  0.6 PFLOP, 0.8 core hours at 0.2 TFLOP/s a core
-# SCALE=paper|small|smoke, SEEDS="1 2 3", JOBS and GPUS: see scripts/reproduce.sh.
+#   half  0.30 PFLOP, 0.41 core hours at 0.2 TFLOP/s a core
+# SCALE=paper|small|half|smoke, SEEDS="1 2 3", JOBS and GPUS: see scripts/reproduce.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh" alpha

@@ -52,9 +52,13 @@ def last_row(run: Path) -> tuple[int, int]:
 def other_recipe(run: Path, words: Sequence[str]) -> str | None:
     """What of the command that trains this run is not what it was trained with, as
     "--lr .02, but the run has 0.002"; None if all is."""
-    from evaluation.results_tables.records import gist  # what belongs to terms of weight 0 is out
+    from evaluation.results_tables.records import DEFAULTS, gist  # not of terms of weight 0
 
-    recorded = gist(read_json(run / "variant.json") or {})
+    settings = read_json(run / "variant.json")
+    recorded = {} if settings is None else {**DEFAULTS, **gist(settings)}
+    for name in DEFAULTS.keys() & recorded.keys():
+        if f"--{name}" not in words and recorded[name] != DEFAULTS[name]:
+            return f"no --{name}, but the run has {recorded[name]}"
     for flag, values in flags_of(words[1:]).items():
         off = flag.startswith("--no-")
         name = flag.removeprefix("--no-" if off else "--")

@@ -36,6 +36,7 @@ from scripts.done import (  # noqa: E402
 )
 from scripts.rows import (  # noqa: E402
     EXPERIMENTS,
+    JUDGES,
     PROBE,
     REFERENCE,
     SCALES,
@@ -44,8 +45,10 @@ from scripts.rows import (  # noqa: E402
     ask_command,
     before,
     folder,
+    judge,
     overlay,
     question_words,
+    rows_at,
     train_command,
 )
 from training.flags import COUNT, WHOLE, Parser, UsageError, check_utf8, open_streams  # noqa: E402
@@ -186,7 +189,7 @@ class Jobs:
         if key not in self.asked:
             first = [self.train(*run) for run in runs]
             if REFERENCE in question_words(self.scale, question):
-                first.append(self.train("ce", 1))
+                first.append(self.train(*judge(self.scale)))
             self.asked[key] = self._after(
                 first, lambda: self._ask(question, runs, answer, first), question
             )
@@ -255,20 +258,34 @@ def said(code: int, error: str, where: Path) -> str:
     return f"{ended}: {error.strip() or f'see {log_of(where)}'}"
 
 
-def only(name: str, rows: Sequence[str]) -> Table:
-    """The table with these of its rows; with all of them where `rows` is empty.
+def only(name: str, scale: str, rows: Sequence[str] = ()) -> Table:
+    """The table with those of its rows that the scale has; where `rows` is not empty, with these
+    of them.
 
-    Raises UsageError where it has none of them.
+    Raises UsageError where none is left.
     """
     table = TABLES[name]
-    if not rows:
-        return table
-    chosen = tuple(row for row in table.rows if row in rows)
+    there = rows_at(scale, table.rows)
+    if not there:
+        scales = " or ".join(each for each in SCALES if rows_at(each, table.rows))
+        raise UsageError(f"--scale {scale} has no rows of {name}: use {scales}")
+    chosen = tuple(row for row in there if not rows or row in rows)
     if not chosen:
         raise UsageError(
-            f"--rows {' '.join(rows)}: {name} has none of them: use some of {', '.join(table.rows)}"
+            f"--rows {' '.join(rows)}: {name} has none of them at scale {scale}: use some of "
+            f"{', '.join(there)}"
         )
-    return Table(chosen, table.questions, table.overlays)
+    overlays = tuple((place, q, rows_at(scale, names)) for place, q, names in table.overlays)
+    return Table(chosen, table.questions, overlays)
+
+
+def check_seeds(scale: str, seeds: Sequence[int]) -> None:
+    """Raises UsageError for the seed of a network that judges samples and is no row."""
+    if JUDGES.get(scale) in seeds:
+        raise UsageError(
+            f"--seeds {JUDGES[scale]}: cross-entropy of that seed judges samples at scale {scale}: "
+            "give others"
+        )
 
 
 def run(tables: Sequence[Table], jobs: Jobs, seeds: Sequence[int]) -> int:
@@ -323,7 +340,7 @@ def show(tables: Mapping[str, Table], root: Path, scale: str, seeds: Sequence[in
             paths = {row: train(row, seed) for row in table.rows}
             for question in table.questions:
                 if REFERENCE in question_words(scale, question):
-                    train("ce", 1)
+                    train(*judge(scale))
                 for path in paths.values():
                     command(ask_command(root, scale, [path], question))
             for place, question, rows in table.overlays:
@@ -338,8 +355,10 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("action", choices=("run", "show"), help="run what is not done yet, or show the commands")
     add("tables", nargs="+", choices=(*TABLES, "all"), metavar="TABLE",
-        help="one or several of " + ", ".join(TABLES) + "; all")  # fmt: skip
-    add("--scale", choices=tuple(SCALES), default="paper", help="paper, small or smoke")
+        help="one or several of " + ", ".join(TABLES)
+        + "; all: those that the scale has rows of")  # fmt: skip
+    add("--scale", choices=tuple(SCALES), default="paper",
+        help=f"one of {', '.join(SCALES)} (default: %(default)s)")  # fmt: skip
     add("--seeds", nargs="+", type=WHOLE, default=[1], metavar="SEED", help="one run for each")
     add("--rows", nargs="+", choices=tuple(EXPERIMENTS), default=[], metavar="EXPERIMENT",
         help="only these rows of the tables, such as ce jem hdge (default: all)")  # fmt: skip
@@ -355,12 +374,15 @@ def main(argv: Sequence[str]) -> int:
     """The exit code; 2 for a mistake, with one line on stderr."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    names = list(TABLES) if "all" in args.tables else list(dict.fromkeys(args.tables))
+    names = list(dict.fromkeys(args.tables))
+    if "all" in names:
+        names = [name for name, table in TABLES.items() if rows_at(args.scale, table.rows)]
     root = args.root.expanduser().resolve()  # programs run in the repository's folder
     n = max(args.jobs, len(args.gpus))
     try:
         check_utf8("--root", str(root))
-        tables = {name: only(name, args.rows) for name in names}
+        check_seeds(args.scale, args.seeds)
+        tables = {name: only(name, args.scale, args.rows) for name in names}
         if args.action == "show":
             show(tables, args.root, args.scale, args.seeds)
             return 0

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Figure 2 of HDGE: reliability diagrams on CIFAR-100 for cross-entropy, JEM and HDGE.
 # Cost of a seed's training, shared experiments included (what was measured: scripts/reproduce.sh):
-#   paper  5.6 EFLOP, 7.7 GPU hours at a sustained 200 TFLOP/s
+#   paper  7.3 EFLOP, 10.1 GPU hours at a sustained 200 TFLOP/s
 #   small  0.4 PFLOP, 0.6 core hours at 0.2 TFLOP/s a core
-# SCALE=paper|small|smoke, SEEDS="1 2 3", JOBS and GPUS: see scripts/reproduce.sh.
+#   half  0.43 PFLOP, 0.6 core hours at 0.2 TFLOP/s a core
+# SCALE=paper|small|half|smoke, SEEDS="1 2 3", JOBS and GPUS: see scripts/reproduce.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh" figure2_calibration

@@ -13,7 +13,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Experiment:
-    """A model of the tables: its setting at a scale, and the flags that set it apart.
+    """A model of the tables: its setting at a scale, and the flags that set it apart. A scale
+    without that setting does not have the row.
 
     `start`: the experiment of the same seed whose last checkpoint it goes on from: always with
     `probe`, and elsewhere at scales that train SGLD from a trained model (WARM).
@@ -30,6 +31,17 @@ CE, HDGE, JEM = "--pyxce 1", "--pyxce 1 --pxycontrast 1", "--pyxce 1 --pxsgld 1"
 BOTH = "--pyxce 1 --pxycontrast 1 --pxsgld 1"
 CONTRASTIVE, ADVERSARIAL = "baselines/train_contrastive.py", "baselines/train_adversarial.py"
 PROBE = "baselines/linear_probe.py"
+# From JEM with its paper's sampler, each change on top of those before it.
+LADDER = {
+    "ladder-jem": "--n_steps 20 --chain_start uniform",
+    "ladder-clamp": "--sgld_clamp",
+    "ladder-start": "--chain_start class_gaussian",
+    "ladder-plain": "--augment_px none",
+    "ladder-head": "--uncond",
+    "ladder-k5": "--n_steps 5",
+    "ladder-ema": "--ema .999",
+    "ladder-bce": "--px_loss bce",
+}
 
 EXPERIMENTS = {
     # Tables 1, 3 and 4: without batch norm
@@ -43,6 +55,11 @@ EXPERIMENTS = {
     "jointloss-resnet50": Experiment("--method jointloss", "jointloss", program=CONTRASTIVE),
     "simclr": Experiment("--method simclr", "pretraining", program=CONTRASTIVE),
     "simclr-linear": Experiment("", "probe", program=PROBE, start="simclr"),
+    # The same with a sampler that trains from scratch
+    "jem-stable": Experiment(JEM, "stable"),
+    "hdge-jem-stable": Experiment(BOTH, "stable"),
+    "jem-stable-c100": Experiment(JEM, "stable", dataset="cifar100"),
+    **{f"jem-stable-n{n}": Experiment(JEM, f"stable-n{n}") for n in (128, 256)},
     # Table 2: with batch norm
     "ce-bn": Experiment(CE, "accuracy"),
     "supcon-bn": Experiment("--method supcon", "pretraining-bn", program=CONTRASTIVE),
@@ -95,9 +112,18 @@ EXPERIMENTS = {
         f"alpha{a:g}": Experiment(f"--pyxce {a:g} --pxycontrast {1 - a:g}")
         for a in (0, 0.25, 0.5, 0.75)
     },
+    # From the papers' sampler to a stable one
+    **{
+        name: Experiment(" ".join([JEM, *list(LADDER.values())[: i + 1]]), "ladder")
+        for i, name in enumerate(LADDER)
+    },
 }
 
 WRN = "--depth 28 --width 10"
+HALF = (
+    "--image_size 16 --depth 10 --width 2 --amp off --lr 1e-3 --warmup_iters 200 --n_epochs 12 "
+    "--decay_epochs 9 11 --decay_rate .2 --batch_size 64 --contrast_k 16384"
+)
 SMALL, TINY = "--depth 10 --width 2 --amp bf16", "--depth 10 --width 1 --n_valid 100"
 # The schedule of both codes' defaults, and JEM's paper's own. HDGE's paper says 200 epochs of its
 # Table 2 alone, and otherwise refers to JEM's settings.
@@ -126,6 +152,8 @@ SHORT_SGLD = (
     "--lr 1e-4 --warmup_iters 200 --n_epochs 2 --decay_epochs 1 --sigma .1 --n_steps 10 "
     "--sgld_l2 .1 --clip_grad 5"
 )
+# SGLD from scratch: chains as in JEM++ (Yang and Ji 2021), and few steps.
+STABLE = "--n_steps 5 --chain_start class_gaussian --sgld_clamp --buffer_size 10000"
 ONCE_SGLD = "--n_steps 2 --buffer_size 1000"
 MEASURED = "--log_gradients 100"
 # The flags of each setting, by scale. `ask`: what an evaluation is asked with besides.
@@ -137,6 +165,7 @@ SCALES: dict[str, dict[str, str]] = {
         "large-batch": f"{WRN} {EBM} --batch_size 2048",
         "sgld": f"{WRN} {EBM} {MEASURED}",
         "sgld-jem": f"{WRN} {EBM_JEM} {MEASURED}",
+        "stable": f"{WRN} {EBM} {MEASURED} {STABLE}",
         **{f"sgld-n{n}": f"{WRN} {EBM} {MEASURED} --sgld_batch_size {n}" for n in (128, 256)},
         "sgld-bn": f"{WRN} {ACCURACY}",
         # HDGE's appendix B: JEM's hyperparameters, another network.
@@ -190,12 +219,24 @@ SCALES: dict[str, dict[str, str]] = {
         "probe": "",
         "ask": "--max_images 2000",
     },
+    "half": {
+        "ebm": HALF,
+        "ladder": HALF,
+        "stable": f"{HALF} {STABLE}",
+        **{f"stable-n{n}": f"{HALF} {STABLE} --sgld_batch_size {n}" for n in (128, 256)},
+        "ask": "",
+    },
     "smoke": {
         **dict.fromkeys(("ebm", "batch256"), f"{TINY} {ONCE} --contrast_k 256 --log_gradients 3"),
         "large-batch": f"{TINY} {ONCE}",
         **{
             setting: f"{TINY} {ONCE} --contrast_k 256 {ONCE_SGLD} --sgld_batch_size {n}"
             for setting, n in (("sgld", 8), ("sgld-jem", 8), ("sgld-n128", 16), ("sgld-n256", 32))
+        },
+        "ladder": f"{TINY} {ONCE} {ONCE_SGLD} --sgld_batch_size 8",
+        **{
+            setting: f"{TINY} {ONCE} --contrast_k 256 {STABLE} {ONCE_SGLD} --sgld_batch_size {n}"
+            for setting, n in (("stable", 8), ("stable-n128", 16), ("stable-n256", 32))
         },
         "sgld-bn": f"{TINY} {ONCE} --norm batch {ONCE_SGLD} --sgld_batch_size 8",
         "resnet50": f"--arch resnet50 {ONCE} --n_valid 10 --contrast_k 256 --batch_size 4 "
@@ -225,14 +266,15 @@ class Table:
 
 
 OOD = "OOD --score_fn px py --ood_dataset {ood}"
-ACCURACY_OF = "test_clf"
+ACCURACY_OF, CALIBRATION_OF, FID = "test_clf", "eval_ece", "fid {fid}"
 LINF = "attack --distance Linf --max_images {few}"
 L2 = "attack --distance L2 --max_images {few}"
-THREE = ("ce", "jem", "hdge")
+FOUR = ("ce", "jem", "jem-stable", "hdge")
+FOUR_C100 = tuple(f"{name}-c100" for name in FOUR)
 TABLES = {
     "table1_ood": Table(
-        ("ce", "simclr-linear", "igebm", "jem", "jem-150", "hdge", "hdge-jem")
-        + ("jointloss-resnet50", "hdge-resnet50"),
+        ("ce", "simclr-linear", "igebm", "jem", "jem-150", "jem-stable", "hdge", "hdge-jem")
+        + ("hdge-jem-stable", "jointloss-resnet50", "hdge-resnet50"),
         (OOD,),
     ),
     "table2_classification": Table(
@@ -247,35 +289,38 @@ TABLES = {
         (ACCURACY_OF,),
     ),
     "table3_hybrid": Table(
-        ("igebm", "jem", "jem-150", "hdge", "hdge-jem", "ce-bn", "ce"), (ACCURACY_OF, "fid {fid}")
+        ("igebm", "jem", "jem-150", "jem-stable", "hdge", "hdge-jem", "hdge-jem-stable")
+        + ("ce-bn", "ce"),
+        (ACCURACY_OF, FID),
     ),
     "table5_variants": Table(
         ("hdge", "hdge-simclr-style", "hdge-raw", "hdge-eq13", "hdge-eq13-raw"), (OOD, ACCURACY_OF)
     ),
     "table6_negatives": Table(
-        ("jem", "jem-n128", "jem-n256", "hdge-k64", "hdge-k128", "hdge-k256", "hdge"), (OOD,)
+        ("jem", "jem-n128", "jem-n256", "jem-stable", "jem-stable-n128", "jem-stable-n256")
+        + ("hdge-k64", "hdge-k128", "hdge-k256", "hdge"),
+        (OOD,),
     ),
-    "figure1_histograms": Table(THREE, (), (("figure1", "logp_hist {hist}", THREE),)),
-    "figure2_calibration": Table(
-        ("ce-c100", "jem-c100", "hdge-c100"),
-        (),
-        (("figure2", "eval_ece", ("ce-c100", "jem-c100", "hdge-c100")),),
-    ),
-    "figure3_samples": Table(("hdge-jem",), ("cond_samples {samples}",)),
+    "figure1_histograms": Table(FOUR, (), (("figure1", "logp_hist {hist}", FOUR),)),
+    "figure2_calibration": Table(FOUR_C100, (), (("figure2", CALIBRATION_OF, FOUR_C100),)),
+    "figure3_samples": Table(("hdge-jem", "hdge-jem-stable"), ("cond_samples {samples}",)),
     "figure4_robustness": Table(
-        (*THREE, "at-linf", "at-l2"),
+        (*FOUR, "at-linf", "at-l2"),
         (),
-        (("figure4-linf", LINF, (*THREE, "at-linf")), ("figure4-l2", L2, (*THREE, "at-l2"))),
+        (("figure4-linf", LINF, (*FOUR, "at-linf")), ("figure4-l2", L2, (*FOUR, "at-l2"))),
     ),
     "figure5_negatives": Table(
         ("ce-c100-b256", *(f"hdge-c100-k{k}" for k in (256, 1024, 4096, 16384, 65536))),
         (ACCURACY_OF,),
     ),
     "alpha": Table(("alpha0", "alpha0.25", "alpha0.5", "alpha0.75", "ce"), (ACCURACY_OF, OOD)),
+    "sampler": Table(tuple(LADDER), (ACCURACY_OF, CALIBRATION_OF, OOD, FID)),
 }
 # Where Inception is too much for a CPU, samples are compared in the features of one network for
 # all rows and seeds: see `reference`.
 REFERENCE = "REFERENCE"
+# Seed of that network, cross-entropy, at scales where it judges alone and is no row; else it is 1.
+JUDGES = {"half": 9}
 # What the questions leave open, by scale.
 BLANKS: dict[str, dict[str, str]] = {
     "paper": {
@@ -292,14 +337,28 @@ BLANKS: dict[str, dict[str, str]] = {
         "hist": "--ood_dataset all",
         "samples": "--n_sample_steps 50 --fresh_samples --buffer_size 200",
     },
+    "half": {
+        "ood": "all textures faces uniform",
+        "few": "200",
+        "fid": f"--fid_features model --fid_model {REFERENCE} --sampling class --n_samples 1000 "
+        "--n_steps 40 --chain_lengths 0 5 40 100 200",
+        "hist": "--ood_dataset all",
+        "samples": "--n_sample_steps 50 --fresh_samples --buffer_size 200",
+    },
     "smoke": {
         "ood": "all",
         "few": "20 --n_steps_pgd_attack 2",
-        "fid": f"--fid_features model --fid_model {REFERENCE} --n_samples 20 --n_steps 2",
+        "fid": f"--fid_features model --fid_model {REFERENCE} --sampling class "
+        "--n_samples 20 --n_steps 2",
         "hist": "--ood_dataset all",
         "samples": "--n_sample_steps 2 --n_steps 2 --fresh_samples --buffer_size 100",
     },
 }
+
+
+def rows_at(scale: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the experiments that the scale has."""
+    return tuple(name for name in names if EXPERIMENTS[name].setting in SCALES[scale])
 
 
 def folder(root: Path, scale: str, name: str, seed: int) -> Path:
@@ -353,7 +412,7 @@ def ask_command(
     """The words that ask; of several models, their labels are the experiments' names and `place`
     is the answer's folder."""
     words = ["eval_wrn_ebm.py", "--load_path", *map(str, checkpoints), "--eval"]
-    model = str(reference(root, scale))
+    model = str(folder(root, scale, *judge(scale)) / "last_ckpt.pt")
     words += [model if word == REFERENCE else word for word in question_words(scale, question)]
     if place is None:
         return words
@@ -372,6 +431,7 @@ def before(scale: str, name: str) -> str | None:
     return experiment.start if experiment.program == PROBE or scale in WARM else None
 
 
-def reference(root: Path, scale: str) -> Path:
-    """The checkpoint in whose features samples are compared, the same for all rows and seeds."""
-    return folder(root, scale, "ce", 1) / "last_ckpt.pt"
+def judge(scale: str) -> tuple[str, int]:
+    """Experiment and seed of the network in whose features samples are compared, the same for all
+    rows and seeds."""
+    return "ce", JUDGES.get(scale, 1)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Table 6 of HDGE: AUROC against the number of negatives (HDGE) and of chains (JEM), with the time of a step.
 # Cost of a seed's training, shared experiments included (what was measured: scripts/reproduce.sh):
-#   paper  34 EFLOP, 48 GPU hours at a sustained 200 TFLOP/s
+#   paper  36 EFLOP, 50 GPU hours at a sustained 200 TFLOP/s
 #   small  1.8 PFLOP, 2.4 core hours at 0.2 TFLOP/s a core
-# SCALE=paper|small|smoke, SEEDS="1 2 3", JOBS and GPUS: see scripts/reproduce.sh.
+#   half  2.2 PFLOP, 3.1 core hours at 0.2 TFLOP/s a core
+# SCALE=paper|small|half|smoke, SEEDS="1 2 3", JOBS and GPUS: see scripts/reproduce.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh" table6_negatives

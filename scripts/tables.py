@@ -21,7 +21,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from scripts.done import finished  # noqa: E402
-from scripts.rows import EXPERIMENTS, SCALES, TABLES, overlay, question_words  # noqa: E402
+from scripts.rows import (  # noqa: E402
+    EXPERIMENTS,
+    JUDGES,
+    SCALES,
+    TABLES,
+    judge,
+    overlay,
+    question_words,
+    rows_at,
+)
 from training.flags import Parser, UsageError  # noqa: E402
 from training.screen import print_line  # noqa: E402
 
@@ -41,7 +50,7 @@ def build_parser() -> Parser:
     add("--root", type=Path, default=Path("save/tables"), metavar="FOLDER",
         help="runs are in <root>/<scale>/<experiment>-s<seed> (default: %(default)s)")  # fmt: skip
     add("--scale", nargs="+", choices=tuple(SCALES), default=["small"], metavar="SCALE",
-        help="paper, small, smoke (default: small)")  # fmt: skip
+        help=f"one or several of {', '.join(SCALES)} (default: small)")  # fmt: skip
     add_results(add)
     add_results(action("write", "turn records into RESULTS.md, and tables, pictures and a page"))
     add = action("compare", "print any run folders side by side, as a Markdown table")
@@ -73,6 +82,8 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
         match = SEED.fullmatch(run.name)
         if match is None or match["name"] not in EXPERIMENTS or not run.is_dir():
             continue
+        if scale in JUDGES and (match["name"], int(match["seed"])) == judge(scale):
+            continue  # no row: it was trained to compare samples
         try:
             record = records.seed_record(
                 run,
@@ -132,8 +143,9 @@ def write(results: Path) -> list[Path]:
     built = []
     for name, table in TABLES.items():
         scales = [scale for scale, known in found.items() if known.keys() & set(table.rows)]
-        for scale in scales or ["paper"]:
-            built.append(cells.build(name, scale, table.rows, found.get(scale, {})))
+        for scale in scales or [first_scale(table.rows)]:
+            rows = rows_at(scale, table.rows)
+            built.append(cells.build(name, scale, rows, found.get(scale, {})))
     written, shown = [], []
     for table_built in built:
         stem = f"{table_built.name}-{table_built.scale}"
@@ -154,6 +166,10 @@ def write(results: Path) -> list[Path]:
         written.append(path)
     remove_stale(results, written)
     return written
+
+
+def first_scale(rows: Sequence[str]) -> str:
+    return next(scale for scale in SCALES if rows_at(scale, rows))
 
 
 def remove_stale(results: Path, written: Sequence[Path]) -> None:

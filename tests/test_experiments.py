@@ -24,6 +24,7 @@ from evaluation.cost import step_flops
 from evaluation.flags import PROTOCOL
 from scripts import done, experiments, rows
 from training import flags
+from training.flags import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,8 +44,10 @@ def parse(words: list[str]) -> Any:
     return baseline_flags.parse(arguments, own.build_parser, own.check)[0]
 
 
-@pytest.mark.parametrize("scale", rows.SCALES)
-@pytest.mark.parametrize("name", rows.EXPERIMENTS)
+@pytest.mark.parametrize(
+    ("scale", "name"),
+    [(scale, name) for scale in rows.SCALES for name in rows.rows_at(scale, [*rows.EXPERIMENTS])],
+)
 def test_every_experiment_s_command_parses(name: str, scale: str, tmp_path: Path) -> None:
     words = rows.train_command(tmp_path, scale, name, 3)
     settings = parse(words)
@@ -61,8 +64,12 @@ def test_every_experiment_s_command_parses(name: str, scale: str, tmp_path: Path
 @pytest.mark.parametrize("scale", rows.SCALES)
 @pytest.mark.parametrize("name", rows.TABLES)
 def test_every_question_parses(name: str, scale: str, tmp_path: Path) -> None:
-    table = rows.TABLES[name]
-    assert set(table.rows) <= set(rows.EXPERIMENTS)
+    assert set(rows.TABLES[name].rows) <= set(rows.EXPERIMENTS)
+    if not rows.rows_at(scale, rows.TABLES[name].rows):
+        with pytest.raises(UsageError, match=f"--scale {scale} has no rows of {name}: use "):
+            experiments.only(name, scale)
+        return
+    table = experiments.only(name, scale)
     path = tmp_path / "last_ckpt.pt"
     for question in table.questions:
         parse(rows.ask_command(tmp_path, scale, [path], question))
@@ -95,6 +102,34 @@ def test_the_papers_settings_are_the_papers() -> None:
     assert (s.decay_epochs, s.decay_rate, s.dropout_rate) == ([60, 120, 160], 0.2, 0.3)
     s = parse(rows.train_command(Path("x"), "paper", "jem-n128", 1))
     assert (s.sgld_batch_size, s.n_steps, s.sgld_l2) == (128, 20, 0)
+    assert (s.chain_start, s.sgld_clamp, s.augment_px) == ("uniform", False, "same")
+
+
+def test_scale_half_shows_stable_rows_in_place_of_those_from_cross_entropy() -> None:
+    shown = {name: set(rows.rows_at("half", table.rows)) for name, table in rows.TABLES.items()}
+    stable = {"ce", "hdge", "jem-stable", "hdge-jem-stable"}
+    assert shown["table1_ood"] == shown["table3_hybrid"] == stable
+    assert (
+        shown["figure1_histograms"] == shown["figure4_robustness"] == stable - {"hdge-jem-stable"}
+    )
+    assert shown["figure3_samples"] == {"hdge-jem-stable"} and not shown["table2_classification"]
+    assert {"jem-stable", "jem-stable-n128", "jem-stable-n256"} < shown["table6_negatives"]
+    assert not rows.rows_at("small", ["jem-stable", "hdge-jem-stable", *rows.LADDER])
+    for scale, steps in (("half", 5), ("paper", 5), ("smoke", 2)):
+        s = parse(rows.train_command(Path("x"), scale, "hdge-jem-stable", 1))
+        found = (s.n_steps, s.chain_start, s.sgld_clamp, s.load_path, s.max_restarts)
+        assert found == (steps, "class_gaussian", True, None, 0)
+    assert (s.pyxce, s.pxycontrast, s.pxsgld) == (1, 1, 1)
+
+
+def test_a_step_of_the_ladder_changes_one_thing() -> None:
+    changed = ["sgld_clamp", "chain_start", "augment_px", "uncond", "n_steps", "ema", "px_loss"]
+    found = [vars(parse(rows.train_command(Path("x"), "half", n, 1))) for n in rows.LADDER]
+    assert found[0]["n_steps"] == 20 and found[0]["chain_start"] == "uniform"
+    assert not found[0]["sgld_clamp"] and found[0]["image_size"] == 16
+    for step, name in enumerate(changed):
+        before, after = found[step : step + 2]
+        assert {key for key in before if before[key] != after[key]} == {name, "id"}
 
 
 # Jobs: on a program that only notes that it was called.
@@ -147,7 +182,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def run_tables(names: list[str], maker: Any, seeds: list[int]) -> int:
-    return experiments.run([rows.TABLES[name] for name in names], maker, seeds)
+    return experiments.run([experiments.only(name, maker.scale) for name in names], maker, seeds)
 
 
 def trained(ran: list[str]) -> list[str]:
@@ -226,14 +261,21 @@ def test_what_waits_keeps_no_job_from_running(jobs: Any, monkeypatch: pytest.Mon
     assert run_tables(["figure1_histograms"], make("small", 2), [1]) == 0
 
 
-def test_samples_are_compared_in_the_features_of_one_network(jobs: Any) -> None:
+@pytest.mark.parametrize(("scale", "n", "judge"), [("small", 14, "ce-s1"), ("half", 8, "ce-s9")])
+def test_samples_are_compared_in_the_features_of_one_network(
+    scale: str, n: int, judge: str, jobs: Any
+) -> None:
     make, ran, _ = jobs
-    maker = make("small", 1)
+    maker = make(scale, 1)
     assert run_tables(["table3_hybrid"], maker, [1, 2]) == 0
     asked = [shlex.split(line) for line in ran if "--eval fid" in line]
-    assert len(asked) == 14
+    assert len(asked) == n
     used = {words[words.index("--fid_model") + 1] for words in asked}
-    assert used == {str(maker.root / "small" / "ce-s1" / "last_ckpt.pt")}
+    assert used == {str(maker.root / scale / judge / "last_ckpt.pt")}
+    of_judge = [line for line in ran if line.startswith("eval") and f"/{judge}/" in line]
+    assert any(f"--load_path {maker.root / scale / judge}" in line for line in of_judge) == (
+        judge == "ce-s1"  # a row, too
+    )
 
 
 def test_an_overlay_shows_what_there_is(jobs: Any) -> None:
@@ -241,12 +283,16 @@ def test_an_overlay_shows_what_there_is(jobs: Any) -> None:
     fails["--id jem-s1"] = 2
     assert run_tables(["figure1_histograms"], make(), [1]) == 1
     (line,) = (line for line in ran if "logp_hist" in line)
-    assert "--labels ce hdge " in line
+    assert "--labels ce jem-stable hdge " in line
 
 
 @pytest.mark.parametrize(
     "words",
-    ["run nonsense", "run table1_ood --scale huge", "run all --jobs 0", "run all --seeds x"],
+    [
+        *("run nonsense", "run table1_ood --scale huge", "run all --jobs 0", "run all --seeds x"),
+        *("show sampler --scale paper", "show table1_ood --scale half --seeds 1 9"),
+        "show table1_ood --scale half --rows jem",
+    ],
 )
 def test_a_mistake_is_one_line(words: str, capsys: Any) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -257,7 +303,7 @@ def test_a_mistake_is_one_line(words: str, capsys: Any) -> None:
 def test_show_prints_every_command(capsys: Any) -> None:
     assert experiments.main(["show", "all", "--scale", "small"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("# ") for line in lines) == len(rows.TABLES)
+    assert sum(line.startswith("# ") for line in lines) == len(rows.TABLES) - 1  # not `sampler`
     assert any("figure4-l2" in line for line in lines)
 
 
@@ -265,12 +311,14 @@ def training_flops(scale: str) -> dict[str, float]:
     """Experiment -> FLOP of its training."""
     forward: dict[Any, int] = {}
     found = {}
-    for name, experiment in rows.EXPERIMENTS.items():
+    for name in rows.rows_at(scale, [*rows.EXPERIMENTS]):
+        experiment = rows.EXPERIMENTS[name]
         if experiment.program == rows.PROBE:
             found[name] = 0.0
             continue
         s = parse(rows.train_command(Path("x"), scale, name, 1))
-        network = {n: getattr(s, n) for n in ("arch", "depth", "width", "norm")}
+        names = ("arch", "depth", "width", "norm", "image_size")
+        network = {n: getattr(s, n) for n in names if hasattr(s, n)}
         key = tuple(network.values())
         if key not in forward:
             forward[key] = models.forward_flops(models.build(**network))
@@ -284,18 +332,21 @@ def training_flops(scale: str) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize(("scale", "unit"), [("paper", 1e18), ("small", 1e15)])
+@pytest.mark.parametrize(("scale", "unit"), [("paper", 1e18), ("small", 1e15), ("half", 1e15)])
 def test_headers_tell_the_cost_of_what_is_trained(scale: str, unit: float) -> None:
     costs = training_flops(scale)
     for name in (*rows.TABLES, "all"):
-        names = set(rows.TABLES[name].rows if name != "all" else rows.EXPERIMENTS)
+        listed = [*rows.EXPERIMENTS] if name == "all" else rows.TABLES[name].rows
+        names = set(rows.rows_at(scale, listed))
         for row in list(names):
             start = rows.EXPERIMENTS[row].start
             probe = rows.EXPERIMENTS[row].program == rows.PROBE
             names |= {start} if start and (probe or scale in rows.WARM) else set()
         text = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
         told = re.search(rf"#   {scale}  ([\d.]+) [EP]FLOP, ([\d.]+) ", text)
-        assert told, name
+        assert (told is not None) == bool(names), name
+        if told is None:
+            continue
         total = sum(costs[row] for row in names) / unit
         assert float(told[1]) == pytest.approx(total, rel=0.06, abs=0.06), name
         rate = 2e14 if scale == "paper" else 2e11
@@ -368,6 +419,23 @@ def test_a_run_of_another_recipe_is_refused(jobs: Any, capsys: Any) -> None:
     assert run_tables(["figure3_samples"], make(), [1]) == 1
     said = capsys.readouterr().err
     assert "--lr 1e-4, but the run has 0.5" in said and said.count("\n") == 1 and len(ran) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("ladder-clamp", {"sgld_clamp": False}, "--sgld_clamp, but the run has False"),
+        ("ladder-jem", {"sgld_clamp": True}, "no --sgld_clamp, but the run has True"),
+        ("ce", {"image_size": 32}, "--image_size 16, but the run has 32"),
+        ("ladder-start", {}, None),
+    ],
+)
+def test_a_run_with_other_settings_than_the_defaults_is_of_another_recipe(
+    name: str, change: dict[str, Any], said: str | None, tmp_path: Path
+) -> None:
+    words = rows.train_command(tmp_path, "half", name, 1)
+    (tmp_path / "variant.json").write_text(json.dumps({**vars(parse(words)), **change}))
+    assert done.other_recipe(tmp_path, words) == said
 
 
 @pytest.mark.parametrize(
@@ -450,7 +518,7 @@ def test_a_job_that_breaks_leaves_the_others_running(
 def test_rows_that_are_chosen_are_shown_beside_those_that_were_trained_before(jobs: Any) -> None:
     make, ran, _ = jobs
     run_tables(["table5_variants"], make(), [1])  # hdge
-    tables = [experiments.only("figure1_histograms", ["ce"])]
+    tables = [experiments.only("figure1_histograms", "paper", ["ce"])]
     assert experiments.run(tables, make(), [1]) == 0
     assert "--labels ce hdge " in ran[-1] and "jem-s1" not in trained(ran)
 

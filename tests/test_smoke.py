@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from evaluation.results_tables import cells
+from scripts import experiments, tables
 from scripts.experiments import EXPERIMENTS, TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +69,21 @@ def test_no_trained_cell_is_empty(name: str, made: Any) -> None:
                 assert kind in ("fid", "is") and sum(ours is not None for ours in others) == 1
                 continue
             assert cell.ours is not None, (line.experiment, key, cell.state)
+
+
+def test_a_row_of_the_ladder_by_itself_has_every_number(tmp_path: Path) -> None:
+    words = ["run", "sampler", "--scale", "smoke", "--rows", "ladder-bce"]
+    assert experiments.main([*words, "--root", str(tmp_path)]) == 0
+    tables.collect(tmp_path, "smoke", tmp_path / "results")
+    record = json.loads((tmp_path / "results" / "smoke" / "ladder-bce.json").read_text())
+    table = cells.build("sampler", "smoke", ["ladder-bce"], {"ladder-bce": record})
+    assert all(keys for _, keys in table.blocks)
+    (line,) = table.lines
+    assert line.about["runs"] == "1 seed" and "--px_loss bce" in line.about["setting"]
+    assert all(cell.ours for cell in line.cells.values()), line.cells
+    assert {"chain_fid", "precision", "recall", "read_as_asked", "ece", "ms_per_step"} <= {
+        key.split("/")[0] for key in line.cells
+    }
 
 
 def test_every_table_is_there_to_be_read(made: Any) -> None:

@@ -650,7 +650,7 @@ def test_what_is_missing_is_told_by_experiment_not_by_shown_name(tmp_path: Path)
     tables.write(tmp_path / "results")
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     (found,) = re.findall(r"^- Table 6.*$", text, re.MULTILINE)
-    assert "1 of 7 rows at the paper's scale; at no scale: " in found
+    assert "1 of 8 rows at the paper's scale; at no scale: " in found
     assert "HDGE (K=65536" not in found and "HDGE (K=64)" in found
 
 
@@ -758,6 +758,123 @@ def test_fid_of_other_features_or_fewer_samples_is_another_column(tmp_path: Path
     assert found.cells["fid/inception"].ours is None
     assert formats.ours_text(found.cells["fid/own-1000"], 2) == "41.50 ± 0.71 (2)"
     assert str(tmp_path) not in json.dumps(records)
+
+
+def climbed(run: Path, scale: str, judge: str, fid: float, name: str = "ladder-jem") -> None:
+    """The answer to `fid` of new chains after 0, 40 and 200 steps, as evaluation.generation's."""
+    settings = settings_of(scale, name, "fid") | {"fid_model": f"a/{judge}/last_ckpt.pt"}
+    row = {"n": 500, "precision": 0.75, "recall": 0.5, "read_as_asked": 0.625}
+    rows = [
+        {**row, "images": "starts", "steps": 0, "fid": 4 * fid},
+        {**row, "images": "samples", "steps": 40, "fid": 2 * fid},
+        {**row, "images": "samples", "steps": 200, "fid": 9.0, "recall": None},
+        {**row, "images": "training images", "steps": None, "fid": 1.0, "read_as_asked": None},
+    ]
+    values = {"fid": fid, "inception_score_mean": 5.0, "n": 1000, "features": "model x"}
+    answer(run / "eval", run, "fid", settings=settings, steps=40, rows=rows, **values)
+
+
+def test_the_ladder_shows_samples_beside_their_starts_and_the_mean_over_sets(
+    tmp_path: Path,
+) -> None:
+    for seed, fid in ((1, 20.0), (2, 30.0)):
+        run = fake_run(tmp_path, "ladder-jem", seed, scale="half", image_size=16, pxsgld=1.0)
+        climbed(run, "half", "ce-s9", fid)
+        found = {"svhn_test": 0.5, "textures": 0.75, "faces": 1.0}
+        detected(run, found, settings=settings_of("half", "ladder-jem", "OOD"))
+    run = fake_run(tmp_path, "ladder-clamp", 1, scale="half", image_size=16, epochs=1)
+    (run / "diverged.txt").write_text(DIVERGED)
+    table = built("sampler", collect(tmp_path, tmp_path / "results", "half"), "half")
+    (samples,) = (keys for title, keys in table.blocks if title == "Class-conditional samples")
+    expected = {
+        "FID of samples": "50.00 ± 14.14 (2)",
+        "FID of starts": "100.00 ± 28.28 (2)",
+        "Precision of samples": "0.750 ± 0.000 (2)",
+        "Read as asked (%) of samples": "62.5 ± 0.0 (2)",
+        "Read as asked (%) of starts": "62.5 ± 0.0 (2)",
+        "Recall of samples": "0.500 ± 0.000 (2)",
+    }
+    of = " (ce-s9's features, 500 samples)"
+    assert [titles.column_title(key) for key in samples] == [title + of for title in expected]
+    row = line(table, "ladder-jem")
+    shown = [formats.ours_text(row.cells[key], titles.digits(key)) for key in samples]
+    assert shown == list(expected.values())
+    (mean,) = (key for _, keys in table.blocks for key in keys if key.startswith("mean_auroc"))
+    assert titles.column_title(mean) == "mean of 3 sets"
+    assert row.cells[mean].ours == cells.Value(0.75, 0.0, 2)
+    assert line(table, "ladder-clamp").cells[mean].state == "diverged 1 of 1"
+    assert line(table, "ladder-clamp").about["runs"] == "diverged 1 of 1"
+
+
+def test_one_set_has_no_mean_and_other_samples_another_column(tmp_path: Path) -> None:
+    for name, judge in (("ladder-jem", "ce-s9"), ("ladder-clamp", "ce-s1")):
+        run = fake_run(tmp_path, name, 1, scale="half", image_size=16)
+        climbed(run, "half", judge, 20.0, name)
+        detected(run, {"svhn_test": 0.5}, settings=settings_of("half", name, "OOD"))
+    records = collect(tmp_path, tmp_path / "results", "half")
+    row = line(cells.build("sampler", "half", list(records), records), "ladder-jem")
+    assert not any(key.startswith("mean_auroc") for key in row.cells)
+    assert row.cells["chain_fid/starts/ce-s1's-500"].state == cells.OTHER_FEATURES
+
+
+def test_at_scale_half_no_published_row_stands_beside_those_that_it_has(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    for name, seed, accuracy in (("ce", 1, 0.5), ("ce", 2, 0.6), ("hdge", 1, 0.7), ("ce", 9, 0.1)):
+        run = fake_run(tmp_path, name, seed, scale="half", image_size=16)
+        classified(run, accuracy, settings=settings_of("half", name, "test_clf"), max_images=None)
+    records = collect(tmp_path, results, "half")
+    assert set(records["ce"]["seeds"]) == {"1", "2"}  # 9 compares samples and is no row
+    tables.write(results)
+    lines = (results / "table3_hybrid-half.csv").read_text().splitlines()
+    found = {row["experiment"] for row in csv.DictReader(lines)}
+    assert found == {"ce", "hdge", "jem-stable", "hdge-jem-stable"}
+    assert not (results / "table2_classification-half.md").exists()
+
+
+def test_a_later_flag_is_recorded_where_it_was_given(tmp_path: Path) -> None:
+    given = {"sgld_clamp": True, "chain_start": "class_gaussian", "ema": 0.999, "augment": "off"}
+    default = {
+        "sgld_clamp": False,
+        "chain_start": "uniform",
+        "ema": 0.0,
+        "adam_betas": [0.9, 0.999],
+    }
+    runs = [fake_run(tmp_path, "jem", i, pxsgld=1.0, **s) for i, s in ((1, given), (2, default))]
+    first, second = (records.seed_record(run, finished=True) for run in runs)
+    assert given.items() <= first["settings"].items()
+    assert not default.keys() & second["settings"].keys()
+    for word in ("--sgld_clamp", "--chain_start class_gaussian", "--ema 0.999", "--augment off"):
+        assert word in cells.about("small", "jem", {"seeds": {"1": first}})["setting"]
+    older = {**second, "settings": {**second["settings"]}}
+    protocols.check_settings("t", "small", "jem", {"seeds": {"2": second, "3": older}})
+    with pytest.raises(tables.UsageError, match=r"--sgld_clamp True; .*--sgld_clamp False"):
+        protocols.check_settings("t", "small", "jem", {"seeds": {"1": first, "2": second}})
+
+
+def test_claims_of_jem_are_about_the_stable_sampler_where_that_alone_was_run() -> None:
+    def record(accuracy: float) -> dict[str, Any]:
+        answers = {"test_clf": {"numbers": {"accuracy/cifar10": accuracy}}}
+        seed = {"state": "finished", "answers": answers, "divergences": 0, "settings": {}}
+        return {"seeds": {"1": seed}}
+
+    found = {"ce": record(0.75), "jem-stable": record(0.5)}
+    shown = {row[0]: row[2] for row in claims.verdicts(found)[0]}
+    assert shown["JEM costs accuracy"] == "jem-stable: 50.00 (1)"
+    shown = {row[0]: row[2] for row in claims.verdicts({**found, "jem": record(0.25)})[0]}
+    assert shown["JEM costs accuracy"] == "jem: 25.00 (1)"
+
+
+def test_sgld_that_went_on_from_a_trained_model_says_so_by_name(tmp_path: Path) -> None:
+    ends = ("ce", "cross-entropy"), ("hdge", "HDGE"), ("mine", "mine")
+    for i, (start, told) in enumerate(ends):
+        path = f"save/small/{start}-s1/last_ckpt.pt"
+        fake_run(tmp_path / str(i), "jem", 1, pxsgld=1.0, load_path=path)
+        found = collect(tmp_path / str(i), tmp_path / str(i) / "results")
+        model = line(built("table1_ood", found), "jem").model
+        assert model == f"JEM, the papers' sampler, from {told}"
+    fake_run(tmp_path, "ce", 1, load_path="save/small/hdge-s1/last_ckpt.pt")
+    found = collect(tmp_path, tmp_path / "results")
+    assert "from" not in line(built("table1_ood", found), "ce").model
 
 
 def test_a_network_that_is_its_own_judge_is_not_averaged_with_others(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from evaluation.report.markup import number
 from evaluation.report.paper import image_size
-from evaluation.results_tables.records import Record
+from evaluation.results_tables.records import DEFAULTS, Record
 from evaluation.results_tables.titles import natural
 from training.flags import IMAGE_SIZE
 
@@ -77,7 +77,8 @@ def details(seed: Mapping[str, Any], scale: str) -> list[str]:
     found += [f"noise {s['sigma']:g}"] if "sigma" in s else []
     found += [f"L2 penalty {s['sgld_l2']:g}"] if s.get("sgld_l2") else []
     found += [f"gradients clipped at {s['clip_grad']:g}"] if s.get("clip_grad") else []
-    return found
+    others = [key for key in DEFAULTS if key in s and key != "image_size"]
+    return found + [f"--{key} {s[key]}".removesuffix(" True") for key in others]
 
 
 def shown_name(model: str, record: Record | None) -> str:
@@ -87,11 +88,13 @@ def shown_name(model: str, record: Record | None) -> str:
     if record is None:
         return model
     seeds = record["seeds"].values()
+    starts = {start_name(str(seed["start"])) for seed in seeds if continued(seed)}
+    after = f", the papers' sampler, from {joined(starts)}" if starts else ""
     if model.startswith(NAMED_NETWORK):
         run = {network(seed) for seed in seeds} - {NAMED_NETWORK.replace("WideResNet", "WRN")}
         return f"{model}, here {', '.join(sorted(run))}" if run else model
     if match is None:
-        return model
+        return model + after
     if match["network"]:
         stated, run = match["network"], {network(seed) for seed in seeds}
     else:
@@ -99,8 +102,19 @@ def shown_name(model: str, record: Record | None) -> str:
         stated = match["number"]
         run = {str(seed["settings"].get(key, stated)) for seed in seeds}
     if run <= {stated}:
-        return model
-    return f"{model[: match.end() - 1]}, here {', '.join(sorted(run))})"
+        return model + after
+    return f"{model[: match.end() - 1]}, here {', '.join(sorted(run))}){after}"
+
+
+def start_name(run: str) -> str:
+    name = SEED.sub("", run)
+    return {"ce": "cross-entropy", "hdge": "HDGE"}.get(name.partition("-")[0], name)
+
+
+def continued(seed: Mapping[str, Any]) -> bool:
+    """Whether SGLD went on from a model that was trained without it, as at scale 'small'."""
+    s = seed["settings"]
+    return bool(seed.get("start") and (s.get("pxsgld") or s.get("pxysgld")))
 
 
 def joined(texts: Any) -> str:

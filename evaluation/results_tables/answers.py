@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from evaluation.report.answer import Answer, Model
@@ -23,6 +24,11 @@ OWN_PROTOCOL = {
     "attack": ("attack", "steps", "restarts", "n_steps_refine"),
 }
 REFERENCE_FOLDER = re.compile(r"ce-s[0-9]+")  # of the network whose features compare samples
+# Family of keys -> a column of evaluation.generation.compared's rows.
+OF_CHAINS = {
+    "chain_fid": "fid",
+    **{name: name for name in ("precision", "recall", "read_as_asked")},
+}
 IMAGES = re.compile(r": (?:the first )?([0-9,]+) (?:of [0-9,]+ )?images; ")
 PUBLISHED_SAMPLES = 50_000  # a FID of fewer samples is another quantity
 
@@ -135,13 +141,14 @@ def _numbers(name: str, answer: Answer, model: Model) -> dict[str, Any]:
         return {f"{key}/{dataset}": value(source) for key, source in keys.items()}
     if name == "OOD":
         known = canonical(str(value("in_dataset")))
-        return {
+        numbers = {
             f"{key}/{row.get('score_fn')}/{out_of(known, str(row.get('ood_dataset')))}": row.get(
                 key
             )
             for row in answer.rows(model, "rows")
             for key in ("auroc", "fpr95", "aupr")
         }
+        return numbers | mean_aurocs(numbers)
     if name == "logp_hist":
         sets = value("sets") if isinstance(value("sets"), dict) else {}
         known = canonical(next(iter(sets), "cifar10").removesuffix("_train"))
@@ -151,16 +158,42 @@ def _numbers(name: str, answer: Answer, model: Model) -> dict[str, Any]:
             if isinstance(found, dict)
         }
     if name == "fid":
-        n = int(number(value("n")) or 0)
-        key = features_of(answer, model)
-        if key == f"{Path(model.checkpoint).parent.name}'s":
-            key = "own"
-        key += "" if n >= PUBLISHED_SAMPLES else f"-{n}"
-        return {f"fid/{key}": value("fid"), f"is/{key}": value("inception_score_mean")}
+        features = features_of(answer, model)
+        if features == f"{Path(model.checkpoint).parent.name}'s":
+            features = "own"
+        key = of_samples(features, value("n"))
+        numbers = {f"fid/{key}": value("fid"), f"is/{key}": value("inception_score_mean")}
+        return numbers | {
+            f"{family}/{row['images']}/{of_samples(features, row.get('n'))}": row.get(source)
+            for row in answer.rows(model, "rows")
+            if row.get("images") in ("starts", "samples")
+            and row.get("steps") in (0, value("steps"))
+            for family, source in OF_CHAINS.items()
+        }
     if name == "attack":
         rows = [row for row in answer.rows(model, "rows") if number(row.get("eps")) is not None]
         return {f"robust/{value('distance')}/{row['eps']:.5g}": row.get("accuracy") for row in rows}
     return {f"samples/{key}": value(key) for key in ("n", "steps")}
+
+
+def of_samples(features: str, n: Any) -> str:
+    count = int(number(n) or 0)
+    return features if count >= PUBLISHED_SAMPLES else f"{features}-{count}"
+
+
+def mean_aurocs(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """Score -> the mean over its sets, where there are several; the key has their number, since
+    means over other sets do not compare."""
+    found: dict[str, list[float]] = {}
+    for key, auroc in numbers.items():
+        family, score, _ = key.split("/", 2)
+        if family == "auroc" and (value := number(auroc)) is not None:
+            found.setdefault(score, []).append(value)
+    return {
+        f"mean_auroc/{score}/{len(values)}": fmean(values)
+        for score, values in found.items()
+        if len(values) > 1
+    }
 
 
 def features_of(answer: Answer, model: Model) -> str:

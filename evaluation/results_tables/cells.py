@@ -24,7 +24,7 @@ from evaluation.results_tables.layout import LAYOUTS, Layout
 from evaluation.results_tables.protocols import check_protocols
 from evaluation.results_tables.records import Record
 from evaluation.results_tables.rows import NAMES, RENAMED, ROWS, published
-from evaluation.results_tables.titles import PERCENT, natural, set_title
+from evaluation.results_tables.titles import OF_SAMPLES, PERCENT, natural, set_title
 from training.flags import IMAGE_SIZE
 
 OTHER = "-c100"  # an experiment's name on CIFAR-100
@@ -95,14 +95,15 @@ def build(
         more = {key for key in measured if key.startswith(block.prefixes)} - set(block.keys)
         fixed = [key for key in block.keys if not stand_in or key in measured]
         blocks.append((block.title, [*fixed, *sorted(more, key=natural)]))
+    rows = {row for name, row in ROWS.get(table, {}).items() if name in experiments}
     if stand_in:
-        names = [name for name in names if name in ROWS.get(table, {}).values()]
+        names = [name for name in names if name in rows]
         notes.append(
             f"Trained on {' and '.join(map(set_title, sorted(trained_on)))} in place of CIFAR: the "
             "paper's numbers are about other data and are left out."
         )
     for size in other_size:
-        names, paper = [name for name in names if name in ROWS.get(table, {}).values()], {}
+        names, paper = [name for name in names if name in rows], {}
         notes.append(
             f"Trained on images of {size} x {size}: the paper's numbers are about {IMAGE_SIZE} x "
             f"{IMAGE_SIZE} and are left out."
@@ -184,7 +185,7 @@ def cell(
     if not finished:
         return Cell(paper, None, states(record))
     kind, _, out = key.rpartition("/")
-    if kind in ("fid", "is") and any(k.startswith(f"{kind}/") for k in keys_of(record)):
+    if kind.split("/")[0] in OF_SAMPLES and any(k.startswith(f"{kind}/") for k in keys_of(record)):
         return Cell(paper, None, OTHER_FEATURES)
     skipped = {
         name for seed in finished for a in seed["answers"].values() for name in a.get("skipped", ())

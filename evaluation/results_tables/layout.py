@@ -48,6 +48,12 @@ IGEBM_NOTE = (
     "IGEBM is here its objective, class-conditional SGLD alone, on JEM's network and with JEM's "
     "sampler: not its spectral norm, clipped chains or step size."
 )
+COST = Block("Cost of a training step", ("ms_per_step",), ("ms_per_step",))
+TIME_NOTE = (
+    "The time of a step is batch size / images per second, the median over epochs, of runs that "
+    "may have shared their machine: read it as an order of magnitude. `scripts/bench.py` times "
+    "steps side by side."
+)
 LAYOUTS = {
     "table1_ood": Layout(
         "Table 1: out-of-distribution detection of CIFAR-10 models",
@@ -103,12 +109,8 @@ LAYOUTS = {
     ),
     "table6_negatives": Layout(
         "Table 6: numbers of negatives (HDGE) and of chains (JEM)",
-        (PX, Block("Cost of a training step", ("ms_per_step",), ("ms_per_step",))),
-        (
-            "The time of a step is batch size / images per second, the median over epochs, of runs "
-            "that may have shared their machine: read it as an order of magnitude. "
-            "`scripts/bench.py` times steps side by side.",
-        ),
+        (PX, COST),
+        (TIME_NOTE,),
     ),
     "figure1_histograms": Layout(
         "Figure 1: log q(x) of CIFAR-10 and of OOD images",
@@ -159,5 +161,26 @@ LAYOUTS = {
             "is Table 1's HDGE, whose seeds tell how far two runs of one recipe differ.",
         ),
         picture="curves",
+    ),
+    "sampler": Layout(
+        "From JEM's sampler to a stable one",
+        (
+            Block("Classification", ("accuracy/cifar10", "ece/cifar10"), ("accuracy/", "ece/")),
+            Block(PX.title, PX.keys, (*PX.prefixes, "mean_auroc/px/")),
+            Block(
+                "Class-conditional samples",
+                (),
+                ("chain_fid/", "precision/samples/", "recall/samples/", "read_as_asked/"),
+            ),
+            COST,
+        ),
+        (
+            "Each row is the one above it and one change more; the first is JEM with its paper's "
+            "sampler, from scratch. Not of the papers.",
+            "A run that diverges ends there: 'Runs' says how many did.",
+            "FID, precision and recall compare new chains, and the starts of the same chains, with "
+            "as many training images.",
+            TIME_NOTE,
+        ),
     ),
 }

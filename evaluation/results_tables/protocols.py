@@ -9,13 +9,13 @@ from typing import Any
 from evaluation.flags import EARLIER
 from evaluation.report.paper import TERMS, image_size
 from evaluation.results_tables.about import SEED
-from evaluation.results_tables.records import Record
+from evaluation.results_tables.records import DEFAULTS, Record
 from evaluation.results_tables.titles import natural
-from training.flags import IMAGE_SIZE, UsageError
+from training.flags import UsageError
 
 # Settings that a record leaves out where they are these; of any other that only one record has, an
 # older version did not tell.
-LEFT_OUT = {**dict.fromkeys(TERMS, 0), "max_steps": None, "image_size": IMAGE_SIZE}
+LEFT_OUT = {**dict.fromkeys(TERMS, 0), "max_steps": None, **DEFAULTS}
 
 
 def check_protocols(

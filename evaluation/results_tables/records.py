@@ -19,11 +19,11 @@ from statistics import fmean, median
 from typing import Any
 
 from evaluation.report.markup import number
-from evaluation.report.paper import TERMS, image_size
+from evaluation.report.paper import TERMS
 from evaluation.report.run import read_run
 from evaluation.results import plain, whole
 from evaluation.results_tables.answers import Asked, answers_of, warn
-from training.flags import IMAGE_SIZE, UsageError
+from training.flags import ADAM_BETAS, IMAGE_SIZE, UsageError
 
 Record = dict[str, Any]
 
@@ -35,6 +35,14 @@ ALWAYS = (
 )
 OF_CONTRAST = ("contrast_k", "contrast_t", "contrast_score", "contrast_style", "contrast_normalize")
 OF_SGLD = ("n_steps", "sgld_batch_size", "sgld_lr", "sgld_std", "buffer_size", "reinit_freq")
+# Settings that a record leaves out where they are these: no table had others before they were
+# recorded.
+DEFAULTS = {
+    **{"image_size": IMAGE_SIZE, "augment": "on", "adam_betas": ADAM_BETAS, "ema": 0.0},
+    **{"independent_batches": False, "augment_px": "same", "px_batch_size": None},
+    **{"uncond": False, "px_loss": "cd", "class_cond_p_x_sample": False},
+    **{"chain_start": "uniform", "sgld_clamp": False, "sgld_grad_clip": None, "bn_chains": "jem"},
+}
 DIVERGED = re.compile(r"diverged at step \d+ \([^)]*\)")
 
 
@@ -103,7 +111,7 @@ def gist(settings: Mapping[str, Any]) -> dict[str, Any]:
     names = [*ALWAYS, *terms]
     names += OF_CONTRAST if any("contrast" in term for term in terms) else ()
     names += OF_SGLD if any("sgld" in term for term in terms) else ()
-    names += ["image_size"] if image_size(settings) != IMAGE_SIZE else []
+    names += [name for name, value in DEFAULTS.items() if settings.get(name, value) != value]
     return {name: settings[name] for name in names if settings.get(name) is not None}
 
 

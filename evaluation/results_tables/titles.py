@@ -8,8 +8,16 @@ from typing import Any
 
 from data.evaluation_names import TITLES
 
-PERCENT = ("accuracy", "ece", "ece_accuracy", "robust")
-DIGITS = {"auroc": 3, "hist": 3, "ms_per_step": 1, "samples": 0}  # else 2
+PERCENT = ("accuracy", "ece", "ece_accuracy", "robust", "read_as_asked")
+DIGITS = {
+    **dict.fromkeys(("auroc", "mean_auroc", "hist", "precision", "recall"), 3),
+    **{"read_as_asked": 1, "ms_per_step": 1, "samples": 0},
+}  # else 2
+# Numbers of samples, by families of keys that end in the features and in how many there are.
+OF_SAMPLES = {
+    **{"fid": "FID", "is": "Inception Score", "chain_fid": "FID", "precision": "Precision"},
+    **{"recall": "Recall", "read_as_asked": "Read as asked (%)"},
+}
 
 
 def digits(key: str) -> int:
@@ -37,10 +45,13 @@ def column_title(key: str) -> str:
         return f"ECE, {set_title(rest)} (%)"
     if family in ("auroc", "hist"):
         return set_title(rest.partition("/")[2])
-    if family in ("fid", "is"):
-        title = {"fid": "FID", "is": "Inception Score"}[family]
-        features, _, n = rest.rpartition("-")
-        features, n = (features, n) if n.isdecimal() else (rest, "")
+    if family == "mean_auroc":
+        return f"mean of {rest.partition('/')[2]} sets"
+    if family in OF_SAMPLES:
+        images, _, key = rest.rpartition("/")
+        title = OF_SAMPLES[family] + f" of {images}" * bool(images)
+        features, _, n = key.rpartition("-")
+        features, n = (features, n) if n.isdecimal() else (key, "")
         notes = [] if features == "inception" else [f"{features} features"]
         notes += [f"{int(n):,} samples"] if n else []
         return f"{title} ({', '.join(notes)})" if notes else title
