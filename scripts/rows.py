@@ -343,7 +343,8 @@ BLANKS: dict[str, dict[str, str]] = {
         "fid": f"--fid_features model --fid_model {REFERENCE} --sampling class --n_samples 1000 "
         "--n_steps 40 --chain_lengths 0 5 40 100 200",
         "hist": "--ood_dataset all",
-        "samples": "--n_sample_steps 50 --fresh_samples --buffer_size 200",
+        "samples": "--fresh_samples --buffer_size 1000 --sgld_batch_size 1000 --n_sample_steps 1 "
+        f"--n_steps 100 --fid_model {REFERENCE}",
     },
     "smoke": {
         "ood": "all",
