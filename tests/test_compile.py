@@ -37,11 +37,11 @@ def test_compiled_steps_equal_eager_ones(norm: str) -> None:
     assert (gradient - compiled_gradient).norm() < 1e-2 * gradient.norm()
 
 
+@torch._functorch.config.patch(donated_buffer=True)  # monkeypatch would leave it without a value
 def test_gradients_of_terms_can_be_measured_after_compiled_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A backward pass that is compiled for one use gives its buffers away, unless told not to."""
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)
     monkeypatch.setattr(train_wrn, "can_compile", lambda _: True)
     plain_compile = torch.nn.Module.compile
     monkeypatch.setattr(

@@ -389,7 +389,7 @@ def test_chains_start_from_the_checkpoint_s_gaussians(
         assert words in refused.err[0]
 
 
-def test_an_exported_model_refines_and_samples_without_its_gaussians(
+def test_an_exported_model_refines_and_samples_as_its_run_did(
     train: Any, ask: Any, tmp_path: Path
 ) -> None:
     run = train.once(GAUSSIAN)
@@ -404,9 +404,7 @@ def test_an_exported_model_refines_and_samples_without_its_gaussians(
     assert answered("--eval test_clf --n_steps 1").code == 0  # a refined image is its own start
     assert answered("--eval attack --eps 0 --n_steps_refine 1 --max_images 4").code == 0
     sample = f"--eval uncond_samples --fresh_samples {SAMPLE}"
-    refused = answered(sample)
-    assert refused.code == 2 and "class_gaussian: " in refused.err[0]
-    assert "give uniform" in refused.err[0]
+    assert answered(sample).code == 0
     assert answered(f"{sample} --chain_start uniform").code == 0
 
 
