@@ -39,7 +39,7 @@ from evaluation.trained import trained_on  # noqa: E402
 from training import checkpoint, records  # noqa: E402
 from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint  # noqa: E402
 from training.endings import exit_code  # noqa: E402
-from training.flags import UsageError  # noqa: E402
+from training.flags import FOLDER, UsageError  # noqa: E402
 from training.lock import alone  # noqa: E402
 from training.machine import (  # noqa: E402
     as_read_by,
@@ -133,7 +133,10 @@ def load_backbone(
         raise UsageError(
             f"--load_path {s.load_path} does not tell its data set: give --dataset NAME"
         )
-    if s.dataset == own or as_read_by(record, s.dataset, s.data_root) is not None:
+    moved = s.dataset != own and s.dataset.startswith(FOLDER)
+    if moved and as_read_by(record, s.dataset, s.data_root, s.image_size) is not None:
+        own = s.dataset
+    if s.dataset == own:
         s.reader = record.reader
         s.n_valid = held_out_by(settings) if s.n_valid is None else s.n_valid
     if s.sigma is None:

@@ -38,8 +38,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def trained(train: Any, folder: Path) -> Any:
-    run = train(RUN, f"folder:{folder}")
+def trained(train: Any, folder: Path, size: int = 32) -> Any:
+    run = train(RUN, f"folder:{folder}", "--image_size", str(size))
     assert run.code == 0, run.err
     return run
 
@@ -244,7 +244,8 @@ def by_reader_1(run: Any, folder: Path, *, hashes: bool) -> data.Record:
     """Make the run's checkpoint one of reader 1 and return the record of its images; `hashes`:
     whether the checkpoint has it, as that of a run that a later version went on with."""
     state = run.state()
-    record = data.Record.of(data.load(f"folder:{folder}", "nowhere", reader=1), 4)
+    size = run.settings["image_size"]
+    record = data.Record.of(data.load(f"folder:{folder}", "nowhere", size=size, reader=1), 4)
     state["settings"] |= {"reader": 1}
     state["data"] = record.state() if hashes else record.fingerprint
     if not hashes:
@@ -261,11 +262,16 @@ def probed(run: Any, dataset: str, tmp_path: Path) -> dict[str, Any]:
     return read_checkpoint(tmp_path / "probe" / "last_ckpt.pt")
 
 
-@pytest.mark.parametrize("hashes", [True, False])
+@pytest.mark.parametrize(("hashes", "size"), [(True, 32), (False, 32), (False, 16)])
 def test_a_probe_of_an_old_run_keeps_its_rule_wherever_the_folder_is(
-    hashes: bool, train: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hashes: bool,
+    size: int,
+    train: Any,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = trained(train, folder)
+    run = trained(train, folder, size)
     record = by_reader_1(run, folder, hashes=hashes)
     moved = folder.rename(tmp_path / "moved")
     state = probed(run, f"folder:{moved}", tmp_path)
@@ -292,10 +298,12 @@ def test_a_probe_says_how_many_of_its_images_the_network_was_trained_on(
     assert f"test: {n - 4} of {n} images were trained on" in line
 
 
-@pytest.mark.parametrize("hashes", [True, False])
-def test_weights_of_an_old_run_come_with_a_warning(hashes: bool, train: Any, folder: Path) -> None:
+@pytest.mark.parametrize(("hashes", "size"), [(True, 32), (False, 32), (False, 16)])
+def test_weights_of_an_old_run_come_with_a_warning(
+    hashes: bool, size: int, train: Any, folder: Path
+) -> None:
     """The new run divides the same folder by another rule."""
-    run = trained(train, folder)
+    run = trained(train, folder, size)
     words = [f"folder:{folder}", "--load_path", str(run.folder / "last_ckpt.pt")]
     again = train(RUN, *words)
     assert again.code == 0 and again.err == []

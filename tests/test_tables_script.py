@@ -242,6 +242,24 @@ def test_protocol_versions_are_never_mixed(
     assert "ce has answers of protocol versions 1, 2" in message
 
 
+def test_raw_and_averaged_weights_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = []
+    for name, weights in (
+        ("a", "averaged (--ema 0.9)"),
+        ("b", "averaged (--ema 0.99)"),
+        ("c", "raw"),
+    ):
+        folders.append(fake_run(tmp_path, name, 1))
+        classified(folders[-1], 0.7, weights=weights)
+    folders.append(fake_run(tmp_path, "d", 1))
+    classified(folders[-1], 0.7)  # of a run without an average
+    for pair, alike in (((0, 1), True), ((0, 2), False), ((0, 3), True)):
+        assert tables.main(["compare", *(str(folders[i]) for i in pair)]) == 0
+        assert ("asked test_clf alike" not in capsys.readouterr().out) == alike, pair
+
+
 def test_image_sizes_are_never_mixed_and_the_papers_stand_beside_32_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -198,10 +198,10 @@ def train_epoch(
         set_learning_rate(run, number - first, epoch)
         metrics = step(number)
         names, values = list(metrics), torch.stack(list(metrics.values()))
-        for meter in (run.window, run.epoch):
-            if meter.names != names:  # another phase of the training has other metrics
-                meter.reset()
-            meter.add(values, names)
+        if run.window.names != names:  # another phase of the training has other metrics
+            run.window.reset()
+        run.window.add(values, names)
+        run.epoch.add(values, names)
         progress.step = number + 1
         bar.update(s.batch_size)
         if progress.step % s.print_every == 0:

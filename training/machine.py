@@ -12,7 +12,7 @@ import torch
 import data
 import models
 from training import distributed
-from training.flags import FOLDER, UsageError, fits
+from training.flags import IMAGE_SIZE, UsageError, fits
 from training.screen import print_line
 
 # Parameters of glibc's mallopt(3).
@@ -65,14 +65,14 @@ def load_data(s: Namespace, device: torch.device, program: str) -> data.DataSet:
     return dataset.to(device)
 
 
-def as_read_by(record: data.Record, name: str, data_root: str) -> data.DataSet | None:
-    """Read the folder `name` with the reader of `record`. Returns None where its training images
-    are not those of the record, and for any other kind of data set."""
-    if not name.startswith(FOLDER) or not record.fingerprint:
+def as_read_by(record: data.Record, name: str, data_root: str, size: int) -> data.DataSet | None:
+    """Read the data set `name` with the reader of `record`, in images of size x size. Returns None
+    where its training images are not those of the record."""
+    if not record.fingerprint:
         return None
     try:
         found = distributed.in_turn(
-            lambda: data.load(name, data_root, reader=record.reader), data.DataError
+            lambda: data.load(name, data_root, size=size, reader=record.reader), data.DataError
         )
     except data.DataError:
         return None
@@ -93,11 +93,12 @@ def warn_of_leaks(
     its settings.
 
     A checkpoint of an earlier version has no hashes: the images are compared where they, or those
-    of the same folder read as that version did, are the run's by their fingerprint.
+    of the same data set read as that run did, are the run's by their fingerprint.
     """
     if record.train is None and record.fingerprint:
         same = dataset.fingerprint() == record.fingerprint
-        found = dataset if same else as_read_by(record, s.dataset, s.data_root)
+        size = run.get("image_size", IMAGE_SIZE)
+        found = dataset if same else as_read_by(record, s.dataset, s.data_root, size)
         record = record if found is None else data.Record.of(found, held_out_by(run))
     valid = data.hold_out(dataset, s.n_valid)[1]
     splits = {"validation": dataset.train.take(valid), "test": dataset.test}

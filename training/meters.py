@@ -17,8 +17,13 @@ class Meter:
         self.steps = 0
 
     def add(self, values: Tensor, names: list[str]) -> None:
-        """`values` (len(names),) of one step."""
-        self.names = names
+        """Add `values` (len(names),) of one step. Other names than before begin anew, but that more
+        names leave out what is new: the rest of an epoch that an earlier version began."""
+        if self.sums is None or not set(self.names) <= set(names):
+            self.reset()
+            self.names = names
+        elif self.names != names:
+            values = values[[names.index(name) for name in self.names]]
         self.sums = values.double() if self.sums is None else self.sums + values
         self.steps += 1
 

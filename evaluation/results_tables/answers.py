@@ -90,6 +90,8 @@ def protocol_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:
     sizes = {each: IMAGES.search(str(about)) for each, about in sets}
     protocol["sets"] = {k: int(n[1].replace(",", "")) for k, n in sizes.items() if n}
     protocol |= {k: answer.value(model, k) for k in OWN_PROTOCOL.get(name, ())}
+    if isinstance(weights := answer.value(model, "weights"), str):  # of a run with --ema
+        protocol["weights"] = weights.split()[0]
     if name == "fid":
         protocol["features"] = features_of(answer, model)
         if protocol["features"] != "own":  # else of each seed its own

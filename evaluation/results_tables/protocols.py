@@ -47,7 +47,7 @@ def check_protocols(
                     keys = differing(earlier, protocol)
                     if len(of_question) == 1 and keys:
                         raise UsageError(
-                            f"--results: {table} at scale {scale}: {other} and {run} were asked "
+                            f"{place(table, scale)}: {other} and {run} were asked "
                             f"{question} differently ({told(earlier, keys)}; "
                             f"{told(protocol, keys)}): evaluate them alike"
                         )
@@ -58,7 +58,7 @@ def check_protocols(
                 f"{version} ({run})" for version, run in sorted(found_versions.items(), key=str)
             )
             raise UsageError(
-                f"--results: {table} at scale {scale} would mix protocol versions {listed} of "
+                f"{place(table, scale)} would mix protocol versions {listed} of "
                 f"{question}: evaluate again with one version, or remove the older records"
             )
         (version,) = found_versions
@@ -116,6 +116,11 @@ def other_noise(
     ]
 
 
+def place(table: str, scale: str) -> str:
+    """The beginning of a refusal: the flag, and of which table it speaks."""
+    return "RUN_FOLDER" if table == "compare" else f"--results: {table} at scale {scale}"
+
+
 def check_sizes(table: str, scale: str, records: Mapping[str, Record]) -> None:
     """Raises UsageError where the runs were trained on images of different sizes."""
     found: dict[Any, str] = {}  # side in pixels -> a row
@@ -125,8 +130,7 @@ def check_sizes(table: str, scale: str, records: Mapping[str, Record]) -> None:
     if len(found) > 1:
         listed = " and ".join(f"{size} x {size} ({name})" for size, name in found.items())
         raise UsageError(
-            f"--results: {table} at scale {scale} would mix images of {listed}: make a table of "
-            "each size"
+            f"{place(table, scale)} would mix images of {listed}: make a table of each size"
         )
 
 
@@ -142,7 +146,7 @@ def check_settings(table: str, scale: str, name: str, record: Record) -> None:
             if keys:
                 first, second = (told(found, keys, flag="--") for found in (earlier, settings))
                 raise UsageError(
-                    f"--results: {table} at scale {scale}: {other} and {run} were trained "
+                    f"{place(table, scale)}: {other} and {run} were trained "
                     f"differently ({first}; {second}): train one of them again, or remove it and "
                     f"its part of {scale}/{name}.json"
                 )
