@@ -32,7 +32,7 @@ KINDS = {
     "direct": "Chains that climb f(x)[y], one class a row",
     "classified": "Samples of q(x), classified: the most confident of each class, a class a row",
     "starts": "Where chains began, their samples, and the nearest training images",
-    "trajectory": "Chains from noise on the left to the last step on the right, one a row",
+    "trajectory": "Chains from their start on the left to the last step on the right, one a row",
 }
 
 
@@ -62,6 +62,11 @@ def _short(text: str) -> str:
 
 def samples(run: Run, paper: Paper) -> Html:
     parts: list[Html] = []
+    fresh = () if weight(run, "pxsgld") > 0 or weight(run, "pxysgld") > 0 else ("--fresh_samples",)
+    parts.append(tag("h3", "Class-conditional: q(x|y)"))
+    parts.append(answered(run, "cond_samples", _show_samples, *fresh))
+    parts.append(tag("h3", "Unconditional: q(x)"))
+    parts.append(answered(run, "uncond_samples", _show_samples, *fresh))
     grids = run.samples()
     if grids:
         parts.append(tag("h3", "While training"))
@@ -75,11 +80,6 @@ def samples(run: Run, paper: Paper) -> Html:
         earlier = [_grid(paths[0], kind) for kind, paths in grids.items() if len(paths) > 1]
         if earlier:
             parts.append(fold("At the first plot", tag("div", *earlier, class_="grids")))
-    parts.append(tag("h3", "Unconditional: q(x)"))
-    fresh = () if weight(run, "pxsgld") > 0 or weight(run, "pxysgld") > 0 else ("--fresh_samples",)
-    parts.append(answered(run, "uncond_samples", _show_samples, *fresh))
-    parts.append(tag("h3", "Class-conditional: q(x|y)"))
-    parts.append(answered(run, "cond_samples", _show_samples, *fresh))
     text = (
         "Images drawn by following the gradient of the log density, with noise. Cross-entropy and "
         "HDGE alone do not learn to sample: their chains climb to textures. SGLD terms do that."

@@ -33,7 +33,11 @@ def page(run: Run) -> str:
     paper = paper_of(run)
     style = Html((HERE / "page.css").read_text(encoding="utf-8"))
     script = Html((HERE / "page.js").read_text(encoding="utf-8"))
-    body = [objective(run, paper), *(make(run, paper) for make in SECTIONS), settings(run)]
+    sections = [objective, *SECTIONS]
+    if learns_to_sample(run):  # its samples are what people look for first
+        sections.remove(generation.samples)
+        sections.insert(0, generation.samples)
+    body = [*(make(run, paper) for make in sections), settings(run)]
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -46,6 +50,10 @@ def page(run: Run) -> str:
     content = [heading(run, paper), tag("main", *body), footer(paper), tag("script", script)]
     document = tag("html", head, tag("body", *content), lang="en")
     return f"<!DOCTYPE html>\n{document}\n"
+
+
+def learns_to_sample(run: Run) -> bool:
+    return weight(run, "pxsgld") > 0 or weight(run, "pxysgld") > 0
 
 
 def policy(script: str) -> str:
@@ -77,7 +85,8 @@ def heading(run: Run, paper: Paper) -> Html:
 
 
 def contents(run: Run) -> Html:
-    names = {"objective": "Objective", "training": "Training", "classification": "Accuracy"}
+    names = {"samples": "Samples"} if learns_to_sample(run) else {}
+    names |= {"objective": "Objective", "training": "Training", "classification": "Accuracy"}
     names |= {"calibration": "Calibration", "ood": "OOD", "histograms": "Histograms"}
     names |= {"robustness": "Robustness", "samples": "Samples", "fid": "FID"}
     names |= {"settings": "Settings"}
@@ -129,7 +138,8 @@ def sampler(run: Run, s: Mapping[str, str]) -> str:
     parts = [f"{s['n_steps']} SGLD steps of {s['sgld_lr']}, noise {s['sgld_std']}"]
     told = run.settings
     if told.get("chain_start", "uniform") != "uniform":
-        parts.append(f"from {str(told['chain_start']).replace('_', ' ')}s")
+        each = " of each class" if told["chain_start"] == "class_gaussian" else ""
+        parts.append(f"from Gaussians{each}")
     if told.get("sgld_grad_clip") is not None:
         parts.append(f"gradients clamped to {plain(told['sgld_grad_clip'])}")
     if told.get("sgld_clamp"):
