@@ -6,6 +6,7 @@
 # SCALE  paper (the default: the papers' setting, for GPUs), small (small networks on real CIFAR, for two CPU cores),
 #        half (the same at 16 x 16 pixels, twice the epochs, and SGLD from scratch: some rows alone) or
 #        smoke (a few steps on scikit-learn's digits: does everything run?)
+#        (small trains in bf16: a CPU that lacks it in hardware, AVX-512 BF16 or AMX, takes many times as long)
 # SEEDS  one run for each, as in SEEDS="1 2 3" (default: 1)
 # JOBS   programs at a time (default: 1);  GPUS  the GPUs that they share in turn, as in GPUS="0 1 2 3"
 # ROOT   the run folders are in $ROOT/$SCALE (default: save/tables); a relative path is one from the repository's folder
