@@ -144,6 +144,7 @@ def build_objective(s: Namespace, num_classes: int) -> losses.Objective:
 
 
 def chain_of(s: Namespace, start: losses.Start | None = None) -> losses.Chain:
+    """Make the chain of the flags; `start`: that of the replay buffer, where there is one."""
     return losses.Chain(
         steps=s.n_steps,
         step_size=s.sgld_lr,
@@ -483,7 +484,7 @@ def load_file(run: Run, path: str) -> dict[str, Any]:
     if s.load_head == "on":
         load_memories(run, state, weights, PROGRAM)
     if models.averaged_weights(state) and distributed.first():
-        print(f"{PROGRAM}: --load_path {path}: starts from the averaged weights", flush=True)
+        print_line(f"{PROGRAM}: --load_path {path}: starts from the averaged weights", sys.stdout)
     return state
 
 

@@ -16,6 +16,7 @@ from training.flags import (
     IMAGE_SIDE,
     NORMS,
     POSITIVE,
+    STARTS,
     TEMPERATURE,
     WEIGHT,
     WHOLE,
@@ -200,7 +201,7 @@ def add_chains(parser: argparse.ArgumentParser) -> None:
         help="clamp each pixel's gradient to [-MOST, MOST] (default: the run's, else never; JEM++)")
     add("--sgld_clamp", action=argparse.BooleanOptionalAction, default=None,
         help="clamp the pixels of chains to [-1, 1] after each step (default: the run's; JEM++)")
-    add("--chain_start", choices=("uniform", "gaussian", "class_gaussian"), default=None,
+    add("--chain_start", choices=STARTS, default=None,
         help="where new chains begin: uniform, or the Gaussians that the run was trained with "
         "(default: the run's, else uniform; ours)")
 

@@ -100,9 +100,8 @@ class Begun:
         self.drawn = torch.zeros(len(self.images), dtype=torch.bool, device=self.images.device)
 
     def note(self, buffer: ReplayBuffer, slots: Tensor, start: Tensor) -> None:
-        """Record that chains go on from `start` (n, 3, H, W), before they are stored in `slots`:
-        a chain has restarted where `start` is not the slot's image."""
-        restarted = (start != buffer.images[slots]).flatten(1).any(1)[:, None, None, None]
+        """Record that chains go on from `start` (n, 3, H, W), before they are stored in `slots`."""
+        restarted = buffer.restarted(slots, start)[:, None, None, None]
         self.images[slots] = torch.where(restarted, start, self.images[slots])
         self.drawn.index_fill_(0, slots, True)
 

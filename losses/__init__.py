@@ -5,7 +5,6 @@ from losses.cross_entropy import CrossEntropy
 from losses.objective import BatchLoss, Metrics, Objective, Step, batch_loss
 from losses.queue import LogitQueue
 from losses.sgld import (
-    PX_LOSSES,
     Chain,
     ConditionalSGLD,
     MarginalSGLD,
@@ -14,11 +13,9 @@ from losses.sgld import (
     langevin,
     shard,
 )
-from losses.start import STARTS, GaussianStart, Start, UniformStart, new_start
+from losses.start import GaussianStart, Start, UniformStart, new_start
 
 __all__ = [
-    "PX_LOSSES",
-    "STARTS",
     "BatchLoss",
     "Chain",
     "ConditionalSGLD",

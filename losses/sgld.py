@@ -16,7 +16,6 @@ from losses.start import Start, UniformStart
 from models import EnergyClassifier, sampling_mode, scoring_mode
 
 LARGEST_PIXEL = 10.0  # of a chain; images are in [-1, 1]
-PX_LOSSES = ("cd", "bce")
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -145,11 +144,12 @@ class ReplayBuffer(nn.Module):
     def fresh(
         self, like: Tensor, labels: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """New start images like `like` (n, ...) for labels (n,). A buffer that is not divided into
+        """Draw start images like `like` (n, ...) for labels (n,). A buffer that is not divided into
         classes leaves the class to `start`."""
         return self.start.draw(like, None if self.num_classes == 1 else labels, generator)
 
     def classes(self, slots: Tensor) -> Tensor:
+        """Return the classes (n,) that slots (n,) belong to."""
         return slots // (len(self.images) // self.num_classes)
 
     def free_slots(self, n: int, generator: torch.Generator | None) -> Tensor:
@@ -184,11 +184,15 @@ class ReplayBuffer(nn.Module):
         self.began[bad] = self.updates
         return len(bad)
 
+    def restarted(self, slots: Tensor, start: Tensor) -> Tensor:
+        """Tell which chains, drawn from slots (n,), begin anew: bool (n,), where `start` (n, ...)
+        is not the slot's image."""
+        return (start != self.images[slots]).flatten(1).any(1)
+
     def stage(self, slots: Tensor, start: Tensor, images: Tensor) -> Tensor:
         """Remember samples to store once the step is known to be good: see `commit`. Returns the
         updates since each chain began, int64 (n,); `start` (n, ...) is from where it went on."""
-        restarted = (start != self.images[slots]).flatten(1).any(1)
-        began = torch.where(restarted, self.updates, self.began[slots])
+        began = torch.where(self.restarted(slots, start), self.updates, self.began[slots])
         self.staged.append((slots, images, began))
         return self.updates - began
 
@@ -232,8 +236,8 @@ class _SGLD(nn.Module):
     def sample(
         self, model: EnergyClassifier, n: int, labels: Tensor | None
     ) -> tuple[Tensor, Metrics]:
-        """Run n chains up log q(x), or up f(x)[y] for labels y (n,); they are stored when the step
-        commits. Returns the samples and how far they moved."""
+        """Run n chains up log q(x), or up log q(x, y) for labels y (n,); they are stored when the
+        step commits. Returns the samples and how far they moved."""
         buffer = self.memories["replay_buffer"]
         start, slots = buffer.draw(n, labels)
         with sampling_mode(model, self.statistics):
@@ -269,15 +273,15 @@ class _SGLD(nn.Module):
 
 
 def _auc(data: Tensor, samples: Tensor) -> Tensor:
-    """The share of pairs of a data image and a sample of which the data image has the higher log q;
-    ties count half. .5: chains as likely as data; 1: every chain is less likely. Of several
+    """Return the share of pairs of a data image and a sample of which the data image has the higher
+    log q; ties count half. .5: chains as likely as data; 1: every chain is less likely. Of several
     processes each compares its own, and the metric is their mean."""
     difference = data[:, None] - samples
     return (difference > 0).float().mean() + 0.5 * (difference == 0).float().mean()
 
 
 def _clamped(images: Tensor) -> Tensor:
-    """The share of pixels at -1 or 1, or beyond."""
+    """Return the share of pixels at -1 or 1, or beyond."""
     return (images.detach().abs() >= 1).float().mean()
 
 

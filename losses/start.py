@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STARTS = ("uniform", "gaussian", "class_gaussian")
 FIT = 8  # pixels on a side of the images that the Gaussians are fitted to
 CHUNK = 512  # images at once: each needs a square root of its own, 147 KB
 
@@ -100,7 +99,7 @@ Start = UniformStart | GaussianStart
 
 
 def new_start(kind: str, num_classes: int) -> Start:
-    """A start of a kind of STARTS; a Gaussian one is empty until it is loaded or fitted."""
+    """Make the start of --chain_start `kind`; Gaussians are 0 until they are loaded or fitted."""
     if kind == "uniform":
         return UniformStart()
     return GaussianStart(1 if kind == "gaussian" else num_classes)

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses import STARTS, GaussianStart, ReplayBuffer, UniformStart, new_start
+from losses import GaussianStart, ReplayBuffer, UniformStart, new_start
 from losses.start import FIT
+from training.flags import STARTS
 
 D = 3 * FIT * FIT
 CLASSES = 4

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from training import recipe
 
 TERMS = ("pyxce", "pxycontrast", "pxcontrast", "pxsgld", "pxysgld")
+STARTS = ("uniform", "gaussian", "class_gaussian")  # of chains
 NORMS = ("none", "batch", "instance", "layer", "act")
 CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "mnist": 10, "digits": 10}
 IMAGE_SIZE = 32  # default side in pixels, and that of runs whose settings do not have it
@@ -275,8 +276,8 @@ def add_objective(parser: argparse.ArgumentParser) -> None:
         help="none: the data half of --pxsgld is a second batch that is neither cropped nor "
         "flipped, so that samples need not be (default: %(default)s; none M-JEM, SADA-JEM)")
     add("--px_batch_size", type=COUNT, default=None, metavar="IMAGES",
-        help="images of that second batch, which this flag asks for, too (default: --batch_size; "
-        "M-JEM)")
+        help="images of the second batch of --pxsgld; given by itself it asks for such a batch "
+        "(default: --batch_size; M-JEM)")
 
 
 def add_contrast(parser: argparse.ArgumentParser) -> None:
@@ -316,7 +317,7 @@ def add_sgld(parser: argparse.ArgumentParser) -> None:
         help="images in the replay buffer, a multiple of the classes (default: %(default)s; JEM)")
     add("--reinit_freq", type=number(float, low=0, high=1), default=0.05, metavar="P",
         help="probability that a chain restarts from noise, 0 to 1 (default: %(default)s; JEM)")
-    add("--chain_start", choices=("uniform", "gaussian", "class_gaussian"), default="uniform",
+    add("--chain_start", choices=STARTS, default="uniform",
         help="where chains begin, and begin anew: uniform noise, a Gaussian fitted to the training "
         "images, or a Gaussian for each class (default: %(default)s; uniform JEM, gaussian M-JEM, "
         "class_gaussian JEM++)")

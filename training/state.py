@@ -303,10 +303,10 @@ def load_memories(
     if buffer is not None and isinstance(images, Tensor) and other_size(images, buffer.images):
         if distributed.first():
             theirs, ours = (f"{x.shape[2]} x {x.shape[3]}" for x in (images, buffer.images))
-            print(
+            print_line(
                 f"{program}: warning: the replay buffer of --load_path has images of {theirs}, "
                 f"this run of {ours}: it starts with a fresh one",
-                file=sys.stderr,
+                sys.stderr,
             )
     elif buffer is not None and isinstance(images, Tensor) and len(images):
         if len(images) != run.settings.buffer_size:
