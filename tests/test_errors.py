@@ -161,6 +161,17 @@ def test_what_no_tensor_can_hold_is_refused_by_every_number(train: Any) -> None:
         assert ("below 1" if name == "ema" else "at most") in said
 
 
+@pytest.mark.parametrize(("word", "near"), [("--chain_strt", "--chain_start"), ("--zzz", None)])
+def test_an_unknown_flag_is_answered_with_the_nearest(
+    word: str, near: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        flags.parse(["--pyxce", "1", word, "1"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and f"unrecognized arguments: {word} 1" in line
+    assert (f"did you mean {near}?" in line) if near else ("did you mean" not in line)
+
+
 @pytest.mark.parametrize("name", EVERY_NUMBER)
 def test_the_lowest_number_is_accepted(name: str) -> None:
     lowest = WHOLE.get(name, 1e-9 if name in ABOVE_ZERO else 0)

@@ -7,6 +7,7 @@ Names and defaults are those of the JEM and HDGE code. Nothing heavy is imported
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import os
 import re
@@ -114,6 +115,10 @@ class Parser(argparse.ArgumentParser):
         if may_tell():
             from training.screen import print_line
 
+            unknown = re.match(r"unrecognized arguments: (--[^ =]+)", message)
+            known = self._option_string_actions
+            near = difflib.get_close_matches(unknown[1], known, 1) if unknown else []
+            message += f": did you mean {near[0]}?" if near else ""
             told = f"{self.prog}: error: {self.source}{message} (all flags: --help)"
             print_line(told, sys.stderr)
         sys.exit(2)
