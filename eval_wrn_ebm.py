@@ -39,13 +39,14 @@ from evaluation.ood import detection
 from evaluation.results import Answer
 from evaluation.scores import check_scores, feature_bank, scores
 from evaluation.trained import Trained
-from training import distributed, records
-from training.checkpoint import CheckpointError
+from runs import folder as records
+from runs import processes as distributed
+from runs.checkpoint import CheckpointError
+from runs.cli import UsageError
+from runs.exported import weights_file
+from runs.screen import print_line
 from training.endings import exit_code, leave
-from training.exported import weights_file
-from training.flags import UsageError
 from training.machine import choose_device
-from training.screen import print_line
 
 PROGRAM = "eval_wrn_ebm.py"
 BESIDE = 6  # columns and rows of the samples beside their starts and training images

@@ -7,7 +7,7 @@ A batch's path: uint8 images on the device -> crop, flip, scale, noise -> one fo
 every term of the objective reads its logits -> one backward pass -> one update, unless the step
 has diverged -> queue and replay buffer take the step in. The loop over batches and epochs is
 training/loop.py. Under torchrun each process takes its part of every batch, and the gradients are
-averaged once a step: training/distributed.py.
+averaged once a step: runs/processes.py.
 """
 
 from __future__ import annotations
@@ -36,18 +36,21 @@ import models
 from evaluation import plots
 from evaluation.cost import memory_bytes, peak_memory, step_flops, step_seconds
 from evaluation.sampling import Sampler
-from training import distributed, loop, records
-from training.checkpoint import LAST, CheckpointError, read_checkpoint
+from runs import folder as records
+from runs import processes as distributed
+from runs.checkpoint import LAST, CheckpointError, read_checkpoint
+from runs.cli import UsageError, check_program, fits, may_tell
+from runs.lock import alone
+from runs.names import FOLDER
+from runs.screen import print_line
+from runs.signals import Signals
+from training import loop
 from training.divergence import Guard
 from training.ema import Ema
 from training.endings import exit_code, leave, run_exit_code
-from training.flags import UsageError, fits
 from training.gradients import term_gradients
-from training.lock import alone
 from training.machine import build_network, choose_device, load_data, warn_of_leaks
 from training.output import Output
-from training.screen import print_line
-from training.signals import Signals
 from training.state import Progress, Run, load_memories, random_from, read_last, restore_last
 
 PROGRAM = "train_wrn.py"
@@ -373,7 +376,7 @@ def dry_run(s: Namespace, device: torch.device) -> None:
         "time of the run": f"{steps * (s.n_epochs - s.start_epoch) * seconds / 3600:,.2f} hours on "
         f"{device}, without evaluation",
     }
-    if s.dataset.startswith(flags.FOLDER):
+    if s.dataset.startswith(FOLDER):
         facts["images"] = f"about {spec.train_size:,} for training: each image's content decides"
     if distributed.size() > 1:
         facts["processes"] = f"{distributed.size()}; memory is that of each one"
@@ -531,8 +534,8 @@ def settings_of(folder: Path) -> dict[str, Any]:
         except (CheckpointError, OSError, KeyError, TypeError, ValueError):
             raise error from None
         warning = f"{PROGRAM}: warning: {error}; settings are the checkpoint's"
-    flags.check_program(settings, PROGRAM, folder)
-    if warning and flags.may_tell():
+    check_program(settings, PROGRAM, folder)
+    if warning and may_tell():
         print_line(warning, sys.stderr)
     settings.pop("num_classes", None)
     return settings

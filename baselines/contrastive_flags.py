@@ -5,7 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 
 from baselines.flags import SHARED, check_shared, make_parser
-from training.flags import COUNT, TEMPERATURE, WEIGHT, WHOLE, Parser, UsageError, number
+from runs.cli import COUNT, WEIGHT, WHOLE, Parser, UsageError, number
+from training.flags import TEMPERATURE
 
 METHODS = ("supcon", "simclr", "jointloss")
 FIXED = ("method", "pretrain_epochs", "projection")  # on --resume, besides the shared ones

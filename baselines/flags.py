@@ -20,8 +20,10 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from runs.cli import Parser, UsageError, check_id, check_program, given_flags, processes
+from runs.names import CLASSES
 from training import flags
-from training.flags import CLASSES, Parser, UsageError, check_id, check_network, given_flags
+from training.flags import check_network
 
 SHARED = (
     *("dataset", "data_root", "image_size", "n_valid", "sigma"),
@@ -73,7 +75,7 @@ def parse(argv: Sequence[str], build: Build, check: Check) -> tuple[Namespace, s
     try:
         if getattr(settings, "dataset", None):
             settings.dataset = flags.whole_name(settings.dataset)
-        if flags.processes() > 1:
+        if processes() > 1:
             raise UsageError(f"{parser.prog} runs in one process: start it without torchrun")
         if hasattr(settings, "resume"):
             flags.resolve_auto(settings)
@@ -108,7 +110,7 @@ def resume(
     Raises UsageError for one of them that would change, and for a run of another program.
     """
     parser = build()
-    flags.check_program(saved, parser.prog, settings.resume)
+    check_program(saved, parser.prog, settings.resume)
     merged = vars(parser.parse_args([])) | saved
     for name in sorted(given - {"resume", "log_dir", "id", "overwrite"}):
         new, old = getattr(settings, name), merged.get(name)

@@ -36,11 +36,14 @@ import models  # noqa: E402
 from baselines.features import Features, features_of_splits  # noqa: E402
 from baselines.linear_regression import fit_linear, standardisation, unstandardised  # noqa: E402
 from evaluation.trained import trained_on  # noqa: E402
-from training import checkpoint, records  # noqa: E402
-from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint  # noqa: E402
+from runs import checkpoint
+from runs import folder as records
+from runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint  # noqa: E402
+from runs.cli import UsageError  # noqa: E402
+from runs.lock import alone  # noqa: E402
+from runs.names import FOLDER
+from runs.screen import print_line  # noqa: E402
 from training.endings import exit_code  # noqa: E402
-from training.flags import FOLDER, UsageError  # noqa: E402
-from training.lock import alone  # noqa: E402
 from training.machine import (  # noqa: E402
     as_read_by,
     choose_device,
@@ -48,7 +51,6 @@ from training.machine import (  # noqa: E402
     load_data,
     warn_of_leaks,
 )
-from training.screen import print_line  # noqa: E402
 
 PROGRAM = "linear_probe.py"
 

@@ -6,17 +6,8 @@ import os
 from argparse import Namespace
 
 from baselines.flags import make_parser
-from training.flags import (
-    CLASSES,
-    COUNT,
-    NORMS,
-    WEIGHT,
-    WHOLE,
-    Parser,
-    UsageError,
-    check_id,
-    check_utf8,
-)
+from runs.cli import COUNT, WEIGHT, WHOLE, Parser, UsageError, check_id, check_utf8
+from runs.names import CLASSES, NORMS
 
 
 # fmt: off

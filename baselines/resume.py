@@ -8,8 +8,8 @@ from pathlib import Path
 
 from baselines import flags
 from baselines.flags import Build, Check
-from training import records
-from training.flags import UsageError
+from runs import folder as records
+from runs.cli import UsageError
 
 
 def resumed_settings(

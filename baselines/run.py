@@ -33,14 +33,15 @@ import data
 import models
 from baselines.objective import Batches, Objective, train_step
 from baselines.resume import resumed_settings
-from training import loop, records
+from runs import folder as records
+from runs.cli import Parser
+from runs.lock import alone
+from runs.signals import Signals
+from training import loop
 from training.divergence import Guard
 from training.endings import exit_code, run_exit_code
-from training.flags import Parser
-from training.lock import alone
 from training.machine import build_network, choose_device, load_data
 from training.output import Output
-from training.signals import Signals
 from training.state import Run, restore_last
 
 __all__ = ["Batches", "Objective", "Program", "main"]

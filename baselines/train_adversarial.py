@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from baselines.flags import check_shared, make_parser, parse  # noqa: E402
 from evaluation.flags import radius  # noqa: E402
-from training.flags import COUNT, Parser, UsageError  # noqa: E402
+from runs.cli import COUNT, Parser, UsageError  # noqa: E402
 
 NAME = "train_adversarial.py"
 DEFAULT_EPS = {"Linf": 8 / 255, "L2": 0.5}

@@ -28,7 +28,7 @@ from benchmarks.timing import (
     tf32,
     watched,
 )
-from training.screen import print_line
+from runs.screen import print_line
 
 Row = dict[str, Any]
 BEGAN = time.monotonic()

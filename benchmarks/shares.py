@@ -21,8 +21,8 @@ import data
 from benchmarks import flags
 from benchmarks.contenders import Networks, contenders
 from benchmarks.measure import project_term
+from runs.screen import print_line
 from training.machine import choose_device
-from training.screen import print_line
 
 # Of an operation's name, the first that it contains; an operation's time is without its parts'.
 KINDS = {

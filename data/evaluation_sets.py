@@ -10,7 +10,7 @@ from data.evaluation_names import canonical_evaluation_name, locate, title
 from data.evaluation_sources import Asked, find
 from data.record import READER, Record
 from data.sets import canonical_name
-from training.flags import IMAGE_SIZE
+from runs.names import IMAGE_SIZE
 
 
 class EvaluationSet(NamedTuple):

@@ -25,7 +25,7 @@ from data.published import FILES, load_published_ood, load_published_split
 from data.record import Record
 from data.sets import SPECS, load
 from data.splits import hold_out
-from training.flags import IMAGE_SIZE
+from runs.names import IMAGE_SIZE
 
 PUBLISHED = {  # test images, and how torchvision's files are read
     "celeba": (19962, "test split of the aligned images"),

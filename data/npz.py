@@ -13,7 +13,7 @@ from torch import Tensor
 from data.base import DataError, Split
 from data.record import image_hashes
 from data.resize import resize_batch
-from training.flags import IMAGE_SIZE
+from runs.names import IMAGE_SIZE
 
 SPLITS = ("train", "test")
 

@@ -12,7 +12,7 @@ from data.folder import FOLDER, folder_path, list_folder, load_folder, sizes
 from data.npz import left_out, read_npz, trainable
 from data.published import load_published
 from data.record import READER
-from training.flags import IMAGE_SIZE
+from runs.names import IMAGE_SIZE
 
 ALIASES = {"cifar_100": "cifar100"}  # JEM's spelling
 SPECS = {

@@ -16,11 +16,12 @@ from data.folder import folder_path
 from evaluation.refinement import refined
 from evaluation.results import Answer
 from evaluation.trained import Trained, trainable
-from training import distributed
-from training.flags import FOLDER, UsageError
+from runs import processes as distributed
+from runs.cli import UsageError
+from runs.names import FOLDER
+from runs.screen import print_line
 from training.machine import held_out_by
 from training.output import make_bar
-from training.screen import print_line
 
 
 class Asked:

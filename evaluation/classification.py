@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import EnergyClassifier, eval_mode
-from training import distributed
+from runs import processes as distributed
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from training import distributed
+from runs import processes as distributed
 from training.flags import second_batch
 
 

@@ -10,17 +10,11 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from training.flags import (
+from runs.cli import (
     COUNT,
-    DEPTH,
-    IMAGE_SIDE,
-    NORMS,
     POSITIVE,
-    STARTS,
-    TEMPERATURE,
     WEIGHT,
     WHOLE,
-    WIDTH,
     Parser,
     UsageError,
     check_id,
@@ -28,6 +22,8 @@ from training.flags import (
     given_flags,
     number,
 )
+from runs.names import NORMS, STARTS
+from training.flags import DEPTH, IMAGE_SIDE, TEMPERATURE, WIDTH
 
 EVALUATIONS = (
     *("test_clf", "eval_ece", "OOD", "logp_hist", "uncond_samples", "cond_samples"),

@@ -20,7 +20,7 @@ from evaluation import pgd
 from evaluation.frechet import Statistics, frechet_distance
 from evaluation.neighbours import neighbour_radii, precision_recall
 from models import EnergyClassifier, eval_mode
-from training.flags import UsageError
+from runs.cli import UsageError
 
 # uint8 (n, H, W, 3) -> features (n, D) and class probabilities (n, C), of any float type.
 Extractor = Callable[[Tensor], tuple[Tensor, Tensor]]

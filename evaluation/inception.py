@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from evaluation.generation import Extractor
-from training.flags import UsageError
-from training.screen import print_line
+from runs.cli import UsageError
+from runs.screen import print_line
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from training import distributed
-from training.flags import UsageError
-from training.records import naming
+from runs import processes as distributed
+from runs.cli import UsageError
+from runs.folder import naming
 
 # What may differ between two askings of one question: where things are, and on what device. (The
 # network of --fid_model is known by its hash, not by its path.)

@@ -17,8 +17,8 @@ from evaluation.pgd import Classifier, check_perturbation, pgd
 from losses import Chain
 from losses.sgld import LogDensity
 from models import EnergyClassifier, sampling_mode
-from training import distributed
-from training.flags import UsageError
+from runs import processes as distributed
+from runs.cli import UsageError
 
 GRADIENTS = ("full", "identity")
 LINF_RADII = tuple(i / 255 for i in range(0, 17, 2))

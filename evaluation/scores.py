@@ -14,8 +14,8 @@ from torch import Tensor
 
 from losses import Contrastive
 from models import EnergyClassifier, eval_mode, sampling_mode
-from training import distributed
-from training.flags import UsageError
+from runs import processes as distributed
+from runs.cli import UsageError
 
 SCORES = ("px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy", "px_logits")
 LARGEST = 2**25  # similarities that exist at once in `knn`: 256 MiB in float64

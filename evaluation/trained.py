@@ -15,9 +15,10 @@ import data
 import losses
 import models
 from evaluation.sampling import fresh_buffer
-from training.checkpoint import CheckpointError, read_with_sha256
-from training.exported import START, weights_file
-from training.flags import CLASSES, UsageError, fits
+from runs.checkpoint import CheckpointError, read_with_sha256
+from runs.cli import UsageError, fits
+from runs.exported import START, weights_file
+from runs.names import CLASSES
 
 
 @dataclass

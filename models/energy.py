@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.modes import batch_norms
 from models.resnet import ResNet50
 from models.wide_resnet import WideResNet
-from training.flags import IMAGE_SIZE, misfit_size
+from runs.names import IMAGE_SIZE, misfit_size
 
 ARCHITECTURES = ("wrn", "resnet50")
 

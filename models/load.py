@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from models.energy import EnergyClassifier, build
-from training.checkpoint import CheckpointError, read_checkpoint
-from training.flags import IMAGE_SIZE
+from runs.checkpoint import CheckpointError, read_checkpoint
+from runs.names import IMAGE_SIZE
 
 DEFAULTS: dict[str, Any] = {
     "arch": "wrn",

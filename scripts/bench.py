@@ -28,11 +28,11 @@ import torch  # noqa: E402
 
 from benchmarks import measure, picture, report  # noqa: E402
 from benchmarks.contenders import Networks  # noqa: E402
+from runs.cli import UsageError  # noqa: E402
+from runs.folder import environment, naming  # noqa: E402
+from runs.screen import print_line  # noqa: E402
 from training.endings import exit_code  # noqa: E402
-from training.flags import UsageError  # noqa: E402
 from training.machine import choose_device  # noqa: E402
-from training.records import environment, naming  # noqa: E402
-from training.screen import print_line  # noqa: E402
 
 PROGRAM = "bench.py"
 build_parser = flags.build_parser

@@ -52,7 +52,7 @@ def last_row(run: Path) -> tuple[int, int]:
 def other_recipe(run: Path, words: Sequence[str]) -> str | None:
     """What of the command that trains this run is not what it was trained with, as
     "--lr .02, but the run has 0.002"; None if all is."""
-    from evaluation.results_tables.records import DEFAULTS, gist  # not of terms of weight 0
+    from reports.tables.records import DEFAULTS, gist  # not of terms of weight 0
 
     settings = read_json(run / "variant.json")
     recorded = {} if settings is None else {**DEFAULTS, **gist(settings)}
@@ -113,7 +113,7 @@ def answered(place: Path, words: Sequence[str], hashes: dict[Path, str] | None =
 def sha256(path: Path, known: dict[Path, str]) -> str:
     """Of the file's bytes, or of the weights of an exported folder; "" where there is none."""
     from evaluation.results import file_sha256
-    from training.exported import weights_file
+    from runs.exported import weights_file
 
     if path not in known:
         try:

@@ -27,6 +27,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
+from runs.cli import COUNT, WHOLE, Parser, UsageError, check_utf8, open_streams  # noqa: E402
+from runs.lock import alone  # noqa: E402
+from runs.screen import print_line  # noqa: E402
 from scripts.done import (  # noqa: E402
     answered,
     finished,
@@ -51,9 +54,6 @@ from scripts.rows import (  # noqa: E402
     rows_at,
     train_command,
 )
-from training.flags import COUNT, WHOLE, Parser, UsageError, check_utf8, open_streams  # noqa: E402
-from training.lock import alone  # noqa: E402
-from training.screen import print_line  # noqa: E402
 
 # Programs are forked from a process that has imported what takes seconds to import.
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"

@@ -22,8 +22,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from training.flags import IMAGE_SIZE, Parser  # noqa: E402
-from training.screen import print_line  # noqa: E402
+from runs.cli import Parser  # noqa: E402
+from runs.names import IMAGE_SIZE  # noqa: E402
+from runs.screen import print_line  # noqa: E402
 
 CARD = "README.md"
 TERMS = {
@@ -119,9 +120,9 @@ def main(argv: Sequence[str]) -> Path:
     """Write the folder and return it; a mistake is one line on stderr and exit code 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    from runs import exported
+    from runs.checkpoint import CheckpointError
     from scripts import release
-    from training import exported
-    from training.checkpoint import CheckpointError
 
     folder: Path = args.folder
     if folder.exists():

@@ -18,8 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from training.flags import Parser  # noqa: E402
-from training.screen import print_line  # noqa: E402
+from runs.cli import Parser  # noqa: E402
+from runs.screen import print_line  # noqa: E402
 
 # Where a run was, not what it is; each gets its default back.
 PLACES = {"data_root": "./datasets", "log_dir": "./save", "load_path": None, "resume": None}
@@ -50,7 +50,7 @@ def released(
     Of a data set that is a folder its last part is, and nothing of the system that it ran on.
     """
     import models
-    from training.exported import FILLED, START
+    from runs.exported import FILLED, START
 
     weights = state["model_state_dict"] | models.averaged_weights(state)
     network = {n: t for n, t in weights.items() if "queue" in keep or not n.startswith("queue_")}
@@ -80,8 +80,8 @@ def released(
 def read(parser: Parser, checkpoint: Path, keep: Collection[str]) -> tuple[dict[str, Any], str]:
     """Return what is kept of the checkpoint, and the sha256 of the file that was read. A file that
     cannot be used is a mistake of the command line."""
-    from training.checkpoint import CheckpointError, read_with_sha256
-    from training.records import RunFolderError, read_variant
+    from runs.checkpoint import CheckpointError, read_with_sha256
+    from runs.folder import RunFolderError, read_variant
 
     try:
         state, sha256 = read_with_sha256(checkpoint)
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> Path:
     """Write the file and return its path; a mistake is one line on stderr and exit code 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    from training.checkpoint import save_checkpoint
+    from runs.checkpoint import save_checkpoint
 
     output: Path = args.output
     if output.exists():

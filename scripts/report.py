@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from training.flags import Parser  # noqa: E402
-from training.screen import print_line  # noqa: E402
+from runs.cli import Parser  # noqa: E402
+from runs.screen import print_line  # noqa: E402
 
 
 def build_parser() -> Parser:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> Path:
     """Write the page and return its path; a mistake is one line on stderr and exit code 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    from evaluation.report import NoRun, page, read_run  # --help and mistakes are answered first
+    from reports.page import NoRun, page, read_run  # --help and mistakes are answered first
 
     output: Path = args.output or args.run_folder / "report.html"
     for folder in args.eval_dir:

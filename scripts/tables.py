@@ -20,6 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
+from runs.cli import Parser, UsageError  # noqa: E402
+from runs.screen import print_line  # noqa: E402
 from scripts.done import finished  # noqa: E402
 from scripts.rows import (  # noqa: E402
     EXPERIMENTS,
@@ -31,8 +33,6 @@ from scripts.rows import (  # noqa: E402
     question_words,
     rows_at,
 )
-from training.flags import Parser, UsageError  # noqa: E402
-from training.screen import print_line  # noqa: E402
 
 SEED = re.compile(r"(?P<name>.+)-s(?P<seed>[0-9]+)")
 
@@ -71,8 +71,8 @@ def add_results(add: Any) -> None:
 
 def collect(root: Path, scale: str, results: Path) -> list[Path]:
     """The records and pictures that were written."""
-    from evaluation.report.run import NoRun
-    from evaluation.results_tables import copies, records
+    from reports.page.run import NoRun
+    from reports.tables import copies, records
 
     folder = root / scale
     overlays = [place for table in TABLES.values() for place, _, _ in table.overlays]
@@ -129,8 +129,8 @@ def asked_settings(scale: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 def write(results: Path) -> list[Path]:
     """RESULTS.md, results/index.html, and <table>-<scale>.{md,csv,tex,png}; all are returned."""
-    from evaluation.results_tables import cells, copies, formats, page, pictures, records
-    from evaluation.results_tables.protocols import check_sizes
+    from reports.tables import cells, copies, formats, page, pictures, records
+    from reports.tables.protocols import check_sizes
 
     results = results.resolve()
     found = {
@@ -188,9 +188,9 @@ def remove_stale(results: Path, written: Sequence[Path]) -> None:
 def compare(folders: Sequence[Path], output: Path | None) -> str:
     """The Markdown; with `output` it is written there, too, and the numbers as CSV, LaTeX and a
     picture. Raises NoRun for a folder that holds no run."""
-    from evaluation.results_tables import formats, pictures
-    from evaluation.results_tables.compare import compared, comparison
-    from evaluation.results_tables.records import seed_record, write
+    from reports.tables import formats, pictures
+    from reports.tables.compare import compared, comparison
+    from reports.tables.records import seed_record, write
 
     labels = [folder.resolve().name for folder in folders]
     if len(set(labels)) < len(labels):
@@ -225,7 +225,7 @@ def main(argv: Sequence[str]) -> int:
     """A mistake is one line on stderr and exit code 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    from evaluation.report.run import NoRun  # --help and mistakes are answered first
+    from reports.page.run import NoRun  # --help and mistakes are answered first
 
     try:
         print_line(act(args), sys.stdout)

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from training.flags import COUNT, WHOLE, Parser  # noqa: E402
+from runs.cli import COUNT, WHOLE, Parser  # noqa: E402
 
 SECTIONS = ("kills", "signals", "damage", "hostile", "refusals", "disk", "faults", "repeat")
 
@@ -67,9 +67,10 @@ import torch  # noqa: E402
 import losses  # noqa: E402
 import train_wrn  # noqa: E402
 from losses import sgld  # noqa: E402
-from training import divergence, flags, records  # noqa: E402
-from training.checkpoint import LAST, PREVIOUS, CheckpointError, read_checkpoint  # noqa: E402
-from training.screen import print_line  # noqa: E402
+from runs import folder as records  # noqa: E402
+from runs.checkpoint import LAST, PREVIOUS, CheckpointError, read_checkpoint  # noqa: E402
+from runs.screen import print_line  # noqa: E402
+from training import divergence, flags  # noqa: E402
 
 PRELOADED = ("torch", "scripts.torture", "torch.utils.tensorboard", "matplotlib.figure")
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -69,7 +69,7 @@ def serve(rank: int, size: int, port: int, end: Connection) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "MPLBACKEND": "Agg"}
     import torch
 
-    from training import distributed
+    from runs import processes as distributed
     from training.machine import choose_device
 
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ import torch
 
 from baselines import flags
 from baselines.run import Objective, Program, main
-from training.flags import UsageError
+from runs.cli import UsageError
 
 TINY = (
     "--dataset cifar10 --depth 10 --width 1 --batch_size 4 --n_valid 40 --device cpu --seed 1 "

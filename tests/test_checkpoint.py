@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.serialization import get_crc32_options
 
-from training import checkpoint
-from training.checkpoint import (
+from runs import checkpoint
+from runs.checkpoint import (
     CheckpointError,
     read_checkpoint,
     read_with_sha256,

@@ -13,7 +13,7 @@ import data
 import eval_wrn_ebm
 from baselines import flags, linear_probe, probe_flags
 from data.splits import TEST_BELOW, split_by_hash
-from training.checkpoint import read_checkpoint, save_checkpoint
+from runs.checkpoint import read_checkpoint, save_checkpoint
 
 RUN = "--pyxce 1 --max_steps 2 --n_valid 4 --dataset"
 

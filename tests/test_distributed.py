@@ -24,9 +24,10 @@ import train_wrn
 from evaluation.classification import classification, predictions
 from evaluation.robustness import classifier, pixels, robust_accuracy
 from evaluation.scores import feature_bank, scores
+from runs import processes as distributed
+from runs.checkpoint import CheckpointError, save_checkpoint
 from tests import pair as two
-from training import distributed, divergence, flags, loop
-from training.checkpoint import CheckpointError, save_checkpoint
+from training import divergence, flags, loop
 from training.divergence import Guard
 from training.state import restore_last
 
@@ -711,7 +712,7 @@ def test_processes_that_cannot_meet_say_why(tmp_path: Path) -> None:
 
 WAITS = """
 import os, sys, time, torch
-from training import distributed
+from runs import processes as distributed
 distributed.GRACE = 0.5
 with distributed.together(torch.device("cpu")):
     print("met", flush=True)

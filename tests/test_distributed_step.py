@@ -14,7 +14,8 @@ from torch import Tensor
 
 import losses
 import train_wrn
-from training import distributed, flags
+from runs import processes as distributed
+from training import flags
 from training.divergence import Guard
 from training.state import BEGAN, whole_state
 

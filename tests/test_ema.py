@@ -16,11 +16,12 @@ import models
 import train_wrn
 from baselines.linear_probe import load_backbone
 from evaluation.classification import classification
+from runs import processes as distributed
+from runs.checkpoint import read_checkpoint, save_checkpoint
 from scripts import export, release
 from tests import pair as two
 from tests.test_healing import tiny
-from training import distributed, loop
-from training.checkpoint import read_checkpoint, save_checkpoint
+from training import loop
 from training.divergence import Guard
 
 EMA = "--pyxce 1 --pxycontrast 1 --norm batch --lr 1e-2 --ema .9 --n_epochs 1"

@@ -10,9 +10,9 @@ import data
 import eval_wrn_ebm
 import train_wrn
 from baselines import linear_probe, run, train_adversarial
-from training.checkpoint import CheckpointError
-from training.flags import UsageError
-from training.records import RunFolderError
+from runs.checkpoint import CheckpointError
+from runs.cli import UsageError
+from runs.folder import RunFolderError
 
 SETTINGS = Namespace(batch_size=64, sgld_batch_size=8)
 FULL = "error: the GPU's memory is full: lower --batch_size 64"

@@ -22,9 +22,9 @@ import train_wrn
 from evaluation.classification import predictions
 from evaluation.flags import EVALUATIONS, SCORES
 from evaluation.results import file_sha256
+from runs import folder as records
+from runs.checkpoint import save_checkpoint
 from scripts import export
-from training import records
-from training.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = "--n_sample_steps 3 --n_steps 2 --sgld_batch_size 20 --print_every 2"

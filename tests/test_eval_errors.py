@@ -14,7 +14,7 @@ import torch
 
 import models
 from evaluation import flags
-from training.checkpoint import save_checkpoint
+from runs.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 

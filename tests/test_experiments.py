@@ -22,9 +22,9 @@ from baselines import flags as baseline_flags
 from evaluation import flags as questions
 from evaluation.cost import step_flops
 from evaluation.flags import PROTOCOL
+from runs.cli import UsageError
 from scripts import done, experiments, rows
 from training import flags
-from training.flags import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 

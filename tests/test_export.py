@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import models
+from runs.checkpoint import CheckpointError, read_checkpoint, read_with_sha256
+from runs.exported import CONFIG, FILLED, WEIGHTS
 from scripts import export, release
-from training.checkpoint import CheckpointError, read_checkpoint, read_with_sha256
-from training.exported import CONFIG, FILLED, WEIGHTS
 
 HYBRID = "--pyxce 1 --pxycontrast 1 --pxsgld 1 --max_steps 3"
 
@@ -130,7 +130,7 @@ def test_a_config_of_others_is_refused_in_one_line(told: str, train: Any, tmp_pa
 
 
 def test_an_empty_queue_stays_empty(train: Any, tmp_path: Path) -> None:
-    from training.checkpoint import save_checkpoint
+    from runs.checkpoint import save_checkpoint
 
     state = train.once(HYBRID).state()
     state["objective"][FILLED].zero_()

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 import train_wrn
+from runs import processes as distributed
 from tests import test_healing, test_image_size, test_resume, test_signals
-from training import distributed, flags, machine
+from training import flags, machine
 
 ROOT = Path(__file__).resolve().parent.parent
 CE = "--pyxce 1 --max_steps 2"

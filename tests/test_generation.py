@@ -21,7 +21,7 @@ from evaluation.generation import (
 )
 from evaluation.sampling import to_uint8
 from models import EnergyClassifier
-from training.flags import UsageError
+from runs.cli import UsageError
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -15,7 +15,9 @@ from tqdm import tqdm
 import losses
 import train_wrn
 from losses import sgld
-from training import checkpoint, divergence, flags, loop, output, records
+from runs import checkpoint
+from runs import folder as records
+from training import divergence, flags, loop, output
 from training.divergence import Diverged, Healer, snapshot
 from training.output import rewind
 

@@ -15,8 +15,8 @@ import data
 import models
 from data.resize import resize_batch
 from evaluation.generation import model_extractor
+from runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from scripts import export
-from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 
 MADE = ("uniform", "gaussian", "photos")
 SIZES = (16, 64)

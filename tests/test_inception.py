@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation import inception
-from training.flags import UsageError
+from runs.cli import UsageError
 
 
 class Harmful:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import EnergyClassifier, build, load, load_weights
-from training.checkpoint import CheckpointError
+from runs.checkpoint import CheckpointError
 
 State = dict[str, Tensor]
 

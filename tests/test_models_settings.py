@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import build, load, network_settings, run_settings
-from training.checkpoint import CheckpointError
+from runs.checkpoint import CheckpointError
 
 
 def saved(path: Path, checkpoint: dict[str, Any], beside: dict[str, Any] | None = None) -> Path:

@@ -23,9 +23,9 @@ import train_wrn
 from baselines import flags as flags_of_baselines
 from baselines import linear_probe, probe_flags
 from evaluation import flags as eval_flags
+from runs.checkpoint import read_checkpoint
 from scripts import experiments
 from training import flags, output
-from training.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -18,7 +18,7 @@ from evaluation.robustness import (
 )
 from losses import Chain
 from models import EnergyClassifier
-from training.flags import UsageError
+from runs.cli import UsageError
 
 SHAPE = (3, 8, 8)
 BALLS = [("Linf", 0.05), ("L2", 0.3)]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import processes
+from runs import cli
 from training import flags
 
 
@@ -29,7 +30,7 @@ def made_up(name: str, ms: float, shift: float) -> dict[str, Any]:
 @pytest.mark.parametrize("name", processes.RUNS)
 def test_commands_parse(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seed, count, _ = processes.RUNS[name]
-    monkeypatch.setattr(flags, "processes", lambda: count)
+    monkeypatch.setattr(cli, "processes", lambda: count)
     words = processes.command(seed, count).split()
     assert words[: words.index("train_wrn.py")] == (processes.TORCHRUN.split() if count > 1 else [])
     s, _ = flags.parse(words[words.index("train_wrn.py") + 1 :])

@@ -15,8 +15,9 @@ import models
 from baselines import contrastive_flags, probe_flags, train_adversarial
 from benchmarks import flags as benchmark_flags
 from evaluation import flags as questions
+from runs import cli
+from runs.checkpoint import save_checkpoint
 from training import flags
-from training.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -81,7 +82,7 @@ def test_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         started = torchrun([script, *arguments])
         script, arguments = started.training_script, started.training_script_args
         count = int(started.nnodes.split(":")[-1]) * int(started.nproc_per_node)
-        monkeypatch.setattr(flags, "processes", lambda: count)
+        monkeypatch.setattr(cli, "processes", lambda: count)
     if program == "bash":
         assert (ROOT / script).is_file()
         return

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from training import records
-from training.records import (
+from runs import folder as records
+from runs.folder import (
     Records,
     RunFolderError,
     check_free,

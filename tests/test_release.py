@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 import models
+from runs.checkpoint import read_checkpoint
+from runs.exported import FILLED
 from scripts import release
 from training import flags
-from training.checkpoint import read_checkpoint
-from training.exported import FILLED
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "pretrained" / "hdge" / "model.pt"

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from evaluation import flags
-from evaluation.report import NoRun, page, read_run
-from evaluation.report.answer import KEYS
-from evaluation.report.curves import ticks
-from evaluation.report.markup import NONE
-from evaluation.report.paper import PUBLISHED
+from reports.page import NoRun, page, read_run
+from reports.page.answer import KEYS
+from reports.page.curves import ticks
+from reports.page.markup import NONE
+from reports.page.paper import PUBLISHED
 
 ROOT = Path(__file__).resolve().parent.parent
 _spec = importlib.util.spec_from_file_location("report", ROOT / "scripts" / "report.py")

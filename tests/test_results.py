@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from evaluation.results import Answer
-from training.flags import UsageError
+from runs.cli import UsageError
 
 
 def answer(folder: Path, settings: dict[str, Any], text: str) -> Answer:

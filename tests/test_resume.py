@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from training.checkpoint import save_checkpoint
+from runs.checkpoint import save_checkpoint
+from runs.lock import alone
 from training.flags import FIXED_ON_RESUME, TERMS
-from training.lock import alone
 
 # name: (flags, steps of the first process, ...). An epoch has 5 steps. Queues of more than
 # 64 slots keep running sums.

@@ -13,7 +13,7 @@ from evaluation import scores as module
 from evaluation.scores import SCORES, check_scores, feature_bank, scores
 from losses import Contrastive, ContrastScore, LogitQueue
 from models import EnergyClassifier, build
-from training.flags import UsageError
+from runs.cli import UsageError
 
 N, CLASSES = 23, 10
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import train_wrn
+from runs.signals import Signals, Terminated, terminable
 from tests.test_resume import reports, resumed, steady
 from training import loop, output
-from training.signals import Signals, Terminated, terminable
 
 ROOT = Path(__file__).resolve().parent.parent
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)

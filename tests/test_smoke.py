@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.results_tables import cells
+from reports.tables import cells
 from scripts import experiments, tables
 from scripts.experiments import EXPERIMENTS, TABLES
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from losses import GaussianStart, ReplayBuffer, UniformStart, new_start
 from losses.start import FIT
-from training.flags import STARTS
+from runs.names import STARTS
 
 D = 3 * FIT * FIT
 CLASSES = 4

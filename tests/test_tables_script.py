@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.results_tables import (
+from reports.tables import (
     cells,
     claims,
     formats,
@@ -192,7 +192,7 @@ def test_every_table_has_a_layout_and_every_experiment_a_name() -> None:
     assert set(cells.LAYOUTS) == set(tables.TABLES)
     for name in tables.TABLES:
         for found in built(name, {}).lines:
-            assert found.model != found.experiment, "give it a name in evaluation/results_tables"
+            assert found.model != found.experiment, "give it a name in reports/tables"
 
 
 def test_diverged_runs_are_counted_and_give_no_number(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from runs.checkpoint import save_checkpoint
 from scripts import torture
-from training.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import distributed
+from runs import processes as distributed
 from training.state import Run, checkpoint_state, restore
 
 LARGEST = 1e8  # JEM stops at such a loss, too

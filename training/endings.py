@@ -12,13 +12,14 @@ import torch
 
 import data
 from evaluation import plots
-from training import distributed, records
-from training.checkpoint import CheckpointError, out_of_memory
+from runs import folder as records
+from runs import processes as distributed
+from runs.checkpoint import CheckpointError, out_of_memory
+from runs.cli import UsageError
+from runs.screen import print_line
+from runs.signals import Signals, Terminated, terminable
 from training.divergence import Diverged
-from training.flags import UsageError
 from training.output import Output
-from training.screen import print_line
-from training.signals import Signals, Terminated, terminable
 
 MISTAKES = (UsageError, data.DataError, CheckpointError, records.RunFolderError, OSError)
 

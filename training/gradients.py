@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from training import distributed
+from runs import processes as distributed
 
 REFERENCE = "pyxce"  # cosines are against this term's gradient
 

@@ -12,11 +12,11 @@ from tqdm import tqdm
 import data
 from evaluation.classification import classification
 from losses import Metrics
-from training import distributed
+from runs import processes as distributed
+from runs.signals import Signals, Stopped
 from training.divergence import Diverged, Guard, Healer
 from training.output import Output
 from training.schedule import learning_rate
-from training.signals import Signals, Stopped
 from training.state import Run
 
 EVAL_BATCH = 200  # images; results do not depend on it

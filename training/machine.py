@@ -11,9 +11,10 @@ import torch
 
 import data
 import models
-from training import distributed
-from training.flags import IMAGE_SIZE, UsageError, fits
-from training.screen import print_line
+from runs import processes as distributed
+from runs.cli import UsageError, fits
+from runs.names import IMAGE_SIZE
+from runs.screen import print_line
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

@@ -11,10 +11,10 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from training import checkpoint
-from training.checkpoint import save_checkpoint
-from training.records import Records
-from training.screen import Unread, print_line
+from runs import checkpoint
+from runs.checkpoint import save_checkpoint
+from runs.folder import Records
+from runs.screen import Unread, print_line
 from training.state import Run, whole_state
 
 LINE_EVERY = 60.0  # seconds between two lines of a progress bar in a log file

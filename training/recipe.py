@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from training.flags import Parser
+    from runs.cli import Parser
 
 FOLDER = Path(__file__).resolve().parent.parent / "scripts" / "recipes"
 COMMENT = re.compile(r"(^|\s)#.*")  # as in a shell: the # of run#1 is part of its word

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from data.record import Record
 from losses.sgld import from_shards, shard
-from training import distributed
-from training.checkpoint import DAMAGED, LAST, PREVIOUS, CheckpointError, read_checkpoint
+from runs import processes as distributed
+from runs.checkpoint import DAMAGED, LAST, PREVIOUS, CheckpointError, read_checkpoint
+from runs.screen import print_line
 from training.ema import Ema
 from training.meters import Meter
-from training.screen import print_line
 
 IMAGES, BEGAN, UPDATES = (f"memories.replay_buffer.{n}" for n in ("images", "began", "updates"))
 QUEUE = ("queue_logit", "queue_ptr")  # the ancestors keep these with the model's weights

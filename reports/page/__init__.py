@@ -1,0 +1,6 @@
+"""A run folder as one self-contained HTML page. Standard library alone: no torch, no matplotlib."""
+
+from reports.page.page import page
+from reports.page.run import NoRun, Run, read_run
+
+__all__ = ["NoRun", "Run", "page", "read_run"]

@@ -1,0 +1,140 @@
+"""The papers' numbers that a run may be held against, and how far its setting is from theirs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reports.page.markup import number
+from reports.page.run import ROOT, Run
+from runs.names import IMAGE_SIZE
+
+PUBLISHED = ROOT / "scripts" / "published.json"
+TERMS = ("pyxce", "pxycontrast", "pxcontrast", "pxsgld", "pxysgld")
+NETWORK, EPOCHS = "WRN-28-10", 200
+SCORES = {"px": "log q(x)", "py": "max q(y|x)"}  # as HDGE's Table 1 has them
+
+# Terms of the run -> its name, and the rows' names in Tables 1 (OOD), 2 (batch norm), 3 (none).
+METHODS = {
+    ("pyxce",): (
+        *("Cross-entropy", "WideResNet-28-10 (cross-entropy)", "Supervised (cross-entropy)"),
+        "WideResNet (no batch norm)",
+    ),
+    ("pyxce", "pxsgld"): ("JEM", "JEM", "JEM", "JEM"),
+    ("pyxce", "pxycontrast"): ("HDGE", "HDGE", "HDGE", "HDGE"),
+    ("pyxce", "pxycontrast", "pxsgld"): ("HDGE + JEM", "JEM + HDGE", None, "HDGE + JEM"),
+    ("pxycontrast",): ("HDGE (log q(x|y) only)", None, "HDGE (log q(x|y) only)", None),
+}
+
+
+@dataclass
+class Paper:
+    """What the papers print for the method that the run resembles."""
+
+    method: str
+    rows: tuple[str | None, str | None, str | None]
+    tables: dict[str, Any]
+    settings: dict[str, Any]
+
+    def auroc(self, in_dataset: str, ood_dataset: str, score: str) -> tuple[float, float] | None:
+        """AUROC and its standard deviation, of models trained on CIFAR-10."""
+        if canonical(in_dataset) != "cifar10" or score not in SCORES:
+            return None
+        name = self.rows[0]
+        if self.settings.get("arch") == "resnet50":
+            name = f"{name} (ResNet-50)"
+        row = _row(self.tables["table1_ood"][SCORES[score]], name)
+        column = canonical(ood_dataset)
+        column = "cifar10interp" if column == "interp" else column
+        if column not in row.get("auroc", {}):
+            return None
+        return row["auroc"][column], row["std"][column]
+
+    def accuracy(self, dataset: str) -> float | None:
+        """0 to 1; with batch norm Table 2, without Table 3 (CIFAR-10 alone)."""
+        name = canonical(dataset)
+        if self.settings.get("arch") == "resnet50":
+            return None
+        if self.settings.get("norm") == "batch":
+            found = _row(self.tables["table2_classification"]["rows"], self.rows[1]).get(name)
+        elif name == "cifar10":
+            found = _row(self.tables["table3_hybrid"]["rows"], self.rows[2]).get("accuracy")
+        else:
+            row = _row(self.tables["figure2_calibration"]["rows"], self.rows[0])
+            found = row.get("accuracy") if name == "cifar100" else None
+        return None if found is None else found / 100
+
+    def ece(self, dataset: str) -> float | None:
+        """0 to 1, of models trained on CIFAR-100."""
+        if canonical(dataset) != "cifar100":
+            return None
+        found = _row(self.tables["figure2_calibration"]["rows"], self.rows[0]).get("ece")
+        return None if found is None else found / 100
+
+    def generation(self, key: str) -> float | None:
+        """fid or is, of models trained on CIFAR-10."""
+        if canonical(str(self.settings.get("dataset"))) != "cifar10":
+            return None
+        return _row(self.tables["table3_hybrid"]["rows"], self.rows[2]).get(key)
+
+
+def paper_of(run: Run, path: Path = PUBLISHED) -> Paper:
+    tables = json.loads(path.read_text(encoding="utf-8"))
+    terms = tuple(term for term in TERMS if weight(run, term) > 0)
+    method, *rows = METHODS.get(terms, (" + ".join(terms) or "Terms unknown", None, None, None))
+    if run.settings.get("uncond") or image_size(run.settings) != IMAGE_SIZE:
+        rows = [None, None, None]  # the papers have no such head for log q(x), nor such images
+    return Paper(str(method), (rows[0], rows[1], rows[2]), tables, run.settings)
+
+
+def weight(run: Run, term: str) -> float:
+    return number(run.settings.get(term)) or 0.0
+
+
+def canonical(name: str) -> str:
+    """cifar_test, cifar10_test, cifar100test -> cifar10, cifar10, cifar100; other splits stay."""
+    name = re.sub(r"_?test$", "", name.strip().lower())
+    return {"cifar": "cifar10", "cifar_100": "cifar100", "cifar_interp": "interp"}.get(name, name)
+
+
+def network(run: Run) -> str | None:
+    """WRN-10-2; None where the settings do not tell."""
+    depth, width = run.settings.get("depth"), run.settings.get("width")
+    if run.settings.get("arch") == "resnet50":
+        return "ResNet-50"
+    return None if depth is None or width is None else f"WRN-{depth}-{width}"
+
+
+def image_size(settings: Mapping[str, Any]) -> Any:
+    """The side of a run's images in pixels; runs of earlier versions do not tell theirs."""
+    return settings.get("image_size", IMAGE_SIZE)
+
+
+def badge(run: Run) -> str | None:
+    """What of the setting is not the papers': 'small scale: WRN-10-2, 6 epochs'; None: nothing."""
+    s, net = run.settings, network(run)
+    differs, small = [], False
+    if net not in (None, NETWORK, "ResNet-50"):
+        differs.append(str(net))
+        small = (number(s.get("depth")) or 0) <= 28 and (number(s.get("width")) or 0) <= 10
+    if run.rows and run.epochs < EPOCHS:
+        differs.append(f"{run.epochs} epoch" + "s" * (run.epochs != 1))
+        small = True
+    if s and s.get("dataset") not in ("cifar10", "cifar100"):
+        differs.append(str(s.get("dataset")))
+    labels = number(s.get("labels_per_class"))
+    if labels is not None and labels > 0:
+        differs.append(f"{labels:.0f} labels a class")
+    if (size := image_size(s)) != IMAGE_SIZE:
+        differs.append(f"images of {size} x {size}")
+    if not differs:
+        return None
+    return ("small scale: " if small else "differs from the paper: ") + ", ".join(differs)
+
+
+def _row(rows: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
+    return next((row for row in rows if row["model"] == name), {})

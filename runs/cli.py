@@ -1,0 +1,214 @@
+"""The ground of every command line: the parser, its number types, and a user's mistakes.
+
+Nothing heavy is imported here, so that `--help` and a mistaken flag are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+# What torchrun sets in the environment of each process that it starts.
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def processes() -> int:
+    """How many processes torchrun has started for this command; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if all(n in os.environ for n in TORCHRUN) else 1
+
+
+def may_tell() -> bool:
+    """Whether this process tells what all that torchrun has started notice before they meet."""
+    return processes() == 1 or os.environ["RANK"] == "0"
+
+
+class UsageError(ValueError):
+    """A user's mistake: one line that names the flag, its value and the remedy."""
+
+
+@contextmanager
+def fits(flag: str) -> Iterator[None]:
+    """Around what the flag makes large: PyTorch's allocator raises a RuntimeError where there is
+    not enough memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError):
+        raise UsageError(f"{flag} does not fit in memory: use a smaller number") from None
+
+
+def open_streams() -> None:
+    """Connect to nowhere what a shell's `>&-` or `2>&-` has closed. Python has None for it, and the
+    next file to be opened would get its number and what libraries write to it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.set_inheritable(nowhere, True)  # as the number that it takes is
+            setattr(sys, name, open(nowhere, "w"))  # noqa: SIM115
+
+
+class Parser(argparse.ArgumentParser):
+    source = ""  # before an error: the file that the words are from, if not the command line
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        open_streams()
+        super().__init__(*args, **kwargs)
+        # Before Python 3.14 it takes -1e9 for a flag, and says that this one is unknown.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.I)
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """Also refuse a word, or a default from the environment, that is not UTF-8, such as a path
+        in another encoding: neither log.txt nor TensorBoard could hold it."""
+        words, flag = sys.argv[1:] if args is None else list(args), "the command line:"
+        for word in words:
+            flag = word.partition("=")[0] if word.startswith("--") else flag
+            self.check_utf8(flag, word)
+        found = super().parse_args(words, namespace)
+        for name, value in vars(found).items():
+            if isinstance(value, str):
+                self.check_utf8(f"--{name}", value)
+        return found
+
+    def check_utf8(self, flag: str, word: str) -> None:
+        try:
+            check_utf8(flag, word)
+        except UsageError as error:
+            self.error(str(error))
+
+    def error(self, message: str) -> NoReturn:
+        """One line and exit code 2, without the usage text that hides it. Of several processes one
+        tells what all have noticed."""
+        if may_tell():
+            from runs.screen import print_line
+
+            unknown = re.match(r"unrecognized arguments: (--[^ =]+)", message)
+            known = self._option_string_actions
+            near = difflib.get_close_matches(unknown[1], known, 1) if unknown else []
+            message += f": did you mean {near[0]}?" if near else ""
+            told = f"{self.prog}: error: {self.source}{message} (all flags: --help)"
+            print_line(told, sys.stderr)
+        sys.exit(2)
+
+
+def check_utf8(flag: str, value: str) -> None:
+    """Raises UsageError for a value that holds bytes of another encoding."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{flag} {value!a} is not UTF-8: rename it, or give another") from None
+
+
+LARGEST_INT64 = 2**63 - 1
+
+
+LONGEST_NAME = 255  # bytes, on nearly every file system
+
+
+LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
+
+
+def number(
+    kind: Callable[[str], float],
+    *,
+    low: float,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> Callable[[str], Any]:
+    """A type for argparse: an int or a float within [low, high], without low if open_low and
+    without high if open_high, that a tensor of int64 or of float32 can hold."""
+    name = "a whole number" if kind is int else "a number"
+    most = min(high, LARGEST_INT64 if kind is int else LARGEST_FLOAT32)
+    least = f"{'above' if open_low else 'at least'} {low:g}"
+    both = f"{least} and {'below' if open_high else 'at most'} {most:g}"
+    span = both if high < math.inf else least
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name}: give one {span}") from None
+        above = low < value if open_low else low <= value
+        below = value < most if open_high else value <= most
+        if not (above and below):  # nan fails this too
+            raise argparse.ArgumentTypeError(
+                f"{text} is out of range: give {name} {both if value >= most else span}"
+            )
+        return value
+
+    return parse
+
+
+def switch(text: str) -> bool:
+    """HDGE's 0|1 switches, which JEM has as bare flags."""
+    if text not in ("0", "1", "0.0", "1.0"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor 1: give 0, 1 or nothing (= 1)")
+    return float(text) == 1
+
+
+COUNT = number(int, low=1)
+
+
+WHOLE = number(int, low=0)
+
+
+OR_OFF = number(int, low=-1)
+
+
+WEIGHT = number(float, low=0)
+
+
+POSITIVE = number(float, low=0, open_low=True)
+
+
+DECAY = number(float, low=0, high=1, open_high=True)
+
+
+def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str]:
+    """The names of the flags that a command line gives. `parser` loses its defaults."""
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    parser._defaults.clear()
+    return set(vars(parser.parse_args(argv)))
+
+
+def check_program(saved: dict[str, Any], program: str, folder: Path | str) -> None:
+    """Raises UsageError for the settings of a run of another program."""
+    other = saved.get("program") or "train_wrn.py"  # which does not name itself
+    if other != program:
+        raise UsageError(
+            f"--resume {folder}: that is a run of {other}, not of {program}: give a run of "
+            f"{program}"
+        )
+
+
+def check_id(name: str | None) -> None:
+    if name is not None and (
+        not name.strip() or "/" in name or "\\" in name or name in (".", "..")
+    ):
+        raise UsageError(f"--id {name!r} is no folder name: give one without slashes")
+    if name is not None and len(os.fsencode(name)) > LONGEST_NAME:
+        raise UsageError(
+            f"--id {name[:20]}... is longer than a folder name may be: {LONGEST_NAME} bytes at most"
+        )
+
+
+def check_shared(flag: str, value: int, of: int = 1, what: str = "") -> None:
+    """Raises UsageError for a number that is not divisible by the processes (times `of`, which
+    `what` names)."""
+    count = processes()
+    if value % (count * of):
+        near = max(1, round(value / (count * of))) * count * of
+        raise UsageError(
+            f"{flag} {value} is not divisible by the {count} processes{what}: use {near}, for "
+            "example"
+        )

@@ -1,0 +1,26 @@
+"""Names and numbers that flags, data and models share. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+STARTS = ("uniform", "gaussian", "class_gaussian")  # of chains
+NORMS = ("none", "batch", "instance", "layer", "act")
+CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "mnist": 10, "digits": 10}
+IMAGE_SIZE = 32  # default side in pixels, and that of runs whose settings do not have it
+SMALLEST_IMAGE = 8
+STRIDES = {"wrn": 4, "resnet50": 8}  # pixels of an image to a pixel of the last feature map
+FOLDER = "folder:"  # and a path: a data set of the user's own
+
+
+def misfit_size(size: object, arch: str) -> str | None:
+    """Why the network cannot take images of this size, in a line with the nearest that it can take;
+    None where it can."""
+    stride = STRIDES[arch]
+    if not isinstance(size, int):
+        return f"image_size {size!r} is no whole number: use {IMAGE_SIZE}, for example"
+    if size >= SMALLEST_IMAGE and size % stride == 0:
+        return None
+    near = max(SMALLEST_IMAGE, round(size / stride) * stride)
+    return (
+        f"image_size {size} is not {SMALLEST_IMAGE} or more and a multiple of {stride}, the "
+        f"stride of {arch}: use {near}, for example"
+    )
