@@ -7,24 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.base import DataError
-from data.sets import ALIASES, FOLDER, SPECS, canonical_name
+from data.sets import ALIASES, SPECS, canonical_name
+from runs.names import FOLDER, TITLES
 
 ALL_OOD = ("svhn", "cifar10interp", "cifar100", "celeba")  # the columns of the HDGE paper's Table 1
 NO_DOWNLOAD = ("interp", "photos", "uniform", "gaussian")  # `all` of a model of the digits
-TITLES = {
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "svhn": "SVHN",
-    "digits": "digits",
-    "cifar10interp": "CIFAR-10 interpolations",
-    "celeba": "CelebA",
-    "textures": "Textures",
-    "mnist": "MNIST",
-    "faces": "faces (not CelebA)",
-    "uniform": "uniform noise",
-    "gaussian": "Gaussian noise",
-    "photos": "photographs",
-}
 OUT = [name for name in (*TITLES, "interp") if name not in SPECS]  # no splits to choose from
 _SPLIT_TITLES = {"test": "test", "train": "training", "valid": "validation"}
 _ALIASES = {**ALIASES, "cifar": "cifar10", "cifar_interp": "cifar10interp"}

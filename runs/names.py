@@ -8,6 +8,20 @@ CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "mnist": 10, "digits": 10
 IMAGE_SIZE = 32  # default side in pixels, and that of runs whose settings do not have it
 SMALLEST_IMAGE = 8
 STRIDES = {"wrn": 4, "resnet50": 8}  # pixels of an image to a pixel of the last feature map
+TITLES = {  # of data sets, in pictures and tables
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "svhn": "SVHN",
+    "digits": "digits",
+    "cifar10interp": "CIFAR-10 interpolations",
+    "celeba": "CelebA",
+    "textures": "Textures",
+    "mnist": "MNIST",
+    "faces": "faces (not CelebA)",
+    "uniform": "uniform noise",
+    "gaussian": "Gaussian noise",
+    "photos": "photographs",
+}
 FOLDER = "folder:"  # and a path: a data set of the user's own
 
 

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from data.evaluation_names import TITLES
+from runs.names import TITLES
 
 PERCENT = ("accuracy", "ece", "ece_accuracy", "robust", "read_as_asked")
 DIGITS = {
