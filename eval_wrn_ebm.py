@@ -44,7 +44,7 @@ from runs import processes as distributed
 from runs.checkpoint import CheckpointError
 from runs.cli import UsageError
 from runs.exported import weights_file
-from runs.screen import print_line
+from runs.screen import markdown, print_line, reversed_order
 from training.endings import exit_code, leave
 from training.machine import choose_device
 
@@ -770,10 +770,10 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
     named = [{"model": r["label"], **r} for r in results]
     front = ["model"] if several else []
     if s.eval == "test_clf":
-        say(tables.markdown(named, [*front, "dataset", "n", "accuracy", "top5", "nll"]))
+        say(markdown(named, [*front, "dataset", "n", "accuracy", "top5", "nll"]))
     elif s.eval == "eval_ece":
         columns = ["n", "accuracy", "ece", "nll", "brier", "temperature", "ece_temperature"]
-        say(tables.markdown(named, [*front, "dataset", *columns]))
+        say(markdown(named, [*front, "dataset", *columns]))
         answer.picture("eval_ece", lambda path: figures.save_reliability(path, results))
     elif s.eval == "OOD":
         rows = [
@@ -785,7 +785,7 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
         same = len(set(inside.values())) == 1
         title = ", ".join(set(inside.values()) if same else inside)
         table = f"In-distribution: {title}\n\n{tables.ood_table(rows)}"
-        if told := tables.reversed_order(rows):
+        if told := reversed_order(rows):
             table += f"\n\n{told}"
         say(table)
         answer.add("OOD.md", lambda path: path.write_text(table + "\n", encoding="utf-8"))
@@ -795,14 +795,14 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
             for r in results
             for each in r["sets"].values()
         ]
-        say(tables.markdown(rows, [*front, "set", "n", "mean", "std", "auroc"]))
+        say(markdown(rows, [*front, "set", "n", "mean", "std", "auroc"]))
         outside = [
             {**{k: row[k] for k in [*front, "auroc"]}, "ood_dataset": row["set"]}
             | {"score_fn": s.score_fn[0]}
             for row in rows
             if row["auroc"] is not None
         ]
-        if told := tables.reversed_order(outside):
+        if told := reversed_order(outside):
             say(f"\n{told}")
         pictures = [r["_picture"] for r in results]
         label = NAMES[s.score_fn[0]]
@@ -815,7 +815,7 @@ def show(s: Namespace, answer: Answer, results: list[dict[str, Any]]) -> None:
             for r in results
             for row in r["rows"]
         ]
-        say(tables.markdown(rows, [*front, "eps", "accuracy"]))
+        say(markdown(rows, [*front, "eps", "accuracy"]))
         drawn = [{**r, "attack": attack_title(r)} for r in results]
         answer.picture("attack", lambda path: figures.save_robustness(path, drawn))
     else:

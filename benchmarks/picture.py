@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.contenders import PROJECT, STRAIGHT, STRAIGHT_TF32
 from benchmarks.measure import PARTS
 from benchmarks.report import BY, figures
-from evaluation.figures import COLOURS, STYLE
+from runs.style import COLOURS, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.figures import COLOURS, STYLE
+from runs.style import COLOURS, STYLE
 
 ROOT = Path(__file__).resolve().parent.parent
 TERMS = ("pyxce", "pxycontrast", "pxcontrast", "pxsgld", "pxysgld")

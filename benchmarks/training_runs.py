@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.figures import COLOURS, STYLE
+from runs.style import COLOURS, STYLE
 from training import flags
 
 Row = dict[str, Any]

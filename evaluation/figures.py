@@ -13,32 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runs.style import BUDGETS, COLOURS, MARKERS, STYLE
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Models = Sequence[Mapping[str, Any]]
 
 PER_ROW = 4  # panels side by side that stay legible in a page's width
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "hatch.linewidth": 0.6,
-    "text.parse_math": False,  # a dollar in a run's name is a dollar
-    "pdf.fonttype": 42,  # outlines that journals accept, and text that can be searched
-}
 # The paper's green and red, one light and one dark, to be told apart in grey as well.
 IN, OUT = "#3dba6f", "#a50f25"
 BAR, GAP = "#4477aa", "#cc3311"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe-Ito
-MARKERS = "osD^vPX"
-BUDGETS = {
-    "Linf": (255, "L∞ radius ε, in 1/255 of the pixel range"),
-    "L2": (1, "L2 radius ε, pixels in [0, 1]"),
-}
 
 
 def save_histograms(path: Path, models: Models, *, xlabel: str = "log q(x)") -> list[Path]:

@@ -1,42 +1,12 @@
-"""Rows of numbers as tables that are valid Markdown and line up on a screen too."""
+"""The numbers of an evaluation as tables for a screen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-Row = Mapping[str, Any]
+from runs.screen import Row, markdown
+
 MEASURED = ("samples", "starts", "data")
-
-
-def markdown(
-    rows: Sequence[Row],
-    columns: Sequence[str],
-    *,
-    headers: Mapping[str, str] | None = None,
-    digits: int = 4,
-) -> str:
-    """A Markdown table of the rows' `columns`, padded to one width a column, without last newline.
-
-    A column whose values are all numbers is right-aligned; floats have `digits` decimals. A value
-    that is missing or None is "-". `headers` gives a column's title where it is not its key.
-    """
-    titles = [escaped((headers or {}).get(column, column)) for column in columns]
-    lines = [[cell(row.get(column), digits) for column in columns] for row in rows]
-    right = [all_numbers([row.get(column) for row in rows]) for column in columns]
-    widths = [
-        max(3, *(len(line[i]) for line in [titles, *lines]))  # a rule has 3 characters at least
-        for i in range(len(columns))
-    ]
-    rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
-
-    def aligned(cells: Sequence[str]) -> str:
-        padded = [
-            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    return "\n".join(aligned(line) for line in [titles, rule, *lines])
 
 
 def ood_table(rows: Sequence[Row]) -> str:
@@ -81,40 +51,3 @@ def samples_table(result: Row) -> str | None:
     rows = [{"": title, **result[key]} for key, title in titles.items() if result.get(key)]
     headers = {"data": "training"}
     return markdown(rows, ["", *MEASURED], headers=headers, digits=3) if rows else None
-
-
-def reversed_order(rows: Sequence[Row]) -> str | None:
-    """Name the scores and OOD sets whose AUROC is below .5 and say what that means; None without
-    any. Rows as those of `ood_table`."""
-    below: dict[str, list[str]] = {}
-    for row in rows:
-        if row["auroc"] < 0.5:
-            score = f"{row['model']}, {row['score_fn']}" if "model" in row else row["score_fn"]
-            below.setdefault(score, []).append(row["ood_dataset"])
-    if not below:
-        return None
-    listed = "; ".join(f"{score}: {', '.join(sets)}" for score, sets in below.items())
-    return (
-        f"AUROC below 0.5 ({listed}): the model scores these images higher than its own test "
-        "images; 0 means that each of them is above all of its own. Where the score is px, it "
-        "gives them the higher density q(x)."
-    )
-
-
-def cell(value: Any, digits: int) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.{digits}f}" if isinstance(value, float) else escaped(str(value))
-
-
-def escaped(text: str) -> str:
-    """What Markdown would read as the end of a cell or of a row."""
-    return " ".join(text.split()).replace("|", r"\|")
-
-
-def all_numbers(values: Sequence[Any]) -> bool:
-    """Some number, and apart from None nothing else."""
-    present = [value for value in values if value is not None]
-    return bool(present) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in present
-    )

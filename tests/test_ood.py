@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from evaluation.ood import detection
-from evaluation.tables import markdown, ood_table, reversed_order
+from evaluation.tables import ood_table
+from runs.screen import markdown, reversed_order
 
 SEEDS = range(4)
 

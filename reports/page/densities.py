@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from evaluation.tables import reversed_order
 from reports.page import markup
 from reports.page.answer import Answer, items
 from reports.page.markup import (
@@ -19,6 +18,7 @@ from reports.page.markup import (
 from reports.page.paper import NETWORK, Paper, canonical
 from reports.page.run import Run
 from reports.page.sections import answered, labels, pictures, reading, section
+from runs.screen import reversed_order
 
 SCORES = {
     "px": "log q(x)",

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from evaluation.tables import MEASURED
 from reports.page import markup
 from reports.page.answer import Answer, items
 from reports.page.curves import panels
@@ -125,7 +124,9 @@ def _beside(values: dict[str, Any]) -> list[Html]:
     rows = []
     for key, title in titles.items():
         if isinstance(found := values.get(key), dict):
-            rows.append([title, *(decimals(found.get(name), 3) for name in MEASURED)])
+            rows.append(
+                [title, *(decimals(found.get(name), 3) for name in ("samples", "starts", "data"))]
+            )
     head = ("L2 of pixels in [0, 1], and shares", "samples", "their starts", "training images")
     return [table(head, rows)] if rows else []
 

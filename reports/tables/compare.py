@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from evaluation.tables import markdown
 from reports.page.markup import number
 from reports.page.paper import SCORES
 from reports.tables.about import about, commits, devices, divergences, joined, network
@@ -13,6 +12,7 @@ from reports.tables.layout import Layout
 from reports.tables.protocols import check_protocols
 from reports.tables.records import Record
 from reports.tables.titles import PERCENT, column_title, digits, natural
+from runs.screen import markdown
 
 FAMILIES = (
     *("accuracy", "ece_accuracy", "ece", "auroc", "hist", "fid", "is", "robust", "samples"),

@@ -6,9 +6,9 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
-from evaluation.tables import markdown as aligned
 from reports.tables.cells import Built, Cell, Line, Value
 from reports.tables.titles import column_title, digits
+from runs.screen import markdown as aligned
 
 ABOUT = {
     **{"runs": "Runs", "setting": "Setting", "epochs": "Trained", "network": "Network"},

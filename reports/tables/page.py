@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.tables import markdown as aligned
 from reports.page.markup import Html, join, note, picture, table, tag
 from reports.page.page import HERE, policy
 from reports.tables.cells import OTHER, Built, Line
@@ -20,6 +19,7 @@ from reports.tables.claims import (
 )
 from reports.tables.formats import HOW, grids, markdown, plain
 from reports.tables.records import Record
+from runs.screen import markdown as aligned
 
 INTRO = (
     "The tables and figures of HDGE (arXiv 2007.09070), the paper's number beside ours.",

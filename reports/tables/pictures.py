@@ -6,11 +6,11 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.figures import BUDGETS, COLOURS, MARKERS, STYLE
 from reports.tables.cells import Built, Cell
 from reports.tables.records import writing
 from reports.tables.rows import CURVES
 from reports.tables.titles import column_title
+from runs.style import BUDGETS, COLOURS, MARKERS, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

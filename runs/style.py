@@ -1,0 +1,23 @@
+"""How every picture looks: matplotlib settings, colours, markers and axis titles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.6,
+    "text.parse_math": False,  # a dollar in a run's name is a dollar
+    "pdf.fonttype": 42,  # outlines that journals accept, and text that can be searched
+}
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe-Ito
+MARKERS = "osD^vPX"
+BUDGETS = {
+    "Linf": (255, "L∞ radius ε, in 1/255 of the pixel range"),
+    "L2": (1, "L2 radius ε, pixels in [0, 1]"),
+}
