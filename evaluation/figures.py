@@ -1,19 +1,21 @@
 """Pictures of results: score histograms, reliability diagrams and robustness curves.
 
-Every `save_*` takes a path without suffix, writes PNG and PDF and returns both paths; every
-`draw_*` returns the matplotlib Figure, in the style that is set, for notebooks and changes.
+Every `draw_*` returns the matplotlib Figure, in the style that is set, for notebooks and changes.
+Its `save_*` takes a path without suffix before the models, writes PNG and PDF in the project's
+style and returns both paths.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runs.style import BUDGETS, COLOURS, MARKERS, STYLE
+from runs.style import BUDGETS, COLOURS, MARKERS, STYLE, new_figure, save_twice
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +28,7 @@ IN, OUT = "#3dba6f", "#a50f25"
 BAR, GAP = "#4477aa", "#cc3311"
 
 
-def save_histograms(path: Path, models: Models, *, xlabel: str = "log q(x)") -> list[Path]:
+def draw_histograms(models: Models, *, xlabel: str = "log q(x)") -> Figure:
     """Figure 1 of HDGE: how scores of in-distribution and OOD images overlap.
 
     One row a model {"label", "in": (title, scores), "out": [(title, scores, auroc), ...]} and one
@@ -35,42 +37,6 @@ def save_histograms(path: Path, models: Models, *, xlabel: str = "log q(x)") -> 
     0.5 % quantile of its sets to the highest 99.5 % quantile; what lies beyond is not drawn.
     Raises ValueError without models or OOD sets, and for scores that are none or not finite.
     """
-    return _save(path, draw_histograms, models, xlabel=xlabel)
-
-
-def save_reliability(path: Path, models: Models) -> list[Path]:
-    """Figure 2 of HDGE: accuracy against confidence, and below how often each confidence occurs.
-
-    One column a model {"label", "accuracy", "ece", "bins"}, the last three as `calibration`
-    returns them. A gap goes from a bin's accuracy to its mean confidence: ECE is the mean length
-    of the gaps, weighted by the bins' shares of images. It is light where the model is surer than
-    right and dark, on the bar, where it is less sure. Raises ValueError without models or images.
-    """
-    return _save(path, draw_reliability, models)
-
-
-def save_robustness(path: Path, models: Models) -> list[Path]:
-    """Figure 4 of HDGE: accuracy in % against the attack's radius, one panel a distance.
-
-    One line an entry {"label", "distance": "Linf" or "L2", "attack", "rows": [{"eps" (pixels in
-    [0, 1]), "accuracy" (0..1)}, ...]}; a label has one colour in both panels. Raises ValueError
-    without models or rows and for another distance.
-    """
-    return _save(path, draw_robustness, models)
-
-
-def save_lengths(path: Path, models: Models) -> list[Path]:
-    """Quality of samples over the SGLD steps of their chains: FID, precision and recall, and the
-    share read as asked where it is known; dashed, what as many training images have.
-
-    One model {"label", "rows"}: `rows` as `evaluation.generation.compared` returns them, of chains
-    and, without steps, of training images. Raises ValueError without models.
-    """
-    return _save(path, draw_lengths, models)
-
-
-def draw_histograms(models: Models, *, xlabel: str = "log q(x)") -> Figure:
-    """The figure of `save_histograms`."""
     for model in models:
         if not model["out"]:
             raise ValueError(f"{model['label']} has no OOD set to compare with")
@@ -103,7 +69,13 @@ def draw_histograms(models: Models, *, xlabel: str = "log q(x)") -> Figure:
 
 
 def draw_reliability(models: Models) -> Figure:
-    """The figure of `save_reliability`."""
+    """Figure 2 of HDGE: accuracy against confidence, and below how often each confidence occurs.
+
+    One column a model {"label", "accuracy", "ece", "bins"}, the last three as `calibration`
+    returns them. A gap goes from a bin's accuracy to its mean confidence: ECE is the mean length
+    of the gaps, weighted by the bins' shares of images. It is light where the model is surer than
+    right and dark, on the bar, where it is less sure. Raises ValueError without models or images.
+    """
     lines, columns = _arranged(len(models))
     width = 3.2 if columns == 1 else 2.5  # the legend needs that
     heights = [2.6, 1] * lines
@@ -124,7 +96,12 @@ def draw_reliability(models: Models) -> Figure:
 
 
 def draw_robustness(models: Models) -> Figure:
-    """The figure of `save_robustness`."""
+    """Figure 4 of HDGE: accuracy in % against the attack's radius, one panel a distance.
+
+    One line an entry {"label", "distance": "Linf" or "L2", "attack", "rows": [{"eps" (pixels in
+    [0, 1]), "accuracy" (0..1)}, ...]}; a label has one colour in both panels. Raises ValueError
+    without models or rows and for another distance.
+    """
     for model in models:
         if model["distance"] not in BUDGETS or not model["rows"]:
             raise ValueError(f"{model['label']} has no rows, or another distance than Linf and L2")
@@ -158,7 +135,12 @@ def draw_robustness(models: Models) -> Figure:
 
 
 def draw_lengths(models: Models) -> Figure:
-    """The figure of `save_lengths`."""
+    """Quality of samples over the SGLD steps of their chains: FID, precision and recall, and the
+    share read as asked where it is known; dashed, what as many training images have.
+
+    One model {"label", "rows"}: `rows` as `evaluation.generation.compared` returns them, of chains
+    and, without steps, of training images. Raises ValueError without models.
+    """
     rows = [row for model in models for row in model["rows"]]
     panels = {"FID": ["fid"], "precision and recall": ["precision", "recall"]}
     if any(row.get("read_as_asked") is not None for row in rows):
@@ -261,24 +243,21 @@ def _row_label(axes: Any, label: str) -> None:
 def _subplots(
     models: Models, rows: int, columns: int, width: float, height: float, **ratios: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure with rows x columns axes of the given size in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    """Return a figure with rows x columns axes of the given size in inches."""
     if not models:
         raise ValueError("there are no models to draw")
-    size = (width * columns + 0.5, height * rows + 0.3)
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width * columns + 0.5, height * rows + 0.3)
     return figure, figure.subplots(rows, columns, squeeze=False, **ratios)
 
 
-def _save(path: Path, draw: Callable[..., Figure], models: Models, **options: Any) -> list[Path]:
+def _save(draw: Callable[..., Figure], path: Path, models: Models, **options: Any) -> list[Path]:
     from matplotlib import rc_context
 
     with rc_context(STYLE):
-        figure = draw(models, **options)
-        paths = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
-        figure.savefig(paths[0], dpi=150)
-        figure.savefig(paths[1], metadata={"CreationDate": None})  # the same bytes every time
-    return paths
+        return save_twice(draw(models, **options), path)
+
+
+save_histograms = partial(_save, draw_histograms)
+save_reliability = partial(_save, draw_reliability)
+save_robustness = partial(_save, draw_robustness)
+save_lengths = partial(_save, draw_lengths)

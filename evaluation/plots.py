@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from evaluation.sampling import to_uint8
+from runs.style import new_figure, save_twice
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
@@ -58,14 +59,15 @@ def save_labelled_grid(
         if len(labels) not in (0, places):
             raise ValueError(f"{len(labels)} labels for {places} {name}")
     inch = min(0.55, 7.5 / columns)  # of an image; the whole fits a page
-    figure, (axes,) = _figure(inch * columns + 1.0, inch * rows + 0.5, 1)
+    figure = new_figure(inch * columns + 1.0, inch * rows + 0.5)
+    axes = figure.subplots()
     _show_grid(axes, images, columns, row_labels)
     gap, width = 2, images.shape[3] + 2
     axes.set_xticks(
         [gap + width * (i + 0.5) - 1.5 for i in range(len(column_labels))], column_labels
     )
     axes.set_xlabel(xlabel, fontsize=9)
-    return _save(figure, path)
+    return save_twice(figure, path, bbox_inches="tight")
 
 
 def save_side_by_side(
@@ -75,23 +77,14 @@ def save_side_by_side(
     names, as PNG and PDF; `row_labels` stand left of the first."""
     rows = math.ceil(max(map(len, grids.values())) / columns)
     inch = min(0.55, 7.5 / (columns * len(grids)))
-    width = (inch * columns + 0.1) * len(grids) + 0.3
-    figure, all_axes = _figure(width, inch * rows + 0.5, len(grids))
-    for axes, (name, images) in zip(all_axes, grids.items(), strict=True):
-        _show_grid(axes, images, columns, row_labels if axes is all_axes[0] else ())
+    figure = new_figure((inch * columns + 0.1) * len(grids) + 0.3, inch * rows + 0.5)
+    all_axes: Any = figure.subplots(1, len(grids), squeeze=False)
+    for i, (name, images) in enumerate(grids.items()):
+        axes = all_axes[0, i]
+        _show_grid(axes, images, columns, () if i else row_labels)
         axes.set_xticks([])
         axes.set_xlabel(name, fontsize=9)
-    return _save(figure, path)
-
-
-def _figure(width: float, height: float, columns: int) -> tuple[Any, Any]:
-    """A figure of this size in inches, and its axes side by side."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
+    return save_twice(figure, path, bbox_inches="tight")
 
 
 def _show_grid(axes: Any, images: Tensor, columns: int, row_labels: Sequence[str]) -> None:
@@ -103,19 +96,8 @@ def _show_grid(axes: Any, images: Tensor, columns: int, row_labels: Sequence[str
     axes.spines[:].set_visible(False)
 
 
-def _save(figure: Any, path: Path) -> list[Path]:
-    paths = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
-    figure.savefig(paths[0], dpi=150, bbox_inches="tight")
-    # the same bytes every time
-    figure.savefig(paths[1], bbox_inches="tight", metadata={"CreationDate": None})
-    return paths
-
-
 def save_curves(rows: list[dict[str, str]], path: Path) -> None:
     """Accuracy, losses, energies and speed over epochs, from the rows of progress.csv."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     chosen: dict[str, list[str]] = {
         "accuracy": [n for n in ("train_acc", "valid_acc", "test_acc") if n in names],
@@ -124,8 +106,7 @@ def save_curves(rows: list[dict[str, str]], path: Path) -> None:
         "learning rate": ["lr"],
     }
     panels = {title: columns for title, columns in chosen.items() if columns}
-    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.2 * len(panels), 3.4)
     all_axes: Any = figure.subplots(1, len(panels), squeeze=False)
     for axes, (title, columns) in zip(all_axes[0], panels.items(), strict=True):
         for column in columns:

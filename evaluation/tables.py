@@ -14,20 +14,11 @@ def ood_table(rows: Sequence[Row]) -> str:
 
     Rows have ood_dataset, score_fn and the keys of `evaluation.ood.detection`. Rates are 0..1.
     """
+    headers = {"model": "Model"} if any("model" in row for row in rows) else {}
+    headers |= {"ood_dataset": "OOD set", "score_fn": "Score", "auroc": "AUROC"}
+    headers |= {"fpr95": "FPR95", "aupr": "AUPR", "ratio": "in:out"}
     shown = [{**row, "ratio": f"{row['n_in']}:{row['n_out']}"} for row in rows]
-    columns = ["ood_dataset", "score_fn", "auroc", "fpr95", "aupr", "ratio"]
-    if any("model" in row for row in rows):
-        columns = ["model", *columns]
-    headers = {
-        "model": "Model",
-        "ood_dataset": "OOD set",
-        "score_fn": "Score",
-        "auroc": "AUROC",
-        "fpr95": "FPR95",
-        "aupr": "AUPR",
-        "ratio": "in:out",
-    }
-    return markdown(shown, columns, headers=headers)
+    return markdown(shown, [*headers], headers=headers)
 
 
 def fid_table(rows: Sequence[Row]) -> str:

@@ -1,8 +1,12 @@
-"""How every picture looks: matplotlib settings, colours, markers and axis titles."""
+"""How every picture looks: matplotlib settings, colours, markers and axis titles. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -21,3 +25,24 @@ BUDGETS = {
     "Linf": (255, "L∞ radius ε, in 1/255 of the pixel range"),
     "L2": (1, "L2 radius ε, pixels in [0, 1]"),
 }
+
+
+def new_figure(width: float, height: float, **padding: float) -> Figure:
+    """Return an empty figure of this size in inches that no window shows; `padding` as of
+    matplotlib's constrained layout."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("constrained", **padding)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_twice(figure: Figure, path: Path, **options: Any) -> list[Path]:
+    """Write PNG and PDF at `path` plus those suffixes and return both paths; the same numbers give
+    the same bytes."""
+    paths = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
+    figure.savefig(paths[0], dpi=150, **options)
+    figure.savefig(paths[1], metadata={"CreationDate": None}, **options)
+    return paths
