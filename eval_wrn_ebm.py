@@ -44,6 +44,7 @@ from runs import processes as distributed
 from runs.checkpoint import CheckpointError
 from runs.cli import UsageError
 from runs.exported import weights_file
+from runs.files import naming
 from runs.screen import markdown, print_line, reversed_order
 from training.endings import exit_code, leave
 from training.machine import choose_device
@@ -458,7 +459,7 @@ def watch(
                 continue
             shown.set_postfix({"log q(x)": f"{height:.4g}"})
             path = asked.answer.path(f"{name}_{done * s.n_steps}.png")
-            with records.naming(path):
+            with naming(path):
                 draw(images, path.with_suffix(""), done == s.n_sample_steps)
             if path.with_suffix(".pdf").exists():
                 asked.answer.path(path.with_suffix(".pdf").name)

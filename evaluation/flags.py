@@ -32,10 +32,6 @@ EVALUATIONS = (
 # Numbers of one version can be compared: raise a question's with every change of what it computes
 # (README, "Protocol"), but not of the random numbers that it is computed with.
 PROTOCOL = {**dict.fromkeys(EVALUATIONS, 1), "attack": 2}
-EARLIER = {  # what a version before the present one did
-    ("attack", 1): "ascended cross-entropy in float32, whose gradient vanishes where a model is "
-    "confident: the accuracy is too high for confident models, and is to be measured again",
-}
 SAMPLES = ("uncond_samples", "cond_samples")
 ONE_MODEL = (*SAMPLES, "fid")  # evaluations whose files belong to one checkpoint
 CLASSIFIED = ("test_clf", "eval_ece", "OOD", "logp_hist")  # by batches of a set, with noise

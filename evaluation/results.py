@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from runs import processes as distributed
 from runs.cli import UsageError
-from runs.folder import naming
-
-# What may differ between two askings of one question: where things are, and on what device. (The
-# network of --fid_model is known by its hash, not by its path.)
-INDIFFERENT = frozenset(
-    ("load_path", "labels", "log_dir", "id", "data_root", "device", "workers")
-    + ("fid_model", "inception_weights")
-)
-
-
-def same_question(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether an answer's settings are those that are asked for. A flag that the answer's version
-    did not have yet does not tell."""
-    told = wanted.keys() & found.keys() - INDIFFERENT
-    both = "fid_model" in wanted and "fid_model" in found
-    if both and (wanted["fid_model"] is None) != (found["fid_model"] is None):
-        return False  # of another network's features, or of its own
-    return bool(found) and all(found[flag] == plain(wanted[flag]) for flag in told)
+from runs.files import naming, plain, whole
 
 
 class Answer:
@@ -127,26 +108,6 @@ class Answer:
         path.unlink()
 
 
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A name to write to that becomes `path` once all is written; else nothing is left of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with naming(path):
-            yield temporary
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def read(path: Path) -> dict[str, Any] | None:
     """An answer; None where there is none, or a file that is none: it is left for its owner, and
     the new one takes its place."""
@@ -155,14 +116,3 @@ def read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
-
-
-def plain(value: Any) -> Any:
-    """As JSON has it: str keys, lists, None for numbers that are not finite."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value

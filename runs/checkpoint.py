@@ -6,12 +6,10 @@ and `read_checkpoint` verifies: torch.load itself does not notice most flipped b
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
 import pickle
-import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +18,8 @@ from typing import IO, Any
 
 import torch
 from torch.serialization import get_crc32_options, set_crc32_options
+
+from runs.files import disk_error
 
 LAST, PREVIOUS, BEST = "last_ckpt.pt", "prev_ckpt.pt", "best_valid_ckpt.pt"
 DAMAGED = "damaged_ckpt.pt"  # a last checkpoint that could not be read
@@ -127,21 +127,6 @@ def sync_folder(folder: Path) -> None:
             raise  # these say that the file system, a network's perhaps, has no such thing
     finally:
         os.close(descriptor)
-
-
-def disk_error(error: BaseException, path: Path) -> OSError:
-    """The error with the file's name and, of a disk that is full, what is free. torch.save hides
-    the operating system's error in the context of a RuntimeError; what has none is raised."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__context__
-    if cause is None:
-        raise error
-    free = ""
-    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        with contextlib.suppress(OSError):
-            free = f" ({shutil.disk_usage(path.parent).free / 2**20:,.1f} MiB are free there)"
-    return OSError(cause.errno, f"cannot write {path}: {cause.strerror or cause}{free}")
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:

@@ -8,8 +8,7 @@ import os
 import platform
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from typing import Any
 import torch
 
 from runs import processes as distributed
-from runs.checkpoint import BEST, DAMAGED, LAST, PREVIOUS, disk_error
+from runs.checkpoint import BEST, DAMAGED, LAST, PREVIOUS
+from runs.files import naming
 
 SETTINGS, PROGRESS, LOG = "variant.json", "progress.csv", "log.txt"
 ENVIRONMENTS = ("environment", "environments")  # of variant.json, and no settings
@@ -65,15 +65,6 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """A failed write (a full disk) does not say by itself which file it was."""
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(error, path) from error
 
 
 def holds_run(folder: Path) -> bool:

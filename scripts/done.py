@@ -91,7 +91,7 @@ def answered(place: Path, words: Sequence[str], hashes: dict[Path, str] | None =
     hashes: sha256 of files that were read before, by path; new ones are added.
     """
     from evaluation.flags import PROTOCOL, parse, resolve
-    from evaluation.results import same_question
+    from reports.tables.answers import same_question
 
     known = {} if hashes is None else hashes
     parsed, _ = parse(list(words[1:]))
@@ -112,8 +112,8 @@ def answered(place: Path, words: Sequence[str], hashes: dict[Path, str] | None =
 
 def sha256(path: Path, known: dict[Path, str]) -> str:
     """Of the file's bytes, or of the weights of an exported folder; "" where there is none."""
-    from evaluation.results import file_sha256
     from runs.exported import weights_file
+    from runs.files import file_sha256
 
     if path not in known:
         try:

@@ -108,7 +108,7 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
 def asked_settings(scale: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Experiment -> question -> the settings that the tables ask it with, all of them."""
     from evaluation import flags
-    from evaluation.results import plain
+    from runs.files import plain
 
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     parser = flags.build_parser()

@@ -21,9 +21,9 @@ import models
 import train_wrn
 from evaluation.classification import predictions
 from evaluation.flags import EVALUATIONS, SCORES
-from evaluation.results import file_sha256
 from runs import folder as records
 from runs.checkpoint import save_checkpoint
+from runs.files import file_sha256
 from scripts import export
 
 ROOT = Path(__file__).resolve().parent.parent

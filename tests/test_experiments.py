@@ -457,12 +457,12 @@ def test_a_switch_that_is_turned_off_is_part_of_the_recipe(jobs: Any, capsys: An
 
 
 def test_a_file_is_hashed_once(jobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evaluation import results
+    from runs import files
 
     (tmp_path / "a").write_text("a")
     known: dict[Path, str] = {}
     first = done.sha256(tmp_path / "a", known)
-    monkeypatch.setattr(results, "file_sha256", lambda _: pytest.fail("read again"))
+    monkeypatch.setattr(files, "file_sha256", lambda _: pytest.fail("read again"))
     assert done.sha256(tmp_path / "a", known) == first != ""
 
 

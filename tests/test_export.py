@@ -84,7 +84,7 @@ def test_it_is_evaluated_and_trained_on_as_a_checkpoint_is(ask: Any, tmp_path: P
 
 
 def test_the_card_has_the_numbers_of_this_checkpoint_alone(train: Any, tmp_path: Path) -> None:
-    from evaluation.results import file_sha256
+    from runs.files import file_sha256
 
     run = train(HYBRID)
     place, checkpoint = run.folder / "eval", run.folder / "last_ckpt.pt"

@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evaluation.results import file_sha256, same_question
 from reports.page.answer import Answer, Model
 from reports.page.markup import number
 from reports.page.paper import canonical
 from reports.page.run import Run
 from runs.checkpoint import LAST
+from runs.files import file_sha256, plain
 from runs.screen import print_line
 
 # What numbers depend on and must have in common to be averaged.
@@ -32,6 +32,12 @@ OF_CHAINS = {
 IMAGES = re.compile(r": (?:the first )?([0-9,]+) (?:of [0-9,]+ )?images; ")
 PUBLISHED_SAMPLES = 50_000  # a FID of fewer samples is another quantity
 
+# What may differ between two askings of one question: where things are, and on what device. (The
+# network of --fid_model is known by its hash, not by its path.)
+INDIFFERENT = frozenset(
+    ("load_path", "labels", "log_dir", "id", "data_root", "device", "workers")
+    + ("fid_model", "inception_weights")
+)
 
 Asked = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -106,6 +112,16 @@ def answers_to(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
         if REFERENCE_FOLDER.fullmatch(folder) is None:
             return False
     return same_question(settings, wanted)
+
+
+def same_question(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether an answer's settings are those that are asked for. A flag that the answer's version
+    did not have yet does not tell."""
+    told = wanted.keys() & found.keys() - INDIFFERENT
+    both = "fid_model" in wanted and "fid_model" in found
+    if both and (wanted["fid_model"] is None) != (found["fid_model"] is None):
+        return False  # of another network's features, or of its own
+    return bool(found) and all(found[flag] == plain(wanted[flag]) for flag in told)
 
 
 def is_stale(run: Run, answer: Answer, model: Model, hashes: dict[Path, str | None]) -> bool:

@@ -18,12 +18,12 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from evaluation.results import plain, whole
 from reports.page.markup import number
 from reports.page.paper import TERMS
 from reports.page.run import read_run
 from reports.tables.answers import Asked, answers_of, warn
 from runs.cli import UsageError
+from runs.files import plain, whole
 from runs.names import IMAGE_SIZE
 from training.flags import ADAM_BETAS
 
