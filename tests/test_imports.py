@@ -25,9 +25,6 @@ UPWARD = {
     "evaluation.cost -> training",
     "evaluation.flags -> training",
     "reports.page.page -> training",
-    "reports.tables.answers -> evaluation",
-    "reports.tables.protocols -> evaluation",
-    "reports.tables.records -> evaluation",
     "reports.tables.records -> training",
 }
 CIRCLE = {"runs.checkpoint", "runs.exported"}
