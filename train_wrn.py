@@ -5,9 +5,9 @@
 
 A batch's path: uint8 images on the device -> crop, flip, scale, noise -> one forward pass ->
 every term of the objective reads its logits -> one backward pass -> one update, unless the step
-has diverged -> queue and replay buffer take the step in. The loop over batches and epochs is
-training/loop.py. Under torchrun each process takes its part of every batch, and the gradients are
-averaged once a step: runs/processes.py.
+has diverged -> queue and replay buffer take the step in. What is due between two steps is in
+training/session.py. Under torchrun each process takes its part of every batch, and the gradients
+are averaged once a step: runs/processes.py.
 """
 
 from __future__ import annotations
@@ -44,17 +44,16 @@ from runs.lock import alone
 from runs.names import FOLDER
 from runs.screen import print_line
 from runs.signals import Signals
-from training import loop
 from training.divergence import Guard
 from training.ema import Ema
 from training.endings import exit_code, leave, run_exit_code
 from training.gradients import term_gradients
 from training.machine import build_network, choose_device, load_data, warn_of_leaks
 from training.output import Output
+from training.session import Session
 from training.state import Progress, Run, load_memories, random_from, read_last, restore_last
 
 PROGRAM = "train_wrn.py"
-WITHOUT_SGLD = "try a lower --lr, --warmup_iters 1000 or --clip_grad 5"  # after a divergence
 HEADS = ("class_output.", "energy_output.")
 EARLY = (1, 5, 25)  # steps after which the bar shows losses before the first report
 
@@ -282,22 +281,16 @@ def train(
 
     `began`: time.monotonic() when this process began.
     """
-    per_epoch = batches.steps_per_epoch
+    run.steps_per_epoch = batches.steps_per_epoch
     replicate(run)
-    sgld = run.memory("replay_buffer") is not None
-    guard = Guard(run.device) if sgld else Guard(run.device, WITHOUT_SGLD)
-    return loop.train(
-        run,
-        lambda step: train_step(run, guard, batches(step), step),
-        guard,
-        splits,
-        out,
-        began,
-        signals,
-        steps_per_epoch=per_epoch,
-        first=run.settings.start_epoch * per_epoch,
-        plot=lambda epoch: plot_samples(run, epoch, out),
-    )
+
+    def plot(epoch: int) -> None:
+        plot_samples(run, epoch, out)
+
+    session = Session(run, splits, out, signals, began, plot=plot)
+    for step in session:
+        session.took(train_step(run, session.guard, batches(step), step))
+    return session.ending
 
 
 def replicate(run: Run) -> None:

@@ -37,16 +37,13 @@ from runs import folder as records
 from runs.cli import Parser
 from runs.lock import alone
 from runs.signals import Signals
-from training import loop
-from training.divergence import Guard
 from training.endings import exit_code, run_exit_code
 from training.machine import build_network, choose_device, load_data
 from training.output import Output
+from training.session import Session
 from training.state import Run, restore_last
 
 __all__ = ["Batches", "Objective", "Program", "main"]
-
-ADVICE = "try a lower --lr or --warmup_iters 1000"  # to whoever sees a run diverge
 
 
 def build_optimizer(s: Namespace, model: nn.Module, objective: nn.Module) -> torch.optim.Optimizer:
@@ -160,18 +157,12 @@ def train(
     signals: Signals,
 ) -> str:
     """All steps of the run, and what is due between them; says why it ended. Raises Diverged."""
-    guard, per_epoch = Guard(run.device, ADVICE), batches.steps_per_epoch
-    return loop.train(
-        run,
-        lambda step: train_step(run, guard, *batches(step), step=step, epoch=step // per_epoch),
-        guard,
-        splits,
-        out,
-        began,
-        signals,
-        steps_per_epoch=per_epoch,
-        classifies=run.objective.classifies,
-    )
+    run.steps_per_epoch = batches.steps_per_epoch
+    session = Session(run, splits, out, signals, began, classifies=run.objective.classifies)
+    for step in session:
+        epoch = step // run.steps_per_epoch
+        session.took(train_step(run, session.guard, *batches(step), step=step, epoch=epoch))
+    return session.ending
 
 
 def build_run(program: Program, s: Namespace, num_classes: int, device: torch.device) -> Run:

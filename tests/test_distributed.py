@@ -27,7 +27,7 @@ from evaluation.scores import feature_bank, scores
 from runs import processes as distributed
 from runs.checkpoint import CheckpointError, save_checkpoint
 from tests import pair as two
-from training import divergence, flags, loop
+from training import divergence, flags, session
 from training.divergence import Guard
 from training.state import restore_last
 
@@ -406,15 +406,15 @@ def test_a_signal_while_one_process_waits_for_the_other_ends_both(
 
 def late(words: list[str]) -> tuple[int, str, str]:
     """The first process alone finds that the time is up, in an evaluation."""
-    patch, evaluate = pytest.MonkeyPatch(), loop.evaluate
+    patch, evaluate = pytest.MonkeyPatch(), session.evaluate
 
     def slow(*arguments: Any) -> Any:
         if distributed.first():
             clock = time.monotonic
-            patch.setattr(loop.time, "monotonic", lambda: clock() + 600)
+            patch.setattr(session.time, "monotonic", lambda: clock() + 600)
         return evaluate(*arguments)
 
-    patch.setattr(loop, "evaluate", slow)
+    patch.setattr(session, "evaluate", slow)
     try:
         return two.train(words)
     finally:

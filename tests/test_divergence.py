@@ -53,7 +53,7 @@ def test_the_flag_stays_set_and_the_first_step_is_reported() -> None:
         guard.raise_if_diverged("the last good checkpoint is last_ckpt.pt")
     message = str(caught.value)
     assert "step 40" in message and "loss 2e+09" in message and "gradient norm 7.5" in message
-    assert "last_ckpt.pt" in message and "--n_steps" in message and "\n" not in message
+    assert "last_ckpt.pt" in message and "--lr" in message and "\n" not in message
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -2e8])

@@ -21,7 +21,7 @@ from runs.checkpoint import read_checkpoint, save_checkpoint
 from scripts import export, release
 from tests import pair as two
 from tests.test_healing import tiny
-from training import loop
+from training import session
 from training.divergence import Guard
 
 EMA = "--pyxce 1 --pxycontrast 1 --norm batch --lr 1e-2 --ema .9 --n_epochs 1"
@@ -129,7 +129,7 @@ def test_accuracy_within_a_run_and_sample_grids_are_those_of_the_average(
     ema = run.state()["ema"]["parameters"]
     assert len(seen) == 1 and train.same(seen[0], ema)
     test = data.load_evaluation("cifar10_test", train.data).split
-    batches = list(data.evaluation_batches(test, batch_size=loop.EVAL_BATCH, sigma=0.03))
+    batches = list(data.evaluation_batches(test, batch_size=session.EVAL_BATCH, sigma=0.03))
     nll = [classification(by_hand(run, averaged), batches)["nll"] for averaged in (True, False)]
     assert float(run.last["test_loss"]) == pytest.approx(nll[0], rel=1e-5)
     assert abs(nll[0] - nll[1]) > 1e-3

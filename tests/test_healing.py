@@ -17,7 +17,7 @@ import train_wrn
 from losses import sgld
 from runs import checkpoint
 from runs import folder as records
-from training import divergence, flags, loop, output
+from training import divergence, flags, output, session
 from training.divergence import Diverged, Healer, snapshot
 from training.output import rewind
 
@@ -136,7 +136,7 @@ def test_the_best_checkpoint_stays_the_best_after_a_restart(
 ) -> None:
     accuracies = iter([0.2, 0.9, 0.6, 0.6, 0.6])
     monkeypatch.setattr(
-        loop, "evaluate", lambda *_: {"valid": {"accuracy": next(accuracies), "nll": 1.0}}
+        session, "evaluate", lambda *_: {"valid": {"accuracy": next(accuracies), "nll": 1.0}}
     )
     monkeypatch.setattr(divergence, "SNAPSHOT_EVERY", 5)  # the ends of the epochs
     real, left = train_wrn.train_step, [1]
@@ -158,7 +158,7 @@ def test_a_best_checkpoint_from_after_the_snapshot_stays_the_best(
 ) -> None:
     accuracies = iter([0.2, 0.9, 0.6, 0.8, 0.7, 0.6])
     monkeypatch.setattr(
-        loop, "evaluate", lambda *_: {"valid": {"accuracy": next(accuracies), "nll": 1.0}}
+        session, "evaluate", lambda *_: {"valid": {"accuracy": next(accuracies), "nll": 1.0}}
     )
     monkeypatch.setattr(divergence, "SNAPSHOT_EVERY", 100)  # but for the one at the beginning
     monkeypatch.setattr(sys.modules[__name__], "AT", 12)

@@ -452,13 +452,13 @@ def test_an_evaluation_that_a_limit_forces_does_not_count_for_the_best(
     stop: int, words: str, train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stopped and resumed run keeps the best checkpoint of a run that was not stopped."""
-    from training import loop
+    from training import session
 
     def evaluate(run: Any, *_: Any) -> dict[str, dict[str, float]]:
         accuracies = {stop: 0.9, 10: 0.6}
         return {"valid": {"accuracy": accuracies.get(run.progress.step, 0.4), "nll": 1.0}}
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(session, "evaluate", evaluate)
     flags = f"--pyxce 1 --n_epochs 3 {words}"
     whole, parts = train(flags), train(f"{flags} --max_steps {stop}")
     assert parts.last["valid_acc"] == "0.9"
@@ -494,10 +494,10 @@ def test_a_run_killed_in_its_last_evaluation_is_finished_by_resuming(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The state is saved before the evaluation, and the epoch's end is made up for."""
-    from training import loop
+    from training import session
 
     whole = train(f"{train.ALL} --n_epochs 2")
-    evaluate = loop.evaluate
+    evaluate = session.evaluate
     run = train(f"{train.ALL} --n_epochs 1")  # its name; the killed run is made over it
     calls: list[int] = []
 
@@ -507,7 +507,7 @@ def test_a_run_killed_in_its_last_evaluation_is_finished_by_resuming(
             raise KeyboardInterrupt
         return evaluate(*arguments)
 
-    monkeypatch.setattr(loop, "evaluate", killed)
+    monkeypatch.setattr(session, "evaluate", killed)
     where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name, "--overwrite")
     dead = train(f"{train.ALL} --n_epochs 2", *where)
     assert dead.code == 130 and len(run.rows) == 1

@@ -16,14 +16,14 @@ import pytest
 import train_wrn
 from runs.signals import Signals, Terminated, terminable
 from tests.test_resume import reports, resumed, steady
-from training import loop, output
+from training import output, session
 
 ROOT = Path(__file__).resolve().parent.parent
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 PLACES = {  # module, function that the signal comes in, which call of it
     "a step": (train_wrn, "train_step", 8),
     "an epoch's last step": (train_wrn, "train_step", 5),
-    "an evaluation": (loop, "classification", 2),
+    "an evaluation": (session, "classification", 2),
     "a save": (output, "save_checkpoint", 3),
     "a picture": (train_wrn, "plot_samples", 1),
 }
@@ -85,7 +85,7 @@ def test_the_evaluation_that_a_limit_asks_for_is_made_up_for(
 
     flags = "--pyxce 1 --n_epochs 3 --max_steps 7"
     whole = train.once(flags)
-    call_after(monkeypatch, loop, "evaluate", 2, stop)
+    call_after(monkeypatch, session, "evaluate", 2, stop)
     run = train(flags)
     monkeypatch.undo()
     assert run.code == (130 if act is None else 143) and len(run.rows) == 1

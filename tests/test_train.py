@@ -177,7 +177,7 @@ def test_valid_and_test_are_not_mixed_up(train: Any, tmp_path: Path) -> None:
 def test_the_best_checkpoint_has_the_first_highest_validation_accuracy(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training import loop
+    from training import session
 
     accuracies = iter([(0.2, 0.9), (0.6, 0.1), (0.4, 0.95), (0.6, 0.99)])
 
@@ -185,7 +185,7 @@ def test_the_best_checkpoint_has_the_first_highest_validation_accuracy(
         valid, test = next(accuracies)
         return {"valid": {"accuracy": valid, "nll": 1}, "test": {"accuracy": test, "nll": 1}}
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(session, "evaluate", evaluate)
     run = train("--pyxce 1 --n_epochs 4")
     best = run.state("best_valid_ckpt.pt")["progress"]
     assert (best["step"], best["best_valid"]) == (10, 0.6)
@@ -333,11 +333,11 @@ def test_a_diverging_run_says_so_in_one_line_and_keeps_the_last_good_state(
 def test_a_run_that_diverges_later_keeps_the_epoch_before(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training import loop
+    from training import session
 
-    rate = loop.learning_rate
+    rate = session.learning_rate
     monkeypatch.setattr(
-        loop, "learning_rate", lambda lr, **at: 1e9 if at["steps_taken"] == 7 else rate(lr, **at)
+        session, "learning_rate", lambda lr, **at: 1e9 if at["steps_taken"] == 7 else rate(lr, **at)
     )
     run = train("--pyxce 1 --n_epochs 3 --print_every 1 --max_restarts 0")
     assert run.code == 1 and "diverged at step 8 " in run.err[0] and "(step 5)" in run.err[0]

@@ -12,7 +12,6 @@ from runs import processes as distributed
 from training.state import Run, checkpoint_state, restore
 
 LARGEST = 1e8  # JEM stops at such a loss, too
-ADVICE = "try more --n_steps, a lower --lr, --sigma .1, --warmup_iters 1000 or --sgld_l2 .1"
 SNAPSHOT_EVERY = 200  # steps, at least
 SLOWER = 0.5  # what a restart multiplies the learning rate by
 
@@ -36,10 +35,10 @@ class Guard:
     `found_inf`, the queue and the replay buffer as `skip`), so the state stays that of the last
     good step until the host looks, at the next report.
 
-    `advice`: what to try, for the message; the default is about flags of train_wrn.py.
+    `advice`: what to try, for the message.
     """
 
-    def __init__(self, device: torch.device, advice: str = ADVICE) -> None:
+    def __init__(self, device: torch.device, advice: str = "try a lower --lr") -> None:
         self.device, self.advice = device, advice
         self.reset()
 
@@ -80,6 +79,15 @@ class Guard:
             f"diverged at step {step:.0f} ({', '.join(shown)})",
             f"that step and all after it were not taken; {checkpoint}; {self.advice}",
         )
+
+
+def advice(run: Run) -> str:
+    """Return what to try after a divergence, in flags of the run's program."""
+    if run.memory("replay_buffer") is not None:
+        return "try more --n_steps, a lower --lr, --sigma .1, --warmup_iters 1000 or --sgld_l2 .1"
+    if "clip_grad" in run.settings:
+        return "try a lower --lr, --warmup_iters 1000 or --clip_grad 5"
+    return "try a lower --lr or --warmup_iters 1000"
 
 
 class Healer:

@@ -50,6 +50,7 @@ class Run:
     model: Any  # models.EnergyClassifier; what training/ needs of it is nn.Module's
     objective: Any  # losses.Objective, or one with its `terms` and `memories`
     optimizer: torch.optim.Optimizer
+    steps_per_epoch: int = 0
     progress: Progress = field(default_factory=Progress)
     window: Meter = field(default_factory=Meter)
     epoch: Meter = field(default_factory=Meter)
@@ -61,6 +62,11 @@ class Run:
     # The loss of a batch in DistributedDataParallel, where several processes share the batches;
     # everything else of a run is equal in all of them, but for random numbers and replay buffer.
     replicas: Any = None
+
+    @property
+    def first_step(self) -> int:
+        """The number of the run's first step, counted from epoch 0 of the schedule."""
+        return self.steps_per_epoch * getattr(self.settings, "start_epoch", 0)
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,271 @@
+"""The steps of a run, and everything that is due between two of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+import data
+from evaluation.classification import classification
+from losses import Metrics
+from runs import processes as distributed
+from runs.signals import Signals, Stopped
+from training.divergence import Diverged, Guard, Healer, advice
+from training.output import Output
+from training.schedule import learning_rate
+from training.state import Run
+
+EVAL_BATCH = 200  # images; results do not depend on it
+
+
+class Session:
+    """Iterate over the numbers of the steps to take, counted from epoch 0 of the schedule:
+
+        session = Session(run, splits, out, signals, began)
+        for step in session:
+            session.took(train_step(run, session.guard, batches(step), step))
+        return session.ending
+
+    A step must show its loss to `guard`. Between two steps come reports, checkpoints, evaluation,
+    sample grids and, after a divergence, a restart, until the schedule, --max_steps, --max_minutes
+    or a signal ends the run: `ending` says which. A signal leaves all state saved and no row of
+    progress.csv, so that the resumed run is as if there had been none. Of several processes, one
+    that notices a signal or a limit of time ends the run of all.
+
+    splits: evaluated every --eval_every epochs and at the end.
+    began: time.monotonic() when this process began.
+    classifies: whether there is a classifier to evaluate in an epoch; None: in all.
+    plot: draw the sample grids of an epoch, every --plot_every epochs and at the end.
+
+    Iterating raises Diverged once --max_restarts are used up.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        splits: dict[str, data.Split],
+        out: Output,
+        signals: Signals,
+        began: float,
+        *,
+        classifies: Callable[[int], bool] | None = None,
+        plot: Callable[[int], None] | None = None,
+    ) -> None:
+        s = run.settings
+        self.run, self.splits, self.out, self.signals, self.began = run, splits, out, signals, began
+        self.classifies, self.plot = classifies, plot
+        self.guard, self.agreement = Guard(run.device, advice(run)), distributed.Agreement()
+        self.earlier = run.progress.seconds  # of the processes before this one
+        self.deadline = began + 60 * s.max_minutes if s.max_minutes else math.inf
+        self.total = s.n_epochs * run.steps_per_epoch
+        self.stop = min(self.total, run.first_step + s.max_steps) if s.max_steps else self.total
+        self.ending = ""
+
+    def __iter__(self) -> Iterator[int]:
+        run, out = self.run, self.out
+        if run.progress.step == run.first_step:
+            out.save(run)  # a run that diverges or dies in its first epoch can be resumed, too
+        elif run.progress.step >= self.stop and not self.row_is_due():
+            done = f"{run.progress.step:,} steps are done"
+            self.ending = f"nothing to do: {done}; raise --n_epochs or --max_steps"
+            return
+        self.healer = Healer(run)
+        with out.progress_bar(run, self.stop * run.settings.batch_size) as self.bar:
+            try:
+                yield from self.epochs()
+                self.ending = self.limit()
+            except Stopped:
+                self.save()
+                self.signals.obeyed = True
+                at = f"at step {run.progress.step:,}; --resume goes on"
+                self.ending = f"stopped by {self.signals.name} {at}"
+
+    def took(self, metrics: Metrics) -> None:
+        """Take in the metrics of a step, scalars on the device. Do not wait for the device."""
+        run, names, values = self.run, list(metrics), torch.stack(list(metrics.values()))
+        if run.window.names != names:  # another phase of the training has other metrics
+            run.window.reset()
+        run.window.add(values, names)
+        run.epoch.add(values, names)
+        run.progress.step += 1
+        self.bar.update(run.settings.batch_size)
+
+    def epochs(self) -> Iterator[int]:
+        """Yield all steps. Raises Stopped for a signal."""
+        late, *_ = self.agree()
+        while (self.run.progress.step < self.stop and not late) or self.row_is_due():
+            try:
+                if not self.row_is_due():
+                    yield from self.steps_of_epoch()
+            except Diverged as error:
+                self.restart(error)
+                late, *_ = self.agree()
+                if not late or self.run.epoch.steps == 0:
+                    continue
+            late = self.end_epoch()
+
+    def steps_of_epoch(self) -> Iterator[int]:
+        """Yield the rest of an epoch's steps, until the time is up or a signal has come; of several
+        processes, all until the same step, which is one later. Raises Diverged."""
+        run, out, progress = self.run, self.out, self.run.progress
+        epoch = progress.step // run.steps_per_epoch
+        until = min((epoch + 1) * run.steps_per_epoch, self.stop)
+        self.bar.set_description(self.titled(epoch))
+        started = time.monotonic()
+        run.model.train()
+        for number in range(progress.step, until):
+            set_learning_rate(run, number - run.first_step, epoch)
+            yield number
+            if progress.step % run.settings.print_every == 0:
+                self.guard.raise_if_diverged(out.last_good())
+                out.report(run, epoch, self.bar)
+                if progress.step < until:
+                    now = time.monotonic()
+                    progress.train_seconds += now - started
+                    started = now
+                    self.healer.keep(run)
+            elif out.reports == 0 and run.window.steps in out.early:
+                self.guard.raise_if_diverged(out.last_good())
+                out.show(run.window.means(), self.bar)
+            late, save_due, signal = self.agreement.soon(*self.noticed())
+            if late or signal:
+                break
+            if save_due:
+                progress.train_seconds += time.monotonic() - started
+                self.save()
+                self.agreement.forget()  # the others' requests for this save
+                started = time.monotonic()
+        self.guard.raise_if_diverged(out.last_good())  # before anything of this epoch is saved
+        progress.train_seconds += time.monotonic() - started
+
+    def end_epoch(self) -> bool:
+        """Evaluate, draw, write the epoch's row and save. Return whether the time is up. Raises
+        Stopped."""
+        run, s, out, progress = self.run, self.run.settings, self.out, self.run.progress
+        late, save_due, signal = self.agree()
+        if signal:
+            raise Stopped
+        epoch = (progress.step - 1) // run.steps_per_epoch
+        whole = progress.step % run.steps_per_epoch == 0
+        ended = progress.step >= self.stop or bool(late)
+        scheduled = whole and (epoch + 1) % s.eval_every == 0
+        self.set_clock()
+        # Whoever set a limit may have little time left for what follows.
+        if ended or save_due:
+            out.save(run)
+        results = {}
+        if (ended or scheduled) and (self.classifies is None or self.classifies(epoch)):
+            self.bar.set_description(f"{self.titled(epoch)}, evaluating")
+            with run.averaged():
+                results = evaluate(run, self.splits, self.signals, self.agreement)
+            self.bar.set_description(self.titled(epoch), refresh=False)
+        drawn = self.plot is not None and distributed.first()
+        if drawn and (ended or (whole and (epoch + 1) % s.plot_every == 0)):
+            with run.averaged():
+                self.plot(epoch)  # type: ignore[misc]
+        self.set_clock()
+        gradients = run.gradients.means()
+        out.row(run, epoch, results, gradients)
+        if whole:
+            run.epoch.reset()
+            run.gradients.reset()
+            progress.train_seconds = 0.0
+        progress.written_step = progress.step
+        # A run that nothing has stopped is evaluated at these steps alone.
+        counts = scheduled or (whole and progress.step >= self.total)
+        valid = results.get("valid", {}).get("accuracy") if counts else None
+        out.save(run, epoch if whole else -1, valid)
+        out.board(results, gradients, progress.step)
+        if whole:
+            self.healer.keep(run)
+        late, _, signal = self.agree()
+        if signal and progress.step < self.total:
+            raise Stopped
+        return bool(late)
+
+    def restart(self, error: Diverged) -> None:
+        """Go on from an earlier state. Raises Diverged where no restart is left."""
+        message = self.healer.heal(self.run, error)
+        self.set_clock()
+        self.guard.reset()
+        self.out.go_back(self.run, message, self.bar)
+
+    def row_is_due(self) -> bool:
+        """Return whether an epoch, or all of --max_steps, is trained and has no row yet."""
+        step = self.run.progress.step
+        due = step % self.run.steps_per_epoch == 0 or step >= self.stop
+        return due and self.run.epoch.steps > 0 and self.run.progress.written_step != step
+
+    def save(self) -> None:
+        """Save within an epoch. Raises Diverged."""
+        self.guard.raise_if_diverged(self.out.last_good())
+        self.set_clock()
+        self.out.save(self.run)
+
+    def set_clock(self) -> None:
+        self.run.progress.seconds = self.earlier + time.monotonic() - self.began
+
+    def noticed(self) -> tuple[int, int, int]:
+        """Return whether the time is up, whether a save is due, and which signal has come, as this
+        process sees it."""
+        late = time.monotonic() >= self.deadline
+        return late, self.out.save_is_due(self.run.settings.ckpt_minutes), self.signals.received
+
+    def agree(self) -> tuple[int, int, int]:
+        """Return what any process has noticed, the same in all of them."""
+        late, save_due, signal = self.agreement.now(*self.noticed())
+        self.signals.hear(signal)
+        return late, save_due, signal
+
+    def titled(self, epoch: int) -> str:
+        return f"epoch {epoch} (last {self.run.settings.n_epochs - 1})"
+
+    def limit(self) -> str:
+        """Return which limit has ended the run."""
+        s = self.run.settings
+        if self.run.progress.step >= self.total:
+            return f"complete: {s.n_epochs} epochs"
+        if self.run.progress.step >= self.stop:
+            return f"stopped by --max_steps {s.max_steps}; --resume goes on"
+        return f"stopped by --max_minutes {s.max_minutes:g}; --resume goes on"
+
+
+def set_learning_rate(run: Run, steps_taken: int, epoch: int) -> None:
+    s = run.settings
+    for group in run.optimizer.param_groups:
+        group["lr"] = run.progress.lr_scale * learning_rate(
+            s.lr,
+            steps_taken=steps_taken,
+            epoch=epoch,
+            warmup_iters=s.warmup_iters,
+            decay_epochs=s.decay_epochs,
+            decay_rate=s.decay_rate,
+        )
+
+
+def evaluate(
+    run: Run,
+    splits: dict[str, data.Split],
+    signals: Signals,
+    agreement: distributed.Agreement,
+) -> dict[str, dict[str, float]]:
+    """Return split -> accuracy and nll, with noise --sigma, in eval mode; several processes share
+    its batches. Raises Stopped for a signal."""
+    results = {}
+    with torch.compiler.set_stance("force_eager"):  # the last batch has another shape
+        for name, split in splits.items():
+            batches = data.evaluation_batches(
+                split,
+                batch_size=EVAL_BATCH,
+                sigma=run.settings.sigma,
+                part=distributed.share(data.number_of_batches(split, EVAL_BATCH)),
+            )
+            results[name] = classification(run.model, signals.polled(batches))
+            (signal,) = agreement.now(signals.received)
+            signals.hear(signal)
+            if signal:
+                raise Stopped
+    return results
