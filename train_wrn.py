@@ -19,7 +19,6 @@ from training import flags
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
     COMMAND_LINE = flags.parse(sys.argv[1:])
 
-import math
 import shutil
 import time
 from argparse import Namespace
@@ -38,8 +37,9 @@ from evaluation.cost import memory_bytes, peak_memory, step_flops, step_seconds
 from evaluation.sampling import Sampler
 from runs import folder as records
 from runs import processes as distributed
+from runs import terms
 from runs.checkpoint import LAST, CheckpointError, read_checkpoint
-from runs.cli import UsageError, check_program, fits, may_tell
+from runs.cli import UsageError, check_program, may_tell
 from runs.lock import alone
 from runs.names import FOLDER
 from runs.screen import print_line
@@ -91,70 +91,6 @@ def can_compile(device: torch.device) -> bool:
     if why is not None and distributed.first():
         print_line(f"{PROGRAM}: --compile: {why}, so nothing is compiled", sys.stdout)
     return why is None
-
-
-def build_objective(s: Namespace, num_classes: int) -> losses.Objective:
-    """A term with weight 0 is not built, so it costs nothing. Of several processes each has its
-    part of the chains and of the replay buffer, and the whole queue."""
-    parts = distributed.size()
-    queue = buffer = None
-    if (s.pxycontrast > 0 or s.pxcontrast > 0) and s.contrast_style == "queue":
-        with fits(f"--contrast_k {s.contrast_k}"):
-            queue = losses.LogitQueue(
-                num_classes, s.contrast_k, init=s.queue_init, running_above=16 * s.batch_size
-            )
-    if s.pxsgld > 0 or s.pxysgld > 0:
-        shape = (3, s.image_size, s.image_size)
-        with fits(f"--buffer_size {s.buffer_size}"):
-            start, part = losses.new_start(s.chain_start, num_classes), (distributed.rank(), parts)
-            buffer = losses.ReplayBuffer(
-                s.buffer_size, shape, s.reinit_freq, num_classes, start, part
-            )
-
-    def contrastive(marginal: bool) -> losses.Contrastive:
-        score = losses.ContrastScore(
-            kind=s.contrast_score,
-            marginal=marginal,
-            normalize=s.contrast_normalize,
-            smoothing=s.smoothing,
-            temperature=s.contrast_t,
-        )
-        return losses.Contrastive(score, queue)
-
-    sgld: dict[str, Any] = {
-        "chain": chain_of(s, None if buffer is None else buffer.start),
-        "loss": s.px_loss,
-        "l2": s.sgld_l2,
-        "statistics": s.bn_chains,
-    }
-    make: dict[str, Any] = {
-        "pyxce": lambda: losses.CrossEntropy(s.smoothing),
-        "pxycontrast": lambda: contrastive(marginal=False),
-        "pxcontrast": lambda: contrastive(marginal=True),
-        "pxsgld": lambda: losses.MarginalSGLD(
-            buffer,  # type: ignore[arg-type]
-            chains=max(1, s.sgld_batch_size // parts),  # less is timed by --dry_run alone
-            class_conditional=s.class_cond_p_x_sample,
-            **sgld,
-        ),
-        "pxysgld": lambda: losses.ConditionalSGLD(buffer, **sgld),  # type: ignore[arg-type]
-    }
-    weights = {name: getattr(s, name) for name in make}
-    return losses.Objective(
-        {name: (weight, make[name]()) for name, weight in weights.items() if weight > 0}
-    )
-
-
-def chain_of(s: Namespace, start: losses.Start | None = None) -> losses.Chain:
-    """Make the chain of the flags; `start`: that of the replay buffer, where there is one."""
-    return losses.Chain(
-        steps=s.n_steps,
-        step_size=s.sgld_lr,
-        noise_std=s.sgld_std,
-        grad_clip=math.inf if s.sgld_grad_clip is None else s.sgld_grad_clip,
-        clamp=s.sgld_clamp,
-        start=start or losses.UniformStart(),
-    )
 
 
 def fit_start(run: Run, batches: data.TrainingBatches) -> None:
@@ -216,7 +152,7 @@ def build_batches(
 
 def build_run(s: Namespace, num_classes: int, device: torch.device) -> Run:
     model = build_model(s, num_classes, device)
-    objective = build_objective(s, num_classes).to(device)
+    objective = losses.build_objective(s, num_classes).to(device)
     return Run(s, num_classes, model, objective, build_optimizer(s, model, objective))
 
 
@@ -299,16 +235,15 @@ def replicate(run: Run) -> None:
     if distributed.size() > 1:
         loss = losses.BatchLoss(run.model, run.objective)
         s = run.settings  # a head of its own for log q(x), and one of the two heads has no loss
-        logits = any(weight > 0 for weight in (s.pyxce, s.pxycontrast, s.pxcontrast))
-        unused = s.uncond and not (s.pxysgld > 0 or (s.pxsgld > 0 and logits))
-        run.replicas = distributed.replicated(loss, find_unused=unused)
+        heads = {head for term in terms.used(vars(s)) for head in term.heads}
+        run.replicas = distributed.replicated(loss, find_unused=s.uncond and len(heads) < 2)
 
 
 @torch.compiler.set_stance("force_eager")
 def plot_samples(run: Run, epoch: int, out: Output) -> None:
     """The grids that --plot_uncond, --plot_cond and --plot_contrast ask for."""
     s, classes, buffer = run.settings, run.num_classes, run.memory("replay_buffer")
-    chain = chain_of(s, None if buffer is None else buffer.start)
+    chain = losses.Chain.of(s, None if buffer is None else buffer.start)
     sampler = Sampler(run.model, buffer, chain, seed=epoch)
     slots = s.buffer_size if buffer is None else len(buffer.images)  # of several processes, a part
     columns = max(1, min(10, slots // classes))
@@ -318,7 +253,8 @@ def plot_samples(run: Run, epoch: int, out: Output) -> None:
     if s.plot_cond:
         grids["cond"] = sampler.conditional(classes, columns), columns
     if s.plot_contrast:
-        term = run.objective.terms["pxycontrast" if s.pxycontrast > 0 else "pxcontrast"]
+        name = next(term.name for term in terms.used(vars(s)) if term.queue)
+        term = run.objective.terms[name]
         images = sampler.conditional(
             classes, columns, lambda x, y: -term.per_image(run.model.logits(x), y)
         )
@@ -384,7 +320,7 @@ def time_steps(
 ) -> float:
     """Median seconds of a training step on made-up images, after one to warm up."""
     device = next(model.parameters()).device
-    objective = build_objective(s, spec.num_classes).to(device)
+    objective = losses.build_objective(s, spec.num_classes).to(device)
     optimizer = build_optimizer(s, model, objective)
     run = Run(s, spec.num_classes, model, objective, optimizer)
     start_average(run)
@@ -535,9 +471,9 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 
 def name_run(s: Namespace) -> str:
-    terms = "-".join(term for term in flags.TERMS if getattr(s, term) > 0)
+    names = "-".join(term.name for term in terms.used(vars(s)))
     dataset = Path(s.dataset.removeprefix("folder:")).name
-    return f"{dataset}-{terms}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return f"{dataset}-{names}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def describe(run: Run, batches: data.TrainingBatches, splits: dict[str, data.Split]) -> str:
@@ -545,14 +481,14 @@ def describe(run: Run, batches: data.TrainingBatches, splits: dict[str, data.Spl
     sizes = ", ".join(f"{len(split.labels):,} {name}" for name, split in splits.items())
     network = "ResNet-50" if s.arch == "resnet50" else f"WRN-{s.depth}-{s.width}, norm {s.norm}"
     parameters = sum(p.numel() for p in run.model.parameters())
-    terms = " + ".join(f"{weight:g} {name}" for name, weight in run.objective.weights.items())
+    weighed = " + ".join(f"{weight:g} {name}" for name, weight in run.objective.weights.items())
     on = str(run.device)
     if distributed.size() > 1:
         on = f"{distributed.size()} processes on {run.device.type}"
     return (
         f"{s.dataset}: {len(batches.index):,} training images, {len(batches.labelled):,} labelled; "
         f"{sizes}; images of {s.image_size} x {s.image_size}\n"
-        f"{network}, {parameters:,} parameters; loss {terms}\n"
+        f"{network}, {parameters:,} parameters; loss {weighed}\n"
         f"{on}, bf16 {'on' if run.model.amp else 'off'}, seed {s.seed}; "
         f"{run.progress.step:,} of {s.n_epochs * batches.steps_per_epoch:,} steps done"
     )

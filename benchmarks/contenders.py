@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import data
+import losses
 import models
 import train_wrn
 from benchmarks import pil_images, plain_network, straightforward
@@ -84,7 +85,7 @@ def project(networks: Networks, s: Namespace, classes: int) -> Contender:
     if classes not in networks.project:
         networks.project[classes] = train_wrn.build_model(s, classes, device)
     model = networks.project[classes].train()
-    objective = train_wrn.build_objective(s, classes).to(device)
+    objective = losses.build_objective(s, classes).to(device)
     optimizer = train_wrn.build_optimizer(s, model, objective)
     run, guard = Run(s, classes, model, objective, optimizer), Guard(device)
     split = data.Split(networks.images, networks.labels(classes)).to(device)

@@ -14,7 +14,6 @@ import torch
 
 import data
 import losses
-import train_wrn
 from benchmarks import pil_images, plain_network, straightforward
 from benchmarks.contenders import PROJECT, STRAIGHT, Contender, Networks, contenders
 from benchmarks.flags import step_settings
@@ -195,7 +194,7 @@ def queue_term(b: Namespace, device: torch.device) -> list[Row]:
 
 
 def project_term(s: Namespace, logits: torch.Tensor, labels: torch.Tensor) -> Callable[[], object]:
-    objective = train_wrn.build_objective(s, logits.shape[1]).to(logits.device)
+    objective = losses.build_objective(s, logits.shape[1]).to(logits.device)
     term, queue = objective.terms["pxycontrast"], objective.memories["queue"]
     nothing = torch.empty(0)
     step = losses.Step(None, nothing, labels, nothing, logits)  # type: ignore[arg-type]

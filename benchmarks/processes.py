@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from runs.style import COLOURS, STYLE
+from runs.terms import TERMS
 
 ROOT = Path(__file__).resolve().parent.parent
-TERMS = ("pyxce", "pxycontrast", "pxcontrast", "pxsgld", "pxysgld")
 FLAGS = (
     "train_wrn.py --dataset cifar10 --device cpu --depth 10 --width 1 --batch_size 32 "
     "--sgld_batch_size 32 --n_steps 5 --buffer_size 2000 --contrast_k 8192 --lr 3e-4 "

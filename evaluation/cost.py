@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from runs import processes as distributed
+from runs.terms import has_chains, used
 from training.flags import second_batch
 
 
@@ -19,12 +20,14 @@ def step_flops(forward: int, s: argparse.Namespace) -> float:
 
     A full backward pass is 2 forward passes, the gradient of the input alone 1; so data cost 3 an
     image, and a chain costs 2 an SGLD step and 3 to learn from it. With --clf_only the backbone
-    is not differentiated: 1 instead of 3.
+    is not differentiated: 1 instead of 3. A term may declare further passes of the batch.
     """
     learn = 1 if s.clf_only else 3
-    chains = (s.sgld_batch_size if s.pxsgld > 0 else 0) + (s.batch_size if s.pxysgld > 0 else 0)
+    terms = used(vars(s))
+    chains = sum(getattr(s, term.chains) for term in terms if term.chains)
+    more = s.batch_size * sum(term.passes for term in terms)
     images = s.batch_size + ((s.px_batch_size or s.batch_size) if second_batch(s) else 0)
-    return float(forward) * (learn * images + chains * (2 * s.n_steps + learn))
+    return float(forward) * (learn * images + more + chains * (2 * s.n_steps + learn))
 
 
 def memory_bytes(
@@ -34,14 +37,14 @@ def memory_bytes(
     activations excluded."""
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     moments = 2 if s.optimizer == "adam" else 1
-    contrast = (s.pxycontrast > 0 or s.pxcontrast > 0) and s.contrast_style == "queue"
-    sgld = s.pxsgld > 0 or s.pxysgld > 0
+    queue = s.contrast_style == "queue" and any(term.queue for term in used(vars(s)))
+    sgld = has_chains(vars(s))
     values = 3 * s.image_size**2  # of an image
     state = {
         "weights": 4 * sum(p.numel() for p in model.parameters()),
         "optimiser": moments * trained,
         "weight average": trained if s.ema > 0 else 0,
-        "queue": 4 * num_classes * s.contrast_k if contrast else 0,
+        "queue": 4 * num_classes * s.contrast_k if queue else 0,
         "replay buffer": 4 * values * s.buffer_size // distributed.size() if sgld else 0,
     }
     snapshots = 2 * sum(state.values()) if s.max_restarts else 0

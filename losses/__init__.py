@@ -2,7 +2,15 @@
 
 from losses.contrastive import Contrastive, ContrastScore
 from losses.cross_entropy import CrossEntropy
-from losses.objective import BatchLoss, Metrics, Objective, Step, batch_loss
+from losses.objective import (
+    BatchLoss,
+    Build,
+    Metrics,
+    Objective,
+    Step,
+    batch_loss,
+    build_objective,
+)
 from losses.queue import LogitQueue
 from losses.sgld import (
     Chain,
@@ -17,6 +25,7 @@ from losses.start import GaussianStart, Start, UniformStart, new_start
 
 __all__ = [
     "BatchLoss",
+    "Build",
     "Chain",
     "ConditionalSGLD",
     "ContrastScore",
@@ -32,6 +41,7 @@ __all__ = [
     "Step",
     "UniformStart",
     "batch_loss",
+    "build_objective",
     "from_shards",
     "langevin",
     "new_start",

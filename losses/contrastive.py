@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.gather import gathered_with_gradient
-from losses.objective import Metrics, Step
+from losses.objective import Build, Metrics, Step
 from losses.queue import LogitQueue
+from runs.cli import fits
 
 SCORES = ("algorithm1", "eq13")
 STYLES = ("queue", "simclr")
@@ -158,3 +159,33 @@ class Contrastive(nn.Module):
     def forward(self, step: Step) -> tuple[Tensor, Metrics]:
         batch = gathered_with_gradient(step.logits) if self.queue_key is None else None
         return self.per_image(step.logits, step.labels, batch).mean(), {}
+
+
+def pxycontrast(build: Build) -> Contrastive:
+    return _contrastive(build, marginal=False)
+
+
+def pxcontrast(build: Build) -> Contrastive:
+    return _contrastive(build, marginal=True)
+
+
+def _contrastive(build: Build, *, marginal: bool) -> Contrastive:
+    s = build.settings
+    score = ContrastScore(
+        kind=s.contrast_score,
+        marginal=marginal,
+        normalize=s.contrast_normalize,
+        smoothing=s.smoothing,
+        temperature=s.contrast_t,
+    )
+    if s.contrast_style == "simclr":
+        return Contrastive(score)
+    above = 16 * s.batch_size
+    with fits(f"--contrast_k {s.contrast_k}"):
+        queue = build.shared(
+            "queue",
+            lambda: LogitQueue(
+                build.num_classes, s.contrast_k, init=s.queue_init, running_above=above
+            ),
+        )
+    return Contrastive(score, queue)

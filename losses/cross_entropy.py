@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from losses.objective import Metrics, Step
+from losses.objective import Build, Metrics, Step
 
 
 class CrossEntropy(nn.Module):
@@ -26,3 +26,7 @@ class CrossEntropy(nn.Module):
         off = self.smoothing / (log_q.shape[1] - 1)
         target = (1 - self.smoothing - off) * label + off * log_q.sum(1)
         return -target.mean(), {}
+
+
+def pyxce(build: Build) -> CrossEntropy:
+    return CrossEntropy(build.settings.smoothing)

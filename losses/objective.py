@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models import EnergyClassifier, batch_statistics_only
+from runs import terms
 
 Metrics = dict[str, Tensor]
+
+
+@dataclass
+class Build:
+    """What the terms of a run are built from: its settings, and the memories that they share."""
+
+    settings: Namespace
+    num_classes: int
+    memories: dict[str, Any] = field(default_factory=dict)
+
+    def shared(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return the memory of this name, which the first term to need it makes."""
+        if name not in self.memories:
+            self.memories[name] = make()
+        return self.memories[name]
+
+
+def build_objective(settings: Namespace, num_classes: int) -> Objective:
+    """Build the terms with a weight above 0, each by the function of its name in its file. Of
+    several processes each has its part of the chains and of the replay buffer, and the whole queue.
+    """
+    build, found = Build(settings, num_classes), {}
+    for term in terms.used(vars(settings)):
+        make = getattr(import_module(f"losses.{term.file}"), term.name)
+        found[term.name] = (getattr(settings, term.name), make(build))
+    return Objective(found)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.objective import Metrics, Step
-from losses.start import Start, UniformStart
+from losses.objective import Build, Metrics, Step
+from losses.start import Start, UniformStart, new_start
 from models import EnergyClassifier, sampling_mode, scoring_mode
+from runs import processes as distributed
+from runs.cli import fits
 
 LARGEST_PIXEL = 10.0  # of a chain; images are in [-1, 1]
 
@@ -66,6 +69,18 @@ class Chain:
     grad_clip: float = math.inf
     clamp: bool = False
     start: Start = field(default_factory=UniformStart)
+
+    @classmethod
+    def of(cls, s: Namespace, start: Start | None = None) -> Chain:
+        """Make the chain of the flags; `start`: that of the replay buffer, where there is one."""
+        return cls(
+            steps=s.n_steps,
+            step_size=s.sgld_lr,
+            noise_std=s.sgld_std,
+            grad_clip=math.inf if s.sgld_grad_clip is None else s.sgld_grad_clip,
+            clamp=s.sgld_clamp,
+            start=start or UniformStart(),
+        )
 
     def climb(
         self, log_density: LogDensity, x: Tensor, generator: torch.Generator | None = None
@@ -326,3 +341,41 @@ class ConditionalSGLD(_SGLD):
         log_q_data = step.model.log_pxy_from(step.features, step.logits, step.labels)
         loss, metrics = self.divergence(log_q_data, log_q_samples)
         return loss, {**metrics, **moved, "clamped_data": _clamped(step.images)}
+
+
+def pxsgld(build: Build) -> MarginalSGLD:
+    s = build.settings
+    return MarginalSGLD(
+        **_shared(build),
+        chains=max(1, s.sgld_batch_size // distributed.size()),  # less is timed by --dry_run alone
+        class_conditional=s.class_cond_p_x_sample,
+    )
+
+
+def pxysgld(build: Build) -> ConditionalSGLD:
+    return ConditionalSGLD(**_shared(build))
+
+
+def _shared(build: Build) -> dict[str, Any]:
+    """What both terms are built from: one replay buffer, and the flags of both."""
+    s, classes = build.settings, build.num_classes
+    shape, part = (3, s.image_size, s.image_size), (distributed.rank(), distributed.size())
+    with fits(f"--buffer_size {s.buffer_size}"):
+        buffer = build.shared(
+            "replay_buffer",
+            lambda: ReplayBuffer(
+                s.buffer_size,
+                shape,
+                s.reinit_freq,
+                classes,
+                new_start(s.chain_start, classes),
+                part,
+            ),
+        )
+    return {
+        "buffer": buffer,
+        "chain": Chain.of(s, buffer.start),
+        "loss": s.px_loss,
+        "l2": s.sgld_l2,
+        "statistics": s.bn_chains,
+    }

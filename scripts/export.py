@@ -22,18 +22,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
+from runs import terms  # noqa: E402
 from runs.cli import Parser  # noqa: E402
 from runs.names import IMAGE_SIZE  # noqa: E402
 from runs.screen import print_line  # noqa: E402
 
 CARD = "README.md"
-TERMS = {
-    "pyxce": "log q(y|x), cross-entropy",
-    "pxycontrast": "log q(x|y), contrastive",
-    "pxcontrast": "log q(x), contrastive",
-    "pxsgld": "log q(x), SGLD",
-    "pxysgld": "log q(x|y), SGLD",
-}
 
 
 def build_parser() -> Parser:
@@ -83,7 +77,7 @@ def card(state: dict[str, Any], found: Sequence[tuple[str, str, str]]) -> str:
     """The model card: front matter as model pages read it, and text."""
     s, where = state["settings"], state["environment"]
     network = "ResNet-50" if s["arch"] == "resnet50" else f"WRN-{s['depth']}-{s['width']}"
-    terms = [f"{s[name]:g} x {what}" for name, what in TERMS.items() if s.get(name)]
+    weighed = [f"{s[t.name]:g} x {t.formula} ({t.how})" for t in terms.used(s)]
     dataset = str(s["dataset"]).removeprefix("folder:")
     size = s.get("image_size", IMAGE_SIZE)
     lines = [
@@ -91,8 +85,8 @@ def card(state: dict[str, Any], found: Sequence[tuple[str, str, str]]) -> str:
         *("tags:", "- image-classification", "- energy-based-model", "- out-of-distribution"),
         *("---", "", f"# {network} of {dataset}, a classifier and a density", ""),
         f"Logits f(x) of {size} x {size} images in [-1, 1]: log q(y|x) = f(x)[y] - logsumexp f(x),",
-        "and, up to a constant, log q(x) = logsumexp f(x). Trained to maximise "
-        + " + ".join(terms)
+        "and, up to a constant, log q(x) = logsumexp f(x). Trained to minimise "
+        + " + ".join(weighed)
         + ".",
         *("", "## Measured", ""),
     ]
@@ -128,7 +122,7 @@ def main(argv: Sequence[str]) -> Path:
     if folder.exists():
         parser.error(f"FOLDER {folder} exists already: give another name, or remove it")
     kept, sha256 = release.read(parser, args.checkpoint, ["queue"])
-    if not any(kept["settings"].get(name) for name in TERMS):
+    if not terms.used(kept["settings"]):
         parser.error(f"CHECKPOINT {args.checkpoint} is none of train_wrn.py's: give one of a run")
     text = card(kept, list(measured(args.checkpoint, sha256)))
     half = folder.with_name(f".{folder.name}.tmp")

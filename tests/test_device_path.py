@@ -126,7 +126,7 @@ class Place:
         settings, _ = flags.parse(f"{SMALL} {words}".split())
         model = self.model(words)
         with unset_fake_temporarily():
-            objective = train_wrn.build_objective(settings, 10)
+            objective = losses.build_objective(settings, 10)
         self.put(objective)
         optimizer = train_wrn.build_optimizer(settings, model, objective)
         optimizer.step = lambda: None  # type: ignore[method-assign]  # a fused one needs a device

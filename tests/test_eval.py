@@ -18,7 +18,6 @@ import data
 import eval_wrn_ebm
 import losses
 import models
-import train_wrn
 from evaluation.classification import predictions
 from evaluation.flags import EVALUATIONS, SCORES
 from runs import folder as records
@@ -187,7 +186,7 @@ def test_pxsim_scores_as_the_run_was_trained(words: str, ask: Any, tmp_path: Pat
     assert ask.bare(*asked).code == 0
     found = np.load(tmp_path / "OOD_scores.npz")[f"{run.folder.name}/cifar10_test/pxsim"]
 
-    term = train_wrn.build_objective(Namespace(**run.settings), 10).terms["pxycontrast"]
+    term = losses.build_objective(Namespace(**run.settings), 10).terms["pxycontrast"]
     state = run.state()
     queue = term.memories["queue"]
     queue.queue_logit.copy_(state["model_state_dict"]["queue_logit"])
@@ -195,8 +194,8 @@ def test_pxsim_scores_as_the_run_was_trained(words: str, ask: Any, tmp_path: Pat
     split = data.load_evaluation("cifar10", ask.trainer.data).split
     batches = data.evaluation_batches(split, batch_size=7, sigma=0.03, seed=1)
     logits, _ = predictions(models.load(path), batches)
-    losses = term.per_image(logits.double(), logits.argmax(1))
-    np.testing.assert_allclose(found, queue.queue_filled.log() - losses, atol=1e-4)
+    each = term.per_image(logits.double(), logits.argmax(1))
+    np.testing.assert_allclose(found, queue.queue_filled.log() - each, atol=1e-4)
 
 
 @pytest.mark.parametrize(

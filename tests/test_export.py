@@ -102,7 +102,7 @@ def test_the_card_has_the_numbers_of_this_checkpoint_alone(train: Any, tmp_path:
     assert "| accuracy | cifar10_test, 20 images | 0.1250 |" in card and "0.875" not in card
     assert "| AUROC, px | cifar10_test (20) against svhn_test (9) | 0.7500 |" in card
     assert card.startswith("---\nlicense: mit\n") and "datasets:\n- cifar10\n" in card
-    assert "1 x log q(y|x), cross-entropy + 1 x log q(x|y), contrastive" in card
+    assert "1 x -log q(y|x) (cross-entropy) + 1 x -log q(x|y) (contrastive)" in card
     bare = (exported(checkpoint, tmp_path / "b") / export.CARD).read_text()
     assert bare == card
 

@@ -48,7 +48,7 @@ def project(s: Namespace, classes: int, dtype: torch.dtype, *, running: bool = F
     """A run whose replay buffer holds small images and whose queue keeps running sums if asked."""
     torch.manual_seed(0)
     model = train_wrn.build_model(s, classes, torch.device("cpu"))
-    objective = train_wrn.build_objective(s, classes)
+    objective = losses.build_objective(s, classes)
     memories = objective.memories
     if "queue" in memories:
         for normaliser in memories["queue"].normalisers.values():

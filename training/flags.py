@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runs import terms
 from runs.cli import (
     COUNT,
     DECAY,
@@ -29,9 +30,8 @@ from runs.cli import (
     switch,
 )
 from runs.names import CLASSES, FOLDER, IMAGE_SIZE, NORMS, SMALLEST_IMAGE, STARTS, misfit_size
+from runs.terms import TERMS
 from training import recipe
-
-TERMS = ("pyxce", "pxycontrast", "pxcontrast", "pxsgld", "pxysgld")
 
 AUTO = "auto"  # of --resume
 # What may not change when a run is resumed: the tensors of its checkpoint, or the meaning of its
@@ -122,16 +122,10 @@ def add_objective(parser: argparse.ArgumentParser) -> None:
         "objective", "The weight of each term of the loss; 0: the term is not built."
     )
     add = group.add_argument
-    add("--pyxce", "--p_y_given_x_weight", dest="pyxce", type=WEIGHT, default=0.0, metavar="W",
-        help="log q(y|x), cross-entropy (default: %(default)s; HDGE Eq. 10)")
-    add("--pxycontrast", type=WEIGHT, default=0.0, metavar="W",
-        help="log q(x|y) against a queue of logits (default: %(default)s; HDGE Algorithm 1)")
-    add("--pxcontrast", type=WEIGHT, default=0.0, metavar="W",
-        help="log q(x) against a queue of logits, all classes marked (default: %(default)s; HDGE)")
-    add("--pxsgld", "--p_x_weight", dest="pxsgld", type=WEIGHT, default=0.0, metavar="W",
-        help="log q(x) against SGLD samples (default: %(default)s; JEM Algorithm 1)")
-    add("--pxysgld", "--p_x_y_weight", dest="pxysgld", type=WEIGHT, default=0.0, metavar="W",
-        help="log q(x|y) against SGLD samples of the batch's classes (default: %(default)s; JEM)")
+    for term in TERMS.values():
+        names = (f"--{term.name}", *term.aliases)
+        add(*names, dest=term.name, type=WEIGHT, default=0.0, metavar="W",
+            help=f"{term.help} (default: %(default)s; {term.source})")
     add("--smoothing", type=number(float, low=0, high=0.999), default=0.0, metavar="S",
         help="label smoothing of --pyxce and --pxycontrast: 1 - S on the label, S/(C-1) on the "
         "other classes; 0 to .999 (default: %(default)s; HDGE)")
@@ -441,7 +435,8 @@ def resume(
 def second_batch(s: argparse.Namespace) -> bool:
     """JEM draws images for the data half of --pxsgld apart from the labelled ones."""
     asked = s.augment_px == "none" or s.px_batch_size is not None
-    return s.pxsgld > 0 and (asked or s.independent_batches or s.labels_per_class > 0)
+    reads = any(term.second_batch for term in terms.used(vars(s)))
+    return reads and (asked or s.independent_batches or s.labels_per_class > 0)
 
 
 def augmented(s: argparse.Namespace) -> tuple[bool, bool]:
@@ -451,10 +446,10 @@ def augmented(s: argparse.Namespace) -> tuple[bool, bool]:
 
 def check(s: argparse.Namespace) -> None:
     """What no single flag can tell. Raises UsageError, one line with flag, value and remedy."""
-    if not any(getattr(s, term) > 0 for term in TERMS):
+    if max(getattr(s, name) for name in TERMS) <= 0:  # raises TypeError for a text
+        every = terms.flags(lambda _: True, join=" and ")
         raise UsageError(
-            "--pyxce, --pxycontrast, --pxcontrast, --pxsgld and --pxysgld are all 0: give at least "
-            "one a weight above 0, such as --pyxce 1"
+            f"{every} are all 0: give at least one a weight above 0, such as --pyxce 1"
         )
     if s.dataset not in CLASSES and not s.dataset.startswith("folder:"):
         known = ", ".join(CLASSES)
@@ -471,9 +466,9 @@ def check(s: argparse.Namespace) -> None:
     check_network(s)
     check_chains(s)
     check_processes(s)
-    if s.plot_contrast and not (s.pxycontrast > 0 or s.pxcontrast > 0):
+    if s.plot_contrast and not any(term.queue for term in terms.used(vars(s))):
         raise UsageError(
-            "--plot_contrast 1 needs a contrastive term: give --pxycontrast or --pxcontrast a "
+            f"--plot_contrast 1 needs a contrastive term: give {terms.flags(lambda t: t.queue)} a "
             "weight above 0, or leave --plot_contrast out"
         )
     if s.start_epoch >= s.n_epochs:
@@ -500,7 +495,7 @@ def check_network(s: argparse.Namespace) -> None:
             f"--dropout_rate {s.dropout_rate} does not go with --arch resnet50, which has none: "
             "leave it out"
         )
-    if s.uncond and s.clf_only and not any(getattr(s, t) > 0 for t in TERMS if t != "pxsgld"):
+    if s.uncond and s.clf_only and all(t.heads == ("energy",) for t in terms.used(vars(s))):
         raise UsageError(
             "--clf_only trains class_output, which --pxsgld with --uncond does not move: give "
             "--pyxce a weight above 0, or leave one of them out"
@@ -510,11 +505,12 @@ def check_network(s: argparse.Namespace) -> None:
 def check_chains(s: argparse.Namespace) -> None:
     """More chains than slots, a buffer that the classes do not share equally, or a setting of the
     SGLD terms that nothing would read."""
-    idle = []
-    if not s.pxsgld > 0:
-        idle += [("--pxsgld", "augment_px", "same"), ("--pxsgld", "px_batch_size", None)]
-    if not (s.pxsgld > 0 or s.pxysgld > 0):
-        needs = "--pxsgld or --pxysgld"
+    idle, used = [], terms.used(vars(s))
+    if not any(term.second_batch for term in used):
+        needs = terms.flags(lambda term: term.second_batch)
+        idle += [(needs, "augment_px", "same"), (needs, "px_batch_size", None)]
+    if not terms.has_chains(vars(s)):
+        needs = terms.flags(lambda term: term.chains)
         idle += [(needs, "px_loss", "cd"), (needs, "chain_start", "uniform")]
         idle += [(needs, "bn_chains", "jem")]
     for needs, name, default in idle:
@@ -534,26 +530,25 @@ def check_chains(s: argparse.Namespace) -> None:
             "--bn_chains batch"
         )
     classes = CLASSES.get(s.dataset)
-    if not (s.pxsgld > 0 or s.pxysgld > 0) or classes is None:
+    if classes is None:
         return  # the classes of a folder are known once it is read: see check_classes
     check_classes(s, classes)
 
 
 def check_processes(s: argparse.Namespace) -> None:
     """The batch flags are those of all processes together, which share them equally."""
-    sizes = ["batch_size"]
-    if s.pxsgld > 0:
-        sizes.append("sgld_batch_size")
+    sizes = ["batch_size", *(term.chains for term in terms.used(vars(s)) if term.chains)]
     if s.px_batch_size is not None:
         sizes.append("px_batch_size")
-    for name in sizes:
+    for name in dict.fromkeys(sizes):
         check_shared(f"--{name}", getattr(s, name))
     if s.sync_bn and s.norm != "batch" and s.arch != "resnet50":
         raise UsageError(f"--sync_bn needs batch norm: --norm {s.norm} has none: leave it out")
 
 
 def check_classes(s: argparse.Namespace, classes: int) -> None:
-    if not (s.pxsgld > 0 or s.pxysgld > 0):
+    with_chains = [term for term in terms.used(vars(s)) if term.chains]
+    if not with_chains:
         return
     if s.buffer_size % classes:
         near = max(classes, round(s.buffer_size / classes) * classes)
@@ -564,13 +559,10 @@ def check_classes(s: argparse.Namespace, classes: int) -> None:
     check_shared(
         "--buffer_size", s.buffer_size, classes, f" times the {classes} classes of {s.dataset}"
     )
-    wants = []
-    if s.pxsgld > 0:
-        slots = s.buffer_size // classes if s.class_cond_p_x_sample else s.buffer_size
-        wants.append(("--sgld_batch_size", s.sgld_batch_size, slots))
-    if s.pxysgld > 0:
-        wants.append(("--batch_size", s.batch_size, s.buffer_size // classes))
-    for flag, chains, slots in wants:
+    for term in with_chains:
+        anywhere = term.name == "pxsgld" and not s.class_cond_p_x_sample
+        slots = s.buffer_size if anywhere else s.buffer_size // classes
+        flag, chains = f"--{term.chains}", getattr(s, str(term.chains))
         if chains > slots:
             need = chains * classes if slots < s.buffer_size else -(-chains // classes) * classes
             raise UsageError(

@@ -20,9 +20,10 @@ from reports.page.markup import (
     table,
     tag,
 )
-from reports.page.paper import NETWORK, Paper, weight
+from reports.page.paper import NETWORK, Paper
 from reports.page.run import Run
 from reports.page.sections import answered, labels, own_features, plain, reading, section
+from runs.terms import has_chains
 
 KINDS = {
     "uncond": "Chains that climb log q(x)",
@@ -61,7 +62,7 @@ def _short(text: str) -> str:
 
 def samples(run: Run, paper: Paper) -> Html:
     parts: list[Html] = []
-    fresh = () if weight(run, "pxsgld") > 0 or weight(run, "pxysgld") > 0 else ("--fresh_samples",)
+    fresh = () if has_chains(run.settings) else ("--fresh_samples",)
     parts.append(tag("h3", "Class-conditional: q(x|y)"))
     parts.append(answered(run, "cond_samples", _show_samples, *fresh))
     parts.append(tag("h3", "Unconditional: q(x)"))

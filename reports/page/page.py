@@ -11,9 +11,10 @@ from typing import Any
 from reports.page import densities, generation, questions
 from reports.page.headline import strip
 from reports.page.markup import NONE, Html, code, fold, join, note, significant, table, tag
-from reports.page.paper import EPOCHS, NETWORK, TERMS, Paper, badge, network, paper_of, weight
+from reports.page.paper import EPOCHS, NETWORK, Paper, badge, network, paper_of, weight
 from reports.page.run import Run
 from reports.page.sections import plain, reading, section
+from runs import terms
 from training.flags import build_parser
 
 HERE = Path(__file__).resolve().parent
@@ -34,7 +35,7 @@ def page(run: Run) -> str:
     style = Html((HERE / "page.css").read_text(encoding="utf-8"))
     script = Html((HERE / "page.js").read_text(encoding="utf-8"))
     sections = [objective, *SECTIONS]
-    if learns_to_sample(run):  # its samples are what people look for first
+    if terms.has_chains(run.settings):  # its samples are what people look for first
         sections.remove(generation.samples)
         sections.insert(0, generation.samples)
     body = [*(make(run, paper) for make in sections), settings(run)]
@@ -50,10 +51,6 @@ def page(run: Run) -> str:
     content = [heading(run, paper), tag("main", *body), footer(paper), tag("script", script)]
     document = tag("html", head, tag("body", *content), lang="en")
     return f"<!DOCTYPE html>\n{document}\n"
-
-
-def learns_to_sample(run: Run) -> bool:
-    return weight(run, "pxsgld") > 0 or weight(run, "pxysgld") > 0
 
 
 def policy(script: str) -> str:
@@ -85,7 +82,7 @@ def heading(run: Run, paper: Paper) -> Html:
 
 
 def contents(run: Run) -> Html:
-    names = {"samples": "Samples"} if learns_to_sample(run) else {}
+    names = {"samples": "Samples"} if terms.has_chains(run.settings) else {}
     names |= {"objective": "Objective", "training": "Training", "classification": "Accuracy"}
     names |= {"calibration": "Calibration", "ood": "OOD", "histograms": "Histograms"}
     names |= {"robustness": "Robustness", "samples": "Samples", "fid": "FID"}
@@ -104,22 +101,16 @@ def objective(run: Run, paper: Paper) -> Html:
     queue = f"K = {s['contrast_k']}, T = {s['contrast_t']}, score {s['contrast_score']}"
     if s["contrast_style"] == "simclr":
         queue = f"negatives: the batch, T = {s['contrast_t']}, score {s['contrast_score']}"
-    terms = {
-        "pyxce": (f"{MINUS}log q(y|x)", "cross-entropy"),
-        "pxycontrast": (f"{MINUS}log q(x|y)", f"contrastive: {queue}"),
-        "pxcontrast": (f"{MINUS}log q(x)", f"contrastive: {queue}"),
-        "pxsgld": (f"{MINUS}log q(x)", f"{s['sgld_batch_size']} chains, {chains}"),
-        "pxysgld": (f"{MINUS}log q(x|y)", f"{s['batch_size']} chains, {chains}"),
-    }
-    used = [term for term in TERMS if weight(run, term) > 0]
     parts: list[object] = ["L = "]
-    for i, term in enumerate(used):
-        kind = tag("sub", term)
-        parts += [" + " if i else "", f"{significant(weight(run, term))} \N{MIDDLE DOT} ["]
-        parts += [terms[term][0], "]", kind]
-    rows: list[list[object]] = [
-        [code(f"--{t}"), terms[t][0], terms[t][1], significant(weight(run, t))] for t in used
-    ]
+    rows: list[list[object]] = []
+    for term in terms.used(run.settings):
+        weighed, formula = significant(weight(run, term.name)), term.formula.replace("-", MINUS)
+        parts += [" + " if rows else "", f"{weighed} \N{MIDDLE DOT} [", formula, "]"]
+        parts += [tag("sub", term.name)]
+        how = f"{term.how}: {queue}" if term.queue else term.how
+        if term.chains:
+            how = f"{s[term.chains]} chains, {chains}"
+        rows.append([code(f"--{term.name}"), formula, how, weighed])
     explained = (
         "What training minimised, per image: log q(y|x) = f(x)[y] "
         f"{MINUS} logsumexp f(x), log q(x) = logsumexp f(x) {MINUS} log Z, log q(x|y) = f(x)[y] "
@@ -128,9 +119,9 @@ def objective(run: Run, paper: Paper) -> Html:
     if run.settings.get("uncond"):
         explained += " But log q(x) of SGLD is a head of its own, e(x)."
     head = ("flag", "minimises", "how", "weight")
-    formula = tag("p", *parts, class_="formula")
+    whole = tag("p", *parts, class_="formula")
     listed = table(head, rows, text_columns=3)
-    return section("objective", "Objective", formula, reading(explained), listed)
+    return section("objective", "Objective", whole, reading(explained), listed)
 
 
 def sampler(run: Run, s: Mapping[str, str]) -> str:

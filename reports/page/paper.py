@@ -11,10 +11,10 @@ from typing import Any
 
 from reports.page.markup import number
 from reports.page.run import ROOT, Run
+from runs import terms
 from runs.names import IMAGE_SIZE
 
 PUBLISHED = ROOT / "scripts" / "published.json"
-TERMS = ("pyxce", "pxycontrast", "pxcontrast", "pxsgld", "pxysgld")
 NETWORK, EPOCHS = "WRN-28-10", 200
 SCORES = {"px": "log q(x)", "py": "max q(y|x)"}  # as HDGE's Table 1 has them
 
@@ -84,8 +84,8 @@ class Paper:
 
 def paper_of(run: Run, path: Path = PUBLISHED) -> Paper:
     tables = json.loads(path.read_text(encoding="utf-8"))
-    terms = tuple(term for term in TERMS if weight(run, term) > 0)
-    method, *rows = METHODS.get(terms, (" + ".join(terms) or "Terms unknown", None, None, None))
+    names = tuple(term.name for term in terms.used(run.settings))
+    method, *rows = METHODS.get(names, (" + ".join(names) or "Terms unknown", None, None, None))
     if run.settings.get("uncond") or image_size(run.settings) != IMAGE_SIZE:
         rows = [None, None, None]  # the papers have no such head for log q(x), nor such images
     return Paper(str(method), (rows[0], rows[1], rows[2]), tables, run.settings)

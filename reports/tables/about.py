@@ -12,6 +12,7 @@ from reports.page.paper import image_size
 from reports.tables.records import DEFAULTS, Record
 from reports.tables.titles import natural
 from runs.names import IMAGE_SIZE
+from runs.terms import has_chains, used
 
 NOT_RUN, QUOTED, UNKNOWN = "not run", "quoted", "unknown data"
 NAMED_NETWORK = "WideResNet-28-10"
@@ -67,9 +68,8 @@ def details(seed: Mapping[str, Any], scale: str) -> list[str]:
     found += [f"K = {s['contrast_k']}"] if s.get("contrast_style") == "queue" else []
     if "sgld_batch_size" in s and "n_steps" in s:
         # log q(x|y) has a chain for each image of the batch.
-        labelled = s.get("pxysgld") and not s.get("pxsgld")
-        chains = s["batch_size" if labelled else "sgld_batch_size"]
-        found.append(f"{chains} chains of {s['n_steps']} SGLD steps")
+        chains = next((t.chains for t in used(s) if t.chains), "sgld_batch_size")
+        found.append(f"{s[chains]} chains of {s['n_steps']} SGLD steps")
     if s.get("method") == "linear-probe":
         return found
     found += [f"{s['norm']} norm"] if s.get("norm", "none") != "none" else []
@@ -114,7 +114,7 @@ def start_name(run: str) -> str:
 def continued(seed: Mapping[str, Any]) -> bool:
     """Whether SGLD went on from a model that was trained without it, as at scale 'small'."""
     s = seed["settings"]
-    return bool(seed.get("start") and (s.get("pxsgld") or s.get("pxysgld")))
+    return bool(seed.get("start") and has_chains(s))
 
 
 def joined(texts: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from scipy.special import stdtrit
 
@@ -15,6 +14,7 @@ from reports.tables.formats import value_text
 from reports.tables.layout import SETS
 from reports.tables.records import Record
 from reports.tables.titles import column_title, digits, natural
+from runs.terms import has_chains
 
 
 @dataclass(frozen=True)
@@ -228,11 +228,7 @@ def divergences(records: Mapping[str, Record]) -> tuple[list[int], list[int]]:
         for seed in record["seeds"].values():
             if seed["settings"].get("method") == "linear-probe":
                 continue
-            sgld = has_sgld(seed)
+            sgld = has_chains(seed["settings"])
             counts[sgld][0] += bool(seed["divergences"] or seed["state"] == "diverged")
             counts[sgld][1] += 1
     return counts
-
-
-def has_sgld(seed: Mapping[str, Any]) -> bool:
-    return any(seed["settings"].get(term) for term in ("pxsgld", "pxysgld"))

@@ -14,12 +14,12 @@ from reports.tables.claims import (
     GRADIENT_HEAD,
     divergences,
     gradient_rows,
-    has_sgld,
     verdicts,
 )
 from reports.tables.formats import HOW, grids, markdown, plain
 from reports.tables.records import Record
 from runs.screen import markdown as aligned
+from runs.terms import has_chains
 
 INTRO = (
     "The tables and figures of HDGE (arXiv 2007.09070), the paper's number beside ours.",
@@ -104,7 +104,7 @@ def summary(records: Mapping[str, Record]) -> str:
 
 def held(seeds: Sequence[Mapping[str, Any]]) -> str:
     """How many of the runs with SGLD had help."""
-    sgld = [seed["settings"] for seed in seeds if has_sgld(seed)]
+    sgld = [seed["settings"] for seed in seeds if has_chains(seed["settings"])]
     helped = sum(bool(s.get("sgld_l2") or s.get("clip_grad")) for s in sgld)
     return f" ({helped} with an L2 penalty on the energies or clipped gradients)" if helped else ""
 

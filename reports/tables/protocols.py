@@ -6,15 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reports.page.paper import TERMS, image_size
+from reports.page.paper import image_size
 from reports.tables.about import SEED
 from reports.tables.records import DEFAULTS, Record
 from reports.tables.titles import natural
 from runs.cli import UsageError
+from runs.terms import TERMS
 
-# Settings that a record leaves out where they are these; of any other that only one record has, an
-# older version did not tell.
-LEFT_OUT = {**dict.fromkeys(TERMS, 0), "max_steps": None, **DEFAULTS}
 EARLIER = {  # what a version before the present one did
     ("attack", 1): "ascended cross-entropy in float32, whose gradient vanishes where a model is "
     "confident: the accuracy is too high for confident models, and is to be measured again",
@@ -156,8 +154,13 @@ def check_settings(table: str, scale: str, name: str, record: Record) -> None:
 
 
 def recipe(seed: Mapping[str, Any]) -> dict[str, Any]:
-    """What all seeds of a row share: the settings, and the experiment that it started from."""
-    found = {**LEFT_OUT, **seed.get("settings", {})}
+    """What all seeds of a row share: the settings, and the experiment that it started from.
+
+    A record leaves out settings that are at their default; any other that only one record has, an
+    older version did not record.
+    """
+    left_out = {**dict.fromkeys(TERMS, 0), "max_steps": None, **DEFAULTS}
+    found = {**left_out, **seed.get("settings", {})}
     if "start" in seed:
         start = seed["start"]
         found["load_path"] = None if start is None else SEED.sub("", str(start))

@@ -19,12 +19,12 @@ from statistics import fmean, median
 from typing import Any
 
 from reports.page.markup import number
-from reports.page.paper import TERMS
 from reports.page.run import read_run
 from reports.tables.answers import Asked, answers_of, warn
 from runs.cli import UsageError
 from runs.files import plain, whole
 from runs.names import IMAGE_SIZE
+from runs.terms import used
 from training.flags import ADAM_BETAS
 
 Record = dict[str, Any]
@@ -35,8 +35,6 @@ ALWAYS = (
     *("sigma", "smoothing", "labels_per_class", "sgld_l2", "clip_grad", "amp", "method"),
     *("distance", "eps"),
 )
-OF_CONTRAST = ("contrast_k", "contrast_t", "contrast_score", "contrast_style", "contrast_normalize")
-OF_SGLD = ("n_steps", "sgld_batch_size", "sgld_lr", "sgld_std", "buffer_size", "reinit_freq")
 # Settings that a record leaves out where they are these: no table had others before they were
 # recorded.
 DEFAULTS = {
@@ -109,10 +107,9 @@ def gradients(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
 
 def gist(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that tell rows apart: terms with a weight, and what belongs to them."""
-    terms = [term for term in TERMS if number(settings.get(term))]
-    names = [*ALWAYS, *terms]
-    names += OF_CONTRAST if any("contrast" in term for term in terms) else ()
-    names += OF_SGLD if any("sgld" in term for term in terms) else ()
+    names = list(ALWAYS)
+    for term in used(settings):
+        names += [term.name, *term.settings]
     names += [name for name, value in DEFAULTS.items() if settings.get(name, value) != value]
     return {name: settings[name] for name in names if settings.get(name) is not None}
 
