@@ -5,8 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from baselines.flags import SHARED, check_shared, make_parser
-from runs.cli import COUNT, WEIGHT, WHOLE, Parser, UsageError, number
-from training.flags import TEMPERATURE
+from runs.cli import COUNT, TEMPERATURE, WEIGHT, WHOLE, Parser, UsageError, number
 
 METHODS = ("supcon", "simclr", "jointloss")
 FIXED = ("method", "pretrain_epochs", "projection")  # on --resume, besides the shared ones

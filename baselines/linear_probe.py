@@ -47,7 +47,6 @@ from training.endings import exit_code  # noqa: E402
 from training.machine import (  # noqa: E402
     as_read_by,
     choose_device,
-    held_out_by,
     load_data,
     warn_of_leaks,
 )
@@ -140,7 +139,7 @@ def load_backbone(
         own = s.dataset
     if s.dataset == own:
         s.reader = record.reader
-        s.n_valid = held_out_by(settings) if s.n_valid is None else s.n_valid
+        s.n_valid = data.held_out_by(settings) if s.n_valid is None else s.n_valid
     if s.sigma is None:
         s.sigma = float(settings.get("sigma", 0.03))
     return model, settings, record

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runs.cli import COUNT, WHOLE, Parser, UsageError, number
+from runs.cli import COUNT, DEPTH, WHOLE, WIDTH, Parser, UsageError, number
 from training import flags as training
-from training.flags import DEPTH, WIDTH
 
 SECTIONS = ("steps", "parts", "growth", "queue", "images")
 TERMS = {

@@ -20,7 +20,7 @@ from data.evaluation_sets import EvaluationSet, load_evaluation
 from data.npz import read_npz
 from data.record import READER, Record, said
 from data.sets import canonical_name, describe, doubt, load
-from data.splits import default_n_valid, hold_out, labelled_subset, split_validation
+from data.splits import default_n_valid, held_out_by, hold_out, labelled_subset, split_validation
 from data.stream import TrainingBatches, steps_per_epoch
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "doubt",
     "epoch_order",
     "evaluation_batches",
+    "held_out_by",
     "hold_out",
     "labelled_subset",
     "load",

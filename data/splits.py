@@ -3,7 +3,8 @@
 Nothing here reads or moves a global random state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,3 +109,9 @@ def stratified_split(
     for label, count in enumerate(test_counts):
         is_test[np.flatnonzero(labels[order] == label)[:count]] = True
     return order[~is_test], order[is_test]
+
+
+def held_out_by(settings: Mapping[str, Any]) -> int | None:
+    """Return the --n_valid of a run's settings; None: the default number."""
+    n_valid = settings.get("n_valid")
+    return None if n_valid is None or n_valid < 0 else int(n_valid)

@@ -19,9 +19,7 @@ from evaluation.trained import Trained, trainable
 from runs import processes as distributed
 from runs.cli import UsageError
 from runs.names import FOLDER
-from runs.screen import print_line
-from training.machine import held_out_by
-from training.output import make_bar
+from runs.screen import make_bar, print_line
 
 
 class Asked:
@@ -40,7 +38,7 @@ class Asked:
         """The named set, read once, and compared with what the model was trained on. Raises
         DataError."""
         own, size = self.own(model), model.model.image_size
-        n_valid = held_out_by(model.settings)
+        n_valid = data.held_out_by(model.settings)
         run = model.record.fingerprint, model.record.reader
         key = name, own, size, n_valid, flag == "--dataset", run
         if key in self.missing:  # not looked for, or downloaded, again for every checkpoint

@@ -12,9 +12,13 @@ from collections.abc import Sequence
 
 from runs.cli import (
     COUNT,
+    DEPTH,
+    IMAGE_SIDE,
     POSITIVE,
+    TEMPERATURE,
     WEIGHT,
     WHOLE,
+    WIDTH,
     Parser,
     UsageError,
     check_id,
@@ -23,7 +27,6 @@ from runs.cli import (
     number,
 )
 from runs.names import NORMS, STARTS
-from training.flags import DEPTH, IMAGE_SIDE, TEMPERATURE, WIDTH
 
 EVALUATIONS = (
     *("test_clf", "eval_ece", "OOD", "logp_hist", "uncond_samples", "cond_samples"),

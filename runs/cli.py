@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from runs.names import SMALLEST_IMAGE
+
 # What torchrun sets in the environment of each process that it starts.
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -108,11 +110,7 @@ def check_utf8(flag: str, value: str) -> None:
 
 
 LARGEST_INT64 = 2**63 - 1
-
-
 LONGEST_NAME = 255  # bytes, on nearly every file system
-
-
 LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
@@ -156,21 +154,19 @@ def switch(text: str) -> bool:
 
 
 COUNT = number(int, low=1)
-
-
 WHOLE = number(int, low=0)
-
-
 OR_OFF = number(int, low=-1)
-
-
 WEIGHT = number(float, low=0)
-
-
 POSITIVE = number(float, low=0, open_low=True)
-
-
 DECAY = number(float, low=0, high=1, open_high=True)
+# Far more than anybody trains, and little enough for the network's modules to be made.
+DEEPEST, WIDEST = 6 * 200 + 4, 10_000
+DEPTH = number(int, low=1, high=DEEPEST)
+IMAGE_SIDE = number(int, low=SMALLEST_IMAGE)
+WIDTH = number(int, low=1, high=WIDEST)
+# Scores are float32 and as large as log(classes): of smaller temperatures their rounding would be
+# a visible part of the loss (5e-7 / 1e-4 = .005), and of much smaller ones all of it.
+TEMPERATURE = number(float, low=1e-4)
 
 
 def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str]:

@@ -9,11 +9,16 @@ import contextlib
 import errno
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 Row = Mapping[str, Any]
+LINE_EVERY = 60.0  # seconds between two lines of a progress bar in a log file
 GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)  # a pipe, or a terminal that was closed
 
 
@@ -54,6 +59,38 @@ class Unread:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+class Lines(Unread):
+    """Takes a progress bar's states and writes one of them every `LINE_EVERY` seconds, as a line:
+    for a log file, which can neither clear a bar nor draw over it."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__(stream)
+        self.written_at = time.monotonic()
+
+    def write(self, text: str) -> int:
+        line, now = text.strip(), time.monotonic()  # without \r, and the blanks that clear a bar
+        if line and now - self.written_at >= LINE_EVERY:
+            self.written_at = now
+            super().write(line + "\n")
+        return len(text)
+
+
+def make_bar(total: int, unit: str = "img", **more: Any) -> tqdm:
+    """Make a progress bar on stderr, `total` units long."""
+    from tqdm import tqdm
+
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        file=Unread(sys.stderr) if terminal else Lines(sys.stderr),
+        mininterval=0.2 if terminal else 10.0,
+        dynamic_ncols=True,
+        **more,
+    )
 
 
 def print_line(message: str, stream: TextIO | None) -> None:

@@ -23,6 +23,7 @@ import train_wrn
 from baselines import flags as flags_of_baselines
 from baselines import linear_probe, probe_flags
 from evaluation import flags as eval_flags
+from runs import screen
 from runs.checkpoint import read_checkpoint
 from scripts import experiments
 from training import flags, output
@@ -115,8 +116,8 @@ def test_bar_and_record_do_not_share_a_row(columns: int, train: Any, tmp_path: P
 def test_a_line_clears_the_bar_which_comes_back_later(piped: bool) -> None:
     """A pipe's reader, as `| tee`, shows the line when it likes: the bar must not be back yet."""
     terminal = Terminal(80, piped)
-    with terminal.attached(), output.make_bar(100, desc="a bar", leave=False) as bar:
-        output.print_line("a line", sys.stdout)
+    with terminal.attached(), screen.make_bar(100, desc="a bar", leave=False) as bar:
+        screen.print_line("a line", sys.stdout)
         bar.disable = True  # nothing is drawn any more
     assert "a bar" in terminal.read.decode() and terminal.rows == ["a line"] * (not piped)
 
@@ -124,8 +125,8 @@ def test_a_line_clears_the_bar_which_comes_back_later(piped: bool) -> None:
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_bar_is_drawn_below_lines(stream: str) -> None:
     terminal = Terminal(80)
-    with terminal.attached(), output.make_bar(100, desc="a bar") as bar:
-        output.print_line("a line", getattr(sys, stream))
+    with terminal.attached(), screen.make_bar(100, desc="a bar") as bar:
+        screen.print_line("a line", getattr(sys, stream))
         bar.update(50)
     assert terminal.rows[0] == "a line" and terminal.rows[1].startswith("a bar:  50%|")
 
@@ -145,7 +146,7 @@ def test_a_log_file_has_lines_alone(
     every: float, train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a run of a few seconds no bar; of a longer one a line now and then."""
-    monkeypatch.setattr(output, "LINE_EVERY", every)
+    monkeypatch.setattr(screen, "LINE_EVERY", every)
     with open(tmp_path / "log", "w") as file:
         with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             assert train_wrn.main(*flags.parse(words_of(train, tmp_path))) == 0
@@ -216,9 +217,9 @@ def test_what_nobody_reads_costs_no_answer(
 
 
 def test_lines_and_bars_need_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    output.print_line("a line", None)
+    screen.print_line("a line", None)
     monkeypatch.setattr(sys, "stderr", None)
-    with output.make_bar(10) as bar:
+    with screen.make_bar(10) as bar:
         bar.update(5)
         output.rewind(bar, 2)
 

@@ -16,10 +16,14 @@ from runs import terms
 from runs.cli import (
     COUNT,
     DECAY,
+    DEPTH,
+    IMAGE_SIDE,
     OR_OFF,
     POSITIVE,
+    TEMPERATURE,
     WEIGHT,
     WHOLE,
+    WIDTH,
     Parser,
     UsageError,
     check_id,
@@ -29,7 +33,7 @@ from runs.cli import (
     number,
     switch,
 )
-from runs.names import CLASSES, FOLDER, IMAGE_SIZE, NORMS, SMALLEST_IMAGE, STARTS, misfit_size
+from runs.names import CLASSES, FOLDER, IMAGE_SIZE, NORMS, STARTS, misfit_size
 from runs.terms import TERMS
 from training import recipe
 
@@ -46,17 +50,7 @@ FIXED_ON_RESUME = (
 )
 
 
-# Far more than anybody trains, and little enough for the network's modules to be made.
-DEEPEST, WIDEST = 6 * 200 + 4, 10_000
-
-
-DEPTH = number(int, low=1, high=DEEPEST)
-IMAGE_SIDE = number(int, low=SMALLEST_IMAGE)
-WIDTH = number(int, low=1, high=WIDEST)
 ADAM_BETAS = [0.9, 0.999]
-# Scores are float32 and as large as log(classes): of smaller temperatures their rounding would be
-# a visible part of the loss (5e-7 / 1e-4 = .005), and of much smaller ones all of it.
-TEMPERATURE = number(float, low=1e-4)
 
 
 def build_parser() -> Parser:

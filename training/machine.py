@@ -80,12 +80,6 @@ def as_read_by(record: data.Record, name: str, data_root: str, size: int) -> dat
     return found if found.fingerprint() == record.fingerprint else None
 
 
-def held_out_by(settings: dict[str, Any]) -> int | None:
-    """Return the --n_valid of a run's settings; None: the default number."""
-    n_valid = settings.get("n_valid")
-    return None if n_valid is None or n_valid < 0 else int(n_valid)
-
-
 def warn_of_leaks(
     s: Namespace, dataset: data.DataSet, record: data.Record, run: dict[str, Any], program: str
 ) -> None:
@@ -100,7 +94,7 @@ def warn_of_leaks(
         same = dataset.fingerprint() == record.fingerprint
         size = run.get("image_size", IMAGE_SIZE)
         found = dataset if same else as_read_by(record, s.dataset, s.data_root, size)
-        record = record if found is None else data.Record.of(found, held_out_by(run))
+        record = record if found is None else data.Record.of(found, data.held_out_by(run))
     valid = data.hold_out(dataset, s.n_valid)[1]
     splits = {"validation": dataset.train.take(valid), "test": dataset.test}
     compared = {name: record.compare(split, None, None) for name, split in splits.items()}

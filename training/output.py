@@ -7,47 +7,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
 from runs import checkpoint
 from runs.checkpoint import save_checkpoint
 from runs.folder import Records
-from runs.screen import Unread, print_line
+from runs.screen import make_bar, print_line
 from training.state import Run, whole_state
-
-LINE_EVERY = 60.0  # seconds between two lines of a progress bar in a log file
-
-
-class Lines(Unread):
-    """Takes a progress bar's states and writes one of them every `LINE_EVERY` seconds, as a line:
-    for a log file, which can neither clear a bar nor draw over it."""
-
-    def __init__(self, stream: TextIO | None) -> None:
-        super().__init__(stream)
-        self.written_at = time.monotonic()
-
-    def write(self, text: str) -> int:
-        line, now = text.strip(), time.monotonic()  # without \r, and the blanks that clear a bar
-        if line and now - self.written_at >= LINE_EVERY:
-            self.written_at = now
-            super().write(line + "\n")
-        return len(text)
-
-
-def make_bar(total: int, unit: str = "img", **more: Any) -> tqdm:
-    """Make a progress bar on stderr, `total` units long."""
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        unit=unit,
-        unit_scale=True,
-        file=Unread(sys.stderr) if terminal else Lines(sys.stderr),
-        mininterval=0.2 if terminal else 10.0,
-        dynamic_ncols=True,
-        **more,
-    )
 
 
 def rewind(bar: tqdm, n: int) -> None:
