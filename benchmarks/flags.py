@@ -19,34 +19,33 @@ TERMS = {
     "JEM": "--pyxce 1 --pxsgld 1",
     "HDGE+JEM": "--pyxce 1 --pxycontrast 1 --pxsgld 1",
 }
-PAPER_SIZES = {"batch_size": 64, "n_steps": 20, "contrast_k": 65536}
-PAPER_GROWTH = {
-    "contrast_k": (64, 1024, 16384, 65536, 262144),
-    "n_steps": (1, 5, 20, 100),
-    "batch_size": (16, 64, 256, 512),
+PAPER = {
+    **{"batch_size": 64, "n_steps": 20, "contrast_k": 65536, "classes": [10, 100]},
+    "growth": {
+        "contrast_k": (64, 1024, 16384, 65536, 262144),
+        "n_steps": (1, 5, 20, 100),
+        "batch_size": (16, 64, 256, 512),
+    },
 }
-# What a preset sets: the network and the step's sizes; `turns` of each contender in a row of the
-# table, and the `seconds` after which a row ends sooner; where cost is to be looked at as it
-# grows; chains and images of the SGLD curve, whose longest step is 5 times the paper's; the side
-# of the matrices whose product is the peak.
+# The network and the step's sizes; `turns` of each contender in a row, and the `seconds` after
+# which a row ends sooner; the side of the matrices whose product is the peak; the sizes at which
+# cost is looked at as it grows, and chains and images of the SGLD curve, whose longest step is 5
+# times the paper's.
 PRESETS: dict[str, dict[str, Any]] = {
-    "cpu": {
-        **{"depth": 10, "width": 2, **PAPER_SIZES, "classes": [10, 100]},
-        **{"turns": 5, "seconds": 30.0, "matrix": 2048},
-        **{"growth": PAPER_GROWTH, "sgld_growth_batch": 16},
-    },
-    "gpu": {
-        **{"depth": 28, "width": 10, **PAPER_SIZES, "classes": [10, 100]},
-        **{"turns": 7, "seconds": 15.0, "matrix": 8192},
-        **{"growth": PAPER_GROWTH, "sgld_growth_batch": 64},
-    },
-    "quick": {
-        **{"depth": 10, "width": 1, "batch_size": 8, "n_steps": 3, "contrast_k": 2048},
-        **{"turns": 3, "seconds": 2.0, "matrix": 256, "classes": [10, 100]},
-        **{"growth": {"contrast_k": (64, 1024), "n_steps": (1, 3), "batch_size": (4, 8)}},
-        "sgld_growth_batch": 4,
-    },
-}
+    "cpu": {**PAPER, "depth": 10, "width": 2, "turns": 5, "seconds": 30.0, "matrix": 2048,
+            "sgld_growth_batch": 16},
+    "gpu": {**PAPER, "depth": 28, "width": 10, "turns": 7, "seconds": 15.0, "matrix": 8192,
+            "sgld_growth_batch": 64},
+    "quick": {"depth": 10, "width": 1, "batch_size": 8, "n_steps": 3, "contrast_k": 2048,
+              "classes": [10, 100], "turns": 3, "seconds": 2.0, "matrix": 256,
+              "growth": {"contrast_k": (64, 1024), "n_steps": (1, 3), "batch_size": (4, 8)},
+              "sgld_growth_batch": 4},
+}  # fmt: skip
+PROJECT, STRAIGHT, STRAIGHT_TF32 = "project", "straightforward", "straightforward, TF32"
+PARTS = (
+    *("data", "forward passes", "sampling", "contrastive term", "backward pass", "optimiser"),
+    "rest",
+)
 LR = 1e-6  # nothing moves far enough to diverge
 
 
@@ -75,8 +74,7 @@ def build_parser() -> Parser:
     add("--workers", type=WHOLE, default=min(4, os.cpu_count() or 1), metavar="N",
         help="worker processes of the straightforward step's DataLoader; 0: images are made in "
         "the step (default: 4, at most one a core)")
-    group = parser.add_argument_group("what is timed", "Default: what the preset says.")
-    add = group.add_argument
+    add = parser.add_argument_group("what is timed", "Default: what the preset says.").add_argument
     add("--depth", type=DEPTH, metavar="6N+4", help="layers of the WideResNet")
     add("--width", type=WIDTH, metavar="TIMES", help="width multiplier of the WideResNet")
     add("--batch_size", type=number(int, low=1, high=10000), metavar="IMAGES",
@@ -86,8 +84,7 @@ def build_parser() -> Parser:
     add("--classes", type=number(int, low=2, high=10000), nargs="+", metavar="C",
         help="all terms are timed with the first number of classes, HDGE and the queue with each")
     add("--turns", type=COUNT, metavar="N", help="times that each step is timed; the median counts")
-    group = parser.add_argument_group("machine", "As train_wrn.py has them.")
-    add = group.add_argument
+    add = parser.add_argument_group("machine", "As train_wrn.py has them.").add_argument
     for action in training.build_parser()._actions:
         if action.dest in ("device", "amp", "compile"):
             add(*action.option_strings, choices=action.choices, default=action.default,
@@ -99,12 +96,12 @@ def build_parser() -> Parser:
 
 # fmt: on
 def parse(argv: Sequence[str]) -> Namespace:
-    """The flags as given: what the preset is to say is None until `complete`. A mistake ends the
-    program with one line and exit code 2."""
+    """Read the flags; those that the preset is to set are None until `complete`. A mistake, also
+    one of any preset, ends the program with one line and exit code 2."""
     parser = build_parser()
     b = parser.parse_args(argv)
     b.command = ["python", "scripts/bench.py", *argv]
-    try:  # what is wrong in any preset is said at once
+    try:
         complete(b, "quick" if b.preset == "auto" else b.preset)
     except UsageError as error:
         parser.error(str(error))
@@ -112,11 +109,9 @@ def parse(argv: Sequence[str]) -> Namespace:
 
 
 def complete(b: Namespace, preset: str) -> Namespace:
-    """The flags under the preset's values. Raises UsageError for what cannot be built."""
-    found = Namespace(**{**vars(b), "preset": preset})
-    for name, value in PRESETS[preset].items():
-        if getattr(b, name, None) is None:
-            setattr(found, name, value)
+    """The flags above the preset's values. Raises UsageError for what cannot be built."""
+    given = {name: value for name, value in vars(b).items() if value is not None}
+    found = Namespace(**{**PRESETS[preset], **given, "preset": preset})
     step_settings(found, "HDGE+JEM", found.classes[0])
     return found
 

@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
+import math
+import re
 import statistics
 import sys
 import time
+import timeit
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
+from torch import Tensor
 
 import data
 import losses
-from benchmarks import pil_images, plain_network, straightforward
-from benchmarks.contenders import PROJECT, STRAIGHT, Contender, Networks, contenders
-from benchmarks.flags import step_settings
-from benchmarks.timing import (
-    alternate,
-    clock,
-    extra_memory,
-    free_memory,
-    malloc_as_found,
-    matrix_rate,
-    tf32,
-    watched,
-)
+import models
+import train_wrn
+from benchmarks import straightforward
+from benchmarks.flags import PARTS, PROJECT, STRAIGHT, STRAIGHT_TF32, step_settings
+from evaluation.cost import step_flops
 from runs.screen import print_line
+from training.divergence import Guard
+from training.machine import keep_freed_memory, set_malloc
+from training.state import Run
 
 Row = dict[str, Any]
+Call = Callable[[], object]
+Place = tuple[Any, str, str]  # owner, name of what is called, part that its time belongs to
+
 BEGAN = time.monotonic()
-PARTS = (
-    *("data", "forward passes", "sampling", "contrastive term", "backward pass", "optimiser"),
-    "rest",
-)
+IMAGES = 10_000  # that the batches are drawn from
+SHORTEST_TURN, WARMED_UP = 0.05, 0.5  # seconds
+LEAST_TURNS, GROWTH_TURNS = 3, 3
 PART_STEPS = 3  # whose median counts, so that the first one warms up
-GROWTH_TURNS = 3
 GROWS = {"contrast_k": "HDGE", "n_steps": "JEM", "batch_size": "HDGE"}
 COPIES = 2.5  # of the (N, C, K) tensor that the straightforward step holds at once
 
@@ -45,160 +52,426 @@ def say(message: str) -> None:
     print_line(f"{time.monotonic() - BEGAN:5.0f} s  {message}", sys.stderr)
 
 
-def peaks(b: Namespace, device: torch.device) -> dict[str, float]:
-    """Number format -> FLOP/s of a large matrix product: what the steps' rates are shares of."""
-    say(f"peak: products of {b.matrix} x {b.matrix} matrices")
-    found = {}
-    with tf32(False):
-        found["float32"] = matrix_rate(b.matrix, torch.float32, device)
-    if device.type == "cuda":
-        with tf32(True):
-            found["TF32"] = matrix_rate(b.matrix, torch.float32, device)
-    if device.type == "cuda" or b.amp == "bf16":
-        found["bf16"] = matrix_rate(b.matrix, torch.bfloat16, device)
-    return found
+# ------------------------------------------------------------------------------------ contenders
 
 
-def fitting(
-    networks: Networks, s: Namespace, classes: int, *, both: bool = False
-) -> dict[str, Contender]:
-    """The contenders that there is memory for."""
-    found = contenders(networks, s, classes, both=both)
-    needed = COPIES * 4 * s.batch_size * classes * s.contrast_k if s.pxycontrast > 0 else 0
-    if needed > free_memory(networks.device):
+@dataclass
+class Contender:
+    """A training step: `learn` from the batch that `draw` makes. It takes `flops` in numbers of
+    `format`. `check` raises if a step was skipped; `close` ends the processes of `draw`."""
+
+    draw: Callable[[], Any]
+    learn: Callable[[Any], object]
+    flops: float
+    format: str
+    parts: list[Place]
+    check: Call = lambda: None
+    close: Call = lambda: None
+
+    def step(self) -> None:
+        self.learn(self.draw())
+
+
+@dataclass
+class Bench:
+    """The flags; made-up images (n, 32, 32, 3), uint8 on the host; FLOP/s of the machine by number
+    format; and a network for each contender and number of classes, so that it is compiled once."""
+
+    b: Namespace
+    device: torch.device
+    images: Tensor = field(init=False)
+    rates: dict[str, float] = field(default_factory=dict)
+    project: dict[int, models.EnergyClassifier] = field(default_factory=dict)
+    plain: dict[int, straightforward.Classifier] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.b.seed)
+        self.images = torch.randint(256, (IMAGES, 32, 32, 3), dtype=torch.uint8)
+
+    def labels(self, classes: int) -> Tensor:
+        return torch.arange(len(self.images)) % classes
+
+    def dataset(self, classes: int, sigma: float) -> straightforward.Images:
+        transform = straightforward.pipeline(sigma=sigma, flip=True)
+        return straightforward.Images(self.images.numpy(), self.labels(classes).numpy(), transform)
+
+    def forward_flops(self, classes: int) -> int:
+        """Of one image."""
+        size = {"depth": self.b.depth, "width": self.b.width}
+        return models.forward_flops(models.build(**size, num_classes=classes))
+
+    def room_for(self, s: Namespace, classes: int) -> bool:
+        """Whether there is memory for the straightforward queue term."""
+        needed = COPIES * 4 * s.batch_size * classes * s.contrast_k if s.pxycontrast > 0 else 0
+        if needed <= free_memory(self.device):
+            return True
         say(f"  the straightforward step needs {needed / 2**30:.1f} GiB, which are not free")
-        return {PROJECT: found[PROJECT]}
+        return False
+
+
+@contextmanager
+def contenders(
+    bench: Bench, terms: str, classes: int, *, both: bool = False, **changes: Any
+) -> Iterator[tuple[Namespace, dict[str, Contender]]]:
+    """The settings of the step, and by name the steps that there is memory for. `both`: on a GPU
+    the straightforward one in TF32, too."""
+    s = step_settings(bench.b, terms, classes, **changes)
+    found = {PROJECT: project(bench, s, classes)}
+    if bench.b.straightforward and bench.room_for(s, classes):
+        found[STRAIGHT] = plain(bench, s, classes)
+        if both and bench.device.type == "cuda":
+            found[STRAIGHT_TF32] = plain(bench, s, classes, in_tf32=True)
+    try:
+        yield s, found
+    finally:
+        for contender in found.values():
+            contender.close()
+        found.clear()
+        gc.collect()
+
+
+def project(bench: Bench, s: Namespace, classes: int) -> Contender:
+    """train_wrn.py's step, with its batches made on the device and its guard."""
+    device = bench.device
+    if classes not in bench.project:
+        bench.project[classes] = train_wrn.build_model(s, classes, device)
+    model = bench.project[classes].train()
+    objective = losses.build_objective(s, classes).to(device)
+    optimizer = train_wrn.build_optimizer(s, model, objective)
+    run, guard = Run(s, classes, model, objective, optimizer), Guard(device)
+    split = data.Split(bench.images, bench.labels(classes)).to(device)
+    every = torch.arange(len(split.labels), device=device)
+    batches = data.TrainingBatches(
+        split, every, every, s.batch_size, s.seed, s.sigma, flip=True, unlabelled=False
+    )
+
+    def learn(batch: tuple[Tensor, Tensor, Tensor | None]) -> None:
+        train_wrn.train_step(run, guard, batch, run.progress.step)
+        run.progress.step += 1
+
+    parts: list[Place] = [
+        (model, "features", "forward passes"),
+        (torch.Tensor, "backward", "backward pass"),
+        (optimizer, "step", "optimiser"),
+    ]
+    for term, work, memory, part in (
+        ("pxycontrast", "forward", "queue", "contrastive term"),
+        ("pxsgld", "sample", "replay_buffer", "sampling"),
+    ):
+        if term in objective.terms:
+            parts.append((objective.terms[term], work, part))
+            parts.append((objective.memories[memory], "commit", part))
+    return Contender(
+        draw=lambda: batches(run.progress.step),
+        learn=learn,
+        flops=step_flops(bench.forward_flops(classes), s),
+        format="bf16" if model.amp else "TF32" if device.type == "cuda" else "float32",
+        parts=parts,
+        check=lambda: guard.raise_if_diverged("nothing is saved here"),
+    )
+
+
+def plain(bench: Bench, s: Namespace, classes: int, *, in_tf32: bool = False) -> Contender:
+    """The straightforward step, with its batches made by PIL; log q(x) has a batch of its own."""
+    device = bench.device
+    if classes not in bench.plain:
+        model = straightforward.Classifier(s.depth, s.width, classes)
+        bench.plain[classes] = model.to(device)
+    state = straightforward.build(s, bench.plain[classes], classes, device)
+    dataset, streams = bench.dataset(classes, s.sigma), 2 if s.pxsgld > 0 else 1
+    loaders = [
+        straightforward.endless(dataset, s.batch_size, bench.b.workers) for _ in range(streams)
+    ]
+
+    def learn(batches: list[list[Tensor]]) -> None:
+        (images, labels), *second = batches
+        with tf32(in_tf32), malloc_as_found(device):
+            straightforward.train_step(state, images, labels, second[0][0] if second else None)
+
+    def close() -> None:
+        """Left to the garbage collector, the loaders' queues would go first, and each process would
+        be waited for in vain, 5 seconds long."""
+        for loader in loaders:
+            loader.close()
+
+    parts = [
+        (state.model, "forward", "forward passes"),
+        (straightforward, "sample", "sampling"),
+        (straightforward, "contrastive", "contrastive term"),
+        (straightforward, "enqueue", "contrastive term"),
+        (torch.Tensor, "backward", "backward pass"),
+        (state.optimizer, "step", "optimiser"),
+    ]
+    return Contender(
+        draw=lambda: [next(loader) for loader in loaders],
+        learn=learn,
+        flops=straightforward.step_flops(bench.forward_flops(classes), s),
+        format="TF32" if in_tf32 else "float32",
+        parts=parts,
+        close=close,
+    )
+
+
+# ------------------------------------------------------------------------------- time and memory
+
+
+def clock() -> float:
+    """time.perf_counter() once the GPU has done all that was asked of it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def alternate(
+    calls: Mapping[str, Call], *, turns: int, seconds: float = math.inf
+) -> dict[str, list[float]]:
+    """Time calls turn by turn, in an order that is reversed each time, so that whatever else the
+    machine does meets all of them alike; return the seconds a call of each turn.
+
+    A turn is one call, or as many as take 50 ms, after one that is not timed: caches and allocator
+    are as the others left them. What takes half a second or more would not notice, and its first
+    call counts. After `seconds` no further turn begins, if there were 3.
+    """
+    began, names = time.monotonic(), list(calls)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(turns):
+        if turn >= LEAST_TURNS and time.monotonic() - began > seconds:
+            break
+        for name in names if turn % 2 == 0 else reversed(names):
+            spent, number = timeit.timeit(calls[name], timer=clock, number=1), 1
+            if spent < WARMED_UP:
+                number = math.ceil(SHORTEST_TURN / spent)
+                spent = timeit.timeit(calls[name], timer=clock, number=number)
+            found[name].append(spent / number)
     return found
 
 
-def close(found: dict[str, Contender]) -> None:
-    for contender in found.values():
-        contender.close()
-    gc.collect()  # the cycles of the contenders before these
+@contextmanager
+def watched(spent: dict[str, float], places: Sequence[Place]) -> Iterator[None]:
+    """While it lasts, the seconds within calls of owner.name are added to spent[part], for each
+    (owner, name, part). A watched call within another one counts as the other's."""
+    inside = [False]
+
+    def watch(call: Callable[..., Any], part: str) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if inside[0]:
+                return call(*args, **kwargs)
+            inside[0] = True
+            started = clock()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                spent[part] = spent.get(part, 0.0) + clock() - started
+                inside[0] = False
+
+        return timed
+
+    with ExitStack() as stack:
+        for owner, name, part in places:
+            call = watch(getattr(owner, name), part)
+            stack.enter_context(mock.patch.object(owner, name, call))
+        yield
 
 
-def steps(networks: Networks, rates: dict[str, float]) -> list[Row]:
+@contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """float32 products and convolutions on a GPU in TF32, or not."""
+    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
+def malloc_as_found(device: torch.device) -> Iterator[None]:
+    """On a CPU, the memory allocator of a program that does not set it up as this project's do:
+    with the largest thresholds that glibc comes to by itself."""
+    if device.type == "cpu":
+        set_malloc(trim_threshold=2**26, mmap_threshold=2**25)
+    try:
+        yield
+    finally:
+        if device.type == "cpu":
+            keep_freed_memory()
+
+
+def extra_memory(call: Call, device: torch.device) -> int | None:
+    """Bytes that the call needs at most, above what was allocated before it: of the GPU's
+    allocations, or of this process' resident memory on Linux. None where the system cannot tell."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what glibc keeps for later would hide what is needed
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak
+        resident = told("/proc/self/status", "VmRSS")
+        call()
+        return max(0, told("/proc/self/status", "VmHWM") - resident)
+    except OSError:
+        return None
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes; infinite where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return told("/proc/meminfo", "MemAvailable")
+    except OSError:
+        return math.inf
+
+
+def told(path: str, name: str) -> int:
+    """Bytes, of a file of Linux about memory. Raises OSError where it has no such line."""
+    match = re.search(rf"^{name}: +(\d+) kB", Path(path).read_text(encoding="ascii"), re.M)
+    if match is None:
+        raise OSError(f"{path} has no {name}")
+    return int(match[1]) * 1024
+
+
+def peaks(bench: Bench) -> dict[str, float]:
+    """Number format -> FLOP/s of the best of 8 products of two large matrices: what the steps'
+    rates are shares of."""
+    size, gpu = bench.b.matrix, bench.device.type == "cuda"
+    say(f"peak: products of {size} x {size} matrices")
+
+    def rate(dtype: torch.dtype, in_tf32: bool = False) -> float:
+        a, b = (torch.randn(size, size, device=bench.device).to(dtype) for _ in range(2))
+        with tf32(in_tf32):
+            return 2 * size**3 / min(alternate({"": lambda: a @ b}, turns=8)[""])
+
+    found = {"float32": rate(torch.float32)}
+    if gpu:
+        found["TF32"] = rate(torch.float32, in_tf32=True)
+    if gpu or bench.b.amp == "bf16":
+        found["bf16"] = rate(torch.bfloat16)
+    return found
+
+
+# -------------------------------------------------------------------------------------- sections
+
+
+def measured(b: Namespace, device: torch.device) -> Row:
+    """The peaks, and the rows of all sections that are asked for."""
+    bench = Bench(b, device)
+    if {"steps", "parts"} & set(b.sections):
+        bench.rates = peaks(bench)
+    sections = {"steps": steps, "parts": parts, "growth": growth, "queue": queue_term,
+                "images": images}  # fmt: skip
+    found = {name: rows(bench) for name, rows in sections.items() if name in b.sections}
+    return {"peaks": bench.rates, **found}
+
+
+def both(times: Mapping[str, list[float]]) -> Row:
+    """Median seconds of project and straightforward, None if not timed, and their ratio."""
+    ours, *more = (statistics.median(values) for values in times.values())
+    theirs = more[0] if more else None
+    return {PROJECT: ours, STRAIGHT: theirs, "ratio": theirs / ours if theirs else None}
+
+
+def steps(bench: Bench) -> list[Row]:
     """A row a step and contender: seconds, images/s, FLOP, share of the peak, memory."""
-    b, device, rows = networks.b, networks.device, []
-    asked = []
+    b, rows = bench.b, []
     for terms in b.terms:
-        asked += [(terms, classes) for classes in b.classes[: None if terms == "HDGE" else 1]]
-    for terms, classes in asked:
-        say(f"step: {terms}, {classes} classes")
-        s = step_settings(b, terms, classes)
-        found = fitting(networks, s, classes, both=True)
-        calls: dict[str, Callable[[], object]] = {n: c.step for n, c in found.items()}
-        for call in calls.values():
-            call()  # what only a first step does: the optimiser's state, compilation, the sums
-        memory = {name: extra_memory(call, device) for name, call in calls.items()}
-        times = alternate(calls, device, turns=b.turns, seconds=b.seconds)
-        for name, contender in found.items():
-            contender.check()
-            spent = times[name]
-            rate = contender.flops / spent.median
-            rows.append(
-                {
-                    **{"terms": terms, "classes": classes, "contender": name},
-                    **{"seconds": spent.median, "low": spent.low, "high": spent.high},
-                    **{"turns": spent.turns, "images_per_s": s.batch_size / spent.median},
-                    **{"ratio": spent.median / times[PROJECT].median, "flop": contender.flops},
-                    **{"format": contender.format, "share": rate / rates[contender.format]},
-                    "memory": memory[name],
-                }
-            )
-        close(found)
-        del found, calls
+        for classes in b.classes[: None if terms == "HDGE" else 1]:
+            say(f"step: {terms}, {classes} classes")
+            with contenders(bench, terms, classes, both=True) as (s, found):
+                calls = {name: contender.step for name, contender in found.items()}
+                for call in calls.values():
+                    call()  # what only a first step does: the optimiser's state, compilation, ...
+                memory = {name: extra_memory(call, bench.device) for name, call in calls.items()}
+                times = alternate(calls, turns=b.turns, seconds=b.seconds)
+                for name, contender in found.items():
+                    contender.check()
+                    low, median, high = np.percentile(times[name], (25, 50, 75)).tolist()
+                    rate = contender.flops / median
+                    rows.append({
+                        "terms": terms, "classes": classes, "contender": name,
+                        "seconds": median, "low": low, "high": high, "turns": len(times[name]),
+                        "images_per_s": s.batch_size / median,
+                        "ratio": median / statistics.median(times[PROJECT]),
+                        "flop": contender.flops, "format": contender.format,
+                        "share": rate / bench.rates[contender.format], "memory": memory[name],
+                    })  # fmt: skip
     return rows
 
 
-def parts(networks: Networks, rates: dict[str, float]) -> list[Row]:
+def parts(bench: Bench) -> list[Row]:
     """Seconds of each part of a step, and the share of the peak while sampling. On a GPU the host
     waits at both ends of a part, so that all of them together take longer than the step does."""
-    b, device, classes, rows = networks.b, networks.device, networks.b.classes[0], []
-    for terms in b.terms:
+    classes, rows = bench.b.classes[0], []
+    for terms in bench.b.terms:
         say(f"parts of a step: {terms}")
-        s = step_settings(b, terms, classes)
-        sampled = 2 * s.n_steps * s.sgld_batch_size * networks.forward_flops(classes)
-        found = fitting(networks, s, classes)
-        for name, contender in found.items():
-            seen: dict[str, list[float]] = {part: [] for part in PARTS}
-            for _ in range(PART_STEPS):
-                spent: dict[str, float] = {}
-                started = clock(device)
-                with watched(spent, contender.parts, device):
-                    contender.step()
-                spent["rest"] = clock(device) - started - sum(spent.values())
-                for part in PARTS:
-                    seen[part].append(spent.get(part, 0.0))
-            medians = {part: statistics.median(values) for part, values in seen.items()}
-            share = None
-            if s.pxsgld > 0:
-                share = sampled / medians["sampling"] / rates[contender.format]
-            row = {"terms": terms, "classes": classes, "contender": name, "parts": medians}
-            rows.append({**row, "sampling_share": share})
-        close(found)
-        del found
+        with contenders(bench, terms, classes) as (s, found):
+            sampled = 2 * s.n_steps * s.sgld_batch_size * bench.forward_flops(classes)
+            for name, contender in found.items():
+                seen = []
+                for _ in range(PART_STEPS):
+                    spent = dict.fromkeys(PARTS, 0.0)
+                    started = clock()
+                    with watched(spent, [(contender, "draw", "data"), *contender.parts]):
+                        contender.step()
+                    spent["rest"] = clock() - started - sum(spent.values())
+                    seen.append(spent)
+                medians = {part: statistics.median(each[part] for each in seen) for part in PARTS}
+                share = None
+                if s.pxsgld > 0:
+                    share = sampled / medians["sampling"] / bench.rates[contender.format]
+                row = {"terms": terms, "classes": classes, "contender": name, "parts": medians}
+                rows.append({**row, "sampling_share": share})
     return rows
 
 
-def growth(networks: Networks) -> list[Row]:
+def growth(bench: Bench) -> list[Row]:
     """Seconds of a step as K, the SGLD steps or the batch grow; the SGLD curve has a batch of its
     own, whose chains are as many."""
-    b, device, rows = networks.b, networks.device, []
-    classes = b.classes[0]
+    b, rows = bench.b, []
     for by, values in b.growth.items():
-        terms = GROWS[by]
         for value in values:
-            say(f"growth: {terms}, --{by} {value}")
+            say(f"growth: {GROWS[by]}, --{by} {value}")
             sizes = {"batch_size": b.sgld_growth_batch} if by == "n_steps" else {}
-            s = step_settings(b, terms, classes, **{**sizes, by: value})
-            found = fitting(networks, s, classes)
-            calls: dict[str, Callable[[], object]] = {n: c.step for n, c in found.items()}
-            for call in calls.values():
-                call()
-            times = alternate(calls, device, turns=GROWTH_TURNS, seconds=b.seconds)
-            row = {"by": by, "value": value, "terms": terms, "batch_size": s.batch_size}
-            rows.append({**row, **seconds({name: time.median for name, time in times.items()})})
-            close(found)
-            del found, calls
+            with contenders(bench, GROWS[by], b.classes[0], **{**sizes, by: value}) as (s, found):
+                calls = {name: contender.step for name, contender in found.items()}
+                for call in calls.values():
+                    call()
+                times = alternate(calls, turns=GROWTH_TURNS, seconds=b.seconds)
+                row = {"by": by, "value": value, "terms": GROWS[by], "batch_size": s.batch_size}
+                rows.append({**row, **both(times)})
     return rows
 
 
-def seconds(medians: dict[str, float]) -> Row:
-    """Both contenders' seconds and their ratio; None where only the project's was timed."""
-    ours, theirs = medians[PROJECT], medians.get(STRAIGHT)
-    ratio = None if theirs is None else theirs / ours
-    return {PROJECT: ours, STRAIGHT: theirs, "ratio": ratio}
-
-
-def queue_term(b: Namespace, device: torch.device) -> list[Row]:
+def queue_term(bench: Bench) -> list[Row]:
     """The contrastive term alone: forward, backward and enqueue, from random logits."""
     rows = []
-    for classes in b.classes:
+    for classes in bench.b.classes:
         say(f"queue term: {classes} classes")
-        s = step_settings(b, "HDGE", classes)
-        logits = torch.randn(s.batch_size, classes, device=device, requires_grad=True)
-        labels = torch.arange(s.batch_size, device=device) % classes
+        s = step_settings(bench.b, "HDGE", classes)
+        logits = torch.randn(s.batch_size, classes, device=bench.device, requires_grad=True)
+        labels = torch.arange(s.batch_size, device=bench.device) % classes
         calls = {PROJECT: project_term(s, logits, labels)}
-        needed = COPIES * 4 * s.contrast_k * logits.numel()
-        if b.straightforward and needed < free_memory(device):
+        if bench.b.straightforward and bench.room_for(s, classes):
             calls[STRAIGHT] = plain_term(s, logits, labels)
         for call in calls.values():
             call()
-        memory = {name: extra_memory(call, device) for name, call in calls.items()}
-        times = alternate(calls, device, turns=b.turns, seconds=b.seconds)
+        memory = {name: extra_memory(call, bench.device) for name, call in calls.items()}
+        times = alternate(calls, turns=bench.b.turns, seconds=bench.b.seconds)
         row = {"classes": classes, "contrast_k": s.contrast_k, "batch_size": s.batch_size}
-        medians = {name: time.median for name, time in times.items()}
-        rows.append({**row, **seconds(medians), "memory": memory})
+        rows.append({**row, **both(times), "memory": memory})
     return rows
 
 
-def project_term(s: Namespace, logits: torch.Tensor, labels: torch.Tensor) -> Callable[[], object]:
+def project_term(s: Namespace, logits: Tensor, labels: Tensor) -> Call:
     objective = losses.build_objective(s, logits.shape[1]).to(logits.device)
     term, queue = objective.terms["pxycontrast"], objective.memories["queue"]
-    nothing = torch.empty(0)
+    nothing, skip = torch.empty(0), torch.zeros((), dtype=torch.bool, device=logits.device)
     step = losses.Step(None, nothing, labels, nothing, logits)  # type: ignore[arg-type]
-    skip = torch.zeros((), dtype=torch.bool, device=logits.device)
 
     def call() -> None:
         loss, _ = term(step)
@@ -208,14 +481,13 @@ def project_term(s: Namespace, logits: torch.Tensor, labels: torch.Tensor) -> Ca
     return call
 
 
-def plain_term(s: Namespace, logits: torch.Tensor, labels: torch.Tensor) -> Callable[[], object]:
-    classes = logits.shape[1]
-    smallest = plain_network.Classifier(10, 1, classes)
-    state = straightforward.build(s, smallest, classes, logits.device)
+def plain_term(s: Namespace, logits: Tensor, labels: Tensor) -> Call:
+    classes, device = logits.shape[1], logits.device
+    state = straightforward.build(s, straightforward.Classifier(10, 1, classes), classes, device)
     targets = straightforward.target_rows(labels, classes, s.smoothing, logits.dtype)
 
     def call() -> None:
-        with malloc_as_found(logits.device):
+        with malloc_as_found(device):
             loss = straightforward.contrastive(state, logits, targets)
             torch.autograd.grad(loss, logits)
             straightforward.enqueue(state, logits)
@@ -223,25 +495,19 @@ def plain_term(s: Namespace, logits: torch.Tensor, labels: torch.Tensor) -> Call
     return call
 
 
-def images(networks: Networks) -> list[Row]:
+def images(bench: Bench) -> list[Row]:
     """A batch of augmented images, on one core where they are made on the CPU."""
-    b, device = networks.b, networks.device
     say("a batch of augmented images")
-    held, index = networks.images.to(device), torch.arange(b.batch_size, device=device)
-    transform = pil_images.pipeline(sigma=0.03, flip=True)
-    dataset = pil_images.Images(networks.images.numpy(), networks.labels(10).numpy(), transform)
-    calls: dict[str, Callable[[], object]] = {
-        PROJECT: lambda: data.augment(held, index, sigma=0.03, flip=True)
-    }
+    b, dataset = bench.b, bench.dataset(10, 0.03)
+    held = bench.images.to(bench.device)
+    index = torch.arange(b.batch_size, device=bench.device)
+    calls: dict[str, Call] = {PROJECT: lambda: data.augment(held, index, sigma=0.03, flip=True)}
     if b.straightforward:
         calls[STRAIGHT] = lambda: torch.stack([dataset[i][0] for i in range(b.batch_size)])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for call in calls.values():
-            call()
-        times = alternate(calls, device, turns=max(b.turns, 5), seconds=b.seconds)
+        times = alternate(calls, turns=max(b.turns, 5), seconds=b.seconds)
     finally:
         torch.set_num_threads(threads)
-    medians = {name: time.median for name, time in times.items()}
-    return [{"batch_size": b.batch_size, **seconds(medians)}]
+    return [{"batch_size": b.batch_size, **both(times)}]

@@ -1,13 +1,15 @@
-"""What was measured, as Markdown."""
+"""What was measured, as Markdown and as one picture. `found` is what bench.json holds."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import PROJECT, STRAIGHT
-from benchmarks.measure import PARTS
+from benchmarks.flags import PARTS, PROJECT, STRAIGHT, STRAIGHT_TF32
+from runs.style import COLOURS, STYLE, new_figure
 
 Row = dict[str, Any]
 BUSY = 0.5  # load average, before the benchmark, of a machine that does something else
@@ -15,18 +17,11 @@ BY = {"contrast_k": "K, slots of the queue", "n_steps": "SGLD steps", "batch_siz
 
 
 def markdown(found: Row) -> str:
-    """The whole page; `found` is what bench.json holds."""
-    tables = {
-        "steps": ("Whole steps", steps),
-        "parts": ("Parts of a step", parts),
-        "growth": ("How a step's cost grows", growth),
-        "queue": ("The queue term alone", queue),
-        "images": ("A batch of augmented images", images),
-    }
+    """The whole page."""
     pieces = [header(found)]
-    for section, (title, table) in tables.items():
+    for section, (title, tables) in TABLES.items():
         if found.get(section):
-            pieces.append(f"## {title}\n\n{table(found[section])}")
+            pieces += [f"## {title}", *tables(found[section])]
     if found.get("picture"):
         pieces.append("![the same as curves and bars](bench.png)")
     return "\n\n".join(pieces) + "\n"
@@ -37,7 +32,12 @@ def header(found: Row) -> str:
     s, place = found["settings"], found["environment"]
     packages = ", ".join(f"{name} {place['packages'][name]}" for name in ("torchvision", "numpy"))
     peaks = ", ".join(f"{figures(rate / 1e12)} ({name})" for name, rate in found["peaks"].items())
-    lines = [
+    load = found["load"] or 0.0  # None: the system does not tell
+    busy = (
+        f"- **The machine was busy** (load average {load:.1f} before it began): these times are no "
+        "results"
+    )
+    return "\n".join([
         "# Speed of a training step",
         "",
         "    " + shlex.join(s["command"]),
@@ -49,13 +49,8 @@ def header(found: Row) -> str:
         f"{s['n_steps']} SGLD steps; --amp {s['amp']}, --compile {s['compile']}",
         f"- Matrix products of {s['matrix']} x {s['matrix']}, TFLOP/s: {peaks or 'not measured'}",
         f"- Medians; it took {found['seconds'] / 60:.1f} minutes",
-    ]
-    if found["load"] is not None and found["load"] > BUSY:
-        lines.append(
-            f"- **The machine was busy** (load average {found['load']:.1f} before it began): "
-            "these times are no results"
-        )
-    return "\n".join(lines)
+        *([busy] if load > BUSY else []),
+    ])  # fmt: skip
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -64,71 +59,64 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def figures(value: float | None) -> str:
+def figures(value: float | None, times: float = 1) -> str:
     """Three digits, and no exponent for what occurs here."""
     if value is None:
         return "-"
-    if value >= 99.95:
-        return f"{value:,.0f}"
-    return (
-        f"{value:.1f}" if value >= 9.995 else f"{value:.2f}" if value >= 0.995 else f"{value:.3g}"
-    )
+    value *= times
+    digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.995 else None
+    return f"{value:.3g}" if digits is None else f"{value:,.{digits}f}"
+
+
+ms, mib = partial(figures, times=1e3), partial(figures, times=2**-20)
 
 
 def percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
 
 
-def ms(seconds: float | None) -> str:
-    return figures(None if seconds is None else 1000 * seconds)
-
-
-def mib(size: float | None) -> str:
-    return figures(None if size is None else size / 2**20)
-
-
-def steps(rows: Sequence[Row]) -> str:
+def steps(rows: Sequence[Row]) -> list[str]:
     head = ["terms", "classes", "step", "ms", "quartiles", "images/s", "times the project's",
             "TFLOP", "share of the peak", "memory above its state, MiB"]  # fmt: skip
-    page = table(
-        head,
+    lines = [
         [
-            [
-                *(row["terms"], str(row["classes"]), row["contender"]),
-                *(ms(row["seconds"]), f"{ms(row['low'])} to {ms(row['high'])}"),
-                *(figures(row["images_per_s"]), figures(row["ratio"])),
-                *(figures(row["flop"] / 1e12), f"{percent(row['share'])} of {row['format']}"),
-                mib(row["memory"]),
-            ]
-            for row in rows
-        ],
-    )
-    if any(row["share"] > 1 for row in rows):
-        page += "\n\nShares above 100 %: convolutions run faster than that matrix product here."
-    return page
+            *(row["terms"], str(row["classes"]), row["contender"]),
+            *(ms(row["seconds"]), f"{ms(row['low'])} to {ms(row['high'])}"),
+            *(figures(row["images_per_s"]), figures(row["ratio"])),
+            *(figures(row["flop"] / 1e12), f"{percent(row['share'])} of {row['format']}"),
+            mib(row["memory"]),
+        ]
+        for row in rows
+    ]
+    above = "Shares above 100 %: convolutions run faster than that matrix product here."
+    return [table(head, lines), *([above] if any(row["share"] > 1 for row in rows) else [])]
 
 
-def parts(rows: Sequence[Row]) -> str:
+def parts(rows: Sequence[Row]) -> list[str]:
     head = ["ms", *(f"{row['terms']}, {row['contender']}" for row in rows)]
     lines = [[part, *(ms(row["parts"][part]) for row in rows)] for part in PARTS]
-    shares = [row["sampling_share"] for row in rows]
-    lines.append(["share of the peak while sampling", *map(percent, shares)])
-    return table(head, lines)
+    shares = [percent(row["sampling_share"]) for row in rows]
+    return [table(head, [*lines, ["share of the peak while sampling", *shares]])]
 
 
-def growth(rows: Sequence[Row]) -> str:
+def curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each size that grows, by what grows."""
+    return {by: [row for row in rows if row["by"] == by] for by in BY}
+
+
+def growth(rows: Sequence[Row]) -> list[str]:
     pieces = []
-    for by in dict.fromkeys(row["by"] for row in rows):
-        some = [row for row in rows if row["by"] == by]
-        batch = "" if by == "batch_size" else f", batch {some[0]['batch_size']}"
-        head = [f"{BY[by]} ({some[0]['terms']}{batch})", *(f"{row['value']:,}" for row in some)]
-        lines = [[f"{name}, ms", *(ms(row[name]) for row in some)] for name in (PROJECT, STRAIGHT)]
-        lines.append(["ratio", *(figures(row["ratio"]) for row in some)])
-        pieces.append(table(head, lines))
-    return "\n\n".join(pieces)
+    for by, some in curves(rows).items():
+        if some:
+            batch = "" if by == "batch_size" else f", batch {some[0]['batch_size']}"
+            head = [f"{BY[by]} ({some[0]['terms']}{batch})", *(f"{row['value']:,}" for row in some)]
+            lines = [[f"{n}, ms", *(ms(row[n]) for row in some)] for n in (PROJECT, STRAIGHT)]
+            ratios = [figures(row["ratio"]) for row in some]
+            pieces.append(table(head, [*lines, ["ratio", *ratios]]))
+    return pieces
 
 
-def queue(rows: Sequence[Row]) -> str:
+def queue(rows: Sequence[Row]) -> list[str]:
     head = ["classes", "project, ms", "straightforward, ms", "ratio", "project, extra MiB",
             "straightforward, extra MiB"]  # fmt: skip
     lines = [
@@ -138,14 +126,143 @@ def queue(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    size = f"Forward, backward and enqueue; K = {rows[0]['contrast_k']:,}, "
-    return f"{size}batch {rows[0]['batch_size']}.\n\n{table(head, lines)}"
+    size = f"K = {rows[0]['contrast_k']:,}, batch {rows[0]['batch_size']}"
+    return [f"Forward, backward and enqueue; {size}.", table(head, lines)]
 
 
-def images(rows: Sequence[Row]) -> str:
+def images(rows: Sequence[Row]) -> list[str]:
     head = ["images", "project, ms", "PIL, one core, ms", "ratio"]
     lines = [
         [str(row["batch_size"]), ms(row[PROJECT]), ms(row[STRAIGHT]), figures(row["ratio"])]
         for row in rows
     ]
-    return table(head, lines)
+    return [table(head, lines)]
+
+
+TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
+    "steps": ("Whole steps", steps),
+    "parts": ("Parts of a step", parts),
+    "growth": ("How a step's cost grows", growth),
+    "queue": ("The queue term alone", queue),
+    "images": ("A batch of augmented images", images),
+}
+
+
+# --------------------------------------------------------------------------------------- picture
+
+COLOUR = {PROJECT: COLOURS[0], STRAIGHT: COLOURS[1], STRAIGHT_TF32: COLOURS[4]}
+MARKER = {PROJECT: "o", STRAIGHT: "s"}
+PART_COLOURS = ("#ddcc77", "#88ccee", "#332288", "#cc6677", "#117733", "#882255", "#dddddd")  # Tol
+WIDTH, HEIGHT, COLUMNS = 4.1, 3.3, 3  # inches of a panel; panels side by side
+
+
+def save_picture(found: Row, path: Path) -> bool:
+    """Write the PNG; return False where there is nothing to draw."""
+    from matplotlib import rc_context
+    from matplotlib.patches import Patch
+
+    panels = [
+        (draw, found[section])
+        for section, draw in (("steps", step_bars), ("parts", part_bars), ("queue", queue_bars))
+        if found.get(section)
+    ]
+    panels += [(curve, rows) for rows in curves(found.get("growth") or []).values() if rows]
+    if not panels:
+        return False
+    columns, lines = min(len(panels), COLUMNS), -(-len(panels) // COLUMNS)
+    with rc_context(STYLE):
+        figure = new_figure(WIDTH * columns, HEIGHT * lines + 0.3, w_pad=0.08, h_pad=0.08)
+        grid = figure.subplots(lines, columns, squeeze=False)
+        for axes, (draw, rows) in zip(grid.flat, panels, strict=False):
+            draw(axes, rows)
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.remove()
+        s, place = found["settings"], found["environment"]
+        figure.suptitle(f"WRN-{s['depth']}-{s['width']} on {place['device']}", fontsize=11)
+        rows = [row for _, of_panel in panels for row in of_panel]
+        timed = {row.get("contender") for row in rows}
+        timed |= {name for row in rows for name in (PROJECT, STRAIGHT) if row.get(name) is not None}
+        shown = [Patch(color=colour, label=n) for n, colour in COLOUR.items() if n in timed]
+        figure.legend(handles=shown, loc="outside upper right", ncols=len(shown))
+        figure.savefig(path, dpi=130, metadata={"Software": None})
+    return True
+
+
+def bars(axes: Any, groups: Sequence[Sequence[tuple[str, float, float]]]) -> None:
+    """Draw a group of (contender, seconds, times the project's) beside another, with a ratio over
+    each bar but the project's."""
+    most = max(len(group) for group in groups)
+    for i, group in enumerate(groups):
+        for j, (name, seconds, ratio) in enumerate(group):
+            x, y = i - 0.4 + (j + 0.5) * 0.8 / most, 1000 * seconds
+            axes.bar(x, y, 0.8 / most, color=COLOUR[name])
+            if name != PROJECT:
+                upright = 90 if most > 2 else 0  # beside a higher bar there is no room
+                axes.annotate(f"{figures(ratio)} ×", (x, y), (0, 2), ha="center", fontsize=8,
+                              textcoords="offset points", rotation=upright)  # fmt: skip
+    log_scale(axes, [1000 * seconds for group in groups for _, seconds, _ in group])
+
+
+def step_bars(axes: Any, rows: Sequence[Row]) -> None:
+    groups: dict[tuple[str, int], list[tuple[str, float, float]]] = {}
+    for row in rows:
+        bar = (row["contender"], row["seconds"], row["ratio"])
+        groups.setdefault((row["terms"], row["classes"]), []).append(bar)
+    bars(axes, list(groups.values()))
+    first = rows[0]["classes"]
+    ticks = [terms if classes == first else f"{terms}\nC = {classes}" for terms, classes in groups]
+    axes.set_xticks(range(len(groups)), [tick.replace("HDGE+JEM", "HDGE\n+JEM") for tick in ticks])
+    axes.set(ylabel="ms a step", title=f"A training step, C = {first}")
+    axes.tick_params(axis="x", labelsize=8.5)
+    axes.set_ylim(top=4000 * max(row["seconds"] for row in rows))  # room for the ratios
+
+
+def part_bars(axes: Any, rows: Sequence[Row]) -> None:
+    """Stacked bars of the last terms, which have every part."""
+    some = [row for row in rows if row["terms"] == rows[-1]["terms"]]
+    left = [0.0] * len(some)
+    for part, colour in zip(PARTS, PART_COLOURS, strict=True):
+        widths = [1000 * row["parts"][part] for row in some]
+        axes.barh(range(len(some)), widths, 0.55, left, color=colour, label=part)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.set_yticks(range(len(some)), [row["contender"] for row in some], rotation=90, va="center")
+    axes.set_ylim(len(some) - 0.5, -1.3)
+    axes.set(xlabel="ms", title=f"Parts of a step, {some[0]['terms']}")
+    axes.legend(ncols=2, loc="upper left", fontsize=8, columnspacing=1.0, handlelength=1.2)
+
+
+def queue_bars(axes: Any, rows: Sequence[Row]) -> None:
+    names = (PROJECT, STRAIGHT)
+    bars(axes, [[(n, row[n], row["ratio"]) for n in names if row[n] is not None] for row in rows])
+    axes.set_xticks(range(len(rows)), [f"C = {row['classes']}" for row in rows])
+    size = f"K = {rows[0]['contrast_k']:,}, batch {rows[0]['batch_size']}"
+    axes.set(ylabel="ms", title=f"The queue term alone, {size}")
+
+
+def curve(axes: Any, rows: Sequence[Row]) -> None:
+    times = []
+    for name in (PROJECT, STRAIGHT):
+        points = [(row["value"], 1000 * row[name]) for row in rows if row[name] is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), MARKER[name] + "-", color=COLOUR[name])
+            times += [y for _, y in points]
+    axes.set(xscale="log", ylabel="ms a step", xlabel=BY[rows[0]["by"]])
+    log_scale(axes, times)
+    axes.set_xticks([row["value"] for row in rows], [f"{row['value']:,}" for row in rows])
+    axes.xaxis.minorticks_off()
+    axes.tick_params(axis="x", labelsize=8)
+    batch = "" if rows[0]["by"] == "batch_size" else f", batch {rows[0]['batch_size']}"
+    axes.set_title(f"{rows[0]['terms']}{batch}")
+    axes.grid(alpha=0.3)
+
+
+def log_scale(axes: Any, values: Sequence[float]) -> None:
+    """From below the smallest value to above the largest, with plain numbers at 1, 2, 5, 10, ..."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.set_ylim(min(values) / 2, max(values) * 2)
+    wide = max(values) > 100 * min(values)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))

@@ -1,9 +1,10 @@
 """The training step written the straightforward way, as the ancestors' released code does it.
 
-From the formulas and with that code's habits: each term runs the network on its own, the queue
-term builds an (N, C, K) tensor, the replay buffer lives on the host, sampling differentiates a
-graph that includes the weights and keeps it, numbers are float32 in NCHW, and the host reads the
-loss in every step. It computes what the project's step computes (tests/test_straightforward.py).
+From the formulas and with that code's habits: PIL makes the batches image by image, each term runs
+the network on its own, the queue term builds an (N, C, K) tensor, the replay buffer lives on the
+host, sampling differentiates a graph that includes the weights and keeps it, numbers are float32 in
+NCHW, and the host reads the loss in every step. It computes what the project's step computes
+(tests/test_straightforward.py), and shares no code with it.
 
 Shapes: N batch, C classes, K queue slots.
 """
@@ -11,16 +12,79 @@ Shapes: N batch, C classes, K queue slots.
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-from benchmarks.plain_network import Classifier
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 LARGEST_LOSS = 1e8  # JEM's code stops there
+SLOPE = 0.2  # of LeakyReLU below zero
+PAD = 4  # pixels of reflection on every side
+
+
+# --------------------------------------------------------------------------------------- network
+
+
+class Block(nn.Module):
+    """y = conv2(act(conv1(act(x)))) + shortcut(x)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride=stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.leaky_relu(x, SLOPE))
+        h = self.conv2(F.leaky_relu(h, SLOPE))
+        return h + self.shortcut(x)
+
+
+class WideResNet(nn.Module):
+    """Images (N, 3, H, W) -> features (N, 64 * width)."""
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        blocks = (depth - 4) // 6
+
+        def stage(channels_in: int, channels: int, stride: int) -> nn.Sequential:
+            shapes = [(channels_in, stride)] + [(channels, 1)] * (blocks - 1)
+            return nn.Sequential(*(Block(before, channels, s) for before, s in shapes))
+
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1)
+        self.layer1 = stage(16, 16 * width, 1)
+        self.layer2 = stage(16 * width, 32 * width, 2)
+        self.layer3 = stage(32 * width, 64 * width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        h = F.leaky_relu(h, SLOPE)
+        return F.avg_pool2d(h, h.shape[-1]).flatten(1)
+
+
+class Classifier(nn.Module):
+    """Images (N, 3, H, W) -> logits f(x) (N, C), without normalisation. The weights have the names
+    that they have in models/: either loads the other's."""
+
+    def __init__(self, depth: int, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.f = WideResNet(depth, width)
+        self.class_output = nn.Linear(64 * width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.class_output(self.f(x))
+
+
+# --------------------------------------------------------------------------------------------- step
 
 
 @dataclass
@@ -170,3 +234,55 @@ def step_flops(forward: int, s: Namespace) -> float:
     passes = (s.pyxce > 0) + (s.pxycontrast > 0) + (s.pxsgld > 0)
     chains = s.sgld_batch_size * (2 * s.n_steps + 3) if s.pxsgld > 0 else 0
     return float(forward) * (3 * s.batch_size * passes + chains)
+
+
+# ------------------------------------------------------------------------------------------ batches
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """uint8 images (n, 32, 32, 3) and labels (n,), each transformed when it is asked for."""
+
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, transform: Callable[[Image.Image], Tensor]
+    ) -> None:
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
+
+
+def pipeline(*, sigma: float, flip: bool) -> Any:
+    """PIL image -> float32 (3, 32, 32): pad, crop, mirror, scale to [-1, 1], N(0, sigma^2)."""
+    from torchvision import transforms  # takes seconds to import
+
+    return transforms.Compose(
+        [
+            transforms.Pad(PAD, padding_mode="reflect"),
+            transforms.RandomCrop(32),
+            *([transforms.RandomHorizontalFlip()] if flip else []),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+            transforms.Lambda(partial(add_noise, sigma=sigma)),
+        ]
+    )
+
+
+def add_noise(image: Tensor, sigma: float) -> Tensor:
+    return image + sigma * torch.randn_like(image)
+
+
+def endless(dataset: Images, batch_size: int, workers: int) -> Generator[list[Tensor], None, None]:
+    """[images (N, 3, 32, 32), labels (N,)] on the host, epoch after epoch."""
+    loader = DataLoader(
+        dataset,
+        batch_size,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=workers > 0,
+    )
+    while True:
+        yield from loader

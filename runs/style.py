@@ -1,4 +1,4 @@
-"""How every picture looks: matplotlib settings, colours, markers and axis titles. Nothing heavy is imported here."""
+"""How every picture looks: settings of matplotlib, colours, markers, axes. Nothing heavy here."""
 
 from __future__ import annotations
 

@@ -22,12 +22,11 @@ import json  # noqa: E402
 import os  # noqa: E402
 import time  # noqa: E402
 from argparse import Namespace  # noqa: E402
-from typing import Any  # noqa: E402
+from functools import partial  # noqa: E402
 
 import torch  # noqa: E402
 
-from benchmarks import measure, picture, report  # noqa: E402
-from benchmarks.contenders import Networks  # noqa: E402
+from benchmarks import measure, report  # noqa: E402
 from runs.cli import UsageError  # noqa: E402
 from runs.files import naming  # noqa: E402
 from runs.folder import environment  # noqa: E402
@@ -36,7 +35,6 @@ from training.endings import exit_code  # noqa: E402
 from training.machine import choose_device  # noqa: E402
 
 PROGRAM = "bench.py"
-build_parser = flags.build_parser
 
 
 def preset_for(name: str, device: torch.device) -> str:
@@ -44,36 +42,6 @@ def preset_for(name: str, device: torch.device) -> str:
     if name == "gpu" and device.type != "cuda":
         raise UsageError(f"--preset gpu on {device}: use --preset cpu, or --device cuda")
     return name if name != "auto" else "gpu" if device.type == "cuda" else "cpu"
-
-
-def bench(b: Namespace, device: torch.device) -> dict[str, Any]:
-    """All that is asked for, as bench.json holds it."""
-    began, load = time.monotonic(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    here = environment(device)
-    networks = Networks.of(b, device)
-    rates = measure.peaks(b, device) if {"steps", "parts"} & set(b.sections) else {}
-    sections = {
-        "steps": lambda: measure.steps(networks, rates),
-        "parts": lambda: measure.parts(networks, rates),
-        "growth": lambda: measure.growth(networks),
-        "queue": lambda: measure.queue_term(b, device),
-        "images": lambda: measure.images(networks),
-    }
-    found = {name: sections[name]() for name in flags.SECTIONS if name in b.sections}
-    return {
-        "settings": {**vars(b), "output": str(b.output), "device": str(device)},
-        "environment": here,
-        **{"load": load, "seconds": time.monotonic() - began, "peaks": rates},
-        **found,
-    }
-
-
-def write(found: dict[str, Any], folder: Path) -> None:
-    found["picture"] = picture.save_picture(found, folder / "bench.png")
-    texts = {"bench.json": json.dumps(found, indent=1) + "\n", "bench.md": report.markdown(found)}
-    for name, text in texts.items():
-        with naming(folder / name):
-            (folder / name).write_text(text, encoding="utf-8")
 
 
 def work(b: Namespace) -> int:
@@ -87,21 +55,29 @@ def work(b: Namespace) -> int:
         raise UsageError(
             f"--output {b.output} cannot be made ({error.strerror}): give a folder that is writable"
         ) from None
-    found = bench(b, device)
-    write(found, b.output)
-    print_line(report.markdown(found), sys.stdout)
+    found = {
+        "settings": {**vars(b), "output": str(b.output), "device": str(device)},
+        "environment": environment(device),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+    began = time.monotonic()
+    found |= measure.measured(b, device)
+    found["seconds"] = time.monotonic() - began
+    found["picture"] = report.save_picture(found, b.output / "bench.png")
+    page = report.markdown(found)
+    for name, text in (("bench.json", json.dumps(found, indent=1) + "\n"), ("bench.md", page)):
+        with naming(b.output / name):
+            (b.output / name).write_text(text, encoding="utf-8")
+    print_line(page, sys.stdout)
     print_line(f"{b.output / 'bench.md'}, bench.json and bench.png", sys.stdout)
     return 0
 
 
 def main(b: Namespace) -> int:
-    """The exit code; a mistake is one line on stderr and code 2."""
-    return exit_code(
-        PROGRAM,
-        lambda: work(b),
-        interrupted=f"{PROGRAM}: interrupted: nothing was written",
-        lower="--batch_size or --contrast_k",
-    )
+    """Return the exit code; a mistake is one line on stderr and code 2."""
+    interrupted = f"{PROGRAM}: interrupted: nothing was written"
+    lower = "--batch_size or --contrast_k"
+    return exit_code(PROGRAM, partial(work, b), interrupted=interrupted, lower=lower)
 
 
 if __name__ == "__main__":

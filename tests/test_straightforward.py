@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import losses
 import models
 import train_wrn
-from benchmarks import plain_network, straightforward
+from benchmarks import straightforward
 from training import flags
 from training.divergence import Guard
 from training.state import Run, checkpoint_state, restore
@@ -64,7 +64,7 @@ def project(s: Namespace, classes: int, dtype: torch.dtype, *, running: bool = F
 def straight(run: Run) -> straightforward.State:
     """The straightforward step's state where the run begins; its numbers are float64."""
     s = run.settings
-    model = plain_network.Classifier(s.depth, s.width, run.num_classes).double()
+    model = straightforward.Classifier(s.depth, s.width, run.num_classes).double()
     model.load_state_dict({n: t.double() for n, t in run.model.state_dict().items()})
     state = straightforward.build(s, model, run.num_classes, torch.device("cpu"))
     state.queue, state.filled = state.queue.double(), 0
