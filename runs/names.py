@@ -4,6 +4,7 @@ from __future__ import annotations
 
 STARTS = ("uniform", "gaussian", "class_gaussian")  # of chains
 NORMS = ("none", "batch", "instance", "layer", "act")
+ADAM_BETAS = [0.9, 0.999]
 CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "mnist": 10, "digits": 10}
 IMAGE_SIZE = 32  # default side in pixels, and that of runs whose settings do not have it
 SMALLEST_IMAGE = 8

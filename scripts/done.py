@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from runs.files import plain
 from scripts.rows import PROBE, flags_of
+
+# What may differ between two askings of one question: where things are, and on what device. (The
+# network of --fid_model is known by its hash, not by its path.)
+INDIFFERENT = frozenset(
+    ("load_path", "labels", "log_dir", "id", "data_root", "device", "workers")
+    + ("fid_model", "inception_weights")
+)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -91,7 +99,6 @@ def answered(place: Path, words: Sequence[str], hashes: dict[Path, str] | None =
     hashes: sha256 of files that were read before, by path; new ones are added.
     """
     from evaluation.flags import PROTOCOL, parse, resolve
-    from reports.tables.answers import same_question
 
     known = {} if hashes is None else hashes
     parsed, _ = parse(list(words[1:]))
@@ -108,6 +115,16 @@ def answered(place: Path, words: Sequence[str], hashes: dict[Path, str] | None =
         told.append(read.get("classifier_sha256", record.get("features_sha256")))
         paths.append(parsed.fid_model)
     return told == [sha256(Path(path), known) for path in paths]
+
+
+def same_question(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Tell whether an answer's settings are those that are asked for. A flag that the answer's
+    version did not have yet does not tell."""
+    told = wanted.keys() & found.keys() - INDIFFERENT
+    both = "fid_model" in wanted and "fid_model" in found
+    if both and (wanted["fid_model"] is None) != (found["fid_model"] is None):
+        return False  # of another network's features, or of its own
+    return bool(found) and all(found[flag] == plain(wanted[flag]) for flag in told)
 
 
 def sha256(path: Path, known: dict[Path, str]) -> str:

@@ -34,7 +34,7 @@ status=0
 # What there is by now, also where something failed: the paper's numbers with ours beside them.
 if compgen -G "$ROOT/$SCALE/*-s[0-9]*/variant.json" > /dev/null; then
     "$PYTHON" scripts/tables.py collect --root "$ROOT" --scale "$SCALE" --results "$ROOT/results"
-    "$PYTHON" scripts/tables.py write --results "$ROOT/results"
+    "$PYTHON" scripts/tables.py write --results "$ROOT/results" --output "$ROOT/results"
 fi
 for name in "$@"; do
     if [ -f "$ROOT/results/$name-$SCALE.md" ]; then

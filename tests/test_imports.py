@@ -23,7 +23,6 @@ BELOW_REPORTS = {"runs", "reports"}
 UPWARD = {
     "evaluation.cost -> training",
     "reports.page.page -> training",
-    "reports.tables.records -> training",
 }
 CIRCLE = {"runs.checkpoint", "runs.exported"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import subprocess
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from reports.tables import cells
+from reports.tables.records import read_records
+from reports.tables.table import OTHER_FEATURES, build
 from scripts import experiments, tables
 from scripts.experiments import EXPERIMENTS, TABLES
 
@@ -50,48 +51,43 @@ def test_everything_runs(made: Any) -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_no_trained_cell_is_empty(name: str, made: Any) -> None:
     root, _ = made
-    records = {
-        p.stem: json.loads(p.read_text()) for p in (root / "results" / "smoke").glob("*.json")
-    }
-    table = cells.build(name, "smoke", TABLES[name].rows, records)
+    records = read_records(root / "results", ["smoke"])["smoke"]
+    table = build(name, "smoke", TABLES[name].rows, records)
     keys = [key for _, found in table.blocks for key in found]
-    assert keys and {line.experiment for line in table.lines} >= set(TABLES[name].rows)
-    for line in table.lines:
-        if line.experiment is None:
-            continue
-        assert line.about["runs"] == "1 seed", (line.model, line.about)
-        for key, cell in line.cells.items():
-            if (line.experiment, key.rpartition("/")[0]) in NOT_ASKED:
+    assert keys and {e for row in table.rows for e in row.experiments} >= set(TABLES[name].rows)
+    for row in (row for row in table.rows if row.experiments):
+        assert row.about["runs"] == "1 seed", (row.model, row.about)
+        for key, number in row.numbers.items():
+            if (row.experiments[0], key.rpartition("/")[0]) in NOT_ASKED:
                 continue
-            if cell.state == cells.OTHER_FEATURES:  # of the network that judges the samples
+            if number.state == OTHER_FEATURES:  # of the network that judges the samples
                 kind = key.split("/")[0]
-                others = [c.ours for k, c in line.cells.items() if k.startswith(f"{kind}/")]
-                assert kind in ("fid", "is") and sum(ours is not None for ours in others) == 1
+                others = [n.n for k, n in row.numbers.items() if k.startswith(f"{kind}/")]
+                assert kind in ("fid", "is") and sum(map(bool, others)) == 1
                 continue
-            assert cell.ours is not None, (line.experiment, key, cell.state)
+            assert number.mean is not None, (row.experiments, key, number.state)
 
 
 def test_a_row_of_the_ladder_by_itself_has_every_number(tmp_path: Path) -> None:
     words = ["run", "sampler", "--scale", "smoke", "--rows", "ladder-bce"]
     assert experiments.main([*words, "--root", str(tmp_path)]) == 0
     tables.collect(tmp_path, "smoke", tmp_path / "results")
-    record = json.loads((tmp_path / "results" / "smoke" / "ladder-bce.json").read_text())
-    table = cells.build("sampler", "smoke", ["ladder-bce"], {"ladder-bce": record})
+    records = read_records(tmp_path / "results", ["smoke"])["smoke"]
+    table = build("sampler", "smoke", ["ladder-bce"], records)
     assert all(keys for _, keys in table.blocks)
-    (line,) = table.lines
-    assert line.about["runs"] == "1 seed" and "--px_loss bce" in line.about["setting"]
-    assert all(cell.ours for cell in line.cells.values()), line.cells
+    (row,) = table.rows
+    assert row.about["runs"] == "1 seed" and "--px_loss bce" in row.about["setting"]
+    assert all(number.n for number in row.numbers.values()), row.numbers
     assert {"chain_fid", "precision", "recall", "read_as_asked", "ece", "ms_per_step"} <= {
-        key.split("/")[0] for key in line.cells
+        key.split("/")[0] for key in row.numbers
     }
 
 
 def test_every_table_is_there_to_be_read(made: Any) -> None:
     root, _ = made
-    text = (root / "RESULTS.md").read_text(encoding="utf-8")
-    for name in TABLES:
-        assert f"results/{name}-smoke.csv" in text
-        assert (root / "results" / f"{name}-smoke.tex").exists()
+    assert "Scale smoke" in (root / "RESULTS.md").read_text(encoding="utf-8")
+    for name, suffix in itertools.product(TABLES, ("csv", "md", "tex")):
+        assert (root / "results" / f"{name}-smoke.{suffix}").exists()
 
 
 def test_a_second_call_trains_nothing_and_shows_the_table(made: Any) -> None:

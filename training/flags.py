@@ -33,7 +33,7 @@ from runs.cli import (
     number,
     switch,
 )
-from runs.names import CLASSES, FOLDER, IMAGE_SIZE, NORMS, STARTS, misfit_size
+from runs.names import ADAM_BETAS, CLASSES, FOLDER, IMAGE_SIZE, NORMS, STARTS, misfit_size
 from runs.terms import TERMS
 from training import recipe
 
@@ -48,9 +48,6 @@ FIXED_ON_RESUME = (
     *("contrast_k", "contrast_style", "queue_init"),
     *("buffer_size", "optimizer", "adam_betas", "ema", "load_path", "load_head"),
 )
-
-
-ADAM_BETAS = [0.9, 0.999]
 
 
 def build_parser() -> Parser:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,7 +14,7 @@ from reports.page.markup import number
 from reports.page.paper import canonical
 from reports.page.run import Run
 from runs.checkpoint import LAST
-from runs.files import file_sha256, plain
+from runs.files import file_sha256
 from runs.screen import print_line
 
 # What numbers depend on and must have in common to be averaged.
@@ -23,79 +23,73 @@ OWN_PROTOCOL = {
     "fid": ("n", "sampling", "reference"),
     "attack": ("attack", "steps", "restarts", "n_steps_refine"),
 }
-REFERENCE_FOLDER = re.compile(r"ce-s[0-9]+")  # of the network whose features compare samples
-# Family of keys -> a column of evaluation.generation.compared's rows.
+# Family of keys -> where an answer has the number: of the model, or in a row of a chain's length.
+OF_DATASET = {
+    "test_clf": {"accuracy": "accuracy", "nll": "nll"},
+    "eval_ece": {"ece": "ece", "ece_accuracy": "accuracy", "brier": "brier"},
+}
 OF_CHAINS = {
-    "chain_fid": "fid",
-    **{name: name for name in ("precision", "recall", "read_as_asked")},
+    **{"chain_fid": "fid", "precision": "precision", "recall": "recall"},
+    "read_as_asked": "read_as_asked",
 }
 IMAGES = re.compile(r": (?:the first )?([0-9,]+) (?:of [0-9,]+ )?images; ")
 PUBLISHED_SAMPLES = 50_000  # a FID of fewer samples is another quantity
-
-# What may differ between two askings of one question: where things are, and on what device. (The
-# network of --fid_model is known by its hash, not by its path.)
-INDIFFERENT = frozenset(
-    ("load_path", "labels", "log_dir", "id", "data_root", "device", "workers")
-    + ("fid_model", "inception_weights")
-)
-
-Asked = Mapping[str, Sequence[Mapping[str, Any]]]
+Asked = Callable[[str, Mapping[str, Any]], bool]
 
 
 def answers_of(run: Run, asked: Asked | None) -> dict[str, Any]:
-    """Question (of attacks: with the distance) -> its protocol, numbers and skipped sets.
+    """Return question (of attacks: with the distance) -> its protocol, numbers and skipped sets.
 
-    asked: question -> the settings that the tables ask it with: no other answer is taken, and
-    none about another checkpoint than the last. None: the newest answer of each question.
-    An answer about weights that the checkpoint no longer holds is left out, with a warning where
-    there is no other.
+    asked: whether a question and its settings are what the tables ask; no other answer is taken,
+    and none about another checkpoint than the last. None: the newest answer of each question.
+    Answers about refined images are left out, and those about weights that the checkpoint no longer
+    holds: with a warning where there is no other.
     """
-    candidates: dict[str, list[tuple[bool, Answer, Model]]] = {}
-    stale: dict[str, Answer] = {}
+    found: dict[str, tuple[bool, dict[str, Any]]] = {}
+    stale: dict[str, Path] = {}
     hashes: dict[Path, str | None] = {}
     for name, answers in run.answers.items():
-        for answer in answers:
+        for answer in answers:  # the newest first
             model = answer.of_run()
             refined = number(answer.part("protocol").get("n_steps"))
             if model is None or (refined and not name.endswith("_samples") and name != "fid"):
                 continue
+            last = Path(model.checkpoint).name == LAST
             if number(answer.value(model, "n_steps_refine")):
                 continue
-            key = f"{name}/{answer.value(model, 'distance')}" if name == "attack" else name
-            last = Path(model.checkpoint).name == LAST
-            if asked is not None:
-                settings = answer.part("settings")
-                if not last or not any(answers_to(settings, w) for w in asked.get(name, ())):
-                    continue
-            if is_stale(run, answer, model, hashes):
-                stale.setdefault(key, answer)
+            if asked is not None and not (last and asked(name, answer.part("settings"))):
                 continue
-            candidates.setdefault(key, []).append((last, answer, model))
-    found = {}
-    for key, choice in candidates.items():
-        # The first, and so newest, of all.
-        _, answer, model = max(choice, key=lambda item: item[0])
-        name = key.split("/")[0]
-        protocol = protocol_of(name, answer, model)
-        numbers = {k: v for k, v in _numbers(name, answer, model).items() if number(v) is not None}
-        skipped = [str(s.get("ood_dataset")) for s in answer.rows(model, "skipped")]
-        found[key] = {"protocol": protocol, "numbers": numbers, "skipped": skipped}
+            key = f"{name}/{answer.value(model, 'distance')}" if name == "attack" else name
+            if is_stale(run, answer, model, hashes):
+                stale.setdefault(key, answer.path)
+            elif key not in found or last > found[key][0]:
+                found[key] = last, taken(name, answer, model)
     for key in sorted(stale.keys() - found.keys()):
-        path = stale[key].path
-        place = Path(path.parent.parent.name, path.parent.name, path.name)
+        place = Path(*stale[key].parts[-3:])
         warn(f"{place} is about earlier weights of {run.name} and is left out: ask {key} again")
-    return found
+    return {key: answer for key, (_, answer) in found.items()}
+
+
+def taken(name: str, answer: Answer, model: Model) -> dict[str, Any]:
+    numbers = numbers_of(name, answer, model)
+    return {
+        "protocol": protocol_of(name, answer, model),
+        "numbers": {key: value for key, value in numbers.items() if number(value) is not None},
+        "skipped": [str(row.get("ood_dataset")) for row in answer.rows(model, "skipped")],
+    }
 
 
 def protocol_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:
-    """What its numbers depend on, as far as the answer tells; "sets": name -> images."""
+    """Return what the numbers depend on, as far as the answer tells; "sets": name -> images."""
     told = answer.part("protocol")
-    protocol = {k: told[k] for k in PROTOCOL if k in told}
+    protocol = {key: told[key] for key in PROTOCOL if key in told}
     sets = told.get("sets")
-    sets = sets.items() if isinstance(sets, dict) else ()
-    sizes = {each: IMAGES.search(str(about)) for each, about in sets}
-    protocol["sets"] = {k: int(n[1].replace(",", "")) for k, n in sizes.items() if n}
-    protocol |= {k: answer.value(model, k) for k in OWN_PROTOCOL.get(name, ())}
+    sizes = {
+        key: IMAGES.search(str(text))
+        for key, text in (sets.items() if isinstance(sets, dict) else ())
+    }
+    protocol["sets"] = {key: int(n[1].replace(",", "")) for key, n in sizes.items() if n}
+    protocol |= {key: answer.value(model, key) for key in OWN_PROTOCOL.get(name, ())}
     if isinstance(weights := answer.value(model, "weights"), str):  # of a run with --ema
         protocol["weights"] = weights.split()[0]
     if name == "fid":
@@ -105,35 +99,13 @@ def protocol_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:
     return protocol
 
 
-def answers_to(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """`wanted` has --fid_model REFERENCE for any seed's cross-entropy model."""
-    if wanted["fid_model"] is not None and "fid_model" in settings:
-        folder = Path(str(settings["fid_model"])).parent.name
-        if REFERENCE_FOLDER.fullmatch(folder) is None:
-            return False
-    return same_question(settings, wanted)
-
-
-def same_question(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether an answer's settings are those that are asked for. A flag that the answer's version
-    did not have yet does not tell."""
-    told = wanted.keys() & found.keys() - INDIFFERENT
-    both = "fid_model" in wanted and "fid_model" in found
-    if both and (wanted["fid_model"] is None) != (found["fid_model"] is None):
-        return False  # of another network's features, or of its own
-    return bool(found) and all(found[flag] == plain(wanted[flag]) for flag in told)
-
-
 def is_stale(run: Run, answer: Answer, model: Model, hashes: dict[Path, str | None]) -> bool:
-    """Whether the run's checkpoint has changed since: by its hash (`hashes`: those known so far),
-    or, where a folder has no weights, by the last step. An answer that tells neither is
-    believed."""
+    """Tell whether the run's checkpoint has changed since: by its hash (`hashes`: those known so
+    far), or, where a folder has no weights, by the last step. An answer with neither is believed.
+    """
     path = run.folder / Path(model.checkpoint).name
     if path not in hashes:
-        try:
-            hashes[path] = file_sha256(path)
-        except OSError:
-            hashes[path] = None
+        hashes[path] = file_sha256(path) if path.is_file() else None
     told, now = answer.value(model, "checkpoint_sha256"), hashes[path]
     if isinstance(told, str) and now is not None:
         return told != now
@@ -147,22 +119,17 @@ def warn(message: str) -> None:
     print_line(f"tables.py: warning: {message}", sys.stderr)
 
 
-def _numbers(name: str, answer: Answer, model: Model) -> dict[str, Any]:
+def numbers_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:
     def value(key: str) -> Any:
         return answer.value(model, key)
 
-    dataset = canonical(str(value("dataset")))
-    if name == "test_clf":
-        return {f"{key}/{dataset}": value(key) for key in ("accuracy", "nll")}
-    if name == "eval_ece":
-        keys = {"ece": "ece", "ece_accuracy": "accuracy", "brier": "brier"}
-        return {f"{key}/{dataset}": value(source) for key, source in keys.items()}
+    if name in OF_DATASET:
+        dataset = canonical(str(value("dataset")))
+        return {f"{key}/{dataset}": value(source) for key, source in OF_DATASET[name].items()}
     if name == "OOD":
         known = canonical(str(value("in_dataset")))
         numbers = {
-            f"{key}/{row.get('score_fn')}/{out_of(known, str(row.get('ood_dataset')))}": row.get(
-                key
-            )
+            f"{key}/{row.get('score_fn')}/{out_of(known, row.get('ood_dataset'))}": row.get(key)
             for row in answer.rows(model, "rows")
             for key in ("auroc", "fpr95", "aupr")
         }
@@ -176,53 +143,54 @@ def _numbers(name: str, answer: Answer, model: Model) -> dict[str, Any]:
             if isinstance(found, dict)
         }
     if name == "fid":
-        features = features_of(answer, model)
-        if features == f"{Path(model.checkpoint).parent.name}'s":
-            features = "own"
-        key = of_samples(features, value("n"))
-        numbers = {f"fid/{key}": value("fid"), f"is/{key}": value("inception_score_mean")}
-        return numbers | {
-            f"{family}/{row['images']}/{of_samples(features, row.get('n'))}": row.get(source)
-            for row in answer.rows(model, "rows")
-            if row.get("images") in ("starts", "samples")
-            and row.get("steps") in (0, value("steps"))
-            for family, source in OF_CHAINS.items()
-        }
+        return fid_numbers(answer, model)
     if name == "attack":
         rows = [row for row in answer.rows(model, "rows") if number(row.get("eps")) is not None]
         return {f"robust/{value('distance')}/{row['eps']:.5g}": row.get("accuracy") for row in rows}
     return {f"samples/{key}": value(key) for key in ("n", "steps")}
 
 
-def of_samples(features: str, n: Any) -> str:
-    count = int(number(n) or 0)
-    return features if count >= PUBLISHED_SAMPLES else f"{features}-{count}"
+def fid_numbers(answer: Answer, model: Model) -> dict[str, Any]:
+    """Return the numbers of the samples, and of chains of that length beside their starts."""
+    features = features_of(answer, model)
+    if features == f"{Path(model.checkpoint).parent.name}'s":
+        features = "own"
+
+    def of(n: Any) -> str:
+        count = int(number(n) or 0)
+        return features if count >= PUBLISHED_SAMPLES else f"{features}-{count}"
+
+    key, steps = of(answer.value(model, "n")), answer.value(model, "steps")
+    sources = {"fid": "fid", "is": "inception_score_mean"}
+    numbers = {f"{kind}/{key}": answer.value(model, source) for kind, source in sources.items()}
+    return numbers | {
+        f"{family}/{row['images']}/{of(row.get('n'))}": row.get(source)
+        for row in answer.rows(model, "rows")
+        if row.get("images") in ("starts", "samples") and row.get("steps") in (0, steps)
+        for family, source in OF_CHAINS.items()
+    }
 
 
 def mean_aurocs(numbers: Mapping[str, Any]) -> dict[str, float]:
-    """Score -> the mean over its sets, where there are several; the key has their number, since
-    means over other sets do not compare."""
+    """Return each score's mean over its sets, where there are several; the key has their number,
+    since means over other sets do not compare."""
     found: dict[str, list[float]] = {}
     for key, auroc in numbers.items():
         family, score, _ = key.split("/", 2)
         if family == "auroc" and (value := number(auroc)) is not None:
-            found.setdefault(score, []).append(value)
-    return {
-        f"mean_auroc/{score}/{len(values)}": fmean(values)
-        for score, values in found.items()
-        if len(values) > 1
-    }
+            found.setdefault(f"mean_auroc/{score}", []).append(value)
+    return {f"{key}/{len(v)}": fmean(v) for key, v in found.items() if len(v) > 1}
 
 
 def features_of(answer: Answer, model: Model) -> str:
-    """inception, own (the very network's that made the samples) or the folder of --fid_model."""
+    """Return inception, own (the very network's that made the samples) or --fid_model's folder."""
     name, other = str(answer.value(model, "features")), answer.part("settings").get("fid_model")
     if not name.startswith("model"):
         return "inception" if name.startswith("inception") else name
     return f"{Path(other).parent.name}'s" if isinstance(other, str) else "own"
 
 
-def out_of(known: str, out: str) -> str:
-    """An OOD set's key: of another in-distribution set than CIFAR-10 it names both."""
-    out = canonical(out)
+def out_of(known: str, out: object) -> str:
+    """Return an OOD set's key: of another in-distribution set than CIFAR-10 it names both."""
+    out = canonical(str(out))
     return out if known == "cifar10" else f"{known}:{out}"

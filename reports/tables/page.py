@@ -1,28 +1,30 @@
-"""All tables as one Markdown page and one HTML page, from the records alone."""
+"""RESULTS.md and the HTML page: findings, verdicts and all tables, from the records alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from reports.page.markup import Html, join, note, picture, table, tag
+from reports.page.markup import Html, tag
 from reports.page.page import HERE, policy
-from reports.tables.cells import OTHER, Built, Line
+from reports.tables import formats
 from reports.tables.claims import (
-    GRADIENT_HEAD,
+    CONTRADICTED,
+    HOLDS,
+    UNDECIDED,
+    Verdict,
     divergences,
     gradient_rows,
     verdicts,
 )
-from reports.tables.formats import HOW, grids, markdown, plain
+from reports.tables.formats import Part
+from reports.tables.pictures import copies_of, save_picture
 from reports.tables.records import Record
-from runs.screen import markdown as aligned
+from reports.tables.table import OTHER, Row, Table
 from runs.terms import has_chains
 
-INTRO = (
-    "The tables and figures of HDGE (arXiv 2007.09070), the paper's number beside ours.",
+SUBJECT = "The tables and figures of HDGE (arXiv 2007.09070), the paper's number beside ours."
+READING = (
     "Ours are the mean and sample standard deviation over seeds, with the number of seeds in "
     "brackets. 'paper' is the paper's own setting; rows at another scale say so, and their numbers "
     "tell which method is ahead at that scale, not what the paper's setting reaches. 'not run': "
@@ -33,143 +35,157 @@ INTRO = (
     "Made by `python scripts/tables.py write` from the records in `results/`; not by hand.",
 )
 RULE = (
-    "A claim holds where the means over seeds differ in its direction by Welch's t-test at 5 %, "
-    "two-sided; 'open' where they do not differ. Every claim is judged by itself: of twenty where "
-    "there is no difference, one would seem to have one."
+    "A claim holds, or is contradicted, where the means over seeds differ in its direction, or "
+    "against it, by Welch's t-test at 5 %, two-sided. Every claim is judged by itself: of twenty "
+    "where there is no difference, one would seem to have one. The findings are those furthest "
+    "beyond the spread of the seeds."
 )
-UNJUDGED = "Open, because not both sides were run at this scale:"
+UNJUDGED = "Undecided, because not both sides were run at this scale"
+HEAD = ["Claim", "In", "Scale", "First", "Second"]
 GRADIENTS = "Gradients of the terms, before their weights"
-CLAIM_HEAD = ["Claim", "In", "First", "Second", "At this scale"]
+GRADIENT_HEAD = [
+    "Scale",
+    "Experiment",
+    "Term",
+    "Norm of its gradient",
+    "Cosine with cross-entropy's",
+]
+Shown = tuple[Table, Sequence[tuple[str, Path]]]  # and its pictures
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A table and its pictures, all in the folder of the results: drawn from the numbers, and
-    those that the evaluations left (title, path)."""
-
-    table: Built
-    drawn: Path | None
-    pictures: Sequence[tuple[str, Path]]
-
-
-def results_markdown(
-    shown: Sequence[Shown], records: Mapping[str, Mapping[str, Record]], results: Path
-) -> str:
-    """`records`: scale -> experiment -> record. Links are relative to the folder above results."""
-    parts = ["# Results", *INTRO]
+def page_of(shown: Sequence[Shown], records: Mapping[str, Mapping[str, Record]]) -> list[Part]:
+    """Return the page's parts. records: scale -> experiment -> record."""
+    judged: list[Verdict] = []
+    unjudged, gradients = [], []
     for scale, found in records.items():
-        parts += [f"## What it shows: {scale}", summary(found)]
-        rows, unjudged = verdicts(found)
-        if rows:
-            parts += [RULE, grid(CLAIM_HEAD, rows)]
-        if unjudged:
-            parts.append(f"{UNJUDGED} {'; '.join(map(plain, unjudged))}.")
-        measured = gradient_rows(found)
-        if measured:
-            parts += [f"### {GRADIENTS}: {scale}", grid(GRADIENT_HEAD, measured)]
-    parts += ["## Not yet reproduced", missing(shown)]
-    for item in shown:
-        built = item.table
-        parts.append(markdown(built).rstrip("\n"))
-        for title, path in pictures_of(item):
-            where = path.relative_to(results.parent).as_posix()
-            parts.append(f"![{plain(title)}]({where})")
-        stem = f"{results.name}/{built.name}-{built.scale}"
-        parts.append(f"As [CSV]({stem}.csv), [LaTeX]({stem}.tex), [Markdown]({stem}.md).")
-    return "\n\n".join(parts) + "\n"
+        of_scale, left = verdicts(scale, found)
+        judged += of_scale
+        unjudged += [Part("text", f"{UNJUDGED} ({scale}): {'; '.join(left)}.")] if left else []
+        gradients += [[scale, *row] for row in gradient_rows(found)]
+    groups = {name: [v for v in judged if v.group == name] for name in (HOLDS, CONTRADICTED)}
+    parts = [Part("heading", "Results"), Part("text", SUBJECT)]
+    parts += [Part("list", items=findings(judged))]
+    parts += [Part("heading", "Which claims hold", level=2), Part("text", RULE)]
+    for name, group in groups.items():
+        parts.append(Part("heading", f"{name.capitalize()}: {len(group)}", level=3))
+        parts += [grid(HEAD, [verdict.cells for verdict in group])] if group else []
+    rows = [[*v.cells, v.text] for v in judged if v.group == UNDECIDED]
+    within = [grid([*HEAD, "At this scale"], rows)] if rows else []
+    parts.append(Part("fold", f"{UNDECIDED.capitalize()}: {len(rows)}", [*within, *unjudged]))
+    parts += [Part("heading", "How to read the tables", level=2)]
+    parts += [Part("text", text) for text in READING]
+    parts += [Part("list", items=[summary(scale, found) for scale, found in records.items()])]
+    parts += [Part("fold", GRADIENTS, [grid(GRADIENT_HEAD, gradients)])] if gradients else []
+    by_name: dict[str, list[Shown]] = {}
+    for table, pictures in shown:
+        by_name.setdefault(table.name, []).append((table, pictures))
+    parts += [Part("heading", "Not yet reproduced", level=2)]
+    parts += [Part("list", items=[missing([t for t, _ in group]) for group in by_name.values()])]
+    return parts + [part for group in by_name.values() for part in section(group)]
 
 
-def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    columns = [str(i) for i in range(len(head))]
-    dicts = [dict(zip(columns, map(plain, row), strict=True)) for row in rows]
-    return aligned(dicts, columns, headers=dict(zip(columns, head, strict=True)))
+def illustrate(tables: Sequence[Table], results: Path) -> tuple[list[Shown], list[Path]]:
+    """Draw what can be drawn; return the tables with their pictures, and the files drawn."""
+    shown, written = list[Shown](), list[Path]()
+    for table in tables:
+        path = results / f"{table.name}-{table.scale}.png"
+        pictures = [(table.title, path)] if save_picture(table, path) else []
+        written += [path for _, path in pictures]
+        copies = copies_of(table.name, results / table.scale)
+        shown.append((table, [*pictures, *((f"{table.title}, as evaluated", p) for p in copies)]))
+    return shown, written
 
 
-def pictures_of(item: Shown) -> list[tuple[str, Path]]:
-    drawn = [] if item.drawn is None else [(item.table.layout.title, item.drawn)]
-    return [*drawn, *item.pictures]
+def findings(judged: Iterable[Verdict], n: int = 3) -> list[str]:
+    """Return the n claims that are decided by the largest margin, with what decided them."""
+    claims: dict[tuple[str, str, str], list[Verdict]] = {}
+    for v in judged:
+        if v.group != UNDECIDED:
+            claims.setdefault((v.claim, v.group, v.scale), []).append(v)
+    found = sorted(claims.items(), key=lambda item: -max(v.margin for v in item[1]))[:n]
+    return [
+        f"{claim}: {group} at scale {scale}. "
+        + "; ".join(f"{v.what}, {' against '.join(v.sides)}" for v in group_of)
+        + "."
+        for (claim, group, scale), group_of in found
+    ] or ["No claim is decided yet."]
 
 
-def summary(records: Mapping[str, Record]) -> str:
-    """How much was run, and how often training diverged."""
+def grid(head: list[str], rows: Iterable[list[str]]) -> Part:
+    return Part("grid", items=[head, *rows], level=len(head))
+
+
+def section(group: Sequence[Shown]) -> list[Part]:
+    """Return a table's scales under one heading, notes that all have in common at the end."""
+    tables = [table for table, _ in group]
+    common = [note for note in tables[0].notes if all(note in each.notes for each in tables)]
+    parts = [Part("heading", tables[0].title, level=2)]
+    for table, pictures in group:
+        head, *found = formats.parts_of(table, f"Scale {table.scale}")
+        found = [part for part in found if part.kind != "list"]
+        own = [note for note in table.notes if note not in common]
+        parts += [Part("heading", head.text, level=3), *found]
+        parts += [Part("list", items=own)] if own else []
+        parts += [Part("picture", title, [path]) for title, path in pictures]
+    return parts + ([Part("list", items=common)] if common else [])
+
+
+def summary(scale: str, records: Mapping[str, Record]) -> str:
+    """Say how much was run, how often training diverged, and how many runs with SGLD had help."""
     seeds = [seed for record in records.values() for seed in record["seeds"].values()]
     hours = sum(seed["seconds"] or 0 for seed in seeds) / 3600
-    without, with_sgld = divergences(records)
+    settings = [seed["settings"] for seed in seeds if has_chains(seed["settings"])]
+    helped = sum(bool(s.get("sgld_l2") or s.get("clip_grad")) for s in settings)
+    held = f" ({helped} with an L2 penalty on the energies or clipped gradients)" * bool(helped)
+    (without, of_without), (with_sgld, of_with) = divergences(records)
     return (
-        f"{len(records)} experiments, {len(seeds)} runs, {hours:.1f} hours of training. "
-        f"Runs that have diverged, of those without SGLD: {without[0]} of {without[1]}; of those "
-        f"with SGLD: {with_sgld[0]} of {with_sgld[1]}{held(seeds)}."
+        f"{scale}: {len(records)} experiments, {len(seeds)} runs, {hours:.1f} hours of training. "
+        f"Runs that have diverged, of those without SGLD: {without} of {of_without}; of those with "
+        f"SGLD: {with_sgld} of {of_with}{held}."
     )
 
 
-def held(seeds: Sequence[Mapping[str, Any]]) -> str:
-    """How many of the runs with SGLD had help."""
-    sgld = [seed["settings"] for seed in seeds if has_chains(seed["settings"])]
-    helped = sum(bool(s.get("sgld_l2") or s.get("clip_grad")) for s in sgld)
-    return f" ({helped} with an L2 penalty on the energies or clipped gradients)" if helped else ""
+def missing(scales: Sequence[Table]) -> str:
+    """Say which rows of a table have no number at any scale, and how many at the paper's."""
+    # A row's name is another at each scale, and it is two lines where a stand-in is.
+    names: dict[str, str] = {}
+    done: dict[str, dict[str, set[str]]] = {}  # row -> experiment -> scales with a number
+    for table in scales:
+        for row in table.rows:
+            for experiment in row.experiments:
+                base = experiment.removesuffix(OTHER)
+                names.setdefault(base, row.model)
+                found = done.setdefault(base, {}).setdefault(experiment, set())
+                found |= {table.scale} if has_number(row, experiment) else set()
+    nowhere = []
+    for base, experiments in done.items():
+        without = [experiment for experiment, found in experiments.items() if not found]
+        whole = len(without) == len(experiments)
+        nowhere += [names[base]] if whole else [
+            f"{names[base]} on CIFAR-10{'0' * name.endswith(OTHER)}" for name in without
+        ]  # fmt: skip
+    at_paper = sum(all("paper" in found for found in each.values()) for each in done.values())
+    listed = f"; at no scale: {', '.join(nowhere)}" if nowhere else ""
+    return f"{scales[0].title}: {at_paper} of {len(done)} rows at the paper's scale{listed}."
 
 
-def missing(shown: Sequence[Shown]) -> str:
-    """The rows that nobody has trained, or none has finished, at any scale and at the paper's."""
-    tables: dict[str, list[Built]] = {}
-    for item in shown:
-        tables.setdefault(item.table.name, []).append(item.table)
-    lines = []
-    for scales in tables.values():
-        # A row -> its shown name, and each of its experiments -> the scales that it has numbers at.
-        # A row's name is another at each scale, and it is two lines where a stand-in is.
-        names: dict[str, str] = {}
-        rows: dict[str, dict[str, set[str]]] = {}
-        for built in scales:
-            for line in built.lines:
-                for experiment, done in halves(line).items():
-                    row = experiment.removesuffix(OTHER)
-                    names.setdefault(row, line.model)
-                    found = rows.setdefault(row, {}).setdefault(experiment, set())
-                    found |= {built.scale} if done else set()
-        nowhere = [text for row, found in rows.items() for text in lacking(names[row], found)]
-        at_paper = sum(all("paper" in done for done in found.values()) for found in rows.values())
-        title = scales[0].layout.title
-        text = f"- {plain(title)}: {at_paper} of {len(rows)} rows at the paper's scale"
-        if nowhere:
-            text += f"; at no scale: {', '.join(map(plain, nowhere))}"
-        lines.append(text + ".")
-    return "\n".join(lines)
+def has_number(row: Row, experiment: str) -> bool:
+    """Tell whether an experiment of the row has a number; of two one is CIFAR-100's."""
+    return any(
+        number.mean is not None
+        for key, number in row.numbers.items()
+        if len(row.experiments) == 1
+        or key.endswith("/cifar100") == (experiment == row.experiments[1])
+    )
 
 
-def halves(line: Line) -> dict[str, bool]:
-    """Each experiment of the line -> whether it has a number; of two one is CIFAR-100's."""
-    experiments = line.experiment.split(", ") if line.experiment else []
-    of_other = {key: key.endswith("/cifar100") for key in line.cells}
-    return {
-        experiment: any(
-            cell.ours
-            for key, cell in line.cells.items()
-            if len(experiments) == 1 or of_other[key] == (i == 1)
-        )
-        for i, experiment in enumerate(experiments)
-    }
-
-
-def lacking(model: str, experiments: Mapping[str, set[str]]) -> list[str]:
-    """The row, or which half of it has no number at any scale."""
-    without = [experiment for experiment, scales in experiments.items() if not scales]
-    if len(without) == len(experiments):
-        return [model]
-    return [f"{model} on CIFAR-10{'0' * name.endswith(OTHER)}" for name in without]
-
-
-def results_html(shown: Sequence[Shown], records: Mapping[str, Mapping[str, Record]]) -> str:
-    """The same as one page that loads nothing: pictures and style are within it."""
-    body = [section(scale, found) for scale, found in records.items()]
-    listed = [tag("li", line[2:]) for line in missing(shown).splitlines()]
-    unfinished = tag("section", tag("h2", "Not yet reproduced"), tag("ul", *listed))
-    body += [unfinished, *(table_section(item) for item in shown)]
+def html(parts: Sequence[Part]) -> str:
+    """Return the page as one document that loads nothing: pictures and style are within it."""
     links = [
-        tag("a", f"{name.replace('_', ' ')} ({scale})", href=f"#{name}-{scale}")
-        for name, scale in ((item.table.name, item.table.scale) for item in shown)
+        tag("a", part.text.partition(":")[0], href=f"#{formats.anchor(part.text)}")
+        for part in parts
+        if part.kind == "heading" and part.level == 2
     ]
-    style = Html((HERE / "page.css").read_text(encoding="utf-8"))
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -177,36 +193,7 @@ def results_html(shown: Sequence[Shown], records: Mapping[str, Mapping[str, Reco
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", "Results"),
-        tag("style", style),
+        tag("style", Html((HERE / "page.css").read_text(encoding="utf-8"))),
     )
-    intro = [tag("p", text.replace("`", "")) for text in INTRO]
-    heading = tag("header", tag("h1", "Results"), *intro, tag("nav", *links, aria_label="Tables"))
-    document = tag("html", head, tag("body", heading, tag("main", *body)), lang="en")
-    return f"<!DOCTYPE html>\n{document}\n"
-
-
-def section(scale: str, records: Mapping[str, Record]) -> Html:
-    rows, unjudged = verdicts(records)
-    found = (
-        [tag("p", RULE, class_="reading"), table(CLAIM_HEAD, rows, text_columns=5)] if rows else []
-    )
-    if unjudged:
-        found.append(tag("p", f"{UNJUDGED} {'; '.join(unjudged)}."))
-    measured = gradient_rows(records)
-    if measured:
-        found += [tag("h3", GRADIENTS), table(GRADIENT_HEAD, measured, text_columns=2)]
-    return tag("section", tag("h2", f"What it shows: {scale}"), tag("p", summary(records)), *found)
-
-
-def table_section(item: Shown) -> Html:
-    built, parts = item.table, []
-    for title, head, rows in grids(built):
-        body = table(head, rows, text_columns=len(head) if title == HOW else 1)
-        parts += [tag("h3", title), body]
-    parts += [picture(path, title) for title, path in pictures_of(item)]
-    if not any(line.about.get("setting") for line in built.lines):
-        parts.append(note("Nothing of this table has been run yet."))
-    notes = [tag("li", text) for text in built.notes]
-    title = tag("h2", f"{built.layout.title} ({built.scale})")
-    listed = tag("ul", *notes) if notes else None
-    return tag("section", title, join(parts), listed, id=f"{built.name}-{built.scale}")
+    body = tag("body", tag("nav", *links, aria_label="Tables"), tag("main", formats.html(parts)))
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"

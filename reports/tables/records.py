@@ -19,15 +19,16 @@ from statistics import fmean, median
 from typing import Any
 
 from reports.page.markup import number
-from reports.page.run import read_run
+from reports.page.run import Run, read_run
 from reports.tables.answers import Asked, answers_of, warn
 from runs.cli import UsageError
 from runs.files import plain, whole
-from runs.names import IMAGE_SIZE
+from runs.names import ADAM_BETAS, IMAGE_SIZE
 from runs.terms import used
-from training.flags import ADAM_BETAS
 
 Record = dict[str, Any]
+Seed = Mapping[str, Any]  # a seed's part of a record
+SEED = re.compile(r"-s[0-9]+$")  # at the end of a run's name
 
 ALWAYS = (
     *("dataset", "arch", "depth", "width", "norm", "dropout_rate", "optimizer", "lr", "n_epochs"),
@@ -53,25 +54,16 @@ def seed_record(
     places: Sequence[Path] = (),
     asked: Asked | None = None,
 ) -> Record:
-    """The record of one run, with the answers in its eval/ and in `places`.
+    """Return the record of one run, with the answers in its eval/ and in `places`.
 
-    asked: question -> the settings that the tables ask it with: only answers to those are taken.
-    None: the newest that is not about images refined by SGLD.
-    Raises reports.page.run.NoRun where the folder holds no run.
+    asked: see `answers_of`. Raises reports.page.run.NoRun where the folder holds no run.
     """
     run = read_run(folder, places)
     rows = [row for row in run.rows if (row.get("step") or "").isdecimal()]
+    state, divergences = _state(folder, finished)
     speeds = [found for row in rows if (found := _float(row.get("images_per_s")))]
     speed = median(speeds) if speeds else None
-    state, divergences = _state(folder, finished)
     start = run.settings.get("load_path")
-    answers = answers_of(run, asked)
-    batch = number(run.settings.get("batch_size"))
-    numbers = gradients(rows)
-    if speed and batch:
-        numbers["ms_per_step"] = 1000 * batch / speed
-    if numbers:
-        answers["training"] = {"numbers": numbers}
     return {
         "state": state,
         "divergences": divergences,
@@ -83,18 +75,17 @@ def seed_record(
         "images_per_s": speed,
         "device": run.environment.get("device"),
         "commit": run.environment.get("git_commit"),
-        "devices": distinct(each.get("device") for each in run.environments),
-        "commits": distinct(each.get("git_commit") for each in run.environments),
-        "answers": answers,
+        "devices": _distinct(run, "device"),
+        "commits": _distinct(run, "git_commit"),
+        "answers": answers_of(run, asked) | training(rows, speed, run.settings),
     }
 
 
-def distinct(found: Iterable[Any]) -> list[str]:
-    return list(dict.fromkeys(str(each) for each in found if each))
-
-
-def gradients(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
-    """ "gradient/<term>" and "cosine/<term>", means over the epochs that --log_gradients saw."""
+def training(
+    rows: Sequence[Mapping[str, str]], speed: float | None, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the answer that training itself gives: the time of a step, and "gradient/<term>" and
+    "cosine/<term>", means over the epochs that --log_gradients saw."""
     found: dict[str, list[float]] = {}
     for row in rows:
         for column, text in row.items():
@@ -102,14 +93,16 @@ def gradients(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
             value = _float(text)
             if term and what in ("gradient", "cosine") and value is not None:
                 found.setdefault(f"{what}/{term}", []).append(value)
-    return {name: fmean(values) for name, values in found.items()}
+    numbers = {name: fmean(values) for name, values in found.items()}
+    batch = number(settings.get("batch_size"))
+    if speed and batch:
+        numbers["ms_per_step"] = 1000 * batch / speed
+    return {"training": {"numbers": numbers}} if numbers else {}
 
 
 def gist(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that tell rows apart: terms with a weight, and what belongs to them."""
-    names = list(ALWAYS)
-    for term in used(settings):
-        names += [term.name, *term.settings]
+    """Return the settings that tell rows apart: terms with a weight, and what belongs to them."""
+    names = [*ALWAYS, *(name for term in used(settings) for name in (term.name, *term.settings))]
     names += [name for name, value in DEFAULTS.items() if settings.get(name, value) != value]
     return {name: settings[name] for name in names if settings.get(name) is not None}
 
@@ -125,11 +118,9 @@ def collect(
     written = []
     for name, seeds in sorted(runs.items()):
         path = results / scale / f"{name}.json"
-        old = read_record(path) if path.exists() else {"seeds": {}}
-        merged = dict(old["seeds"])
+        merged = dict(read_record(path)["seeds"]) if path.exists() else {}
         for seed, found in seeds.items():
-            kept = merged.get(str(seed), found)
-            if kept["state"] == "finished" != found["state"]:
+            if merged.get(str(seed), found)["state"] == "finished" != found["state"]:
                 warn(
                     f"{name}-s{seed} is {found['state']} and its record in {scale}/{path.name} is "
                     "of a finished run: that one stays"
@@ -150,18 +141,28 @@ def collect(
 
 
 def _versions(record: Record) -> dict[str, set[str]]:
-    """The protocol versions of each question's answers."""
     found: dict[str, set[str]] = {}
     for seed in record["seeds"].values():
         for question, answer in seed.get("answers", {}).items():
             if "protocol" in answer:
-                versions = found.setdefault(question.partition("/")[0], set())
-                versions.add(str(answer["protocol"].get("version")))
+                version = str(answer["protocol"].get("version"))
+                found.setdefault(question.partition("/")[0], set()).add(version)
     return found
 
 
+def read_records(results: Path, scales: Iterable[str]) -> dict[str, dict[str, Record]]:
+    """Return scale -> experiment -> record, of the scales that have records.
+
+    Raises UsageError for a file that is no record.
+    """
+    found = {
+        scale: {path.stem: read_record(path) for path in sorted((results / scale).glob("*.json"))}
+        for scale in scales
+    }
+    return {scale: records for scale, records in found.items() if records}
+
+
 def read_record(path: Path) -> Record:
-    """Raises UsageError for a file that is no record."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         seeds = record["seeds"]
@@ -173,15 +174,15 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def write(path: Path, text: str, flag: str = "--results") -> None:
-    """Raises UsageError where the folder cannot be written to."""
+def write(path: Path, text: str, flag: str = "--results") -> Path:
     with writing(path, flag) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+    return path
 
 
 @contextmanager
 def writing(path: Path, flag: str = "--results") -> Iterator[Path]:
-    """A name to write to that becomes `path`: whole or not at all.
+    """Give a name to write to that becomes `path`: whole or not at all.
 
     Raises UsageError, with the flag that the folder was given for, where that fails.
     """
@@ -197,25 +198,24 @@ def writing(path: Path, flag: str = "--results") -> Iterator[Path]:
 
 
 def _state(folder: Path, finished: bool) -> tuple[str, int]:
-    """finished, diverged, failed or unfinished, and how often the run has diverged in all."""
+    """Return finished, diverged, failed or unfinished, and how often the run diverged in all."""
     mark = folder / "diverged.txt"
-    logs = [folder / "log.txt", folder.with_name(folder.name + ".log"), mark]
-    texts = [_text(path) for path in logs]
-    divergences = {found for text in texts for found in DIVERGED.findall(text)}
+    texts = [
+        path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        for path in (folder / "log.txt", folder.with_name(folder.name + ".log"), mark)
+    ]
+    divergences = len({found for text in texts for found in DIVERGED.findall(text)})
     if mark.exists():
-        return ("diverged" if DIVERGED.search(texts[2]) else "failed"), len(divergences)
+        return ("diverged" if DIVERGED.search(texts[2]) else "failed"), divergences
     if finished:
-        return "finished", len(divergences)
+        return "finished", divergences
     last = texts[0].strip().rpartition("\n")[2]
     ended = DIVERGED.match(last) and "; restart " not in last
-    return ("diverged" if ended else "unfinished"), len(divergences)
+    return ("diverged" if ended else "unfinished"), divergences
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+def _distinct(run: Run, key: str) -> list[str]:
+    return list(dict.fromkeys(str(found[key]) for found in run.environments if found.get(key)))
 
 
 def _float(text: object) -> float | None:

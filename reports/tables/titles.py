@@ -1,22 +1,33 @@
-"""What a number's key is called, and how it is shown."""
+"""What the tables show (tables.json), and what a number's key is called."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 from runs.names import TITLES
 
+DECLARED: dict[str, Any] = json.loads(
+    (Path(__file__).parent / "tables.json").read_text(encoding="utf-8")
+)
+TABLES: dict[str, dict[str, Any]] = DECLARED["tables"]
 PERCENT = ("accuracy", "ece", "ece_accuracy", "robust", "read_as_asked")
 DIGITS = {
-    **dict.fromkeys(("auroc", "mean_auroc", "hist", "precision", "recall"), 3),
-    **{"read_as_asked": 1, "ms_per_step": 1, "samples": 0},
+    **dict.fromkeys(("auroc", "mean_auroc", "hist", "precision", "recall", "gradient"), 3),
+    **{"cosine": 3, "read_as_asked": 1, "ms_per_step": 1, "samples": 0},
 }  # else 2
 # Numbers of samples, by families of keys that end in the features and in how many there are.
 OF_SAMPLES = {
     **{"fid": "FID", "is": "Inception Score", "chain_fid": "FID", "precision": "Precision"},
     **{"recall": "Recall", "read_as_asked": "Read as asked (%)"},
+}
+FIXED = {
+    "ms_per_step": "Time of a step (ms)",
+    "samples/n": "Images",
+    "samples/steps": "SGLD steps",
 }
 
 
@@ -25,7 +36,7 @@ def digits(key: str) -> int:
 
 
 def natural(text: str) -> tuple[Any, ...]:
-    """Sorts 2 before 10, and .5 before 2."""
+    """Sort 2 before 10, and .5 before 2."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", text)
     return tuple((1, float(part), "") if i % 2 else (0, 0.0, part) for i, part in enumerate(parts))
 
@@ -38,22 +49,20 @@ def set_title(name: str) -> str:
 
 
 def column_title(key: str) -> str:
+    """Name a column under the title of its block."""
     family, _, rest = key.partition("/")
-    if family in ("accuracy", "ece_accuracy"):
-        return f"Accuracy, {set_title(rest)} (%)"
-    if family == "ece":
-        return f"ECE, {set_title(rest)} (%)"
+    if family in ("accuracy", "ece_accuracy", "ece"):
+        return f"{'ECE' if family == 'ece' else 'Accuracy'}, {set_title(rest)} (%)"
     if family in ("auroc", "hist"):
         return set_title(rest.partition("/")[2])
     if family == "mean_auroc":
         return f"mean of {rest.partition('/')[2]} sets"
     if family in OF_SAMPLES:
         images, _, key = rest.rpartition("/")
-        title = OF_SAMPLES[family] + f" of {images}" * bool(images)
-        features, _, n = key.rpartition("-")
-        features, n = (features, n) if n.isdecimal() else (key, "")
+        features, n = features_and_count(key)
         notes = [] if features == "inception" else [f"{features} features"]
-        notes += [f"{int(n):,} samples"] if n else []
+        notes += [f"{n:,} samples"] if n else []
+        title = OF_SAMPLES[family] + f" of {images}" * bool(images)
         return f"{title} ({', '.join(notes)})" if notes else title
     if family == "robust":
         distance, _, eps = rest.partition("/")
@@ -61,8 +70,22 @@ def column_title(key: str) -> str:
         near = math.isclose(radius, round(radius), abs_tol=0.01)
         shown = f"{round(radius)}" if near else f"{radius:.3g}"
         return f"{shown}/255" if distance == "Linf" else shown
-    return {
-        "ms_per_step": "Time of a step (ms)",
-        "samples/n": "Images",
-        "samples/steps": "SGLD steps",
-    }.get(key, key)
+    return FIXED.get(key, key)
+
+
+def features_and_count(key: str) -> tuple[str, int | None]:
+    """Split "inception-1000"; without a number there are as many samples as the papers have."""
+    features, _, n = key.rpartition("-")
+    return (features, int(n)) if n.isdecimal() else (key, None)
+
+
+def full_title(key: str) -> str:
+    """Name a column where no block does."""
+    family, _, rest = key.partition("/")
+    title, kind = column_title(key), rest.partition("/")[0]
+    if family == "robust":
+        kind = {"Linf": "L\N{INFINITY}"}.get(kind, kind)
+        return f"accuracy under attack, {kind} {title} (%)"
+    if family in ("auroc", "hist"):
+        return f"AUROC {kind}{' of the histogram' * (family == 'hist')}, {title}"
+    return f"{title} (calibration)" if family == "ece_accuracy" else title

@@ -1,0 +1,1006 @@
+"""scripts/tables.py and reports/tables: run folders -> records -> tables, pages and pictures."""
+
+import csv
+import hashlib
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from reports.tables import about, claims, formats, page, protocols, records, titles
+from reports.tables.table import OTHER_FEATURES, Number, Row, Table, build, published
+from scripts import rows, tables
+
+ROOT = Path(__file__).resolve().parent.parent
+DIVERGED = "diverged at step 63 (loss -1.5e+08, gradient norm 4.5e+08); that step was not taken\n"
+SOME = {name: tables.TABLES[name] for name in ("table1_ood", "table6_negatives", "alpha")}
+HOSTILE = 'a|b <script>alert("1")</script> & 5% $x_1^2$ {y} ~\\ #'
+CONTRAST: dict[str, Any] = {"pxycontrast": 1.0, "contrast_style": "queue"}
+SVHN, CELEBA = "auroc/px/svhn", "auroc/px/celeba"
+
+
+def fake_run(
+    root: Path, name: str, seed: int = 1, *, scale: str = "small", epochs: int = 6, **more: Any
+) -> Path:
+    """A finished run folder; `more` are settings."""
+    run = root / scale / f"{name}-s{seed}"
+    (run / "eval").mkdir(parents=True, exist_ok=True)
+    environment = {"git_commit": "0123456789abcdef+", "device": more.pop("device", "AMD EPYC")}
+    settings = {"dataset": "cifar10", "depth": 10, "width": 2, "arch": "wrn", "pyxce": 1.0}
+    settings |= {"lr": 0.002, "batch_size": 64, "n_epochs": 6, "max_steps": None, "load_path": None}
+    (run / "variant.json").write_text(json.dumps(settings | {"environment": environment} | more))
+    lines = [f"{e},{(e + 1) * 10},{(e + 1) * 300.0},{640 if e else 64},0.9" for e in range(epochs)]
+    (run / "progress.csv").write_text(
+        "\n".join(["epoch,step,seconds,images_per_s,loss", *lines]) + "\n"
+    )
+    (run / "last_ckpt.pt").touch()
+    return run
+
+
+def answer(place: Path, of: Path, name: str, version: Any = 1, **values: Any) -> Path:
+    """An evaluation's JSON about the run; `settings`, `max_images` and `refined` are no values."""
+    place.mkdir(parents=True, exist_ok=True)
+    protocol = {"version": version, "sigma": 0.03, "seed": 1, **values.pop("protocol", {})}
+    protocol["max_images"] = values.pop("max_images", 2000)
+    protocol["n_steps"] = values.pop("refined", 0)
+    settings = {"max_images": protocol["max_images"], **values.pop("settings", {})}
+    record = {"eval": name, "checkpoint": str(of / "last_ckpt.pt"), "protocol": protocol}
+    path = place / f"{name}.json"
+    path.write_text(json.dumps({**record, **values, "settings": settings}))
+    return path
+
+
+def classified(of: Path, accuracy: float, dataset: str = "cifar10_test", **more: Any) -> Path:
+    more = {"dataset": dataset, "n": 2000, "accuracy": accuracy, "nll": 1.0} | more
+    return answer(of / "eval", of, "test_clf", **more)
+
+
+def detected(run: Path, aurocs: dict[str, float], known: str = "cifar10_test", **more: Any) -> None:
+    found = [
+        {"ood_dataset": out, "score_fn": score, "auroc": value - less, "fpr95": 0.5, "aupr": 0.5}
+        for out, value in aurocs.items()
+        for score, less in (("px", 0.0), ("py", 0.125))
+    ]
+    answer(run / "eval", run, "OOD", in_dataset=known, rows=found, **more)
+
+
+def sampled(run: Path, settings: dict[str, Any] | None = None, **more: Any) -> Path:
+    values = {"fid": 40.0, "inception_score_mean": 5.0, "n": 1000, "features": "model x"} | more
+    return answer(run / "eval", run, "fid", settings=settings or {}, **values)
+
+
+def collect(root: Path, scale: str = "small") -> dict[str, Any]:
+    """Records of the runs in `root`, which are written to <root>/results."""
+    tables.collect(root, scale, root / "results")
+    return records.read_records(root / "results", [scale])[scale]
+
+
+def built(name: str, found: dict[str, Any], scale: str = "small") -> Table:
+    return build(name, scale, tables.TABLES[name].rows, found)
+
+
+def row(table: Table, experiment: str) -> Row:
+    return next(found for found in table.rows if experiment in found.experiments)
+
+
+def cell(table: Table, experiment: str, key: str) -> str:
+    """The text of a cell of ours."""
+    return formats.value_text(row(table, experiment).numbers[key], titles.digits(key))
+
+
+def seed_with(state: str = "finished", **numbers: float) -> dict[str, Any]:
+    """A record of one seed; numbers are those of an answer."""
+    seed = {"state": state, "answers": {"x": {"numbers": numbers}}, "divergences": 0}
+    return {"seeds": {"1": {**seed, "settings": {}, "seconds": None}}}
+
+
+def error(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        tables.main([str(word) for word in argv])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.count("\n") == 1
+    return message
+
+
+# ------------------------------------------------------------------- numbers, and why there is none
+
+
+def test_numbers_are_means_and_sample_deviations_over_seeds(tmp_path: Path) -> None:
+    for seed, accuracy, auroc in ((1, 0.70, 0.6), (2, 0.74, 0.8), (10, 0.75, 0.7)):
+        run = fake_run(tmp_path, "ce", seed)
+        classified(run, accuracy)
+        detected(run, {"svhn_test": auroc, "celeba": 0.5})
+    found = collect(tmp_path)
+    ood = built("table1_ood", found)
+    svhn = row(ood, "ce").numbers[SVHN]
+    assert (svhn.paper, svhn.paper_std, svhn.n) == (0.46, 0.21, 3)
+    assert cell(ood, "ce", SVHN) == "0.700 ± 0.100 (3)"
+    assert cell(ood, "ce", "auroc/py/svhn").startswith("0.575 ")
+    hybrid = built("table3_hybrid", found)
+    # mean 73, squared deviations 9 + 1 + 4 over 2
+    assert cell(hybrid, "ce", "accuracy/cifar10") == "73.00 ± 2.65 (3)"
+    assert formats.paper_text(row(hybrid, "ce").numbers["accuracy/cifar10"]) == "93.6"
+    assert row(hybrid, "ce").about == {
+        **{"runs": "3 seeds", "setting": "small: WRN-10-2, 6 epochs, batch 64", "hours": "0.50"},
+        **{"epochs": "6 epochs", "network": "WRN-10-2", "hardware": "AMD EPYC"},
+        "commit": "0123456+",
+    }
+
+
+def test_an_empty_cell_says_why(tmp_path: Path) -> None:
+    start = {"load_path": "save/small/ce-s1/last_ckpt.pt", "pxsgld": 1.0}
+    gone = [{"ood_dataset": "celeba", "reason": "gone"}]
+    for seed, device in ((1, "AMD EPYC"), (2, "NVIDIA H200")):
+        detected(fake_run(tmp_path, "jem", seed, device=device, **start), {"svhn_test": 0.6789})
+    for seed, epochs in ((1, 1), (2, 5)):
+        classified(fake_run(tmp_path, "hdge-k64", seed, epochs=epochs), 0.9)
+    (tmp_path / "small" / "hdge-k64-s1" / "diverged.txt").write_text("RuntimeError: no memory")
+    run = fake_run(tmp_path, "hdge")
+    detected(run, {"svhn_test": 0.6}, skipped=gone)
+    sets = {"cifar10_test": {"auroc": None}, "svhn_test": {"auroc": 0.5}}
+    answer(run / "eval", run, "logp_hist", sets=sets, score_fn="px", skipped=gone)
+    found = collect(tmp_path)
+    table = built("table6_negatives", found)
+    assert [cell(table, "jem", key) for key in (SVHN, CELEBA, "ms_per_step")] == [
+        *("0.679 ± 0.000 (2)", "not asked", "several devices")
+    ]
+    assert row(table, "jem").about["setting"] == "small: WRN-10-2, 6 epochs, from ce, batch 64"
+    assert cell(table, "hdge", CELEBA) == "no data"
+    assert cell(table, "hdge", "ms_per_step") == "100.0 (1)"  # the median epoch: 64 at 640 a second
+    assert cell(built("figure1_histograms", found), "hdge", "hist/px/celeba") == "no data"
+    assert cell(table, "hdge-k64", SVHN) == "failed 1 of 2, unfinished 1 of 2"
+    assert cell(table, "hdge-k128", SVHN) == "not run"
+    (verdict,) = (v for v in claims.verdicts("small", found)[0] if "step of JEM" in v.claim)
+    assert verdict.sides == ("jem: several devices", "hdge: 100.0 (1)")
+    assert (verdict.group, verdict.text) == ("undecided", "no number")
+
+
+def test_diverged_runs_are_counted_and_give_no_number(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        run = fake_run(tmp_path, "jem", seed, pxsgld=1.0, epochs=6 if seed == 1 else 2)
+        detected(run, {"svhn_test": 0.6 if seed == 1 else 0.9})
+    (run / "diverged.txt").write_text(DIVERGED)
+    run.with_name(run.name + ".log").write_text(DIVERGED + DIVERGED.replace("63", "70"))
+    (tmp_path / "small" / "jem-s2" / "log.txt").write_text("epoch 0\n" + DIVERGED)
+    found = collect(tmp_path)
+    table = built("table1_ood", found)
+    assert cell(table, "jem", SVHN) == "0.600 (1)"
+    told = "1 seed, diverged 2 of 3, 3 divergences in all, retries included"
+    assert row(table, "jem").about["runs"] == told
+    del found["jem"]["seeds"]["1"]
+    assert cell(built("table1_ood", found), "jem", SVHN) == "diverged 2 of 2"
+    assert claims.divergences(found) == ([0, 0], [2, 2])
+
+
+@pytest.mark.parametrize("name", list(tables.TABLES))
+def test_a_table_without_records_has_the_published_rows_and_a_name_for_each_of_ours(
+    name: str,
+) -> None:
+    table = built(name, {}, "paper")
+    assert {e for found in table.rows for e in found.experiments} == set(tables.TABLES[name].rows)
+    for found in table.rows:
+        expected = "not run" if found.experiments else "quoted"
+        assert found.about == {"runs": expected} and found.model not in found.experiments
+        assert {number.state for number in found.numbers.values()} <= {expected, ""}
+    paper = published(name)  # every published number has its row and column
+    assert set(titles.TABLES[name]["rows"].values()) <= set(paper)
+    assert set(titles.TABLES[name]["rows"]) <= set(tables.TABLES[name].rows)
+    assert set(paper) <= {found.model for found in table.rows}
+    keys = {key for _, found in table.blocks for key in found}
+    assert {key for numbers in paper.values() for key in numbers} <= keys
+
+
+def test_quoted_rows_are_those_that_are_not_trained_here() -> None:
+    found = [built(name, {}, "paper").rows for name in tables.TABLES]
+    glow = {"Unconditional Glow", "Class-conditional Glow", "Glow", "Residual Flow"}
+    assert {r.model for each in found for r in each if not r.experiments} == glow | {
+        "SNGAN",
+        "NCSN",
+    }
+
+
+# ----------------------------------------------------- what may be averaged, and stand side by side
+
+
+def test_protocol_versions_are_never_mixed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    for name, version in (("ce", 1), ("hdge", 2)):
+        classified(fake_run(tmp_path, name), 0.7, version=version)
+    assert tables.main(["collect", "--root", str(tmp_path), "--results", str(results)]) == 0
+    capsys.readouterr()
+    message = error(capsys, "write", "--results", results)
+    assert "versions 1 (ce-s1), 2 (hdge-s1) of test_clf" in message and "table3_hybrid" in message
+    folders = [tmp_path / "small" / name for name in ("ce-s1", "hdge-s1")]
+    assert "mix protocol versions" in error(capsys, "compare", *folders)
+    classified(fake_run(tmp_path, "ce", 2), 0.7, version=2)  # nor over the seeds of one row
+    message = error(capsys, "collect", "--root", tmp_path, "--results", results)
+    assert "ce has answers of protocol versions 1, 2" in message
+
+
+def test_image_sizes_are_never_mixed_and_the_papers_stand_beside_32_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, more in (("ce", {"image_size": 16}), ("jem", {"image_size": 16}), ("hdge", {})):
+        classified(fake_run(tmp_path, name, **more), 0.7)
+    found = collect(tmp_path)
+    message = error(capsys, "write", "--results", tmp_path / "results")
+    assert "images of 16 x 16 (ce) and 32 x 32 (hdge)" in message
+    folders = [tmp_path / "small" / f"{name}-s1" for name in ("ce", "hdge", "jem")]
+    assert "images of 16 x 16 (ce-s1) and 32 x 32 (hdge-s1)" in error(capsys, "compare", *folders)
+    assert tables.main(["compare", str(folders[0]), str(folders[2])]) == 0
+    table = built("table3_hybrid", {name: found[name] for name in ("ce", "jem")})
+    assert any("images of 16 x 16: the paper's numbers" in note for note in table.notes)
+    assert row(table, "ce").about["setting"].endswith("images of 16 x 16, batch 64")
+    assert cell(table, "ce", "accuracy/cifar10") == "70.00 (1)"
+    assert all(n.paper is None for each in table.rows for n in each.numbers.values())
+    assert all(each.experiments for each in table.rows)
+    fake_run(tmp_path, "ce", 2, image_size=32)
+    assert "image_size" not in collect(tmp_path)["hdge"]["seeds"]["1"]["settings"]
+    message = error(capsys, "write", "--results", tmp_path / "results")
+    assert "16 x 16 (ce) and 32 x 32 (ce)" in message
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ({"sigma": 0.03}, {"sigma": 0.3}, "(--sigma 0.03; --sigma 0.3)"),
+        ({"lr": 0.002}, {"lr": 0.02}, "(--lr 0.002; --lr 0.02)"),
+        ({}, {"pxycontrast": 1.0}, "(--pxycontrast 0; --pxycontrast 1.0)"),
+        ({"max_steps": None}, {"max_steps": 60}, "(--max_steps None; --max_steps 60)"),
+        (CONTRAST | {"contrast_k": 64}, CONTRAST | {"contrast_k": 128}, "(--contrast_k 64; --con"),
+        ({"load_path": "a/ce-s1/x.pt"}, {"load_path": "a/hdge-s2/x.pt"}, "(--load_path ce; --load"),
+        ({"load_path": "a/ce-s1/x.pt"}, {"load_path": None}, "(--load_path ce; --load_path None)"),
+        ({"sgld_clamp": True}, {"ema": 0.0}, "(--sgld_clamp True; --sgld_clamp False)"),
+        ({"load_path": "a/ce-s1/x.pt"}, {"load_path": "b/ce-s2/x.pt"}, ""),
+        ({}, {"clip_grad": 5.0, "log_gradients": 100}, ""),  # an older version had no such flag
+        ({"contrast_k": 64}, {"contrast_k": 128, "print_every": 50, "log_dir": "b"}, ""),
+        ({"n_epochs": None}, {"n_epochs": None}, ""),
+    ],
+)
+def test_seeds_trained_differently_are_not_averaged(
+    first: Any, second: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {}
+    for seed, more in (("1", first), ("2", second)):
+        run = fake_run(tmp_path, "hdge", int(seed), **more)
+        classified(run, 0.7)
+        found[seed] = records.seed_record(run, finished=True)
+    place = tmp_path / "results" / "small" / "hdge.json"
+    records.write(place, json.dumps({"seeds": found}))
+    if said:
+        message = error(capsys, "write", "--results", tmp_path / "results")
+        assert "hdge-s1 and hdge-s2 were trained differently" in message and said in message
+        found["2"]["state"] = "unfinished"  # has no number to be averaged
+    built("table1_ood", {"hdge": {"seeds": found}})
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"max_images": 100}, "test_clf differently (max_images 2000; max_images 100)"),
+        ({"amp": "bf16"}, "test_clf differently (amp off; amp bf16)"),
+        ({"sets": {"cifar10_test": 23}}, "(images of cifar10_test 9977; images"),
+        ({"sets": {"svhn_test": 23}}, ""),  # not a set that both were asked about
+        ({"one that an older version does not tell": 1}, ""),
+    ],
+)
+def test_seeds_asked_differently_are_not_averaged_and_rows_are_noted(
+    more: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "CIFAR-10 (test): 9,977 images; cifar10.npz (this copy has 9,977, not 10,000)"
+    for name, seed in (("ce", 1), ("ce", 2), ("hdge", 1)):
+        told = {"amp": "off", "sets": {"cifar10_test": text}}
+        classified(fake_run(tmp_path, name, seed), 0.7, protocol=told)
+    found = collect(tmp_path)
+    for name, seed in (("hdge", "1"), ("ce", "2")):  # as one that another version has collected
+        found[name]["seeds"][seed]["answers"]["test_clf"]["protocol"] |= more
+        if name == "hdge":
+            notes = built("table3_hybrid", found).notes
+            assert any("rows were asked test_clf alike" in note for note in notes) == bool(said)
+    path = tmp_path / "results" / "small" / "ce.json"
+    path.write_text(json.dumps(found["ce"]))
+    if said:
+        message = error(capsys, "write", "--results", tmp_path / "results")
+        assert "ce-s1 and ce-s2 were asked" in message and said in message
+    else:
+        built("table3_hybrid", found)
+
+
+def test_samples_seen_by_other_networks_of_one_name_are_not_averaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (1, 2):
+        settings = settings_of("small", "jem", "fid") | {"fid_model": "a/ce-s1/last_ckpt.pt"}
+        sampled(fake_run(tmp_path, "jem", seed), settings, features_sha256=str(seed) * 64)
+    collect(tmp_path)
+    message = error(capsys, "write", "--results", tmp_path / "results")
+    assert f"(features_sha256 {'1' * 64}; features_sha256 {'2' * 64})" in message
+
+
+def test_notes_tell_how_many_images_a_question_was_about_and_with_what_noise(
+    tmp_path: Path,
+) -> None:
+    asked = {
+        "OOD": {"ce": {"images of svhn_test": 1083, "images of cifar10_test": 2000, "sigma": 0.03}},
+        "fid": {"ce": {"images of cifar10_train": 2000, "n": 1000}, "jem": {"n": 50_000}},
+        "attack/L2": {"ce": {"images of cifar10_test": 200}, "hdge": {"images of cifar10_test": 9}},
+        "training": {"ce": {}},
+    }
+    assert protocols.asked_of(asked) == [
+        "Images (OOD): cifar10_test 2,000, svhn_test 1,083.",
+        "Images (attack/L2): cifar10_test 9 or 200.",
+        "Images (fid): cifar10_train 2,000, samples 1,000 or 50,000.",
+    ]
+    for name, sigma in (("jem", 0.1), ("ce", 0.03)):
+        classified(fake_run(tmp_path, name, sigma=sigma), 0.5)
+    notes = built("table3_hybrid", collect(tmp_path)).notes
+    (note,) = (note for note in notes if note.startswith("Trained with noise"))
+    assert "deviation 0.1 and evaluated with 0.03" in note and note.endswith(": jem.")
+
+
+# ------------------------------------------------------------------------- which answers are taken
+
+
+def recorded(run: Path, scale: str, name: str) -> dict[str, Any]:
+    asked = tables.asks(tables.asked_settings(scale).get(name, {}))
+    answers: dict[str, Any] = records.seed_record(run, finished=True, asked=asked)["answers"]
+    return answers
+
+
+def settings_of(scale: str, name: str, question: str) -> dict[str, Any]:
+    """As eval_wrn_ebm.py leaves them where the tables ask."""
+    wanted = tables.asked_settings(scale)[name][question][0]
+    return {**wanted, "load_path": ["x/last_ckpt.pt"], "data_root": "x", "device": "cuda"}
+
+
+def set_aside(path: Path) -> Path:
+    """As a newer answer to other settings does."""
+    return path.rename(path.with_name(f"{path.stem}-1.json"))
+
+
+@pytest.mark.parametrize(
+    ("scale", "by_hand"),
+    [("paper", {"max_images": 10}), ("small", {"amp": "bf16"}), ("small", {"sigma": 0.0})],
+)
+def test_an_answer_by_hand_never_stands_for_the_tables_own(
+    scale: str, by_hand: dict[str, Any], tmp_path: Path
+) -> None:
+    run = fake_run(tmp_path, "ce", scale=scale)
+    settings = settings_of(scale, "ce", "test_clf")
+    earlier = set_aside(classified(run, 0.5, settings=settings, max_images=settings["max_images"]))
+    classified(run, 0.9, settings={**settings, **by_hand})
+    assert recorded(run, scale, "ce")["test_clf"]["numbers"]["accuracy/cifar10"] == 0.5
+    earlier.unlink()
+    assert "test_clf" not in recorded(run, scale, "ce")
+    # what no table asks for is only compared
+    assert "test_clf" in records.seed_record(run, finished=True)["answers"]
+    assert "test_clf" not in recorded(run, scale, "simclr")
+    classified(run, 0.8, settings=settings, refined=20)  # about images that SGLD has changed
+    assert "test_clf" not in records.seed_record(run, finished=True)["answers"]
+
+
+def test_the_reference_of_samples_is_any_seed_s_cross_entropy_model(tmp_path: Path) -> None:
+    run = fake_run(tmp_path, "jem")
+    settings = settings_of("small", "jem", "fid")
+    names = {"ce-s1": True, "ce-s12": True, "ce-bn-s1": False, "ce": False}
+    for folder, there in {
+        **{f"a/{k}/last_ckpt.pt": v for k, v in names.items()},
+        None: False,
+    }.items():
+        sampled(run, settings | {"fid_model": folder})
+        assert ("fid" in recorded(run, "small", "jem")) == there, folder
+
+
+def test_the_answer_to_a_part_of_the_question_is_none(tmp_path: Path) -> None:
+    run = fake_run(tmp_path, "ce")
+    settings = settings_of("small", "ce", "OOD")
+    detected(run, {"svhn_test": 0.6}, settings={**settings, "ood_dataset": ["svhn"]})
+    assert "OOD" not in recorded(run, "small", "ce")
+    set_aside(run / "eval" / "OOD.json")
+    detected(run, {"svhn_test": 0.65}, settings=settings)  # the whole of it
+    assert recorded(run, "small", "ce")["OOD"]["numbers"][SVHN] == 0.65
+
+
+@pytest.mark.parametrize("weights", ["there", "gone"])
+def test_an_answer_about_earlier_weights_is_left_out_and_named(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fake_run(tmp_path, "ce")
+    ours = hashlib.sha256(b"new").hexdigest()
+    (run / "last_ckpt.pt").write_bytes(b"new")
+    if weights == "gone":
+        (run / "last_ckpt.pt").unlink()
+
+    def answers(sha256: str, step: int) -> dict[str, Any]:
+        classified(run, 0.9, checkpoint_sha256=sha256, run={"step": step})
+        return records.seed_record(run, finished=True)["answers"]
+
+    assert "test_clf" in answers(ours, 60)
+    assert capsys.readouterr().err == ""
+    assert "test_clf" not in answers("0" * 64, 50)
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "ce-s1/eval/test_clf.json is about earlier" in message
+    assert "ask test_clf again" in message and str(tmp_path) not in message
+    # the same step of other weights: only the file tells
+    assert ("test_clf" in answers("0" * 64, 60)) == (weights == "gone")
+
+
+def test_collecting_again_replaces_a_seed_unless_its_record_alone_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def accuracies(seed: int, epochs: int) -> dict[str, float]:
+        shutil.rmtree(tmp_path / "small", ignore_errors=True)
+        classified(fake_run(tmp_path, "ce", seed, epochs=epochs), epochs / 10)
+        seeds = collect(tmp_path)["ce"]["seeds"].items()
+        return {s: r["answers"]["test_clf"]["numbers"]["accuracy/cifar10"] for s, r in seeds}
+
+    assert accuracies(2, 6) == {"2": 0.6}
+    assert accuracies(1, 2) == {"1": 0.2, "2": 0.6}  # unfinished is better than nothing
+    assert accuracies(1, 7) == {"1": 0.7, "2": 0.6} and capsys.readouterr().err == ""
+    assert accuracies(1, 3) == {"1": 0.7, "2": 0.6}
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "ce-s1 is unfinished" in message
+    assert str(tmp_path) not in (tmp_path / "results" / "small" / "ce.json").read_text()
+
+
+# --------------------------------------------------------------------------- how rows were made
+
+
+def test_a_name_says_what_is_not_the_papers(tmp_path: Path) -> None:
+    fake_run(tmp_path, "hdge", contrast_k=16384, **CONTRAST)
+    fake_run(tmp_path, "hdge-k64", contrast_k=64, **CONTRAST)
+    sgld = {"pxsgld": 1.0, "sgld_batch_size": 32, "n_steps": 10}
+    fake_run(tmp_path, "jem", load_path="a/hdge-s1/last_ckpt.pt", **sgld)
+    fake_run(tmp_path, "hdge-resnet50")
+    fake_run(tmp_path, "jointloss-resnet50", arch="resnet50")
+    fake_run(tmp_path, "ce", load_path="a/hdge-s1/last_ckpt.pt")
+    found = collect(tmp_path)
+    negatives, ood = built("table6_negatives", found), built("table1_ood", found)
+    assert row(negatives, "hdge").about["setting"].endswith("batch 64, K = 16384")
+    assert "32 chains of 10 SGLD steps" in row(negatives, "jem").about["setting"]
+    assert [row(negatives, name).model for name in ("hdge", "hdge-k64", "jem")] == [
+        *("HDGE (K=65536, here 16384)", "HDGE (K=64)"),
+        "JEM (N=64, here 32), the papers' sampler, from HDGE",
+    ]
+    names = ("hdge-resnet50", "jointloss-resnet50", "ce", "jem")
+    assert [row(ood, name).model for name in names] == [
+        *("HDGE (ResNet-50, here WRN-10-2)", "JointLoss (ResNet-50)"),
+        "WideResNet-28-10 (cross-entropy), here WRN-10-2",
+        "JEM, the papers' sampler, from HDGE",
+    ]
+    papers = {"seeds": {"1": {"settings": {"depth": 28, "width": 10}}}}
+    assert about.shown_name("WideResNet-28-10", papers) == "WideResNet-28-10"
+    assert [about.start_name(run) for run in ("ce-s1", "mine-s2")] == ["cross-entropy", "mine"]
+
+
+def test_every_process_of_a_run_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fake_run(tmp_path, "jem")
+    variant = json.loads((run / "variant.json").read_text())
+    first = {"git_commit": "f" * 40, "device": "NVIDIA H200"}
+    variant["environments"] = [first, variant["environment"]]
+    (run / "variant.json").write_text(json.dumps(variant))
+    table = built("table6_negatives", collect(tmp_path))
+    assert row(table, "jem").about["commit"] == "0123456+, fffffff"
+    assert row(table, "jem").about["hardware"] == "AMD EPYC, NVIDIA H200"
+    assert cell(table, "jem", "ms_per_step") == "several devices"
+    assert tables.main(["compare", str(run)]) == 0
+    text = capsys.readouterr().out
+    assert "fffffff" in text and "NVIDIA H200" in text and "--environments" not in text
+
+
+def test_a_setting_tells_what_helped_the_row_and_which_later_flags_it_had(tmp_path: Path) -> None:
+    helped = {"sgld_l2": 0.1, "clip_grad": 5.0, "pxsgld": 1.0, "norm": "batch", "sigma": 0.1}
+    later = {"sgld_clamp": True, "chain_start": "class_gaussian", "ema": 0.999, "augment": "off"}
+    default = {"sgld_clamp": False, "chain_start": "uniform", "adam_betas": [0.9, 0.999]}
+    more = {"n_steps": 10, "sgld_batch_size": 32, "optimizer": "adam"} | helped
+    for seed in (1, 2):
+        fake_run(tmp_path, "jem", seed, **more, **later)
+    fake_run(tmp_path, "hdge", **default)
+    probe = {"method": "linear-probe", "program": "linear_probe.py"}
+    fake_run(tmp_path, "simclr-linear", epochs=1, load_path="a/simclr-s1/last_ckpt.pt", **probe)
+    found = collect(tmp_path)
+    assert later.items() <= found["jem"]["seeds"]["1"]["settings"].items()
+    assert not default.keys() & found["hdge"]["seeds"]["1"]["settings"].keys()
+    table = built("table1_ood", found)
+    told = ("batch norm", "adam 0.002", "noise 0.1", "L2 penalty 0.1", "gradients clipped at 5")
+    told += ("--sgld_clamp", "--chain_start class_gaussian", "--ema 0.999", "--augment off")
+    assert all(part in row(table, "jem").about["setting"].split(", ") for part in told)
+    text = page.summary("small", found)
+    assert "of those with SGLD: 0 of 2 (2 with an L2 penalty on the energies or clipped" in text
+    made = row(table, "simclr-linear").about
+    assert made["epochs"] == "a linear probe" and "from simclr" in made["setting"]
+    assert made["runs"] == "1 seed"
+
+
+# ------------------------------------------------------------------------------ rows and columns
+
+
+def test_a_stand_in_keeps_its_own_name(tmp_path: Path) -> None:
+    detected(fake_run(tmp_path, "ce"), {"svhn_test": 0.6, "faces": 0.9})
+    table = built("table1_ood", collect(tmp_path))
+    assert table.blocks[0][1] == [SVHN, "auroc/px/cifar10interp", "auroc/px/cifar100", CELEBA] + [
+        "auroc/px/faces"
+    ]
+    assert titles.column_title("auroc/px/faces") == "faces (not CelebA)"
+    assert row(table, "ce").numbers[CELEBA].mean is None
+
+
+def test_digits_in_place_of_cifar_have_columns_of_their_own(tmp_path: Path) -> None:
+    run = fake_run(tmp_path, "ce", scale="smoke", dataset="digits", max_steps=60)
+    classified(run, 0.9, "digits_test", max_images=40)
+    detected(run, {"interp": 0.6, "photos": 0.9}, "digits_test", max_images=40)
+    for name in ("ce-bn", "ce-bn-c100"):
+        classified(fake_run(tmp_path, name, scale="smoke", dataset="digits"), 0.5, "digits_test")
+    found = collect(tmp_path, "smoke")
+    table = built("table1_ood", found, "smoke")
+    assert table.blocks[0][1] == ["auroc/px/digits:interp", "auroc/px/digits:photos"]
+    assert titles.column_title("auroc/px/digits:photos") == "photographs (in: digits)"
+    assert all(n.n and n.paper is None for n in row(table, "ce").numbers.values())
+    assert row(table, "ce").about["setting"] == "smoke: WRN-10-2, 60 steps, batch 64, digits"
+    assert all(each.experiments for each in table.rows)  # nothing to quote beside it
+    both = built("table2_classification", found, "smoke")  # one set for two keeps two lines
+    assert {("ce-bn",), ("ce-bn-c100",)} <= {each.experiments for each in both.rows}
+
+
+def test_questions_about_several_models_belong_to_each(tmp_path: Path) -> None:
+    for seed, more in ((2, 0.0), (10, 0.25)):
+        runs = [fake_run(tmp_path, name, seed) for name in ("ce", "hdge")]
+        for norm, eps in (("Linf", 8 / 255), ("L2", 0.5)):
+            models = [
+                {"label": run.name, "checkpoint": str(run / "last_ckpt.pt"), "n": 500,
+                 "distance": norm, "attack": "pgd",
+                 "rows": [{"eps": 0.0, "accuracy": 0.75}, {"eps": eps, "accuracy": accuracy}]}
+                for run, accuracy in zip(runs, (0.125 + more, 0.25 + more), strict=True)
+            ]  # fmt: skip
+            place = tmp_path / "small" / f"figure4-{norm.lower()}-s{seed}"
+            answer(place, runs[0], "attack", models=models, max_images=200)
+        picture = tmp_path / "small" / f"figure4-l2-s{seed}" / "attack.png"
+        picture.write_bytes(b"picture of seed %d" % seed)
+    table = built("figure4_robustness", collect(tmp_path))
+    assert table.blocks[0][1] == ["robust/Linf/0", "robust/Linf/0.031373"]
+    assert [titles.column_title(key) for key in table.blocks[0][1]] == ["0/255", "8/255"]
+    for name, expected in (("ce", 25), ("hdge", 37.5)):
+        for key in ("robust/Linf/0.031373", "robust/L2/0.5"):
+            found = row(table, name).numbers[key]
+            assert (found.mean, found.n) == (expected, 2)
+    picture = tmp_path / "results" / "small" / "figure4_robustness.png"
+    assert picture.read_bytes() == b"picture of seed 2"  # the first, by number
+
+
+def test_copied_pictures_are_those_of_now(tmp_path: Path) -> None:
+    results = tmp_path / "results" / "small"
+
+    def copied() -> dict[str, bytes]:
+        collect(tmp_path)
+        return {path.name: path.read_bytes() for path in results.glob("*.png")}
+
+    fake_run(tmp_path, "ce")
+    for norm in ("linf", "l2"):
+        place = tmp_path / "small" / f"figure4-{norm}-s1"
+        place.mkdir()
+        (place / "attack.png").write_bytes(norm.encode())
+        if norm == "linf":
+            assert copied() == {"figure4_robustness.png": b"linf"}
+            (results / "figure4_robustness-mine.png").write_bytes(b"mine")
+    mine = {"figure4_robustness-mine.png": b"mine"}
+    expected = {"figure4_robustness-1.png": b"linf", "figure4_robustness-2.png": b"l2"}
+    assert copied() == expected | mine
+    for norm in ("linf", "l2"):
+        shutil.rmtree(tmp_path / "small" / f"figure4-{norm}-s1")
+    assert copied() == expected | mine  # as records of runs that are elsewhere
+    folder = fake_run(tmp_path, "hdge-jem") / "eval"
+    for name in ("cond_samples_direct_9", "cond_samples_direct_80", "cond_samples-1_direct_90"):
+        (folder / f"{name}.png").write_bytes(name.encode())
+    assert copied()["figure3_samples.png"] == b"cond_samples_direct_80"
+
+
+def test_a_row_of_both_cifars_is_one_line_and_may_be_half_missing(tmp_path: Path) -> None:
+    classified(fake_run(tmp_path, "ce-bn"), 0.5)
+    classified(fake_run(tmp_path, "hdge-bn"), 0.5)
+    names = (("ce-bn-c100", 1), ("ce-bn-c100", 2), ("jem-bn-c100", 1))
+    for i, (name, seed) in enumerate(names, 2):
+        run = fake_run(tmp_path, name, seed, dataset="cifar100")
+        classified(run, i / 8, "cifar100_test")
+    table = built("table2_classification", collect(tmp_path))
+    experiments = [each.experiments for each in table.rows]
+    assert experiments.count(("ce-bn", "ce-bn-c100")) == 1 and len(experiments) == 6
+    found = row(table, "ce-bn")
+    ten, hundred = found.numbers["accuracy/cifar10"], found.numbers["accuracy/cifar100"]
+    assert (ten.mean, hundred.mean, ten.paper, hundred.paper) == (50, 31.25, 95.8, 79.9)
+    assert found.about["runs"] == "1 seed; CIFAR-100: 2 seeds"
+    text = page.missing([table])
+    assert text.startswith("Table 2: classification with batch norm: 0 of 6 rows")
+    listed = set(text.partition("at no scale: ")[2].rstrip(".").split(", "))
+    halves = {"HDGE on CIFAR-100", "JEM on CIFAR-10", "Supervised contrastive (SupCon)"}
+    assert halves <= listed and not {"HDGE", "JEM", "Supervised (cross-entropy)"} & listed
+    assert page.missing([built("table2_classification", {}, "paper"), table]) == text
+
+
+def test_what_is_missing_is_told_by_experiment_not_by_shown_name(tmp_path: Path) -> None:
+    for scale, k in (("small", 16384), ("paper", 65536)):
+        run = fake_run(tmp_path, "hdge", scale=scale, contrast_k=k, **CONTRAST)
+        detected(
+            run, {"svhn_test": 0.6}, settings=settings_of(scale, "hdge", "OOD"), max_images=None
+        )
+        collect(tmp_path, scale)
+    tables.write(tmp_path / "results")
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    (found,) = re.findall(r"^- Table 6.*$", text, re.MULTILINE)
+    assert "1 of 8 rows at the paper's scale; at no scale: " in found
+    assert "HDGE (K=65536" not in found and "HDGE (K=64)" in found
+
+
+def test_fid_of_other_features_or_fewer_samples_is_another_column(tmp_path: Path) -> None:
+    inception = "inception-v3-compat (torch-fidelity)"
+    sampled(fake_run(tmp_path, "jem"), fid=41.0, n=50_000, features=inception)
+    for seed in (1, 2):
+        sampled(fake_run(tmp_path, "hdge-jem", seed), fid=40.0 + seed, features="model x/last.pt")
+    judge = {"fid_model": str(tmp_path / "small" / "ce-s1" / "last_ckpt.pt")}
+    for seed, fid in ((1, 50.0), (2, 10.0), (3, 20.0)):  # the first is its own judge
+        sampled(fake_run(tmp_path, "ce", seed), judge, fid=fid)
+    found = collect(tmp_path)
+    table = built("table3_hybrid", found)
+    assert {"fid/own-1000", "is/own-1000", "fid/ce-s1's-1000"} <= set(table.blocks[0][1])
+    assert titles.column_title("fid/own-1000") == "FID (own features, 1,000 samples)"
+    assert row(table, "jem").numbers["fid/inception"] == Number(38.4, None, 41.0, None, 1)
+    assert cell(table, "hdge-jem", "fid/inception") == OTHER_FEATURES
+    assert cell(table, "hdge-jem", "fid/own-1000") == "41.50 ± 0.71 (2)"
+    assert cell(table, "ce", "fid/own-1000") == "50.00 (1)"
+    assert cell(table, "ce", "fid/ce-s1's-1000") == "15.00 ± 7.07 (2)"
+    assert str(tmp_path) not in json.dumps(found)
+
+
+def test_the_ladder_shows_samples_beside_their_starts_and_the_mean_over_sets(
+    tmp_path: Path,
+) -> None:
+    def climbed(name: str, seed: int, judge: str, fid: float, sets: dict[str, float]) -> None:
+        """Chains of 0, 40 and 200 steps, as evaluation.generation compares them."""
+        run = fake_run(tmp_path, name, seed, scale="half", image_size=16, pxsgld=1.0)
+        settings = settings_of("half", name, "fid") | {"fid_model": f"a/{judge}/last_ckpt.pt"}
+        one = {"n": 500, "precision": 0.75, "recall": 0.5, "read_as_asked": 0.625}
+        found = [
+            {**one, "images": "starts", "steps": 0, "fid": 4 * fid},
+            {**one, "images": "samples", "steps": 40, "fid": 2 * fid},
+            {**one, "images": "samples", "steps": 200, "fid": 9.0, "recall": None},
+            {**one, "images": "training images", "steps": None, "fid": 1.0, "read_as_asked": None},
+        ]
+        sampled(run, settings, fid=fid, steps=40, rows=found)
+        detected(run, sets, settings=settings_of("half", name, "OOD"))
+
+    for seed, fid in ((1, 20.0), (2, 30.0)):
+        climbed(
+            "ladder-jem", seed, "ce-s9", fid, {"svhn_test": 0.5, "textures": 0.75, "faces": 1.0}
+        )
+    climbed("ladder-start", 1, "ce-s1", 20.0, {"svhn_test": 0.5})
+    run = fake_run(tmp_path, "ladder-clamp", scale="half", image_size=16, epochs=1)
+    (run / "diverged.txt").write_text(DIVERGED)
+    table = built("sampler", collect(tmp_path, "half"), "half")
+    (samples,) = (keys for title, keys in table.blocks if title == "Class-conditional samples")
+    of = " (ce-s9's features, 500 samples)"
+    shown = {titles.column_title(key): cell(table, "ladder-jem", key) for key in samples}
+    assert {
+        title.removesuffix(of): text for title, text in shown.items() if title.endswith(of)
+    } == {
+        "FID of samples": "50.00 ± 14.14 (2)",
+        "FID of starts": "100.00 ± 28.28 (2)",
+        "Precision of samples": "0.750 ± 0.000 (2)",
+        "Read as asked (%) of samples": "62.5 ± 0.0 (2)",
+        "Read as asked (%) of starts": "62.5 ± 0.0 (2)",
+        "Recall of samples": "0.500 ± 0.000 (2)",
+    }
+    assert cell(table, "ladder-start", "chain_fid/starts/ce-s9's-500") == OTHER_FEATURES
+    (mean,) = (key for _, keys in table.blocks for key in keys if key.startswith("mean_auroc"))
+    assert titles.column_title(mean) == "mean of 3 sets"
+    assert cell(table, "ladder-jem", mean) == "0.750 ± 0.000 (2)"
+    assert cell(table, "ladder-start", mean) == "not asked"  # one set has no mean
+    assert cell(table, "ladder-clamp", mean) == "diverged 1 of 1"
+    assert row(table, "ladder-clamp").about["runs"] == "diverged 1 of 1"
+
+
+def test_a_scale_has_its_own_rows_and_no_published_row_beside_another_size(tmp_path: Path) -> None:
+    for name, seed, accuracy in (("ce", 1, 0.5), ("ce", 2, 0.6), ("hdge", 1, 0.7), ("ce", 9, 0.1)):
+        run = fake_run(tmp_path, name, seed, scale="half", image_size=16)
+        classified(run, accuracy, settings=settings_of("half", name, "test_clf"), max_images=None)
+    found = collect(tmp_path, "half")
+    assert set(found["ce"]["seeds"]) == {"1", "2"}  # 9 compares samples and is no row
+    tables.write(tmp_path / "results", tmp_path / "out")
+    lines = (tmp_path / "out" / "table3_hybrid-half.csv").read_text().splitlines()
+    experiments = {line["experiment"] for line in csv.DictReader(lines)}
+    assert experiments == {"ce", "hdge", "jem-stable", "hdge-jem-stable"}
+    assert not (tmp_path / "out" / "table2_classification-half.md").exists()
+
+
+# ------------------------------------------------------------------------------------- the claims
+
+
+def test_verdicts_weigh_the_difference_by_the_spread() -> None:
+    def judged(relation: str, mean: float, std: float | None = 0.3) -> tuple[str, str]:
+        first, second = Number(mean=mean, std=std, n=3), Number(mean=1.0, std=0.3, n=3)
+        return claims.verdict(relation, first, second)[:2]
+
+    # 4 degrees of freedom, and so 2.776 standard errors of a difference: * sqrt(2 * .09 / 3) = .68
+    assert judged(">", 1.69) == ("holds", "holds")
+    assert judged(">", 1.67) == ("undecided", "open: within the spread of the seeds")
+    assert judged("<", 1.69) == judged("=", 1.69) == ("contradicted", "does not hold")
+    assert judged("<", 0.31)[0] == "holds" and judged("=", 1.1)[1].startswith("not contradicted")
+    assert judged(">", 1.5, None) == ("undecided", "higher; too few seeds to tell")
+    assert claims.verdict(">", Number(state="not run"), Number(mean=1.0))[0] == "undecided"
+    random, found = np.random.RandomState(0), set()
+    for _ in range(200):
+        n, m = random.randint(2, 6, 2)
+        a, b = random.randn(n) + random.rand() * 3, random.randn(m) * random.rand() * 3
+        beyond = abs(a.mean() - b.mean()) > claims.noise(a.std(ddof=1), n, b.std(ddof=1), m)
+        assert beyond == (stats.ttest_ind(a, b, equal_var=False).pvalue < 0.05)
+        found.add(bool(beyond))
+    assert found == {True, False} and claims.noise(0.0, 3, 0.0, 3) == 0
+
+
+def test_claims_are_about_experiments_that_exist() -> None:
+    for text, first, relation, second, _ in claims.claims():
+        assert {first, second} <= set(rows.EXPERIMENTS) and relation in "<=>", text
+
+
+def test_a_claim_needs_two_sides_and_a_diverged_one_is_told() -> None:
+    jem = seed_with(**{"fid/own-100": 3.0, "fid/x-1000": 30.0})
+    found = {"hdge": seed_with(**{SVHN: 0.5}), "hdge-raw": seed_with("diverged"), "jem": jem}
+    found["hdge-jem"] = seed_with(**{"fid/a-1000": 2.0, "fid/x-1000": 20.0})
+    found["ce"] = seed_with("unfinished")
+    judged, unjudged = claims.verdicts("x", found)
+    sides = {verdict.claim: verdict.sides for verdict in judged}
+    assert (
+        sides["Normalising the logits makes no difference (px)"][0] == "hdge-raw: diverged 1 of 1"
+    )
+    # samples are compared in features that both sides have
+    assert sides["HDGE + JEM samples better than JEM"] == ("hdge-jem: 20.00 (1)", "jem: 30.00 (1)")
+    assert "HDGE detects OOD better than cross-entropy (px)" in unjudged
+    del jem["seeds"]["1"]["answers"]["x"]["numbers"]["fid/x-1000"]
+    assert "HDGE + JEM samples better than JEM" in claims.verdicts("x", found)[1]
+
+
+def test_the_claim_about_samples_is_judged_by_the_best_features_in_common() -> None:
+    def judged_by(*names: str) -> str:
+        found = seed_with(**{f"fid/{name}": 1.0 for name in names})
+        return claims.common("fid/", [found, found])
+
+    found = ["ce-s1's-1000", "inception-100", "inception-5000", "own-50", "own"]
+    assert judged_by(*found) == "fid/inception-5000"
+    assert judged_by(*found, "inception") == "fid/inception"
+    assert judged_by("ce-s1's-20", "own", "ce-s1's-1000", "own-100") == "fid/ce-s1's-1000"
+    assert judged_by("own", "own-1000") == "fid/"
+
+
+def test_claims_of_jem_are_about_the_stable_sampler_where_that_alone_was_run() -> None:
+    key = "accuracy/cifar10"
+    found = {"ce": seed_with(**{key: 0.75}), "jem-stable": seed_with(**{key: 0.5})}
+    for expected in ("jem-stable: 50.00 (1)", "jem: 25.00 (1)"):
+        judged = {verdict.claim: verdict.sides for verdict in claims.verdicts("x", found)[0]}
+        assert judged["JEM costs accuracy"][0] == expected
+        found["jem"] = seed_with(**{key: 0.25})
+
+
+def test_gradients_are_means_over_the_epochs_that_were_measured(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        run = fake_run(tmp_path, "hdge", seed, epochs=3)
+        (run / "progress.csv").write_text(
+            "epoch,step,seconds,images_per_s,loss,pyxce/gradient,pxycontrast/gradient,"
+            "pxycontrast/cosine\n"
+            f"0,10,1,640,1,,,\n1,20,2,640,1,2,{seed},.5\n5,30,3,640,1,4,{seed},.25\n"
+        )
+    assert claims.gradient_rows(collect(tmp_path)) == [
+        ["hdge", "pxycontrast", "1.500 ± 0.707 (2)", "0.375 ± 0.000 (2)"],
+        ["hdge", "pyxce", "3.000 ± 0.000 (2)", "-"],
+    ]
+    tables.write(tmp_path / "results")
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "Gradients of the terms" in text and "0.375 ± 0.000 (2)" in text
+
+
+# ----------------------------------------------------------------------------- what is written
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results' folder of a few runs, some with names that mean harm, and ../tables."""
+    root = tmp_path_factory.mktemp("runs")
+    for seed in (1, 2):
+        for i, name in enumerate(("ce", "hdge", "alpha0.5")):
+            run = fake_run(root, name, seed, device=HOSTILE)
+            classified(run, 0.5 + 0.125 * i + 0.01 * seed)
+            detected(run, {"svhn_test": 0.5 + 0.1 * i + 0.01 * seed, f"folder:{HOSTILE}": 0.5})
+    collect(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "TABLES", SOME)
+        words = ["write", "--results", str(root / "results"), "--output", str(root / "tables")]
+        assert tables.main(words) == 0
+    return root / "results"
+
+
+def test_written_again_all_is_the_same_byte_for_byte(
+    hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "TABLES", SOME)
+    shutil.copytree(hostile / "small", tmp_path / "results" / "small")
+    for stale in ("table1_ood-smoke.png", "mine.txt"):
+        (tmp_path / "results" / stale).write_text("old")
+    tables.write(tmp_path / "results", tmp_path / "tables")
+    # what is not ours stays, an old picture goes
+    assert (tmp_path / "results" / "mine.txt").read_text() == "old"
+    (tmp_path / "results" / "mine.txt").unlink()
+    found = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    names = {str(path) for path in found}
+    assert {"RESULTS.md", "results/index.html", "results/alpha-small.png"} <= names
+    assert {f"tables/alpha-small.{suffix}" for suffix in ("md", "csv", "tex")} <= names
+    for path in found:
+        assert (tmp_path / path).read_bytes() == (hostile.parent / path).read_bytes(), path
+
+
+def test_results_open_with_findings_and_verdicts_and_link_only_what_is_there(hostile: Path) -> None:
+    text = (hostile.parent / "RESULTS.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert len(links) == 3 and all((hostile.parent / link).is_file() for link in links)
+    head, _, rest = text.partition("## Which claims hold")
+    assert head.count("holds at scale small") == 3 and "- alpha = 0.5 classifies better" in head
+    assert "### Holds: 4" in rest and rest.index("<details><summary>Undecided") < rest.index(
+        "## How"
+    )
+    assert "3 experiments, 6 runs" in text and text.count("<details>") == text.count("</details>")
+    assert "without SGLD: 0 of 6; of those with SGLD: 0 of 0." in text and "<script" not in text
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_csv_parses_and_has_the_numbers(hostile: Path) -> None:
+    text = (hostile.parent / "tables" / "table1_ood-small.csv").read_text()
+    found = list(csv.DictReader(text.splitlines()))
+    assert all(None not in line and None not in line.values() for line in found)
+    one = next(r for r in found if r["experiment"] == "ce" and r["column"] == SVHN)
+    assert float(one["mean"]) == pytest.approx(0.515) and one["seeds"] == "2"
+    assert float(one["std"]) == pytest.approx(0.01 / 2**0.5, rel=1e-4)
+    assert (one["paper"], one["paper_std"], one["hardware"]) == ("0.46", "0.21", HOSTILE)
+    assert {r["state"] for r in found if r["experiment"] == "jem"} == {"not run"}
+
+
+def test_latex_is_escaped(hostile: Path) -> None:
+    assert formats.tex("5% & $x_1^2$ {y} #\\~ ±") == (
+        r"5\% \& \$x\_1\textasciicircum{}2\$ \{y\} \#\textbackslash{}\textasciitilde{} $\pm$"
+    )
+    text = (hostile.parent / "tables" / "table1_ood-small.tex").read_text()
+    assert r"0.515 $\pm$ 0.007 (2)" in text and r"\begin{tabular}{lrrrr" in text
+    assert text.count(r"\item ") == len(built("table1_ood", {}).notes) > 3
+    for line in re.findall(r"^(?!%|\\).*\\\\$", text, re.MULTILINE):
+        plain = line.replace(r"$\pm$", "").replace(r"$\infty$", "")
+        assert not re.search(r"(?<!\\)[%#_$]", plain)
+    heads = re.findall(r"\\begin\{tabular\}\{(lr*)\}\n\\toprule\n(.*)", text)
+    assert heads and all(len(spec) == len(head.split(" & ")) for spec, head in heads)
+
+
+def test_the_page_is_escaped_and_loads_nothing(hostile: Path) -> None:
+    tags: list[tuple[str, dict[str, str | None]]] = []
+    texts: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            tags.append((tag, dict(attrs)))
+
+        def handle_data(self, data: str) -> None:
+            texts.append(data)
+
+    Reader().feed((hostile / "index.html").read_text(encoding="utf-8"))
+    assert "script" not in {tag for tag, _ in tags}
+    sources = [attrs.get("src") or "" for tag, attrs in tags if tag == "img"]
+    assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert any(HOSTILE in text for text in texts) and "0.515 ± 0.007 (2)" in texts
+    ids = {attrs.get("id") for _, attrs in tags}
+    links = {str(attrs["href"])[1:] for tag, attrs in tags if tag == "a"}
+    assert "table-1" in links <= ids
+
+
+def test_pictures_are_png_and_carry_no_version(hostile: Path) -> None:
+    assert {path.stem for path in hostile.glob("*.png")} == {f"{name}-small" for name in SOME}
+    for path in hostile.glob("*.png"):
+        data = path.read_bytes()
+        assert data.startswith(b"\x89PNG") and b"Software" not in data and b"tEXt" not in data[:200]
+
+
+def test_the_committed_page_is_that_of_the_committed_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    monkeypatch.setattr(page, "save_picture", lambda table, path: path.exists())
+    tables.write(tmp_path / "results")
+    committed = (ROOT / "RESULTS.md").read_bytes()
+    assert (tmp_path / "RESULTS.md").read_bytes() == committed, "run scripts/tables.py write"
+
+
+# -------------------------------------------------------------------------- compare, and mistakes
+
+
+def test_comparing_runs_shows_where_they_differ_in_every_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, epochs, images in (("good", 6, 2000), ("bad", 2, 100), ("young", 2, 100)):
+        run = fake_run(tmp_path, name, epochs=epochs, lr=epochs / 10)
+        classified(run, epochs / 8, max_images=images)
+        detected(run, {"svhn_test": epochs / 8})
+        if name == "bad":
+            (run / "diverged.txt").write_text(DIVERGED)
+    folders = [str(tmp_path / "small" / f"{name}-s1") for name in ("good", "bad", "young")]
+    out = tmp_path / "out"
+    assert tables.main(["compare", *folders, "--output", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert (out / "comparison.md").read_text(encoding="utf-8") == text
+    assert re.search(r"\| +\| good-s1 +\| bad-s1 +\| young-s1 +\|", text)
+    assert re.search(r"--lr +\| 0\.6 +\| 0\.2", text) and "--batch_size" not in text
+    assert re.search(r"Accuracy, CIFAR-10 \(%\) +\| 75\.00 +\| 25\.00", text)
+    assert "Not all rows were asked test_clf alike" in text
+    lines = list(csv.DictReader((out / "comparison.csv").read_text().splitlines()))
+    found = {(line["model"], line["column"]): line["mean"] for line in lines}
+    assert found["good-s1", "accuracy/cifar10"] == "75"
+    assert found["bad-s1", SVHN] == "0.25" and found["bad-s1", "auroc/py/svhn"] == "0.125"
+    states = {line["model"]: line["runs"] for line in lines}
+    assert states == {"good-s1": "finished", "bad-s1": "diverged", "young-s1": "unfinished"}
+    text = (out / "comparison.tex").read_text()
+    assert r"\item Not all rows were asked test\_clf alike" in text and "1 seed" not in text
+    assert text.index("Not all rows") < text.index(r"\end{table}") and "75.00" in text
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_raw_and_averaged_weights_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = ("averaged (--ema 0.9)", "averaged (--ema 0.99)", "raw", None)  # None: no average
+    folders = [fake_run(tmp_path, name) for name in "abcd"]
+    for folder, of in zip(folders, weights, strict=True):
+        classified(folder, 0.7, weights=of)
+    for pair, alike in (((0, 1), True), ((0, 2), False), ((0, 3), True)):
+        assert tables.main(["compare", *(str(folders[i]) for i in pair)]) == 0
+        assert ("asked test_clf alike" not in capsys.readouterr().out) == alike, pair
+
+
+def test_what_cannot_be_written_is_named_with_its_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    run, results = fake_run(tmp_path, "ce"), tmp_path / "results"
+    classified(run, 0.7)
+    (tmp_path / "file").touch()
+    bad = tmp_path / "file" / "x"
+    message = error(capsys, "compare", run, "--output", bad)
+    assert f"--output: cannot write {bad / 'comparison.md'} (" in message
+    assert f"--results: cannot write {bad}" in error(capsys, "write", "--results", bad)
+
+    def full(figure: Figure, path: Any, **more: Any) -> None:
+        Path(path).write_bytes(b"half of")
+        raise OSError(28, "No space left on device")
+
+    collect(tmp_path)
+    picture = results / "table1_ood-small.png"
+    picture.write_bytes(b"earlier")
+    monkeypatch.setattr(Figure, "savefig", full)
+    message = error(capsys, "write", "--results", results)
+    assert f"--results: cannot write {picture} (No space left on device)" in message
+    assert picture.read_bytes() == b"earlier" and not list(results.glob(".*"))
+    message = error(capsys, "compare", run, "--output", tmp_path / "new")
+    assert f"--output: cannot write {tmp_path / 'new' / 'comparison.png'} (No space" in message
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--scale small" in error(capsys, "collect", "--root", tmp_path)
+    assert "holds no run" in error(capsys, "compare", tmp_path)
+    assert "not a folder" in error(capsys, "compare", tmp_path / "none")
+    run = fake_run(tmp_path, "ce")
+    assert "given twice" in error(capsys, "compare", run, run)
+    records.write(tmp_path / "results" / "small" / "ce.json", "[]")
+    assert "is no record" in error(capsys, "write", "--results", tmp_path / "results")
+    assert "ACTION" in error(capsys)
