@@ -85,6 +85,9 @@ class Paper:
 def paper_of(run: Run, path: Path = PUBLISHED) -> Paper:
     tables = json.loads(path.read_text(encoding="utf-8"))
     names = tuple(term.name for term in terms.used(run.settings))
+    if names and run.rows:  # a term may have been declared where the run was made, and not here
+        losses = [name.removesuffix("/loss") for name in run.rows[0] if name.endswith("/loss")]
+        names += tuple(name for name in losses if name not in terms.TERMS)
     method, *rows = METHODS.get(names, (" + ".join(names) or "Terms unknown", None, None, None))
     if run.settings.get("uncond") or image_size(run.settings) != IMAGE_SIZE:
         rows = [None, None, None]  # the papers have no such head for log q(x), nor such images
