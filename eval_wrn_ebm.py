@@ -39,15 +39,13 @@ from evaluation.ood import detection
 from evaluation.results import Answer
 from evaluation.scores import check_scores, feature_bank, scores
 from evaluation.trained import Trained
-from runs import folder as records
 from runs import processes as distributed
-from runs.checkpoint import CheckpointError
+from runs.checkpoint import CheckpointError, weights_file
 from runs.cli import UsageError
-from runs.exported import weights_file
+from runs.endings import exit_code, leave
 from runs.files import naming
 from runs.screen import markdown, print_line, reversed_order
-from training.endings import exit_code, leave
-from training.machine import choose_device
+from training.machine import choose_device, environment
 
 PROGRAM = "eval_wrn_ebm.py"
 BESIDE = 6  # columns and rows of the samples beside their starts and training images
@@ -895,7 +893,7 @@ def work(s: Namespace, given: set[str]) -> int:
 
 def answer_together(s: Namespace, given: set[str], device: torch.device) -> int:
     """What every process does: its share of the batches. The first one writes the answer."""
-    began, environment = time.monotonic(), records.environment(device)
+    began, here = time.monotonic(), environment(device)
     flags.resolve(s)
     s.labels = s.labels or trained.labels_of(s.load_path)
     asked_of = [
@@ -929,7 +927,7 @@ def answer_together(s: Namespace, given: set[str], device: torch.device) -> int:
         {
             **numbers,
             "protocol": protocol(asked, image_size),
-            "environment": environment,
+            "environment": here,
             "seconds": round(time.monotonic() - began, 2),
         }
     )

@@ -38,19 +38,18 @@ from evaluation.sampling import Sampler
 from runs import folder as records
 from runs import processes as distributed
 from runs import terms
-from runs.checkpoint import LAST, CheckpointError, read_checkpoint
+from runs.checkpoint import CheckpointError, read_checkpoint
 from runs.cli import UsageError, check_program, may_tell
-from runs.lock import alone
+from runs.endings import Signals, exit_code, leave
+from runs.files import alone
 from runs.names import FOLDER
 from runs.screen import print_line
-from runs.signals import Signals
 from training.divergence import Guard
 from training.ema import Ema
-from training.endings import exit_code, leave, run_exit_code
 from training.gradients import term_gradients
-from training.machine import build_network, choose_device, load_data, warn_of_leaks
+from training.machine import build_network, choose_device, environment, load_data, warn_of_leaks
 from training.output import Output
-from training.session import Session
+from training.session import Session, run_exit_code
 from training.state import Progress, Run, load_memories, random_from, read_last, restore_last
 
 PROGRAM = "train_wrn.py"
@@ -263,8 +262,7 @@ def plot_samples(run: Run, epoch: int, out: Output) -> None:
         path = out.folder / "samples" / f"{name}_{epoch:04d}.png"
         picture = plots.save_grid(images, path, width).numpy()
         step = run.progress.step  # what is drawn again after a kill replaces this
-        assert out.book is not None  # who has none draws nothing
-        out.book.board.add_image(f"samples/{name}", picture, step, dataformats="HWC")
+        out.records.picture(f"samples/{name}", picture, step)
 
 
 # --------------------------------------------------------------------------------------- dry run
@@ -436,7 +434,7 @@ def resumed_settings(s: Namespace, given: set[str]) -> tuple[Namespace, Path]:
         raise UsageError(f"--resume {s.resume} names the run: leave --id and --log_dir out")
     folder = Path(s.resume) if s.resume else Path(s.log_dir) / s.id
     if folder.is_file():
-        if folder.name != LAST:
+        if folder.name != records.LAST:
             raise UsageError(
                 f"--resume {s.resume} is a file: give the run's folder, which goes on from its "
                 "last checkpoint, or start a new run from this one with --load_path"
@@ -508,7 +506,7 @@ def work_together(
     s: Namespace, given: set[str], device: torch.device, began: float, folder: Path | None
 ) -> int:
     """What every process does. `folder`: of the run that is resumed; None: a new one."""
-    resuming, environment = folder is not None, records.environment(device)
+    resuming, here = folder is not None, environment(device)
     if s.seed is None:
         s.seed = torch.seed() % 2**31
     if folder is None and not s.dry_run:
@@ -543,12 +541,14 @@ def work_together(
             records.check_free(folder, overwrite=s.overwrite, given="overwrite" in given)
             records.create_run_folder(folder, overwrite=s.overwrite)
         if first:
-            records.write_settings(folder, vars(s), environment)
-        out = Output(folder, records.Records(folder, resume_from=since) if first else None, EARLY)
+            records.write_settings(folder, vars(s), here)
+        book = records.Records(folder, resume_from=since) if first else records.NoRecords()
+        out = Output(folder, book, EARLY)
         out.saved_step = run.progress.step
-        out.say(f"{dataset.about}\n{describe(run, batches, splits)}")
+        out.records.say(f"{dataset.about}\n{describe(run, batches, splits)}")
         if "workers" in given:
-            out.say(f"--workers {s.workers} has no effect: images live on the training device")
+            told = f"--workers {s.workers} has no effect: images live on the training device"
+            out.records.say(told)
         return run_exit_code(
             PROGRAM, out, lambda signals: train(run, batches, splits, out, began, signals)
         )

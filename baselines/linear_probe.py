@@ -36,17 +36,16 @@ import models  # noqa: E402
 from baselines.features import Features, features_of_splits  # noqa: E402
 from baselines.linear_regression import fit_linear, standardisation, unstandardised  # noqa: E402
 from evaluation.trained import trained_on  # noqa: E402
-from runs import checkpoint
-from runs import folder as records
+from runs import folder as records  # noqa: E402
 from runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint  # noqa: E402
 from runs.cli import UsageError  # noqa: E402
-from runs.lock import alone  # noqa: E402
-from runs.names import FOLDER
-from runs.screen import print_line  # noqa: E402
-from training.endings import exit_code  # noqa: E402
+from runs.endings import exit_code  # noqa: E402
+from runs.files import alone  # noqa: E402
+from runs.names import FOLDER  # noqa: E402
 from training.machine import (  # noqa: E402
     as_read_by,
     choose_device,
+    environment,
     load_data,
     warn_of_leaks,
 )
@@ -150,7 +149,7 @@ def work(s: Namespace) -> int:
     s.id = s.id or f"{path.resolve().parent.name}-probe"
     folder = Path(s.log_dir) / s.id
     device = choose_device(s.device, exact=True)
-    environment = records.environment(device)
+    here = environment(device)
     records.check_free(folder, overwrite=s.overwrite, load_path=s.load_path)
     model, settings, record = load_backbone(s, device)
     model = model.to(memory_format=torch.channels_last)
@@ -169,13 +168,9 @@ def work(s: Namespace) -> int:
         # The backbone's settings, so that what reads runs knows its network, and over them ours.
         own = {**vars(s), "norm": settings["norm"], "num_classes": dataset.num_classes}
         settings = {**settings, **own, "program": PROGRAM, "method": "linear-probe", "resume": None}
-        records.write_settings(folder, settings, environment)
+        records.write_settings(folder, settings, here)
         book = records.Records(folder)
-
-        def say(message: str) -> None:
-            print_line(message, sys.stdout)
-            book.line(message)
-
+        say = book.say
         try:
             sizes = ", ".join(f"{len(part.y):,} {name}" for name, part in found.items())
             say(dataset.about)
@@ -191,7 +186,7 @@ def work(s: Namespace) -> int:
                 "random": {"cpu": torch.get_rng_state()},
                 "data": data.Record.of(dataset, s.n_valid).state(),
             }
-            save_checkpoint(state, folder / checkpoint.LAST)
+            save_checkpoint(state, folder / records.LAST)
             say(f"the best is l2 {row['l2']:g}; the run is in {folder}")
         finally:
             with contextlib.suppress(OSError):

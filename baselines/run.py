@@ -35,12 +35,11 @@ from baselines.objective import Batches, Objective, train_step
 from baselines.resume import resumed_settings
 from runs import folder as records
 from runs.cli import Parser
-from runs.lock import alone
-from runs.signals import Signals
-from training.endings import exit_code, run_exit_code
-from training.machine import build_network, choose_device, load_data
+from runs.endings import Signals, exit_code
+from runs.files import alone
+from training.machine import build_network, choose_device, environment, load_data
 from training.output import Output
-from training.session import Session
+from training.session import Session, run_exit_code
 from training.state import Run, restore_last
 
 __all__ = ["Batches", "Objective", "Program", "main"]
@@ -114,7 +113,7 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
     if resuming:
         s, folder = resumed_settings(s, given, program.build_parser, program.check, program.fixed)
     device = choose_device(s.device)
-    environment = records.environment(device)
+    here = environment(device)
     if s.seed is None:
         s.seed = torch.seed() % 2**31
     torch.manual_seed(s.seed)
@@ -139,10 +138,10 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
             models.initialise_act_norm(run.model, batches(0)[0])
             records.check_free(folder, overwrite=s.overwrite, given="overwrite" in given)
             records.create_run_folder(folder, overwrite=s.overwrite)
-        records.write_settings(folder, vars(s), environment)
+        records.write_settings(folder, vars(s), here)
         out = Output(folder, records.Records(folder, resume_from=since))
         out.saved_step = run.progress.step
-        out.say(f"{dataset.about}\n{describe(run, batches, len(index), splits)}")
+        out.records.say(f"{dataset.about}\n{describe(run, batches, len(index), splits)}")
         return run_exit_code(
             program.name, out, lambda signals: train(run, batches, splits, out, began, signals)
         )

@@ -9,8 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from runs.cli import Mistake
 
-class DataError(ValueError):
+
+class DataError(Mistake):
     """A user's mistake in one line that names the flag, the value and the remedy."""
 
     def __init__(self, message: str) -> None:

@@ -57,8 +57,7 @@ class Asked:
                         flag=flag,
                         run=model.record,
                         folders=self.folders,
-                    ),
-                    data.DataError,
+                    )
                 )
             except data.DataError as error:
                 self.missing[key] = self.moved(error, name, own)
@@ -87,8 +86,7 @@ class Asked:
         if key not in self.folders and key not in self.missing:
             try:
                 self.folders[key] = distributed.in_turn(
-                    lambda: data.load(asked, self.s.data_root, size=size, reader=reader),
-                    data.DataError,
+                    lambda: data.load(asked, self.s.data_root, size=size, reader=reader)
                 )
             except data.DataError as error:
                 self.missing[key] = error

@@ -15,9 +15,8 @@ import data
 import losses
 import models
 from evaluation.sampling import fresh_buffer
-from runs.checkpoint import CheckpointError, read_with_sha256
+from runs.checkpoint import START, CheckpointError, read_with_sha256, weights_file
 from runs.cli import UsageError, fits
-from runs.exported import START, weights_file
 from runs.names import CLASSES
 
 

@@ -1,7 +1,10 @@
-"""Checkpoints: written so that a crash cannot destroy one, read so that none can run code.
+"""Checkpoints, and models as folders to be uploaded: read so that nothing in them can run.
 
-A file ends with a line "sha256:<64 hex digits>" about all bytes before it, which torch.load ignores
-and `read_checkpoint` verifies: torch.load itself does not notice most flipped bits.
+A checkpoint ends with a line "sha256:<64 hex digits>" about all bytes before it, which torch.load
+ignores and `read_checkpoint` verifies: torch.load itself does not notice most flipped bits.
+
+An exported model is a folder with model.safetensors, which holds tensors and nothing that could run
+and needs the package of that name, and config.json about it, with the checksum of that file.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import errno
 import hashlib
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +23,8 @@ from typing import IO, Any
 import torch
 from torch.serialization import get_crc32_options, set_crc32_options
 
-from runs.files import disk_error
-
-LAST, PREVIOUS, BEST = "last_ckpt.pt", "prev_ckpt.pt", "best_valid_ckpt.pt"
-DAMAGED = "damaged_ckpt.pt"  # a last checkpoint that could not be read
+from runs.cli import Mistake
+from runs.files import digest_of, read_json, whole, write_json
 
 # What is wrong with the machine and not with the file.
 UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM, errno.EMFILE)
@@ -31,43 +33,36 @@ SEAL = b"sha256:"
 SEAL_SIZE = len(SEAL) + 64 + 1  # and a line end
 SEALED = "sealed"  # a key within the archive: this file is to end with its checksum
 
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+IN_CONFIG = ("settings", "progress", "environment")
+DATA = "data."  # before the names of the tensors that are hashes of images
+FILLED = "memories.queue.queue_filled"
+START = "memories.replay_buffer.start."  # before the names of the Gaussians that chains begin from
 
-class CheckpointError(ValueError):
+
+class CheckpointError(Mistake):
     """A checkpoint cannot be used; the message is one line: the file, the reason, the remedy."""
 
 
 def save_checkpoint(state: dict[str, Any], path: Path, *, keep: Path | None = None) -> None:
     """Write `state` (tensors, numbers, strings, lists and dicts) to `path`, whole or not at all.
 
-    It is written beside `path`, flushed to the disk and renamed, so that `path` always is a
-    complete file: the old one or the new one. `keep`: where the old one stays.
+    keep: where the old file stays.
 
     Raises OSError (a full disk, a read-only folder) with `path` as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            with without_crc32():
-                torch.save({**state, SEALED: True}, file)
-            file.flush()
-            with open(temporary, "rb") as written:
-                file.write(seal(digest_of(written, file.tell())))
-            file.flush()
-            os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            keep_old(path, keep)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        raise disk_error(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path, keep=keep) as temporary, open(temporary, "wb") as file:
+        with without_crc32():
+            torch.save({**state, SEALED: True}, file)
+        file.flush()
+        with open(temporary, "rb") as written:
+            file.write(seal(digest_of(written)))
 
 
 @contextmanager
 def without_crc32() -> Iterator[None]:
-    """The archive's own checksums take three quarters of torch.save's time, and the seal covers
-    every byte."""
+    """Leave the archive's own checksums out: they take three quarters of torch.save's time, and the
+    seal covers every byte."""
     before = get_crc32_options()
     set_crc32_options(False)
     try:
@@ -76,61 +71,18 @@ def without_crc32() -> Iterator[None]:
         set_crc32_options(before)
 
 
-def save_link(source: Path, path: Path, keep: Path | None) -> bool:
-    """Make `path` a second name of the file at `source`, which was saved just now, in place of
-    saving it again; False where the file system has no hard links, and nothing was done.
-
-    keep: as for `save_checkpoint`. Raises OSError with `path` as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+def copy_checkpoint(source: Path, path: Path, *, keep: Path | None = None) -> None:
+    """Make `path` a second name of the file at `source` or, where the file system has no hard
+    links, a copy of it. `keep` and errors are those of `save_checkpoint`."""
+    with whole(path, keep=keep) as temporary:
         temporary.unlink(missing_ok=True)
-        os.link(source, temporary)
-    except OSError:
-        return False
-    try:
-        if keep is not None and path.exists():
-            keep_old(path, keep)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise disk_error(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
-
-
-def keep_old(path: Path, keep: Path) -> None:
-    """`keep` becomes a second name of the file at `path`: at no moment is there no checkpoint."""
-    link = keep.with_name(f".{keep.name}.{os.getpid()}.tmp")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # no hard links here: rename, then `keep` is the checkpoint for a moment
-        os.replace(path, keep)
-        return
-    try:
-        os.replace(link, keep)
-    finally:
-        link.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename durable; Windows cannot open folders and does not need it."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise  # these say that the file system, a network's perhaps, has no such thing
-    finally:
-        os.close(descriptor)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Return the dict of `read_with_sha256` alone."""
     return read_with_sha256(path, map_location)[0]
 
 
@@ -145,11 +97,9 @@ def read_with_sha256(
     Raises CheckpointError for a missing, damaged or foreign file, and OSError or an error of the
     memory (see `out_of_memory`) where the file may well be good.
     """
-    from runs import exported
-
-    path = exported.weights_file(Path(path))
-    if path.suffix == Path(exported.WEIGHTS).suffix:
-        return exported.read(path)
+    path = weights_file(Path(path))
+    if path.suffix == Path(WEIGHTS).suffix:
+        return read_exported(path)
     sealed, sha256 = False, ""
     try:
         with open(path, "rb") as file:
@@ -195,15 +145,6 @@ def out_of_memory(error: Exception) -> bool:
 def damaged(path: Path, error: Exception) -> CheckpointError:
     reason = next(iter(str(error).strip().splitlines()), "unreadable").split(". ")[0]
     return CheckpointError(f"{path} is damaged or no checkpoint ({reason}): use another")
-
-
-def digest_of(file: IO[bytes], size: int) -> Any:
-    """Return the sha256 object of the next `size` bytes of `file`."""
-    digest = hashlib.sha256()
-    while size > 0 and (block := file.read(min(size, 1 << 22))):
-        digest.update(block)
-        size -= len(block)
-    return digest
 
 
 def seal(digest: Any) -> bytes:
@@ -265,3 +206,69 @@ def refuse_compressed(file: IO[bytes], path: Path) -> None:
                     f"{path} is damaged or no checkpoint (it is compressed): use another"
                 )
     file.seek(0)
+
+
+def weights_file(path: Path) -> Path:
+    """Return the file of weights, where `path` may be the folder of an exported model."""
+    return path / WEIGHTS if path.is_dir() and (path / WEIGHTS).exists() else path
+
+
+def export(folder: Path, state: dict[str, Any]) -> None:
+    """Make a folder of a checkpoint's model_state_dict and objective, and what JSON can hold.
+
+    Raises CheckpointError without safetensors, and OSError where the folder cannot be written.
+    """
+    try:
+        from safetensors.torch import save
+    except ImportError:
+        raise CheckpointError("to export needs safetensors: pip install safetensors") from None
+    about: dict[str, Any] = {name: state[name] for name in IN_CONFIG}
+    objective, record = state.get("objective", {}), state.get("data")
+    tensors = state["model_state_dict"] | {
+        n: t for n, t in objective.items() if n.startswith(START)
+    }
+    if isinstance(record, dict):  # checkpoints of earlier versions have a line, or nothing
+        hashes = {name: v for name, v in record.items() if isinstance(v, torch.Tensor)}
+        tensors |= {DATA + name: tensor for name, tensor in hashes.items()}
+        record = {name: v for name, v in record.items() if name not in hashes}
+    if record:
+        about["data"] = record
+    if FILLED in objective:
+        about["queue_filled"] = int(objective[FILLED])
+    content = save({name: t.contiguous() for name, t in tensors.items()})
+    folder.mkdir(parents=True)
+    (folder / WEIGHTS).write_bytes(content)
+    about["sha256"] = hashlib.sha256(content).hexdigest()
+    write_json(folder / CONFIG, about, indent=1)
+
+
+def read_exported(path: Path) -> tuple[dict[str, Any], str]:
+    """Return what `export` was given, of a file without config.json its tensors alone, and the
+    sha256 of the file of weights.
+
+    Raises CheckpointError for a file that is damaged or no model, and without safetensors.
+    """
+    try:
+        from safetensors.torch import load
+    except ImportError:
+        raise CheckpointError(f"{path} needs safetensors: pip install safetensors") from None
+    config = path.with_name(CONFIG)
+    try:
+        content = path.read_bytes()
+        about = read_json(config) if config.exists() else {}
+        sha256 = hashlib.sha256(content).hexdigest()
+        if about.get("sha256") not in (None, sha256):
+            raise ValueError("its checksum is another")
+        tensors, record = load(content), about.get("data")
+        hashes = {name: tensors.pop(name) for name in list(tensors) if name.startswith(DATA)}
+        if isinstance(record, dict):
+            record |= {name.removeprefix(DATA): tensor for name, tensor in hashes.items()}
+        objective = {name: tensors.pop(name) for name in list(tensors) if name.startswith(START)}
+        if "queue_logit" in tensors:
+            objective[FILLED] = torch.tensor([int(about["queue_filled"])])
+        told = {name: about[name] for name in IN_CONFIG if isinstance(about.get(name), dict)}
+    except Exception as error:  # whatever the bytes of a file that is none make of the reader
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise CheckpointError(f"{path} is damaged or no model ({reason}): use another") from None
+    more = {name: part for name, part in (("data", record), ("objective", objective)) if part}
+    return {"model_state_dict": tensors, **told, **more}, sha256

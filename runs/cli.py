@@ -32,8 +32,12 @@ def may_tell() -> bool:
     return processes() == 1 or os.environ["RANK"] == "0"
 
 
-class UsageError(ValueError):
-    """A user's mistake: one line that names the flag, its value and the remedy."""
+class Mistake(ValueError):
+    """A mistake that the user can mend: one line, for stderr, and exit code 2."""
+
+
+class UsageError(Mistake):
+    """A mistake on the command line: names the flag, its value and the remedy."""
 
 
 @contextmanager

@@ -1,65 +1,101 @@
-"""Files: written whole or not at all, with an error that names them. Nothing heavy is imported."""
+"""Files that are written whole or not at all. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import json
 import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from runs.cli import UsageError
 
-def disk_error(error: BaseException, path: Path) -> OSError:
-    """The error with the file's name and, of a disk that is full, what is free. torch.save hides
-    the operating system's error in the context of a RuntimeError; what has none is raised."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__context__
-    if cause is None:
-        raise error
-    free = ""
-    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        with contextlib.suppress(OSError):
-            free = f" ({shutil.disk_usage(path.parent).free / 2**20:,.1f} MiB are free there)"
-    return OSError(cause.errno, f"cannot write {path}: {cause.strerror or cause}{free}")
+LEFTOVERS = ".*.tmp"  # temporary files of a process that was killed
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """A failed write (a full disk) does not say by itself which file it was."""
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(error, path) from error
+def whole(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
+    """Give the name of a temporary file to write, then flush that to the disk and rename it to
+    `path`, which is whole at any moment: the old file or the new one.
 
+    keep: where the old file stays.
 
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A name to write to that becomes `path` once all is written; else nothing is left of it."""
+    Raises OSError, which names the file and leaves `path` as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path):
             yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                keep_old(path, keep)
             os.replace(temporary, path)
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+def keep_old(path: Path, keep: Path) -> None:
+    """Make `keep` a second name of the file at `path`: at no moment is there no checkpoint."""
+    link = keep.with_name(f".{keep.name}.{os.getpid()}.tmp")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # no hard links here: rename, then `keep` is the checkpoint for a moment
+        os.replace(path, keep)
+        return
+    try:
+        os.replace(link, keep)
+    finally:
+        link.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename durable; Windows cannot open folders and does not need it."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise  # these say that the file system, a network's perhaps, has no such thing
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Raise the OSError of a failed write with the file's name and, of a full disk, what is free.
+
+    torch.save hides the operating system's error in the context of a RuntimeError.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        free = ""
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            with contextlib.suppress(OSError):
+                free = f" ({shutil.disk_usage(path.parent).free / 2**20:,.1f} MiB are free there)"
+        message = f"cannot write {path}: {cause.strerror or cause}{free}"
+        raise OSError(cause.errno, message) from error
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it: str keys, lists, None for numbers that are not finite."""
+    """Return a value as JSON has it: str keys, lists, None for numbers that are not finite."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -67,3 +103,70 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+def write_text(path: Path, text: str) -> None:
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any, indent: int = 2) -> None:
+    write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises OSError or ValueError."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, as text; [] where there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return digest_of(file).hexdigest()
+
+
+def digest_of(file: IO[bytes], size: int = 2**63) -> Any:
+    """Return the sha256 object of the next `size` bytes of a file."""
+    digest = hashlib.sha256()
+    while size > 0 and (block := file.read(min(size, 1 << 22))):
+        digest.update(block)
+        size -= len(block)
+    return digest
+
+
+@contextmanager
+def alone(folder: Path, *, flag: str, program: str) -> Iterator[None]:
+    """Make the folder and lock it: the system unlocks it for a process that dies. On Windows, and
+    on file systems without locks, nothing is locked.
+
+    Raises UsageError, which names `flag`, where another process has the lock or nothing can be
+    written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a")  # noqa: SIM115
+    except OSError as error:
+        raise UsageError(
+            f"{flag}: cannot write to {folder} ({error.strerror}): give a folder that is writable"
+        ) from None
+    with file:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"{flag}: another {program} works in {folder}: wait for it to end, or give "
+                    "another folder"
+                ) from None
+            except OSError:
+                pass  # this file system has none
+        yield

@@ -1,74 +1,34 @@
-"""The run folder: settings, progress.csv, log.txt and TensorBoard events."""
+"""The run folder: its files, settings, progress.csv, log.txt and TensorBoard events.
+
+Nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
 import csv
-import json
 import os
-import platform
-import subprocess
+import sys
 import threading
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from runs import processes as distributed
-from runs.checkpoint import BEST, DAMAGED, LAST, PREVIOUS
-from runs.files import naming
+from runs.cli import Mistake
+from runs.files import LEFTOVERS, naming, read_json, read_rows, whole, write_json
+from runs.screen import print_line
 
 SETTINGS, PROGRESS, LOG = "variant.json", "progress.csv", "log.txt"
+LAST, PREVIOUS, BEST = "last_ckpt.pt", "prev_ckpt.pt", "best_valid_ckpt.pt"
+DAMAGED = "damaged_ckpt.pt"  # a last checkpoint that could not be read
 ENVIRONMENTS = ("environment", "environments")  # of variant.json, and no settings
-LEFTOVERS = ".*.tmp"  # of a process that was killed while it wrote
 
 
-class RunFolderError(ValueError):
+class RunFolderError(Mistake):
     """The run folder cannot be used; the message is one line naming flag, folder and remedy."""
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Return what a number depends on besides the settings: versions, commit, device. Programs ask
-    before they work: hours later the checkout may be another commit than the one that runs."""
-    packages = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    count = distributed.size()
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in packages},
-        "torch_build": torch.__version__,
-        "git_commit": git_commit(),
-        "device": f"{name}, {count} processes" if count > 1 else name,
-        "threads": torch.get_num_threads(),
-        "processes": count,
-    }
-
-
-def cpu_name() -> str:
-    """The processor's model; where the system does not tell, its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
-def git_commit() -> str | None:
-    """The commit of this code, with '+' where files differ from it; None outside a git checkout."""
-    here = Path(__file__).resolve().parent.parent
-    ask = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+"]
-    try:
-        answer = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
-
-
 def holds_run(folder: Path) -> bool:
-    """Also the ancestors' runs, of which only the checkpoints may have names that we know."""
+    """Also recognise the ancestors' runs, of which only the checkpoints may have known names."""
     marks = (SETTINGS, PROGRESS, "params.txt")
     return any((folder / name).exists() for name in marks) or any(folder.glob("*.pt"))
 
@@ -77,8 +37,11 @@ def check_free(
     folder: Path, *, overwrite: bool, given: bool = True, load_path: str | None = None
 ) -> None:
     """Raises RunFolderError if the folder holds a run that may not be overwritten, or the file
-    that the new run is to start from. `given`: --overwrite was, else --resume auto found nothing
-    to lose, which another process may have changed."""
+    that the new run is to start from.
+
+    given: --overwrite was; else --resume auto found nothing to lose, which another process may have
+        changed.
+    """
     lost = overwrite and not given and any(folder.glob("*.pt"))
     if (holds_run(folder) and not overwrite) or lost:
         raise RunFolderError(
@@ -93,12 +56,15 @@ def check_free(
 
 
 def create_run_folder(folder: Path, *, overwrite: bool) -> None:
-    """Make a run folder; with `overwrite` the files of an earlier run go, and only those.
+    """Make a run folder; with `overwrite` remove the files of an earlier run, and only those.
 
     Raises RunFolderError if it cannot be made.
     """
     if overwrite:
-        remove_run(folder)
+        names = (SETTINGS, PROGRESS, LOG, "curves.png", LAST, PREVIOUS, BEST, DAMAGED)
+        patterns = ("ckpt_[0-9]*.pt", "events.out.tfevents.*", "samples/*.png", LEFTOVERS)
+        for path in [path for pattern in (*names, *patterns) for path in folder.glob(pattern)]:
+            path.unlink()
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -107,48 +73,35 @@ def create_run_folder(folder: Path, *, overwrite: bool) -> None:
         ) from None
 
 
-def remove_run(folder: Path) -> None:
-    names = (SETTINGS, PROGRESS, LOG, "curves.png", LAST, PREVIOUS, BEST, DAMAGED)
-    patterns = ("ckpt_[0-9]*.pt", "events.out.tfevents.*", "samples/*.png", LEFTOVERS)
-    for pattern in (*names, *patterns):
-        for path in folder.glob(pattern):
-            path.unlink()
-
-
 def write_settings(folder: Path, settings: dict[str, Any], here: dict[str, Any]) -> None:
-    """variant.json: one flat entry a setting (the layout that viskit reads), and where it ran:
-    "environment" is `here`, this process's, "environments" has those of all processes of the run
-    that differ, the oldest first."""
+    """Write variant.json: one flat entry a setting (the layout that viskit reads), and where it
+    ran: "environment" is `here`, this process's, "environments" has those of all processes of the
+    run that differ, the oldest first."""
     before: list[dict[str, Any]] = []
     with suppress(RunFolderError):
         before = environments(read_variant(folder))
     ran = {"environment": here, "environments": before + [here] * (here not in before)}
-    text = json.dumps({**settings, **ran}, indent=2)
-    temporary = folder / f".{SETTINGS}.tmp"
-    with naming(folder / SETTINGS):
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, folder / SETTINGS)
+    write_json(folder / SETTINGS, {**settings, **ran})
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings alone. Raises RunFolderError if the folder holds no readable variant.json."""
-    settings = read_variant(folder)
-    for name in ENVIRONMENTS:
-        settings.pop(name, None)
-    return settings
+    """Return the settings alone. Raises RunFolderError without a readable variant.json."""
+    return {n: v for n, v in read_variant(folder).items() if n not in ENVIRONMENTS}
 
 
 def environments(variant: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where the run's processes ran, the oldest first; an older version kept the last one's."""
+    """Return where the run's processes ran, the oldest first; an older version kept the last one's
+    alone."""
     known = variant.get("environments")
     found = known if isinstance(known, list) else [variant.get("environment")]
     return [each for each in found if isinstance(each, dict)]
 
 
 def read_variant(folder: Path) -> dict[str, Any]:
-    """The settings, and where it ran under the names of ENVIRONMENTS. Raises RunFolderError."""
+    """Return the settings, and where it ran under the names of ENVIRONMENTS. Raises
+    RunFolderError."""
     try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        settings = read_json(folder / SETTINGS)
     except FileNotFoundError:
         raise RunFolderError(
             f"--resume: {folder} holds no run ({SETTINGS} is missing): "
@@ -161,17 +114,24 @@ def read_variant(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def quiet_writers(told: threading.ExceptHookArgs) -> None:
-    """TensorBoard's writer thread, whose error its next call raises where it is told in a line."""
-    if not (isinstance(told.exc_value, OSError) and "AsyncWriter" in type(told.thread).__name__):
-        threading.__excepthook__(told)
+def read_progress(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of progress.csv, as text; [] while there is none."""
+    return read_rows(folder / PROGRESS)
+
+
+def quiet_writers(caught: threading.ExceptHookArgs) -> None:
+    """Print no traceback of TensorBoard's writer thread: its next call raises the same error, which
+    ends the program with one line."""
+    thread = type(caught.thread).__name__
+    if not (isinstance(caught.exc_value, OSError) and "AsyncWriter" in thread):
+        threading.__excepthook__(caught)
 
 
 class Records:
     """Everything that a run writes line by line; a crash loses no line that was written.
 
-    `resume_from`: (step, bytes of log.txt) when the loaded checkpoint was saved; what was written
-    after it is removed, so that nothing comes twice.
+    resume_from: (step, bytes of log.txt) when the loaded checkpoint was saved; what was written
+        after it is removed, so that nothing comes twice.
     """
 
     def __init__(self, folder: Path, *, resume_from: tuple[int, int] | None = None) -> None:
@@ -194,12 +154,18 @@ class Records:
         self.text = open(folder / LOG, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self.board = SummaryWriter(str(folder), purge_step=purge)
 
+    def say(self, message: str) -> None:
+        """Write a line to log.txt and to the screen."""
+        self.line(message)
+        print_line(message, sys.stdout)
+
     def line(self, message: str) -> None:
         with naming(self.folder / LOG):
             self.text.write(message + "\n")
 
     def flush(self) -> int:
-        """Everything to the disk, so that one that is full is noticed now; bytes of log.txt."""
+        """Write everything to the disk, so that one that is full is noticed now. Return the bytes
+        of log.txt."""
         with naming(self.folder / LOG):
             self.text.flush()
             os.fsync(self.text.fileno())
@@ -208,7 +174,7 @@ class Records:
         return (self.folder / LOG).stat().st_size
 
     def row(self, values: dict[str, Any]) -> None:
-        """One epoch's row of progress.csv.
+        """Write one epoch's row of progress.csv.
 
         The row of an epoch that an earlier process had only begun is replaced. A column that is
         new, where a resumed run logs more than before, is empty in the earlier rows.
@@ -223,8 +189,7 @@ class Records:
         self.rows.append(values)
         path = self.folder / PROGRESS
         with naming(path), open(path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writerow(values)
+            csv.DictWriter(file, self.columns).writerow(values)
             file.flush()
             os.fsync(file.fileno())
 
@@ -233,8 +198,12 @@ class Records:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
 
+    def picture(self, name: str, pixels: Any, step: int) -> None:
+        """Show an image, uint8 (H, W, 3), in TensorBoard."""
+        self.board.add_image(name, pixels, step, dataformats="HWC")
+
     def go_back(self, step: int) -> None:
-        """The run goes on from this step: rows after it go; log.txt keeps what happened."""
+        """Remove the rows after a step that the run goes on from; log.txt keeps what happened."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.rows = [row for row in self.rows if int(row["step"]) <= step]
@@ -259,21 +228,26 @@ class Records:
         self._write_rows()
 
     def _write_rows(self) -> None:
-        path = self.folder / PROGRESS
-        temporary = path.with_name(f".{PROGRESS}.tmp")
-        with naming(path):
-            with open(temporary, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self.columns)
-                if self.columns:
-                    writer.writeheader()
-                writer.writerows(self.rows)
-            os.replace(temporary, path)
+        with (
+            whole(self.folder / PROGRESS) as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, self.columns)
+            if self.columns:
+                writer.writeheader()
+            writer.writerows(self.rows)
 
 
-def read_progress(folder: Path) -> list[dict[str, str]]:
-    """The rows of progress.csv, as text; [] while there is none."""
-    path = folder / PROGRESS
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+class NoRecords(Records):
+    """The records of a process that is not the first of its run: it writes nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def _nothing(self, *_: Any) -> None:
+        pass
+
+    say = line = row = scalars = picture = go_back = close = _nothing  # type: ignore[assignment]
+
+    def flush(self) -> int:
+        return 0

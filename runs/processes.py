@@ -1,7 +1,7 @@
-"""Several processes that work on one run or one question: what torchrun starts, one for each GPU.
+"""Several processes that work on one run or one question: torchrun starts them, one for each GPU.
 
-Each has a rank from 0 to size - 1. With one process, which needs no torchrun, everything here gives
-back what it was given and nothing is sent. Small things that the host has to know travel between
+Each has a rank from 0 to size - 1. With one process, which needs no torchrun, every function here
+returns what it was given and nothing is sent. Small things that the host has to know travel between
 the hosts (gloo), never through a GPU's queue, so that nobody waits for a device.
 """
 
@@ -23,24 +23,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from runs.cli import UsageError, processes
+from runs.cli import Mistake, UsageError, processes
 from runs.screen import print_line
 
 T = TypeVar("T")
-# Nobody waits so long for a living process: rank 0 may be drawing pictures, or saving to a slow
-# disk. One that has died is noticed at once, by its closed connection.
+# Longer than any living process takes: rank 0 may draw pictures, or save to a slow disk. One that
+# has died is noticed at once, by its closed connection.
 PATIENCE = timedelta(hours=2)
-MEETING = timedelta(minutes=10)  # until all have started
-GRACE = 10.0  # seconds in which a process may notice by itself that another one has ended
+MEETING = timedelta(minutes=10)  # for all to start
+GRACE = 10.0  # seconds for a process to notice by itself that another one has ended
 LOST = "another process of this run has ended, or cannot be reached"
 
 _hosts: dist.ProcessGroup | None = None  # the group of the hosts, whatever the device
-_store: dist.Store | None = None  # where all can leave a word for all
+_store: dist.Store | None = None  # a key-value store that all of them share
 _parted = False  # this process ends without the others
 
 
 def size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -49,7 +49,7 @@ def rank() -> int:
 
 
 def first() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Return whether this is the process that writes files and lines."""
     return rank() == 0
 
 
@@ -88,10 +88,13 @@ def together(device: torch.device) -> Iterator[None]:
 
 
 def watch_neighbour() -> Callable[[], None]:
-    """A thread that waits for a word from the next process, which comes when all is done: what
-    comes before is that this process has died. The main thread may not notice, as it may be waiting
-    for a GPU that waits for the dead one's; then the thread ends the process. Returns what says the
-    word."""
+    """Start a thread that ends this process if the next one dies. Return a function to call when
+    all work is done.
+
+    The thread waits for a message that the next process sends at its end; an error comes before it
+    only if that process has died. The main thread may not notice: it may be waiting for a GPU that
+    waits for the dead process's.
+    """
     group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=365))
 
     def watch() -> None:
@@ -115,14 +118,14 @@ def watch_neighbour() -> Callable[[], None]:
 
 
 def part() -> None:
-    """This process ends, whatever the others do: they are not waited for."""
+    """Let this process end without waiting for the others."""
     global _parted
     _parted = True
 
 
 def own_device(name: str) -> str:
-    """The device that --device means for this process: on a machine with several processes, each
-    has a GPU of its own. Raises UsageError."""
+    """Return the device that --device means for this process: of several on a machine, each has a
+    GPU of its own. Raises UsageError."""
     if processes() == 1 or name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return name
     if name not in ("auto", "cuda"):
@@ -139,26 +142,26 @@ def own_device(name: str) -> str:
 
 
 def may_speak() -> bool:
-    """Whether this process is the first that has to tell why it ends: one line is enough."""
+    """Return whether this process is the first to report why it ends: one line is enough."""
     if processes() == 1:
         return True
-    if _store is None:  # a mistake that all on this machine have noticed before they met
+    if _store is None:  # a mistake that all on this machine notice before they meet
         return os.environ["LOCAL_RANK"] == "0"
     try:
         return int(_store.add("spoken", 1)) == 1
-    except RuntimeError:  # whoever kept the store has ended
+    except RuntimeError:  # the process that kept the store has ended
         return True
 
 
 def is_lost(error: BaseException) -> bool:
-    """An error of what travels between processes. PyTorch has no class of its own for gloo's."""
+    """Return whether an error is one of communication. PyTorch has no class for gloo's."""
     if size() == 1 or not isinstance(error, RuntimeError):
         return False
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, short and in one line; gloo begins with a place in its source."""
+    """Return an error's message, short and in one line, without gloo's place in its source."""
     return re.sub(r"^\[\S+\] ", "", " ".join(str(error).split()))[:150]
 
 
@@ -167,7 +170,7 @@ def reason(error: BaseException) -> str:
 
 @torch.no_grad()
 def mean(values: Tensor) -> Tensor:
-    """The mean over processes of a tensor of floats that all have, the same bits in all."""
+    """Return the mean over processes of a tensor of floats, the same bits in all of them."""
     if size() == 1:
         return values
     total = values.clone()
@@ -177,38 +180,37 @@ def mean(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_statistics(model: nn.Module) -> None:
-    """Batch norm's running statistics become their means over processes, in one message. With
-    SyncBatchNorm, and with the same batch, they are the same anyway."""
-    if size() == 1:
-        return
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    """Average batch norm's running statistics over processes, in one message. SyncBatchNorm's are
+    the same in all anyway."""
+    kinds = nn.modules.batchnorm._BatchNorm
+    layers = [layer for layer in model.modules() if isinstance(layer, kinds)]
     plain = [layer for layer in layers if not isinstance(layer, nn.SyncBatchNorm)]
+    if size() == 1 or not plain:
+        return
     found: list[Any] = [t for layer in plain for t in (layer.running_mean, layer.running_var)]
-    if found:
-        flat = mean(torch.cat([t.flatten() for t in found]))
-        for t, new in zip(found, flat.split([t.numel() for t in found]), strict=True):
-            t.copy_(new.view_as(t))
+    means = mean(torch.cat([t.flatten() for t in found])).split([t.numel() for t in found])
+    for t, new in zip(found, means, strict=True):
+        t.copy_(new.view_as(t))
 
 
 @torch.no_grad()
 def same(model: nn.Module) -> None:
-    """Parameters and buffers become those of rank 0, whatever this machine's own would have
-    been."""
+    """Make parameters and buffers those of rank 0, whatever this machine's own would be."""
     if size() > 1:
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor.data, 0)
 
 
 def replicated(loss: nn.Module, *, find_unused: bool) -> nn.Module:
-    """The module in DistributedDataParallel: the gradients of one backward pass after one forward
-    pass are averaged over processes while they arrive. Buffers are left alone."""
+    """Return the module in DistributedDataParallel: the gradients of one backward pass after one
+    forward pass are averaged over processes while they arrive. Buffers are left alone."""
     if size() == 1:
         return loss
-    # Said in the first backward pass of loc and scale of act norm, whose strides either memory
-    # format may have.
+    # A warning of the first backward pass about loc and scale of act norm, whose strides either
+    # memory format may have.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     with warnings.catch_warnings():
-        # From 2.14 on it says that this name will go, and to keep it where buffers are not shared.
+        # PyTorch 2.14 warns that this name will go, and to keep it where buffers are not shared.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return nn.parallel.DistributedDataParallel(
             loss,
@@ -223,7 +225,7 @@ def replicated(loss: nn.Module, *, find_unused: bool) -> nn.Module:
 
 
 def from_first(value: T) -> T:
-    """What rank 0 has."""
+    """Return rank 0's value."""
     if size() == 1:
         return value
     boxed = [value if first() else None]
@@ -232,7 +234,7 @@ def from_first(value: T) -> T:
 
 
 def to_first(value: T) -> list[T]:
-    """What each process has, by rank: to rank 0. The others get nothing, []."""
+    """Return each process's value, by rank, to rank 0, and [] to the others."""
     if size() == 1:
         return [value]
     found: list[Any] = [None] * size()
@@ -240,9 +242,9 @@ def to_first(value: T) -> list[T]:
     return found if first() else []
 
 
-def in_turn(load: Callable[[], T], error: type[Exception]) -> T:
-    """`load()` by the first process of each machine, which may have to download something, and then
-    by the others. An error of this kind that one raises, all raise."""
+def in_turn(load: Callable[[], T]) -> T:
+    """Call `load` in the first process of each machine, which may have to download something, and
+    then in the others. A Mistake that one raises, all raise."""
     if size() == 1:
         return load()
     found, failed = None, None
@@ -250,16 +252,16 @@ def in_turn(load: Callable[[], T], error: type[Exception]) -> T:
         if (os.environ["LOCAL_RANK"] == "0") == firsts:
             try:
                 found = load()
-            except error as caught:
-                failed = caught
-        told = [each for each in all_of(failed) if each is not None]
-        if told:
-            raise told[0]
+            except Mistake as error:
+                failed = error
+        errors = [each for each in all_of(failed) if each is not None]
+        if errors:
+            raise errors[0]
     return found  # type: ignore[return-value]
 
 
 def all_of(value: T) -> list[T]:
-    """What each process has, by rank."""
+    """Return each process's value, by rank."""
     if size() == 1:
         return [value]
     found: list[Any] = [None] * size()
@@ -269,8 +271,8 @@ def all_of(value: T) -> list[T]:
 
 @torch.no_grad()
 def joined(part: Tensor) -> Tensor:
-    """The parts of all processes, one below the other by rank; their lengths may differ, and one
-    that has nothing may give any shape of length 0. On this part's device."""
+    """Return the parts of all processes, (sum of n, ...), one below the other by rank, on this
+    part's device. Their lengths n may differ; an empty part may have any shape of length 0."""
     if size() == 1:
         return part
     about = all_of((tuple(part.shape), part.dtype))
@@ -288,54 +290,46 @@ def joined(part: Tensor) -> Tensor:
 
 
 def share(n: int) -> range:
-    """Which of n things in a row are this process's: as many as the others', or one more."""
+    """Return which of n things in a row are this process's: as many as the others', or one more."""
     return range(n * rank() // size(), n * (rank() + 1) // size())
 
 
 class Agreement:
-    """What processes notice apart (a signal, the time), they act on together: the largest number
-    that any of them has told."""
+    """Let processes act together on what each notices by itself (a signal, the time): each gives
+    some numbers, and all get the largest of each."""
 
     def __init__(self) -> None:
-        self.asked: tuple[Any, Tensor] | None = None
+        self.pending: tuple[Any, Tensor] | None = None
 
-    def soon(self, *told: int) -> tuple[int, ...]:
-        """What was agreed on when this was last called; zeros the first time. So nobody waits:
-        the answer travels while the next step is on its way. One process agrees at once."""
+    def soon(self, *numbers: int) -> tuple[int, ...]:
+        """Send the numbers, and return what was agreed on at the last call; zeros the first time.
+
+        Nobody waits: numbers travel during the next step. One process agrees at once.
+        """
         if size() == 1:
-            return told
-        before = self.answer() or (0,) * len(told)
-        self.ask(told)
+            return numbers
+        before = self.arrived() or (0,) * len(numbers)
+        tensor = torch.tensor(numbers, dtype=torch.int64)
+        work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_hosts, async_op=True)
+        self.pending = work, tensor
         return before
 
-    def now(self, *told: int) -> tuple[int, ...]:
-        """What all agree on now. All must call it at the same place, and those who call `soon`
-        as often."""
-        if size() == 1:
-            return told
-        before = self.answer() or (0,) * len(told)
-        self.ask(told)
-        after = self.answer() or ()
-        return tuple(map(max, before, after))
+    def now(self, *numbers: int) -> tuple[int, ...]:
+        """Return what all agree on now, which waits. All must call it at the same place, after as
+        many calls of `soon`."""
+        before = self.soon(*numbers)
+        return tuple(map(max, before, self.arrived() or numbers))
 
-    def forget(self) -> None:
-        """What `soon` would give next."""
-        self.answer()
-
-    def ask(self, told: tuple[int, ...]) -> None:
-        numbers = torch.tensor(told, dtype=torch.int64)
-        work = dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_hosts, async_op=True)
-        self.asked = work, numbers
-
-    def answer(self) -> tuple[int, ...] | None:
-        if self.asked is None:
+    def arrived(self) -> tuple[int, ...] | None:
+        """Wait for the numbers on their way, and return them; None: there are none."""
+        if self.pending is None:
             return None
-        work, numbers = self.asked
-        self.asked = None
+        work, tensor = self.pending
+        self.pending = None
         work.wait()
-        return tuple(numbers.tolist())
+        return tuple(tensor.tolist())
 
 
 def mixed(*key: int) -> int:
-    """A seed from several numbers >= 0, well mixed."""
+    """Return a seed from several numbers >= 0."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])

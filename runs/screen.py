@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 Row = Mapping[str, Any]
-LINE_EVERY = 60.0  # seconds between two lines of a progress bar in a log file
 GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)  # a pipe, or a terminal that was closed
+LINE_EVERY = 60.0  # seconds between two lines of a progress bar in a log file
 
 
 class Unread:
@@ -62,8 +62,8 @@ class Unread:
 
 
 class Lines(Unread):
-    """Takes a progress bar's states and writes one of them every `LINE_EVERY` seconds, as a line:
-    for a log file, which can neither clear a bar nor draw over it."""
+    """Write one of a progress bar's states every `LINE_EVERY` seconds, as a line: for a log file,
+    which can neither clear a bar nor draw over it."""
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__(stream)
@@ -91,6 +91,13 @@ def make_bar(total: int, unit: str = "img", **more: Any) -> tqdm:
         dynamic_ncols=True,
         **more,
     )
+
+
+def rewind(bar: tqdm, n: int) -> None:
+    """Set the bar back to n: left alone, it would stand still until it is where it was."""
+    bar.n = bar.last_print_n = n
+    bar.last_print_t = bar._time()
+    bar.refresh()
 
 
 def print_line(message: str, stream: TextIO | None) -> None:

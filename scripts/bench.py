@@ -28,11 +28,10 @@ import torch  # noqa: E402
 
 from benchmarks import measure, report  # noqa: E402
 from runs.cli import UsageError  # noqa: E402
+from runs.endings import exit_code  # noqa: E402
 from runs.files import naming  # noqa: E402
-from runs.folder import environment  # noqa: E402
 from runs.screen import print_line  # noqa: E402
-from training.endings import exit_code  # noqa: E402
-from training.machine import choose_device  # noqa: E402
+from training.machine import choose_device, environment  # noqa: E402
 
 PROGRAM = "bench.py"
 

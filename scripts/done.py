@@ -129,7 +129,7 @@ def same_question(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 def sha256(path: Path, known: dict[Path, str]) -> str:
     """Of the file's bytes, or of the weights of an exported folder; "" where there is none."""
-    from runs.exported import weights_file
+    from runs.checkpoint import weights_file
     from runs.files import file_sha256
 
     if path not in known:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from runs.cli import COUNT, WHOLE, Parser, UsageError, check_utf8, open_streams  # noqa: E402
-from runs.lock import alone  # noqa: E402
+from runs.files import alone  # noqa: E402
 from runs.screen import print_line  # noqa: E402
 from scripts.done import (  # noqa: E402
     answered,

@@ -114,8 +114,7 @@ def main(argv: Sequence[str]) -> Path:
     """Write the folder and return it; a mistake is one line on stderr and exit code 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    from runs import exported
-    from runs.checkpoint import CheckpointError
+    from runs.checkpoint import CheckpointError, export
     from scripts import release
 
     folder: Path = args.folder
@@ -128,7 +127,7 @@ def main(argv: Sequence[str]) -> Path:
     half = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(half, ignore_errors=True)
-        exported.write(half, kept)
+        export(half, kept)
         (half / CARD).write_text(text, encoding="utf-8")
         half.rename(folder)
     except CheckpointError as error:

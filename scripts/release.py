@@ -50,7 +50,7 @@ def released(
     Of a data set that is a folder its last part is, and nothing of the system that it ran on.
     """
     import models
-    from runs.exported import FILLED, START
+    from runs.checkpoint import FILLED, START
 
     weights = state["model_state_dict"] | models.averaged_weights(state)
     network = {n: t for n, t in weights.items() if "queue" in keep or not n.startswith("queue_")}

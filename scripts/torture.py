@@ -65,9 +65,10 @@ import losses  # noqa: E402
 import train_wrn  # noqa: E402
 from losses import sgld  # noqa: E402
 from runs import folder as records  # noqa: E402
-from runs.checkpoint import LAST, PREVIOUS, CheckpointError, read_checkpoint  # noqa: E402
+from runs.checkpoint import CheckpointError, read_checkpoint  # noqa: E402
+from runs.folder import LAST, PREVIOUS  # noqa: E402
 from runs.screen import print_line  # noqa: E402
-from training import divergence, flags  # noqa: E402
+from training import divergence, flags, machine  # noqa: E402
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -342,7 +343,7 @@ def main(args: Namespace) -> int:
     words = f"--sections {' '.join(args.sections)} --rounds {args.rounds}"
     record = {"command": f"python scripts/torture.py {words}",
               "seconds": time.monotonic() - began,
-              "environment": records.environment(torch.device("cpu")),
+              "environment": machine.environment(torch.device("cpu")),
               "promises": found}  # fmt: skip
     text = markdown(record)
     (args.output / "torture.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

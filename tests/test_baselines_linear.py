@@ -19,7 +19,7 @@ from baselines.features import Features, features_of, features_of_splits
 from baselines.linear_regression import fit_linear, standardisation, unstandardised
 from baselines.probe_flags import build_parser, check
 from evaluation.classification import classification
-from runs.lock import alone
+from runs.files import alone
 
 
 def problem(n: int = 90, d: int = 4, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

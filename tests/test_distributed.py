@@ -92,9 +92,9 @@ def loaded() -> tuple[list[str], str]:
             raise data.DataError("--dataset photos: it is not there")
         return 0
 
-    assert distributed.in_turn(load, data.DataError) == 7 + rank
+    assert distributed.in_turn(load) == 7 + rank
     try:
-        distributed.in_turn(missing, data.DataError)
+        distributed.in_turn(missing)
     except data.DataError as error:
         return order, str(error)
     return order, ""
@@ -352,7 +352,7 @@ def signalled(words: list[str], where: str, nth: int) -> tuple[int, str, str]:
     """The second process alone gets SIGTERM, when it is asked for `where` for the nth time; in an
     agreement, while it waits for the first one."""
     seen = [0]
-    module, name = {"step": (train_wrn, "train_step"), "wait": (distributed.Agreement, "answer")}[
+    module, name = {"step": (train_wrn, "train_step"), "wait": (distributed.Agreement, "arrived")}[
         where
     ]
     plain = getattr(module, name)
@@ -715,7 +715,7 @@ import os, sys, time, torch
 from runs import processes as distributed
 distributed.GRACE = 0.5
 with distributed.together(torch.device("cpu")):
-    print("met", flush=True)
+    distributed.all_of(None)  # both have met
     if distributed.first():
         os._exit(9)
     time.sleep(60)  # as one that waits for a GPU

@@ -13,8 +13,14 @@ import pytest
 import torch
 
 import models
-from runs.checkpoint import CheckpointError, read_checkpoint, read_with_sha256
-from runs.exported import CONFIG, FILLED, WEIGHTS
+from runs.checkpoint import (
+    CONFIG,
+    FILLED,
+    WEIGHTS,
+    CheckpointError,
+    read_checkpoint,
+    read_with_sha256,
+)
 from scripts import export, release
 
 HYBRID = "--pyxce 1 --pxycontrast 1 --pxsgld 1 --max_steps 3"

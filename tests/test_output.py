@@ -26,7 +26,7 @@ from evaluation import flags as eval_flags
 from runs import screen
 from runs.checkpoint import read_checkpoint
 from scripts import experiments
-from training import flags, output
+from training import flags
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -221,7 +221,7 @@ def test_lines_and_bars_need_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     with screen.make_bar(10) as bar:
         bar.update(5)
-        output.rewind(bar, 2)
+        screen.rewind(bar, 2)
 
 
 def test_no_file_gets_the_number_of_a_closed_stream(ask: Any, tmp_path: Path) -> None:

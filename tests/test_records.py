@@ -16,12 +16,12 @@ from runs.folder import (
     RunFolderError,
     check_free,
     create_run_folder,
-    environment,
     holds_run,
     read_progress,
     read_settings,
     write_settings,
 )
+from training import machine
 
 CPU = torch.device("cpu")
 
@@ -124,7 +124,7 @@ def test_a_new_run_s_rows_follow_the_columns_of_its_first(tmp_path: Path) -> Non
 
 
 def test_overwriting_removes_the_run_s_own_files_alone(folder: Path) -> None:
-    write_settings(folder, {"lr": 1}, environment(CPU))
+    write_settings(folder, {"lr": 1}, machine.environment(CPU))
     (folder / "samples").mkdir()
     own = ["best_valid_ckpt.pt", "ckpt_3.pt", "last_ckpt.pt", "samples/cond_0001.png", "curves.png"]
     mine = ["notes.txt", "samples/notes.txt", "eval/OOD.json", "figure.png"]
@@ -149,7 +149,7 @@ def test_a_folder_with_other_files_is_no_run(tmp_path: Path) -> None:
 
 def test_settings_are_read_back_without_the_environment(tmp_path: Path) -> None:
     settings = {"lr": 1e-4, "id": None, "decay_epochs": [1, 2], "uncond": False}
-    write_settings(tmp_path, settings, environment(CPU))
+    write_settings(tmp_path, settings, machine.environment(CPU))
     assert read_settings(tmp_path) == settings
     assert "environment" in json.loads((tmp_path / "variant.json").read_text())
     assert [path.name for path in tmp_path.iterdir()] == ["variant.json"]
@@ -160,8 +160,8 @@ def test_a_resumed_run_remembers_where_its_earlier_processes_ran(
     known: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ran(commit: str) -> dict[str, Any]:
-        monkeypatch.setattr(records, "git_commit", lambda: commit)
-        write_settings(tmp_path, {"lr": 1}, environment(CPU))
+        monkeypatch.setattr(machine, "git_commit", lambda: commit)
+        write_settings(tmp_path, {"lr": 1}, machine.environment(CPU))
         return json.loads((tmp_path / "variant.json").read_text())
 
     variant = ran("first")

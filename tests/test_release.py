@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 import models
-from runs.checkpoint import read_checkpoint
-from runs.exported import FILLED
+from runs.checkpoint import FILLED, read_checkpoint
 from scripts import release
 from training import flags
 

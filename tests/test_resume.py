@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from runs.checkpoint import save_checkpoint
-from runs.lock import alone
+from runs.files import alone
 from training.flags import FIXED_ON_RESUME, TERMS
 
 # name: (flags, steps of the first process, ...). An epoch has 5 steps. Queues of more than

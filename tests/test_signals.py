@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import train_wrn
-from runs.signals import Signals, Terminated, terminable
+from runs.endings import Signals, Terminated, handled, terminate
 from tests.test_resume import reports, resumed, steady
 from training import output, session
 
@@ -152,13 +152,13 @@ def test_what_is_ignored_stays_ignored(train: Any, monkeypatch: pytest.MonkeyPat
 
 def test_handlers_are_those_of_before_afterwards() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with terminable(), Signals("train_wrn.py").listen():
+    with handled(terminate, signal.SIGTERM), Signals("train_wrn.py").listen():
         assert signal.getsignal(signal.SIGTERM) not in before
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_sigterm_is_raised_where_a_program_has_nothing_to_save() -> None:
-    with pytest.raises(Terminated), terminable():
+    with pytest.raises(Terminated), handled(terminate, signal.SIGTERM):
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import platform
+import subprocess
 import sys
 from argparse import Namespace
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,8 +62,7 @@ def load_data(s: Namespace, device: torch.device, program: str) -> data.DataSet:
     earlier = getattr(s, "resume", None) is not None  # a run that began before there were versions
     s.reader = getattr(s, "reader", 1 if earlier else data.READER)
     dataset = distributed.in_turn(
-        lambda: data.load(s.dataset, s.data_root, size=s.image_size, reader=s.reader),
-        data.DataError,
+        lambda: data.load(s.dataset, s.data_root, size=s.image_size, reader=s.reader)
     )
     found = data.doubt(dataset)
     if found and distributed.first():
@@ -73,7 +77,7 @@ def as_read_by(record: data.Record, name: str, data_root: str, size: int) -> dat
         return None
     try:
         found = distributed.in_turn(
-            lambda: data.load(name, data_root, size=size, reader=record.reader), data.DataError
+            lambda: data.load(name, data_root, size=size, reader=record.reader)
         )
     except data.DataError:
         return None
@@ -150,3 +154,41 @@ def use_bf16(amp: str, device: torch.device) -> bool:
     if amp == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return amp == "bf16"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return what a number depends on besides the settings: versions, commit, device. Programs call
+    this before they work: hours later the checkout may be another commit than the one that runs."""
+    packages = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    count = distributed.size()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "torch_build": torch.__version__,
+        "git_commit": git_commit(),
+        "device": f"{name}, {count} processes" if count > 1 else name,
+        "threads": torch.get_num_threads(),
+        "processes": count,
+    }
+
+
+def cpu_name() -> str:
+    """Return the processor's model or, where the system does not tell it, its architecture."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """Return the commit of this code, with '+' where files differ from it; None outside a git
+    checkout."""
+    here = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+"]
+    with suppress(OSError, subprocess.TimeoutExpired):
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        return found.stdout.strip() or None
+    return None

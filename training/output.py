@@ -2,79 +2,64 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from runs import checkpoint
-from runs.checkpoint import save_checkpoint
-from runs.folder import Records
-from runs.screen import make_bar, print_line
+from runs import processes as distributed
+from runs.checkpoint import copy_checkpoint, save_checkpoint
+from runs.files import keep_old
+from runs.folder import BEST, LAST, PREVIOUS, Records
+from runs.screen import make_bar, rewind
 from training.state import Run, whole_state
 
-
-def rewind(bar: tqdm, n: int) -> None:
-    """Set the bar back to n: left alone, it would stand still until it is where it was."""
-    bar.n = bar.last_print_n = n
-    bar.last_print_t = bar._time()
-    bar.refresh()
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class Output:
     """The screen, the records and the checkpoints of one run folder. Of several processes the first
-    one alone has a `book`, and writes and speaks; the others take part where states are gathered.
+    one writes; the others have NoRecords, and take part where states are gathered.
 
-    `early`: steps after which the bar shows losses before the first report, so that a slow run
-    shows soon what it does.
+    early: steps after which the bar shows losses before the first report, so that a slow run shows
+        soon what it does.
     """
 
-    def __init__(self, folder: Path, book: Records | None, early: Sequence[int] = ()) -> None:
-        self.folder, self.book, self.early = folder, book, early
+    bar: tqdm
+
+    def __init__(self, folder: Path, records: Records, early: Sequence[int] = ()) -> None:
+        self.folder, self.records, self.early = folder, records, early
         self.saved_step, self.saved_at = -1, time.monotonic()
         self.reports = 0  # of this process
 
-    def say(self, message: str) -> None:
-        """A line for log.txt and for the screen."""
-        if self.book is not None:
-            self.book.line(message)
-            print_line(message, sys.stdout)
-
     @contextmanager
-    def progress_bar(self, run: Run, images: int) -> Iterator[tqdm]:
-        """One bar for the whole run, in images: its rate is images/s, its ETA the run's."""
-        done = run.progress.step * run.settings.batch_size
-        with make_bar(images, initial=done, disable=self.book is None) as bar:
-            yield bar
+    def progress_bar(self, run: Run, images: int) -> Iterator[None]:
+        """Show one bar for the whole run, in images: its rate is images/s, its ETA the run's."""
+        trained = run.progress.step * run.settings.batch_size
+        with make_bar(images, initial=trained, disable=not distributed.first()) as self.bar:
+            yield
 
-    def show(self, means: dict[str, float], bar: tqdm) -> None:
-        """Each term's loss, their sum unless one term is all, and the accuracy where there is one:
-        to the bar."""
+    def show(self, means: dict[str, float]) -> None:
+        """Show each term's loss, their sum unless there is one term, and the accuracy, in the
+        bar."""
         terms = {n.removesuffix("/loss"): v for n, v in means.items() if n.endswith("/loss")}
-        total = {"loss": means["loss"]} if len(terms) != 1 else {}
-        shown = {**terms, **total}
-        if "accuracy" in means:
-            shown["accuracy"] = means["accuracy"]
-        bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
+        names = [*(["loss"] if len(terms) != 1 else []), "accuracy"]
+        shown = terms | {name: means[name] for name in names if name in means}
+        self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
 
-    def report(self, run: Run, epoch: int, bar: tqdm) -> None:
-        """Means since the last report: to the bar, log.txt and TensorBoard."""
+    def report(self, run: Run, epoch: int) -> None:
+        """Write the means since the last report to the bar, log.txt and TensorBoard."""
         self.reports += 1
-        if self.book is None:
-            run.window.reset()
-            return
         means = run.window.means()
         run.window.reset()
-        self.show(means, bar)
+        self.show(means)
         rate = run.optimizer.param_groups[0]["lr"]
         text = " ".join(f"{name} {value:.6g}" for name, value in means.items())
-        self.book.line(f"epoch {epoch} step {run.progress.step} lr {rate:.3g} {text}")
+        self.records.line(f"epoch {epoch} step {run.progress.step} lr {rate:.3g} {text}")
         scalars = {f"train/{name}": value for name, value in means.items()}
-        self.book.scalars({**scalars, "train/lr": rate}, run.progress.step)
+        self.records.scalars({**scalars, "train/lr": rate}, run.progress.step)
 
     def row(
         self,
@@ -83,14 +68,12 @@ class Output:
         results: dict[str, dict[str, float]],
         gradients: dict[str, float],
     ) -> None:
-        """One row of progress.csv, and a line for people.
+        """Write one row of progress.csv, and a line for people.
 
-        `results`: split -> {accuracy, nll}; {} where nothing was evaluated. What an epoch does
-        not have is left empty: the loss of a term that is not yet trained, the accuracy of a
+        `results`: split -> {accuracy, nll}; {} where nothing was evaluated. Values that an epoch
+        does not have are left empty: the loss of a term that is not yet trained, the accuracy of a
         network that does not classify.
         """
-        if self.book is None:
-            return
         progress, means = run.progress, run.epoch.means()
         images = run.epoch.steps * run.settings.batch_size
         values: dict[str, Any] = {
@@ -108,72 +91,64 @@ class Output:
             result = results.get(name, {})
             values[f"{name}_acc"] = result.get("accuracy", "")
             values[f"{name}_loss"] = result.get("nll", "")
-        extras = {n: v for n, v in means.items() if "/" in n and not n.endswith("/loss")}
-        values |= extras  # what terms report besides their loss, such as the energies of SGLD
+        # What terms report besides their loss, such as the energies of SGLD.
+        values |= {n: v for n, v in means.items() if "/" in n and not n.endswith("/loss")}
         values |= gradients
-        self.book.row(values)
+        self.records.row(values)
         shown = [f"{name} {value:.4g}" for name, value in values.items() if value != ""]
-        self.say(", ".join(shown))
+        self.records.say(", ".join(shown))
 
     def board(
         self, results: dict[str, dict[str, float]], gradients: dict[str, float], step: int
     ) -> None:
-        """What a row has besides an epoch's means, to TensorBoard, once the row is in a checkpoint:
-        what is repeated after a kill would be there twice."""
-        if self.book is None:
-            return
+        """Write what a row has besides an epoch's means to TensorBoard, once the row is in a
+        checkpoint: it would be there twice if it was repeated after a kill."""
         scalars = dict(gradients)
         for name, result in results.items():
             scalars[f"{name}/accuracy"], scalars[f"{name}/nll"] = result["accuracy"], result["nll"]
-        self.book.scalars(scalars, step)
+        self.records.scalars(scalars, step)
 
     def save(self, run: Run, epoch: int = -1, valid: float | None = None) -> None:
-        """The last checkpoint and, where due, the best one and the epoch's own.
+        """Save the last checkpoint and, where due, the best one and that of the epoch.
 
-        `valid`: the validation accuracy of this state, None where it was not evaluated.
+        epoch: the one that has just been completed; -1: none.
+        valid: the validation accuracy of this state, None where it was not evaluated.
         """
         progress, every = run.progress, run.settings.ckpt_every
         best = valid is not None and valid > progress.best_valid
         if best:
             progress.best_valid = valid  # type: ignore[assignment]
-        if self.book is not None:
-            progress.log_bytes = self.book.flush()
+        progress.log_bytes = self.records.flush()
         state = whole_state(run)
-        due = every > 0 and (epoch + 1) % every == 0
-        if self.book is not None:
-            self.write(state, epoch if epoch >= 0 and due else -1, best)
+        if distributed.first():
+            # The last one last: all that its progress tells of is on the disk by then.
+            if best:
+                save_checkpoint(state, self.folder / BEST)
+            if epoch >= 0 and every > 0 and (epoch + 1) % every == 0:
+                save_checkpoint(state, self.folder / f"ckpt_{epoch}.pt")
+            # Saved again at the same step, with its evaluation: the previous one is of another.
+            keep = None if progress.step == self.saved_step else self.folder / PREVIOUS
+            if best:
+                copy_checkpoint(self.folder / BEST, self.folder / LAST, keep=keep)
+            else:
+                save_checkpoint(state, self.folder / LAST, keep=keep)
         self.saved_step, self.saved_at = progress.step, time.monotonic()
 
-    def write(self, state: dict[str, Any], kept_epoch: int, best: bool) -> None:
-        """`kept_epoch`: whose own checkpoint is due; -1: none."""
-        # The last one last: what it says is done (the best accuracy, this epoch) is on the disk.
-        if best:
-            save_checkpoint(state, self.folder / checkpoint.BEST)
-        if kept_epoch >= 0:
-            save_checkpoint(state, self.folder / f"ckpt_{kept_epoch}.pt")
-        last, previous = self.folder / checkpoint.LAST, self.folder / checkpoint.PREVIOUS
-        # Saved once more at one step, with its evaluation: the previous one is of another step.
-        keep = None if state["progress"]["step"] == self.saved_step else previous
-        if not (best and checkpoint.save_link(self.folder / checkpoint.BEST, last, keep)):
-            save_checkpoint(state, last, keep=keep)
-
     def save_is_due(self, minutes: float) -> bool:
-        """The last save, or the beginning of this process, is so long ago."""
+        """Return whether the last save, or the beginning of this process, is so long ago."""
         return time.monotonic() - self.saved_at >= 60 * minutes
 
-    def go_back(self, run: Run, told: str, bar: tqdm) -> None:
-        """The run goes on from an earlier step: `told` says why. It is saved, so that the restart
-        counts whatever comes."""
-        self.say(told)
+    def go_back(self, run: Run, message: str) -> None:
+        """Go on from an earlier step, for the reason that the message says. Save it, so that the
+        restart counts whatever comes."""
+        self.records.say(message)
         # First the checkpoint, and both: one of a later step would miss rows, and this restart.
         self.saved_step = run.progress.step
         self.save(run)
-        if self.book is None:
-            return
-        checkpoint.keep_old(self.folder / checkpoint.LAST, self.folder / checkpoint.PREVIOUS)
-        self.book.go_back(run.progress.step)
-        rewind(bar, run.progress.step * run.settings.batch_size)
+        if distributed.first():
+            keep_old(self.folder / LAST, self.folder / PREVIOUS)
+            self.records.go_back(run.progress.step)
+            rewind(self.bar, run.progress.step * run.settings.batch_size)
 
     def last_good(self) -> str:
-        last = self.folder / checkpoint.LAST
-        return f"the last good checkpoint is {last} (step {self.saved_step})"
+        return f"the last good checkpoint is {self.folder / LAST} (step {self.saved_step})"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import torch
 
 import data
+from evaluation import plots
 from evaluation.classification import classification
 from losses import Metrics
 from runs import processes as distributed
-from runs.signals import Signals, Stopped
+from runs.endings import Signals, Stopped, tell
+from runs.folder import read_progress
 from training.divergence import Diverged, Guard, Healer, advice
 from training.output import Output
 from training.schedule import learning_rate
@@ -73,7 +76,7 @@ class Session:
             self.ending = f"nothing to do: {done}; raise --n_epochs or --max_steps"
             return
         self.healer = Healer(run)
-        with out.progress_bar(run, self.stop * run.settings.batch_size) as self.bar:
+        with out.progress_bar(run, self.stop * run.settings.batch_size):
             try:
                 yield from self.epochs()
                 self.ending = self.limit()
@@ -91,7 +94,7 @@ class Session:
         run.window.add(values, names)
         run.epoch.add(values, names)
         run.progress.step += 1
-        self.bar.update(run.settings.batch_size)
+        self.out.bar.update(run.settings.batch_size)
 
     def epochs(self) -> Iterator[int]:
         """Yield all steps. Raises Stopped for a signal."""
@@ -113,7 +116,7 @@ class Session:
         run, out, progress = self.run, self.out, self.run.progress
         epoch = progress.step // run.steps_per_epoch
         until = min((epoch + 1) * run.steps_per_epoch, self.stop)
-        self.bar.set_description(self.titled(epoch))
+        out.bar.set_description(self.titled(epoch))
         started = time.monotonic()
         run.model.train()
         for number in range(progress.step, until):
@@ -121,7 +124,7 @@ class Session:
             yield number
             if progress.step % run.settings.print_every == 0:
                 self.guard.raise_if_diverged(out.last_good())
-                out.report(run, epoch, self.bar)
+                out.report(run, epoch)
                 if progress.step < until:
                     now = time.monotonic()
                     progress.train_seconds += now - started
@@ -129,14 +132,14 @@ class Session:
                     self.healer.keep(run)
             elif out.reports == 0 and run.window.steps in out.early:
                 self.guard.raise_if_diverged(out.last_good())
-                out.show(run.window.means(), self.bar)
+                out.show(run.window.means())
             late, save_due, signal = self.agreement.soon(*self.noticed())
             if late or signal:
                 break
             if save_due:
                 progress.train_seconds += time.monotonic() - started
                 self.save()
-                self.agreement.forget()  # the others' requests for this save
+                self.agreement.arrived()  # the others' requests for this save
                 started = time.monotonic()
         self.guard.raise_if_diverged(out.last_good())  # before anything of this epoch is saved
         progress.train_seconds += time.monotonic() - started
@@ -158,10 +161,10 @@ class Session:
             out.save(run)
         results = {}
         if (ended or scheduled) and (self.classifies is None or self.classifies(epoch)):
-            self.bar.set_description(f"{self.titled(epoch)}, evaluating")
+            out.bar.set_description(f"{self.titled(epoch)}, evaluating")
             with run.averaged():
                 results = evaluate(run, self.splits, self.signals, self.agreement)
-            self.bar.set_description(self.titled(epoch), refresh=False)
+            out.bar.set_description(self.titled(epoch), refresh=False)
         drawn = self.plot is not None and distributed.first()
         if drawn and (ended or (whole and (epoch + 1) % s.plot_every == 0)):
             with run.averaged():
@@ -191,7 +194,7 @@ class Session:
         message = self.healer.heal(self.run, error)
         self.set_clock()
         self.guard.reset()
-        self.out.go_back(self.run, message, self.bar)
+        self.out.go_back(self.run, message)
 
     def row_is_due(self) -> bool:
         """Return whether an epoch, or all of --max_steps, is trained and has no row yet."""
@@ -217,7 +220,7 @@ class Session:
     def agree(self) -> tuple[int, int, int]:
         """Return what any process has noticed, the same in all of them."""
         late, save_due, signal = self.agreement.now(*self.noticed())
-        self.signals.hear(signal)
+        self.signals.receive(signal)
         return late, save_due, signal
 
     def titled(self, epoch: int) -> str:
@@ -265,7 +268,44 @@ def evaluate(
             )
             results[name] = classification(run.model, signals.polled(batches))
             (signal,) = agreement.now(signals.received)
-            signals.hear(signal)
+            signals.receive(signal)
             if signal:
                 raise Stopped
     return results
+
+
+def run_exit_code(program: str, out: Output, train: Callable[[Signals], str]) -> int:
+    """Return 0 once `train` has returned why it ended, 1 for a run that diverged, 128 + its number
+    for a signal that ended it: 130 for Ctrl-C, 143 for SIGTERM.
+
+    However it ends, its records are closed and its curves drawn.
+    """
+    # One of several processes promises nothing that the end of another may prevent.
+    signals = Signals(program, quiet=distributed.size() > 1)
+    with signals.listen():
+        try:
+            ending = train(signals)
+            out.records.say(f"{ending}; the run is in {out.folder}")
+        except Diverged as error:
+            out.records.line(str(error))
+            tell(f"{program}: {error}")
+            return 1
+        except KeyboardInterrupt:
+            distributed.part()
+            tell(f"\n{program}: interrupted; {out.last_good()}, --resume goes on")
+            return 130
+        except RuntimeError as error:
+            if not distributed.is_lost(error):
+                raise
+            distributed.part()
+            why = f"{distributed.LOST} ({distributed.reason(error)})"
+            tell(f"{program}: {why}; {out.last_good()}, --resume goes on")
+            return 1
+        finally:
+            # The user must read what ended the run, not what fails after it.
+            with suppress(OSError, KeyboardInterrupt):
+                out.records.close()
+                rows = read_progress(out.folder)
+                if distributed.first() and rows:
+                    plots.save_curves(rows, out.folder / "curves.png")
+    return 128 + signals.received if signals.obeyed else 0

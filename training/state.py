@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from data.record import Record
 from losses.sgld import from_shards, shard
 from runs import processes as distributed
-from runs.checkpoint import DAMAGED, LAST, PREVIOUS, CheckpointError, read_checkpoint
+from runs.checkpoint import CheckpointError, read_checkpoint
+from runs.folder import DAMAGED, LAST, PREVIOUS
 from runs.screen import print_line
 from training.ema import Ema
 from training.meters import Meter

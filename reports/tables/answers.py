@@ -13,8 +13,8 @@ from reports.page.answer import Answer, Model
 from reports.page.markup import number
 from reports.page.paper import canonical
 from reports.page.run import Run
-from runs.checkpoint import LAST
 from runs.files import file_sha256
+from runs.folder import LAST
 from runs.screen import print_line
 
 # What numbers depend on and must have in common to be averaged.
