@@ -370,5 +370,6 @@ def test_the_slow_tests_run_where_they_are_asked_for(
         "import pytest\ndef test_quick(): pass\n@pytest.mark.slow\ndef test_slow(): pass\n"
     )
     command = [BASH, "scripts/test.sh", *words, "--collect-only", "-q", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    this = {**os.environ, "PYTHON": sys.executable}  # no other is found, and no .venv made for it
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=this)
     assert set(re.findall(r"::test_(\w+)", done.stdout)) == collected, done.stderr

@@ -13,6 +13,7 @@ import pytest
 
 import models
 from baselines import contrastive_flags, probe_flags, train_adversarial
+from benchmarks import flags as benchmark_flags
 from evaluation import flags as questions
 from runs import cli
 from runs.checkpoint import save_checkpoint
@@ -44,8 +45,9 @@ def script(name: str) -> Callable[[], argparse.ArgumentParser]:
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     **{
         f"scripts/{name}.py": script(f"{name}.py")
-        for name in ("report", "release", "export", "torture", "experiments", "tables", "bench")
+        for name in ("report", "release", "export", "torture", "experiments", "tables")
     },
+    "scripts/bench.py": benchmark_flags.build_parser,
     "baselines/train_contrastive.py": contrastive_flags.build_parser,
     "baselines/train_adversarial.py": train_adversarial.build_parser,
     "baselines/linear_probe.py": probe_flags.build_parser,
