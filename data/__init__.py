@@ -3,7 +3,7 @@
 `load(name, data_root)` reads a set once, `Split.to(device)` puts it where the network is, `augment`
 makes a training batch there and `evaluation_batches` walks a split unaugmented. `load_evaluation`
 reads or makes whatever a trained model is asked about. A user's mistake is a `DataError`: one line
-naming the flag, the value and the remedy.
+with the setting, its value and the remedy.
 """
 
 from data.base import DataError, DataSet, Spec, Split
@@ -15,10 +15,18 @@ from data.batches import (
     number_of_batches,
     to_float,
 )
-from data.evaluation_names import ALL_OOD, all_ood, canonical_evaluation_name, locate, split_name
-from data.evaluation_sets import EvaluationSet, load_evaluation
+from data.evaluation_sets import (
+    ALL_OOD,
+    EvaluationSet,
+    TrainedOn,
+    all_ood,
+    load_evaluation,
+    locate,
+    split_name,
+)
+from data.folder import READER
 from data.npz import read_npz
-from data.record import READER, Record, said
+from data.record import Record, said
 from data.sets import canonical_name, describe, doubt, load
 from data.splits import default_n_valid, held_out_by, hold_out, labelled_subset, split_validation
 from data.stream import TrainingBatches, steps_per_epoch
@@ -33,10 +41,10 @@ __all__ = [
     "Record",
     "Spec",
     "Split",
+    "TrainedOn",
     "TrainingBatches",
     "all_ood",
     "augment",
-    "canonical_evaluation_name",
     "canonical_name",
     "default_n_valid",
     "describe",

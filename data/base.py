@@ -11,34 +11,33 @@ from torch import Tensor
 
 from runs.cli import Mistake
 
-
 class DataError(Mistake):
-    """A user's mistake in one line that names the flag, the value and the remedy."""
+    """A user's mistake about one setting, in one line: "--<setting> <value>: <said>".
 
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
+    `said` is what is wrong, and the remedy.
+    """
 
+    def __init__(self, setting: str, value: object, said: str) -> None:
+        super().__init__(setting, value, said)  # processes send their errors to each other
+        self.setting, self.value, self.said = setting, value, " ".join(said.splitlines())
 
-class SetError(DataError):
-    """A mistake about the files of one set: `said` without the flag and the name that it is about,
-    so that a caller can put those that the user gave in front."""
+    def __str__(self) -> str:
+        value = "" if self.value is None else f" {self.value}"
+        return f"--{self.setting}{value}: {self.said}"
 
-    def __init__(self, name: str, said: str, flag: str = "--dataset") -> None:
-        super().__init__(f"{flag} {name}: {said}")
-        self.name, self.said, self.flag = name, said, flag
-
-    def __reduce__(self) -> tuple[type[SetError], tuple[str, str, str]]:
-        """Processes send their errors to each other."""
-        return SetError, (self.name, self.said, self.flag)
+    def asked_as(self, setting: str, name: str) -> DataError:
+        """The same of the setting and the name that a program was given a data set by. An error
+        about another setting stays as it is."""
+        return DataError(setting, name, self.said) if self.setting == "dataset" else self
 
 
 class Split(NamedTuple):
-    """Images, the labels that belong to them and a hash of each, in one order. Images and labels
-    are on one device, the hashes on the CPU."""
+    """Images, their labels and their hashes. Images and labels are on one device, hashes on the
+    CPU."""
 
     images: Tensor  # uint8 (N, size, size, 3)
     labels: Tensor  # int64 (N,)
-    hashes: Tensor | None = None  # int64 (N,), see data.record; None for images that are made
+    hashes: Tensor | None = None  # int64 (N,), see data.images; None for images that are made
 
     def to(self, device: torch.device | str) -> Split:
         return self._replace(images=self.images.to(device), labels=self.labels.to(device))

@@ -1,16 +1,114 @@
-"""Sets that a trained model is asked about, by the names of `data.evaluation_names`."""
+"""The sets that a trained model is asked about: their names in every spelling, and their images."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.base import DataError, DataSet, SetError, Split
-from data.evaluation_names import canonical_evaluation_name, locate, title
-from data.evaluation_sources import Asked, find
-from data.record import READER, Record
-from data.sets import canonical_name
-from runs.names import IMAGE_SIZE
+import torch
+from torch import Tensor
+
+from data import generated
+from data.base import DataError, DataSet, Split
+from data.folder import READER, folder_path, has_classes, list_images, load_folder, read_images
+from data.npz import left_out, read_npz
+from data.published import FILES, read_published
+from data.record import Record
+from data.sets import ALIASES, SPECS, archive, canonical_name, find, square
+from data.splits import hold_out
+from runs.names import FOLDER, IMAGE_SIZE, TITLES
+
+ALL_OOD = ("svhn", "cifar10interp", "cifar100", "celeba")  # the columns of the HDGE paper's Table 1
+NO_DOWNLOAD = ("interp", "photos", "uniform", "gaussian")  # `all` of a model of the digits
+OUT = [name for name in (*TITLES, "interp") if name not in SPECS]  # no splits to choose from
+PUBLISHED = {  # test images, and how torchvision's files are read
+    "celeba": (19962, "test split of the aligned images"),
+    "textures": (1880, "test split 1 of DTD in a fixed random order"),
+}
+CLASSES = {"textures": 47}
+_SPLIT_TITLES = {"test": "test", "train": "training", "valid": "validation"}
+_ALIASES = {**ALIASES, "cifar": "cifar10", "cifar_interp": "cifar10interp"}
+_SET = re.compile(rf"({'|'.join([*SPECS, *ALIASES, 'cifar'])})(?:_?(train|test|valid))?")
+_FOLDER_SPLIT = re.compile(r"folder(?:_(train|test|valid))?:(.+)", re.DOTALL)
+
+
+class Place(NamedTuple):
+    """What a name stands for. Sets without splits have "test"."""
+
+    dataset: str  # as in SPECS, folder:PATH, or one of OUT, or <dataset>.npz
+    split: str = "test"  # or "train" or "valid"
+
+    @property
+    def name(self) -> str:
+        """One spelling for each: "cifar10_test", "svhn_train", "celeba", "folder:PATH", ..."""
+        return split_name(self.dataset, self.split)
+
+
+def locate(
+    name: str, in_dataset: str | None = None, *, data_root: str | Path | None = None
+) -> Place:
+    """What a name stands for, unread: a bare name is its test split. With a `data_root`, any
+    <data_root>/<name>.npz has a name; `interp` of a CIFAR-10 model (`in_dataset`) is cifar10interp.
+
+    Raises DataError for an unknown set.
+    """
+    if match := _FOLDER_SPLIT.fullmatch(name):
+        return Place(FOLDER + match[2], match[1] or "test")
+    if match := _SET.fullmatch(name):
+        return Place(_ALIASES.get(match[1], match[1]), match[2] or "test")
+    plain = _ALIASES.get(name, name)
+    if plain == "interp" and in_dataset == "cifar10":
+        return Place("cifar10interp")
+    if plain in OUT:
+        return Place(plain)
+    # A name, and not a way out of data_root.
+    if plain and Path(plain).name == plain and data_root is not None:
+        if archive(data_root, plain).is_file():
+            return Place(plain)
+    known = ", ".join([*SPECS, *OUT, FOLDER + "PATH"])
+    raise DataError(
+        "dataset",
+        name,
+        f"unknown data set; give one of {known} (the first {len(SPECS)} also as "
+        "<name>_test, <name>_train, <name>_valid), or the <name> of a <data_root>/<name>.npz",
+    )
+
+
+def split_name(dataset: str, split: str = "test") -> str:
+    """The canonical name of a split ("test", "train", "valid") of a training set or folder."""
+    if dataset.startswith(FOLDER):
+        path = dataset.removeprefix(FOLDER)
+        return f"folder:{path}" if split == "test" else f"folder_{split}:{path}"
+    dataset = _ALIASES.get(dataset, dataset)
+    return f"{dataset}_{split}" if dataset in SPECS else dataset
+
+
+def all_ood(in_dataset: str) -> tuple[str, ...]:
+    """What `all` stands for: the paper's four, CIFAR-10 in the place of the model's own set.
+
+    For the digits: what needs no files.
+    """
+    in_dataset = canonical_name(in_dataset)
+    if in_dataset == "digits":
+        return NO_DOWNLOAD
+    return tuple("cifar10" if name == in_dataset else name for name in ALL_OOD)
+
+
+def title(place: Place, in_dataset: str) -> str:
+    """The set in pictures and tables: "CIFAR-10 (test)", "CelebA", the last part of a folder."""
+    if place.dataset == "interp":
+        return f"{_plain_title(in_dataset)} interpolations"
+    plain = _plain_title(place.dataset)
+    if place.dataset in SPECS or place.split != "test":
+        return f"{plain} ({_SPLIT_TITLES[place.split]})"
+    return plain
+
+
+def _plain_title(dataset: str) -> str:
+    if dataset.startswith(FOLDER):
+        return folder_path(dataset).resolve().name or dataset
+    return TITLES.get(dataset, dataset)
 
 
 class EvaluationSet(NamedTuple):
@@ -24,50 +122,210 @@ class EvaluationSet(NamedTuple):
     class_names: tuple[str, ...] | None = None  # of a folder
 
 
+class TrainedOn(NamedTuple):
+    """What evaluation sets depend on of a model's run."""
+
+    dataset: str = "cifar10"  # what `interp` interpolates
+    size: int = IMAGE_SIZE  # of the images' side, in pixels
+    n_valid: int | None = None  # images of the `_valid` splits; None: the default number
+    record: Record = Record(reader=READER)  # which images it held out, and who reads folders
+
+
 def load_evaluation(
     name: str,
     data_root: str | Path,
     *,
-    in_dataset: str = "cifar10",
-    size: int = IMAGE_SIZE,
+    trained_on: TrainedOn | None = None,
     seed: int = 1,
     max_images: int | None = None,
-    n_valid: int | None = None,
-    flag: str = "--dataset",
-    run: Record | None = None,
+    strict: bool = True,
     folders: dict[Any, DataSet] | None = None,
 ) -> EvaluationSet:
     """Read or make the set called `name`; `max_images`: the first N of its split.
 
     A set is <data_root>/<name>.npz where that exists (test images alone, or images without labels,
-    are fine), else torchvision's own files in data_root, downloaded where missing. `in_dataset` is
-    the model's training set: what `interp` interpolates. `size`: the images' side in pixels: read
-    images are resized to it before they are interpolated, noise and patches are made with it.
-    `seed` >= 0 chooses its pairs and the noise images, which no number of images changes.
-    `n_valid`: images of the `_valid` splits, as in training. `run`: what the model's checkpoint
-    tells of its images: with which reader folders are read, and which images it held out.
-    `folders` keeps what is read of them for the next call. No global random state is read or moved.
+    are fine), else torchvision's own files in data_root, downloaded where missing. Images are
+    resized before they are interpolated; noise and patches are made in the size. `seed` >= 0
+    chooses pairs and noise images, which no number of images changes. `strict`: a folder's classes
+    all have images, as for training. `folders` keeps what is read of them for the next call. No
+    global random state is read or moved.
 
-    Raises DataError, with the `flag` that the name was given for: unknown, missing or damaged sets,
-    splits that are not there, sets without images, max_images < 1.
+    Raises DataError about `name`: unknown, missing or damaged sets, splits that are not there, sets
+    without images; and for max_images < 1.
     """
+    trained_on = TrainedOn() if trained_on is None else trained_on
+    trained_on = trained_on._replace(dataset=canonical_name(trained_on.dataset))
     root = Path(data_root).expanduser()
-    in_dataset = canonical_name(in_dataset)
-    canonical = canonical_evaluation_name(name, in_dataset, data_root=root, flag=flag)
     if max_images is not None and max_images < 1:
-        raise DataError(f"--max_images {max_images}: give 1 or more, or leave it out for all")
-    place = locate(canonical, data_root=root)
-    run = Record(reader=READER) if run is None else run
-    folders, strict = {} if folders is None else folders, flag == "--dataset"
+        raise DataError("max_images", max_images, "give 1 or more, or leave it out for all")
+    place = locate(name, trained_on.dataset, data_root=root)
+    reader = _Reader(root, trained_on, seed, strict, {} if folders is None else folders)
     try:
-        asked = Asked(root, in_dataset, size, run, seed, n_valid, strict, folders)
-        found = find(place, asked, max_images)
-    except SetError as error:  # with the flag and the name that the user gave
-        raise SetError(name, error.said, flag) from error
-    n, heading = len(found.split.images), title(place, in_dataset)
+        found = reader.read(place, max_images)
+    except DataError as error:
+        raise error.asked_as("dataset", name) from error
+    n, heading = len(found.split.images), title(place, trained_on.dataset)
     if n == 0:
-        raise DataError(f"{flag} {name}: has no images ({found.source}); give another set")
+        raise DataError("dataset", name, f"has no images ({found.source}); give another set")
     count = f"{n:,} images" if n == found.total else f"the first {n:,} of {found.total:,} images"
     about = f"{heading}: {count}; {found.source}"
     names = found.class_names
-    return EvaluationSet(canonical, heading, found.split, found.num_classes, about, names)
+    return EvaluationSet(place.name, heading, found.split, found.num_classes, about, names)
+
+
+class _Found(NamedTuple):
+    """The first images of a place, before they are named."""
+
+    split: Split
+    total: int  # images of the whole split
+    num_classes: int | None
+    source: str
+    class_names: tuple[str, ...] | None = None  # of a folder
+
+
+class _Reader(NamedTuple):
+    """Reads places, of which `first` are the images to read at least; None: all."""
+
+    root: Path
+    run: TrainedOn
+    seed: int
+    strict: bool
+    folders: dict[Any, DataSet]  # those that were read already
+
+    def read(self, place: Place, first: int | None) -> _Found:
+        dataset = place.dataset
+        if dataset.startswith(FOLDER):
+            return self.folder(place, first)
+        if dataset in SPECS:
+            return self.training_set(place, first)
+        if dataset in ("interp", "cifar10interp"):
+            parent = self.run.dataset if dataset == "interp" else "cifar10"
+            return self.interpolations(self.read(Place(parent), None), first)
+        if dataset in ("uniform", "gaussian", "photos"):
+            return self.made(dataset, first)
+        return self.other_set(dataset, first)
+
+    def folder(self, place: Place, first: int | None) -> _Found:
+        """A folder to train on has its splits; any other is all of its images, without labels. The
+        folder that the run was trained on is never taken for such a one."""
+        own, size, reader = place.dataset == self.run.dataset, self.run.size, self.run.record.reader
+        path = folder_path(place.dataset)
+        if not own and place.split == "test" and path.is_dir() and not has_classes(path):
+            listing = list_images(path)
+            files = listing.parts["all"]
+            source = f"all images below the folder, in a fixed random order, {square(size)}"
+            source += f"; {listing.about()}"
+            return _Found(read_images(files[:first], size, reader), len(files), None, source)
+        strict = own or self.strict
+        key = place.dataset, size, reader, strict
+        if key not in self.folders:
+            self.folders[key] = load_folder(
+                place.dataset, size=size, reader=reader, allow_empty=not strict
+            )
+        dataset = self.folders[key]
+        split, source = self.part(dataset, place)
+        source += f", {square(size)}; {dataset.about.removeprefix(place.dataset + ': ')}"
+        found = split.first(first), len(split.labels), dataset.num_classes
+        return _Found(*found, source, dataset.class_names)
+
+    def part(self, dataset: DataSet, place: Place) -> tuple[Split, str]:
+        """A split of a set to train on, and what it is. Of images that are no longer those of the
+        run, the validation images are those that the run held out, as far as they are there."""
+        if place.split == "test":
+            return dataset.test, "test images"
+        if place.split == "train":
+            return dataset.train, "training images"
+        record, train = self.run.record, dataset.train
+        if place.dataset == self.run.dataset and record.train is not None:
+            assert train.hashes is not None
+            if not torch.equal(record.train, train.hashes):
+                held_out = torch.isin(train.hashes, record.hashes("valid")).nonzero().squeeze(1)
+                return train.take(held_out), "those that the run held out of its training images"
+        return train.take(hold_out(dataset, self.run.n_valid)[1]), "held out of the training images"
+
+    def training_set(self, place: Place, first: int | None) -> _Found:
+        name, part = place.dataset, "test" if place.split == "test" else "train"
+        spec = SPECS[name]
+        splits, source, _ = find(name, self.root, (part,), size=self.run.size)
+        if part not in splits:
+            raise self.lacking(name, f"{part}_images")
+        whole = splits[part]
+        source += _shortage(
+            len(whole.images), spec.test_size if part == "test" else spec.train_size
+        )
+        if place.split == "valid":
+            read = DataSet(name, spec.num_classes, (), spec.flips, whole, whole.first(0))
+            whole, said = self.part(read, place)
+            source += f", {said}"
+        return _cut(whole, first, spec.num_classes, source)
+
+    def other_set(self, name: str, first: int | None) -> _Found:
+        """<name>.npz, its test images or else its training images; or what torchvision reads."""
+        file, size = archive(self.root, name), self.run.size
+        if file.exists():
+            part, splits = "test", read_npz(file, CLASSES.get(name), ("test",), size=size)
+            if "test" not in splits or not len(splits["test"].images):
+                part, splits = "train", read_npz(file, CLASSES.get(name), ("train",), size=size)
+            if part not in splits:
+                raise self.lacking(name, "test_images nor train_images")
+            whole = splits[part]
+            highest = int(whole.labels.max()) if len(whole.labels) else -1
+            source = f"{part} images of {file.name}, {square(size)} where they have another size"
+            source += left_out(file, (part,))
+            if name in PUBLISHED and part == "test":
+                source += _shortage(len(whole.images), PUBLISHED[name][0])
+            return _cut(whole, first, CLASSES.get(name, highest + 1), source)
+        if name not in FILES:
+            said = f"there is no {file.name} in {self.root}; put it there"
+            remedy = "(test_images: uint8 N x H x W x 3), or give another --data_root"
+            raise DataError("dataset", name, f"{said} {remedy}")
+        split, total, _ = read_published(name, self.root, "test", size, first)
+        source = f"{PUBLISHED[name][1]}, {square(size)}"
+        return _cut(split, first, CLASSES.get(name), source)._replace(total=total)
+
+    def lacking(self, name: str, what: str) -> DataError:
+        said = f"{name}.npz in {self.root} has no {what}"
+        return DataError("dataset", name, f"{said}; add them, or give another set or split")
+
+    def interpolations(self, whole: _Found, first: int | None) -> _Found:
+        images, n = whole.split.images, whole.total
+        if n < 2:
+            said = f"has no images: a pair takes 2 test images, there is {n}"
+            raise DataError("dataset", "interp", said)
+        a, b = generated.interpolation_pairs(n, self.seed)
+        means = generated.interpolate(images[a[:first]], images[b[:first]])
+        source = (
+            "means of two different test images, rounded half up to uint8, "
+            f"{n:,} pairs of seed {self.seed}; {whole.source}"
+        )
+        return _unlabelled(means, n, source)
+
+    def made(self, name: str, first: int | None) -> _Found:
+        size = self.run.size
+        if name == "photos":
+            patches = generated.photo_patches(size)
+            source = f"patches of {size} x {size} on a grid over scikit-learn's two photographs"
+            return _unlabelled(patches[:first], len(patches), source)
+        total = generated.NOISE_IMAGES
+        n = total if first is None else min(first, total)
+        if name == "uniform":
+            images, values = generated.uniform_noise(n, self.seed, size), "U{0, ..., 255}"
+        else:
+            images = generated.gaussian_noise(n, self.seed, size)
+            values = f"N(0, {generated.GAUSSIAN_STD}^2) in units of [-1, 1], clipped, as uint8"
+        return _unlabelled(images, total, f"every value {values}, seed {self.seed}")
+
+
+def _shortage(n: int, published: int) -> str:
+    """Said wherever it applies, so that nobody takes a part of a set for the set."""
+    return "" if n == published else f" (this copy has {n:,}, the published split {published:,})"
+
+
+def _unlabelled(images: Tensor, total: int, source: str) -> _Found:
+    return _Found(Split(images, torch.full((len(images),), -1)), total, None, source)
+
+
+def _cut(whole: Split, first: int | None, num_classes: int | None, source: str) -> _Found:
+    """The first images of a split; without a number of classes where an image has no label."""
+    labelled = bool((whole.labels >= 0).all())
+    return _Found(whole.first(first), len(whole.images), num_classes if labelled else None, source)

@@ -15,11 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from data.base import DataSet, SetError, Split
-from data.record import READER, image_hashes
+from data.base import DataError, DataSet, Split
+from data.images import decoded_split
 from data.splits import TEST_SEED, order_by_hash, split_by_hash, stratified_split
+from runs.names import FOLDER
 
-FOLDER = "folder:"
+# Version of how folders are read, split and hashed; a run keeps that of its beginning.
+# 1: no sub-folders of a class, no EXIF orientation, splits by the place in the list of files.
+# 2: both, and splits by the images' hashes.
+READER = 2
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 Files = list[tuple[Path, int]]  # an image and its class
 
@@ -32,8 +36,11 @@ class Listing(NamedTuple):
     left_out: Counter[str]
 
     def about(self) -> str:
-        """How many images of how many files, and what is left out."""
-        return counted(sum(map(len, self.parts.values())), self.left_out)
+        """ "5 images of 8 files; left out: 2 .txt, 1 hidden"."""
+        images = sum(map(len, self.parts.values()))
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(self.left_out.items()) if n)
+        text = f"{images:,} images of {images + self.left_out.total():,} files"
+        return f"{text}; left out: {kinds}" if kinds else text
 
 
 def folder_path(name: str) -> Path:
@@ -43,38 +50,35 @@ def folder_path(name: str) -> Path:
 def load_folder(
     name: str, *, size: int, reader: int = READER, allow_empty: bool = False
 ) -> DataSet:
-    """Read `name`, folder:PATH, as the version `reader` did: see data.record.
+    """Read `name`, folder:PATH, as the version `reader` did.
 
     Reader 1 takes a fixed stratified fifth for test, by the files' places in their list, and has
-    each split in a fixed random order. Raises DataError as `list_folder`, and for an image that
-    cannot be read.
+    each split in a fixed random order; reader 2 goes by the images' hashes. Raises DataError as
+    `list_folder`, and for an image that cannot be read.
     """
     listing = list_folder(folder_path(name), reader=reader, allow_empty=allow_empty)
     n, names = len(listing.class_names), listing.class_names
     read = {part: read_images(files, size, reader) for part, files in listing.parts.items()}
-    if "all" in read:
-        whole = read["all"]
-        if reader == 1:
-            fifths = _fifths(whole.labels, n)
-            both = stratified_split(whole.labels.numpy(), fifths)
-            indices = [torch.from_numpy(index) for index in both]
-        else:
-            assert whole.hashes is not None
-            indices = [*split_by_hash(whole.labels, whole.hashes)]
-        train, test = (whole.take(index) for index in indices)
-    else:
-        train, test = (_ordered(read[part], reader) for part in ("train", "test"))
     about = f"{name}: {listing.about()}"
+    if "all" not in read:
+        train, test = (read[part].take(_order(read[part], reader)) for part in ("train", "test"))
+        return DataSet(name, n, names, True, train, test, about, reader)
+    whole = read["all"]
+    if reader == 1:
+        fifths = _fifths(whole.labels, n)
+        first, second = map(torch.from_numpy, stratified_split(whole.labels.numpy(), fifths))
+    else:
+        assert whole.hashes is not None
+        first, second = split_by_hash(whole.labels, whole.hashes)
+    train, test = whole.take(first), whole.take(second)
     return DataSet(name, n, names, True, train, test, about, reader)
 
 
-def _ordered(split: Split, reader: int) -> Split:
-    """In a random order that is fixed by the files' places in their list or, since reader 2, by
-    the images themselves."""
+def _order(split: Split, reader: int) -> torch.Tensor:
     if reader == 1:
-        return split.take(torch.tensor(_shuffle(len(split.labels)), dtype=torch.int64))
+        return torch.tensor(_shuffle(len(split.labels)), dtype=torch.int64)
     assert split.hashes is not None
-    return split.take(order_by_hash(split.labels, split.hashes))
+    return order_by_hash(split.labels, split.hashes)
 
 
 def list_folder(path: Path, *, reader: int = READER, allow_empty: bool = False) -> Listing:
@@ -89,17 +93,13 @@ def list_folder(path: Path, *, reader: int = READER, allow_empty: bool = False) 
     if not all((path / split).is_dir() and _folders(path / split) for split in ("train", "test")):
         names, files = _list_classes(path, left_out, reader, allow_empty)
         return Listing(names, {"all": files}, left_out)
-
     beside = [entry for entry in _entries(path) if entry.name not in ("train", "test")]
     left_out["beside train/ and test/"] += len(beside)
-    found = {
-        split: _list_classes(path / split, left_out, reader, allow_empty)
-        for split in ("train", "test")
-    }
-    names = found["train"][0]
-    if odd := set(names) ^ set(found["test"][0]):
+    names, train = _list_classes(path / "train", left_out, reader, allow_empty)
+    others, test = _list_classes(path / "test", left_out, reader, allow_empty)
+    if odd := set(names) ^ set(others):
         raise _defect(path, f"has {', '.join(sorted(odd))} in only one of train/ and test/")
-    return Listing(names, {split: files for split, (_, files) in found.items()}, left_out)
+    return Listing(names, {"train": train, "test": test}, left_out)
 
 
 def has_classes(path: Path) -> bool:
@@ -126,32 +126,10 @@ def sizes(listing: Listing) -> tuple[int, int]:
     return len(files) - test, test
 
 
-def counted(images: int, left_out: Counter[str]) -> str:
-    """ "5 images of 8 files; left out: 2 .txt, 1 hidden"."""
-    kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(left_out.items()) if n)
-    text = f"{images:,} images of {images + left_out.total():,} files"
-    return f"{text}; left out: {kinds}" if kinds else text
-
-
 def read_images(files: Sequence[tuple[Path, int]], size: int, reader: int = READER) -> Split:
     """Decode every file once. Raises DataError naming the first that is unreadable."""
-    images = np.empty((len(files), size, size, 3), dtype=np.uint8)
-
-    def decoded() -> Iterator[np.ndarray]:
-        for i, (file, _) in enumerate(files):
-            images[i], pixels = _read_image(file, size, reader)
-            yield pixels
-
-    hashes = image_hashes(decoded())
-    labels = torch.tensor([label for _, label in files], dtype=torch.int64)
-    return Split(torch.from_numpy(images), labels, hashes)
-
-
-def resize(image: Any, size: int) -> np.ndarray:
-    """A PIL image -> uint8 (size, size, 3): RGB, centre square, as data.resize.resize_batch."""
-    from PIL import Image, ImageOps
-
-    return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR))
+    pictures = ((_read_image(file, reader), label) for file, label in files)
+    return decoded_split(pictures, len(files), size)
 
 
 def _list_classes(
@@ -220,8 +198,8 @@ def _shuffle(n: int) -> list[int]:
     return np.random.RandomState(TEST_SEED).permutation(n).tolist()
 
 
-def _read_image(file: Path, size: int, reader: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (size, size, 3), and the pixels before, uint8 (H, W, 3): of the first frame."""
+def _read_image(file: Path, reader: int) -> Any:
+    """The first frame in RGB."""
     from PIL import Image, ImageOps
 
     try:
@@ -229,17 +207,12 @@ def _read_image(file: Path, size: int, reader: int) -> tuple[np.ndarray, np.ndar
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"pixels of mode {image.mode} where 8 bits a channel are read")
             upright = ImageOps.exif_transpose(image) if reader > 1 else image
-            rgb = upright.convert("RGB")
-            return resize(rgb, size), np.asarray(rgb)
+            return upright.convert("RGB")
     except Exception as error:  # a decoder may raise anything when a file is damaged
-        raise SetError(
-            "folder", f"cannot read the image {file} ({error}); replace or remove it"
-        ) from error
+        said = f"cannot read the image {file} ({error}); replace or remove it"
+        raise DataError("dataset", "folder", said) from error
 
 
-def _defect(path: Path, found: str) -> SetError:
-    return SetError(
-        "folder",
-        f"{path} {found}; give a folder with one sub-folder of images "
-        "a class, or with such folders in train/ and in test/",
-    )
+def _defect(path: Path, found: str) -> DataError:
+    remedy = "give a folder with one sub-folder of images a class, or with such folders in train/"
+    return DataError("dataset", "folder", f"{path} {found}; {remedy} and in test/")

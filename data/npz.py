@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from data.base import DataError, Split
-from data.record import image_hashes
-from data.resize import resize_batch
+from data.images import resized_split
 from runs.names import IMAGE_SIZE
 
 SPLITS = ("train", "test")
+Arrays = dict[str, np.ndarray]
 
 
 def read_npz(
@@ -39,15 +39,15 @@ def read_npz(
         if f"{split}_images" in arrays:
             images = _images(path, f"{split}_images", arrays, grey)
             labels = _labels(path, f"{split}_labels", arrays, len(images), num_classes)
-            found[split] = Split(resize_batch(images, size), labels, image_hashes(images.numpy()))
+            found[split] = resized_split(images, labels, size)
     return found
 
 
 def left_out(path: Path, splits: Sequence[str] = SPLITS) -> str:
-    """ "; left out: <arrays>": those of the file that `splits` have no use for; "" where there is
-    none. The file is one that `read_npz` has read."""
+    """ "; left out of <file>: <arrays>": those of a readable file that `splits` have no use for; ""
+    where there is none."""
     with np.load(path, allow_pickle=False) as archive:
-        unused = sorted(set(archive.files) - set(_wanted(archive.files, splits)))
+        unused = sorted(set(archive.files) - _wanted(splits))
     return f"; left out of {path.name}: {', '.join(unused)}" if unused else ""
 
 
@@ -59,24 +59,22 @@ def trainable(path: Path, splits: dict[str, Split]) -> dict[str, Split]:
     if "train" not in splits or len(splits["train"].images) == 0:
         found = "has no train_images, so it cannot be trained on"
         raise _defect(path, found, "add them, or take the file away to use torchvision's")
-    for split, found_split in splits.items():
-        if (found_split.labels < 0).any():
-            raise _defect(
-                path,
-                f"has unlabelled {split} images (-1), so it cannot be trained on",
-                f"give {split}_labels of 0 and above, or leave these images out",
-            )
-    train = splits["train"]
-    return {"test": train.first(0), **splits}
+    for name, split in splits.items():
+        if (split.labels < 0).any():
+            found = f"has unlabelled {name} images (-1), so it cannot be trained on"
+            remedy = f"give {name}_labels of 0 and above, or leave these images out"
+            raise _defect(path, found, remedy)
+    return {"test": splits["train"].first(0), **splits}
 
 
-def _read(path: Path, splits: Sequence[str]) -> dict[str, np.ndarray]:
+def _read(path: Path, splits: Sequence[str]) -> Arrays:
     remedy = "write it again with numpy.savez"
     try:
         if not zipfile.is_zipfile(path):
             raise _defect(path, "is not an NPZ file, or was cut off", remedy)
         with np.load(path, allow_pickle=False) as archive:
-            return {name: np.asarray(archive[name]) for name in _wanted(archive.files, splits)}
+            wanted = _wanted(splits).intersection(archive.files)
+            return {name: np.asarray(archive[name]) for name in wanted}
     except DataError:
         raise
     except Exception as error:  # whatever damaged bytes make of the readers of zip and npy
@@ -84,12 +82,11 @@ def _read(path: Path, splits: Sequence[str]) -> dict[str, np.ndarray]:
         raise _defect(path, f"cannot be read ({reason})", remedy) from error
 
 
-def _wanted(names: list[str], splits: Sequence[str]) -> list[str]:
-    known = {f"{split}_{kind}" for split in splits for kind in ("images", "labels")}
-    return [name for name in names if name in known]
+def _wanted(splits: Sequence[str]) -> set[str]:
+    return {f"{split}_{kind}" for split in splits for kind in ("images", "labels")}
 
 
-def _images(path: Path, key: str, arrays: dict[str, np.ndarray], grey: bool) -> Tensor:
+def _images(path: Path, key: str, arrays: Arrays, grey: bool) -> Tensor:
     array = arrays[key]
     if grey and array.ndim == 3:
         array = np.repeat(array[..., None], 3, axis=3)
@@ -101,9 +98,7 @@ def _images(path: Path, key: str, arrays: dict[str, np.ndarray], grey: bool) -> 
     return torch.from_numpy(array)
 
 
-def _labels(
-    path: Path, key: str, arrays: dict[str, np.ndarray], n: int, num_classes: int | None
-) -> Tensor:
+def _labels(path: Path, key: str, arrays: Arrays, n: int, num_classes: int | None) -> Tensor:
     array = arrays.get(key, np.full(n, -1))
     if array.dtype.kind not in "iu":
         raise _defect(path, f"{key} is {array.dtype}", "store int64")
@@ -117,4 +112,4 @@ def _labels(
 
 
 def _defect(path: Path, found: str, remedy: str) -> DataError:
-    return DataError(f"--data_root {path.parent}: {path.name} {found}; {remedy}")
+    return DataError("data_root", path.parent, f"{path.name} {found}; {remedy}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import io
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,102 +13,68 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.base import SetError, Split
-from data.folder import resize
-from data.record import image_hashes
-from data.resize import resize_batch
+from data.base import DataError, Split
+from data.images import decoded_split, resized_split
 from data.splits import TEST_SEED
 
-FILES = {
-    "cifar10": "cifar-10-python.tar.gz or its folder cifar-10-batches-py/",
-    "cifar100": "cifar-100-python.tar.gz or its folder cifar-100-python/",
-    "svhn": "train_32x32.mat and test_32x32.mat",
-    "celeba": "celeba/ with img_align_celeba/ and its five list files",
-    "textures": "dtd/dtd/ with images/ and labels/",
-    "mnist": "MNIST/raw/ with its four files",
+FILES = {  # torchvision's class of a set, and what it reads
+    "cifar10": ("CIFAR10", "cifar-10-python.tar.gz or its folder cifar-10-batches-py/"),
+    "cifar100": ("CIFAR100", "cifar-100-python.tar.gz or its folder cifar-100-python/"),
+    "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat"),
+    "celeba": ("CelebA", "celeba/ with img_align_celeba/ and its five list files"),
+    "textures": ("DTD", "dtd/dtd/ with images/ and labels/"),
+    "mnist": ("MNIST", "MNIST/raw/ with its four files"),
 }
 CONNECT_SECONDS = 30  # torchvision itself waits for ever where packets are dropped
 
 
-def load_published(
-    name: str, data_root: Path, size: int
-) -> tuple[Split, Split, tuple[str, ...] | None]:
-    """Train and test split and, where torchvision knows them, the class names.
+def read_published(
+    name: str, data_root: Path, part: str, size: int, first: int | None = None
+) -> tuple[Split, int, tuple[str, ...] | None]:
+    """The "train" or "test" split of a set of FILES, how many images it has, and, where torchvision
+    knows them, the class names.
 
-    Downloads what is missing. Raises DataError, which says which files to put where, without a
-    network, with damaged files or where `data_root` cannot be written.
-    """
-    train, classes = load_published_split(name, data_root, "train", size)
-    test, _ = load_published_split(name, data_root, "test", size)
-    return train, test, classes
-
-
-def load_published_split(
-    name: str, data_root: Path, split: str, size: int
-) -> tuple[Split, tuple[str, ...] | None]:
-    """The "train" or "test" split of CIFAR, SVHN or MNIST alone, otherwise as `load_published`."""
-    try:
-        dataset = _open(name, data_root, split)
-    except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
-        raise _missing(name, data_root, error) from error
-    classes = getattr(dataset, "classes", None)
-    return _split(dataset, name, size), tuple(classes) if classes else None
-
-
-def load_published_ood(
-    name: str, data_root: Path, size: int, first: int | None = None
-) -> tuple[Split, int]:
-    """The test split of celeba or textures (DTD, partition 1), and how many images it has.
-
-    The `first` images alone are read, each as its centre square. DTD's file goes from class to
-    class, so it is read in a fixed random order. CelebA has no labels (-1). Raises DataError as
-    `load_published`.
+    Downloads what is missing. Of celeba, which has no labels (-1), and textures (partition 1 of
+    DTD) the `first` images alone are read. Raises DataError, which says which files to put where,
+    without a network, with damaged files or where `data_root` cannot be written.
     """
     try:
-        dataset = _open(name, data_root, "test")
-        order = np.arange(len(dataset))
-        if name == "textures":
-            order = np.random.RandomState(TEST_SEED).permutation(len(dataset))
-        split = _decode(dataset, order[:first].tolist(), size)
-        return split, len(dataset)
+        dataset = _open(name, data_root, part)
+        classes = tuple(getattr(dataset, "classes", ())) or None
+        if name in ("celeba", "textures"):
+            order = np.arange(len(dataset))
+            if name == "textures":  # its file goes from class to class
+                order = np.random.RandomState(TEST_SEED).permutation(len(dataset))
+            index = order[:first].tolist()
+            return decoded_split(_pictures(dataset, index), len(index), size), len(order), classes
+        return _arrays(dataset, name, size), len(dataset), classes
     except Exception as error:  # a download of Google Drive's, or a decoder, may raise anything
-        raise _missing(name, data_root, error) from error
+        raise DataError(
+            "dataset",
+            name,
+            f"its files are not whole in {data_root} and could not be downloaded ({error}); "
+            f"put {FILES[name][1]}, or {name}.npz, there, or give another --data_root",
+        ) from error
 
 
-def _missing(name: str, data_root: Path, error: Exception) -> SetError:
-    return SetError(
-        name,
-        f"its files are not whole in {data_root} and could not be downloaded "
-        f"({error}); put {FILES[name]}, or {name}.npz, there, or give another --data_root",
-    )
-
-
-def _open(name: str, root: Path, split: str) -> Any:
-    try:
-        return _torchvision(name, root, split, download=False)
-    except RuntimeError:  # missing or damaged
-        with _patience(CONNECT_SECONDS), contextlib.redirect_stdout(io.StringIO()):
-            return _torchvision(name, root, split, download=True)
-
-
-def _torchvision(name: str, root: Path, split: str, *, download: bool) -> Any:
+def _open(name: str, root: Path, part: str) -> Any:
     from torchvision import datasets  # takes seconds, so only who needs it waits
 
-    if name == "svhn":
-        return datasets.SVHN(root, split=split, download=download)
+    by_name = name in ("svhn", "celeba", "textures")
+    options: dict[str, Any] = {"split": part} if by_name else {"train": part == "train"}
     if name == "celeba":
-        return datasets.CelebA(root, split=split, target_type=[], download=download)
-    if name == "textures":
-        return datasets.DTD(root, split=split, download=download)
-    if name == "mnist":
-        return datasets.MNIST(root, train=split == "train", download=download)
-    cifar = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    return cifar(root, train=split == "train", download=download)
+        options["target_type"] = []
+    kind = getattr(datasets, FILES[name][0])
+    try:
+        return kind(root, download=False, **options)
+    except RuntimeError:  # missing or damaged
+        with _patience(CONNECT_SECONDS), contextlib.redirect_stdout(io.StringIO()):
+            return kind(root, download=True, **options)
 
 
-def _split(dataset: Any, name: str, size: int) -> Split:
-    """The arrays, resized: no PIL, no loop over samples. CIFAR is NHWC, SVHN is NCHW, and MNIST's
-    28 x 28 grey images are padded to 32 x 32 first."""
+def _arrays(dataset: Any, name: str, size: int) -> Split:
+    """No PIL, no loop over samples. CIFAR is NHWC, SVHN is NCHW, and MNIST's 28 x 28 grey images
+    are padded to 32 x 32 first."""
     if name == "mnist":
         grey = F.pad(dataset.data, (2, 2, 2, 2))
         images, labels = grey[..., None].expand(-1, -1, -1, 3), dataset.targets.long()
@@ -119,26 +84,13 @@ def _split(dataset: Any, name: str, size: int) -> Split:
     else:
         images = torch.from_numpy(dataset.data)
         labels = torch.from_numpy(np.array(dataset.targets, dtype=np.int64))
-    images = images.contiguous()
-    return Split(resize_batch(images, size), labels, image_hashes(images.numpy()))
+    return resized_split(images.contiguous(), labels, size)
 
 
-def _decode(dataset: Any, index: list[int], size: int) -> Split:
-    """The images of `index`, one by one: these sets are JPEG files of any size."""
-    images = np.empty((len(index), size, size, 3), dtype=np.uint8)
-    labels = torch.full((len(index),), -1)
-
-    def decoded() -> Iterator[np.ndarray]:
-        for row, i in enumerate(index):
-            image, label = dataset[i]
-            rgb = image.convert("RGB")
-            images[row] = resize(rgb, size)
-            if label is not None:
-                labels[row] = label
-            yield np.asarray(rgb)
-
-    hashes = image_hashes(decoded())
-    return Split(torch.from_numpy(images), labels, hashes)
+def _pictures(dataset: Any, index: list[int]) -> Iterable[tuple[Any, int]]:
+    for i in index:
+        picture, label = dataset[i]
+        yield picture.convert("RGB"), -1 if label is None else label
 
 
 @contextlib.contextmanager

@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from data.base import DataSet, Split
+from data.folder import READER
 from data.splits import hold_out
-
-# Version of how folders are read, split and hashed; a run keeps that of its beginning.
-# 1: no sub-folders of a class, no EXIF orientation, splits by the place in the list of files.
-# 2: both, and splits by the images' hashes.
-READER = 2
-
-
-def image_hashes(images: Iterable[np.ndarray]) -> Tensor:
-    """int64 (N,): BLAKE2b, 64 bits, of each image's shape and decoded RGB pixels, uint8 (H, W, 3),
-    before they are resized."""
-    found = np.fromiter(map(_digest, images), dtype=np.uint64)
-    return torch.from_numpy(found.view(np.int64))
-
-
-def _digest(image: np.ndarray) -> int:
-    digest = hashlib.blake2b(str(image.shape).encode(), digest_size=8)
-    digest.update(np.ascontiguousarray(image).data)
-    return int.from_bytes(digest.digest(), "little")
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,21 @@
-"""The sets to train on, by name."""
+"""The sets to train on, by name, and where the images of a set are found."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from data.base import DataError, DataSet, Spec
-from data.digits import load_digits
-from data.folder import FOLDER, folder_path, list_folder, load_folder, sizes
-from data.npz import left_out, read_npz, trainable
-from data.published import load_published
-from data.record import READER
-from runs.names import IMAGE_SIZE
+from data.base import DataError, DataSet, Spec, Split
+from data.folder import READER, folder_path, list_folder, load_folder, sizes
+from data.images import resized_split
+from data.npz import SPLITS, left_out, read_npz, trainable
+from data.published import read_published
+from data.splits import stratified_split
+from runs.names import FOLDER, IMAGE_SIZE
 
 ALIASES = {"cifar_100": "cifar100"}  # JEM's spelling
 SPECS = {
@@ -29,6 +32,15 @@ MEANS = {
     "svhn": (0.4377, 0.4438, 0.4728),
 }
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
+DIGITS_TEST = 36  # a class, of 174 to 183
+
+
+class Found(NamedTuple):
+    """Splits of a set and what they were read from."""
+
+    splits: dict[str, Split]  # "train", "test"
+    source: str
+    class_names: tuple[str, ...] | None = None
 
 
 def canonical_name(name: str) -> str:
@@ -37,7 +49,7 @@ def canonical_name(name: str) -> str:
     if name in SPECS or (name.startswith(FOLDER) and name != FOLDER):
         return name
     known = ", ".join([*SPECS, FOLDER + "PATH"])
-    raise DataError(f"--dataset {name}: unknown data set; give one of {known}")
+    raise DataError("dataset", name, f"unknown data set; give one of {known}")
 
 
 def describe(name: str) -> Spec:
@@ -56,36 +68,68 @@ def describe(name: str) -> Spec:
 def load(
     name: str, data_root: str | Path, *, size: int = IMAGE_SIZE, reader: int = READER
 ) -> DataSet:
-    """Read a set: `<data_root>/<name>.npz` if that exists, else torchvision's files in data_root.
+    """Read a set of SPECS from where `find` finds it, or folder:PATH as the version `reader` did.
 
-    Images of another size become size x size: see data.resize. Their hashes are of them before.
-    digits are bundled with scikit-learn and folder:PATH is read from PATH; `reader`: see
-    data.record. Raises DataError for every defect of what is found there.
+    Images of another size become size x size; their hashes are of them before. Raises DataError
+    for every defect of what is found there.
     """
     name = canonical_name(name)
     if name.startswith(FOLDER):
         return load_folder(name, size=size, reader=reader)
-
-    spec = SPECS[name]
-    root = Path(data_root).expanduser()
-    archive = root / f"{name}.npz"
-    class_names: tuple[str, ...] | None = None
-    source = "published files"
-    if name == "digits":
-        train, test = load_digits(size)
-        source = "scikit-learn"
-    elif archive.exists():
-        splits = trainable(archive, read_npz(archive, spec.num_classes, size=size, grey=spec.grey))
-        train, test = splits["train"], splits["test"]
-        source = archive.name + left_out(archive)
-    else:
-        train, test, class_names = load_published(name, root, size)
-    class_names = class_names or _class_names(name, spec.num_classes)
+    spec, root = SPECS[name], Path(data_root).expanduser()
+    splits, source, class_names = find(name, root, size=size)
+    splits = trainable(archive(root, name), splits)
+    if name == "cifar10" and class_names is None:
+        class_names = tuple(CIFAR10_CLASSES.split())
+    class_names = class_names or tuple(map(str, range(spec.num_classes)))
+    train, test = splits["train"], splits["test"]
     counts = f"{len(train.labels):,} training and {len(test.labels):,} test images"
     about = f"{name}: {counts} of {source}"
-    if size != IMAGE_SIZE:
-        about += f", as {size} x {size}"
     return DataSet(name, spec.num_classes, class_names, spec.flips, train, test, about, reader)
+
+
+def find(name: str, root: Path, parts: Sequence[str] = SPLITS, *, size: int) -> Found:
+    """Read those of `parts` that there are, of a set of SPECS: scikit-learn's digits,
+    `<root>/<name>.npz` if that exists, or else torchvision's files in root. Raises DataError."""
+    if name == "digits":
+        source = f"scikit-learn's 8 x 8 digits, bilinear to {size} x {size}"
+        return Found(read_digits(size), source)
+    spec, file, class_names = SPECS[name], archive(root, name), None
+    if file.exists():
+        splits = read_npz(file, spec.num_classes, parts, size=size, grey=spec.grey)
+        source = file.name + left_out(file)
+    else:
+        splits = {}
+        for part in parts:
+            splits[part], _, class_names = read_published(name, root, part, size)
+        source = "the published files"
+        source += ", 28 x 28 padded to 32 x 32, grey as RGB" if name == "mnist" else ""
+    source += f", {square(size)}" if size != IMAGE_SIZE else ""
+    return Found(splits, source, class_names)
+
+
+def archive(data_root: str | Path, dataset: str) -> Path:
+    return Path(data_root).expanduser() / f"{dataset}.npz"
+
+
+def square(size: int) -> str:
+    return f"centre square, bilinear with antialias to {size} x {size}"
+
+
+def read_digits(size: int) -> dict[str, Split]:
+    """scikit-learn's bundled digits, 1797 real images of 8 x 8, as RGB in a fixed random order:
+    1437 to train on and 360 to test, 36 a class."""
+    from sklearn import datasets  # takes seconds, so only who needs it waits
+
+    bundled = datasets.load_digits()
+    grey = torch.from_numpy(np.rint(bundled.images * (255 / 16)).astype(np.uint8))
+    labels = torch.from_numpy(bundled.target.astype(np.int64))
+    whole = resized_split(grey[..., None].expand(-1, -1, -1, 3), labels, size)
+    train, test = stratified_split(bundled.target, [DIGITS_TEST] * 10)
+    return {
+        "train": whole.take(torch.from_numpy(train)),
+        "test": whole.take(torch.from_numpy(test)),
+    }
 
 
 def doubt(dataset: DataSet) -> str | None:
@@ -104,9 +148,3 @@ def doubt(dataset: DataSet) -> str | None:
         f"--dataset {dataset.name}: the mean colour of its training images is {ours}, of the "
         f"published ones {theirs}: is this the right file?"
     )
-
-
-def _class_names(name: str, num_classes: int) -> tuple[str, ...]:
-    if name == "cifar10":
-        return tuple(CIFAR10_CLASSES.split())
-    return tuple(str(label) for label in range(num_classes))

@@ -29,7 +29,7 @@ def split_validation(n: int, n_valid: int) -> tuple[Tensor, Tensor]:
     Raises DataError unless 0 <= n_valid < n.
     """
     if not 0 <= n_valid < n:
-        raise DataError(f"--n_valid {n_valid}: give a number from 0 to {n - 1} ({n} images)")
+        raise DataError("n_valid", n_valid, f"give a number from 0 to {n - 1} ({n} images)")
     order = torch.from_numpy(np.random.RandomState(VALIDATION_SEED).permutation(n)).long()
     return order[n_valid:], order[:n_valid]
 
@@ -55,17 +55,14 @@ def labelled_subset(labels: Tensor, index: Tensor, per_class: int, num_classes: 
     labels int64 (N,), index int64 (n,) into it -> int64 (per_class * num_classes,).
     Raises DataError where a class has fewer.
     """
-    flag = f"--labels_per_class {per_class}"
     if per_class < 1:
-        raise DataError(f"{flag}: give 1 or more, or -1 to use every label")
+        said = "give 1 or more, or -1 to use every label"
+        raise DataError("labels_per_class", per_class, said)
     members = [index[labels[index] == label] for label in range(num_classes)]
-    counts = [len(member) for member in members]
-    if min(counts) < per_class:
-        poorest = counts.index(min(counts))
-        raise DataError(
-            f"{flag}: class {poorest} has only {counts[poorest]} training images; "
-            f"give at most {counts[poorest]}, or -1 to use every label"
-        )
+    fewest, poorest = min((len(member), label) for label, member in enumerate(members))
+    if fewest < per_class:
+        said = f"class {poorest} has only {fewest} training images; give at most {fewest}"
+        raise DataError("labels_per_class", per_class, f"{said}, or -1 to use every label")
     return torch.cat([member[:per_class] for member in members])
 
 

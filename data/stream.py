@@ -13,9 +13,8 @@ from data.batches import augment, epoch_order, noisy, to_float
 def steps_per_epoch(images: int, batch_size: int) -> int:
     """floor(images / batch_size). Raises DataError where that is 0."""
     if images < batch_size:
-        raise DataError(
-            f"--batch_size {batch_size} exceeds the {images} training images: use {images} at most"
-        )
+        said = f"exceeds the {images} training images; use {images} at most"
+        raise DataError("batch_size", batch_size, said)
     return images // batch_size
 
 
@@ -53,15 +52,15 @@ class TrainingBatches:
     def __post_init__(self) -> None:
         self.steps_per_epoch = steps_per_epoch(len(self.index), self.batch_size)
         if self.unlabelled and self.second_size is not None and self.second_size > len(self.index):
-            raise DataError(
-                f"--px_batch_size {self.second_size} exceeds the {len(self.index)} training images "
-                f"of an epoch: use {len(self.index)} at most"
-            )
+            n = len(self.index)
+            said = f"exceeds the {n} training images of an epoch; use {n} at most"
+            raise DataError("px_batch_size", self.second_size, said)
         if len(self.labelled) % self.part[1] and len(self.labelled) < self.batch_size:
-            raise DataError(
-                f"--labels_per_class: {len(self.labelled)} labelled images are not divisible by "
-                f"the {self.part[1]} processes: use another number"
+            said = (
+                f"{len(self.labelled)} labelled images are not divisible by the {self.part[1]} "
+                "processes: use another number"
             )
+            raise DataError("labels_per_class", None, said)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """(images, labels, unlabelled images or None) of a step, augmented."""

@@ -49,17 +49,15 @@ class Asked:
                     lambda: data.load_evaluation(
                         name,
                         self.s.data_root,
-                        in_dataset=own or "cifar10",
-                        size=size,
+                        trained_on=data.TrainedOn(own or "cifar10", size, n_valid, model.record),
                         seed=self.s.seed,
                         max_images=self.s.max_images,
-                        n_valid=n_valid,
-                        flag=flag,
-                        run=model.record,
+                        strict=flag == "--dataset",
                         folders=self.folders,
                     )
                 )
             except data.DataError as error:
+                error = error.asked_as(flag.removeprefix("--"), name)
                 self.missing[key] = self.moved(error, name, own)
                 raise self.missing[key] from None
             if distributed.first():
@@ -99,7 +97,8 @@ class Asked:
         ours = {data.split_name(own, part) for part in ("train", "valid", "test")}
         if name not in ours or not own.startswith(FOLDER) or folder_path(own).is_dir():
             return error
-        return data.DataError(f"{error}; where the images have moved: --dataset folder:PATH")
+        said = f"{error.said}; where the images have moved: --dataset folder:PATH"
+        return data.DataError(error.setting, error.value, said)
 
     def compare(self, found: data.EvaluationSet, model: Trained, own: str, flag: str) -> None:
         """Record how the set differs from the run's images, and say so in a line."""

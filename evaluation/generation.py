@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data import to_float
-from data.resize import resize_batch
+from data.images import resize_batch
 from evaluation import pgd
 from evaluation.frechet import Statistics, frechet_distance
 from evaluation.neighbours import neighbour_radii, precision_recall

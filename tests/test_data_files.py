@@ -11,7 +11,7 @@ import torch
 
 import data
 from data import DataError
-from data.resize import resize_batch
+from data.images import resize_batch
 
 
 def refusal(name: str, root: Path) -> str:

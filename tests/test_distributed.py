@@ -89,7 +89,7 @@ def loaded() -> tuple[list[str], str]:
 
     def missing() -> int:
         if distributed.rank() == 1:
-            raise data.DataError("--dataset photos: it is not there")
+            raise data.DataError("dataset", "photos", "it is not there")
         return 0
 
     assert distributed.in_turn(load) == 7 + rank

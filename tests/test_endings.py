@@ -55,14 +55,17 @@ def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return request.param, ends_with, lines
 
 
+KINDS = [UsageError, CheckpointError, RunFolderError, OSError]
+
+
 @pytest.mark.parametrize(
-    "kind", [UsageError, data.DataError, CheckpointError, RunFolderError, OSError]
+    "error", [*(kind("--id a: use b") for kind in KINDS), data.DataError("id", "a", "use b")]
 )
 def test_a_mistake_is_one_line(
-    kind: type[Exception], program: Any, capsys: pytest.CaptureFixture[str]
+    error: Exception, program: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, ends_with, _ = program
-    assert ends_with(kind("--id a: use b")) == 2
+    assert ends_with(error) == 2
     assert capsys.readouterr() == ("", f"{name}: error: --id a: use b\n")
 
 

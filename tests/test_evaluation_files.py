@@ -11,7 +11,7 @@ from PIL import Image
 
 import data
 from data import DataError, EvaluationSet
-from data.resize import resize_batch
+from data.images import resize_batch
 
 RANDOM = np.random.RandomState(0)
 
@@ -30,7 +30,7 @@ def colours(loaded: EvaluationSet) -> list[tuple[int, int, int]]:
 
 def refusal(name: str, root: Path) -> str:
     with pytest.raises(DataError) as caught:
-        data.load_evaluation(name, root, flag="--ood_dataset")
+        data.load_evaluation(name, root, strict=False)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -72,7 +72,7 @@ def test_the_textures_own_files(tmp_path: Path) -> None:
     assert sorted(found) == list(range(8)) and found != sorted(found)  # not kind after kind
     assert loaded.split.labels.tolist() == found and loaded.num_classes == 47
     first = data.load_evaluation("textures", tmp_path, max_images=3)
-    small = data.load_evaluation("textures", tmp_path, size=16)
+    small = data.load_evaluation("textures", tmp_path, trained_on=data.TrainedOn(size=16))
     assert small.split.images.shape == (8, 16, 16, 3) and "16 x 16" in small.about
     assert torch.equal(small.split.hashes, loaded.split.hashes)
     assert [red for red, _, _ in colours(first)] == found[:3] and "3 of 8" in first.about
@@ -127,7 +127,7 @@ def test_what_cannot_be_downloaded_is_said_in_one_line(
 
     monkeypatch.setattr(getattr(datasets, kind), method, no_network)
     message = refusal(name, tmp_path)
-    assert message.startswith(f"--ood_dataset {name}: ") and put in message and "known" in message
+    assert message.startswith(f"--dataset {name}: ") and put in message and "known" in message
     assert f"{tmp_path}" in message and ".npz" in message
     assert capsys.readouterr() == ("", "")
 

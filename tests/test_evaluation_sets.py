@@ -32,7 +32,7 @@ def colours(loaded: EvaluationSet) -> list[tuple[int, int, int]]:
 
 def refusal(name: str, root: Path, **options: Any) -> str:
     with pytest.raises(DataError) as caught:
-        data.load_evaluation(name, root, flag="--ood_dataset", **options)
+        data.load_evaluation(name, root, strict=False, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -56,21 +56,21 @@ def refusal(name: str, root: Path, **options: Any) -> str:
 )
 def test_every_spelling_has_one_canonical_name(spellings: str, canonical: str) -> None:
     for name in [*spellings.split(), canonical]:
-        assert data.canonical_evaluation_name(name) == canonical
+        assert data.locate(name, "cifar10").name == canonical
 
 
 def test_interpolations_belong_to_the_models_set() -> None:
-    assert data.canonical_evaluation_name("interp", "digits") == "interp"
-    assert data.canonical_evaluation_name("cifar_interp", "digits") == "cifar10interp"
+    assert data.locate("interp", "digits").name == "interp"
+    assert data.locate("cifar_interp", "digits").name == "cifar10interp"
     with pytest.raises(DataError, match="unknown data set"):
-        data.canonical_evaluation_name("interp", "nothing")
+        data.load_evaluation("interp", "nowhere", trained_on=data.TrainedOn("nothing"))
 
 
 @pytest.mark.parametrize("name", ["nothing", "", "cifar10_", "folder:", "folder_all:x", "faces_x"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(DataError) as caught:
-        data.canonical_evaluation_name(name, flag="--datasets")
-    assert str(caught.value).startswith(f"--datasets {name}: unknown data set; give one of cifar10")
+        data.locate(name)
+    assert str(caught.value).startswith(f"--dataset {name}: unknown data set; give one of cifar10")
     assert all(
         known in str(caught.value) for known in ("celeba", "interp", "folder:PATH", "_valid")
     )
@@ -115,12 +115,17 @@ def test_splits_of_an_archive(tmp_path: Path) -> None:
 
     for n_valid, n in ((None, 5), (12, 12)):  # a tenth where nothing is said
         held_out = data.split_validation(50, n)[1].numpy()
-        loaded = data.load_evaluation("cifar10_valid", tmp_path, n_valid=n_valid)
+        run = data.TrainedOn(n_valid=n_valid)
+        loaded = data.load_evaluation("cifar10_valid", tmp_path, trained_on=run)
         assert loaded.title == "CIFAR-10 (validation)"
         assert (loaded.split.images.numpy() == train[held_out]).all()
         assert loaded.split.labels.tolist() == labels[held_out].tolist()
-    assert "has no images" in refusal("cifar10_valid", tmp_path, n_valid=0)
-    assert refusal("cifar10_valid", tmp_path, n_valid=50).startswith("--n_valid 50: ")
+    assert "has no images" in refusal(
+        "cifar10_valid", tmp_path, trained_on=data.TrainedOn(n_valid=0)
+    )
+    assert refusal("cifar10_valid", tmp_path, trained_on=data.TrainedOn(n_valid=50)).startswith(
+        "--n_valid 50: "
+    )
     assert refusal("cifar", tmp_path, max_images=0).startswith("--max_images 0: ")
 
 
@@ -136,10 +141,10 @@ def test_a_part_of_an_archive_is_fine_until_the_rest_is_asked_for(tmp_path: Path
     loaded = data.load_evaluation("svhn", tmp_path)
     assert loaded.split.labels.tolist() == [1, -1, 2] and loaded.num_classes is None
     for name in ("svhn_train", "svhn_valid"):
-        expected = f"--ood_dataset {name}: svhn.npz in {tmp_path} has no train_images; "
+        expected = f"--dataset {name}: svhn.npz in {tmp_path} has no train_images; "
         assert refusal(name, tmp_path).startswith(expected)
     np.savez(tmp_path / "svhn.npz", test_images=made_up(0))
-    assert refusal("svhn", tmp_path).startswith("--ood_dataset svhn: has no images")
+    assert refusal("svhn", tmp_path).startswith("--dataset svhn: has no images")
     (tmp_path / "svhn.npz").write_bytes(b"not an archive")
     assert refusal("svhn", tmp_path).startswith(f"--data_root {tmp_path}: svhn.npz is not")
 
@@ -156,13 +161,13 @@ def test_any_archive_has_a_name(tmp_path: Path) -> None:
     loaded = data.load_evaluation("mine", tmp_path, max_images=1)
     assert (loaded.split.images.numpy() == train[:1]).all() and loaded.num_classes == 5
     np.savez(tmp_path / "mine.npz", other=train)
-    assert "--ood_dataset mine: mine.npz" in refusal("mine", tmp_path)
+    assert "--dataset mine: mine.npz" in refusal("mine", tmp_path)
     (tmp_path / "below").mkdir()
     assert "unknown data set" in refusal("../mine", tmp_path / "below")
 
 
 def test_what_only_an_archive_can_give_says_so(tmp_path: Path) -> None:
-    expected = f"--ood_dataset faces: there is no faces.npz in {tmp_path}; put it there"
+    expected = f"--dataset faces: there is no faces.npz in {tmp_path}; put it there"
     assert refusal("faces", tmp_path).startswith(expected)
     np.savez(tmp_path / "faces.npz", test_images=made_up(1))
     loaded = data.load_evaluation("faces", tmp_path)
@@ -181,7 +186,9 @@ def test_a_folder_to_train_on_keeps_its_splits_and_labels(tmp_path: Path) -> Non
     train = data.load_evaluation(f"folder_train:{tmp_path}", "nowhere")
     assert torch.equal(train.split.images, whole.train.images)
     assert train.title == f"{tmp_path.name} (training)"
-    valid = data.load_evaluation(f"folder_valid:{tmp_path}", "nowhere", n_valid=3)
+    valid = data.load_evaluation(
+        f"folder_valid:{tmp_path}", "nowhere", trained_on=data.TrainedOn(n_valid=3)
+    )
     held_out = data.hold_out(whole, 3)[1]
     assert torch.equal(valid.split.images, whole.train.images[held_out])
     assert torch.equal(valid.split.labels, whole.train.labels[held_out])
@@ -201,7 +208,7 @@ def test_any_folder_of_images_serves_without_labels(tmp_path: Path) -> None:
     first = data.load_evaluation(f"folder:{folder}", "nowhere", max_images=3)
     assert [red for red, _, _ in colours(first)] == found[:3] and "3 of 7" in first.about
     message = refusal(f"folder:{folder}", tmp_path)
-    assert message.startswith(f"--ood_dataset folder:{folder}: cannot read the image")
+    assert message.startswith(f"--dataset folder:{folder}: cannot read the image")
     (tmp_path / "empty").mkdir()
     for name, said in (
         (f"folder_train:{folder}", "has 1 class folders"),
@@ -209,7 +216,7 @@ def test_any_folder_of_images_serves_without_labels(tmp_path: Path) -> None:
         (f"folder:{tmp_path / 'none'}", "does not exist"),
     ):
         message = refusal(name, tmp_path)
-        assert message.startswith(f"--ood_dataset {name}: ") and said in message
+        assert message.startswith(f"--dataset {name}: ") and said in message
 
 
 def test_the_real_sets(data_root: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 import data
 import models
-from data.resize import resize_batch
+from data.images import resize_batch
 from evaluation.generation import model_extractor
 from runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from scripts import export
@@ -83,17 +83,21 @@ def test_every_set_is_read_in_the_size_and_known_by_its_own_pixels(
             assert two.images.shape == (len(one.images), size, size, 3)
             assert torch.equal(one.hashes, two.hashes) and torch.equal(one.labels, two.labels)
     for name in ("cifar10", "celeba", "cifar10interp", f"folder:{tmp_path / 'f'}", *MADE):
-        found = data.load_evaluation(name, tmp_path, max_images=5, size=size)
+        found = data.load_evaluation(
+            name, tmp_path, max_images=5, trained_on=data.TrainedOn(size=size)
+        )
         assert found.split.images.shape == (min(5, len(found.split.labels)), size, size, 3)
         if name != "uniform" and name != "gaussian":
             assert f"{size} x {size}" in found.about
-    means = data.load_evaluation("cifar10interp", tmp_path, size=size).split.images.float()
+    means = data.load_evaluation(
+        "cifar10interp", tmp_path, trained_on=data.TrainedOn(size=size)
+    ).split.images.float()
     assert (means.mean() - pixels.mean()).abs() < 2
 
 
 def test_patches_larger_than_a_photograph_are_refused(tmp_path: Path) -> None:
     with pytest.raises(data.DataError, match="has no images"):
-        data.load_evaluation("photos", tmp_path, size=428)
+        data.load_evaluation("photos", tmp_path, trained_on=data.TrainedOn(size=428))
 
 
 def run_of(train: Any, size: int) -> Any:

@@ -146,7 +146,7 @@ def test_what_is_not_augmented_is_the_image_itself() -> None:
 
 def test_a_second_batch_of_more_images_than_there_are_is_refused() -> None:
     assert len(batches_of(unlabelled=True, second_size=25)(0)[2]) == 25
-    with pytest.raises(DataError, match=r"--px_batch_size 26 exceeds the 25 .*use 25 at most"):
+    with pytest.raises(DataError, match=r"--px_batch_size 26: exceeds the 25 .*use 25 at most"):
         batches_of(unlabelled=True, second_size=26)
 
 
@@ -176,7 +176,7 @@ def test_fewer_labels_than_a_batch_make_a_smaller_batch() -> None:
 
 def test_a_batch_may_be_all_images_and_no_more() -> None:
     assert len(batches_of(batch_size=25)(0)[1]) == 25
-    with pytest.raises(DataError, match=r"--batch_size 26 exceeds the 25 .*use 25 at most"):
+    with pytest.raises(DataError, match=r"--batch_size 26: exceeds the 25 .*use 25 at most"):
         batches_of(batch_size=26)
 
 
