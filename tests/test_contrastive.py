@@ -11,17 +11,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from losses import Contrastive, ContrastScore, LogitQueue, Step
 from losses.contrastive import softplus
+from tests.pairwise import pairwise
 
-SCORES = [
-    pytest.param(classes, ContrastScore(kind, marginal, normalize, smoothing, temperature))
-    for classes, kind, (marginal, smoothing), normalize, temperature in product(
-        (2, 3, 10, 100),
-        ("algorithm1", "eq13"),
-        ((False, 0.0), (False, 0.1), (True, 0.0)),
-        (True, False),
-        (0.1, 1.0),
-    )
-]
+KINDS, YES_NO = ("algorithm1", "eq13"), (True, False)
+CLASSES, FORMS = (2, 3, 10, 100), ((False, 0.0), (False, 0.1), (True, 0.0))
+FACTORS = CLASSES, KINDS, FORMS, YES_NO, (0.1, 1.0)
+
+
+def score_of(
+    kind: str, form: tuple[bool, float], normalize: bool, temperature: float
+) -> ContrastScore:
+    marginal, smoothing = form
+    return ContrastScore(kind, marginal, normalize, smoothing, temperature)
+
+
+SCORES = [(classes, score_of(*rest)) for classes, *rest in pairwise(*FACTORS)]
+QUEUES = pairwise(*FACTORS, ([5], [8, 12], [9, 4, 7, 12]), YES_NO)
 
 
 def randn(*shape: int, seed: int, scale: float = 3.0) -> Tensor:
@@ -60,42 +65,27 @@ def brute_force(logits: Tensor, labels: Tensor, negatives: Tensor, score: Contra
 
 
 def assert_same_loss_and_gradient(
-    term: Contrastive, logits: Tensor, labels: Tensor, negatives: Tensor | None
+    term: Contrastive, logits: Tensor, labels: Tensor, past: Tensor | None, digits: float = 1e-10
 ) -> None:
-    """`negatives` None: the batch itself."""
+    """As brute force in float64; `past`: the negatives, None: the batch itself."""
     logits = logits.clone().requires_grad_(True)
+    exact = logits.detach().double().requires_grad_(True)
     loss, _ = term(step_of(logits, labels))
-    expected = brute_force(
-        logits, labels, logits if negatives is None else negatives, term.score
-    ).mean()
-    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
-    gradients = [torch.autograd.grad(value, logits)[0] for value in (loss, expected)]
-    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
+    expected = brute_force(exact, labels, exact if past is None else past, term.score).mean()
+    torch.testing.assert_close(loss.double(), expected, rtol=digits, atol=digits)
+    (gradient,), (truth,) = torch.autograd.grad(loss, logits), torch.autograd.grad(expected, exact)
+    torch.testing.assert_close(gradient.double(), truth, rtol=digits, atol=digits)
 
 
-def test_the_queue_formula_is_not_trivial() -> None:
-    """What the comparisons below rest on: every ingredient changes the brute-force loss."""
-    logits, labels, negatives = randn(6, 10, seed=0), random_labels(6, 10), randn(20, 10, seed=1)
-    variants = [
-        ContrastScore(),
-        ContrastScore(kind="eq13"),
-        ContrastScore(marginal=True),
-        ContrastScore(normalize=False),
-        ContrastScore(smoothing=0.1),
-        ContrastScore(temperature=1.0),
-    ]
-    values = [brute_force(logits, labels, negatives, s).mean().item() for s in variants]
-    assert min(abs(a - b) for i, a in enumerate(values) for b in values[:i]) > 1e-3
-
-
-@pytest.mark.parametrize("running", [True, False])
-@pytest.mark.parametrize("batches", [[5], [8, 12], [9, 4, 7, 12]], ids=["part", "full", "wrapped"])
-@pytest.mark.parametrize(("classes", "score"), SCORES)
+@pytest.mark.parametrize(
+    ("classes", "kind", "form", "normalize", "t", "batches", "running"), QUEUES
+)
 def test_queue_loss_and_gradient_equal_brute_force(
-    classes: int, score: ContrastScore, batches: list[int], running: bool
+    classes: int, kind: str, form: Any, normalize: bool, t: float, batches: Any, running: bool
 ) -> None:
+    """Of a queue that is filled in part, in whole and wrapped round."""
     queue = LogitQueue(classes, 20, running_above=0 if running else 20).double()
-    term = Contrastive(score, queue)
+    term = Contrastive(score_of(kind, form, normalize, t), queue)
     past = randn(sum(batches), classes, seed=1)
     for batch in past.split(batches):
         queue.enqueue(batch)
@@ -120,39 +110,6 @@ def test_the_score_of_one_row_is_that_row_of_all_scores(classes: int, score: Con
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("length", [1e-3, 1.0, 1e8])
-def test_logits_are_divided_by_their_length(dtype: torch.dtype, length: float) -> None:
-    logits = (length * randn(50, 4, seed=0)).to(dtype)
-    score = ContrastScore("eq13", temperature=1.0)
-    expected = torch.nn.functional.normalize(logits, dim=0)
-    torch.testing.assert_close(score(logits), expected, rtol=4 * torch.finfo(dtype).eps, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", ["algorithm1", "eq13"])
-def test_logits_of_zero_have_a_score_and_a_finite_gradient(kind: str, dtype: torch.dtype) -> None:
-    """A slot that was never written holds them, and so does a head that starts at zero."""
-    logits = torch.zeros(3, 5, dtype=dtype, requires_grad=True)
-    scores = ContrastScore(kind).of_rows(logits, torch.tensor([0, 1, 2]))
-    torch.testing.assert_close(scores, torch.full_like(scores, math.log(5) * (kind != "eq13")))
-    (gradient,) = torch.autograd.grad(scores.sum(), logits)
-    assert gradient.isfinite().all()
-
-
-def test_softplus_is_exact_on_both_sides_of_its_threshold() -> None:
-    a = torch.tensor([-torch.inf, -800.0, -40.0, 0.0, 20.5, 39.9, 40.1, 800.0]).double()
-    torch.testing.assert_close(
-        softplus(a), torch.logaddexp(a, torch.zeros_like(a)), rtol=1e-15, atol=0
-    )
-
-
-def test_both_scores_are_one_for_the_marginal() -> None:
-    logits = randn(10, 7, seed=0)
-    algorithm1, eq13 = (ContrastScore(kind, marginal=True) for kind in ("algorithm1", "eq13"))
-    assert torch.equal(algorithm1(logits), eq13(logits))
-
-
 @pytest.mark.parametrize(("classes", "score"), SCORES)
 def test_an_empty_queue_gives_loss_zero_and_gradient_zero(
     classes: int, score: ContrastScore
@@ -161,50 +118,51 @@ def test_an_empty_queue_gives_loss_zero_and_gradient_zero(
         term = Contrastive(score, LogitQueue(classes, 20, running_above=above).double())
         logits = randn(5, classes, seed=0).requires_grad_(True)
         loss, _ = term(step_of(logits, random_labels(5, classes)))
-        loss.backward()
-        assert loss == 0
-        assert logits.grad is not None and (logits.grad == 0).all()
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert loss == 0 and (gradient == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logits_are_divided_by_their_length_and_zeros_stay_finite(dtype: torch.dtype) -> None:
+    """A slot that was never written holds zeros, and so does a head that starts at zero."""
+    score = ContrastScore("eq13", temperature=1.0)
+    for length in (1e-3, 1.0, 1e8):
+        logits = (length * randn(50, 4, seed=0)).to(dtype)
+        expected = torch.nn.functional.normalize(logits, dim=0)
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(score(logits), expected, rtol=4 * eps, atol=0)
+    for kind, expected_score in (("algorithm1", math.log(5)), ("eq13", 0.0)):
+        zeros = torch.zeros(3, 5, dtype=dtype, requires_grad=True)
+        scores = ContrastScore(kind).of_rows(zeros, torch.tensor([0, 1, 2]))
+        torch.testing.assert_close(scores, torch.full_like(scores, expected_score))
+        assert torch.autograd.grad(scores.sum(), zeros)[0].isfinite().all()
+
+
+def test_softplus_is_exact_on_both_sides_of_its_threshold() -> None:
+    a = torch.tensor([-torch.inf, -800.0, -40.0, 0.0, 20.5, 39.9, 40.1, 800.0]).double()
+    expected = torch.logaddexp(a, torch.zeros_like(a))
+    torch.testing.assert_close(softplus(a), expected, rtol=1e-15, atol=0)
 
 
 def test_smoothing_a_hair_is_no_smoothing() -> None:
     """The general formula joins the one-hot one; at 0 itself both are the one-hot one."""
     logits = randn(10, 6, seed=0)
-    for kind in ("algorithm1", "eq13"):
+    for kind in KINDS:
         hair, none = ContrastScore(kind, smoothing=1e-9), ContrastScore(kind)
         torch.testing.assert_close(hair(logits), none(logits), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["algorithm1", "eq13"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("marginal", [False, True])
-@pytest.mark.parametrize("style", ["queue", "simclr"])
-def test_raw_logits_of_200_do_not_overflow(
-    kind: str, smoothing: float, marginal: bool, style: str
+@pytest.mark.parametrize(("kind", "form", "style"), pairwise(KINDS, FORMS, ("queue", "simclr")))
+def test_raw_logits_of_200_do_not_overflow_in_float32(
+    kind: str, form: tuple[bool, float], style: str
 ) -> None:
-    score = ContrastScore(kind, marginal, normalize=False, smoothing=smoothing)
     queue = LogitQueue(3, 64, running_above=0) if style == "queue" else None
-    logits = torch.tensor([[200.0, -200.0, 200.0], [-200.0, 200.0, 0.0]], requires_grad=True)
-    labels = torch.tensor([0, 0])
+    term = Contrastive(score_of(kind, form, False, 0.1), queue)
+    logits = torch.tensor([[200.0, -200.0, 200.0], [-200.0, 200.0, 0.0]])
     if queue is not None:
         queue.enqueue(logits)
-    loss, _ = Contrastive(score, queue)(step_of(logits, labels))
-    (gradient,) = torch.autograd.grad(loss, logits)
-
-    exact = logits.detach().double().requires_grad_(True)
-    negatives = exact if queue is None else exact.detach()
-    expected = brute_force(exact, labels, negatives, score).mean()
-    (expected_gradient,) = torch.autograd.grad(expected, exact)
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-4, atol=1e-4)
-
-
-def test_raw_logits_of_200_give_the_right_number() -> None:
-    """One-hot eq13, by hand: the positive is -200, the negatives 200 and -200, T = 0.1."""
-    queue = LogitQueue(2, 64, running_above=0)
-    term = Contrastive(ContrastScore("eq13", normalize=False), queue)
-    queue.enqueue(torch.tensor([[200.0, 0.0], [-200.0, 0.0]]))
-    loss, _ = term(step_of(torch.tensor([[-200.0, 0.0]]), torch.tensor([0])))
-    assert loss.item() == pytest.approx(4000)
+    past = None if queue is None else logits.double()
+    assert_same_loss_and_gradient(term, logits, torch.tensor([0, 0]), past, digits=1e-4)
 
 
 @pytest.mark.parametrize(("classes", "bound"), [(10, 2.24), (100, 0.23)])
@@ -224,25 +182,10 @@ def test_the_loss_stays_near_log_of_the_negatives(classes: int, bound: float) ->
         assert sign * (math.log(4097) - loss.item()) == pytest.approx(bound, abs=0.005)
 
 
-def test_eq13_has_a_far_larger_gradient_than_algorithm1() -> None:
-    """About C times larger at the same T."""
-    norms = []
-    for kind in ("algorithm1", "eq13"):
-        queue = LogitQueue(10, 2048, init="empty").double()
-        queue.enqueue(randn(2048, 10, seed=1))
-        term = Contrastive(ContrastScore(kind, temperature=1.0), queue)
-        logits = randn(64, 10, seed=2).requires_grad_(True)
-        loss, _ = term(step_of(logits, random_labels(64, 10)))
-        norms.append(torch.autograd.grad(loss, logits)[0].norm())
-    assert 7 < norms[1] / norms[0] < 13
-
-
 class Largest(TorchDispatchMode):
     """Records the largest tensor that any operation allocates (views and in-place are free)."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
+    numel = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -264,22 +207,16 @@ def largest_tensor(term: Contrastive, logits: Tensor, labels: Tensor) -> int:
     return largest.numel
 
 
-def test_the_recorder_sees_an_n_by_k_tensor() -> None:
-    with Largest() as largest:
-        torch.zeros(64, 1) + torch.zeros(3000)
-    assert largest.numel == 64 * 3000
-
-
-@pytest.mark.parametrize("kind", ["algorithm1", "eq13"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("marginal", [False, True])
-@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(("kind", "form", "normalize"), pairwise(KINDS, FORMS, YES_NO))
 def test_no_tensor_is_larger_than_the_queue(
-    kind: str, smoothing: float, marginal: bool, normalize: bool
+    kind: str, form: tuple[bool, float], normalize: bool
 ) -> None:
     classes, n, size = 5, 64, 3000
-    score = ContrastScore(kind, marginal, normalize, smoothing)
+    score = score_of(kind, form, normalize, 0.1)
     logits, labels = randn(n, classes, seed=0), random_labels(n, classes)
+    with Largest() as largest:
+        torch.zeros(n, 1) + torch.zeros(size)
+    assert largest.numel == n * size  # what the recorder is to find none of
 
     term = Contrastive(score, LogitQueue(classes, size, init="random"))
     assert largest_tensor(term, logits, labels) <= classes * size  # the first step sums afresh
@@ -304,13 +241,10 @@ def test_a_score_outside_its_range_is_refused(wrong: dict[str, Any], named: str)
 
 
 def test_no_normalised_score_exceeds_its_bound() -> None:
-    """Unit vectors at the extremes and at random; the bound is also attained or nearly so."""
+    """Unit vectors at the extremes and at random."""
     extremes = torch.cat([torch.eye(10), -torch.eye(10), torch.ones(10, 10)], 1).double()
     logits = torch.cat([extremes, randn(10, 500, seed=0)], 1)
-    for kind, smoothing in product(("algorithm1", "eq13"), (0.0, 0.1, 0.6)):
-        score = ContrastScore(kind, smoothing=smoothing)
+    scores = [ContrastScore(k, smoothing=s) for k, s in product(KINDS, (0.0, 0.1, 0.6))]
+    for score in (*scores, ContrastScore(marginal=True)):
         low, high = score.bounds(10)
         assert low - 1e-12 <= score(logits).min() and score(logits).max() <= high + 1e-12
-    marginal = ContrastScore(marginal=True)
-    low, high = marginal.bounds(10)
-    assert low <= marginal(logits).min() and marginal(logits).max() <= high

@@ -30,57 +30,35 @@ def y() -> Tensor:
     return torch.tensor([0, 4, 1, 1, 3, 2])
 
 
-def test_joint_less_marginal_is_the_conditional(x: Tensor, y: Tensor) -> None:
-    model = small()
-    expected = model.logits(x).log_softmax(1)[torch.arange(6), y]
-    torch.testing.assert_close(model.log_pxy(x, y) - model.log_px(x), expected)
-    torch.testing.assert_close(model.classify(x)[torch.arange(6), y], expected)
-
-
-def test_marginal_is_the_sum_over_classes(x: Tensor) -> None:
-    model = small()
+@pytest.mark.parametrize("uncond", [False, True])
+def test_the_densities_equal_brute_force(uncond: bool, x: Tensor, y: Tensor) -> None:
+    """log q(x) is the sum over classes, or a head of its own; q(x, y) = q(x) q(y|x)."""
+    model, n = small(uncond=uncond), torch.arange(6)
+    features, head = model.features(x), model.class_output
+    logits = features @ head.weight.T + head.bias
+    log_px = logits.exp().sum(1).log()
+    if model.energy_output is not None:
+        log_px = features @ model.energy_output.weight[0] + model.energy_output.bias[0]
+    log_py = (logits.exp() / logits.exp().sum(1, keepdim=True)).log()
+    torch.testing.assert_close(model(x), logits)
+    torch.testing.assert_close(model.classify(x), log_py)
+    torch.testing.assert_close(model.log_px(x), log_px)
+    torch.testing.assert_close(model.log_pxy(x, y), log_px + log_py[n, y])
     joint = torch.stack([model.log_pxy(x, torch.full((6,), c)) for c in range(5)])
-    torch.testing.assert_close(model.log_px(x), joint.exp().sum(0).log())
-    torch.testing.assert_close(model.classify(x).exp().sum(1), torch.ones(6).double())
-
-
-def test_logits_are_the_head_of_the_features(x: Tensor) -> None:
-    model = small()
-    features = model.features(x)
-    by_hand = features @ model.class_output.weight.T + model.class_output.bias
-    torch.testing.assert_close(model(x), by_hand)
-    assert torch.equal(model(x), model.logits(x))
+    torch.testing.assert_close(joint.logsumexp(0), model.log_px(x))
     assert features.std(0).max() > 0  # the images differ, so does what follows
+    assert any("energy_output" in name for name in model.state_dict()) is uncond
 
 
-def test_one_backbone_pass_serves_every_density(x: Tensor) -> None:
-    model = small()
-    passes: list[int] = []
+def test_one_backbone_pass_serves_every_density(x: Tensor, y: Tensor) -> None:
+    model, passes = small(), list[int]()
     model.f.register_forward_hook(lambda *_: passes.append(1))
     features = model.features(x)
     logits = model.logits_from(features)
-    log_px = model.log_px_from(features, logits)
+    log_px, log_pxy = model.log_px_from(features, logits), model.log_pxy_from(features, logits, y)
     assert len(passes) == 1
     assert torch.equal(logits, model.logits(x)) and torch.equal(log_px, model.log_px(x))
-    y = torch.zeros(6, dtype=torch.int64)
-    assert torch.equal(model.log_pxy_from(features, logits, y), model.log_pxy(x, y))
-    assert len(passes) == 4
-
-
-def test_uncond_has_a_scalar_head_of_its_own(x: Tensor, y: Tensor) -> None:
-    model = small(uncond=True)
-    features = model.features(x)
-    head = model.energy_output
-    assert head is not None
-    by_hand = features @ head.weight[0] + head.bias[0]
-    torch.testing.assert_close(model.log_px(x), by_hand)
-    torch.testing.assert_close(model.log_px_from(features, model(x)), by_hand)
-    torch.testing.assert_close(model.classify(x), model(x).log_softmax(1))
-    expected = by_hand + model(x).log_softmax(1)[torch.arange(6), y]
-    torch.testing.assert_close(model.log_pxy(x, y), expected)
-    torch.testing.assert_close(model.log_pxy_from(features, model(x), y), expected)
-    assert "energy_output.weight" in model.state_dict()
-    assert not any("energy_output" in name for name in small().state_dict())
+    assert torch.equal(log_pxy, model.log_pxy(x, y)) and len(passes) == 4
 
 
 def test_names_are_the_ancestors() -> None:

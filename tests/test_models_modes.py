@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,21 +41,13 @@ def state(model: nn.Module) -> tuple[list[bool], list[bool], list[object]]:
     )
 
 
-def sampling_by_batch(model: nn.Module) -> AbstractContextManager[None]:
-    return sampling_mode(model, "batch")
+MODES = [
+    *(eval_mode, sampling_mode, batch_statistics_only, scoring_mode),
+    *(partial(sampling_mode, statistics="batch"), partial(scoring_mode, statistics="running")),
+]
 
 
-def scoring_by_running(model: nn.Module) -> AbstractContextManager[None]:
-    return scoring_mode(model, "running")
-
-
-@pytest.mark.parametrize(
-    "mode",
-    [
-        *(eval_mode, sampling_mode, batch_statistics_only, scoring_mode),
-        *(sampling_by_batch, scoring_by_running),
-    ],
-)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("fails", [False, True])
 def test_modes_give_everything_back(mode: Mode, fails: bool) -> None:
     model = mixed()
@@ -96,45 +89,10 @@ def statistics_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {n: t.clone() for n, t in model.state_dict().items() if n.endswith(names)}
 
 
-def test_batch_statistics_are_used_and_not_remembered() -> None:
-    model = build(depth=10, width=1, norm="batch").train()
-    x = torch.randn(4, 3, 32, 32) * 3 + 1
-    before = statistics_of(model)
-    with batch_statistics_only(model):
-        inside = model(x)
-    assert all(torch.equal(before[name], t) for name, t in statistics_of(model).items())
-    torch.testing.assert_close(inside, model(x))  # what train mode computes ...
-    after = statistics_of(model)
-    assert not any(torch.equal(before[name], after[name]) for name in before)  # ... and remembers
-    with eval_mode(model):
-        assert not torch.allclose(inside, model(x))
-
-
-def test_batch_statistics_leave_eval_mode_alone() -> None:
-    model = build(depth=10, width=1, norm="batch").train()
-    model(torch.randn(4, 3, 32, 32) * 3 + 1)
-    model.eval()
-    x = torch.randn(4, 3, 32, 32)
-    expected = model(x)
-    with batch_statistics_only(model):
-        assert torch.equal(model(x), expected)
-
-
-@pytest.mark.parametrize(
-    ("mode", "statistics", "own"),
-    [
-        (sampling_mode, "jem", False),
-        (sampling_mode, "batch", True),
-        (sampling_mode, "running", False),
-        (sampling_mode, "frozen", False),
-        (scoring_mode, "jem", True),
-        (scoring_mode, "batch", True),
-        (scoring_mode, "running", False),
-        (scoring_mode, "frozen", False),
-    ],
-)
+@pytest.mark.parametrize("mode", [sampling_mode, scoring_mode])
+@pytest.mark.parametrize("statistics", ["jem", "batch", "running", "frozen"])
 def test_samples_are_normalised_by_their_own_or_the_running_statistics(
-    mode: Any, statistics: str, own: bool
+    mode: Any, statistics: str
 ) -> None:
     """And move neither; dropout is as the mode says, whatever batch norm is."""
     torch.manual_seed(0)
@@ -143,13 +101,19 @@ def test_samples_are_normalised_by_their_own_or_the_running_statistics(
     before, x = statistics_of(model), torch.randn(4, 3, 32, 32) * 3 + 1
     with eval_mode(model):
         by_running = model(x)
+        with batch_statistics_only(model):  # nothing is in train mode
+            assert torch.equal(model(x), by_running)
     with batch_statistics_only(model):
         by_own = model(x)
     assert not torch.allclose(by_own, by_running)
+    own = statistics == "batch" or (mode is scoring_mode and statistics == "jem")
     with mode(model, statistics):
         torch.testing.assert_close(model(x), by_own if own else by_running)
         assert model.f.training is (mode is scoring_mode)
     assert all(torch.equal(before[name], t) for name, t in statistics_of(model).items())
+    torch.testing.assert_close(by_own, model(x))  # what train mode computes ...
+    after = statistics_of(model)
+    assert not any(torch.equal(before[name], after[name]) for name in before)  # ... and remembers
 
 
 def test_frozen_statistics_hold_in_the_pass_of_the_data_too() -> None:

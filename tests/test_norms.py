@@ -42,12 +42,9 @@ def test_act_norm_equals_its_formula() -> None:
     assert norm.initialized.dtype == torch.uint8
 
 
-def test_no_norm_is_the_identity_without_parameters() -> None:
+def test_no_norm_is_the_identity_and_batch_norm_has_the_ancestors_momentum() -> None:
     norm = make_norm("none", 4)
     assert norm(X) is X and not list(norm.state_dict())
-
-
-def test_batch_norm_has_the_ancestors_momentum() -> None:
     norm = make_norm("batch", 4)
     norm(X)
     torch.testing.assert_close(norm.running_mean, 0.9 * X.mean((0, 2, 3)))
@@ -78,9 +75,13 @@ def test_after_its_start_each_act_norm_gives_mean_0_and_std_1_a_channel() -> Non
         torch.testing.assert_close(std, torch.ones_like(std), atol=1e-3, rtol=0)
 
 
-def test_the_start_is_set_once_and_saved() -> None:
+def test_the_start_is_set_once_by_no_forward_pass_and_is_saved() -> None:
     model = act_norm_model()
+    layers = [m for m in model.modules() if isinstance(m, ActNorm)]
+    model(torch.randn(4, 3, 32, 32))
+    assert not any(layer.initialized for layer in layers)
     initialise_act_norm(model, torch.randn(4, 3, 32, 32))
+    assert all(layer.initialized and not layer._forward_pre_hooks for layer in layers)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     again = act_norm_model()
     again.load_state_dict(state)
@@ -88,16 +89,6 @@ def test_the_start_is_set_once_and_saved() -> None:
         initialise_act_norm(other, torch.randn(4, 3, 32, 32) * 5)
         assert all(torch.equal(state[name], t) for name, t in other.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
-
-
-def test_the_forward_pass_itself_never_sets_the_start() -> None:
-    model = act_norm_model()
-    model(torch.randn(4, 3, 32, 32))
-    layers = [m for m in model.modules() if isinstance(m, ActNorm)]
-    assert not any(layer.initialized for layer in layers)
-    initialise_act_norm(model, torch.randn(4, 3, 32, 32))
-    assert all(layer.initialized for layer in layers)
-    assert not any(layer._forward_pre_hooks for layer in layers)
 
 
 def test_a_model_without_act_norm_is_not_run() -> None:

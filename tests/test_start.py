@@ -68,14 +68,14 @@ def test_samples_have_these_moments_before_they_are_clipped() -> None:
     clipped."""
     start, y = fitted(), 1
     start.root *= 0.2
-    like, labels = torch.empty(40_000, 3, FIT, FIT), torch.full((40_000,), y)
+    like, labels = torch.empty(5000, 3, FIT, FIT), torch.full((5000,), y)
     low = start.draw(like, labels, torch.Generator().manual_seed(0)).flatten(1).double()
     assert low.abs().max() < 1
     covariance = (start.root[y] @ start.root[y]).double()
     spread = covariance.diagonal().sqrt()
-    assert ((low.mean(0) - start.mean[y]) / spread).abs().max() < 0.025  # five standard errors
+    assert ((low.mean(0) - start.mean[y]) / spread).abs().max() < 0.075  # five standard errors
     difference = (low.T.cov(correction=0) - covariance) / spread.outer(spread)
-    assert difference.abs().max() < 0.035 and difference.abs().mean() < 0.006
+    assert difference.abs().max() < 0.1 and difference.abs().mean() < 0.017
 
 
 @pytest.mark.parametrize("kind", STARTS)

@@ -13,24 +13,13 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_wrn_28_10_has_the_ancestors_parameters() -> None:
+def test_wrn_28_10_is_the_default_and_has_the_ancestors_parameters() -> None:
     with torch.device("meta"):
-        model = build(depth=28, width=10)
+        model = build()
+    assert len(model.f.layer1) == 4 and forward_flops(model) / 1e9 == pytest.approx(11.9, abs=0.05)
     assert parameters(model) == 36_471_338
     # Theirs also hold a second linear head and, in every model, the energy head: 36.48 M.
     assert parameters(model) + (640 * 10 + 10) + (640 + 1) == 36_478_389
-
-
-@pytest.mark.parametrize(
-    ("depth", "width", "gflop", "tolerance"),
-    [(28, 10, 11.90, 0.05), (10, 1, 0.039, 0.0005), (10, 2, 0.146, 0.0005)],
-)
-def test_flops_are_those_of_the_design(
-    depth: int, width: int, gflop: float, tolerance: float
-) -> None:
-    with torch.device("meta"):
-        model = build(depth=depth, width=width)
-    assert forward_flops(model) / 1e9 == pytest.approx(gflop, abs=tolerance)
 
 
 def test_flops_are_two_for_each_multiply_add_of_a_convolution() -> None:
@@ -56,10 +45,8 @@ def test_counting_flops_leaves_the_model_alone() -> None:
     model.amp = True
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     forward_flops(model)
-    after = model.state_dict()
     assert model.training and model.amp
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(p.device.type == "cpu" and p.grad is None for p in model.parameters())
+    assert all(before[name].equal(tensor) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -69,11 +56,6 @@ def test_features_have_one_row_an_image_at_any_image_size(norm: str, size: int, 
     features = net(torch.randn(3, 3, size, size))
     assert features.shape == (3, 64 * width) == (3, net.num_features)
     assert features.isfinite().all()
-
-
-def test_float64_stays_float64() -> None:
-    net = WideResNet(10, 1, norm="act").double()
-    assert net(torch.randn(2, 3, 32, 32, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_stages_have_n_blocks_and_a_shortcut_only_where_the_shape_changes() -> None:
@@ -148,9 +130,3 @@ def test_other_wrong_arguments_are_refused_in_one_line(wrong: dict[str, Any], me
     with pytest.raises(ValueError, match=message) as error:
         build(**({"depth": 10, "width": 1} | wrong))
     assert "\n" not in str(error.value)
-
-
-def test_wrn_28_10_is_the_default() -> None:
-    with torch.device("meta"):
-        net = WideResNet()
-    assert len(net.layer1) == 4 and net.num_features == 640
