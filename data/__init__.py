@@ -30,38 +30,3 @@ from data.record import Record, said
 from data.sets import canonical_name, describe, doubt, load
 from data.splits import default_n_valid, held_out_by, hold_out, labelled_subset, split_validation
 from data.stream import TrainingBatches, steps_per_epoch
-
-__all__ = [
-    "ALL_OOD",
-    "EVAL_NOISE_BLOCK",
-    "READER",
-    "DataError",
-    "DataSet",
-    "EvaluationSet",
-    "Record",
-    "Spec",
-    "Split",
-    "TrainedOn",
-    "TrainingBatches",
-    "all_ood",
-    "augment",
-    "canonical_name",
-    "default_n_valid",
-    "describe",
-    "doubt",
-    "epoch_order",
-    "evaluation_batches",
-    "held_out_by",
-    "hold_out",
-    "labelled_subset",
-    "load",
-    "load_evaluation",
-    "locate",
-    "number_of_batches",
-    "read_npz",
-    "said",
-    "split_name",
-    "split_validation",
-    "steps_per_epoch",
-    "to_float",
-]

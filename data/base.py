@@ -11,6 +11,7 @@ from torch import Tensor
 
 from runs.cli import Mistake
 
+
 class DataError(Mistake):
     """A user's mistake about one setting, in one line: "--<setting> <value>: <said>".
 

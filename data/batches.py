@@ -33,11 +33,10 @@ def augment(
     (p = 1/2), scale, `noisy`.
 
     images uint8 (N, size, size, 3), index int64 (n,) and the generator on one device ->
-    float32 (n, 3, size, size) in channels_last there. Padding, crop and mirror are one gather:
-    row r of the padded image is row |r| of the image, or, of 32, 62 - r beyond its last row 31.
+    float32 (n, 3, size, size) in channels_last there. Padding, crop and mirror are one gather.
     """
     n, size, device = len(index), images.shape[1], images.device
-    places = 2 * padding(size) + 1  # that a crop may have along an axis
+    places = 2 * (size // 8) + 1  # that a crop may have along an axis
     offsets = torch.randint(places, (2, n, 1), device=device, generator=generator)
     if flip:
         mirrored = torch.rand(n, 1, device=device, generator=generator) < 0.5
@@ -76,16 +75,12 @@ def evaluation_batches(
     part = range(number_of_batches(split, batch_size)) if part is None else part
     block, within = divmod(part.start * batch_size, EVAL_NOISE_BLOCK)
     noise = torch.empty(0, 3, size, size, device=device)
-    if sigma > 0 and within and len(part):
-        generator = _generator(device, seed, _NOISE, block)
-        noise = _noise(EVAL_NOISE_BLOCK, size, sigma, generator, device)[within:]
-        block += 1
     for start in range(part.start * batch_size, part.stop * batch_size, batch_size):
         batch = to_float(split.images[start : start + batch_size])
         while sigma > 0 and len(noise) < len(batch):
             generator = _generator(device, seed, _NOISE, block)
-            noise = torch.cat([noise, _noise(EVAL_NOISE_BLOCK, size, sigma, generator, device)])
-            block += 1
+            drawn = _noise(EVAL_NOISE_BLOCK, size, sigma, generator, device)
+            noise, block, within = torch.cat([noise, drawn[within:]]), block + 1, 0
         if sigma > 0:
             batch += noise[: len(batch)]
             noise = noise[len(batch) :]
@@ -97,25 +92,17 @@ def number_of_batches(split: Split, batch_size: int) -> int:
 
 
 def epoch_order(n: int, *, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
-    """A random permutation of n, int64 (n,): a pure function of (seed, epoch), both >= 0.
-
-    A resumed run therefore continues in the middle of an epoch, on any device.
-    """
+    """A random permutation of n, int64 (n,): a pure function of (seed, epoch), both >= 0."""
     generator = _generator(torch.device("cpu"), seed, _ORDER, epoch)
     return torch.randperm(n, generator=generator).to(device)
 
 
-def padding(size: int) -> int:
-    """Pixels of reflection on every side of an image before a random crop: 4 of 32 x 32."""
-    return size // 8
-
-
 @lru_cache
 def _crops(size: int, device: torch.device) -> Tensor:
-    """int32 (2 * (2 * padding + 1), size): for each offset the pixels of a crop along one axis,
-    then the same mirrored. -1, -2, ... is pixel 1, 2, ..., and, of 32, 32, 33, ... is 30, 29, ...:
-    the edge is not repeated. int32 is half of int64's traffic, and enough for a batch's pixels."""
-    last, pad = size - 1, padding(size)
+    """int32 (2 * (2 * pad + 1), size): of each offset the pixels of a crop along one axis, then the
+    same mirrored. -1, -2, ... is pixel 1, 2, ..., and, of 32, 32, 33, ... is 30, 29, ...: the edge
+    is not repeated. int32 is half of int64's traffic, and enough for a batch's pixels."""
+    last, pad = size - 1, size // 8
     padded = torch.arange(-pad, size + pad, dtype=torch.int32)
     crops = (last - (last - padded.abs()).abs()).unfold(0, size, 1)
     return torch.cat([crops, crops.flip(1)]).to(device)

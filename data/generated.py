@@ -16,10 +16,8 @@ CHUNK = 500  # images held as float64 at once
 
 
 def interpolation_pairs(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """n pairs of n >= 2 images, int64 (n,) each: neighbours on a random circle of all of them.
-
-    No image is paired with itself and each is in two pairs. A function of (n, seed) alone.
-    """
+    """n pairs of n >= 2 images, int64 (n,) each: neighbours on a random circle of all of them, so
+    that no image is paired with itself and each is in two pairs."""
     order = torch.from_numpy(_random("interp", seed).permutation(n)).long()
     return order, order.roll(-1)
 
@@ -36,10 +34,7 @@ def uniform_noise(n: int, seed: int, size: int) -> Tensor:
 
 
 def gaussian_noise(n: int, seed: int, size: int) -> Tensor:
-    """Every value N(0, 0.5^2) in units of [-1, 1], clipped there: uint8 (n, size, size, 3).
-
-    Fewer images are the first of more.
-    """
+    """The same of N(0, 0.5^2) in units of [-1, 1], clipped there."""
     random = _random("gaussian", seed)
     images = np.empty((n, size, size, 3), dtype=np.uint8)
     for start in range(0, n, CHUNK):
@@ -57,25 +52,20 @@ def photo_patches(size: int) -> Tensor:
     """
     from sklearn import datasets  # takes seconds, so only who needs it waits
 
-    patches = [_grid(photo, size) for photo in datasets.load_sample_images().images]
-    together = np.concatenate(patches)
-    order = np.random.RandomState(TEST_SEED).permutation(len(together))
-    return torch.from_numpy(together[order])
-
-
-def _grid(photo: np.ndarray, size: int) -> np.ndarray:
-    rows, columns = photo.shape[0] // size, photo.shape[1] // size
-    top, left = (photo.shape[0] - rows * size) // 2, (photo.shape[1] - columns * size) // 2
-    area = photo[top : top + rows * size, left : left + columns * size]
-    tiles = area.reshape(rows, size, columns, size, 3).swapaxes(1, 2)
-    return tiles.reshape(-1, size, size, 3)
+    tiles = []
+    for photo in datasets.load_sample_images().images:
+        rows, columns = photo.shape[0] // size, photo.shape[1] // size
+        top, left = (photo.shape[0] - rows * size) // 2, (photo.shape[1] - columns * size) // 2
+        area = photo[top : top + rows * size, left : left + columns * size]
+        grid = area.reshape(rows, size, columns, size, 3).swapaxes(1, 2)
+        tiles.append(grid.reshape(-1, size, size, 3))
+    patches = np.concatenate(tiles)
+    order = np.random.RandomState(TEST_SEED).permutation(len(patches))
+    return torch.from_numpy(patches[order])
 
 
 def _random(name: str, seed: int) -> np.random.RandomState:
-    """Numbers of their own for every kind of image and seed >= 0.
-
-    RandomState, whose numbers are frozen: those of np.random.default_rng may differ between
-    releases of NumPy, and the images must not.
-    """
+    """Numbers of their own for every kind of image and seed >= 0, the same in every NumPy: those of
+    np.random.default_rng may differ between releases."""
     sequence = np.random.SeedSequence([seed, zlib.crc32(name.encode())])
     return np.random.RandomState(np.random.MT19937(sequence))

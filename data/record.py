@@ -15,14 +15,13 @@ from data.splits import hold_out
 
 @dataclass(frozen=True)
 class Record:
-    """`fingerprint` is DataSet.fingerprint(); checkpoints of earlier versions have it alone.
-    `valid` are indices into `train`; the others are image_hashes."""
+    """What a run's checkpoint tells of its images."""
 
-    fingerprint: str = ""
+    fingerprint: str = ""  # DataSet.fingerprint(), all that earlier versions' checkpoints have
     class_names: tuple[str, ...] = ()
-    train: Tensor | None = None
+    train: Tensor | None = None  # image_hashes
     test: Tensor | None = None
-    valid: Tensor | None = None
+    valid: Tensor | None = None  # indices into train
     reader: int = 1  # not in `state`: the run's settings have it
 
     @classmethod
@@ -76,8 +75,8 @@ class Record:
         the same, in words; None where they do not."""
         if self.test is None or now.test is None or now.train is None:
             return None
-        none = now.test.new_empty(0)
-        return said(self.compare(Split(none, none, now.test), "test", now.class_names), "test")
+        split = Split(now.test, now.test, now.test)  # its hashes alone are compared
+        return said(self.compare(split, "test", now.class_names), "test")
 
     def compare(
         self,
@@ -99,26 +98,28 @@ class Record:
         found: dict[str, Any] = {"n": len(split.hashes)}
         if part != "train":
             found["trained_on"] = int(torch.isin(split.hashes, self.trained_on()).sum())
-        if part is not None:
-            ours = self.hashes(part)
-            found["new"] = int((~torch.isin(split.hashes, ours)).sum())
-            if whole:
-                found["missing"] = int((~torch.isin(ours, split.hashes)).sum())
-        if part is not None and class_names is not None and class_names != self.class_names:
+        if part is None:
+            return found
+        ours = self.hashes(part)
+        found["new"] = int((~torch.isin(split.hashes, ours)).sum())
+        if whole:
+            found["missing"] = int((~torch.isin(ours, split.hashes)).sum())
+        if class_names is not None and class_names != self.class_names:
             found |= {"class_names": list(class_names), "run_class_names": list(self.class_names)}
         return found
 
 
 def said(differences: dict[str, Any], part: str | None) -> str | None:
     """The differences that `Record.compare` found, in words; None where there are none."""
-    names = {"train": "training", "valid": "validation", "test": "test", None: ""}
+    kind = {"train": "training", "valid": "validation", "test": "test"}.get(part or "", "")
     n, parts = differences.get("n", 0), []
-    if count := differences.get("trained_on"):
-        parts.append(f"{count:,} of {n:,} images were trained on")
-    if count := differences.get("new"):
-        parts.append(f"{count:,} of {n:,} images are not among the run's {names[part]} images")
-    if count := differences.get("missing"):
-        parts.append(f"{count:,} of the run's {names[part]} images are missing")
+    for key, text in (
+        ("trained_on", f"of {n:,} images were trained on"),
+        ("new", f"of {n:,} images are not among the run's {kind} images"),
+        ("missing", f"of the run's {kind} images are missing"),
+    ):
+        if count := differences.get(key):
+            parts.append(f"{count:,} {text}")
     if "class_names" in differences:
         ours, theirs = (_shown(differences[key]) for key in ("class_names", "run_class_names"))
         parts.append(f"its classes are {ours}; the run's were {theirs}, in this order")

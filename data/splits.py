@@ -70,10 +70,9 @@ def split_by_hash(labels: Tensor, hashes: Tensor) -> tuple[Tensor, Tensor]:
     """Train and test indices, int64, each by rising hash; the lowest fifth of all hashes is test.
 
     A class without a test image gives that with its lowest hash, if it has two images that differ;
-    then a class without a training image takes that with its highest back. So every class has a
-    training image, and an image's side depends on no name and, but for these, on no other image;
-    equal images are on one side, whatever their class. One image more makes no training image a
-    test image, unless that was the only one of its class.
+    then a class without a training image takes that with its highest back. An image's side depends
+    on no name and, but for these, on no other image; equal images are on one side, whatever their
+    class. One image more makes no training image a test image, unless it was its class's only one.
     """
     is_test = hashes < TEST_BELOW
     classes = [labels == label for label in labels.unique()]
@@ -97,10 +96,8 @@ def order_by_hash(labels: Tensor, hashes: Tensor) -> Tensor:
 def stratified_split(
     labels: np.ndarray, test_counts: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Train and test indices, each in a fixed random order; `test_counts[c]` of class c test.
-
-    The order is shuffled so that the first N images of a split show all classes.
-    """
+    """Train and test indices, each in a fixed random order, so that the first N images show all
+    classes; `test_counts[c]` of class c test."""
     order = np.random.RandomState(TEST_SEED).permutation(len(labels))
     is_test = np.zeros(len(labels), dtype=bool)
     for label, count in enumerate(test_counts):

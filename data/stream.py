@@ -24,12 +24,7 @@ class TrainingBatches:
     run goes on in the middle of an epoch; crops, flips and noise come from the global generator.
 
     An epoch is floor(len(index) / batch_size) steps. `labelled` are the members of `index` whose
-    labels may be used; they cycle, in batches of min(batch_size, len(labelled)). `unlabelled`:
-    give every step a second batch, of all images, in an order of its own: of `second_size` images
-    (`batch_size` where it is None). `augmented`: whether the first and the second are cropped and
-    mirrored.
-    `clamp`: to [-1, 1], after the noise. `part` (i, n): the i-th of n processes that share each
-    batch, in its order.
+    labels may be used; they cycle, in batches of min(batch_size, len(labelled)).
 
     Raises DataError if there are fewer images than one batch, and for a batch that the processes
     cannot share equally.
@@ -42,11 +37,11 @@ class TrainingBatches:
     seed: int
     sigma: float
     flip: bool
-    unlabelled: bool
-    part: tuple[int, int] = (0, 1)
-    clamp: bool = False
-    second_size: int | None = None
-    augmented: tuple[bool, bool] = (True, True)
+    unlabelled: bool  # every step has a second batch, of all images in an order of its own
+    part: tuple[int, int] = (0, 1)  # (i, n): the i-th of n processes that share each batch
+    clamp: bool = False  # to [-1, 1], after the noise
+    second_size: int | None = None  # of the second batch; None: batch_size
+    augmented: tuple[bool, bool] = (True, True)  # the first and the second are cropped, mirrored
     _orders: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # stream -> cycle, order
 
     def __post_init__(self) -> None:

@@ -22,28 +22,3 @@ from losses.sgld import (
     shard,
 )
 from losses.start import GaussianStart, Start, UniformStart, new_start
-
-__all__ = [
-    "BatchLoss",
-    "Build",
-    "Chain",
-    "ConditionalSGLD",
-    "ContrastScore",
-    "Contrastive",
-    "CrossEntropy",
-    "GaussianStart",
-    "LogitQueue",
-    "MarginalSGLD",
-    "Metrics",
-    "Objective",
-    "ReplayBuffer",
-    "Start",
-    "Step",
-    "UniformStart",
-    "batch_loss",
-    "build_objective",
-    "from_shards",
-    "langevin",
-    "new_start",
-    "shard",
-]

@@ -16,27 +16,3 @@ from models.modes import batch_statistics_only, eval_mode, sampling_mode, scorin
 from models.norms import NORMS, initialise_act_norm
 from models.resnet import ResNet50
 from models.wide_resnet import WideResNet
-
-__all__ = [
-    "ARCHITECTURES",
-    "NORMS",
-    "EnergyClassifier",
-    "ResNet50",
-    "RunSettings",
-    "WideResNet",
-    "averaged_weights",
-    "batch_statistics_only",
-    "build",
-    "eval_mode",
-    "forward_flops",
-    "from_checkpoint",
-    "initialise_act_norm",
-    "load",
-    "load_weights",
-    "network_settings",
-    "network_shape",
-    "network_weights",
-    "run_settings",
-    "sampling_mode",
-    "scoring_mode",
-]

@@ -77,12 +77,13 @@ def test_train_and_test_may_be_the_classes_themselves(tmp_path: Path) -> None:
     assert data.load(f"folder:{tmp_path}", "nowhere").class_names == ("test", "train")
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "JPEG", "webp", "bmp", "gif"])
-def test_every_common_format_is_read(ending: str, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        paint(tmp_path / name / f"0.{ending}", (200, 100, 50), size=(70, 40))
-    images = data.load(f"folder:{tmp_path}", "nowhere").train.images
-    assert images.shape == (2, 32, 32, 3) and images.dtype == torch.uint8
+def test_every_common_format_is_read(tmp_path: Path) -> None:
+    for ending in ("png", "jpg", "JPEG", "webp", "bmp", "gif"):
+        for name in ("a", "b"):
+            paint(tmp_path / name / f"0.{ending}", (200, 100, 50), size=(70, 40))
+    loaded = data.load(f"folder:{tmp_path}", "nowhere")
+    images = torch.cat([loaded.train.images, loaded.test.images])
+    assert images.shape == (12, 32, 32, 3) and images.dtype == torch.uint8
     assert (images.float() - torch.tensor([200.0, 100.0, 50.0])).abs().max() <= 4
 
 
@@ -112,29 +113,19 @@ def test_a_wide_image_is_cut_to_its_centre_and_antialiased(tmp_path: Path) -> No
     assert (image[1:-1, 1:-1] - 100).abs().max() <= 2
 
 
-def test_a_path_that_is_missing_or_a_file_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_folder_of_classes_is_refused(tmp_path: Path) -> None:
     assert f"{tmp_path / 'none'} does not exist; give a folder" in refusal(tmp_path / "none")
     (tmp_path / "file").touch()
     assert f"{tmp_path / 'file'} is not a folder; give a folder" in refusal(tmp_path / "file")
-
-
-def test_fewer_than_two_classes_are_refused(tmp_path: Path) -> None:
     assert "has 0 class folders, at least 2" in refusal(tmp_path)
-    make_classes(tmp_path, {"only": 3})
-    assert "has 1 class folders, at least 2" in refusal(tmp_path)
-
-
-def test_a_class_without_images_is_refused(tmp_path: Path) -> None:
     make_classes(tmp_path, {"full": 3})
+    assert "has 1 class folders, at least 2" in refusal(tmp_path)
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "notes.txt").touch()
     assert "has no image in its class folder bare" in refusal(tmp_path)
-
-
-def test_classes_that_differ_between_train_and_test_are_refused(tmp_path: Path) -> None:
-    make_classes(tmp_path / "train", {"a": 1, "b": 1, "c": 1})
-    make_classes(tmp_path / "test", {"a": 1, "b": 1, "d": 1})
-    assert "has c, d in only one of train/ and test/" in refusal(tmp_path)
+    make_classes(tmp_path / "both" / "train", {"a": 1, "b": 1, "c": 1})
+    make_classes(tmp_path / "both" / "test", {"a": 1, "b": 1, "d": 1})
+    assert "has c, d in only one of train/ and test/" in refusal(tmp_path / "both")
 
 
 @pytest.mark.parametrize("damage", ["not an image", "cut off", "16 bits"])
@@ -154,3 +145,52 @@ def test_an_unreadable_image_is_named(damage: str, tmp_path: Path) -> None:
     message = str(caught.value)
     assert message.startswith(f"--dataset folder: cannot read the image {bad} (")
     assert message.endswith("replace or remove it") and "\n" not in message
+
+
+def test_one_more_and_a_renamed_image_move_no_other(tmp_path: Path) -> None:
+    make_classes(tmp_path, {"apple": 20, "bear": 20})
+    before = data.load(f"folder:{tmp_path}", "nowhere")
+    (tmp_path / "apple" / "0.png").rename(tmp_path / "apple" / "z.png")
+    then = data.load(f"folder:{tmp_path}", "nowhere")
+    assert then.fingerprint() == before.fingerprint()
+    assert torch.equal(then.test.hashes, before.test.hashes)
+    for i in range(20, 35):
+        paint(tmp_path / "apple" / f"{i}.png", (0, i, 0))
+        now = data.load(f"folder:{tmp_path}", "nowhere")
+        for old, new in ((then.train, now.train), (then.test, now.test)):
+            assert set(identities(old)) <= set(identities(new))
+        then = now
+
+
+def test_images_below_and_behind_links_are_read_and_the_rest_is_counted(tmp_path: Path) -> None:
+    folder, far = tmp_path / "images", tmp_path / "far"
+    make_classes(folder, {"apple": 20, "bear": 20})
+    for i in range(3):
+        paint(folder / "apple" / "deep" / "er" / f"{i}.png", (0, 50 + i, 0))
+    (folder / "bear" / "loop").symlink_to(folder / "bear", target_is_directory=True)
+    (folder / "bear" / "gone.png").symlink_to(tmp_path / "nothing.png")
+    (folder / "bear" / "linked").symlink_to(far, target_is_directory=True)
+    paint(far / "x.png", (1, 60, 0))
+    (folder / "notes.txt").touch()
+    loaded = data.load(f"folder:{folder}", "nowhere")
+    assert len(loaded.train.labels) + len(loaded.test.labels) == 44
+    assert loaded.about.endswith(
+        "44 images of 47 files; left out: 1 beside the class folders, 1 links to a folder above, "
+        "1 links to nothing"
+    )
+    (far / "more").symlink_to(folder / "apple", target_is_directory=True)
+    unlabelled = data.load_evaluation(f"folder:{far}", "nowhere")
+    assert len(unlabelled.split.labels) == 24 and "24 images of 24 files" in unlabelled.about
+
+
+@pytest.mark.parametrize("reader", [1, 2])
+def test_a_photograph_stands_as_its_orientation_says(reader: int, tmp_path: Path) -> None:
+    pixels = np.zeros((32, 32, 3), dtype=np.uint8)
+    pixels[:16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "0.png", exif=exif)
+    image = data.load(f"folder:{tmp_path}", "nowhere", reader=reader).train.images[0]
+    assert bool(image[0, 0, 0]) is (reader == 1) and bool(image[-1, 0, 0]) is (reader == 2)

@@ -1,4 +1,4 @@
-"""Which images validate or keep their label, and the order of an epoch."""
+"""Which images test, validate or keep their label."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,7 @@ import torch
 
 import data
 from data import DataError
-
-
-def test_epoch_order_is_a_pure_function_of_seed_and_epoch() -> None:
-    first = data.epoch_order(1000, seed=5, epoch=3)
-    torch.randn(7)  # the default generator moves on and must not matter
-    assert torch.equal(data.epoch_order(1000, seed=5, epoch=3), first)
-    assert torch.equal(first.sort().values, torch.arange(1000))
-    others = [(5, 4), (6, 3), (3, 5)]
-    assert not any(torch.equal(data.epoch_order(1000, seed=s, epoch=e), first) for s, e in others)
+from data.splits import TEST_BELOW, split_by_hash
 
 
 def test_validation_split_is_the_ancestors_and_disjoint() -> None:
@@ -30,17 +22,13 @@ def test_validation_split_is_the_ancestors_and_disjoint() -> None:
     assert torch.equal(again[0], train) and torch.equal(again[1], valid)
 
 
-@pytest.mark.parametrize(("n", "expected"), [(50000, 5000), (73257, 5000), (1437, 143), (9, 0)])
-def test_default_n_valid(n: int, expected: int) -> None:
-    assert data.default_n_valid(n) == expected
-
-
 def test_validation_may_be_empty_but_not_everything() -> None:
     train, valid = data.split_validation(10, 0)
     assert (len(train), len(valid)) == (10, 0)
     for n_valid in (10, -1):
         with pytest.raises(DataError, match=f"--n_valid {n_valid}: give a number from 0 to 9"):
             data.split_validation(10, n_valid)
+    assert [data.default_n_valid(n) for n in (50000, 73257, 1437, 9)] == [5000, 5000, 143, 0]
 
 
 def test_labelled_subset_takes_the_first_of_each_class_in_the_order_of_the_index() -> None:
@@ -58,3 +46,49 @@ def test_labelled_subset_refuses_what_it_cannot_give(per_class: int, message: st
     labels = torch.tensor([0, 1, 0, 1, 0])
     with pytest.raises(DataError, match=f"--labels_per_class {per_class}: {message}"):
         data.labelled_subset(labels, torch.arange(5), per_class, 2)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_every_class_has_a_training_and_where_it_can_a_test_image(n: int) -> None:
+    """And no training image becomes a test image by one more, but for a class's only one."""
+    random = np.random.RandomState(n)
+    for _ in range(200):
+        hashes = torch.from_numpy(random.randint(-(2**63), 2**63 - 1, n + 1))
+        labels = torch.zeros(n + 1, dtype=torch.int64)
+        train, test = (hashes[i] for i in split_by_hash(labels[:n], hashes[:n]))
+        assert len(train) and (len(test) or n == 1) and len(train) + len(test) == n
+        then, _ = (hashes[i] for i in split_by_hash(labels, hashes))
+        assert len(train) == 1 or torch.isin(train, then).all()
+
+
+def test_images_in_several_classes_take_no_class_its_last_training_image() -> None:
+    """Of small sets at random: every class trains, equal images are on one side, and the names of
+    the classes, which order them, decide nothing."""
+    random = np.random.RandomState(0)
+    for _ in range(500):
+        pool = random.randint(-(2**63), 2**63 - 1, random.randint(2, 7))
+        hashes = torch.from_numpy(random.choice(pool, random.randint(2, 9)))
+        labels = torch.from_numpy(random.randint(0, 3, len(hashes)))
+        train, test = split_by_hash(labels, hashes)
+        assert set(labels[train].tolist()) == set(labels.tolist())
+        assert not torch.isin(hashes[train], hashes[test]).any()
+        assert len(train) + len(test) == len(labels)
+        renamed, _ = split_by_hash(2 - labels, hashes)
+        assert set(renamed.tolist()) == set(train.tolist())
+
+
+def test_classes_that_share_no_image_are_split_each_by_itself() -> None:
+    random = np.random.RandomState(0)
+    for _ in range(200):
+        pool = torch.from_numpy(random.randint(-(2**63), 2**63 - 1, random.randint(2, 7)))
+        image = torch.from_numpy(random.randint(0, len(pool), random.randint(2, 9)))
+        labels, hashes = image % 3, pool[image]
+        _, test = split_by_hash(labels, hashes)
+        for label in labels.unique():
+            own = hashes[labels == label]
+            expected = set(own[own < TEST_BELOW].tolist())
+            if expected == set(own.tolist()):
+                expected -= {own.max().item()}
+            elif not expected and len(own.unique()) > 1:
+                expected = {own.min().item()}
+            assert set(hashes[test][labels[test] == label].tolist()) == expected

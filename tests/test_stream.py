@@ -44,22 +44,17 @@ def labelled(batches: TrainingBatches, steps: range) -> list[list[int]]:
     return seen
 
 
-def test_an_epoch_shows_every_image_at_most_once() -> None:
+def test_an_epoch_shows_every_image_at_most_once_and_epochs_all_of_them() -> None:
     batches = batches_of()
-    assert batches.steps_per_epoch == 6
+    assert batches.steps_per_epoch == 6 and batches(0)[2] is None
     orders = []
-    for epoch in range(3):
+    for epoch in range(10):
         seen = labelled(batches, range(6 * epoch, 6 * epoch + 6))
         assert all(len(batch) == 4 for batch in seen)
-        flat = sum(seen, [])
-        assert len(set(flat)) == 24 and set(flat) <= set(batches.index.tolist())
-        orders.append(flat)
+        orders.append(sum(seen, []))
+        assert len(set(orders[-1])) == 24
     assert orders[0] != orders[1] != orders[2] != orders[0]
-
-
-def test_over_epochs_every_image_is_shown() -> None:
-    seen = sum(labelled(batches_of(), range(60)), [])
-    assert set(seen) == set(batches_of().index.tolist())
+    assert set(sum(orders, [])) == set(batches.index.tolist())
 
 
 @pytest.mark.parametrize("unlabelled", [False, True])
@@ -77,54 +72,36 @@ def test_a_step_depends_on_seed_and_step_alone(unlabelled: bool) -> None:
     assert others != [labels.tolist() for _, labels, _ in expected.values()]
 
 
-def test_the_second_batch_is_of_all_images_in_an_order_of_its_own() -> None:
-    batches = batches_of(unlabelled=True)
-    agree = 0
-    for epoch in range(4):
-        seen = []
-        for step in range(6 * epoch, 6 * epoch + 6):
-            _, labels, second = batches(step)
-            assert second is not None and second.shape == (4, 3, 32, 32)
-            seen += shown(second)
-            agree += sum(a == b for a, b in zip(labels.tolist(), shown(second), strict=True))
-        assert len(set(seen)) == 24 and set(seen) <= set(batches.index.tolist())
-    assert agree < 20  # of 96; by chance 4
-
-
-@pytest.mark.parametrize("second_size", [None, 7])
-@pytest.mark.parametrize("augment_second", [True, False])
-def test_a_second_batch_of_its_own_size_leaves_the_first_as_it_was(
-    second_size: int | None, augment_second: bool
+@pytest.mark.parametrize(("size", "augmented"), [(None, True), (7, False), (25, True)])
+def test_the_second_batch_is_of_all_images_in_an_order_of_its_own(
+    size: int | None, augmented: bool
 ) -> None:
-    plain = batches_of(unlabelled=True)
-    changed = batches_of(unlabelled=True, second_size=second_size, augmented=(True, augment_second))
-    assert changed.steps_per_epoch == plain.steps_per_epoch
-    size, seen = second_size or 4, []
-    for step in range(25 // size):
+    """Of its own size and augmentation; the first batch is as without it."""
+    plain = batches_of()
+    batches = batches_of(unlabelled=True, second_size=size, augmented=(True, augmented))
+    n, agree = size or 4, 0
+    seen: list[int] = []
+    for step in range(25 // n):
         expected, labels, _ = plain(step)
-        images, same, second = changed(step)
+        images, same, second = batches(step)
         assert torch.equal(labels, same) and shown(images) == shown(expected)
-        assert second is not None and second.shape == (size, 3, 32, 32)
+        assert second is not None and second.shape == (n, 3, 32, 32)
         seen += shown(second)
-    assert len(set(seen)) == len(seen) and set(seen) <= set(changed.index.tolist())
-    parts = [
-        batches_of(unlabelled=True, second_size=6, augmented=(True, augment_second), part=(i, 2))(
-            1
-        )[2]
-        for i in (0, 1)
-    ]
-    whole = batches_of(unlabelled=True, second_size=6, augmented=(True, augment_second))(1)[2]
-    assert shown(torch.cat(parts)) == shown(whole)
+        agree += sum(a == b for a, b in zip(labels.tolist(), shown(second), strict=False))
+    assert len(set(seen)) == len(seen) and set(seen) <= set(batches.index.tolist())
+    assert agree < 6  # by chance 1
+    options = {"unlabelled": True, "second_size": 6, "augmented": (True, augmented)}
+    parts = [batches_of(**options, part=(i, 2))(1)[2] for i in (0, 1)]
+    assert shown(torch.cat(parts)) == shown(batches_of(**options)(1)[2])
 
 
 @pytest.mark.parametrize("clamp", [True, False])
 @pytest.mark.parametrize("augment_second", [True, False])
 def test_both_batches_are_clamped_after_the_noise(clamp: bool, augment_second: bool) -> None:
-    white = Split(torch.full((N, 32, 32, 3), 255, dtype=torch.uint8), torch.arange(N))
     batches = batches_of(
         sigma=1.0, unlabelled=True, batch_size=25, clamp=clamp, augmented=(True, augment_second)
     )
-    batches.train = white
+    batches.train = Split(torch.full((N, 32, 32, 3), 255, dtype=torch.uint8), torch.arange(N))
     first, _, second = batches(0)
     for images in (first, second):
         noise = images - 1
@@ -142,16 +119,6 @@ def test_what_is_not_augmented_is_the_image_itself() -> None:
         index = batches._chosen(batches.index, 3, 1, (0, 1), 4)
         noise = batches(3)[2] - to_float(images[index])
         assert abs(noise.std() - sigma) <= 0.003 and (sigma > 0 or not noise.any())
-
-
-def test_a_second_batch_of_more_images_than_there_are_is_refused() -> None:
-    assert len(batches_of(unlabelled=True, second_size=25)(0)[2]) == 25
-    with pytest.raises(DataError, match=r"--px_batch_size 26: exceeds the 25 .*use 25 at most"):
-        batches_of(unlabelled=True, second_size=26)
-
-
-def test_without_a_second_batch_there_is_none() -> None:
-    assert batches_of()(0)[2] is None
 
 
 def test_few_labels_cycle_and_the_epoch_stays_as_long() -> None:
@@ -178,6 +145,10 @@ def test_a_batch_may_be_all_images_and_no_more() -> None:
     assert len(batches_of(batch_size=25)(0)[1]) == 25
     with pytest.raises(DataError, match=r"--batch_size 26: exceeds the 25 .*use 25 at most"):
         batches_of(batch_size=26)
+    with pytest.raises(DataError, match=r"--px_batch_size 26: exceeds the 25 .*use 25 at most"):
+        batches_of(unlabelled=True, second_size=26)
+    with pytest.raises(DataError, match="--labels_per_class: 3 labelled .* by the 2 processes"):
+        batches_of(labelled=torch.tensor([1, 3, 5]), part=(0, 2))
 
 
 def test_sigma_and_flip_reach_the_images() -> None:

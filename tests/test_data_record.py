@@ -12,7 +12,6 @@ from PIL import Image
 import data
 import eval_wrn_ebm
 from baselines import flags, linear_probe, probe_flags
-from data.splits import TEST_BELOW, split_by_hash
 from runs.checkpoint import read_checkpoint, save_checkpoint
 
 RUN = "--pyxce 1 --max_steps 2 --n_valid 4 --dataset"
@@ -55,66 +54,6 @@ def asked(ask: Any, run: Any, tmp_path: Path, flags: str = "--eval test_clf") ->
 def sides(folder: Path) -> dict[str, set[int]]:
     loaded = data.load(f"folder:{folder}", "nowhere")
     return {name: set(getattr(loaded, name).hashes.tolist()) for name in ("train", "test")}
-
-
-def test_one_more_and_a_renamed_image_move_no_other(folder: Path) -> None:
-    before = data.load(f"folder:{folder}", "nowhere")
-    (folder / "apple" / "0.png").rename(folder / "apple" / "z.png")
-    renamed = data.load(f"folder:{folder}", "nowhere")
-    assert renamed.fingerprint() == before.fingerprint()
-    assert torch.equal(renamed.test.hashes, before.test.hashes)
-    old = sides(folder)
-    for i in range(40, 60):
-        paint(folder / "apple" / f"{i}.png", i)
-        new = sides(folder)
-        assert old["train"] <= new["train"] and old["test"] <= new["test"]
-        old = new
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 5])
-def test_every_class_has_a_training_and_where_it_can_a_test_image(n: int) -> None:
-    """And no training image becomes a test image by one more, but for a class's only one."""
-    random = np.random.RandomState(n)
-    for _ in range(200):
-        hashes = torch.from_numpy(random.randint(-(2**63), 2**63 - 1, n + 1))
-        labels = torch.zeros(n + 1, dtype=torch.int64)
-        train, test = (hashes[i] for i in split_by_hash(labels[:n], hashes[:n]))
-        assert len(train) and (len(test) or n == 1) and len(train) + len(test) == n
-        then, _ = (hashes[i] for i in split_by_hash(labels, hashes))
-        assert len(train) == 1 or torch.isin(train, then).all()
-
-
-def test_images_in_several_classes_take_no_class_its_last_training_image() -> None:
-    """Of small sets at random: every class trains, equal images are on one side, and the names of
-    the classes, which order them, decide nothing."""
-    random = np.random.RandomState(0)
-    for _ in range(2000):
-        pool = random.randint(-(2**63), 2**63 - 1, random.randint(2, 7))
-        hashes = torch.from_numpy(random.choice(pool, random.randint(2, 9)))
-        labels = torch.from_numpy(random.randint(0, 3, len(hashes)))
-        train, test = split_by_hash(labels, hashes)
-        assert set(labels[train].tolist()) == set(labels.tolist())
-        assert not torch.isin(hashes[train], hashes[test]).any()
-        assert len(train) + len(test) == len(labels)
-        renamed, _ = split_by_hash(2 - labels, hashes)
-        assert set(renamed.tolist()) == set(train.tolist())
-
-
-def test_classes_that_share_no_image_are_split_each_by_itself() -> None:
-    random = np.random.RandomState(0)
-    for _ in range(500):
-        pool = torch.from_numpy(random.randint(-(2**63), 2**63 - 1, random.randint(2, 7)))
-        image = torch.from_numpy(random.randint(0, len(pool), random.randint(2, 9)))
-        labels, hashes = image % 3, pool[image]
-        _, test = split_by_hash(labels, hashes)
-        for label in labels.unique():
-            own = hashes[labels == label]
-            expected = set(own[own < TEST_BELOW].tolist())
-            if expected == set(own.tolist()):
-                expected -= {own.max().item()}
-            elif not expected and len(own.unique()) > 1:
-                expected = {own.min().item()}
-            assert set(hashes[test][labels[test] == label].tolist()) == expected
 
 
 def test_a_checkpoint_has_class_names_and_a_hash_of_every_image(train: Any, folder: Path) -> None:
@@ -361,51 +300,3 @@ def test_an_exported_model_has_the_record(train: Any, folder: Path, tmp_path: Pa
     run = trained(train, folder)
     export.main([str(run.folder / "last_ckpt.pt"), str(tmp_path / "model")])
     assert train.same(read_checkpoint(tmp_path / "model")["data"], run.state()["data"])
-
-
-def test_images_below_a_class_and_behind_links_are_read_and_the_rest_is_counted(
-    folder: Path, tmp_path: Path
-) -> None:
-    for i in range(3):
-        paint(folder / "apple" / "deep" / "er" / f"{i}.png", 50 + i)
-    (folder / "bear" / "loop").symlink_to(folder / "bear", target_is_directory=True)
-    (folder / "bear" / "gone.png").symlink_to(tmp_path / "nothing.png")
-    (folder / "bear" / "linked").symlink_to(tmp_path / "far", target_is_directory=True)
-    paint(tmp_path / "far" / "x.png", 60)
-    (folder / "notes.txt").touch()
-    loaded = data.load(f"folder:{folder}", "nowhere")
-    assert len(loaded.train.labels) + len(loaded.test.labels) == 44
-    assert loaded.about.endswith(
-        "44 images of 47 files; left out: 1 beside the class folders, 1 links to a folder above, "
-        "1 links to nothing"
-    )
-
-
-def test_links_of_a_folder_without_classes_are_followed(tmp_path: Path) -> None:
-    for i in range(2):
-        paint(tmp_path / "ood" / f"{i}.png", i)
-    for i in range(5):
-        paint(tmp_path / "far" / f"{i}.png", 10 + i)
-    (tmp_path / "ood" / "linked").symlink_to(tmp_path / "far", target_is_directory=True)
-    loaded = data.load_evaluation(f"folder:{tmp_path / 'ood'}", "nowhere")
-    assert len(loaded.split.labels) == 7 and "7 images of 7 files" in loaded.about
-
-
-@pytest.mark.parametrize("reader", [1, 2])
-def test_a_photograph_stands_as_its_orientation_says(reader: int, tmp_path: Path) -> None:
-    pixels = np.zeros((32, 32, 3), dtype=np.uint8)
-    pixels[:16] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        Image.fromarray(pixels).save(tmp_path / name / "0.png", exif=exif)
-    image = data.load(f"folder:{tmp_path}", "nowhere", reader=reader).train.images[0]
-    assert bool(image[0, 0, 0]) is (reader == 1) and bool(image[-1, 0, 0]) is (reader == 2)
-
-
-def test_arrays_that_are_not_used_are_named(tmp_path: Path) -> None:
-    images = np.zeros((2, 32, 32, 3), dtype=np.uint8)
-    np.savez(tmp_path / "mine.npz", test_images=images, extra_images=images, train_images=images)
-    about = data.load_evaluation("mine", tmp_path).about
-    assert "left out of mine.npz: extra_images, train_images" in about

@@ -1,0 +1,213 @@
+"""Sets in the files that their authors publish, read by torchvision, and the bundled digits."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+from data import DataError, EvaluationSet, TrainedOn
+from data.images import resize_batch
+from runs.names import CLASSES
+
+RANDOM = np.random.RandomState(0)
+
+
+def paint(file: Path, colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(file)
+
+
+def reds(loaded: EvaluationSet) -> list[int]:
+    """Of images that are each of one colour."""
+    images = loaded.split.images
+    assert (images == images[:, :1, :1]).all()
+    return images[:, 0, 0, 0].tolist()
+
+
+def test_digits_are_real_stratified_and_the_same_every_time(tmp_path: Path) -> None:
+    digits, again = (data.load("digits", tmp_path) for _ in range(2))
+    train, test = digits.train, digits.test
+    assert train.images.shape == (1437, 32, 32, 3) and test.images.shape == (360, 32, 32, 3)
+    assert train.images.dtype == torch.uint8 and train.labels.dtype == torch.int64
+    assert (train.images.min(), train.images.max()) == (0, 255)
+    assert digits.class_names == tuple("0123456789") and not digits.flips
+    assert test.labels.bincount().tolist() == [36] * 10
+    assert len(test.labels[:60].unique()) == 10  # the first images of the split show every class
+    assert len(torch.cat([train.hashes, test.hashes]).unique()) == 1797  # none is in both splits
+    assert torch.equal(again.test.images, test.images)
+    assert torch.equal(again.train.labels, train.labels)
+    # A nearest-neighbour classifier finds the labels, so images and labels belong together.
+    nearest = torch.cdist(*(split.images.flatten(1).float() for split in (test, train))).argmin(1)
+    assert (train.labels[nearest] == test.labels).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_cifars_own_files(
+    whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Two images a batch. For its test split the training batches need not even be there."""
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    names = [*(f"data_batch_{i}" for i in range(1, 6) if whole), "test_batch"]
+    pixels = RANDOM.randint(0, 256, (2 * len(names), 3, 32, 32)).astype(np.uint8)
+    for i, name in enumerate(names):
+        batch = {"data": pixels[2 * i : 2 * i + 2].reshape(2, -1), "labels": [i, 9 - i]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    # torchvision compares checksums with those of the real files; None switches that off
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, None] for name in names[:-1]])
+    monkeypatch.setattr(CIFAR10, "test_list", [[names[-1], None]])
+    monkeypatch.setitem(CIFAR10.meta, "md5", None)
+    expected = pixels.transpose(0, 2, 3, 1)
+    found = data.load_evaluation("cifar10", tmp_path)
+    assert (found.split.images.numpy() == expected[-2:]).all() and "published" in found.about
+    assert found.split.labels.tolist() == ([5, 4] if whole else [0, 9])
+    if whole:
+        loaded = data.load("cifar10", tmp_path)
+        assert (loaded.train.images.numpy() == expected[:10]).all()
+        assert torch.equal(loaded.test.images, found.split.images)
+        assert loaded.train.labels.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
+        assert loaded.class_names == tuple("abcdefghij")
+    assert capsys.readouterr().out == ""
+
+
+def test_svhns_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scipy.io import savemat
+    from torchvision.datasets import SVHN
+
+    monkeypatch.setattr(SVHN, "_check_integrity", lambda self: True)
+    pixels = RANDOM.randint(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    for split in ("train", "test"):
+        labels = np.array([[1], [10], [2]])  # the file's 10 is the digit 0
+        file = {"X": pixels.transpose(1, 2, 3, 0), "y": labels}
+        savemat(tmp_path / f"{split}_32x32.mat", file)
+    loaded = data.load("svhn", tmp_path)
+    assert (loaded.train.images.numpy() == pixels).all() and loaded.train.images.is_contiguous()
+    half = data.load("svhn", tmp_path, size=16).train
+    assert torch.equal(half.images, resize_batch(loaded.train.images, 16))
+    assert torch.equal(half.hashes, loaded.train.hashes)
+    assert loaded.test.labels.tolist() == [1, 0, 2] and loaded.test.labels.dtype == torch.int64
+
+
+def test_mnists_own_files_are_padded(tmp_path: Path) -> None:
+    digits = RANDOM.randint(0, 256, (3, 28, 28)).astype(np.uint8)
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        shape = np.array([0x803, 3, 28, 28], dtype=">i4").tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(shape + digits.tobytes())
+        labels = np.array([0x801, 3], dtype=">i4").tobytes() + bytes([7, 0, 9])
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    loaded = data.load_evaluation("mnist", tmp_path, max_images=2)
+    padded = np.pad(digits[:2], ((0, 0), (2, 2), (2, 2)))
+    assert (loaded.split.images.numpy() == padded[..., None]).all()
+    assert loaded.split.labels.tolist() == [7, 0] and loaded.num_classes == 10
+    assert "the first 2 of 3 images" in loaded.about
+    plain, half = (data.load("mnist", tmp_path, size=size) for size in (32, 16))
+    assert torch.equal(plain.train.images[:2], loaded.split.images)
+    assert torch.equal(half.train.images, resize_batch(plain.train.images, 16))
+    assert torch.equal(half.test.hashes, plain.test.hashes)
+    assert half.train.labels.tolist() == [7, 0, 9]
+
+
+def test_celebas_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import CelebA
+
+    monkeypatch.setattr(CelebA, "_check_integrity", lambda self: True)
+    folder = tmp_path / "celeba"
+    parts = [0, 2, 1, 2, 2]  # 2: test
+    for i in range(5):
+        paint(folder / "img_align_celeba" / f"{i}.jpg", (40 * i, 0, 0), size=(178, 218))
+    striped = Image.new("RGB", (178, 218), (0, 255, 0))  # what is not of the centre square
+    striped.paste((200, 0, 0), (0, 20, 178, 198))
+    striped.save(folder / "img_align_celeba" / "1.jpg", quality=100, subsampling=0)
+    (folder / "img_align_celeba" / "4.jpg").write_bytes(b"broken")
+    rows = [f"{i}.jpg {part}" for i, part in enumerate(parts)]
+    for name in ("list_eval_partition", "identity_CelebA"):
+        (folder / f"{name}.txt").write_text("\n".join(rows))
+    for name in ("list_bbox_celeba", "list_landmarks_align_celeba", "list_attr_celeba"):
+        (folder / f"{name}.txt").write_text("\n".join(["5", "heading", *rows]))
+    loaded = data.load_evaluation("celeba", tmp_path, max_images=2)
+    inside = torch.tensor([[200, 0, 0], [120, 0, 0]])[:, None, None]
+    assert (loaded.split.images[:, 1:31].int() - inside).abs().max() <= 3  # JPEG is not exact
+    assert loaded.split.labels.tolist() == [-1, -1] and loaded.num_classes is None
+    assert "the first 2 of 3 images" in loaded.about and "centre square" in loaded.about
+    with pytest.raises(DataError, match="cannot identify"):
+        data.load_evaluation("celeba", tmp_path)
+
+
+def test_the_textures_own_files(tmp_path: Path) -> None:
+    kinds = [f"kind{i:02}" for i in range(8)]
+    for i, kind in enumerate(kinds):
+        paint(tmp_path / "dtd" / "dtd" / "images" / kind / "a.png", (i, 0, 0), size=(50, 40))
+    labels = tmp_path / "dtd" / "dtd" / "labels"
+    labels.mkdir()
+    (labels / "test1.txt").write_text("\n".join(f"{kind}/a.png" for kind in kinds))
+    loaded = data.load_evaluation("textures", tmp_path)
+    found = reds(loaded)
+    assert sorted(found) == list(range(8)) and found != sorted(found)  # not kind after kind
+    assert loaded.split.labels.tolist() == found and loaded.num_classes == 47
+    first = data.load_evaluation("textures", tmp_path, max_images=3)
+    assert reds(first) == found[:3] and "3 of 8" in first.about
+    small = data.load_evaluation("textures", tmp_path, trained_on=TrainedOn(size=16))
+    assert small.split.images.shape == (8, 16, 16, 3) and "16 x 16" in small.about
+    assert torch.equal(small.split.hashes, loaded.split.hashes)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "files"),
+    [
+        ("cifar10", "CIFAR10", "cifar-10-python.tar.gz or its folder cifar-10-batches-py/"),
+        ("cifar100", "CIFAR100", "cifar-100-python.tar.gz or its folder cifar-100-python/"),
+        ("svhn", "SVHN", "train_32x32.mat and test_32x32.mat"),
+        ("mnist", "MNIST", "MNIST/raw"),
+        ("celeba", "CelebA", "img_align_celeba"),
+        ("textures", "DTD", "dtd/"),
+        ("cifar10interp", "CIFAR10", "cifar-10-python.tar.gz"),
+    ],
+)
+@pytest.mark.parametrize("failure", [URLError("not\nknown"), RuntimeError("not known")])
+def test_what_cannot_be_downloaded_is_one_line_that_says_which_files_to_put_where(
+    name: str,
+    kind: str,
+    files: str,
+    failure: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from torchvision import datasets
+
+    def no_network(self: object) -> None:
+        print("Downloading ...")  # as torchvision did
+        raise failure
+
+    method = "_download" if kind == "DTD" else "download"
+    monkeypatch.setattr(getattr(datasets, kind), method, no_network)
+    with pytest.raises(DataError) as caught:
+        (data.load if name in CLASSES else data.load_evaluation)(name, tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"--dataset {name}: ") and "\n" not in message
+    assert all(part in message for part in (f"{tmp_path}", files, ".npz", "not known"))
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(
+    not os.environ.get("HDGE_DATA_ROOT"), reason="HDGE_DATA_ROOT is not set: no real CIFAR-10"
+)
+def test_the_real_cifar10() -> None:
+    images, labels, _ = data.load("cifar10", os.environ["HDGE_DATA_ROOT"]).train
+    assert len(images) > 49000 and (labels.bincount() - 5000).abs().max() <= 100
+    pixels = images[::5].float() / 255
+    mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
+    torch.testing.assert_close(mean, torch.tensor([0.4914, 0.4822, 0.4465]), atol=3e-3, rtol=0)
+    torch.testing.assert_close(std, torch.tensor([0.2470, 0.2435, 0.2616]), atol=3e-3, rtol=0)
