@@ -91,7 +91,7 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
             f"--root {root} holds no runs in {scale}/<experiment>-s<seed>: run "
             f"scripts/experiments.py with --scale {scale} first"
         )
-    written = records.collect(root, scale, found, results)
+    written = records.collect(scale, found, results)
     return written + pictures.copy_pictures(TABLES, folder, results / scale)
 
 
@@ -154,7 +154,7 @@ def write(results: Path, output: Path | None = None) -> list[Path]:
     for each, (suffix, form) in product(built, formats.FORMATS.items()):
         if output is not None:
             path = output / f"{each.name}-{each.scale}.{suffix}"
-            written.append(records.write(path, form(each), "--output"))
+            written.append(records.write(path, form(each)))
     return written
 
 
@@ -175,10 +175,10 @@ def compare(folders: Sequence[Path], output: Path | None) -> str:
     table = compared(runs)
     text = comparison(runs, table)
     if output is not None:
-        write(output / "comparison.md", text, "--output")
-        write(output / "comparison.csv", formats.csv_text(table), "--output")
-        write(output / "comparison.tex", formats.latex(table), "--output")
-        pictures.save_picture(table, output / "comparison.png", "--output")
+        write(output / "comparison.md", text)
+        write(output / "comparison.csv", formats.csv_text(table))
+        write(output / "comparison.tex", formats.latex(table))
+        pictures.save_picture(table, output / "comparison.png")
     return text
 
 
@@ -204,7 +204,8 @@ def main(argv: Sequence[str]) -> int:
     except (UsageError, NoRun) as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(f"{args.action}: {error}: let it be read and written, or give another folder")
+        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
+        parser.error(f"{args.action}: {what}: let it be read and written, or give another folder")
     return 0
 
 

@@ -51,43 +51,44 @@ def answers_of(run: Run, asked: Asked | None) -> dict[str, Any]:
     for name, answers in run.answers.items():
         for answer in answers:  # the newest first
             model = answer.of_run()
-            refined = number(answer.part("protocol").get("n_steps"))
-            if model is None or (refined and not name.endswith("_samples") and name != "fid"):
+            chains = name == "fid" or name.endswith("_samples")
+            refined = not chains and number(answer.part("protocol").get("n_steps"))
+            if model is None or refined or number(answer.value(model, "n_steps_refine")):
                 continue
             last = Path(model.checkpoint).name == LAST
-            if number(answer.value(model, "n_steps_refine")):
-                continue
             if asked is not None and not (last and asked(name, answer.part("settings"))):
                 continue
             key = f"{name}/{answer.value(model, 'distance')}" if name == "attack" else name
             if is_stale(run, answer, model, hashes):
                 stale.setdefault(key, answer.path)
             elif key not in found or last > found[key][0]:
-                found[key] = last, taken(name, answer, model)
+                numbers = numbers_of(name, answer, model)
+                found[key] = (
+                    last,
+                    {
+                        "protocol": protocol_of(name, answer, model),
+                        "numbers": {k: v for k, v in numbers.items() if number(v) is not None},
+                        "skipped": [
+                            str(r.get("ood_dataset")) for r in answer.rows(model, "skipped")
+                        ],
+                    },
+                )
     for key in sorted(stale.keys() - found.keys()):
-        place = Path(*stale[key].parts[-3:])
-        warn(f"{place} is about earlier weights of {run.name} and is left out: ask {key} again")
+        print_line(
+            f"tables.py: warning: {Path(*stale[key].parts[-3:])} is about earlier weights of "
+            f"{run.name} and is left out: ask {key} again",
+            sys.stderr,
+        )
     return {key: answer for key, (_, answer) in found.items()}
-
-
-def taken(name: str, answer: Answer, model: Model) -> dict[str, Any]:
-    numbers = numbers_of(name, answer, model)
-    return {
-        "protocol": protocol_of(name, answer, model),
-        "numbers": {key: value for key, value in numbers.items() if number(value) is not None},
-        "skipped": [str(row.get("ood_dataset")) for row in answer.rows(model, "skipped")],
-    }
 
 
 def protocol_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:
     """Return what the numbers depend on, as far as the answer tells; "sets": name -> images."""
     told = answer.part("protocol")
     protocol = {key: told[key] for key in PROTOCOL if key in told}
-    sets = told.get("sets")
-    sizes = {
-        key: IMAGES.search(str(text))
-        for key, text in (sets.items() if isinstance(sets, dict) else ())
-    }
+    sets: Any = told.get("sets")
+    sets = sets if isinstance(sets, dict) else {}
+    sizes = {key: IMAGES.search(str(text)) for key, text in sets.items()}
     protocol["sets"] = {key: int(n[1].replace(",", "")) for key, n in sizes.items() if n}
     protocol |= {key: answer.value(model, key) for key in OWN_PROTOCOL.get(name, ())}
     if isinstance(weights := answer.value(model, "weights"), str):  # of a run with --ema
@@ -113,10 +114,6 @@ def is_stale(run: Run, answer: Answer, model: Model, hashes: dict[Path, str | No
     step = number(about.get("step")) if isinstance(about, dict) else None
     steps = [int(text) for row in run.rows if (text := row.get("step") or "").isdecimal()]
     return path.name == LAST and step is not None and steps != [] and step != steps[-1]
-
-
-def warn(message: str) -> None:
-    print_line(f"tables.py: warning: {message}", sys.stderr)
 
 
 def numbers_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:

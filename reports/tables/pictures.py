@@ -3,17 +3,17 @@ pictures, copied beside the records."""
 
 from __future__ import annotations
 
+import io
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reports.tables.records import writing
+from reports.tables.records import write
 from reports.tables.table import Number, Table
 from reports.tables.titles import TABLES, column_title, natural
-from runs.cli import UsageError
-from runs.style import BUDGETS, COLOURS, MARKERS, STYLE
+from runs.style import BUDGETS, COLOURS, MARKERS, STYLE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,11 +22,8 @@ OURS, PAPER = COLOURS[0], COLOURS[1]
 PER_ROW = 5
 
 
-def save_picture(table: Table, path: Path, flag: str = "--results") -> bool:
-    """Write the PNG, the same bytes every time; False where there is no number to draw.
-
-    Raises UsageError, with the flag of the folder, where it cannot be written.
-    """
+def save_picture(table: Table, path: Path) -> bool:
+    """Write the PNG, the same bytes every time; return False where there is no number to draw."""
     from matplotlib import rc_context
 
     kind = TABLES.get(table.name, {}).get("picture", "dots")
@@ -36,9 +33,10 @@ def save_picture(table: Table, path: Path, flag: str = "--results") -> bool:
         figure = {"dots": dots, "curves": curves, "robustness": robustness}[kind](table)
         if figure is None:
             return False
-        with writing(path, flag) as temporary:
-            # Without matplotlib's version, which is no result.
-            figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+        file = io.BytesIO()
+        # Without matplotlib's version, which is no result.
+        figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
+    write(path, file.getvalue())
     return True
 
 
@@ -181,12 +179,7 @@ def _curve(axes: Any, places: Iterable[tuple[float, Number]], i: int, label: str
 def _figure(
     rows: int, columns: int, width: float, height: float, **more: Any
 ) -> tuple[Figure, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height, w_pad=0.08, h_pad=0.06)
     return figure, figure.subplots(rows, columns, squeeze=False, **more)
 
 
@@ -211,12 +204,10 @@ def copy_pictures(tables: Mapping[str, Any], folder: Path, results: Path) -> lis
         for row in table.rows if samples else ():
             for run in first_seed(folder, row, "eval"):
                 pictures += last_grids(run, samples)
-        targets = []
-        for i, path in enumerate(pictures, 1):
-            target = results / (f"{name}.png" if len(pictures) == 1 else f"{name}-{i}.png")
-            with writing(target) as temporary:
-                temporary.write_bytes(read(path))
-            targets.append(target)
+        targets = [
+            write(results / f"{name}{f'-{i}' * (len(pictures) > 1)}.png", path.read_bytes())
+            for i, path in enumerate(pictures, 1)
+        ]
         for stale in set(copies_of(name, results)) - set(targets) if targets else ():
             stale.unlink()
         copied += targets
@@ -228,16 +219,6 @@ def copies_of(name: str, results: Path) -> list[Path]:
     kept = re.compile(rf"{re.escape(name)}(-[0-9]+)?")
     found = [path for path in results.glob("*.png") if kept.fullmatch(path.stem)]
     return sorted(found, key=lambda path: natural(path.stem))
-
-
-def read(picture: Path) -> bytes:
-    """Raises UsageError where it cannot be read."""
-    try:
-        return picture.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"--root: cannot read {picture} ({error.strerror}): remove it, or let it be read"
-        ) from None
 
 
 def first_seed(folder: Path, name: str, within: str) -> list[Path]:

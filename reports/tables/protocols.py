@@ -3,7 +3,7 @@ asked alike."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -13,8 +13,10 @@ from reports.tables.titles import DECLARED, natural
 from runs.cli import UsageError
 from runs.terms import TERMS
 
-Told = dict[str, Any]  # settings, or a protocol: flat
 IMAGES = "images of "
+EARLIER = {tuple(key): text for *key, text in DECLARED["earlier"]}  # question, protocol version
+Told = dict[str, Any]  # settings, or a protocol: flat
+Asked = dict[str, dict[str, Told]]  # question -> row -> the protocol of its first seed
 
 
 def check_protocols(
@@ -26,39 +28,24 @@ def check_protocols(
     trained or asked differently.
     """
     check_sizes(table, scale, records)
-    place = where(table, scale)
-    asked: dict[str, dict[str, list[tuple[str, Told]]]] = {}  # question -> row -> run, protocol
-    versions: dict[str, dict[Any, str]] = {}  # question -> protocol version -> a run that has it
+    rows: Asked = {}
     for name, record in records.items():
-        check_settings(table, scale, name, record)
-        for run, seed in finished(name, record):
-            for question, answer in seed["answers"].items():
-                if "protocol" in answer and any(k.startswith(prefixes) for k in answer["numbers"]):
-                    protocol = flat(answer["protocol"])
-                    asked.setdefault(question, {}).setdefault(name, []).append((run, protocol))
-                    seen = versions.setdefault(question.partition("/")[0], {})
-                    seen.setdefault(protocol.get("version"), run)
-    for question, seen in versions.items():
-        if len(seen) > 1:
-            listed = ", ".join(
-                f"{version} ({run})" for version, run in sorted(seen.items(), key=str)
-            )
-            raise UsageError(
-                f"{place} would mix protocol versions {listed} of {question}: evaluate again with "
-                "one version, or remove the older records"
-            )
-    for question, runs in ((q, runs) for q, found in asked.items() for runs in found.values()):
-        check_alike(runs, f"{place}: {{}} were asked {question} differently ({{}}): evaluate them "
-                    "alike")  # fmt: skip
-    rows = {q: {name: runs[0][1] for name, runs in asked[q].items()} for q in sorted(asked)}
-    every = sorted((question, str(v)) for question, seen in versions.items() for v in seen)
-    earlier = {each: DECLARED["earlier"].get(" ".join(each)) for each in every}
-    return [
-        *asked_of(rows),
-        *(f"Version {v} of {q} {text}." for (q, v), text in earlier.items() if text),
-        *asked_differently(rows),
-        *other_noise(records, rows),
-    ]
+        asked = {run: protocols(seed, prefixes) for run, seed in finished(name, record)}
+        told = {run: recipe(seed) for run, seed in finished(name, record)}
+        for run, questions in asked.items():
+            for question, protocol in questions.items():
+                rows.setdefault(question, {}).setdefault(name, protocol)
+                told[run] |= {f"{question} {key}": value for key, value in protocol.items()}
+        for (first, a), (second, b) in combinations(told.items(), 2):
+            if keys := differing(a, b):
+                raise UsageError(
+                    f"{where(table, scale)}: {first} and {second} are no seeds of one row "
+                    f"({listed(a, keys)}; {listed(b, keys)}): train or evaluate one of them again, "
+                    f"or remove it and its part of {scale}/{name}.json"
+                )
+    rows = dict(sorted(rows.items()))
+    versions = check_versions(table, scale, rows)
+    return [*asked_of(rows), *versions, *asked_differently(rows), *other_noise(records, rows)]
 
 
 def where(table: str, scale: str) -> str:
@@ -78,49 +65,54 @@ def check_sizes(table: str, scale: str, records: Mapping[str, Record]) -> None:
         for seed in record["seeds"].values():
             found.setdefault(image_size(seed["settings"]), name)
     if len(found) > 1:
-        listed = " and ".join(f"{size} x {size} ({name})" for size, name in found.items())
+        sizes = " and ".join(f"{size} x {size} ({name})" for size, name in found.items())
         raise UsageError(
-            f"{where(table, scale)} would mix images of {listed}: make a table of each size"
+            f"{where(table, scale)} would mix images of {sizes}: make a table of each size"
         )
 
 
-def check_settings(table: str, scale: str, name: str, record: Record) -> None:
-    """Raise UsageError where finished seeds of one row were trained differently."""
-    runs = [(run, recipe(seed)) for run, seed in finished(name, record)]
-    check_alike(
-        runs,
-        f"{where(table, scale)}: {{}} were trained differently ({{}}): train one of them again, or "
-        f"remove it and its part of {scale}/{name}.json",
-        flag="--",
-    )
+def check_versions(table: str, scale: str, rows: Asked) -> list[str]:
+    """Return notes on versions before the present one.
+
+    Raises UsageError where a question has several.
+    """
+    found: dict[str, dict[Any, str]] = {}  # question -> protocol version -> a row
+    for question, protocols in rows.items():
+        for name, protocol in protocols.items():
+            versions = found.setdefault(question.partition("/")[0], {})
+            versions.setdefault(protocol.get("version"), name)
+    for question, versions in found.items():
+        if len(versions) > 1:
+            texts = sorted(f"{version} ({name})" for version, name in versions.items())
+            raise UsageError(
+                f"{where(table, scale)} would mix protocol versions {', '.join(texts)} of "
+                f"{question}: evaluate again with one version, or remove the older records"
+            )
+    return [
+        f"Version {version} of {question} {EARLIER[question, version]}."
+        for question, versions in found.items()
+        for version in versions
+        if (question, version) in EARLIER
+    ]
 
 
-def check_alike(runs: Sequence[tuple[str, Told]], message: str, flag: str = "") -> None:
-    """Raise UsageError, with the two runs and in what they differ, for two that do."""
-    for (first, a), (second, b) in combinations(runs, 2):
-        if keys := differing(a, b):
-            texts = "; ".join(told(found, keys, flag) for found in (a, b))
-            raise UsageError(message.format(f"{first} and {second}", texts))
-
-
-def asked_differently(rows: Mapping[str, Mapping[str, Told]]) -> list[str]:
+def asked_differently(rows: Asked) -> list[str]:
     notes = []
     for question, protocols in rows.items():
-        found = list(protocols.values())
-        keys = sorted({key for a in found for b in found for key in differing(a, b)})
+        pairs = combinations(protocols.values(), 2)
+        keys = sorted({key for a, b in pairs for key in differing(a, b)})
         texts: dict[str, str] = {}  # what differs -> a row
         for name, protocol in protocols.items():
-            texts.setdefault(told(protocol, [key for key in keys if key in protocol]), name)
-        if keys:
-            listed = "; ".join(f"{name}: {text}" for text, name in sorted(texts.items()) if text)
-            notes.append(f"Not all rows were asked {question} alike ({listed}).")
+            texts.setdefault(listed(protocol, [key for key in keys if key in protocol]), name)
+        told = "; ".join(f"{name}: {text}" for text, name in sorted(texts.items()) if text)
+        notes += [f"Not all rows were asked {question} alike ({told})."] if keys else []
     return notes
 
 
-def asked_of(rows: Mapping[str, Mapping[str, Told]]) -> list[str]:
+def asked_of(rows: Asked) -> list[str]:
     """Return notes on how many images each question was about."""
     found: dict[str, list[str]] = {}  # the images -> questions
-    for question, protocols in sorted(rows.items()):
+    for question, protocols in rows.items():
         counts: dict[str, set[Any]] = {}
         for key, value in (item for protocol in protocols.values() for item in protocol.items()):
             if key == "n" or key.startswith(IMAGES):
@@ -135,17 +127,16 @@ def asked_of(rows: Mapping[str, Mapping[str, Told]]) -> list[str]:
     return [f"Images ({', '.join(names)}): {text}." for text, names in found.items()]
 
 
-def other_noise(records: Mapping[str, Record], rows: Mapping[str, Mapping[str, Told]]) -> list[str]:
+def other_noise(records: Mapping[str, Record], rows: Asked) -> list[str]:
     """Return notes on rows that are evaluated with other noise than they were trained with; an
     attack has none."""
-    found: dict[tuple[float, float], set[str]] = {}
+    found: dict[tuple[Any, Any], set[str]] = {}
     for question, protocols in rows.items():
         for name, protocol in protocols.items() if not question.startswith("attack") else ():
-            asked = protocol.get("sigma")
             for seed in records[name]["seeds"].values():
-                trained = seed["settings"].get("sigma")
-                if trained is not None and asked is not None and trained != asked:
-                    found.setdefault((trained, asked), set()).add(name)
+                noise = seed["settings"].get("sigma"), protocol.get("sigma")
+                if None not in noise and noise[0] != noise[1]:
+                    found.setdefault(noise, set()).add(name)
     return [
         f"Trained with noise of standard deviation {trained:g} and evaluated with {asked:g}, as "
         f"every row is: {', '.join(sorted(names))}."
@@ -160,16 +151,20 @@ def recipe(seed: Seed) -> Told:
     older version did not record.
     """
     left_out = {**dict.fromkeys(TERMS, 0), "max_steps": None, **DEFAULTS}
-    found = {**left_out, **seed.get("settings", {})}
+    found = {f"--{key}": value for key, value in {**left_out, **seed.get("settings", {})}.items()}
     if "start" in seed:
-        found["load_path"] = SEED.sub("", str(seed["start"])) if seed["start"] else None
+        found["--load_path"] = SEED.sub("", str(seed["start"])) if seed["start"] else None
     return found
 
 
-def flat(protocol: Mapping[str, Any]) -> Told:
-    """Make a set's number of images a key of its own."""
-    found = {key: value for key, value in protocol.items() if key != "sets"}
-    return found | {f"{IMAGES}{name}": n for name, n in protocol.get("sets", {}).items()}
+def protocols(seed: Seed, prefixes: tuple[str, ...]) -> Asked:
+    """Return question -> protocol; a set's number of images is a key of its own."""
+    return {
+        question: {key: value for key, value in answer["protocol"].items() if key != "sets"}
+        | {IMAGES + name: n for name, n in answer["protocol"].get("sets", {}).items()}
+        for question, answer in seed["answers"].items()
+        if "protocol" in answer and any(key.startswith(prefixes) for key in answer["numbers"])
+    }
 
 
 def differing(first: Told, second: Told) -> list[str]:
@@ -178,5 +173,5 @@ def differing(first: Told, second: Told) -> list[str]:
     return sorted(key for key in first.keys() & second.keys() if first[key] != second[key])
 
 
-def told(found: Told, keys: Sequence[str], flag: str = "") -> str:
-    return ", ".join(f"{flag}{key} {found[key]}" for key in keys)
+def listed(found: Told, keys: Iterable[str]) -> str:
+    return ", ".join(f"{key} {found[key]}" for key in keys)

@@ -10,20 +10,20 @@ A record is {"experiment", "scale", "seeds": {seed: {"state", "divergences", "se
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from reports.page.markup import number
 from reports.page.run import Run, read_run
-from reports.tables.answers import Asked, answers_of, warn
+from reports.tables.answers import Asked, answers_of
 from runs.cli import UsageError
 from runs.files import plain, whole
 from runs.names import ADAM_BETAS, IMAGE_SIZE
+from runs.screen import print_line
 from runs.terms import used
 
 Record = dict[str, Any]
@@ -107,47 +107,26 @@ def gist(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in names if settings.get(name) is not None}
 
 
-def collect(
-    root: Path, scale: str, runs: Mapping[str, Mapping[int, Record]], results: Path
-) -> list[Path]:
+def collect(scale: str, runs: Mapping[str, Mapping[int, Record]], results: Path) -> list[Path]:
     """Write results/<scale>/<experiment>.json; seeds that are recorded already and not among
-    `runs` stay, and a finished one stays where the run is not.
-
-    Raises UsageError where a record would hold more than one protocol version.
-    """
+    `runs` stay, and a finished one stays where the run is not."""
     written = []
     for name, seeds in sorted(runs.items()):
         path = results / scale / f"{name}.json"
         merged = dict(read_record(path)["seeds"]) if path.exists() else {}
         for seed, found in seeds.items():
             if merged.get(str(seed), found)["state"] == "finished" != found["state"]:
-                warn(
-                    f"{name}-s{seed} is {found['state']} and its record in {scale}/{path.name} is "
-                    "of a finished run: that one stays"
+                print_line(
+                    f"tables.py: warning: {name}-s{seed} is {found['state']} and its record in "
+                    f"{scale}/{path.name} is of a finished run: that one stays",
+                    sys.stderr,
                 )
             else:
                 merged[str(seed)] = found
-        record = {"experiment": name, "scale": scale, "seeds": merged}
-        for question, versions in _versions(record).items():
-            if len(versions) > 1:
-                raise UsageError(
-                    f"--root {root}: {name} has answers of protocol versions "
-                    f"{', '.join(sorted(versions))} to {question} over its seeds: evaluate them "
-                    f"all again, or remove {path}"
-                )
-        write(path, json.dumps(plain(record), indent=1, sort_keys=True, allow_nan=False) + "\n")
-        written.append(path)
+        record = plain({"experiment": name, "scale": scale, "seeds": merged})
+        text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
+        written.append(write(path, text + "\n"))
     return written
-
-
-def _versions(record: Record) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    for seed in record["seeds"].values():
-        for question, answer in seed.get("answers", {}).items():
-            if "protocol" in answer:
-                version = str(answer["protocol"].get("version"))
-                found.setdefault(question.partition("/")[0], set()).add(version)
-    return found
 
 
 def read_records(results: Path, scales: Iterable[str]) -> dict[str, dict[str, Record]]:
@@ -174,27 +153,12 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def write(path: Path, text: str, flag: str = "--results") -> Path:
-    with writing(path, flag) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+def write(path: Path, content: str | bytes) -> Path:
+    """Write a file whole or not at all; an OSError names it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     return path
-
-
-@contextmanager
-def writing(path: Path, flag: str = "--results") -> Iterator[Path]:
-    """Give a name to write to that becomes `path`: whole or not at all.
-
-    Raises UsageError, with the flag that the folder was given for, where that fails.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as temporary:
-            yield temporary
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise UsageError(
-            f"{flag}: cannot write {path} ({reason}): give a folder that is writable and has room"
-        ) from None
 
 
 def _state(folder: Path, finished: bool) -> tuple[str, int]:
