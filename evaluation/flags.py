@@ -33,7 +33,7 @@ EVALUATIONS = (
     *("fid", "attack"),
 )
 # Numbers of one version can be compared: raise a question's with every change of what it computes
-# (README, "Protocol"), but not of the random numbers that it is computed with.
+# (docs/protocol.md), but not of the random numbers that it is computed with.
 PROTOCOL = {**dict.fromkeys(EVALUATIONS, 1), "attack": 2}
 SAMPLES = ("uncond_samples", "cond_samples")
 ONE_MODEL = (*SAMPLES, "fid")  # evaluations whose files belong to one checkpoint

@@ -1,4 +1,4 @@
-"""The joint energy-based classifier: one network, four densities (README, "The formula")."""
+"""The joint energy-based classifier: one network, four densities."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ SHORT_BN = (
     "--n_epochs 6 --decay_epochs 3 4 5 --decay_rate .2"
 )
 ONCE = "--lr 1e-3 --batch_size 64 --n_epochs 1 --max_steps 6 --print_every 3"
-# SGLD from a trained model, with two stabilisers: see the README's "What a healthy run looks like".
+# SGLD from a trained model, with two stabilisers: see docs/sampling.md.
 SHORT_SGLD = (
     "--lr 1e-4 --warmup_iters 200 --n_epochs 2 --decay_epochs 1 --sigma .1 --n_steps 10 "
     "--sgld_l2 .1 --clip_grad 5"
