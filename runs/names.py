@@ -22,6 +22,8 @@ TITLES = {  # of data sets, in pictures and tables
     "uniform": "uniform noise",
     "gaussian": "Gaussian noise",
     "photos": "photographs",
+    "tinyimagenet": "TinyImageNet",
+    "places365": "Places365",
 }
 FOLDER = "folder:"  # and a path: a data set of the user's own
 

@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> Path:
     parser = build_parser()
     args = parser.parse_args(argv)
     from reports.page import NoRun, page, read_run  # --help and mistakes are answered first
+    from training.flags import build_parser as flags
 
     output: Path = args.output or args.run_folder / "report.html"
     for folder in args.eval_dir:
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> Path:
     if output.suffix.lower() not in (".html", ".htm"):
         parser.error(f"--output {output} is no name of a page: give one that ends in .html")
     try:
-        text = page(read_run(args.run_folder, args.eval_dir))
+        text = page(read_run(args.run_folder, args.eval_dir), vars(flags().parse_args([])))
     except NoRun as error:
         parser.error(str(error))
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")

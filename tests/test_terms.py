@@ -95,7 +95,7 @@ def test_its_page_has_its_formula_and_no_number_of_the_papers(train: Any, ask: A
         asked = ["--load_path", str(run.folder / "last_ckpt.pt"), "--eval", "test_clf"]
         found = ask.bare(*asked, "--data_root", str(train.data), "--device", "cpu")
         assert found.code == 0, found.err
-        texts.append(re.sub(r"<[^>]*>", "", page(read_run(run.folder))))
+        texts.append(re.sub(r"<[^>]*>", "", page(read_run(run.folder), {})))
     assert "pyxce + pxycontrast + penalty \N{MIDDLE DOT} cifar10" in texts[0]
     assert "0.5 \N{MIDDLE DOT} [|f(x)|^2]penalty" in texts[0] and "L2 penalty" in texts[0]
     theirs = "paper (WRN-28-10): "
@@ -107,7 +107,7 @@ def test_a_run_with_a_term_that_is_declared_elsewhere_is_no_hdge(
 ) -> None:
     run = train.once(OWN)
     monkeypatch.delitem(TERMS, "penalty")
-    assert "pyxce + pxycontrast + penalty \N{MIDDLE DOT}" in page(read_run(run.folder))
+    assert "pyxce + pxycontrast + penalty \N{MIDDLE DOT}" in page(read_run(run.folder), {})
 
 
 def test_tables_tell_runs_of_two_weights_apart(

@@ -1,4 +1,4 @@
-"""A run folder as one self-contained HTML page. Standard library alone: no torch, no matplotlib."""
+"""A run folder as one self-contained HTML page. No torch, no matplotlib."""
 
 from reports.page.page import page
 from reports.page.run import NoRun, Run, read_run

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from reports.page.markup import number
@@ -19,7 +18,7 @@ NETWORK, EPOCHS = "WRN-28-10", 200
 SCORES = {"px": "log q(x)", "py": "max q(y|x)"}  # as HDGE's Table 1 has them
 
 # Terms of the run -> its name, and the rows' names in Tables 1 (OOD), 2 (batch norm), 3 (none).
-METHODS = {
+METHODS: dict[tuple[str, ...], tuple[str, str | None, str | None, str | None]] = {
     ("pyxce",): (
         *("Cross-entropy", "WideResNet-28-10 (cross-entropy)", "Supervised (cross-entropy)"),
         "WideResNet (no batch norm)",
@@ -36,7 +35,7 @@ class Paper:
     """What the papers print for the method that the run resembles."""
 
     method: str
-    rows: tuple[str | None, str | None, str | None]
+    rows: Sequence[str | None]
     tables: dict[str, Any]
     settings: dict[str, Any]
 
@@ -44,63 +43,54 @@ class Paper:
         """AUROC and its standard deviation, of models trained on CIFAR-10."""
         if canonical(in_dataset) != "cifar10" or score not in SCORES:
             return None
-        name = self.rows[0]
-        if self.settings.get("arch") == "resnet50":
-            name = f"{name} (ResNet-50)"
-        row = _row(self.tables["table1_ood"][SCORES[score]], name)
-        column = canonical(ood_dataset)
-        column = "cifar10interp" if column == "interp" else column
-        if column not in row.get("auroc", {}):
-            return None
-        return row["auroc"][column], row["std"][column]
+        resnet = " (ResNet-50)" if self.settings.get("arch") == "resnet50" else ""
+        row = _row(self.tables["table1_ood"][SCORES[score]], f"{self.rows[0]}{resnet}")
+        column = {"interp": "cifar10interp"}.get(canonical(ood_dataset), canonical(ood_dataset))
+        known = row.get("auroc", {})
+        return (known[column], row["std"][column]) if column in known else None
 
-    def accuracy(self, dataset: str) -> float | None:
-        """0 to 1; with batch norm Table 2, without Table 3 (CIFAR-10 alone)."""
+    def accuracy(self, dataset: object) -> float | None:
+        """0 to 1; with batch norm Table 2, without Table 3 (CIFAR-10) or Figure 2 (CIFAR-100)."""
         name = canonical(dataset)
         if self.settings.get("arch") == "resnet50":
             return None
         if self.settings.get("norm") == "batch":
-            found = _row(self.tables["table2_classification"]["rows"], self.rows[1]).get(name)
-        elif name == "cifar10":
-            found = _row(self.tables["table3_hybrid"]["rows"], self.rows[2]).get("accuracy")
-        else:
-            row = _row(self.tables["figure2_calibration"]["rows"], self.rows[0])
-            found = row.get("accuracy") if name == "cifar100" else None
-        return None if found is None else found / 100
+            return self._share("table2_classification", 1, name)
+        if name == "cifar10":
+            return self._share("table3_hybrid", 2, "accuracy")
+        return self._share("figure2_calibration", 0, "accuracy") if name == "cifar100" else None
 
-    def ece(self, dataset: str) -> float | None:
+    def ece(self, dataset: object) -> float | None:
         """0 to 1, of models trained on CIFAR-100."""
-        if canonical(dataset) != "cifar100":
-            return None
-        found = _row(self.tables["figure2_calibration"]["rows"], self.rows[0]).get("ece")
-        return None if found is None else found / 100
+        of_paper = canonical(dataset) == "cifar100"
+        return self._share("figure2_calibration", 0, "ece") if of_paper else None
 
     def generation(self, key: str) -> float | None:
         """fid or is, of models trained on CIFAR-10."""
-        if canonical(str(self.settings.get("dataset"))) != "cifar10":
+        if canonical(self.settings.get("dataset")) != "cifar10":
             return None
         return _row(self.tables["table3_hybrid"]["rows"], self.rows[2]).get(key)
 
+    def _share(self, table: str, row: int, key: str) -> float | None:
+        found = _row(self.tables[table]["rows"], self.rows[row]).get(key)
+        return None if found is None else found / 100
 
-def paper_of(run: Run, path: Path = PUBLISHED) -> Paper:
-    tables = json.loads(path.read_text(encoding="utf-8"))
+
+def paper_of(run: Run) -> Paper:
+    tables = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     names = tuple(term.name for term in terms.used(run.settings))
     if names and run.rows:  # a term may have been declared where the run was made, and not here
         losses = [name.removesuffix("/loss") for name in run.rows[0] if name.endswith("/loss")]
         names += tuple(name for name in losses if name not in terms.TERMS)
     method, *rows = METHODS.get(names, (" + ".join(names) or "Terms unknown", None, None, None))
     if run.settings.get("uncond") or image_size(run.settings) != IMAGE_SIZE:
-        rows = [None, None, None]  # the papers have no such head for log q(x), nor such images
-    return Paper(str(method), (rows[0], rows[1], rows[2]), tables, run.settings)
+        rows = [None] * 3  # the papers have no such head for log q(x), nor such images
+    return Paper(str(method), rows, tables, run.settings)
 
 
-def weight(run: Run, term: str) -> float:
-    return number(run.settings.get(term)) or 0.0
-
-
-def canonical(name: str) -> str:
+def canonical(dataset: object) -> str:
     """cifar_test, cifar10_test, cifar100test -> cifar10, cifar10, cifar100; other splits stay."""
-    name = re.sub(r"_?test$", "", name.strip().lower())
+    name = re.sub(r"_?test$", "", str(dataset).strip().lower())
     return {"cifar": "cifar10", "cifar_100": "cifar100", "cifar_interp": "interp"}.get(name, name)
 
 
@@ -113,8 +103,12 @@ def network(run: Run) -> str | None:
 
 
 def image_size(settings: Mapping[str, Any]) -> Any:
-    """The side of a run's images in pixels; runs of earlier versions do not tell theirs."""
+    """Return the side of a run's images in pixels; settings of an earlier version lack it."""
     return settings.get("image_size", IMAGE_SIZE)
+
+
+def epochs(run: Run) -> str:
+    return f"{run.epochs} epoch" + "s" * (run.epochs != 1)
 
 
 def badge(run: Run) -> str | None:
@@ -125,7 +119,7 @@ def badge(run: Run) -> str | None:
         differs.append(str(net))
         small = (number(s.get("depth")) or 0) <= 28 and (number(s.get("width")) or 0) <= 10
     if run.rows and run.epochs < EPOCHS:
-        differs.append(f"{run.epochs} epoch" + "s" * (run.epochs != 1))
+        differs.append(epochs(run))
         small = True
     if s and s.get("dataset") not in ("cifar10", "cifar100"):
         differs.append(str(s.get("dataset")))

@@ -1,123 +1,99 @@
-"""The sections on classification, calibration and robustness."""
+"""What the sections show of an answer: rows beside the papers' numbers, and pictures' captions."""
 
 from __future__ import annotations
 
-from reports.page import markup
-from reports.page.answer import Answer, Model
-from reports.page.markup import Html, count, decimals, number, percent, table, tag
-from reports.page.paper import NETWORK, Paper
-from reports.page.run import Run
-from reports.page.sections import answered, labels, pictures, reading, section
+import re
+from pathlib import Path
+from typing import Any
+
+from reports.page.markup import number, plain, show
+from reports.page.paper import Paper, canonical
+from reports.page.run import Answer, Model, Run, items
+from runs.screen import reversed_order
+
+Pictures = list[tuple[Path, str]]  # each with its caption
+NORM = {"Linf": "L\N{INFINITY}", "L2": "L2"}
+SCORES = {
+    "px": "log q(x)",
+    "py": "max q(y|x)",
+    "pxy": "max f(x)[y]",
+    "pxgrad": "\N{MINUS SIGN}log \N{DOUBLE VERTICAL LINE}d log q(x)/dx\N{DOUBLE VERTICAL LINE}",
+    "pxsim": "contrastive log q(x|y)",
+    "knn": "k-th nearest neighbour",
+    "entropy": "\N{MINUS SIGN}entropy of q(y|x)",
+}
+GRIDS = {  # kind of picture -> its caption
+    "uncond": "Chains that climb log q(x)",
+    "cond": "Chains that climb f(x)[y], one class a row",
+    "contrast": "Chains that climb log q(x|y) as the contrastive term has it",
+    "direct": "Chains that climb f(x)[y], one class a row",
+    "classified": "Samples of q(x), classified: the most confident of each class, a class a row",
+    "starts": "Where chains began, their samples, and the nearest training images",
+    "trajectory": "Chains from their start on the left to the last step on the right, one a row",
+}
 
 
-def classification(run: Run, paper: Paper) -> Html:
-    def show(answer: Answer) -> list[Html]:
-        rows: list[list[object]] = []
-        head = ("model", "accuracy", "top-5", "NLL", "images", "SGLD steps before")
-        for name, m in zip(labels(answer), answer.models, strict=True):
-            keys = ("accuracy", "top5", "nll", "n", "n_steps")
-            acc, top5, nll, n, steps = (answer.value(m, key) for key in keys)
-            shares = [percent(acc), percent(top5), decimals(nll, 4)]
-            rows.append([name, *shares, count(n), count(steps or 0)])
-        own = answer.of_run()
-        theirs = None if own is None else paper.accuracy(str(answer.value(own, "dataset")))
-        if theirs is not None:
-            rows.append([f"paper ({NETWORK}), {paper.method}", percent(theirs, 1), *[""] * 4])
-        return [table(head, rows)]
-
-    text = (
-        "Accuracy: the share of images whose largest logit is the label's. Top-5: the label is "
-        "among the five largest. NLL: mean of \N{MINUS SIGN}log q(y|x) in nats; guessing gives log "
-        "C."
-    )
-    body = answered(run, "test_clf", show)
-    return section("classification", "Classification", reading(text), body)
+def own_set(run: Run) -> str:
+    return canonical(str(run.settings.get("dataset", "cifar10")))
 
 
-def calibration(run: Run, paper: Paper) -> Html:
-    def show(answer: Answer) -> list[Html]:
-        whose = pictures(answer)
-        caption = "Bars: accuracy in each bin of confidence; a perfect model's reach the diagonal."
-        images = [
-            markup.picture(path, f"Reliability diagram of {whose}", caption)
-            for path in answer.pictures()
-        ]
-
-        def row(title: str, key: str, digits: int | None = None) -> list[object]:
-            values = [answer.value(m, key) for m in answer.models]
-            return [title, *(decimals(v, digits) if digits else percent(v) for v in values)]
-
-        rows = [row("ECE", "ece"), row("accuracy", "accuracy"), row("NLL", "nll", 4)]
-        rows += [row("Brier score", "brier", 4), row("temperature", "temperature", 3)]
-        rows.append(row("ECE after scaling", "ece_temperature"))
-        head: list[object] = ["", *labels(answer)]
-        own = answer.of_run()
-        theirs = None if own is None else paper.ece(str(answer.value(own, "dataset")))
-        if theirs is not None:
-            head.append(f"paper ({NETWORK})")
-            rows = [[*cells, percent(theirs) if i == 0 else ""] for i, cells in enumerate(rows)]
-        pair = tag("div", *images, table(head, rows), class_="pair")
-        return [pair, *(bins(answer, m) for m in answer.models)]
-
-    text = (
-        "A calibrated classifier that says 80 % is right on 80 % of such images. ECE: the gap "
-        "between confidence and accuracy, averaged over 20 bins weighted by their images; 0 is "
-        "best. Temperature: what the logits are divided by after fitting on validation images; "
-        "above 1 the model was over-confident. Brier score: 0 is best, 2 worst."
-    )
-    body = answered(run, "eval_ece", show)
-    return section("calibration", "Calibration", reading(text), body)
+def score_name(score: object) -> str:
+    return f"{score}: {SCORES[score]}" if isinstance(score, str) and score in SCORES else str(score)
 
 
-def bins(answer: Answer, model: Model) -> Html:
+def ood_rows(answer: Answer, paper: Paper) -> list[dict[str, Any]]:
+    """Return a row for each model, OOD set and score; "theirs" is None where no paper has it."""
     rows = []
-    for b in answer.rows(model, "bins"):
-        span = f"{decimals(b.get('lower'), 2)} to {decimals(b.get('upper'), 2)}"
-        gap = None
-        acc, conf = number(b.get("accuracy")), number(b.get("confidence"))
-        if acc is not None and conf is not None:
-            gap = acc - conf
-        cells = [percent(conf), percent(acc), percent(gap)]
-        rows.append([span, count(b.get("count")), *cells])
-    head = ("confidence", "images", "mean confidence", "accuracy", "gap")
-    name = f"The bins in numbers: {model.label}"
-    return markup.fold(name, table(head, rows) if rows else markup.note("No bins were recorded."))
+    for label, m in zip(answer.labels, answer.models, strict=True):
+        inside = str(answer.value(m, "in_dataset"))
+        for row in answer.rows(m, "rows"):
+            score, auroc = row.get("score_fn"), number(row.get("auroc"))
+            known = paper.auroc(inside, str(row.get("ood_dataset")), str(score)) if m.own else None
+            theirs = known and f"{known[0]:.2f} \N{PLUS-MINUS SIGN} {known[1]:.2f}"
+            names = {"model": label, "score": score_name(score), "theirs": theirs}
+            rows.append({**row, **names, "auroc": auroc})
+    return rows
 
 
-def robustness(run: Run, paper: Paper) -> Html:
-    def show(answer: Answer) -> list[Html]:
-        whose = pictures(answer)
-        distance = answer.record.get("distance") or (
-            answer.value(answer.models[0], "distance") if answer.models else None
-        )
-        norm = {"Linf": "L\N{INFINITY}", "L2": "L2"}.get(str(distance), str(distance))
-        images = [
-            markup.picture(path, f"Accuracy under attack of {whose}, {norm}")
-            for path in answer.pictures()
+def in_datasets(answer: Answer) -> str:
+    return ", ".join(sorted({str(answer.value(m, "in_dataset")) for m in answer.models}))
+
+
+def below_half(answer: Answer) -> list[tuple[str, str]]:
+    """Return (model, sentence) for each model that has an AUROC below .5."""
+    told = []
+    for label, model in zip(answer.labels, answer.models, strict=True):
+        rows = [
+            {"auroc": auroc, **{key: str(r.get(key)) for key in ("ood_dataset", "score_fn")}}
+            for r in answer.rows(model, "rows")
+            if (auroc := number(r.get("auroc"))) is not None
         ]
-        found = [
-            {number(r.get("eps")): r.get("accuracy") for r in answer.rows(m, "rows")}
-            for m in answer.models
-        ]
-        radii = sorted({eps for rows in found for eps in rows if eps is not None})
-        rows = [[radius(e, str(distance)), *(percent(r.get(e)) for r in found)] for e in radii]
-        head = (f"radius {norm}", *labels(answer))
-        details = [("attack", "attack"), ("steps", "steps"), ("restarts", "restarts")]
-        details += [("SGLD steps before classifying", "n_steps_refine")]
-        first = answer.models[0] if answer.models else Model("", "", {}, False)
-        facts = [f"{name} {answer.value(first, key)}" for name, key in details
-                 if answer.value(first, key) is not None]  # fmt: skip
-        pair = tag("div", *images, table(head, rows), class_="pair")
-        return [pair, tag("p", ", ".join(facts) + ".", class_="small")]
+        if text := reversed_order(rows):
+            told.append((label, text))
+    return told
 
-    text = (
-        "Accuracy after every pixel (L\N{INFINITY}) or the image as a whole (L2) was moved by at "
-        "most the radius to fool the model; pixels are in [0, 1]. At radius 0 it is the plain "
-        "accuracy without noise. An attack gives an upper bound: a stronger one may find more. The "
-        "paper prints its curves (Figure 4) without numbers."
-    )
-    body = answered(run, "attack", show, "--distance", "Linf")
-    return section("robustness", "Robustness", reading(text), body)
+
+def histogram_rows(answer: Answer) -> list[tuple[Any, ...]]:
+    """Return (model, data set, its numbers, its quantiles)."""
+    rows = []
+    for label, model in zip(answer.labels, answer.models, strict=True):
+        for name, found in mapping(answer.value(model, "sets")).items():
+            rows.append((label, name, mapping(found), mapping(mapping(found).get("quantiles"))))
+    return rows
+
+
+def mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def radii(answer: Answer) -> list[tuple[float, list[Any]]]:
+    """Return each radius of an attack and the models' accuracies at it."""
+    found = [
+        {number(row.get("eps")): row.get("accuracy") for row in answer.rows(model, "rows")}
+        for model in answer.models
+    ]
+    known = sorted({at for rows in found for at in rows if at is not None})
+    return [(at, [rows.get(at) for rows in found]) for at in known]
 
 
 def radius(eps: float, distance: str) -> str:
@@ -126,3 +102,57 @@ def radius(eps: float, distance: str) -> str:
     if distance == "Linf" and abs(steps - round(steps)) < 1e-6:
         return f"{round(steps)}/255"
     return f"{eps:.4g}"
+
+
+def while_training(run: Run) -> tuple[Pictures, Pictures]:
+    """Return the last grid of each kind that training drew, and the first one of several."""
+    found: dict[str, Pictures] = {}
+    for path in sorted((run.folder / "samples").glob("*_*.png")):
+        kind, _, epoch = path.stem.rpartition("_")
+        after = f", after epoch {int(epoch)}" if re.fullmatch("[0-9]+", epoch) else ""
+        found.setdefault(kind, []).append((path, GRIDS.get(kind, kind) + after))
+    last = [paths[-1] for _, paths in sorted(found.items(), reverse=True)]
+    return last, [paths[0] for paths in found.values() if len(paths) > 1]
+
+
+def sampled(answer: Answer) -> Pictures:
+    """Return samples beside training images first, and of each kind of picture the one with the
+    most steps."""
+    latest: dict[str, tuple[int, Path]] = {}
+    for path in answer.pictures():
+        found = re.search(r"samples_(?:([a-z]+)_?)?([0-9]*)\.png$", path.name)
+        kind, steps = (found[1] or "", int(found[2] or 0)) if found else (path.stem, 0)
+        if steps >= latest.get(kind, (-1, path))[0]:
+            latest[kind] = (steps, path)
+    shown = sorted(latest.items(), key=lambda item: item[0] != "starts")
+    after = {kind: f", {steps:,} SGLD steps" if steps else "" for kind, (steps, _) in shown}
+    return [(path, GRIDS.get(kind, GRIDS["uncond"]) + after[kind]) for kind, (_, path) in shown]
+
+
+def per_class(answer: Answer) -> str:
+    found = items(answer.first.values.get("classified_per_class"), int)
+    return ", ".join(show(n, ",.0f") for n in found)
+
+
+def features(answer: Answer, model: Model) -> str:
+    """'inception', or 'model' with the classifier's file and folder."""
+    kind, _, place = plain(answer.value(model, "features")).partition(" ")
+    return f"{kind} {'/'.join(place.split('/')[-2:])}" if place else kind
+
+
+def own_features(answer: Answer, model: Model | None = None) -> bool:
+    """Return whether FID's features are a classifier's, of any model: no published number
+    compares."""
+    models = answer.models if model is None else [model]
+    return any(str(answer.value(m, "features")).startswith("model") for m in models)
+
+
+def all_rows(answer: Answer) -> list[dict[str, Any]]:
+    return [row for model in answer.models for row in answer.rows(model, "rows")]
+
+
+def own_table(answer: Answer) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows that the answer to another question brings with it."""
+    told = answer.part("report")
+    rows = [[plain(cell) for cell in row] for row in items(told.get("rows"), list)]
+    return [plain(title) for title in items(told.get("head"), object)], rows

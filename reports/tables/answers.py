@@ -9,10 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from reports.page.answer import Answer, Model
 from reports.page.markup import number
 from reports.page.paper import canonical
-from reports.page.run import Run
+from reports.page.run import Answer, Model, Run
 from runs.files import file_sha256
 from runs.folder import LAST
 from runs.screen import print_line

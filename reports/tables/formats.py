@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reports.page.markup import Html, fold, join, picture, tag
-from reports.page.markup import table as html_table
 from reports.tables.about import COLUMNS
 from reports.tables.table import Number, Table
 from reports.tables.titles import column_title, digits
@@ -123,26 +121,6 @@ def grid(head: Sequence[str], *rows: Sequence[str]) -> str:
 def plain(text: str) -> str:
     """Return the text on one line, and no HTML: Markdown would let a tag through."""
     return " ".join(text.split()).replace("<", "&lt;").replace("*", r"\*")
-
-
-def html(parts: Sequence[Part]) -> Html:
-    """Return the same page's body."""
-    found: list[Html | None] = []
-    for part in parts:
-        if part.kind == "heading":
-            found.append(tag(f"h{part.level}", part.text, id=anchor(part.text)))
-        elif part.kind == "text":
-            found.append(tag("p", part.text.replace("`", "")))
-        elif part.kind == "list":
-            found.append(tag("ul", *(tag("li", item) for item in part.items)))
-        elif part.kind == "picture":
-            found.append(picture(part.items[0], part.text))
-        elif part.kind == "fold":
-            found.append(fold(part.text, html(part.items)))
-        else:
-            found.append(tag("h3", part.text) if part.text else None)
-            found.append(html_table(part.items[0], part.items[1:], text_columns=part.level))
-    return join(found)
 
 
 def anchor(title: str) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from reports.page.markup import Html, tag
-from reports.page.page import HERE, policy
+from reports.page.markup import document
 from reports.tables import formats
 from reports.tables.claims import (
     CONTRADICTED,
@@ -181,19 +180,4 @@ def has_number(row: Row, experiment: str) -> bool:
 
 def html(parts: Sequence[Part]) -> str:
     """Return the page as one document that loads nothing: pictures and style are within it."""
-    links = [
-        tag("a", part.text.partition(":")[0], href=f"#{formats.anchor(part.text)}")
-        for part in parts
-        if part.kind == "heading" and part.level == 2
-    ]
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy("")),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", "Results"),
-        tag("style", Html((HERE / "page.css").read_text(encoding="utf-8"))),
-    )
-    body = tag("body", tag("nav", *links, aria_label="Tables"), tag("main", formats.html(parts)))
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+    return document("results.html", parts=parts, anchor=formats.anchor)
