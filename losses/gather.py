@@ -1,4 +1,4 @@
-"""A batch that is divided over processes, as one: what the contrastive terms see of the others."""
+"""Gather a batch that is divided over processes, for the contrastive terms."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def alone() -> bool:
 
 
 def gathered(part: Tensor) -> Tensor:
-    """(N, ...) of all processes, by rank, from (N / processes, ...) of each: equal lengths. Without
-    gradient. One process: the part itself."""
+    """Return (N, ...) of all processes, by rank and without gradient, from the (N / processes, ...)
+    of each. All parts have one length. Of a single process, return the part itself."""
     if alone():
         return part.detach()
     found = [torch.empty_like(part) for _ in range(dist.get_world_size())]
@@ -36,6 +36,6 @@ class _WithGradient(torch.autograd.Function):
 
 
 def gathered_with_gradient(part: Tensor) -> Tensor:
-    """The same with a gradient: each process's part gets the sum of what the losses of all of them
-    say of it, so that the mean of the processes' gradients is the gradient of their mean loss."""
+    """Return the same with a gradient. A part takes the sum of its gradients from the losses of all
+    processes, so that the mean of the processes' gradients is the gradient of their mean loss."""
     return part if alone() else _WithGradient.apply(part)

@@ -66,7 +66,7 @@ class LogitQueue(nn.Module):
         self.normalisers = nn.ModuleDict()
 
     def track(self, score: Score) -> str:
-        """Keep the normaliser of this score up to date; returns the key to ask for it.
+        """Keep the normaliser of this score up to date; return its key for `log_normaliser`.
 
         Raises ValueError for a second, different score of the same kind (conditional or marginal).
         """
@@ -82,7 +82,7 @@ class LogitQueue(nn.Module):
         return key
 
     def log_normaliser(self, key: str) -> Tensor:
-        """log sum over filled slots k of exp(s[r, k] / T), (R,); -inf while the queue is empty."""
+        """Return log sum over filled slots k of exp(s[r, k] / T), (R,); -inf of an empty queue."""
         return self.normalisers[key].log_sum(self)  # type: ignore[operator]
 
     def enqueue(self, logits: Tensor, skip: Tensor | None = None) -> None:
@@ -111,8 +111,8 @@ class LogitQueue(nn.Module):
         filled.add_(take, alpha=count).clamp_(max=self.size)
 
     def commit(self, step: Any, skip: Tensor) -> None:
-        """Of several processes each has a part of the batch, and all enqueue all of it: their
-        queues are equal, to the bit."""
+        """Enqueue the batch of all processes. Each has a part of it and enqueues all parts, so
+        their queues are equal, bit for bit."""
         self.enqueue(gathered(step.logits), skip)
 
 
@@ -149,7 +149,7 @@ class Normaliser(nn.Module):
     def replace(
         self, queue: LogitQueue, old_CN: Tensor, new_CN: Tensor, counted_N: Tensor, take: Tensor
     ) -> None:
-        """Before the queue's slots change from old to new; `counted_N`: the slot was filled."""
+        """Update the sum before slots change from old to new; `counted_N`: they were filled."""
         if not self.running:
             return
         self.resum_if_due(queue)

@@ -136,8 +136,7 @@ class ReplayBuffer(nn.Module):
         self.staged: list[tuple[Tensor, ...]] = []
 
     def fill(self, generator: torch.Generator | None = None) -> None:
-        """Begin every slot anew, from `start`; random numbers are drawn for those of all
-        processes."""
+        """Begin every slot anew, from `start`, with random numbers for all processes."""
         labels = torch.arange(self.size, device=self.images.device)
         labels //= self.size // self.num_classes
         images = self.fresh(self.images.new_empty(self.size, *self.image_shape), labels, generator)
@@ -146,7 +145,7 @@ class ReplayBuffer(nn.Module):
     def draw(
         self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(start images (n, ...), their slots (n,)); with labels (n,) from their classes' slots."""
+        """Return start images (n, ...) and their slots (n,), with labels (n,) of these classes."""
         slots = (
             self.free_slots(n, generator) if labels is None else self.class_slots(labels, generator)
         )
@@ -174,8 +173,8 @@ class ReplayBuffer(nn.Module):
         return torch.randperm(size, device=self.images.device, generator=generator)[:n]
 
     def class_slots(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Distinct slots, each of its label's class: chain i takes entry i of a random order of
-        that class's slots."""
+        """Return distinct slots, each of its label's class: chain i takes entry i of a random order
+        of that class's slots."""
         per_class = len(self.images) // self.num_classes
         if len(labels) > per_class:
             raise ValueError(f"{len(labels)} chains may meet {per_class} slots of one class")
@@ -184,7 +183,7 @@ class ReplayBuffer(nn.Module):
         return labels * per_class + order[labels, torch.arange(len(labels), device=labels.device)]
 
     def store(self, slots: Tensor, images: Tensor, skip: Tensor | None = None) -> None:
-        """Put images (n, ...) back into slots (n,); where the flag `skip` is set, none."""
+        """Put images (n, ...) back into slots (n,), unless the flag `skip` () is set."""
         images = images.detach()
         if skip is not None:
             images = torch.where(skip, self.images[slots], images)
@@ -192,21 +191,21 @@ class ReplayBuffer(nn.Module):
 
     @torch.no_grad()
     def renew(self) -> int:
-        """Begin anew the chains that blew up, with a pixel that is not finite or beyond 10 times
-        the images' range. Returns their number."""
+        """Begin anew the chains with a pixel that is not finite or beyond 10 times the images'
+        range. Return their number."""
         bad = (~(self.images.abs().amax((1, 2, 3)) <= LARGEST_PIXEL)).nonzero().flatten()
         self.images[bad] = self.fresh(self.images[bad], self.classes(bad))
         self.began[bad] = self.updates
         return len(bad)
 
     def restarted(self, slots: Tensor, start: Tensor) -> Tensor:
-        """Tell which chains, drawn from slots (n,), begin anew: bool (n,), where `start` (n, ...)
-        is not the slot's image."""
+        """Return which chains, drawn from slots (n,), begin anew: bool (n,), true where `start`
+        (n, ...) is not the slot's image."""
         return (start != self.images[slots]).flatten(1).any(1)
 
     def stage(self, slots: Tensor, start: Tensor, images: Tensor) -> Tensor:
-        """Remember samples to store once the step is known to be good: see `commit`. Returns the
-        updates since each chain began, int64 (n,); `start` (n, ...) is from where it went on."""
+        """Remember samples until `commit` stores them, once the step is known to be good. Return
+        the updates since each chain began, int64 (n,); `start` (n, ...): where it went on from."""
         began = torch.where(self.restarted(slots, start), self.updates, self.began[slots])
         self.staged.append((slots, images, began))
         return self.updates - began
@@ -220,20 +219,20 @@ class ReplayBuffer(nn.Module):
 
 
 def shard(images: Tensor, num_classes: int, part: int, parts: int) -> Tensor:
-    """The slots that one of several processes keeps, of a replay buffer (S, ...): of each class an
-    equal part, so that it is a replay buffer again. S is a multiple of num_classes * parts."""
+    """Return the slots of a replay buffer (S, ...) that one of several processes keeps: an equal
+    part of each class, so a replay buffer again. S is a multiple of num_classes * parts."""
     per_class = len(images) // num_classes
     first, last = (per_class * i // parts for i in (part, part + 1))
     return images.unflatten(0, (num_classes, per_class))[:, first:last].flatten(0, 1).clone()
 
 
 def from_shards(shards: Sequence[Tensor], num_classes: int) -> Tensor:
-    """The replay buffer whose `shard`s these are, in order."""
+    """Return the replay buffer whose `shard`s these are, in order."""
     return torch.cat([s.unflatten(0, (num_classes, -1)) for s in shards], 1).flatten(0, 1)
 
 
 class _SGLD(nn.Module):
-    """What both terms share: chains from the replay buffer, and the loss on data and samples."""
+    """The base of both terms: chains from the replay buffer, and the loss on data and samples."""
 
     def __init__(
         self,
@@ -251,8 +250,8 @@ class _SGLD(nn.Module):
     def sample(
         self, model: EnergyClassifier, n: int, labels: Tensor | None
     ) -> tuple[Tensor, Metrics]:
-        """Run n chains up log q(x), or up log q(x, y) for labels y (n,); they are stored when the
-        step commits. Returns the samples and how far they moved."""
+        """Run n chains up log q(x), or up log q(x, y) for labels y (n,); `commit` stores them.
+        Return the samples, and the metrics age, travel and clamped."""
         buffer = self.memories["replay_buffer"]
         start, slots = buffer.draw(n, labels)
         with sampling_mode(model, self.statistics):
@@ -288,9 +287,9 @@ class _SGLD(nn.Module):
 
 
 def _auc(data: Tensor, samples: Tensor) -> Tensor:
-    """Return the share of pairs of a data image and a sample of which the data image has the higher
-    log q; ties count half. .5: chains as likely as data; 1: every chain is less likely. Of several
-    processes each compares its own, and the metric is their mean."""
+    """Return the share of pairs of a data image and a sample in which the data image has the higher
+    log q; ties count half. At .5 chains are as likely as data, at 1 every chain is less likely.
+    Each of several processes compares its own pairs, and the metric is their mean."""
     difference = data[:, None] - samples
     return (difference > 0).float().mean() + 0.5 * (difference == 0).float().mean()
 
@@ -357,7 +356,7 @@ def pxysgld(build: Build) -> ConditionalSGLD:
 
 
 def _shared(build: Build) -> dict[str, Any]:
-    """What both terms are built from: one replay buffer, and the flags of both."""
+    """Return the arguments of both terms, with one replay buffer."""
     s, classes = build.settings, build.num_classes
     shape, part = (3, s.image_size, s.image_size), (distributed.rank(), distributed.size())
     with fits(f"--buffer_size {s.buffer_size}"):

@@ -30,15 +30,17 @@ class EnergyClassifier(nn.Module):
     log q(x,y) = e(x) + log q(y|x).
 
     Images are `(N, 3, S, S)` in [-1, 1], labels int64 `(N,)` in [0, C). `features`,
-    `logits_from` and `log_px_from` are there for who needs several densities of one batch from
-    one pass of the backbone. `amp` runs the backbone's convolutions in bf16; pooling, heads and
-    log densities stay float32, since bf16 values near 60 are 0.25 apart. `image_size` is S, that of
-    the images that it is trained on, and samples have; the network itself takes others, too.
+    `logits_from` and `log_px_from` give several densities of one batch from one pass of the
+    backbone. `amp` runs the backbone's convolutions in bf16; pooling, heads and log densities stay
+    float32, since bf16 values near 60 are 0.25 apart. `image_size` is S, the side of training
+    images and of samples; the network accepts other sizes, too.
 
     Arguments:
         backbone: maps images to features `(N, D)` and has `num_features` = D.
-        num_classes: C, 2 or more; else ValueError.
+        num_classes: C.
         uncond: adds `energy_output`, the separate head for log q(x).
+
+    Raises ValueError for fewer than 2 classes.
     """
 
     amp: bool = False
@@ -119,11 +121,10 @@ def build(
     uncond: bool = False,
     image_size: int = IMAGE_SIZE,
 ) -> EnergyClassifier:
-    """A new classifier with PyTorch's default initialisation.
+    """Build a classifier with PyTorch's default initialisation.
 
-    `arch` is one of `ARCHITECTURES`. depth, width, norm and dropout_rate are WideResNet's, see
-    there; ResNet-50 has its own and ignores them. Raises ValueError, in one sentence, for an
-    argument outside its range.
+    `arch` is one of `ARCHITECTURES`. depth, width, norm and dropout_rate are those of WideResNet;
+    ResNet-50 ignores them. Raises ValueError, in one sentence, for an argument outside its range.
     """
     if arch not in ARCHITECTURES:
         raise ValueError(f"arch {arch!r} is unknown: take one of {', '.join(ARCHITECTURES)}")
@@ -140,10 +141,10 @@ def build(
 
 
 def forward_flops(model: EnergyClassifier) -> int:
-    """FLOP of one forward pass of one image of `model.image_size`, 2 for each multiply-add.
+    """Count the FLOP of one forward pass of one image of `model.image_size`.
 
-    Counts convolutions and matrix products, as is usual. Nothing is computed: a copy whose
-    tensors are shapes without memory (PyTorch's meta device) runs instead of the model.
+    Counts 2 for each multiply-add of convolutions and matrix products, as is usual. Computes
+    nothing: a copy whose tensors have shapes and no memory (PyTorch's meta device) runs instead.
     """
     tensors = chain(model.parameters(), model.buffers())
     shapes = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}

@@ -33,18 +33,18 @@ ALIASES = ("f.layer_one.", "f.other_layers.")  # JEM++'s yopo networks have thei
 
 
 class RunSettings(NamedTuple):
-    """All settings of a checkpoint's run, and where they were read; {} where nowhere."""
+    """The settings of a checkpoint's run, {} if unknown, and the place that they come from."""
 
     source: str
     settings: dict[str, Any]
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", **given: Any) -> EnergyClassifier:
-    """The model of the checkpoint at `path`, on `device`, in eval mode.
+    """Load the model of the checkpoint at `path` onto `device`, in eval mode.
 
-    `given` are settings (see `network_settings`) for what neither the file nor its folder tells.
-    Raises CheckpointError, one line, for a file that is missing, damaged, foreign or does not
-    agree with `given`.
+    `given`: settings (see `network_settings`) that neither the file nor its folder states.
+    Raises CheckpointError, one line, for a file that is missing, damaged, foreign or contradicts
+    `given`.
     """
     checkpoint = read_checkpoint(path, map_location="cpu")
     try:
@@ -59,7 +59,7 @@ def from_checkpoint(
 ) -> EnergyClassifier:
     """Return the checkpoint's network with its weights; see `network_settings` for the arguments.
 
-    Raises CheckpointError, ValueError or TypeError for what does not describe a network.
+    Raises CheckpointError, ValueError or TypeError if the checkpoint does not describe a network.
     """
     model = build(**network_settings(checkpoint, told, **given))
     load_weights(model, network_weights(checkpoint))
@@ -67,11 +67,11 @@ def from_checkpoint(
 
 
 def network_weights(checkpoint: Mapping[str, Any], *, raw: bool = False) -> dict[str, Tensor]:
-    """The network's tensors by name, without what wrappers add to the names: see `plain_names`.
+    """Return the network's tensors by their `plain_names`.
 
     They are the checkpoint's `model_state_dict` or `state_dict` or, in the oldest JEM files, the
-    checkpoint itself; unless `raw`, with the averaged weights of a run with --ema.
-    Raises CheckpointError where there is no `class_output.weight` of shape `(C, D)`.
+    checkpoint itself. Unless `raw`, the averaged weights of a run with --ema replace the weights.
+    Raises CheckpointError if there is no `class_output.weight` of shape `(C, D)`.
     """
     key = next((key for key in STATES if key in checkpoint), None)
     state = checkpoint if key is None else checkpoint[key]
@@ -83,7 +83,7 @@ def network_weights(checkpoint: Mapping[str, Any], *, raw: bool = False) -> dict
 
 
 def averaged_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The averaged weights of a run with --ema, by name; {} where the checkpoint has none."""
+    """Return the averaged weights of a run with --ema by name, {} of any other run."""
     ema = checkpoint.get("ema")
     found = ema.get("parameters") if isinstance(ema, Mapping) else None
     items = found.items() if isinstance(found, Mapping) else ()
@@ -114,13 +114,14 @@ def run_settings(checkpoint: Mapping[str, Any], path: Path | None = None) -> Run
 def network_settings(
     checkpoint: Mapping[str, Any], told: RunSettings | None = None, **given: Any
 ) -> dict[str, Any]:
-    """What `models.build` needs: arch, depth, width, norm, dropout_rate, num_classes, uncond,
-    image_size.
+    """Return the arguments of `models.build`: arch, depth, width, norm, dropout_rate, num_classes,
+    uncond, image_size.
 
-    The sources, and none may contradict another: the tensors' shapes; `told`, by default the
-    checkpoint's own settings; `given`, where None is no answer. What nobody tells is `DEFAULTS`' -
-    but not which norm has only a weight and a bias. Raises CheckpointError, one line, for a
-    contradiction and for that.
+    Three sources have to agree: the shapes of the tensors; `told`, by default the checkpoint's own
+    settings; and `given`, of which None does not count. `DEFAULTS` supplies the rest, but not the
+    norm of a network whose norm layers have only a weight and a bias, which is instance or layer.
+
+    Raises CheckpointError, one line, if two sources contradict each other or that norm is unknown.
     """
     told = told or run_settings(checkpoint)
     sources = {"its tensors": network_shape(network_weights(checkpoint))}
@@ -137,15 +138,17 @@ def network_settings(
                 )
             teller.setdefault(name, source)
     if "norm" not in known and known["arch"] == "wrn":
-        raise CheckpointError("its norm is instance or layer, the file does not tell: give --norm")
+        raise CheckpointError(
+            "its norm is instance or layer; the file does not say which: give --norm"
+        )
     return DEFAULTS | known
 
 
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors by the names that they have in the network itself.
 
-    Dropped are `module.` (DataParallel) and `_orig_mod.` (torch.compile) wherever they stand, and
-    whatever `class_output.weight` has before it (`model.`, `net.`) from the names that begin so.
+    Drops `module.` (DataParallel) and `_orig_mod.` (torch.compile) anywhere in a name, and the
+    prefix of `class_output.weight` (`model.`, `net.`) from every name that has it.
     Raises CheckpointError for two tensors of one name, and for several networks.
     """
     plain: dict[str, Tensor] = {}
@@ -167,9 +170,9 @@ def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Fill `model` from tensors named as in JEM and HDGE; all of them must fit.
 
-    Left out: the ancestors' unused `f.linear` and, where the model has none, `energy_output`;
-    HDGE's queue, which is the contrastive term's; the second names that JEM++ has for its layers.
-    Raises CheckpointError, one line, that names the first tensor that is missing, unexpected, of
+    Ignores the ancestors' unused `f.linear`, `energy_output` where the model has none, HDGE's
+    queue, which belongs to the contrastive term, and the second names of JEM++'s layers.
+    Raises CheckpointError, one line that names the first tensor that is missing, unexpected, of
     another shape or not finite; the model is then unchanged.
     """
     own = model.state_dict()
@@ -191,7 +194,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 
 
 def network_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the shapes of `network_weights` tell for certain, of what `models.build` needs."""
+    """Return the arguments of `models.build` that the shapes of `network_weights` determine."""
     classes, features = state[HEAD].shape
     found: dict[str, Any] = {"arch": "wrn", "num_classes": classes}
     if "energy_output.weight" not in state:  # where it is, it may be the ancestors' unused one
@@ -210,8 +213,8 @@ def network_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The network's part of a run's settings; the ancestors write no norm as null, and they and
-    earlier versions see images of 32 x 32 alone."""
+    """Return the network's part of a run's settings. The ancestors write null for no norm; they
+    and earlier versions have images of 32 x 32."""
     known = {name: settings[name] for name in DEFAULTS if name in settings}
     known.setdefault("image_size", IMAGE_SIZE)
     if "norm" in known:

@@ -1,4 +1,4 @@
-"""Ways to run a model for a while and to give it back as it was, also after an exception."""
+"""Context managers that change the mode of a model and restore it, also after an exception."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every sub-module has its own previous mode again."""
+    """Set evaluation mode; restore each sub-module's own mode afterwards."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -22,11 +22,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def sampling_mode(model: nn.Module, statistics: str = "jem") -> Iterator[None]:
-    """Evaluation mode, and the parameters take no gradient: only the images of a chain do.
+    """Set evaluation mode and let the images of a chain take gradients, but no parameter.
 
-    This also spares the activations that the weights' gradients would need. Afterwards each
-    parameter's `requires_grad` is what it was. With `statistics` "batch", batch norm normalises by
-    the chains' own statistics, which it does not remember.
+    This also saves the activations that the weights' gradients would need. Each parameter's
+    `requires_grad` is restored. With `statistics` "batch", batch norm normalises by the chains' own
+    statistics, which it does not remember.
     """
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with eval_mode(model), cast_once(model), batch_statistics_only(model):
@@ -44,11 +44,11 @@ def sampling_mode(model: nn.Module, statistics: str = "jem") -> Iterator[None]:
 
 @contextmanager
 def cast_once(model: nn.Module) -> Iterator[None]:
-    """Convolutions of a network that runs in bf16 (`amp`) have bf16 weights while it lasts.
+    """Give the convolutions of a network that runs in bf16 (`amp`) bf16 weights.
 
-    Autocast would round the same weights in every step of a chain: what it remembers are those that
-    take a gradient. The parameters themselves stay as they are, for what computes with them later.
-    A compiled network is left alone, which would be compiled again.
+    Autocast would round the same weights in every step of a chain, since it remembers only weights
+    that take a gradient. The parameters themselves do not change. A compiled network is left alone:
+    it would be compiled again.
     """
     backbone = getattr(model, "f", None)
     if not getattr(model, "amp", False) or getattr(backbone, "_compiled_call_impl", None):
@@ -70,9 +70,11 @@ def cast_once(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def scoring_mode(model: nn.Module, statistics: str = "jem") -> Iterator[None]:
-    """How SGLD samples are scored in a training step: batch norm normalises by the samples' own
-    statistics, which it does not remember, or, with `statistics` "running" or "frozen", by the
-    running ones. Everything else stays in the mode that it is in."""
+    """Set the mode in which a training step scores SGLD samples.
+
+    Batch norm normalises by the samples' own statistics, which it does not remember, or, with
+    `statistics` "running" or "frozen", by the running ones. All other layers keep their mode.
+    """
     layers = batch_norms(model)
     before = [layer.training for layer in layers]
     with batch_statistics_only(model):
@@ -93,10 +95,10 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def batch_statistics_only(model: nn.Module) -> Iterator[None]:
-    """Batch norm layers in train mode normalise by the batch, but do not remember it.
+    """Let batch norm layers in train mode normalise by the batch without remembering it.
 
-    For SGLD samples: they must not enter the running statistics, which are those of the data.
-    Layers in eval mode use their running statistics as ever.
+    SGLD samples must not enter the running statistics, which are those of the data. Layers in
+    eval mode use their running statistics as ever.
     """
     layers: list[Any] = batch_norms(model)
     before = [layer.track_running_stats for layer in layers]

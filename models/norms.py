@@ -49,7 +49,8 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def make_norm(name: str, channels: int) -> nn.Module:
-    """The normalisation `name`, one of `NORMS`, of `(N, channels, H, W)`; else ValueError."""
+    """Make the normalisation `name` of `(N, channels, H, W)`. Raises ValueError for a name that
+    `NORMS` does not have."""
     if name not in NORMS:
         raise ValueError(f"norm {name!r} is unknown: take one of {', '.join(NORMS)}")
     return NORMS[name](channels)
@@ -58,10 +59,10 @@ def make_norm(name: str, channels: int) -> nn.Module:
 def initialise_act_norm(model: nn.Module, images: Tensor) -> None:
     """Set the act norm layers of `model`, first to last, from one batch `(N, 3, H, W)`.
 
-    Each layer sees what the layers before it, already set, make of the batch, in eval mode (no
-    dropout). Layers that are set already are left alone; a model without any is not run. The
-    ancestors look at `initialized` in every forward pass, which stops a GPU each time; here no
-    forward pass does.
+    Each layer sees the batch as the layers before it, already set, pass it on, in eval mode (no
+    dropout). Layers that are already set do not change, and a model whose layers are all set is
+    not run. The ancestors read `initialized` in every forward pass, which stops a GPU each time;
+    no forward pass here does.
     """
     layers = [m for m in model.modules() if isinstance(m, ActNorm) and not m.initialized]
     if not layers:
