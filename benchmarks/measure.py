@@ -29,10 +29,12 @@ import models
 import train_wrn
 from benchmarks import straightforward
 from benchmarks.flags import PARTS, PROJECT, STRAIGHT, STRAIGHT_TF32, step_settings
-from evaluation.cost import step_flops
 from runs.screen import print_line
+from training.build import build_model
+from training.cost import step_flops
 from training.divergence import Guard
 from training.machine import keep_freed_memory, set_malloc
+from training.setup import build_optimizer
 from training.state import Run
 
 Row = dict[str, Any]
@@ -134,10 +136,10 @@ def project(bench: Bench, s: Namespace, classes: int) -> Contender:
     """train_wrn.py's step, with its batches made on the device and its guard."""
     device = bench.device
     if classes not in bench.project:
-        bench.project[classes] = train_wrn.build_model(s, classes, device)
+        bench.project[classes] = build_model(s, classes, device)
     model = bench.project[classes].train()
     objective = losses.build_objective(s, classes).to(device)
-    optimizer = train_wrn.build_optimizer(s, model, objective)
+    optimizer = build_optimizer(s, model, objective)
     run, guard = Run(s, classes, model, objective, optimizer), Guard(device)
     split = data.Split(bench.images, bench.labels(classes)).to(device)
     every = torch.arange(len(split.labels), device=device)

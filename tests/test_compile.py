@@ -8,8 +8,8 @@ import torch._functorch.config
 
 import losses
 import models
-import train_wrn
-from training import flags
+from training import build, flags
+from training.build import build_model
 from training.gradients import term_gradients
 
 
@@ -42,14 +42,14 @@ def test_gradients_of_terms_can_be_measured_after_compiled_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A backward pass that is compiled for one use gives its buffers away, unless told not to."""
-    monkeypatch.setattr(train_wrn, "can_compile", lambda _: True)
+    monkeypatch.setattr(build, "can_compile", lambda _: True)
     plain_compile = torch.nn.Module.compile
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda f, **_: plain_compile(f, backend="aot_eager")
     )
     words = "--dataset digits --pyxce 1 --depth 10 --width 1 --compile on --log_gradients 2"
     settings, _ = flags.parse(words.split())
-    model = train_wrn.build_model(settings, 10, torch.device("cpu"))
+    model = build_model(settings, 10, torch.device("cpu"))
     images = torch.rand(4, 3, 32, 32)
     model(images).mean().backward()
     measured = term_gradients({"pyxce": model(images).mean()}, list(model.parameters()))

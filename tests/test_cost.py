@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from evaluation.cost import memory_bytes, peak_memory, scaled, step_flops, step_seconds
 from losses import (
     Chain,
     ConditionalSGLD,
@@ -21,6 +20,7 @@ from losses import (
     Step,
 )
 from models import build, forward_flops
+from training.cost import memory_bytes, peak_memory, scaled, step_flops, step_seconds
 from training.flags import second_batch
 
 DEFAULTS: dict[str, Any] = {

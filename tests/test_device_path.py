@@ -32,7 +32,9 @@ from evaluation.scores import SCORES, feature_bank, scores
 from losses.contrastive import SCORES as CONTRAST_SCORES
 from losses.contrastive import STYLES
 from training import flags
+from training.build import build_model
 from training.divergence import Guard, snapshot
+from training.setup import build_optimizer
 from training.state import Run
 
 DEVICES = ("meta", "cuda")
@@ -118,7 +120,7 @@ class Place:
     def model(self, words: str = "") -> models.EnergyClassifier:
         settings, _ = flags.parse(f"{SMALL} --pyxce 1 {words}".split())
         with unset_fake_temporarily():
-            cpu = train_wrn.build_model(settings, 10, torch.device("cpu"))
+            cpu = build_model(settings, 10, torch.device("cpu"))
         cpu.amp = self.device.type == "cuda" and settings.amp != "off"
         return self.put(cpu)
 
@@ -128,7 +130,7 @@ class Place:
         with unset_fake_temporarily():
             objective = losses.build_objective(settings, 10)
         self.put(objective)
-        optimizer = train_wrn.build_optimizer(settings, model, objective)
+        optimizer = build_optimizer(settings, model, objective)
         optimizer.step = lambda: None  # type: ignore[method-assign]  # a fused one needs a device
         index = torch.arange(64, device=self.device)
         second = flags.second_batch(settings)
@@ -146,7 +148,7 @@ class Place:
             augmented=flags.augmented(settings),
         )
         run = Run(settings, 10, model, objective, optimizer)
-        train_wrn.start_average(run)
+        run.start_average()
         return run, batches
 
 

@@ -28,6 +28,7 @@ from runs import processes as distributed
 from runs.checkpoint import CheckpointError, save_checkpoint
 from tests import pair as two
 from training import divergence, flags, session
+from training.build import build_run, replicate
 from training.divergence import Guard
 from training.state import restore_last
 
@@ -176,8 +177,8 @@ def test_running_statistics_are_averaged_and_weights_made_the_same(pair: Any) ->
 def sent(words: str) -> dict[str, int]:
     """How often a step sends what, by the profiler."""
     s, _ = flags.parse(words.split())
-    run = train_wrn.build_run(s, 10, torch.device("cpu"))
-    train_wrn.replicate(run)
+    run = build_run(s, 10, torch.device("cpu"))
+    replicate(run)
     batch = torch.rand(4, 3, 32, 32), torch.arange(4), None
     for step in range(2):  # the second one puts the gradients into the order they arrived in
         train_wrn.train_step(run, Guard(run.device), batch, step)
@@ -517,7 +518,7 @@ def test_a_checkpoint_of_another_program_or_buffer_is_refused_in_its_own_words(
     s, _ = flags.parse(
         "--pyxce 1 --pxsgld 1 --depth 10 --width 1 --buffer_size 40 --sgld_batch_size 4".split()
     )
-    run = train_wrn.build_run(s, 10, torch.device("cpu"))
+    run = build_run(s, 10, torch.device("cpu"))
     monkeypatch.setattr(distributed, "size", lambda: 3)
     monkeypatch.setattr(distributed, "from_first", lambda value: value)
     for state, words in (

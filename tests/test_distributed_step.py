@@ -16,6 +16,7 @@ import losses
 import train_wrn
 from runs import processes as distributed
 from training import flags
+from training.build import build_run, replicate
 from training.divergence import Guard
 from training.state import BEGAN, whole_state
 
@@ -113,11 +114,11 @@ def steps(words: str, double: bool) -> dict[str, Any]:
     part, parts = distributed.rank(), distributed.size()
     s, _ = flags.parse([*FLAGS.split(), *words.split()])
     torch.manual_seed(s.seed)
-    run = train_wrn.build_run(s, 10, torch.device("cpu"))
+    run = build_run(s, 10, torch.device("cpu"))
     run.model.to(dtype)
     run.objective.to(dtype)
     run.objective.load_state_dict(run.objective.state_dict())
-    train_wrn.replicate(run)
+    replicate(run)
     guard, found = Guard(run.device), []
     batches = [images_of(step, dtype) for step in range(STEPS)]
     mine = slice(BATCH * part // parts, BATCH * (part + 1) // parts)
@@ -198,12 +199,12 @@ def test_parameters_without_a_gradient_are_looked_for_where_there_are_any(
     """With --uncond, which has two heads. DistributedDataParallel fails at parameters that get no
     gradient unless it is told to look for them, which takes time."""
     s, _ = flags.parse([*FLAGS.split(), "--uncond", *(f"--{term}=1" for term in terms)])
-    run, told = train_wrn.build_run(s, 10, torch.device("cpu")), []
+    run, told = build_run(s, 10, torch.device("cpu")), []
     images, labels, _ = images_of(0, torch.float32)
     losses.batch_loss(run.model, run.objective, images, labels)[0].backward()
     monkeypatch.setattr(distributed, "size", lambda: PARTS)
     monkeypatch.setattr(distributed, "replicated", lambda _, find_unused: told.append(find_unused))
-    train_wrn.replicate(run)
+    replicate(run)
     assert told == [any(p.grad is None for p in run.model.parameters())]
 
 

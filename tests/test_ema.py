@@ -22,6 +22,7 @@ from scripts import export, release
 from tests import pair as two
 from tests.test_healing import tiny
 from training import session
+from training.build import replicate
 from training.divergence import Guard
 
 EMA = "--pyxce 1 --pxycontrast 1 --norm batch --lr 1e-2 --ema .9 --n_epochs 1"
@@ -299,8 +300,8 @@ def test_a_run_of_one_process_keeps_its_average_in_two(pair: Any, train: Any) ->
 def averages_of_this_process() -> dict[str, Tensor]:
     run = tiny("--norm batch --lr .01 --ema .9")
     distributed.same(run.model)
-    train_wrn.start_average(run)
-    train_wrn.replicate(run)
+    run.start_average()
+    replicate(run)
     torch.manual_seed(distributed.rank())
     for step in range(3):
         train_wrn.train_step(run, Guard(run.device), batch(), step)

@@ -20,11 +20,11 @@ import models
 from baselines import contrastive_flags, probe_flags, train_adversarial
 from baselines import flags as baseline_flags
 from evaluation import flags as questions
-from evaluation.cost import step_flops
 from evaluation.flags import PROTOCOL
 from runs.cli import UsageError
 from scripts import done, experiments, rows
 from training import flags
+from training.cost import step_flops
 
 ROOT = Path(__file__).resolve().parent.parent
 

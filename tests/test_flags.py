@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import train_wrn
 from runs import processes as distributed
 from tests import test_healing, test_image_size, test_resume, test_signals
-from training import flags, machine
+from training import build, flags, machine
+from training.build import build_model
+from training.machine import build_network
 
 ROOT = Path(__file__).resolve().parent.parent
 CE = "--pyxce 1 --max_steps 2"
@@ -448,12 +449,12 @@ def test_on_a_gpu_the_network_is_compiled_if_that_works(
     monkeypatch.setattr(torch, "compile", compiler)
     monkeypatch.setattr(torch, "ones", lambda n, **_: torch.zeros(n))
     monkeypatch.setattr("shutil.which", lambda name: "/bin/cc")
-    cpu = train_wrn.build_network(parsed("--pyxce 1 --depth 10 --width 1"), 10, torch.device("cpu"))
-    monkeypatch.setattr(train_wrn, "build_network", lambda *_: cpu)
+    cpu = build_network(parsed("--pyxce 1 --depth 10 --width 1"), 10, torch.device("cpu"))
+    monkeypatch.setattr(build, "build_network", lambda *_: cpu)
     with torch._dynamo.config.patch(suppress_errors=False):
         for flag, wanted in (("", works), ("--compile on", works), ("--compile off", False)):
             compiled.clear()
-            train_wrn.build_model(parsed(f"--pyxce 1 {flag}"), 10, gpu)
+            build_model(parsed(f"--pyxce 1 {flag}"), 10, gpu)
             assert len(compiled) == wanted
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 2 * (not works)

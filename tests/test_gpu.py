@@ -15,6 +15,7 @@ import train_wrn
 from evaluation import sampling
 from evaluation.scores import scores
 from training import flags
+from training.build import build_run
 from training.divergence import Guard
 from training.machine import choose_device
 from training.state import Run, checkpoint_state, restore
@@ -30,7 +31,7 @@ def build(words: str) -> tuple[Run, data.TrainingBatches]:
         f"{ALL} {SMALL} --contrast_k 256 --seed 1 --compile off {words}".split()
     )
     torch.manual_seed(1)
-    run = train_wrn.build_run(settings, 10, choose_device(settings.device))
+    run = build_run(settings, 10, choose_device(settings.device))
     images = torch.randint(256, (64, 32, 32, 3), dtype=torch.uint8, device=run.device)
     split = data.Split(images, torch.arange(64, device=run.device) % 10)
     index = torch.arange(64, device=run.device)

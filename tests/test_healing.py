@@ -18,6 +18,7 @@ from losses import sgld
 from runs import checkpoint
 from runs import folder as records
 from training import divergence, flags, output, session
+from training.build import build_run
 from training.divergence import Diverged, Healer, snapshot
 from training.output import rewind
 
@@ -238,8 +239,8 @@ def tiny(words: str = "") -> Any:
         "--dataset digits --depth 10 --width 1 --pyxce 1 --pxsgld 1 --buffer_size 40 --n_steps 1 "
         f"--sgld_batch_size 4 --seed 3 {words}".split()
     )
-    run = train_wrn.build_run(s, 10, torch.device("cpu"))
-    train_wrn.start_average(run)
+    run = build_run(s, 10, torch.device("cpu"))
+    run.start_average()
     return run
 
 

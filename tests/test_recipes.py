@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import models
-from evaluation.cost import step_flops
 from scripts import rows
 from training import flags, recipe
+from training.cost import step_flops
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "scripts" / "recipes").glob("*.txt"))

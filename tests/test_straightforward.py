@@ -20,7 +20,9 @@ import models
 import train_wrn
 from benchmarks import straightforward
 from training import flags
+from training.build import build_model
 from training.divergence import Guard
+from training.setup import build_optimizer
 from training.state import Run, checkpoint_state, restore
 
 ALL, HDGE = "--pyxce 1 --pxycontrast .5 --pxsgld .25", "--pyxce 1 --pxycontrast .5"
@@ -47,7 +49,7 @@ def settings_of(words: str) -> Namespace:
 def project(s: Namespace, classes: int, dtype: torch.dtype, *, running: bool = False) -> Run:
     """A run whose replay buffer holds small images and whose queue keeps running sums if asked."""
     torch.manual_seed(0)
-    model = train_wrn.build_model(s, classes, torch.device("cpu"))
+    model = build_model(s, classes, torch.device("cpu"))
     objective = losses.build_objective(s, classes)
     memories = objective.memories
     if "queue" in memories:
@@ -58,7 +60,7 @@ def project(s: Namespace, classes: int, dtype: torch.dtype, *, running: bool = F
     model, objective = model.to(dtype), objective.to(dtype)
     for normaliser in (m for m in objective.modules() if isinstance(m, losses.queue.Normaliser)):
         normaliser.double()
-    return Run(s, classes, model, objective, train_wrn.build_optimizer(s, model, objective))
+    return Run(s, classes, model, objective, build_optimizer(s, model, objective))
 
 
 def straight(run: Run) -> straightforward.State:

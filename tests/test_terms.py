@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 import losses
-from evaluation.cost import step_flops
 from reports.page import page, read_run
 from runs import terms
 from runs.terms import TERMS, Term
 from scripts import export, tables
 from training import flags
+from training.cost import step_flops
 
 HDGE = "--pyxce 1 --pxycontrast 1"
 OWN = f"{HDGE} --penalty .5 --n_epochs 1"

@@ -37,6 +37,7 @@ from runs.names import ADAM_BETAS, CLASSES, FOLDER, IMAGE_SIZE, NORMS, STARTS, m
 from runs.terms import TERMS
 from training import recipe
 
+PROGRAM = "train_wrn.py"
 AUTO = "auto"  # of --resume
 # What may not change when a run is resumed: the tensors of its checkpoint, or the meaning of its
 # position within an epoch, depend on it. Of the weights, only which of them are 0 is fixed.
@@ -52,7 +53,7 @@ FIXED_ON_RESUME = (
 
 def build_parser() -> Parser:
     parser = Parser(
-        prog="train_wrn.py",
+        prog=PROGRAM,
         usage="train_wrn.py [@RECIPE] [flags]",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -78,6 +78,11 @@ class Run:
         memories: nn.ModuleDict = self.objective.memories
         return memories[name] if name in memories else None
 
+    def start_average(self) -> None:
+        """Begin the average of --ema with the weights as they are now."""
+        if getattr(self.settings, "ema", 0) > 0:
+            self.ema = Ema(self.model, self.settings.ema)
+
     def averaged(self) -> AbstractContextManager[None]:
         """The model has the averaged weights inside, where there are any."""
         return nullcontext() if self.ema is None else self.ema.applied()
@@ -293,59 +298,3 @@ def earlier_state(
     except (CheckpointError, KeyError, TypeError):  # there is none, or it is damaged
         return None
     return state if older else None
-
-
-def load_memories(
-    run: Run, state: dict[str, Any], weights: dict[str, Tensor], program: str
-) -> None:
-    """Queue and replay buffer from a checkpoint of ours, HDGE's or JEM's; fresh where absent, and
-    a replay buffer of images of another size, too, which a line on stderr says.
-
-    `weights`: its model_state_dict, where the queue is.
-
-    Raises CheckpointError, one line, where a size is not what the flags say.
-    """
-    buffer, queue = run.memory("replay_buffer"), run.memory("queue")
-    images = state.get("replay_buffer")
-    if buffer is not None and isinstance(images, Tensor) and other_size(images, buffer.images):
-        if distributed.first():
-            theirs, ours = (f"{x.shape[2]} x {x.shape[3]}" for x in (images, buffer.images))
-            print_line(
-                f"{program}: warning: the replay buffer of --load_path has images of {theirs}, "
-                f"this run of {ours}: it starts with a fresh one",
-                sys.stderr,
-            )
-    elif buffer is not None and isinstance(images, Tensor) and len(images):
-        if len(images) != run.settings.buffer_size:
-            raise CheckpointError(
-                f"its replay buffer has {len(images)} images: use --buffer_size {len(images)}"
-            )
-        if distributed.size() > 1:
-            images = own_shard(run, images)
-        _copy(buffer.images, images, "--buffer_size", axis=0)
-    if queue is None or QUEUE[0] not in weights:
-        return
-    _copy(queue.queue_logit, weights["queue_logit"], "--contrast_k", axis=1)
-    if QUEUE[1] in weights:
-        queue.queue_ptr.copy_(weights["queue_ptr"].reshape(1) % queue.size)
-    objective = state.get("objective")
-    filled = objective.get("memories.queue.queue_filled") if isinstance(objective, dict) else None
-    # The ancestors' queue starts full, of noise.
-    queue.queue_filled.fill_(queue.size if filled is None else int(filled)).clamp_(0, queue.size)
-
-
-def other_size(images: Tensor, own: Tensor) -> bool:
-    """Whether these are square images, (N, 3, H, W), of another side than those of `own`."""
-    return images.ndim == 4 and images.shape[2] == images.shape[3] != own.shape[2]
-
-
-def _copy(target: Tensor, source: Tensor, flag: str, axis: int) -> None:
-    if target.shape != source.shape:
-        remedy = "leave --load_path out"
-        if source.ndim == target.ndim:
-            remedy = f"use {flag} {source.shape[axis]}"
-        raise CheckpointError(
-            f"its tensor of {flag} has shape {tuple(source.shape)}, this run's is "
-            f"{tuple(target.shape)}: {remedy}"
-        )
-    target.copy_(source)

@@ -1,0 +1,287 @@
+"""What train_wrn.py builds from its settings: network, objective, batches, run and run folder."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import data
+import losses
+import models
+from runs import processes as distributed
+from runs import terms
+from runs.checkpoint import CheckpointError, read_checkpoint
+from runs.files import alone
+from runs.folder import NoRecords, Records, check_free, create_run_folder, write_settings
+from runs.screen import print_line
+from training import flags
+from training.machine import build_network, warn_of_leaks
+from training.output import Output
+from training.setup import build_optimizer
+from training.state import QUEUE, Progress, Run, own_shard, random_from, restore_last
+
+HEADS = ("class_output.", "energy_output.")
+EARLY = (1, 5, 25)  # steps after which the bar shows losses before the first report
+
+
+def build_model(s: Namespace, num_classes: int, device: torch.device) -> models.EnergyClassifier:
+    model = build_network(s, num_classes, device)
+    model.frozen_statistics = s.bn_chains == "frozen"
+    if s.clf_only:
+        model.requires_grad_(False).class_output.requires_grad_(True)
+    wanted = s.compile == "on" or (s.compile == "auto" and device.type == "cuda")
+    if wanted and can_compile(device):
+        if s.log_gradients:  # several backward passes through one graph, whose buffers must stay
+            torch._functorch.config.donated_buffer = False
+        # What cannot be compiled after all runs as it is, unless it was asked for.
+        torch._dynamo.config.suppress_errors = s.compile == "auto"
+        model.f.compile(dynamic=False)
+    return model
+
+
+def can_compile(device: torch.device) -> bool:
+    """Return whether a compiler is there and, on a GPU, whether it compiles the smallest function
+    there is: its headers or Triton may be missing, or be too old."""
+    compilers = ("g++", "clang++", "c++", "cl") if device.type == "cpu" else ("gcc", "cc", "clang")
+    why = None
+    if not any(shutil.which(name) for name in compilers):
+        why = "no C++ compiler found"
+    elif device.type == "cuda":
+        try:
+            torch.compile(torch.neg)(torch.ones(2, device=device))
+        except Exception as error:  # of many kinds, none of which is a reason not to train
+            why = " ".join(str(error).split())[:100]
+    if why is not None and distributed.first():
+        print_line(f"{flags.PROGRAM}: --compile: {why}, so nothing is compiled", sys.stdout)
+    return why is None
+
+
+def build_batches(
+    s: Namespace, dataset: data.DataSet
+) -> tuple[data.TrainingBatches, dict[str, data.Split]]:
+    """Return the training batches, and the splits to evaluate on: valid and test, where they have
+    images."""
+    train, device = dataset.train, dataset.train.images.device
+    index, valid = data.hold_out(dataset, s.n_valid)
+    labelled = index
+    if s.labels_per_class > 0:
+        labels = train.labels.cpu()
+        labelled = data.labelled_subset(labels, index, s.labels_per_class, dataset.num_classes)
+    part = (distributed.rank(), distributed.size())
+    batches = batches_of(s, train, index.to(device), labelled.to(device), dataset.flips, part)
+    splits = {"valid": train.take(valid), "test": dataset.test}
+    return batches, {name: split for name, split in splits.items() if len(split.labels)}
+
+
+def batches_of(
+    s: Namespace,
+    train: data.Split,
+    index: Tensor,
+    labelled: Tensor,
+    flip: bool,
+    part: tuple[int, int] = (0, 1),
+) -> data.TrainingBatches:
+    """Return the batches of the settings, of the images `index` of which `labelled` have labels;
+    of several processes `part` is (rank, size)."""
+    return data.TrainingBatches(
+        train,
+        index,
+        labelled,
+        batch_size=s.batch_size,
+        seed=s.seed,
+        sigma=s.sigma,
+        flip=flip,
+        unlabelled=flags.second_batch(s),
+        part=part,
+        clamp=s.sgld_clamp,
+        second_size=s.px_batch_size,
+        augmented=flags.augmented(s),
+    )
+
+
+def build_run(s: Namespace, num_classes: int, device: torch.device) -> Run:
+    model = build_model(s, num_classes, device)
+    objective = losses.build_objective(s, num_classes).to(device)
+    run = Run(s, num_classes, model, objective, build_optimizer(s, model, objective))
+    run.start_average()
+    return run
+
+
+def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches) -> Run:
+    """Return a new run, fresh or from the weights, queue and replay buffer of --load_path; one of
+    --resume is as built, and `open_folder` restores it."""
+    run = build_run(s, dataset.num_classes, dataset.train.images.device)
+    run.steps_per_epoch = batches.steps_per_epoch
+    run.data = data.Record.of(dataset, s.n_valid)
+    if s.resume is not None:
+        return run
+    fit_start(run, batches)
+    if s.load_path is not None:
+        load_file(run, dataset)
+    models.initialise_act_norm(run.model, batches.whole(0)[0])
+    if distributed.size() > 1:  # up to here all have drawn the same random numbers
+        distributed.same(run.model)
+        own = random_from(distributed.mixed(s.seed, distributed.rank()), run.device)
+        torch.set_rng_state(own["cpu"])
+        if "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"], run.device)
+    run.start_average()
+    run.progress = Progress(step=run.first_step)
+    return run
+
+
+def load_file(run: Run, dataset: data.DataSet) -> None:
+    """Load weights, queue and replay buffer of the --load_path of ours, JEM's or HDGE's; with
+    --load_head off the weights below the heads alone. Of a run with --ema take the averaged ones,
+    which evaluation measures; a line says so. Warn of images that the file's run was trained on.
+
+    Raises CheckpointError, which names the flags to change where the networks differ.
+    """
+    path = run.settings.load_path
+    try:
+        state = read_checkpoint(path)
+        load_state(run, state)
+        settings = state.get("settings")
+        settings = settings if isinstance(settings, dict) else {}
+        record = data.Record.read(state.get("data"), settings.get("reader", 1))
+    except (CheckpointError, ValueError) as error:
+        raise CheckpointError(f"--load_path {path}: {error}") from None
+    if models.averaged_weights(state) and distributed.first():
+        line = f"{flags.PROGRAM}: --load_path {path}: starts from the averaged weights"
+        print_line(line, sys.stdout)
+    warn_of_leaks(run.settings, dataset, record, settings, flags.PROGRAM)
+
+
+def load_state(run: Run, state: dict[str, Any]) -> None:
+    s, weights = run.settings, models.network_weights(state)
+    found = models.network_shape(weights)
+    if s.load_head == "off":
+        own = run.model.state_dict()
+        kept = {n: t for n, t in weights.items() if not n.startswith(HEADS)}
+        weights = kept | {n: t for n, t in own.items() if n.startswith(HEADS)}
+    other = [f"--{n} {v}" for n, v in found.items() if getattr(s, n, v) != v and n != "uncond"]
+    if s.uncond and not found.get("uncond", True) and s.load_head == "on":
+        other.append("no --uncond")
+    if found["num_classes"] != run.num_classes and s.load_head == "on":
+        other.append(
+            f"a --dataset of {found['num_classes']} classes, not {run.num_classes}, or --load_head "
+            "off"
+        )
+    try:
+        models.load_weights(run.model, weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}: use {' '.join(other) or 'another file'}") from None
+    if s.load_head == "on":
+        load_memories(run, state, weights)
+
+
+def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Load queue and replay buffer from a checkpoint of ours, HDGE's or JEM's. Leave them fresh
+    where absent, and a replay buffer where its images have another size: a line says so.
+
+    weights: the checkpoint's model_state_dict, where the queue is.
+
+    Raises CheckpointError where a size is not that of the flags.
+    """
+    buffer, queue = run.memory("replay_buffer"), run.memory("queue")
+    images = state.get("replay_buffer")
+    if buffer is not None and isinstance(images, Tensor) and other_size(images, buffer.images):
+        theirs, ours = (f"{x.shape[2]} x {x.shape[3]}" for x in (images, buffer.images))
+        if distributed.first():
+            print_line(
+                f"{flags.PROGRAM}: warning: the replay buffer of --load_path has images of "
+                f"{theirs}, this run of {ours}: it starts with a fresh one",
+                sys.stderr,
+            )
+    elif buffer is not None and isinstance(images, Tensor) and len(images):
+        if len(images) != run.settings.buffer_size:
+            raise CheckpointError(
+                f"its replay buffer has {len(images)} images: use --buffer_size {len(images)}"
+            )
+        if distributed.size() > 1:
+            images = own_shard(run, images)
+        _copy(buffer.images, images, "--buffer_size", axis=0)
+    if queue is None or QUEUE[0] not in weights:
+        return
+    _copy(queue.queue_logit, weights["queue_logit"], "--contrast_k", axis=1)
+    if QUEUE[1] in weights:
+        queue.queue_ptr.copy_(weights["queue_ptr"].reshape(1) % queue.size)
+    objective = state.get("objective")
+    filled = objective.get("memories.queue.queue_filled") if isinstance(objective, dict) else None
+    # The ancestors' queue starts full, of noise.
+    queue.queue_filled.fill_(queue.size if filled is None else int(filled)).clamp_(0, queue.size)
+
+
+def other_size(images: Tensor, own: Tensor) -> bool:
+    """Whether these are square images, (N, 3, H, W), of another side than those of `own`."""
+    return images.ndim == 4 and images.shape[2] == images.shape[3] != own.shape[2]
+
+
+def _copy(target: Tensor, source: Tensor, flag: str, axis: int) -> None:
+    if target.shape != source.shape:
+        remedy = "leave --load_path out"
+        if source.ndim == target.ndim:
+            remedy = f"use {flag} {source.shape[axis]}"
+        raise CheckpointError(
+            f"its tensor of {flag} has shape {tuple(source.shape)}, this run's is "
+            f"{tuple(target.shape)}: {remedy}"
+        )
+    target.copy_(source)
+
+
+def fit_start(run: Run, batches: data.TrainingBatches) -> None:
+    """Fit the start of chains to the training images, and begin the replay buffer with it."""
+    buffer = run.memory("replay_buffer")
+    if buffer is None or run.settings.chain_start == "uniform":
+        return
+    labels = None
+    if run.settings.chain_start == "class_gaussian":
+        labels = torch.full_like(batches.train.labels, -1)  # of a label that may not be used
+        labels[batches.labelled] = batches.train.labels[batches.labelled]
+        labels = labels[batches.index]
+    buffer.start.fit(batches.train.images[batches.index], labels)
+    buffer.fill()
+
+
+def replicate(run: Run) -> None:
+    """Put the loss in DistributedDataParallel, under torchrun. Everything within it is equal in all
+    processes by now, but for the replay buffer."""
+    if distributed.size() > 1:
+        loss = losses.BatchLoss(run.model, run.objective)
+        s = run.settings  # a head of its own for log q(x), and one of the two heads has no loss
+        heads = {head for term in terms.used(vars(s)) for head in term.heads}
+        run.replicas = distributed.replicated(loss, find_unused=s.uncond and len(heads) < 2)
+
+
+@contextmanager
+def open_folder(
+    run: Run, program: str, folder: Path, here: dict[str, Any], given: set[str]
+) -> Iterator[Output]:
+    """Lock the run folder and make it or, with --resume, restore the run from it; write the
+    settings. Give the run's output.
+
+    here: the environment of this process. given: the flags of the command line.
+    """
+    s, first = run.settings, distributed.first()
+    with alone(folder, flag="--log_dir", program=program) if first else nullcontext():
+        since = None
+        if s.resume is not None:
+            restore_last(run, folder, program)
+            since = (run.progress.step, run.progress.log_bytes)
+        elif first:
+            check_free(folder, overwrite=s.overwrite, given="overwrite" in given)
+            create_run_folder(folder, overwrite=s.overwrite)
+        if first:
+            write_settings(folder, vars(s), here)
+        records = Records(folder, resume_from=since) if first else NoRecords()
+        out = Output(folder, records, EARLY if program == flags.PROGRAM else ())
+        out.saved_step = run.progress.step
+        yield out

@@ -1,0 +1,184 @@
+"""What a training step costs: floating-point operations, memory and time."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+import data
+from losses import build_objective
+from models import EnergyClassifier, forward_flops, initialise_act_norm
+from runs import processes as distributed
+from runs.cli import UsageError
+from runs.names import FOLDER
+from runs.screen import print_line
+from runs.terms import has_chains, used
+from training.build import batches_of, build_model, replicate
+from training.divergence import Guard
+from training.flags import check_classes, second_batch
+from training.setup import build_optimizer
+from training.state import Run
+
+TrainStep = Callable[[Run, Guard, Any, int], Any]
+
+
+def step_flops(forward: int, s: Namespace) -> float:
+    """FLOP of one training step, from those of one image's forward pass.
+
+    A full backward pass is 2 forward passes, the gradient of the input alone 1; so data cost 3 an
+    image, and a chain costs 2 an SGLD step and 3 to learn from it. With --clf_only the backbone
+    is not differentiated: 1 instead of 3. A term may declare further passes of the batch.
+    """
+    learn = 1 if s.clf_only else 3
+    terms = used(vars(s))
+    chains = sum(getattr(s, term.chains) for term in terms if term.chains)
+    more = s.batch_size * sum(term.passes for term in terms)
+    images = s.batch_size + ((s.px_batch_size or s.batch_size) if second_batch(s) else 0)
+    return float(forward) * (learn * images + more + chains * (2 * s.n_steps + learn))
+
+
+def memory_bytes(s: Namespace, model: nn.Module, images: int, num_classes: int) -> dict[str, int]:
+    """Bytes that stay allocated for the whole run, by what they are for, in each process;
+    activations excluded."""
+    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    moments = 2 if s.optimizer == "adam" else 1
+    queue = s.contrast_style == "queue" and any(term.queue for term in used(vars(s)))
+    sgld = has_chains(vars(s))
+    values = 3 * s.image_size**2  # of an image
+    state = {
+        "weights": 4 * sum(p.numel() for p in model.parameters()),
+        "optimiser": moments * trained,
+        "weight average": trained if s.ema > 0 else 0,
+        "queue": 4 * num_classes * s.contrast_k if queue else 0,
+        "replay buffer": 4 * values * s.buffer_size // distributed.size() if sgld else 0,
+    }
+    snapshots = 2 * sum(state.values()) if s.max_restarts else 0
+    return {**state, "snapshots": snapshots, "gradients": trained, "images": values * images}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's allocations, or of this process where it runs on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # Unix only
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def step_seconds(
+    s: Namespace,
+    forward: int,
+    seconds_of: Callable[[Namespace, int], float],
+    longest: float = 3.0,
+) -> tuple[float, float]:
+    """(seconds a training step, the part of its work that was timed: 1 for the whole step).
+
+    `seconds_of(settings, repeats)` times steps. Where a whole step would take more than about
+    `longest` seconds (SGLD with a large network on a CPU), one with fewer images, chains and SGLD
+    steps is timed, and time is taken as proportional to work.
+    """
+    flops = step_flops(forward, s)
+    small = scaled(s, 0.0)
+    rate = step_flops(forward, small) / seconds_of(small, 1)  # low: small batches are slow
+    share = longest * rate / flops
+    timed = s if share > 0.3 else scaled(s, share)
+    part = step_flops(forward, timed) / flops
+    return seconds_of(timed, 3) / part, part
+
+
+def scaled(s: Namespace, share: float) -> Namespace:
+    """The same step with about `share` of the work: fewer images and chains, then fewer steps."""
+    result = Namespace(**vars(s))
+    sizes = ("batch_size", "sgld_batch_size", *(["px_batch_size"] if s.px_batch_size else []))
+    for name in sizes:
+        setattr(result, name, max(1, round(getattr(s, name) * math.sqrt(share))))
+    result.n_steps = max(1, round(s.n_steps * math.sqrt(share)))
+    return result
+
+
+def dry_run(s: Namespace, device: torch.device, train_step: TrainStep) -> None:
+    """Build everything, time a few steps on made-up images, and print the settings and what the run
+    would take."""
+    if s.compile == "auto":  # which would take longer than all the rest
+        s = Namespace(**{**vars(s), "compile": "off"})
+    spec = data.describe(s.dataset)
+    check_classes(s, spec.num_classes)
+    n_valid = data.default_n_valid(spec.train_size) if s.n_valid is None else s.n_valid
+    images = len(data.split_validation(spec.train_size, n_valid)[0])
+    if s.labels_per_class * spec.num_classes > images:
+        most = images // spec.num_classes
+        raise UsageError(f"--labels_per_class {s.labels_per_class}: {s.dataset} has {most} at most")
+    model = build_model(s, spec.num_classes, device)
+    facts = measured(s, model, spec, images, train_step)
+    if s.dataset.startswith(FOLDER):
+        facts["images"] = f"about {spec.train_size:,} for training: each image's content decides"
+    if distributed.size() > 1:
+        facts["processes"] = f"{distributed.size()}; memory is that of each one"
+    resolved = {"device": device, "amp": "bf16" if model.amp else "off", "n_valid": n_valid}
+    for name, value in [*sorted({**vars(s), **resolved}.items()), ("", ""), *facts.items()]:
+        if distributed.first():
+            print_line(f"{name:23} {value}", sys.stdout)
+
+
+def measured(
+    s: Namespace, model: EnergyClassifier, spec: data.Spec, images: int, train_step: TrainStep
+) -> dict[str, str]:
+    """Return what a run on so many images takes, in words."""
+    device, forward = next(model.parameters()).device, forward_flops(model)
+    seconds, part = step_seconds(
+        s, forward, lambda timed, repeats: time_steps(model, timed, spec, repeats, train_step)
+    )
+    steps = data.steps_per_epoch(images, s.batch_size)
+    hours = steps * (s.n_epochs - s.start_epoch) * seconds / 3600
+    smaller = "" if part == 1 else f", of a step with {part:.1%} of the work"
+    scaled_up = ", scaled up from that step" if smaller else ""
+    rate = s.batch_size / seconds
+    memory = memory_bytes(s, model, images, spec.num_classes).items()
+    return {
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "forward pass": f"{forward / 1e9:,.3f} GFLOP an image",
+        "training step": f"{step_flops(forward, s) / 1e12:,.4g} TFLOP",
+        **{f"memory: {name}": f"{size / 2**20:,.1f} MiB" for name, size in memory},
+        "memory: peak": f"{peak_memory(device) / 2**20:,.1f} MiB without snapshots{smaller}",
+        "time a step": f"{seconds * 1000:,.1f} ms, {rate:,.1f} images/s{scaled_up}",
+        "time an epoch": f"{steps * seconds / 60:,.1f} minutes, {steps:,} steps",
+        "time of the run": f"{hours:,.2f} hours on {device}, without evaluation",
+    }
+
+
+def time_steps(
+    model: EnergyClassifier, s: Namespace, spec: data.Spec, repeats: int, train_step: TrainStep
+) -> float:
+    """Return the median seconds of a training step on made-up images, after one to warm up."""
+    device = next(model.parameters()).device
+    objective = build_objective(s, spec.num_classes).to(device)
+    run = Run(s, spec.num_classes, model, objective, build_optimizer(s, model, objective))
+    run.start_average()
+    replicate(run)
+    n, second = (max(1, (of or 0) // distributed.size()) for of in (s.batch_size, s.px_batch_size))
+    most = max(n, second)
+    shape = (most, s.image_size, s.image_size, 3)
+    images = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    split = data.Split(images, torch.randint(spec.num_classes, (most,), device=device))
+    own = {"batch_size": n, "px_batch_size": s.px_batch_size and second, "seed": 0}
+    every = torch.arange(most, device=device)
+    batches = batches_of(Namespace(**{**vars(s), **own}), split, every, every, spec.flips)
+    initialise_act_norm(model, batches(0)[0])
+    model.train()
+    guard, times = Guard(device), []
+    for step in range(repeats + 1):
+        started = time.perf_counter()
+        train_step(run, guard, batches(step), step)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    median = torch.tensor(sorted(times[1:])[repeats // 2], dtype=torch.float64, device=device)
+    return float(distributed.mean(median))  # one number, from which all decide what to time next
