@@ -41,6 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Ran:
     """What one run of train_wrn.py left: exit code, output, run folder."""
 
+    CLOCK = ("seconds", "images_per_s")
+
     def __init__(self, code: int, out: str, err: str, folder: Path) -> None:
         self.code, self.out, self.folder = code, out, folder
         bar = re.compile(r"\d+%\||img/s\]")
@@ -71,6 +73,21 @@ class Ran:
         import torch
 
         return torch.load(self.folder / name, weights_only=True)
+
+    def moving(self, name: str = "last_ckpt.pt") -> dict[str, Any]:
+        """All of a checkpoint but the settings, the clock and the length of log.txt."""
+        state = self.state(name)
+        progress = {name: state["progress"][name] for name in ("step", "best_valid")}
+        return {n: v for n, v in state.items() if n not in ("settings", "progress")} | progress
+
+    @property
+    def steady(self) -> list[dict[str, str]]:
+        """The rows without what the clock says."""
+        return [{n: v for n, v in row.items() if n not in self.CLOCK} for row in self.rows]
+
+    @property
+    def reports(self) -> list[str]:
+        return [line for line in self.text().splitlines() if re.match(r"epoch \d+ step", line)]
 
 
 class Trainer:
@@ -118,6 +135,17 @@ class Trainer:
         if isinstance(a, list | tuple):
             return len(a) == len(b) and all(map(cls.same, a, b))
         return a.equal(b) if hasattr(a, "equal") else a == b
+
+    @classmethod
+    def differences(cls, a: Ran, b: Ran) -> list[str]:
+        """What of two runs is not equal bit for bit: parts of the state, rows, reports."""
+        x, y = a.moving(), b.moving()
+        parts = [name for name in {*x, *y} if not cls.same(x.get(name), y.get(name))]
+        shown = {"rows": (a.steady, b.steady), "reports": (a.reports, b.reports)}
+        return parts + [name for name, (left, right) in shown.items() if left != right]
+
+    def resumed(self, run: Ran, *words: str) -> Ran:
+        return self.bare("--resume", str(run.folder), *words)
 
     def once(self, flags: str) -> Ran:
         if flags not in self.done:

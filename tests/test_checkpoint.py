@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Iterator
@@ -39,24 +40,18 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
     assert names(tmp_path) == ["ckpt.pt"]
 
 
-def test_keep_holds_the_one_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("links", [True, False])
+def test_keep_holds_the_one_before(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", broken)
     path, keep = tmp_path / "last.pt", tmp_path / "prev.pt"
     for step in (1, 2, 3):
         save_checkpoint({"step": step}, path, keep=keep)
         assert read_checkpoint(path)["step"] == step
         assert keep.exists() == (step > 1)
     assert read_checkpoint(keep)["step"] == 2 and names(tmp_path) == ["last.pt", "prev.pt"]
-
-
-def test_keep_works_where_there_are_no_hard_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "link", broken)
-    path, keep = tmp_path / "last.pt", tmp_path / "prev.pt"
-    for step in (1, 2, 3):
-        save_checkpoint({"step": step}, path, keep=keep)
-    assert (read_checkpoint(path)["step"], read_checkpoint(keep)["step"]) == (3, 2)
-    assert names(tmp_path) == ["last.pt", "prev.pt"]
 
 
 def test_a_second_name_is_as_good_as_a_second_file(
@@ -117,7 +112,11 @@ def half_written(state: Any, file: Any) -> NoReturn:
         raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904
 
 
-@pytest.mark.parametrize("at", ["torch.save", "os.fsync", "half written"])
+def interrupted(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("at", ["torch.save", "os.fsync", "half written", "Ctrl-C"])
 def test_a_failure_while_writing_leaves_the_old_file_and_no_other(
     at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,27 +125,14 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_other(
     if at == "half written":
         monkeypatch.setattr(torch, "save", half_written)
     else:
-        monkeypatch.setattr(at, broken)
-    with pytest.raises(
-        OSError, match=f"cannot write {path}: No space left .*MiB are free"
-    ) as caught:
+        monkeypatch.setattr(*(("torch.save", interrupted) if at == "Ctrl-C" else (at, broken)))
+    with pytest.raises((OSError, KeyboardInterrupt)) as caught:
         save_checkpoint(OTHER, path, keep=keep)
-    assert caught.value.errno == errno.ENOSPC and "\n" not in str(caught.value)
+    if isinstance(caught.value, OSError):
+        message = f"cannot write {path}: No space left .*MiB are free.*"
+        assert caught.value.errno == errno.ENOSPC and re.fullmatch(message, str(caught.value))
     monkeypatch.undo()
     assert names(tmp_path) == ["last.pt"] and read_checkpoint(path)["step"] == 3
-
-
-def test_an_interruption_leaves_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    save_checkpoint(STATE, tmp_path / "last.pt")
-    monkeypatch.setattr(torch, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(OTHER, tmp_path / "last.pt")
-    assert names(tmp_path) == ["last.pt"] and read_checkpoint(tmp_path / "last.pt")["step"] == 3
 
 
 def test_the_file_is_flushed_before_it_is_renamed(
@@ -237,11 +223,6 @@ def test_the_hash_is_that_of_the_bytes_that_are_loaded(
     assert read_with_sha256(path)[1] == hashlib.sha256(path.read_bytes()).hexdigest() != sha256
 
 
-def test_files_without_a_checksum_are_read_too(tmp_path: Path) -> None:
-    torch.save(STATE, tmp_path / "theirs.pt")
-    assert read_checkpoint(tmp_path / "theirs.pt")["step"] == 3
-
-
 @pytest.mark.parametrize("seed", range(2))
 def test_any_byte_of_a_file_without_a_checksum_may_be_wrong(seed: int, tmp_path: Path) -> None:
     """Whatever a flipped byte makes of the file: a dict, or a refusal in one line."""
@@ -290,7 +271,10 @@ def test_a_tensor_that_is_larger_than_its_data_is_refused(
 
 @pytest.mark.parametrize(
     "content",
-    [b"\x80\x02}q", b"\x80\x02.", b"\x80\x02X\x05\x00", b"\x80\x02G\x00", b"\x80\x02]}]Rs."],
+    [
+        *(b"\x80\x02}q", b"\x80\x02.", b"\x80\x02X\x05\x00", b"\x80\x02G\x00", b"\x80\x02]}]Rs."),
+        *(b"hello\n", b"cos\nsystem\n", b"(lp0\n.", b"}q.", b"\x80\x02}q.", b"I1\n"),
+    ],
 )
 @pytest.mark.parametrize("zipped", [False, True])
 def test_whatever_the_unpickler_makes_of_a_file_it_is_refused_in_one_line(
@@ -317,17 +301,6 @@ def test_a_state_that_is_deep_or_holds_things_often_is_walked_once() -> None:
     assert len(list(checkpoint.tensors_of(shared))) == 1
 
 
-@pytest.mark.parametrize(
-    "text", ["hello\n", "cos\nsystem\n", "(lp0\n.", "}q.", "\x80\x02}q.", "I1\n"]
-)
-def test_a_text_is_no_checkpoint(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "ckpt.pt"
-    path.write_text(text, encoding="latin-1")
-    with pytest.raises(CheckpointError, match=str(path)) as caught:
-        read_checkpoint(path)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_missing_file_and_a_foreign_object_are_named(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.pt"):
         with pytest.raises(CheckpointError, match=f"{path} is no file: give the path"):
@@ -338,15 +311,12 @@ def test_a_missing_file_and_a_foreign_object_are_named(tmp_path: Path) -> None:
 
 
 def test_a_run_s_checkpoint_holds_plain_values_alone(train: Any) -> None:
-    plain = (torch.Tensor, int, float, str, bool, type(None))
-
     def walk(value: Any) -> None:
-        assert type(value) in (*plain, list, tuple, dict) or isinstance(value, dict), type(value)
-        for item in value.values() if isinstance(value, dict) else value:
-            if isinstance(item, dict | list | tuple):
+        plain = (torch.Tensor, int, float, str, bool, type(None))
+        assert isinstance(value, dict) or type(value) in (*plain, list, tuple), type(value)
+        if isinstance(value, dict | list | tuple):
+            for item in value.values() if isinstance(value, dict) else value:
                 walk(item)
-            else:
-                assert isinstance(item, plain)
 
     run = train.once(f"{train.ALL} --max_steps 5")
     for name in ("last_ckpt.pt", "prev_ckpt.pt", "best_valid_ckpt.pt"):

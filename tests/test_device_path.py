@@ -32,7 +32,7 @@ from evaluation.scores import SCORES, feature_bank, scores
 from losses.contrastive import SCORES as CONTRAST_SCORES
 from losses.contrastive import STYLES
 from training import flags
-from training.build import build_model
+from training.build import batches_of, build_model
 from training.divergence import Guard, snapshot
 from training.setup import build_optimizer
 from training.state import Run
@@ -133,20 +133,7 @@ class Place:
         optimizer = build_optimizer(settings, model, objective)
         optimizer.step = lambda: None  # type: ignore[method-assign]  # a fused one needs a device
         index = torch.arange(64, device=self.device)
-        second = flags.second_batch(settings)
-        batches = data.TrainingBatches(
-            self.split(64),
-            index,
-            index,
-            batch_size=8,
-            seed=1,
-            sigma=0.03,
-            flip=True,
-            unlabelled=second,
-            clamp=settings.sgld_clamp,
-            second_size=settings.px_batch_size,
-            augmented=flags.augmented(settings),
-        )
+        batches = batches_of(settings, self.split(64), index, index, flip=True)
         run = Run(settings, 10, model, objective, optimizer)
         run.start_average()
         return run, batches
@@ -212,10 +199,7 @@ def check_steps(place: Place, words: str) -> None:
     assert {x.device.type for x in kept} == {place.device.type}
 
 
-SETS = [s for n in range(1, 6) for s in itertools.combinations(TERMS, n)]
-
-
-@pytest.mark.parametrize("terms", SETS, ids="+".join)
+@pytest.mark.parametrize("terms", [*((term,) for term in TERMS), TERMS[1:]], ids="+".join)
 def test_a_step_of_any_terms_never_waits(place: Place, terms: tuple[str, ...]) -> None:
     check_steps(place, " ".join(f"--{term} 1" for term in terms))
 

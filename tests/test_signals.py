@@ -15,7 +15,6 @@ import pytest
 
 import train_wrn
 from runs.endings import Signals, Terminated, handled, terminate
-from tests.test_resume import reports, resumed, steady
 from training import output, session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,13 +43,6 @@ def call_after(
     monkeypatch.setattr(module, name, watched)
 
 
-def everything(state: dict[str, Any]) -> dict[str, Any]:
-    """All of a checkpoint but its settings and the clock."""
-    progress = {k: v for k, v in state["progress"].items() if "seconds" not in k}
-    progress.pop("log_bytes")  # the line that says how it ended
-    return {**{k: v for k, v in state.items() if k != "settings"}, "progress": progress}
-
-
 @BOTH
 @pytest.mark.parametrize("place", PLACES)
 def test_a_signal_ends_a_run_that_goes_on_as_if_there_had_been_none(
@@ -68,30 +60,29 @@ def test_a_signal_ends_a_run_that_goes_on_as_if_there_had_been_none(
     assert run.code == 128 + number
     assert f"stopped by {number.name} at step" in run.text()
     assert run.state()["progress"]["step"] < 15
-    assert resumed(train, run).code == 0
-    assert steady(run) == steady(whole) and reports(run) == reports(whole)
-    a, b = everything(whole.state()), everything(run.state())
-    assert a.keys() == b.keys() and [part for part in a if not train.same(a[part], b[part])] == []
+    assert train.resumed(run).code == 0
+    assert train.differences(run, whole) == []
 
 
+@pytest.mark.parametrize("limit", ["--max_steps 7", "--n_epochs 2"])
 @pytest.mark.parametrize("act", [signal.SIGTERM, None], ids=["SIGTERM", "killed"])
-def test_the_evaluation_that_a_limit_asks_for_is_made_up_for(
-    act: signal.Signals | None, train: Any, monkeypatch: pytest.MonkeyPatch
+def test_the_evaluation_at_the_end_is_made_up_for(
+    act: signal.Signals | None, limit: str, train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop() -> None:
         if act is None:
             raise KeyboardInterrupt
         os.kill(os.getpid(), act)
 
-    flags = "--pyxce 1 --n_epochs 3 --max_steps 7"
+    flags = f"--pyxce 1 --n_epochs 3 {limit}"
     whole = train.once(flags)
     call_after(monkeypatch, session, "evaluate", 2, stop)
     run = train(flags)
     monkeypatch.undo()
     assert run.code == (130 if act is None else 143) and len(run.rows) == 1
-    assert resumed(train, run, "--max_steps", "7").code == 0
-    assert steady(run) == steady(whole) and len(run.rows) == 2
-    assert "nothing to do" in resumed(train, run, "--max_steps", "7").out
+    assert train.resumed(run, *limit.split()).code == 0
+    assert train.differences(run, whole) == [] and len(run.rows) == 2
+    assert "nothing to do" in train.resumed(run, *limit.split()).out
 
 
 @pytest.mark.parametrize("reader", ["pipe", pytest.param("terminal", marks=pytest.mark.slow)])
@@ -127,8 +118,8 @@ def test_the_second_ctrl_c_ends_at_once(train: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     assert run.code == 130 and "interrupted; the last good checkpoint" in run.err[-1]
     assert run.state()["progress"]["step"] == 5
-    assert resumed(train, run).code == 0
-    assert steady(run) == steady(whole) and reports(run) == reports(whole)
+    assert train.resumed(run).code == 0
+    assert train.differences(run, whole) == []
 
 
 def test_a_run_that_is_complete_is_not_stopped(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,10 +179,8 @@ def test_within_an_epoch_a_kill_costs_ckpt_minutes(
     assert run.code == 130
     assert run.state()["progress"]["step"] == after
     assert run.state("prev_ckpt.pt")["progress"]["step"] == after - 1
-    assert resumed(train, run).code == 0
-    assert steady(run) == steady(whole) and reports(run) == reports(whole)
-    a, b = everything(whole.state()), everything(run.state())
-    assert [part for part in a if not train.same(a[part], b[part])] == []
+    assert train.resumed(run).code == 0
+    assert train.differences(run, whole) == []
 
 
 @pytest.mark.parametrize(

@@ -21,22 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 TERMS = ["pyxce", "pxycontrast", "pxcontrast", "pxsgld", "pxysgld"]
 BEFORE = ["epoch", "step", "seconds", "images_per_s", "lr", "loss"]
 AFTER = ["train_acc", "valid_acc", "valid_loss", "test_acc", "test_loss"]
-SPEED = ("seconds", "images_per_s")
-
-
-def steady(run: Any) -> list[dict[str, str]]:
-    """The rows without what the clock says."""
-    return [{name: row[name] for name in row if name not in SPEED} for row in run.rows]
-
-
-def weights(run: Any) -> dict[str, torch.Tensor]:
-    return run.state()["model_state_dict"]
-
-
-def moving(run: Any) -> dict[str, Any]:
-    """What training moved: all of the checkpoint but settings, clock and the log's length."""
-    state = run.state()
-    return {name: state[name] for name in state if name not in ("settings", "progress")}
 
 
 # The terms, and what a run leaves
@@ -51,20 +35,13 @@ def test_terms_train_alone_and_together(terms: list[str], train: Any) -> None:
     assert all(map(math.isfinite, values.values()))
     losses = [values[f"{term}/loss"] for term in terms]
     assert values["loss"] == pytest.approx(sum(losses), abs=1e-5) and any(losses)
-    assert not weights(run)["f.conv1.weight"].equal(
+    told = ("log_q_data", "log_q_samples", "auc", "age", "travel", "clamped", "clamped_data")
+    extras = [f"{term}/{name}" for term in terms if "sgld" in term for name in told]
+    columns = [*BEFORE, *(f"{term}/loss" for term in terms), *AFTER, *extras]
+    assert list(run.last) == columns
+    assert not run.state()["model_state_dict"]["f.conv1.weight"].equal(
         run.state("prev_ckpt.pt")["model_state_dict"]["f.conv1.weight"]
     )
-
-
-@pytest.mark.parametrize("terms", [*([term] for term in TERMS), TERMS], ids=" ".join)
-def test_progress_csv_has_one_column_a_term(terms: list[str], train: Any) -> None:
-    flags = " ".join(f"--{term} 1" for term in terms)
-    run = train.once(f"{flags} --max_steps 3 --queue_init random")
-    expected = [*BEFORE, *(f"{term}/loss" for term in terms), *AFTER]
-    sgld = [term for term in terms if "sgld" in term]
-    told = ("log_q_data", "log_q_samples", "auc", "age", "travel", "clamped", "clamped_data")
-    extras = [f"{term}/{name}" for term in sgld for name in told]
-    assert list(run.last) == expected + extras
 
 
 def test_a_run_leaves_every_file_of_its_folder(train: Any) -> None:
@@ -211,9 +188,7 @@ def test_without_test_images_the_columns_stay_empty(train: Any, tmp_path: Path) 
 def test_two_runs_of_one_command_are_equal(train: Any) -> None:
     words = f"{train.ALL} --n_epochs 2 --dropout_rate .1 --norm batch"
     a, b = train(words), train(words)
-    assert train.same(moving(a), moving(b)) and steady(a) == steady(b)
-    reports = [[x for x in r.text().splitlines() if re.match(r"epoch \d+ step", x)] for r in (a, b)]
-    assert reports[0] == reports[1] and len(reports[0]) == 5
+    assert train.differences(a, b) == [] and len(a.reports) == 5
 
 
 def test_pictures_and_evaluation_do_not_disturb_a_run(train: Any) -> None:
@@ -221,7 +196,7 @@ def test_pictures_and_evaluation_do_not_disturb_a_run(train: Any) -> None:
     plain = train(f"{words} --eval_every 2")
     plots = "--plot_uncond 1 --plot_cond 1 --plot_contrast 1 --plot_every 1"
     pictures = train(f"{words} {plots}")
-    assert train.same(moving(plain), moving(pictures)) and steady(plain)[1] == steady(pictures)[1]
+    assert train.same(plain.moving(), pictures.moving()) and plain.steady[1] == pictures.steady[1]
 
 
 # Variants
@@ -249,7 +224,7 @@ def test_a_variant_trains(flags: str, train: Any) -> None:
     assert run.code == 0 and not run.err
     filled = {name: text for name, text in run.last.items() if text}
     assert all(math.isfinite(float(text)) for text in filled.values()) and len(filled) >= 12
-    assert all(t.isfinite().all() for t in weights(run).values())
+    assert all(t.isfinite().all() for t in run.state()["model_state_dict"].values())
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "class_gaussian"])
@@ -281,7 +256,11 @@ def test_resnet50_trains(train: Any, tmp_path: Path) -> None:
 def test_clf_only_trains_class_output_alone(train: Any) -> None:
     run = train("--pyxce 1 --pxsgld 1 --clf_only --max_steps 3 --norm batch --lr .1")
     start = run.state("prev_ckpt.pt")["model_state_dict"]
-    moved = {name for name, tensor in weights(run).items() if not tensor.equal(start[name])}
+    moved = {
+        name
+        for name, tensor in run.state()["model_state_dict"].items()
+        if not tensor.equal(start[name])
+    }
     running = {name for name in start if "running" in name or "num_batches" in name}
     assert moved - running == {"class_output.weight", "class_output.bias"}
 
