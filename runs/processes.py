@@ -153,6 +153,12 @@ def may_speak() -> bool:
         return True
 
 
+def warn(program: str, line: str) -> None:
+    """Print a warning on stderr, in the first process alone."""
+    if first():
+        print_line(f"{program}: warning: {line}", sys.stderr)
+
+
 def is_lost(error: BaseException) -> bool:
     """Return whether an error is one of communication. PyTorch has no class for gloo's."""
     if size() == 1 or not isinstance(error, RuntimeError):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from training.divergence import Diverged, Guard
-from training.meters import Meter
+from training.state import Meter
 
 CPU = torch.device("cpu")
 

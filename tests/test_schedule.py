@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.schedule import learning_rate
+from training.session import learning_rate
 
 TABLE = [
     # steps taken, epoch, warmup_iters, decay_epochs, rate / base

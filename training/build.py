@@ -195,12 +195,8 @@ def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -
     images = state.get("replay_buffer")
     if buffer is not None and isinstance(images, Tensor) and other_size(images, buffer.images):
         theirs, ours = (f"{x.shape[2]} x {x.shape[3]}" for x in (images, buffer.images))
-        if distributed.first():
-            print_line(
-                f"{flags.PROGRAM}: warning: the replay buffer of --load_path has images of "
-                f"{theirs}, this run of {ours}: it starts with a fresh one",
-                sys.stderr,
-            )
+        line = f"the replay buffer of --load_path has images of {theirs}, this run of {ours}"
+        distributed.warn(flags.PROGRAM, f"{line}: it starts with a fresh one")
     elif buffer is not None and isinstance(images, Tensor) and len(images):
         if len(images) != run.settings.buffer_size:
             raise CheckpointError(

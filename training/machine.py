@@ -19,16 +19,15 @@ import models
 from runs import processes as distributed
 from runs.cli import UsageError, fits
 from runs.names import IMAGE_SIZE
-from runs.screen import print_line
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def choose_device(name: str, *, exact: bool = False) -> torch.device:
-    """The device that --device names, set up to be fast or, for scores that are to be compared,
-    `exact`: convolutions without TF32, and always by the same algorithm. Matrix products, which
-    are those of the heads, are float32 in both.
+    """Return the device that --device names, set up to be fast or, for scores that are to be
+    compared, `exact`: convolutions without TF32, and always by the same algorithm. Matrix products,
+    which are those of the heads, are float32 in both.
 
     Raises UsageError for one that is unknown or not there.
     """
@@ -55,18 +54,17 @@ def choose_device(name: str, *, exact: bool = False) -> torch.device:
 
 
 def load_data(s: Namespace, device: torch.device, program: str) -> data.DataSet:
-    """The set of --dataset on the device; a doubt about it is said on stderr.
+    """Return the set of --dataset on the device; print a doubt about it on stderr.
 
-    Sets `reader`, the version that reads folders, among the settings: that of the run's beginning.
+    Set `reader`, the version that reads folders, among the settings: that of the run's beginning.
     """
     earlier = getattr(s, "resume", None) is not None  # a run that began before there were versions
     s.reader = getattr(s, "reader", 1 if earlier else data.READER)
     dataset = distributed.in_turn(
         lambda: data.load(s.dataset, s.data_root, size=s.image_size, reader=s.reader)
     )
-    found = data.doubt(dataset)
-    if found and distributed.first():
-        print_line(f"{program}: warning: {found}", sys.stderr)
+    if found := data.doubt(dataset):
+        distributed.warn(program, found)
     return dataset.to(device)
 
 
@@ -87,9 +85,8 @@ def as_read_by(record: data.Record, name: str, data_root: str, size: int) -> dat
 def warn_of_leaks(
     s: Namespace, dataset: data.DataSet, record: data.Record, run: dict[str, Any], program: str
 ) -> None:
-    """Say in a line on stderr how many validation and test images of `dataset` the run of
-    --load_path was trained on. `record` and `run`: what its checkpoint tells of its images, and
-    its settings.
+    """Print on stderr how many validation and test images of `dataset` the run of --load_path was
+    trained on. `record`: of its checkpoint's training images. `run`: its settings.
 
     A checkpoint of an earlier version has no hashes: the images are compared where they, or those
     of the same data set read as that run did, are the run's by their fingerprint.
@@ -103,15 +100,15 @@ def warn_of_leaks(
     splits = {"validation": dataset.train.take(valid), "test": dataset.test}
     compared = {name: record.compare(split, None, None) for name, split in splits.items()}
     told = [f"{name}: {said}" for name, d in compared.items() if (said := data.said(d, None))]
-    if told and distributed.first():
-        line = f"--dataset {s.dataset} holds out what --load_path {s.load_path} was trained on: "
-        print_line(f"{program}: warning: {line}{'; '.join(told)}", sys.stderr)
+    if told:
+        line = f"--dataset {s.dataset} holds out what --load_path {s.load_path} was trained on"
+        distributed.warn(program, f"{line}: {'; '.join(told)}")
 
 
 def build_network(s: Namespace, num_classes: int, device: torch.device) -> models.EnergyClassifier:
-    """The network of --arch, --depth, --width, --norm, --dropout_rate, --image_size, --amp and,
-    where the program has it, --uncond, on the device. Raises UsageError where it does not fit in
-    memory."""
+    """Return the network of --arch, --depth, --width, --norm, --dropout_rate, --image_size, --amp
+    and, where the program has it, --uncond, on the device. Raises UsageError where it does not fit
+    in memory."""
     with fits(f"--depth {s.depth} --width {s.width}"):
         model = models.build(
             arch=s.arch,
@@ -132,14 +129,14 @@ def build_network(s: Namespace, num_classes: int, device: torch.device) -> model
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc's malloc to keep what is freed for the next step. Left alone, it gives the
-    activations back to the system and gets them again as zeroed pages, which costs a quarter of an
-    SGLD step on a CPU. No number changes; on systems without glibc nothing is done."""
+    """Make glibc's malloc keep freed memory for the next step. Left alone, it gives the activations
+    back to the system and gets them again as zeroed pages, which costs a quarter of an SGLD step on
+    a CPU. No number changes; on systems without glibc nothing is done."""
     set_malloc(trim_threshold=2**31 - 1, mmap_threshold=2**30)
 
 
 def set_malloc(*, trim_threshold: int, mmap_threshold: int) -> None:
-    """glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes: mallopt(3)."""
+    """Set glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes: mallopt(3)."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -150,7 +147,7 @@ def set_malloc(*, trim_threshold: int, mmap_threshold: int) -> None:
 
 
 def use_bf16(amp: str, device: torch.device) -> bool:
-    """What --amp auto|bf16|off means on the device."""
+    """Return whether --amp auto|bf16|off asks for bf16 on the device."""
     if amp == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return amp == "bf16"

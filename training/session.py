@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import torch
@@ -18,7 +18,6 @@ from runs.endings import Signals, Stopped, tell
 from runs.folder import read_progress
 from training.divergence import Diverged, Guard, Healer, advice
 from training.output import Output
-from training.schedule import learning_rate
 from training.state import Run
 
 EVAL_BATCH = 200  # images; results do not depend on it
@@ -234,6 +233,26 @@ class Session:
         if self.run.progress.step >= self.stop:
             return f"stopped by --max_steps {s.max_steps}; --resume goes on"
         return f"stopped by --max_minutes {s.max_minutes:g}; --resume goes on"
+
+
+def learning_rate(
+    base: float,
+    *,
+    steps_taken: int,
+    epoch: int,
+    warmup_iters: int,
+    decay_epochs: Sequence[int],
+    decay_rate: float,
+) -> float:
+    """Return base * min(1, steps_taken / warmup_iters) * decay_rate^(decay epochs passed).
+
+    steps_taken: by this optimiser, over all processes of the run: with --start_epoch it begins at
+        0, too.
+    epoch: of the schedule, counted from 0; decay epoch e is passed from epoch e on.
+    warmup_iters: 0 or less means no warm-up.
+    """
+    warmup = min(1.0, steps_taken / warmup_iters) if warmup_iters > 0 else 1.0
+    return base * warmup * decay_rate ** sum(epoch >= decay for decay in decay_epochs)
 
 
 def set_learning_rate(run: Run, steps_taken: int, epoch: int) -> None:

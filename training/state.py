@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
+from argparse import Namespace
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +16,7 @@ from losses.sgld import from_shards, shard
 from runs import processes as distributed
 from runs.checkpoint import CheckpointError, read_checkpoint
 from runs.folder import DAMAGED, LAST, PREVIOUS
-from runs.screen import print_line
 from training.ema import Ema
-from training.meters import Meter
 
 IMAGES, BEGAN, UPDATES = (f"memories.replay_buffer.{n}" for n in ("images", "began", "updates"))
 QUEUE = ("queue_logit", "queue_ptr")  # the ancestors keep these with the model's weights
@@ -27,10 +24,45 @@ QUEUE = ("queue_logit", "queue_ptr")  # the ancestors keep these with the model'
 METERS = ("window", "epoch", "gradients")  # of a Run
 
 
+class Meter:
+    """Mean of named scalars over steps; reading it is the only time the host waits."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.sums: Tensor | None = None  # float64, one entry a name
+        self.steps = 0
+
+    def add(self, values: Tensor, names: list[str]) -> None:
+        """Add `values` (len(names),) of one step. Other names than before begin anew, but that more
+        names leave out what is new: the rest of an epoch that an earlier version began."""
+        if self.sums is None or not set(self.names) <= set(names):
+            self.reset()
+            self.names = names
+        elif self.names != names:
+            values = values[[names.index(name) for name in self.names]]
+        self.sums = values.double() if self.sums is None else self.sums + values
+        self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        """{} before the first step."""
+        if self.sums is None:
+            return {}
+        return dict(zip(self.names, (self.sums / self.steps).tolist(), strict=True))
+
+    def reset(self) -> None:
+        self.sums, self.steps = None, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        sums = None if self.sums is None else self.sums.cpu()
+        return {"names": self.names, "sums": sums, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self.names, self.steps = list(state["names"]), int(state["steps"])
+        self.sums = None if state["sums"] is None else state["sums"].to(device)
+
+
 @dataclass
 class Progress:
-    """Where the run is."""
-
     step: int = 0  # training steps done, counted from epoch 0 of the schedule
     seconds: float = 0.0  # of training and evaluation, over all processes
     train_seconds: float = 0.0  # of training within this epoch
@@ -43,19 +75,16 @@ class Progress:
 
 @dataclass
 class Run:
-    """The parts of a run. `window` averages metrics since the last report, `epoch` since the
-    epoch began; `gradients` those of the epoch's steps that --log_gradients measures."""
-
-    settings: argparse.Namespace
+    settings: Namespace
     num_classes: int
     model: Any  # models.EnergyClassifier; what training/ needs of it is nn.Module's
     objective: Any  # losses.Objective, or one with its `terms` and `memories`
     optimizer: torch.optim.Optimizer
     steps_per_epoch: int = 0
     progress: Progress = field(default_factory=Progress)
-    window: Meter = field(default_factory=Meter)
-    epoch: Meter = field(default_factory=Meter)
-    gradients: Meter = field(default_factory=Meter)
+    window: Meter = field(default_factory=Meter)  # metrics since the last report
+    epoch: Meter = field(default_factory=Meter)  # metrics since the epoch began
+    gradients: Meter = field(default_factory=Meter)  # what --log_gradients measures in the epoch
     data: Record = field(default_factory=Record)  # of what it trains on
     ema: Ema | None = None  # the averaged weights of --ema
     # Of a resumed run: the checkpoint before the last, to which a divergence may go back.
@@ -66,7 +95,7 @@ class Run:
 
     @property
     def first_step(self) -> int:
-        """The number of the run's first step, counted from epoch 0 of the schedule."""
+        """Return the number of the run's first step, counted from epoch 0 of the schedule."""
         return self.steps_per_epoch * getattr(self.settings, "start_epoch", 0)
 
     @property
@@ -74,7 +103,7 @@ class Run:
         return next(self.model.parameters()).device
 
     def memory(self, name: str) -> Any:
-        """The queue or the replay_buffer of the objective; None where no term has one."""
+        """Return the queue or the replay_buffer of the objective, or None."""
         memories: nn.ModuleDict = self.objective.memories
         return memories[name] if name in memories else None
 
@@ -84,15 +113,15 @@ class Run:
             self.ema = Ema(self.model, self.settings.ema)
 
     def averaged(self) -> AbstractContextManager[None]:
-        """The model has the averaged weights inside, where there are any."""
+        """Give the model its averaged weights inside, where there are any."""
         return nullcontext() if self.ema is None else self.ema.applied()
 
 
 def checkpoint_state(run: Run) -> dict[str, Any]:
-    """A dict of tensors, numbers, strings, lists and dicts with all that resuming needs; of several
-    processes, this one's random state and part of the replay buffer.
+    """Return a dict of tensors, numbers, strings, lists and dicts with all that resuming needs; of
+    several processes, this one's random state and part of the replay buffer.
 
-    `model_state_dict` and `replay_buffer` are the ancestors' keys; queue and replay buffer are
+    `model_state_dict` and `replay_buffer` are the ancestors' keys. Queue and replay buffer are
     memories of the objective, and are in the file once.
     """
     objective = run.objective.state_dict()
@@ -119,11 +148,10 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
 
 
 def whole_state(run: Run) -> dict[str, Any]:
-    """`checkpoint_state` of all processes together, for a file. All must call it; it is of use to
-    the one that writes.
+    """Return the `checkpoint_state` of all processes together to the first one. All must call it.
 
     The replay buffer is whole, as one process would have it; `random` is rank 0's, and `ranks` has
-    everybody's, by rank.
+    that of each rank.
     """
     state = checkpoint_state(run)
     if distributed.size() > 1:
@@ -137,9 +165,8 @@ def whole_state(run: Run) -> dict[str, Any]:
 
 
 def own_state(run: Run, state: dict[str, Any]) -> dict[str, Any]:
-    """What of a file's `whole_state` is this process's: the reverse of it, also where there are now
-    more processes or fewer. These draw new random numbers, since the old ones cannot be divided.
-    """
+    """Return this process's part of a file's `whole_state`, also where there are now more processes
+    or fewer: these draw new random numbers, since the old ones cannot be divided."""
     state = dict(state)
     ranks = state.pop("ranks", [state.get("random")])
     if distributed.size() == len(ranks) == 1:
@@ -161,7 +188,7 @@ def own_state(run: Run, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def own_shard(run: Run, images: Tensor) -> Tensor:
-    """This process's slots of a whole replay buffer. Raises CheckpointError for one that the
+    """Return this process's slots of a whole replay buffer. Raises CheckpointError for one that the
     processes cannot share."""
     count = run.num_classes * distributed.size()
     if len(images) % count:
@@ -173,7 +200,7 @@ def own_shard(run: Run, images: Tensor) -> Tensor:
 
 
 def random_from(seed: int, device: torch.device) -> dict[str, Tensor]:
-    """Random states as a checkpoint has them."""
+    """Return random states as a checkpoint has them."""
     found = {"cpu": torch.Generator().manual_seed(seed).get_state()}
     if device.type == "cuda":
         found["cuda"] = torch.Generator(device).manual_seed(seed).get_state()
@@ -221,7 +248,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
 
 
 def record_of(run: Run, state: dict[str, Any]) -> Record:
-    """What a checkpoint tells of its images. Raises CheckpointError."""
+    """Return the record of a checkpoint's training images. Raises CheckpointError."""
     try:
         return Record.read(state.get("data"), run.data.reader)
     except ValueError as error:
@@ -234,19 +261,15 @@ def misfit(error: Exception) -> CheckpointError:
 
 
 def restore_last(run: Run, folder: Path, program: str) -> None:
-    """Make `run` what the folder's last checkpoint saw or, if that is damaged, the one before it;
-    `run.earlier` is what the one before the last saw.
-
-    `program`: whose name a warning bears. Raises CheckpointError, one line.
-    """
+    """Restore the run from the folder's last checkpoint or, if that is damaged, the one before it.
+    Keep the one before the last as `run.earlier`. Raises CheckpointError."""
     # Rank 0 reads: one line about a damaged file is enough, and others may not see the folder.
     found = None
     if distributed.first():
         newest, saved, damage = read_last(folder)
         found = newest, saved, earlier_state(folder, saved, run.settings.max_restarts)
         if damage is not None:
-            line = f"{damage}; resuming from {newest}"
-            print_line(f"{program}: warning: {line}", sys.stderr)
+            distributed.warn(program, f"{damage}; resuming from {newest}")
             if (folder / LAST).exists():  # the next save must not keep it in place of the good one
                 (folder / LAST).replace(folder / DAMAGED)
     path, state, earlier = distributed.from_first(found)  # type: ignore[misc]
@@ -257,10 +280,8 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
         except (KeyError, TypeError) as error:  # of another program
             raise misfit(error) from None
         restore(run, state)
-        if found_others := record_of(run, state).others(run.data):
-            if distributed.first():
-                line = f"--dataset {run.settings.dataset}: {found_others}"
-                print_line(f"{program}: warning: {line}", sys.stderr)
+        if difference := record_of(run, state).others(run.data):
+            distributed.warn(program, f"--dataset {run.settings.dataset}: {difference}")
     except CheckpointError as error:
         raise CheckpointError(f"--resume {path}: {error}") from None
 
@@ -289,7 +310,8 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any], CheckpointError | Non
 def earlier_state(
     folder: Path, last: dict[str, Any], max_restarts: int | None
 ) -> dict[str, Any] | None:
-    """The checkpoint before the last, where it is of an earlier step and restarts are allowed."""
+    """Return the checkpoint before the last, where it is of an earlier step and restarts are
+    allowed."""
     if not max_restarts:
         return None
     try:
