@@ -23,12 +23,12 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def processes() -> int:
-    """How many processes torchrun has started for this command; 1 without it."""
+    """Return how many processes torchrun has started for this command; 1 without it."""
     return int(os.environ["WORLD_SIZE"]) if all(n in os.environ for n in TORCHRUN) else 1
 
 
 def may_tell() -> bool:
-    """Whether this process tells what all that torchrun has started notice before they meet."""
+    """Return whether this process prints the lines that all would print before they meet."""
     return processes() == 1 or os.environ["RANK"] == "0"
 
 
@@ -42,8 +42,8 @@ class UsageError(Mistake):
 
 @contextmanager
 def fits(flag: str) -> Iterator[None]:
-    """Around what the flag makes large: PyTorch's allocator raises a RuntimeError where there is
-    not enough memory."""
+    """Raise UsageError where memory does not suffice for what the flag makes large: PyTorch's
+    allocator raises a RuntimeError."""
     try:
         yield
     except (RuntimeError, MemoryError):
@@ -51,8 +51,9 @@ def fits(flag: str) -> Iterator[None]:
 
 
 def open_streams() -> None:
-    """Connect to nowhere what a shell's `>&-` or `2>&-` has closed. Python has None for it, and the
-    next file to be opened would get its number and what libraries write to it."""
+    """Connect stdout and stderr to nowhere where a shell's `>&-` or `2>&-` has closed them. Python
+    has None for them, and the next file to be opened would get the number that libraries write to.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -91,8 +92,8 @@ class Parser(argparse.ArgumentParser):
             self.error(str(error))
 
     def error(self, message: str) -> NoReturn:
-        """One line and exit code 2, without the usage text that hides it. Of several processes one
-        tells what all have noticed."""
+        """Print one line, without the usage text that would hide it, and exit with code 2. Of
+        several processes, which all notice the same, one prints."""
         if may_tell():
             from runs.screen import print_line
 
@@ -151,7 +152,7 @@ def number(
 
 
 def switch(text: str) -> bool:
-    """HDGE's 0|1 switches, which JEM has as bare flags."""
+    """Read HDGE's 0|1 switches, which JEM has as bare flags."""
     if text not in ("0", "1", "0.0", "1.0"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor 1: give 0, 1 or nothing (= 1)")
     return float(text) == 1
@@ -174,7 +175,7 @@ TEMPERATURE = number(float, low=1e-4)
 
 
 def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str]:
-    """The names of the flags that a command line gives. `parser` loses its defaults."""
+    """Return the names of the flags that a command line gives. `parser` loses its defaults."""
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     parser._defaults.clear()
@@ -192,11 +193,11 @@ def check_program(saved: dict[str, Any], program: str, folder: Path | str) -> No
 
 
 def check_id(name: str | None) -> None:
-    if name is not None and (
-        not name.strip() or "/" in name or "\\" in name or name in (".", "..")
-    ):
+    if name is None:
+        return
+    if not name.strip() or "/" in name or "\\" in name or name in (".", ".."):
         raise UsageError(f"--id {name!r} is no folder name: give one without slashes")
-    if name is not None and len(os.fsencode(name)) > LONGEST_NAME:
+    if len(os.fsencode(name)) > LONGEST_NAME:
         raise UsageError(
             f"--id {name[:20]}... is longer than a folder name may be: {LONGEST_NAME} bytes at most"
         )

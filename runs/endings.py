@@ -78,7 +78,7 @@ def exit_code(
 
 def tell(line: str) -> None:
     """Print a line on stderr; of several processes that end, only the first one does."""
-    if distributed.may_speak():
+    if distributed.first_to_report():
         print_line(line, sys.stderr)
 
 

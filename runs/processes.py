@@ -102,7 +102,7 @@ def watch_neighbour() -> Callable[[], None]:
             dist.recv(torch.zeros(1), (rank() + 1) % size(), group=group)
         except RuntimeError as error:
             time.sleep(GRACE)
-            if may_speak():
+            if first_to_report():
                 print_line(f"error: {LOST} ({reason(error)})", sys.stderr)
             os._exit(1)
 
@@ -141,7 +141,7 @@ def own_device(name: str) -> str:
     return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
-def may_speak() -> bool:
+def first_to_report() -> bool:
     """Return whether this process is the first to report why it ends: one line is enough."""
     if processes() == 1:
         return True

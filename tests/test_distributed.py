@@ -118,7 +118,7 @@ def test_more_processes_than_gpus_are_refused_by_all(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(flags.UsageError, match="--nproc_per_node 2: PyTorch sees 1 CUDA GPUs"):
         distributed.own_device("auto")
-    assert distributed.may_speak() == (rank == "0") and distributed.own_device("cpu") == "cpu"
+    assert distributed.first_to_report() == (rank == "0") and distributed.own_device("cpu") == "cpu"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert distributed.own_device("cuda") == f"cuda:{rank}"
 

@@ -30,7 +30,7 @@ TrainStep = Callable[[Run, Guard, Any, int], Any]
 
 
 def step_flops(forward: int, s: Namespace) -> float:
-    """FLOP of one training step, from those of one image's forward pass.
+    """Return the FLOP of one training step, from those of one image's forward pass.
 
     A full backward pass is 2 forward passes, the gradient of the input alone 1; so data cost 3 an
     image, and a chain costs 2 an SGLD step and 3 to learn from it. With --clf_only the backbone
@@ -45,8 +45,8 @@ def step_flops(forward: int, s: Namespace) -> float:
 
 
 def memory_bytes(s: Namespace, model: nn.Module, images: int, num_classes: int) -> dict[str, int]:
-    """Bytes that stay allocated for the whole run, by what they are for, in each process;
-    activations excluded."""
+    """Return the bytes that each process keeps allocated for the whole run, by their use, without
+    activations."""
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     moments = 2 if s.optimizer == "adam" else 1
     queue = s.contrast_style == "queue" and any(term.queue for term in used(vars(s)))
@@ -64,7 +64,7 @@ def memory_bytes(s: Namespace, model: nn.Module, images: int, num_classes: int) 
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's allocations, or of this process where it runs on the CPU."""
+    """Return the peak of the GPU's allocations or, on the CPU, of this process, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource  # Unix only
@@ -79,11 +79,11 @@ def step_seconds(
     seconds_of: Callable[[Namespace, int], float],
     longest: float = 3.0,
 ) -> tuple[float, float]:
-    """(seconds a training step, the part of its work that was timed: 1 for the whole step).
+    """Return the seconds of a training step, and the part of its work that was timed.
 
     `seconds_of(settings, repeats)` times steps. Where a whole step would take more than about
-    `longest` seconds (SGLD with a large network on a CPU), one with fewer images, chains and SGLD
-    steps is timed, and time is taken as proportional to work.
+    `longest` seconds (SGLD with a large network on a CPU), time one with fewer images, chains and
+    SGLD steps, and take time as proportional to work.
     """
     flops = step_flops(forward, s)
     small = scaled(s, 0.0)
@@ -95,7 +95,8 @@ def step_seconds(
 
 
 def scaled(s: Namespace, share: float) -> Namespace:
-    """The same step with about `share` of the work: fewer images and chains, then fewer steps."""
+    """Return the settings of a step with about `share` of the work: fewer images, chains and SGLD
+    steps."""
     result = Namespace(**vars(s))
     sizes = ("batch_size", "sgld_batch_size", *(["px_batch_size"] if s.px_batch_size else []))
     for name in sizes:

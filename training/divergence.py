@@ -17,9 +17,9 @@ SLOWER = 0.5  # what a restart multiplies the learning rate by
 
 
 class Diverged(FloatingPointError):
-    """The run has diverged; the message is one line that says where, and what to try.
+    """The run has diverged; the message is one line with the step, its numbers and what to try.
 
-    `where`: its beginning, which step and by what.
+    `where`: its beginning, the step and its numbers. `rest`: what follows.
     """
 
     def __init__(self, where: str, rest: str) -> None:
@@ -28,14 +28,15 @@ class Diverged(FloatingPointError):
 
 
 class Guard:
-    """A flag that is set by the first step of which the loss, or what a term reports (its own loss,
-    the energies of data and samples), is beyond 1e8 or not finite, or the gradient not finite.
+    """Keep a flag on the device that the first diverged step sets: its loss, or what a term reports
+    (its own loss, the energies of data and samples), is beyond 1e8 or not finite, or its gradient
+    is not finite.
 
-    It stays set: that step and all later ones are masked (the optimiser takes the flag as its
+    The flag stays set and masks that step and all later ones (the optimiser takes it as its
     `found_inf`, the queue and the replay buffer as `skip`), so the state stays that of the last
     good step until the host looks, at the next report.
 
-    `advice`: what to try, for the message.
+    advice: what to try, for the message.
     """
 
     def __init__(self, device: torch.device, advice: str = "try a lower --lr") -> None:
@@ -54,20 +55,21 @@ class Guard:
         step: int,
         metrics: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """The flag (), after this step's loss, gradient norm and terms' metrics (scalars)."""
+        """Return the flag, bool (), after this step's loss, gradient norm and terms' metrics
+        (scalars)."""
         named = {**(metrics or {}), "loss": loss.detach()}
         values = torch.stack(list(named.values()))
         bad = ~(values.abs() <= LARGEST).all() | ~grad_norm.isfinite()  # nan fails the comparison
         norm = grad_norm.to(values.dtype).reshape(1)
         found = torch.cat([torch.full_like(norm, step), norm, values]).double()
-        if self.names != list(named):  # another phase of the training, which a host has looked at
+        if self.names != list(named):  # a new phase of the training: the host has read the flag
             self.names, self.first = list(named), found
         self.first = torch.where(bad & ~self.flag, found, self.first)
         self.flag = self.flag | bad
         return self.flag
 
     def raise_if_diverged(self, checkpoint: str) -> None:
-        """Reads the flag (a host synchronisation). Raises Diverged."""
+        """Read the flag, which waits for the device. Raises Diverged where it is set."""
         if not self.flag:
             return
         step, grad_norm, *values = self.first.tolist()
@@ -91,13 +93,13 @@ def advice(run: Run) -> str:
 
 
 class Healer:
-    """Lets a run that diverges go on, --max_restarts times.
+    """Restart a run that diverges, --max_restarts times.
 
-    It keeps two snapshots of the run's state, on its device, 200 steps or more apart. A restart
-    takes the older one, since what came before a divergence is seldom healthy; halves the learning
-    rate, for the rest of the run; seeds the random numbers anew; and lets the chains of the replay
-    buffer that blew up begin anew. Of a resumed run the older one is at first the checkpoint before
-    the last.
+    Keep two snapshots of the run's state, on its device, 200 steps or more apart. A restart takes
+    the older one, since the steps before a divergence are seldom healthy; halves the learning rate,
+    for the rest of the run; seeds the random numbers anew; and begins the chains of the replay
+    buffer anew that blew up. The older one of a resumed run is at first the checkpoint before the
+    last.
     """
 
     def __init__(self, run: Run) -> None:
@@ -107,8 +109,8 @@ class Healer:
         run.earlier = None
 
     def keep(self, run: Run) -> None:
-        """A snapshot, if one is due. Only of a state that the guard has let pass, and never between
-        the last step of an epoch and its evaluation."""
+        """Take a snapshot, if one is due: only of a state that the guard has let pass, and never
+        between the last step of an epoch and its evaluation."""
         if not self.snapshots:
             return
         if run.progress.step - self.snapshots[-1]["progress"]["step"] >= SNAPSHOT_EVERY:
@@ -116,18 +118,18 @@ class Healer:
             self.snapshots.append(snapshot(run))
 
     def heal(self, run: Run, error: Diverged) -> str:
-        """Restart the run; says what was done. Raises Diverged where no restart is left."""
-        done, limit = run.progress.restarts, run.settings.max_restarts
-        if done >= limit:
-            given_up = f"given up after {done} of --max_restarts {limit}; " if limit else ""
+        """Restart the run, and return a line about it. Raises Diverged where no restart is left."""
+        restarts, limit = run.progress.restarts, run.settings.max_restarts
+        if restarts >= limit:
+            given_up = f"given up after {restarts} of --max_restarts {limit}; " if limit else ""
             raise Diverged(error.where, given_up + error.rest) from None
         slower = run.progress.lr_scale * SLOWER
         best = run.progress.best_valid  # its checkpoint stays
         self.snapshots = self.snapshots[:1]
         restore(run, cloned(self.snapshots[0]))  # an optimiser keeps the tensors it is given
         run.progress.best_valid = max(best, run.progress.best_valid)
-        run.progress.restarts, run.progress.lr_scale = done + 1, slower
-        key = (run.settings.seed, run.progress.step, done + 1)
+        run.progress.restarts, run.progress.lr_scale = restarts + 1, slower
+        key = (run.settings.seed, run.progress.step, restarts + 1)
         own = (distributed.rank(),) if distributed.size() > 1 else ()
         torch.manual_seed(distributed.mixed(*key, *own))
         chains, renewed = run.memory("replay_buffer"), ""
@@ -135,17 +137,17 @@ class Healer:
             renewed = f", {sum(distributed.all_of(chains.renew())):,} chains begun anew"
         return (
             f"{error.where}: back to step {run.progress.step:,}, learning rate x {slower:g}, new "
-            f"random numbers{renewed}; restart {done + 1} of {limit}"
+            f"random numbers{renewed}; restart {restarts + 1} of {limit}"
         )
 
 
 def snapshot(run: Run) -> dict[str, Any]:
-    """The run's state, which training does not change; on its device, where copies are quick."""
+    """Return a copy of the run's state on its device, where copies are quick."""
     return cloned(checkpoint_state(run))
 
 
 def cloned(value: Any) -> Any:
-    """The same with clones of its tensors."""
+    """Return a copy with clones of the tensors."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, dict):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """Average the parameters that are trained; the others, and all buffers, are the model's own.
+    """Average the parameters that are trained, and leave the others and all buffers alone.
 
     A step that was taken moves each average to d * average + (1 - d) * parameter, where
     d = min(decay, (1 + t) / (10 + t)) and t counts the steps taken before it: without this ramp a

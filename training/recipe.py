@@ -21,11 +21,9 @@ COMMENT = re.compile(r"(^|\s)#.*")  # as in a shell: the # of run#1 is part of i
 
 
 def expand(argv: Sequence[str], parser: Parser) -> tuple[list[str], list[str], str | None]:
-    """Return the recipes' flags, the command line without its recipes, and the recipes' names.
-
-    Several recipes stand in the command line's order, their names with a space between them; None
-    is the name of no recipe. A mistake ends the program through `parser.error`.
-    """
+    """Return the recipes' flags, in the command line's order, the command line without its recipes,
+    and the recipes' names with a space between them; None: no recipe. A mistake ends the program
+    through `parser.error`."""
     typed, names = split(argv, parser)
     flags = [word for name in names for word in read(name, parser)]
     return flags, typed, " ".join(names) or None
