@@ -66,9 +66,8 @@ def build_parser() -> Parser:
             "Try --dry_run first: it needs no data and says how long a run will take."
         ),
     )
-    for add in (add_data, add_objective, add_contrast, add_sgld, add_network, add_optimisation):
-        add(parser)
-    for add in (add_records, add_machine):
+    groups = (add_data, add_objective, add_contrast, add_sgld, add_network, add_optimisation)
+    for add in (*groups, add_records, add_machine):
         add(parser)
     parser.set_defaults(recipe=None)
     return parser
@@ -77,8 +76,7 @@ def build_parser() -> Parser:
 # fmt: off
 # One flag a paragraph reads better than one keyword a line.
 def add_data(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data")
-    add = group.add_argument
+    add = parser.add_argument_group("data").add_argument
     add("--dataset", default="cifar10", metavar="NAME",
         help="cifar10, cifar100, svhn, mnist, digits (bundled with scikit-learn, no download) or "
         "folder:PATH with one sub-folder of images a class "
@@ -110,10 +108,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def add_objective(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "objective", "The weight of each term of the loss; 0: the term is not built."
-    )
-    add = group.add_argument
+    about = "The weight of each term of the loss; 0: the term is not built."
+    add = parser.add_argument_group("objective", about).add_argument
     for term in TERMS.values():
         names = (f"--{term.name}", *term.aliases)
         add(*names, dest=term.name, type=WEIGHT, default=0.0, metavar="W",
@@ -138,8 +134,7 @@ def add_objective(parser: argparse.ArgumentParser) -> None:
 
 
 def add_contrast(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("contrastive terms")
-    add = group.add_argument
+    add = parser.add_argument_group("contrastive terms").add_argument
     add("--contrast_k", type=COUNT, default=65536, metavar="K",
         help="slots of the queue = negatives an image (default: %(default)s; HDGE Table 6)")
     add("--contrast_t", type=TEMPERATURE, default=0.1, metavar="T",
@@ -159,8 +154,7 @@ def add_contrast(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sgld(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("SGLD and replay buffer")
-    add = group.add_argument
+    add = parser.add_argument_group("SGLD and replay buffer").add_argument
     add("--n_steps", type=COUNT, default=20, metavar="STEPS",
         help="SGLD steps a training step; more are more stable and cost more "
         "(default: %(default)s; JEM)")
@@ -197,8 +191,7 @@ def add_sgld(parser: argparse.ArgumentParser) -> None:
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("network")
-    add = group.add_argument
+    add = parser.add_argument_group("network").add_argument
     add("--arch", choices=("wrn", "resnet50"), default="wrn",
         help="WideResNet, or ResNet-50 with a 3x3 stem and its own batch norm, for HDGE's "
         "Table 1 (default: %(default)s)")
@@ -225,8 +218,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
 
 
 def add_optimisation(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("optimisation")
-    add = group.add_argument
+    add = parser.add_argument_group("optimisation").add_argument
     add("--optimizer", choices=("adam", "sgd"), default="adam",
         help="Adam or SGD (momentum .9) (default: %(default)s; JEM)")
     add("--adam_betas", type=DECAY, nargs=2, default=ADAM_BETAS, metavar=("B1", "B2"),
@@ -274,8 +266,7 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
 
 
 def add_records(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("run folder and records")
-    add = group.add_argument
+    add = parser.add_argument_group("run folder and records").add_argument
     add("--log_dir", "--save_dir", dest="log_dir", default="./save", metavar="FOLDER",
         help="the run folder is <log_dir>/<id> (default: %(default)s; HDGE)")
     add("--id", default=None, metavar="NAME",
@@ -312,8 +303,7 @@ def add_records(parser: argparse.ArgumentParser) -> None:
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("machine")
-    add = group.add_argument
+    add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", metavar="NAME",
         help="auto (a CUDA GPU if there is one), cpu, cuda or cuda:N (default: %(default)s; ours)")
     add("--seed", type=WHOLE, default=None, metavar="N",
