@@ -410,21 +410,6 @@ def test_every_flag_has_a_test_of_what_it_does() -> None:
     assert sorted([*seen, *OWN_TEST]) == sorted(actions())
 
 
-@pytest.mark.parametrize("flag", actions())
-def test_every_flag_has_a_help_text_that_tells_its_default(flag: str) -> None:
-    action = actions()[flag]
-    assert len(action.help) > 25 or flag == "--overwrite"
-    if action.nargs != 0 and flag not in ("--load_path", "--resume"):
-        assert "default: " in action.help, "a flag with a value tells what holds without it"
-
-
-def test_every_flag_sits_in_a_named_group() -> None:
-    groups = flags.build_parser()._action_groups
-    named = {a.option_strings[0]: g.title for g in groups for a in g._group_actions}
-    loose = {flag for flag in actions() if named[flag] in ("options", "optional arguments", None)}
-    assert not loose and len(set(named.values())) > 5
-
-
 ANCESTORS = """--dataset cifar10 --lr 1e-4 --decay_epochs 160 180 --decay_rate .3 --start_epoch 0
 --labels_per_class -1 --optimizer adam --batch_size 64 --sgld_batch_size 64 --n_epochs 200
 --warmup_iters -1 --pyxce 0 --pxcontrast 0 --pxsgld 0 --pxycontrast 0 --pxysgld 0 --dropout_rate 0
