@@ -138,7 +138,7 @@ def read_with_sha256(
 
 
 def out_of_memory(error: Exception) -> bool:
-    """On the CPU PyTorch has no class for it."""
+    """Return whether an error says that memory is full. On the CPU PyTorch has no class for it."""
     return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
@@ -154,7 +154,7 @@ def seal(digest: Any) -> bytes:
 
 def check_seal(file: IO[bytes], path: Path) -> tuple[bool, str]:
     """Return whether the file ends with a checksum (files of others, and of earlier versions, have
-    none), and the sha256 of all its bytes. The file is at its beginning afterwards.
+    none), and the sha256 of all its bytes. Leave the file at its beginning.
 
     Raises CheckpointError where the checksum is not that of the file.
     """
@@ -171,7 +171,7 @@ def check_seal(file: IO[bytes], path: Path) -> tuple[bool, str]:
 
 
 def tensors_of(state: Any) -> Iterator[torch.Tensor]:
-    """Each once, however deep; what holds itself, or is held often, is looked at once."""
+    """Yield each tensor once, however deep it is and however often it is held."""
     seen, left = set(), [state]
     while left:
         value = left.pop()
@@ -187,7 +187,7 @@ def tensors_of(state: Any) -> Iterator[torch.Tensor]:
 
 
 def fills_its_data(tensor: torch.Tensor) -> bool:
-    """No element is stored once and counted often, or not at all: that would be a small file for a
+    """Return whether each element is stored, and stored once: else a small file could hold a
     network that fills the memory."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
         return False
@@ -195,8 +195,8 @@ def fills_its_data(tensor: torch.Tensor) -> bool:
 
 
 def refuse_compressed(file: IO[bytes], path: Path) -> None:
-    """torch.save compresses nothing: an archive that would grow when read is not one of its own,
-    and could fill the memory. The file is at its beginning afterwards."""
+    """Raise CheckpointError for an archive that would grow when it is read, and could fill the
+    memory: torch.save compresses nothing. Leave the file at its beginning."""
     if zipfile.is_zipfile(file):
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -266,9 +266,9 @@ def read_exported(path: Path) -> tuple[dict[str, Any], str]:
         objective = {name: tensors.pop(name) for name in list(tensors) if name.startswith(START)}
         if "queue_logit" in tensors:
             objective[FILLED] = torch.tensor([int(about["queue_filled"])])
-        told = {name: about[name] for name in IN_CONFIG if isinstance(about.get(name), dict)}
+        kept = {name: about[name] for name in IN_CONFIG if isinstance(about.get(name), dict)}
     except Exception as error:  # whatever the bytes of a file that is none make of the reader
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise CheckpointError(f"{path} is damaged or no model ({reason}): use another") from None
     more = {name: part for name, part in (("data", record), ("objective", objective)) if part}
-    return {"model_state_dict": tensors, **told, **more}, sha256
+    return {"model_state_dict": tensors, **kept, **more}, sha256

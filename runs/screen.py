@@ -23,8 +23,8 @@ LINE_EVERY = 60.0  # seconds between two lines of a progress bar in a log file
 
 
 class Unread:
-    """A stream that nobody may be reading any more, as `| tee` that Ctrl-C has ended or a terminal
-    that was closed: that is no reason to end a run. None: it was closed from the start."""
+    """Wrap a stream whose reader may have gone, such as `| tee` that Ctrl-C has ended or a closed
+    terminal: that is no reason to end a run. None: the stream was closed from the start."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self.stream = stream
@@ -50,7 +50,7 @@ class Unread:
             self.let_go()
 
     def let_go(self) -> None:
-        """What is still in the stream's buffer would fail at exit."""
+        """Connect the stream to nowhere: what is still in its buffer would fail at exit."""
         assert self.stream is not None
         with contextlib.suppress(OSError):
             nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -129,8 +129,8 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_other(
     with pytest.raises((OSError, KeyboardInterrupt)) as caught:
         save_checkpoint(OTHER, path, keep=keep)
     if isinstance(caught.value, OSError):
-        message = f"cannot write {path}: No space left .*MiB are free.*"
-        assert caught.value.errno == errno.ENOSPC and re.fullmatch(message, str(caught.value))
+        message = f"cannot write {path}: No space left .*MiB are free"
+        assert caught.value.errno == errno.ENOSPC and re.search(message, str(caught.value))
     monkeypatch.undo()
     assert names(tmp_path) == ["last.pt"] and read_checkpoint(path)["step"] == 3
 
