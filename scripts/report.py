@@ -7,7 +7,6 @@ The page is self-contained: it can be opened without a network, sent and printed
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from runs.cli import Parser  # noqa: E402
+from runs.files import write_text  # noqa: E402
 from runs.screen import print_line  # noqa: E402
 
 
@@ -69,16 +69,10 @@ def main(argv: Sequence[str]) -> Path:
         text = page(read_run(args.run_folder, args.eval_dir), vars(flags().parse_args([])))
     except NoRun as error:
         parser.error(str(error))
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, output)
+        write_text(output, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        parser.error(
-            f"--output {output} cannot be written ({error.strerror}): give a file in a folder that "
-            "is writable"
-        )
+        parser.error(f"--output: {error.strerror}: give a file in a folder that is writable")
     return output
 
 

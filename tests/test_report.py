@@ -469,8 +469,8 @@ def test_mistakes_are_one_line(
         ([tmp_path / "none"], "is not a folder"),
         ([run, "--eval_dir", tmp_path / "none"], "--eval_dir"),
         ([run, "--output", run / "variant.json"], "ends in .html"),
-        ([run, "--output", tmp_path / "no" / "x.html"], "cannot be written"),
-        ([run, "--output", tmp_path / "folder.html"], "cannot be written"),
+        ([run, "--output", tmp_path / "no" / "x.html"], "cannot write"),
+        ([run, "--output", tmp_path / "folder.html"], "cannot write"),
     ):
         with pytest.raises(SystemExit) as stop:
             report.main([str(word) for word in words])  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from reports.page.markup import number
+from reports.page.markup import parsed
 
 WIDTH, HEIGHT = 400, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 34
@@ -50,16 +50,9 @@ def panels(rows: Sequence[dict[str, str]]) -> list[Panel]:
 
 
 def _points(rows: Sequence[dict[str, str]], name: str, scale: float) -> Points:
-    pairs = [(_float(row.get("epoch")), _float(row.get(name))) for row in rows]
-    return [(x, None if y is None else scale * y) for x, y in pairs if x is not None]
-
-
-def _float(text: str | None) -> float | None:
-    try:
-        value = number(float(text or ""))
-    except ValueError:
-        return None
-    return value if value is not None and abs(value) < DRAWN else None
+    pairs = [(parsed(row.get("epoch")), parsed(row.get(name))) for row in rows]
+    drawn = [(x, y if y is None or abs(y) < DRAWN else None) for x, y in pairs]
+    return [(x, None if y is None else scale * y) for x, y in drawn if x is not None]
 
 
 def _panel(title: str, series: dict[str, Points], *, from_zero: bool) -> Panel:
@@ -91,18 +84,6 @@ def _panel(title: str, series: dict[str, Points], *, from_zero: bool) -> Panel:
     x_shown = [(px(x), f"{x:g}") for x in ticks(xs[0], xs[-1], 6, whole=True)]
     y_shown = [(py(y), f"{y:.6g}") for y in y_ticks]
     return Panel(title, spoken, json.dumps(values), x_shown, y_shown, lines)
-
-
-def shortened(rows: Sequence[dict[str, str]]) -> list[list[str]]:
-    """Return the table's cells, numbers with six digits."""
-    return [[_short(text) for text in row.values()] for row in rows]
-
-
-def _short(text: str) -> str:
-    try:
-        return f"{float(text):.6g}"
-    except ValueError:
-        return text
 
 
 def ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from statistics import fmean as mean
 from typing import Any
 
-from reports.page.markup import number
+from reports.page.markup import number, parsed
 from reports.page.paper import Paper, canonical
-from reports.page.questions import own_features
+from reports.page.questions import distance_of, own_features
 from reports.page.run import NOISY, Answer, Run
 from runs.names import TITLES
 
@@ -57,39 +57,30 @@ def of_test_split(run: Run, name: str, key: str) -> Found | None:
 
 def last_epoch(run: Run) -> Found | None:
     """Return the test accuracy that training recorded last."""
-    for row in reversed(run.rows):
-        try:
-            value = number(float(row.get("test_acc") or ""))
-        except ValueError:
-            continue
-        if value is not None:
-            return {"value": value, "epoch": row.get("epoch")}
-    return None
+    pairs = [(row.get("epoch"), parsed(row.get("test_acc"))) for row in run.rows]
+    known = [{"epoch": epoch, "value": value} for epoch, value in pairs if value is not None]
+    return known[-1] if known else None
 
 
 def ood(run: Run, paper: Paper) -> Found | None:
     """Return log q(x)'s mean AUROC over all sets of an answer, and the worst set."""
     for found in own(run, "OOD", "rows"):
-        answer, model = found["answer"], found["model"]
-        rows = [r for r in answer.rows(model, "rows") if r.get("score_fn") == "px"]
-        values = {str(r.get("ood_dataset")): number(r.get("auroc")) for r in rows}
+        rows = found["answer"].rows(found["model"], "rows")
+        px = [row for row in rows if row.get("score_fn") == "px"]
+        values = {str(row.get("ood_dataset")): number(row.get("auroc")) for row in px}
         auroc = {name: value for name, value in values.items() if value is not None}
         if auroc:
-            inside, worst = (
-                str(answer.value(model, "in_dataset")),
-                min(auroc, key=auroc.__getitem__),
-            )
+            inside = str(found["answer"].value(found["model"], "in_dataset"))
             known = [paper.auroc(inside, name, "px") for name in auroc]
-            theirs = [pair[0] for pair in known if pair is not None]
-            shown = mean(theirs) if len(theirs) == len(auroc) else None
-            numbers = {"value": mean(auroc.values()), "auroc": auroc, "worst": worst}
-            return {**numbers, "dataset": inside, "theirs": shown}
+            theirs = None if None in known else mean(pair[0] for pair in known if pair)
+            told = details(inside, auroc)
+            return {"value": mean(auroc.values()), "details": told, "theirs": theirs}
     return None
 
 
-def details(found: Found) -> list[str]:
+def details(inside: str, auroc: dict[str, float]) -> list[str]:
     """Return which sets an AUROC is the mean of, the worst one, and OpenOOD's near and far."""
-    inside, auroc, worst = found["dataset"], found["auroc"], found["worst"]
+    worst = min(auroc, key=auroc.__getitem__)
     told = [f"log q(x), {inside} against {worst}"]
     if len(auroc) > 1:
         told = [f"log q(x), {inside}: mean of {len(auroc)} sets"]
@@ -117,21 +108,12 @@ def fid(run: Run) -> Found | None:
 
 def robust(run: Run) -> Found | None:
     """Return the row of an attack at 8/255 (L-infinity) or .5 (L2), or the radius nearest to it."""
-    distances = {"Linf": 8 / 255}
-    for found in sorted(own(run, "attack", "rows"), key=lambda f: distance(f) != "Linf"):
+    answers = [{**f, "distance": distance_of(f["answer"])} for f in own(run, "attack", "rows")]
+    for found in sorted(answers, key=lambda found: found["distance"] != "Linf"):
         rows = [r for r in found["answer"].rows(found["model"], "rows") if number(r.get("eps"))]
         rows = [r for r in rows if r["eps"] > 0 and number(r.get("accuracy")) is not None]
-        goal = distances.get(distance(found), 0.5)
+        goal = 8 / 255 if found["distance"] == "Linf" else 0.5
         if rows:
             row = min(rows, key=lambda r: abs(r["eps"] - goal))
-            return {
-                **found,
-                "value": row["accuracy"],
-                "eps": row["eps"],
-                "distance": distance(found),
-            }
+            return {**found, "value": row["accuracy"], "eps": row["eps"]}
     return None
-
-
-def distance(found: Found) -> str:
-    return str(found["answer"].value(found["model"], "distance"))

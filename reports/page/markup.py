@@ -64,6 +64,14 @@ def number(value: object) -> float | None:
         return None
 
 
+def parsed(text: str | None) -> float | None:
+    """Return the finite number that a field of progress.csv holds, else None."""
+    try:
+        return number(float(text or ""))
+    except ValueError:
+        return None
+
+
 def show(value: object, form: str) -> str:
     """Format a number as Python's format() does, with a real minus and a space before % that does
     not break; what is no finite number is a dash."""
@@ -93,4 +101,4 @@ TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.globals |= {f.__name__: f for f in (code, number, plain, png, show)}
+TEMPLATES.globals |= {f.__name__: f for f in (code, number, parsed, plain, png, show)}

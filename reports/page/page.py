@@ -6,10 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from markupsafe import Markup
-
 from reports.page import curves, headline, paper, questions
-from reports.page.markup import HERE, NONE, code, document, plain
+from reports.page.markup import HERE, NONE, document, plain
 from reports.page.run import KEYS, Run
 from runs import terms
 
@@ -33,6 +31,7 @@ def page(run: Run, defaults: Mapping[str, Any]) -> str:
     theirs, has_chains = paper.paper_of(run), terms.has_chains(run.settings)
     others = {name: (name, name) for name in run.answers if name not in KEYS}
     first = {"samples": SECTIONS["samples"]} if has_chains else {}  # what people look for
+    same = [k for k, value in run.settings.items() if k in defaults and value == defaults[k]]
     sections = first | SECTIONS | others
     sections["settings"] = sections.pop("settings")
     return document(
@@ -42,7 +41,7 @@ def page(run: Run, defaults: Mapping[str, Any]) -> str:
         paper=theirs,
         network=paper.NETWORK,
         epochs=paper.EPOCHS,
-        facts=facts(run, theirs),
+        trained=paper.network(run),
         badge=paper.badge(run),
         sections=sections,
         terms=terms.used(run.settings),
@@ -51,31 +50,6 @@ def page(run: Run, defaults: Mapping[str, Any]) -> str:
         curves=curves,
         headline=headline,
         questions=questions,
-        **settings(run, defaults),
+        defaults=defaults,
+        same=same,
     )
-
-
-def settings(run: Run, defaults: Mapping[str, Any]) -> dict[str, list[list[object]]]:
-    """Return rows: settings that differ from their default, those that do not, the environment."""
-    changed: list[list[object]] = []
-    same: list[list[object]] = []
-    for name, value in run.settings.items():
-        if name in defaults and value == defaults[name]:
-            same.append([name, code(value)])
-        else:
-            known = code(defaults[name]) if name in defaults else NONE
-            changed.append([name, Markup("<b>{}</b>").format(code(value)), known])
-    pairs: list[tuple[str, Any]] = []
-    for name, value in run.environment.items():
-        pairs += value.items() if isinstance(value, dict) else [(name, value)]
-    environment: list[list[object]] = [[k.replace("_", " "), plain(v)] for k, v in pairs]
-    return {"changed": changed, "same": same, "environment": environment}
-
-
-def facts(run: Run, theirs: paper.Paper) -> list[Any]:
-    """What the run is, in the line below its name."""
-    norm = run.settings.get("norm")
-    norm = None if norm in (None, "none") else f"{norm} norm"
-    epochs = paper.epochs(run) if run.rows else None
-    found = [theirs.method, run.settings.get("dataset"), paper.network(run), norm, epochs]
-    return [fact for fact in found if fact is not None]

@@ -107,30 +107,23 @@ def image_size(settings: Mapping[str, Any]) -> Any:
     return settings.get("image_size", IMAGE_SIZE)
 
 
-def epochs(run: Run) -> str:
-    return f"{run.epochs} epoch" + "s" * (run.epochs != 1)
-
-
 def badge(run: Run) -> str | None:
     """What of the setting is not the papers': 'small scale: WRN-10-2, 6 epochs'; None: nothing."""
-    s, net = run.settings, network(run)
-    differs, small = [], False
-    if net not in (None, NETWORK, "ResNet-50"):
-        differs.append(str(net))
-        small = (number(s.get("depth")) or 0) <= 28 and (number(s.get("width")) or 0) <= 10
-    if run.rows and run.epochs < EPOCHS:
-        differs.append(epochs(run))
-        small = True
-    if s and s.get("dataset") not in ("cifar10", "cifar100"):
-        differs.append(str(s.get("dataset")))
-    labels = number(s.get("labels_per_class"))
-    if labels is not None and labels > 0:
-        differs.append(f"{labels:.0f} labels a class")
-    if (size := image_size(s)) != IMAGE_SIZE:
-        differs.append(f"images of {size} x {size}")
-    if not differs:
-        return None
-    return ("small scale: " if small else "differs from the paper: ") + ", ".join(differs)
+    s, net, size = run.settings, network(run), image_size(run.settings)
+    dataset, labels = s.get("dataset"), number(s.get("labels_per_class")) or 0
+    other = net not in (None, NETWORK, "ResNet-50")
+    few = bool(run.rows) and run.epochs < EPOCHS
+    differs = [
+        (other, str(net)),
+        (few, f"{run.epochs} epoch" + "s" * (run.epochs != 1)),
+        (s and dataset not in ("cifar10", "cifar100"), str(dataset)),
+        (labels > 0, f"{labels:.0f} labels a class"),
+        (size != IMAGE_SIZE, f"images of {size} x {size}"),
+    ]
+    named = ", ".join(text for holds, text in differs if holds)
+    sides = ((number(s.get("depth")) or 0) <= 28, (number(s.get("width")) or 0) <= 10)
+    scale = "small scale" if few or (other and all(sides)) else "differs from the paper"
+    return f"{scale}: {named}" if named else None
 
 
 def _row(rows: list[dict[str, Any]], name: str | None) -> dict[str, Any]:

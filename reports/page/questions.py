@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from reports.page.markup import number, plain, show
+from reports.page.markup import number, plain
 from reports.page.paper import Paper, canonical
-from reports.page.run import Answer, Model, Run, items
+from reports.page.run import Answer, Model, Run, items, mapping
 from runs.screen import reversed_order
 
 Pictures = list[tuple[Path, str]]  # each with its caption
@@ -45,13 +45,13 @@ def ood_rows(answer: Answer, paper: Paper) -> list[dict[str, Any]]:
     """Return a row for each model, OOD set and score; "theirs" is None where no paper has it."""
     rows = []
     for label, m in zip(answer.labels, answer.models, strict=True):
-        inside = str(answer.value(m, "in_dataset"))
+        several = {"model": m.label} if len(answer.models) > 1 else {}
         for row in answer.rows(m, "rows"):
-            score, auroc = row.get("score_fn"), number(row.get("auroc"))
-            known = paper.auroc(inside, str(row.get("ood_dataset")), str(score)) if m.own else None
+            score, out = str(row.get("score_fn")), str(row.get("ood_dataset"))
+            known = paper.auroc(str(answer.value(m, "in_dataset")), out, score) if m.own else None
             theirs = known and f"{known[0]:.2f} \N{PLUS-MINUS SIGN} {known[1]:.2f}"
-            names = {"model": label, "score": score_name(score), "theirs": theirs}
-            rows.append({**row, **names, "auroc": auroc})
+            names = {"label": label, "ood_dataset": out, "score_fn": score, **several}
+            rows.append({**row, **names, "auroc": number(row.get("auroc")), "theirs": theirs})
     return rows
 
 
@@ -59,18 +59,8 @@ def in_datasets(answer: Answer) -> str:
     return ", ".join(sorted({str(answer.value(m, "in_dataset")) for m in answer.models}))
 
 
-def below_half(answer: Answer) -> list[tuple[str, str]]:
-    """Return (model, sentence) for each model that has an AUROC below .5."""
-    told = []
-    for label, model in zip(answer.labels, answer.models, strict=True):
-        rows = [
-            {"auroc": auroc, **{key: str(r.get(key)) for key in ("ood_dataset", "score_fn")}}
-            for r in answer.rows(model, "rows")
-            if (auroc := number(r.get("auroc"))) is not None
-        ]
-        if text := reversed_order(rows):
-            told.append((label, text))
-    return told
+def below_half(rows: list[dict[str, Any]]) -> str | None:
+    return reversed_order([row for row in rows if row["auroc"] is not None])
 
 
 def histogram_rows(answer: Answer) -> list[tuple[Any, ...]]:
@@ -82,8 +72,8 @@ def histogram_rows(answer: Answer) -> list[tuple[Any, ...]]:
     return rows
 
 
-def mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+def distance_of(answer: Answer) -> str:
+    return str(answer.value(answer.of_run() or answer.first, "distance"))
 
 
 def radii(answer: Answer) -> list[tuple[float, list[Any]]]:
@@ -127,11 +117,6 @@ def sampled(answer: Answer) -> Pictures:
     shown = sorted(latest.items(), key=lambda item: item[0] != "starts")
     after = {kind: f", {steps:,} SGLD steps" if steps else "" for kind, (steps, _) in shown}
     return [(path, GRIDS.get(kind, GRIDS["uncond"]) + after[kind]) for kind, (_, path) in shown]
-
-
-def per_class(answer: Answer) -> str:
-    found = items(answer.first.values.get("classified_per_class"), int)
-    return ", ".join(show(n, ",.0f") for n in found)
 
 
 def features(answer: Answer, model: Model) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +12,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from reports.page.markup import show
+from runs.files import read_json, read_rows
 from runs.folder import ENVIRONMENTS, environments
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -74,8 +73,7 @@ class Answer:
         return next((model for model in self.models if model.own), None)
 
     def part(self, key: str) -> dict[str, Any]:
-        found = self.record.get(key)
-        return found if isinstance(found, dict) else {}
+        return mapping(self.record.get(key))
 
     def value(self, model: Model | None, key: str) -> Any:
         """What all checkpoints have in common, such as the data set, may stand above them."""
@@ -95,10 +93,8 @@ class Answer:
         questions: split, images, noise, the rest of the protocol, checkpoint."""
         agreed, name, first = self.part("protocol"), self.record.get("eval"), self.first
         n, noise = self.value(first, "n"), self.part("settings").get("sigma")
-        found = [
-            ("split", self.value(first, "dataset")),
-            ("images", show(n, ",.0f") if n else None),
-        ]
+        images = show(n, ",.0f") if n else None
+        found = [("split", self.value(first, "dataset")), ("images", images)]
         if name in (*NOISY, "attack"):
             found.append(("sigma", agreed.get("sigma", None if name == "attack" else noise)))
         above = {"version", "n", "dataset", "sigma", *(k for k, v in found if v is not None)}
@@ -161,17 +157,21 @@ def read_run(folder: Path, eval_folders: Sequence[Path] = ()) -> Run:
             "give the folder that train_wrn.py wrote, <log_dir>/<id>"
         )
     notes: list[str] = []
-    settings = _json(folder / "variant.json", notes, "the settings of this run are unknown") or {}
+    unknown = "the settings of this run are unknown"
+    settings: dict[str, Any] = _read(folder / "variant.json", dict, notes, unknown)
     ran = environments(settings)
     here, _ = (settings.pop(name, None) for name in ENVIRONMENTS)
-    rows = _rows(folder / "progress.csv", notes)
-    run = Run(folder, settings, here if isinstance(here, dict) else {}, ran, rows, {}, notes)
+    rows: list[dict[str, str]] = _read(folder / "progress.csv", list, notes, "there are no curves")
+    whole = [row for row in rows if None not in row and None not in row.values()]
+    if len(whole) < len(rows):  # a line that a crash cut off has too few fields
+        notes.append(f"progress.csv: {len(rows) - len(whole)} damaged lines are left out.")
+    run = Run(folder, settings, mapping(here), ran, whole, {}, notes)
     places = {place.resolve(): place for place in (folder / "eval", *eval_folders)}.values()
     others = sorted(p.stem for place in places for p in place.glob("*.json") if p.stem not in KEYS)
     for name in (*KEYS, *(other for other in others if "-" not in other)):
         paths = [path for place in places for path in _versions(place, name)]
-        read = [(path, record) for path in paths if (record := _json(path, notes)) is not None]
-        found = [_answer(run, name, path, record) for path, record in read]
+        read = [(path, _read(path, dict, notes)) for path in paths]
+        found = [_answer(run, name, path, record) for path, record in read if record]
         if name in KEYS or any(answer.part("report") for answer in found):
             run.answers[name] = found
     return run
@@ -182,40 +182,24 @@ def items(found: object, kind: type[T]) -> list[T]:
     return [item for item in found if isinstance(item, kind)] if isinstance(found, list) else []
 
 
-def _read(path: Path, parse: Callable[[str], T], notes: list[str], effect: str) -> T | None:
-    """Return what a file holds; None, and a note with what that means, where it cannot be read."""
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def mapping(found: object) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
+
+
+def _read(path: Path, kind: type[T], notes: list[str], effect: str = "it is left out") -> T:
+    """Return what a JSON or CSV file holds; nothing, and a note with the effect, where it is
+    missing or broken."""
+    if not path.exists():
         notes.append(f"{path.name} is missing: {effect}.")
+        return kind()
+    try:
+        found = read_json(path) if kind is dict else read_rows(path)
+        if isinstance(found, kind):
+            return found
+        notes.append(f"{path.name} holds no JSON object: {effect}.")
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         notes.append(f"{path.name} cannot be read ({error}): {effect}.")
-    return None
-
-
-def _json(path: Path, notes: list[str], effect: str = "it is left out") -> dict[str, Any] | None:
-    found = _read(path, lambda text: [json.loads(text)], notes, effect)
-    if found and not isinstance(found[0], dict):
-        notes.append(f"{path.name} holds no JSON object: {effect}.")
-        return None
-    return found[0] if found else None
-
-
-def _rows(path: Path, notes: list[str]) -> list[dict[str, str]]:
-    """A line that a crash cut off has too few fields and is left out."""
-    rows = (
-        _read(
-            path,
-            lambda text: list(csv.DictReader(io.StringIO(text, newline=""))),
-            notes,
-            "there are no curves",
-        )
-        or []
-    )
-    whole = [row for row in rows if None not in row and None not in row.values()]
-    if len(whole) < len(rows):
-        notes.append(f"progress.csv: {len(rows) - len(whole)} damaged lines are left out.")
-    return whole
+    return kind()
 
 
 def _versions(folder: Path, name: str) -> Iterator[Path]:
