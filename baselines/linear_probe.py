@@ -35,7 +35,7 @@ import data  # noqa: E402
 import models  # noqa: E402
 from baselines.features import Features, features_of_splits  # noqa: E402
 from baselines.linear_regression import fit_linear, standardisation, unstandardised  # noqa: E402
-from evaluation.trained import trained_on  # noqa: E402
+from evaluation.loading import trained_on  # noqa: E402
 from runs import folder as records  # noqa: E402
 from runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint  # noqa: E402
 from runs.cli import UsageError  # noqa: E402

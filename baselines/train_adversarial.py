@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from baselines.flags import check_shared, make_parser, parse  # noqa: E402
-from evaluation.flags import radius  # noqa: E402
+from evaluation.questions.attack import radius  # noqa: E402
 from runs.cli import COUNT, Parser, UsageError  # noqa: E402
 
 NAME = "train_adversarial.py"

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluation import NotFinite
+
 T_RANGE = (0.01, 100.0)  # where `fit_temperature` looks; fitted ones of networks are 0.5 to 5
 
 
@@ -26,8 +28,8 @@ def calibration(
     Arguments: logits (N, C), labels (N,) integers in [0, C), n_bins = M >= 1.
     Returns n; accuracy, ece (0..1); n_bins; bins, a list of M dicts {lower, upper, count,
     confidence, accuracy}, the last two None in an empty bin; nll (nats, >= 0); brier.
-    Raises ValueError for no images, a wrong shape, a logit that is not finite, a label outside
-    [0, C) and n_bins < 1.
+    Raises ValueError for no images, a wrong shape, a label outside [0, C) and n_bins < 1, and
+    NotFinite for a logit.
     """
     logits, labels = _checked(logits, labels)
     if n_bins < 1:
@@ -109,7 +111,7 @@ def _checked(logits: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> tuple[
         raise ValueError("there are no images whose calibration could be measured")
     bad = int((~logits.isfinite()).any(1).sum())
     if bad:
-        raise ValueError(f"{bad} of {len(logits)} images have logits that are not finite")
+        raise NotFinite(f"{bad} of {len(logits)} images have logits that are not finite")
     wrong = int(((labels < 0) | (labels >= logits.shape[1])).sum())
     if wrong:
         raise ValueError(f"{wrong} of {len(labels)} labels are outside [0, {logits.shape[1]})")

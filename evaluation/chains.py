@@ -1,17 +1,23 @@
-"""SGLD chains, the common part of sampling and refinement: starts, noise and the climb."""
+"""SGLD chains, the common part of sampling and refinement: starts, noise and the climb; and
+refinement: images that climb log q(x) before the model is asked about them, as JEM does."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data import EVAL_NOISE_BLOCK
 from losses import Chain
 from models import EnergyClassifier, sampling_mode
 
+Batch = tuple[Tensor, Tensor]
+
 # Streams of one seed. Those of data.batches are 0 and 1: noise of a chain must not repeat the
 # noise that was added to the image it starts from.
-BUFFER, ROUNDS, FRESH, TRAJECTORY, REFINEMENT = range(2, 7)
+BUFFER, ROUNDS, FRESH, REFINEMENT = 2, 3, 4, 6
 
 
 def climb(
@@ -51,3 +57,45 @@ def generator_of(device: torch.device, *key: int) -> torch.Generator:
     """A generator seeded by all the numbers of `key` (each >= 0), well mixed."""
     mixed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(mixed))
+
+
+def refined(
+    model: EnergyClassifier,
+    batches: Iterable[Batch],
+    *,
+    chain: Chain,
+    seed: int = 0,
+    block: int = EVAL_NOISE_BLOCK,
+    first: int = 0,
+) -> Iterator[Batch]:
+    """Yield (images, labels) after `chain`'s steps up log q(x), in batches of `block` images.
+
+    Grathwohl et al. (2020), section 5.4 and their --n_steps_refine. Noise belongs to the image's
+    index, so the result depends neither on the batch size that comes in nor on how many images
+    follow. `first`: which block of a set the batches begin with. Images may leave [-1, 1]. With
+    steps 0 the batches pass through as they are.
+    """
+    if chain.steps == 0:
+        yield from batches
+        return
+    for index, (images, labels) in enumerate(_blocks(batches, block), first):
+        n = len(images)
+        # A full block in one memory format: langevin's noise is filled in the order of memory.
+        shape = (block, *images.shape[1:])
+        x = torch.zeros(shape, device=images.device).to(memory_format=torch.channels_last)
+        x[:n] = images
+        generator = generator_of(images.device, seed, REFINEMENT, index)
+        yield climb(model, x, None, chain, generator, n)[:n], labels
+
+
+def _blocks(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """The same images and labels in batches of `size`, the last one of what is left."""
+    kept: Batch | None = None
+    for batch in batches:
+        images, labels = batch if kept is None else map(torch.cat, zip(kept, batch, strict=True))
+        while len(images) >= size:
+            yield images[:size], labels[:size]
+            images, labels = images[size:], labels[size:]
+        kept = images, labels
+    if kept is not None and len(kept[0]):
+        yield kept

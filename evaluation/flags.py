@@ -10,6 +10,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
+from evaluation.questions import QUESTIONS
 from runs.cli import (
     COUNT,
     DEPTH,
@@ -26,42 +27,15 @@ from runs.cli import (
     given_flags,
     number,
 )
-from runs.names import NORMS, STARTS
+from runs.names import NORMS, SCORES, STARTS
 
-EVALUATIONS = (
-    *("test_clf", "eval_ece", "OOD", "logp_hist", "uncond_samples", "cond_samples"),
-    *("fid", "attack"),
-)
-# Numbers of one version can be compared: raise a question's with every change of what it computes
-# (docs/protocol.md), but not of the random numbers that it is computed with.
-PROTOCOL = {**dict.fromkeys(EVALUATIONS, 1), "attack": 2}
-SAMPLES = ("uncond_samples", "cond_samples")
-ONE_MODEL = (*SAMPLES, "fid")  # evaluations whose files belong to one checkpoint
-CLASSIFIED = ("test_clf", "eval_ece", "OOD", "logp_hist")  # by batches of a set, with noise
-SCORED = ("OOD", "logp_hist")
-# The evaluations that a flag belongs to; a flag not named here belongs to all.
+EVALUATIONS = tuple(QUESTIONS)
+# Flags that not every question takes, and the questions that take them.
 BELONGS = {
-    **dict.fromkeys(("score_fn", "ood_dataset", "knn_k", "contrast_t", "contrast_score"), SCORED),
-    "dataset": (*CLASSIFIED, *SAMPLES, "fid", "attack"),
-    "max_images": (*CLASSIFIED, "fid", "attack"),
-    "datasets": ("logp_hist",),
-    "sigma": (*CLASSIFIED, "attack"),
-    "n_steps": (*CLASSIFIED, *SAMPLES, "fid"),
-    "sgld_batch_size": (*SAMPLES, "fid"),
-    **dict.fromkeys(("n_sample_steps", "print_every", "fresh_samples"), SAMPLES),
-    **dict.fromkeys(("buffer_size", "reinit_freq"), SAMPLES),
-    "chain_start": (*SAMPLES, "fid"),
-    **dict.fromkeys(("sampling", "n_samples", "chain_lengths", "reference"), ("fid",)),
-    **dict.fromkeys(("fid_features", "inception_weights"), ("fid",)),
-    "fid_model": ("cond_samples", "fid"),
-    **dict.fromkeys(("attack", "distance", "eps", "n_steps_pgd_attack"), ("attack",)),
-    **dict.fromkeys(("random_init", "n_restarts", "n_steps_refine"), ("attack",)),
-    **dict.fromkeys(("n_dup_chains", "refine_sigma", "refine_gradient"), ("attack",)),
+    flag: [name for name, question in QUESTIONS.items() if flag in question.takes]
+    for flag in dict.fromkeys(flag for question in QUESTIONS.values() for flag in question.takes)
 }
-SCORES = ("px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy", "px_logits")
-CHAIN = ("sgld_lr", "sgld_std", "sgld_grad_clip", "sgld_clamp")
-FROM_STARTS = ("fresh", "class")  # what --sampling runs new chains for
-NETWORK = ("arch", "depth", "width", "norm", "uncond", "image_size", "contrast_k")
+DEFAULTS = {"n_steps": 0, "sigma": 0.03, "ood_dataset": ["svhn"]}  # unless a question has others
 
 
 def sample_steps(text: str) -> int:
@@ -72,41 +46,24 @@ def sample_steps(text: str) -> int:
     return int(COUNT(text))
 
 
-def radius(text: str) -> float:
-    """A radius in pixels of [0, 1]: .03 or 8/255."""
-    top, _, bottom = text.partition("/")
-    try:
-        value = float(top) / float(bottom or 1)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no radius: give numbers such as 0 .03 8/255, pixels being in [0, 1]"
-        ) from None
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is out of range: give 0 or more")
-    return value
-
-
 def build_parser() -> argparse.ArgumentParser:
+    summaries = "".join(f"  {q.name:14}  {q.summary}\n" for q in QUESTIONS.values())
     parser = Parser(
         prog="eval_wrn_ebm.py",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
-            "Ask a trained model one question; the answer is <log_dir>/<eval>.json.\n"
-            "\n"
-            "  test_clf        accuracy, top-5 accuracy, negative log-likelihood\n"
-            "  eval_ece        calibration: ECE, reliability diagram, Brier score, temperature\n"
-            "  OOD             AUROC, FPR at 95 % TPR and AUPR against other data sets\n"
-            "  logp_hist       histograms of a score over several data sets (HDGE Figure 1)\n"
-            "  uncond_samples  SGLD samples of q(x)\n"
-            "  cond_samples    SGLD samples of q(x|y), one class a row\n"
-            "  fid             Frechet distance and Inception Score of samples\n"
-            "  attack          accuracy under adversarial attack, over radii (HDGE Figure 4)\n\n"
-            "Settings of the network and of SGLD come from the checkpoint; flags given here win."
+            "Ask a trained model one question; the answer is <log_dir>/<eval>.json.\n\n"
+            f"{summaries}"
+            "\nSettings of the network and of SGLD come from the checkpoint; flags given here win."
         ),
     )
-    for add in (add_question, add_data, add_scores, add_chains, add_fid, add_attack, add_network):
+    for add in (add_question, add_data, add_scores, add_chains):
         add(parser)
+    for question in QUESTIONS.values():
+        if question.add_flags is not None:
+            question.add_flags(parser)
+    add_network(parser)
     add_machine(parser)
     return parser
 
@@ -148,9 +105,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     add("--data_root", metavar="FOLDER", default=os.environ.get("HDGE_DATA_ROOT", "./datasets"),
         help="where <name>.npz or torchvision's files are "
         "(default: $HDGE_DATA_ROOT, else ./datasets; JEM)")
-    add("--sigma", type=WEIGHT, default=0.03, metavar="STD",
+    add("--sigma", type=WEIGHT, default=None, metavar="STD",
         help="standard deviation of the Gaussian noise on every image, pixels being in [-1, 1]; "
-        "attack takes none (default: %(default)s, the papers' protocol; JEM)")
+        "attack takes none (default: 0.03, the papers' protocol; JEM)")
 
 
 def add_scores(parser: argparse.ArgumentParser) -> None:
@@ -201,66 +158,6 @@ def add_chains(parser: argparse.ArgumentParser) -> None:
         "(default: the run's, else uniform; ours)")
 
 
-def add_fid(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("fid, and reading cond_samples").add_argument
-    add("--sampling", choices=(*FROM_STARTS, "buffer", "confident"), default="fresh",
-        help="fresh: new chains up log q(x); class: new chains up log q(x, y), classes in turn; "
-        "buffer: the checkpoint's replay buffer, as JEM++; confident: the most confident 90 %% "
-        "(FID) and 10 %% (IS) of each class of the buffer "
-        "against training and test images, as SADA-JEM (default: %(default)s; ours)")
-    add("--n_samples", type=COUNT, default=10000, metavar="IMAGES",
-        help="fresh chains (default: %(default)s, at most --max_images; the literature's FID takes "
-        "50000)")
-    add("--chain_lengths", nargs="+", type=WHOLE, default=None, metavar="STEPS",
-        help="look at the same chains after these numbers of SGLD steps too, as a curve; it costs "
-        "what the longest costs (default: after 0 and --n_steps; ours)")
-    add("--reference", default=None, metavar="NAME",
-        help="the images to compare with (default: the training split; ours)")
-    add("--fid_features", choices=("inception", "model"), default="inception",
-        help="inception: the literature's network, through torch-fidelity; model: penultimate "
-        "features of --fid_model, comparable only within one such network "
-        "(default: %(default)s; ours)")
-    add("--fid_model", default=None, metavar="FILE",
-        help="checkpoint that gives the features of --fid_features model (default: --load_path), "
-        "and that reads class-conditional samples, of cond_samples and of --sampling class "
-        "(default: none does; ours)")
-    add("--inception_weights", default=None, metavar="FILE",
-        help="weights-inception-2015-12-05-6726825d.pth, where it cannot be downloaded (ours)")
-
-
-def add_attack(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("attack").add_argument
-    add("--attack", choices=("pgd", "autoattack"), default="pgd",
-        help="projected gradient ascent, or AutoAttack through pyautoattack, of which APGD on "
-        "cross-entropy is weak against confident models; its other attacks do not depend on the "
-        "logits' scale "
-        "(default: %(default)s; ours)")
-    add("--distance", choices=("Linf", "L2"), default="Linf",
-        help="the norm that bounds the perturbation (default: %(default)s; JEM)")
-    add("--eps", nargs="+", type=radius, default=None, metavar="RADIUS",
-        help="radii, pixels being in [0, 1], such as 0 2/255 8/255 "
-        "(default: 0 to 16/255 by 2/255 for Linf, 0 to 1 by 1/8 for L2; HDGE Figure 4)")
-    add("--n_steps_pgd_attack", type=COUNT, default=40, metavar="STEPS",
-        help="steps of 2.5 eps / STEPS (default: %(default)s; JEM)")
-    add("--random_init", action="store_true",
-        help="start the attack from a random point of the ball (JEM)")
-    add("--n_restarts", type=COUNT, default=1, metavar="N",
-        help="attacks an image, from the second on with a random start "
-        "(default: %(default)s; ours)")
-    add("--n_steps_refine", type=WHOLE, default=0, metavar="STEPS",
-        help="SGLD steps before classifying: JEM-STEPS of the JEM paper "
-        "(default: %(default)s; JEM)")
-    add("--n_dup_chains", type=COUNT, default=5, metavar="CHAINS",
-        help="chains an image whose mean logits classify, with --n_steps_refine "
-        "(default: %(default)s; JEM)")
-    add("--refine_sigma", type=WEIGHT, default=0.0, metavar="STD",
-        help="noise added to each chain's start, pixels being in [-1, 1], with --n_steps_refine; "
-        "JEM's code has .03 for Linf and its README 0 for L2 (default: 0; JEM's --sigma)")
-    add("--refine_gradient", choices=("full", "identity"), default="full",
-        help="the attack's gradient goes through the refinement (second order), or past it, as in "
-        "JEM's code (default: %(default)s; ours)")
-
-
 def add_network(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "network", "Read from the checkpoint; a flag must agree with it, and tells what it cannot."
@@ -303,6 +200,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
     parser = build_parser()
     settings = parser.parse_args(argv)
     given = given_flags(build_parser(), argv)
+    for name, default in {**DEFAULTS, **QUESTIONS[settings.eval].defaults}.items():
+        if getattr(settings, name) is None:
+            setattr(settings, name, default)
     try:
         check(settings, given)
     except UsageError as error:
@@ -310,23 +210,20 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
     return settings, given
 
 
-def resolve(s: argparse.Namespace) -> None:
-    """Defaults that depend on the question."""
-    if s.n_steps is None:
-        s.n_steps = {"uncond_samples": 40, "cond_samples": 40, "fid": 100}.get(s.eval, 0)
-    if s.eval == "attack":
-        s.sigma = 0.0
-    if s.ood_dataset is None:
-        s.ood_dataset = ["all"] if s.eval == "logp_hist" else ["svhn"]
-
-
 def check(s: argparse.Namespace, given: set[str]) -> None:
     """What no single flag can tell. Raises UsageError, one line with flag, value and remedy."""
-    check_given(s, given)
+    question = QUESTIONS[s.eval]
+    for name in sorted(given & BELONGS.keys()):  # who gives it believes in an effect
+        if name not in question.takes:
+            asks = ", ".join(BELONGS[name])
+            raise UsageError(f"--{name} is for {asks}: leave it out of {s.eval}")
+    for flag, without in question.idle(s):
+        if idle := [f"--{name}" for name in without if name in given]:
+            raise UsageError(f"{', '.join(idle)} has no effect with --{flag}: leave it out")
     for path in s.load_path:  # its folder names the model, and has the answer
         check_utf8("--load_path", os.path.abspath(path))
     n = len(s.load_path)
-    if n > 1 and s.eval in ONE_MODEL:
+    if n > 1 and not question.several:
         raise UsageError(f"--load_path: {s.eval} takes one checkpoint, not {n}: ask one by one")
     if n > 1 and s.log_dir is None:
         raise UsageError(f"--log_dir is missing: say where the answer of {n} checkpoints goes")
@@ -334,61 +231,5 @@ def check(s: argparse.Namespace, given: set[str]) -> None:
         raise UsageError(
             f"--labels {' '.join(s.labels)}: give each of the {n} checkpoints a name of its own"
         )
-    if s.eval == "logp_hist":
-        if len(s.score_fn) > 1:
-            raise UsageError(
-                f"--score_fn {' '.join(s.score_fn)}: logp_hist draws one score, give one"
-            )
-        if s.datasets is not None and len(s.datasets) < 2:
-            raise UsageError(
-                f"--datasets {s.datasets[0]} leaves nothing to compare with: give two or more"
-            )
-    if s.eval in (*SAMPLES, "fid") and s.n_steps == 0:
-        raise UsageError(f"--n_steps 0 samples nothing: give {s.eval} 1 or more")
-    if s.eval == "attack" and "sigma" in given and s.sigma > 0:
-        raise UsageError(
-            f"--sigma {s.sigma:g} does not go with attack, whose bound is on the image itself: "
-            "leave it out"
-        )
-    if s.distance == "Linf" and s.eps is not None and max(s.eps) > 1:
-        raise UsageError(
-            f"--eps {max(s.eps):g} is larger than the pixel range [0, 1]: give 8/255 for 8 of 255"
-        )
+    question.check(s, given)
     check_id(s.id)
-
-
-def check_given(s: argparse.Namespace, given: set[str]) -> None:
-    """A flag that belongs to another question is refused: who gives it believes in an effect."""
-    for name in sorted(given):
-        if s.eval not in BELONGS.get(name, EVALUATIONS):
-            asks = ", ".join(BELONGS[name])
-            raise UsageError(f"--{name} is for {asks}: leave it out of {s.eval}")
-    rules = (
-        ("datasets", s.datasets is not None, ("dataset", "ood_dataset")),
-        (
-            "sampling " + s.sampling,
-            s.sampling not in FROM_STARTS,
-            ("n_steps", "n_samples", "sgld_batch_size", "chain_lengths", "chain_start"),
-        ),
-        (
-            f"fid_features inception --sampling {s.sampling}",
-            s.eval == "fid" and s.fid_features == "inception" and s.sampling != "class",
-            ("fid_model",),
-        ),
-        ("fid_features model", s.fid_features == "model", ("inception_weights",)),
-        (
-            "n_steps_refine 0",
-            s.eval == "attack" and not s.n_steps_refine,
-            ("n_dup_chains", "refine_sigma", "refine_gradient", *CHAIN),
-        ),
-        ("n_steps 0", s.eval in CLASSIFIED and not s.n_steps, CHAIN),
-        (
-            "attack autoattack",
-            s.attack == "autoattack",
-            ("n_steps_pgd_attack", "random_init", "n_restarts"),
-        ),
-    )
-    for flag, holds, without in rules:
-        idle = [f"--{name}" for name in without if holds and name in given]
-        if idle:
-            raise UsageError(f"{', '.join(idle)} has no effect with --{flag}: leave it out")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from evaluation import NotFinite
+
 
 class Statistics:
     """Mean and covariance of features that arrive in parts, in float64 on the CPU.
@@ -51,7 +53,7 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     roots of the eigenvalues of S1 S2, they carry an eigenvalue's rounding of 1e-16 as it is and
     not as its root, 1e-8: covariances without full rank lose no digits.
 
-    Raises ValueError where the shapes differ or a number is not finite.
+    Raises ValueError where the shapes differ, and NotFinite.
     """
     m1, s1, m2, s2 = (
         torch.as_tensor(each, dtype=torch.float64, device="cpu")
@@ -61,7 +63,7 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
         shapes = ", ".join(str(tuple(each.shape)) for each in (m1, s1, m2, s2))
         raise ValueError(f"means (D,) and covariances (D, D) of one D are needed, not {shapes}")
     if not all(each.isfinite().all() for each in (m1, s1, m2, s2)):
-        raise ValueError("means and covariances must be finite")
+        raise NotFinite("means and covariances must be finite")
     root_trace = torch.linalg.svdvals(_factor(s1).T @ _factor(s2)).sum()
     distance = (m1 - m2).square().sum() + s1.trace() + s2.trace() - 2 * root_trace
     return max(0.0, distance.item())

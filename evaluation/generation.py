@@ -16,7 +16,6 @@ from torch import Tensor
 
 from data import to_float
 from data.images import resize_batch
-from evaluation import pgd
 from evaluation.frechet import Statistics, frechet_distance
 from evaluation.neighbours import neighbour_radii, precision_recall
 from models import EnergyClassifier, eval_mode
@@ -83,7 +82,6 @@ def evaluate_samples(
     splits: int = 10,
     others: Mapping[int, Tensor] | None = None,
     steps: int | None = None,
-    real: str = "training images",
 ) -> dict[str, Any]:
     """FID of samples against reference images, and the Inception Score of `score_part`.
 
@@ -95,8 +93,7 @@ def evaluate_samples(
     n_score = K, n_features = D, and full_rank: whether N and M exceed D. Where they do not, the
     covariances have no full rank and the FID depends on N and M even more than it always does.
     And `rows`, as `compared`'s: of the samples, of `others`, the same chains after other numbers of
-    SGLD steps (0: their starts; `steps`: of the samples), and of the reference images, called
-    `real`, themselves.
+    SGLD steps (0: their starts; `steps`: of the samples), and of the reference images themselves.
 
     Raises UsageError for fewer than 2 samples or 4 reference images, fewer scored than splits, and
     for features that are not finite.
@@ -129,18 +126,18 @@ def evaluate_samples(
         "n_score": n_score,
         "n_features": ours.shape[1],
         "full_rank": min(len(ours), len(theirs)) > ours.shape[1],
-        "rows": compared(features, theirs, real),
+        "rows": compared(features, theirs),
     }
 
 
 def compared(
-    features: Sequence[tuple[int | None, Tensor]], reference: Tensor, real: str
+    features: Sequence[tuple[int | None, Tensor]], reference: Tensor
 ) -> list[dict[str, Any]]:
     """Compare sets of features, (SGLD steps, (N, D)) each, with one half of the reference's (M, D),
-    and the other half, called `real`, with it too: the values that no sampler passes.
+    and the other half with it too: the values that no sampler passes.
 
-    A row has images ("starts" after 0 steps, "samples", or `real`), steps, n, fid, precision and
-    recall (`precision_recall`, k = 3; None for fewer than 4 images). To be comparable, all rows are
+    A row has images ("starts" after 0 steps, "samples", "reference images"), steps, n, fid,
+    precision and recall (k = 3; None for fewer than 4 images). To be comparable, all rows are
     of n = min(N, M // 2) images against as many: the first n of a set and, of the reference in a
     fixed random order, the first n and the next n. Rows are in the order of their steps.
     """
@@ -166,7 +163,7 @@ def compared(
         row("starts" if steps == 0 else "samples", steps, each[:n])
         for steps, each in sorted(features, key=lambda found: found[0] or 0)
     ]
-    return [*rows, row(real, None, other)]
+    return [*rows, row("reference images", None, other)]
 
 
 def decline(rows: Sequence[Mapping[str, Any]]) -> str | None:
@@ -231,37 +228,3 @@ def _statistics(features: Tensor) -> Statistics:
 
 def _distance(ours: Statistics, theirs: Statistics) -> float:
     return frechet_distance(ours.mean, ours.cov, theirs.mean, theirs.cov)
-
-
-@torch.no_grad()
-def most_confident_parts(
-    model: EnergyClassifier, images: Tensor, *, shares: Sequence[float], batch_size: int = 100
-) -> list[Tensor]:
-    """For each of `shares`, indices (int64) of that share of each predicted class with the highest
-    max_y q(y|x), from one pass of the network.
-
-    The protocol of JEM++ and SADA-JEM (`cond_is_fid` in their code), which evaluate a part of
-    the replay buffer: .9 of it for the FID against training and test images together, and .1 for
-    the Inception Score, with max(1, n // 5000) splits. A class of m images keeps int(m * share);
-    they come class after class, the most confident first.
-
-    images: float (N, 3, H, W), unrounded and unclipped as chains leave them, which is what
-    that code classifies; or uint8 (N, H, W, 3). ValueError unless 0 < share <= 1.
-    """
-    for share in shares:
-        if not 0 < share <= 1:
-            raise ValueError(f"share {share} is out of range: give a number above 0 and at most 1")
-    device = next(model.parameters()).device
-    outputs = []
-    with eval_mode(model):
-        for batch in images.split(batch_size):
-            x = batch.to(device)
-            outputs.append(model.logits(to_float(x) if x.dtype == torch.uint8 else x))
-    logits = torch.cat(outputs).double().cpu()
-    label = logits.argmax(1)
-    # Ranks as q(y|x) does, which is 1 for many images: those would be kept in the buffer's order.
-    confidence = -pgd.loss(logits, label)
-    ranked = []
-    for members in ((label == c).nonzero().squeeze(1) for c in range(outputs[0].shape[1])):
-        ranked.append(members[confidence[members].argsort(descending=True, stable=True)])
-    return [torch.cat([best[: int(len(best) * share)] for best in ranked]) for share in shares]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from evaluation import NotFinite
 
 Classifier = Callable[[Tensor], Tensor]  # x01 (N, 3, H, W) -> logits (N, C)
 
@@ -36,8 +39,9 @@ def pgd(
     returns x. Madry et al., "Towards deep learning models resistant to adversarial attacks" (2018).
 
     Raises AssertionError, with the numbers, if an image leaves the ball by more than 1e-6 or
-    [0, 1] at all (or is not a number), ValueError for an unknown distance, eps < 0 or steps < 1.
-    `check=False` leaves the first out: it waits for the device, which a training step must not.
+    [0, 1] at all, NotFinite, and ValueError for an unknown distance, eps < 0 or steps < 1.
+    `check=False` leaves the first two out: they wait for the device, which a training step must
+    not.
     """
     if distance not in DISTANCES:
         raise ValueError(f"distance {distance!r} is unknown: take Linf or L2")
@@ -116,12 +120,15 @@ def _random_offset(
 
 @torch.no_grad()
 def check_perturbation(x: Tensor, adversarial: Tensor, distance: str, eps: float) -> None:
-    """Raises AssertionError unless every image is within eps (+ 1e-6) of x and within [0, 1]."""
+    """Raises NotFinite, and AssertionError unless every image is within eps (+ 1e-6) of x and
+    within [0, 1]."""
     offset = (adversarial.double() - x.double()).flatten(1)
     size = offset.abs().amax(1) if distance == "Linf" else offset.norm(dim=1)
     numbers = torch.stack([size.max(), adversarial.min().double(), adversarial.max().double()])
     worst, low, high = numbers.tolist()
-    if not (worst <= eps + ROUNDING and low >= 0 and high <= 1):  # nan fails this too
+    if not math.isfinite(worst + low + high):
+        raise NotFinite("an adversarial image is not finite")
+    if not (worst <= eps + ROUNDING and low >= 0 and high <= 1):
         raise AssertionError(
             f"an adversarial image is {worst:.7g} in {distance} from its original, {eps:.7g} is "
             f"allowed, and pixels are within [{low:.7g}, {high:.7g}], [0, 1] is allowed"

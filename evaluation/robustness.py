@@ -8,11 +8,13 @@ JEM, section 5.4; HDGE, Figure 4.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from evaluation import NotFinite
 from evaluation.pgd import Classifier, check_perturbation, pgd
 from losses import Chain
 from losses.sgld import LogDensity
@@ -21,8 +23,15 @@ from runs import processes as distributed
 from runs.cli import UsageError
 
 GRADIENTS = ("full", "identity")
-LINF_RADII = tuple(i / 255 for i in range(0, 17, 2))
-L2_RADII = tuple(i / 8 for i in range(9))
+
+
+class PGD(NamedTuple):
+    """`restarts` runs of `pgd`: the first starts at random with `random_init`, the others do."""
+
+    distance: str
+    steps: int = 40
+    restarts: int = 1
+    random_init: bool = False
 
 
 def pixels(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -109,52 +118,44 @@ def _differentiable_langevin(
 def robust_accuracy(
     classify: Classifier,
     batches01: Iterable[tuple[Tensor, Tensor]],
-    *,
-    distance: str,
+    attack: PGD,
     radii: Sequence[float],
-    steps: int = 40,
-    restarts: int = 1,
-    random_init: bool = False,
+    *,
     seed: int = 0,
     generator: torch.Generator | None = None,
     first: int = 0,
-    on_batch: Callable[[int], None] | None = None,
 ) -> list[dict[str, float]]:
     """[{"eps", "accuracy"}, ...] by rising radius: the share of the images (x01, labels) that are
-    right before and after every attack of `restarts` runs of `pgd` at this and each smaller radius
-    (an image broken at a radius is in the ball of every larger one, and is attacked no further).
+    right before and after every attack at this and each smaller radius (an image broken at a radius
+    is in the ball of every larger one, and is attacked no further).
 
-    The second run and those after it start at random, the first with `random_init`. A randomised
-    classifier is asked once for each attack: what it gets wrong by chance counts as broken.
-    `generator`, by default one of its own, is seeded anew for each batch, by `seed` and the batch's
-    number, counted from `first`: a randomised classifier that draws from it gives a batch the same
-    answers whatever came before. `on_batch` is told the number of images done. Without images there
-    are no rows. Where several processes have a part of the batches each, all get the rows of all.
+    A randomised classifier is asked once for each attack: what it gets wrong by chance counts as
+    broken. `generator`, by default one of its own, is seeded anew for each batch, by `seed` and the
+    batch's number, counted from `first`: a randomised classifier that draws from it gives a batch
+    the same answers whatever came before. Without images there are no rows. Where several processes
+    have a part of the batches each, all get the rows of all.
     """
     radii = sorted(set(radii))
     survivors, n = [0] * len(radii), 0
     for number, (x, y) in enumerate(batches01, first):
-        size = len(x)
-        n += size
+        n += len(x)
         generator = generator or torch.Generator(x.device)
         generator.manual_seed(distributed.mixed(seed, number))
         x, y = _still_right(classify, x, x, y)
         for i, eps in enumerate(radii):
-            for run in range(restarts if eps > 0 else 0):
+            for run in range(attack.restarts if eps > 0 else 0):
                 adversarial = pgd(
                     classify,
                     x,
                     y,
-                    distance=distance,
+                    distance=attack.distance,
                     eps=eps,
-                    steps=steps,
-                    random_init=random_init or run > 0,
+                    steps=attack.steps,
+                    random_init=attack.random_init or run > 0,
                     generator=generator,
                 )
                 x, y = _still_right(classify, adversarial, x, y)
             survivors[i] += len(y)
-        if on_batch is not None:
-            on_batch(size)
     of_all = zip(*distributed.all_of([n, *survivors]), strict=True)
     n, *survivors = map(sum, of_all)
     pairs = zip(radii, survivors, strict=True)
@@ -170,7 +171,7 @@ def _still_right(
         return x, y
     logits = classify(shown)
     if not logits.isfinite().all():  # else argmax would call them class 0
-        raise ValueError("the logits are not finite")
+        raise NotFinite("the logits are not finite")
     right = logits.argmax(1) == y
     return x[right], y[right]
 

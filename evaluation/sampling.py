@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluation import pgd
-from evaluation.chains import BUFFER, FRESH, ROUNDS, TRAJECTORY, begin, climb, generator_of
+from evaluation import NotFinite, pgd
+from evaluation.chains import BUFFER, FRESH, ROUNDS, begin, climb, generator_of
 from losses import Chain, ReplayBuffer, Start
 from models import EnergyClassifier, eval_mode, sampling_mode
 
@@ -136,7 +136,6 @@ def sampling_rounds(
 def conditional_rounds(
     model: EnergyClassifier,
     buffer: ReplayBuffer,
-    num_classes: int,
     chain: Chain,
     *,
     rounds: int,
@@ -147,13 +146,9 @@ def conditional_rounds(
     """`sampling_rounds` up log q(x, y) = log q(x|y) + const: chain i of round r is of class
     y = (i + r * chains) mod C, so that every class has its turn, and starts from a slot of it.
 
-    Raises ValueError if the buffer is divided into another number of classes, or if a class has
-    fewer slots than chains.
+    Raises ValueError if a class has fewer slots than chains.
     """
-    if num_classes != buffer.num_classes:
-        raise ValueError(
-            f"{num_classes} classes, but the replay buffer is divided into {buffer.num_classes}"
-        )
+    num_classes = buffer.num_classes
     device = buffer.images.device
     generator = generator_of(device, seed, ROUNDS)
     number = torch.arange(chains, device=device)
@@ -177,23 +172,20 @@ def conditional_rounds(
 
 def fresh_chains(
     model: EnergyClassifier,
-    chain: Chain,
+    legs: Sequence[Chain],
     n: int,
     *,
     seed: int,
     batch_size: int = 100,
     labels: Tensor | None = None,
     part: range | None = None,
-    seen: Sequence[int] | None = None,
 ) -> Iterator[list[Tensor]]:
-    """Run n new chains up log q(x), or up log q(x, y) for labels y (n,), in batches; yields the
-    images (b, 3, H, W) of a batch after each number of steps of `seen`, in ascending order: by
-    default where the chains began and where they ended, (0, chain.steps).
+    """Run n new chains up log q(x), or up log q(x, y) for labels y (n,), in batches; yield the
+    images (b, 3, H, W) of a batch after each of the `legs_of` a chain.
 
-    Chain i does not depend on n or `seen`, but on batch_size: each batch has a generator of its
-    own. `part`: the numbers of the batches to sample; all where it is None.
+    Chain i does not depend on n or on how the legs divide it, but on batch_size: each batch has a
+    generator of its own. `part`: the numbers of the batches to sample; all where it is None.
     """
-    seen = (0, chain.steps) if seen is None else seen
     device = next(model.parameters()).device
     for batch in range(-(-n // batch_size)) if part is None else part:
         first = batch * batch_size
@@ -201,35 +193,19 @@ def fresh_chains(
         real = min(batch_size, n - first)
         y = None if labels is None else labels[first : first + real]
         all_y = None if y is None else F.pad(y, (0, batch_size - real))
-        x = begin(chain, batch_size, all_y, generator, model.image_size)
+        x = begin(legs[0], batch_size, all_y, generator, model.image_size)
         images = []
-        for before, after in zip((0, *seen), seen, strict=False):
-            if after > before:
-                x = climb(model, x, y, replace(chain, steps=after - before), generator, real)
+        for leg in legs:
+            if leg.steps:
+                x = climb(model, x, y, leg, generator, real)
             images.append(x[:real])
         yield images
 
 
-def trajectory(
-    model: EnergyClassifier,
-    chain: Chain,
-    *,
-    n: int,
-    snapshots: int = 10,
-    seed: int,
-    labels: Tensor | None = None,
-) -> Tensor:
-    """n new chains, seen after each of `snapshot_steps`: (n, snapshots + 1, 3, H, W).
-
-    They climb log q(x), or log q(x, y) for labels y (n,). Errors as `snapshot_steps`'.
-    """
-    seen = snapshot_steps(chain.steps, snapshots)
-    generator = generator_of(next(model.parameters()).device, seed, TRAJECTORY)
-    frames = [begin(chain, n, labels, generator, model.image_size)]
-    for before, after in zip(seen, seen[1:], strict=False):
-        part = replace(chain, steps=after - before)
-        frames.append(climb(model, frames[-1], labels, part, generator))
-    return torch.stack(frames, 1)
+def legs_of(chain: Chain, seen: Sequence[int]) -> list[Chain]:
+    """The parts of a chain that end after each number of steps of `seen`, in ascending order."""
+    pairs = zip((0, *seen), seen, strict=False)
+    return [replace(chain, steps=after - before) for before, after in pairs]
 
 
 def snapshot_steps(steps: int, snapshots: int) -> list[int]:
@@ -283,10 +259,10 @@ def most_confident(
 
 
 def check_finite(images: Tensor, step: int) -> None:
-    """Raises ValueError, one line, where an image has a NaN or an infinity. A host sync."""
+    """Raises NotFinite where an image has a NaN or an infinity. A host sync."""
     bad = len(images) - int(images.isfinite().flatten(1).all(1).sum())
     if bad:
-        raise ValueError(
+        raise NotFinite(
             f"{bad} of {len(images)} chains are not finite after {step} steps: lower --sgld_lr"
         )
 
@@ -296,3 +272,23 @@ def to_uint8(images: Tensor) -> Tensor:
     (N, H, W, 3), the inverse of `data.to_float`; NaN is 0."""
     x = images.detach().float().clamp(-1, 1).nan_to_num(nan=-1.0)
     return ((x + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def most_confident_parts(
+    model: EnergyClassifier, images: Tensor, *, shares: Sequence[float], batch_size: int = 100
+) -> list[Tensor]:
+    """For each of `shares`, 0..1, indices (int64) of that share of each predicted class with the
+    highest max_y q(y|x), from one pass of the network. images: float (N, 3, H, W), as chains leave
+    them.
+
+    The protocol of JEM++ and SADA-JEM (`cond_is_fid` in their code), which evaluate a part of
+    the replay buffer: .9 of it for the FID against training and test images together, and .1 for
+    the Inception Score, with max(1, n // 5000) splits. A class of m images keeps int(m * share);
+    they come class after class, the most confident first.
+    """
+    labels, confidence = (each.cpu() for each in classified(model, images, batch_size))
+    ranked = []
+    for y in range(model.class_output.out_features):
+        members = (labels == y).nonzero().squeeze(1)
+        ranked.append(members[confidence[members].argsort(descending=True, stable=True)])
+    return [torch.cat([best[: int(len(best) * share)] for best in ranked]) for share in shares]

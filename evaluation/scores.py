@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evaluation import NotFinite
 from losses import Contrastive
 from models import EnergyClassifier, eval_mode, sampling_mode
 from runs import processes as distributed
 from runs.cli import UsageError
 
-SCORES = ("px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy", "px_logits")
+TRUE_POSITIVES = 0.95  # of the in-distribution images, for `fpr95`
 LARGEST = 2**25  # similarities that exist at once in `knn`: 256 MiB in float64
 
 # What the logits (N, C), in float64, alone decide.
@@ -65,10 +66,10 @@ def scores(
             is its own first neighbour.
         k: which neighbour, 1 to M.
 
-    Raises UsageError, one line, for an unknown name, and for a score whose queue or bank is missing
-    (or has fewer than k rows).
+    Raises KeyError for an unknown name, and ValueError for a score whose bank or term is missing.
     """
-    check_scores(model, names, contrastive=contrastive, bank=bank, k=k)
+    if ("knn" in names and bank is None) or ("pxsim" in names and contrastive is None):
+        raise ValueError("knn needs a bank, and pxsim the contrastive term")
     gradient = "pxgrad" in names
     unit_bank = None if bank is None or "knn" not in names else F.normalize(bank.double(), dim=1)
     logits_NC: list[Tensor] = []
@@ -109,40 +110,12 @@ def scores(
     return {name: result[name].cpu().numpy() for name in names}
 
 
-def check_scores(
-    model: EnergyClassifier,
-    names: Sequence[str],
-    *,
-    contrastive: Contrastive | None = None,
-    bank: Tensor | None = None,
-    k: int = 50,
-) -> None:
-    """Raises the UsageErrors of `scores`, before any image is looked at."""
-    for name in names:
-        if name not in SCORES:
-            raise UsageError(f"--score_fn {name} is unknown: use one of {', '.join(SCORES)}")
-    if "pxsim" in names:
-        if contrastive is None or "queue" not in contrastive.memories:
-            raise UsageError(
-                "--score_fn pxsim needs a checkpoint with a queue: use one trained with "
-                "--pxycontrast or --pxcontrast above 0 and --contrast_style queue"
-            )
-        if int(contrastive.memories["queue"].queue_filled) == 0:
-            raise UsageError(
-                "--score_fn pxsim needs logits in the checkpoint's queue, which is empty: use a "
-                "checkpoint that was trained for at least one step"
-            )
-    if "knn" in names:
-        if bank is None or len(bank) == 0:
-            raise UsageError(
-                "--score_fn knn needs training images to compare with: give the data that the "
-                "model was trained on with --dataset and --data_root"
-            )
-        if not 1 <= k <= len(bank):
-            raise UsageError(
-                f"--knn_k {k} is no neighbour among {len(bank)} training images: use 1 to "
-                f"{len(bank)}, or more images"
-            )
+def check_neighbour(k: int, n: int) -> None:
+    """Raises UsageError unless a bank of n images has a k-th nearest."""
+    if not 1 <= k <= n:
+        raise UsageError(
+            f"--knn_k {k} is no neighbour among {n} training images: use 1 to {n}, or more images"
+        )
 
 
 @torch.no_grad()
@@ -168,3 +141,43 @@ def kth_distance(features: Tensor, unit_bank: Tensor, k: int) -> Tensor:
     z = F.normalize(features.double(), dim=1)
     nearest = [(part @ unit_bank.T).topk(k, dim=1).values[:, -1] for part in z.split(rows)]
     return (2 - 2 * torch.cat(nearest)).clamp(0, 4).sqrt()
+
+
+def detection(score_in: np.ndarray, score_out: np.ndarray) -> dict[str, float | int]:
+    """{auroc, fpr95, aupr, n_in, n_out} of scores (n_in,) and (n_out,), higher = in-distribution.
+
+        auroc  P(in > out) + P(in = out) / 2                                             0..1
+        fpr95  the smallest share of out-of-distribution images that score >= t, over
+               thresholds t that at least 95 % of the in-distribution images reach       0..1
+        aupr   average precision, in-distribution positive: the sum over thresholds of
+               precision times the gain in recall. By chance n_in / (n_in + n_out), so it
+               compares only at the same ratio n_in : n_out                              0..1
+
+    Computed by ranks in float64, so nothing depends on the scores' scale or offset; equal scores
+    share one threshold. Raises ValueError for no scores, and NotFinite.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+    inside, outside = checked(score_in, "in-distribution"), checked(score_out, "OOD")
+    score = np.concatenate([inside, outside])
+    positive = np.concatenate([np.ones(len(inside), bool), np.zeros(len(outside), bool)])
+    # Without drop_intermediate=False thresholds that no corner of the curve needs are left out.
+    false_rate, true_rate, _ = roc_curve(positive, score, drop_intermediate=False)
+    return {
+        "auroc": float(roc_auc_score(positive, score)),
+        "fpr95": float(false_rate[true_rate >= TRUE_POSITIVES].min()),
+        "aupr": float(average_precision_score(positive, score)),
+        "n_in": len(inside),
+        "n_out": len(outside),
+    }
+
+
+def checked(score: np.ndarray, kind: str) -> np.ndarray:
+    """The scores in float64."""
+    values = np.asarray(score, dtype=np.float64)
+    bad = np.count_nonzero(~np.isfinite(values))
+    if values.size == 0:
+        raise ValueError(f"there are no {kind} scores")
+    if bad:
+        raise NotFinite(f"{bad} of {values.size} {kind} scores are not finite")
+    return values

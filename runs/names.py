@@ -5,6 +5,16 @@ from __future__ import annotations
 STARTS = ("uniform", "gaussian", "class_gaussian")  # of chains
 NORMS = ("none", "batch", "instance", "layer", "act")
 ADAM_BETAS = [0.9, 0.999]
+SCORES = {  # of an image, the higher the more it looks like the training images; their titles
+    "px": "log q(x)",
+    "py": "max q(y|x)",
+    "pxy": "max f(x)[y]",
+    "pxgrad": "-log |d log q(x)/dx|",
+    "pxsim": "contrastive log q(x|y)",
+    "knn": "- distance to the k-th neighbour",
+    "entropy": "- entropy of q(y|x)",
+    "px_logits": "logsumexp f(x)",
+}
 CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "mnist": 10, "digits": 10}
 IMAGE_SIZE = 32  # default side in pixels, and that of runs whose settings do not have it
 SMALLEST_IMAGE = 8

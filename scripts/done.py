@@ -98,13 +98,14 @@ def answered(place: Path, words: Sequence[str], hashes: dict[Path, str] | None =
 
     hashes: sha256 of files that were read before, by path; new ones are added.
     """
-    from evaluation.flags import PROTOCOL, parse, resolve
+    from evaluation.flags import parse
+    from evaluation.questions import QUESTIONS
 
     known = {} if hashes is None else hashes
     parsed, _ = parse(list(words[1:]))
-    resolve(parsed)
     record = read_json(place / f"{parsed.eval}.json")
-    if record is None or record.get("protocol", {}).get("version") != PROTOCOL[parsed.eval]:
+    version = QUESTIONS[parsed.eval].version
+    if record is None or record.get("protocol", {}).get("version") != version:
         return False
     if not same_question(record.get("settings", {}), vars(parsed)):
         return False

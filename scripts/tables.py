@@ -101,13 +101,11 @@ def asked_settings(scale: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
     from runs.files import plain
 
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    parser = flags.build_parser()
     for table in TABLES.values():
         questions = [(q, table.rows) for q in table.questions]
         for question, names in [*questions, *((q, names) for _, q, names in table.overlays)]:
             words = rows.question_words(scale, question)
-            settings = parser.parse_args(["--load_path", "-", "--eval", *words])
-            flags.resolve(settings)
+            settings, _ = flags.parse(["--load_path", "-", "--eval", *words])
             for name in names:
                 of_name = found.setdefault(name, {}).setdefault(words[0], [])
                 of_name.append(plain(vars(settings)))

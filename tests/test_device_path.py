@@ -370,14 +370,14 @@ def rounds(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
     sgld = {"chain": CHAIN, "rounds": 2, "chains": 15, "seed": 1}
     return [
         *sampling.sampling_rounds(model, buffer, **sgld),
-        *sampling.conditional_rounds(model, buffer, 10, **sgld),
+        *sampling.conditional_rounds(model, buffer, **sgld),
     ]
 
 
 def fresh(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
-    sgld = {"chain": CHAIN, "seed": 1, "labels": place.labels(5)}
-    chains = sampling.fresh_chains(model, n=5, batch_size=4, **sgld)
-    return [*itertools.chain(*chains), sampling.trajectory(model, n=5, snapshots=2, **sgld)]
+    legs = sampling.legs_of(CHAIN, [0, 1, CHAIN.steps])
+    chains = sampling.fresh_chains(model, legs, 5, batch_size=4, seed=1, labels=place.labels(5))
+    return [*itertools.chain(*chains)]
 
 
 def attack(place: Place, model: models.EnergyClassifier, gradient: str) -> list[Tensor]:

@@ -22,7 +22,7 @@ import losses
 import models
 import train_wrn
 from evaluation.classification import classification, predictions
-from evaluation.robustness import classifier, pixels, robust_accuracy
+from evaluation.robustness import PGD, classifier, pixels, robust_accuracy
 from evaluation.scores import feature_bank, scores
 from runs import processes as distributed
 from runs.checkpoint import CheckpointError, save_checkpoint
@@ -516,10 +516,8 @@ def answers(size: int) -> dict[str, Any]:
         "attack": robust_accuracy(
             classifier(model),
             pixels(batches(0.0)),
-            distance="Linf",
-            radii=[0, 1 / 255, 0.1],
-            steps=2,
-            random_init=True,
+            PGD("Linf", 2, random_init=True),
+            [0, 1 / 255, 0.1],
             first=part.start,
         ),
     }

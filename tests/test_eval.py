@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,20 @@ import pytest
 import torch
 
 import data
-import eval_wrn_ebm
 import losses
 import models
+from evaluation import calibration, scores
 from evaluation.classification import predictions
-from evaluation.flags import EVALUATIONS, SCORES
-from runs import folder as records
+from evaluation.questions import QUESTIONS
 from runs.checkpoint import save_checkpoint
 from runs.files import file_sha256
+from runs.names import SCORES
 from scripts import export
+from training import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = "--n_sample_steps 3 --n_steps 2 --sgld_batch_size 20 --print_every 2"
-QUESTIONS = {
+FLAGS = {
     "test_clf": "--max_images 15",
     "eval_ece": "",
     "OOD": "--score_fn px py --ood_dataset all",
@@ -41,7 +43,7 @@ QUESTIONS = {
 
 @pytest.fixture(scope="module")
 def answers(ask: Any) -> dict[str, Any]:
-    found = {name: ask(f"--eval {name} {more}") for name, more in QUESTIONS.items()}
+    found = {name: ask(f"--eval {name} {more}") for name, more in FLAGS.items()}
     assert {name: (a.code, a.out, a.err) for name, a in found.items() if a.code} == {}
     return found
 
@@ -54,10 +56,10 @@ def reference(ask: Any, name: str = "cifar10", sigma: float = 0.03) -> tuple[Any
 
 
 def test_every_question_is_asked_here() -> None:
-    assert set(QUESTIONS) == set(EVALUATIONS)
+    assert set(FLAGS) == set(QUESTIONS)
 
 
-@pytest.mark.parametrize("name", EVALUATIONS)
+@pytest.mark.parametrize("name", QUESTIONS)
 def test_an_answer_says_where_it_comes_from(name: str, answers: Any, ask: Any) -> None:
     record = answers[name].json(name)
     assert record["eval"] == name and record["checkpoint"] == str(ask.checkpoint("hdge"))
@@ -83,19 +85,17 @@ def test_an_answer_is_about_what_was_loaded_at_its_beginning(
     for which, path in paths.items():
         shutil.copy(ask.checkpoint(which), path)
     before = {which: file_sha256(path) for which, path in paths.items()}
-    question, commits = (
-        eval_wrn_ebm.QUESTIONS[name],
-        iter(("the one that ran", *["a later one"] * 9)),
-    )
-    monkeypatch.setattr(records, "git_commit", lambda: next(commits))
+    question = QUESTIONS[name]
+    commits = iter(("the one that ran", *["a later one"] * 9))
+    monkeypatch.setattr(machine, "git_commit", lambda: next(commits))
 
     def slow(*asked: Any) -> dict[str, Any]:
-        result = question(*asked)
+        result = question.ask(*asked)
         for path in paths.values():
             path.write_bytes(b"another file")
         return result
 
-    monkeypatch.setitem(eval_wrn_ebm.QUESTIONS, name, slow)
+    monkeypatch.setitem(QUESTIONS, name, replace(question, ask=slow))
     words = f"--load_path {paths['hdge']} --eval {name} --max_images 12 --device cpu"
     if name == "fid":
         words += f" --n_samples 12 --n_steps 1 --fid_features model --fid_model {paths['ce']}"
@@ -168,7 +168,7 @@ def test_every_score_is_there(ask: Any) -> None:
 def test_a_temperature_that_the_images_do_not_determine_is_not_given(
     ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eval_wrn_ebm, "fit_temperature", lambda logits, labels: None)
+    monkeypatch.setattr(calibration, "fit_temperature", lambda logits, labels: None)
     found = ask("--eval eval_ece")
     assert found.code == 0 and "determine no temperature" in " ".join(found.err)
     record = found.json("eval_ece")
@@ -467,10 +467,8 @@ def test_attack_through_the_refinement(ask: Any) -> None:
 def test_an_auroc_of_0_is_explained_in_the_terminal(
     question: str, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = eval_wrn_ebm.detection
-    monkeypatch.setattr(
-        eval_wrn_ebm, "detection", lambda ins, out: {**real(ins, out), "auroc": 0.0}
-    )
+    real = scores.detection
+    monkeypatch.setattr(scores, "detection", lambda ins, out: {**real(ins, out), "auroc": 0.0})
     found = ask(f"--eval {question} uniform --max_images 20")
     assert found.code == 0 and found.out.count("AUROC below 0.5 (px: uniform") == 1
 
@@ -482,7 +480,7 @@ def test_what_an_answer_has_not_is_no_line(ask: Any) -> None:
 
 @pytest.mark.parametrize("name", ["test_clf", "eval_ece", "OOD", "logp_hist", "attack"])
 def test_several_checkpoints_side_by_side(name: str, ask: Any, answers: Any) -> None:
-    more = QUESTIONS[name]
+    more = FLAGS[name]
     found = ask(f"--eval {name} {more} --labels one two", load="hdge ce")
     assert found.code == 0, found.err
     record = found.json(name)
@@ -512,7 +510,7 @@ def test_scores_agree_across_batch_sizes(flags: str, ask: Any) -> None:
 
 def test_the_same_command_gives_the_same_numbers(ask: Any) -> None:
     for name in ("OOD", "uncond_samples", "attack", "fid"):
-        first, second = (ask(f"--eval {name} {QUESTIONS[name]}").json(name) for _ in "12")
+        first, second = (ask(f"--eval {name} {FLAGS[name]}").json(name) for _ in "12")
         for record in (first, second):
             for key in ("seconds", "settings", "environment"):
                 del record[key]

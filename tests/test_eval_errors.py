@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 import models
 from evaluation import flags
+from evaluation.questions import QUESTIONS
 from runs.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -242,7 +244,8 @@ def test_ctrl_c_leaves_no_answer(ask: Any, monkeypatch: pytest.MonkeyPatch) -> N
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(__import__("eval_wrn_ebm").QUESTIONS, "test_clf", interrupted)
+    question = replace(QUESTIONS["test_clf"], ask=interrupted)
+    monkeypatch.setitem(QUESTIONS, "test_clf", question)
     found = ask(CLF)
     assert found.code == 130 and len(found.err) == 1 and "no answer" in found.err[0]
     assert not list(found.folder.glob("*.json"))
@@ -269,7 +272,7 @@ def test_what_flags_belong_to_is_said_of_flags_that_exist() -> None:
 def test_every_flag_has_help() -> None:
     for action in flags.build_parser()._actions:
         assert action.help
-    assert all(name in flags.build_parser().format_help() for name in flags.EVALUATIONS)
+    assert all(name in flags.build_parser().format_help() for name in QUESTIONS)
 
 
 def test_defaults_are_the_ancestors() -> None:

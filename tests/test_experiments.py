@@ -20,7 +20,7 @@ import models
 from baselines import contrastive_flags, probe_flags, train_adversarial
 from baselines import flags as baseline_flags
 from evaluation import flags as questions
-from evaluation.flags import PROTOCOL
+from evaluation.questions import QUESTIONS
 from runs.cli import UsageError
 from scripts import done, experiments, rows
 from training import flags
@@ -139,12 +139,11 @@ def leave(words: list[str], where: Path, code: int) -> None:
     """What the program leaves, as far as it is read: a run, finished with code 0, or an answer."""
     if words[0] == "eval_wrn_ebm.py":
         parsed = parse(words)
-        questions.resolve(parsed)
         s = vars(parsed)
         models = [{"checkpoint_sha256": done.sha256(Path(path), {})} for path in s["load_path"]]
         record = {
             "settings": json.loads(json.dumps(s)),
-            "protocol": {"version": PROTOCOL[s["eval"]]},
+            "protocol": {"version": QUESTIONS[s["eval"]].version},
         }
         record |= models[0] if s["log_dir"] is None else {"models": models}
         record["features_sha256"] = done.sha256(Path(s["fid_model"] or ""), {})

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from evaluation.results import Answer
+from evaluation.results import Results
 from runs.cli import UsageError
 
 
-def answer(folder: Path, settings: dict[str, Any], text: str) -> Answer:
-    one = Answer(folder, "OOD", settings)
+def answer(folder: Path, settings: dict[str, Any], text: str) -> Results:
+    one = Results(folder, "OOD", settings)
     one.add("OOD_scores.npz", lambda path: path.write_text(text))
     one.picture("OOD", lambda path: [Path(f"{path}{s}").write_text(text) for s in (".png", ".pdf")])
     one.save({"number": text})
@@ -45,7 +45,7 @@ def test_the_same_question_replaces_its_own_answer(tmp_path: Path) -> None:
 def test_a_replaced_answer_leaves_no_files_behind(tmp_path: Path) -> None:
     answer(tmp_path, {"seed": 1}, "first")
     (tmp_path / "OODother.txt").write_text("not the answer's")
-    Answer(tmp_path, "OOD", {"seed": 1}).save({})
+    Results(tmp_path, "OOD", {"seed": 1}).save({})
     assert set(content(tmp_path)) == {"OOD.json", "OODother.txt"}
 
 
@@ -67,7 +67,7 @@ def test_a_foreign_or_damaged_json_is_no_obstacle(tmp_path: Path) -> None:
 
 
 def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
-    one = Answer(tmp_path, "fid", {})
+    one = Results(tmp_path, "fid", {})
     one.save({"fid": math.nan, "rows": [{"eps": math.inf}], "path": Path("a"), "pair": (1, 2)})
     record = json.loads((tmp_path / "fid.json").read_text())
     assert (record["fid"], record["rows"], record["path"]) == (None, [{"eps": None}], "a")
@@ -76,7 +76,7 @@ def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_earlier_answer_and_nothing_else(tmp_path: Path) -> None:
     answer(tmp_path, {"seed": 1}, "first")
-    one = Answer(tmp_path, "OOD", {"seed": 1})
+    one = Results(tmp_path, "OOD", {"seed": 1})
     before = content(tmp_path)
 
     def full(source: Any, target: Any) -> None:
@@ -107,7 +107,7 @@ def test_an_answer_that_is_being_set_aside_is_never_lost(stopped: str, tmp_path:
         else:
             patch.setattr(os, "replace", killed)
         with pytest.raises((OSError, KeyboardInterrupt)):
-            Answer(tmp_path, "OOD", {"seed": 2}).path("OOD.png")
+            Results(tmp_path, "OOD", {"seed": 2}).path("OOD.png")
     assert json.loads(content(tmp_path)["OOD.json"])["number"] == "first"
     answer(tmp_path, {"seed": 2}, "second")
     found = content(tmp_path)
@@ -119,4 +119,4 @@ def test_an_answer_that_is_being_set_aside_is_never_lost(stopped: str, tmp_path:
 def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="--log_dir: cannot write to"):
-        Answer(tmp_path / "file" / "eval", "OOD", {})
+        Results(tmp_path / "file" / "eval", "OOD", {})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import models
 from evaluation import robustness
 from evaluation.robustness import (
+    PGD,
     Classifier,
     classifier,
     pixels,
@@ -217,7 +218,7 @@ def test_an_attack_leaves_the_model_as_it_was(refine: str | None, training: bool
     classify = classifier(model)
     if refine:
         classify = refined_classifier(model, **SGLD, gradient=refine, generator=generator_of())
-    robust_accuracy(classify, [(x, answers(classify, x))], distance="Linf", radii=[0.1], steps=2)
+    robust_accuracy(classify, [(x, answers(classify, x))], PGD("Linf", 2), [0.1])
     assert all(module.training is training for module in model.modules())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -256,7 +257,7 @@ def test_a_linear_model_is_as_robust_as_its_closed_form(
     widest = (limits[1:] / limits[:-1]).topk(6).indices  # 40 steps come within 1% of the ball's end
     radii = ((limits[1:] + limits[:-1]) / 2)[widest].sort().values.tolist()
     batches = [(x[:10], y[:10]), (x[10:], y[10:])]
-    rows = robust_accuracy(classify, batches, distance=distance, radii=radii, **start)
+    rows = robust_accuracy(classify, batches, PGD(distance, **start), radii)
     expected = [(breaks > eps).double().mean().item() for eps in radii]
     assert [row["accuracy"] for row in rows] == pytest.approx(expected)
     assert 0 < expected[-1] < expected[0] < 1 and breaks.max() < 3
@@ -267,23 +268,20 @@ def test_accuracy_starts_clean_and_only_falls(distance: str) -> None:
     classify, x = classifier(model_of()), images(40)
     y = answers(classify, x)
     y[:8] = (y[:8] + 1) % CLASSES
-    done: list[int] = []
     rows = robust_accuracy(
         classify,
         [(x[:30], y[:30]), (x[30:], y[30:])],
-        distance=distance,
-        radii=[0.5, 0.02, 0, 0.1, 0.02],
-        steps=5,
-        on_batch=done.append,
+        PGD(distance, 5),
+        [0.5, 0.02, 0, 0.1, 0.02],
     )
     accuracies = [row["accuracy"] for row in rows]
-    assert [row["eps"] for row in rows] == [0, 0.02, 0.1, 0.5] and done == [30, 10]
+    assert [row["eps"] for row in rows] == [0, 0.02, 0.1, 0.5]
     assert accuracies[0] == 32 / 40 and accuracies == sorted(accuracies, reverse=True)
     assert accuracies[-1] < accuracies[0]
 
 
 def test_without_images_there_is_no_accuracy() -> None:
-    assert robust_accuracy(classifier(model_of()), [], distance="L2", radii=[0.1]) == []
+    assert robust_accuracy(classifier(model_of()), [], PGD("L2"), [0.1]) == []
 
 
 def test_an_image_counts_only_where_no_restart_breaks_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,9 +298,8 @@ def test_an_image_counts_only_where_no_restart_breaks_it(monkeypatch: pytest.Mon
     rows = robust_accuracy(
         lambda x: torch.stack([x.sum((1, 2, 3)), x.new_full((len(x),), 0.1)], 1),  # 0s are wrong
         [(x, torch.tensor([1, 0, 0, 0, 0]))],  # the first is wrong from the start
-        distance="Linf",
-        radii=[0, 0.1, 0.2],
-        restarts=2,
+        PGD("Linf", restarts=2),
+        [0, 0.1, 0.2],
     )
     assert [row["accuracy"] for row in rows] == [4 / 5, 2 / 5, 0]
     assert [(eps, random, len(ids)) for eps, random, ids in seen] == [

@@ -20,15 +20,16 @@ from evaluation.generation import (
 )
 from evaluation.neighbours import compare_with_training, nearest, precision_recall
 from evaluation.plots import save_side_by_side
+from evaluation.questions.fid import fid_table
 from evaluation.sampling import (
     Begun,
     conditional_rounds,
     fresh_buffer,
     fresh_chains,
+    legs_of,
     sampling_rounds,
     to_uint8,
 )
-from evaluation.tables import fid_table
 from losses import Chain, ReplayBuffer
 from scripts import done
 from tests.test_eval import checkpoint
@@ -172,7 +173,7 @@ def test_the_start_of_a_slot_s_present_chain_is_known(
     first, begun, chain = buffer.images.clone(), Begun(buffer), Chain(1, 0.5, 0.0)
     settings: dict[str, Any] = {"rounds": 9, "chains": 6, "seed": 0, "begun": begun}
     if conditional:
-        list(conditional_rounds(Rising(), buffer, 3, chain, **settings))  # type: ignore[arg-type]
+        list(conditional_rounds(Rising(), buffer, chain, **settings))  # type: ignore[arg-type]
     else:
         list(sampling_rounds(Rising(), buffer, chain, **settings))  # type: ignore[arg-type]
     risen = (buffer.images - begun.images).flatten(1)
@@ -190,8 +191,9 @@ def test_chains_seen_on_their_way_are_the_same_chains(conditional: bool) -> None
     settings: dict[str, Any] = {"batch_size": 4, "seed": 3}
     settings["labels"] = torch.arange(6) % 2 if conditional else None
 
-    def run(steps: int, **more: Any) -> list[Tensor]:
-        batches = fresh_chains(model, Chain(steps, 1e-3, 0.1), 6, **settings, **more)
+    def run(steps: int, seen: list[int] | None = None) -> list[Tensor]:
+        legs = legs_of(Chain(steps, 1e-3, 0.1), seen or [0, steps])
+        batches = fresh_chains(model, legs, 6, **settings)
         return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
     seen = run(5, seen=[0, 2, 5])
@@ -219,7 +221,7 @@ def test_rows_are_of_as_many_images_against_one_half_of_the_reference() -> None:
     rows = found["rows"]
     assert len(rows) == 4
     for row, (name, steps, images) in zip(
-        rows, [*sets, ("training images", None, other)], strict=True
+        rows, [*sets, ("reference images", None, other)], strict=True
     ):
         x, y = pixels(images)[0], pixels(half)[0]
         fid = frechet_distance(x.mean(0), x.T.cov(), y.mean(0), y.T.cov())
@@ -230,7 +232,7 @@ def test_rows_are_of_as_many_images_against_one_half_of_the_reference() -> None:
 
 
 def test_rows_of_few_reference_images() -> None:
-    rows = compared([(None, features(50))], features(7, 1), "reference images")
+    rows = compared([(None, features(50))], features(7, 1))
     assert [(row["images"], row["n"]) for row in rows] == [("samples", 3), ("reference images", 3)]
     assert all(row["fid"] > 0 and row["precision"] is row["recall"] is None for row in rows)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data import to_float
-from evaluation.chains import FRESH, ROUNDS, TRAJECTORY, generator_of
+from evaluation.chains import FRESH, ROUNDS, generator_of
 from evaluation.plots import save_labelled_grid
 from evaluation.sampling import (
     Sampler,
@@ -19,11 +19,11 @@ from evaluation.sampling import (
     conditional_rounds,
     fresh_buffer,
     fresh_chains,
+    legs_of,
     most_confident,
     sampling_rounds,
     snapshot_steps,
     to_uint8,
-    trajectory,
 )
 from losses import Chain, ReplayBuffer, langevin
 from models import EnergyClassifier
@@ -33,6 +33,7 @@ SGLD: dict[str, Any] = {"steps": 2, "step_size": 20.0, "noise_std": 0.1}
 CHAIN = Chain(**SGLD)
 SURE = 60  # times the logits: many q(y|x) are 1
 CPU = torch.device("cpu")
+LEGS = legs_of(CHAIN, [0, CHAIN.steps])
 
 
 class Backbone(nn.Module):
@@ -138,9 +139,9 @@ def test_drawing_leaves_buffer_random_state_and_model_as_they_were(reinit_freq: 
         sampler.unconditional(4)
         sampler.conditional(CLASSES, 2)
     list(sampling_rounds(model, stored, CHAIN, rounds=2, chains=4, seed=0))
-    list(conditional_rounds(model, stored, CLASSES, CHAIN, rounds=2, chains=4, seed=0))
-    list(fresh_chains(model, CHAIN, 3, batch_size=2, seed=0))
-    most_confident(model, trajectory(model, CHAIN, n=3, snapshots=2, seed=0)[:, 0], per_class=2)
+    list(conditional_rounds(model, stored, CHAIN, rounds=2, chains=4, seed=0))
+    ends = [end for _, end in fresh_chains(model, LEGS, 3, batch_size=2, seed=0)]
+    most_confident(model, torch.cat(ends), per_class=2)
     fresh_buffer(6, 3, 0.05, image_size=32, seed=0, device="cpu")
     later_flags, later_tensors = state()
     assert flags == later_flags and all(map(torch.equal, tensors, later_tensors))
@@ -192,13 +193,13 @@ def test_conditional_rounds_use_and_fill_slots_of_their_class(chains: int) -> No
     model, buffer = model_of(), numbered()
     labels = torch.arange(chains) % CLASSES
     still = replace(CHAIN, steps=0)
-    (start,) = conditional_rounds(model, buffer, CLASSES, still, rounds=1, chains=chains, seed=0)
+    (start,) = conditional_rounds(model, buffer, still, rounds=1, chains=chains, seed=0)
     slots = start[:, 0, 0, 0].long() - 10
     assert torch.equal(slots // PER_CLASS, labels) and len(set(slots.tolist())) == chains
     assert torch.equal(buffer.images, numbered().images)
 
     chain = Chain(1, 50.0, 0.0)
-    (end,) = conditional_rounds(model, buffer, CLASSES, chain, rounds=1, chains=chains, seed=0)
+    (end,) = conditional_rounds(model, buffer, chain, rounds=1, chains=chains, seed=0)
     torch.testing.assert_close(end, ascent(model, start, labels))
     assert (end - start).abs().max() > 0.01
     assert torch.equal(buffer.images[slots], end)
@@ -209,10 +210,8 @@ def test_conditional_rounds_use_and_fill_slots_of_their_class(chains: int) -> No
 def test_conditional_rounds_refuse_what_the_buffer_cannot() -> None:
     model, buffer = model_of(), numbered()
     settings: dict[str, Any] = {"rounds": 1, "seed": 0}
-    with pytest.raises(ValueError, match="5 classes, but the replay buffer is divided into 3"):
-        next(conditional_rounds(model, buffer, 5, CHAIN, chains=4, **settings))
     with pytest.raises(ValueError, match="slots"):
-        next(conditional_rounds(model, buffer, CLASSES, CHAIN, chains=16, **settings))
+        next(conditional_rounds(model, buffer, CHAIN, chains=16, **settings))
     with pytest.raises(ValueError, match="slots"):
         next(sampling_rounds(model, buffer, CHAIN, chains=16, **settings))
 
@@ -245,31 +244,17 @@ def test_a_fresh_buffer_is_uniform_and_decided_by_its_seed() -> None:
 def test_fresh_chains_against_the_sampler_batch_by_batch(conditional: bool) -> None:
     model = model_of()
     labels = torch.arange(8) % 3 if conditional else None
-    batches = list(fresh_chains(model, CHAIN, 8, batch_size=4, seed=2, labels=labels))
+    batches = list(fresh_chains(model, LEGS, 8, batch_size=4, seed=2, labels=labels))
     for i, (start, end) in enumerate(batches):
         generator = generator_of(CPU, 2, FRESH, i)
         y = None if labels is None else labels[4 * i : 4 * i + 4]
         assert torch.equal(start, uniform(4, generator))
         torch.testing.assert_close(end, by_hand(model, start, y, generator))
     few = None if labels is None else labels[:6]
-    parts = list(fresh_chains(model, CHAIN, 6, batch_size=4, seed=2, labels=few))
+    parts = list(fresh_chains(model, LEGS, 6, batch_size=4, seed=2, labels=few))
     for some, all_ in zip(zip(*parts, strict=True), zip(*batches, strict=True), strict=True):
         assert [len(part) for part in some] == [4, 2]
         torch.testing.assert_close(torch.cat(some), torch.cat(all_)[:6])
-
-
-@pytest.mark.parametrize("conditional", [False, True])
-def test_a_trajectory_is_one_chain_seen_on_its_way(conditional: bool) -> None:
-    model = model_of()
-    labels = torch.tensor([2, 0, 1]) if conditional else None
-    frames = trajectory(model, CHAIN, n=3, snapshots=2, seed=4, labels=labels)
-    assert frames.shape == (3, 3, 3, 32, 32)
-    generator = generator_of(CPU, 4, TRAJECTORY)
-    start = uniform(3, generator)
-    assert torch.equal(frames[:, 0], start)
-    assert -1 <= start.min() < -0.99 and 0.99 < start.max() < 1
-    torch.testing.assert_close(frames[:, -1], by_hand(model, start, labels, generator))
-    assert not torch.equal(frames[:, 1], frames[:, 2])
 
 
 def test_snapshots_are_spread_over_the_steps() -> None:

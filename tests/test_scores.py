@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from evaluation import scores as module
-from evaluation.scores import SCORES, check_scores, feature_bank, scores
+from evaluation.scores import check_neighbour, feature_bank, scores
 from losses import Contrastive, ContrastScore, LogitQueue
 from models import EnergyClassifier, build
 from runs.cli import UsageError
+from runs.names import SCORES
 
 N, CLASSES = 23, 10
 
@@ -178,7 +179,7 @@ def test_all_together_are_each_alone() -> None:
         "bank": feature_bank(model, batches(images(60, seed=2).double())),
     }
     together = scores(model, batches(x), SCORES, **given)
-    assert tuple(together) == SCORES
+    assert list(together) == list(SCORES)
     for name in SCORES:
         alone = scores(model, batches(x), [name], **given)[name]
         assert alone.dtype == np.float64 and alone.shape == (N,)
@@ -240,23 +241,11 @@ def test_without_images(model: EnergyClassifier) -> None:
     assert feature_bank(model, []).shape == (0, 64)
 
 
-def test_refusals(model: EnergyClassifier) -> None:
-    def refused(names: list[str], message: str, of: EnergyClassifier = model, **given: Any) -> None:
-        with pytest.raises(UsageError, match=message) as error:
-            check_scores(of, names, **given)
-        assert "\n" not in str(error.value)
-        with pytest.raises(UsageError, match=message):
-            scores(of, batches(images()), names, **given)
-
-    refused(["px", "density"], "--score_fn density is unknown: use one of px, py")
-    refused(["pxsim"], "--score_fn pxsim needs a checkpoint with a queue")
-    simclr = Contrastive(ContrastScore(), None)
-    refused(["pxsim"], "--score_fn pxsim needs a checkpoint with a queue", contrastive=simclr)
-    refused(["pxsim"], "--score_fn pxsim .* is empty", contrastive=term(filled=0))
-    refused(["knn"], "--score_fn knn needs training images")
-    refused(["knn"], "--score_fn knn needs training images", bank=torch.empty(0, 64))
-    refused(["knn"], "--knn_k 50 .* 49 training images: use 1 to 49", bank=torch.eye(64)[:49])
-    refused(["knn"], "--knn_k 0 .* 64", bank=torch.eye(64), k=0)
+@pytest.mark.parametrize("k", [0, 50])
+def test_a_bank_has_so_many_neighbours(k: int) -> None:
+    check_neighbour(49, 49)
+    with pytest.raises(UsageError, match=f"--knn_k {k} .* 49 training images: use 1 to 49"):
+        check_neighbour(k, 49)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data import Split, batches, evaluation_batches
 from evaluation import chains
-from evaluation.refinement import refined
+from evaluation.chains import refined
 from losses import Chain, langevin
 from models import EnergyClassifier, build
 
@@ -101,8 +101,8 @@ def test_noise_has_the_asked_size_and_differs_between_images_and_blocks(
 
 
 def test_chains_have_a_generator_that_evaluation_noise_has_not(model: EnergyClassifier) -> None:
-    streams = {chains.BUFFER, chains.ROUNDS, chains.FRESH, chains.TRAJECTORY, chains.REFINEMENT}
-    assert len(streams) == 5 and streams.isdisjoint({batches._ORDER, batches._NOISE})
+    streams = {chains.BUFFER, chains.ROUNDS, chains.FRESH, chains.REFINEMENT}
+    assert len(streams) == 4 and streams.isdisjoint({batches._ORDER, batches._NOISE})
 
     x, y = joined(batches_of(8, 8))
     settings: dict[str, Any] = {"steps": 2, "step_size": 1.0, "noise_std": 0.1}

@@ -15,30 +15,46 @@ import data
 import losses
 import models
 from evaluation.sampling import fresh_buffer
-from runs.checkpoint import START, CheckpointError, read_with_sha256, weights_file
+from runs.checkpoint import FILLED, START, CheckpointError, read_with_sha256, weights_file
 from runs.cli import UsageError, fits
-from runs.names import CLASSES
+from runs.names import CLASSES, FOLDER
+
+SHAPE = ("arch", "depth", "width", "norm", "uncond", "image_size")
+NETWORK = (*SHAPE, "contrast_k")  # flags that must agree with the checkpoint
 
 
 @dataclass
-class Trained:
-    """`settings`: the run's, {} where neither the file nor its folder tells; `dataset`: what it was
-    trained on, as far as is known, and `record` which images these were; `sha256`: of the file that
-    was loaded; `average`: which weights these are of a run with --ema, "" of any other."""
+class LoadedModel:
+    """
+    flags: the command line's, which win over the run's settings.
+    settings: the run's; {} where neither the file nor its folder has them.
+    dataset: what it was trained on, as far as is known; record: which images these were.
+    weights: the network's tensors and the queue's; state: the whole checkpoint.
+    sha256: of the file that was loaded.
+    average: which weights of a run with --ema these are; "" of any other run.
+    """
 
     path: Path
     label: str
-    model: models.EnergyClassifier
-    num_classes: int
-    dataset: str
+    network: models.EnergyClassifier
+    flags: Namespace
     settings: dict[str, Any]
+    dataset: str
+    record: data.Record
     weights: dict[str, Tensor]
     state: dict[str, Any]
-    record: data.Record
     sha256: str
     average: str
 
-    def contrastive(self, s: Namespace) -> losses.Contrastive:
+    @property
+    def num_classes(self) -> int:
+        return self.network.class_output.out_features
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def contrastive(self) -> losses.Contrastive:
         """The contrastive term log q(x|y) with the queue that the checkpoint holds, by the score
         that the run trained with.
 
@@ -54,16 +70,15 @@ class Trained:
         queue = losses.LogitQueue(classes, size)
         queue.queue_logit.copy_(logits)
         # The ancestors' queue starts full, of noise, and so is always full.
-        filled = self.state.get("objective", {}).get("memories.queue.queue_filled")
+        filled = self.state.get("objective", {}).get(FILLED)
         queue.queue_filled.fill_(size) if filled is None else queue.queue_filled.copy_(filled)
         if not int(queue.queue_filled):
             raise UsageError(f"--score_fn pxsim: the queue of {self.path} is still empty")
-        smoothing = self.number(s, "smoothing", 0.0)
-        temperature = self.number(s, "contrast_t", 0.1)
+        smoothing, temperature = self.number("smoothing", 0.0), self.number("contrast_t", 0.1)
         try:
             score = losses.ContrastScore(
-                kind=self.value(s, "contrast_score", "algorithm1"),
-                normalize=bool(self.value(s, "contrast_normalize", True)),
+                kind=self.value("contrast_score", "algorithm1"),
+                normalize=bool(self.value("contrast_normalize", True)),
                 smoothing=smoothing,
                 temperature=temperature,
             )
@@ -73,29 +88,29 @@ class Trained:
             ) from None
         return losses.Contrastive(score, queue).to(self.device)
 
-    def replay_buffer(self, s: Namespace, classes: int) -> losses.ReplayBuffer:
+    def replay_buffer(self, classes: int) -> losses.ReplayBuffer:
         """The checkpoint's, or with --fresh_samples a new one of --buffer_size images.
 
         `classes` share its slots; 1 for unconditional chains. Raises UsageError where the
         checkpoint has none, and for a size that the classes cannot share.
         """
-        reinit = self.number(s, "reinit_freq", 0.05)
-        images = None if s.fresh_samples else self.buffer_images("--fresh_samples starts a new one")
-        size = s.buffer_size if images is None else len(images)
+        fresh = self.flags.fresh_samples
+        images = None if fresh else self.buffer_images("--fresh_samples starts a new one")
+        size = self.flags.buffer_size if images is None else len(images)
         if size % classes:
             raise UsageError(
                 f"--buffer_size {size} is not divisible by {classes} classes: use "
                 f"{max(1, size // classes) * classes} with --fresh_samples"
             )
+        reinit_freq = self.number("reinit_freq", 0.05)
         with fits(f"--buffer_size {size}"):
-            side = self.model.image_size
             buffer = fresh_buffer(
                 size,
                 classes,
-                reinit,
-                self.start(s),
-                image_size=side,
-                seed=s.seed,
+                reinit_freq,
+                self.start(),
+                image_size=self.network.image_size,
+                seed=self.flags.seed,
                 device=self.device,
             )
         if images is not None:
@@ -103,27 +118,27 @@ class Trained:
         return buffer
 
     def buffer_images(self, remedy: str) -> Tensor:
-        """(N, 3, S, S); raises UsageError, with the remedy, where the checkpoint has none."""
-        images, side = self.state.get("replay_buffer"), self.model.image_size
+        """(N, 3, H, W); raises UsageError, with the remedy, where the checkpoint has none."""
+        images, side = self.state.get("replay_buffer"), self.network.image_size
         if not isinstance(images, Tensor) or images.shape[1:] != (3, side, side) or not len(images):
             raise UsageError(f"--load_path {self.path} holds no replay buffer: {remedy}")
         return images.float()
 
-    def chain(self, s: Namespace, steps: int, start: losses.Start | None = None) -> losses.Chain:
+    def chain(self, steps: int, start: losses.Start | None = None) -> losses.Chain:
         """The run's chain of so many steps, under the command line's flags; `start`: where new
         chains begin."""
         return losses.Chain(
             steps=steps,
-            step_size=self.number(s, "sgld_lr", 1.0),
-            noise_std=self.number(s, "sgld_std", 0.01),
-            grad_clip=self.number(s, "sgld_grad_clip", math.inf),
-            clamp=bool(self.value(s, "sgld_clamp", False)),
+            step_size=self.number("sgld_lr", 1.0),
+            noise_std=self.number("sgld_std", 0.01),
+            grad_clip=self.number("sgld_grad_clip", math.inf),
+            clamp=bool(self.value("sgld_clamp", False)),
             start=start or losses.UniformStart(),
         )
 
-    def start(self, s: Namespace) -> losses.Start:
+    def start(self) -> losses.Start:
         """Where chains begin. Raises UsageError for Gaussians that the checkpoint does not hold."""
-        kind = self.value(s, "chain_start", "uniform")
+        kind = self.value("chain_start", "uniform")
         if kind == "uniform":
             return losses.UniformStart()
         objective = self.state.get("objective", {})
@@ -136,58 +151,55 @@ class Trained:
         start.load_state_dict(found)
         return start.to(self.device)
 
-    def value(self, s: Namespace, name: str, default: Any) -> Any:
+    def value(self, name: str, default: Any) -> Any:
         """The command line's, else the run's, else the default."""
-        given = getattr(s, name, None)
-        if given is not None:
-            return given
-        saved = self.settings.get(name)
-        return default if saved is None else saved
+        for found in (getattr(self.flags, name, None), self.settings.get(name)):
+            if found is not None:
+                return found
+        return default
 
-    def number(self, s: Namespace, name: str, default: float) -> float:
+    def number(self, name: str, default: float) -> float:
         """The same as a float. Raises UsageError for a run's setting that is none."""
-        value = self.value(s, name, default)
+        value = self.value(name, default)
         try:
             return float(value)
         except (TypeError, ValueError):
-            remedy = f"give --{name}" if hasattr(s, name) else "use another checkpoint"
+            remedy = f"give --{name}" if hasattr(self.flags, name) else "use another checkpoint"
             raise UsageError(
                 f"--load_path {self.path}: its {name} is {value!r}, no number: {remedy}"
             ) from None
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
 
+def load(
+    path: str, label: str, s: Namespace, device: torch.device, flag: str = "--load_path"
+) -> LoadedModel:
+    """The model of a checkpoint or an exported folder, on the device, in eval mode.
 
-def load(path: str, label: str, s: Namespace, device: torch.device) -> Trained:
-    """Raises CheckpointError, one line that names --load_path, for a file that cannot be used, and
-    where a flag of the network contradicts it."""
+    Raises CheckpointError, one line with the `flag`, for a file that cannot be used, and where a
+    flag of the network contradicts it.
+    """
     file = weights_file(Path(path))
     try:
         state, sha256 = read_with_sha256(file)
         told, average = models.run_settings(state, file), average_of(state, s.weights)
         weights = models.network_weights(state, raw=s.weights == "raw")
-        names = ("arch", "depth", "width", "norm", "uncond", "image_size")
-        given = {name: getattr(s, name) for name in names}
-        shape = models.network_settings(state, told, **given)
-        model = models.build(**shape)
-        models.load_weights(model, weights)
+        given = {name: getattr(s, name) for name in SHAPE}
+        network = models.build(**models.network_settings(state, told, **given))
+        models.load_weights(network, weights)
         record = data.Record.read(state.get("data"), told.settings.get("reader", 1))
     except (CheckpointError, ValueError) as error:
         said = str(error)
         where = "" if str(file) in said else f" {path}"
-        raise CheckpointError(f"--load_path{where}: {said}") from None
-    model.amp = s.amp == "bf16"
-    model = model.to(device).to(memory_format=torch.channels_last).eval()
+        raise CheckpointError(f"{flag}{where}: {said}") from None
+    network.amp = s.amp == "bf16"
+    network = network.to(device).to(memory_format=torch.channels_last).eval()
     slots = weights["queue_logit"].shape[1] if "queue_logit" in weights else None
     if s.contrast_k is not None and s.contrast_k != slots:
         has = "no queue" if slots is None else f"a queue of {slots}"
         raise CheckpointError(f"--contrast_k {s.contrast_k}: {path} has {has}: leave the flag out")
-    classes = shape["num_classes"]
-    dataset = trained_on(told.settings, classes, s.dataset)
-    found = told.settings, weights, state, record, sha256, average
-    return Trained(file, label, model, classes, dataset, *found)
+    dataset = trained_on(told.settings, network.class_output.out_features, s.dataset)
+    run = told.settings, dataset, record
+    return LoadedModel(file, label, network, s, *run, weights, state, sha256, average)
 
 
 def average_of(state: dict[str, Any], asked: str | None) -> str:
@@ -213,12 +225,11 @@ def trained_on(settings: dict[str, Any], num_classes: int, asked: str | None) ->
     """The data set's name: the run's own, else that of --dataset where it has as many classes;
     else 10 classes mean cifar10 and 100 cifar100. "" where nobody tells."""
     name = str(settings.get("dataset") or "").replace("cifar_100", "cifar100")
-    if CLASSES.get(name) == num_classes or name.startswith("folder:"):
+    if CLASSES.get(name) == num_classes or name.startswith(FOLDER):
         return name
-    if asked is not None:
-        base = trainable(asked)
-        if base is not None and CLASSES.get(base, num_classes) == num_classes:
-            return base
+    base = None if asked is None else trainable(asked)
+    if base is not None and CLASSES.get(base, num_classes) == num_classes:
+        return base
     return {10: "cifar10", 100: "cifar100"}.get(num_classes, "")
 
 
@@ -228,7 +239,7 @@ def trainable(name: str) -> str | None:
         dataset = data.locate(name).dataset
     except data.DataError:
         return None
-    return dataset if dataset in CLASSES or dataset.startswith("folder:") else None
+    return dataset if dataset in CLASSES or dataset.startswith(FOLDER) else None
 
 
 def labels_of(paths: list[str]) -> list[str]:

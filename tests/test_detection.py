@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.ood import detection
-from evaluation.tables import ood_table
+from evaluation.questions.ood import ood_table
+from evaluation.scores import detection
 from runs.screen import markdown, reversed_order
 
 SEEDS = range(4)

@@ -1,0 +1,273 @@
+"""What the questions of one command share: its settings, its sets and their batches, its screen."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import data
+from data.folder import folder_path
+from evaluation.chains import refined
+from evaluation.loading import LoadedModel, trainable
+from evaluation.results import Results
+from runs import processes as distributed
+from runs.cli import UsageError
+from runs.names import FOLDER
+from runs.screen import make_bar, markdown, print_line
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+UNSAID = ("label", "checkpoint_sha256")  # on the screen
+
+
+class Context:
+    """
+    s: the settings; files: those of the answer; sets_used: name -> what was read, in a line;
+    differences: label of a model -> set -> how it differs from what the run was trained with.
+    """
+
+    def __init__(self, s: Namespace, files: Results, device: torch.device) -> None:
+        self.s, self.files, self.device = s, files, device
+        self.sets_used: dict[str, str] = {}
+        self.differences: dict[str, dict[str, Any]] = {}
+        self._sets: dict[Any, data.EvaluationSet] = {}
+        self._missing: dict[Any, data.DataError] = {}
+        self._folders: dict[Any, data.DataSet] = {}
+        self._warnings: set[str] = set()
+
+    # ------------------------------------------------------------------------------------- sets
+
+    def images(self, name: str, model: LoadedModel, flag: str = "--dataset") -> data.EvaluationSet:
+        """The named set, read once, and compared with what the model was trained on. Raises
+        DataError."""
+        own = self.dataset_of(model)
+        size, n_valid = model.network.image_size, data.held_out_by(model.settings)
+        trained_on = data.TrainedOn(own or "cifar10", size, n_valid, model.record)
+        run = model.record.fingerprint, model.record.reader
+        key = name, own, size, n_valid, flag == "--dataset", run
+        if key in self._missing:  # not looked for, or downloaded, again for every checkpoint
+            raise self._missing[key]
+        if key not in self._sets:
+            try:
+                found = distributed.in_turn(
+                    lambda: data.load_evaluation(
+                        name,
+                        self.s.data_root,
+                        trained_on=trained_on,
+                        seed=self.s.seed,
+                        max_images=self.s.max_images,
+                        strict=flag == "--dataset",
+                        folders=self._folders,
+                    )
+                )
+            except data.DataError as error:
+                error = error.asked_as(flag.removeprefix("--"), name)
+                self._missing[key] = where_moved(error, name, own)
+                raise self._missing[key] from None
+            self.say(found.about)
+            self._sets[key] = found._replace(split=found.split.to(self.device))
+        found = self._sets[key]
+        self.compare(found, model, own, flag)
+        if self.sets_used.setdefault(found.name, found.about) != found.about:
+            self.sets_used[f"{found.name} of {model.label}"] = found.about
+        return found
+
+    def dataset_of(self, model: LoadedModel) -> str:
+        """The data set that the model was trained on: the folder of --dataset where its training
+        images are the run's, else what the run names; "" where nobody tells."""
+        asked = None if self.s.dataset is None else trainable(self.s.dataset)
+        folders = [name for name in (asked, model.dataset) if name and name.startswith(FOLDER)]
+        if asked is None or asked == model.dataset or len(folders) < 2:
+            return model.dataset
+        if folder_path(asked).resolve() == folder_path(model.dataset).resolve():
+            return asked
+        size, reader = model.network.image_size, model.record.reader
+        key = asked, size, reader, True
+        if key not in self._folders and key not in self._missing:
+            try:
+                self._folders[key] = distributed.in_turn(
+                    lambda: data.load(asked, self.s.data_root, size=size, reader=reader)
+                )
+            except data.DataError as error:
+                self._missing[key] = error
+        same = key in self._folders and self._folders[key].fingerprint() == model.record.fingerprint
+        return asked if same else model.dataset
+
+    def compare(self, found: data.EvaluationSet, model: LoadedModel, own: str, flag: str) -> None:
+        """Record how the set differs from the run's images, and say so in a line."""
+        place = data.locate(found.name, data_root=self.s.data_root)
+        both = place.dataset.startswith(FOLDER) and own.startswith(FOLDER)
+        ours = place.dataset == own or (flag == "--dataset" and both)
+        part = place.split if ours else None
+        whole = self.s.max_images is None
+        differences = model.record.compare(found.split, part, found.class_names, whole=whole)
+        if not differences:
+            return
+        self.differences.setdefault(model.label, {})[found.name] = differences
+        if said := data.said(differences, part):
+            self.warn(f"{flag} {found.name} is not as {model.label} was trained with: {said}")
+
+    def known(self, model: LoadedModel) -> str:
+        """The set that the model was trained on. Raises UsageError where nobody tells."""
+        if not (own := self.dataset_of(model)):
+            raise UsageError(
+                f"--dataset is missing: {model.path} does not tell what it was trained on, "
+                f"with {model.num_classes} classes"
+            )
+        return own
+
+    def own_set(self, model: LoadedModel, remedy: str) -> str:
+        """The same. Raises UsageError, with the remedy, where --dataset is another."""
+        own = self.known(model)
+        if self.s.dataset is not None and trainable(self.s.dataset) != own:
+            raise UsageError(
+                f"--dataset {self.s.dataset}: {model.path} was trained on {own}; {remedy}"
+            )
+        return own
+
+    def asked_set(self, model: LoadedModel) -> data.EvaluationSet:
+        """--dataset, by default the test split of what the model was trained on."""
+        name = self.known(model) if self.s.dataset is None else self.s.dataset
+        return self.images(name, model)
+
+    def labelled_set(self, model: LoadedModel) -> data.EvaluationSet:
+        """The same. Raises UsageError for labels that the model does not have."""
+        found = self.asked_set(model)
+        if found.num_classes is None:
+            raise UsageError(f"--dataset {found.name} has no labels: use it with OOD or logp_hist")
+        # Any other NPZ may lack images of the last classes: its labels only have to fit.
+        fewer = trainable(found.name) is None and found.num_classes < model.num_classes
+        if found.num_classes != model.num_classes and not fewer:
+            raise UsageError(
+                f"--dataset {found.name} has labels of {found.num_classes} classes, the model of "
+                f"{model.path} has {model.num_classes}: give the set that it was trained on"
+            )
+        return found
+
+    def ood_sets(
+        self, model: LoadedModel, inside: data.EvaluationSet
+    ) -> tuple[list[data.EvaluationSet], list[dict[str, str]]]:
+        """The sets of --ood_dataset, and what `all` names and cannot be had. Raises UsageError
+        where none is left, and for the in-distribution set itself."""
+        found: dict[str, data.EvaluationSet] = {}
+        skipped = []
+        base = trainable(inside.name) or self.known(model)
+        for name in self.s.ood_dataset:
+            for each in data.all_ood(base) if name == "all" else [name]:
+                try:
+                    one = self.images(each, model, "--ood_dataset")
+                except data.DataError as error:
+                    if name != "all":
+                        raise
+                    self.warn(f"left out of all: {error}")
+                    skipped.append({"ood_dataset": each, "reason": str(error)})
+                    continue
+                if one.name != inside.name:
+                    found.setdefault(one.name, one)
+                elif len(self.s.load_path) > 1:  # one model's own set is another's OOD set
+                    skipped.append({"ood_dataset": each, "reason": "in-distribution"})
+                else:
+                    raise UsageError(
+                        f"--ood_dataset {each} is the in-distribution set: give another"
+                    )
+        if not found:
+            names = " ".join(self.s.ood_dataset)
+            raise UsageError(
+                f"--ood_dataset {names}: no set is left for {model.path}: give another"
+            )
+        return list(found.values()), skipped
+
+    # ---------------------------------------------------------------------------------- batches
+
+    @property
+    def batch_size(self) -> int:
+        # Refinement makes blocks of its own, each with its own noise: none is to be divided.
+        return data.EVAL_NOISE_BLOCK if self.s.n_steps else self.s.batch_size
+
+    def share_of(self, found: data.EvaluationSet) -> range:
+        """The numbers of the batches that this process walks, of several processes."""
+        return distributed.share(data.number_of_batches(found.split, self.batch_size))
+
+    def batches(
+        self, found: data.EvaluationSet, model: LoadedModel
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of the set with --sigma noise, refined by --n_steps, under a progress bar. Of
+        several processes each walks its share of the same batches."""
+        s, size, part = self.s, self.batch_size, self.share_of(found)
+        batches: Iterable[tuple[Tensor, Tensor]] = data.evaluation_batches(
+            found.split, batch_size=size, sigma=s.sigma, seed=s.seed, part=part
+        )
+        if s.n_steps:
+            chain = model.chain(s.n_steps)
+            batches = refined(model.network, batches, chain=chain, seed=s.seed, first=part.start)
+        images = min(part.stop * size, len(found.split.labels)) - part.start * size
+        with self.bar(images, f"{model.label}: {found.title}") as shown:
+            for batch in batches:
+                yield batch
+                shown.update(len(batch[1]))
+
+    # ------------------------------------------------------------------------ screen and files
+
+    def bar(self, total: int, title: str, unit: str = "img") -> tqdm:
+        return make_bar(total, unit, desc=title, leave=False, disable=not distributed.first())
+
+    def say(self, text: str) -> None:
+        if distributed.first():
+            print_line(text, sys.stdout)
+
+    def warn(self, message: str) -> None:
+        """A line on stderr, once."""
+        if message not in self._warnings and distributed.first():
+            print_line(f"eval_wrn_ebm.py: warning: {message}", sys.stderr)
+        self._warnings.add(message)
+
+    def table(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        columns: Sequence[str],
+        several: bool | None = None,
+    ) -> None:
+        """Print these columns of rows with a "label"; the label, too, where there are `several`
+        models: by default, several rows."""
+        several = len(rows) > 1 if several is None else several
+        named = [{**row, "model": row["label"]} for row in rows]
+        self.say(markdown(named, [*(["model"] if several else []), *columns]))
+
+    def say_values(self, result: Mapping[str, Any]) -> None:
+        """Print the numbers and names of a result, a line each."""
+        for name, value in result.items():
+            if value is None or isinstance(value, list | dict) or name in UNSAID:
+                continue
+            if not name.startswith("_"):
+                text = f"{value:.6g}" if isinstance(value, float) else f"{value}"
+                self.say(f"{name:22} {text}")
+
+    def save_scores(self, results: Sequence[Mapping[str, Any]]) -> None:
+        raw = {key: values for result in results for key, values in result["_raw"].items()}
+        name = f"{self.s.eval}_scores.npz"
+        self.files.add(name, lambda path: np.savez_compressed(path, **raw))
+
+    def save_images(
+        self, name: str, images: Tensor, starts: Tensor | None, labels: Tensor | None = None
+    ) -> None:
+        """Write images uint8 (N, H, W, 3), and where their chains began, under the names that a
+        data set has, so that it can be one."""
+        sets = {"test_images": images, "start_images": starts, "test_labels": labels}
+        arrays: dict[str, Any] = {k: x.cpu().numpy() for k, x in sets.items() if x is not None}
+        self.files.add(name, lambda path: np.savez_compressed(path, **arrays))
+
+
+def where_moved(error: data.DataError, name: str, own: str) -> data.DataError:
+    """The error, with the remedy where it is about the folder that the run names."""
+    ours = {data.split_name(own, part) for part in ("train", "valid", "test")}
+    if name not in ours or not own.startswith(FOLDER) or folder_path(own).is_dir():
+        return error
+    said = f"{error.said}; where the images have moved: --dataset folder:PATH"
+    return data.DataError(error.setting, error.value, said)

@@ -1,0 +1,209 @@
+"""How many images stay rightly classified under the worst small change?"""
+
+from __future__ import annotations
+
+import argparse
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from evaluation.questions.base import SGLD, Question, Rule
+from runs.cli import COUNT, WEIGHT, WHOLE, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from evaluation.context import Context
+    from evaluation.loading import LoadedModel
+    from evaluation.pgd import Classifier
+
+LINF_RADII = tuple(i / 255 for i in range(0, 17, 2))
+L2_RADII = tuple(i / 8 for i in range(9))
+OF_PGD = ("n_steps_pgd_attack", "random_init", "n_restarts")
+OF_REFINEMENT = ("n_dup_chains", "refine_sigma", "refine_gradient")
+
+
+def ask(context: Context, model: LoadedModel) -> dict[str, Any]:
+    import torch
+
+    from evaluation import robustness
+
+    s, found = context.s, context.labelled_set(model)
+    radii = s.eps or (LINF_RADII if s.distance == "Linf" else L2_RADII)
+    generator = torch.Generator(context.device).manual_seed(s.seed)
+    classify = robustness.refined_classifier(
+        model.network,
+        chain=model.chain(s.n_steps_refine),
+        generator=generator,
+        copies=s.n_dup_chains,
+        sigma=s.refine_sigma,
+        gradient=s.refine_gradient,
+    )
+    batches = robustness.pixels(context.batches(found, model))
+    first, pgd = context.share_of(found).start, s.attack == "pgd"
+    if pgd:
+        attack = robustness.PGD(s.distance, s.n_steps_pgd_attack, s.n_restarts, s.random_init)
+        rows = robustness.robust_accuracy(
+            classify, batches, attack, radii, seed=s.seed, generator=generator, first=first
+        )
+    else:
+        kept = list(enumerate(batches, first))
+        title = f"{model.label}: AutoAttack"
+        with context.bar(len(set(radii)), title, "radius") as shown:
+            rows = []
+            for eps in sorted(set(radii)):
+                rows.append(autoattack(s, classify, generator, kept, eps))
+                shown.update()
+    of_pgd = {"steps": s.n_steps_pgd_attack, "restarts": s.n_restarts, "random_init": s.random_init}
+    refined = {"refine_sigma": s.refine_sigma, "refine_gradient": s.refine_gradient}
+    return {
+        "dataset": found.name,
+        "n": len(found.split.labels),
+        "distance": s.distance,
+        "attack": s.attack,
+        **(of_pgd if pgd else dict.fromkeys(of_pgd)),
+        "n_steps_refine": s.n_steps_refine,
+        **(refined if s.n_steps_refine else dict.fromkeys(refined)),
+        "rows": rows,
+    }
+
+
+def autoattack(
+    s: Namespace,
+    classify: Classifier,
+    generator: torch.Generator,
+    batches: Sequence[tuple[int, tuple[Tensor, Tensor]]],
+    eps: float,
+) -> dict[str, float]:
+    """The accuracy at a radius, batch by batch, each with its number and a seed of its own, so that
+    processes can share them. `generator`: that `classify` draws from."""
+    from evaluation.robustness import autoattack_accuracy
+    from runs import processes as distributed
+
+    right = n = 0
+    for number, (images, labels) in batches:
+        seed = distributed.mixed(s.seed, number)
+        generator.manual_seed(seed)
+        accuracy = autoattack_accuracy(
+            classify,
+            images,
+            labels,
+            distance=s.distance,
+            eps=eps,
+            batch_size=s.batch_size,
+            seed=seed % 2**31,
+            version="rand" if s.n_steps_refine else "standard",
+        )
+        right, n = right + round(accuracy * len(labels)), n + len(labels)
+    right, n = map(sum, zip(*distributed.all_of((right, n)), strict=True))
+    return {"eps": eps, "accuracy": right / n}
+
+
+def show(context: Context, results: list[dict[str, Any]]) -> None:
+    from evaluation import figures
+
+    distance = context.s.distance
+    rows = [
+        {**row, "label": r["label"], "eps": shown_radius(row["eps"], distance)}
+        for r in results
+        for row in r["rows"]
+    ]
+    context.table(rows, ["eps", "accuracy"], several=len(results) > 1)
+    drawn = [{**r, "attack": title_of(r)} for r in results]
+    context.files.picture("attack", lambda path: figures.save_robustness(path, drawn))
+
+
+def title_of(result: dict[str, Any]) -> str:
+    title = "AutoAttack" if result["attack"] == "autoattack" else f"PGD, {result['steps']} steps"
+    steps, sigma = result["n_steps_refine"], result["refine_sigma"]
+    noise = f"noise {sigma:g} and " if sigma else ""
+    return f"{title}; {noise}{steps} SGLD steps before classifying" if steps else title
+
+
+def shown_radius(eps: float, distance: str) -> str:
+    return f"{eps * 255:.3g}/255" if distance == "Linf" else f"{eps:.4g}"
+
+
+def radius(text: str) -> float:
+    """A radius in pixels of [0, 1]: .03 or 8/255."""
+    top, _, bottom = text.partition("/")
+    try:
+        value = float(top) / float(bottom or 1)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no radius: give numbers such as 0 .03 8/255, pixels being in [0, 1]"
+        ) from None
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is out of range: give 0 or more")
+    return value
+
+
+# fmt: off
+# One flag a paragraph reads better than one keyword a line.
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("attack").add_argument
+    add("--attack", choices=("pgd", "autoattack"), default="pgd",
+        help="projected gradient ascent, or AutoAttack through pyautoattack, of which APGD on "
+        "cross-entropy is weak against confident models; its other attacks do not depend on the "
+        "logits' scale "
+        "(default: %(default)s; ours)")
+    add("--distance", choices=("Linf", "L2"), default="Linf",
+        help="the norm that bounds the perturbation (default: %(default)s; JEM)")
+    add("--eps", nargs="+", type=radius, default=None, metavar="RADIUS",
+        help="radii, pixels being in [0, 1], such as 0 2/255 8/255 "
+        "(default: 0 to 16/255 by 2/255 for Linf, 0 to 1 by 1/8 for L2; HDGE Figure 4)")
+    add("--n_steps_pgd_attack", type=COUNT, default=40, metavar="STEPS",
+        help="steps of 2.5 eps / STEPS (default: %(default)s; JEM)")
+    add("--random_init", action="store_true",
+        help="start the attack from a random point of the ball (JEM)")
+    add("--n_restarts", type=COUNT, default=1, metavar="N",
+        help="attacks an image, from the second on with a random start "
+        "(default: %(default)s; ours)")
+    add("--n_steps_refine", type=WHOLE, default=0, metavar="STEPS",
+        help="SGLD steps before classifying: JEM-STEPS of the JEM paper "
+        "(default: %(default)s; JEM)")
+    add("--n_dup_chains", type=COUNT, default=5, metavar="CHAINS",
+        help="chains an image whose mean logits classify, with --n_steps_refine "
+        "(default: %(default)s; JEM)")
+    add("--refine_sigma", type=WEIGHT, default=0.0, metavar="STD",
+        help="noise added to each chain's start, pixels being in [-1, 1], with --n_steps_refine; "
+        "JEM's code has .03 for Linf and its README 0 for L2 (default: 0; JEM's --sigma)")
+    add("--refine_gradient", choices=("full", "identity"), default="full",
+        help="the attack's gradient goes through the refinement (second order), or past it, as in "
+        "JEM's code (default: %(default)s; ours)")
+
+
+# fmt: on
+def idle(s: Namespace) -> Iterator[Rule]:
+    if not s.n_steps_refine:
+        yield "n_steps_refine 0", (*OF_REFINEMENT, *SGLD)
+    if s.attack == "autoattack":
+        yield "attack autoattack", OF_PGD
+
+
+def check(s: Namespace, given: set[str]) -> None:
+    if s.sigma > 0:
+        raise UsageError(
+            f"--sigma {s.sigma:g} does not go with attack, whose bound is on the image itself: "
+            "leave it out"
+        )
+    if s.distance == "Linf" and s.eps is not None and max(s.eps) > 1:
+        raise UsageError(
+            f"--eps {max(s.eps):g} is larger than the pixel range [0, 1]: give 8/255 for 8 of 255"
+        )
+
+
+QUESTION = Question(
+    "attack",
+    "accuracy under adversarial attack, over radii (HDGE Figure 4)",
+    ask,
+    show,
+    takes=("dataset", "max_images", "sigma", "attack", "distance", "eps", *OF_PGD)
+    + ("n_steps_refine", *OF_REFINEMENT),
+    version=2,
+    defaults={"sigma": 0.0},
+    add_flags=add_flags,
+    idle=idle,
+    check=check,
+)

@@ -1,0 +1,64 @@
+"""Does q(y|x) mean what it says?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from evaluation.questions.base import NOISY, Question, without_refinement
+
+if TYPE_CHECKING:
+    from evaluation.context import Context
+    from evaluation.loading import LoadedModel
+
+COLUMNS = ["dataset", "n", "accuracy", "ece", "nll", "brier", "temperature", "ece_temperature"]
+
+
+def ask(context: Context, model: LoadedModel) -> dict[str, Any]:
+    from evaluation.calibration import calibration
+    from evaluation.classification import predictions
+
+    found = context.labelled_set(model)
+    logits, labels = predictions(model.network, context.batches(found, model))
+    numbers = calibration(logits, labels)
+    temperature = validation_temperature(context, model)
+    scaled = None if temperature is None else calibration(logits / temperature, labels)["ece"]
+    found_temperature = {"temperature": temperature, "ece_temperature": scaled}
+    return {"dataset": found.name, **numbers, **found_temperature}
+
+
+def validation_temperature(context: Context, model: LoadedModel) -> float | None:
+    """Fit a temperature to the validation images. Return None, with a warning, without any images
+    and where they determine none."""
+    import data
+    from evaluation.calibration import fit_temperature
+    from evaluation.classification import predictions
+
+    try:
+        found = context.images(data.split_name(context.known(model), "valid"), model)
+    except data.DataError as error:
+        context.warn(f"no temperature scaling: {error}")
+        return None
+    temperature = fit_temperature(*predictions(model.network, context.batches(found, model)))
+    if temperature is None:
+        context.warn(
+            f"no temperature scaling: the {len(found.split.labels):,} validation images determine "
+            "no temperature (all are classified rightly, or no better than by chance)"
+        )
+    return temperature
+
+
+def show(context: Context, results: list[dict[str, Any]]) -> None:
+    from evaluation import figures
+
+    context.table(results, COLUMNS)
+    context.files.picture("eval_ece", lambda path: figures.save_reliability(path, results))
+
+
+QUESTION = Question(
+    "eval_ece",
+    "calibration: ECE, reliability diagram, Brier score, temperature",
+    ask,
+    show,
+    takes=NOISY,
+    idle=without_refinement,
+)
