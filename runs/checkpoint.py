@@ -243,7 +243,7 @@ def export(folder: Path, state: dict[str, Any]) -> None:
 
 
 def read_exported(path: Path) -> tuple[dict[str, Any], str]:
-    """Return what `export` was given, of a file without config.json its tensors alone, and the
+    """Return the state that `export` was given (without config.json its tensors alone), and the
     sha256 of the file of weights.
 
     Raises CheckpointError for a file that is damaged or no model, and without safetensors.

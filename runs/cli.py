@@ -62,12 +62,12 @@ def open_streams() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    source = ""  # before an error: the file that the words are from, if not the command line
+    source = ""  # begins an error message: the file of the flags, if not the command line
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         open_streams()
         super().__init__(*args, **kwargs)
-        # Before Python 3.14 it takes -1e9 for a flag, and says that this one is unknown.
+        # Before Python 3.14 argparse takes -1e9 for an unknown flag.
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.I)
 
     def parse_args(  # type: ignore[override]
@@ -127,7 +127,7 @@ def number(
     open_low: bool = False,
     open_high: bool = False,
 ) -> Callable[[str], Any]:
-    """A type for argparse: an int or a float within [low, high], without low if open_low and
+    """Make a type for argparse: an int or a float within [low, high], without low if open_low and
     without high if open_high, that a tensor of int64 or of float32 can hold."""
     name = "a whole number" if kind is int else "a number"
     most = min(high, LARGEST_INT64 if kind is int else LARGEST_FLOAT32)

@@ -39,8 +39,8 @@ FOLDER = "folder:"  # and a path: a data set of the user's own
 
 
 def misfit_size(size: object, arch: str) -> str | None:
-    """Why the network cannot take images of this size, in a line with the nearest that it can take;
-    None where it can."""
+    """Return why the network cannot take images of this size, in a line with the nearest size that
+    it can take; None if it can."""
     stride = STRIDES[arch]
     if not isinstance(size, int):
         return f"image_size {size!r} is no whole number: use {IMAGE_SIZE}, for example"

@@ -94,7 +94,7 @@ def make_bar(total: int, unit: str = "img", **more: Any) -> tqdm:
 
 
 def rewind(bar: tqdm, n: int) -> None:
-    """Set the bar back to n: left alone, it would stand still until it is where it was."""
+    """Set the bar back to n. Otherwise it would stand still until it is past its old place."""
     bar.n = bar.last_print_n = n
     bar.last_print_t = bar._time()
     bar.refresh()
@@ -121,7 +121,7 @@ def markdown(
     headers: Mapping[str, str] | None = None,
     digits: int = 4,
 ) -> str:
-    """A Markdown table of the rows' `columns`, padded to one width a column, without last newline.
+    """Return a Markdown table of `columns`, padded to one width a column, without last newline.
 
     A column whose values are all numbers is right-aligned; floats have `digits` decimals. A value
     that is missing or None is "-". `headers` gives a column's title where it is not its key.
@@ -145,8 +145,8 @@ def markdown(
 
 
 def reversed_order(rows: Sequence[Row]) -> str | None:
-    """Name the scores and OOD sets whose AUROC is below .5 and say what that means; None without
-    any. Rows as those of `ood_table`."""
+    """Return a line that names the scores and OOD sets with an AUROC below .5 and explains it; None
+    if there are none. rows: each with score_fn, ood_dataset and auroc, and model if several."""
     below: dict[str, list[str]] = {}
     for row in rows:
         if row["auroc"] < 0.5:
@@ -169,12 +169,12 @@ def cell(value: Any, digits: int) -> str:
 
 
 def escaped(text: str) -> str:
-    """What Markdown would read as the end of a cell or of a row."""
+    """Escape whatever Markdown would read as the end of a cell or of a row."""
     return " ".join(text.split()).replace("|", r"\|")
 
 
 def all_numbers(values: Sequence[Any]) -> bool:
-    """Some number, and apart from None nothing else."""
+    """Return whether there is a number and, apart from None, nothing else."""
     present = [value for value in values if value is not None]
     return bool(present) and all(
         isinstance(value, int | float) and not isinstance(value, bool) for value in present
