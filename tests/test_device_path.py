@@ -26,11 +26,12 @@ import losses
 import models
 import train_wrn
 from data.batches import _crops
-from evaluation import generation, pgd, refinement, robustness, sampling
+from evaluation import chains, generation, pgd, robustness, sampling
 from evaluation.classification import classification
-from evaluation.scores import SCORES, feature_bank, scores
+from evaluation.scores import feature_bank, scores
 from losses.contrastive import SCORES as CONTRAST_SCORES
 from losses.contrastive import STYLES
+from runs.names import SCORES
 from training import flags
 from training.build import batches_of, build_model
 from training.divergence import Guard, snapshot
@@ -355,7 +356,7 @@ def test_classification_waits_once(place: Place, monkeypatch: pytest.MonkeyPatch
 
 def refine(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
     batches = [(place.images(8), place.labels(8))] * 2
-    return [x for x, _ in refinement.refined(model, batches, block=6, chain=CHAIN)]
+    return [x for x, _ in chains.refined(model, batches, block=6, chain=CHAIN)]
 
 
 def sampler(place: Place, model: models.EnergyClassifier, kept: bool) -> list[Tensor]:
