@@ -120,9 +120,13 @@ def test_a_line_clears_the_bar_which_comes_back_later(piped: bool) -> None:
         screen.print_line("a line", sys.stdout)
         bar.disable = True  # nothing is drawn any more
     assert "a bar" in terminal.read.decode() and terminal.rows == ["a line"] * (not piped)
-    terminal = Terminal(80, piped)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_bar_is_drawn_below_lines(stream: str) -> None:
+    terminal = Terminal(80)
     with terminal.attached(), screen.make_bar(100, desc="a bar") as bar:
-        screen.print_line("a line", sys.stderr)
+        screen.print_line("a line", getattr(sys, stream))
         bar.update(50)
     assert terminal.rows[0] == "a line" and terminal.rows[1].startswith("a bar:  50%|")
 
