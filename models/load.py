@@ -128,20 +128,17 @@ def network_settings(
     sources[told.source] = _known(told.settings)
     sources["the command"] = {name: v for name, v in given.items() if v is not None}
 
-    known: dict[str, Any] = {}
-    teller: dict[str, str] = {}
+    known: dict[str, tuple[Any, str]] = {}
     for source, settings in sources.items():
         for name, value in settings.items():
-            if known.setdefault(name, value) != value:
-                raise CheckpointError(
-                    f"{name} is {known[name]} by {teller[name]}, {value} by {source}"
-                )
-            teller.setdefault(name, source)
-    if "norm" not in known and known["arch"] == "wrn":
-        raise CheckpointError(
-            "its norm is instance or layer; the file does not say which: give --norm"
-        )
-    return DEFAULTS | known
+            first, by = known.setdefault(name, (value, source))
+            if first != value:
+                raise CheckpointError(f"{name} is {first} by {by}, {value} by {source}")
+    found = {name: value for name, (value, _) in known.items()}
+    if "norm" not in found and found["arch"] == "wrn":
+        said = "its norm is instance or layer; the file does not say which"
+        raise CheckpointError(f"{said}: give --norm")
+    return DEFAULTS | found
 
 
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -182,14 +179,12 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     for name in [*own, *state]:
         there, here = (f"{tuple(s[name].shape)}" if name in s else "none" for s in (state, own))
         if there != here:
-            raise CheckpointError(
-                f"{name} has shape {there} in the checkpoint, {here} in this network"
-            )
+            said = f"{name} has shape {there} in the checkpoint, {here} in this network"
+            raise CheckpointError(said)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise CheckpointError(
-                f"{name} is not finite: its run has diverged; use an earlier checkpoint"
-            )
+            said = f"{name} is not finite: its run has diverged"
+            raise CheckpointError(f"{said}; use an earlier checkpoint")
     model.load_state_dict(state)
 
 

@@ -1,6 +1,6 @@
 """Context managers that change the mode of a model and restore it, also after an exception."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,37 +9,44 @@ from torch import nn
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Set evaluation mode; restore each sub-module's own mode afterwards."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
+def kept(objects: Iterable[Any], attribute: str) -> Iterator[None]:
+    """Restore the attribute of every object."""
+    before = [(each, getattr(each, attribute)) for each in objects]
     try:
         yield
     finally:
-        for module, training in before:
-            module.training = training
+        for each, value in before:
+            setattr(each, attribute, value)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Set evaluation mode; restore each sub-module's own mode afterwards."""
+    with kept(model.modules(), "training"):
+        model.eval()
+        yield
 
 
 @contextmanager
 def sampling_mode(model: nn.Module, statistics: str = "jem") -> Iterator[None]:
     """Set evaluation mode and let the images of a chain take gradients, but no parameter.
 
-    This also saves the activations that the weights' gradients would need. Each parameter's
-    `requires_grad` is restored. With `statistics` "batch", batch norm normalises by the chains' own
-    statistics, which it does not remember.
+    This also saves the activations that the weights' gradients would need. With `statistics`
+    "batch", batch norm normalises by the chains' own statistics, which it does not remember.
     """
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with eval_mode(model), cast_once(model), batch_statistics_only(model):
+    parameters = list(model.parameters())
+    with (
+        kept(parameters, "requires_grad"),
+        eval_mode(model),
+        cast_once(model),
+        batch_statistics_only(model),
+    ):
         if statistics == "batch":
             for layer in batch_norms(model):
                 layer.train()
-        try:
-            for parameter, _ in before:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for parameter, requires_grad in before:
-                parameter.requires_grad_(requires_grad)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
 
 
 @contextmanager
@@ -55,17 +62,14 @@ def cast_once(model: nn.Module) -> Iterator[None]:
         yield
         return
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    before = [(module, dict(module._parameters)) for module in convolutions]
-    try:
-        for module, parameters in before:
-            for name, value in parameters.items():
-                if value is not None:
-                    rounded = value.detach().to(torch.bfloat16)
-                    module._parameters[name] = rounded  # type: ignore[assignment]
+    with kept(convolutions, "_parameters"):
+        for module in convolutions:
+            parameters: dict[str, Any] = module._parameters
+            module._parameters = {
+                name: None if value is None else value.detach().to(torch.bfloat16)
+                for name, value in parameters.items()
+            }
         yield
-    finally:
-        for module, parameters in before:
-            module._parameters.update(parameters)
 
 
 @contextmanager
@@ -76,16 +80,11 @@ def scoring_mode(model: nn.Module, statistics: str = "jem") -> Iterator[None]:
     `statistics` "running" or "frozen", by the running ones. All other layers keep their mode.
     """
     layers = batch_norms(model)
-    before = [layer.training for layer in layers]
-    with batch_statistics_only(model):
-        try:
-            if statistics in ("running", "frozen"):
-                for layer in layers:
-                    layer.eval()
-            yield
-        finally:
-            for layer, training in zip(layers, before, strict=True):
-                layer.training = training
+    with batch_statistics_only(model), kept(layers, "training"):
+        if statistics in ("running", "frozen"):
+            for layer in layers:
+                layer.eval()
+        yield
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:
@@ -101,11 +100,7 @@ def batch_statistics_only(model: nn.Module) -> Iterator[None]:
     eval mode use their running statistics as ever.
     """
     layers: list[Any] = batch_norms(model)
-    before = [layer.track_running_stats for layer in layers]
-    try:
+    with kept(layers, "track_running_stats"):
         for layer in layers:
             layer.track_running_stats = False
         yield
-    finally:
-        for layer, track in zip(layers, before, strict=True):
-            layer.track_running_stats = track

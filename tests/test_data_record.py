@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import data
-import eval_wrn_ebm
 from baselines import flags, linear_probe, probe_flags
+from evaluation import calibration
 from runs.checkpoint import read_checkpoint, save_checkpoint
 
 RUN = "--pyxce 1 --max_steps 2 --n_valid 4 --dataset"
@@ -21,7 +21,7 @@ RUN = "--pyxce 1 --max_steps 2 --n_valid 4 --dataset"
 def temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there are validation images there is a temperature: that of so small models may be
     undetermined."""
-    monkeypatch.setattr(eval_wrn_ebm, "fit_temperature", lambda logits, labels: 1.5)
+    monkeypatch.setattr(calibration, "fit_temperature", lambda logits, labels: 1.5)
 
 
 def paint(path: Path, value: int, size: tuple[int, int] = (32, 32)) -> None:
@@ -43,11 +43,11 @@ def trained(train: Any, folder: Path, size: int = 32) -> Any:
     return run
 
 
-def asked(ask: Any, run: Any, tmp_path: Path, flags: str = "--eval test_clf") -> Any:
+def asked(ask: Any, run: Any, tmp_path: Path, flags: str = "--eval test_clf", code: int = 0) -> Any:
     words = ["--load_path", str(run.folder / "last_ckpt.pt"), "--log_dir", str(tmp_path / "answer")]
     words += ["--device", "cpu", "--data_root", str(ask.trainer.data), *flags.split()]
     found = ask.bare(*words, folder=tmp_path / "answer")
-    assert found.code == 0, found.err
+    assert found.code == code, found.err
     return found
 
 
@@ -66,34 +66,33 @@ def test_a_checkpoint_has_class_names_and_a_hash_of_every_image(train: Any, fold
     assert "40 images of 40 files" in run.out and "40 images of 40 files" in run.text()
 
 
+def write(images: torch.Tensor, folder: Path, classes: tuple[str, str]) -> None:
+    for i, image in enumerate(images):
+        path = folder / classes[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.numpy()).save(path)
+
+
 def test_what_differs_from_the_run_is_one_line_and_in_the_answer(
     train: Any, ask: Any, folder: Path, tmp_path: Path
 ) -> None:
-    run = trained(train, folder)
+    run, own = trained(train, folder), f"folder:{folder}"
     same = asked(ask, run, tmp_path)
-    own = f"folder:{folder}"
     n = same.json("test_clf")["n"]
     expected = {"n": n, "trained_on": 0, "new": 0, "missing": 0}
     assert same.err == [] and same.json("test_clf")["data"] == {own: expected}
 
-    other = tmp_path / "other"
-    loaded = data.load(own, "nowhere")
-    for split, names in (("test", ("bear", "cat")), ("train", ("bear", "cat"))):
-        for name in names:
-            (other / split / name).mkdir(parents=True)
-    for i, image in enumerate(loaded.train.images[:3]):  # now test images
-        Image.fromarray(image.numpy()).save(other / "test" / ("bear", "cat")[i % 2] / f"{i}.png")
-    for i, name in enumerate(("bear", "cat")):
+    other, classes = tmp_path / "other", ("bear", "cat")
+    write(data.load(own, "nowhere").train.images[:3], other / "test", classes)
+    for i, name in enumerate(classes):
         paint(other / "train" / name / "0.png", 100 + i)
     held_out = set(run.state()["data"]["valid"].tolist()) & {0, 1, 2}
     found = asked(ask, run, tmp_path, f"--eval test_clf --dataset folder:{other}")
-    assert (
-        len(found.err) == 1
-        and "its classes are bear, cat; the run's were apple, bear" in (found.err[0])
-    )
+    (line,) = found.err
     record = found.json("test_clf")["data"][f"folder:{other}"]
     assert record["trained_on"] == 3 - len(held_out) and record["missing"] == n
-    assert f"{record['trained_on']} of 3 images were trained on" in found.err[0]
+    assert f"{record['trained_on']} of 3 images were trained on" in line
+    assert "its classes are bear, cat; the run's were apple, bear" in line
     assert record["run_class_names"] == ["apple", "bear"]
 
 
@@ -222,14 +221,11 @@ def test_a_probe_of_an_old_run_keeps_its_rule_wherever_the_folder_is(
 def test_a_probe_says_how_many_of_its_images_the_network_was_trained_on(
     train: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = trained(train, folder)
+    """The training images of one are the test images of the other."""
+    run, other = trained(train, folder), tmp_path / "other"
     loaded = data.load(f"folder:{folder}", "nowhere")
-    other = tmp_path / "other"
-    for split in ("train", "test"):  # the training images of one are the test images of the other
-        for i, image in enumerate(getattr(loaded, "test" if split == "train" else "train").images):
-            path = other / split / ("apple", "bear")[i % 2] / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.numpy()).save(path)
+    write(loaded.test.images, other / "train", ("apple", "bear"))
+    write(loaded.train.images, other / "test", ("apple", "bear"))
     probed(run, f"folder:{other}", tmp_path)
     (line,) = capsys.readouterr().err.splitlines()
     n = len(loaded.train.labels)
@@ -259,39 +255,38 @@ def test_weights_of_an_old_run_come_with_a_warning(
 def test_an_empty_class_folder_makes_no_images_of_the_training_images(
     train: Any, ask: Any, folder: Path, tmp_path: Path
 ) -> None:
-    run = trained(train, folder)
+    run, words = trained(train, folder), "--eval OOD --ood_dataset uniform"
     (folder / "empty").mkdir()
-    words = ["--load_path", str(run.folder / "last_ckpt.pt"), "--device", "cpu"]
-    words += ["--log_dir", str(tmp_path / "a"), "--eval", "OOD", "--data_root", str(train.data)]
-    refused = ask.bare(*words, "--ood_dataset", "uniform")
-    assert refused.code == 2 and "has no image in its class folder empty" in refused.err[0]
+    (line,) = asked(ask, run, tmp_path, words, code=2).err
+    assert "has no image in its class folder empty" in line
     (folder / "empty").rmdir()
     shutil.rmtree(folder / "bear")
-    refused = ask.bare(*words, "--ood_dataset", "uniform")
-    assert refused.code == 2 and "has 1 class folders" in refused.err[0]
-    paint(tmp_path / "ood" / "a" / "1.png", 200)
-    paint(tmp_path / "ood" / "b" / "2.png", 201)
+    assert "has 1 class folders" in asked(ask, run, tmp_path, words, code=2).err[0]
+    for name in ("a", "b"):
+        paint(tmp_path / "ood" / name / "1.png", 200)
     (tmp_path / "ood" / "empty").mkdir()
-    about = data.load_evaluation(f"folder_train:{tmp_path / 'ood'}", "nowhere", strict=False).about
+    name = f"folder_train:{tmp_path / 'ood'}"
+    about = data.load_evaluation(name, "nowhere", strict=False).about
     assert "left out: 1 empty class folder empty" in about
 
 
-@pytest.mark.parametrize("damage", ["names", "valid", "reader"])
+@pytest.mark.parametrize(
+    ("part", "damage"),
+    [
+        ("data", {"class_names": 3}),
+        ("data", {"valid": torch.tensor([4000])}),
+        ("settings", {"reader": 9}),
+    ],
+)
 def test_a_record_of_others_is_refused_in_one_line(
-    damage: str, train: Any, ask: Any, folder: Path
+    part: str, damage: dict[str, Any], train: Any, ask: Any, folder: Path, tmp_path: Path
 ) -> None:
     run = trained(train, folder)
     state = run.state()
-    if damage == "names":
-        state["data"]["class_names"] = 3
-    elif damage == "valid":
-        state["data"]["valid"] = torch.tensor([4000])
-    else:
-        state["settings"]["reader"] = 9
+    state[part] |= damage
     save_checkpoint(state, run.folder / "last_ckpt.pt")
-    words = ["--load_path", str(run.folder / "last_ckpt.pt"), "--device", "cpu", "--eval"]
-    found = ask.bare(*words, "test_clf")
-    assert found.code == 2 and len(found.err) == 1 and "--load_path" in found.err[0]
+    (line,) = asked(ask, run, tmp_path, code=2).err
+    assert "--load_path" in line
 
 
 def test_an_exported_model_has_the_record(train: Any, folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
-"""Checkpoints of this project, HDGE and JEM give the networks that were saved."""
+"""Checkpoints of this project, HDGE and JEM give the networks that were saved, which their tensors,
+their settings, the file beside them and flags describe."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import EnergyClassifier, build, load, load_weights
+from models import EnergyClassifier, build, load, load_weights, network_settings, run_settings
 from runs.checkpoint import CheckpointError
+from tests.pairwise import pairwise
 
 State = dict[str, Tensor]
 
@@ -84,9 +87,20 @@ def linear(state: State, name: str, features: Tensor) -> Tensor:
     return features @ state[f"{name}.weight"].T + state[f"{name}.bias"]
 
 
-def saved(path: Path, checkpoint: dict[str, Any]) -> Path:
+def saved(path: Path, checkpoint: dict[str, Any], beside: dict[str, Any] | None = None) -> Path:
     torch.save(checkpoint, path)
+    if beside is not None:
+        name = "params.txt" if "p_x_weight" in beside else "variant.json"
+        (path.parent / name).write_text(json.dumps(beside))
     return path
+
+
+def refusal(file: Any, **given: Any) -> str:
+    """The one line with which a checkpoint at a path is refused."""
+    with pytest.raises(CheckpointError) as error:
+        load(file, **given)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def float64(model: EnergyClassifier, state: State) -> EnergyClassifier:
@@ -96,10 +110,9 @@ def float64(model: EnergyClassifier, state: State) -> EnergyClassifier:
     return model
 
 
-@pytest.mark.parametrize("batch", [False, True])
-@pytest.mark.parametrize(("n", "width", "classes"), [(1, 1, 10), (2, 2, 7)])
+@pytest.mark.parametrize(("n", "width", "classes", "batch"), [(1, 1, 10, False), (2, 2, 7, True)])
 def test_a_checkpoint_of_the_ancestors_gives_their_logits(
-    tmp_path: Path, batch: bool, n: int, width: int, classes: int
+    n: int, width: int, classes: int, batch: bool, tmp_path: Path
 ) -> None:
     state = ancestors_state(n, width, classes, batch=batch)
     x = torch.rand(2, 3, 32, 32, dtype=torch.float64) * 2 - 1
@@ -165,16 +178,18 @@ def test_what_wrappers_add_to_the_names_changes_no_weight(how: str, tmp_path: Pa
 
 
 def test_several_networks_and_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
-    state = ancestors_state(1, 1, 10, batch=False)
+    state, path = ancestors_state(1, 1, 10, batch=False), tmp_path / "ckpt.pt"
     two = {f"{name}.{key}": t for name in ("model", "ema") for key, t in state.items()}
     doubled = {**state, "module.f.conv1.bias": state["f.conv1.bias"]}
-    for file, message in ((two, r"several networks \(model., ema.\)"), (doubled, "two tensors")):
-        with pytest.raises(CheckpointError, match=message) as error:
-            load(saved(tmp_path / "ckpt.pt", {"model_state_dict": file}))
-        assert "\n" not in str(error.value)
-    stray = wrapped(state, "lightning")
-    with pytest.raises(CheckpointError, match="criterion.weight has shape .*, none in this"):
-        load(saved(tmp_path / "ckpt.pt", stray))
+    for file, message in (
+        ({"model_state_dict": two}, "several networks (model., ema.)"),
+        ({"model_state_dict": doubled}, "two tensors"),
+        (
+            wrapped(state, "lightning"),
+            "criterion.weight has shape (10,) in the checkpoint, none in",
+        ),
+    ):
+        assert message in refusal(saved(path, file))
 
 
 def changed(state: State, drop: str = "", **more: Tensor) -> State:
@@ -193,25 +208,96 @@ def test_weights_that_do_not_fit_are_refused_in_one_line() -> None:
         r"stray has shape \(2,\) .*, none in": changed(before, stray=torch.zeros(2)),
     }
     for message, state in cases.items():
-        with pytest.raises(CheckpointError, match=message) as error:
+        with pytest.raises(CheckpointError, match=message):
             load_weights(model, state)
-        assert "\n" not in str(error.value)
+    state = {name: tensor + 1 for name, tensor in before.items()}
+    for value in (float("nan"), float("inf")):
+        state["f.layer2.0.conv1.bias"][3] = value
+        with pytest.raises(CheckpointError, match=r"f.layer2.0.conv1.bias is not finite: .* use"):
+            load_weights(model, state)
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(value: float) -> None:
-    model = build(depth=10, width=1)
-    before, state = model.state_dict()["f.conv1.bias"].clone(), dict(model.state_dict())
-    state["f.layer2.0.conv1.bias"] = state["f.layer2.0.conv1.bias"].clone()
-    state["f.layer2.0.conv1.bias"][3] = value
-    state["f.conv1.bias"] = before + 1
-    with pytest.raises(CheckpointError, match=r"f.layer2.0.conv1.bias is not finite: .* use"):
-        load_weights(model, state)
-    assert model.state_dict()["f.conv1.bias"].equal(before)
+# ------------------------------------------------------------------------------------- settings
 
 
-def test_an_uncond_model_needs_the_energy_head() -> None:
+SHAPES = [("wrn", 10, 1, 10), ("wrn", 16, 2, 7), ("wrn", 22, 3, 100), ("resnet50", 28, 10, 100)]
+
+
+@pytest.mark.parametrize(("shape", "norm"), pairwise(SHAPES[::3], ("none", "batch", "act")))
+def test_the_tensors_tell_the_network(shape: Any, norm: str) -> None:
+    names = ("arch", "depth", "width", "num_classes")
+    told: dict[str, Any] = {**dict(zip(names, shape, strict=True)), "norm": norm}
+    with torch.device("meta"):
+        state = build(**told).state_dict()
+    found = network_settings(state)
+    if told["arch"] == "resnet50":  # it has its own norm, depth and width
+        told |= {name: found[name] for name in ("depth", "width", "norm")}
+    assert found == told | {"dropout_rate": 0.0, "uncond": False, "image_size": 32}
+
+
+@pytest.mark.parametrize("norm", ["instance", "layer"])
+def test_what_tensors_cannot_tell_is_asked_for(tmp_path: Path, norm: str) -> None:
+    model = build(depth=10, width=1, norm=norm).eval()
+    path = saved(tmp_path / "ckpt.pt", dict(model.state_dict()))
+    message = refusal(path)
+    assert "instance or layer" in message and message.endswith(" --norm")
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load(path, norm=norm, depth=None)(x), model(x))
+
+
+@pytest.mark.parametrize("only_jem", [{}, {"p_x_weight": 1.0}])
+def test_the_settings_beside_an_ancestor_s_file_are_read(
+    tmp_path: Path, only_jem: dict[str, Any]
+) -> None:
+    beside: dict[str, Any] = {"depth": 16, "width": 1, "norm": "layer", "uncond": True}
+    model = build(**beside, dropout_rate=0.3).eval()
+    foreign = {"model_state_dict": model.state_dict(), "replay_buffer": torch.zeros(1)}
+    more = {"lr": 1e-4, "dropout_rate": 0.3} | only_jem
+    path = saved(tmp_path / "ckpt.pt", foreign, beside | more)
+    loaded, x = load(path), torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded.log_px(x), model.log_px(x))
+    assert network_settings(foreign, run_settings(foreign, path))["dropout_rate"] == 0.3
     state = build(depth=10, width=1).state_dict()
-    with pytest.raises(CheckpointError, match=r"energy_output.weight has shape none .*\(1, 64\)"):
-        load_weights(build(depth=10, width=1, uncond=True), state)
+    path = saved(path, dict(state), {"norm": None, "uncond": False} | only_jem)
+    assert network_settings(state, run_settings(state, path))["norm"] == "none"
+
+
+def test_our_own_checkpoint_carries_its_settings(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"arch": "wrn", "depth": 10, "width": 1, "norm": "instance"}
+    settings |= {"uncond": True, "dropout_rate": 0.2, "num_classes": 4, "image_size": 16}
+    model = build(**settings).eval()
+    whole = {"model_state_dict": model.state_dict(), "settings": settings | {"dataset": "svhn"}}
+    path = saved(tmp_path / "last_ckpt.pt", whole, {"norm": "layer", "depth": 28})  # not read
+    assert network_settings(whole, run_settings(whole, path)) == settings
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load(str(path)).log_px(x), model.log_px(x))
+
+
+@pytest.mark.parametrize("where", ["settings", "beside", "given"])
+def test_a_contradiction_is_refused_in_one_line(tmp_path: Path, where: str) -> None:
+    state, wrong = build(depth=10, width=2).state_dict(), {"width": 4}
+    checkpoint = {"model_state_dict": state} | ({"settings": wrong} if where == "settings" else {})
+    path = saved(tmp_path / "ckpt.pt", checkpoint, wrong if where == "beside" else None)
+    message = refusal(path, **(wrong if where == "given" else {}))
+    assert message.startswith(f"{path}: width is 2 by its tensors, 4 by ")
+
+
+def test_a_file_without_the_energy_head_is_not_uncond(tmp_path: Path) -> None:
+    path = saved(tmp_path / "ckpt.pt", dict(build(depth=10, width=1).state_dict()))
+    assert "uncond is False by its tensors, True by the comm" in refusal(path, uncond=True)
+
+
+@pytest.mark.parametrize(
+    "foreign", [{"weights": torch.zeros(3)}, {"model_state_dict": 5}, {"class_output.weight": "x"}]
+)
+def test_a_foreign_file_is_refused_in_one_line(tmp_path: Path, foreign: dict[str, Any]) -> None:
+    assert "other.pt: it holds no classifier" in refusal(saved(tmp_path / "other.pt", foreign))
+
+
+def test_damaged_settings_are_refused_in_one_line(tmp_path: Path) -> None:
+    path = saved(tmp_path / "ckpt.pt", dict(build(depth=10, width=1).state_dict()))
+    for text, message in (("{", "params.txt beside it"), ("[]", "no table")):
+        (tmp_path / "params.txt").write_text(text)
+        assert message in refusal(path)
+    assert "nowhere.pt" in refusal(tmp_path / "nowhere.pt")
