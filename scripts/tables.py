@@ -142,17 +142,14 @@ def write(results: Path, output: Path | None = None) -> list[Path]:
             names = rows.rows_at(scale, declared.rows)
             built.append(table.build(name, scale, names, found.get(scale, {})))
     shown, written = page.illustrate(built, results)
-    parts = page.page_of(shown, found)
-    text = formats.markdown(parts, results.parent, folds=True)
-    written.append(records.write(results.parent / "RESULTS.md", text))
-    written.append(records.write(results / "index.html", page.html(parts)))
+    written += page.write_results(shown, found, results)
     for stale in {results / f"{name}-{scale}.png" for name in TABLES for scale in SCALES}:
         if stale not in written:  # of a scale whose records are gone
             stale.unlink(missing_ok=True)
     for each, (suffix, form) in product(built, formats.FORMATS.items()):
         if output is not None:
             path = output / f"{each.name}-{each.scale}.{suffix}"
-            written.append(records.write(path, form(each)))
+            written.append(records.write(path, form(table=each)))
     return written
 
 

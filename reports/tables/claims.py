@@ -34,7 +34,8 @@ class Verdict:
 
     @property
     def cells(self) -> list[str]:
-        return [self.claim, self.what, self.scale, *self.sides]
+        found = [self.claim, self.what, self.scale, *self.sides]
+        return [*found, self.text] if self.group == UNDECIDED else found
 
 
 def claims() -> list[tuple[str, str, str, str, str]]:

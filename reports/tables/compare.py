@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from reports.page.markup import number
 from reports.page.paper import SCORES
 from reports.tables.about import about, commits, devices, divergences, joined, network
-from reports.tables.formats import grid, value_text
+from reports.tables.formats import aligned, value_text
 from reports.tables.protocols import check_protocols
 from reports.tables.records import Record
 from reports.tables.table import Row, Table, keys_of, measured
@@ -80,7 +80,7 @@ def comparison(runs: Mapping[str, Record], table: Table) -> str:
     for key in (key for _, found in table.blocks for key in found):
         texts = [value_text(row.numbers[key], digits(key)) for row in table.rows]
         lines.append([full_title(key), *(text.removesuffix(" (1)") for text in texts)])
-    text = grid(["", *runs], *lines)
+    text = aligned([["", *runs], *lines])
     return "\n".join([text, *(["", *table.notes] if table.notes else [])]) + "\n"
 
 

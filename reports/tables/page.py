@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from reports.page.markup import document
+from reports.page.markup import TEMPLATES, document
 from reports.tables import formats
 from reports.tables.claims import (
     CONTRADICTED,
@@ -16,71 +17,49 @@ from reports.tables.claims import (
     gradient_rows,
     verdicts,
 )
-from reports.tables.formats import Part
 from reports.tables.pictures import copies_of, save_picture
-from reports.tables.records import Record
+from reports.tables.records import Record, write
 from reports.tables.table import OTHER, Row, Table
 from runs.terms import has_chains
 
-SUBJECT = "The tables and figures of HDGE (arXiv 2007.09070), the paper's number beside ours."
-READING = (
-    "Ours are the mean and sample standard deviation over seeds, with the number of seeds in "
-    "brackets. 'paper' is the paper's own setting; rows at another scale say so, and their numbers "
-    "tell which method is ahead at that scale, not what the paper's setting reaches. 'not run': "
-    "nobody has trained the row yet; 'quoted': a published number of a method that this project "
-    "does not train; 'not asked': trained, but without this evaluation; 'no data': the data set "
-    "was not there; 'other features': FID and Inception Score of this row are in another column. A "
-    "diverged run counts and gives no number.",
-    "Made by `python scripts/tables.py write` from the records in `results/`; not by hand.",
-)
-RULE = (
-    "A claim holds, or is contradicted, where the means over seeds differ in its direction, or "
-    "against it, by Welch's t-test at 5 %, two-sided. Every claim is judged by itself: of twenty "
-    "where there is no difference, one would seem to have one. The findings are those furthest "
-    "beyond the spread of the seeds."
-)
-UNJUDGED = "Undecided, because not both sides were run at this scale"
-HEAD = ["Claim", "In", "Scale", "First", "Second"]
-GRADIENTS = "Gradients of the terms, before their weights"
-GRADIENT_HEAD = [
-    "Scale",
-    "Experiment",
-    "Term",
-    "Norm of its gradient",
-    "Cosine with cross-entropy's",
-]
 Shown = tuple[Table, Sequence[tuple[str, Path]]]  # and its pictures
 
 
-def page_of(shown: Sequence[Shown], records: Mapping[str, Mapping[str, Record]]) -> list[Part]:
-    """Return the page's parts. records: scale -> experiment -> record."""
-    judged: list[Verdict] = []
-    unjudged, gradients = [], []
-    for scale, found in records.items():
-        of_scale, left = verdicts(scale, found)
-        judged += of_scale
-        unjudged += [Part("text", f"{UNJUDGED} ({scale}): {'; '.join(left)}.")] if left else []
-        gradients += [[scale, *row] for row in gradient_rows(found)]
-    groups = {name: [v for v in judged if v.group == name] for name in (HOLDS, CONTRADICTED)}
-    parts = [Part("heading", "Results"), Part("text", SUBJECT)]
-    parts += [Part("list", items=findings(judged))]
-    parts += [Part("heading", "Which claims hold", level=2), Part("text", RULE)]
-    for name, group in groups.items():
-        parts.append(Part("heading", f"{name.capitalize()}: {len(group)}", level=3))
-        parts += [grid(HEAD, [verdict.cells for verdict in group])] if group else []
-    rows = [[*v.cells, v.text] for v in judged if v.group == UNDECIDED]
-    within = [grid([*HEAD, "At this scale"], rows)] if rows else []
-    parts.append(Part("fold", f"{UNDECIDED.capitalize()}: {len(rows)}", [*within, *unjudged]))
-    parts += [Part("heading", "How to read the tables", level=2)]
-    parts += [Part("text", text) for text in READING]
-    parts += [Part("list", items=[summary(scale, found) for scale, found in records.items()])]
-    parts += [Part("fold", GRADIENTS, [grid(GRADIENT_HEAD, gradients)])] if gradients else []
-    by_name: dict[str, list[Shown]] = {}
+def write_results(
+    shown: Sequence[Shown], records: Mapping[str, Mapping[str, Record]], results: Path
+) -> list[Path]:
+    """Write RESULTS.md, with links relative to its folder, and results/index.html, one document
+    that loads nothing. records: scale -> experiment -> record."""
+    judged = {scale: verdicts(scale, found) for scale, found in records.items()}
+    every = [verdict for found, _ in judged.values() for verdict in found]
+    tables: dict[str, list[Shown]] = {}
     for table, pictures in shown:
-        by_name.setdefault(table.name, []).append((table, pictures))
-    parts += [Part("heading", "Not yet reproduced", level=2)]
-    parts += [Part("list", items=[missing([t for t, _ in group]) for group in by_name.values()])]
-    return parts + [part for group in by_name.values() for part in section(group)]
+        tables.setdefault(table.name, []).append((table, pictures))
+    values: dict[str, Any] = {
+        "findings": findings(every),
+        "verdicts": {
+            group: [v.cells for v in every if v.group == group]
+            for group in (HOLDS, CONTRADICTED, UNDECIDED)
+        },
+        "unjudged": {scale: left for scale, (_, left) in judged.items()},
+        "summaries": [summary(scale, found) for scale, found in records.items()],
+        "gradients": [[s, *row] for s, found in records.items() for row in gradient_rows(found)],
+        "missing": [missing([table for table, _ in scales]) for scales in tables.values()],
+        "tables": list(tables.values()),
+        "base": results.parent,
+        "folds": True,
+    }
+    text = formats.markdown("results.jinja", **values)
+    page = document("results.html", macros="html.jinja", **values)
+    return [write(results.parent / "RESULTS.md", text), write(results / "index.html", page)]
+
+
+def common_notes(scales: Sequence[Shown]) -> list[str]:
+    """Return the notes that a table has at each of its scales."""
+    return [note for note in scales[0][0].notes if all(note in t.notes for t, _ in scales)]
+
+
+TEMPLATES.filters["common_notes"] = common_notes
 
 
 def illustrate(tables: Sequence[Table], results: Path) -> tuple[list[Shown], list[Path]]:
@@ -107,26 +86,7 @@ def findings(judged: Iterable[Verdict], n: int = 3) -> list[str]:
         + "; ".join(f"{v.what}, {' against '.join(v.sides)}" for v in group_of)
         + "."
         for (claim, group, scale), group_of in found
-    ] or ["No claim is decided yet."]
-
-
-def grid(head: list[str], rows: Iterable[list[str]]) -> Part:
-    return Part("grid", items=[head, *rows], level=len(head))
-
-
-def section(group: Sequence[Shown]) -> list[Part]:
-    """Return a table's scales under one heading, notes that all have in common at the end."""
-    tables = [table for table, _ in group]
-    common = [note for note in tables[0].notes if all(note in each.notes for each in tables)]
-    parts = [Part("heading", tables[0].title, level=2)]
-    for table, pictures in group:
-        head, *found = formats.parts_of(table, f"Scale {table.scale}")
-        found = [part for part in found if part.kind != "list"]
-        own = [note for note in table.notes if note not in common]
-        parts += [Part("heading", head.text, level=3), *found]
-        parts += [Part("list", items=own)] if own else []
-        parts += [Part("picture", title, [path]) for title, path in pictures]
-    return parts + ([Part("list", items=common)] if common else [])
+    ]
 
 
 def summary(scale: str, records: Mapping[str, Record]) -> str:
@@ -176,8 +136,3 @@ def has_number(row: Row, experiment: str) -> bool:
         if len(row.experiments) == 1
         or key.endswith("/cifar100") == (experiment == row.experiments[1])
     )
-
-
-def html(parts: Sequence[Part]) -> str:
-    """Return the page as one document that loads nothing: pictures and style are within it."""
-    return document("results.html", parts=parts, anchor=formats.anchor)
