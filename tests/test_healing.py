@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,13 +16,12 @@ import train_wrn
 from losses import sgld
 from runs import checkpoint
 from runs import folder as records
+from runs.screen import rewind
 from training import divergence, flags, output, session
 from training.build import build_run
 from training.divergence import Diverged, Healer, snapshot
-from training.output import rewind
 
 FLAGS = "--n_epochs 3 --print_every 1 --contrast_k 80"
-AT = 8  # the step of the fault, in the second epoch of 5 steps
 
 
 @pytest.fixture(autouse=True)
@@ -31,12 +29,15 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(divergence, "SNAPSHOT_EVERY", 4)
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, act: Callable[[Any], None], times: int = 1) -> None:
-    """`act` on the run before step AT is taken, the first `times` times."""
+def at_step(
+    monkeypatch: pytest.MonkeyPatch, act: Callable[[Any], None], times: int = 1, at: int = 8
+) -> None:
+    """`act` on the run before step `at` is taken, the first `times` times; 8 is in the second epoch
+    of 5 steps."""
     real, left = train_wrn.train_step, [times]
 
     def step(run: Any, guard: Any, batch: Any, number: int) -> Any:
-        if number == AT and left[0]:
+        if number == at and left[0]:
             left[0] -= 1
             act(run)
         return real(run, guard, batch, number)
@@ -132,40 +133,27 @@ def test_after_a_restart_both_checkpoints_are_of_it(
         assert (progress["step"], progress["restarts"]) == (4, 1)
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "every", "at", "back"),
+    [([0.2, 0.9, 0.6, 0.6, 0.6], 5, 16, 10), ([0.2, 0.9, 0.6, 0.8, 0.7, 0.6], 100, 12, 0)],
+    ids=["from before the snapshot", "from after it"],
+)
 def test_the_best_checkpoint_stays_the_best_after_a_restart(
-    train: Any, monkeypatch: pytest.MonkeyPatch
+    accuracies: list[float],
+    every: int,
+    at: int,
+    back: int,
+    train: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    accuracies = iter([0.2, 0.9, 0.6, 0.6, 0.6])
+    found = iter(accuracies)
     monkeypatch.setattr(
-        session, "evaluate", lambda *_: {"valid": {"accuracy": next(accuracies), "nll": 1.0}}
+        session, "evaluate", lambda *_: {"valid": {"accuracy": next(found), "nll": 1.0}}
     )
-    monkeypatch.setattr(divergence, "SNAPSHOT_EVERY", 5)  # the ends of the epochs
-    real, left = train_wrn.train_step, [1]
-
-    def step(run: Any, guard: Any, batch: Any, number: int) -> Any:
-        if number == 16 and left[0]:
-            left[0] = 0
-            poison(run)
-        return real(run, guard, batch, number)
-
-    monkeypatch.setattr(train_wrn, "train_step", step)
+    monkeypatch.setattr(divergence, "SNAPSHOT_EVERY", every)  # 5: at the ends of epochs
+    at_step(monkeypatch, poison, at=at)
     run = train(f"{train.ALL} --n_epochs 4 --print_every 1 --contrast_k 80")
-    assert "back to step 10," in run.text() and run.code == 0
-    assert run.state("best_valid_ckpt.pt")["progress"]["step"] == 10
-
-
-def test_a_best_checkpoint_from_after_the_snapshot_stays_the_best(
-    train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    accuracies = iter([0.2, 0.9, 0.6, 0.8, 0.7, 0.6])
-    monkeypatch.setattr(
-        session, "evaluate", lambda *_: {"valid": {"accuracy": next(accuracies), "nll": 1.0}}
-    )
-    monkeypatch.setattr(divergence, "SNAPSHOT_EVERY", 100)  # but for the one at the beginning
-    monkeypatch.setattr(sys.modules[__name__], "AT", 12)
-    at_step(monkeypatch, poison)
-    run = train(f"{train.ALL} --n_epochs 4 --print_every 1 --contrast_k 80")
-    assert "back to step 0," in run.text() and run.code == 0
+    assert f"back to step {back}," in run.text() and run.code == 0
     best = run.state("best_valid_ckpt.pt")["progress"]
     assert (best["step"], best["best_valid"]) == (10, 0.9)
     assert run.state()["progress"]["best_valid"] == 0.9
@@ -190,13 +178,12 @@ def test_a_snapshot_knows_the_time_of_its_epoch(
 def test_a_healed_run_is_the_same_run_when_it_is_run_again(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    states = []
+    runs = []
     for _ in range(2):
         with monkeypatch.context() as patch:
             at_step(patch, poison)
-            states.append(train(f"{train.ALL} {FLAGS}").state())
-    a, b = ({**state, "settings": 0, "progress": 0} for state in states)
-    assert [part for part in a if not train.same(a[part], b[part])] == []
+            runs.append(train(f"{train.ALL} {FLAGS}"))
+    assert train.differences(*runs) == []
 
 
 def test_what_diverges_again_and_again_is_given_up(

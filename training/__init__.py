@@ -1,1 +1,1 @@
-"""How a run moves and what it leaves on disk: flags, loop, schedule, records, checkpoints."""
+"""How a run trains: flags, setup, the session around its steps, state, divergence, cost."""
