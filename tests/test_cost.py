@@ -1,68 +1,35 @@
 """The cost model: against the operations that PyTorch counts."""
 
 import argparse
-from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from losses import (
-    Chain,
-    ConditionalSGLD,
-    Contrastive,
-    ContrastScore,
-    CrossEntropy,
-    LogitQueue,
-    MarginalSGLD,
-    Objective,
-    ReplayBuffer,
-    Step,
-)
+from losses import LogitQueue, ReplayBuffer, Step, build_objective
 from models import build, forward_flops
 from training.cost import memory_bytes, peak_memory, scaled, step_flops, step_seconds
-from training.flags import second_batch
+from training.flags import build_parser, second_batch
 
-DEFAULTS: dict[str, Any] = {
-    "batch_size": 2,
-    "sgld_batch_size": 2,
-    "n_steps": 2,
-    "pyxce": 1.0,
-    "pxycontrast": 0.0,
-    "pxcontrast": 0.0,
-    "pxsgld": 0.0,
-    "pxysgld": 0.0,
-    "clf_only": False,
-    "independent_batches": False,
-    "augment_px": "same",
-    "px_batch_size": None,
-    "labels_per_class": -1,
-    "optimizer": "adam",
-    "max_restarts": 5,
-    "ema": 0.0,
-    "contrast_style": "queue",
-    "contrast_k": 65536,
-    "buffer_size": 10000,
-    "image_size": 32,
-}
-CASES: dict[str, dict[str, Any]] = {
-    "CE": {},
-    "HDGE": {"pxycontrast": 1.0},
-    "JEM": {"pxsgld": 1.0},
-    "JEM, more chains": {"pxsgld": 1.0, "sgld_batch_size": 3, "n_steps": 1},
-    "JEM, independent": {"pxsgld": 1.0, "independent_batches": True},
-    "JEM, few labels": {"pxsgld": 1.0, "labels_per_class": 10},
-    "JEM, images as they are": {"pxsgld": 1.0, "augment_px": "none"},
-    "JEM, a larger second batch": {"pxsgld": 1.0, "px_batch_size": 5},
-    "independent, no JEM": {"independent_batches": True},
-    "conditional JEM": {"pxysgld": 1.0, "sgld_batch_size": 5},
-    "all": {"pxycontrast": 1.0, "pxsgld": 1.0, "pxysgld": 1.0},
-    "classifier alone": {"clf_only": True, "pxsgld": 1.0},
+SMALL = "--pyxce 1 --batch_size 2 --sgld_batch_size 2 --n_steps 2 --buffer_size 50 --contrast_k 64"
+CASES = {
+    "CE": "",
+    "HDGE": "--pxycontrast 1",
+    "JEM": "--pxsgld 1",
+    "JEM, more chains": "--pxsgld 1 --sgld_batch_size 3 --n_steps 1",
+    "JEM, independent": "--pxsgld 1 --independent_batches",
+    "JEM, few labels": "--pxsgld 1 --labels_per_class 10",
+    "JEM, images as they are": "--pxsgld 1 --augment_px none",
+    "JEM, a larger second batch": "--pxsgld 1 --px_batch_size 5",
+    "independent, no JEM": "--independent_batches",
+    "conditional JEM": "--pxysgld 1 --sgld_batch_size 5",
+    "all": "--pxycontrast 1 --pxsgld 1 --pxysgld 1",
+    "classifier alone": "--clf_only --pxsgld 1",
 }
 
 
-def settings(**changes: Any) -> argparse.Namespace:
-    return argparse.Namespace(**(DEFAULTS | changes))
+def settings(words: str = "") -> argparse.Namespace:
+    return build_parser().parse_args(f"{SMALL} {words}".split())
 
 
 class NoModules:
@@ -79,15 +46,7 @@ def measured(s: argparse.Namespace) -> int:
     model = build(depth=10, width=1)
     if s.clf_only:
         model.requires_grad_(False).class_output.requires_grad_(True)
-    buffer, queue = ReplayBuffer(50, (3, 32, 32), 0.05, 10), LogitQueue(10, 64)
-    chain = Chain(s.n_steps)
-    terms = {
-        "pyxce": CrossEntropy(),
-        "pxycontrast": Contrastive(ContrastScore(), queue),
-        "pxsgld": MarginalSGLD(buffer, chain, chains=s.sgld_batch_size),
-        "pxysgld": ConditionalSGLD(buffer, chain),
-    }
-    objective = Objective({n: (getattr(s, n), t) for n, t in terms.items() if getattr(s, n) > 0})
+    objective = build_objective(s, 10)
     x, y = torch.rand(s.batch_size, 3, 32, 32), torch.arange(s.batch_size)
     second = torch.rand(s.px_batch_size or s.batch_size, 3, 32, 32)
     counter = FlopCounterMode(display=False)
@@ -99,26 +58,23 @@ def measured(s: argparse.Namespace) -> int:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_costs_what_pytorch_counts(case: str) -> None:
-    s = settings(**CASES[case])
+    s = settings(CASES[case])
     forward = forward_flops(build(depth=10, width=1))
     assert step_flops(forward, s) == pytest.approx(measured(s), rel=0.02)
 
 
 @pytest.mark.parametrize(
-    ("changes", "passes"),
+    ("words", "passes"),
     [
-        ({}, 3),
-        ({"pxycontrast": 1.0}, 3),
-        ({"pxsgld": 1.0}, 46),
-        ({"pxycontrast": 1.0, "pxsgld": 1.0}, 46),
-        ({"pxsgld": 1.0, "independent_batches": True}, 49),
+        ("", 3),
+        ("--pxycontrast 1", 3),
+        ("--pxsgld 1", 46),
+        ("--pxycontrast 1 --pxsgld 1", 46),
+        ("--pxsgld 1 --independent_batches", 49),
     ],
-    ids=["CE", "HDGE", "JEM", "HDGE + JEM", "JEM as the ancestors"],
 )
-def test_a_step_costs_as_many_forward_passes_as_the_design_says(
-    changes: dict[str, Any], passes: int
-) -> None:
-    s = settings(batch_size=64, sgld_batch_size=64, n_steps=20, **changes)
+def test_a_step_costs_as_many_forward_passes_as_the_design_says(words: str, passes: int) -> None:
+    s = settings(f"--batch_size 64 --sgld_batch_size 64 --n_steps 20 {words}")
     assert step_flops(1000, s) / (1000 * 64) == passes
 
 
@@ -126,7 +82,7 @@ def test_memory_is_what_the_tensors_take() -> None:
     model = build(depth=10, width=1)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     queue, buffer = LogitQueue(10, 65536).queue_logit, ReplayBuffer(100, (3, 32, 32), 0.05, 10)
-    s = settings(pxycontrast=1.0, pxsgld=1.0, buffer_size=100, ema=0.9)
+    s = settings("--pxycontrast 1 --pxsgld 1 --buffer_size 100 --contrast_k 65536 --ema .9")
     memories = 4 * queue.numel(), 4 * buffer.images.numel()
     assert memory_bytes(s, model, 500, 10) == {
         "weights": weights,
@@ -143,17 +99,17 @@ def test_memory_is_what_the_tensors_take() -> None:
 def test_memory_counts_only_what_is_used() -> None:
     model = build(depth=10, width=1).requires_grad_(False)
     model.class_output.requires_grad_(True)
-    plain = memory_bytes(settings(optimizer="sgd"), model, 0, 10)
+    plain = memory_bytes(settings("--optimizer sgd"), model, 0, 10)
     head = 4 * (64 * 10 + 10)
-    assert memory_bytes(settings(max_restarts=0), model, 0, 10)["snapshots"] == 0
+    assert memory_bytes(settings("--max_restarts 0"), model, 0, 10)["snapshots"] == 0
     assert plain["gradients"] == plain["optimiser"] == head < plain["weights"]
     assert plain["queue"] == plain["replay buffer"] == 0
     for term in ("pxycontrast", "pxcontrast"):
-        assert memory_bytes(settings(**{term: 1.0}), model, 0, 10)["queue"] > 0
-        simclr = settings(**{term: 1.0}, contrast_style="simclr")
+        assert memory_bytes(settings(f"--{term} 1"), model, 0, 10)["queue"] > 0
+        simclr = settings(f"--{term} 1 --contrast_style simclr")
         assert memory_bytes(simclr, model, 0, 10)["queue"] == 0
     for term in ("pxsgld", "pxysgld"):
-        assert memory_bytes(settings(**{term: 1.0}), model, 0, 10)["replay buffer"] > 0
+        assert memory_bytes(settings(f"--{term} 1"), model, 0, 10)["replay buffer"] > 0
 
 
 def test_peak_memory_is_in_bytes() -> None:
@@ -163,7 +119,7 @@ def test_peak_memory_is_in_bytes() -> None:
 @pytest.mark.parametrize(("flops_per_second", "whole"), [(1e12, True), (1e9, False)])
 def test_the_time_of_a_step_is_measured_or_scaled_up(flops_per_second: float, whole: bool) -> None:
     """On a machine whose time is proportional to work the answer is exact in both cases."""
-    s = settings(batch_size=64, sgld_batch_size=64, n_steps=20, pxsgld=1.0)
+    s = settings("--batch_size 64 --sgld_batch_size 64 --n_steps 20 --pxsgld 1")
     spent = []
 
     def seconds_of(timed: argparse.Namespace, repeats: int) -> float:
@@ -177,11 +133,11 @@ def test_the_time_of_a_step_is_measured_or_scaled_up(flops_per_second: float, wh
 
 
 def test_a_scaled_step_keeps_the_rest() -> None:
-    s = settings(batch_size=64, sgld_batch_size=32, n_steps=20)
+    s = settings("--batch_size 64 --sgld_batch_size 32 --n_steps 20")
     small = scaled(s, 0.25)
     assert (small.batch_size, small.sgld_batch_size, small.n_steps) == (32, 16, 10)
     least = scaled(s, 0.0)
     assert (least.batch_size, least.sgld_batch_size, least.n_steps) == (1, 1, 1)
     assert s.batch_size == 64
-    assert scaled(settings(px_batch_size=8), 0.25).px_batch_size == 4
+    assert scaled(settings("--px_batch_size 8"), 0.25).px_batch_size == 4
     assert vars(small) | {"batch_size": 64, "sgld_batch_size": 32, "n_steps": 20} == vars(s)
