@@ -74,6 +74,12 @@ class Ran:
 
         return torch.load(self.folder / name, weights_only=True)
 
+    @property
+    def refusal(self) -> str:
+        """The one line of a run that was refused."""
+        assert self.code == 2 and len(self.err) == 1, self.err
+        return self.err[0]
+
     def moving(self, name: str = "last_ckpt.pt") -> dict[str, Any]:
         """All of a checkpoint but the settings, the clock and the length of log.txt."""
         state = self.state(name)

@@ -281,7 +281,7 @@ def test_an_average_that_does_not_fit_is_one_line(fault: str, train: Any) -> Non
         state["ema"]["parameters"]["class_output.bias"] = torch.zeros(1)  # which a copy would take
     save_checkpoint(state, run.folder / "last_ckpt.pt")
     again = train.bare("--resume", str(run.folder), "--max_steps", "4")
-    assert again.code == 2 and len(again.err) == 1 and "does not fit this run" in again.err[0]
+    assert "does not fit this run" in again.refusal
 
 
 def test_a_run_of_one_process_keeps_its_average_in_two(pair: Any, train: Any) -> None:

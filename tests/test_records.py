@@ -212,3 +212,12 @@ def test_overwriting_spares_checkpoints_under_other_names(folder: Path) -> None:
         (folder / name).touch()
     create_run_folder(folder, overwrite=True)
     assert sorted(p.name for p in folder.glob("*.pt")) == ["ckpt_final.pt", "mine.pt"]
+
+
+@pytest.mark.parametrize("torn", ["", "epoch,step,sec"])
+def test_rows_without_a_whole_header_are_written_afresh(torn: str, tmp_path: Path) -> None:
+    (tmp_path / "progress.csv").write_text(torn)
+    book = Records(tmp_path, resume_from=(5, 0))
+    book.row({"epoch": 1, "step": 10})
+    book.close()
+    assert read_progress(tmp_path) == [{"epoch": "1", "step": "10"}]

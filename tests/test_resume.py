@@ -161,8 +161,7 @@ def test_a_flag_that_would_change_the_run_is_refused(words: str, train: Any) -> 
     run = train.once("--pyxce 1 --pxycontrast 1 --pxsgld 1 --max_steps 2")
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in listed(run.folder)}
     again = train.resumed(run, *words.split(), "--max_steps", "3")
-    assert again.code == 2 and len(again.err) == 1
-    assert f"{words.split()[0]} " in again.err[0] and "cannot change on --resume" in again.err[0]
+    assert f"{words.split()[0]} " in again.err[0] and "cannot change on --resume" in again.refusal
     assert "leave it out" in again.err[0]
     after = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in listed(run.folder)}
     assert before == after
@@ -212,7 +211,7 @@ def test_what_the_machine_fails_at_sets_no_good_checkpoint_aside(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", broken)
         again = train.resumed(run)
-    assert again.code == 2 and len(again.err) == 1 and "damaged" not in again.err[0]
+    assert "damaged" not in again.refusal
     assert {path: path.read_bytes() for path in run.folder.glob("*.pt")} == before
     assert train.resumed(run).code == 0
 
@@ -260,39 +259,22 @@ def test_a_run_with_one_good_checkpoint_and_nothing_else_goes_on(train: Any) -> 
     assert (run.folder / "damaged_ckpt.pt").read_bytes() == b"damaged"
 
 
-def test_two_damaged_checkpoints_are_one_line(train: Any) -> None:
+def test_without_a_good_checkpoint_the_run_cannot_be_resumed(train: Any) -> None:
     run = train("--pyxce 1 --max_steps 10")
-    for name in ("last_ckpt.pt", "prev_ckpt.pt"):
-        (run.folder / name).unlink()
-        (run.folder / name).write_bytes(b"damaged")
-    again = train.resumed(run)
-    assert (
-        again.code == 2
-        and len(again.err) == 1
-        and all(name in again.err[0] for name in ("last_ckpt.pt", "prev_ckpt.pt"))
-    )
-
-
-def test_the_good_checkpoint_is_kept_until_another_one_is_written(train: Any) -> None:
-    run = train("--pyxce 1 --max_steps 10")
-    last = run.folder / "last_ckpt.pt"
+    last, previous = (run.folder / name for name in ("last_ckpt.pt", "prev_ckpt.pt"))
     last.unlink()
     last.write_bytes(b"damaged")
     assert train.resumed(run, "--max_steps", "10").code == 0
-    steps = [run.state(name)["progress"]["step"] for name in ("prev_ckpt.pt", "last_ckpt.pt")]
-    assert steps == [5, 10]
-
-
-def test_without_any_checkpoint_the_run_cannot_be_resumed(train: Any) -> None:
-    run = train("--pyxce 1 --max_steps 2")
-    for name in ("last_ckpt.pt", "prev_ckpt.pt"):
-        (run.folder / name).unlink()
-    again = train.resumed(run)
-    assert (
-        again.code == 2
-        and len(again.err) == 1
-        and "start it again with --overwrite" in again.err[0]
-    )
+    steps = [run.state(path.name)["progress"]["step"] for path in (previous, last)]
+    assert steps == [5, 10]  # the good one is kept until another one is written
+    for path in (last, previous):
+        path.unlink()
+        path.write_bytes(b"damaged")
+    line = train.resumed(run).refusal
+    assert all(path.name in line for path in (last, previous))
+    for path in (last, previous):
+        path.unlink()
+    assert "start it again with --overwrite" in train.resumed(run).refusal
 
 
 def test_a_torn_line_of_the_records_is_repaired(train: Any) -> None:
@@ -304,14 +286,6 @@ def test_a_torn_line_of_the_records_is_repaired(train: Any) -> None:
         file.write("epoch 2 step 12 lr 0.0")
     assert train.resumed(run).code == 0
     assert train.differences(run, whole) == []
-
-
-@pytest.mark.parametrize("torn", ["", "epoch,step,sec"])
-def test_a_progress_csv_without_a_whole_line_is_written_afresh(torn: str, train: Any) -> None:
-    run = train("--pyxce 1 --n_epochs 2 --max_steps 5")
-    (run.folder / "progress.csv").write_text(torn)
-    assert train.resumed(run).code == 0
-    assert [row["epoch"] for row in run.rows] == ["1"] and run.last["test_acc"]
 
 
 # Limits
@@ -393,7 +367,7 @@ def test_warm_up_counts_from_where_the_optimiser_is_new(train: Any) -> None:
 def test_resume_asks_for_no_file_that_is_not_there(train: Any, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         again = train.bare("--resume", str(folder))
-        assert again.code == 2 and len(again.err) == 1 and "holds no run" in again.err[0]
+        assert "holds no run" in again.refusal
         assert "--id" in again.err[0]
     assert os.listdir(tmp_path) == []
 
@@ -405,8 +379,7 @@ def test_two_processes_do_not_train_in_one_folder(how: str, train: Any) -> None:
     where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name)
     with alone(run.folder, flag="--log_dir", program="train_wrn.py"):
         other = train("--pyxce 1 --max_steps 2", *where, how)
-    assert other.code == 2 and len(other.err) == 1
-    assert f"--log_dir: another train_wrn.py works in {run.folder}: wait" in other.err[0]
+    assert f"--log_dir: another train_wrn.py works in {run.folder}: wait" in other.refusal
     assert before == {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     assert train("--pyxce 1 --max_steps 2", *where, how).code == 0
 
@@ -446,7 +419,7 @@ def test_an_id_that_no_folder_can_have_is_one_line(
 ) -> None:
     where = tmp_path if there else tmp_path / "none"
     run = train.bare("--pyxce", "1", "--id", "x" * 300, "--log_dir", str(where), *auto)
-    assert run.code == 2 and len(run.err) == 1 and "--id" in run.err[0]
+    assert "--id" in run.refusal
     assert not list(tmp_path.iterdir())
 
 
@@ -459,7 +432,7 @@ def test_settings_of_other_hands_are_read_or_refused(name: str, value: Any, trai
     if value is None:  # as the ancestors say that there is none
         assert again.code == 0
     else:
-        assert again.code == 2 and len(again.err) == 1 and "variant.json" in again.err[0]
+        assert "variant.json" in again.refusal
 
 
 @pytest.mark.parametrize("how", ["missing", "damaged", "a file"])
@@ -502,8 +475,7 @@ def test_a_run_of_another_program_is_named(variant: bool, train: Any) -> None:
 def test_only_the_last_checkpoint_is_resumed(train: Any) -> None:
     run = train.once("--pyxce 1 --n_epochs 1")
     again = train.bare("--resume", str(run.folder / "best_valid_ckpt.pt"))
-    assert again.code == 2 and len(again.err) == 1
-    assert "is a file" in again.err[0] and "--load_path" in again.err[0]
+    assert "is a file" in again.err[0] and "--load_path" in again.refusal
 
 
 def test_frozen_statistics_are_those_of_the_checkpoint(train: Any) -> None:
