@@ -1,12 +1,10 @@
 """Fixtures and marks for all tests."""
 
-import contextlib
 import csv
-import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +37,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Ran:
-    """What one run of train_wrn.py left: exit code, output, run folder."""
+    """What a program left: exit code, output, and the folder of the run or of the answer."""
 
     CLOCK = ("seconds", "images_per_s")
 
     def __init__(self, code: int, out: str, err: str, folder: Path) -> None:
         self.code, self.out, self.folder = code, out, folder
-        bar = re.compile(r"\d+%\||img/s\]")
+        bar = re.compile(r"\d+%\||[a-z]/s\]")
         lines = err.replace("\r", "\n").splitlines()
         self.err = [line for line in lines if line.strip() and not bar.search(line)]
 
     def text(self, name: str = "log.txt") -> str:
         return (self.folder / name).read_text(encoding="utf-8")
+
+    def json(self, name: str) -> dict[str, Any]:
+        return json.loads(self.text(f"{name}.json"))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -94,6 +95,20 @@ class Ran:
     @property
     def reports(self) -> list[str]:
         return [line for line in self.text().splitlines() if re.match(r"epoch \d+ step", line)]
+
+
+def outcome_of(program: Callable[[], int]) -> tuple[int, str, str]:
+    """A program's exit code, output and errors, with one thread: the fastest for tiny networks."""
+    import torch
+
+    from tests.pair import outcome
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return outcome(program)
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Trainer:
@@ -160,48 +175,27 @@ class Trainer:
 
     def bare(self, *words: str, curves: bool = False) -> Ran:
         """`curves`: also draw curves.png, which takes longer than such a run."""
-        import torch
-
         import train_wrn
         from training import flags
 
-        out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
         folder = self.root
-        torch.set_num_threads(1)  # the fastest for so small a network
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
+
+        def program() -> int:
+            nonlocal folder
+            settings, given = flags.parse(words)
+            folder = Path(settings.resume or Path(settings.log_dir, settings.id or ""))
+            return train_wrn.main(settings, given)
+
+        with pytest.MonkeyPatch.context() as patch:
             if not curves:
                 patch.setattr(train_wrn.plots, "save_curves", lambda rows, path: None)
-            try:
-                settings, given = flags.parse(words)
-                folder = Path(settings.resume or Path(settings.log_dir, settings.id or ""))
-                code = train_wrn.main(settings, given)
-            except SystemExit as stop:
-                code = int(stop.code or 0)
-            finally:
-                torch.set_num_threads(threads)
-        return Ran(code, out.getvalue(), err.getvalue(), folder)
+            outcome = outcome_of(program)
+        return Ran(*outcome, folder)
 
 
 @pytest.fixture(scope="session")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return Trainer(tmp_path_factory.mktemp("train"))
-
-
-class Answered:
-    """What one run of eval_wrn_ebm.py left: exit code, output, folder of the answer."""
-
-    def __init__(self, code: int, out: str, err: str, folder: Path) -> None:
-        self.code, self.out, self.folder = code, out, folder
-        bar = re.compile(r"\d+%\||[a-z]/s\]")
-        lines = err.replace("\r", "\n").splitlines()
-        self.err = [line for line in lines if line.strip() and not bar.search(line)]
-
-    def json(self, name: str) -> dict[str, Any]:
-        return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
 class Asker:
@@ -228,7 +222,7 @@ class Asker:
     def checkpoint(self, which: str) -> Path:
         return (self.hdge if which == "hdge" else self.ce) / "last_ckpt.pt"
 
-    def __call__(self, flags: str, *more: str, load: str = "hdge") -> Answered:
+    def __call__(self, flags: str, *more: str, load: str = "hdge") -> Ran:
         self.asked += 1
         words = ["--load_path", *(str(self.checkpoint(name)) for name in load.split())]
         words += ["--data_root", str(self.trainer.data), "--device", "cpu"]
@@ -236,22 +230,12 @@ class Asker:
         words += ["--log_dir", str(folder)]
         return self.bare(*words, *flags.split(), *more, folder=folder)
 
-    def bare(self, *words: str, folder: Path | None = None) -> Answered:
-        import torch
-
+    def bare(self, *words: str, folder: Path | None = None) -> Ran:
         import eval_wrn_ebm
         from evaluation import flags
 
-        out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
-        torch.set_num_threads(1)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                code = eval_wrn_ebm.main(*flags.parse(words))
-            except SystemExit as stop:
-                code = int(stop.code or 0)
-            finally:
-                torch.set_num_threads(threads)
-        return Answered(code, out.getvalue(), err.getvalue(), folder or self.root)
+        outcome = outcome_of(lambda: eval_wrn_ebm.main(*flags.parse(words)))
+        return Ran(*outcome, folder or self.root)
 
 
 @pytest.fixture(scope="session")
