@@ -133,7 +133,7 @@ def write(results: Path, output: Path | None = None) -> list[Path]:
     results = results.resolve()
     found = records.read_records(results, SCALES)
     for scale, of_scale in found.items():  # the claims compare rows of several tables
-        check_sizes("RESULTS.md", scale, of_scale)
+        check_sizes(f"--results: RESULTS.md at scale {scale}", of_scale)
     built = []
     for name, declared in TABLES.items():
         at = [scale for scale in SCALES if rows.rows_at(scale, declared.rows)]
@@ -141,8 +141,7 @@ def write(results: Path, output: Path | None = None) -> list[Path]:
         for scale in known or at[:1]:
             names = rows.rows_at(scale, declared.rows)
             built.append(table.build(name, scale, names, found.get(scale, {})))
-    shown, written = page.illustrate(built, results)
-    written += page.write_results(shown, found, results)
+    written = page.write_results(built, found, results)
     for stale in {results / f"{name}-{scale}.png" for name in TABLES for scale in SCALES}:
         if stale not in written:  # of a scale whose records are gone
             stale.unlink(missing_ok=True)
@@ -170,9 +169,9 @@ def compare(folders: Sequence[Path], output: Path | None) -> str:
     table = compared(runs)
     text = comparison(runs, table)
     if output is not None:
-        write(output / "comparison.md", text)
-        write(output / "comparison.csv", formats.csv_text(table))
-        write(output / "comparison.tex", formats.latex(table))
+        texts = {"md": text, "csv": formats.csv_text(table), "tex": formats.latex(table)}
+        for suffix, content in texts.items():
+            write(output / f"comparison.{suffix}", content)
         pictures.save_picture(table, output / "comparison.png")
     return text
 

@@ -680,7 +680,7 @@ def test_verdicts_weigh_the_difference_by_the_spread() -> None:
         assert beyond == (stats.ttest_ind(a, b, equal_var=False).pvalue < 0.05)
         found.add(bool(beyond))
     assert found == {True, False} and claims.noise(0.0, 3, 0.0, 3) == 0
-    for text, first, relation, second, _ in claims.claims():
+    for text, first, relation, second, _ in claims.CLAIMS:
         assert {first, second} <= set(rows.EXPERIMENTS) and relation in "<=>", text
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from reports.page.markup import number
 from reports.page.paper import image_size
-from reports.tables.records import DEFAULTS, SEED, Record, Seed
-from reports.tables.titles import natural
+from reports.tables.records import DEFAULTS, SEED, Record, Seed, finished_seeds
 from runs.names import IMAGE_SIZE
 from runs.terms import has_chains, used
 
@@ -29,7 +27,7 @@ def about(scale: str, record: Record | None) -> dict[str, str]:
     if record is None or not record["seeds"]:
         return {"runs": NOT_RUN}
     finished, every = finished_seeds(record), list(record["seeds"].values())
-    seeds = finished or every
+    seeds = list(finished.values()) or every
     runs = [plural(len(finished), "seed")] if finished else []
     runs += [states(record)] if states(record) else []
     runs += divergences(every)
@@ -49,9 +47,8 @@ def about(scale: str, record: Record | None) -> dict[str, str]:
     }
 
 
-def divergences(seeds: Iterable[Seed]) -> list[str]:
+def divergences(seeds: Sequence[Seed]) -> list[str]:
     """Count them over retries, unless the runs' states tell."""
-    seeds = list(seeds)
     again = sum(int(seed.get("divergences") or 0) for seed in seeds)
     told = sum(seed["state"] == "diverged" for seed in seeds)
     return [f"{plural(again, 'divergence')} in all, retries included"] if again > told else []
@@ -152,11 +149,6 @@ def network(seed: Seed) -> str:
 
 def dataset(seed: Seed) -> str:
     return str(seed["settings"].get("dataset") or UNKNOWN)
-
-
-def finished_seeds(record: Record) -> list[dict[str, Any]]:
-    seeds = sorted(record["seeds"].items(), key=lambda item: natural(item[0]))
-    return [seed for _, seed in seeds if seed["state"] == "finished"]
 
 
 def states(record: Record) -> str:

@@ -16,6 +16,7 @@ from reports.tables.titles import DECLARED, digits, features_and_count, full_tit
 from runs.terms import has_chains
 
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted", "undecided"
+CLAIMS = [(*claim, key) for *claim, keys in DECLARED["claims"] for key in keys]
 OPEN = (NOT_RUN, NOT_ASKED, NO_DATA, OTHER_FEATURES)  # a diverged run will have no number
 
 
@@ -38,22 +39,10 @@ class Verdict:
         return [*found, self.text] if self.group == UNDECIDED else found
 
 
-def claims() -> list[tuple[str, str, str, str, str]]:
-    """Return (text, first, relation, second, key): `first` is larger than `second` in `key` ("<":
-    smaller, "=": no difference). A key that ends in "/": see `common`."""
-    blocks = DECLARED["blocks"]
-    return [
-        (text, first, relation, second, key)
-        for text, first, relation, second, keys in DECLARED["claims"]
-        for key in (blocks[keys][1] if isinstance(keys, str) else keys)
-    ]
-
-
 def verdicts(scale: str, records: Mapping[str, Record]) -> tuple[list[Verdict], list[str]]:
     """Judge the claims whose two sides were run; return the texts of the others, too."""
     judged, unjudged = [], list[str]()
-    for text, *of_first, key in claims():
-        first, relation, second = of_first
+    for text, first, relation, second, key in CLAIMS:
         names = [known(name, records) for name in (first, second)]
         found = [records.get(name) for name in names]
         key = common(key, found)

@@ -19,7 +19,6 @@ FAMILIES = {  # family of keys -> its block
     **{"is": "Samples", "robust": "Accuracy (%) under attack, {} radius"},
     **{"samples": "Samples drawn", "ms_per_step": "Cost of a training step"},
 }
-ORDER = tuple(FAMILIES)
 SHOWN_BY_NETWORK = ("arch", "depth", "width")
 
 
@@ -32,14 +31,13 @@ def compared(runs: Mapping[str, Record]) -> Table:
     records = {
         label: {"seeds": {"": {**record, "state": "finished"}}} for label, record in runs.items()
     }
-    notes = check_protocols("compare", "of these folders", records, ("",))
-    keys = {key for record in records.values() for key in keys_of(record)}
+    notes = check_protocols("RUN_FOLDER", records, ("",))
+    keys = sorted({key for record in records.values() for key in keys_of(record)}, key=natural)
     blocks: dict[str, list[str]] = {}
-    for key in sorted(keys, key=lambda k: (rank(k), natural(k))):
-        if rank(key) < len(ORDER):
+    for family, title in FAMILIES.items():
+        for key in (key for key in keys if key.split("/")[0] == family):
             kind = key.split("/")[1] if "/" in key else ""
-            title = FAMILIES[key.split("/")[0]].format(SCORES.get(kind, kind))
-            blocks.setdefault(title, []).append(key)
+            blocks.setdefault(title.format(SCORES.get(kind, kind)), []).append(key)
     rows = [
         Row(
             label,
@@ -53,11 +51,6 @@ def compared(runs: Mapping[str, Record]) -> Table:
         for label, record in records.items()
     ]
     return Table("comparison", "runs", "Comparison", list(blocks.items()), rows, notes)
-
-
-def rank(key: str) -> int:
-    family = key.split("/")[0]
-    return ORDER.index(family) if family in ORDER else len(ORDER)
 
 
 def comparison(runs: Mapping[str, Record], table: Table) -> str:

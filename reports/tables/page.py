@@ -26,15 +26,22 @@ Shown = tuple[Table, Sequence[tuple[str, Path]]]  # and its pictures
 
 
 def write_results(
-    shown: Sequence[Shown], records: Mapping[str, Mapping[str, Record]], results: Path
+    built: Sequence[Table], records: Mapping[str, Mapping[str, Record]], results: Path
 ) -> list[Path]:
-    """Write RESULTS.md, with links relative to its folder, and results/index.html, one document
-    that loads nothing. records: scale -> experiment -> record."""
+    """Write the tables' pictures, RESULTS.md, whose links are relative to its folder, and
+    results/index.html, one document that loads nothing. records: scale -> experiment -> record."""
+    written: list[Path] = []
+    tables: dict[str, list[Shown]] = {}
+    for table in built:
+        path = results / f"{table.name}-{table.scale}.png"
+        drawn = [path] if save_picture(table, path) else []
+        copies = copies_of(table.name, results / table.scale)
+        pictures = [(table.title, path) for path in drawn]
+        pictures += [(f"{table.title}, as evaluated", path) for path in copies]
+        tables.setdefault(table.name, []).append((table, pictures))
+        written += drawn
     judged = {scale: verdicts(scale, found) for scale, found in records.items()}
     every = [verdict for found, _ in judged.values() for verdict in found]
-    tables: dict[str, list[Shown]] = {}
-    for table, pictures in shown:
-        tables.setdefault(table.name, []).append((table, pictures))
     values: dict[str, Any] = {
         "findings": findings(every),
         "verdicts": {
@@ -51,7 +58,8 @@ def write_results(
     }
     text = formats.markdown("results.jinja", **values)
     page = document("results.html", macros="html.jinja", **values)
-    return [write(results.parent / "RESULTS.md", text), write(results / "index.html", page)]
+    files = {results.parent / "RESULTS.md": text, results / "index.html": page}
+    return written + [write(path, content) for path, content in files.items()]
 
 
 def common_notes(scales: Sequence[Shown]) -> list[str]:
@@ -60,18 +68,6 @@ def common_notes(scales: Sequence[Shown]) -> list[str]:
 
 
 TEMPLATES.filters["common_notes"] = common_notes
-
-
-def illustrate(tables: Sequence[Table], results: Path) -> tuple[list[Shown], list[Path]]:
-    """Draw what can be drawn; return the tables with their pictures, and the files drawn."""
-    shown, written = list[Shown](), list[Path]()
-    for table in tables:
-        path = results / f"{table.name}-{table.scale}.png"
-        pictures = [(table.title, path)] if save_picture(table, path) else []
-        written += [path for _, path in pictures]
-        copies = copies_of(table.name, results / table.scale)
-        shown.append((table, [*pictures, *((f"{table.title}, as evaluated", p) for p in copies)]))
-    return shown, written
 
 
 def findings(judged: Iterable[Verdict], n: int = 3) -> list[str]:

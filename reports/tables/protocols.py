@@ -8,8 +8,8 @@ from itertools import combinations
 from typing import Any
 
 from reports.page.paper import image_size
-from reports.tables.records import DEFAULTS, SEED, Record, Seed
-from reports.tables.titles import DECLARED, natural
+from reports.tables.records import DEFAULTS, SEED, Record, Seed, finished_seeds
+from reports.tables.titles import DECLARED
 from runs.cli import UsageError
 from runs.terms import TERMS
 
@@ -20,45 +20,37 @@ Asked = dict[str, dict[str, Told]]  # question -> row -> the protocol of its fir
 
 
 def check_protocols(
-    table: str, scale: str, records: Mapping[str, Record], prefixes: tuple[str, ...]
+    place: str, records: Mapping[str, Record], prefixes: tuple[str, ...]
 ) -> list[str]:
     """Return notes on rows that were asked differently, of the numbers whose keys begin so.
+
+    place: how an error begins, with the flag and the table.
 
     Raises UsageError for versions and image sizes that differ, and for seeds of one row that were
     trained or asked differently.
     """
-    check_sizes(table, scale, records)
+    check_sizes(place, records)
     rows: Asked = {}
     for name, record in records.items():
-        asked = {run: protocols(seed, prefixes) for run, seed in finished(name, record)}
-        told = {run: recipe(seed) for run, seed in finished(name, record)}
-        for run, questions in asked.items():
-            for question, protocol in questions.items():
+        told: dict[str, Told] = {}
+        for n, seed in finished_seeds(record).items():
+            told[f"{name}-s{n}"] = facts = recipe(seed)
+            for question, protocol in protocols(seed, prefixes).items():
                 rows.setdefault(question, {}).setdefault(name, protocol)
-                told[run] |= {f"{question} {key}": value for key, value in protocol.items()}
+                facts |= {f"{question} {key}": value for key, value in protocol.items()}
         for (first, a), (second, b) in combinations(told.items(), 2):
             if keys := differing(a, b):
                 raise UsageError(
-                    f"{where(table, scale)}: {first} and {second} are no seeds of one row "
+                    f"{place}: {first} and {second} are no seeds of one row "
                     f"({listed(a, keys)}; {listed(b, keys)}): train or evaluate one of them again, "
-                    f"or remove it and its part of {scale}/{name}.json"
+                    "or remove it and its part of the record"
                 )
     rows = dict(sorted(rows.items()))
-    versions = check_versions(table, scale, rows)
+    versions = check_versions(place, rows)
     return [*asked_of(rows), *versions, *asked_differently(rows), *other_noise(records, rows)]
 
 
-def where(table: str, scale: str) -> str:
-    """Begin a refusal: with the flag, and the table."""
-    return "RUN_FOLDER" if table == "compare" else f"--results: {table} at scale {scale}"
-
-
-def finished(name: str, record: Record) -> list[tuple[str, Seed]]:
-    seeds = sorted(record["seeds"].items(), key=lambda item: natural(item[0]))
-    return [(f"{name}-s{n}", seed) for n, seed in seeds if seed["state"] == "finished"]
-
-
-def check_sizes(table: str, scale: str, records: Mapping[str, Record]) -> None:
+def check_sizes(place: str, records: Mapping[str, Record]) -> None:
     """Raise UsageError where the runs were trained on images of different sizes."""
     found: dict[Any, str] = {}  # side in pixels -> a row
     for name, record in records.items():
@@ -66,12 +58,10 @@ def check_sizes(table: str, scale: str, records: Mapping[str, Record]) -> None:
             found.setdefault(image_size(seed["settings"]), name)
     if len(found) > 1:
         sizes = " and ".join(f"{size} x {size} ({name})" for size, name in found.items())
-        raise UsageError(
-            f"{where(table, scale)} would mix images of {sizes}: make a table of each size"
-        )
+        raise UsageError(f"{place} would mix images of {sizes}: make a table of each size")
 
 
-def check_versions(table: str, scale: str, rows: Asked) -> list[str]:
+def check_versions(place: str, rows: Asked) -> list[str]:
     """Return notes on versions before the present one.
 
     Raises UsageError where a question has several.
@@ -85,7 +75,7 @@ def check_versions(table: str, scale: str, rows: Asked) -> list[str]:
         if len(versions) > 1:
             texts = sorted(f"{version} ({name})" for version, name in versions.items())
             raise UsageError(
-                f"{where(table, scale)} would mix protocol versions {', '.join(texts)} of "
+                f"{place} would mix protocol versions {', '.join(texts)} of "
                 f"{question}: evaluate again with one version, or remove the older records"
             )
     return [

@@ -18,12 +18,11 @@ from reports.tables.about import (
     about,
     dataset,
     devices,
-    finished_seeds,
     shown_name,
     states,
 )
 from reports.tables.protocols import check_protocols
-from reports.tables.records import Record
+from reports.tables.records import Record, finished_seeds
 from reports.tables.titles import DECLARED, OF_SAMPLES, PERCENT, TABLES, natural, set_title
 from runs.names import IMAGE_SIZE
 
@@ -80,7 +79,7 @@ def build(
     used = {name: records[name] for name in experiments if name in records}
     prefixes = tuple(prefix for *_, found in layout for prefix in found)
     notes = [DECLARED["notes"].get(note, note) for note in declared["notes"]]
-    notes += check_protocols(name, scale, used, prefixes)
+    notes += check_protocols(f"--results: {name} at scale {scale}", used, prefixes)
     seeds = [seed for record in used.values() for seed in record["seeds"].values()]
     other_sets = {dataset(seed) for seed in seeds} - {UNKNOWN}
     other_sets = set() if other_sets & {"cifar10", "cifar100"} else other_sets
@@ -179,7 +178,7 @@ def measured(record: Record | None, key: str) -> Number:
     """Return the mean over the finished seeds that have the number, or why there is none."""
     if record is None or not record["seeds"]:
         return Number(state=NOT_RUN)
-    seeds = finished_seeds(record)
+    seeds = list(finished_seeds(record).values())
     found = [(value, seed) for seed in seeds if (value := value_of(seed, key)) is not None]
     if found:
         if key == "ms_per_step" and len({each for _, seed in found for each in devices(seed)}) > 1:
@@ -206,7 +205,5 @@ def value_of(seed: Mapping[str, Any], key: str) -> float | None:
 
 
 def keys_of(record: Record) -> set[str]:
-    seeds = finished_seeds(record)
-    return {
-        key for seed in seeds for answer in seed["answers"].values() for key in answer["numbers"]
-    }
+    answers = [seed["answers"].values() for seed in finished_seeds(record).values()]
+    return {key for found in answers for answer in found for key in answer["numbers"]}
