@@ -10,14 +10,10 @@ from PIL import Image
 from evaluation.plots import grid, save_curves, save_grid
 
 
-def shades(*values: float) -> torch.Tensor:
-    """Images 4 high and 3 wide, each of one shade."""
-    return torch.tensor(values)[:, None, None, None].expand(-1, 3, 4, 3)
-
-
 def test_images_fill_the_grid_row_by_row() -> None:
     values = torch.tensor([10, 20, 30, 40, 50])
-    picture = grid(shades(*(values / 127.5 - 1).tolist()), columns=3, gap=2)
+    shades = (values / 127.5 - 1)[:, None, None, None].expand(-1, 3, 4, 3)
+    picture = grid(shades, columns=3, gap=2)
     assert picture.shape == (2 * 6 + 2, 3 * 5 + 2, 3) and picture.dtype == torch.uint8
     expected = torch.zeros(14, 17, dtype=torch.uint8)
     for value, top, left in [(10, 2, 2), (20, 2, 7), (30, 2, 12), (40, 8, 2), (50, 8, 7)]:
@@ -25,16 +21,11 @@ def test_images_fill_the_grid_row_by_row() -> None:
     assert torch.equal(picture, expected[:, :, None].expand(-1, -1, 3))
 
 
-def test_pixels_and_channels_keep_their_places() -> None:
-    image = torch.rand(1, 3, 4, 3) * 2 - 1
+def test_pixels_and_channels_keep_their_places_and_values_are_clipped() -> None:
+    image = torch.rand(1, 3, 4, 3) * 4 - 2
     inside = grid(image, gap=1)[1:-1, 1:-1]
-    expected = ((image[0].permute(1, 2, 0) + 1) * 127.5).round()
+    expected = ((image[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).round()
     assert torch.equal(inside, expected.byte())
-
-
-def test_values_beyond_the_range_are_clipped() -> None:
-    picture = grid(shades(-7.0, -1.0, 0.0, 1.0, 7.0), columns=5, gap=0)
-    assert picture[0, ::3, 0].tolist() == [0, 0, 128, 255, 255]
 
 
 @pytest.mark.parametrize(
@@ -61,12 +52,11 @@ def row(epoch: int, **columns: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     "rows",
     [
-        [row(0)],
         [row(0, valid_acc="", train_acc="0.5"), row(1, valid_acc="0.7", train_acc="0.6")],
         [{**row(i), "pxsgld/loss": "nan", "pxsgld/log_q_data": "1e9"} for i in range(40)],
         [row(0, valid_acc="", test_acc="")],
     ],
-    ids=["one row", "evaluated now and then", "diverging", "never evaluated"],
+    ids=["evaluated now and then", "diverging", "never evaluated"],
 )
 def test_curves_are_drawn_from_the_text_of_progress(
     rows: list[dict[str, str]], tmp_path: Path
