@@ -1,4 +1,4 @@
-"""The types that every other file of this package speaks."""
+"""Types of the whole package."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class DataError(Mistake):
         return f"--{self.setting}{value}: {self.said}"
 
     def asked_as(self, setting: str, name: str) -> DataError:
-        """The same of the setting and the name that a program was given a data set by. An error
-        about another setting stays as it is."""
+        """Return the error with the setting and the name that a program was given a data set by. An
+        error about another setting stays as it is."""
         return DataError(setting, name, self.said) if self.setting == "dataset" else self
 
 
@@ -44,13 +44,13 @@ class Split(NamedTuple):
         return self._replace(images=self.images.to(device), labels=self.labels.to(device))
 
     def take(self, index: Tensor) -> Split:
-        """The images of `index`, int64 (n,) on any device."""
+        """Return the images of `index`, int64 (n,) on any device."""
         here = index.to(self.labels.device)
         hashes = None if self.hashes is None else self.hashes[index.cpu()]
         return Split(self.images[here], self.labels[here], hashes)
 
     def first(self, n: int | None) -> Split:
-        """The first n images; None: all."""
+        """Return the first n images; None: all."""
         hashes = None if self.hashes is None else self.hashes[:n]
         return Split(self.images[:n], self.labels[:n], hashes)
 
@@ -69,13 +69,12 @@ class DataSet:
     reader: int = 1  # see data.record
 
     def fingerprint(self) -> str:
-        """Tells other training images, or another order, from these: their number, and a checksum
-        of pixels and labels."""
+        """Return the number of the training images and a checksum of their pixels and labels, in
+        their order."""
         tensors = self.train.images, self.train.labels
         images, labels = (tensor.cpu().contiguous().numpy().data for tensor in tensors)
-        return (
-            f"{len(self.train.labels):,} images, crc32 {zlib.crc32(labels, zlib.crc32(images)):08x}"
-        )
+        checksum = zlib.crc32(labels, zlib.crc32(images))
+        return f"{len(self.train.labels):,} images, crc32 {checksum:08x}"
 
     def to(self, device: torch.device | str) -> DataSet:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
@@ -83,7 +82,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Spec:
-    """What is known of a set without opening its images; the sizes are the published ones."""
+    """The facts about a set that need no images; the sizes are the published ones."""
 
     num_classes: int
     train_size: int

@@ -16,7 +16,7 @@ _ORDER, _NOISE = 0, 1  # streams of one seed that must not share their numbers
 
 
 def to_float(images: Tensor) -> Tensor:
-    """x / 127.5 - 1: uint8 (n, H, W, 3) -> float32 (n, 3, H, W) in [-1, 1], channels_last."""
+    """Return x / 127.5 - 1: uint8 (n, H, W, 3) -> float32 (n, 3, H, W), channels_last."""
     return images.to(torch.float32).div_(127.5).sub_(1.0).permute(0, 3, 1, 2)
 
 
@@ -29,8 +29,8 @@ def augment(
     clamp: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """A training batch: reflect-pad by an eighth of the image's side (4 of 32), random crop, mirror
-    (p = 1/2), scale, `noisy`.
+    """Make a training batch: reflect-pad by an eighth of the image's side (4 of 32), random crop,
+    mirror (p = 1/2), scale, `noisy`.
 
     images uint8 (N, size, size, 3), index int64 (n,) and the generator on one device ->
     float32 (n, 3, size, size) in channels_last there. Padding, crop and mirror are one gather.
@@ -92,16 +92,16 @@ def number_of_batches(split: Split, batch_size: int) -> int:
 
 
 def epoch_order(n: int, *, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
-    """A random permutation of n, int64 (n,): a pure function of (seed, epoch), both >= 0."""
+    """Return a random permutation of n, int64 (n,): a pure function of (seed, epoch), both >= 0."""
     generator = _generator(torch.device("cpu"), seed, _ORDER, epoch)
     return torch.randperm(n, generator=generator).to(device)
 
 
 @lru_cache
 def _crops(size: int, device: torch.device) -> Tensor:
-    """int32 (2 * (2 * pad + 1), size): of each offset the pixels of a crop along one axis, then the
-    same mirrored. -1, -2, ... is pixel 1, 2, ..., and, of 32, 32, 33, ... is 30, 29, ...: the edge
-    is not repeated. int32 is half of int64's traffic, and enough for a batch's pixels."""
+    """Return int32 (2 * (2 * pad + 1), size): the pixels of a crop along one axis for each offset,
+    then the same mirrored. Reflection does not repeat the edge: -1 is pixel 1 and, of 32, 32 is
+    pixel 30. int32 is half of int64's traffic."""
     last, pad = size - 1, size // 8
     padded = torch.arange(-pad, size + pad, dtype=torch.int32)
     crops = (last - (last - padded.abs()).abs()).unfold(0, size, 1)
@@ -111,9 +111,9 @@ def _crops(size: int, device: torch.device) -> Tensor:
 def _noise(
     n: int, size: int, sigma: float, generator: torch.Generator | None, device: torch.device
 ) -> Tensor:
-    """N(0, sigma^2), float32 (n, 3, size, size) in channels_last.
+    """Draw N(0, sigma^2), float32 (n, 3, size, size) in channels_last.
 
-    Scaled here, not while it is added: add(alpha=) may fuse differently at the end of a vector,
+    The noise is scaled before it is added: add(alpha=) may fuse differently at the end of a vector,
     and evaluation noise must be the same bits at every batch size.
     """
     noise = torch.empty(n, size, size, 3, device=device)
@@ -121,6 +121,6 @@ def _noise(
 
 
 def _generator(device: torch.device, *key: int) -> torch.Generator:
-    """A generator seeded by all the numbers of `key`, well mixed."""
+    """Return a generator seeded by all the numbers of `key`, well mixed."""
     mixed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(mixed))

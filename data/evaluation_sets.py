@@ -34,21 +34,21 @@ _FOLDER_SPLIT = re.compile(r"folder(?:_(train|test|valid))?:(.+)", re.DOTALL)
 
 
 class Place(NamedTuple):
-    """What a name stands for. Sets without splits have "test"."""
+    """The set and the split that a name stands for."""
 
     dataset: str  # as in SPECS, folder:PATH, or one of OUT, or <dataset>.npz
-    split: str = "test"  # or "train" or "valid"
+    split: str = "test"  # or "train" or "valid", of SPECS and folders
 
     @property
     def name(self) -> str:
-        """One spelling for each: "cifar10_test", "svhn_train", "celeba", "folder:PATH", ..."""
+        """The canonical name: "cifar10_test", "svhn_train", "celeba", "folder:PATH", ..."""
         return split_name(self.dataset, self.split)
 
 
 def locate(
     name: str, in_dataset: str | None = None, *, data_root: str | Path | None = None
 ) -> Place:
-    """What a name stands for, unread: a bare name is its test split. With a `data_root`, any
+    """Resolve a name, whose default split is test, without reading a file. With a `data_root`, any
     <data_root>/<name>.npz has a name; `interp` of a CIFAR-10 model (`in_dataset`) is cifar10interp.
 
     Raises DataError for an unknown set.
@@ -76,7 +76,7 @@ def locate(
 
 
 def split_name(dataset: str, split: str = "test") -> str:
-    """The canonical name of a split ("test", "train", "valid") of a training set or folder."""
+    """Return the canonical name of a split of a training set or folder."""
     if dataset.startswith(FOLDER):
         path = dataset.removeprefix(FOLDER)
         return f"folder:{path}" if split == "test" else f"folder_{split}:{path}"
@@ -85,10 +85,8 @@ def split_name(dataset: str, split: str = "test") -> str:
 
 
 def all_ood(in_dataset: str) -> tuple[str, ...]:
-    """What `all` stands for: the paper's four, CIFAR-10 in the place of the model's own set.
-
-    For the digits: what needs no files.
-    """
+    """Return the sets of `all`: the paper's four, CIFAR-10 in place of the model's own set; for the
+    digits those that need no files."""
     in_dataset = canonical_name(in_dataset)
     if in_dataset == "digits":
         return NO_DOWNLOAD
@@ -96,7 +94,7 @@ def all_ood(in_dataset: str) -> tuple[str, ...]:
 
 
 def title(place: Place, in_dataset: str) -> str:
-    """The set in pictures and tables: "CIFAR-10 (test)", "CelebA", the last part of a folder."""
+    """Return the name for pictures and tables: "CIFAR-10 (test)", "CelebA", a folder's name."""
     if place.dataset == "interp":
         return f"{_plain_title(in_dataset)} interpolations"
     plain = _plain_title(place.dataset)
@@ -112,7 +110,7 @@ def _plain_title(dataset: str) -> str:
 
 
 class EvaluationSet(NamedTuple):
-    """A set to evaluate on, whatever it is. At least one image."""
+    """A set to evaluate on, of one image at least."""
 
     name: str  # canonical: "cifar10_test", "celeba", "interp", "folder:PATH"
     title: str  # for pictures and tables: "CIFAR-10 (test)", "faces (not CelebA)"
@@ -123,7 +121,7 @@ class EvaluationSet(NamedTuple):
 
 
 class TrainedOn(NamedTuple):
-    """What evaluation sets depend on of a model's run."""
+    """The facts of a model's run that evaluation sets depend on."""
 
     dataset: str = "cifar10"  # what `interp` interpolates
     size: int = IMAGE_SIZE  # of the images' side, in pixels
@@ -184,7 +182,7 @@ class _Found(NamedTuple):
 
 
 class _Reader(NamedTuple):
-    """Reads places, of which `first` are the images to read at least; None: all."""
+    """Reads at least the `first` images of places; None: all."""
 
     root: Path
     run: TrainedOn
@@ -206,8 +204,8 @@ class _Reader(NamedTuple):
         return self.other_set(dataset, first)
 
     def folder(self, place: Place, first: int | None) -> _Found:
-        """A folder to train on has its splits; any other is all of its images, without labels. The
-        folder that the run was trained on is never taken for such a one."""
+        """Read a split of a folder to train on, or all images of any other folder, without labels.
+        The folder that the run was trained on is never taken for such a one."""
         own, size, reader = place.dataset == self.run.dataset, self.run.size, self.run.record.reader
         path = folder_path(place.dataset)
         if not own and place.split == "test" and path.is_dir() and not has_classes(path):
@@ -229,8 +227,8 @@ class _Reader(NamedTuple):
         return _Found(*found, source, dataset.class_names)
 
     def part(self, dataset: DataSet, place: Place) -> tuple[Split, str]:
-        """A split of a set to train on, and what it is. Of images that are no longer those of the
-        run, the validation images are those that the run held out, as far as they are there."""
+        """Return a split of a set to train on, and what it is. If the images are no longer those of
+        the run, the validation images are those that the run held out and that are still there."""
         if place.split == "test":
             return dataset.test, "test images"
         if place.split == "train":
@@ -260,7 +258,7 @@ class _Reader(NamedTuple):
         return _cut(whole, first, spec.num_classes, source)
 
     def other_set(self, name: str, first: int | None) -> _Found:
-        """<name>.npz, its test images or else its training images; or what torchvision reads."""
+        """Read <name>.npz, its test images or else its training images, or torchvision's files."""
         file, size = archive(self.root, name), self.run.size
         if file.exists():
             part, splits = "test", read_npz(file, CLASSES.get(name), ("test",), size=size)
@@ -317,7 +315,7 @@ class _Reader(NamedTuple):
 
 
 def _shortage(n: int, published: int) -> str:
-    """Said wherever it applies, so that nobody takes a part of a set for the set."""
+    """Return a note for a set that is not whole, or is larger than the published one."""
     return "" if n == published else f" (this copy has {n:,}, the published split {published:,})"
 
 
@@ -326,6 +324,6 @@ def _unlabelled(images: Tensor, total: int, source: str) -> _Found:
 
 
 def _cut(whole: Split, first: int | None, num_classes: int | None, source: str) -> _Found:
-    """The first images of a split; without a number of classes where an image has no label."""
+    """Take the first images, without a number of classes if an image has no label."""
     labelled = bool((whole.labels >= 0).all())
     return _Found(whole.first(first), len(whole.images), num_classes if labelled else None, source)

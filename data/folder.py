@@ -1,8 +1,7 @@
 """`folder:PATH`: one sub-folder a class, any image size; `train/` and `test/` above them if wanted.
 
-Without these two, about a fifth is the test split. As torchvision's ImageFolder: classes in the
-order of their names, the images of a class in all folders below its own, links are followed.
-Hidden files and files whose ending is not an image's are left out, and counted.
+Without these two, about a fifth is the test split. Classes and images are found as by torchvision's
+ImageFolder. Hidden files and files whose ending is not an image's are left out, and counted.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Listing(NamedTuple):
     left_out: Counter[str]
 
     def about(self) -> str:
-        """ "5 images of 8 files; left out: 2 .txt, 1 hidden"."""
+        """Return, for example, "5 images of 8 files; left out: 2 .txt, 1 hidden"."""
         images = sum(map(len, self.parts.values()))
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(self.left_out.items()) if n)
         text = f"{images:,} images of {images + self.left_out.total():,} files"
@@ -82,7 +81,7 @@ def _order(split: Split, reader: int) -> torch.Tensor:
 
 
 def list_folder(path: Path, *, reader: int = READER, allow_empty: bool = False) -> Listing:
-    """Classes in the order of their names, files in the order of their paths.
+    """List classes in the order of their names, files in the order of their paths.
 
     Raises DataError: no such folder, fewer than two classes, a class without images unless
     `allow_empty`, classes that differ between train/ and test/.
@@ -103,22 +102,19 @@ def list_folder(path: Path, *, reader: int = READER, allow_empty: bool = False) 
 
 
 def has_classes(path: Path) -> bool:
-    """Whether two sub-folders at least hold images, at any depth."""
+    """Return whether two sub-folders at least hold images, at any depth."""
     return sum(any(_walk(folder, Counter())) for folder in _folders(path)) >= 2
 
 
 def list_images(path: Path) -> Listing:
-    """Every image below `path`, without a class (-1), in a fixed random order.
-
-    For folders that are looked at and not learnt from. Empty where there is none.
-    """
+    """List every image below `path`, without a class (-1), in a fixed random order."""
     left_out: Counter[str] = Counter()
     files = [(file, -1) for file in sorted(_walk(path, left_out))]
     return Listing((), {"all": [files[i] for i in _shuffle(len(files))]}, left_out)
 
 
 def sizes(listing: Listing) -> tuple[int, int]:
-    """Training and test images. Where the images' hashes will divide them: what is expected."""
+    """Count training and test images; where the images' hashes will divide them, estimate."""
     if "all" not in listing.parts:
         return len(listing.parts["train"]), len(listing.parts["test"])
     files = listing.parts["all"]
@@ -157,7 +153,7 @@ def _list_classes(
 def _walk(
     folder: Path, left_out: Counter[str], *, deep: bool = True, above: tuple[Path, ...] = ()
 ) -> Iterator[Path]:
-    """The images in a folder and, where `deep`, below it; what else is there is counted."""
+    """Yield the images in a folder and, if `deep`, below it; count what else is there."""
     above = (*above, folder.resolve())
     for entry in _entries(folder):
         if entry.name.startswith("."):
@@ -189,7 +185,7 @@ def _entries(path: Path) -> list[Path]:
 
 
 def _fifths(labels: torch.Tensor, classes: int) -> list[int]:
-    """Test images of each class; training keeps at least one, and testing too where n > 1."""
+    """Return each class's number of test images: a fifth, at least 1 and less than all if n > 1."""
     counts = labels.bincount(minlength=classes).tolist()
     return [max(n // 5, min(1, n - 1)) for n in counts]
 
@@ -199,7 +195,7 @@ def _shuffle(n: int) -> list[int]:
 
 
 def _read_image(file: Path, reader: int) -> Any:
-    """The first frame in RGB."""
+    """Read the first frame in RGB."""
     from PIL import Image, ImageOps
 
     try:

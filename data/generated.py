@@ -16,25 +16,26 @@ CHUNK = 500  # images held as float64 at once
 
 
 def interpolation_pairs(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """n pairs of n >= 2 images, int64 (n,) each: neighbours on a random circle of all of them, so
-    that no image is paired with itself and each is in two pairs."""
+    """Pair n >= 2 images, int64 (n,) each: neighbours on a random circle of all of them, so that no
+    image is paired with itself and each is in two pairs."""
     order = torch.from_numpy(_random("interp", seed).permutation(n)).long()
     return order, order.roll(-1)
 
 
 def interpolate(a: Tensor, b: Tensor) -> Tensor:
-    """(a + b) / 2 of uint8 images, rounded half up to uint8 as a file of pixels would hold it."""
+    """Return (a + b) / 2 of uint8 images, rounded half up to uint8."""
     return (a | b) - ((a ^ b) >> 1)  # = (a + b + 1) // 2, whose sum would overflow
 
 
 def uniform_noise(n: int, seed: int, size: int) -> Tensor:
-    """Every value U{0, ..., 255}, uint8 (n, size, size, 3); fewer images are the first of more."""
+    """Draw every value from U{0, ..., 255}: uint8 (n, size, size, 3). Fewer images are the first of
+    more."""
     shape = (n, size, size, 3)
     return torch.from_numpy(_random("uniform", seed).randint(0, 256, shape, dtype=np.uint8))
 
 
 def gaussian_noise(n: int, seed: int, size: int) -> Tensor:
-    """The same of N(0, 0.5^2) in units of [-1, 1], clipped there."""
+    """Draw the same from N(0, 0.5^2) in units of [-1, 1], clipped there."""
     random = _random("gaussian", seed)
     images = np.empty((n, size, size, 3), dtype=np.uint8)
     for start in range(0, n, CHUNK):
@@ -45,7 +46,7 @@ def gaussian_noise(n: int, seed: int, size: int) -> Tensor:
 
 
 def photo_patches(size: int) -> Tensor:
-    """scikit-learn's two photographs (427 x 640) in patches: uint8 (n, size, size, 3).
+    """Cut scikit-learn's two photographs (427 x 640) into patches: uint8 (n, size, size, 3).
 
     A centred grid of patches that do not overlap, in a fixed random order: of 32 x 32 there are
     2 x 13 x 20, of more than 427 x 427 none.
@@ -65,7 +66,7 @@ def photo_patches(size: int) -> Tensor:
 
 
 def _random(name: str, seed: int) -> np.random.RandomState:
-    """Numbers of their own for every kind of image and seed >= 0, the same in every NumPy: those of
+    """Return random numbers for a kind of image and a seed >= 0, the same in every NumPy: those of
     np.random.default_rng may differ between releases."""
     sequence = np.random.SeedSequence([seed, zlib.crc32(name.encode())])
     return np.random.RandomState(np.random.MT19937(sequence))

@@ -38,12 +38,12 @@ def _resize(square: Tensor, size: int) -> Tensor:
 
 
 def resized_split(images: Tensor, labels: Tensor, size: int) -> Split:
-    """The images uint8 (N, H, W, 3) resized, with the hashes that they had before."""
+    """Resize images uint8 (N, H, W, 3) and hash them as they were before."""
     return Split(resize_batch(images, size), labels, image_hashes(images.numpy()))
 
 
 def decoded_split(pictures: Iterable[tuple[Any, int]], n: int, size: int) -> Split:
-    """The same of n PIL images in RGB, of any size, and their labels, one by one."""
+    """Resize n PIL images in RGB, of any size, and hash them as they were before; with labels."""
     from PIL import Image, ImageOps
 
     images = np.empty((n, size, size, 3), dtype=np.uint8)
@@ -60,8 +60,7 @@ def decoded_split(pictures: Iterable[tuple[Any, int]], n: int, size: int) -> Spl
 
 
 def image_hashes(images: Iterable[np.ndarray]) -> Tensor:
-    """int64 (N,): BLAKE2b, 64 bits, of each image's shape and decoded RGB pixels, uint8 (H, W, 3),
-    before they are resized."""
+    """Return int64 (N,): BLAKE2b, 64 bits, of each image's shape and pixels, uint8 (H, W, 3)."""
     found = np.fromiter(map(_digest, images), dtype=np.uint64)
     return torch.from_numpy(found.view(np.int64))
 

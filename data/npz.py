@@ -26,12 +26,11 @@ def read_npz(
     size: int = IMAGE_SIZE,
     grey: bool = False,
 ) -> dict[str, Split]:
-    """Those of `splits` that the file has; the images are resized to size x size.
+    """Read those of `splits` that the file has, and no other array; resize images to size x size.
 
-    `grey`: N x H x W images are read, too, as RGB of three equal channels.
-    The other arrays of the file are not read, which is most of the time that CIFAR's takes.
-    Labels are -1 (no label; also where the file has none) or 0 .. num_classes - 1.
-    Raises DataError, naming the file, for a damaged file, a wrong dtype, shape, length or range.
+    `grey`: N x H x W images are read, too, as RGB of three equal channels. Labels are -1 (no label;
+    also where the file has none) or 0 .. num_classes - 1. Raises DataError, naming the file, for a
+    damaged file, a wrong dtype, shape, length or range.
     """
     arrays = _read(path, splits)
     found = {}
@@ -44,17 +43,16 @@ def read_npz(
 
 
 def left_out(path: Path, splits: Sequence[str] = SPLITS) -> str:
-    """ "; left out of <file>: <arrays>": those of a readable file that `splits` have no use for; ""
-    where there is none."""
+    """Return "; left out of <file>: <arrays>", those that `splits` do not use; "" for none."""
     with np.load(path, allow_pickle=False) as archive:
         unused = sorted(set(archive.files) - _wanted(splits))
     return f"; left out of {path.name}: {', '.join(unused)}" if unused else ""
 
 
 def trainable(path: Path, splits: dict[str, Split]) -> dict[str, Split]:
-    """`splits` with every image labelled and some to train on; no test images are an empty split.
+    """Return `splits`, of which "test" may be empty.
 
-    Raises DataError where that is not so.
+    Raises DataError if an image has no label, or if there are no training images.
     """
     if "train" not in splits or len(splits["train"].images) == 0:
         found = "has no train_images, so it cannot be trained on"

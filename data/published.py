@@ -31,8 +31,8 @@ CONNECT_SECONDS = 30  # torchvision itself waits for ever where packets are drop
 def read_published(
     name: str, data_root: Path, part: str, size: int, first: int | None = None
 ) -> tuple[Split, int, tuple[str, ...] | None]:
-    """The "train" or "test" split of a set of FILES, how many images it has, and, where torchvision
-    knows them, the class names.
+    """Return the "train" or "test" split of a set of FILES, its number of images, and, where
+    torchvision knows them, the class names.
 
     Downloads what is missing. Of celeba, which has no labels (-1), and textures (partition 1 of
     DTD) the `first` images alone are read. Raises DataError, which says which files to put where,
@@ -73,8 +73,8 @@ def _open(name: str, root: Path, part: str) -> Any:
 
 
 def _arrays(dataset: Any, name: str, size: int) -> Split:
-    """No PIL, no loop over samples. CIFAR is NHWC, SVHN is NCHW, and MNIST's 28 x 28 grey images
-    are padded to 32 x 32 first."""
+    """Read whole arrays: CIFAR is NHWC, SVHN is NCHW, and MNIST's 28 x 28 grey images are padded to
+    32 x 32 first."""
     if name == "mnist":
         grey = F.pad(dataset.data, (2, 2, 2, 2))
         images, labels = grey[..., None].expand(-1, -1, -1, 3), dataset.targets.long()

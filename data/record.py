@@ -26,14 +26,14 @@ class Record:
 
     @classmethod
     def of(cls, dataset: DataSet, n_valid: int | None) -> Record:
-        """The record of a run that holds out `n_valid` training images; None: the default."""
+        """Make the record of a run that holds out `n_valid` training images; None: the default."""
         valid = hold_out(dataset, n_valid)[1]
         names, train, test = dataset.class_names, dataset.train.hashes, dataset.test.hashes
         return cls(dataset.fingerprint(), names, train, test, valid, dataset.reader)
 
     @classmethod
     def read(cls, state: Any, reader: Any) -> Record:
-        """The reverse of `state`, also of earlier versions' fingerprint or of nothing.
+        """Make a record of `state`, also of earlier versions' fingerprint or of nothing.
 
         Raises ValueError for what no run has written.
         """
@@ -50,29 +50,29 @@ class Record:
             raise ValueError(f"its record of the data cannot be used ({error})") from None
 
     def state(self) -> dict[str, Any] | str:
-        """For a checkpoint: strings, a list and tensors; the fingerprint where that is all."""
+        """Return strings, a list and tensors for a checkpoint; or the fingerprint if it is all."""
         if self.train is None:
             return self.fingerprint
         named = {name: getattr(self, name) for name in ("fingerprint", "train", "test", "valid")}
         return {**named, "class_names": list(self.class_names)}
 
     def hashes(self, part: str) -> Tensor:
-        """Of the run's "train", "valid" or "test" images; "train" includes "valid"."""
+        """Return those of the run's "train", "valid" or "test" images; "train" includes "valid"."""
         assert self.train is not None and self.test is not None
         if part == "valid":
             return self.train[self.valid]
         return self.train if part == "train" else self.test
 
     def trained_on(self) -> Tensor:
-        """The hashes of the training images that were not held out for validation."""
+        """Return the hashes of the training images that were not held out for validation."""
         assert self.train is not None
         kept = torch.ones(len(self.train), dtype=torch.bool)
         kept[self.valid] = False
         return self.train[kept]
 
     def others(self, now: Record) -> str | None:
-        """How test images and class names of `now` differ from these, whose training images are
-        the same, in words; None where they do not."""
+        """Return in words how test images and class names of `now`, whose training images are the
+        same, differ from these; None if they do not."""
         if self.test is None or now.test is None or now.train is None:
             return None
         split = Split(now.test, now.test, now.test)  # its hashes alone are compared
@@ -86,7 +86,7 @@ class Record:
         *,
         whole: bool = True,
     ) -> dict[str, Any]:
-        """How images differ from the run's `part`; None: they are another set's.
+        """Return how images differ from the run's `part`; None: they are another set's.
 
         `whole`: whether `split` has all images of its set. Returns n; trained_on, how many were
         trained on; of a part, new and missing, how many of them the run's part does not have and
@@ -110,7 +110,7 @@ class Record:
 
 
 def said(differences: dict[str, Any], part: str | None) -> str | None:
-    """The differences that `Record.compare` found, in words; None where there are none."""
+    """Return the differences that `Record.compare` found in words; None for none."""
     kind = {"train": "training", "valid": "validation", "test": "test"}.get(part or "", "")
     n, parts = differences.get("n", 0), []
     for key, text in (

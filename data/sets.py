@@ -44,7 +44,7 @@ class Found(NamedTuple):
 
 
 def canonical_name(name: str) -> str:
-    """The name without its aliases. Raises DataError, listing the known sets, for an unknown."""
+    """Resolve aliases. Raises DataError, listing the known sets, for an unknown name."""
     name = ALIASES.get(name, name)
     if name in SPECS or (name.startswith(FOLDER) and name != FOLDER):
         return name
@@ -53,8 +53,7 @@ def canonical_name(name: str) -> str:
 
 
 def describe(name: str) -> Spec:
-    """Classes and nominal sizes without opening an image; a folder's files are counted, and where
-    it has no train/ and test/, the sizes are what is expected: the images' hashes divide them.
+    """Return classes and nominal sizes without opening an image; of a folder, see `folder.sizes`.
 
     Raises DataError for an unknown name and for a folder that `load` would refuse unread.
     """
@@ -117,8 +116,8 @@ def square(size: int) -> str:
 
 
 def read_digits(size: int) -> dict[str, Split]:
-    """scikit-learn's bundled digits, 1797 real images of 8 x 8, as RGB in a fixed random order:
-    1437 to train on and 360 to test, 36 a class."""
+    """Read scikit-learn's digits, 1797 real images of 8 x 8, as RGB in a fixed random order: 1437
+    to train on and 360 to test, 36 a class."""
     from sklearn import datasets  # takes seconds, so only who needs it waits
 
     bundled = datasets.load_digits()
@@ -133,8 +132,8 @@ def read_digits(size: int) -> dict[str, Split]:
 
 
 def doubt(dataset: DataSet) -> str | None:
-    """One line where the training images' mean colour is far from that of the published set: more
-    than .05 away, and more than a random part of the set would be. A doubt is no refusal."""
+    """Return a warning if the training images' mean colour is more than .05 from that of the
+    published set, and farther than a random part of the set would be."""
     if dataset.name not in MEANS:
         return None
     images = dataset.train.images

@@ -18,15 +18,15 @@ TEST_BELOW = -(2**63) + 2**64 // 5  # of hashes, int64: a fifth of them
 
 
 def default_n_valid(n: int) -> int:
-    """Validation images where `--n_valid` is not given: 5000, of small sets a tenth."""
+    """Return the number of validation images by default: 5000, of small sets a tenth."""
     return min(5000, n // 10)
 
 
 def split_validation(n: int, n_valid: int) -> tuple[Tensor, Tensor]:
-    """Train and validation indices into n training images, int64, (n - n_valid,) and (n_valid,).
+    """Return train and validation indices into n images, int64 (n - n_valid,) and (n_valid,).
 
-    A permutation of seed 1234, its first `n_valid` validate: the same for every run.
-    Raises DataError unless 0 <= n_valid < n.
+    The first `n_valid` of a permutation of seed 1234 validate, in every run. Raises DataError
+    unless 0 <= n_valid < n.
     """
     if not 0 <= n_valid < n:
         raise DataError("n_valid", n_valid, f"give a number from 0 to {n - 1} ({n} images)")
@@ -35,10 +35,10 @@ def split_validation(n: int, n_valid: int) -> tuple[Tensor, Tensor]:
 
 
 def hold_out(dataset: DataSet, n_valid: int | None) -> tuple[Tensor, Tensor]:
-    """`split_validation` of a set's training images; `n_valid` None: the default number.
+    """Apply `split_validation` to a set's training images; `n_valid` None: the default number.
 
-    Of a folder whose splits belong to the images (reader 2), the images with the lowest last 32
-    bits of their hashes validate: its order of images says nothing of the files' names.
+    Of a folder that reader 2 has read, the images with the lowest last 32 bits of their hashes
+    validate: its order of images does not depend on the files' names.
     """
     n = len(dataset.train.labels)
     train, valid = split_validation(n, default_n_valid(n) if n_valid is None else n_valid)
@@ -50,7 +50,7 @@ def hold_out(dataset: DataSet, n_valid: int | None) -> tuple[Tensor, Tensor]:
 
 
 def labelled_subset(labels: Tensor, index: Tensor, per_class: int, num_classes: int) -> Tensor:
-    """The first `per_class` members of `index` of each class, class after class.
+    """Return the first `per_class` members of `index` of each class, class after class.
 
     labels int64 (N,), index int64 (n,) into it -> int64 (per_class * num_classes,).
     Raises DataError where a class has fewer.
@@ -67,7 +67,7 @@ def labelled_subset(labels: Tensor, index: Tensor, per_class: int, num_classes: 
 
 
 def split_by_hash(labels: Tensor, hashes: Tensor) -> tuple[Tensor, Tensor]:
-    """Train and test indices, int64, each by rising hash; the lowest fifth of all hashes is test.
+    """Return train and test indices, int64, by rising hash; the lowest fifth of hashes is test.
 
     A class without a test image gives that with its lowest hash, if it has two images that differ;
     then a class without a training image takes that with its highest back. An image's side depends
@@ -89,15 +89,15 @@ def split_by_hash(labels: Tensor, hashes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def order_by_hash(labels: Tensor, hashes: Tensor) -> Tensor:
-    """int64 (N,): by rising hash, equal images by their labels."""
+    """Return int64 (N,): by rising hash, equal images by their labels."""
     return torch.from_numpy(np.lexsort((labels.numpy(), hashes.numpy())))
 
 
 def stratified_split(
     labels: np.ndarray, test_counts: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Train and test indices, each in a fixed random order, so that the first N images show all
-    classes; `test_counts[c]` of class c test."""
+    """Return train and test indices, each in a fixed random order, so that the first N images show
+    all classes; `test_counts[c]` images of class c are for test."""
     order = np.random.RandomState(TEST_SEED).permutation(len(labels))
     is_test = np.zeros(len(labels), dtype=bool)
     for label, count in enumerate(test_counts):

@@ -11,7 +11,7 @@ from data.batches import augment, epoch_order, noisy, to_float
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """floor(images / batch_size). Raises DataError where that is 0."""
+    """Return floor(images / batch_size). Raises DataError if that is 0."""
     if images < batch_size:
         said = f"exceeds the {images} training images; use {images} at most"
         raise DataError("batch_size", batch_size, said)
@@ -58,11 +58,11 @@ class TrainingBatches:
             raise DataError("labels_per_class", None, said)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(images, labels, unlabelled images or None) of a step, augmented."""
+        """Return (images, labels, unlabelled images or None) of a step, augmented."""
         return self._batch(step, self.part)
 
     def whole(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The same of all processes together."""
+        """Return the same of all processes together."""
         return self._batch(step, (0, 1))
 
     def _batch(self, step: int, part: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
