@@ -21,7 +21,7 @@ from runs.names import FOLDER, IMAGE_SIZE, TITLES
 
 ALL_OOD = ("svhn", "cifar10interp", "cifar100", "celeba")  # the columns of the HDGE paper's Table 1
 NO_DOWNLOAD = ("interp", "photos", "uniform", "gaussian")  # `all` of a model of the digits
-OUT = [name for name in (*TITLES, "interp") if name not in SPECS]  # no splits to choose from
+OUT = ("cifar10interp", "celeba", "textures", "faces", "uniform", "gaussian", "photos", "interp")
 PUBLISHED = {  # test images, and how torchvision's files are read
     "celeba": (19962, "test split of the aligned images"),
     "textures": (1880, "test split 1 of DTD in a fixed random order"),
