@@ -50,12 +50,12 @@ def test_counting_flops_leaves_the_model_alone() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(("size", "width"), [(32, 1), (16, 2)])
-def test_features_have_one_row_an_image_at_any_image_size(norm: str, size: int, width: int) -> None:
-    net = WideResNet(10, width, norm=norm)
-    features = net(torch.randn(3, 3, size, size))
-    assert features.shape == (3, 64 * width) == (3, net.num_features)
-    assert features.isfinite().all()
+def test_features_have_one_row_an_image_at_any_image_size(norm: str) -> None:
+    for size, width in ((32, 1), (16, 2)):
+        net = WideResNet(10, width, norm=norm)
+        features = net(torch.randn(3, 3, size, size))
+        assert features.shape == (3, 64 * width) == (3, net.num_features)
+        assert features.isfinite().all()
 
 
 def test_stages_have_n_blocks_and_a_shortcut_only_where_the_shape_changes() -> None:
