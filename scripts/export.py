@@ -26,8 +26,45 @@ from runs import terms  # noqa: E402
 from runs.cli import Parser  # noqa: E402
 from runs.names import IMAGE_SIZE  # noqa: E402
 from runs.screen import print_line  # noqa: E402
+from scripts import release  # noqa: E402
 
 CARD = "README.md"
+TEXT = """---
+license: mit
+library_name: pytorch
+datasets:
+- {dataset}
+tags:
+- image-classification
+- energy-based-model
+- out-of-distribution
+---
+
+# {network} of {dataset}, a classifier and a density
+
+Logits f(x) of {size} x {size} images in [-1, 1]: log q(y|x) = f(x)[y] - logsumexp f(x),
+and, up to a constant, log q(x) = logsumexp f(x). Trained to minimise {objective}.
+
+## Measured
+
+{measured}
+
+One training run, unless these numbers say otherwise.
+
+## Use
+
+```python
+import models
+
+model = models.load("this folder")
+```
+
+    python eval_wrn_ebm.py --load_path THIS_FOLDER --eval test_clf
+
+## Made with
+
+{step:,} steps; config.json has all settings.
+"""
 
 
 def build_parser() -> Parser:
@@ -42,14 +79,12 @@ def measured(checkpoint: Path, sha256: str) -> Iterator[tuple[str, str, str]]:
     """Yield (what, on what, the number) of every answer about the file with this hash in the
     checkpoint's run folder."""
     for path in sorted((checkpoint.parent / "eval").glob("*.json")):
-        try:
+        # An answer that is damaged or has no number is passed over.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if not isinstance(record, dict) or record.get("weights") == "raw":
-            continue  # of a run with --ema the averaged weights are exported
-        if record.get("checkpoint_sha256") == sha256:
-            with contextlib.suppress(KeyError, TypeError, ValueError):  # an answer without a number
+            if record.get("weights") == "raw":
+                continue  # of a run with --ema the averaged weights are exported
+            if record.get("checkpoint_sha256") == sha256:
                 yield from list(numbers(record))
 
 
@@ -76,38 +111,21 @@ def numbers(record: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 def card(state: dict[str, Any], found: Sequence[tuple[str, str, str]]) -> str:
     """The model card: front matter as model pages read it, and text."""
     s, where = state["settings"], state["environment"]
-    network = "ResNet-50" if s["arch"] == "resnet50" else f"WRN-{s['depth']}-{s['width']}"
-    weighed = [f"{s[t.name]:g} x {t.formula} ({t.how})" for t in terms.used(s)]
-    dataset = str(s["dataset"]).removeprefix("folder:")
-    size = s.get("image_size", IMAGE_SIZE)
-    lines = [
-        *("---", "license: mit", "library_name: pytorch", "datasets:", f"- {dataset}"),
-        *("tags:", "- image-classification", "- energy-based-model", "- out-of-distribution"),
-        *("---", "", f"# {network} of {dataset}, a classifier and a density", ""),
-        f"Logits f(x) of {size} x {size} images in [-1, 1]: log q(y|x) = f(x)[y] - logsumexp f(x),",
-        "and, up to a constant, log q(x) = logsumexp f(x). Trained to minimise "
-        + " + ".join(weighed)
-        + ".",
-        *("", "## Measured", ""),
-    ]
-    if found:
-        lines += ["| what | on | number |", "|---|---|---|"]
-        lines += [f"| {' | '.join(row)} |" for row in found]
-    else:
-        lines += ["Nothing: no evaluation of this checkpoint was found."]
-    lines += ["", "One training run, unless these numbers say otherwise.", "", "## Use", ""]
-    lines += ["```python", "import models", "", 'model = models.load("this folder")', "```", ""]
-    lines += ["    python eval_wrn_ebm.py --load_path THIS_FOLDER --eval test_clf", ""]
-    lines += [
-        "## Made with",
-        "",
-        f"{state['progress']['step']:,} steps; config.json has all settings.",
-    ]
+    rows = [("what", "on", "number"), ("---", "---", "---"), *found]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    text = TEXT.format(
+        dataset=str(s["dataset"]).removeprefix("folder:"),
+        network="ResNet-50" if s["arch"] == "resnet50" else f"WRN-{s['depth']}-{s['width']}",
+        size=s.get("image_size", IMAGE_SIZE),
+        objective=" + ".join(f"{s[t.name]:g} x {t.formula} ({t.how})" for t in terms.used(s)),
+        measured=table if found else "Nothing: no evaluation of this checkpoint was found.",
+        step=state["progress"]["step"],
+    )
     versions = ", ".join(f"{k} {v}" for k, v in where.get("packages", {}).items())
     told = {"device": where.get("device"), "packages": versions, "commit": where.get("git_commit")}
-    lines += [f"- {name}: {value}" for name, value in told.items() if value]
+    text += "".join(f"- {name}: {value}\n" for name, value in told.items() if value)
     # A data set of the user's own is known by the last part of its path.
-    return re.sub(r"folder:\S*/", "folder:", "\n".join(lines)) + "\n"
+    return re.sub(r"folder:\S*/", "folder:", text)
 
 
 def main(argv: Sequence[str]) -> Path:
@@ -115,11 +133,9 @@ def main(argv: Sequence[str]) -> Path:
     parser = build_parser()
     args = parser.parse_args(argv)
     from runs.checkpoint import CheckpointError, export
-    from scripts import release
 
     folder: Path = args.folder
-    if folder.exists():
-        parser.error(f"FOLDER {folder} exists already: give another name, or remove it")
+    release.check_new(parser, "FOLDER", folder)
     kept, sha256 = release.read(parser, args.checkpoint, ["queue"])
     if not terms.used(kept["settings"]):
         parser.error(f"CHECKPOINT {args.checkpoint} is none of train_wrn.py's: give one of a run")

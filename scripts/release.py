@@ -19,20 +19,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from runs.cli import Parser  # noqa: E402
+from runs.names import FOLDER  # noqa: E402
 from runs.screen import print_line  # noqa: E402
 
 # Where a run was, not what it is; each gets its default back.
 PLACES = {"data_root": "./datasets", "log_dir": "./save", "load_path": None, "resume": None}
-FOLDER = "folder:"  # and the path: a data set of the user's own
 MEMORIES = ("queue", "replay_buffer")
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog="release.py",
-        allow_abbrev=False,
-        description="Write a checkpoint without what only training needs.",
-    )
+    parser = Parser(prog="release.py", allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="of train_wrn.py, such as last_ckpt.pt")
     add("output", type=Path, metavar="FILE.pt", help="what is written; it must not exist yet")
@@ -43,7 +39,7 @@ def build_parser() -> Parser:
 
 
 def released(
-    state: dict[str, Any], keep: Collection[str], environment: dict[str, Any] | None
+    state: dict[str, Any], keep: Collection[str], environment: dict[str, Any]
 ) -> dict[str, Any]:
     """What is kept of a checkpoint; `environment`: of the run's variant.json.
 
@@ -58,23 +54,20 @@ def released(
     dataset = str(settings.get("dataset") or "")
     if dataset.startswith(FOLDER):
         settings["dataset"] = FOLDER + Path(dataset.removeprefix(FOLDER)).name
-    kept = {
-        "model_state_dict": network,
-        "settings": settings,
-        "progress": {"step": state["progress"]["step"]},
-        "environment": {k: v for k, v in (environment or {}).items() if k != "platform"},
-    }
-    if state.get("data"):
-        kept["data"] = state["data"]
     # Chains begin without the training images, wherever the file goes.
     objective = {n: t for n, t in state["objective"].items() if n.startswith(START)}
     if "queue_logit" in network:
         objective[FILLED] = state["objective"][FILLED]
-    if objective:
-        kept["objective"] = objective
-    if "replay_buffer" in keep and "replay_buffer" in state:
-        kept["replay_buffer"] = state["replay_buffer"]
-    return kept
+    optional = {"data": state.get("data"), "objective": objective}
+    if "replay_buffer" in keep:
+        optional["replay_buffer"] = state.get("replay_buffer")
+    return {
+        "model_state_dict": network,
+        "settings": settings,
+        "progress": {"step": state["progress"]["step"]},
+        "environment": {name: v for name, v in environment.items() if name != "platform"},
+        **{name: value for name, value in optional.items() if value is not None and len(value)},
+    }
 
 
 def read(parser: Parser, checkpoint: Path, keep: Collection[str]) -> tuple[dict[str, Any], str]:
@@ -88,11 +81,16 @@ def read(parser: Parser, checkpoint: Path, keep: Collection[str]) -> tuple[dict[
         environment = None
         with contextlib.suppress(RunFolderError):  # a checkpoint may have left its run folder
             environment = read_variant(checkpoint.parent).get("environment")
-        return released(state, keep, environment), sha256
+        return released(state, keep, environment or {}), sha256
     except CheckpointError as error:
         parser.error(f"CHECKPOINT: {error}")
     except (KeyError, TypeError):
         parser.error(f"CHECKPOINT {checkpoint} is none of train_wrn.py's: give one of a run")
+
+
+def check_new(parser: Parser, name: str, path: Path) -> None:
+    if path.exists():
+        parser.error(f"{name} {path} exists already: give another name, or remove it")
 
 
 def main(argv: Sequence[str]) -> Path:
@@ -101,15 +99,13 @@ def main(argv: Sequence[str]) -> Path:
     args = parser.parse_args(argv)
     from runs.checkpoint import save_checkpoint
 
-    output: Path = args.output
-    if output.exists():
-        parser.error(f"FILE.pt {output} exists already: give another name, or remove it")
+    check_new(parser, "FILE.pt", args.output)
     kept, _ = read(parser, args.checkpoint, args.keep)
     try:
-        save_checkpoint(kept, output)
+        save_checkpoint(kept, args.output)
     except OSError as error:
         parser.error(f"FILE.pt: {error}: give a file in a folder that is writable")
-    return output
+    return args.output
 
 
 if __name__ == "__main__":
