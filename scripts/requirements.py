@@ -4,14 +4,15 @@
     python scripts/requirements.py missing base|test    those that this Python does not meet, if any
     python scripts/requirements.py repair               before pip, after an interrupted one
 
-Standard library alone: it runs before anything is installed.
+It runs before anything is installed, and `packaging` comes with matplotlib: where it is missing,
+so is everything.
 """
 
 import re
 import shutil
 import sys
 import sysconfig
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,23 +30,6 @@ def listed(which: str, pyproject: Path = ROOT / "pyproject.toml") -> list[str]:
     return found
 
 
-def split(requirement: str) -> tuple[str, list[tuple[str, str]]]:
-    """`name>=1.2,<3` -> name, [(">=", "1.2"), ("<", "3")]."""
-    match = re.fullmatch(r"([A-Za-z0-9._-]+)((?:(?:>=|<)[0-9.]+,?)*)", requirement)
-    if match is None:
-        sys.exit(f"pyproject.toml: {requirement!r} is not a name with bounds by >= and < alone")
-    return match[1], re.findall(r"(>=|<)([0-9.]+)", match[2])
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """`2.10.0+cpu` -> (2, 10): comparable, so without what is no number and without zeros last."""
-    release = re.match(r"\d+(\.\d+)*", version)
-    parts = [int(part) for part in release[0].split(".")] if release else []
-    while parts and parts[-1] == 0:
-        parts.pop()
-    return tuple(parts)
-
-
 def complete(found: Distribution) -> bool:
     """Whether its installation ran to the end: INSTALLER is written after the package's own files.
 
@@ -56,15 +40,15 @@ def complete(found: Distribution) -> bool:
     return found.read_text("WHEEL") is None or bool(found.read_text("INSTALLER"))
 
 
-def is_met(requirement: str) -> bool:
-    name, bounds = split(requirement)
+def is_met(line: str) -> bool:
     try:
-        found = distribution(name)
-    except PackageNotFoundError:
+        from packaging.requirements import Requirement
+
+        requirement = Requirement(line)
+        found = distribution(requirement.name)
+    except ImportError:  # of `packaging`, or of what is required
         return False
-    return complete(found) and all(
-        (numbers(found.version) < numbers(bound)) == (sign == "<") for sign, bound in bounds
-    )
+    return complete(found) and requirement.specifier.contains(found.version, prereleases=True)
 
 
 def repair() -> None:
@@ -83,9 +67,7 @@ def main(arguments: list[str]) -> None:
         case ["list", ("base" | "test") as which]:
             print(*listed(which), sep="\n")
         case ["missing", ("base" | "test") as which]:
-            for requirement in listed(which):
-                if not is_met(requirement):
-                    print(requirement)
+            print("\n".join(line for line in listed(which) if not is_met(line)), end="")
         case ["repair"]:
             repair()
         case _:
