@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from runs.files import plain
-from scripts.rows import PROBE, flags_of
+from scripts.rows import ADVERSARIAL, CONTRASTIVE, PROBE
+
+# The module that has each program's flags, as `build_parser`.
+FLAGS = {
+    "train_wrn.py": "training.flags",
+    CONTRASTIVE: "baselines.contrastive_flags",
+    ADVERSARIAL: "baselines.train_adversarial",
+    PROBE: "baselines.probe_flags",
+}
 
 # What may differ between two askings of one question: where things are, and on what device. (The
 # network of --fid_model is known by its hash, not by its path.)
@@ -43,65 +51,41 @@ def finished(run: Path) -> bool:
 
 def last_row(run: Path) -> tuple[int, int]:
     """Epoch and step of the last whole row of progress.csv; (-1, -1) where there is none."""
+    found = -1, -1
     try:
         with open(run / "progress.csv", newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
+            for row in csv.DictReader(file, restval=""):
+                epoch, step = row.get("epoch", ""), row.get("step", "")
+                if "" not in row.values() and epoch.isdecimal() and step.isdecimal():
+                    found = int(epoch), int(step)
     except (OSError, UnicodeDecodeError, csv.Error):
-        return -1, -1
-    header = rows[0] if rows else []
-    for row in reversed(rows[1:]):
-        named = dict(zip(header, row, strict=False))
-        epoch, step = named.get("epoch", ""), named.get("step", "")
-        if len(row) == len(header) and epoch.isdecimal() and step.isdecimal():
-            return int(epoch), int(step)
-    return -1, -1
+        pass
+    return found
 
 
 def other_recipe(run: Path, words: Sequence[str]) -> str | None:
     """What of the command that trains this run is not what it was trained with, as
-    "--lr .02, but the run has 0.002"; None if all is."""
+    "--lr 0.02, but the run has 0.002"; None if all is."""
     from reports.tables.records import DEFAULTS, gist  # not of terms of weight 0
 
     settings = read_json(run / "variant.json")
-    recorded = {} if settings is None else {**DEFAULTS, **gist(settings)}
-    for name in DEFAULTS.keys() & recorded.keys():
-        if f"--{name}" not in words and recorded[name] != DEFAULTS[name]:
-            return f"no --{name}, but the run has {recorded[name]}"
-    for flag, values in flags_of(words[1:]).items():
-        off = flag.startswith("--no-")
-        name = flag.removeprefix("--no-" if off else "--")
-        if name in recorded:
-            value = recorded[name] is False if off else recorded[name]
-            if not same(values, value):
-                return f"{' '.join([flag, *values])}, but the run has {recorded[name]}"
+    if settings is None:
+        return None
+    parser = importlib.import_module(FLAGS[words[0]]).build_parser()
+    asked, recorded = vars(parser.parse_args(words[1:])), {**DEFAULTS, **gist(settings)}
+    names = [word.removeprefix("--").removeprefix("no-") for word in words if word[:2] == "--"]
+    for name in (*names, *DEFAULTS):
+        if name in recorded and name in asked and asked[name] != recorded[name]:
+            return f"--{name} {asked[name]}, but the run has {recorded[name]}"
     return None
-
-
-def same(values: Sequence[str], recorded: Any) -> bool:
-    """Words of a command line against the value that they were read as."""
-    if not values:  # a switch
-        return recorded is True
-    found = recorded if isinstance(recorded, list) else [recorded]
-    return len(found) == len(values) and all(map(equal, values, found))
-
-
-def equal(word: str, recorded: Any) -> bool:
-    try:
-        return abs(float(Fraction(word)) - float(recorded)) <= 1e-9 * abs(float(recorded))
-    except (ValueError, TypeError):
-        return word == str(recorded)
 
 
 def answered(place: Path, words: Sequence[str], hashes: dict[Path, str] | None = None) -> bool:
     """Whether the newest answer in `place` is to this command, by the present protocol, and about
-    the checkpoints as they are now.
-
-    hashes: sha256 of files that were read before, by path; new ones are added.
-    """
+    the checkpoints as they are now. `hashes`: of files that were read, to which it adds."""
     from evaluation.flags import parse
     from evaluation.questions import QUESTIONS
 
-    known = {} if hashes is None else hashes
     parsed, _ = parse(list(words[1:]))
     record = read_json(place / f"{parsed.eval}.json")
     version = QUESTIONS[parsed.eval].version
@@ -115,6 +99,7 @@ def answered(place: Path, words: Sequence[str], hashes: dict[Path, str] | None =
         read = record.get("read_as_asked") or {}
         told.append(read.get("classifier_sha256", record.get("features_sha256")))
         paths.append(parsed.fid_model)
+    known = {} if hashes is None else hashes
     return told == [sha256(Path(path), known) for path in paths]
 
 

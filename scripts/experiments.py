@@ -12,15 +12,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import queue
 import runpy
 import shlex
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +29,22 @@ sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 from runs.cli import COUNT, WHOLE, Parser, UsageError, check_utf8, open_streams  # noqa: E402
 from runs.files import alone  # noqa: E402
 from runs.screen import print_line  # noqa: E402
-from scripts.done import (  # noqa: E402
-    answered,
-    finished,
-    other_recipe,
-    read_json,
-    resumable,
-)
+from scripts.done import answered, finished, other_recipe, read_json, resumable  # noqa: E402
 from scripts.rows import (  # noqa: E402
     EXPERIMENTS,
     JUDGES,
     PROBE,
-    REFERENCE,
     SCALES,
     TABLES,
+    Ask,
+    Job,
     Table,
+    Train,
     ask_command,
-    before,
     folder,
-    judge,
+    jobs_of,
+    needs,
     overlay,
-    question_words,
     rows_at,
     train_command,
 )
@@ -99,130 +93,112 @@ def run_program(words: Sequence[str], log: Path, device: int | None, sender: Any
         sender.send(code if isinstance(code, int) else 1)
 
 
-class Jobs:
-    """Runs each experiment and question at most once, several at a time if asked to."""
+class Failed(Exception):
+    """A job has failed; the message says which and why, an empty one that another has."""
 
-    def __init__(self, root: Path, scale: str, jobs: int, gpus: Sequence[int]) -> None:
+
+class Runner:
+    """Runs each job once what it needs is there, several at a time if asked to."""
+
+    def __init__(self, root: Path, scale: str, jobs: int = 1, gpus: Sequence[int] = ()) -> None:
         self.root, self.scale = root, scale
-        self.pool = ThreadPoolExecutor(max(1, jobs))
-        self.devices: queue.Queue[int | None] = queue.Queue()
-        for i in range(max(1, jobs)):
-            self.devices.put(gpus[i % len(gpus)] if gpus else None)
-        self.trained: dict[tuple[str, int], Future[bool]] = {}
-        self.asked: dict[tuple[str, tuple[tuple[str, int], ...]], Future[bool]] = {}
+        self.devices = [gpus[i % len(gpus)] if gpus else None for i in range(jobs)]
         self.hashes: dict[Path, str] = {}
-        self.failed: list[str] = []
-        self.stopped = False  # by Ctrl-C: nothing more is begun
+        self.done: dict[Job, bool] = {}
+        self.stopped = False  # by Ctrl-C
 
-    def train(self, name: str, seed: int) -> Future[bool]:
-        """Submit the experiment, after the one that it starts from, unless it is already."""
-        key = name, seed
-        if key not in self.trained:
-            start = before(self.scale, name)
-            first = [] if start is None else [self.train(start, seed)]
-            self.trained[key] = self._after(
-                first, lambda: self._train(name, seed, first), f"{name}-s{seed}"
-            )
-        return self.trained[key]
-
-    def _after(
-        self, first: Sequence[Future[bool]], work: Callable[[], bool], what: str
-    ) -> Future[bool]:
-        """Submit `work` once all of `first` are done: nothing waits in the pool."""
-        result: Future[bool] = Future()
-        left, lock = [len(first)], threading.Lock()
-
-        def run() -> None:
+    def run(self, jobs: Iterable[Job]) -> int:
+        """Return the exit code: 1 if anything failed, 130 for Ctrl-C. The others go on."""
+        waiting, running = list(jobs), dict[Future[bool], Job]()
+        with ThreadPoolExecutor(len(self.devices)) as pool:
             try:
-                result.set_result(not self.stopped and work())
-            except Exception as error:  # a disk that is full, say: the other jobs go on
-                result.set_result(self._fail(f"{what}: {type(error).__name__}: {error}"))
+                while waiting or running:
+                    ready = [
+                        job for job in waiting if self.done.keys() >= {*needs(self.scale, job)}
+                    ]
+                    for job in ready[: len(self.devices) - len(running)]:
+                        waiting.remove(job)
+                        running[pool.submit(self.succeeds, job)] = job
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        self.done[running.pop(future)] = future.result()
+            except KeyboardInterrupt:  # the programs have heard it, too
+                self.stopped = True
+                wait(running)
+                print_line("interrupted: the same command goes on from here", sys.stderr)
+                return 130
+        return 0 if all(self.done.values()) else 1
 
-        def one_is_done(_: Future[bool]) -> None:
-            with lock:
-                left[0] -= 1
-                last = left[0] == 0
-            if last:
-                self.pool.submit(run)
+    def succeeds(self, job: Job) -> bool:
+        """Whether the job, with what it needs, is done; what has failed is said."""
+        try:
+            self.train(job) if isinstance(job, Train) else self.ask(job)
+            return True
+        except Failed as error:
+            message = str(error)
+        except Exception as error:  # a disk that is full, say
+            what = f"{job.name}-s{job.seed}" if isinstance(job, Train) else job.question
+            message = f"{what}: {type(error).__name__}: {error}"
+        if message and not self.stopped:
+            print_line(f"FAILED {message}", sys.stderr)
+        return False
 
-        for future in first:
-            future.add_done_callback(one_is_done)
-        if not first:
-            self.pool.submit(run)
-        return result
-
-    def _train(self, name: str, seed: int, first: Sequence[Future[bool]]) -> bool:
-        run = folder(self.root, self.scale, name, seed)
-        if not all(future.result() for future in first):
-            return self._fail(f"{run.name}: what it starts from has failed")
-        words = train_command(self.root, self.scale, name, seed)
+    def train(self, job: Train) -> None:
+        run = folder(self.root, self.scale, job)
+        if not all(self.done[start] for start in needs(self.scale, job)):
+            raise Failed(f"{run.name}: what it starts from has failed")
+        words = train_command(self.root, self.scale, job)
         other = other_recipe(run, words)
         if other is not None:
-            return self._fail(
+            raise Failed(
                 f"{run.name}: the recipe has {other}: move {run} away, or give another --root"
             )
         if finished(run):
             print_line(f"{run.name}: trained already", sys.stdout)
-            return True
+            return
         if (run / "diverged.txt").exists():
-            return self._fail(
+            raise Failed(
                 f"{run.name}: diverged ({run / 'diverged.txt'}): the same seed would again; give "
                 "another seed, or change the recipe and remove the folder"
             )
-        if resumable(run) and EXPERIMENTS[name].program != PROBE:
+        if resumable(run) and EXPERIMENTS[job.name].program != PROBE:
             steps = (read_json(run / "variant.json") or {}).get("max_steps")
             limit = ["--max_steps", str(steps)] if steps else []  # --resume forgets it
-            words = [EXPERIMENTS[name].program, "--resume", str(run), *limit]
+            words = [EXPERIMENTS[job.name].program, "--resume", str(run), *limit]
         elif run.exists():
             words.append("--overwrite")  # stopped before its first checkpoint
-        code, error = self._run(words, run)
+        code, error = self.call(words, run, run.name)
         if code == 1 and "diverged at step" in error and run.exists():
             (run / "diverged.txt").write_text(error, encoding="utf-8")
-        return code == 0 or self._fail(f"{run.name}: {said(code, error, run)}")
+        if code != 0:
+            raise Failed(f"{run.name}: {said(code, error, run)}")
 
-    def ask(
-        self, question: str, runs: Sequence[tuple[str, int]], answer: Path | None = None
-    ) -> Future[bool]:
-        """Submit a question about runs, which are trained before it, unless it is already.
-        `answer`: its folder."""
-        key = question, tuple(runs)
-        if key not in self.asked:
-            first = [self.train(*run) for run in runs]
-            if REFERENCE in question_words(self.scale, question):
-                first.append(self.train(*judge(self.scale)))
-            self.asked[key] = self._after(
-                first, lambda: self._ask(question, runs, answer, first), question
-            )
-        return self.asked[key]
-
-    def _ask(
-        self,
-        question: str,
-        runs: Sequence[tuple[str, int]],
-        answer: Path | None,
-        first: Sequence[Future[bool]],
-    ) -> bool:
-        done = [future.result() for future in first]
-        there = [run for run, trained in zip(runs, done, strict=False) if trained]
-        if not there or not all(done[len(runs) :]):
-            return False
-        paths = [folder(self.root, self.scale, *run) / "last_ckpt.pt" for run in there]
-        words = ask_command(self.root, self.scale, paths, question, answer)
-        place = answer or paths[0].parent / "eval"
-        what = f"{place.parent.name} {place.name}" if answer is None else place.name
+    def ask(self, job: Ask) -> None:
+        """Ask about those of the models that are trained."""
+        there = [run for run in job.runs if self.done[run]]
+        others = [self.done[need] for need in needs(self.scale, job) if need not in job.runs]
+        if not there or not all(others):
+            raise Failed
+        words = ask_command(self.root, self.scale, job, there)
+        place = folder(self.root, self.scale, there[0]) / "eval"
+        what = f"{place.parent.name} eval"
+        if job.place is not None:
+            place = overlay(self.root, self.scale, job.place, there[0].seed)
+            what = place.name
         if answered(place, words, self.hashes):
-            print_line(f"{what}: {question.split()[0]} answered already", sys.stdout)
-            return True
-        code, error = self._run(words, place, what)
-        return code == 0 or self._fail(f"{what}: {question}: {said(code, error, place)}")
+            print_line(f"{what}: {job.question.split()[0]} answered already", sys.stdout)
+            return
+        code, error = self.call(words, place, what)
+        if code != 0:
+            raise Failed(f"{what}: {job.question}: {said(code, error, place)}")
 
-    def _run(self, words: list[str], where: Path, what: str = "") -> tuple[int, str]:
-        """Runs the program; its output goes to <where>.log, its last line of errors comes back."""
+    def call(self, words: list[str], where: Path, what: str) -> tuple[int, str]:
+        """Run the program; its output goes to <where>.log. Return its exit code and, unless that
+        is 0, its last line of errors."""
         log = log_of(where)
         log.parent.mkdir(parents=True, exist_ok=True)
         start = log.stat().st_size if log.exists() else 0
-        print_line(f"{what or where.name}: {shlex.join(words)}", sys.stdout)
-        device = self.devices.get()
+        print_line(f"{what}: {shlex.join(words)}", sys.stdout)
+        device = self.devices.pop()
         try:
             receiver, sender = PROCESSES.Pipe(duplex=False)
             process = PROCESSES.Process(target=run_program, args=(words, log, device, sender))
@@ -230,22 +206,16 @@ class Jobs:
             sender.close()
             try:
                 code = receiver.recv()
-            except EOFError:  # it was killed
+            except EOFError:
                 code = KILLED
             process.join()
         finally:
-            self.devices.put(device)
+            self.devices.append(device)
         with open(log, encoding="utf-8", errors="replace") as file:
             file.seek(start)
             text = file.read().replace("\r", "\n")
         lines = [line for line in text.splitlines() if f"{Path(words[0]).name}: " in line]
         return code, lines[-1] if code and lines else ""
-
-    def _fail(self, message: str) -> bool:
-        if not self.stopped:
-            print_line(f"FAILED {message}", sys.stderr)
-        self.failed.append(message)
-        return False
 
 
 def log_of(where: Path) -> Path:
@@ -260,10 +230,7 @@ def said(code: int, error: str, where: Path) -> str:
 
 def only(name: str, scale: str, rows: Sequence[str] = ()) -> Table:
     """The table with those of its rows that the scale has; where `rows` is not empty, with these
-    of them.
-
-    Raises UsageError where none is left.
-    """
+    of them. Raises UsageError where none is left."""
     table = TABLES[name]
     there = rows_at(scale, table.rows)
     if not there:
@@ -288,66 +255,26 @@ def check_seeds(scale: str, seeds: Sequence[int]) -> None:
         )
 
 
-def run(tables: Sequence[Table], jobs: Jobs, seeds: Sequence[int]) -> int:
-    """Everything that the tables need; the exit code is 1 if anything failed, 130 for Ctrl-C."""
-    answers: list[Future[bool]] = []
-    for table in tables:
-        for seed in seeds:
-            for row in table.rows:
-                answers += [jobs.ask(q, [(row, seed)]) for q in table.questions]
-                answers.append(jobs.train(row, seed))
-            for place, question, rows in table.overlays:
-                # What was trained before is shown beside the rows that were chosen.
-                shown = [
-                    row
-                    for row in rows
-                    if row in table.rows or finished(folder(jobs.root, jobs.scale, row, seed))
-                ]
-                answer = overlay(jobs.root, jobs.scale, place, seed)
-                if any(row in table.rows for row in shown):
-                    answers.append(jobs.ask(question, [(row, seed) for row in shown], answer))
-    try:
-        for future in answers:
-            future.result()
-    except KeyboardInterrupt:  # the programs have heard it, too
-        jobs.stopped = True
-        wait(answers)
-        print_line("interrupted: the same command goes on from here", sys.stderr)
-        return 130
-    return 1 if jobs.failed else 0
+def plan(table: Table, root: Path, scale: str, seeds: Sequence[int]) -> list[Job]:
+    """What the table needs, in an order in which it can be done. An overlay shows the rows that
+    were trained before beside those that are chosen."""
+
+    def trained(run: Train) -> bool:
+        return finished(folder(root, scale, run))
+
+    return list(jobs_of(table, scale, seeds, trained))
 
 
-def show(tables: Mapping[str, Table], root: Path, scale: str, seeds: Sequence[int]) -> None:
+def show(tables: dict[str, Table], root: Path, scale: str, seeds: Sequence[int]) -> None:
     """Every command, in an order in which they can be run, to be read or copied."""
-    shown = set[str]()
-
-    def command(words: Sequence[str]) -> None:
-        line = f"python {shlex.join(words)}"
-        if line not in shown:
-            shown.add(line)
-            print_line(line, sys.stdout)
-
-    def train(name: str, seed: int) -> Path:
-        start = before(scale, name)
-        if start is not None:
-            train(start, seed)
-        command(train_command(root, scale, name, seed))
-        return folder(root, scale, name, seed) / "last_ckpt.pt"
-
+    shown = set[Job]()
     for name, table in tables.items():
         print_line(f"# {name}", sys.stdout)
-        for seed in seeds:
-            paths = {row: train(row, seed) for row in table.rows}
-            for question in table.questions:
-                if REFERENCE in question_words(scale, question):
-                    train(*judge(scale))
-                for path in paths.values():
-                    command(ask_command(root, scale, [path], question))
-            for place, question, rows in table.overlays:
-                chosen = [paths[row] for row in rows if row in paths]
-                if chosen:
-                    where = overlay(root, scale, place, seed)
-                    command(ask_command(root, scale, chosen, question, where))
+        for job in plan(table, root, scale, seeds):
+            if job not in shown:
+                shown.add(job)
+                command = train_command if isinstance(job, Train) else ask_command
+                print_line(f"python {shlex.join(command(root, scale, job))}", sys.stdout)
 
 
 def build_parser() -> Parser:
@@ -371,7 +298,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code; 2 for a mistake, with one line on stderr."""
+    """Return the exit code; 2 for a mistake, with one line on stderr."""
     parser = build_parser()
     args = parser.parse_args(argv)
     names = list(dict.fromkeys(args.tables))
@@ -389,7 +316,9 @@ def main(argv: Sequence[str]) -> int:
         if n > 1:  # else every program would start a thread on every core
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
         with alone(root / args.scale, flag="--root", program="experiments.py"):
-            return run(list(tables.values()), Jobs(root, args.scale, n, args.gpus), args.seeds)
+            plans = [plan(table, root, args.scale, args.seeds) for table in tables.values()]
+            jobs = dict.fromkeys(job for each in plans for job in each)
+            return Runner(root, args.scale, n, args.gpus).run(jobs)
     except UsageError as error:
         parser.error(str(error))
 

@@ -6,9 +6,11 @@ are asked. scripts/experiments.py runs them, scripts/tables.py shows what came o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ CE, HDGE, JEM = "--pyxce 1", "--pyxce 1 --pxycontrast 1", "--pyxce 1 --pxsgld 1"
 BOTH = "--pyxce 1 --pxycontrast 1 --pxsgld 1"
 CONTRASTIVE, ADVERSARIAL = "baselines/train_contrastive.py", "baselines/train_adversarial.py"
 PROBE = "baselines/linear_probe.py"
+C100, RAW_EQ13 = "cifar100", "--contrast_score eq13 --no-contrast_normalize --contrast_t 1"
+QUEUES = (256, 1024, 4096, 16384, 65536)
 # From JEM with its paper's sampler, each change on top of those before it.
 LADDER = {
     "ladder-jem": "--n_steps 20 --chain_start uniform",
@@ -58,7 +62,7 @@ EXPERIMENTS = {
     # The same with a sampler that trains from scratch
     "jem-stable": Experiment(JEM, "stable"),
     "hdge-jem-stable": Experiment(BOTH, "stable"),
-    "jem-stable-c100": Experiment(JEM, "stable", dataset="cifar100"),
+    "jem-stable-c100": Experiment(JEM, "stable", C100),
     **{f"jem-stable-n{n}": Experiment(JEM, f"stable-n{n}") for n in (128, 256)},
     # Table 2: with batch norm
     "ce-bn": Experiment(CE, "accuracy"),
@@ -68,51 +72,37 @@ EXPERIMENTS = {
     "hdge-bn": Experiment(HDGE, "accuracy"),
     "hdge-only-bn": Experiment("--pxycontrast 1", "accuracy"),
     "hdge-only-bn-linear": Experiment("", "probe", program=PROBE, start="hdge-only-bn"),
-    **{
-        f"{name}-c100": Experiment(flags, "accuracy", dataset="cifar100")
-        for name, flags in (
-            *(("ce-bn", CE), ("hdge-bn", HDGE), ("hdge-only-bn", "--pxycontrast 1")),
-        )
-    },
-    "jem-bn-c100": Experiment(JEM, "sgld-bn", dataset="cifar100", start="ce-bn-c100"),
-    "supcon-bn-c100": Experiment(
-        "--method supcon", "pretraining-bn", dataset="cifar100", program=CONTRASTIVE
-    ),
-    **{
-        f"{name}-linear-c100": Experiment(
-            "", "probe", dataset="cifar100", program=PROBE, start=f"{name}-c100"
-        )
-        for name in ("supcon-bn", "hdge-only-bn")
-    },
+    "ce-bn-c100": Experiment(CE, "accuracy", C100),
+    "supcon-bn-c100": Experiment("--method supcon", "pretraining-bn", C100, CONTRASTIVE),
+    "supcon-bn-linear-c100": Experiment("", "probe", C100, PROBE, "supcon-bn-c100"),
+    "jem-bn-c100": Experiment(JEM, "sgld-bn", C100, start="ce-bn-c100"),
+    "hdge-bn-c100": Experiment(HDGE, "accuracy", C100),
+    "hdge-only-bn-c100": Experiment("--pxycontrast 1", "accuracy", C100),
+    "hdge-only-bn-linear-c100": Experiment("", "probe", C100, PROBE, "hdge-only-bn-c100"),
     # Table 5: variants of the contrastive term
     "hdge-simclr-style": Experiment(f"{HDGE} --contrast_style simclr", "large-batch"),
     "hdge-raw": Experiment(f"{HDGE} --no-contrast_normalize"),
     "hdge-eq13": Experiment(f"{HDGE} --contrast_score eq13"),
-    "hdge-eq13-raw": Experiment(
-        f"{HDGE} --contrast_score eq13 --no-contrast_normalize --contrast_t 1"
-    ),
+    "hdge-eq13-raw": Experiment(f"{HDGE} {RAW_EQ13}"),
     # Table 6: numbers of negatives and of chains
     **{f"hdge-k{k}": Experiment(f"{HDGE} --contrast_k {k}") for k in (64, 128, 256)},
     **{f"jem-n{n}": Experiment(JEM, f"sgld-n{n}", start="ce") for n in (128, 256)},
     # Figure 2: CIFAR-100
-    "ce-c100": Experiment(CE, dataset="cifar100"),
-    "jem-c100": Experiment(JEM, "sgld", dataset="cifar100", start="ce-c100"),
-    "hdge-c100": Experiment(HDGE, dataset="cifar100"),
+    "ce-c100": Experiment(CE, dataset=C100),
+    "jem-c100": Experiment(JEM, "sgld", C100, start="ce-c100"),
+    "hdge-c100": Experiment(HDGE, dataset=C100),
     # Figure 4
     "at-linf": Experiment("--distance Linf", "adversarial-linf", program=ADVERSARIAL),
     "at-l2": Experiment("--distance L2", "adversarial-l2", program=ADVERSARIAL),
     # Figure 5: CIFAR-100, batch 256
-    "ce-c100-b256": Experiment(CE, "batch256", dataset="cifar100"),
-    **{
-        f"hdge-c100-k{k}": Experiment(f"{HDGE} --contrast_k {k}", "batch256", dataset="cifar100")
-        for k in (256, 1024, 4096, 16384, 65536)
-    },
+    "ce-c100-b256": Experiment(CE, "batch256", C100),
+    **{f"hdge-c100-k{k}": Experiment(f"{HDGE} --contrast_k {k}", "batch256", C100) for k in QUEUES},
     # Eq. 14: alpha log q(y|x) + (1 - alpha) log q(x|y); 1 is cross-entropy, 0 the other alone
     **{
         f"alpha{a:g}": Experiment(f"--pyxce {a:g} --pxycontrast {1 - a:g}")
         for a in (0, 0.25, 0.5, 0.75)
     },
-    # From the papers' sampler to a stable one
+    # From the papers' sampler to a stable one: each step adds to the flags of those before it
     **{
         name: Experiment(" ".join([JEM, *list(LADDER.values())[: i + 1]]), "ladder")
         for i, name in enumerate(LADDER)
@@ -124,7 +114,7 @@ HALF = (
     "--image_size 16 --depth 10 --width 2 --amp off --lr 1e-3 --warmup_iters 200 --n_epochs 12 "
     "--decay_epochs 9 11 --decay_rate .2 --batch_size 64 --contrast_k 16384"
 )
-SMALL, TINY = "--depth 10 --width 2 --amp bf16", "--depth 10 --width 1 --n_valid 100"
+SMALL = "--depth 10 --width 2 --amp bf16"
 # The schedule of both codes' defaults, and JEM's paper's own. HDGE's paper says 200 epochs of its
 # Table 2 alone, and otherwise refers to JEM's settings.
 EBM = "--lr 1e-4 --warmup_iters 1000 --n_epochs 200 --decay_epochs 160 180 --decay_rate .3"
@@ -146,7 +136,9 @@ SHORT_BN = (
     "--norm batch --optimizer sgd --lr .1 --batch_size 256 --weight_decay 5e-4 --sigma 0 "
     "--n_epochs 6 --decay_epochs 3 4 5 --decay_rate .2"
 )
-ONCE = "--lr 1e-3 --batch_size 64 --n_epochs 1 --max_steps 6 --print_every 3"
+SIX_STEPS = "--lr 1e-3 --batch_size 64 --n_epochs 1 --max_steps 6 --print_every 3"
+ONCE = f"--depth 10 --width 1 --n_valid 100 {SIX_STEPS}"
+ONCE_RESNET = f"--arch resnet50 {SIX_STEPS} --n_valid 10 --batch_size 4 --max_steps 2"
 # SGLD from a trained model, with two stabilisers: see docs/sampling.md.
 SHORT_SGLD = (
     "--lr 1e-4 --warmup_iters 200 --n_epochs 2 --decay_epochs 1 --sigma .1 --n_steps 10 "
@@ -227,26 +219,20 @@ SCALES: dict[str, dict[str, str]] = {
         "ask": "",
     },
     "smoke": {
-        **dict.fromkeys(("ebm", "batch256"), f"{TINY} {ONCE} --contrast_k 256 --log_gradients 3"),
-        "large-batch": f"{TINY} {ONCE}",
+        **dict.fromkeys(("ebm", "batch256"), f"{ONCE} --contrast_k 256 --log_gradients 3"),
+        **dict.fromkeys(("large-batch", "pretraining", "pretraining-bn"), ONCE),
         **{
-            setting: f"{TINY} {ONCE} --contrast_k 256 {ONCE_SGLD} --sgld_batch_size {n}"
-            for setting, n in (("sgld", 8), ("sgld-jem", 8), ("sgld-n128", 16), ("sgld-n256", 32))
+            f"{setting}{size}": f"{ONCE} --contrast_k 256 {more} --sgld_batch_size {n}"
+            for setting, more in (("sgld", ONCE_SGLD), ("stable", f"{STABLE} {ONCE_SGLD}"))
+            for size, n in (("", 8), ("-n128", 16), ("-n256", 32))
         },
-        "ladder": f"{TINY} {ONCE} {ONCE_SGLD} --sgld_batch_size 8",
-        **{
-            setting: f"{TINY} {ONCE} --contrast_k 256 {STABLE} {ONCE_SGLD} --sgld_batch_size {n}"
-            for setting, n in (("stable", 8), ("stable-n128", 16), ("stable-n256", 32))
-        },
-        "sgld-bn": f"{TINY} {ONCE} --norm batch {ONCE_SGLD} --sgld_batch_size 8",
-        "resnet50": f"--arch resnet50 {ONCE} --n_valid 10 --contrast_k 256 --batch_size 4 "
-        "--max_steps 2",
-        "accuracy": f"{TINY} {ONCE} --norm batch --contrast_k 256",
-        **dict.fromkeys(("pretraining", "pretraining-bn"), f"{TINY} {ONCE}"),
-        "jointloss": f"--arch resnet50 {ONCE} --n_valid 10 --batch_size 4 --max_steps 2",
-        **dict.fromkeys(
-            ("adversarial-linf", "adversarial-l2"), f"{TINY} {ONCE} --n_steps_pgd_attack 2"
-        ),
+        "sgld-jem": f"{ONCE} --contrast_k 256 {ONCE_SGLD} --sgld_batch_size 8",
+        "sgld-bn": f"{ONCE} --norm batch {ONCE_SGLD} --sgld_batch_size 8",
+        "ladder": f"{ONCE} {ONCE_SGLD} --sgld_batch_size 8",
+        "accuracy": f"{ONCE} --norm batch --contrast_k 256",
+        "resnet50": f"{ONCE_RESNET} --contrast_k 256",
+        "jointloss": ONCE_RESNET,
+        **dict.fromkeys(("adversarial-linf", "adversarial-l2"), f"{ONCE} --n_steps_pgd_attack 2"),
         "probe": "--max_iter 20",
         "ask": "--max_images 40",
     },
@@ -278,14 +264,9 @@ TABLES = {
         (OOD,),
     ),
     "table2_classification": Table(
-        tuple(
-            row + dataset
-            for row in (
-                *("ce-bn", "supcon-bn-linear", "jem-bn", "hdge-bn", "hdge-only-bn"),
-                "hdge-only-bn-linear",
-            )
-            for dataset in ("", "-c100")
-        ),
+        ("ce-bn", "ce-bn-c100", "supcon-bn-linear", "supcon-bn-linear-c100", "jem-bn")
+        + ("jem-bn-c100", "hdge-bn", "hdge-bn-c100", "hdge-only-bn", "hdge-only-bn-c100")
+        + ("hdge-only-bn-linear", "hdge-only-bn-linear-c100"),
         (ACCURACY_OF,),
     ),
     "table3_hybrid": Table(
@@ -310,14 +291,13 @@ TABLES = {
         (("figure4-linf", LINF, (*FOUR, "at-linf")), ("figure4-l2", L2, (*FOUR, "at-l2"))),
     ),
     "figure5_negatives": Table(
-        ("ce-c100-b256", *(f"hdge-c100-k{k}" for k in (256, 1024, 4096, 16384, 65536))),
-        (ACCURACY_OF,),
+        ("ce-c100-b256", *(f"hdge-c100-k{k}" for k in QUEUES)), (ACCURACY_OF,)
     ),
     "alpha": Table(("alpha0", "alpha0.25", "alpha0.5", "alpha0.75", "ce"), (ACCURACY_OF, OOD)),
     "sampler": Table(tuple(LADDER), (ACCURACY_OF, CALIBRATION_OF, OOD, FID)),
 }
 # Where Inception is too much for a CPU, samples are compared in the features of one network for
-# all rows and seeds: see `reference`.
+# all rows and seeds: see `judge`.
 REFERENCE = "REFERENCE"
 # Seed of that network, cross-entropy, at scales where it judges alone and is no row; else it is 1.
 JUDGES = {"half": 9}
@@ -357,68 +337,74 @@ BLANKS: dict[str, dict[str, str]] = {
 }
 
 
+class Train(NamedTuple):
+    """To train an experiment with a seed."""
+
+    name: str
+    seed: int
+
+
+class Ask(NamedTuple):
+    """To ask a question of models. `place`: of the answer about several."""
+
+    question: str
+    runs: tuple[Train, ...]
+    place: str | None = None
+
+
+Job = Train | Ask
+
+
 def rows_at(scale: str, names: Sequence[str]) -> tuple[str, ...]:
     """Those of the experiments that the scale has."""
     return tuple(name for name in names if EXPERIMENTS[name].setting in SCALES[scale])
 
 
-def folder(root: Path, scale: str, name: str, seed: int) -> Path:
-    return root / scale / f"{name}-s{seed}"
+def judge(scale: str) -> Train:
+    """The network in whose features samples are compared, the same for all rows and seeds."""
+    return Train("ce", JUDGES.get(scale, 1))
 
 
-def train_command(root: Path, scale: str, name: str, seed: int) -> list[str]:
-    """The words that train an experiment from its beginning, after the Python interpreter."""
-    experiment, settings, warm = EXPERIMENTS[name], SCALES[scale], before(scale, name)
-    if experiment.program == PROBE:  # deterministic: no seed, and the network is the start's
-        words = [PROBE, *settings[experiment.setting].split()]
-        words += ["--load_path", str(folder(root, scale, warm or "", seed) / "last_ckpt.pt")]
-        return [*words, "--log_dir", str(root / scale), "--id", f"{name}-s{seed}"]
-    words = settings[experiment.setting].split()
-    words += ["--dataset", STAND_IN.get(scale, experiment.dataset), *experiment.flags.split()]
-    # What diverges is told, not healed: a restart would change the setting.
-    words = [experiment.program, *last_wins(words), "--max_restarts", "0"]
-    if warm is not None:
-        words += ["--load_path", str(folder(root, scale, warm, seed) / "last_ckpt.pt")]
-    return [*words, "--seed", str(seed), "--log_dir", str(root / scale), "--id", f"{name}-s{seed}"]
+def needs(scale: str, job: Job) -> list[Train]:
+    """What has to be trained before."""
+    if isinstance(job, Ask):
+        reference = REFERENCE in question_words(scale, job.question)
+        return [*job.runs, *([judge(scale)] if reference else [])]
+    experiment = EXPERIMENTS[job.name]
+    starts = experiment.start and (experiment.program == PROBE or scale in WARM)
+    return [Train(experiment.start, job.seed)] if experiment.start and starts else []
 
 
-def last_wins(words: Sequence[str]) -> list[str]:
-    """Of a flag that is given several times, the last alone, as a parser reads it."""
-    return [part for flag, values in flags_of(words).items() for part in (flag, *values)]
+def jobs_of(
+    table: Table, scale: str, seeds: Sequence[int], trained: Callable[[Train], bool]
+) -> Iterator[Job]:
+    """What a table needs, in an order in which it can be done, some of it more than once.
+
+    trained: whether an experiment that is not among the table's rows, but of its overlays, is done
+        and shown there.
+    """
+
+    def with_needs(job: Job) -> Iterator[Job]:
+        for first in needs(scale, job):
+            yield from with_needs(first)
+        yield job
+
+    for seed in seeds:
+        runs = [Train(row, seed) for row in table.rows]
+        for job in runs:
+            yield from with_needs(job)
+        for question in table.questions:
+            for run in runs:
+                yield from with_needs(Ask(question, (run,)))
+        for place, question, rows in table.overlays:
+            shown = [Train(row, seed) for row in rows]
+            shown = [run for run in shown if run in runs or trained(run)]
+            if set(shown) & set(runs):
+                yield from with_needs(Ask(question, tuple(shown), place))
 
 
-def flags_of(words: Sequence[str]) -> dict[str, list[str]]:
-    """Flag -> the words after it, the last time that it is given."""
-    flags: dict[str, list[str]] = {}
-    for word in words:
-        if word.startswith("--"):
-            flags.pop(word, None)
-            flags[word] = []
-        else:
-            flags[list(flags)[-1]].append(word)
-    return flags
-
-
-def question_words(scale: str, question: str) -> list[str]:
-    """`--eval` and what follows it."""
-    words = question.format(**BLANKS[scale]).split()
-    if "--max_images" in words or words[0].endswith("_samples"):
-        return words
-    return [*words, *SCALES[scale]["ask"].split()]
-
-
-def ask_command(
-    root: Path, scale: str, checkpoints: Sequence[Path], question: str, place: Path | None = None
-) -> list[str]:
-    """The words that ask; of several models, their labels are the experiments' names and `place`
-    is the answer's folder."""
-    words = ["eval_wrn_ebm.py", "--load_path", *map(str, checkpoints), "--eval"]
-    model = str(folder(root, scale, *judge(scale)) / "last_ckpt.pt")
-    words += [model if word == REFERENCE else word for word in question_words(scale, question)]
-    if place is None:
-        return words
-    labels = [path.parent.name.rpartition("-s")[0] for path in checkpoints]
-    return [*words, "--labels", *labels, "--log_dir", str(place)]
+def folder(root: Path, scale: str, run: Train) -> Path:
+    return root / scale / f"{run.name}-s{run.seed}"
 
 
 def overlay(root: Path, scale: str, place: str, seed: int) -> Path:
@@ -426,13 +412,53 @@ def overlay(root: Path, scale: str, place: str, seed: int) -> Path:
     return root / scale / f"{place}-s{seed}"
 
 
-def before(scale: str, name: str) -> str | None:
-    """The experiment whose checkpoint this one is trained from at this scale."""
-    experiment = EXPERIMENTS[name]
-    return experiment.start if experiment.program == PROBE or scale in WARM else None
+def checkpoint(root: Path, scale: str, run: Train) -> str:
+    return str(folder(root, scale, run) / "last_ckpt.pt")
 
 
-def judge(scale: str) -> tuple[str, int]:
-    """Experiment and seed of the network in whose features samples are compared, the same for all
-    rows and seeds."""
-    return "ce", JUDGES.get(scale, 1)
+def train_command(root: Path, scale: str, run: Train) -> list[str]:
+    """The words that train an experiment from its beginning, after the Python interpreter."""
+    experiment = EXPERIMENTS[run.name]
+    words = SCALES[scale][experiment.setting].split()
+    if experiment.program != PROBE:  # which is deterministic, and its network is the start's
+        words += ["--dataset", STAND_IN.get(scale, experiment.dataset), *experiment.flags.split()]
+        # What diverges is told, not healed: a restart would change the setting.
+        words = [*last_wins(words), "--max_restarts", "0"]
+    for start in needs(scale, run):
+        words += ["--load_path", checkpoint(root, scale, start)]
+    if experiment.program != PROBE:
+        words += ["--seed", str(run.seed)]
+    place = folder(root, scale, run)
+    return [experiment.program, *words, "--log_dir", str(place.parent), "--id", place.name]
+
+
+def last_wins(words: Sequence[str]) -> list[str]:
+    """Of a flag that is given several times, the last alone, as a parser reads it."""
+    flags: dict[str, list[str]] = {}
+    for word in words:
+        if word.startswith("--"):
+            flags.pop(word, None)
+            flags[word] = []
+        flags[next(reversed(flags))].append(word)
+    return list(chain.from_iterable(flags.values()))
+
+
+def question_words(scale: str, question: str) -> list[str]:
+    """What follows `--eval`."""
+    words = question.format(**BLANKS[scale]).split()
+    if "--max_images" in words or words[0].endswith("_samples"):
+        return words
+    return [*words, *SCALES[scale]["ask"].split()]
+
+
+def ask_command(root: Path, scale: str, job: Ask, there: Sequence[Train] = ()) -> list[str]:
+    """The words that ask, about those of the models that are there (default: all). Of several
+    models the labels are the experiments' names."""
+    runs = there or job.runs
+    words = ["eval_wrn_ebm.py", "--load_path", *(checkpoint(root, scale, run) for run in runs)]
+    words += ["--eval", *question_words(scale, job.question)]
+    words = [checkpoint(root, scale, judge(scale)) if word == REFERENCE else word for word in words]
+    if job.place is None:
+        return words
+    place = overlay(root, scale, job.place, runs[0].seed)
+    return [*words, "--labels", *(run.name for run in runs), "--log_dir", str(place)]

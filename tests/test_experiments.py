@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -17,7 +18,6 @@ from typing import Any
 import pytest
 
 import models
-from baselines import contrastive_flags, probe_flags, train_adversarial
 from baselines import flags as baseline_flags
 from evaluation import flags as questions
 from evaluation.questions import QUESTIONS
@@ -35,49 +35,35 @@ def parse(words: list[str]) -> Any:
         return flags.parse(arguments)[0]
     if program == "eval_wrn_ebm.py":
         return questions.parse(arguments)[0]
-    own = {
-        "baselines/train_adversarial.py": train_adversarial,
-        "baselines/train_contrastive.py": contrastive_flags,
-        "baselines/linear_probe.py": probe_flags,
-    }[program]
+    own = importlib.import_module(done.FLAGS[program])
     assert (ROOT / program).is_file()
     return baseline_flags.parse(arguments, own.build_parser, own.check)[0]
 
 
-@pytest.mark.parametrize(
-    ("scale", "name"),
-    [(scale, name) for scale in rows.SCALES for name in rows.rows_at(scale, [*rows.EXPERIMENTS])],
-)
-def test_every_experiment_s_command_parses(name: str, scale: str, tmp_path: Path) -> None:
-    words = rows.train_command(tmp_path, scale, name, 3)
-    settings = parse(words)
-    assert settings.id == f"{name}-s3"
-    experiment = rows.EXPERIMENTS[name]
-    if experiment.program == rows.PROBE:
-        assert settings.load_path == f"{tmp_path}/{scale}/{experiment.start}-s3/last_ckpt.pt"
-        return
-    assert settings.seed == 3
-    expected = "digits" if scale == "smoke" else experiment.dataset
-    assert settings.dataset == expected
+def settings_of(scale: str, name: str, seed: int = 1, root: Path = Path("x")) -> Any:
+    return parse(rows.train_command(root, scale, rows.Train(name, seed)))
 
 
 @pytest.mark.parametrize("scale", rows.SCALES)
-@pytest.mark.parametrize("name", rows.TABLES)
-def test_every_question_parses(name: str, scale: str, tmp_path: Path) -> None:
-    assert set(rows.TABLES[name].rows) <= set(rows.EXPERIMENTS)
-    if not rows.rows_at(scale, rows.TABLES[name].rows):
-        with pytest.raises(UsageError, match=f"--scale {scale} has no rows of {name}: use "):
-            experiments.only(name, scale)
-        return
-    table = experiments.only(name, scale)
-    path = tmp_path / "last_ckpt.pt"
-    for question in table.questions:
-        parse(rows.ask_command(tmp_path, scale, [path], question))
-    for place, question, names in table.overlays:
-        assert set(names) <= set(table.rows)
-        paths = [tmp_path / f"{row}-s1" / "last_ckpt.pt" for row in names]
-        words = rows.ask_command(tmp_path, scale, paths, question, tmp_path / place)
-        assert parse(words).labels == list(names)
+def test_every_experiment_s_command_parses(scale: str, tmp_path: Path) -> None:
+    for name in rows.rows_at(scale, [*rows.EXPERIMENTS]):
+        settings, experiment = settings_of(scale, name, 3, tmp_path), rows.EXPERIMENTS[name]
+        assert settings.id == f"{name}-s3"
+        if experiment.program == rows.PROBE:
+            assert settings.load_path == f"{tmp_path}/{scale}/{experiment.start}-s3/last_ckpt.pt"
+            continue
+        assert settings.seed == 3
+        assert settings.dataset == ("digits" if scale == "smoke" else experiment.dataset)
+
+
+@pytest.mark.parametrize("scale", rows.SCALES)
+def test_a_scale_without_rows_of_a_table_names_those_with_some(scale: str) -> None:
+    for name, table in rows.TABLES.items():
+        assert set(table.rows) <= set(rows.EXPERIMENTS)
+        assert all(set(shown) <= set(table.rows) for _, _, shown in table.overlays)
+        if not rows.rows_at(scale, table.rows):
+            with pytest.raises(UsageError, match=f"--scale {scale} has no rows of {name}: use "):
+                experiments.only(name, scale)
 
 
 def test_every_table_has_its_script() -> None:
@@ -87,20 +73,15 @@ def test_every_table_has_its_script() -> None:
 
 
 def test_the_papers_settings_are_the_papers() -> None:
-    s = parse(rows.train_command(Path("x"), "paper", "hdge", 1))
+    s = settings_of("paper", "hdge")
     assert (s.depth, s.width, s.norm, s.lr, s.n_epochs) == (28, 10, "none", 1e-4, 200)
     assert (s.warmup_iters, s.decay_epochs, s.decay_rate) == (1000, [160, 180], 0.3)
     assert (s.contrast_k, s.sigma, s.batch_size, s.load_path) == (65536, 0.03, 64, None)
-    s = parse(rows.train_command(Path("x"), "paper", "hdge-bn", 1))
-    assert (s.norm, s.optimizer, s.lr, s.batch_size, s.weight_decay) == (
-        "batch",
-        "sgd",
-        0.1,
-        256,
-        5e-4,
-    )
+    s = settings_of("paper", "hdge-bn")
+    assert (s.norm, s.optimizer, s.lr, s.batch_size) == ("batch", "sgd", 0.1, 256)
     assert (s.decay_epochs, s.decay_rate, s.dropout_rate) == ([60, 120, 160], 0.2, 0.3)
-    s = parse(rows.train_command(Path("x"), "paper", "jem-n128", 1))
+    assert s.weight_decay == 5e-4
+    s = settings_of("paper", "jem-n128")
     assert (s.sgld_batch_size, s.n_steps, s.sgld_l2) == (128, 20, 0)
     assert (s.chain_start, s.sgld_clamp, s.augment_px) == ("uniform", False, "same")
 
@@ -116,7 +97,7 @@ def test_scale_half_shows_stable_rows_in_place_of_those_from_cross_entropy() -> 
     assert {"jem-stable", "jem-stable-n128", "jem-stable-n256"} < shown["table6_negatives"]
     assert not rows.rows_at("small", ["jem-stable", "hdge-jem-stable", *rows.LADDER])
     for scale, steps in (("half", 5), ("paper", 5), ("smoke", 2)):
-        s = parse(rows.train_command(Path("x"), scale, "hdge-jem-stable", 1))
+        s = settings_of(scale, "hdge-jem-stable")
         found = (s.n_steps, s.chain_start, s.sgld_clamp, s.load_path, s.max_restarts)
         assert found == (steps, "class_gaussian", True, None, 0)
     assert (s.pyxce, s.pxycontrast, s.pxsgld) == (1, 1, 1)
@@ -124,7 +105,7 @@ def test_scale_half_shows_stable_rows_in_place_of_those_from_cross_entropy() -> 
 
 def test_a_step_of_the_ladder_changes_one_thing() -> None:
     changed = ["sgld_clamp", "chain_start", "augment_px", "uncond", "n_steps", "ema", "px_loss"]
-    found = [vars(parse(rows.train_command(Path("x"), "half", n, 1))) for n in rows.LADDER]
+    found = [vars(settings_of("half", n)) for n in rows.LADDER]
     assert found[0]["n_steps"] == 20 and found[0]["chain_start"] == "uniform"
     assert not found[0]["sgld_clamp"] and found[0]["image_size"] == 16
     for step, name in enumerate(changed):
@@ -160,11 +141,11 @@ def leave(words: list[str], where: Path, code: int) -> None:
 
 @pytest.fixture
 def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """(a maker of Jobs, the commands that they ran); `fails` names what exits with a code."""
+    """(run tables and return the exit code, the commands that ran, what `fails` with a code)"""
     ran: list[str] = []
     fails: dict[str, int] = {}
 
-    def run(self: Any, words: list[str], where: Path, what: str = "") -> tuple[int, str]:
+    def call(self: Any, words: list[str], where: Path, what: str) -> tuple[int, str]:
         ran.append(shlex.join(words))
         code = next((code for part, code in fails.items() if part in ran[-1]), 0)
         where.mkdir(parents=True, exist_ok=True)
@@ -172,117 +153,139 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             leave(words, where, code)
         return code, f"x: diverged at step {code}" if code else ""
 
-    monkeypatch.setattr(experiments.Jobs, "_run", run)
+    monkeypatch.setattr(experiments.Runner, "call", call)
 
-    def make(scale: str = "paper", n: int = 2) -> Any:
-        return experiments.Jobs(tmp_path, scale, n, [])
+    def run(tables: str, *words: str, scale: str = "paper", n: int = 2) -> int:
+        place = ["--root", str(tmp_path), "--scale", scale, "--jobs", str(n)]
+        return experiments.main(["run", *tables.split(), *place, *words])
 
-    return make, ran, fails
-
-
-def run_tables(names: list[str], maker: Any, seeds: list[int]) -> int:
-    return experiments.run([experiments.only(name, maker.scale) for name in names], maker, seeds)
+    return run, ran, fails
 
 
 def trained(ran: list[str]) -> list[str]:
-    return [
-        shlex.split(line)[shlex.split(line).index("--id") + 1] for line in ran if "--id" in line
-    ]
+    return [words[words.index("--id") + 1] for words in map(shlex.split, ran) if "--id" in words]
 
 
-def test_what_tables_share_is_trained_once(jobs: Any) -> None:
-    make, ran, _ = jobs
-    assert run_tables(["table5_variants", "alpha", "table6_negatives"], make(), [1, 2]) == 0
+def test_what_tables_share_is_done_once_and_not_again_by_a_second_call(jobs: Any) -> None:
+    run, ran, _ = jobs
+    tables = "table5_variants alpha table6_negatives figure4_robustness"
+    assert run(tables, "--seeds", "1", "2") == 0
     names = trained(ran)
     assert len(names) == len(set(names)) and {"hdge-s1", "hdge-s2", "ce-s1"} <= set(names)
     asked = [line for line in ran if line.startswith("eval")]
     assert len(asked) == len(set(asked))  # hdge is asked for its AUROC by two of the tables
-
-
-def test_a_second_call_does_nothing(jobs: Any) -> None:
-    make, ran, _ = jobs
-    tables = ["figure4_robustness", "table1_ood"]
-    assert run_tables(tables, make(), [1]) == 0
     before = list(ran)
-    assert run_tables(tables, make(), [1]) == 0
+    assert run(tables, "--seeds", "1", "2") == 0
     assert ran == before
 
 
-def test_an_interrupted_run_is_resumed(jobs: Any) -> None:
-    make, ran, fails = jobs
-    fails["--id hdge-s1"] = 9
-    assert run_tables(["figure3_samples", "table5_variants"], make(), [1]) == 1
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_interrupted_run_is_resumed_with_its_limit(
+    lost: bool, jobs: Any, tmp_path: Path
+) -> None:
+    run, ran, fails = jobs
+    fails["--id hdge-jem-s1"] = 9
+    assert run("figure3_samples", scale="smoke") == 1
+    folder = tmp_path / "smoke" / "hdge-jem-s1"
+    (folder / "progress.csv").write_text("epoch,step\n0,2\n")
+    if lost:  # by a kill between two names
+        (folder / "last_ckpt.pt").rename(folder / "prev_ckpt.pt")
     fails.clear()
-    ran.clear()
-    run_tables(["table5_variants"], make(), [1])
-    assert any("--resume" in line and "hdge-s1" in line for line in ran)
+    run("figure3_samples", scale="smoke")
+    assert any(line.endswith(f"--resume {folder} --max_steps 6") for line in ran)
+    assert not any("--overwrite" in line for line in ran)
 
 
-def test_a_diverged_run_is_noted_and_the_others_go_on(jobs: Any, capsys: Any) -> None:
-    make, ran, fails = jobs
+def test_a_diverged_run_is_noted_and_the_others_go_on(
+    jobs: Any, tmp_path: Path, capsys: Any
+) -> None:
+    run, ran, fails = jobs
     fails["--id jem-s1"] = 1
-    maker = make()
-    assert run_tables(["table1_ood"], maker, [1]) == 1
-    assert (maker.root / "paper" / "jem-s1" / "diverged.txt").read_text() == "x: diverged at step 1"
+    assert run("table1_ood") == 1
+    assert (tmp_path / "paper/jem-s1/diverged.txt").read_text() == "x: diverged at step 1"
     assert "FAILED jem-s1: exit code 1" in capsys.readouterr().err
     assert "hdge-s1" in trained(ran)
     assert not any(line.startswith("eval") and "/jem-s1/" in line for line in ran)
     ran.clear()
-    assert run_tables(["table1_ood"], make(), [1]) == 1  # not tried again by itself
+    assert run("table1_ood") == 1  # not tried again by itself
     assert not any("/jem-s1" in line or "--id jem-s1" in line for line in ran)
 
 
 def test_a_run_waits_for_the_one_that_it_starts_from(jobs: Any) -> None:
-    make, ran, fails = jobs
-    assert run_tables(["table3_hybrid"], make("small", 1), [1]) == 0
+    run, ran, fails = jobs
+    assert run("table3_hybrid", scale="small", n=1) == 0
     names = trained(ran)
     assert names.index("ce-s1") < names.index("jem-s1")
     assert names.index("hdge-s1") < names.index("hdge-jem-s1")
     fails["--id simclr-s1"] = 2
-    assert run_tables(["table1_ood"], make("small", 1), [1]) == 1
+    assert run("table1_ood", scale="small", n=1) == 1
     assert "simclr-linear-s1" not in trained(ran)
 
 
 def test_what_waits_keeps_no_job_from_running(jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """ce takes as long as hdge does not run: with two jobs, jem must not wait in hdge's place."""
-    make, _, _ = jobs
-    hdge = threading.Event()
-    plain = experiments.Jobs._run
+    run, _, _ = jobs
+    hdge, plain = threading.Event(), experiments.Runner.call
 
-    def run(self: Any, words: list[str], where: Path, what: str = "") -> tuple[int, str]:
+    def call(self: Any, words: list[str], where: Path, what: str) -> tuple[int, str]:
         if where.name == "ce-s1":
             assert hdge.wait(20), "hdge was never started"
         if where.name == "hdge-s1":
             hdge.set()
         return plain(self, words, where, what)
 
-    monkeypatch.setattr(experiments.Jobs, "_run", run)
-    assert run_tables(["figure1_histograms"], make("small", 2), [1]) == 0
+    monkeypatch.setattr(experiments.Runner, "call", call)
+    assert run("figure1_histograms", scale="small") == 0
 
 
-@pytest.mark.parametrize(("scale", "n", "judge"), [("small", 14, "ce-s1"), ("half", 8, "ce-s9")])
+@pytest.mark.parametrize(("scale", "n", "judge"), [("small", 7, "ce-s1"), ("half", 4, "ce-s9")])
 def test_samples_are_compared_in_the_features_of_one_network(
-    scale: str, n: int, judge: str, jobs: Any
+    scale: str, n: int, judge: str, jobs: Any, tmp_path: Path
 ) -> None:
-    make, ran, _ = jobs
-    maker = make(scale, 1)
-    assert run_tables(["table3_hybrid"], maker, [1, 2]) == 0
+    run, ran, _ = jobs
+    assert run("table3_hybrid", "--seeds", "1", "2", scale=scale, n=1) == 0
     asked = [shlex.split(line) for line in ran if "--eval fid" in line]
-    assert len(asked) == n
-    used = {words[words.index("--fid_model") + 1] for words in asked}
-    assert used == {str(maker.root / scale / judge / "last_ckpt.pt")}
-    of_judge = [line for line in ran if line.startswith("eval") and f"/{judge}/" in line]
-    assert any(f"--load_path {maker.root / scale / judge}" in line for line in of_judge) == (
-        judge == "ce-s1"  # a row, too
-    )
+    assert len(asked) == 2 * n
+    path = tmp_path / scale / judge / "last_ckpt.pt"
+    assert {words[words.index("--fid_model") + 1] for words in asked} == {str(path)}
+    about_it = any(f"--load_path {path}" in line for line in ran if line.startswith("eval"))
+    assert about_it == (judge == "ce-s1")  # a row, too
+    path.write_text("trained on")
+    ran.clear()
+    assert run("table3_hybrid", scale=scale) == 0
+    assert sum("--eval fid" in line for line in ran) == n
 
 
 def test_an_overlay_shows_what_there_is(jobs: Any) -> None:
-    make, ran, fails = jobs
+    run, ran, fails = jobs
     fails["--id jem-s1"] = 2
-    assert run_tables(["figure1_histograms"], make(), [1]) == 1
+    assert run("figure1_histograms") == 1
     (line,) = (line for line in ran if "logp_hist" in line)
     assert "--labels ce jem-stable hdge " in line
+
+
+def test_rows_that_are_chosen_are_shown_beside_those_that_were_trained_before(jobs: Any) -> None:
+    run, ran, _ = jobs
+    run("table5_variants")  # hdge
+    assert run("figure1_histograms", "--rows", "ce") == 0
+    assert "--labels ce hdge " in ran[-1] and "jem-s1" not in trained(ran)
+
+
+def test_a_job_that_breaks_leaves_the_others_running(
+    jobs: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    run, ran, _ = jobs
+    plain = experiments.Runner.call
+
+    def call(self: Any, words: list[str], where: Path, what: str) -> tuple[int, str]:
+        if where.name == "jem-s1":
+            raise OSError(28, "No space left on device")
+        return plain(self, words, where, what)
+
+    monkeypatch.setattr(experiments.Runner, "call", call)
+    assert run("figure1_histograms") == 1
+    assert "FAILED jem-s1: OSError: [Errno 28] No space left" in capsys.readouterr().err
+    assert {"ce-s1", "hdge-s1"} <= set(trained(ran)) and any("logp_hist" in line for line in ran)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +293,7 @@ def test_an_overlay_shows_what_there_is(jobs: Any) -> None:
     [
         *("run nonsense", "run table1_ood --scale huge", "run all --jobs 0", "run all --seeds x"),
         *("show sampler --scale paper", "show table1_ood --scale half --seeds 1 9"),
-        "show table1_ood --scale half --rows jem",
+        *("show table1_ood --scale half --rows jem", "run table2_classification --rows ce"),
     ],
 )
 def test_a_mistake_is_one_line(words: str, capsys: Any) -> None:
@@ -299,11 +302,23 @@ def test_a_mistake_is_one_line(words: str, capsys: Any) -> None:
     assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
-def test_show_prints_every_command(capsys: Any) -> None:
-    assert experiments.main(["show", "all", "--scale", "small"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("# ") for line in lines) == len(rows.TABLES) - 1  # not `sampler`
-    assert any("figure4-l2" in line for line in lines)
+@pytest.mark.parametrize("scale", rows.SCALES)
+def test_what_is_shown_can_be_run_in_its_order(scale: str, capsys: Any) -> None:
+    assert experiments.main(["show", "all", "--scale", scale, "--seeds", "2"]) == 0
+    there, heads = set(), []
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("#"):
+            heads.append(line[2:])
+            continue
+        words = shlex.split(line)[1:]
+        s = parse(words)
+        needed = getattr(s, "load_path", None)
+        needed = needed if isinstance(needed, list) else [needed]
+        assert {*needed, getattr(s, "fid_model", None)} - {None} <= there, line
+        assert "REFERENCE" not in line
+        if "--id" in words:
+            there.add(str(Path(s.log_dir) / s.id / "last_ckpt.pt"))
+    assert heads == [n for n, table in rows.TABLES.items() if rows.rows_at(scale, table.rows)]
 
 
 def training_flops(scale: str) -> dict[str, float]:
@@ -315,7 +330,7 @@ def training_flops(scale: str) -> dict[str, float]:
         if experiment.program == rows.PROBE:
             found[name] = 0.0
             continue
-        s = parse(rows.train_command(Path("x"), scale, name, 1))
+        s = settings_of(scale, name)
         names = ("arch", "depth", "width", "norm", "image_size")
         network = {n: getattr(s, n) for n in names if hasattr(s, n)}
         key = tuple(network.values())
@@ -355,195 +370,107 @@ def test_headers_tell_the_cost_of_what_is_trained(scale: str, unit: float) -> No
 # What is done, and what only looks like it.
 
 
-def test_a_probe_is_finished_once_its_checkpoint_is_there(jobs: Any) -> None:
-    make, ran, _ = jobs
-    assert run_tables(["table1_ood"], make(), [1]) == 0
-    run = make().root / "paper" / "simclr-linear-s1"
-    settings = json.loads((run / "variant.json").read_text())
+def test_a_probe_is_finished_once_its_checkpoint_is_there(jobs: Any, tmp_path: Path) -> None:
+    run, ran, _ = jobs
+    assert run("table1_ood") == 0
+    folder = tmp_path / "paper" / "simclr-linear-s1"
+    settings = json.loads((folder / "variant.json").read_text())
     # as a real probe leaves it: its backbone's epochs, and one row
-    (run / "variant.json").write_text(json.dumps({**settings, "n_epochs": 200, "max_steps": 6}))
-    (run / "progress.csv").write_text("epoch,step\n0,999\n")
+    (folder / "variant.json").write_text(json.dumps({**settings, "n_epochs": 200, "max_steps": 6}))
+    (folder / "progress.csv").write_text("epoch,step\n0,999\n")
     before = list(ran)
-    assert run_tables(["table1_ood"], make(), [1]) == 0
+    assert run("table1_ood") == 0
     assert ran == before
-    (run / "last_ckpt.pt").unlink()
-    assert run_tables(["table1_ood"], make(), [1]) == 0
+    (folder / "last_ckpt.pt").unlink()
+    assert run("table1_ood") == 0
     again = ran[len(before)]
     assert again.startswith("baselines/linear_probe.py") and again.endswith("--overwrite")
 
 
-def test_answers_about_other_weights_are_asked_again(jobs: Any) -> None:
-    make, ran, _ = jobs
-    tables = ["figure1_histograms", "table5_variants"]
-    assert run_tables(tables, make(), [1]) == 0
-    (make().root / "paper" / "hdge-s1" / "last_ckpt.pt").write_text("trained on")
+def test_answers_about_other_weights_are_asked_again(jobs: Any, tmp_path: Path) -> None:
+    run, ran, _ = jobs
+    tables = "figure1_histograms table5_variants"
+    assert run(tables) == 0
+    (tmp_path / "paper" / "hdge-s1" / "last_ckpt.pt").write_text("trained on")
     before = len(ran)
-    assert run_tables(tables, make(), [1]) == 0
+    assert run(tables) == 0
     assert [line.split("--eval ")[1].split()[0] for line in ran[before:]].count("logp_hist") == 1
     assert len(ran[before:]) == 3 and all("hdge-s1" in line for line in ran[before:])
 
 
-def test_another_reference_network_asks_for_samples_again(jobs: Any) -> None:
-    make, ran, _ = jobs
-    assert run_tables(["table3_hybrid"], make("small"), [1]) == 0
-    (make().root / "small" / "ce-s1" / "last_ckpt.pt").write_text("trained on")
-    before = len(ran)
-    assert run_tables(["table3_hybrid"], make("small"), [1]) == 0
-    assert sum("--eval fid" in line for line in ran[before:]) == 7
-
-
 @pytest.mark.parametrize("change", ["version", "settings", "gone", "damaged"])
-def test_an_answer_of_another_protocol_or_question_is_none(change: str, jobs: Any) -> None:
-    make, ran, _ = jobs
-    assert run_tables(["figure3_samples"], make(), [1]) == 0
-    path = make().root / "paper" / "hdge-jem-s1" / "eval" / "cond_samples.json"
+def test_an_answer_of_another_protocol_or_question_is_none(
+    change: str, jobs: Any, tmp_path: Path
+) -> None:
+    run, ran, _ = jobs
+    assert run("figure3_samples") == 0
+    path = tmp_path / "paper" / "hdge-jem-s1" / "eval" / "cond_samples.json"
     record = json.loads(path.read_text())
-    if change == "version":
-        record["protocol"]["version"] += 1
+    record["protocol"]["version"] += change == "version"
     record["settings"]["n_sample_steps"] += change == "settings"
     path.write_text("{" if change == "damaged" else json.dumps(record))
     if change == "gone":
         path.unlink()
     before = len(ran)
-    assert run_tables(["figure3_samples"], make(), [1]) == 0
+    assert run("figure3_samples") == 0
     assert len(ran) == before + 1
 
 
-def test_a_run_of_another_recipe_is_refused(jobs: Any, capsys: Any) -> None:
-    make, ran, _ = jobs
-    assert run_tables(["figure3_samples"], make(), [1]) == 0
-    path = make().root / "paper" / "hdge-jem-s1" / "variant.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "lr": 0.5}))
-    before = len(ran)
-    assert run_tables(["figure3_samples"], make(), [1]) == 1
-    said = capsys.readouterr().err
-    assert "--lr 1e-4, but the run has 0.5" in said and said.count("\n") == 1 and len(ran) == before
-
-
 @pytest.mark.parametrize(
-    ("name", "change", "said"),
+    ("scale", "name", "change", "said"),
     [
-        ("ladder-clamp", {"sgld_clamp": False}, "--sgld_clamp, but the run has False"),
-        ("ladder-jem", {"sgld_clamp": True}, "no --sgld_clamp, but the run has True"),
-        ("ce", {"image_size": 32}, "--image_size 16, but the run has 32"),
-        ("ladder-start", {}, None),
+        ("half", "ladder-clamp", {"sgld_clamp": False}, "--sgld_clamp True, but the run has False"),
+        ("half", "ladder-jem", {"sgld_clamp": True}, "--sgld_clamp False, but the run has True"),
+        ("half", "ce", {"image_size": 32}, "--image_size 16, but the run has 32"),
+        ("half", "ladder-start", {}, None),
+        ("paper", "hdge", {"lr": 0.5, "data_root": "moved"}, "--lr 0.0001, but the run has 0.5"),
+        ("paper", "hdge-raw", {"contrast_normalize": True},
+         "--contrast_normalize False, but the run has True"),
+        ("paper", "at-linf", {"attack_step": 1.0}, None),
+        ("paper", "supcon-bn", {"decay_epochs": [1]},
+         "--decay_epochs [60, 120, 160], but the run has [1]"),
     ],
-)
-def test_a_run_with_other_settings_than_the_defaults_is_of_another_recipe(
-    name: str, change: dict[str, Any], said: str | None, tmp_path: Path
+)  # fmt: skip
+def test_a_run_with_other_settings_is_of_another_recipe(
+    scale: str, name: str, change: dict[str, Any], said: str | None, tmp_path: Path
 ) -> None:
-    words = rows.train_command(tmp_path, "half", name, 1)
+    words = rows.train_command(tmp_path, scale, rows.Train(name, 1))
     (tmp_path / "variant.json").write_text(json.dumps({**vars(parse(words)), **change}))
     assert done.other_recipe(tmp_path, words) == said
 
 
-@pytest.mark.parametrize(
-    ("words", "recorded"),
-    [("1e-4", 0.0001), ("160 180", [160, 180]), ("2/255", 2 / 255), ("bf16", "bf16"), ("", True)],
-)
-def test_words_are_held_against_what_they_were_read_as(words: str, recorded: Any) -> None:
-    assert done.same(words.split(), recorded)
-    assert not done.same([*words.split(), "7"], recorded) and not done.same(["8"], recorded)
+def test_a_run_of_another_recipe_is_refused(jobs: Any, tmp_path: Path, capsys: Any) -> None:
+    run, ran, _ = jobs
+    assert run("figure3_samples") == 0
+    path = tmp_path / "paper" / "hdge-jem-s1" / "variant.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lr": 0.5}))
+    before = len(ran)
+    assert run("figure3_samples") == 1
+    said = capsys.readouterr().err
+    assert "but the run has 0.5" in said and said.count("\n") == 1 and len(ran) == before
 
 
-def test_a_switch_that_is_turned_off_is_part_of_the_recipe(jobs: Any, capsys: Any) -> None:
-    make, _, _ = jobs
-    assert run_tables(["table5_variants"], make(), [1]) == 0
-    path = make().root / "paper" / "hdge-raw-s1" / "variant.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "contrast_normalize": True}))
-    assert run_tables(["table5_variants"], make(), [1]) == 1
-    assert "--no-contrast_normalize, but the run has True" in capsys.readouterr().err
-
-
-def test_a_file_is_hashed_once(jobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runs import files
-
+def test_a_file_is_hashed_once(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a")
     known: dict[Path, str] = {}
     first = done.sha256(tmp_path / "a", known)
-    monkeypatch.setattr(files, "file_sha256", lambda _: pytest.fail("read again"))
-    assert done.sha256(tmp_path / "a", known) == first != ""
-
-
-def test_a_run_without_its_last_checkpoint_goes_on_from_the_one_before(jobs: Any) -> None:
-    make, ran, fails = jobs
-    fails["--id hdge-jem-s1"] = 9
-    assert run_tables(["figure3_samples"], make(), [1]) == 1
-    run = make().root / "paper" / "hdge-jem-s1"
-    (run / "last_ckpt.pt").rename(run / "prev_ckpt.pt")
-    fails.clear()
-    run_tables(["figure3_samples"], make(), [1])
-    assert any("--resume" in line for line in ran) and not any("--overwrite" in x for x in ran)
-
-
-def test_a_resumed_run_keeps_its_limit(jobs: Any) -> None:
-    make, ran, fails = jobs
-    fails["--id hdge-jem-s1"] = 9
-    maker = make("smoke")
-    assert run_tables(["figure3_samples"], maker, [1]) == 1
-    run = maker.root / "smoke" / "hdge-jem-s1"
-    (run / "progress.csv").write_text("epoch,step\n0,2\n")
-    fails.clear()
-    run_tables(["figure3_samples"], make("smoke"), [1])
-    assert any(line.endswith(f"--resume {run} --max_steps 6") for line in ran)
+    (tmp_path / "a").write_text("b")
+    assert done.sha256(tmp_path / "a", known) == first != done.sha256(tmp_path / "a", {})
 
 
 @pytest.mark.parametrize(
-    "text", ["epoch,step\n1,4\n,\n", "epoch,step\n1,4\nabc,5\n", "epoch,step\n1"]
+    ("text", "expected"),
+    [
+        ("epoch,step\n1,4\n,\n", (1, 4)),
+        ("epoch,step\n1,4\nabc,5\n", (1, 4)),
+        ("epoch,step\n1", (-1, -1)),
+    ],
 )
-def test_a_damaged_last_row_is_not_read(text: str, tmp_path: Path) -> None:
-    (tmp_path / "progress.csv").write_text(text)
-    expected = (-1, -1) if text.endswith("\n1") else (1, 4)
-    assert done.last_row(tmp_path) == expected
-
-
-def test_a_job_that_breaks_leaves_the_others_running(
-    jobs: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+def test_a_damaged_last_row_is_not_read(
+    text: str, expected: tuple[int, int], tmp_path: Path
 ) -> None:
-    make, ran, _ = jobs
-    plain = experiments.Jobs._run
-
-    def run(self: Any, words: list[str], where: Path, what: str = "") -> tuple[int, str]:
-        if where.name == "jem-s1":
-            raise OSError(28, "No space left on device")
-        return plain(self, words, where, what)
-
-    monkeypatch.setattr(experiments.Jobs, "_run", run)
-    assert run_tables(["figure1_histograms"], make(), [1]) == 1
-    assert "FAILED jem-s1: OSError: [Errno 28] No space left" in capsys.readouterr().err
-    assert {"ce-s1", "hdge-s1"} <= set(trained(ran)) and any("logp_hist" in line for line in ran)
-
-
-def test_rows_that_are_chosen_are_shown_beside_those_that_were_trained_before(jobs: Any) -> None:
-    make, ran, _ = jobs
-    run_tables(["table5_variants"], make(), [1])  # hdge
-    tables = [experiments.only("figure1_histograms", "paper", ["ce"])]
-    assert experiments.run(tables, make(), [1]) == 0
-    assert "--labels ce hdge " in ran[-1] and "jem-s1" not in trained(ran)
-
-
-def test_rows_of_no_table_are_a_mistake(capsys: Any) -> None:
-    with pytest.raises(SystemExit) as stop:
-        experiments.main("run table2_classification --rows ce".split())
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.count("\n") == 1 and "--rows ce" in said
-
-
-@pytest.mark.parametrize("scale", rows.SCALES)
-def test_what_is_shown_can_be_run_in_its_order(scale: str, capsys: Any) -> None:
-    assert experiments.main(["show", "all", "--scale", scale, "--seeds", "2"]) == 0
-    there = set()
-    for line in capsys.readouterr().out.splitlines():
-        if line.startswith("#"):
-            continue
-        words = shlex.split(line)[1:]
-        s = parse(words)
-        needed = getattr(s, "load_path", None)
-        needed = needed if isinstance(needed, list) else [needed]
-        assert {*needed, getattr(s, "fid_model", None)} - {None} <= there, line
-        assert "REFERENCE" not in line
-        if getattr(s, "seed", None) is not None and "--id" in words or "linear_probe" in line:
-            there.add(str(Path(s.log_dir) / s.id / "last_ckpt.pt"))
+    (tmp_path / "progress.csv").write_text(text)
+    assert done.last_row(tmp_path) == expected
 
 
 # Processes.
@@ -559,6 +486,7 @@ sys.path.insert(0, {root!r})
 from scripts import experiments
 here = Path(__file__).parent
 experiments.train_command = lambda *_: [str(here / "sleeper.py")]
+experiments.other_recipe = lambda *_: None
 if __name__ == "__main__":
     sys.exit(experiments.main(["run", "figure5_negatives", "--root", str(here / "runs")]))
 """
