@@ -228,7 +228,8 @@ def alternate(
     calls: Mapping[str, Call], *, turns: int, seconds: float = math.inf
 ) -> dict[str, list[float]]:
     """Time calls turn by turn, in an order that is reversed each time, so that whatever else the
-    machine does meets all of them alike; return the seconds a call of each turn.
+    machine does meets all of them alike; return the seconds a call of each turn. Each is called
+    once before, for what only a first call does: the optimiser's state, compilation, the sums.
 
     A turn is one call, or as many as take 50 ms, after one that is not timed: caches and allocator
     are as the others left them. What takes half a second or more would not notice, and its first
@@ -236,6 +237,8 @@ def alternate(
     """
     began, names = time.monotonic(), list(calls)
     found: dict[str, list[float]] = {name: [] for name in names}
+    for call in calls.values():
+        call()
     for turn in range(turns):
         if turn >= LEAST_TURNS and time.monotonic() - began > seconds:
             break
@@ -386,11 +389,9 @@ def steps(bench: Bench) -> list[Row]:
             say(f"step: {terms}, {classes} classes")
             with contenders(bench, terms, classes, both=True) as (s, found):
                 calls = {name: contender.step for name, contender in found.items()}
-                for call in calls.values():
-                    call()  # what only a first step does: the optimiser's state, compilation, ...
-                memory = {name: extra_memory(call, bench.device) for name, call in calls.items()}
                 times = alternate(calls, turns=b.turns, seconds=b.seconds)
                 for name, contender in found.items():
+                    memory = extra_memory(contender.step, bench.device)
                     contender.check()
                     low, median, high = np.percentile(times[name], (25, 50, 75)).tolist()
                     rate = contender.flops / median
@@ -400,7 +401,7 @@ def steps(bench: Bench) -> list[Row]:
                         "images_per_s": s.batch_size / median,
                         "ratio": median / statistics.median(times[PROJECT]),
                         "flop": contender.flops, "format": contender.format,
-                        "share": rate / bench.rates[contender.format], "memory": memory[name],
+                        "share": rate / bench.rates[contender.format], "memory": memory,
                     })  # fmt: skip
     return rows
 
@@ -441,8 +442,6 @@ def growth(bench: Bench) -> list[Row]:
             sizes = {"batch_size": b.sgld_growth_batch} if by == "n_steps" else {}
             with contenders(bench, GROWS[by], b.classes[0], **{**sizes, by: value}) as (s, found):
                 calls = {name: contender.step for name, contender in found.items()}
-                for call in calls.values():
-                    call()
                 times = alternate(calls, turns=GROWTH_TURNS, seconds=b.seconds)
                 row = {"by": by, "value": value, "terms": GROWS[by], "batch_size": s.batch_size}
                 rows.append({**row, **both(times)})
@@ -460,10 +459,8 @@ def queue_term(bench: Bench) -> list[Row]:
         calls = {PROJECT: project_term(s, logits, labels)}
         if bench.b.straightforward and bench.room_for(s, classes):
             calls[STRAIGHT] = plain_term(s, logits, labels)
-        for call in calls.values():
-            call()
-        memory = {name: extra_memory(call, bench.device) for name, call in calls.items()}
         times = alternate(calls, turns=bench.b.turns, seconds=bench.b.seconds)
+        memory = {name: extra_memory(call, bench.device) for name, call in calls.items()}
         row = {"classes": classes, "contrast_k": s.contrast_k, "batch_size": s.batch_size}
         rows.append({**row, **both(times), "memory": memory})
     return rows

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
-from itertools import product
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ import losses
 import models
 import train_wrn
 from benchmarks import straightforward
+from tests.pairwise import pairwise
 from training import flags
 from training.build import build_model
 from training.divergence import Guard
@@ -28,16 +28,7 @@ from training.state import Run, checkpoint_state, restore
 ALL, HDGE = "--pyxce 1 --pxycontrast .5 --pxsgld .25", "--pyxce 1 --pxycontrast .5"
 BATCH, SLOTS, SIDE = 4, 10, 8  # images of 8 x 8 pixels are enough for every layer
 
-CASES = [
-    pytest.param(
-        classes,
-        f"--smoothing {smoothing} --contrast_score {score} --{no}contrast_normalize",
-        id=f"{classes}-{smoothing}-{score}-{no}normalize",
-    )
-    for classes, smoothing, score, no in product(
-        (10, 100), (0, 0.1), ("algorithm1", "eq13"), ("", "no-")
-    )
-]
+CASES = pairwise((10, 100), (0, 0.1), ("algorithm1", "eq13"), ("", "no-"))
 
 
 def settings_of(words: str) -> Namespace:
@@ -111,10 +102,11 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(("classes", "words"), CASES)
+@pytest.mark.parametrize(("classes", "smoothing", "score", "no"), CASES)
 def test_every_number_of_a_step_is_the_straightforward_one(
-    classes: int, words: str, monkeypatch: pytest.MonkeyPatch
+    classes: int, smoothing: float, score: str, no: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    words = f"--smoothing {smoothing} --contrast_score {score} --{no}contrast_normalize"
     s = settings_of(f"{ALL} {words}")
     running = s.contrast_normalize  # where it may be: the normaliser is a running sum
     run = project(s, classes, torch.float64, running=running)
@@ -148,8 +140,7 @@ def test_every_number_of_a_step_is_the_straightforward_one(
     assert len(set(seen)) == 4 and state.pointer == 4 * BATCH % SLOTS
 
 
-@pytest.mark.parametrize("classes", [10, 100])
-@pytest.mark.parametrize("score", ["algorithm1", "eq13"])
+@pytest.mark.parametrize(("classes", "score"), [(10, "eq13"), (100, "algorithm1")])
 def test_float32_is_close_to_the_straightforward_step_in_float64(
     classes: int, score: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
