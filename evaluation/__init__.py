@@ -1,5 +1,5 @@
-"""Questions put to a model, as functions that return numbers."""
+"""Measures of a model that return numbers, figures of them, and the questions that ask for both."""
 
 
 class NotFinite(ValueError):
-    """What a broken model computes: no number. The message is one line."""
+    """A model that is broken computes numbers that are not finite. The message is one line."""

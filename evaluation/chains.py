@@ -54,7 +54,7 @@ def begin(
 
 
 def generator_of(device: torch.device, *key: int) -> torch.Generator:
-    """A generator seeded by all the numbers of `key` (each >= 0), well mixed."""
+    """Make a generator that is seeded by all the numbers of `key` (each >= 0), well mixed."""
     mixed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(mixed))
 
@@ -89,7 +89,7 @@ def refined(
 
 
 def _blocks(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """The same images and labels in batches of `size`, the last one of what is left."""
+    """Yield the same images and labels in batches of `size`; the last batch may be smaller."""
     kept: Batch | None = None
     for batch in batches:
         images, labels = batch if kept is None else map(torch.cat, zip(kept, batch, strict=True))

@@ -16,14 +16,14 @@ from runs import processes as distributed
 def classification(
     model: EnergyClassifier, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> dict[str, float]:
-    """accuracy and top5 (0..1) and nll, the mean of -log q(y|x) in nats, over batches of
-    (images, labels); and n, the number of images.
+    """Return accuracy and top5 (0..1), nll, the mean of -log q(y|x) in nats, and n, the number of
+    images, over batches of (images, labels).
 
     top5 is the share of images whose label is among the 5 classes with the largest logits (among
     all where there are fewer than 5). Of equal logits the class with the lower index comes first,
     so that a model that tells nothing apart gets 5/C and not 1.
-    In eval mode, which is given back. {"n": 0} and nothing else without images. Where several
-    processes have a part of the batches each, in order, all get the numbers of all of them.
+    Restores the model's mode. Returns {"n": 0} alone without images. Several processes, each with
+    a part of the batches in order, all get the numbers of all batches.
     """
     rows = []
     with eval_mode(model):
@@ -44,10 +44,10 @@ def classification(
 def predictions(
     model: EnergyClassifier, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """Logits, float32 (N, C), and labels, int64 (N,), of all batches, on the CPU: one pass.
+    """Return the logits, float32 (N, C), and labels, int64 (N,), of all batches, on the CPU.
 
-    In eval mode, which is given back. Where several processes have a part of the batches each, in
-    order, all get all of them. Raises ValueError without images.
+    Restores the model's mode. Several processes, each with a part of the batches in order, all get
+    all of them. Raises ValueError without images.
     """
     logits: list[Tensor] = []
     labels: list[Tensor] = []
@@ -64,7 +64,7 @@ def predictions(
 
 
 def _top(k: int, logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether fewer than k classes come before the label, bool (N,); NaN comes before all."""
+    """Return whether fewer than k classes come before the label, bool (N,). NaN comes first."""
     own = logits.gather(1, labels[:, None])
     earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
     before = ~(logits <= own) | ((logits == own) & earlier)

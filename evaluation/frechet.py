@@ -1,4 +1,4 @@
-"""The distance of two sets of features, each taken as a Gaussian: what an FID is."""
+"""The distance of two sets of features, each taken as a Gaussian, as in an FID."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Statistics:
         self._scatter = torch.zeros((), dtype=torch.float64)  # (D, D): sum of (x - mean)(x - mean)'
 
     def add(self, features: Tensor) -> None:
-        """features (n, D), on any device and of any float type; n may be 0."""
+        """Add features (n, D), on any device and of any float type; n may be 0."""
         n = len(features)
         if n == 0:
             return
@@ -35,14 +35,14 @@ class Statistics:
 
     @property
     def cov(self) -> Tensor:
-        """The unbiased covariance (D, D), divided by n - 1. ValueError where n < 2."""
+        """Return the unbiased covariance (D, D), divided by n - 1. Raises ValueError if n < 2."""
         if self.n < 2:
             raise ValueError(f"a covariance needs 2 samples or more, not {self.n}")
         return self._scatter / (self.n - 1)
 
 
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
-    """The squared Frechet (2-Wasserstein) distance of two Gaussians, 0 or above.
+    """Return the squared Frechet (2-Wasserstein) distance of two Gaussians, 0 or above.
 
         |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)
 
@@ -70,7 +70,7 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 
 
 def _factor(cov: Tensor) -> Tensor:
-    """A (D, rank) with A A' = cov; eigenvalues that are 0 but for rounding are left out."""
+    """Return A (D, rank) with A A' = cov, without eigenvalues that are 0 but for rounding."""
     values, vectors = torch.linalg.eigh(cov)
     kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
     return vectors[:, kept] * values[kept].sqrt()

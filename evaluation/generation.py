@@ -30,7 +30,7 @@ DECLINE = 0.05  # of the best FID: what is more is a decline
 
 
 def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, float]:
-    """Mean and standard deviation over splits of exp(mean_x KL(p(y|x) || p(y))), each in 1..C.
+    """Return mean and deviation over splits of exp(mean_x KL(p(y|x) || p(y))), each in 1..C.
 
     Salimans et al. (2016). probabilities (N, C), computed in float64; p(y) is the split's mean.
     Splits are consecutive, in the order given, of N // splits samples or one more; the deviation
@@ -53,10 +53,10 @@ def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, flo
 
 
 def model_extractor(model: EnergyClassifier, batch_size: int = 100) -> Extractor:
-    """A given classifier's penultimate features and q(y|x), in eval mode, which is given back.
-    Images of another size than those that it was trained on are resized.
+    """Return an extractor of a classifier's penultimate features and q(y|x). It resizes images to
+    the classifier's size, and restores the classifier's mode.
 
-    The distance is then that of the given model: name its checkpoint beside the number.
+    The distance is then that of this classifier: name its checkpoint beside the number.
     """
     device = next(model.parameters()).device
 
@@ -83,7 +83,7 @@ def evaluate_samples(
     others: Mapping[int, Tensor] | None = None,
     steps: int | None = None,
 ) -> dict[str, Any]:
-    """FID of samples against reference images, and the Inception Score of `score_part`.
+    """Compute the FID of samples against reference images, and the Inception Score of `score_part`.
 
     samples uint8 (N, H, W, 3), reference uint8 (M, H, W, 3); `score_part` uint8 (K, H, W, 3), by
     default the samples. The score's splits are made in the order of torch-fidelity, a fixed
@@ -133,8 +133,8 @@ def evaluate_samples(
 def compared(
     features: Sequence[tuple[int | None, Tensor]], reference: Tensor
 ) -> list[dict[str, Any]]:
-    """Compare sets of features, (SGLD steps, (N, D)) each, with one half of the reference's (M, D),
-    and the other half with it too: the values that no sampler passes.
+    """Compare sets of features, (SGLD steps, (N, D)) each, with one half of the reference's (M, D).
+    The other half is compared, too: its values are the best that a sampler can have.
 
     A row has images ("starts" after 0 steps, "samples", "reference images"), steps, n, fid,
     precision and recall (k = 3; None for fewer than 4 images). To be comparable, all rows are
@@ -167,8 +167,8 @@ def compared(
 
 
 def decline(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Say where chains leave the images again, in one line: where the FID of `compared`'s rows is,
-    after the number of steps of the lowest, ever more than DECLINE above that; else None."""
+    """Return a line if the FID of `compared`'s rows rises, after its lowest, by more than DECLINE
+    of it: chains then leave the images again. Otherwise return None."""
     chains = [row for row in rows if row["steps"] is not None]
     best = min(chains, key=lambda row: row["fid"], default=None)
     later = [row for row in chains if best is not None and row["steps"] > best["steps"]]
@@ -182,15 +182,16 @@ def decline(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def reads_as(classifier: Extractor, images: Tensor, labels: Tensor) -> Tensor:
-    """Whether a classifier reads each of the images uint8 (N, H, W, 3) as its label (N,): float64
-    (N,), on the CPU, 1 where it does."""
+    """Return 1 for each of the images uint8 (N, H, W, 3) that a classifier reads as its label (N,),
+    and 0 for the others: float64 (N,) on the CPU."""
     predicted = [classifier(chunk)[1].argmax(1).cpu() for chunk in images.split(CHUNK)]
     return (torch.cat(predicted) == labels.cpu()).double()
 
 
 def read_as_asked(samples: Tensor, starts: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Shares of class-conditional samples and of their starts that are read as the class that was
-    asked for, labels (N,), overall and per class; from `reads_as` of both."""
+    """Return the shares of class-conditional samples, and of their starts, that are read as the
+    class that was asked for, labels (N,), overall and per class; both given as `reads_as` returns.
+    """
     labels = labels.cpu()
     sets = {"samples": samples, "starts": starts}
     per_class = [
@@ -204,7 +205,7 @@ def read_as_asked(samples: Tensor, starts: Tensor, labels: Tensor) -> dict[str, 
 def _read(
     images: Tensor, extractor: Extractor, probabilities: list[Tensor] | None = None
 ) -> Tensor:
-    """The images' features (N, D); their probabilities are appended to the list, if any."""
+    """Return the images' features (N, D), and append their probabilities to the list, if any."""
     found = []
     for chunk in images.split(CHUNK):
         features, part = extractor(chunk)

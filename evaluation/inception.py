@@ -23,17 +23,17 @@ ELSE = "or use --fid_features model"  # the remedy that needs no file
 def inception_extractor(
     weights: Path | None, device: torch.device | str, batch_size: int = 50
 ) -> tuple[Extractor, str]:
-    """torch-fidelity's `inception-v3-compat`, and the sha256 of its weights.
+    """Return torch-fidelity's `inception-v3-compat` as an extractor, and the sha256 of its weights.
 
     Features are the 2048 of the last pooling, probabilities the softmax over its 1008 classes of
     the logits without their bias (`logits_unbiased`), as in the published FIDs and scores. It
     takes uint8 images of any size and scales them to 299 x 299 as TensorFlow 1 did.
 
     weights: a file with the published weights. None: PyTorch's hub cache, into which they are
-    downloaded, with a progress bar, where they are not there yet. Nothing but a file with the
-    published sha256 is opened: torch-fidelity unpickles it, and a pickle can run code.
+    downloaded, with a progress bar, if they are not there yet. Only a file with the published
+    sha256 is opened: torch-fidelity unpickles it, and a pickle can run code.
 
-    Raises UsageError where torch-fidelity or the weights are missing, or the file is another one.
+    Raises UsageError if torch-fidelity or the weights are missing, or the file is another one.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -61,7 +61,7 @@ def inception_extractor(
 
 
 def cached_weights() -> Path:
-    """Where PyTorch's hub keeps the weights; they are downloaded if they are not there."""
+    """Return the path of the weights in PyTorch's hub cache; download them if they are missing."""
     path = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS)
     if path.exists():
         return path

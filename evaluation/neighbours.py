@@ -47,7 +47,7 @@ def nearest(images: Tensor, bank: Tensor, leave_out: Tensor | None = None) -> tu
 
 
 def variety(images: Tensor) -> float | None:
-    """Mean distance over the pairs of the first PAIRED images; None for fewer than two."""
+    """Return the mean distance of pairs of the first PAIRED images; None for fewer than two."""
     if len(images) < 2:
         return None
     return float(torch.pdist(_pixels(images[:PAIRED])).double().mean())
@@ -99,7 +99,8 @@ def compare_with_training(
 def precision_recall(
     samples: Tensor, real: Tensor, k: int = 3, radii: Tensor | None = None
 ) -> tuple[float | None, float | None]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019) of features (N, D) against (M, D).
+    """Return improved precision and recall (Kynkaanniemi et al. 2019) of features (N, D) against
+    (M, D).
 
     Precision is the share of samples that lie within the distance r_k(y) of some real y, to the
     k-th nearest other real one; recall the same with the two sets exchanged. `radii` (M,) are
@@ -121,7 +122,7 @@ def precision_recall(
 
 
 def neighbour_radii(features: Tensor, k: int = 3) -> Tensor:
-    """Distance (N,) of each of the features (N, D) to its k-th nearest other one; N > k."""
+    """Return the distance (N,) of each of the features (N, D) to its k-th nearest other; N > k."""
     parts = features.split(max(1, LARGEST // len(features)))
     # The nearest of all is the feature itself, or a copy of it: at 0 in both cases.
     return torch.cat([_distances(part, features).kthvalue(k + 1, dim=1).values for part in parts])

@@ -29,7 +29,7 @@ def pgd(
     generator: torch.Generator | None = None,
     check: bool = True,
 ) -> Tensor:
-    """Projected gradient ascent on `loss`: adversarial images for x01 `x` and labels `y`.
+    """Return adversarial images for x01 `x` and labels `y`, by projected gradient ascent on `loss`.
 
         Linf: x' <- P(x' + step * sign(g))        L2: x' <- P(x' + step * g / ||g||_2)
 
@@ -84,7 +84,7 @@ def _sign(gradient: Tensor) -> Tensor:
 
 
 def _unit(gradient: Tensor) -> Tensor:
-    """gradient / its L2 norm, of every image; 0 stays 0."""
+    """Divide every image's gradient by its L2 norm; 0 stays 0."""
     # Where the classifier is sure, the gradient is so small that its square is 0 in float32.
     largest = _per_image(gradient.flatten(1).abs().amax(1))
     gradient = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
@@ -109,7 +109,7 @@ def _per_image(values: Tensor) -> Tensor:
 def _random_offset(
     x: Tensor, distance: str, eps: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Uniform in the ball of radius eps."""
+    """Draw uniformly from the ball of radius eps."""
     if distance == "Linf":
         return torch.empty_like(x).uniform_(-eps, eps, generator=generator)
     direction = _unit(torch.empty_like(x).normal_(generator=generator))
@@ -120,8 +120,8 @@ def _random_offset(
 
 @torch.no_grad()
 def check_perturbation(x: Tensor, adversarial: Tensor, distance: str, eps: float) -> None:
-    """Raises NotFinite, and AssertionError unless every image is within eps (+ 1e-6) of x and
-    within [0, 1]."""
+    """Raise NotFinite, or AssertionError unless every image is within eps (+ 1e-6) of x and within
+    [0, 1]."""
     offset = (adversarial.double() - x.double()).flatten(1)
     size = offset.abs().amax(1) if distance == "Linf" else offset.norm(dim=1)
     numbers = torch.stack([size.max(), adversarial.min().double(), adversarial.max().double()])

@@ -26,7 +26,7 @@ GRADIENTS = ("full", "identity")
 
 
 class PGD(NamedTuple):
-    """`restarts` runs of `pgd`: the first starts at random with `random_init`, the others do."""
+    """`restarts` runs of `pgd`. All but the first start at random; the first with `random_init`."""
 
     distance: str
     steps: int = 40
@@ -35,13 +35,13 @@ class PGD(NamedTuple):
 
 
 def pixels(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of (images in [-1, 1], labels), without sigma noise -> (x01, labels)."""
+    """Turn batches of (images in [-1, 1], labels), without sigma noise, into (x01, labels)."""
     for images, labels in batches:
         yield (images + 1) / 2, labels
 
 
 def classifier(model: EnergyClassifier) -> Classifier:
-    """x01 -> f(2 x01 - 1), in eval mode, with a gradient for the image and none for the weights."""
+    """Return x01 -> f(2 x01 - 1) in eval mode, with gradients of images and none of weights."""
 
     def classify(x01: Tensor) -> Tensor:
         with sampling_mode(model):
@@ -59,7 +59,7 @@ def refined_classifier(
     sigma: float = 0.0,
     gradient: str = "full",
 ) -> Classifier:
-    """JEM-k: the images climb log q(x) for `chain`'s k SGLD steps before they are classified.
+    """Return JEM-k: images climb log q(x) for `chain`'s k SGLD steps before they are classified.
 
         x_c <- 2 x01 - 1 + sigma * N(0, I)                                for c = 1 .. copies
         x_c <- x_c + step_size * d/dx log q(x_c) + noise_std * N(0, I)    k times
@@ -125,15 +125,15 @@ def robust_accuracy(
     generator: torch.Generator | None = None,
     first: int = 0,
 ) -> list[dict[str, float]]:
-    """[{"eps", "accuracy"}, ...] by rising radius: the share of the images (x01, labels) that are
-    right before and after every attack at this and each smaller radius (an image broken at a radius
-    is in the ball of every larger one, and is attacked no further).
+    """Return [{"eps", "accuracy"}, ...] by rising radius.
 
-    A randomised classifier is asked once for each attack: what it gets wrong by chance counts as
-    broken. `generator`, by default one of its own, is seeded anew for each batch, by `seed` and the
-    batch's number, counted from `first`: a randomised classifier that draws from it gives a batch
-    the same answers whatever came before. Without images there are no rows. Where several processes
-    have a part of the batches each, all get the rows of all.
+    accuracy is the share of the images (x01, labels) that are right before and after every attack
+    at this and each smaller radius: an image that is broken at a radius lies in the ball of every
+    larger one, and is attacked no further. A randomised classifier is asked once for each attack,
+    so an error by chance counts as broken. `generator`, by default a new one, is seeded anew for
+    each batch, by `seed` and the batch's number, counted from `first`: a randomised classifier that
+    draws from it gives a batch the same answers whatever came before. Returns [] without images.
+    Several processes, each with a part of the batches, all get the rows of all.
     """
     radii = sorted(set(radii))
     survivors, n = [0] * len(radii), 0
@@ -166,7 +166,7 @@ def robust_accuracy(
 def _still_right(
     classify: Classifier, shown: Tensor, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The (x, y) whose `shown` image is classified as y."""
+    """Return the (x, y) whose `shown` image is classified as y."""
     if len(x) == 0:
         return x, y
     logits = classify(shown)
@@ -187,15 +187,15 @@ def autoattack_accuracy(
     seed: int = 0,
     version: str = "standard",
 ) -> float:
-    """Accuracy (0..1) of x01 `x` and labels `y` under AutoAttack, Croce and Hein (2020).
+    """Return the accuracy (0..1) of x01 `x` and labels `y` under AutoAttack (Croce and Hein 2020).
 
     `version` "standard" is APGD on cross-entropy and on targeted DLR, targeted FAB and Square;
     "rand" is for randomised classifiers (SGLD refinement): APGD on cross-entropy and on DLR, with
     20 gradients averaged a step. Cross-entropy is taken in float32 there, and so has no gradient
     where a model is confident (see `evaluation.pgd.loss`); the other losses are differences of
     logits, which multiplied logits leave as strong.
-    Bound and range are asserted as in `pgd`, and the global random state is given back. Raises
-    UsageError where pyautoattack is missing or there are less than the 4 classes its losses need.
+    Bound and range are asserted as in `pgd`, and the global random state is restored. Raises
+    UsageError without pyautoattack and for fewer than the 4 classes that its losses need.
     """
     try:
         from pyautoattack import AutoAttack  # type: ignore[import-untyped, import-not-found]

@@ -1,8 +1,8 @@
-"""Samples of a model, by SGLD: rounds on a replay buffer, new chains, and who is shown.
+"""Samples of a model, by SGLD: rounds on a replay buffer, new chains, and the samples to show.
 
 Images are float32 (N, 3, H, W), meant for [-1, 1], where the chain's clamp keeps them. Every
-function draws from generators of its own and gives the model back as it was; between SGLD steps
-nothing is read back from the device.
+function draws from generators of its own and restores the model's mode; between SGLD steps the
+host reads nothing back from the device.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from models import EnergyClassifier, eval_mode, sampling_mode
 
 
 class Sampler:
-    """SGLD chains for pictures: from a generator of their own, and nothing is stored, so that
-    drawing them leaves a training run as it was.
+    """SGLD chains for pictures. They draw from a generator of their own and store nothing, so that
+    a training run stays as it was.
 
-    Chains start from `buffer`'s slots as in training, or anew where it is None.
+    Chains start from the slots of `buffer` as in training, or anew if it is None.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Sampler:
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def start(self, n: int, label: int | None = None) -> Tensor:
-        """(n, 3, H, W), from the slots of class `label` where it is given."""
+        """Draw start images (n, 3, H, W), with a `label` from the slots of that class."""
         labels = None if label is None else torch.full((n,), label, device=self.device)
         if self.buffer is None:
             return begin(self.chain, n, labels, self.generator, self.model.image_size)
@@ -51,7 +51,7 @@ class Sampler:
             return self.chain.climb(log_density, x, self.generator)
 
     def unconditional(self, n: int) -> Tensor:
-        """n chains up log q(x)."""
+        """Run n chains up log q(x)."""
         return self.climb(self.model.log_px, self.start(n))
 
     def conditional(
@@ -60,7 +60,7 @@ class Sampler:
         per_class: int,
         log_density: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """per_class chains for each class in turn, up log_density(x, y), by default log q(x, y)."""
+        """Run per_class chains a class up log_density(x, y), by default log q(x, y)."""
         density = log_density or self.model.log_pxy
         labels = torch.arange(num_classes, device=self.device).repeat_interleave(per_class)
         x = torch.cat([self.start(per_class, label) for label in range(num_classes)])
@@ -77,8 +77,8 @@ def fresh_buffer(
     seed: int,
     device: torch.device | str,
 ) -> ReplayBuffer:
-    """A replay buffer of new start images, decided by `seed` alone; errors as
-    `losses.ReplayBuffer`'s."""
+    """Make a replay buffer of new start images, which depend on `seed` alone. Raises what
+    `losses.ReplayBuffer` raises."""
     shape = (3, image_size, image_size)
     with torch.random.fork_rng(devices=[]):  # it fills itself from the global random state
         buffer = ReplayBuffer(size, shape, reinit_freq, num_classes).to(device)
@@ -89,9 +89,9 @@ def fresh_buffer(
 
 
 class Begun:
-    """Where the present chain of each slot of a replay buffer began.
+    """The images at which the present chains of a replay buffer's slots began.
 
-    `images`, like the buffer's: at first the buffer's own, and the start image from where a chain
+    `images`, shaped like the buffer's: its own at first, then the start image of each chain that
     restarts. `drawn` bool (size,): whether a chain has used the slot.
     """
 
@@ -203,13 +203,13 @@ def fresh_chains(
 
 
 def legs_of(chain: Chain, seen: Sequence[int]) -> list[Chain]:
-    """The parts of a chain that end after each number of steps of `seen`, in ascending order."""
+    """Return the parts of a chain that end after the numbers of steps `seen`, which ascend."""
     pairs = zip((0, *seen), seen, strict=False)
     return [replace(chain, steps=after - before) for before, after in pairs]
 
 
 def snapshot_steps(steps: int, snapshots: int) -> list[int]:
-    """0, ..., steps: snapshots + 1 numbers of SGLD steps, as evenly spaced as whole numbers are.
+    """Return snapshots + 1 numbers of SGLD steps, 0 to steps, as evenly spaced as can be.
 
     Raises ValueError unless 1 <= snapshots <= steps.
     """
@@ -222,7 +222,7 @@ def snapshot_steps(steps: int, snapshots: int) -> list[int]:
 def classified(
     model: EnergyClassifier, images: Tensor, batch_size: int = 100
 ) -> tuple[Tensor, Tensor]:
-    """(y, log q(y|x)/(1 - q(y|x))) of each image's most probable class y: int64 (N,), float64 (N,).
+    """Return each image's most probable class y, int64 (N,), and log q(y|x)/(1 - q(y|x)), float64.
 
     q(y|x) itself is 1 for many confident images, in float64, too, and would give them no order.
     """
@@ -240,11 +240,11 @@ def classified(
 def most_confident(
     model: EnergyClassifier, images: Tensor, *, per_class: int, batch_size: int = 100
 ) -> tuple[Tensor, Tensor]:
-    """Class-conditional samples the ancestors' way: by classifying unconditional ones.
+    """Choose class-conditional samples as the ancestors do: by classifying unconditional ones.
 
     Row y of the result (C * per_class, 3, H, W) has the `per_class` images of highest q(y|x)
     among those classified as y, the highest first; where there are fewer, the rest of the row is
-    black (-1). Also returned: how many images there were of each class, int64 (C,).
+    black (-1). Returns it and the number of images of each class, int64 (C,).
     """
     labels, confidence = classified(model, images, batch_size)
     classes = model.class_output.out_features
@@ -259,7 +259,7 @@ def most_confident(
 
 
 def check_finite(images: Tensor, step: int) -> None:
-    """Raises NotFinite where an image has a NaN or an infinity. A host sync."""
+    """Raise NotFinite if an image has a NaN or an infinity. The host waits for the device."""
     bad = len(images) - int(images.isfinite().flatten(1).all(1).sum())
     if bad:
         raise NotFinite(
@@ -268,8 +268,8 @@ def check_finite(images: Tensor, step: int) -> None:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Pixels of images (N, 3, H, W) in [-1, 1], clipped: round((x + 1) * 127.5), uint8
-    (N, H, W, 3), the inverse of `data.to_float`; NaN is 0."""
+    """Return round((x + 1) * 127.5), uint8 (N, H, W, 3), of images (N, 3, H, W) clipped to [-1, 1]:
+    the inverse of `data.to_float`. NaN becomes 0."""
     x = images.detach().float().clamp(-1, 1).nan_to_num(nan=-1.0)
     return ((x + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
@@ -277,9 +277,8 @@ def to_uint8(images: Tensor) -> Tensor:
 def most_confident_parts(
     model: EnergyClassifier, images: Tensor, *, shares: Sequence[float], batch_size: int = 100
 ) -> list[Tensor]:
-    """For each of `shares`, 0..1, indices (int64) of that share of each predicted class with the
-    highest max_y q(y|x), from one pass of the network. images: float (N, 3, H, W), as chains leave
-    them.
+    """Return for each of `shares`, 0..1, the indices (int64) of that share of each predicted class
+    with the highest max_y q(y|x), from one pass of the network over images (N, 3, H, W).
 
     The protocol of JEM++ and SADA-JEM (`cond_is_fid` in their code), which evaluate a part of
     the replay buffer: .9 of it for the FID against training and test images together, and .1 for

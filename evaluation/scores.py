@@ -56,7 +56,7 @@ def scores(
         entropy  sum_y q(y|x) log q(y|x): minus the entropy, in nats          [-log C, 0]
 
     Softmax, logsumexp and distances are taken in float64: in float32 every confident image has
-    py = 1. The model is in eval mode and its parameters take no gradient; both are given back.
+    py = 1. The model is in eval mode and its parameters take no gradient; both are restored.
     Where several processes have a part of the batches each, in order, all get the scores of all.
 
     Arguments:

@@ -58,7 +58,7 @@ class ContrastScore:
         return 1 if self.marginal else num_classes
 
     def __call__(self, logits_CM: Tensor) -> Tensor:
-        """s (R, M) from raw logits (C, M), in O(C M)."""
+        """Return s (R, M) of raw logits (C, M), in O(C M)."""
         u_CM = logits_CM * inverse_length(logits_CM) if self.normalize else logits_CM
         if self.marginal:
             return u_CM.logsumexp(0, keepdim=True)
@@ -71,7 +71,7 @@ class ContrastScore:
         return torch.logaddexp(u_CM + math.log(on), others_CM)
 
     def of_rows(self, logits_MC: Tensor, rows_M: Tensor) -> Tensor:
-        """s[rows[m], m] (M,) from raw logits (M, C): each image's score for one row alone."""
+        """Return s[rows[m], m] (M,) of raw logits (M, C): each image's score for one row alone."""
         if self.marginal or self.smoothing > 0:
             return self(logits_MC.T).gather(0, rows_M[None]).squeeze(0)
         u_M = logits_MC.gather(1, rows_M[:, None]).squeeze(1)  # all that a one-hot row reads
@@ -80,14 +80,14 @@ class ContrastScore:
         return self.one_hot(u_M, logits_MC.shape[1])
 
     def one_hot(self, u: Tensor, num_classes: int) -> Tensor:
-        """s of one-hot rows, elementwise: u (any shape) holds each row's own class."""
+        """Return s of one-hot rows, elementwise: u (any shape) holds each row's own class."""
         if self.kind == "eq13":
             return u
         others = math.log(num_classes - 1)  # exp(0) for every other class
         return softplus(u - others).add_(others)  # = log(exp(u) + num_classes - 1)
 
     def bounds(self, num_classes: int) -> tuple[float, float]:
-        """Two numbers that every normalised score lies between, since |u[c]| <= 1."""
+        """Return a lower and an upper bound of every normalised score, since |u[c]| <= 1."""
         if self.marginal:
             return math.log(num_classes) - 1, math.log(num_classes) + 1
         if self.kind == "eq13":
@@ -99,14 +99,14 @@ class ContrastScore:
 
 
 def inverse_length(logits_CM: Tensor) -> Tensor:
-    """1 / ||f(x)||_2 (M,); of f(x) = 0 it is 1e12, as F.normalize has it. linalg.vector_norm would
-    take three times as long down the columns of a float64 matrix."""
+    """Return 1 / ||f(x)||_2 (M,), and 1e12 of f(x) = 0, as F.normalize has it. linalg.vector_norm
+    would take three times as long down the columns of a float64 matrix."""
     return (logits_CM * logits_CM).sum(0).add_(1e-24).rsqrt_()
 
 
 def softplus(a: Tensor) -> Tensor:
-    """log(1 + exp(a)) to float64's last digits; F.softplus' own threshold leaves an error of 2e-9.
-    Forward and backward it is one operation each, where logaddexp(a, 0) is two and four."""
+    """Return log(1 + exp(a)) to float64's last digits. F.softplus' own threshold leaves an error of
+    2e-9; logaddexp(a, 0) takes two operations forward and four backward, this one each."""
     return F.softplus(a, threshold=40.0)
 
 
@@ -144,8 +144,8 @@ class Contrastive(nn.Module):
             self.queue_key = queue.track(score)
 
     def per_image(self, logits: Tensor, labels: Tensor, batch: Tensor | None = None) -> Tensor:
-        """loss[n] (N,) for logits (N, C) and labels (N,). `batch`: the logits (M, C) that are
-        negatives without a queue, by default the same."""
+        """Return loss[n] (N,) for logits (N, C) and labels (N,). `batch`: the logits (M, C) that
+        are the negatives without a queue, by default the same."""
         rows = torch.zeros_like(labels) if self.score.marginal else labels
         positive = self.score.of_rows(logits, rows)
         if self.queue_key is None:

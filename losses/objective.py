@@ -1,4 +1,4 @@
-"""The weighted sum of loss terms, and what one training step shows to each of them."""
+"""The weighted sum of loss terms, and the step that every term reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Metrics = dict[str, Tensor]
 
 @dataclass
 class Build:
-    """What the terms of a run are built from: its settings, and the memories that they share."""
+    """The settings of a run, and the memories that its terms share while they are built."""
 
     settings: Namespace
     num_classes: int
@@ -71,7 +71,7 @@ class Step:
         return cls(model, images, labels, features, model.logits_from(features), unlabelled)
 
     def data_log_px(self) -> Tensor:
-        """log q(x) (M,) of the data that the density is fitted to."""
+        """Return log q(x) (M,) of the data that the density is fitted to."""
         if self.unlabelled is None:
             return self.model.log_px_from(self.features, self.logits)
         with batch_statistics_only(self.model):  # only the labelled pass moves running statistics
@@ -85,7 +85,7 @@ def batch_loss(
     labels: Tensor,
     unlabelled: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], Metrics, Step]:
-    """(weighted loss, each term's own, metrics, what the terms saw) of a batch: see Objective."""
+    """Return a batch's weighted loss, each term's loss, metrics, and the step: see Objective."""
     seen = Step.forward(model, images, labels, unlabelled)
     each, metrics = objective.each(seen)
     loss, metrics = objective.weigh(each, metrics)
@@ -93,9 +93,9 @@ def batch_loss(
 
 
 class BatchLoss(nn.Module):
-    """`batch_loss` as one forward pass: what DistributedDataParallel wraps. Chains run within it,
-    on the bare model. What `batch_loss` gives besides the loss is in `rest`, where the wrapper does
-    not look for parameters that were used."""
+    """`batch_loss` as one forward pass, for DistributedDataParallel. Chains run within it, on the
+    bare model. `rest` holds what `batch_loss` returns besides the loss: the wrapper would search
+    it for parameters that were used."""
 
     rest: tuple[dict[str, Tensor], Metrics, Step]
 
@@ -134,11 +134,11 @@ class Objective(nn.Module):
                 self.memories[name] = memory
 
     def forward(self, step: Step) -> tuple[Tensor, Metrics]:
-        """(weighted loss, metrics): detached scalars '<term>/<name>', and 'loss' for the sum."""
+        """Return the weighted loss and metrics: detached scalars '<term>/<name>', and 'loss'."""
         return self.weigh(*self.each(step))
 
     def each(self, step: Step) -> tuple[dict[str, Tensor], Metrics]:
-        """Every term's loss, with its graph and without its weight, and what the terms report."""
+        """Return every term's loss, with its graph and without its weight, and all metrics."""
         each, metrics = {}, Metrics()
         for name, term in self.terms.items():
             each[name], extras = term(step)
@@ -147,7 +147,7 @@ class Objective(nn.Module):
         return each, metrics
 
     def weigh(self, each: dict[str, Tensor], metrics: Metrics) -> tuple[Tensor, Metrics]:
-        """What `forward` returns, from what `each` did."""
+        """Return what `forward` returns, from the results of `each`."""
         total = torch.zeros_like(next(iter(each.values())))
         for name, loss in each.items():
             total = total + self.weights[name] * loss

@@ -65,47 +65,47 @@ class EnergyClassifier(nn.Module):
         return self
 
     def features(self, x: Tensor) -> Tensor:
-        """The backbone's features, `(N, D)`."""
+        """Return the backbone's features, `(N, D)`."""
         bf16 = torch.autocast(x.device.type, torch.bfloat16) if self.amp else nullcontext()
         with bf16:
             return self.f(x)
 
     def logits_from(self, features: Tensor) -> Tensor:
-        """f(x), `(N, C)`, of `features(x)`."""
+        """Return f(x), `(N, C)`, of `features(x)`."""
         return self.class_output(features)
 
     def log_px_from(self, features: Tensor, logits: Tensor) -> Tensor:
-        """log q(x) + log Z, `(N,)`, of `features(x)` and their logits."""
+        """Return log q(x) + log Z, `(N,)`, of `features(x)` and their logits."""
         if self.energy_output is not None:
             return self.energy_output(features).squeeze(1)
         return logits.logsumexp(1)
 
     def log_pxy_from(self, features: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-        """log q(x, y) + log Z, `(N,)`, of `features(x)`, their logits and labels `(N,)`."""
+        """Return log q(x, y) + log Z, `(N,)`, of `features(x)`, their logits and labels `(N,)`."""
         f_y = logits.gather(1, y[:, None]).squeeze(1)
         if self.energy_output is None:
             return f_y
         return self.log_px_from(features, logits) + f_y - logits.logsumexp(1)
 
     def logits(self, x: Tensor) -> Tensor:
-        """f(x), `(N, C)`."""
+        """Return f(x), `(N, C)`."""
         return self.logits_from(self.features(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """f(x), `(N, C)`: the logits."""
+        """Return the logits f(x), `(N, C)`."""
         return self.logits(x)
 
     def classify(self, x: Tensor) -> Tensor:
-        """log q(y|x) for every class, `(N, C)`."""
+        """Return log q(y|x) for every class, `(N, C)`."""
         return self.logits(x).log_softmax(1)
 
     def log_px(self, x: Tensor) -> Tensor:
-        """log q(x) + log Z, `(N,)`."""
+        """Return log q(x) + log Z, `(N,)`."""
         features = self.features(x)
         return self.log_px_from(features, self.logits_from(features))
 
     def log_pxy(self, x: Tensor, y: Tensor) -> Tensor:
-        """log q(x, y) + log Z, `(N,)`: f(x)[y], or with `uncond` e(x) + log q(y|x)."""
+        """Return log q(x, y) + log Z, `(N,)`: f(x)[y], or with `uncond` e(x) + log q(y|x)."""
         features = self.features(x)
         return self.log_pxy_from(features, self.logits_from(features), y)
 
