@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from runs import processes as distributed
-from tests import test_healing, test_image_size, test_resume, test_signals
+from tests import test_errors, test_healing, test_image_size, test_resume, test_signals
 from training import build, flags, machine
 from training.build import build_model
 from training.machine import build_network
@@ -304,20 +304,6 @@ def test_a_flag_changes_what_its_help_says(
     assert SEEN[common][added](before, after)
 
 
-def test_resume_goes_on_with_the_run_of_that_folder(train: Any) -> None:
-    run = train(CE)
-    assert train.bare("--resume", str(run.folder), "--max_steps", "4").code == 0
-    assert run.last["step"] == "4"
-
-
-def test_overwrite_replaces_the_run(train: Any) -> None:
-    run = train(CE)
-    where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name)
-    assert train(CE, *where).code == 2
-    assert train(CE, *where, "--overwrite", "--max_steps", "3").code == 0
-    assert [row["step"] for row in run.rows] == ["3"]
-
-
 def test_compile_compiles_the_network_where_there_is_a_compiler(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,8 +372,8 @@ def test_dry_run_needs_no_data_and_leaves_nothing(train: Any, tmp_path: Path) ->
 
 
 OWN_TEST: dict[str, Callable[..., None]] = {
-    "--resume": test_resume_goes_on_with_the_run_of_that_folder,
-    "--overwrite": test_overwrite_replaces_the_run,
+    "--resume": test_resume.test_resume_by_log_dir_and_id,
+    "--overwrite": test_errors.test_a_folder_with_a_run_is_refused_unless_overwritten,
     "--load_head": test_resume.test_a_network_of_other_classes_gives_all_but_its_head,
     "--image_size": test_image_size.test_a_run_of_another_size_resumes_and_keeps_its_size,
     "--sync_bn": test_sync_bn_changes_nothing_for_one_process,
