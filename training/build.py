@@ -25,7 +25,7 @@ from runs.screen import print_line
 from training import flags
 from training.machine import build_network, warn_of_leaks
 from training.output import Output
-from training.setup import build_optimizer
+from training.setup import build_optimizer, held_out
 from training.state import QUEUE, Progress, Run, own_shard, random_from, restore_last
 
 HEADS = ("class_output.", "energy_output.")
@@ -70,15 +70,14 @@ def build_batches(
     """Return the training batches, and the splits to evaluate on: valid and test, where they have
     images."""
     train, device = dataset.train, dataset.train.images.device
-    index, valid = data.hold_out(dataset, s.n_valid)
+    index, splits = held_out(s, dataset)
     labelled = index
     if s.labels_per_class > 0:
         labels = train.labels.cpu()
         labelled = data.labelled_subset(labels, index, s.labels_per_class, dataset.num_classes)
     part = (distributed.rank(), distributed.size())
     batches = batches_of(s, train, index.to(device), labelled.to(device), dataset.flips, part)
-    splits = {"valid": train.take(valid), "test": dataset.test}
-    return batches, {name: split for name, split in splits.items() if len(split.labels)}
+    return batches, splits
 
 
 def batches_of(
