@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import runpy
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import eval_wrn_ebm
 import models
 from baselines import contrastive_flags, probe_flags, train_adversarial
 from benchmarks import flags as benchmark_flags
 from evaluation import flags as questions
+from evaluation.questions import QUESTIONS
 from runs import cli
 from runs.checkpoint import save_checkpoint
 from training import flags
@@ -115,6 +119,19 @@ def test_python_block_runs(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
     if "metrics" in names:
         said = {"pyxce/loss", "penalty/loss", "penalty/largest", "loss"}
         assert set(names["metrics"]) == said  # type: ignore[call-overload]
+
+
+def test_own_question_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = blocks(PAGES["docs/protocol.md"], "python")
+    names: dict[str, Any] = {}
+    exec(compile(code, "protocol.md", "exec"), names)
+    monkeypatch.setitem(QUESTIONS, "log_px", names["QUESTION"])
+    parse = runpy.run_path(str(ROOT / "evaluation" / "flags.py"))["parse"]  # with this question
+    model = str(ROOT / "pretrained" / "hdge" / "model.pt")
+    words = f"--eval log_px --dataset digits --max_images 20 --device cpu --log_dir {tmp_path}"
+    assert eval_wrn_ebm.main(*parse(["--load_path", model, *words.split()])) == 0
+    answer = json.loads((tmp_path / "log_px.json").read_text())
+    assert answer["n"] == 20 and answer["report"]["rows"] == [[answer["mean"], answer["std"]]]
 
 
 def anchors(text: str) -> set[str]:
