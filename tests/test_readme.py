@@ -14,13 +14,11 @@ from typing import Any
 import pytest
 
 import eval_wrn_ebm
-import models
 from baselines import contrastive_flags, probe_flags, train_adversarial
 from benchmarks import flags as benchmark_flags
 from evaluation import flags as questions
 from evaluation.questions import QUESTIONS
 from runs import cli
-from runs.checkpoint import save_checkpoint
 from training import flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,12 +106,8 @@ def test_the_quickstart_s_questions_parse() -> None:
 
 
 @pytest.mark.parametrize("code", blocks(PAGES["README.md"], "python"))
-def test_python_block_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = {"depth": 10, "width": 1}
-    state = {"model_state_dict": models.build(**network).state_dict(), "settings": network}
-    (tmp_path / "save" / "hdge").mkdir(parents=True)
-    save_checkpoint(state, tmp_path / "save" / "hdge" / "best_valid_ckpt.pt")
-    monkeypatch.chdir(tmp_path)
+def test_python_block_runs(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     if "metrics" in names:
