@@ -4,7 +4,6 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +22,6 @@ def arrays(n_train: int = 6, n_test: int = 4, side: int = 32) -> Arrays:
         "train_labels": np.arange(n_train),
         "test_labels": np.arange(n_test)[::-1].copy(),
     }
-
-
-def write_npz(path: Path, content: dict[str, Any]) -> None:
-    np.savez(path, **content)
 
 
 def refusal(name: str, root: Path) -> str:
@@ -57,7 +52,7 @@ def test_an_unknown_set_is_refused_with_the_known_ones(name: str, tmp_path: Path
 
 def test_an_npz_is_read_as_it_is(tmp_path: Path) -> None:
     stored = arrays()
-    write_npz(tmp_path / "cifar10.npz", stored)
+    np.savez(tmp_path / "cifar10.npz", **stored)
     loaded = data.load("cifar10", tmp_path)
     assert (loaded.name, loaded.num_classes, loaded.flips) == ("cifar10", 10, True)
     assert loaded.class_names[0] == "airplane" and loaded.class_names[9] == "truck"
@@ -72,7 +67,7 @@ def test_an_npz_of_another_size_is_resized_from_its_centre_square(tmp_path: Path
     wide[:, :, 18:50], wide[:, :, 50:82] = 200, 100  # the centre square; the rest is cut off
     striped = np.zeros((4, 128, 128, 3), dtype=np.uint8)
     striped[:, :, ::4] = 200  # a mean of 50 that the two middle columns of four do not show
-    write_npz(tmp_path / "svhn.npz", {**arrays(), "train_images": wide, "test_images": striped})
+    np.savez(tmp_path / "svhn.npz", **{**arrays(), "train_images": wide, "test_images": striped})
     loaded = data.load("svhn", tmp_path)
     assert loaded.train.images.shape == (6, 32, 32, 3) and not loaded.flips
     assert (loaded.train.images[:, :, :15] == 200).all()
@@ -82,17 +77,17 @@ def test_an_npz_of_another_size_is_resized_from_its_centre_square(tmp_path: Path
 
 def test_an_npz_without_test_images_or_without_labels(tmp_path: Path) -> None:
     stored = {key: value for key, value in arrays().items() if key.startswith("train")}
-    write_npz(tmp_path / "cifar_100.npz", stored)  # the alias names no file
-    write_npz(tmp_path / "cifar100.npz", stored)
+    np.savez(tmp_path / "cifar_100.npz", **stored)  # the alias names no file
+    np.savez(tmp_path / "cifar100.npz", **stored)
     loaded = data.load("cifar_100", tmp_path)
     assert loaded.name == "cifar100" and len(loaded.class_names) == 100
     assert len(loaded.train.images) == 6 and len(loaded.test.images) == 0
     path = tmp_path / "svhn.npz"
-    write_npz(path, {"test_images": arrays()["test_images"]})
+    np.savez(path, test_images=arrays()["test_images"])
     splits = data.read_npz(path)
     assert splits.keys() == {"test"} and splits["test"].labels.tolist() == [-1] * 4
     assert "svhn.npz has no train_images" in refusal("svhn", tmp_path)
-    write_npz(path, arrays(n_train=0))
+    np.savez(path, **arrays(n_train=0))
     assert "svhn.npz has no train_images" in refusal("svhn", tmp_path)
 
 
@@ -113,7 +108,7 @@ DEFECTS: list[tuple[str, Callable[[np.ndarray], np.ndarray], str]] = [
 def test_a_defect_of_an_npz_is_one_line_that_names_the_file(
     key: str, change: Callable[[np.ndarray], np.ndarray], expected: str, tmp_path: Path
 ) -> None:
-    write_npz(tmp_path / "cifar10.npz", {**arrays(), key: change(arrays()[key])})
+    np.savez(tmp_path / "cifar10.npz", **{**arrays(), key: change(arrays()[key])})
     message = refusal("cifar10", tmp_path)
     assert message.startswith(f"--data_root {tmp_path}: cifar10.npz {expected}")
     assert "; " in message  # the remedy
@@ -122,7 +117,7 @@ def test_a_defect_of_an_npz_is_one_line_that_names_the_file(
 @pytest.mark.parametrize("damage", ["cut off", "not a zip", "empty", "a bit flipped", "an array"])
 def test_a_damaged_npz_is_one_line_that_names_the_file(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "cifar10.npz"
-    write_npz(path, arrays())
+    np.savez(path, **arrays())
     whole = path.read_bytes()
     content = {
         "cut off": whole[: len(whole) // 2],
@@ -139,7 +134,7 @@ def test_a_damaged_npz_is_one_line_that_names_the_file(damage: str, tmp_path: Pa
 
 def test_an_npz_that_claims_to_be_huge_is_one_line_that_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "cifar10.npz"
-    write_npz(path, arrays())
+    np.savez(path, **arrays())
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     shape = b"(6, 32, 32, 3), }"
@@ -155,7 +150,7 @@ def test_an_npz_that_claims_to_be_huge_is_one_line_that_names_the_file(tmp_path:
 
 def test_whatever_a_damaged_byte_does_it_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "cifar10.npz"
-    write_npz(path, arrays(2, 1))
+    np.savez(path, **arrays(2, 1))
     whole, random, refused = path.read_bytes(), np.random.RandomState(0), 0
     places = [m.start() for m in re.finditer(rb"PK|NUMPY", whole)]  # headers; pixels are the most
     for i in range(200):
@@ -185,7 +180,7 @@ def test_a_mean_far_from_the_published_one_is_doubted_and_no_more(tmp_path: Path
     labels = {"train_labels": np.arange(400) % 10}
     for change, doubted in ((0, False), (-90, True)):  # random bytes are within .06 of CIFAR-10
         pixels = np.clip(found["train_images"].astype(int) + change, 0, 255).astype(np.uint8)
-        write_npz(tmp_path / "cifar10.npz", {**found, **labels, "train_images": pixels})
+        np.savez(tmp_path / "cifar10.npz", **{**found, **labels, "train_images": pixels})
         doubt = data.doubt(data.load("cifar10", tmp_path))
         assert (doubt is not None) == doubted
     assert "--dataset cifar10" in doubt and "0.49/0.48/0.45" in doubt and "\n" not in doubt
