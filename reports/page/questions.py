@@ -9,19 +9,11 @@ from typing import Any
 from reports.page.markup import number, plain
 from reports.page.paper import Paper, canonical
 from reports.page.run import Answer, Model, Run, items, mapping
+from runs.names import SCORES
 from runs.screen import reversed_order
 
 Pictures = list[tuple[Path, str]]  # each with its caption
 NORM = {"Linf": "L\N{INFINITY}", "L2": "L2"}
-SCORES = {
-    "px": "log q(x)",
-    "py": "max q(y|x)",
-    "pxy": "max f(x)[y]",
-    "pxgrad": "\N{MINUS SIGN}log \N{DOUBLE VERTICAL LINE}d log q(x)/dx\N{DOUBLE VERTICAL LINE}",
-    "pxsim": "contrastive log q(x|y)",
-    "knn": "k-th nearest neighbour",
-    "entropy": "\N{MINUS SIGN}entropy of q(y|x)",
-}
 GRIDS = {  # kind of picture -> its caption
     "uncond": "Chains that climb log q(x)",
     "cond": "Chains that climb f(x)[y], one class a row",
@@ -136,8 +128,7 @@ def all_rows(answer: Answer) -> list[dict[str, Any]]:
     return [row for model in answer.models for row in answer.rows(model, "rows")]
 
 
-def own_table(answer: Answer) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows that the answer to another question brings with it."""
-    told = answer.part("report")
+def own_table(told: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of the "report" that the answer to another question brings with it."""
     rows = [[plain(cell) for cell in row] for row in items(told.get("rows"), list)]
     return [plain(title) for title in items(told.get("head"), object)], rows

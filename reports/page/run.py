@@ -88,6 +88,11 @@ class Answer:
         names = [Path(file).name for file in items(self.record.get("files"), str)]
         return [self.path.parent / n for n in names if n.endswith(".png") and "\0" not in n]
 
+    def reports(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return (model, section) for each section that the answer brings with it."""
+        found = [mapping(self.value(model, "report")) for model in self.models]
+        return [pair for pair in zip(self.labels, found, strict=True) if pair[1]]
+
     def facts(self) -> list[tuple[str, Any]]:
         """Return what the numbers depend on as (name, value), in the order of a reader's
         questions: split, images, noise, the rest of the protocol, checkpoint."""
@@ -172,7 +177,7 @@ def read_run(folder: Path, eval_folders: Sequence[Path] = ()) -> Run:
         paths = [path for place in places for path in _versions(place, name)]
         read = [(path, _read(path, dict, notes)) for path in paths]
         found = [_answer(run, name, path, record) for path, record in read if record]
-        if name in KEYS or any(answer.part("report") for answer in found):
+        if name in KEYS or any(answer.reports() for answer in found):
             run.answers[name] = found
     return run
 
