@@ -222,6 +222,7 @@ def test_lines_and_bars_need_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
         screen.rewind(bar, 2)
 
 
+@pytest.mark.slow
 def test_no_file_gets_the_number_of_a_closed_stream(ask: Any, tmp_path: Path) -> None:
     """It would get what libraries write to that number."""
     words = [*words_of(ask.trainer, tmp_path, "--max_steps 2")]

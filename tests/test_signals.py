@@ -85,7 +85,8 @@ def test_the_evaluation_at_the_end_is_made_up_for(
     assert "nothing to do" in train.resumed(run, *limit.split()).out
 
 
-@pytest.mark.parametrize("reader", ["pipe", pytest.param("terminal", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", ["pipe", "terminal"])
 def test_who_reads_the_output_may_end_before_the_run(reader: str, tmp_path: Path) -> None:
     """As `2>&1 | tee log` does at Ctrl-C, and a terminal that is closed."""
     words = "train_wrn.py --dataset digits --pyxce 1 --depth 10 --width 1 --batch_size 8 --id run"
@@ -183,11 +184,8 @@ def test_within_an_epoch_a_kill_costs_ckpt_minutes(
     assert train.differences(run, whole) == []
 
 
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
-    ids=lambda n: n.name,
-)
+@pytest.mark.slow
+@BOTH
 def test_a_program_that_is_told_to_stop_stops(number: signal.Signals, tmp_path: Path) -> None:
     words = "train_wrn.py --dataset digits --pyxce 1 --depth 10 --width 1 --batch_size 8 --id run"
     command = [sys.executable, *words.split(), "--log_dir", str(tmp_path)]
