@@ -40,7 +40,7 @@ PROGRAM = "eval_wrn_ebm.py"
 
 
 def answer(s: Namespace, given: set[str], device: torch.device) -> int:
-    """What every process does: its share of the batches. The first one writes the answer."""
+    """Answer the question. Each process takes its share of the batches; the first one writes."""
     began, here = time.monotonic(), environment(device)
     s.labels = s.labels or loading.labels_of(s.load_path)
     paths = zip(s.load_path, s.labels, strict=True)
@@ -108,7 +108,7 @@ def results_folder(s: Namespace) -> Path:
 
 
 def protocol(context: Context, image_size: int) -> dict[str, Any]:
-    """What else a number depends on; only what this question takes."""
+    """Return the settings that this question's numbers depend on."""
     question = QUESTIONS[context.s.eval]
     names = [
         name

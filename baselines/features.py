@@ -1,4 +1,4 @@
-"""What a frozen backbone makes of a data set's images, computed once."""
+"""Features of a frozen backbone for a data set's images, computed once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRAIN_NOISE = 1  # seed of the training images' noise: evaluation's is 0
 
 
 class Features(NamedTuple):
-    """What the backbone makes of a split: float32 (n, D), and labels int64 (n,)."""
+    """The features of a split, float32 (n, D), and its labels, int64 (n,)."""
 
     x: Tensor
     y: Tensor
@@ -47,7 +47,7 @@ def features_of_splits(
     sigma: float,
     copies: int = 0,
 ) -> dict[str, Features]:
-    """Of the training images, and of valid and test where there are images, with noise `sigma`.
+    """Compute the features of train, and of valid and test if they have images, with noise `sigma`.
 
     n_valid: as --n_valid, None for its default. copies: 0 for the training images as they are,
     else random crops of each. Raises DataError for an `n_valid` that leaves no image.

@@ -44,7 +44,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update from the gradients; parameters without one stay. `closure` is not used."""
+        """Update the parameters that have a gradient. `closure` is not used."""
         del closure
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]

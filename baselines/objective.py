@@ -1,4 +1,4 @@
-"""What a program of this folder minimises, on what batches, and one update."""
+"""The objective of a program of this folder, its batches, and one update."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.state import Run
 
 
 class Objective(nn.Module):
-    """What a program minimises. A subclass brings `terms` and `forward`.
+    """The loss of a program. A subclass has `terms` and `forward`.
 
     terms: names of the loss's parts: the columns '<term>/loss' of progress.csv.
     """
@@ -27,7 +27,7 @@ class Objective(nn.Module):
         self.memories = nn.ModuleDict()  # no queue, no replay buffer: checkpoints look for them
 
     def classifies(self, epoch: int) -> bool:
-        """Whether the class head is trained in this epoch: else its accuracy means nothing."""
+        """Return whether this epoch trains the class head. Otherwise accuracy has no meaning."""
         return True
 
     def forward(
@@ -55,7 +55,7 @@ class Batches:
 def train_step(
     run: Run, guard: Guard, images: Tensor, labels: Tensor, *, step: int, epoch: int
 ) -> Metrics:
-    """One update; its metrics are scalars on the device. Nothing here waits for the device."""
+    """Take one update. Return metrics, scalars on the device, without waiting for it."""
     loss, metrics = run.objective(run.model, images, labels, epoch)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -1,4 +1,4 @@
-"""What the training programs of this folder share: build, open the run folder, train, resume.
+"""The common part of this folder's training programs: build, open the run folder, train, resume.
 
 A program is a `Program`: its flags, and an `Objective` that turns a batch into a loss. Everything
 else - data, network, optimiser, schedule, records, checkpoints - is train_wrn.py's.
@@ -74,7 +74,7 @@ def augmented_batches(s: Namespace, dataset: data.DataSet, index: torch.Tensor) 
 
 @dataclass(frozen=True)
 class Program:
-    """What a program brings.
+    """The parts in which programs differ.
 
     name: of its file, as in messages and variant.json.
     build_parser, check: as in baselines.flags.
@@ -155,7 +155,7 @@ def train(
     began: float,
     signals: Signals,
 ) -> str:
-    """All steps of the run, and what is due between them; says why it ended. Raises Diverged."""
+    """Take all steps of the run. Return why it ended. Raises Diverged."""
     run.steps_per_epoch = batches.steps_per_epoch
     session = Session(run, splits, out, signals, began, classifies=run.objective.classifies)
     for step in session:

@@ -58,7 +58,7 @@ def build_parser() -> Parser:
 
 # fmt: on
 def check(s: Namespace) -> None:
-    """What no single flag can tell, and the numbers that depend on others. Raises UsageError."""
+    """Check flags against each other, and set those that depend on others. Raises UsageError."""
     check_shared(s)
     if s.eps is None:
         s.eps = DEFAULT_EPS[s.distance]

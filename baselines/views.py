@@ -19,7 +19,7 @@ _VIEWS = 2  # a stream of the seed that orders of epochs (0) and evaluation nois
 
 @dataclass(frozen=True)
 class Strength:
-    """How random a view is; the defaults are SupContrast's (Khosla et al. 2020) for CIFAR.
+    """The randomness of a view; the defaults are SupContrast's (Khosla et al. 2020) for CIFAR.
 
     area: smallest and largest part of the image that is cut out; ratio: of its width to height.
     jitter: largest change of brightness, contrast, saturation (factors 1 +- it) and hue (turns).
@@ -45,7 +45,7 @@ def random_view(
     generator: torch.Generator,
     strength: Strength = SUPCONTRAST,
 ) -> Tensor:
-    """One view of each chosen image: random resized crop, mirror (p = 1/2), colour jitter, grey,
+    """Make a view of each chosen image: random resized crop, mirror (p = 1/2), colour jitter, grey,
     and N(0, sigma^2) noise like that of every other input.
 
     images uint8 (N, H, W, 3), index int64 (n,), generator, all on one device -> float32
@@ -95,8 +95,10 @@ def random_boxes(
 def crop(
     x: Tensor, left: Tensor, top: Tensor, width: Tensor, height: Tensor, mirrored: Tensor
 ) -> Tensor:
-    """Each image's box (parts of its side, (n,)), scaled to the image's size, bilinear; x (n, c,
-    h, w). `mirrored` bool (n,): left and right exchanged."""
+    """Scale each image's box (parts of its side, (n,)) to the image's size, bilinear.
+
+    x (n, c, h, w). `mirrored` bool (n,): left and right exchanged.
+    """
     theta = torch.zeros(len(x), 2, 3, device=x.device)  # the grid runs from -1 to 1
     theta[:, 0, 0] = torch.where(mirrored, -width, width)
     theta[:, 1, 1] = height

@@ -117,7 +117,7 @@ def complete(b: Namespace, preset: str) -> Namespace:
 
 
 def step_settings(b: Namespace, terms: str, classes: int, **changes: Any) -> Namespace:
-    """What train_wrn.py would be given to take such a step. Raises UsageError."""
+    """Return the settings of train_wrn.py for such a step. Raises UsageError."""
     s = training.build_parser().parse_args(TERMS[terms].split())
     for name in ("depth", "width", "batch_size", "n_steps", "contrast_k", "amp", "compile", "seed"):
         setattr(s, name, getattr(b, name))

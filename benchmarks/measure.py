@@ -98,12 +98,12 @@ class Bench:
         return straightforward.Images(self.images.numpy(), self.labels(classes).numpy(), transform)
 
     def forward_flops(self, classes: int) -> int:
-        """Of one image."""
+        """Count the FLOP of a forward pass of one image."""
         size = {"depth": self.b.depth, "width": self.b.width}
         return models.forward_flops(models.build(**size, num_classes=classes))
 
     def room_for(self, s: Namespace, classes: int) -> bool:
-        """Whether there is memory for the straightforward queue term."""
+        """Return whether there is memory for the straightforward queue term."""
         needed = COPIES * 4 * s.batch_size * classes * s.contrast_k if s.pxycontrast > 0 else 0
         if needed <= free_memory(self.device):
             return True

@@ -1,4 +1,4 @@
-"""What was measured, as Markdown and as one picture. `found` is what bench.json holds."""
+"""The measurements as Markdown and as one picture. `found` is the content of bench.json."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def markdown(found: Row) -> str:
 
 
 def header(found: Row) -> str:
-    """Where it was measured, and how."""
+    """Return where and how it was measured."""
     s, place = found["settings"], found["environment"]
     packages = ", ".join(f"{name} {place['packages'][name]}" for name in ("torchvision", "numpy"))
     peaks = ", ".join(f"{figures(rate / 1e12)} ({name})" for name, rate in found["peaks"].items())

@@ -89,7 +89,7 @@ class Classifier(nn.Module):
 
 @dataclass
 class State:
-    """What a step changes. `queue` (C, K) holds raw logits, the first `filled` slots of it."""
+    """The state of a run. `queue` (C, K) holds raw logits in its first `filled` slots."""
 
     settings: Namespace  # of train_wrn.py
     model: Classifier
@@ -105,7 +105,7 @@ class State:
 
 
 def build(s: Namespace, model: Classifier, num_classes: int, device: torch.device) -> State:
-    """As the ancestors start: the queue full of N(0, 1), the replay buffer of U(-1, 1)."""
+    """Make the ancestors' first state: the queue full of N(0, 1), the replay buffer of U(-1, 1)."""
     contrast, sgld = s.pxycontrast > 0, s.pxsgld > 0
     return State(
         s,
@@ -119,7 +119,7 @@ def build(s: Namespace, model: Classifier, num_classes: int, device: torch.devic
 
 
 def train_step(state: State, images: Tensor, labels: Tensor, unlabelled: Tensor | None) -> float:
-    """One update from a batch on the host; its loss. `unlabelled`: for log q(x), with pxsgld.
+    """Take one update from a batch on the host; return its loss. `unlabelled`: images for pxsgld.
 
     Raises FloatingPointError where the loss exceeds 1e8.
     """

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of the images that its run saw, and how other images differ from them."""
+"""The record of a run's images in its checkpoint, and how other images differ from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data.splits import hold_out
 
 @dataclass(frozen=True)
 class Record:
-    """What a run's checkpoint tells of its images."""
+    """A run's images, as its checkpoint records them."""
 
     fingerprint: str = ""  # DataSet.fingerprint(), all that earlier versions' checkpoints have
     class_names: tuple[str, ...] = ()

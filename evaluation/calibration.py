@@ -1,4 +1,4 @@
-"""Whether q(y|x) means what it says: of what it holds 80 % sure, 80 % should be right."""
+"""Calibration: of the images that q(y|x) is 80 % sure of, 80 % should be classified correctly."""
 
 from __future__ import annotations
 

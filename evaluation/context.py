@@ -1,4 +1,4 @@
-"""What the questions of one command share: its settings, its sets and their batches, its screen."""
+"""The common ground of the questions of one command: settings, sets and batches, screen, files."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Context:
         return own
 
     def own_set(self, model: LoadedModel, remedy: str) -> str:
-        """The same. Raises UsageError, with the remedy, where --dataset is another."""
+        """Return the same name. Raises UsageError, with the remedy, if --dataset is another set."""
         own = self.known(model)
         if self.s.dataset is not None and trainable(self.s.dataset) != own:
             raise UsageError(
@@ -138,7 +138,7 @@ class Context:
         return self.images(name, model)
 
     def labelled_set(self, model: LoadedModel) -> data.EvaluationSet:
-        """The same. Raises UsageError for labels that the model does not have."""
+        """Return the same set. Raises UsageError for labels that the model does not have."""
         found = self.asked_set(model)
         if found.num_classes is None:
             raise UsageError(f"--dataset {found.name} has no labels: use it with OOD or logp_hist")

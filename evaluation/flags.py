@@ -211,7 +211,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
 
 
 def check(s: argparse.Namespace, given: set[str]) -> None:
-    """What no single flag can tell. Raises UsageError, one line with flag, value and remedy."""
+    """Check flags against each other. Raises UsageError, one line with flag, value and remedy."""
     question = QUESTIONS[s.eval]
     for name in sorted(given & BELONGS.keys()):  # who gives it believes in an effect
         if name not in question.takes:

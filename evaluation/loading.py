@@ -137,7 +137,7 @@ class LoadedModel:
         )
 
     def start(self) -> losses.Start:
-        """Where chains begin. Raises UsageError for Gaussians that the checkpoint does not hold."""
+        """Return the start of chains. Raises UsageError if the checkpoint lacks its Gaussians."""
         kind = self.value("chain_start", "uniform")
         if kind == "uniform":
             return losses.UniformStart()
@@ -159,7 +159,7 @@ class LoadedModel:
         return default
 
     def number(self, name: str, default: float) -> float:
-        """The same as a float. Raises UsageError for a run's setting that is none."""
+        """Return the same as a float. Raises UsageError for a run's setting that is no number."""
         value = self.value(name, default)
         try:
             return float(value)

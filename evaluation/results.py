@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk: `<folder>/<eval>.json`, and pictures and arrays beside it."""
+"""The files of an evaluation: `<folder>/<eval>.json`, and pictures and arrays beside it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Results:
             ) from None
 
     def path(self, name: str) -> Path:
-        """Where a file of these results goes; `name` begins with the evaluation's."""
+        """Return the path of a file of these results; `name` begins with the evaluation's."""
         self._set_aside()
         if name not in self.files:
             self.files.append(name)

@@ -21,7 +21,7 @@ LARGEST_SPREAD = 21.0
 
 
 class Score(Protocol):
-    """What a queue needs of a score: see losses.contrastive.ContrastScore."""
+    """A score as a queue uses it: see losses.contrastive.ContrastScore."""
 
     @property
     def normalize(self) -> bool: ...

@@ -1,4 +1,4 @@
-"""What experiments have left, and whether it is what their recipes ask for now."""
+"""The runs and answers of experiments, and whether they are those of the present recipes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INDIFFERENT = frozenset(
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """None where there is no such file, or one that is damaged."""
+    """Return the file's content; None if the file is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -64,8 +64,8 @@ def last_row(run: Path) -> tuple[int, int]:
 
 
 def other_recipe(run: Path, words: Sequence[str]) -> str | None:
-    """What of the command that trains this run is not what it was trained with, as
-    "--lr 0.02, but the run has 0.002"; None if all is."""
+    """Return the first setting that differs from the run's, "--lr 0.02, but the run has 0.002", or
+    None."""
     from reports.tables.records import DEFAULTS, gist  # not of terms of weight 0
 
     settings = read_json(run / "variant.json")
@@ -81,8 +81,8 @@ def other_recipe(run: Path, words: Sequence[str]) -> str | None:
 
 
 def answered(place: Path, words: Sequence[str], hashes: dict[Path, str] | None = None) -> bool:
-    """Whether the newest answer in `place` is to this command, by the present protocol, and about
-    the checkpoints as they are now. `hashes`: of files that were read, to which it adds."""
+    """Return whether the newest answer in `place` is to this command, by the present protocol, and
+    about the checkpoints as they are now. `hashes`: of files already read; it adds its own."""
     from evaluation.flags import parse
     from evaluation.questions import QUESTIONS
 
@@ -114,7 +114,7 @@ def same_question(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 
 def sha256(path: Path, known: dict[Path, str]) -> str:
-    """Of the file's bytes, or of the weights of an exported folder; "" where there is none."""
+    """Return the sha256 of the file, or of an exported folder's weights; "" if there is none."""
     from runs.checkpoint import weights_file
     from runs.files import file_sha256
 

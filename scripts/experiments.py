@@ -129,7 +129,7 @@ class Runner:
         return 0 if all(self.done.values()) else 1
 
     def succeeds(self, job: Job) -> bool:
-        """Whether the job, with what it needs, is done; what has failed is said."""
+        """Do the job after the jobs it needs. Return whether all succeeded; print what failed."""
         try:
             self.train(job) if isinstance(job, Train) else self.ask(job)
             return True
@@ -256,7 +256,7 @@ def check_seeds(scale: str, seeds: Sequence[int]) -> None:
 
 
 def plan(table: Table, root: Path, scale: str, seeds: Sequence[int]) -> list[Job]:
-    """What the table needs, in an order in which it can be done. An overlay shows the rows that
+    """Return the jobs of the table, each after the jobs it needs. An overlay shows the rows that
     were trained before beside those that are chosen."""
 
     def trained(run: Train) -> bool:

@@ -41,7 +41,7 @@ def build_parser() -> Parser:
 def released(
     state: dict[str, Any], keep: Collection[str], environment: dict[str, Any]
 ) -> dict[str, Any]:
-    """What is kept of a checkpoint; `environment`: of the run's variant.json.
+    """Return the part of a checkpoint to publish; `environment`: of the run's variant.json.
 
     Of a data set that is a folder its last part is, and nothing of the system that it ran on.
     """

@@ -1,4 +1,4 @@
-"""What turns flags into the rows of the papers' tables: experiments, settings, tables.
+"""The rows of the papers' tables as flags: experiments, settings, tables.
 
 An experiment is one line of EXPERIMENTS; a table names the experiments of its rows and what they
 are asked. scripts/experiments.py runs them, scripts/tables.py shows what came out.
@@ -366,7 +366,7 @@ def judge(scale: str) -> Train:
 
 
 def needs(scale: str, job: Job) -> list[Train]:
-    """What has to be trained before."""
+    """Return the runs that have to be trained before."""
     if isinstance(job, Ask):
         reference = REFERENCE in question_words(scale, job.question)
         return [*job.runs, *([judge(scale)] if reference else [])]
@@ -378,7 +378,7 @@ def needs(scale: str, job: Job) -> list[Train]:
 def jobs_of(
     table: Table, scale: str, seeds: Sequence[int], trained: Callable[[Train], bool]
 ) -> Iterator[Job]:
-    """What a table needs, in an order in which it can be done, some of it more than once.
+    """Return the jobs of a table, each after the jobs it needs; some occur more than once.
 
     trained: whether an experiment that is not among the table's rows, but of its overlays, is done
         and shown there.
@@ -433,7 +433,7 @@ def train_command(root: Path, scale: str, run: Train) -> list[str]:
 
 
 def last_wins(words: Sequence[str]) -> list[str]:
-    """Of a flag that is given several times, the last alone, as a parser reads it."""
+    """Keep of a flag that is given several times the last alone, as a parser reads it."""
     flags: dict[str, list[str]] = {}
     for word in words:
         if word.startswith("--"):
@@ -444,7 +444,7 @@ def last_wins(words: Sequence[str]) -> list[str]:
 
 
 def question_words(scale: str, question: str) -> list[str]:
-    """What follows `--eval`."""
+    """Return the words that follow `--eval`."""
     words = question.format(**BLANKS[scale]).split()
     if "--max_images" in words or words[0].endswith("_samples"):
         return words

@@ -137,7 +137,7 @@ class Runs:
 
 
 def left(folder: Path) -> list[Any]:
-    """What a run leaves, without what tells its folder and its speed."""
+    """Return the state and rows of a run, without its folder and its speed."""
     state = read_checkpoint(folder / LAST)
     kept = {name: value for name, value in state.items() if name not in ("settings", "progress")}
     rows = [
@@ -202,7 +202,7 @@ def kills(runs: Runs, rounds: int) -> Row:
 
 
 def loads(path: Path) -> bool:
-    """Whether the checkpoint can be loaded, or is not there."""
+    """Return whether the checkpoint can be loaded, or is not there."""
     try:
         read_checkpoint(path)
     except CheckpointError:
@@ -237,7 +237,7 @@ def signals(runs: Runs, rounds: int) -> Row:
 
 @contextmanager
 def small_disk(place: Path, size: int) -> Iterator[bool]:
-    """Whether `place` is a file system of this many bytes while it lasts; to mount takes root."""
+    """Mount a file system of this size at `place`, and yield whether that worked; it takes root."""
     place.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
     mounted = subprocess.run(command, capture_output=True).returncode == 0

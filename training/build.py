@@ -1,4 +1,4 @@
-"""What train_wrn.py builds from its settings: network, objective, batches, run and run folder."""
+"""Build train_wrn.py's network, objective, batches, run and run folder from its settings."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -
 
 
 def other_size(images: Tensor, own: Tensor) -> bool:
-    """Whether these are square images, (N, 3, H, W), of another side than those of `own`."""
+    """Return whether these are square images, (N, 3, H, W), of another side than `own`."""
     return images.ndim == 4 and images.shape[2] == images.shape[3] != own.shape[2]
 
 

@@ -351,7 +351,7 @@ def whole_name(dataset: str) -> str:
 
 
 def moved(new: str, old: Any) -> bool:
-    """Whether --dataset on --resume may say where the run's folder is now."""
+    """Return whether --dataset on --resume may name the new place of the run's folder."""
     return new.startswith(FOLDER) and str(old).startswith(FOLDER)
 
 
@@ -422,12 +422,12 @@ def second_batch(s: argparse.Namespace) -> bool:
 
 
 def augmented(s: argparse.Namespace) -> tuple[bool, bool]:
-    """Whether the labelled batch and that of --pxsgld are cropped and flipped."""
+    """Return whether the labelled batch, and that of --pxsgld, is cropped and flipped."""
     return s.augment == "on", s.augment == "on" and s.augment_px == "same"
 
 
 def check(s: argparse.Namespace) -> None:
-    """What no single flag can tell. Raises UsageError, one line with flag, value and remedy."""
+    """Check flags against each other. Raises UsageError, one line with flag, value and remedy."""
     if max(getattr(s, name) for name in TERMS) <= 0:  # raises TypeError for a text
         every = terms.flags(lambda _: True, join=" and ")
         raise UsageError(

@@ -1,4 +1,4 @@
-"""How hard each term of the objective pulls, and whether it pulls the way cross-entropy does."""
+"""The size of each term's gradient, and its angle with that of cross-entropy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ REFERENCE = "pyxce"  # cosines are against this term's gradient
 
 
 def term_gradients(losses: dict[str, Tensor], parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Of each term's loss L, before its weight: '<term>/gradient', the L2 norm of dL/dparameters,
-    and '<term>/cosine' with the gradient of cross-entropy, where that is a term.
+    """Return of each term's loss L, before its weight, '<term>/gradient', the L2 norm of
+    dL/dparameters, and '<term>/cosine' with the gradient of cross-entropy, if that is a term.
 
     Scalars on the device. The graph stays, no .grad is touched and no random number is drawn, so
     the training step that follows is the same to the bit. A norm of 0 has the cosine 0.

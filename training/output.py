@@ -1,4 +1,4 @@
-"""What a person and later programs see of a run while it trains."""
+"""The output of a run while it trains: screen, records and checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every training program does before its first step: settings, images, optimiser."""
+"""The work of every training program before its first step: settings, images, optimiser."""
 
 from __future__ import annotations
 

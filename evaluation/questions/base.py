@@ -1,4 +1,4 @@
-"""What a question to a trained model is made of.
+"""The parts of a question to a trained model.
 
 Flags are parsed before torch is imported: a question's file imports what is heavy in functions.
 """

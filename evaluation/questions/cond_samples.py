@@ -26,7 +26,7 @@ def ask(context: Context, model: LoadedModel) -> dict[str, Any]:
     judge, training = load_judge(context, model), samples.training_images(context, model)
 
     def draw(_: Tensor, path: Path, last: bool) -> None:
-        """One class a row: slots that chains of that class have moved."""
+        """Return rows of one class each, from the slots that chains of that class have moved."""
         drawn = slots.begun.drawn
         images, labels = slots.buffer.images[drawn], slots.classes[drawn]
         rows = samples.padded_rows(images, labels, classes, samples.COLUMNS)

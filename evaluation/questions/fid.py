@@ -177,8 +177,8 @@ def load_judge(context: Context, model: LoadedModel) -> LoadedModel | None:
 def reading(
     judge: LoadedModel, images: Mapping[int, Tensor], labels: Tensor, steps: int
 ) -> tuple[dict[str, Any], dict[int, float]]:
-    """How a classifier reads class-conditional chains uint8 (N, H, W, 3), by their SGLD steps: what
-    `generation.read_as_asked` says of those after `steps` and 0, and the share of each."""
+    """Read class-conditional chains uint8 (N, H, W, 3), given by their SGLD steps, by a classifier.
+    Return `generation.read_as_asked` of those after `steps` and 0, and the share of each."""
     from evaluation import generation
 
     extractor = generation.model_extractor(judge.network)
@@ -203,7 +203,7 @@ def show(context: Context, results: list[dict[str, Any]]) -> None:
 
 
 def fid_table(rows: Sequence[Row]) -> str:
-    """One line for each set of images of `evaluation.generation.compared`, 60 characters wide."""
+    """Return a line for each row of `evaluation.generation.compared`, 60 characters wide."""
     columns = ["images", "steps", "fid", "precision", "recall"]
     if any("read_as_asked" in row for row in rows):
         columns.append("read_as_asked")

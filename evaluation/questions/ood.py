@@ -74,7 +74,7 @@ def show(context: Context, results: list[dict[str, Any]]) -> None:
 
 
 def ood_table(rows: Sequence[Row]) -> str:
-    """One line for each OOD set and score; of several models, whose rows have a "model", for each.
+    """Return a line for each OOD set and score and, where rows have a "model", for each model.
 
     Rows have ood_dataset, score_fn and the keys of `evaluation.scores.detection`. Rates are 0..1.
     """

@@ -1,4 +1,4 @@
-"""What uncond_samples and cond_samples share. It imports torch: import it where they are asked."""
+"""The common part of uncond_samples and cond_samples. It imports torch: import it in functions."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def beside_training(
 
 
 def labels_like(images: Tensor) -> Tensor:
-    """All of one class: int64 (N,)."""
+    """Label all images as one class: int64 (N,)."""
     return torch.zeros(len(images), dtype=torch.int64, device=images.device)
 
 
@@ -173,7 +173,7 @@ def padded_rows(images: Tensor, labels: Tensor, classes: int, columns: int) -> T
 
 
 def draw_class_rows(images: Tensor, path: Path, classes: int, last: bool) -> None:
-    """One class a row, with its number; on the way a plain grid, which is quicker to make."""
+    """Draw a class a row, with its number; before the last round a plain grid: that is quicker."""
     if not last:
         plots.save_grid(images, path.with_suffix(".png"), COLUMNS)
         return

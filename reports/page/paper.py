@@ -32,7 +32,7 @@ METHODS: dict[tuple[str, ...], tuple[str, str | None, str | None, str | None]] =
 
 @dataclass
 class Paper:
-    """What the papers print for the method that the run resembles."""
+    """The papers' numbers for the method that the run resembles."""
 
     method: str
     rows: Sequence[str | None]
@@ -108,7 +108,7 @@ def image_size(settings: Mapping[str, Any]) -> Any:
 
 
 def badge(run: Run) -> str | None:
-    """What of the setting is not the papers': 'small scale: WRN-10-2, 6 epochs'; None: nothing."""
+    """Return the setting's differences from the papers', 'small scale: WRN-10-2', or None."""
     s, net, size = run.settings, network(run), image_size(run.settings)
     dataset, labels = s.get("dataset"), number(s.get("labels_per_class")) or 0
     other = net not in (None, NETWORK, "ResNet-50")

@@ -123,7 +123,7 @@ def plural(n: int, noun: str) -> str:
 
 
 def devices(seed: Seed) -> list[str]:
-    """Of all processes of the run; an older record has the last one's."""
+    """Return the devices of all processes of the run; an older record has the last one's."""
     return [str(found) for found in seed.get("devices") or [seed.get("device")] if found]
 
 
