@@ -42,7 +42,7 @@ from training.flags import PROGRAM
 from training.gradients import term_gradients
 from training.machine import choose_device, environment, load_data
 from training.output import Output
-from training.session import Session, run_exit_code
+from training.session import Session, run_exit_code, update
 from training.setup import describe, new_name, resumed_settings
 from training.state import Run
 
@@ -130,41 +130,20 @@ def train(
 def train_step(
     run: Run, guard: Guard, batch: tuple[Tensor, Tensor, Tensor | None], step: int
 ) -> losses.Metrics:
-    """Take one update; its metrics are scalars on the device. Nothing here waits for the device.
-
-    Several processes have a part of the batch each. Averaged over them are the gradients, while the
-    backward pass goes on, and the metrics; so all take the same update, or all skip it.
-    """
+    """Take one update; its metrics are scalars on the device. Nothing here waits for the device."""
     if run.replicas is None:
         loss, each, metrics, seen = losses.batch_loss(run.model, run.objective, *batch)
     else:
         loss = run.replicas(*batch)
         each, metrics, seen = run.replicas.module.rest
-    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     if run.settings.log_gradients and step % run.settings.log_gradients == 0:
+        parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
         measured = term_gradients(each, parameters)
         run.gradients.add(torch.stack(list(measured.values())), list(measured))
-
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    grad_norm = torch.nn.utils.get_total_norm(gradients)
     metrics["accuracy"] = (seen.logits.argmax(1) == seen.labels).float().mean()
-    if run.replicas is not None:
-        means = distributed.mean(torch.stack(list(metrics.values())))
-        metrics = dict(zip(metrics, means, strict=True))
-        distributed.average_statistics(run.model)
-    skip = guard.check(metrics["loss"], grad_norm, step, metrics)
-    if run.settings.clip_grad > 0:
-        scale = (run.settings.clip_grad / grad_norm).clamp(max=1)
-        torch._foreach_mul_(gradients, scale)
-    run.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # as GradScaler sets it
-    run.optimizer.step()
-    if run.ema is not None:
-        run.ema.update(skip)
-
+    metrics, skip = update(run, guard, loss, metrics, step)
     run.objective.commit(seen, skip)
-    return {**metrics, "grad_norm": grad_norm}
+    return metrics
 
 
 @torch.compiler.set_stance("force_eager")

@@ -10,6 +10,7 @@ with `parse` before it imports torch, so that `--help` and a mistake are answere
 
     def check(s):  # what no single flag can tell: raises UsageError
         check_shared(s)
+        s.method = "x"
 
     COMMAND_LINE = parse(sys.argv[1:], build_parser, check)
 """
@@ -20,10 +21,8 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from runs.cli import Parser, UsageError, check_id, check_program, given_flags, processes
-from runs.names import CLASSES
+from runs.cli import Parser, UsageError, check_id, given_flags, processes
 from training import flags
-from training.flags import check_network
 
 SHARED = (
     *("dataset", "data_root", "image_size", "n_valid", "sigma"),
@@ -34,10 +33,6 @@ SHARED = (
     *("ckpt_every", "ckpt_minutes", "print_every"),
     *("device", "seed", "amp"),
 )
-FIXED_ON_RESUME = tuple(name for name in flags.FIXED_ON_RESUME if name in SHARED)
-
-Build = Callable[[], Parser]
-Check = Callable[[Namespace], None]
 
 
 def make_parser(
@@ -47,7 +42,7 @@ def make_parser(
     share: Sequence[str] = SHARED,
     defaults: dict[str, Any] | None = None,
 ) -> Parser:
-    """A parser with the flags of `share`, in train_wrn.py's groups and with train_wrn.py's help.
+    """Return a parser with the flags of `share`, in train_wrn.py's groups and with its help.
 
     `program`: the file's name. `share`: names without dashes, of SHARED; leave out what the
     program declares itself. `defaults`: where the program's differ from train_wrn.py's.
@@ -64,10 +59,13 @@ def make_parser(
     return parser
 
 
-def parse(argv: Sequence[str], build: Build, check: Check) -> tuple[Namespace, set[str]]:
-    """The checked settings, and the names of the flags that the command line gives.
+def parse(
+    argv: Sequence[str], build: Callable[[], Parser], check: Callable[[Namespace], None]
+) -> tuple[Namespace, set[str]]:
+    """Return the checked settings, and the names of the flags that the command line gives.
 
-    A mistake is one line on stderr and exit code 2. With --resume the check is `resume`'s.
+    A mistake is one line on stderr and exit code 2. With --resume the check comes later, of the
+    run's settings under those of the command line.
     """
     parser = build()
     settings = parser.parse_args(argv)
@@ -88,43 +86,6 @@ def parse(argv: Sequence[str], build: Build, check: Check) -> tuple[Namespace, s
 
 def check_shared(s: Namespace) -> None:
     """Data set, network and run name. Raises UsageError."""
-    if s.dataset not in CLASSES and not s.dataset.startswith("folder:"):
-        known = ", ".join(CLASSES)
-        raise UsageError(f"--dataset {s.dataset} is unknown: use {known} or folder:PATH")
-    check_network(Namespace(**{**vars(s), "uncond": False}))
+    flags.check_dataset(s.dataset)
+    flags.check_network(s)
     check_id(s.id)
-
-
-def resume(
-    settings: Namespace,
-    given: set[str],
-    saved: dict[str, Any],
-    *,
-    build: Build,
-    check: Check,
-    fixed: Sequence[str] = (),
-) -> Namespace:
-    """The saved run's settings, under the flags that were given now.
-
-    `fixed`: the program's own flags that the checkpoint depends on, besides FIXED_ON_RESUME.
-    Raises UsageError for one of them that would change, and for a run of another program.
-    """
-    parser = build()
-    check_program(saved, parser.prog, settings.resume)
-    merged = vars(parser.parse_args([])) | saved
-    for name in sorted(given - {"resume", "log_dir", "id", "overwrite"}):
-        new, old = getattr(settings, name), merged.get(name)
-        if name == "dataset" and flags.moved(new, old):  # restoring compares the images
-            merged[name] = new
-            continue
-        if new != old and name in (*FIXED_ON_RESUME, *fixed):
-            raise UsageError(
-                f"--{name} {new} cannot change on --resume (the run has {old}): leave it out, or "
-                "start a new run"
-            )
-        merged[name] = new
-    # The limits of an earlier process are not this one's: what --max_steps ended must go on.
-    merged |= {name: getattr(settings, name) for name in ("max_steps", "max_minutes")}
-    result = Namespace(**{**merged, "resume": settings.resume, "overwrite": False})
-    check(result)
-    return result

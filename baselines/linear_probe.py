@@ -12,45 +12,97 @@ untouched.
 
 from __future__ import annotations
 
+import os
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the packages are not installed
 
-from baselines import flags, probe_flags  # noqa: E402
+from baselines.flags import make_parser, parse
+from runs.cli import COUNT, WEIGHT, WHOLE, Parser, UsageError, check_id, check_utf8
+from runs.names import FOLDER, NORMS
+from training.flags import check_dataset
+
+PROGRAM = "linear_probe.py"
+
+
+# fmt: off
+def build_parser() -> Parser:
+    parser = make_parser(
+        PROGRAM,
+        "Fit a class head to the frozen features of a trained network, by logistic regression, "
+        "and write it as a run folder that eval_wrn_ebm.py reads.",
+        share=("data_root", "log_dir", "overwrite", "device"),
+    )
+    add = parser.add_argument_group("linear probe").add_argument
+    add("--load_path", required=True, metavar="FILE",
+        help="the checkpoint whose features are used: ours, JEM's or HDGE's")
+    add("--id", default=None, metavar="NAME",
+        help="name of the new run (default: the checkpoint's folder and '-probe')")
+    add("--dataset", default=None, metavar="NAME",
+        help="what the head is trained on; it may differ from the network's "
+        "(default: the network's)")
+    add("--n_valid", type=WHOLE, default=None, metavar="IMAGES",
+        help="training images held out to choose --l2 (default: the run's, so that none of them "
+        "was trained on; else 5000, at most a tenth of the images)")
+    add("--sigma", type=WEIGHT, default=None, metavar="STD",
+        help="standard deviation of the noise on every image (default: the run's, else .03)")
+    add("--augmented", type=WHOLE, default=0, metavar="COPIES",
+        help="train on the features of this many random crops of every image, mirrored; 0: of the "
+        "images as they are (default: %(default)s)")
+    add("--l2", type=WEIGHT, nargs="+", default=[1e-5, 1e-4, 1e-3, 1e-2], metavar="W",
+        help="penalty l2/2 ||W||^2 beside the mean cross-entropy, on standardised features; of "
+        "several the one with the best validation accuracy is taken (default: 1e-5 to 1e-2)")
+    add("--max_iter", type=COUNT, default=200, metavar="STEPS",
+        help="L-BFGS iterations for each --l2 (default: %(default)s)")
+    add("--norm", choices=NORMS, default=None,
+        help="normalisation of the network, where the checkpoint does not tell")
+    return parser
+
+
+# fmt: on
+def check(s: Namespace) -> None:
+    """Raises UsageError."""
+    s.dataset = s.dataset or None
+    if s.dataset:
+        check_dataset(s.dataset)
+    check_id(s.id)
+    check_utf8("--load_path", os.path.abspath(s.load_path))  # its folder names the probe
+
 
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
-    COMMAND_LINE = flags.parse(sys.argv[1:], probe_flags.build_parser, probe_flags.check)
+    COMMAND_LINE = parse(sys.argv[1:], build_parser, check)
 
-import contextlib  # noqa: E402
-import time  # noqa: E402
-from argparse import Namespace  # noqa: E402
-from typing import Any  # noqa: E402
+import contextlib
+import time
+from typing import Any
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch import nn
 
-import data  # noqa: E402
-import models  # noqa: E402
-from baselines.features import Features, features_of_splits  # noqa: E402
-from baselines.linear_regression import fit_linear, standardisation, unstandardised  # noqa: E402
-from evaluation.loading import trained_on  # noqa: E402
-from runs import folder as records  # noqa: E402
-from runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint  # noqa: E402
-from runs.cli import UsageError  # noqa: E402
-from runs.endings import exit_code  # noqa: E402
-from runs.files import alone  # noqa: E402
-from runs.names import FOLDER  # noqa: E402
-from training.machine import (  # noqa: E402
+import data
+import models
+from baselines.features import (
+    Features,
+    features_of_splits,
+    fit_linear,
+    standardisation,
+    unstandardised,
+)
+from evaluation.loading import trained_on
+from runs import folder as records
+from runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from runs.endings import exit_code
+from runs.files import alone
+from training.machine import (
     as_read_by,
     choose_device,
     environment,
     load_data,
     warn_of_leaks,
 )
-
-PROGRAM = "linear_probe.py"
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The common part of this folder's training programs: build, open the run folder, train, resume.
+"""What the training programs of this folder share: build, open the run folder, train, resume.
 
 A program is a `Program`: its flags, and an `Objective` that turns a batch into a loss. Everything
 else - data, network, optimiser, schedule, records, checkpoints - is train_wrn.py's.
@@ -12,7 +12,7 @@ else - data, network, optimiser, schedule, records, checkpoints - is train_wrn.p
             accuracy = (logits.argmax(1) == labels).float().mean()
             return loss, {"pyxce/loss": loss, "accuracy": accuracy}
 
-    PROGRAM = Program("train_x.py", build_parser, check, lambda s: "x", lambda s, model: Plain())
+    PROGRAM = Program(build_parser, check, lambda s, model: Plain())
 
     if __name__ == "__main__":
         sys.exit(main(PROGRAM, *COMMAND_LINE))
@@ -25,76 +25,102 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import data
 import models
-from baselines.objective import Batches, Objective, train_step
-from baselines.resume import resumed_settings
-from runs import folder as records
+from losses import Metrics
 from runs.cli import Parser
 from runs.endings import Signals, exit_code
-from runs.files import alone
+from runs.folder import check_free
+from training import flags
+from training.build import open_folder
+from training.divergence import Guard
 from training.machine import build_network, choose_device, environment, load_data
-from training.output import Output
-from training.session import Session, run_exit_code
-from training.state import Run, restore_last
-
-__all__ = ["Batches", "Objective", "Program", "main"]
+from training.session import Session, run_exit_code, update
+from training.setup import build_optimizer, describe, held_out, new_name, resumed_settings
+from training.state import Run
 
 
-def build_optimizer(s: Namespace, model: nn.Module, objective: nn.Module) -> torch.optim.Optimizer:
-    """Adam or SGD over all parameters of both; fused, so that a diverged step can be skipped."""
-    parameters = [*model.parameters(), *objective.parameters()]
-    if s.optimizer == "adam":
-        return torch.optim.Adam(
-            parameters, lr=s.lr, betas=(0.9, 0.999), weight_decay=s.weight_decay, fused=True
-        )
-    return torch.optim.SGD(
-        parameters, lr=s.lr, momentum=0.9, weight_decay=s.weight_decay, fused=True
-    )
+class Objective(nn.Module):
+    """What a program minimises. A subclass brings `terms` and `forward`.
+
+    terms: names of the loss's parts: the columns '<term>/loss' of progress.csv.
+    """
+
+    terms: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memories = nn.ModuleDict()  # no queue, no replay buffer: checkpoints look for them
+
+    def classifies(self, epoch: int) -> bool:
+        """Return whether the class head is trained in this epoch: else its accuracy means
+        nothing."""
+        return True
+
+    def forward(
+        self, model: Any, images: Tensor, labels: Tensor, epoch: int
+    ) -> tuple[Tensor, Metrics]:
+        """Return (loss, metrics) of a batch, model in train mode. Do not wait for the device.
+
+        metrics: scalars on the device: '<term>/loss' and, where it classifies, 'accuracy'; the
+        same names in all steps of an epoch.
+        """
+        raise NotImplementedError
 
 
-def augmented_batches(s: Namespace, dataset: data.DataSet, index: torch.Tensor) -> Batches:
-    """train_wrn.py's labelled batches: padded crops, mirrored, with noise --sigma."""
-    batches = data.TrainingBatches(
+class Batches(Protocol):
+    """(step) -> images float32 (n, 3, H, W), labels int64 (n,), and what no program here reads."""
+
+    steps_per_epoch: int
+
+    def __call__(self, step: int, /) -> tuple[Any, ...]: ...
+
+
+def augmented_batches(s: Namespace, dataset: data.DataSet, index: Tensor) -> Batches:
+    """Make train_wrn.py's labelled batches: padded crops, mirrored, with noise --sigma."""
+    return data.TrainingBatches(
         dataset.train,
         index,
         index,
-        batch_size=s.batch_size,
+        s.batch_size,
         seed=s.seed,
         sigma=s.sigma,
         flip=dataset.flips,
         unlabelled=False,
     )
-    return Batches(lambda step: batches(step)[:2], batches.steps_per_epoch)
 
 
 @dataclass(frozen=True)
 class Program:
-    """The parts in which programs differ.
+    """What a program brings.
 
-    name: of its file, as in messages and variant.json.
-    build_parser, check: as in baselines.flags.
-    method: settings -> the name of what is trained, in variant.json and in the default --id.
-    objective: (settings, model) -> Objective; its parameters are trained
-        with the model's.
+    build_parser, check: as in baselines.flags. The settings must have a `method`, the name of what
+        is trained, in variant.json and in the default --id.
+    objective: (settings, model) -> Objective; its parameters are trained with the model's.
     fixed: its own flags that may not change on --resume.
     batches: (settings, data set on the device, indices of its training images) -> Batches, whose
         random numbers come from the global generator or are a function of the step.
     optimizer: (settings, model, objective) -> an optimiser that heeds `found_inf`.
     """
 
-    name: str
     build_parser: Callable[[], Parser]
     check: Callable[[Namespace], None]
-    method: Callable[[Namespace], str]
     objective: Callable[[Namespace, models.EnergyClassifier], Objective]
     fixed: tuple[str, ...] = ()
-    batches: Callable[[Namespace, data.DataSet, torch.Tensor], Batches] = augmented_batches
+    batches: Callable[[Namespace, data.DataSet, Tensor], Batches] = augmented_batches
     optimizer: Callable[[Namespace, nn.Module, nn.Module], torch.optim.Optimizer] = build_optimizer
+
+    @property
+    def name(self) -> str:
+        return self.build_parser().prog
+
+    def resume(self, s: Namespace, given: set[str], saved: dict[str, Any]) -> Namespace:
+        return flags.resume(s, given, saved, self.build_parser, self.check, self.fixed)
 
 
 def main(program: Program, settings: Namespace, given: set[str]) -> int:
@@ -111,57 +137,36 @@ def main(program: Program, settings: Namespace, given: set[str]) -> int:
 def work(program: Program, s: Namespace, given: set[str]) -> int:
     began, resuming = time.monotonic(), s.resume is not None
     if resuming:
-        s, folder = resumed_settings(s, given, program.build_parser, program.check, program.fixed)
+        s, folder = resumed_settings(s, given, program.name, program.resume)
     device = choose_device(s.device)
     here = environment(device)
     if s.seed is None:
         s.seed = torch.seed() % 2**31
     torch.manual_seed(s.seed)
-    s.program, s.method = program.name, program.method(s)
+    s.program = program.name
     if not resuming:
-        dataset_name = Path(s.dataset.removeprefix("folder:")).name
-        s.id = s.id or f"{dataset_name}-{s.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+        s.id = s.id or new_name(s, s.method)
         folder = Path(s.log_dir) / s.id
-        records.check_free(folder, overwrite=s.overwrite)
+        check_free(folder, overwrite=s.overwrite)
 
     dataset = load_data(s, device, program.name)
-    index, splits = split(s, dataset)
-    batches = program.batches(s, dataset, index)
+    index, splits = held_out(s, dataset)
+    batches = program.batches(s, dataset, index.to(device))
     run = build_run(program, s, dataset.num_classes, device)
-    run.data = data.Record.of(dataset, s.n_valid)
-    with alone(folder, flag="--log_dir", program=program.name):
-        since = None
-        if resuming:
-            restore_last(run, folder, program.name)
-            since = (run.progress.step, run.progress.log_bytes)
-        else:
-            models.initialise_act_norm(run.model, batches(0)[0])
-            records.check_free(folder, overwrite=s.overwrite, given="overwrite" in given)
-            records.create_run_folder(folder, overwrite=s.overwrite)
-        records.write_settings(folder, vars(s), here)
-        out = Output(folder, records.Records(folder, resume_from=since))
-        out.saved_step = run.progress.step
-        out.records.say(f"{dataset.about}\n{describe(run, batches, len(index), splits)}")
-        return run_exit_code(
-            program.name, out, lambda signals: train(run, batches, splits, out, began, signals)
-        )
+    run.data, run.steps_per_epoch = data.Record.of(dataset, s.n_valid), batches.steps_per_epoch
+    if not resuming:
+        models.initialise_act_norm(run.model, batches(0)[0])
+    with open_folder(run, program.name, folder, here, given) as out:
+        about = describe(run, f"{len(index):,} training images", f"method {s.method}", splits)
+        out.records.say(f"{dataset.about}\n{about}")
 
+        def train(signals: Signals) -> str:
+            session = Session(run, splits, out, signals, began, classifies=run.objective.classifies)
+            for step in session:
+                session.took(train_step(run, session.guard, batches(step), step))
+            return session.ending
 
-def train(
-    run: Run,
-    batches: Batches,
-    splits: dict[str, data.Split],
-    out: Output,
-    began: float,
-    signals: Signals,
-) -> str:
-    """Take all steps of the run. Return why it ended. Raises Diverged."""
-    run.steps_per_epoch = batches.steps_per_epoch
-    session = Session(run, splits, out, signals, began, classifies=run.objective.classifies)
-    for step in session:
-        epoch = step // run.steps_per_epoch
-        session.took(train_step(run, session.guard, *batches(step), step=step, epoch=epoch))
-    return session.ending
+        return run_exit_code(program.name, out, train)
 
 
 def build_run(program: Program, s: Namespace, num_classes: int, device: torch.device) -> Run:
@@ -170,22 +175,10 @@ def build_run(program: Program, s: Namespace, num_classes: int, device: torch.de
     return Run(s, num_classes, model, objective, program.optimizer(s, model, objective))
 
 
-def split(s: Namespace, dataset: data.DataSet) -> tuple[torch.Tensor, dict[str, data.Split]]:
-    """Indices of the training images, and what to evaluate on: valid and test, where there are."""
-    train, device = dataset.train, dataset.train.images.device
-    index, valid = data.hold_out(dataset, s.n_valid)
-    splits = {"valid": train.take(valid), "test": dataset.test}
-    return index.to(device), {name: part for name, part in splits.items() if len(part.labels)}
-
-
-def describe(run: Run, batches: Batches, images: int, splits: dict[str, data.Split]) -> str:
-    s = run.settings
-    sizes = ", ".join(f"{len(part.labels):,} {name}" for name, part in splits.items())
-    network = "ResNet-50" if s.arch == "resnet50" else f"WRN-{s.depth}-{s.width}, norm {s.norm}"
-    parameters = sum(p.numel() for p in run.model.parameters())
-    return (
-        f"{s.method} on {s.dataset}: {images:,} training images; {sizes}; "
-        f"images of {s.image_size} x {s.image_size}\n{network}, {parameters:,} parameters\n"
-        f"{run.device}, bf16 {'on' if run.model.amp else 'off'}, seed {s.seed}; "
-        f"{run.progress.step:,} of {s.n_epochs * batches.steps_per_epoch:,} steps done"
-    )
+def train_step(run: Run, guard: Guard, batch: tuple[Tensor, ...], step: int) -> Metrics:
+    """One update; its metrics are scalars on the device. Nothing here waits for the device."""
+    epoch = step // run.steps_per_epoch
+    loss, metrics = run.objective(run.model, *batch[:2], epoch)
+    kept = {name: value.detach() for name, value in {**metrics, "loss": loss}.items()}
+    metrics, _ = update(run, guard, loss, kept, step)
+    return metrics

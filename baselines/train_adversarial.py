@@ -15,13 +15,14 @@ from __future__ import annotations
 import sys
 from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from baselines.flags import check_shared, make_parser, parse  # noqa: E402
-from evaluation.questions.attack import radius  # noqa: E402
-from runs.cli import COUNT, Parser, UsageError  # noqa: E402
+from baselines.flags import check_shared, make_parser, parse
+from evaluation.questions.attack import radius
+from runs.cli import COUNT, Parser, UsageError
 
 NAME = "train_adversarial.py"
 DEFAULT_EPS = {"Linf": 8 / 255, "L2": 0.5}
@@ -60,6 +61,7 @@ def build_parser() -> Parser:
 def check(s: Namespace) -> None:
     """Check flags against each other, and set those that depend on others. Raises UsageError."""
     check_shared(s)
+    s.method = f"adversarial-{s.distance}"
     if s.eps is None:
         s.eps = DEFAULT_EPS[s.distance]
     # From any image to any other.
@@ -78,14 +80,14 @@ def check(s: Namespace) -> None:
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
     COMMAND_LINE = parse(sys.argv[1:], build_parser, check)
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from baselines.run import Objective, Program, main  # noqa: E402
-from evaluation.pgd import pgd  # noqa: E402
-from losses import Metrics  # noqa: E402
-from models import EnergyClassifier, sampling_mode  # noqa: E402
+from baselines.run import Objective, Program, main
+from evaluation.pgd import pgd
+from losses import Metrics
+from models import EnergyClassifier, sampling_mode
 
 
 class Adversarial(Objective):
@@ -98,12 +100,10 @@ class Adversarial(Objective):
 
     terms = ("pyxce",)
 
-    def __init__(
-        self, *, distance: str, eps: float, steps: int, step: float, random_init: bool
-    ) -> None:
+    def __init__(self, **options: Any) -> None:
+        """options: distance, eps, steps, step and random_init of `evaluation.pgd.pgd`."""
         super().__init__()
-        self.distance, self.eps, self.random_init = distance, eps, random_init
-        self.steps, self.step = steps, step
+        self.options = options
 
     def attack(self, model: EnergyClassifier, images: Tensor, labels: Tensor) -> Tensor:
         """Images of [-1, 1] -> within eps of them, made by `pgd` on the model in eval mode.
@@ -112,18 +112,9 @@ class Adversarial(Objective):
         nothing here checks the bound: `evaluation.pgd` has tests for it.
         """
         with sampling_mode(model):
-            adversarial = pgd(
-                lambda x01: model.logits(2 * x01 - 1),
-                ((images + 1) / 2).clamp(0, 1),
-                labels,
-                distance=self.distance,
-                eps=self.eps,
-                steps=self.steps,
-                step=self.step,
-                random_init=self.random_init,
-                check=False,
-            )
-        return 2 * adversarial - 1
+            x01 = ((images + 1) / 2).clamp(0, 1)
+            found = pgd(lambda x: model.logits(2 * x - 1), x01, labels, check=False, **self.options)
+        return 2 * found - 1
 
     def forward(
         self, model: EnergyClassifier, images: Tensor, labels: Tensor, epoch: int
@@ -144,11 +135,7 @@ def objective(s: Namespace, model: torch.nn.Module) -> Adversarial:
     )
 
 
-def method(s: Namespace) -> str:
-    return f"adversarial-{s.distance}"
-
-
-PROGRAM = Program(NAME, build_parser, check, method, objective, fixed=FIXED)
+PROGRAM = Program(build_parser, check, objective, FIXED)
 
 if __name__ == "__main__":
     sys.exit(main(PROGRAM, *COMMAND_LINE))

@@ -11,28 +11,135 @@ projection head -> contrastive loss and, in JointLoss's second phase, cross-entr
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the packages are not installed
 
-from baselines import contrastive_flags as own_flags  # noqa: E402
-from baselines import flags  # noqa: E402
+from baselines.flags import SHARED, check_shared, make_parser, parse
+from runs.cli import COUNT, WEIGHT, WHOLE, Parser, UsageError, number
+from training.flags import TEMPERATURE
+
+METHODS = ("supcon", "simclr", "jointloss")
+FIXED = ("method", "pretrain_epochs", "projection")  # on --resume, besides the shared ones
+TEMPERATURES = {"supcon": 0.1, "simclr": 0.5, "jointloss": 0.5}
+
+
+# fmt: off
+def build_parser() -> Parser:
+    parser = make_parser(
+        "train_contrastive.py",
+        "Train a network on pairs of random views. supcon and simclr train its features alone: "
+        "linear_probe.py gives them a classifier afterwards. Each differs from its paper in the "
+        "network, in the noise --sigma, in the schedule (steps instead of a cosine) and in the "
+        "fixed order of the colour changes.",
+        share=[name for name in SHARED if name != "optimizer"],
+    )
+    add = parser.add_argument_group("contrastive learning").add_argument
+    add("--method", choices=METHODS, default="supcon",
+        help="supcon: positives are all views of the label (Khosla et al. 2020, L_out); simclr: "
+        "the other view, no labels (Chen et al. 2020, NT-Xent); jointloss: simclr for "
+        "--pretrain_epochs, then cross-entropy + NT-Xent (Winkens et al. 2020) "
+        "(default: %(default)s)")
+    add("--temperature", type=TEMPERATURE, default=None, metavar="T",
+        help="of the contrastive loss, above 0 (default: .1 for supcon, else .5; their papers)")
+    add("--projection", type=COUNT, default=128, metavar="SIZE",
+        help="outputs of the projection head, a perceptron of two layers (default: %(default)s)")
+    add("--pretrain_epochs", type=WHOLE, default=None, metavar="EPOCHS",
+        help="jointloss: this many of --n_epochs come first and have no cross-entropy; one "
+        "schedule of the learning rate runs through both (default: half of --n_epochs)")
+    add("--ntxent_weight", type=WEIGHT, default=None, metavar="W",
+        help="jointloss: weight of NT-Xent beside cross-entropy (default: 1; ours)")
+    add("--smoothing", type=number(float, low=0, high=0.999), default=None, metavar="S",
+        help="jointloss: label smoothing, 1 - S on the label and S/(C-1) on the other classes, as "
+        "in train_wrn.py; usual elsewhere is S/C on all (default: .1; ours)")
+    add("--optimizer", choices=("adam", "sgd", "lars"), default="adam",
+        help="Adam (betas .9, .999), SGD (momentum .9), or LARS (momentum .9, eta .001, biases and "
+        "norms excepted; You et al. 2017), with which Winkens et al. train, at larger rates such "
+        "as --lr 1 (default: %(default)s; JEM)")
+    return parser
+
+
+# fmt: on
+def check(s: Namespace) -> None:
+    """Also fills in the defaults that depend on --method. Raises UsageError."""
+    check_shared(s)
+    if s.temperature is None:
+        s.temperature = TEMPERATURES[s.method]
+    defaults = {"pretrain_epochs": s.n_epochs // 2, "ntxent_weight": 1.0, "smoothing": 0.1}
+    for name, default in defaults.items():
+        if s.method == "jointloss" and getattr(s, name) is None:
+            setattr(s, name, default)
+        elif s.method != "jointloss" and getattr(s, name) is not None:
+            raise UsageError(
+                f"--{name} {getattr(s, name)} has no effect with --method {s.method}: leave it "
+                "out, or use --method jointloss"
+            )
+    if s.method == "jointloss" and s.pretrain_epochs >= s.n_epochs:
+        raise UsageError(
+            f"--pretrain_epochs {s.pretrain_epochs} leaves no epoch for cross-entropy: it must be "
+            f"below --n_epochs {s.n_epochs}"
+        )
+
 
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
-    COMMAND_LINE = flags.parse(sys.argv[1:], own_flags.build_parser, own_flags.check)
+    COMMAND_LINE = parse(sys.argv[1:], build_parser, check)
 
-from argparse import Namespace  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import data
+import losses
+import models
+from baselines.lars import LARS
+from baselines.run import Batches, Objective, Program, build_optimizer, main
+from baselines.views import ViewBatches
 
-import data  # noqa: E402
-import losses  # noqa: E402
-import models  # noqa: E402
-from baselines.contrastive_losses import ProjectionHead, nt_xent, supervised_contrastive  # noqa: E402
-from baselines.lars import LARS  # noqa: E402
-from baselines.run import Batches, Objective, Program, build_optimizer, main  # noqa: E402
-from baselines.views import ViewBatches  # noqa: E402
+
+class ProjectionHead(nn.Module):
+    """Features (N, D) -> unit vectors (N, size): linear D -> D, ReLU, linear D -> size, L2 norm.
+
+    Chen et al. 2020, section 2.1. Used in contrastive training alone: classifiers read the
+    features before it.
+    """
+
+    def __init__(self, features: int, size: int = 128) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(features, features)
+        self.output = nn.Linear(features, size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.normalize(self.output(self.hidden(features).relu()), dim=1)
+
+
+def supervised_contrastive(z: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """L_out of Khosla et al. 2020 (Eq. 2), averaged over the anchors i.
+
+        loss[i] = -1/|P(i)| sum_{p in P(i)} log(exp(z_i.z_p / T) / sum_{a != i} exp(z_i.z_a / T))
+
+    z: unit vectors (M, d) of all views of a batch; labels (M,), equal for what belongs together;
+    P(i) are the others with i's label, of which there must be one or more (a second view is one).
+    temperature T > 0. Returns a scalar in nats; it is near log(M - 1) for an untrained network.
+    The SupContrast code multiplies it by T / 0.07 besides; the paper's formula, and this, do not.
+    """
+    scores = z @ z.T / temperature  # (M, M)
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    log_sum = scores.masked_fill(itself, -torch.inf).logsumexp(1)  # (M,)
+    positive = (labels[:, None] == labels) & ~itself
+    mean_positive = (scores * positive).sum(1) / positive.sum(1)
+    return (log_sum - mean_positive).mean()
+
+
+def nt_xent(z: Tensor, temperature: float) -> Tensor:
+    """NT-Xent of Chen et al. 2020 (Eq. 1), averaged over all 2N anchors; in nats.
+
+    z: unit vectors (2N, d), the first views of N images and then, in the same order, the second.
+    The one positive of a view is the other view of its image; the 2N - 2 others are negatives,
+    whatever they show: no labels are used.
+    """
+    image = torch.arange(len(z) // 2, device=z.device).repeat(2)
+    return supervised_contrastive(z, image, temperature)
 
 
 class ContrastiveObjective(Objective):
@@ -98,8 +205,7 @@ def build_objective(s: Namespace, model: models.EnergyClassifier) -> Contrastive
 
 
 def view_batches(s: Namespace, dataset: data.DataSet, index: Tensor) -> Batches:
-    batches = ViewBatches(dataset.train, index, s.batch_size, s.seed, s.sigma, dataset.flips)
-    return Batches(batches, batches.steps_per_epoch)
+    return ViewBatches(dataset.train, index, s.batch_size, s.seed, s.sigma, dataset.flips)
 
 
 def with_lars(s: Namespace, model: nn.Module, objective: nn.Module) -> torch.optim.Optimizer:
@@ -109,16 +215,7 @@ def with_lars(s: Namespace, model: nn.Module, objective: nn.Module) -> torch.opt
     return LARS(parameters, s.lr, weight_decay=s.weight_decay)
 
 
-PROGRAM = Program(
-    "train_contrastive.py",
-    own_flags.build_parser,
-    own_flags.check,
-    method=lambda s: s.method,
-    objective=build_objective,
-    fixed=own_flags.FIXED,
-    batches=view_batches,
-    optimizer=with_lars,
-)
+PROGRAM = Program(build_parser, check, build_objective, FIXED, view_batches, with_lars)
 
 if __name__ == "__main__":
     sys.exit(main(PROGRAM, *COMMAND_LINE))

@@ -15,9 +15,9 @@ from scripts.rows import ADVERSARIAL, CONTRASTIVE, PROBE
 # The module that has each program's flags, as `build_parser`.
 FLAGS = {
     "train_wrn.py": "training.flags",
-    CONTRASTIVE: "baselines.contrastive_flags",
+    CONTRASTIVE: "baselines.train_contrastive",
     ADVERSARIAL: "baselines.train_adversarial",
-    PROBE: "baselines.probe_flags",
+    PROBE: "baselines.linear_probe",
 }
 
 # What may differ between two askings of one question: where things are, and on what device. (The

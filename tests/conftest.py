@@ -178,17 +178,21 @@ class Trainer:
         import train_wrn
         from training import flags
 
+        return self.run(lambda: flags.parse(words), train_wrn.main, curves)
+
+    def run(self, parse: Any, main: Any, curves: bool = False) -> Ran:
+        """Run a training program: its `parse`, of the command line, and its `main`."""
         folder = self.root
 
         def program() -> int:
             nonlocal folder
-            settings, given = flags.parse(words)
+            settings, given = parse()
             folder = Path(settings.resume or Path(settings.log_dir, settings.id or ""))
-            return train_wrn.main(settings, given)
+            return main(settings, given)
 
         with pytest.MonkeyPatch.context() as patch:
             if not curves:
-                patch.setattr(train_wrn.plots, "save_curves", lambda rows, path: None)
+                patch.setattr("evaluation.plots.save_curves", lambda rows, path: None)
             outcome = outcome_of(program)
         return Ran(*outcome, folder)
 
@@ -196,6 +200,39 @@ class Trainer:
 @pytest.fixture(scope="session")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return Trainer(tmp_path_factory.mktemp("train"))
+
+
+class Baselines:
+    """Runs a program of baselines/ in this process, on the images of `Trainer`: 20 to train on.
+
+    Called with a Program and flags: after `BASE`, in a folder of its own. `bare`: without these.
+    """
+
+    BASE = (
+        "--dataset cifar10 --depth 10 --width 1 --batch_size 4 --n_valid 40 --device cpu --seed 1 "
+        "--print_every 2"
+    )  # 5 steps an epoch
+
+    def __init__(self, trainer: Trainer, root: Path) -> None:
+        self.trainer, self.root, self.runs = trainer, root, 0
+
+    def __call__(self, program: Any, words: str) -> Ran:
+        self.runs += 1
+        where = f"--data_root {self.trainer.data} --log_dir {self.root} --id run{self.runs}"
+        return self.bare(program, f"{self.BASE} {where} {words}")
+
+    def bare(self, program: Any, words: str) -> Ran:
+        from baselines import flags, run
+
+        return self.trainer.run(
+            lambda: flags.parse(words.split(), program.build_parser, program.check),
+            lambda s, given: run.main(program, s, given),
+        )
+
+
+@pytest.fixture(scope="session")
+def baseline(train: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Baselines:
+    return Baselines(train, tmp_path_factory.mktemp("baseline"))
 
 
 class Asker:

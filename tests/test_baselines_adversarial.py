@@ -1,14 +1,6 @@
 """Adversarial training: its images and its loss by hand, its runs, and what a user gets wrong."""
 
-import contextlib
-import csv
-import io
-import json
 import math
-import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,18 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import models
-from baselines import run as programs
 from baselines.flags import parse
-from baselines.objective import train_step
-from baselines.run import build_run
+from baselines.run import build_run, train_step
 from baselines.train_adversarial import PROGRAM, Adversarial, build_parser, check
 from evaluation import pgd as attacks
 from models import EnergyClassifier
 from training.divergence import Guard
 
 BALLS = [("Linf", 0.05), ("L2", 0.3)]
-SMALL = "--depth 10 --width 1 --batch_size 4 --n_valid 40 --device cpu --seed 1 --print_every 2"
-SMALL += " --n_steps_pgd_attack 2"  # 20 training images: 5 steps an epoch
 COLUMNS = "epoch step seconds images_per_s lr loss pyxce/loss train_acc"
 COLUMNS += " valid_acc valid_loss test_acc test_loss"
 
@@ -171,14 +159,15 @@ def test_nothing_asks_for_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("distance", ["Linf", "L2"])
 def test_a_step_never_waits_for_the_gpu(distance: str) -> None:
     device = torch.device("cuda")
-    s = settings(f"{SMALL} --distance {distance} --norm batch --dropout_rate .1")
+    s = settings(f"--depth 10 --width 1 --distance {distance} --norm batch --dropout_rate .1")
     run, guard = build_run(PROGRAM, s, 10, device), Guard(device)
+    run.steps_per_epoch = 4
     x, y = images(4).to(device), torch.arange(4, device=device)
     run.model.train()
     for step in range(4):
         torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")
         try:
-            train_step(run, guard, x, y, step=step, epoch=0)
+            train_step(run, guard, (x, y), step)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -186,122 +175,24 @@ def test_a_step_never_waits_for_the_gpu(distance: str) -> None:
 # ----------------------------------------------------------------------------------- the runs
 
 
-class Done:
-    """What one run of the program left: exit code, lines on stderr, run folder."""
-
-    def __init__(self, code: int, err: str, folder: Path) -> None:
-        self.code, self.folder = code, folder
-        bar = re.compile(r"\d+%\||img/s\]")
-        lines = err.replace("\r", "\n").splitlines()
-        self.err = [line for line in lines if line.strip() and not bar.search(line)]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return json.loads((self.folder / "variant.json").read_text(encoding="utf-8"))
-
-    @property
-    def rows(self) -> list[dict[str, str]]:
-        text = (self.folder / "progress.csv").read_text(encoding="utf-8")
-        return list(csv.DictReader(text.splitlines()))
-
-    def state(self) -> dict[str, Any]:
-        return torch.load(self.folder / "last_ckpt.pt", weights_only=True)
-
-
-class Program:
-    """Runs the program in this process, on the made-up images of `train`."""
-
-    def __init__(self, train: Any, root: Path) -> None:
-        self.train, self.root, self.runs = train, root, 0
-
-    def __call__(self, words: str) -> Done:
-        self.runs += 1
-        where = f"--data_root {self.train.data} --log_dir {self.root} --id run{self.runs}"
-        return self.bare(f"{SMALL} {where} {words}")
-
-    def bare(self, words: str) -> Done:
-        err, folder, threads = io.StringIO(), self.root, torch.get_num_threads()
-        torch.set_num_threads(1)
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(err),
-        ):
-            patch.setattr("evaluation.plots.save_curves", lambda rows, path: None)
-            try:
-                s, given = parse(words.split(), build_parser, check)
-                folder = Path(s.resume or Path(s.log_dir, s.id or ""))
-                code = programs.main(PROGRAM, s, given)
-            except SystemExit as stop:
-                code = int(stop.code or 0)
-            finally:
-                torch.set_num_threads(threads)
-        return Done(code, err.getvalue(), folder)
-
-
-@pytest.fixture(scope="module")
-def program(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Program:
-    return Program(train, tmp_path_factory.mktemp("adversarial"))
-
-
-def test_a_run_is_a_run_folder_that_every_other_program_reads(program: Program) -> None:
-    done = program("--distance L2 --eps 1/4 --n_epochs 2")
-    assert done.code == 0 and not done.err
-    assert list(done.rows[0]) == COLUMNS.split() and len(done.rows) == 2
-    for row in done.rows:
+def test_a_run_is_a_run_folder_that_every_other_program_reads(baseline: Any) -> None:
+    words = "--distance L2 --eps 1/4 --n_epochs 2 --n_steps_pgd_attack 2"
+    run = baseline(PROGRAM, words)
+    assert run.code == 0 and not run.err
+    assert list(run.last) == COLUMNS.split() and len(run.rows) == 2
+    for row in run.rows:
         assert all(math.isfinite(float(value)) for value in row.values())
         assert row["loss"] == row["pyxce/loss"]
-    s = done.settings
+    s = run.settings
     assert (s["program"], s["method"]) == ("train_adversarial.py", "adversarial-L2")
     assert (s["eps"], s["attack_step"], s["random_init"], s["sigma"]) == (0.25, 0.3125, True, 0.0)
-    model = models.load(done.folder / "last_ckpt.pt")
-    saved = done.state()["model_state_dict"]
-    assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
-
-
-def test_stopped_and_resumed_is_uninterrupted(program: Program, train: Any) -> None:
-    words = "--norm batch --optimizer sgd --lr .01 --dropout_rate .1"
-    whole = program(f"{words} --max_steps 8")
-    parts = program(f"{words} --max_steps 3")  # within an epoch
-    again = program.bare(f"--resume {parts.folder} --max_steps 8")
-    assert again.code == 0 and not again.err
-    a, b = whole.state(), parts.state()
-    for part in ("model_state_dict", "optimizer", "random", "meters"):
-        assert train.same(a[part], b[part]), part
-    clock = ("seconds", "images_per_s")
-    steady = [[{n: r[n] for n in r if n not in clock} for r in x.rows] for x in (whole, parts)]
-    assert steady[0] == steady[1] and [row["step"] for row in steady[0]] == ["5", "8"]
-    plain = program(f"{words} --max_steps 8 --eps 0")
-    assert not train.same(a["model_state_dict"], plain.state()["model_state_dict"])
-
-    for flag in ("--distance L2", "--eps .1", "--n_steps_pgd_attack 3", "--no-random_init"):
-        refused = program.bare(f"--resume {parts.folder} {flag}")
+    plain = baseline(PROGRAM, f"{words} --eps 0")
+    assert plain.last["loss"] != run.last["loss"]
+    for flag in ("--distance Linf", "--eps .1", "--n_steps_pgd_attack 3", "--no-random_init"):
+        refused = baseline.bare(PROGRAM, f"--resume {run.folder} {flag}")
         assert refused.code == 2 and len(refused.err) == 1
         assert f"{flag.split()[0].replace('no-', '')} " in refused.err[0]
-    repeated = program.bare(f"--resume {parts.folder} --eps 8/255 --max_steps 8")
-    assert repeated.code == 0 and not repeated.err
-
-
-@pytest.mark.parametrize(
-    ("words", "names"),
-    [
-        ("--eps 8", ("--eps 8 ", "8/255")),
-        ("--eps 60 --distance L2", ("--eps 60 ", ".5")),
-        ("--eps a/b", ("--eps", "a/b", "8/255")),
-        ("--eps -1", ("--eps", "-1", "0 or more")),
-        ("--distance L1", ("--distance", "L1", "L2")),
-        ("--attack_step 0", ("--attack_step 0", "2/255")),
-        ("--n_steps_pgd_attack 0", ("--n_steps_pgd_attack", "at least 1")),
-        ("--dataset imagenet", ("--dataset imagenet", "cifar10")),
-        ("--image_size 18", ("--image_size 18 ", "use 16")),
-        ("--eps 30 --distance L2 --image_size 16", ("--eps 30 ", ".5")),
-        ("--pyxce 1", ("--pyxce", "--help")),
-    ],
-)
-def test_a_mistake_is_one_line(program: Program, words: str, names: tuple[str, ...]) -> None:
-    done = program(words)
-    assert done.code == 2 and len(done.err) == 1
-    assert all(name in done.err[0] for name in names), done.err
+    assert baseline.bare(PROGRAM, f"--resume {run.folder} --eps .25").code == 0
 
 
 def test_defaults_depend_on_the_distance() -> None:
@@ -313,23 +204,4 @@ def test_defaults_depend_on_the_distance() -> None:
     words = "--distance L2 --eps .3 --n_steps_pgd_attack 5 --attack_step .1 --no-random_init"
     built = PROGRAM.objective(settings(words), network())
     expected = {"distance": "L2", "eps": 0.3, "steps": 5, "step": 0.1, "random_init": False}
-    assert {name: getattr(built, name) for name in expected} == expected
-
-
-def test_a_diverged_run_ends_with_one_line(program: Program) -> None:
-    done = program("--lr 1e30 --n_epochs 1")
-    assert done.code == 1 and len(done.err) == 1 and "diverged at step" in done.err[0]
-
-
-def test_help_and_mistakes_need_no_torch() -> None:
-    """From another folder, as a user may: the program finds the packages itself."""
-    path = Path(programs.__file__).with_name("train_adversarial.py")
-    code = (
-        "import runpy, sys\n"
-        "sys.argv = ['x', '--eps', '9']\n"
-        f"try: runpy.run_path({str(path)!r}, run_name='__main__')\n"
-        "except SystemExit as stop: print(stop.code, 'torch' in sys.modules)"
-    )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=path.root, check=True)
-    assert done.stdout.split() == ["2", "False"] and "--eps 9" in done.stderr
+    assert built.options == expected

@@ -1,9 +1,6 @@
 """SupCon, SimCLR and JointLoss: losses and training."""
 
-import csv
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,16 +10,9 @@ import torch
 import data
 import losses
 import models
-from baselines import flags, views
 from baselines import train_contrastive as program
-from baselines.contrastive_flags import build_parser, check
-from baselines.contrastive_losses import ProjectionHead, nt_xent, supervised_contrastive
-from baselines.run import main
-
-TINY = (
-    "--dataset cifar10 --depth 10 --width 1 --batch_size 10 --n_valid 40 --device cpu --seed 1 "
-    "--print_every 2 --projection 8"
-)  # 20 training images: 2 steps an epoch
+from baselines import views
+from baselines.train_contrastive import ProjectionHead, nt_xent, supervised_contrastive
 
 
 def unit(n: int, d: int = 5) -> torch.Tensor:
@@ -118,77 +108,29 @@ def test_objective(method: str) -> None:
 # -------------------------------------------------------------------------------------- training
 
 
-@pytest.fixture
-def run(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("evaluation.plots.save_curves", lambda rows, path: None)
-    count = 0
-
-    def start(words: str, *, bare: bool = False) -> tuple[int, Path]:
-        nonlocal count
-        if not bare:
-            count += 1
-            words = f"{TINY} --data_root {train.data} --log_dir {tmp_path} --id r{count} {words}"
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            code = main(program.PROGRAM, *flags.parse(words.split(), build_parser, check))
-        finally:
-            torch.set_num_threads(threads)
-        return code, tmp_path / f"r{count}"
-
-    return start
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((folder / "progress.csv").read_text().splitlines()))
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "--method supcon --optimizer lars --lr .5 --weight_decay 1e-4 --norm act",
-        "--method jointloss --pretrain_epochs 1 --dropout_rate .1",
-    ],
-)
-def test_stopped_and_resumed_is_uninterrupted(words: str, run: Any, train: Any) -> None:
-    words = f"{words} --n_epochs 3"
-    _, whole = run(words)
-    _, parts = run(f"{words} --max_steps 3")
-    code, _ = run(f"--resume {parts}", bare=True)
-    assert code == 0
-    a, b = (torch.load(f / "last_ckpt.pt", weights_only=True) for f in (whole, parts))
-    for part in ("model_state_dict", "objective", "optimizer", "random", "meters"):
-        assert train.same(a[part], b[part]), part
-    assert "head.hidden.weight" in a["objective"] and a["progress"]["step"] == 6
-    clock = ("seconds", "images_per_s")
-    ours, theirs = (
-        [{n: r[n] for n in r if n not in clock} for r in rows(f)] for f in (whole, parts)
-    )
-    assert ours == theirs and len(ours) == 3
-
-
-def test_phases_of_jointloss(run: Any) -> None:
-    code, folder = run("--method jointloss --n_epochs 2 --lr 1e-3 --print_every 3")
-    first, second = rows(folder)
+def test_phases_of_jointloss(baseline: Any) -> None:
+    words = "--method jointloss --n_epochs 2 --lr 1e-3 --batch_size 10 --projection 8"
+    run = baseline(program.PROGRAM, words)
+    first, second = run.rows
     accuracy = ("pyxce/loss", "train_acc", "valid_acc", "test_acc", "test_loss")
-    assert code == 0 and all(first[n] == "" and second[n] != "" for n in accuracy)
+    assert run.code == 0 and all(first[n] == "" and second[n] != "" for n in accuracy)
     assert 1 < float(first["ntxent/loss"]) < 2 * math.log(19)
     assert float(second["loss"]) == pytest.approx(
         float(second["ntxent/loss"]) + float(second["pyxce/loss"]), rel=1e-5
     )
-    settings = json.loads((folder / "variant.json").read_text())
-    assert (settings["method"], settings["pretrain_epochs"]) == ("jointloss", 1)
-    assert (settings["temperature"], settings["smoothing"]) == (0.5, 0.1)
+    assert "head.hidden.weight" in run.state()["objective"]
+    recorded = {n: run.settings[n] for n in ("pretrain_epochs", "temperature", "smoothing")}
+    assert recorded == {"pretrain_epochs": 1, "temperature": 0.5, "smoothing": 0.1}
 
 
-def test_supcon_leaves_the_class_head_alone(run: Any) -> None:
-    code, folder = run("--method supcon --n_epochs 1 --weight_decay .1 --max_steps 1")
+def test_supcon_leaves_the_class_head_alone(baseline: Any) -> None:
+    run = baseline(program.PROGRAM, "--method supcon --weight_decay .1 --max_steps 1")
     torch.manual_seed(1)
     fresh = models.build(depth=10, width=1)
-    trained = models.load(folder / "last_ckpt.pt")
-    assert code == 0 and torch.equal(fresh.class_output.weight, trained.class_output.weight)
+    trained = models.load(run.folder / "last_ckpt.pt")
+    assert run.code == 0 and torch.equal(fresh.class_output.weight, trained.class_output.weight)
     assert not torch.equal(fresh.f.conv1.weight, trained.f.conv1.weight)
-    assert rows(folder)[0]["test_acc"] == "" and not (folder / "best_valid_ckpt.pt").exists()
+    assert run.last["test_acc"] == "" and "best_valid_ckpt.pt" not in run.files
 
 
 def test_training_lowers_the_loss() -> None:
@@ -208,24 +150,6 @@ def test_training_lowers_the_loss() -> None:
         optimizer.step()
         history.append(loss.item())
     assert history[-1] < history[0] - 0.2
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("--method moco", "invalid choice"),
-        ("--method supcon --smoothing .1", "--smoothing 0.1 has no effect"),
-        ("--method simclr --pretrain_epochs 3", "--pretrain_epochs 3 has no effect"),
-        ("--method jointloss --pretrain_epochs 5 --n_epochs 5", "leaves no epoch"),
-        ("--temperature 0", "out of range"),
-        ("--depth 12", "--depth 12 is not"),
-    ],
-)
-def test_a_mistake_is_one_line(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        flags.parse(words.split(), build_parser, check)
-    lines = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 2 and len(lines) == 1 and said in lines[0]
 
 
 def test_smoothing_is_that_of_train_wrn() -> None:

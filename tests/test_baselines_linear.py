@@ -15,9 +15,15 @@ import data
 import models
 from baselines import flags
 from baselines import linear_probe as program
-from baselines.features import Features, features_of, features_of_splits
-from baselines.linear_regression import fit_linear, standardisation, unstandardised
-from baselines.probe_flags import build_parser, check
+from baselines.features import (
+    Features,
+    features_of,
+    features_of_splits,
+    fit_linear,
+    standardisation,
+    unstandardised,
+)
+from baselines.linear_probe import build_parser, check
 from evaluation.classification import classification
 from runs.files import alone
 
@@ -197,22 +203,6 @@ def test_a_mistake_is_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert code == 2 and len(lines) == 1 and said in lines[0]
     assert not folder.exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("", "--load_path"),
-        ("--load_path x --dataset mars", "--dataset mars is unknown"),
-        ("--load_path x --id a/b", "no folder name"),
-        ("--load_path x --l2 -1", "out of range"),
-    ],
-)
-def test_mistaken_flags(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        flags.parse(words.split(), build_parser, check)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and said in lines[0]
 
 
 def test_it_empties_no_folder_that_another_process_works_in(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import data
-from baselines import flags, linear_probe, probe_flags
+from baselines import flags, linear_probe
 from evaluation import calibration
 from runs.checkpoint import read_checkpoint, save_checkpoint
 
@@ -195,7 +195,7 @@ def by_reader_1(run: Any, folder: Path, *, hashes: bool) -> data.Record:
 def probed(run: Any, dataset: str, tmp_path: Path) -> dict[str, Any]:
     words = ["--load_path", str(run.folder / "last_ckpt.pt"), "--log_dir", str(tmp_path)]
     words += ["--id", "probe", "--device", "cpu", "--l2", ".1", "--dataset", dataset]
-    command = flags.parse(words, probe_flags.build_parser, probe_flags.check)
+    command = flags.parse(words, linear_probe.build_parser, linear_probe.check)
     assert linear_probe.main(*command) == 0
     return read_checkpoint(tmp_path / "probe" / "last_ckpt.pt")
 

@@ -377,7 +377,7 @@ def test_a_path_that_is_not_utf_8_is_refused(
     os.mkdir(here)
     monkeypatch.chdir(here)
     words = ["--dataset", "folder:x"]
-    parser = train_contrastive.own_flags.build_parser, train_contrastive.own_flags.check
+    parser = train_contrastive.build_parser, train_contrastive.check
     lines = [*train(CE, *words).err, *ask.bare(*"--eval OOD --load_path x".split()).err]
     for parse in (
         lambda: flags_of_baselines.parse(words, *parser),

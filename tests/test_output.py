@@ -21,7 +21,7 @@ import pytest
 import eval_wrn_ebm
 import train_wrn
 from baselines import flags as flags_of_baselines
-from baselines import linear_probe, probe_flags
+from baselines import linear_probe
 from evaluation import flags as eval_flags
 from runs import screen
 from runs.checkpoint import read_checkpoint
@@ -178,7 +178,7 @@ def ran(name: str, ask: Any, folder: Path) -> int:
     if name == "probe":
         words = ["--load_path", checkpoint, "--l2", ".1", "--id", "run", *where]
         return linear_probe.main(
-            *flags_of_baselines.parse(words, probe_flags.build_parser, probe_flags.check)
+            *flags_of_baselines.parse(words, linear_probe.build_parser, linear_probe.check)
         )
     if name == "show":
         return experiments.main("show all --scale smoke".split())

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import eval_wrn_ebm
-from baselines import contrastive_flags, probe_flags, train_adversarial
+from baselines import linear_probe, train_adversarial, train_contrastive
 from benchmarks import flags as benchmark_flags
 from evaluation import flags as questions
 from evaluation.questions import QUESTIONS
@@ -50,9 +50,9 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
         for name in ("report", "release", "export", "torture", "experiments", "tables")
     },
     "scripts/bench.py": benchmark_flags.build_parser,
-    "baselines/train_contrastive.py": contrastive_flags.build_parser,
+    "baselines/train_contrastive.py": train_contrastive.build_parser,
     "baselines/train_adversarial.py": train_adversarial.build_parser,
-    "baselines/linear_probe.py": probe_flags.build_parser,
+    "baselines/linear_probe.py": linear_probe.build_parser,
 }
 PAGE_COMMANDS = [
     line for text in PAGES.values() for block in blocks(text, "bash") for line in commands(block)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -376,39 +376,48 @@ def resolve_auto(s: argparse.Namespace) -> None:
 
 
 def resume(
-    settings: argparse.Namespace, given: set[str], saved: dict[str, Any]
+    settings: argparse.Namespace,
+    given: set[str],
+    saved: dict[str, Any],
+    build: Callable[[], Parser] = build_parser,
+    verify: Callable[[argparse.Namespace], None] | None = None,
+    fixed: Sequence[str] = (),
 ) -> argparse.Namespace:
     """The saved run's settings, under the flags that were given now.
 
-    Raises UsageError for a flag that would change what the checkpoint depends on.
+    Other programs bring what builds their parser, what checks their settings, and the names of
+    their own flags that may not change. Raises UsageError for a flag that would change what the
+    checkpoint depends on.
     """
-    merged = vars(build_parser().parse_args([])) | saved
-    if settings.recipe not in (None, merged["recipe"]):
+    merged = vars(build().parse_args([])) | saved
+    remedy = "leave it out, or start a new run" + " with --load_path" * ("load_path" in settings)
+    if getattr(settings, "recipe", None) not in (None, merged.get("recipe")):
         raise UsageError(
             f"{recipe.shown(settings.recipe)} cannot change on --resume (the run has "
-            f"{recipe.shown(merged['recipe'])}): leave it out, or start a new run with --load_path"
+            f"{recipe.shown(merged['recipe'])}): {remedy}"
         )
     for name in sorted(given - {"resume", "log_dir", "id", "overwrite"}):
         new, old = getattr(settings, name), merged.get(name)
         if name == "dataset" and moved(new, old):  # restoring compares the images
             merged[name] = new
             continue
-        if new != old and (name in FIXED_ON_RESUME or (name in TERMS and (new == 0) != (old == 0))):
+        term_changes = name in TERMS and (new == 0) != (old == 0)
+        if new != old and (name in (*FIXED_ON_RESUME, *fixed) or term_changes):
             words, had = (" ".join(map(str, v)) if isinstance(v, list) else v for v in (new, old))
             raise UsageError(
-                f"--{name} {words} cannot change on --resume (the run has {had}): "
-                "leave it out, or start a new run with --load_path"
+                f"--{name} {words} cannot change on --resume (the run has {had}): {remedy}"
             )
         merged[name] = new
     # The limits of an earlier process are not this one's: what --max_steps ended must go on.
     # A recipe that this command line names sets limits of this process, too.
-    now = {name: getattr(settings, name) for name in ("max_steps", "max_minutes", "dry_run")}
-    merged |= {**now, "resume": settings.resume, "overwrite": False}
+    now = ("max_steps", "max_minutes", "dry_run", "resume")
+    merged |= {name: getattr(settings, name) for name in now if name in settings}
+    merged["overwrite"] = False
     if merged["norm"] is None:  # the ancestors' runs
         merged["norm"] = "none"
     result = argparse.Namespace(**merged)
     try:
-        check(result)
+        (verify or check)(result)
     except TypeError as error:  # a number that somebody made a text
         raise UsageError(f"--resume: variant.json cannot be used ({error}): mend it") from None
     return result
@@ -433,9 +442,7 @@ def check(s: argparse.Namespace) -> None:
         raise UsageError(
             f"{every} are all 0: give at least one a weight above 0, such as --pyxce 1"
         )
-    if s.dataset not in CLASSES and not s.dataset.startswith("folder:"):
-        known = ", ".join(CLASSES)
-        raise UsageError(f"--dataset {s.dataset} is unknown: use {known} or folder:PATH")
+    check_dataset(s.dataset)
     if s.labels_per_class == 0:
         raise UsageError(
             "--labels_per_class 0 trains nothing: give 1 or more, or -1 for all labels"
@@ -461,6 +468,12 @@ def check(s: argparse.Namespace) -> None:
     check_id(s.id)
 
 
+def check_dataset(name: str) -> None:
+    if name not in CLASSES and not name.startswith(FOLDER):
+        known = ", ".join(CLASSES)
+        raise UsageError(f"--dataset {name} is unknown: use {known} or folder:PATH")
+
+
 def check_network(s: argparse.Namespace) -> None:
     if s.arch == "wrn" and (s.depth < 10 or (s.depth - 4) % 6):
         near = max(10, 4 + 6 * round((s.depth - 4) / 6))
@@ -477,7 +490,8 @@ def check_network(s: argparse.Namespace) -> None:
             f"--dropout_rate {s.dropout_rate} does not go with --arch resnet50, which has none: "
             "leave it out"
         )
-    if s.uncond and s.clf_only and all(t.heads == ("energy",) for t in terms.used(vars(s))):
+    head_alone = all(term.heads == ("energy",) for term in terms.used(vars(s)))
+    if getattr(s, "uncond", False) and s.clf_only and head_alone:
         raise UsageError(
             "--clf_only trains class_output, which --pxsgld with --uncond does not move: give "
             "--pyxce a weight above 0, or leave one of them out"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import torch
+from torch import Tensor
 
 import data
 from evaluation import plots
@@ -233,6 +234,36 @@ class Session:
         if self.run.progress.step >= self.stop:
             return f"stopped by --max_steps {s.max_steps}; --resume goes on"
         return f"stopped by --max_minutes {s.max_minutes:g}; --resume goes on"
+
+
+def update(
+    run: Run, guard: Guard, loss: Tensor, metrics: Metrics, step: int
+) -> tuple[Metrics, Tensor]:
+    """Take one step down the gradient of `loss`, unless it has diverged. Return the metrics with
+    the gradient's norm, and the flag (), on the device, that is set where the step was not taken.
+
+    `metrics`: detached scalars, "loss" among them. Several processes have a part of the batch each:
+    averaged over them are the gradients, while the backward pass goes on, and the metrics; so all
+    take the same update, or all skip it. Nothing here waits for the device.
+    """
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    grad_norm = torch.nn.utils.get_total_norm(gradients)
+    if run.replicas is not None:
+        means = distributed.mean(torch.stack(list(metrics.values())))
+        metrics = dict(zip(metrics, means, strict=True))
+        distributed.average_statistics(run.model)
+    skip = guard.check(metrics["loss"], grad_norm, step, metrics)
+    largest = getattr(run.settings, "clip_grad", 0)
+    if largest > 0:
+        torch._foreach_mul_(gradients, (largest / grad_norm).clamp(max=1))
+    run.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # as GradScaler sets it
+    run.optimizer.step()
+    if run.ema is not None:
+        run.ema.update(skip)
+    return {**metrics, "grad_norm": grad_norm}, skip
 
 
 def learning_rate(
