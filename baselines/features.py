@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import data
 import models
+from training.setup import held_out
 
 BATCH = 200  # images; as in evaluation, and results do not depend on it
 TRAIN_NOISE = 1  # seed of the training images' noise: evaluation's is 0
@@ -41,38 +44,52 @@ def augmented(split: data.Split, index: Tensor, *, copies: int, sigma: float, fl
 
 
 def features_of_splits(
-    model: models.EnergyClassifier,
-    dataset: data.DataSet,
-    *,
-    n_valid: int | None,
-    sigma: float,
-    copies: int = 0,
+    model: models.EnergyClassifier, dataset: data.DataSet, s: Namespace
 ) -> dict[str, Features]:
-    """Of the training images, and of valid and test where there are images, with noise `sigma`.
+    """Of the training images, and of valid and test where there are images, with noise --sigma; of
+    the training images as they are or, with --augmented, of as many random crops of each.
 
-    n_valid: as --n_valid, None for its default. copies: 0 for the training images as they are,
-    else random crops of each. Raises DataError for an `n_valid` that leaves no image.
+    Raises DataError for an --n_valid that leaves no image.
     """
-    train, device = dataset.train, dataset.train.images.device
-    index, valid = (part.to(device) for part in data.hold_out(dataset, n_valid))
+    index, splits = held_out(s, dataset)
+    index = index.to(dataset.train.images.device)
 
-    def plain(split: data.Split, seed: int) -> Any:
-        return data.evaluation_batches(split, batch_size=BATCH, sigma=sigma, seed=seed)
+    def plain(split: data.Split, seed: int = 0) -> Any:
+        return data.evaluation_batches(split, batch_size=BATCH, sigma=s.sigma, seed=seed)
 
-    if copies:
-        batches = augmented(train, index, copies=copies, sigma=sigma, flip=dataset.flips)
-    else:
-        batches = plain(train.take(index), TRAIN_NOISE)
-    found = {"train": features_of(model, batches)}
-    splits = {"valid": train.take(valid), "test": dataset.test}
-    for name, split in splits.items():
-        if len(split.labels):
-            found[name] = features_of(model, plain(split, 0))
-    return found
+    train = plain(dataset.train.take(index), TRAIN_NOISE)
+    if s.augmented:
+        train = augmented(
+            dataset.train, index, copies=s.augmented, sigma=s.sigma, flip=dataset.flips
+        )
+    batches = {"train": train, **{name: plain(split) for name, split in splits.items()}}
+    return {name: features_of(model, found) for name, found in batches.items()}
+
+
+def fitted_heads(
+    train: Features, num_classes: int, penalties: Sequence[float], max_iter: int
+) -> Iterator[tuple[float, nn.Linear, int]]:
+    """Fit a head for each penalty l2, the strongest first, each from where the last one ended.
+
+    Yields (l2, head, iterations). The head is fitted to z = (x - mean) / std, feature by feature (a
+    constant one is divided by 1), and works on x itself.
+    """
+    std, mean = torch.std_mean(train.x.double(), dim=0, correction=0)
+    std = torch.where(std > 1e-12, std, 1.0)
+    z, start = (train.x.double() - mean) / std, None
+    for l2 in sorted(penalties, reverse=True):
+        weight, bias, took = fit_linear(
+            z, train.y, num_classes, l2=l2, max_iter=max_iter, start=start
+        )
+        start = weight, bias
+        head = nn.Linear(z.shape[1], num_classes, device=z.device).requires_grad_(False)
+        head.weight.copy_(weight / std)
+        head.bias.copy_(bias - weight / std @ mean)
+        yield l2, head, took
 
 
 def fit_linear(
-    features: Tensor,
+    x: Tensor,
     labels: Tensor,
     num_classes: int,
     *,
@@ -80,17 +97,16 @@ def fit_linear(
     max_iter: int = 200,
     start: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, int]:
-    """The (weight (C, D), bias (C,)) that minimise, with L-BFGS in float64 from zero or `start`,
+    """Return the (weight (C, D), bias (C,)) that minimise, with L-BFGS from zero or `start`,
 
         mean_n -log softmax(W x_n + b)[y_n] + l2/2 ||W||^2
 
-    and the number of iterations. features (N, D), labels int64 (N,). The problem is convex and
-    the bias is not penalised; the same input gives the same bits on one device.
+    and the number of iterations. x float64 (N, D), labels int64 (N,). The problem is convex and the
+    bias is not penalised; the same input gives the same bits on one device.
     """
-    x = features.double()
     if start is None:
         start = x.new_zeros(num_classes, x.shape[1]), x.new_zeros(num_classes)
-    weight, bias = (part.double().clone().requires_grad_(True) for part in start)
+    weight, bias = (part.clone().requires_grad_(True) for part in start)
     search = torch.optim.LBFGS(
         [weight, bias],
         max_iter=max_iter,
@@ -108,20 +124,4 @@ def fit_linear(
 
     with torch.enable_grad():
         search.step(objective)
-    iterations = search.state_dict()["state"][0]["n_iter"]
-    return weight.detach(), bias.detach(), iterations
-
-
-def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature (N, D), float64 (D,) each; a constant one's
-    deviation is taken as 1."""
-    std, mean = torch.std_mean(features.double(), dim=0, correction=0)
-    return mean, torch.where(std > 1e-12, std, 1.0)
-
-
-def unstandardised(
-    weight: Tensor, bias: Tensor, mean: Tensor, std: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The head on features x that equals the head (weight, bias) on (x - mean) / std."""
-    weight = weight / std
-    return weight, bias - weight @ mean
+    return weight.detach(), bias.detach(), search.state_dict()["state"][0]["n_iter"]

@@ -25,8 +25,6 @@ class LARS(torch.optim.Optimizer):
     Raises ValueError for a rate, momentum, decay or eta below 0.
     """
 
-    found_inf: Tensor | None = None
-
     def __init__(
         self,
         params: Iterable[Any],
@@ -41,36 +39,27 @@ class LARS(torch.optim.Optimizer):
             if value < 0:
                 raise ValueError(f"{name} {value} is below 0")
         super().__init__(params, defaults)
+        self.found_inf = torch.zeros((), device=self.param_groups[0]["params"][0].device)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update the parameters that have a gradient. `closure` is not used."""
-        del closure
+        """Update once from the gradients; parameters without one stay. `closure` is not used."""
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            norms = torch.stack(torch._foreach_norm(parameters))
-            grad_norms = torch.stack(torch._foreach_norm([p.grad for p in parameters]))
-            decay = group["weight_decay"]
-            trust = group["eta"] * norms / (grad_norms + decay * norms)
-            trust = torch.where((norms > 0) & (grad_norms > 0), trust, 1.0)
-            for p, ratio in zip(parameters, trust.unbind(), strict=True):
-                self._update(p, ratio, group)
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, p.grad, group)
 
-    def _update(self, p: Tensor, ratio: Tensor, group: dict[str, Any]) -> None:
-        assert p.grad is not None
+    def _update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        if max(p.shape, default=1) < p.numel():  # neither bias nor norm
+            decay, size, slope = group["weight_decay"], p.norm(), gradient.norm()
+            trust = group["eta"] * size / (slope + decay * size)
+            trust = torch.where((size > 0) & (slope > 0), trust, 1.0)
+            gradient = trust * (gradient + decay * p)
         state = self.state[p]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         velocity: Tensor = state["momentum"]
-        vector = max(p.shape, default=1) == p.numel()
-        step = p.grad if vector else ratio * (p.grad + group["weight_decay"] * p)
-        moved = group["momentum"] * velocity + group["lr"] * step
-        if self.found_inf is not None:  # a masked nan is still nan: choose, do not multiply
-            skip = self.found_inf.bool()
-            velocity.copy_(torch.where(skip, velocity, moved))
-            p.copy_(torch.where(skip, p, p - moved))
-        else:
-            velocity.copy_(moved)
-            p.sub_(moved)
+        moved = group["momentum"] * velocity + group["lr"] * gradient
+        skip = self.found_inf.bool()  # a masked nan is still nan: choose, do not multiply
+        p.copy_(torch.where(skip, p, p - moved))
+        velocity.copy_(torch.where(skip, velocity, moved))

@@ -84,25 +84,13 @@ from torch import nn
 
 import data
 import models
-from baselines.features import (
-    Features,
-    features_of_splits,
-    fit_linear,
-    standardisation,
-    unstandardised,
-)
+from baselines.features import Features, features_of_splits, fitted_heads
 from evaluation.loading import trained_on
 from runs import folder as records
 from runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from runs.endings import exit_code
 from runs.files import alone
-from training.machine import (
-    as_read_by,
-    choose_device,
-    environment,
-    load_data,
-    warn_of_leaks,
-)
+from training.machine import as_read_by, choose_device, environment, load_data, warn_of_leaks
 
 
 @torch.no_grad()
@@ -116,45 +104,22 @@ def scores(head: nn.Linear, part: Features) -> dict[str, float]:
 def probe(
     s: Namespace, found: dict[str, Features], num_classes: int, say: Any
 ) -> tuple[nn.Linear, dict[str, Any]]:
-    """The head of the best --l2 and its row of progress.csv; `say` is told about each.
-
-    From the strongest penalty to the weakest, each starting where the last one ended; of equal
-    validation accuracies the stronger one wins.
-    """
-    began = time.monotonic()
-    train = found["train"]
-    mean, std = standardisation(train.x)
-    x = (train.x.double() - mean) / std
-    start, iterations = None, 0
+    """Return the head of the best --l2 and its row of progress.csv; `say` is told about each. Of
+    equal validation accuracies the stronger penalty wins."""
+    began, iterations = time.monotonic(), 0
     best: tuple[float, nn.Linear, dict[str, Any]] | None = None
-    for l2 in sorted(s.l2, reverse=True):
-        weight, bias, took = fit_linear(
-            x, train.y, num_classes, l2=l2, max_iter=s.max_iter, start=start
-        )
-        start, iterations = (weight, bias), iterations + took
-        head = nn.Linear(x.shape[1], num_classes, device=x.device).requires_grad_(False)
-        for parameter, value in zip(
-            (head.weight, head.bias), unstandardised(weight, bias, mean, std), strict=True
-        ):
-            parameter.copy_(value)
+    for l2, head, took in fitted_heads(found["train"], num_classes, s.l2, s.max_iter):
+        iterations += took
         measured = {name: scores(head, part) for name, part in found.items()}
-        row: dict[str, Any] = {
-            "epoch": 0,
-            "step": iterations,
-            "seconds": round(time.monotonic() - began, 3),
-            "images_per_s": "",
-            "lr": "",
-            "loss": measured["train"]["nll"],
-            "pyxce/loss": measured["train"]["nll"],
-            "train_acc": measured["train"]["accuracy"],
-        }
+        nll = measured["train"]["nll"]
+        row: dict[str, Any] = {"epoch": 0, "step": iterations}
+        row |= {"seconds": round(time.monotonic() - began, 3), "images_per_s": "", "lr": ""}
+        row |= {"loss": nll, "pyxce/loss": nll, "train_acc": measured["train"]["accuracy"]}
         for name in ("valid", "test"):
             row[f"{name}_acc"] = measured.get(name, {}).get("accuracy", "")
             row[f"{name}_loss"] = measured.get(name, {}).get("nll", "")
         row["l2"] = l2
-        shown = (
-            f"{n} {row[n]:.4g}" for n in ("train_acc", "valid_acc", "test_acc") if row[n] != ""
-        )
+        shown = (f"{name}_acc {part['accuracy']:.4g}" for name, part in measured.items())
         say(f"l2 {l2:g}: {took} iterations, {', '.join(shown)}")
         chosen_by = measured.get("valid", measured["train"])["accuracy"]
         if best is None or chosen_by > best[0]:
@@ -207,7 +172,7 @@ def work(s: Namespace) -> int:
     model = model.to(memory_format=torch.channels_last)
     dataset = load_data(s, device, PROGRAM)
     warn_of_leaks(s, dataset, record, settings, PROGRAM)
-    found = features_of_splits(model, dataset, n_valid=s.n_valid, sigma=s.sigma, copies=s.augmented)
+    found = features_of_splits(model, dataset, s)
     if not all(bool(part.x.isfinite().all()) for part in found.values()):
         raise CheckpointError(f"--load_path {s.load_path}: its features are not finite")
     if "valid" not in found and len(s.l2) > 1:
@@ -222,13 +187,11 @@ def work(s: Namespace) -> int:
         settings = {**settings, **own, "program": PROGRAM, "method": "linear-probe", "resume": None}
         records.write_settings(folder, settings, here)
         book = records.Records(folder)
-        say = book.say
         try:
             sizes = ", ".join(f"{len(part.y):,} {name}" for name, part in found.items())
-            say(dataset.about)
-            say(f"{s.dataset}: features ({found['train'].x.shape[1]}) of {sizes} images")
-            head, row = probe(s, found, dataset.num_classes, say)
-            model.class_output = head
+            count = found["train"].x.shape[1]
+            book.say(f"{dataset.about}\n{s.dataset}: features ({count}) of {sizes} images")
+            model.class_output, row = probe(s, found, dataset.num_classes, book.say)
             book.row(row)
             state = {
                 "model_state_dict": model.state_dict(),
@@ -239,7 +202,7 @@ def work(s: Namespace) -> int:
                 "data": data.Record.of(dataset, s.n_valid).state(),
             }
             save_checkpoint(state, folder / records.LAST)
-            say(f"the best is l2 {row['l2']:g}; the run is in {folder}")
+            book.say(f"the best is l2 {row['l2']:g}; the run is in {folder}")
         finally:
             with contextlib.suppress(OSError):
                 book.close()

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import data
-import losses
 import models
 from baselines import train_contrastive as program
 from baselines import views
@@ -150,9 +149,3 @@ def test_training_lowers_the_loss() -> None:
         optimizer.step()
         history.append(loss.item())
     assert history[-1] < history[0] - 0.2
-
-
-def test_smoothing_is_that_of_train_wrn() -> None:
-    objective = program.ContrastiveObjective("jointloss", 64, temperature=0.5, smoothing=0.3)
-    assert isinstance(objective.cross_entropy, losses.CrossEntropy)
-    assert objective.cross_entropy.smoothing == 0.3

@@ -15,14 +15,7 @@ import data
 import models
 from baselines import flags
 from baselines import linear_probe as program
-from baselines.features import (
-    Features,
-    features_of,
-    features_of_splits,
-    fit_linear,
-    standardisation,
-    unstandardised,
-)
+from baselines.features import Features, features_of_splits, fit_linear, fitted_heads
 from baselines.linear_probe import build_parser, check
 from evaluation.classification import classification
 from runs.files import alone
@@ -32,7 +25,7 @@ def problem(n: int = 90, d: int = 4, classes: int = 3) -> tuple[torch.Tensor, to
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(n) % classes
     centres = torch.randn(classes, d, generator=generator)
-    return centres[y] + torch.randn(n, d, generator=generator), y
+    return (centres[y] + torch.randn(n, d, generator=generator)).double(), y
 
 
 @pytest.mark.parametrize("l2", [1e-3, 1e-1])
@@ -41,33 +34,30 @@ def test_fit_is_sklearns(l2: float) -> None:
     x, y = problem()
     weight, bias, iterations = fit_linear(x, y, 3, l2=l2)
     theirs = linear_model.LogisticRegression(C=1 / (len(x) * l2), tol=1e-10, max_iter=5000)
-    theirs.fit(x.double().numpy(), y.numpy())
+    theirs.fit(x.numpy(), y.numpy())
     centred = torch.from_numpy(theirs.intercept_) - theirs.intercept_.mean()
     assert torch.allclose(weight, torch.from_numpy(theirs.coef_), atol=1e-4)
     assert torch.allclose(bias - bias.mean(), centred, atol=1e-4) and 1 < iterations < 200
 
 
-def test_fit_is_a_stationary_point() -> None:
+def test_fit_is_repeated_to_the_bit_and_ends_where_it_began() -> None:
     x, y = problem()
     weight, bias, _ = fit_linear(x, y, 3, l2=0.05)
-    residual = F.one_hot(y, 3).double() - F.linear(x.double(), weight, bias).softmax(1)
-    assert torch.allclose(residual.T @ x.double() / len(x), 0.05 * weight, atol=1e-5)
-    assert torch.allclose(residual.mean(0), torch.zeros(3).double(), atol=1e-5)
     again = fit_linear(x, y, 3, l2=0.05)
     assert torch.equal(weight, again[0]) and torch.equal(bias, again[1])
     warm = fit_linear(x, y, 3, l2=0.05, start=(weight, bias))
     assert warm[2] <= 2 and torch.allclose(weight, warm[0], atol=1e-5)
 
 
-def test_standardisation_is_undone() -> None:
-    x, _ = problem()
-    x = torch.cat([50 * x + 300, torch.full((len(x), 1), 7.0)], 1)
-    mean, std = standardisation(x)
-    z = (x.double() - mean) / std
-    assert z[:, :4].std(0, correction=0).allclose(torch.ones(4).double()) and std[4] == 1
-    weight, bias = torch.randn(3, 5).double(), torch.randn(3).double()
-    raw = unstandardised(weight, bias, mean, std)
-    assert torch.allclose(F.linear(x.double(), *raw), F.linear(z, weight, bias), atol=1e-9)
+def test_heads_are_fitted_to_standardised_features_and_work_on_raw_ones() -> None:
+    x, y = problem()
+    raw = torch.cat([50 * x + 300, torch.full((len(x), 1), 7.0)], 1)  # the last one is constant
+    heads = list(fitted_heads(Features(raw.float(), y), 3, [0.01, 0.1], 200))
+    assert [l2 for l2, _, _ in heads] == [0.1, 0.01]
+    z = (raw - raw.mean(0)) / raw.std(0, correction=0).clamp(min=1e-3)
+    for l2, head, _ in heads:
+        weight, bias, _ = fit_linear(z, y, 3, l2=l2)
+        assert torch.allclose(head(raw.float()).double(), F.linear(z, weight, bias), atol=1e-3)
 
 
 def test_best_penalty_is_chosen_by_validation() -> None:
@@ -85,11 +75,9 @@ def test_best_penalty_is_chosen_by_validation() -> None:
     for l2 in (10.0, 1.0, 0.1, 1e-6):
         head, row = program.probe(Namespace(l2=[l2], max_iter=100), found, 3, lines.append)
         alone[l2] = row["valid_acc"]
-        logits = found["valid"].x @ head.weight.T + head.bias
-        assert row["valid_acc"] == (logits.argmax(1) == found["valid"].y).double().mean().item()
-        assert row["test_loss"] == pytest.approx(
-            F.cross_entropy(head(found["test"].x), found["test"].y).item()
-        )
+        valid, test = (head(found[name].x) for name in ("valid", "test"))
+        assert row["valid_acc"] == (valid.argmax(1) == found["valid"].y).double().mean().item()
+        assert row["test_loss"] == pytest.approx(F.cross_entropy(test, labels).item())
     _, row = program.probe(Namespace(l2=[*alone], max_iter=100), found, 3, lines.append)
     assert row["valid_acc"] == max(alone.values()) and len(lines) == 8
     assert row["l2"] == max(l2 for l2 in alone if alone[l2] == row["valid_acc"]) > 1e-6
@@ -100,11 +88,15 @@ def test_features_are_those_of_evaluation(train: Any) -> None:
     torch.manual_seed(0)
     model = models.build(depth=10, width=1, norm="batch", dropout_rate=0.5).train()
     dataset = data.load("cifar10", str(train.data))
-    found = features_of_splits(model, dataset, n_valid=20, sigma=0.1)
-    assert model.training and {n: len(p.y) for n, p in found.items()} == {
-        "train": 40,
-        "valid": 20,
-        "test": 20,
+
+    def features(n_valid: int, augmented: int) -> dict[str, Features]:
+        s = Namespace(n_valid=n_valid, sigma=0.1, augmented=augmented)
+        return features_of_splits(model, dataset, s)
+
+    found, more = features(20, 0), features(20, 3)
+    assert model.training
+    assert {name: len(part.y) for name, part in found.items()} == {
+        **{"train": 40, "valid": 20, "test": 20}
     }
     model.eval()
     (images, labels), *_ = data.evaluation_batches(dataset.test, batch_size=200, sigma=0.1)
@@ -112,16 +104,10 @@ def test_features_are_those_of_evaluation(train: Any) -> None:
     assert torch.allclose(found["test"].x, model.features(images), atol=1e-6)
     index, _ = data.split_validation(60, 20)
     assert torch.equal(found["train"].y, dataset.train.labels[index])
-    more = features_of_splits(model, dataset, n_valid=20, sigma=0.1, copies=3)
     assert len(more["train"].y) == 120 and torch.equal(more["test"].x, found["test"].x)
     assert not torch.equal(more["train"].x[:40], more["train"].x[40:80])
-    assert torch.equal(
-        more["train"].x,
-        features_of_splits(model, dataset, n_valid=20, sigma=0.1, copies=3)["train"].x,
-    )
-    assert "valid" not in features_of_splits(model, dataset, n_valid=0, sigma=0)
-    none = data.evaluation_batches(dataset.test, batch_size=7, sigma=0)
-    assert features_of(model, none).x.shape == (20, 64)
+    assert torch.equal(more["train"].x, features(20, 3)["train"].x)
+    assert "valid" not in features(0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -205,28 +191,33 @@ def test_a_mistake_is_one_line(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("when", ["before", "while features are computed"])
 def test_it_empties_no_folder_that_another_process_works_in(
-    probe: Any, backbone: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    when: str,
+    probe: Any,
+    backbone: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "p").mkdir()
-    (tmp_path / "p" / "progress.csv").write_text("epoch,step\n0,5\n")
-    with alone(tmp_path / "p", flag="--log_dir", program="train_wrn.py"):
-        code, folder = probe(f"--load_path {backbone.folder / 'last_ckpt.pt'} --l2 .1 --overwrite")
-    assert code == 2 and (folder / "progress.csv").read_text() == "epoch,step\n0,5\n"
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert line.startswith("linear_probe.py: error: --log_dir: another ")
+    rows, real = "epoch,step\n0,5\n", program.features_of_splits
 
-
-def test_a_run_that_begins_while_features_are_computed_stays(
-    probe: Any, backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = program.features_of_splits
-
-    def slow(*args: Any, **kwargs: Any) -> Any:
+    def begin() -> None:
         (tmp_path / "p").mkdir()
-        (tmp_path / "p" / "progress.csv").write_text("epoch,step\n0,5\n")
-        return real(*args, **kwargs)
+        (tmp_path / "p" / "progress.csv").write_text(rows)
 
-    monkeypatch.setattr(program, "features_of_splits", slow)
-    code, folder = probe(f"--load_path {backbone.folder / 'last_ckpt.pt'} --l2 .1")
-    assert code == 2 and (folder / "progress.csv").read_text() == "epoch,step\n0,5\n"
+    def slow(*args: Any) -> Any:
+        begin()
+        return real(*args)
+
+    words = f"--load_path {backbone.folder / 'last_ckpt.pt'} --l2 .1"
+    if when == "before":
+        begin()
+        with alone(tmp_path / "p", flag="--log_dir", program="train_wrn.py"):
+            code, folder = probe(f"{words} --overwrite")
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+        assert line.startswith("linear_probe.py: error: --log_dir: another ")
+    else:
+        monkeypatch.setattr(program, "features_of_splits", slow)
+        code, folder = probe(words)
+    assert code == 2 and (folder / "progress.csv").read_text() == rows
