@@ -27,7 +27,7 @@ from runs.cli import (
     given_flags,
     number,
 )
-from runs.names import NORMS, SCORES, STARTS
+from runs.names import CONTRAST_SCORES, NORMS, SCORES, STARTS
 
 EVALUATIONS = tuple(QUESTIONS)
 # Flags that not every question takes, and the questions that take them.
@@ -174,7 +174,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add("--contrast_k", type=COUNT, default=None, metavar="K", help="slots of the queue (HDGE)")
     add("--contrast_t", type=TEMPERATURE, default=None, metavar="T",
         help="temperature of pxsim (default: the run's, else .1; HDGE)")
-    add("--contrast_score", choices=("algorithm1", "eq13"), default=None,
+    add("--contrast_score", choices=CONTRAST_SCORES, default=None,
         help="score of pxsim (default: the run's, else algorithm1; HDGE)")
 
 

@@ -17,9 +17,7 @@ from losses.gather import gathered_with_gradient
 from losses.objective import Build, Metrics, Step
 from losses.queue import LogitQueue
 from runs.cli import fits
-
-SCORES = ("algorithm1", "eq13")
-STYLES = ("queue", "simclr")
+from runs.names import CONTRAST_SCORES
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ class ContrastScore:
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.kind not in SCORES:
-            raise ValueError(f"unknown contrast score {self.kind!r}: use one of {SCORES}")
+        if self.kind not in CONTRAST_SCORES:
+            raise ValueError(f"unknown contrast score {self.kind!r}: use one of {CONTRAST_SCORES}")
         if not self.temperature > 0:
             raise ValueError(f"the temperature is {self.temperature}: it must be above 0")
         if not 0 <= self.smoothing < 1:

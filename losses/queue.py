@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from losses.gather import gathered
+from runs.names import QUEUE_STARTS
 
-INITS = ("empty", "random")
 RESUM_EVERY = 1024  # enqueues between two exact sums: the drift is 7e-15 after 2,000
 # Scores over T may differ by this much for a running sum: where its largest terms leave, what is
 # left has lost exp(21) of a float64's 1e-16, and is right to 1e-7. Algorithm 1's differ by 2.2 and
@@ -55,8 +55,8 @@ class LogitQueue(nn.Module):
         super().__init__()
         if size < 1:
             raise ValueError(f"the queue has {size} slots: it needs at least 1")
-        if init not in INITS:
-            raise ValueError(f"unknown queue initialisation {init!r}: use one of {INITS}")
+        if init not in QUEUE_STARTS:
+            raise ValueError(f"unknown queue initialisation {init!r}: use one of {QUEUE_STARTS}")
         full = init == "random"
         start = torch.randn(num_classes, size) if full else torch.zeros(num_classes, size)
         self.register_buffer("queue_logit", start)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 STARTS = ("uniform", "gaussian", "class_gaussian")  # of chains
 NORMS = ("none", "batch", "instance", "layer", "act")
+CONTRAST_SCORES = ("algorithm1", "eq13")
+CONTRAST_STYLES = ("queue", "simclr")
+QUEUE_STARTS = ("empty", "random")
 ADAM_BETAS = [0.9, 0.999]
 SCORES = {  # of an image, the higher the more it looks like the training images; their titles
     "px": "log q(x)",

@@ -29,9 +29,7 @@ from data.batches import _crops
 from evaluation import chains, generation, pgd, robustness, sampling
 from evaluation.classification import classification
 from evaluation.scores import feature_bank, scores
-from losses.contrastive import SCORES as CONTRAST_SCORES
-from losses.contrastive import STYLES
-from runs.names import SCORES
+from runs.names import CONTRAST_SCORES, CONTRAST_STYLES, SCORES
 from training import flags
 from training.build import batches_of, build_model
 from training.divergence import Guard, snapshot
@@ -208,7 +206,7 @@ def test_a_step_of_any_terms_never_waits(place: Place, terms: tuple[str, ...]) -
 OPTIONS = (
     *(f"--norm {norm}" for norm in ("batch", "instance", "layer", "act")),
     *(f"--contrast_score {s} --smoothing .1 --contrast_k 4" for s in CONTRAST_SCORES),
-    *(f"--contrast_style {s} --optimizer sgd --no-contrast_normalize" for s in STYLES),
+    *(f"--contrast_style {s} --optimizer sgd --no-contrast_normalize" for s in CONTRAST_STYLES),
     "--contrast_score eq13 --clip_grad 1 --sgld_l2 .1",
     "--contrast_style simclr --contrast_score eq13 --dropout_rate .1 --amp off",
     "--class_cond_p_x_sample --independent_batches --queue_init random --norm batch",

@@ -33,7 +33,18 @@ from runs.cli import (
     number,
     switch,
 )
-from runs.names import ADAM_BETAS, CLASSES, FOLDER, IMAGE_SIZE, NORMS, STARTS, misfit_size
+from runs.names import (
+    ADAM_BETAS,
+    CLASSES,
+    CONTRAST_SCORES,
+    CONTRAST_STYLES,
+    FOLDER,
+    IMAGE_SIZE,
+    NORMS,
+    QUEUE_STARTS,
+    STARTS,
+    misfit_size,
+)
 from runs.terms import TERMS
 from training import recipe
 
@@ -139,16 +150,16 @@ def add_contrast(parser: argparse.ArgumentParser) -> None:
         help="slots of the queue = negatives an image (default: %(default)s; HDGE Table 6)")
     add("--contrast_t", type=TEMPERATURE, default=0.1, metavar="T",
         help="temperature, .0001 or more (default: %(default)s; HDGE appendix B)")
-    add("--contrast_score", choices=("algorithm1", "eq13"), default="algorithm1",
+    add("--contrast_score", choices=CONTRAST_SCORES, default="algorithm1",
         help="algorithm1: the released code's, where every other class adds exp(0); eq13: the "
         "paper's formula, f(x)[y] itself (default: %(default)s; HDGE Eq. 13)")
-    add("--contrast_style", choices=("queue", "simclr"), default="queue",
+    add("--contrast_style", choices=CONTRAST_STYLES, default="queue",
         help="negatives from the queue (HDGE Algorithm 1), or from the batch with gradients "
         "(Algorithm 2; the paper uses --batch_size 2048) (default: %(default)s; HDGE appendix C)")
     add("--contrast_normalize", action=argparse.BooleanOptionalAction, default=True,
         help="divide the logits by their L2 norm in the contrastive terms (default: on; "
         "HDGE Table 5)")
-    add("--queue_init", choices=("empty", "random"), default="empty",
+    add("--queue_init", choices=QUEUE_STARTS, default="empty",
         help="empty: only past logits are negatives; random: start full of N(0, 1) noise, as the "
         "HDGE code (default: %(default)s; ours)")
 
