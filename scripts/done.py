@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from runs.files import plain
-from scripts.rows import ADVERSARIAL, CONTRASTIVE, PROBE
+from scripts.rows import ADVERSARIAL, CONTRASTIVE, PROBE, TABLES, question_words
 
 # The module that has each program's flags, as `build_parser`.
 FLAGS = {
@@ -20,6 +21,8 @@ FLAGS = {
     PROBE: "baselines.linear_probe",
 }
 
+Settings = Mapping[str, Any]
+JUDGE = re.compile(r"ce-s[0-9]+")  # the run whose features compare samples
 # What may differ between two askings of one question: where things are, and on what device. (The
 # network of --fid_model is known by its hash, not by its path.)
 INDIFFERENT = frozenset(
@@ -111,6 +114,34 @@ def same_question(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     if both and (wanted["fid_model"] is None) != (found["fid_model"] is None):
         return False  # of another network's features, or of its own
     return bool(found) and all(found[flag] == plain(wanted[flag]) for flag in told)
+
+
+def asked_settings(scale: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Return experiment -> question -> the settings that the tables ask it with, all of them."""
+    from evaluation import flags
+
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for table in TABLES.values():
+        questions = [(q, table.rows) for q in table.questions]
+        for question, names in [*questions, *((q, names) for _, q, names in table.overlays)]:
+            words = question_words(scale, question)
+            settings, _ = flags.parse(["--load_path", "-", "--eval", *words])
+            for name in names:
+                of_name = found.setdefault(name, {}).setdefault(words[0], [])
+                of_name.append(plain(vars(settings)))
+    return found
+
+
+def asks(wanted: Mapping[str, Sequence[Settings]]) -> Callable[[str, Settings], bool]:
+    """Return whether a question and the settings of its answer are what the tables ask;
+    --fid_model REFERENCE stands for any seed's cross-entropy model."""
+
+    def asked(question: str, settings: Settings) -> bool:
+        found = [each for each in wanted.get(question, ()) if same_question(settings, each)]
+        judge = Path(str(settings.get("fid_model") or "ce-s1/last_ckpt.pt")).parent.name
+        return any(each["fid_model"] is None or JUDGE.fullmatch(judge) for each in found)
+
+    return asked
 
 
 def sha256(path: Path, known: dict[Path, str]) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from scripts import done, rows  # noqa: E402
 from scripts.rows import SCALES, TABLES  # noqa: E402
 
 SEED = re.compile(r"(?P<name>.+)-s(?P<seed>[0-9]+)")
-JUDGE = re.compile(r"ce-s[0-9]+")  # the run whose features compare samples
 
 
 def build_parser() -> Parser:
@@ -39,27 +38,23 @@ def build_parser() -> Parser:
             name, help=text, description=text, allow_abbrev=False
         ).add_argument
 
+    folder: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
+    results = folder | {"default": Path("results"), "help": "the records; RESULTS.md is written "
+                        "beside it (default: %(default)s)"}  # fmt: skip
     add = action("collect", "turn run folders into small records, which are to be committed")
-    add("--root", type=Path, default=Path("save/tables"), metavar="FOLDER",
+    add("--root", **folder, default=Path("save/tables"),
         help="runs are in <root>/<scale>/<experiment>-s<seed> (default: %(default)s)")  # fmt: skip
     add("--scale", nargs="+", choices=tuple(SCALES), default=["small"], metavar="SCALE",
         help=f"one or several of {', '.join(SCALES)} (default: small)")  # fmt: skip
-    add_results(add)
+    add("--results", **results)
     add = action("write", "turn records into RESULTS.md, its pictures and a page")
-    add_results(add)
-    add("--output", type=Path, default=None, metavar="FOLDER",
-        help="also write each table there, as <table>-<scale>.md, .csv and .tex")  # fmt: skip
+    add("--results", **results)
+    add("--output", **folder, help="also write each table there, as <table>-<scale>.md, .csv, .tex")
     add = action("compare", "print any run folders side by side, as a Markdown table")
     add("run_folders", nargs="+", type=Path, metavar="RUN_FOLDER",
         help="what a training run left, <log_dir>/<id>")  # fmt: skip
-    add("--output", type=Path, default=None, metavar="FOLDER",
-        help="also write comparison.md, .csv, .tex and .png there")  # fmt: skip
+    add("--output", **folder, help="also write comparison.md, .csv, .tex and .png there")
     return parser
-
-
-def add_results(add: Any) -> None:
-    add("--results", type=Path, default=Path("results"), metavar="FOLDER",
-        help="the records; RESULTS.md is written beside it (default: %(default)s)")  # fmt: skip
 
 
 def collect(root: Path, scale: str, results: Path) -> list[Path]:
@@ -69,7 +64,7 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
 
     folder = root / scale
     overlays = [place for table in TABLES.values() for place, _, _ in table.overlays]
-    wanted = asked_settings(scale)
+    wanted = done.asked_settings(scale)
     found: dict[str, dict[int, records.Record]] = {}
     for run in sorted(folder.iterdir()) if folder.is_dir() else []:
         match = SEED.fullmatch(run.name)
@@ -79,13 +74,12 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
         if scale in rows.JUDGES and (name, seed) == rows.judge(scale):
             continue  # no row: it was trained to compare samples
         places = [rows.overlay(root, scale, place, seed) for place in overlays]
+        asked, ended = done.asks(wanted.get(name, {})), done.finished(run)
         try:
-            found.setdefault(name, {})[seed] = records.seed_record(
-                run, finished=done.finished(run), places=places, asked=asks(wanted.get(name, {}))
-            )
+            record = records.seed_record(run, finished=ended, places=places, asked=asked)
+            found.setdefault(name, {})[seed] = record
         except NoRun:
             continue  # stopped before it wrote its settings
-    found = {name: seeds for name, seeds in found.items() if seeds}
     if not found:
         raise UsageError(
             f"--root {root} holds no runs in {scale}/<experiment>-s<seed>: run "
@@ -93,35 +87,6 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
         )
     written = records.collect(scale, found, results)
     return written + pictures.copy_pictures(TABLES, folder, results / scale)
-
-
-def asked_settings(scale: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Return experiment -> question -> the settings that the tables ask it with, all of them."""
-    from evaluation import flags
-    from runs.files import plain
-
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for table in TABLES.values():
-        questions = [(q, table.rows) for q in table.questions]
-        for question, names in [*questions, *((q, names) for _, q, names in table.overlays)]:
-            words = rows.question_words(scale, question)
-            settings, _ = flags.parse(["--load_path", "-", "--eval", *words])
-            for name in names:
-                of_name = found.setdefault(name, {}).setdefault(words[0], [])
-                of_name.append(plain(vars(settings)))
-    return found
-
-
-def asks(wanted: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
-    """Return whether a question and the settings of its answer are what the tables ask;
-    --fid_model REFERENCE stands for any seed's cross-entropy model."""
-
-    def asked(question: str, settings: Mapping[str, Any]) -> bool:
-        found = [each for each in wanted.get(question, ()) if done.same_question(settings, each)]
-        judge = Path(str(settings.get("fid_model") or "ce-s1/last_ckpt.pt")).parent.name
-        return any(each["fid_model"] is None or JUDGE.fullmatch(judge) for each in found)
-
-    return asked
 
 
 def write(results: Path, output: Path | None = None) -> list[Path]:

@@ -16,7 +16,7 @@ from scipy import stats
 
 from reports.tables import about, claims, formats, page, protocols, records, titles
 from reports.tables.table import OTHER_FEATURES, Number, Row, Table, build, published
-from scripts import rows, tables
+from scripts import done, rows, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 DIVERGED = "diverged at step 63 (loss -1.5e+08, gradient norm 4.5e+08); that step was not taken\n"
@@ -333,14 +333,14 @@ def test_notes_tell_how_many_images_a_question_was_about_and_with_what_noise(
 
 
 def recorded(run: Path, scale: str, name: str) -> dict[str, Any]:
-    asked = tables.asks(tables.asked_settings(scale).get(name, {}))
+    asked = done.asks(done.asked_settings(scale).get(name, {}))
     answers: dict[str, Any] = records.seed_record(run, finished=True, asked=asked)["answers"]
     return answers
 
 
 def settings_of(scale: str, name: str, question: str) -> dict[str, Any]:
     """As eval_wrn_ebm.py leaves them where the tables ask."""
-    wanted = tables.asked_settings(scale)[name][question][0]
+    wanted = done.asked_settings(scale)[name][question][0]
     return {**wanted, "load_path": ["x/last_ckpt.pt"], "data_root": "x", "device": "cuda"}
 
 
