@@ -68,7 +68,7 @@ def answer(s: Namespace, given: set[str], device: torch.device) -> int:
 
 
 def asked(context: Context, model: LoadedModel, given: set[str]) -> dict[str, Any]:
-    """The numbers of one model, and what they are about. Raises UsageError for a broken model."""
+    """Return the numbers of one model, and their subject. Raises UsageError for a broken model."""
     question, own = QUESTIONS[context.s.eval], model.settings.get("sigma")
     noisy = "sigma" in question.takes and not {"sigma"} & {*given, *question.defaults}
     if noisy and isinstance(own, int | float) and own != context.s.sigma:
@@ -93,7 +93,7 @@ def asked(context: Context, model: LoadedModel, given: set[str]) -> dict[str, An
 
 
 def one_size(models: Sequence[LoadedModel]) -> int:
-    """The side of the images that all of the models were trained on. Raises UsageError."""
+    """Return the side of the images that all of the models were trained on. Raises UsageError."""
     sizes = {model.network.image_size: model.path for model in models}
     if len(sizes) > 1:
         listed = " and ".join(f"{size} x {size} ({path})" for size, path in sizes.items())
@@ -124,8 +124,8 @@ def protocol(context: Context, image_size: int) -> dict[str, Any]:
 
 
 def main(s: Namespace, given: set[str]) -> int:
-    """The exit code: 0; 2 for a user's mistake or a disk that failed, 130 for Ctrl-C; each with one
-    line on stderr."""
+    """Return the exit code: 0; 2 for a user's mistake or a disk that failed, 130 for Ctrl-C; each
+    with one line on stderr."""
 
     def work() -> int:
         device = choose_device(s.device, exact=True)

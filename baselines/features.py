@@ -27,7 +27,7 @@ class Features(NamedTuple):
 
 @torch.no_grad()
 def features_of(model: models.EnergyClassifier, batches: Any) -> Features:
-    """In eval mode, which is given back."""
+    """Compute the features in eval mode, and restore the mode."""
     with models.eval_mode(model):
         parts = [(model.features(images), labels) for images, labels in batches]
     x, y = (torch.cat(part) for part in zip(*parts, strict=True))

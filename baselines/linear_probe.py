@@ -63,7 +63,7 @@ def build_parser() -> Parser:
 
 # fmt: on
 def check(s: Namespace) -> None:
-    """Raises UsageError."""
+    """Raise UsageError."""
     s.dataset = s.dataset or None
     if s.dataset:
         check_dataset(s.dataset)
@@ -131,8 +131,8 @@ def probe(
 def load_backbone(
     s: Namespace, device: torch.device
 ) -> tuple[models.EnergyClassifier, dict[str, Any], data.Record]:
-    """The model of --load_path, all settings of its run, and which images that was trained on.
-    Fills in what `s` leaves to them."""
+    """Return the model of --load_path, its run's settings, and the record of its training images.
+    Set in `s` what is left to them."""
     try:
         state = read_checkpoint(s.load_path)
         told = models.run_settings(state, Path(s.load_path))
@@ -210,7 +210,7 @@ def work(s: Namespace) -> int:
 
 
 def main(settings: Namespace, given: set[str]) -> int:
-    """The exit code: 0, 2 for a user's mistake or a disk that failed, 130 for Ctrl-C."""
+    """Return the exit code: 0, 2 for a user's mistake or a disk that failed, 130 for Ctrl-C."""
     del given
     return exit_code(PROGRAM, lambda: work(settings), interrupted=f"{PROGRAM}: interrupted")
 

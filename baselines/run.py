@@ -124,8 +124,8 @@ class Program:
 
 
 def main(program: Program, settings: Namespace, given: set[str]) -> int:
-    """The exit code: 0, 1 for a run that diverged, 2 for a user's mistake or a disk that failed,
-    130 for Ctrl-C; each with one line on stderr."""
+    """Return the exit code: 0, 1 for a run that diverged, 2 for a user's mistake or a disk that
+    failed, 130 for Ctrl-C; each with one line on stderr."""
     return exit_code(
         program.name,
         lambda: work(program, settings, given),

@@ -114,17 +114,17 @@ def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Away from the image's mean grey by `factor`, clipped."""
+    """Move pixels away from the image's mean grey by `factor`, clipped."""
     return _blend(x, grey(x).mean((1, 2, 3), keepdim=True), factor)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Away from each pixel's grey by `factor`, clipped."""
+    """Move pixels away from their own grey by `factor`, clipped."""
     return _blend(x, grey(x), factor)
 
 
 def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
-    """The hue of HSV turned by `turn` (n,), in whole turns: 1/3 makes red green."""
+    """Turn the hue of HSV by `turn` (n,), in whole turns: 1/3 makes red green."""
     value, lowest = x.amax(1), x.amin(1)  # (n, h, w)
     chroma = value - lowest
     red, green, blue = x.unbind(1)

@@ -109,7 +109,7 @@ def parse(argv: Sequence[str]) -> Namespace:
 
 
 def complete(b: Namespace, preset: str) -> Namespace:
-    """The flags above the preset's values. Raises UsageError for what cannot be built."""
+    """Return the flags above the preset's values. Raises UsageError for what cannot be built."""
     given = {name: value for name, value in vars(b).items() if value is not None}
     found = Namespace(**{**PRESETS[preset], **given, "preset": preset})
     step_settings(found, "HDGE+JEM", found.classes[0])

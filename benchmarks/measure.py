@@ -174,7 +174,7 @@ def project(bench: Bench, s: Namespace, classes: int) -> Contender:
 
 
 def plain(bench: Bench, s: Namespace, classes: int, *, in_tf32: bool = False) -> Contender:
-    """The straightforward step, with its batches made by PIL; log q(x) has a batch of its own."""
+    """Return the straightforward step, with batches made by PIL and one of log q(x)'s own."""
     device = bench.device
     if classes not in bench.plain:
         model = straightforward.Classifier(s.depth, s.width, classes)
@@ -305,7 +305,7 @@ def malloc_as_found(device: torch.device) -> Iterator[None]:
 
 
 def extra_memory(call: Call, device: torch.device) -> int | None:
-    """Bytes that the call needs at most, above what was allocated before it: of the GPU's
+    """Return the bytes that the call needs at most, above those allocated before it: of the GPU's
     allocations, or of this process' resident memory on Linux. None where the system cannot tell."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -364,7 +364,7 @@ def peaks(bench: Bench) -> dict[str, float]:
 
 
 def measured(b: Namespace, device: torch.device) -> Row:
-    """The peaks, and the rows of all sections that are asked for."""
+    """Return the peaks, and the rows of all sections that are asked for."""
     bench = Bench(b, device)
     if {"steps", "parts"} & set(b.sections):
         bench.rates = peaks(bench)
@@ -382,7 +382,7 @@ def both(times: Mapping[str, list[float]]) -> Row:
 
 
 def steps(bench: Bench) -> list[Row]:
-    """A row a step and contender: seconds, images/s, FLOP, share of the peak, memory."""
+    """Return a row a step and contender: seconds, images/s, FLOP, share of the peak, memory."""
     b, rows = bench.b, []
     for terms in b.terms:
         for classes in b.classes[: None if terms == "HDGE" else 1]:
@@ -449,7 +449,7 @@ def growth(bench: Bench) -> list[Row]:
 
 
 def queue_term(bench: Bench) -> list[Row]:
-    """The contrastive term alone: forward, backward and enqueue, from random logits."""
+    """Time the contrastive term alone: forward, backward and enqueue, from random logits."""
     rows = []
     for classes in bench.b.classes:
         say(f"queue term: {classes} classes")

@@ -17,7 +17,7 @@ BY = {"contrast_k": "K, slots of the queue", "n_steps": "SGLD steps", "batch_siz
 
 
 def markdown(found: Row) -> str:
-    """The whole page."""
+    """Return the whole page."""
     pieces = [header(found)]
     for section, (title, tables) in TABLES.items():
         if found.get(section):
@@ -100,7 +100,7 @@ def parts(rows: Sequence[Row]) -> list[str]:
 
 
 def curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each size that grows, by what grows."""
+    """Return the rows of each size that grows, by what grows."""
     return {by: [row for row in rows if row["by"] == by] for by in BY}
 
 

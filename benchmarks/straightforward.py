@@ -220,7 +220,7 @@ def langevin(
     noise_std: float,
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Tensor:
-    """The end points of the chains; each step's graph reaches the weights, too, and is kept."""
+    """Return the end points of the chains. Each step's graph reaches the weights and is kept."""
     x = start.clone().requires_grad_(True)
     for _ in range(steps):
         (gradient,) = torch.autograd.grad(log_density(x).sum(), [x], retain_graph=True)

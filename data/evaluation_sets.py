@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The canonical name: "cifar10_test", "svhn_train", "celeba", "folder:PATH", ..."""
+        """Return the canonical name: "cifar10_test", "svhn_train", "celeba", "folder:PATH", ..."""
         return split_name(self.dataset, self.split)
 
 

@@ -80,8 +80,8 @@ class Context:
         return found
 
     def dataset_of(self, model: LoadedModel) -> str:
-        """The data set that the model was trained on: the folder of --dataset where its training
-        images are the run's, else what the run names; "" where nobody tells."""
+        """Return the data set that the model was trained on: the folder of --dataset if its
+        training images are the run's, else the set that the run names; "" if unknown."""
         asked = None if self.s.dataset is None else trainable(self.s.dataset)
         folders = [name for name in (asked, model.dataset) if name and name.startswith(FOLDER)]
         if asked is None or asked == model.dataset or len(folders) < 2:
@@ -115,7 +115,7 @@ class Context:
             self.warn(f"{flag} {found.name} is not as {model.label} was trained with: {said}")
 
     def known(self, model: LoadedModel) -> str:
-        """The set that the model was trained on. Raises UsageError where nobody tells."""
+        """Return the set that the model was trained on. Raises UsageError if it is unknown."""
         if not (own := self.dataset_of(model)):
             raise UsageError(
                 f"--dataset is missing: {model.path} does not tell what it was trained on, "
@@ -154,8 +154,8 @@ class Context:
     def ood_sets(
         self, model: LoadedModel, inside: data.EvaluationSet
     ) -> tuple[list[data.EvaluationSet], list[dict[str, str]]]:
-        """The sets of --ood_dataset, and what `all` names and cannot be had. Raises UsageError
-        where none is left, and for the in-distribution set itself."""
+        """Return the sets of --ood_dataset, and those of `all` that cannot be had. Raises
+        UsageError if no set is left, and for the in-distribution set itself."""
         found: dict[str, data.EvaluationSet] = {}
         skipped = []
         base = trainable(inside.name) or self.known(model)
@@ -192,7 +192,7 @@ class Context:
         return data.EVAL_NOISE_BLOCK if self.s.n_steps else self.s.batch_size
 
     def share_of(self, found: data.EvaluationSet) -> range:
-        """The numbers of the batches that this process walks, of several processes."""
+        """Return the numbers of the batches that this process takes, of several processes."""
         return distributed.share(data.number_of_batches(found.split, self.batch_size))
 
     def batches(
@@ -223,7 +223,7 @@ class Context:
             print_line(text, sys.stdout)
 
     def warn(self, message: str) -> None:
-        """A line on stderr, once."""
+        """Print a line on stderr, once."""
         if message not in self._warnings and distributed.first():
             print_line(f"eval_wrn_ebm.py: warning: {message}", sys.stderr)
         self._warnings.add(message)
@@ -265,7 +265,7 @@ class Context:
 
 
 def where_moved(error: data.DataError, name: str, own: str) -> data.DataError:
-    """The error, with the remedy where it is about the folder that the run names."""
+    """Return the error, with the remedy if it is about the folder that the run names."""
     ours = {data.split_name(own, part) for part in ("train", "valid", "test")}
     if name not in ours or not own.startswith(FOLDER) or folder_path(own).is_dir():
         return error

@@ -212,7 +212,7 @@ def _titles(model: Mapping[str, Any]) -> list[str]:
 
 
 def _arranged(n: int) -> tuple[int, int]:
-    """Rows and columns for n panels, as equally long as PER_ROW allows; (1, 1) for none."""
+    """Return rows and columns for n panels, as equally long as PER_ROW allows; (1, 1) for none."""
     rows = max(1, math.ceil(n / PER_ROW))
     return rows, max(1, math.ceil(n / rows))
 

@@ -196,7 +196,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 # fmt: on
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
-    """The checked settings, and the names of the flags that the command line gives."""
+    """Return the checked settings, and the names of the flags that the command line gives."""
     parser = build_parser()
     settings = parser.parse_args(argv)
     given = given_flags(build_parser(), argv)

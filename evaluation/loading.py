@@ -55,8 +55,8 @@ class LoadedModel:
         return next(self.network.parameters()).device
 
     def contrastive(self) -> losses.Contrastive:
-        """The contrastive term log q(x|y) with the queue that the checkpoint holds, by the score
-        that the run trained with.
+        """Return the contrastive term log q(x|y) with the queue that the checkpoint holds, by the
+        score that the run trained with.
 
         Raises UsageError where the checkpoint holds no queue, and for a score that does not exist.
         """
@@ -89,7 +89,7 @@ class LoadedModel:
         return losses.Contrastive(score, queue).to(self.device)
 
     def replay_buffer(self, classes: int) -> losses.ReplayBuffer:
-        """The checkpoint's, or with --fresh_samples a new one of --buffer_size images.
+        """Return the checkpoint's, or with --fresh_samples a new one of --buffer_size images.
 
         `classes` share its slots; 1 for unconditional chains. Raises UsageError where the
         checkpoint has none, and for a size that the classes cannot share.
@@ -125,8 +125,8 @@ class LoadedModel:
         return images.float()
 
     def chain(self, steps: int, start: losses.Start | None = None) -> losses.Chain:
-        """The run's chain of so many steps, under the command line's flags; `start`: where new
-        chains begin."""
+        """Return the run's chain of so many steps, under the command line's flags; `start`: where
+        new chains begin."""
         return losses.Chain(
             steps=steps,
             step_size=self.number("sgld_lr", 1.0),
@@ -152,7 +152,7 @@ class LoadedModel:
         return start.to(self.device)
 
     def value(self, name: str, default: Any) -> Any:
-        """The command line's, else the run's, else the default."""
+        """Return the value of the command line, else of the run, else the default."""
         for found in (getattr(self.flags, name, None), self.settings.get(name)):
             if found is not None:
                 return found
@@ -173,7 +173,7 @@ class LoadedModel:
 def load(
     path: str, label: str, s: Namespace, device: torch.device, flag: str = "--load_path"
 ) -> LoadedModel:
-    """The model of a checkpoint or an exported folder, on the device, in eval mode.
+    """Return the model of a checkpoint or an exported folder, on the device, in eval mode.
 
     Raises CheckpointError, one line with the `flag`, for a file that cannot be used, and where a
     flag of the network contradicts it.
@@ -222,8 +222,8 @@ def average_of(state: dict[str, Any], asked: str | None) -> str:
 
 
 def trained_on(settings: dict[str, Any], num_classes: int, asked: str | None) -> str:
-    """The data set's name: the run's own, else that of --dataset where it has as many classes;
-    else 10 classes mean cifar10 and 100 cifar100. "" where nobody tells."""
+    """Return the data set's name: the run's own, else that of --dataset if it has as many classes;
+    else 10 classes mean cifar10 and 100 cifar100. Return "" if it is unknown."""
     name = str(settings.get("dataset") or "").replace("cifar_100", "cifar100")
     if CLASSES.get(name) == num_classes or name.startswith(FOLDER):
         return name
@@ -234,7 +234,7 @@ def trained_on(settings: dict[str, Any], num_classes: int, asked: str | None) ->
 
 
 def trainable(name: str) -> str | None:
-    """The set to train on that a split's name belongs to; None for any other set."""
+    """Return the set to train on that a split's name belongs to; None for any other set."""
     try:
         dataset = data.locate(name).dataset
     except data.DataError:

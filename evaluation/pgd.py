@@ -68,7 +68,7 @@ def pgd(
 
 
 def loss(logits: Tensor, y: Tensor) -> Tensor:
-    """log sum over c != y of e^f_c, minus f_y: float (N,) of logits f (N, C) and labels y (N,).
+    """Return log sum over c != y of e^f_c, minus f_y: (N,) of logits f (N, C) and labels y (N,).
 
     Its gradient is that of cross-entropy, divided by 1 - q(y|x), which changes no direction.
     Cross-entropy itself would not do: in float32 the label's part of its gradient is lost once

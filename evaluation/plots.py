@@ -47,7 +47,7 @@ def save_labelled_grid(
     columns: int | None = None,
     xlabel: str = "",
 ) -> list[Path]:
-    """The grid with words beside it, as PNG and PDF at `path` plus those suffixes, both returned.
+    """Write the grid with words beside it as PNG and PDF, `path` plus those suffixes; return both.
 
     For one class a row (its name and number of samples) and for trajectories (the SGLD steps over
     the columns, one chain a row). `columns` is by default the number of `column_labels`. Raises
@@ -97,7 +97,7 @@ def _show_grid(axes: Any, images: Tensor, columns: int, row_labels: Sequence[str
 
 
 def save_curves(rows: list[dict[str, str]], path: Path) -> None:
-    """Accuracy, losses, energies and speed over epochs, from the rows of progress.csv."""
+    """Draw accuracy, losses, energies and speed over epochs, from the rows of progress.csv."""
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     chosen: dict[str, list[str]] = {
         "accuracy": [n for n in ("train_acc", "valid_acc", "test_acc") if n in names],

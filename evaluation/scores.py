@@ -111,7 +111,7 @@ def scores(
 
 
 def check_neighbour(k: int, n: int) -> None:
-    """Raises UsageError unless a bank of n images has a k-th nearest."""
+    """Raise UsageError unless a bank of n images has a k-th nearest."""
     if not 1 <= k <= n:
         raise UsageError(
             f"--knn_k {k} is no neighbour among {n} training images: use 1 to {n}, or more images"
@@ -173,7 +173,7 @@ def detection(score_in: np.ndarray, score_out: np.ndarray) -> dict[str, float | 
 
 
 def checked(score: np.ndarray, kind: str) -> np.ndarray:
-    """The scores in float64."""
+    """Return the scores in float64."""
     values = np.asarray(score, dtype=np.float64)
     bad = np.count_nonzero(~np.isfinite(values))
     if values.size == 0:

@@ -159,7 +159,7 @@ class Normaliser(nn.Module):
         self.enqueues += 1
 
     def terms(self, logits_CM: Tensor) -> Tensor:
-        """exp((s - s_max) / T) (R, M) in float64."""
+        """Return exp((s - s_max) / T) (R, M) in float64."""
         scores_RM = self.score(logits_CM.double())
         return torch.add(self.shift, scores_RM, alpha=1 / self.score.temperature).exp_()
 
@@ -178,5 +178,5 @@ class Normaliser(nn.Module):
 
 
 def filled(queue: LogitQueue) -> Tensor:
-    """(K,) bool: slots are filled from the first on."""
+    """Return which slots hold logits, (K,) bool: the first ones."""
     return torch.arange(queue.size, device=queue.queue_logit.device) < queue.queue_filled

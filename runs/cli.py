@@ -107,7 +107,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def check_utf8(flag: str, value: str) -> None:
-    """Raises UsageError for a value that holds bytes of another encoding."""
+    """Raise UsageError for a value that holds bytes of another encoding."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -183,7 +183,7 @@ def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str
 
 
 def check_program(saved: dict[str, Any], program: str, folder: Path | str) -> None:
-    """Raises UsageError for the settings of a run of another program."""
+    """Raise UsageError for the settings of a run of another program."""
     other = saved.get("program") or "train_wrn.py"  # which does not name itself
     if other != program:
         raise UsageError(
@@ -204,7 +204,7 @@ def check_id(name: str | None) -> None:
 
 
 def check_shared(flag: str, value: int, of: int = 1, what: str = "") -> None:
-    """Raises UsageError for a number that is not divisible by the processes (times `of`, which
+    """Raise UsageError for a number that is not divisible by the processes (times `of`, which
     `what` names)."""
     count = processes()
     if value % (count * of):

@@ -28,7 +28,7 @@ class RunFolderError(Mistake):
 
 
 def holds_run(folder: Path) -> bool:
-    """Also recognise the ancestors' runs, of which only the checkpoints may have known names."""
+    """Return whether a run is there. Of the ancestors' only checkpoints may have known names."""
     marks = (SETTINGS, PROGRESS, "params.txt")
     return any((folder / name).exists() for name in marks) or any(folder.glob("*.pt"))
 
@@ -36,8 +36,8 @@ def holds_run(folder: Path) -> bool:
 def check_free(
     folder: Path, *, overwrite: bool, given: bool = True, load_path: str | None = None
 ) -> None:
-    """Raises RunFolderError if the folder holds a run that may not be overwritten, or the file
-    that the new run is to start from.
+    """Raise RunFolderError if the folder holds a run that may not be overwritten, or the file that
+    the new run is to start from.
 
     given: --overwrite was; else --resume auto found nothing to lose, which another process may have
         changed.

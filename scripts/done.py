@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def finished(run: Path) -> bool:
-    """Its last epoch, or --max_steps, is on the disk; of a linear probe, its checkpoint."""
+    """Return whether the last epoch, or --max_steps, or a probe's checkpoint is on the disk."""
     settings = read_json(run / "variant.json")
     if settings is None or not (run / "last_ckpt.pt").exists():
         return False
@@ -158,5 +158,5 @@ def sha256(path: Path, known: dict[Path, str]) -> str:
 
 
 def resumable(run: Path) -> bool:
-    """Also where a kill left the checkpoint before the last one alone."""
+    """Return whether a checkpoint is there, if only the one before the last."""
     return any((run / name).exists() for name in ("last_ckpt.pt", "prev_ckpt.pt"))

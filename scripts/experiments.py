@@ -229,8 +229,8 @@ def said(code: int, error: str, where: Path) -> str:
 
 
 def only(name: str, scale: str, rows: Sequence[str] = ()) -> Table:
-    """The table with those of its rows that the scale has; where `rows` is not empty, with these
-    of them. Raises UsageError where none is left."""
+    """Return the table with the rows that the scale has and, unless `rows` is empty, that are in
+    `rows`. Raises UsageError if no row is left."""
     table = TABLES[name]
     there = rows_at(scale, table.rows)
     if not there:
@@ -247,7 +247,7 @@ def only(name: str, scale: str, rows: Sequence[str] = ()) -> Table:
 
 
 def check_seeds(scale: str, seeds: Sequence[int]) -> None:
-    """Raises UsageError for the seed of a network that judges samples and is no row."""
+    """Raise UsageError for the seed of a network that judges samples and is no row."""
     if JUDGES.get(scale) in seeds:
         raise UsageError(
             f"--seeds {JUDGES[scale]}: cross-entropy of that seed judges samples at scale {scale}: "
@@ -266,7 +266,7 @@ def plan(table: Table, root: Path, scale: str, seeds: Sequence[int]) -> list[Job
 
 
 def show(tables: dict[str, Table], root: Path, scale: str, seeds: Sequence[int]) -> None:
-    """Every command, in an order in which they can be run, to be read or copied."""
+    """Print every command, in an order in which they can be run."""
     shown = set[Job]()
     for name, table in tables.items():
         print_line(f"# {name}", sys.stdout)

@@ -109,7 +109,7 @@ def numbers(record: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def card(state: dict[str, Any], found: Sequence[tuple[str, str, str]]) -> str:
-    """The model card: front matter as model pages read it, and text."""
+    """Return the model card: front matter as model pages read it, and text."""
     s, where = state["settings"], state["environment"]
     rows = [("what", "on", "number"), ("---", "---", "---"), *found]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def listed(which: str, pyproject: Path = ROOT / "pyproject.toml") -> list[str]:
-    """The requirements of `base`, or of `test` (base and the extra). Python 3.10 has no tomllib."""
+    """Return the requirements of `base`, or of `test`, which has the extra, too. Python 3.10 has no
+    tomllib."""
     text = pyproject.read_text(encoding="utf-8")
     found: list[str] = []
     for key in ["dependencies", "test"] if which == "test" else ["dependencies"]:

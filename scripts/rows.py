@@ -356,12 +356,12 @@ Job = Train | Ask
 
 
 def rows_at(scale: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Those of the experiments that the scale has."""
+    """Return the experiments that the scale has."""
     return tuple(name for name in names if EXPERIMENTS[name].setting in SCALES[scale])
 
 
 def judge(scale: str) -> Train:
-    """The network in whose features samples are compared, the same for all rows and seeds."""
+    """Return the network whose features compare samples, one for all rows and seeds."""
     return Train("ce", JUDGES.get(scale, 1))
 
 
@@ -408,7 +408,7 @@ def folder(root: Path, scale: str, run: Train) -> Path:
 
 
 def overlay(root: Path, scale: str, place: str, seed: int) -> Path:
-    """The folder of an answer about several models of one seed."""
+    """Return the folder of an answer about several models of one seed."""
     return root / scale / f"{place}-s{seed}"
 
 
@@ -417,7 +417,7 @@ def checkpoint(root: Path, scale: str, run: Train) -> str:
 
 
 def train_command(root: Path, scale: str, run: Train) -> list[str]:
-    """The words that train an experiment from its beginning, after the Python interpreter."""
+    """Return the words after the interpreter's that train an experiment from its beginning."""
     experiment = EXPERIMENTS[run.name]
     words = SCALES[scale][experiment.setting].split()
     if experiment.program != PROBE:  # which is deterministic, and its network is the start's
@@ -452,8 +452,8 @@ def question_words(scale: str, question: str) -> list[str]:
 
 
 def ask_command(root: Path, scale: str, job: Ask, there: Sequence[Train] = ()) -> list[str]:
-    """The words that ask, about those of the models that are there (default: all). Of several
-    models the labels are the experiments' names."""
+    """Return the words that ask, about those of the models that are there (default: all). Of
+    several models the labels are the experiments' names."""
     runs = there or job.runs
     words = ["eval_wrn_ebm.py", "--load_path", *(checkpoint(root, scale, run) for run in runs)]
     words += ["--eval", *question_words(scale, job.question)]

@@ -332,8 +332,8 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 # fmt: on
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
-    """The checked settings, and the names of the flags that the command line gives; a recipe's
-    flags are not given, and stand before all that are."""
+    """Return the checked settings, and the names of the flags that the command line gives; a
+    recipe's flags are not given, and stand before all that are."""
     parser = build_parser()
     words, typed, names = recipe.expand(argv, parser)
     settings = parser.parse_args([*words, *typed])
@@ -351,8 +351,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
 
 
 def whole_name(dataset: str) -> str:
-    """A data set's name without aliases; a folder's with its absolute path, so that the run finds
-    it from anywhere. Raises UsageError where that is not UTF-8."""
+    """Return a data set's name without aliases; a folder's with its absolute path, so that the run
+    finds it from anywhere. Raises UsageError where that is not UTF-8."""
     path = dataset.removeprefix(FOLDER)
     if not dataset.startswith(FOLDER) or not path:
         return {"cifar_100": "cifar100"}.get(dataset, dataset)
@@ -394,7 +394,7 @@ def resume(
     verify: Callable[[argparse.Namespace], None] | None = None,
     fixed: Sequence[str] = (),
 ) -> argparse.Namespace:
-    """The saved run's settings, under the flags that were given now.
+    """Return the saved run's settings, under the flags that were given now.
 
     Other programs bring what builds their parser, what checks their settings, and the names of
     their own flags that may not change. Raises UsageError for a flag that would change what the
@@ -543,7 +543,7 @@ def check_chains(s: argparse.Namespace) -> None:
 
 
 def check_processes(s: argparse.Namespace) -> None:
-    """The batch flags are those of all processes together, which share them equally."""
+    """Refuse batch flags that the processes cannot share equally."""
     sizes = ["batch_size", *(term.chains for term in terms.used(vars(s)) if term.chains)]
     if s.px_batch_size is not None:
         sizes.append("px_batch_size")

@@ -76,8 +76,8 @@ def autoattack(
     batches: Sequence[tuple[int, tuple[Tensor, Tensor]]],
     eps: float,
 ) -> dict[str, float]:
-    """The accuracy at a radius, batch by batch, each with its number and a seed of its own, so that
-    processes can share them. `generator`: that `classify` draws from."""
+    """Return the accuracy at a radius, batch by batch, each with its number and a seed of its own,
+    so that processes can share them. `generator`: that `classify` draws from."""
     from evaluation.robustness import autoattack_accuracy
     from runs import processes as distributed
 
@@ -126,7 +126,7 @@ def shown_radius(eps: float, distance: str) -> str:
 
 
 def radius(text: str) -> float:
-    """A radius in pixels of [0, 1]: .03 or 8/255."""
+    """Return a radius in pixels of [0, 1]: .03 or 8/255."""
     top, _, bottom = text.partition("/")
     try:
         value = float(top) / float(bottom or 1)

@@ -73,7 +73,7 @@ def ask(context: Context, model: LoadedModel) -> dict[str, Any]:
 
 
 def reference_images(context: Context, model: LoadedModel) -> tuple[Tensor, str, str]:
-    """The images uint8 (M, H, W, 3) to compare with, the names of their sets, and what they are."""
+    """Return the images uint8 (M, H, W, 3) to compare with, their sets' names and descriptions."""
     import torch
 
     import data
@@ -129,7 +129,7 @@ def sampled(context: Context, model: LoadedModel) -> tuple[Tensor, dict[int, Ten
 
 
 def classes_in_turn(context: Context, model: LoadedModel, n: int) -> Tensor | None:
-    """The classes (n,) of --sampling class."""
+    """Return the classes (n,) of --sampling class."""
     import torch
 
     if context.s.sampling != "class":
@@ -151,7 +151,7 @@ def feature_extractor(context: Context, network: LoadedModel) -> tuple[Extractor
 
 
 def load_judge(context: Context, model: LoadedModel) -> LoadedModel | None:
-    """The network of --fid_model. Raises UsageError where it has other classes and is to read
+    """Return the network of --fid_model. Raises UsageError if it has other classes and is to read
     class-conditional samples."""
     from evaluation.loading import NETWORK, load
 

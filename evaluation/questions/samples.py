@@ -78,12 +78,12 @@ class Sampling:
 
     @property
     def classes(self) -> Tensor:
-        """The class of each slot, (size,)."""
+        """Return the class of each slot, (size,)."""
         size, device = len(self.buffer.images), self.buffer.images.device
         return self.buffer.classes(torch.arange(size, device=device))
 
     def pixels(self) -> tuple[Tensor, Tensor]:
-        """The slots that chains have moved, and where these chains began: uint8 (n, H, W, 3)."""
+        """Return the slots that chains have moved, and these chains' starts: uint8 (n, H, W, 3)."""
         sets = (each[self.begun.drawn] for each in (self.buffer.images, self.begun.images))
         images, starts = map(sampling.to_uint8, sets)
         return images, starts
@@ -101,14 +101,14 @@ def check_size(buffer: ReplayBuffer, chains: int) -> None:
 
 
 def numbers_of(context: Context, n: int) -> dict[str, Any]:
-    """The number of samples, SGLD steps in all, and the mean over the samples of what each of
-    them has taken."""
+    """Return the number of samples, of SGLD steps in all, and of steps a sample on average."""
     steps = context.s.n_sample_steps * context.s.n_steps
     return {"n": n, "steps": steps, "steps_per_sample": steps * context.s.sgld_batch_size / n}
 
 
 def training_images(context: Context, model: LoadedModel) -> data.EvaluationSet | None:
-    """The images that the model was trained on; None, said in a line, where they cannot be read."""
+    """Return the images that the model was trained on. Print a line and return None if they cannot
+    be read."""
     try:
         own = context.own_set(model, "leave it out")
         return context.images(data.split_name(own, "train"), model)
@@ -163,7 +163,7 @@ def labels_like(images: Tensor) -> Tensor:
 
 
 def padded_rows(images: Tensor, labels: Tensor, classes: int, columns: int) -> Tensor:
-    """The first `columns` images of each class in a row of its own; missing ones are black."""
+    """Return the first `columns` images of each class, a row a class; missing ones are black."""
     rows = []
     for y in range(classes):
         row = images[labels == y][:columns]

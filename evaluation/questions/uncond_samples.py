@@ -46,8 +46,8 @@ def show(context: Context, results: list[dict[str, Any]]) -> None:
 
 
 def samples_table(result: Mapping[str, Any]) -> str | None:
-    """The numbers of samples, of where their chains began and of training images, a line each; None
-    where there are none."""
+    """Return the numbers of samples, of their chains' starts and of training images, a line each;
+    None if there are none."""
     titles = {"nearest": "distance to training", "variety": "variety"}
     titles["read_as_asked"] = "read as asked"
     rows = [{"": title, **result[key]} for key, title in titles.items() if result.get(key)]
