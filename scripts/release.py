@@ -1,4 +1,4 @@
-"""A checkpoint without what only training needs: small, to be shared and evaluated.
+"""Write a small checkpoint, to be shared and evaluated, without the state that training needs.
 
     python scripts/release.py save/hdge/last_ckpt.pt hdge.pt
 
