@@ -3,9 +3,9 @@
 The flags, the cost of a step, reports, tables and model cards read this declaration. To add a term
 is to add a `Term` here and, in its file in losses/, a function of the term's name that builds it:
 
-    Term("penalty", "energy", formula="|f(x)|^2", how="L2 penalty", help="mean |f(x)|^2")
+    Term("penalty", "penalty", formula="|f(x)|^2", how="L2 penalty", help="mean |f(x)|^2")
 
-    def penalty(build):  # in losses/energy.py; `build`: see losses.objective.Build
+    def penalty(build):  # in losses/penalty.py; `build`: see losses.objective.Build
         return LogitPenalty()
 
 Nothing heavy is imported here.
