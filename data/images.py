@@ -28,13 +28,11 @@ def resize_batch(images: Tensor, size: int) -> Tensor:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = images[:, top : top + side, left : left + side]
-    return torch.cat([_resize(chunk, size) for chunk in square.split(CHUNK)])
-
-
-def _resize(square: Tensor, size: int) -> Tensor:
-    planes = square.permute(0, 3, 1, 2).float()
-    planes = F.interpolate(planes, size=(size, size), mode="bilinear", antialias=True)
-    return planes.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    resized = []
+    for chunk in square.permute(0, 3, 1, 2).split(CHUNK):
+        planes = F.interpolate(chunk.float(), size=(size, size), mode="bilinear", antialias=True)
+        resized.append(planes.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
+    return torch.cat(resized).contiguous()
 
 
 def resized_split(images: Tensor, labels: Tensor, size: int) -> Split:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,14 +32,6 @@ MEANS = {
 }
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 DIGITS_TEST = 36  # a class, of 174 to 183
-
-
-class Found(NamedTuple):
-    """Splits of a set and what they were read from."""
-
-    splits: dict[str, Split]  # "train", "test"
-    source: str
-    class_names: tuple[str, ...] | None = None
 
 
 def canonical_name(name: str) -> str:
@@ -87,12 +78,14 @@ def load(
     return DataSet(name, spec.num_classes, class_names, spec.flips, train, test, about, reader)
 
 
-def find(name: str, root: Path, parts: Sequence[str] = SPLITS, *, size: int) -> Found:
+def find(
+    name: str, root: Path, parts: Sequence[str] = SPLITS, *, size: int
+) -> tuple[dict[str, Split], str, tuple[str, ...] | None]:
     """Read those of `parts` that there are, of a set of SPECS: scikit-learn's digits,
-    `<root>/<name>.npz` if that exists, or else torchvision's files in root. Raises DataError."""
+    `<root>/<name>.npz` if that exists, or else torchvision's files in root. Return them, what they
+    were read from and, where torchvision knows them, the class names. Raises DataError."""
     if name == "digits":
-        source = f"scikit-learn's 8 x 8 digits, bilinear to {size} x {size}"
-        return Found(read_digits(size), source)
+        return read_digits(size), f"scikit-learn's 8 x 8 digits, bilinear to {size} x {size}", None
     spec, file, class_names = SPECS[name], archive(root, name), None
     if file.exists():
         splits = read_npz(file, spec.num_classes, parts, size=size, grey=spec.grey)
@@ -104,7 +97,7 @@ def find(name: str, root: Path, parts: Sequence[str] = SPLITS, *, size: int) -> 
         source = "the published files"
         source += ", 28 x 28 padded to 32 x 32, grey as RGB" if name == "mnist" else ""
     source += f", {square(size)}" if size != IMAGE_SIZE else ""
-    return Found(splits, source, class_names)
+    return splits, source, class_names
 
 
 def archive(data_root: str | Path, dataset: str) -> Path:
