@@ -27,7 +27,7 @@ class Panel(NamedTuple):
 
 
 def panels(rows: Sequence[dict[str, str]]) -> list[Panel]:
-    """Accuracy, losses, log q(x), learning rate and speed over epochs; [] without any row."""
+    """Return charts of accuracy, losses, log q(x), learning rate and speed over epochs."""
     names = list(rows[0]) if rows else []
     losses = [n for n in names if n == "loss" or n.endswith("/loss")]
     chosen: dict[str, list[str]] = {

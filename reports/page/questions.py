@@ -79,7 +79,7 @@ def radii(answer: Answer) -> list[tuple[float, list[Any]]]:
 
 
 def radius(eps: float, distance: str) -> str:
-    """8/255 where it is such a fraction, else digits."""
+    """Return 8/255 where it is such a fraction, else digits."""
     steps = 255 * eps
     if distance == "Linf" and abs(steps - round(steps)) < 1e-6:
         return f"{round(steps)}/255"
@@ -112,7 +112,7 @@ def sampled(answer: Answer) -> Pictures:
 
 
 def features(answer: Answer, model: Model) -> str:
-    """'inception', or 'model' with the classifier's file and folder."""
+    """Return 'inception', or 'model' with the classifier's file and folder."""
     kind, _, place = plain(answer.value(model, "features")).partition(" ")
     return f"{kind} {'/'.join(place.split('/')[-2:])}" if place else kind
 

@@ -57,7 +57,7 @@ class Answer:
 
     @property
     def labels(self) -> list[str]:
-        """The models' names, the run's own marked where there are several."""
+        """Return the models' names, the run's own marked where there are several."""
         bold = Markup("<b>{}</b>") if len(self.models) > 1 else "{}"
         return [bold.format(m.label) if m.own else m.label for m in self.models]
 
@@ -76,7 +76,7 @@ class Answer:
         return mapping(self.record.get(key))
 
     def value(self, model: Model | None, key: str) -> Any:
-        """What all checkpoints have in common, such as the data set, may stand above them."""
+        """Return a model's value, or what stands above all models, such as their data set."""
         return None if model is None else model.values.get(key, self.record.get(key))
 
     def rows(self, model: Model, key: str) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ class Run:
 
     @property
     def epochs(self) -> int:
-        """Epochs that progress.csv has rows of, which count from 0."""
+        """Count the epochs that progress.csv has rows of."""
         epochs = [row.get("epoch") or "" for row in self.rows]
         return max((int(text) + 1 for text in epochs if text.isdecimal()), default=0)
 
