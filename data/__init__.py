@@ -26,7 +26,7 @@ from data.evaluation_sets import (
 )
 from data.folder import READER
 from data.npz import read_npz
-from data.record import Record, said
+from data.record import Record, as_read_by, said
 from data.sets import canonical_name, describe, doubt, load
 from data.splits import default_n_valid, held_out_by, hold_out, labelled_subset, split_validation
 from data.stream import TrainingBatches, steps_per_epoch

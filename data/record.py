@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.base import DataSet, Split
+from data.base import DataError, DataSet, Split
 from data.folder import READER
+from data.sets import load
 from data.splits import hold_out
+from runs import processes as distributed
 
 
 @dataclass(frozen=True)
@@ -129,3 +131,15 @@ def said(differences: dict[str, Any], part: str | None) -> str | None:
 def _shown(names: list[str]) -> str:
     more = f", ... ({len(names)} in all)" if len(names) > 10 else ""
     return ", ".join(names[:10]) + more
+
+
+def as_read_by(record: Record, name: str, data_root: str, size: int) -> DataSet | None:
+    """Read the data set `name` with the reader of `record`, in images of size x size. Returns None
+    where its training images are not those of the record."""
+    if not record.fingerprint:
+        return None
+    try:
+        found = distributed.in_turn(lambda: load(name, data_root, size=size, reader=record.reader))
+    except DataError:
+        return None
+    return found if found.fingerprint() == record.fingerprint else None

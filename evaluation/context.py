@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from evaluation.results import Results
 from runs import processes as distributed
 from runs.cli import UsageError
 from runs.names import FOLDER
-from runs.screen import make_bar, markdown, print_line
+from runs.screen import Row, make_bar, markdown, print_line
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -40,9 +40,8 @@ class Context:
         self._sets: dict[Any, data.EvaluationSet] = {}
         self._missing: dict[Any, data.DataError] = {}
         self._folders: dict[Any, data.DataSet] = {}
+        self._same: dict[str, bool] = {}  # label of a model -> are --dataset's images its own?
         self._warnings: set[str] = set()
-
-    # ------------------------------------------------------------------------------------- sets
 
     def images(self, name: str, model: LoadedModel, flag: str = "--dataset") -> data.EvaluationSet:
         """The named set, read once, and compared with what the model was trained on. Raises
@@ -88,17 +87,11 @@ class Context:
             return model.dataset
         if folder_path(asked).resolve() == folder_path(model.dataset).resolve():
             return asked
-        size, reader = model.network.image_size, model.record.reader
-        key = asked, size, reader, True
-        if key not in self._folders and key not in self._missing:
-            try:
-                self._folders[key] = distributed.in_turn(
-                    lambda: data.load(asked, self.s.data_root, size=size, reader=reader)
-                )
-            except data.DataError as error:
-                self._missing[key] = error
-        same = key in self._folders and self._folders[key].fingerprint() == model.record.fingerprint
-        return asked if same else model.dataset
+        if model.label not in self._same:
+            size = model.network.image_size
+            found = data.as_read_by(model.record, asked, self.s.data_root, size)
+            self._same[model.label] = found is not None
+        return asked if self._same[model.label] else model.dataset
 
     def compare(self, found: data.EvaluationSet, model: LoadedModel, own: str, flag: str) -> None:
         """Record how the set differs from the run's images, and say so in a line."""
@@ -184,8 +177,6 @@ class Context:
             )
         return list(found.values()), skipped
 
-    # ---------------------------------------------------------------------------------- batches
-
     @property
     def batch_size(self) -> int:
         # Refinement makes blocks of its own, each with its own noise: none is to be divided.
@@ -213,8 +204,6 @@ class Context:
                 yield batch
                 shown.update(len(batch[1]))
 
-    # ------------------------------------------------------------------------ screen and files
-
     def bar(self, total: int, title: str, unit: str = "img") -> tqdm:
         return make_bar(total, unit, desc=title, leave=False, disable=not distributed.first())
 
@@ -223,16 +212,13 @@ class Context:
             print_line(text, sys.stdout)
 
     def warn(self, message: str) -> None:
-        """Print a line on stderr, once."""
-        if message not in self._warnings and distributed.first():
-            print_line(f"eval_wrn_ebm.py: warning: {message}", sys.stderr)
+        """Print a warning on stderr, once."""
+        if message not in self._warnings:
+            distributed.warn("eval_wrn_ebm.py", message)
         self._warnings.add(message)
 
     def table(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        columns: Sequence[str],
-        several: bool | None = None,
+        self, rows: Sequence[Row], columns: Sequence[str], several: bool | None = None
     ) -> None:
         """Print these columns of rows with a "label"; the label, too, where there are `several`
         models: by default, several rows."""
@@ -240,16 +226,15 @@ class Context:
         named = [{**row, "model": row["label"]} for row in rows]
         self.say(markdown(named, [*(["model"] if several else []), *columns]))
 
-    def say_values(self, result: Mapping[str, Any]) -> None:
+    def say_values(self, result: Row) -> None:
         """Print the numbers and names of a result, a line each."""
         for name, value in result.items():
-            if value is None or isinstance(value, list | dict) or name in UNSAID:
-                continue
-            if not name.startswith("_"):
+            unsaid = value is None or isinstance(value, list | dict) or name in UNSAID
+            if not unsaid and not name.startswith("_"):
                 text = f"{value:.6g}" if isinstance(value, float) else f"{value}"
                 self.say(f"{name:22} {text}")
 
-    def save_scores(self, results: Sequence[Mapping[str, Any]]) -> None:
+    def save_scores(self, results: Sequence[Row]) -> None:
         raw = {key: values for result in results for key, values in result["_raw"].items()}
         name = f"{self.s.eval}_scores.npz"
         self.files.add(name, lambda path: np.savez_compressed(path, **raw))

@@ -61,8 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     for add in (add_question, add_data, add_scores, add_chains):
         add(parser)
     for question in QUESTIONS.values():
-        if question.add_flags is not None:
-            question.add_flags(parser)
+        question.add_flags(parser)
     add_network(parser)
     add_machine(parser)
     return parser
@@ -231,5 +230,5 @@ def check(s: argparse.Namespace, given: set[str]) -> None:
         raise UsageError(
             f"--labels {' '.join(s.labels)}: give each of the {n} checkpoints a name of its own"
         )
-    question.check(s, given)
+    question.check(s)
     check_id(s.id)

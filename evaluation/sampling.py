@@ -28,12 +28,7 @@ class Sampler:
     """
 
     def __init__(
-        self,
-        model: EnergyClassifier,
-        buffer: ReplayBuffer | None,
-        chain: Chain,
-        *,
-        seed: int,
+        self, model: EnergyClassifier, buffer: ReplayBuffer | None, chain: Chain, *, seed: int
     ) -> None:
         self.model, self.buffer, self.chain = model, buffer, chain
         self.device = next(model.parameters()).device
@@ -46,13 +41,10 @@ class Sampler:
             return begin(self.chain, n, labels, self.generator, self.model.image_size)
         return self.buffer.draw(n, labels, self.generator)[0]
 
-    def climb(self, log_density: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        with sampling_mode(self.model):
-            return self.chain.climb(log_density, x, self.generator)
-
     def unconditional(self, n: int) -> Tensor:
         """Run n chains up log q(x)."""
-        return self.climb(self.model.log_px, self.start(n))
+        with sampling_mode(self.model):
+            return self.chain.climb(self.model.log_px, self.start(n), self.generator)
 
     def conditional(
         self,
@@ -60,11 +52,13 @@ class Sampler:
         per_class: int,
         log_density: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Run per_class chains a class up log_density(x, y), by default log q(x, y)."""
+        """Run per_class chains for each class in turn, up log_density(x, y), by default
+        log q(x, y)."""
         density = log_density or self.model.log_pxy
         labels = torch.arange(num_classes, device=self.device).repeat_interleave(per_class)
         x = torch.cat([self.start(per_class, label) for label in range(num_classes)])
-        return self.climb(lambda x: density(x, labels), x)
+        with sampling_mode(self.model):
+            return self.chain.climb(lambda x: density(x, labels), x, self.generator)
 
 
 def fresh_buffer(
@@ -88,85 +82,62 @@ def fresh_buffer(
     return buffer
 
 
-class Begun:
-    """The images at which the present chains of a replay buffer's slots began.
+class Slots:
+    """The slots of a replay buffer, which keep where the present chain of each began.
 
-    `images`, shaped like the buffer's: its own at first, then the start image of each chain that
+    `starts`, like the buffer's images: at first these, and the start image from where a chain
     restarts. `drawn` bool (size,): whether a chain has used the slot.
     """
 
     def __init__(self, buffer: ReplayBuffer) -> None:
-        self.images = buffer.images.clone()
-        self.drawn = torch.zeros(len(self.images), dtype=torch.bool, device=self.images.device)
+        self.buffer, self.starts = buffer, buffer.images.clone()
+        self.drawn = torch.zeros(len(self.starts), dtype=torch.bool, device=self.starts.device)
 
-    def note(self, buffer: ReplayBuffer, slots: Tensor, start: Tensor) -> None:
-        """Record that chains go on from `start` (n, 3, H, W), before they are stored in `slots`."""
-        restarted = buffer.restarted(slots, start)[:, None, None, None]
-        self.images[slots] = torch.where(restarted, start, self.images[slots])
+    def draw(
+        self, n: int, labels: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Begin n chains: images (n, 3, H, W) and their slots (n,). A chain starts from its slot,
+        of its class where labels (n,) are given, or anew with probability `buffer.reinit_freq`."""
+        start, slots = self.buffer.draw(n, labels, generator)
+        restarted = self.buffer.restarted(slots, start)[:, None, None, None]
+        self.starts[slots] = torch.where(restarted, start, self.starts[slots])
         self.drawn.index_fill_(0, slots, True)
+        return start, slots
 
 
 def sampling_rounds(
     model: EnergyClassifier,
-    buffer: ReplayBuffer,
+    slots: Slots,
     chain: Chain,
     *,
     rounds: int,
     chains: int,
     seed: int,
-    begun: Begun | None = None,
+    conditional: bool = False,
 ) -> Iterator[Tensor]:
     """Sample as JEM does: draw `chains` slots, climb log q(x), store; `rounds` times.
 
-    A chain starts from its slot, or anew with probability `buffer.reinit_freq`. Yields
-    the images (chains, 3, H, W) of each round. `buffer` is changed, and is on the model's
-    device; `begun` is kept up to date with it. Raises ValueError if there are more chains than
-    slots.
-    """
-    generator = generator_of(buffer.images.device, seed, ROUNDS)
-    for _ in range(rounds):
-        start, slots = buffer.draw(chains, generator=generator)
-        if begun is not None:
-            begun.note(buffer, slots, start)
-        images = climb(model, start, None, chain, generator)
-        buffer.store(slots, images)
-        yield images
-
-
-def conditional_rounds(
-    model: EnergyClassifier,
-    buffer: ReplayBuffer,
-    chain: Chain,
-    *,
-    rounds: int,
-    chains: int,
-    seed: int,
-    begun: Begun | None = None,
-) -> Iterator[Tensor]:
-    """`sampling_rounds` up log q(x, y) = log q(x|y) + const: chain i of round r is of class
+    If `conditional`, climb log q(x, y) = log q(x|y) + const: chain i of round r is of class
     y = (i + r * chains) mod C, so that every class has its turn, and starts from a slot of it.
-
-    Raises ValueError if a class has fewer slots than chains.
+    Yields the images (chains, 3, H, W) of each round. The buffer is changed, and is on the model's
+    device. Raises ValueError if there are more chains than slots, or than those of a class.
     """
-    num_classes = buffer.num_classes
-    device = buffer.images.device
+    classes, device = slots.buffer.num_classes, slots.starts.device
     generator = generator_of(device, seed, ROUNDS)
-    number = torch.arange(chains, device=device)
     for r in range(rounds):
-        labels = (number + r * chains) % num_classes
-        # Drawing puts the chains of a class side by side: chain i is the one at place[i].
-        place = labels.argsort(stable=True).argsort()
-        first = r * chains % num_classes
-        counts = [
-            (chains - 1 - (y - first) % num_classes) // num_classes + 1 for y in range(num_classes)
-        ]
-        of_class = [torch.full((n,), y, device=device) for y, n in enumerate(counts) if n > 0]
-        drawn = [buffer.draw(len(y), y, generator) for y in of_class]
-        start, slots = (torch.cat(parts)[place] for parts in zip(*drawn, strict=True))
-        if begun is not None:
-            begun.note(buffer, slots, start)
+        labels = None
+        if conditional:
+            labels = (torch.arange(chains, device=device) + r * chains) % classes
+            # Drawing puts the chains of a class side by side: chain i is the one at place[i].
+            place = labels.argsort(stable=True).argsort()
+            host = [(i + r * chains) % classes for i in range(chains)]  # no wait for the device
+            of_class = [torch.full((host.count(y),), y, device=device) for y in sorted(set(host))]
+            drawn = [slots.draw(len(y), y, generator) for y in of_class]
+            start, at = (torch.cat(parts)[place] for parts in zip(*drawn, strict=True))
+        else:
+            start, at = slots.draw(chains, None, generator)
         images = climb(model, start, labels, chain, generator)
-        buffer.store(slots, images)
+        slots.buffer.store(at, images)
         yield images
 
 

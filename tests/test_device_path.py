@@ -339,6 +339,7 @@ def test_scores_wait_at_their_end_alone(
         bank = feature_bank(model, batches)
         assert asked == []
         found = scores(model, batches, SCORES, contrastive=term, bank=bank, k=3)
+    # Whether the queue is empty is asked for before any image is looked at.
     assert asked == ["cpu"] * len(SCORES)
     assert [x.shape for x in found.values()] == [(16,)] * len(SCORES)
 
@@ -364,11 +365,11 @@ def sampler(place: Place, model: models.EnergyClassifier, kept: bool) -> list[Te
 
 
 def rounds(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
-    buffer = place.put(losses.ReplayBuffer(200, (3, 32, 32), 0.05, 10))
+    slots = sampling.Slots(place.put(losses.ReplayBuffer(200, (3, 32, 32), 0.05, 10)))
     sgld = {"chain": CHAIN, "rounds": 2, "chains": 15, "seed": 1}
     return [
-        *sampling.sampling_rounds(model, buffer, **sgld),
-        *sampling.conditional_rounds(model, buffer, **sgld),
+        *sampling.sampling_rounds(model, slots, **sgld),
+        *sampling.sampling_rounds(model, slots, **sgld, conditional=True),
     ]
 
 

@@ -14,7 +14,6 @@ import models
 import train_wrn
 from evaluation import sampling
 from evaluation.scores import scores
-from losses import Chain
 from training import flags
 from training.build import build_run
 from training.divergence import Guard
@@ -116,10 +115,12 @@ def test_scores_are_those_of_the_cpu() -> None:
 def test_sampling_never_wait_for_the_gpu() -> None:
     device = choose_device("cuda", exact=True)
     model = small_model().to(device)
-    buffer = sampling.fresh_buffer(40, 10, 0.05, image_size=32, seed=1, device=device)
-    sgld = {"chain": Chain(2, 1.0, 0.01), "chains": 20, "seed": 1}
-    rounds = sampling.sampling_rounds(model, buffer, rounds=4, **sgld)
-    conditional = sampling.conditional_rounds(model, buffer, rounds=4, **sgld)
+    slots = sampling.Slots(
+        sampling.fresh_buffer(40, 10, 0.05, image_size=32, seed=1, device=device)
+    )
+    sgld = {"chain": losses.Chain(2, 1.0, 0.01), "chains": 20, "seed": 1}
+    rounds = sampling.sampling_rounds(model, slots, rounds=4, **sgld)
+    conditional = sampling.sampling_rounds(model, slots, rounds=4, conditional=True, **sgld)
     next(rounds), next(conditional)
     torch.cuda.set_sync_debug_mode("error")
     try:

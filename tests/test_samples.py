@@ -22,8 +22,7 @@ from evaluation.neighbours import compare_with_training, nearest, precision_reca
 from evaluation.plots import save_side_by_side
 from evaluation.questions.fid import fid_table
 from evaluation.sampling import (
-    Begun,
-    conditional_rounds,
+    Slots,
     fresh_buffer,
     fresh_chains,
     legs_of,
@@ -170,18 +169,15 @@ def test_the_start_of_a_slot_s_present_chain_is_known(
 ) -> None:
     buffer = ReplayBuffer(24, (3, 4, 4), reinit_freq, 3)
     buffer.images.copy_((100.0 + torch.arange(24))[:, None, None, None].expand(24, 3, 4, 4))
-    first, begun, chain = buffer.images.clone(), Begun(buffer), Chain(1, 0.5, 0.0)
-    settings: dict[str, Any] = {"rounds": 9, "chains": 6, "seed": 0, "begun": begun}
-    if conditional:
-        list(conditional_rounds(Rising(), buffer, chain, **settings))  # type: ignore[arg-type]
-    else:
-        list(sampling_rounds(Rising(), buffer, chain, **settings))  # type: ignore[arg-type]
-    risen = (buffer.images - begun.images).flatten(1)
+    first, slots, chain = buffer.images.clone(), Slots(buffer), Chain(1, 0.5, 0.0)
+    settings: dict[str, Any] = {"rounds": 9, "chains": 6, "seed": 0, "conditional": conditional}
+    list(sampling_rounds(Rising(), slots, chain, **settings))  # type: ignore[arg-type]
+    risen = (buffer.images - slots.starts).flatten(1)
     turns = (risen / 0.5).round()
     torch.testing.assert_close(risen, 0.5 * turns, rtol=0, atol=1e-5)
-    assert (turns == turns[:, :1]).all() and (turns[:, 0] > 0).equal(begun.drawn)
-    kept = (begun.images == first).flatten(1).all(1)
-    assert begun.images[~kept].abs().amax().item() <= 1 if reinit_freq else kept.all()
+    assert (turns == turns[:, :1]).all() and (turns[:, 0] > 0).equal(slots.drawn)
+    kept = (slots.starts == first).flatten(1).all(1)
+    assert slots.starts[~kept].abs().amax().item() <= 1 if reinit_freq else kept.all()
     assert turns[:, 0].sum() == 9 * 6 if not reinit_freq else turns[~kept].max() > 1
 
 

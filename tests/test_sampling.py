@@ -14,9 +14,9 @@ from evaluation.chains import FRESH, ROUNDS, generator_of
 from evaluation.plots import save_labelled_grid
 from evaluation.sampling import (
     Sampler,
+    Slots,
     check_finite,
     classified,
-    conditional_rounds,
     fresh_buffer,
     fresh_chains,
     legs_of,
@@ -138,8 +138,9 @@ def test_drawing_leaves_buffer_random_state_and_model_as_they_were(reinit_freq: 
         sampler = sampler_of(model, each, noise_std=0.1)
         sampler.unconditional(4)
         sampler.conditional(CLASSES, 2)
-    list(sampling_rounds(model, stored, CHAIN, rounds=2, chains=4, seed=0))
-    list(conditional_rounds(model, stored, CHAIN, rounds=2, chains=4, seed=0))
+    list(sampling_rounds(model, Slots(stored), CHAIN, rounds=2, chains=4, seed=0))
+    both: dict[str, Any] = {"rounds": 2, "chains": 4, "seed": 0, "conditional": True}
+    list(sampling_rounds(model, Slots(stored), CHAIN, **both))
     ends = [end for _, end in fresh_chains(model, LEGS, 3, batch_size=2, seed=0)]
     most_confident(model, torch.cat(ends), per_class=2)
     fresh_buffer(6, 3, 0.05, image_size=32, seed=0, device="cpu")
@@ -175,7 +176,7 @@ def test_a_round_draws_climbs_and_stores(reinit_freq: float) -> None:
     buffer.reinit_freq = expected.reinit_freq = reinit_freq
     generator = generator_of(CPU, 7, ROUNDS)
     count = 0
-    for images in sampling_rounds(model, buffer, CHAIN, rounds=3, chains=4, seed=7):
+    for images in sampling_rounds(model, Slots(buffer), CHAIN, rounds=3, chains=4, seed=7):
         before = expected.images.clone()
         start, slots = expected.draw(4, generator=generator)
         end = by_hand(model, start, None, generator)
@@ -193,13 +194,14 @@ def test_conditional_rounds_use_and_fill_slots_of_their_class(chains: int) -> No
     model, buffer = model_of(), numbered()
     labels = torch.arange(chains) % CLASSES
     still = replace(CHAIN, steps=0)
-    (start,) = conditional_rounds(model, buffer, still, rounds=1, chains=chains, seed=0)
+    settings: dict[str, Any] = {"rounds": 1, "chains": chains, "seed": 0, "conditional": True}
+    (start,) = sampling_rounds(model, Slots(buffer), still, **settings)
     slots = start[:, 0, 0, 0].long() - 10
     assert torch.equal(slots // PER_CLASS, labels) and len(set(slots.tolist())) == chains
     assert torch.equal(buffer.images, numbered().images)
 
     chain = Chain(1, 50.0, 0.0)
-    (end,) = conditional_rounds(model, buffer, chain, rounds=1, chains=chains, seed=0)
+    (end,) = sampling_rounds(model, Slots(buffer), chain, **settings)
     torch.testing.assert_close(end, ascent(model, start, labels))
     assert (end - start).abs().max() > 0.01
     assert torch.equal(buffer.images[slots], end)
@@ -207,13 +209,11 @@ def test_conditional_rounds_use_and_fill_slots_of_their_class(chains: int) -> No
     assert torch.equal(buffer.images[others], numbered().images[others])
 
 
-def test_conditional_rounds_refuse_what_the_buffer_cannot() -> None:
-    model, buffer = model_of(), numbered()
-    settings: dict[str, Any] = {"rounds": 1, "seed": 0}
+@pytest.mark.parametrize("conditional", [False, True])
+def test_more_chains_than_slots_are_refused(conditional: bool) -> None:
+    settings: dict[str, Any] = {"rounds": 1, "seed": 0, "conditional": conditional}
     with pytest.raises(ValueError, match="slots"):
-        next(conditional_rounds(model, buffer, CHAIN, chains=16, **settings))
-    with pytest.raises(ValueError, match="slots"):
-        next(sampling_rounds(model, buffer, CHAIN, chains=16, **settings))
+        next(sampling_rounds(model_of(), Slots(numbered()), CHAIN, chains=16, **settings))
 
 
 def test_rounds_can_pause_and_a_seed_decides_them() -> None:
@@ -221,7 +221,7 @@ def test_rounds_can_pause_and_a_seed_decides_them() -> None:
     ends = []
     for seed, pause in ((3, 0), (3, 2), (4, 0)):
         buffer = numbered()
-        rounds = sampling_rounds(model, buffer, CHAIN, rounds=5, chains=4, seed=seed)
+        rounds = sampling_rounds(model, Slots(buffer), CHAIN, rounds=5, chains=4, seed=seed)
         list(islice(rounds, pause))
         torch.rand(7)
         assert len(list(rounds)) == 5 - pause

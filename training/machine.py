@@ -68,20 +68,6 @@ def load_data(s: Namespace, device: torch.device, program: str) -> data.DataSet:
     return dataset.to(device)
 
 
-def as_read_by(record: data.Record, name: str, data_root: str, size: int) -> data.DataSet | None:
-    """Read the data set `name` with the reader of `record`, in images of size x size. Returns None
-    where its training images are not those of the record."""
-    if not record.fingerprint:
-        return None
-    try:
-        found = distributed.in_turn(
-            lambda: data.load(name, data_root, size=size, reader=record.reader)
-        )
-    except data.DataError:
-        return None
-    return found if found.fingerprint() == record.fingerprint else None
-
-
 def warn_of_leaks(
     s: Namespace, dataset: data.DataSet, record: data.Record, run: dict[str, Any], program: str
 ) -> None:
@@ -94,7 +80,7 @@ def warn_of_leaks(
     if record.train is None and record.fingerprint:
         same = dataset.fingerprint() == record.fingerprint
         size = run.get("image_size", IMAGE_SIZE)
-        found = dataset if same else as_read_by(record, s.dataset, s.data_root, size)
+        found = dataset if same else data.as_read_by(record, s.dataset, s.data_root, size)
         record = record if found is None else data.Record.of(found, data.held_out_by(run))
     valid = data.hold_out(dataset, s.n_valid)[1]
     splits = {"validation": dataset.train.take(valid), "test": dataset.test}

@@ -5,18 +5,10 @@ from __future__ import annotations
 import argparse
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from evaluation.questions.base import SGLD, Question, Rule
+from evaluation.questions.base import SGLD, Context, LoadedModel, Numbers, Question, Rule
 from runs.cli import COUNT, WEIGHT, WHOLE, UsageError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from evaluation.context import Context
-    from evaluation.loading import LoadedModel
-    from evaluation.pgd import Classifier
 
 LINF_RADII = tuple(i / 255 for i in range(0, 17, 2))
 L2_RADII = tuple(i / 8 for i in range(9))
@@ -24,7 +16,7 @@ OF_PGD = ("n_steps_pgd_attack", "random_init", "n_restarts")
 OF_REFINEMENT = ("n_dup_chains", "refine_sigma", "refine_gradient")
 
 
-def ask(context: Context, model: LoadedModel) -> dict[str, Any]:
+def ask(context: Context, model: LoadedModel) -> Numbers:
     import torch
 
     from evaluation import robustness
@@ -49,9 +41,8 @@ def ask(context: Context, model: LoadedModel) -> dict[str, Any]:
         )
     else:
         kept = list(enumerate(batches, first))
-        title = f"{model.label}: AutoAttack"
-        with context.bar(len(set(radii)), title, "radius") as shown:
-            rows = []
+        rows = []
+        with context.bar(len(set(radii)), f"{model.label}: AutoAttack", "radius") as shown:
             for eps in sorted(set(radii)):
                 rows.append(autoattack(s, classify, generator, kept, eps))
                 shown.update()
@@ -70,11 +61,7 @@ def ask(context: Context, model: LoadedModel) -> dict[str, Any]:
 
 
 def autoattack(
-    s: Namespace,
-    classify: Classifier,
-    generator: torch.Generator,
-    batches: Sequence[tuple[int, tuple[Tensor, Tensor]]],
-    eps: float,
+    s: Namespace, classify: Any, generator: Any, batches: Sequence[tuple[int, Any]], eps: float
 ) -> dict[str, float]:
     """Return the accuracy at a radius, batch by batch, each with its number and a seed of its own,
     so that processes can share them. `generator`: that `classify` draws from."""
@@ -100,7 +87,7 @@ def autoattack(
     return {"eps": eps, "accuracy": right / n}
 
 
-def show(context: Context, results: list[dict[str, Any]]) -> None:
+def show(context: Context, results: list[Numbers]) -> None:
     from evaluation import figures
 
     distance = context.s.distance
@@ -182,7 +169,7 @@ def idle(s: Namespace) -> Iterator[Rule]:
         yield "attack autoattack", OF_PGD
 
 
-def check(s: Namespace, given: set[str]) -> None:
+def check(s: Namespace) -> None:
     if s.sigma > 0:
         raise UsageError(
             f"--sigma {s.sigma:g} does not go with attack, whose bound is on the image itself: "

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from evaluation.questions.base import NOISY, Question, without_refinement
-
-if TYPE_CHECKING:
-    from evaluation.context import Context
-    from evaluation.loading import LoadedModel
+from evaluation.questions.base import NOISY, Context, LoadedModel, Numbers, Question, unrefined
 
 COLUMNS = ["dataset", "n", "accuracy", "ece", "nll", "brier", "temperature", "ece_temperature"]
 
 
-def ask(context: Context, model: LoadedModel) -> dict[str, Any]:
+def ask(context: Context, model: LoadedModel) -> Numbers:
     from evaluation.calibration import calibration
     from evaluation.classification import predictions
 
     found = context.labelled_set(model)
     logits, labels = predictions(model.network, context.batches(found, model))
-    numbers = calibration(logits, labels)
-    temperature = validation_temperature(context, model)
+    numbers, temperature = calibration(logits, labels), validation_temperature(context, model)
     scaled = None if temperature is None else calibration(logits / temperature, labels)["ece"]
-    found_temperature = {"temperature": temperature, "ece_temperature": scaled}
-    return {"dataset": found.name, **numbers, **found_temperature}
+    scaling = {"temperature": temperature, "ece_temperature": scaled}
+    return {"dataset": found.name, **numbers, **scaling}
 
 
 def validation_temperature(context: Context, model: LoadedModel) -> float | None:
@@ -47,18 +40,12 @@ def validation_temperature(context: Context, model: LoadedModel) -> float | None
     return temperature
 
 
-def show(context: Context, results: list[dict[str, Any]]) -> None:
+def show(context: Context, results: list[Numbers]) -> None:
     from evaluation import figures
 
     context.table(results, COLUMNS)
     context.files.picture("eval_ece", lambda path: figures.save_reliability(path, results))
 
 
-QUESTION = Question(
-    "eval_ece",
-    "calibration: ECE, reliability diagram, Brier score, temperature",
-    ask,
-    show,
-    takes=NOISY,
-    idle=without_refinement,
-)
+SUMMARY = "calibration: ECE, reliability diagram, Brier score, temperature"
+QUESTION = Question("eval_ece", SUMMARY, ask, show, takes=NOISY, idle=unrefined)

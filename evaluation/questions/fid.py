@@ -6,25 +6,18 @@ import argparse
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from evaluation.questions.base import CHAINS, Question, Rule
+from evaluation.questions.base import CHAINS, Context, LoadedModel, Numbers, Question, Rule, Tensor
 from runs.cli import COUNT, WHOLE, UsageError
 from runs.screen import Row, markdown
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from evaluation.context import Context
-    from evaluation.generation import Extractor
-    from evaluation.loading import LoadedModel
 
 FROM_STARTS = ("fresh", "class")  # what --sampling runs new chains for
 SHARES = (0.9, 0.1)  # of --sampling confident: for the FID and for the score
 JEM_SPLIT = 5000  # images of a split of the score, by JEM++'s rule
 
 
-def ask(context: Context, model: LoadedModel) -> dict[str, Any]:
+def ask(context: Context, model: LoadedModel) -> Numbers:
     from evaluation import generation, plots, sampling
     from runs import processes as distributed
 
@@ -41,9 +34,8 @@ def ask(context: Context, model: LoadedModel) -> dict[str, Any]:
         best, few = sampling.most_confident_parts(model.network, images, shares=SHARES)
         images, score_part = images[best], sampling.to_uint8(images[few])
         splits = max(1, len(score_part) // JEM_SPLIT)
-    labels = classes_in_turn(context, model, len(images))
-    pixels = sampling.to_uint8(images)
-    chains = {steps: sampling.to_uint8(each) for steps, each in others.items()}
+    labels, pixels = classes_in_turn(context, model, len(images)), sampling.to_uint8(images)
+    chains = {at: sampling.to_uint8(each) for at, each in others.items()}
     steps = s.n_steps if s.sampling in FROM_STARTS else None
     numbers = generation.evaluate_samples(
         pixels,
@@ -115,14 +107,15 @@ def sampled(context: Context, model: LoadedModel) -> tuple[Tensor, dict[int, Ten
         labels=classes_in_turn(context, model, n),
         part=part,
     )
-    parts: dict[int, list[Tensor]] = {at: [torch.empty(0, device=context.device)] for at in seen}
-    own = min(part.stop * s.sgld_batch_size, n) - part.start * s.sgld_batch_size
-    with context.bar(own, f"{model.label}: {seen[-1]} SGLD steps") as shown:
+    size = min(part.stop * s.sgld_batch_size, n) - part.start * s.sgld_batch_size
+    with context.bar(size, f"{model.label}: {seen[-1]} SGLD steps") as shown:
+        batches = []
         for batch in chains:
-            for at, images in zip(seen, batch, strict=True):
-                parts[at].append(images)
+            batches.append(batch)
             shown.update(len(batch[0]))
-    found = {at: distributed.joined(torch.cat(each[1:] or each)) for at, each in parts.items()}
+    none = torch.empty(0, device=context.device)  # of a process without a batch
+    parts = [torch.cat(part) for part in zip(*batches, strict=True)] or [none] * len(seen)
+    found = {at: distributed.joined(part) for at, part in zip(seen, parts, strict=True)}
     for at, images in found.items():
         sampling.check_finite(images, at)
     return found.pop(s.n_steps), found
@@ -137,7 +130,7 @@ def classes_in_turn(context: Context, model: LoadedModel, n: int) -> Tensor | No
     return torch.arange(n, device=context.device) % model.num_classes
 
 
-def feature_extractor(context: Context, network: LoadedModel) -> tuple[Extractor, str, str]:
+def feature_extractor(context: Context, network: LoadedModel) -> tuple[Any, str, str]:
     """(extractor, its name, the sha256 of its weights): Inception, or the network's features."""
     from evaluation.generation import model_extractor
     from evaluation.inception import inception_extractor
@@ -188,14 +181,13 @@ def reading(
     return {**about, **found}, {at: float(each.mean()) for at, each in right.items()}
 
 
-def show(context: Context, results: list[dict[str, Any]]) -> None:
+def show(context: Context, results: list[Numbers]) -> None:
     from evaluation import figures, generation
 
     (result,) = results
     rows = result["rows"]
     context.say_values(result)
-    n = f"{rows[0]['n']:,} images each, against as many others"
-    context.say(f"\n{n}:\n\n{fid_table(rows)}")
+    context.say(f"\n{rows[0]['n']:,} images each, against as many others:\n\n{fid_table(rows)}")
     if context.s.chain_lengths:
         context.files.picture("fid_lengths", lambda path: figures.save_lengths(path, [result]))
         if told := generation.decline(rows):
@@ -252,7 +244,7 @@ def idle(s: Namespace) -> Iterator[Rule]:
         yield f"fid_features inception --sampling {s.sampling}", ("fid_model",)
 
 
-def check(s: Namespace, given: set[str]) -> None:
+def check(s: Namespace) -> None:
     if s.n_steps == 0:
         raise UsageError("--n_steps 0 samples nothing: give fid 1 or more")
 

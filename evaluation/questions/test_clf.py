@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
 
 from evaluation import NotFinite
-from evaluation.questions.base import NOISY, Question, without_refinement
-
-if TYPE_CHECKING:
-    from evaluation.context import Context
-    from evaluation.loading import LoadedModel
+from evaluation.questions.base import NOISY, Context, LoadedModel, Numbers, Question, unrefined
 
 
-def ask(context: Context, model: LoadedModel) -> dict[str, Any]:
+def ask(context: Context, model: LoadedModel) -> Numbers:
     from evaluation.classification import classification
 
     found = context.labelled_set(model)
@@ -23,15 +18,9 @@ def ask(context: Context, model: LoadedModel) -> dict[str, Any]:
     return {"dataset": found.name, **numbers, "n_steps": context.s.n_steps}
 
 
-def show(context: Context, results: list[dict[str, Any]]) -> None:
+def show(context: Context, results: list[Numbers]) -> None:
     context.table(results, ["dataset", "n", "accuracy", "top5", "nll"])
 
 
-QUESTION = Question(
-    "test_clf",
-    "accuracy, top-5 accuracy, negative log-likelihood",
-    ask,
-    show,
-    takes=NOISY,
-    idle=without_refinement,
-)
+SUMMARY = "accuracy, top-5 accuracy, negative log-likelihood"
+QUESTION = Question("test_clf", SUMMARY, ask, show, takes=NOISY, idle=unrefined)

@@ -5,41 +5,30 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from evaluation.questions.base import ROUNDS, Question
+from evaluation.questions.base import ROUNDS, Context, LoadedModel, Numbers, Question, Tensor
 from runs.cli import UsageError
 from runs.screen import markdown
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-    from evaluation.context import Context
-    from evaluation.loading import LoadedModel
-
-
-def ask(context: Context, model: LoadedModel) -> dict[str, Any]:
-    from evaluation import plots, sampling
+def ask(context: Context, model: LoadedModel) -> Numbers:
+    from evaluation import plots
     from evaluation.questions import samples
 
-    slots = samples.Sampling(context, model, 1)
+    slots = samples.slots_of(context, model, 1)
     training = samples.training_images(context, model)
 
     def draw(images: Tensor, path: Path, last: bool) -> None:
         plots.save_grid(images, path.with_suffix(".png"))
 
-    slots.run("uncond_samples", draw)
-    sampling.check_finite(
-        slots.buffer.images[slots.begun.drawn], context.s.n_sample_steps * context.s.n_steps
-    )
-    images, starts = slots.pixels()
-    context.save_images("uncond_samples.npz", images, starts)
-    samples.save_trajectory(context, model, None)
-    beside = samples.beside_training(context, training, images, starts, None)
-    return {**samples.numbers_of(context, len(images)), **beside}
+    samples.run(context, model, slots, "uncond_samples", draw)
+    numbers, images, starts = samples.saved(context, slots)
+    samples.save_trajectory(context, model)
+    return {**numbers, **samples.beside_training(context, training, images, starts)}
 
 
-def show(context: Context, results: list[dict[str, Any]]) -> None:
+def show(context: Context, results: list[Numbers]) -> None:
     context.say_values(results[0])
     if table := samples_table(results[0]):
         context.say(f"\n{table}")
@@ -55,7 +44,7 @@ def samples_table(result: Mapping[str, Any]) -> str | None:
     return markdown(rows, columns, headers={"data": "training"}, digits=3) if rows else None
 
 
-def check(s: Namespace, given: set[str]) -> None:
+def check(s: Namespace) -> None:
     if s.n_steps == 0:
         raise UsageError(f"--n_steps 0 samples nothing: give {s.eval} 1 or more")
 
