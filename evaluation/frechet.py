@@ -8,37 +8,12 @@ from torch import Tensor
 from evaluation import NotFinite
 
 
-class Statistics:
-    """Mean and covariance of features that arrive in parts, in float64 on the CPU.
-
-    Parts are merged around their own means (Chan, Golub & LeVeque 1979), so that a mean much
-    larger than the spread costs no digits, as a running sum of squares would.
-    """
-
-    def __init__(self) -> None:
-        self.n = 0
-        self.mean = torch.zeros((), dtype=torch.float64)  # (D,) from the first part on
-        self._scatter = torch.zeros((), dtype=torch.float64)  # (D, D): sum of (x - mean)(x - mean)'
-
-    def add(self, features: Tensor) -> None:
-        """Add features (n, D), on any device and of any float type; n may be 0."""
-        n = len(features)
-        if n == 0:
-            return
-        features = features.detach().to("cpu", torch.float64)
-        mean = features.mean(0)
-        centred, shift = features - mean, mean - self.mean
-        between = torch.outer(shift, shift) * (self.n * n / (self.n + n))
-        self._scatter = self._scatter + centred.T @ centred + between
-        self.mean = self.mean + shift * (n / (self.n + n))
-        self.n += n
-
-    @property
-    def cov(self) -> Tensor:
-        """Return the unbiased covariance (D, D), divided by n - 1. Raises ValueError if n < 2."""
-        if self.n < 2:
-            raise ValueError(f"a covariance needs 2 samples or more, not {self.n}")
-        return self._scatter / (self.n - 1)
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and unbiased covariance (D, D) of features (N, D), in float64 on the CPU; N > 1."""
+    x = features.detach().to("cpu", torch.float64)
+    mean = x.mean(0)
+    centred = x - mean
+    return mean, centred.T @ centred / (len(x) - 1)
 
 
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:

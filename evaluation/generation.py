@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data import to_float
 from data.images import resize_batch
-from evaluation.frechet import Statistics, frechet_distance
+from evaluation.frechet import frechet_distance, moments
 from evaluation.neighbours import neighbour_radii, precision_recall
 from models import EnergyClassifier, eval_mode
 from runs.cli import UsageError
@@ -117,7 +117,7 @@ def evaluate_samples(
     for at, images in (others or {}).items():
         features.append((at, _read(images, extractor)))
     return {
-        "fid": _distance(_statistics(ours), _statistics(theirs)),
+        "fid": frechet_distance(*moments(ours), *moments(theirs)),
         "inception_score_mean": mean,
         "inception_score_std": std,
         "splits": splits,
@@ -145,7 +145,7 @@ def compared(
     order = torch.from_numpy(np.random.RandomState(SCORE_ORDER).permutation(len(reference)))
     order = order.to(reference.device)
     half, other = reference[order[:n]], reference[order[n : 2 * n]]
-    statistics = _statistics(half)
+    half_moments = moments(half)
     radii = neighbour_radii(half) if n > 3 else None
 
     def row(images: str, steps: int | None, each: Tensor) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def compared(
             "images": images,
             "steps": steps,
             "n": n,
-            "fid": _distance(_statistics(each), statistics),
+            "fid": frechet_distance(*moments(each), *half_moments),
             "precision": precision,
             "recall": recall,
         }
@@ -218,14 +218,3 @@ def _read(
             "--fid_features: the features are not finite: give a model that has not diverged"
         )
     return features
-
-
-def _statistics(features: Tensor) -> Statistics:
-    statistics = Statistics()
-    for part in features.split(CHUNK):
-        statistics.add(part)
-    return statistics
-
-
-def _distance(ours: Statistics, theirs: Statistics) -> float:
-    return frechet_distance(ours.mean, ours.cov, theirs.mean, theirs.cov)

@@ -1,7 +1,6 @@
 """Calibration against a case counted by hand, brute force, torchmetrics and scikit-learn."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -68,16 +67,7 @@ def test_the_bins_tile_the_unit_interval_and_agree_with_a_loop(n_bins: int) -> N
     assert result["ece"] == pytest.approx(ece, abs=1e-12)
 
 
-@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
-def test_ece_agrees_with_torchmetrics(scale: float) -> None:
-    classification = pytest.importorskip("torchmetrics.classification", reason="a test extra")
-    logits, labels = overconfident(scale=scale)
-    theirs = classification.MulticlassCalibrationError(num_classes=7, n_bins=20, norm="l1")
-    expected = theirs(logits.softmax(1), labels).item()
-    assert calibration(logits, labels)["ece"] == pytest.approx(expected, abs=1e-6)
-
-
-def test_accuracy_nll_and_brier_agree_with_other_libraries() -> None:
+def test_numbers_agree_with_other_libraries() -> None:
     from sklearn.metrics import accuracy_score, log_loss
 
     logits, labels = overconfident()
@@ -86,6 +76,9 @@ def test_accuracy_nll_and_brier_agree_with_other_libraries() -> None:
     assert result["accuracy"] == pytest.approx(accuracy_score(labels, q.argmax(1)))
     brier = np.mean(np.sum((q - np.eye(7)[labels]) ** 2, axis=1))
     assert result["brier"] == pytest.approx(brier, rel=1e-12)
+    metrics = pytest.importorskip("torchmetrics.classification", reason="a test extra")
+    theirs = metrics.MulticlassCalibrationError(num_classes=7, n_bins=20, norm="l1")
+    assert result["ece"] == pytest.approx(theirs(logits.softmax(1), labels).item(), abs=1e-6)
 
 
 def test_arrays_and_half_precision_count_in_float64() -> None:
@@ -124,23 +117,19 @@ def test_images_that_determine_no_temperature_give_none() -> None:
     assert fit_temperature(torch.full((3, 4), 5.0), torch.tensor([0, 1, 3])) is None
 
 
-WRONG: list[tuple[Any, Any, str]] = [
-    (torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), "no images"),
-    (torch.zeros(4, 3), torch.zeros(3, dtype=torch.long), "do not fit"),
-    (torch.zeros(4), torch.zeros(4, dtype=torch.long), "do not fit"),
-    (torch.tensor([[0, math.nan], [1, 2]]), torch.tensor([0, 1]), "1 of 2 images"),
-    (torch.tensor([[0, math.inf], [1, 2]]), torch.tensor([0, 1]), "1 of 2 images"),
-    (torch.zeros(3, 2), torch.tensor([0, -1, 2]), "2 of 3 labels are outside"),
-]
-
-
-@pytest.mark.parametrize(("logits", "labels", "message"), WRONG)
-def test_wrong_input_is_refused(logits: Tensor, labels: Tensor, message: str) -> None:
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (torch.zeros(0, 3), [], "no images"),
+        (torch.zeros(4, 3), [0, 0, 0], "do not fit"),
+        (torch.zeros(4), [0, 0, 0, 0], "do not fit"),
+        (torch.tensor([[0, math.nan], [1, math.inf]]), [0, 1], "2 of 2 images"),
+        (torch.zeros(3, 2), [0, -1, 2], "2 of 3 labels are outside"),
+    ],
+)
+def test_wrong_input_is_refused(logits: Tensor, labels: list[int], message: str) -> None:
     for function in (calibration, fit_temperature):
         with pytest.raises(ValueError, match=message):
-            function(logits, labels)
-
-
-def test_there_is_at_least_one_bin() -> None:
+            function(logits, torch.tensor(labels, dtype=torch.int64))
     with pytest.raises(ValueError, match="n_bins 0"):
         calibration(torch.zeros(2, 2), torch.tensor([0, 1]), n_bins=0)

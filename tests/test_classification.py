@@ -33,7 +33,7 @@ def answers() -> tuple[Tensor, Tensor]:
 def test_accuracy_and_nll_are_means_over_images(sizes: list[int]) -> None:
     logits, labels = answers()
     batches = zip(logits.split(sizes), labels.split(sizes), strict=True)
-    result = classification(Fixed().train(), batches)  # type: ignore[arg-type]
+    result = classification(Fixed().train(), batches)
     assert result["n"] == 5
     assert result["accuracy"] == pytest.approx(3 / 5)
     assert result["top5"] == 1  # of three classes
@@ -48,47 +48,38 @@ def test_the_mode_is_given_back(training: bool, function: Any) -> None:
     assert model.training is training and model.dropout.training is training
 
 
-def test_without_images_there_is_no_accuracy() -> None:
-    assert classification(Fixed(), []) == {"n": 0}  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("classes", [4, 5, 6, 100])
 def test_top5_counts_labels_among_the_five_largest_logits(classes: int) -> None:
     logits = torch.randn(200, classes, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(200) % classes
     largest = [sorted(range(classes), key=lambda c: -row[c])[:5] for row in logits.tolist()]
     hits = sum(y in top for y, top in zip(labels.tolist(), largest, strict=True))
-    result = classification(Fixed(), [(logits, labels)])  # type: ignore[arg-type]
+    result = classification(Fixed(), [(logits, labels)])
     assert result["top5"] == hits / 200
     assert (result["top5"] == 1) == (classes <= 5)
 
 
 def test_of_equal_logits_the_first_classes_are_taken() -> None:
     labels = torch.arange(8)
-    same = classification(Fixed(), [(torch.zeros(8, 8), labels)])  # type: ignore[arg-type]
+    same = classification(Fixed(), [(torch.zeros(8, 8), labels)])
     assert (same["accuracy"], same["top5"]) == (1 / 8, 5 / 8)
     # Four classes are ahead; the fifth place is class 1's, not class 6's.
-    logits = torch.tensor([[0.0, 1, 2, 2, 2, 2, 1, 0]]).repeat(8, 1)
-    tied = classification(Fixed(), [(logits, labels)])  # type: ignore[arg-type]
-    assert tied["top5"] == 5 / 8
-    one = classification(Fixed(), [(logits[:1], torch.tensor([1]))])  # type: ignore[arg-type]
-    other = classification(Fixed(), [(logits[:1], torch.tensor([6]))])  # type: ignore[arg-type]
-    assert (one["top5"], other["top5"]) == (1, 0)
+    logits = torch.tensor([[0.0, 1, 2, 2, 2, 2, 1, 0]])
+    for label, top5 in ((1, 1), (6, 0)):
+        assert classification(Fixed(), [(logits, torch.tensor([label]))])["top5"] == top5
 
 
-def test_a_model_of_nan_is_never_among_the_top() -> None:
+def test_without_numbers_or_images() -> None:
     batch = torch.full((3, 10), math.nan), torch.tensor([1, 5, 9])
-    assert classification(Fixed(), [batch])["top5"] == 0  # type: ignore[arg-type]
+    assert classification(Fixed(), [batch])["top5"] == 0
+    assert classification(Fixed(), []) == {"n": 0}
+    with pytest.raises(ValueError, match="no images"):
+        predictions(Fixed(), [])
 
 
 def test_predictions_are_every_batch_in_order() -> None:
     logits, labels = answers()
     batches = zip(logits.bfloat16().split([2, 3]), labels.split([2, 3]), strict=True)
-    found, found_labels = predictions(Fixed().train(), batches)  # type: ignore[arg-type]
+    found, found_labels = predictions(Fixed().train(), batches)
     assert found.dtype == torch.float32 and torch.equal(found, logits.bfloat16().float())
     assert torch.equal(found_labels, labels)
-
-
-def test_nothing_can_be_predicted_without_images() -> None:
-    with pytest.raises(ValueError, match="no images"):
-        predictions(Fixed(), [])  # type: ignore[arg-type]

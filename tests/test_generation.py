@@ -18,7 +18,7 @@ from evaluation.generation import (
     inception_score,
     model_extractor,
 )
-from evaluation.sampling import most_confident_parts, to_uint8
+from evaluation.sampling import most_confident_parts
 from models import EnergyClassifier
 from runs.cli import UsageError
 
@@ -47,6 +47,8 @@ def test_inception_score_of_extremes() -> None:
     assert inception_score(torch.full((30, 7), 1 / 7)) == pytest.approx((1, 0))
     one_class = torch.eye(7)[[3] * 30]
     assert inception_score(one_class) == pytest.approx((1, 0))
+    with pytest.raises(ValueError, match="10 splits of 9 samples: give 1 to 9"):
+        inception_score(torch.full((9, 2), 0.5))
 
 
 def test_inception_score_by_brute_force() -> None:
@@ -63,11 +65,6 @@ def test_inception_score_by_brute_force() -> None:
     assert inception_score(p, splits) == pytest.approx((mean, std), rel=1e-12)
 
 
-def test_inception_score_refuses_more_splits_than_samples() -> None:
-    with pytest.raises(ValueError, match="10 splits of 9 samples: give 1 to 9"):
-        inception_score(torch.full((9, 2), 0.5))
-
-
 # --- samples through an extractor
 
 
@@ -80,16 +77,6 @@ def linear_extractor(dimensions: int = 6, classes: int = 4) -> Extractor:
         return out[:, :dimensions], out[:, dimensions:].softmax(1)
 
     return extract
-
-
-def test_images_are_rounded_as_a_file_would() -> None:
-    values = torch.tensor([-1.5, -1.0, -1 + 0.9 / 255, -1 + 1.1 / 255, 1.0, 7.0])
-    images = values[:, None, None, None].expand(6, 3, 2, 2)
-    pixels = to_uint8(images)
-    assert pixels.shape == (6, 2, 2, 3) and pixels.dtype == torch.uint8
-    assert pixels[:, 0, 0, 0].tolist() == [0, 0, 0, 1, 255, 255]
-    every = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3)
-    assert torch.equal(to_uint8(to_float(every)), every)
 
 
 def test_samples_are_compared_in_chunks() -> None:
