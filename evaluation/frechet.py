@@ -28,15 +28,12 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     roots of the eigenvalues of S1 S2, they carry an eigenvalue's rounding of 1e-16 as it is and
     not as its root, 1e-8: covariances without full rank lose no digits.
 
-    Raises ValueError where the shapes differ, and NotFinite.
+    Raises NotFinite.
     """
     m1, s1, m2, s2 = (
         torch.as_tensor(each, dtype=torch.float64, device="cpu")
         for each in (mean1, cov1, mean2, cov2)
     )
-    if not (m1.shape == m2.shape and s1.shape == s2.shape == m1.shape * 2):
-        shapes = ", ".join(str(tuple(each.shape)) for each in (m1, s1, m2, s2))
-        raise ValueError(f"means (D,) and covariances (D, D) of one D are needed, not {shapes}")
     if not all(each.isfinite().all() for each in (m1, s1, m2, s2)):
         raise NotFinite("means and covariances must be finite")
     root_trace = torch.linalg.svdvals(_factor(s1).T @ _factor(s2)).sum()

@@ -36,12 +36,9 @@ def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, flo
     Splits are consecutive, in the order given, of N // splits samples or one more; the deviation
     is the population's (divided by `splits`), as in the literature. Samples sorted by class need
     shuffling first, since a split that shows one class alone scores 1: see `evaluate_samples`.
-
-    Raises ValueError where there are fewer samples than splits.
+    There are as many samples as splits at least.
     """
     n = len(probabilities)
-    if not 1 <= splits <= n:
-        raise ValueError(f"{splits} splits of {n} samples: give 1 to {n} splits")
     bounds = [i * n // splits for i in range(splits + 1)]
     p = probabilities.detach().to("cpu", torch.float64)
     scores = torch.empty(splits, dtype=torch.float64)

@@ -22,8 +22,6 @@ from models import EnergyClassifier, sampling_mode
 from runs import processes as distributed
 from runs.cli import UsageError
 
-GRADIENTS = ("full", "identity")
-
 
 class PGD(NamedTuple):
     """`restarts` runs of `pgd`. All but the first start at random; the first with `random_init`."""
@@ -71,12 +69,8 @@ def refined_classifier(
     second derivatives and the memory of `steps` double passes over all copies; "identity" takes
     d/dx f at the chains' ends for the gradient at x01, as JEM's released code does. Both compute
     the same logits. `generator` is on the images' device; every call draws new noise. 0 steps are
-    `classifier(model)`. Raises ValueError for another `gradient` or less than 1 copy.
+    `classifier(model)`.
     """
-    if gradient not in GRADIENTS:
-        raise ValueError(f"gradient {gradient!r} is unknown: take full or identity")
-    if copies < 1:
-        raise ValueError(f"{copies} copies leave nothing to average: take 1 or more")
     if chain.steps == 0:
         return classifier(model)
 
@@ -99,10 +93,7 @@ def refined_classifier(
 
 
 def _differentiable_langevin(
-    log_density: LogDensity,
-    x: Tensor,
-    chain: Chain,
-    generator: torch.Generator,
+    log_density: LogDensity, x: Tensor, chain: Chain, generator: torch.Generator
 ) -> Tensor:
     """Run `chain`, number for number, with a gradient from its end to its start."""
     for _ in range(chain.steps):

@@ -179,16 +179,6 @@ def legs_of(chain: Chain, seen: Sequence[int]) -> list[Chain]:
     return [replace(chain, steps=after - before) for before, after in pairs]
 
 
-def snapshot_steps(steps: int, snapshots: int) -> list[int]:
-    """Return snapshots + 1 numbers of SGLD steps, 0 to steps, as evenly spaced as can be.
-
-    Raises ValueError unless 1 <= snapshots <= steps.
-    """
-    if not 1 <= snapshots <= steps:
-        raise ValueError(f"{snapshots} snapshots of {steps} steps: take 1 to {steps}")
-    return [i * steps // snapshots for i in range(snapshots + 1)]
-
-
 @torch.no_grad()
 def classified(
     model: EnergyClassifier, images: Tensor, batch_size: int = 100

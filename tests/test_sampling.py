@@ -22,7 +22,6 @@ from evaluation.sampling import (
     legs_of,
     most_confident,
     sampling_rounds,
-    snapshot_steps,
     to_uint8,
 )
 from losses import Chain, ReplayBuffer, langevin
@@ -255,14 +254,6 @@ def test_fresh_chains_against_the_sampler_batch_by_batch(conditional: bool) -> N
     for some, all_ in zip(zip(*parts, strict=True), zip(*batches, strict=True), strict=True):
         assert [len(part) for part in some] == [4, 2]
         torch.testing.assert_close(torch.cat(some), torch.cat(all_)[:6])
-
-
-def test_snapshots_are_spread_over_the_steps() -> None:
-    assert snapshot_steps(100, 4) == [0, 25, 50, 75, 100]
-    assert snapshot_steps(7, 3) == [0, 2, 4, 7]
-    for steps, snapshots in ((3, 4), (3, 0), (0, 1)):
-        with pytest.raises(ValueError, match="snapshots"):
-            snapshot_steps(steps, snapshots)
 
 
 @pytest.mark.parametrize(("batch_size", "scale"), [(4, 1), (500, 1), (500, SURE)])

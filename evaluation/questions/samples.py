@@ -21,6 +21,7 @@ from runs.files import naming
 
 COLUMNS = 10  # of a class-conditional grid, and chains of a trajectory
 BESIDE = 6  # columns and rows of the samples beside their starts and training images
+SNAPSHOTS = 10  # of a trajectory after its start
 LONGEST_TRAJECTORY = 1000  # SGLD steps; longer ones look the same and cost a round each
 
 
@@ -166,7 +167,7 @@ def save_trajectory(context: Context, model: LoadedModel, labels: Tensor | None 
     """Draw new chains, one a row, on their way; of the classes `labels`, if any."""
     s = context.s
     steps = min(s.n_sample_steps * s.n_steps, LONGEST_TRAJECTORY)
-    seen = sampling.snapshot_steps(steps, min(10, steps))
+    seen = sorted({i * steps // SNAPSHOTS for i in range(SNAPSHOTS + 1)})
     n = COLUMNS if labels is None else len(labels)
     legs = sampling.legs_of(model.chain(steps, model.start()), seen)
     (frames,) = sampling.fresh_chains(
