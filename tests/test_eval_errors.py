@@ -60,14 +60,9 @@ def odd(tmp_path: Path) -> Path:
 
 CLF, OOD = "--eval test_clf", "--eval OOD"
 COMMANDS = [
-    (f"{CLF} --nonsense 1", "--nonsense"),
-    ("--eval nonsense", "--eval", "nonsense", "test_clf"),
     (f"{CLF} --dataset nonsense", "--dataset nonsense", "cifar10"),
     (f"{CLF} --dataset svhn", "--dataset svhn_test", "no labels"),
     (f"{CLF} --dataset cifar100test", "cifar100_test", "100 classes", "10"),
-    (f"{CLF} --dataset uniform", "--dataset uniform", "no labels"),
-    ("--eval attack --dataset celeba", "--dataset celeba", "no labels"),
-    (f"{OOD} --score_fn nonsense", "--score_fn", "nonsense"),
     (f"{OOD} --ood_dataset nonsense", "--ood_dataset nonsense"),
     (f"{OOD} --ood_dataset cifar10", "--ood_dataset cifar10", "in-distribution"),
     (f"{OOD} --ood_dataset textures", "--ood_dataset textures"),
@@ -79,14 +74,10 @@ COMMANDS = [
     ("--eval uncond_samples --n_steps 0", "--n_steps 0"),
     ("--eval uncond_samples --sgld_batch_size 41", "--sgld_batch_size 41", "40"),
     ("--eval cond_samples --sgld_batch_size 50", "--sgld_batch_size 50", "40"),
-    *(
-        (f"--eval cond_samples --chain_start {kind}", f"--chain_start {kind}", "no such Gaussians")
-        for kind in ("gaussian", "class_gaussian")
-    ),
+    ("--eval cond_samples --chain_start gaussian", "--chain_start gaussian", "no such Gaussians"),
     (f"{CLF} --n_steps 1 --chain_start uniform", "--chain_start", "uncond_samples", "leave it out"),
     ("--eval attack --sgld_grad_clip 1", "--sgld_grad_clip", "--n_steps_refine 0"),
     (f"{CLF} --sgld_clamp", "--sgld_clamp", "--n_steps 0"),
-    ("--eval uncond_samples --sgld_grad_clip 0", "--sgld_grad_clip", "0"),
     ("--eval cond_samples --fresh_samples --buffer_size 15", "--buffer_size 15", "10"),
     ("--eval uncond_samples --sgld_batch_size 8 --n_sample_steps 1 --sgld_std 3e38", "--sgld_lr"),
     ("--eval fid --fid_features model --n_samples 1", "samples"),
@@ -94,47 +85,26 @@ COMMANDS = [
     ("--eval fid --fid_model some.pt", "--fid_model", "--fid_features inception"),
     ("--eval fid --fid_features model --fid_model missing.pt", "--fid_model", "missing.pt"),
     ("--eval fid --inception_weights missing.pth", "--inception_weights missing.pth"),
-    ("--eval attack --eps nonsense", "--eps", "nonsense", "8/255"),
     ("--eval attack --eps 1/0", "--eps", "1/0"),
-    ("--eval attack --eps -1", "--eps"),
     ("--eval attack --sigma .1", "--sigma 0.1"),
-    ("--eval attack --distance L1", "--distance", "Linf"),
     ("--eval attack --eps 8", "--eps 8", "8/255"),
     ("--eval attack --n_steps 10", "--n_steps", "attack"),
     ("--eval attack --attack autoattack --random_init", "--random_init", "--attack autoattack"),
-    ("--eval attack --refine_sigma .03", "--refine_sigma", "--n_steps_refine 0"),
-    ("--eval attack --n_dup_chains 3", "--n_dup_chains", "--n_steps_refine 0"),
     ("--eval attack --refine_gradient full", "--refine_gradient", "--n_steps_refine 0"),
-    ("--eval attack --sgld_lr 1", "--sgld_lr", "--n_steps_refine 0"),
-    ("--eval attack --n_steps_refine 2 --refine_sigma -1", "--refine_sigma", "-1"),
-    (f"{CLF} --sgld_std .1 --n_steps 0", "--sgld_std", "--n_steps 0"),
     ("--eval attack --eps 0 .1 --distance L2 --n_steps_refine 2 --sgld_std 1e38", "not finite"),
     (f"{CLF} --n_steps 2 --sgld_std 3e38", "not finite"),
-    (f"{OOD} --eps .1", "--eps", "attack"),
     (f"{OOD} --datasets cifar10 svhn", "--datasets", "logp_hist"),
     ("--eval logp_hist --datasets cifar10 svhn --dataset cifar10", "--dataset", "--datasets"),
     ("--eval fid --fid_features model --dataset svhn", "--dataset svhn", "cifar10"),
-    ("--eval fid --fid_features model --sampling buffer --n_samples 7", "--n_samples", "buffer"),
     ("--eval fid --sampling buffer --chain_start uniform", "--chain_start", "--sampling buffer"),
     ("--eval fid --fid_features model --inception_weights a.pth", "--inception_weights", "model"),
     ("--eval uncond_samples --max_images 3", "--max_images", "test_clf"),
-    *(
-        (f"--eval uncond_samples --fresh_samples --buffer_size {size}", str(size), "memory")
-        for size in (2**45, 2**63 - 1)
-    ),
+    (f"--eval uncond_samples --fresh_samples --buffer_size {2**63 - 1}", "--buffer_size", "memory"),
     (f"{CLF} --depth 16", "--load_path", "depth", "16", "10"),
-    (f"{CLF} --width 2", "--load_path", "width"),
-    (f"{CLF} --norm batch", "--load_path", "norm", "batch"),
     (f"{CLF} --uncond", "--load_path", "uncond"),
     (f"{OOD} --score_fn pxsim --contrast_k 99", "--contrast_k 99", "32"),
     (f"{CLF} --labels one two", "--labels", "1 checkpoints"),
-    (f"{CLF} --contrast_k 99", "--contrast_k 99", "32"),
-    (f"{CLF} --device nonsense", "--device nonsense"),
     (f"{CLF} --id a/b", "--id"),
-    (f"{CLF} --max_images 0", "--max_images"),
-    (f"{CLF} --batch_size 0", "--batch_size"),
-    (f"{CLF} --sigma nan", "--sigma"),
-    (f"{CLF} --seed -1", "--seed"),
 ]
 
 
@@ -175,15 +145,6 @@ def test_a_file_that_cannot_be_used(name: str, words: Any, ask: Any, odd: Path) 
     )
     refused(found, name, *words)
     assert sum(line.count(name) for line in found.err) == 1
-
-
-def test_the_oldest_files_are_cifar10_unless_told(ask: Any, odd: Path) -> None:
-    common = ["--data_root", str(ask.trainer.data), "--device", "cpu", "--eval", "test_clf"]
-    found = ask.bare(
-        "--load_path", str(odd / "bare.pt"), "--log_dir", str(odd / "out"), *common,
-        folder=odd / "out",
-    )  # fmt: skip
-    assert found.code == 0 and found.json("test_clf")["dataset"] == "cifar10_test"
 
 
 def test_an_empty_set_and_knn_without_training_images(ask: Any, odd: Path) -> None:
@@ -264,15 +225,11 @@ def test_help_and_mistakes_do_not_wait_for_torch(words: str) -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_what_flags_belong_to_is_said_of_flags_that_exist() -> None:
-    known = vars(flags.parse(["--load_path", "a", "--eval", "OOD"])[0]).keys()
-    assert flags.BELONGS.keys() <= known
-
-
-def test_every_flag_has_help() -> None:
-    for action in flags.build_parser()._actions:
-        assert action.help
-    assert all(name in flags.build_parser().format_help() for name in QUESTIONS)
+def test_every_flag_has_help_and_flags_of_questions_exist() -> None:
+    parser = flags.build_parser()
+    assert all(action.help for action in parser._actions)
+    assert all(name in parser.format_help() for name in QUESTIONS)
+    assert flags.BELONGS.keys() <= {action.dest for action in parser._actions}
 
 
 def test_defaults_are_the_ancestors() -> None:

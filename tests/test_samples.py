@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from evaluation import neighbours
-from evaluation.frechet import frechet_distance
 from evaluation.generation import (
     SCORE_ORDER,
     compared,
     decline,
     evaluate_samples,
+    frechet_distance,
     read_as_asked,
     reads_as,
 )
