@@ -29,7 +29,6 @@ from runs.cli import (
 )
 from runs.names import CONTRAST_SCORES, NORMS, SCORES, STARTS
 
-EVALUATIONS = tuple(QUESTIONS)
 # Flags that not every question takes, and the questions that take them.
 BELONGS = {
     flag: [name for name, question in QUESTIONS.items() if flag in question.takes]
@@ -77,8 +76,8 @@ def add_question(parser: argparse.ArgumentParser) -> None:
     add("--labels", nargs="+", default=None, metavar="NAME",
         help="names of the checkpoints in tables and pictures, in the same order "
         "(default: the names of their folders; ours)")
-    add("--eval", required=True, choices=EVALUATIONS, metavar="QUESTION",
-        help="one of " + ", ".join(EVALUATIONS) + " (JEM)")
+    add("--eval", required=True, choices=tuple(QUESTIONS), metavar="QUESTION",
+        help="one of " + ", ".join(QUESTIONS) + " (JEM)")
     add("--weights", choices=("ema", "raw"), default=None,
         help="of a run with --ema: the averaged weights, or those it trained with "
         "(default: ema where there is one; ours)")

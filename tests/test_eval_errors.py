@@ -99,6 +99,8 @@ COMMANDS = [
     ("--eval fid --sampling buffer --chain_start uniform", "--chain_start", "--sampling buffer"),
     ("--eval fid --fid_features model --inception_weights a.pth", "--inception_weights", "model"),
     ("--eval uncond_samples --max_images 3", "--max_images", "test_clf"),
+    ("--eval cond_samples --chain_lengths 5", "--chain_lengths", "fid"),
+    ("--eval cond_samples --sgld_batch_size 9 --dataset svhn", "--dataset svhn"),
     (f"--eval uncond_samples --fresh_samples --buffer_size {2**63 - 1}", "--buffer_size", "memory"),
     (f"{CLF} --depth 16", "--load_path", "depth", "16", "10"),
     (f"{CLF} --uncond", "--load_path", "uncond"),

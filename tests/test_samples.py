@@ -20,7 +20,6 @@ from evaluation.generation import (
 )
 from evaluation.neighbours import compare_with_training, nearest, precision_recall
 from evaluation.plots import save_side_by_side
-from evaluation.questions.fid import fid_table
 from evaluation.sampling import (
     Slots,
     fresh_buffer,
@@ -332,21 +331,6 @@ def test_without_training_images_samples_stand_alone(ask: Any, tmp_path: Path) -
         assert "uncond_samples_starts.png" in record["files"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        ("--eval fid --fid_features model --sampling buffer --chain_lengths 5", "--chain_lengths"),
-        ("--eval uncond_samples --fid_model x.pt", "--fid_model"),
-        ("--eval cond_samples --chain_lengths 5", "--chain_lengths"),
-        ("--eval cond_samples --sgld_batch_size 9 --fid_model missing.pt", "--fid_model"),
-        ("--eval cond_samples --sgld_batch_size 9 --dataset svhn", "--dataset svhn"),
-    ],
-)
-def test_flags_that_do_not_go_together_are_refused(flags: str, words: str, ask: Any) -> None:
-    found = ask(flags)
-    assert found.code == 2 and len(found.err) == 1 and words in found.err[0], found.err
-
-
 def test_a_classifier_of_other_classes_reads_nothing(ask: Any, tmp_path: Path) -> None:
     other = ("--fid_model", str(checkpoint(tmp_path, 3)))
     found = ask("--eval cond_samples --sgld_batch_size 9", *other)
@@ -378,12 +362,6 @@ def test_fid_over_the_length_of_class_conditional_chains(ask: Any) -> None:
     assert np.array_equal(np.load(longer.folder / "fid_samples.npz")["start_images"],
                           saved["start_images"])  # fmt: skip
     assert not any("fid_lengths" in name for name in longer.json("fid")["files"])
-
-
-def test_the_table_of_fid_fits_a_narrow_terminal() -> None:
-    row = {"images": "training images", "steps": 1000, "fid": 345.678901, "precision": 0.5}
-    table = fid_table([row | {"recall": None, "read_as_asked": 0.123}])
-    assert "345.679" in table and "-" in table and max(map(len, table.splitlines())) <= 60
 
 
 def test_grids_side_by_side(tmp_path: Path) -> None:
