@@ -18,10 +18,9 @@ import torch
 import data
 import losses
 import models
-from evaluation import calibration, flags, scores
+from evaluation import calibration, scores
 from evaluation.classification import predictions
 from evaluation.questions import QUESTIONS
-from evaluation.questions.base import Question
 from runs.checkpoint import save_checkpoint
 from runs.files import file_sha256
 from runs.names import SCORES
@@ -530,23 +529,6 @@ def test_the_default_folder_is_the_run_s_and_an_id_is_a_folder_in_it(
     assert ask.bare(*words, "--eval", "test_clf", "--device", "cpu", "--id", "two").code == 0
     assert (run / "eval" / "test_clf.json").exists()
     assert (run / "eval" / "two" / "test_clf.json").exists()
-
-
-def test_a_question_of_ones_own_is_asked_saved_and_reported(
-    ask: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def classes(context: Any, model: Any) -> dict[str, Any]:
-        n = len(context.asked_set(model).split.labels)
-        rows = [["images", n], ["classes", model.num_classes]]
-        report = {"title": "Sizes", "text": "How many.", "head": ["of", "n"], "rows": rows}
-        return {"n": n, "report": report}
-
-    own = Question("sizes", "how many", classes, lambda c, r: c.say_values(r[0]), ("dataset",))
-    monkeypatch.setitem(QUESTIONS, "sizes", own)
-    found = ask("--eval sizes")
-    assert found.code == 0 and "n                      20" in found.out, found.err
-    assert found.json("sizes")["report"]["rows"] == [["images", 20], ["classes", 10]]
-    assert "how many" in flags.build_parser().format_help()
 
 
 def test_the_program_itself_answers(ask: Any, tmp_path: Path) -> None:

@@ -26,27 +26,19 @@ def content(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in sorted(folder.iterdir())}
 
 
-def test_an_answer_names_its_files_and_its_settings(tmp_path: Path) -> None:
-    answer(tmp_path / "new" / "folder", {"seed": 1}, "first")
-    record = json.loads((tmp_path / "new" / "folder" / "OOD.json").read_text())
-    assert record["eval"] == "OOD" and record["settings"] == {"seed": 1}
-    assert record["number"] == "first"
-    assert record["files"] == ["OOD_scores.npz", "OOD.png", "OOD.pdf"]
-    assert all((tmp_path / "new" / "folder" / name).exists() for name in record["files"])
-
-
-def test_the_same_question_replaces_its_own_answer(tmp_path: Path) -> None:
-    answer(tmp_path, {"seed": 1}, "first")
-    answer(tmp_path, {"seed": 1}, "second")
-    assert set(content(tmp_path)) == {"OOD.json", "OOD_scores.npz", "OOD.png", "OOD.pdf"}
-    assert content(tmp_path)["OOD.png"] == "second"
-
-
-def test_a_replaced_answer_leaves_no_files_behind(tmp_path: Path) -> None:
-    answer(tmp_path, {"seed": 1}, "first")
-    (tmp_path / "OODother.txt").write_text("not the answer's")
-    Results(tmp_path, "OOD", {"seed": 1}).save({})
-    assert set(content(tmp_path)) == {"OOD.json", "OODother.txt"}
+def test_an_answer_names_its_files_and_the_same_question_replaces_it(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    for text in ("first", "second"):
+        answer(folder, {"seed": 1}, text)
+        record = json.loads((folder / "OOD.json").read_text())
+        assert record["eval"] == "OOD" and record["settings"] == {"seed": 1}
+        assert record["number"] == text
+        assert record["files"] == ["OOD_scores.npz", "OOD.png", "OOD.pdf"]
+        assert set(content(folder)) == {"OOD.json", *record["files"]}
+        assert content(folder)["OOD.png"] == text
+    (folder / "OODother.txt").write_text("not the answer's")
+    Results(folder, "OOD", {"seed": 1}).save({})
+    assert set(content(folder)) == {"OOD.json", "OODother.txt"}
 
 
 def test_an_answer_to_other_settings_stays_with_all_its_files(tmp_path: Path) -> None:
