@@ -74,18 +74,6 @@ def test_one_step_without_noise_is_the_gradient(model: EnergyClassifier) -> None
     torch.testing.assert_close(refined_x, x + 30 * leaf.grad, rtol=0, atol=1e-3)
 
 
-def test_small_steps_without_noise_raise_log_q(model: EnergyClassifier) -> None:
-    x, y = joined(batches_of(8, 8))
-    model.eval()
-    with torch.no_grad():
-        values = [
-            model.log_px(joined(refined(model, [(x, y)], chain=Chain(k, noise_std=0.0)))[0])
-            for k in (0, 1, 5)
-        ]
-    model.train()
-    assert (values[1] > values[0]).all() and (values[2] > values[1]).all()
-
-
 def test_noise_has_the_asked_size_and_differs_between_images_and_blocks(
     model: EnergyClassifier,
 ) -> None:

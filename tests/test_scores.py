@@ -66,14 +66,6 @@ def test_scores_of_the_logits(model: EnergyClassifier) -> None:
     assert found["entropy"].std() > 0.01 and found["py"].std() > 0.01  # and not all one number
 
 
-def test_px_is_the_model_s_own(model: EnergyClassifier) -> None:
-    for each in (model, network(uncond=True)):
-        with torch.no_grad():
-            expected = each.log_px(images()).numpy()
-        found = scores(each, batches(images()), ["px"])["px"]
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("uncond", [False, True])
 def test_pxgrad_is_the_slope_of_log_px(uncond: bool) -> None:
     """Along its own gradient log q(x) rises by its norm: central differences in float64."""
