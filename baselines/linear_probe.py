@@ -90,7 +90,7 @@ from runs import folder as records
 from runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from runs.endings import exit_code
 from runs.files import alone
-from training.machine import as_read_by, choose_device, environment, load_data, warn_of_leaks
+from training.machine import choose_device, environment, load_data, warn_of_leaks
 
 
 @torch.no_grad()
@@ -151,7 +151,7 @@ def load_backbone(
             f"--load_path {s.load_path} does not tell its data set: give --dataset NAME"
         )
     moved = s.dataset != own and s.dataset.startswith(FOLDER)
-    if moved and as_read_by(record, s.dataset, s.data_root, s.image_size) is not None:
+    if moved and data.as_read_by(record, s.dataset, s.data_root, s.image_size) is not None:
         own = s.dataset
     if s.dataset == own:
         s.reader = record.reader
