@@ -93,7 +93,7 @@ def held_out(s: Namespace, dataset: data.DataSet) -> tuple[torch.Tensor, dict[st
 
 
 def build_optimizer(s: Namespace, *modules: nn.Module) -> torch.optim.Optimizer:
-    """Fused, because a fused step takes `found_inf`: the device itself skips a diverged step."""
+    """Build a fused optimiser: it takes `found_inf`, so the device itself skips a diverged step."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     shared: dict[str, Any] = {"lr": s.lr, "weight_decay": s.weight_decay, "fused": True}
     if s.optimizer == "sgd":
