@@ -1,6 +1,5 @@
 """What the programs of baselines/ share: flags, run folder, loop, resume, mistakes."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -210,10 +209,3 @@ def test_help_needs_no_torch(name: str) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert ran.returncode == 0 and "--data_root" in ran.stdout, ran.stderr
-
-
-def test_settings_of_contrastive_runs_are_recorded(baseline: Any) -> None:
-    run = baseline(CONTRASTIVE, "--method jointloss --n_epochs 2 --max_steps 1")
-    recorded = json.loads(run.text("variant.json"))
-    assert (recorded["method"], recorded["pretrain_epochs"]) == ("jointloss", 1)
-    assert (recorded["temperature"], recorded["smoothing"]) == (0.5, 0.1)
