@@ -14,7 +14,7 @@ from runs.checkpoint import CheckpointError
 from runs.cli import UsageError
 from runs.folder import RunFolderError
 
-SETTINGS = Namespace(batch_size=64, sgld_batch_size=8)
+SETTINGS = Namespace(batch_size=64, sgld_batch_size=8, device="cpu")
 FULL = "error: the GPU's memory is full: lower --batch_size 64"
 PROGRAMS = {  # module with main and work, main's first arguments, Ctrl-C's line, full memory's line
     "train_wrn.py": (
@@ -49,7 +49,7 @@ def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         def work(*_: Any) -> NoReturn:
             raise error
 
-        monkeypatch.setattr(module, "work", work)
+        monkeypatch.setattr(module, "answer" if module is eval_wrn_ebm else "work", work)
         return module.main(*first, SETTINGS, set())
 
     return request.param, ends_with, lines
