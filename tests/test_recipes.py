@@ -55,7 +55,7 @@ def test_every_recipe_parses_from_anywhere_and_its_head_tells_what_to_expect(
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_the_papers_recipes_are_the_tables_rows(name: str) -> None:
-    row = vars(parsed(*rows.train_command(Path("x"), "paper", name, 1)[1:]))
+    row = vars(parsed(*rows.train_command(Path("x"), "paper", rows.Train(name, 1))[1:]))
     ours = vars(parsed(f"@{name}"))
     assert {k: v for k, v in ours.items() if row[k] != v}.keys() <= set(BESIDES)
 
