@@ -339,7 +339,6 @@ def test_scores_wait_at_their_end_alone(
         bank = feature_bank(model, batches)
         assert asked == []
         found = scores(model, batches, SCORES, contrastive=term, bank=bank, k=3)
-    # Whether the queue is empty is asked for before any image is looked at.
     assert asked == ["cpu"] * len(SCORES)
     assert [x.shape for x in found.values()] == [(16,)] * len(SCORES)
 
