@@ -62,6 +62,8 @@ EXPERIMENTS = {
     # The same with a sampler that trains from scratch
     "jem-stable": Experiment(JEM, "stable"),
     "hdge-jem-stable": Experiment(BOTH, "stable"),
+    "jem-head": Experiment(JEM, "head"),
+    "hdge-jem-head": Experiment(BOTH, "head"),
     "jem-stable-c100": Experiment(JEM, "stable", C100),
     **{f"jem-stable-n{n}": Experiment(JEM, f"stable-n{n}") for n in (128, 256)},
     # Table 2: with batch norm
@@ -146,6 +148,8 @@ SHORT_SGLD = (
 )
 # SGLD from scratch: chains as in JEM++ (Yang and Ji 2021), and few steps.
 STABLE = "--n_steps 5 --chain_start class_gaussian --sgld_clamp --buffer_size 10000"
+# The same, and log q(x) from a head of its own with data that are not augmented, as in M-JEM.
+HEAD = f"{STABLE} --uncond --augment_px none"
 ONCE_SGLD = "--n_steps 2 --buffer_size 1000"
 MEASURED = "--log_gradients 100"
 # The flags of each setting, by scale. `ask`: what an evaluation is asked with besides.
@@ -158,6 +162,7 @@ SCALES: dict[str, dict[str, str]] = {
         "sgld": f"{WRN} {EBM} {MEASURED}",
         "sgld-jem": f"{WRN} {EBM_JEM} {MEASURED}",
         "stable": f"{WRN} {EBM} {MEASURED} {STABLE}",
+        "head": f"{WRN} {EBM} {MEASURED} {HEAD}",
         **{f"sgld-n{n}": f"{WRN} {EBM} {MEASURED} --sgld_batch_size {n}" for n in (128, 256)},
         "sgld-bn": f"{WRN} {ACCURACY}",
         # HDGE's appendix B: JEM's hyperparameters, another network.
@@ -215,6 +220,7 @@ SCALES: dict[str, dict[str, str]] = {
         "ebm": HALF,
         "ladder": HALF,
         "stable": f"{HALF} {STABLE}",
+        "head": f"{HALF} {HEAD}",
         **{f"stable-n{n}": f"{HALF} {STABLE} --sgld_batch_size {n}" for n in (128, 256)},
         "ask": "",
     },
@@ -227,6 +233,7 @@ SCALES: dict[str, dict[str, str]] = {
             for size, n in (("", 8), ("-n128", 16), ("-n256", 32))
         },
         "sgld-jem": f"{ONCE} --contrast_k 256 {ONCE_SGLD} --sgld_batch_size 8",
+        "head": f"{ONCE} --contrast_k 256 {HEAD} {ONCE_SGLD} --sgld_batch_size 8",
         "sgld-bn": f"{ONCE} --norm batch {ONCE_SGLD} --sgld_batch_size 8",
         "ladder": f"{ONCE} {ONCE_SGLD} --sgld_batch_size 8",
         "accuracy": f"{ONCE} --norm batch --contrast_k 256",
@@ -259,8 +266,8 @@ FOUR = ("ce", "jem", "jem-stable", "hdge")
 FOUR_C100 = tuple(f"{name}-c100" for name in FOUR)
 TABLES = {
     "table1_ood": Table(
-        ("ce", "simclr-linear", "igebm", "jem", "jem-150", "jem-stable", "hdge", "hdge-jem")
-        + ("hdge-jem-stable", "jointloss-resnet50", "hdge-resnet50"),
+        ("ce", "simclr-linear", "igebm", "jem", "jem-150", "jem-stable", "jem-head", "hdge")
+        + ("hdge-jem", "hdge-jem-stable", "hdge-jem-head", "jointloss-resnet50", "hdge-resnet50"),
         (OOD,),
     ),
     "table2_classification": Table(
@@ -270,8 +277,8 @@ TABLES = {
         (ACCURACY_OF,),
     ),
     "table3_hybrid": Table(
-        ("igebm", "jem", "jem-150", "jem-stable", "hdge", "hdge-jem", "hdge-jem-stable")
-        + ("ce-bn", "ce"),
+        ("igebm", "jem", "jem-150", "jem-stable", "jem-head", "hdge", "hdge-jem")
+        + ("hdge-jem-stable", "hdge-jem-head", "ce-bn", "ce"),
         (ACCURACY_OF, FID),
     ),
     "table5_variants": Table(
@@ -284,7 +291,9 @@ TABLES = {
     ),
     "figure1_histograms": Table(FOUR, (), (("figure1", "logp_hist {hist}", FOUR),)),
     "figure2_calibration": Table(FOUR_C100, (), (("figure2", CALIBRATION_OF, FOUR_C100),)),
-    "figure3_samples": Table(("hdge-jem", "hdge-jem-stable"), ("cond_samples {samples}",)),
+    "figure3_samples": Table(
+        ("hdge-jem", "hdge-jem-stable", "hdge-jem-head"), ("cond_samples {samples}",)
+    ),
     "figure4_robustness": Table(
         (*FOUR, "at-linf", "at-l2"),
         (),

@@ -653,7 +653,8 @@ def test_a_scale_has_its_own_rows_and_no_published_row_beside_another_size(tmp_p
     tables.write(tmp_path / "results", tmp_path / "out")
     lines = (tmp_path / "out" / "table3_hybrid-half.csv").read_text().splitlines()
     experiments = {line["experiment"] for line in csv.DictReader(lines)}
-    assert experiments == {"ce", "hdge", "jem-stable", "hdge-jem-stable"}
+    both = {"hdge-jem-stable", "hdge-jem-head"}
+    assert experiments == {"ce", "hdge", "jem-stable", "jem-head", *both}
     assert not (tmp_path / "out" / "table2_classification-half.md").exists()
 
 
