@@ -57,9 +57,9 @@ def last_row(run: Path) -> tuple[int, int]:
     found = -1, -1
     try:
         with open(run / "progress.csv", newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file, restval=""):
-                epoch, step = row.get("epoch", ""), row.get("step", "")
-                if "" not in row.values() and epoch.isdecimal() and step.isdecimal():
+            for row in csv.DictReader(file):  # one that was cut off has None for its last fields
+                epoch, step = row.get("epoch") or "", row.get("step") or ""
+                if None not in row.values() and epoch.isdecimal() and step.isdecimal():
                     found = int(epoch), int(step)
     except (OSError, UnicodeDecodeError, csv.Error):
         pass

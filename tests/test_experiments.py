@@ -467,11 +467,11 @@ def test_a_file_is_hashed_once(tmp_path: Path) -> None:
         ("epoch,step\n1,4\n,\n", (1, 4)),
         ("epoch,step\n1,4\nabc,5\n", (1, 4)),
         ("epoch,step\n1", (-1, -1)),
+        ("epoch,step,train_acc\n1,4,.5\n2,9", (1, 4)),
+        ("epoch,step,train_acc\n1,4,\n", (1, 4)),  # of a network that does not classify
     ],
 )
-def test_a_damaged_last_row_is_not_read(
-    text: str, expected: tuple[int, int], tmp_path: Path
-) -> None:
+def test_the_last_whole_row_is_read(text: str, expected: tuple[int, int], tmp_path: Path) -> None:
     (tmp_path / "progress.csv").write_text(text)
     assert done.last_row(tmp_path) == expected
 
