@@ -129,7 +129,10 @@ def gist(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def collect(scale: str, runs: Mapping[str, Mapping[int, Record]], results: Path) -> list[Path]:
     """Write results/<scale>/<experiment>.json; seeds that are recorded already and not among
-    `runs` stay, and a finished one stays where the run is not."""
+    `runs` stay, and a finished one stays where the run is not.
+
+    Raises UsageError where a record would hold more than one protocol version of a question.
+    """
     written = []
     for name, seeds in sorted(runs.items()):
         path = results / scale / f"{name}.json"
@@ -143,10 +146,27 @@ def collect(scale: str, runs: Mapping[str, Mapping[int, Record]], results: Path)
                 )
             else:
                 merged[str(seed)] = found
+        for question, versions in _versions(merged.values()).items():
+            if len(versions) > 1:
+                raise UsageError(
+                    f"--root: {name} has answers of protocol versions "
+                    f"{', '.join(sorted(versions))} to {question} over its seeds: evaluate them "
+                    f"all again, or remove {path}"
+                )
         record = plain({"experiment": name, "scale": scale, "seeds": merged})
         text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
         written.append(write(path, text + "\n"))
     return written
+
+
+def _versions(seeds: Iterable[Seed]) -> dict[str, set[str]]:
+    """Return the protocol versions of each question's answers."""
+    found: dict[str, set[str]] = {}
+    for question, answer in (item for seed in seeds for item in seed["answers"].items()):
+        if "protocol" in answer:
+            versions = found.setdefault(question.partition("/")[0], set())
+            versions.add(str(answer["protocol"].get("version")))
+    return found
 
 
 def read_records(results: Path, scales: Iterable[str]) -> dict[str, dict[str, Record]]:
