@@ -384,6 +384,17 @@ def test_the_reference_of_samples_is_any_seed_s_cross_entropy_model(tmp_path: Pa
         assert ("fid" in recorded(run, "small", "jem")) == there, folder
 
 
+def test_samples_seen_by_other_networks_of_one_name_are_not_averaged(
+    tmp_path: Path, capsys: Capsys
+) -> None:
+    settings = settings_of("small", "jem", "fid") | {"fid_model": "a/ce-s1/last_ckpt.pt"}
+    for seed in (1, 2):
+        sampled(fake_run(tmp_path, "jem", seed), settings, features_sha256=str(seed) * 64)
+    collect(tmp_path)
+    message = error(capsys, "write", "--results", tmp_path / "results")
+    assert f"(fid features_sha256 {'1' * 64}; fid features_sha256 {'2' * 64})" in message
+
+
 @pytest.mark.parametrize("weights", ["there", "gone"])
 def test_an_answer_about_earlier_weights_is_left_out_and_named(
     weights: str, tmp_path: Path, capsys: Capsys
