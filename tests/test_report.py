@@ -232,6 +232,14 @@ def test_the_papers_numbers_are_kept_away_from_what_they_are_not_about(make: Mak
     assert "paper (WRN-28-10)" not in small and "images of 16 x 16" in small
 
 
+@pytest.mark.parametrize("method", ["supcon", None])
+def test_a_baseline_is_named_by_its_method(make: Maker, method: str | None) -> None:
+    found = read(make({}, pyxce=0.0, pxycontrast=0.0, method=method))
+    assert f"a-run {method or 'Terms unknown'} · cifar10" in found.strip
+    assert f"none of the terms that this page knows: {method or 'Terms unknown'}." in found.text
+    assert "L =" not in found.text and "paper (WRN-28-10)" not in found.text
+
+
 def test_without_evaluations_the_page_says_how_to_make_them(make: Maker) -> None:
     run = make({}, data_root="some where")
     (run / "last_ckpt.pt").touch()

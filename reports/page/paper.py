@@ -82,7 +82,8 @@ def paper_of(run: Run) -> Paper:
     if names and run.rows:  # a term may have been declared where the run was made, and not here
         losses = [name.removesuffix("/loss") for name in run.rows[0] if name.endswith("/loss")]
         names += tuple(name for name in losses if name not in terms.TERMS)
-    method, *rows = METHODS.get(names, (" + ".join(names) or "Terms unknown", None, None, None))
+    told = run.settings.get("method") or "Terms unknown"  # a baseline's own loss has no terms
+    method, *rows = METHODS.get(names, (" + ".join(names) or str(told), None, None, None))
     if run.settings.get("uncond") or image_size(run.settings) != IMAGE_SIZE:
         rows = [None] * 3  # the papers have no such head for log q(x), nor such images
     return Paper(str(method), rows, tables, run.settings)
