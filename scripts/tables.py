@@ -107,13 +107,16 @@ def write(results: Path, output: Path | None = None) -> list[Path]:
             names = rows.rows_at(scale, declared.rows)
             built.append(table.build(name, scale, names, found.get(scale, {})))
     written = page.write_results(built, found, results)
-    for stale in {results / f"{name}-{scale}.png" for name in TABLES for scale in SCALES}:
+    places = {"png": results}
+    if output is not None:
+        places |= dict.fromkeys(formats.FORMATS, output.resolve())
+        for each, (suffix, form) in product(built, formats.FORMATS.items()):
+            path = places[suffix] / f"{each.name}-{each.scale}.{suffix}"
+            written.append(records.write(path, form(table=each)))
+    for name, scale, (suffix, place) in product(TABLES, SCALES, places.items()):
+        stale = place / f"{name}-{scale}.{suffix}"
         if stale not in written:  # of a scale whose records are gone
             stale.unlink(missing_ok=True)
-    for each, (suffix, form) in product(built, formats.FORMATS.items()):
-        if output is not None:
-            path = output / f"{each.name}-{each.scale}.{suffix}"
-            written.append(records.write(path, form(table=each)))
     return written
 
 

@@ -776,10 +776,11 @@ def test_written_again_all_is_the_same_byte_for_byte(
 ) -> None:
     monkeypatch.setattr(tables, "TABLES", SOME)
     shutil.copytree(hostile / "small", tmp_path / "results" / "small")
-    for stale in ("table1_ood-smoke.png", "mine.txt"):
-        (tmp_path / "results" / stale).write_text("old")
+    (tmp_path / "tables").mkdir()
+    for stale in ("results/table1_ood-smoke.png", "tables/alpha-half.csv", "results/mine.txt"):
+        (tmp_path / stale).write_text("old")
     tables.write(tmp_path / "results", tmp_path / "tables")
-    # what is not ours stays, an old picture goes
+    # what is not ours stays, an old picture or table goes
     assert (tmp_path / "results" / "mine.txt").read_text() == "old"
     (tmp_path / "results" / "mine.txt").unlink()
     found = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
