@@ -365,6 +365,8 @@ def peaks(bench: Bench) -> dict[str, float]:
 
 def measured(b: Namespace, device: torch.device) -> Row:
     """Return the peaks, and the rows of all sections that are asked for."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)  # clock() waits for the current GPU
     bench = Bench(b, device)
     if {"steps", "parts"} & set(b.sections):
         bench.rates = peaks(bench)

@@ -43,6 +43,8 @@ def complete(found: Distribution) -> bool:
 
 def is_met(line: str) -> bool:
     try:
+        if not complete(distribution("packaging")):  # a half-installed one may not even import
+            return False
         from packaging.requirements import Requirement
 
         requirement = Requirement(line)

@@ -112,6 +112,15 @@ def test_a_half_installed_package_is_missing(
     assert requirements.is_met(requirement) == met
 
 
+def test_a_half_installed_packaging_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "packaging", INSTALLER=None)
+    install(tmp_path, "whole")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not requirements.is_met("whole>=1")
+
+
 def test_repair_forgets_what_is_half_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

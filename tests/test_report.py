@@ -225,7 +225,10 @@ def test_the_papers_numbers_are_kept_away_from_what_they_are_not_about(make: Mak
     assert not any("paper (WRN-28-10)" in cell for row in found.rows for cell in row)
     assert "94.4 %" not in found.text and "37.6" not in found.text
     assert "small scale: WRN-10-2, 2 epochs, digits" in found.text
-    assert "37.6" not in read(make(answers, name="model features", pxsgld=1)).text
+    run = make(answers, name="model features", pxsgld=1)
+    assert "37.6" not in read(run).text and "FID" not in read(run).strip
+    save(run / "eval", "fid-1", ANSWERS["fid"])  # an earlier one, in Inception's features
+    assert "FID 85.31 inception features" in read(run).strip
     both = read(make(ANSWERS, name="both", pxsgld=1)).text
     assert both.count("37.6") == 2 and "9.19" in both
     small = read(make(ANSWERS, name="of16", image_size=16, depth=28, width=10)).text
