@@ -47,7 +47,6 @@ def read_published(
                 order = np.random.RandomState(TEST_SEED).permutation(len(dataset))
             index = order[:first].tolist()
             return decoded_split(_pictures(dataset, index), len(index), size), len(order), classes
-        return _arrays(dataset, name, size), len(dataset), classes
     except Exception as error:  # a download of Google Drive's, or a decoder, may raise anything
         raise DataError(
             "dataset",
@@ -55,6 +54,8 @@ def read_published(
             f"its files are not whole in {data_root} and could not be downloaded ({error}); "
             f"put {FILES[name][1]}, or {name}.npz, there, or give another --data_root",
         ) from error
+    split = _arrays(dataset, name, size)  # a memory that is full is no missing file
+    return split, len(split.labels), classes
 
 
 def _open(name: str, root: Path, part: str) -> Any:
