@@ -70,10 +70,35 @@ def scores(
     """
     if ("knn" in names and bank is None) or ("pxsim" in names and contrastive is None):
         raise ValueError("knn needs a bank, and pxsim the contrastive term")
-    gradient = "pxgrad" in names
     unit_bank = None if bank is None or "knn" not in names else F.normalize(bank.double(), dim=1)
-    logits_NC: list[Tensor] = []
-    found: dict[str, list[Tensor]] = {name: [] for name in ("px", "pxgrad", "knn")}
+    parts = _scores_of_batches(model, batches, "pxgrad" in names, unit_bank, k)
+    none = model.class_output.weight.new_empty(0)
+    found = {n: distributed.joined(torch.cat(p) if p else none) for n, p in parts.items()}
+    logits = found.pop("logits")
+    if not len(logits):
+        return {name: np.empty(0) for name in names}
+
+    with torch.no_grad():
+        result = found | {n: score(logits) for n, score in OF_LOGITS.items() if n in names}
+        if "pxy" in names and model.energy_output is not None:
+            result["pxy"] = result["px"] + logits.log_softmax(1).amax(1)
+        if contrastive is not None and "pxsim" in names:
+            # Of all images at once: a queue of raw logits is summed anew at every call.
+            log_k = contrastive.memories["queue"].queue_filled.double().log()
+            result["pxsim"] = log_k - contrastive.per_image(logits, logits.argmax(1))
+    return {name: result[name].cpu().numpy() for name in names}
+
+
+def _scores_of_batches(
+    model: EnergyClassifier,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    gradient: bool,
+    unit_bank: Tensor | None,
+    k: int,
+) -> dict[str, list[Tensor]]:
+    """Return the logits of each batch (n, C), and its px, and pxgrad and knn where asked: (n,)."""
+    found: dict[str, list[Tensor]] = {"logits": [], "px": []}
+    found |= {name: [] for name, on in (("pxgrad", gradient), ("knn", unit_bank is not None)) if on}
     with sampling_mode(model), torch.set_grad_enabled(gradient):
         for images, _ in batches:
             x = images.detach().requires_grad_(gradient)
@@ -88,26 +113,8 @@ def scores(
             if unit_bank is not None:
                 found["knn"].append(-kth_distance(features.detach(), unit_bank, k))
             found["px"].append(log_px.detach().double())
-            logits_NC.append(logits.detach())
-    none = model.class_output.weight.new_empty(0)
-    logits = distributed.joined(torch.cat(logits_NC) if logits_NC else none)
-    if not len(logits):
-        return {name: np.empty(0) for name in names}
-
-    with torch.no_grad():
-        result = {
-            name: distributed.joined(torch.cat(parts) if parts else none)
-            for name, parts in found.items()
-            if name == "px" or name in names
-        }
-        result |= {name: score(logits) for name, score in OF_LOGITS.items() if name in names}
-        if "pxy" in names and model.energy_output is not None:
-            result["pxy"] = result["px"] + logits.log_softmax(1).amax(1)
-        if contrastive is not None and "pxsim" in names:
-            # Of all images at once: a queue of raw logits is summed anew at every call.
-            log_k = contrastive.memories["queue"].queue_filled.double().log()
-            result["pxsim"] = log_k - contrastive.per_image(logits, logits.argmax(1))
-    return {name: result[name].cpu().numpy() for name in names}
+            found["logits"].append(logits.detach())
+    return found
 
 
 def check_neighbour(k: int, n: int) -> None:
