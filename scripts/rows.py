@@ -218,7 +218,7 @@ SCALES: dict[str, dict[str, str]] = {
     },
     "half": {
         "ebm": HALF,
-        "ladder": HALF,
+        "ladder": f"{HALF} --n_epochs 4 --decay_epochs 3",
         "stable": f"{HALF} {STABLE}",
         "head": f"{HALF} {HEAD}",
         **{f"stable-n{n}": f"{HALF} {STABLE} --sgld_batch_size {n}" for n in (128, 256)},
