@@ -27,7 +27,7 @@ def processes() -> int:
     return int(os.environ["WORLD_SIZE"]) if all(n in os.environ for n in TORCHRUN) else 1
 
 
-def may_tell() -> bool:
+def rank_is_0() -> bool:
     """Return whether this process prints the lines that all would print before they meet."""
     return processes() == 1 or os.environ["RANK"] == "0"
 
@@ -94,7 +94,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line, without the usage text that would hide it, and exit with code 2. Of
         several processes, which all notice the same, one prints."""
-        if may_tell():
+        if rank_is_0():
             from runs.screen import print_line
 
             unknown = re.match(r"unrecognized arguments: (--[^ =]+)", message)

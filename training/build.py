@@ -109,9 +109,7 @@ def batches_of(
 def build_run(s: Namespace, num_classes: int, device: torch.device) -> Run:
     model = build_model(s, num_classes, device)
     objective = losses.build_objective(s, num_classes).to(device)
-    run = Run(s, num_classes, model, objective, build_optimizer(s, model, objective))
-    run.start_average()
-    return run
+    return Run(s, num_classes, model, objective, build_optimizer(s, model, objective))
 
 
 def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches) -> Run:
@@ -121,6 +119,7 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
     run.steps_per_epoch = batches.steps_per_epoch
     run.data = data.Record.of(dataset, s.n_valid)
     if s.resume is not None:
+        run.start_average()
         return run
     fit_start(run, batches)
     if s.load_path is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,20 +16,14 @@ import data
 from runs import folder as records
 from runs import processes as distributed
 from runs.checkpoint import CheckpointError
-from runs.cli import UsageError, check_program, may_tell
+from runs.cli import UsageError, check_program, rank_is_0
 from runs.folder import LAST
-from runs.names import FOLDER
+from runs.names import ADAM_BETAS, FOLDER
 from runs.screen import print_line
-from training.flags import ADAM_BETAS
 from training.state import Run, read_last
 
-
-class Merge(Protocol):
-    """The resume function of a program's flags: see training.flags.resume."""
-
-    def __call__(
-        self, settings: Namespace, given: set[str], saved: dict[str, Any], /
-    ) -> Namespace: ...
+# Of training.flags.resume, say: settings of the command line, flags given, settings of the run.
+Merge = Callable[[Namespace, set[str], dict[str, Any]], Namespace]
 
 
 def resumed_settings(
@@ -72,7 +67,7 @@ def settings_of(folder: Path, program: str) -> dict[str, Any]:
             raise error from None
         warning = f"{program}: warning: {error}; settings are the checkpoint's"
     check_program(settings, program, folder)
-    if warning and may_tell():
+    if warning and rank_is_0():
         print_line(warning, sys.stderr)
     settings.pop("num_classes", None)
     return settings
