@@ -41,7 +41,7 @@ def page(run: Run, defaults: Mapping[str, Any]) -> str:
         paper=theirs,
         network=paper.NETWORK,
         epochs=paper.EPOCHS,
-        trained=paper.network(run),
+        trained=paper.network(run.settings),
         badge=paper.badge(run),
         sections=sections,
         terms=terms.used(run.settings),

@@ -95,11 +95,11 @@ def canonical(dataset: object) -> str:
     return {"cifar": "cifar10", "cifar_100": "cifar100", "cifar_interp": "interp"}.get(name, name)
 
 
-def network(run: Run) -> str | None:
-    """WRN-10-2; None where the settings do not tell."""
-    depth, width = run.settings.get("depth"), run.settings.get("width")
-    if run.settings.get("arch") == "resnet50":
+def network(settings: Mapping[str, Any]) -> str | None:
+    """Return WRN-10-2, say; None where the settings do not tell."""
+    if settings.get("arch") == "resnet50":
         return "ResNet-50"
+    depth, width = settings.get("depth"), settings.get("width")
     return None if depth is None or width is None else f"WRN-{depth}-{width}"
 
 
@@ -110,7 +110,7 @@ def image_size(settings: Mapping[str, Any]) -> Any:
 
 def badge(run: Run) -> str | None:
     """Return the setting's differences from the papers', 'small scale: WRN-10-2', or None."""
-    s, net, size = run.settings, network(run), image_size(run.settings)
+    s, net, size = run.settings, network(run.settings), image_size(run.settings)
     dataset, labels = s.get("dataset"), number(s.get("labels_per_class")) or 0
     other = net not in (None, NETWORK, "ResNet-50")
     few = bool(run.rows) and run.epochs < EPOCHS

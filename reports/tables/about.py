@@ -6,8 +6,8 @@ import re
 import statistics
 from collections.abc import Iterable, Sequence
 
+from reports.page import paper
 from reports.page.markup import number
-from reports.page.paper import image_size
 from reports.tables.records import DEFAULTS, SEED, Record, Seed, finished_seeds
 from runs.names import IMAGE_SIZE
 from runs.terms import has_chains, used
@@ -17,7 +17,7 @@ COLUMNS = {
     **{"runs": "Runs", "setting": "Setting", "epochs": "Trained", "network": "Network"},
     **{"hardware": "Hardware", "hours": "Hours a run", "commit": "Commit"},
 }
-PAPERS_NETWORK = "WideResNet-28-10"
+PAPERS_NETWORK = paper.NETWORK.replace("WRN", "WideResNet")  # as published rows name it
 ROW_SIZE = re.compile(r"\((?:(?P<size>[KN])=(?P<number>[0-9]+)|(?P<network>ResNet-50))\)")
 SIZES = {"K": "contrast_k", "N": "sgld_batch_size"}
 
@@ -58,7 +58,7 @@ def details(seed: Seed, scale: str) -> list[str]:
     """Name the start and, at another scale than the paper's, what sets the row's recipe apart."""
     s = seed["settings"]
     found = [f"from {SEED.sub('', str(seed['start']))}"] if seed.get("start") else []
-    if (size := image_size(s)) != IMAGE_SIZE:
+    if (size := paper.image_size(s)) != IMAGE_SIZE:
         found.append(f"images of {size} x {size}")
     if scale == "paper":
         return found
@@ -93,7 +93,7 @@ def shown_name(model: str, record: Record | None) -> str:
     seeds = list(record["seeds"].values())
     networks = {network(seed) for seed in seeds}
     if model.startswith(PAPERS_NETWORK):
-        others = networks - {PAPERS_NETWORK.replace("WideResNet", "WRN")}
+        others = networks - {paper.NETWORK}
         return f"{model}, here {', '.join(sorted(others))}" if others else model
     if match := ROW_SIZE.search(model):
         stated = match["network"] or match["number"]
@@ -141,10 +141,7 @@ def length(seed: Seed) -> str:
 
 
 def network(seed: Seed) -> str:
-    s = seed["settings"]
-    if s.get("arch") == "resnet50":
-        return "ResNet-50"
-    return f"WRN-{s['depth']}-{s['width']}" if "depth" in s and "width" in s else "-"
+    return paper.network(seed["settings"]) or "-"
 
 
 def dataset(seed: Seed) -> str:
