@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from reports.page.markup import number
+from reports.page.markup import number, parsed
 from reports.page.paper import canonical
 from reports.page.run import Answer, Model, Run, read_run
 from reports.tables.titles import natural
@@ -81,7 +81,7 @@ def seed_record(
     run = read_run(folder, places)
     rows = [row for row in run.rows if (row.get("step") or "").isdecimal()]
     state, divergences = _state(folder, finished)
-    speeds = [found for row in rows if (found := _float(row.get("images_per_s")))]
+    speeds = [found for row in rows if (found := parsed(row.get("images_per_s")))]
     speed = median(speeds) if speeds else None
     start = run.settings.get("load_path")
     return {
@@ -91,7 +91,7 @@ def seed_record(
         "start": Path(start).parent.name if isinstance(start, str) else None,
         "epochs": run.epochs,
         "steps": int(rows[-1]["step"]) if rows else 0,
-        "seconds": _float(rows[-1].get("seconds")) if rows else None,
+        "seconds": parsed(rows[-1].get("seconds")) if rows else None,
         "images_per_s": speed,
         "device": run.environment.get("device"),
         "commit": run.environment.get("git_commit"),
@@ -110,7 +110,7 @@ def training(
     for row in rows:
         for column, text in row.items():
             term, _, what = str(column).rpartition("/")
-            value = _float(text)
+            value = parsed(text)
             if term and what in ("gradient", "cosine") and value is not None:
                 found.setdefault(f"{what}/{term}", []).append(value)
     numbers = {name: fmean(values) for name, values in found.items()}
@@ -226,13 +226,6 @@ def _state(folder: Path, finished: bool) -> tuple[str, int]:
 
 def _distinct(run: Run, key: str) -> list[str]:
     return list(dict.fromkeys(str(found[key]) for found in run.environments if found.get(key)))
-
-
-def _float(text: object) -> float | None:
-    try:
-        return number(float(str(text)))
-    except ValueError:
-        return None
 
 
 # ------------------------------------------------------------------------- answers as flat numbers
