@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from typing import Any
 from reports.page.markup import number
 from reports.page.run import ROOT, Run
 from runs import terms
+from runs.files import read_json
 from runs.names import IMAGE_SIZE
 
-PUBLISHED = ROOT / "scripts" / "published.json"
+PUBLISHED: dict[str, Any] = read_json(ROOT / "scripts" / "published.json")
 NETWORK, EPOCHS = "WRN-28-10", 200
 SCORES = {"px": "log q(x)", "py": "max q(y|x)"}  # as HDGE's Table 1 has them
 
@@ -77,7 +77,6 @@ class Paper:
 
 
 def paper_of(run: Run) -> Paper:
-    tables = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     names = tuple(term.name for term in terms.used(run.settings))
     if names and run.rows:  # a term may have been declared where the run was made, and not here
         losses = [name.removesuffix("/loss") for name in run.rows[0] if name.endswith("/loss")]
@@ -86,7 +85,7 @@ def paper_of(run: Run) -> Paper:
     method, *rows = METHODS.get(names, (" + ".join(names) or str(told), None, None, None))
     if run.settings.get("uncond") or image_size(run.settings) != IMAGE_SIZE:
         rows = [None] * 3  # the papers have no such head for log q(x), nor such images
-    return Paper(str(method), rows, tables, run.settings)
+    return Paper(str(method), rows, PUBLISHED, run.settings)
 
 
 def canonical(dataset: object) -> str:

@@ -22,7 +22,7 @@ from reports.page.paper import canonical
 from reports.page.run import Answer, Model, Run, read_run
 from reports.tables.titles import natural
 from runs.cli import UsageError
-from runs.files import file_sha256, plain, whole
+from runs.files import file_sha256, plain, read_json, whole
 from runs.folder import LAST
 from runs.names import ADAM_BETAS, IMAGE_SIZE
 from runs.screen import print_line
@@ -183,7 +183,7 @@ def read_records(results: Path, scales: Iterable[str]) -> dict[str, dict[str, Re
 
 def read_record(path: Path) -> Record:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         seeds = record["seeds"]
         ok = all(isinstance(seed["answers"], dict) and seed["state"] for seed in seeds.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

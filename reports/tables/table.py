@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from reports.page.markup import number
@@ -121,9 +119,9 @@ def build(
     return Table(name, scale, declared["title"], blocks, rows, notes)
 
 
-def published(table: str, path: Path = PUBLISHED) -> dict[str, dict[str, Number]]:
+def published(table: str) -> dict[str, dict[str, Number]]:
     """Return the published rows in order: name -> key -> the paper's number, rates in percent."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")).get(table, {})
+    found = PUBLISHED.get(table, {})
     rows: dict[str, dict[str, Number]] = {}
     for score, title in (*SCORES.items(), ("px", "rows")):
         for row in found.get(title, []):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
+from reports.page.questions import NORM
+from runs.files import read_json
 from runs.names import TITLES
 
-DECLARED: dict[str, Any] = json.loads(
-    (Path(__file__).parent / "tables.json").read_text(encoding="utf-8")
-)
+DECLARED: dict[str, Any] = read_json(Path(__file__).parent / "tables.json")
 TABLES: dict[str, dict[str, Any]] = DECLARED["tables"]
 PERCENT = ("accuracy", "ece", "ece_accuracy", "robust", "read_as_asked")
 DIGITS = {
@@ -84,8 +83,7 @@ def full_title(key: str) -> str:
     family, _, rest = key.partition("/")
     title, kind = column_title(key), rest.partition("/")[0]
     if family == "robust":
-        kind = {"Linf": "L\N{INFINITY}"}.get(kind, kind)
-        return f"accuracy under attack, {kind} {title} (%)"
+        return f"accuracy under attack, {NORM.get(kind, kind)} {title} (%)"
     if family in ("auroc", "hist"):
         return f"AUROC {kind}{' of the histogram' * (family == 'hist')}, {title}"
     return f"{title} (calibration)" if family == "ece_accuracy" else title
