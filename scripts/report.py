@@ -49,7 +49,7 @@ def build_parser() -> Parser:
         help="further folders with answers of eval_wrn_ebm.py, such as those about several "
         "checkpoints (default: RUN_FOLDER/eval alone)",
     )
-    return parser  # fmt: skip
+    return parser
 
 
 def main(argv: Sequence[str]) -> Path:

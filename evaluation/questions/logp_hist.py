@@ -25,7 +25,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     sets, skipped = sets_of(context, model)
     raw = {found.name: scores_of(found)[name] for found in sets}
     inside, *outside = sets
-    aurocs = {name: detection(raw[inside.name], x)["auroc"] for name, x in raw.items()}
+    aurocs = {o.name: detection(raw[inside.name], raw[o.name])["auroc"] for o in outside}
     summary = {
         found.name: {
             "title": found.title,
@@ -33,7 +33,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
             "mean": float(x.mean()),
             "std": float(x.std()),
             "quantiles": {f"{q:g}": float(np.quantile(x, q)) for q in QUANTILES},
-            "auroc": None if found is inside else aurocs[found.name],
+            "auroc": aurocs.get(found.name),
         }
         for found in sets
     }
