@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -240,7 +241,7 @@ def test_autoattack_takes_the_refinement(quick_autoattack: None) -> None:
 
 def test_autoattack_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     classify, x, y = network(classes=3), images(2), torch.arange(2)
-    if "pyautoattack" in sys.modules:
+    if find_spec("pyautoattack"):
         with pytest.raises(UsageError, match="needs 4 classes or more and the model has 3"):
             autoattack_accuracy(classify, x, y, distance="L2", eps=0.1)
     monkeypatch.setitem(sys.modules, "pyautoattack", None)

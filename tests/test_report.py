@@ -1,7 +1,6 @@
 """scripts/report.py: a run folder as one page."""
 
 import copy
-import importlib.util
 import json
 import re
 import shlex
@@ -22,13 +21,10 @@ from reports.page.curves import ticks
 from reports.page.markup import MINUS, NONE
 from reports.page.paper import PUBLISHED
 from reports.page.run import KEYS
+from scripts import report
 from training.flags import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
-_spec = importlib.util.spec_from_file_location("report", ROOT / "scripts" / "report.py")
-assert _spec and _spec.loader
-report = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(report)
 DEFAULTS = vars(build_parser().parse_args([]))
 
 SETTINGS = {
@@ -484,7 +480,7 @@ def test_mistakes_are_one_line(
         ([run, "--output", tmp_path / "folder.html"], "cannot write"),
     ):
         with pytest.raises(SystemExit) as stop:
-            report.main([str(word) for word in words])  # type: ignore[attr-defined]
+            report.main([str(word) for word in words])
         (line,) = capsys.readouterr().err.splitlines()
         assert stop.value.code == 2 and told in line
     assert not list(tmp_path.glob(".*")) and not list(empty.iterdir())

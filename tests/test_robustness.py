@@ -23,7 +23,6 @@ from models import EnergyClassifier
 
 CLASSES, SHAPE = 5, (3, 4, 4)
 SGLD: dict[str, Any] = {"chain": Chain(3, 0.4, 0.05), "copies": 4, "sigma": 0.1}
-BALLS = [("Linf", 0.05), ("L2", 0.3)]
 
 
 class Backbone(nn.Module):

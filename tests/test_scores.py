@@ -188,7 +188,7 @@ def test_one_pass_of_the_backbone_and_no_gradient_unless_asked(model: EnergyClas
     assert seen == [True] * 3 + [False] * 3
 
 
-def test_confident_images_stay_apart(model: EnergyClassifier) -> None:
+def test_confident_images_stay_apart() -> None:
     """q(y|x) = 1 - 1e-9 and 1 - 1e-12 are one number in float32."""
     sharp = network()
     with torch.no_grad():
