@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.tables import about, claims, formats, page, protocols, records, titles
+from reports.tables import about, claims, formats, page, pictures, protocols, records, titles
 from reports.tables.table import OTHER_FEATURES, Number, Row, Table, build, published
 from scripts import done, rows, tables
 
@@ -536,6 +536,17 @@ def test_questions_about_several_models_belong_to_each(tmp_path: Path) -> None:
     assert picture.read_bytes() == b"picture of seed 2"  # the first, by number
 
 
+@pytest.mark.parametrize(("name", "papers"), [("alpha", False), ("table5_variants", True)])
+def test_a_picture_compares_two_rows_or_is_not_drawn(
+    name: str, papers: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "picture.png"
+    for experiment, enough in zip(rows.TABLES[name].rows, (papers, True), strict=False):
+        classified(fake_run(tmp_path, experiment), 0.7)
+        table = built(name, collect(tmp_path))
+        assert pictures.save_picture(table, path) == path.exists() == enough
+
+
 def test_copied_pictures_are_those_of_now(tmp_path: Path) -> None:
     runs, results = tmp_path / "small", tmp_path / "results" / "small"
 
@@ -910,8 +921,9 @@ def test_raw_and_averaged_weights_are_told_apart(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_named_with_its_flag(
     tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, results = fake_run(tmp_path, "ce"), tmp_path / "results"
+    run, other, results = fake_run(tmp_path, "ce"), fake_run(tmp_path, "hdge"), tmp_path / "results"
     classified(run, 0.7)
+    classified(other, 0.6)
     (tmp_path / "file").touch()
     bad = tmp_path / "file" / "x"
     message = error(capsys, "compare", run, "--output", bad)
@@ -929,7 +941,7 @@ def test_what_cannot_be_written_is_named_with_its_flag(
     message = error(capsys, "write", "--results", results)
     assert f"cannot write {picture}: No space left on device" in message
     assert picture.read_bytes() == b"earlier" and not list(results.glob(".*"))
-    message = error(capsys, "compare", run, "--output", tmp_path / "new")
+    message = error(capsys, "compare", run, other, "--output", tmp_path / "new")
     assert f"cannot write {tmp_path / 'new' / 'comparison.png'}: No space" in message
 
 

@@ -23,11 +23,15 @@ PER_ROW = 5
 
 
 def save_picture(table: Table, path: Path) -> bool:
-    """Write the PNG, the same bytes every time; return False where there is no number to draw."""
+    """Write the PNG, the same bytes every time. Return False where it would compare nothing: fewer
+    than two rows, ours or the paper's, have a number."""
     from matplotlib import rc_context
 
     kind = TABLES.get(table.name, {}).get("picture", "dots")
-    if kind == "none":
+    found = [row.numbers.values() for row in table.rows]
+    ours = sum(any(has_number(n, False) for n in numbers) for numbers in found)
+    papers = sum(any(n.paper is not None for n in numbers) for numbers in found)
+    if kind == "none" or ours + papers < 2:
         return False
     with rc_context(STYLE):
         figure = {"dots": dots, "curves": curves, "robustness": robustness}[kind](table)
