@@ -17,7 +17,8 @@ T_RANGE = (0.01, 100.0)  # where `fit_temperature` looks; fitted ones of network
 def calibration(
     logits: Tensor | np.ndarray, labels: Tensor | np.ndarray, n_bins: int = 20
 ) -> dict[str, Any]:
-    """Expected calibration error, NLL and Brier score of q(y|x) = softmax(logits), in float64.
+    """Compute expected calibration error, NLL and Brier score of q(y|x) = softmax(logits), in
+    float64.
 
         ECE = sum_m |B_m|/n |accuracy(B_m) - confidence(B_m)|,   B_m: ((m-1)/M, m/M]
 
@@ -29,7 +30,7 @@ def calibration(
     Returns n; accuracy, ece (0..1); n_bins; bins, a list of M dicts {lower, upper, count,
     confidence, accuracy}, the last two None in an empty bin; nll (nats, >= 0); brier.
     Raises ValueError for no images, a wrong shape, a label outside [0, C) and n_bins < 1, and
-    NotFinite for a logit.
+    NotFinite for logits that are not finite.
     """
     logits, labels = _checked(logits, labels)
     if n_bins < 1:
@@ -102,7 +103,8 @@ def fit_temperature(logits: Tensor | np.ndarray, labels: Tensor | np.ndarray) ->
 
 
 def _checked(logits: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
-    """float64 (N, C) and int64 (N,) on the CPU, or a ValueError."""
+    """Return logits float64 (N, C) and labels int64 (N,) on the CPU. Raises
+    ValueError and NotFinite, as `calibration` says."""
     logits, labels = torch.as_tensor(logits).cpu(), torch.as_tensor(labels).cpu()
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         shapes = f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}"

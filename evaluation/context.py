@@ -44,7 +44,7 @@ class Context:
         self._warnings: set[str] = set()
 
     def images(self, name: str, model: LoadedModel, flag: str = "--dataset") -> data.EvaluationSet:
-        """The named set, read once, and compared with what the model was trained on. Raises
+        """Return the named set, read once and compared with what the model was trained on. Raises
         DataError."""
         own = self.dataset_of(model)
         size, n_valid = model.network.image_size, data.held_out_by(model.settings)
@@ -117,7 +117,8 @@ class Context:
         return own
 
     def own_set(self, model: LoadedModel, remedy: str) -> str:
-        """Return the same name. Raises UsageError, with the remedy, if --dataset is another set."""
+        """Return the set that the model was trained on. Raises UsageError, with the remedy, if
+        --dataset is another set."""
         own = self.known(model)
         if self.s.dataset is not None and trainable(self.s.dataset) != own:
             raise UsageError(
@@ -126,12 +127,12 @@ class Context:
         return own
 
     def asked_set(self, model: LoadedModel) -> data.EvaluationSet:
-        """--dataset, by default the test split of what the model was trained on."""
+        """Return --dataset, by default the test split of what the model was trained on."""
         name = self.known(model) if self.s.dataset is None else self.s.dataset
         return self.images(name, model)
 
     def labelled_set(self, model: LoadedModel) -> data.EvaluationSet:
-        """Return the same set. Raises UsageError for labels that the model does not have."""
+        """Return `asked_set`. Raises UsageError for labels that the model does not have."""
         found = self.asked_set(model)
         if found.num_classes is None:
             raise UsageError(f"--dataset {found.name} has no labels: use it with OOD or logp_hist")
@@ -189,8 +190,8 @@ class Context:
     def batches(
         self, found: data.EvaluationSet, model: LoadedModel
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of the set with --sigma noise, refined by --n_steps, under a progress bar. Of
-        several processes each walks its share of the same batches."""
+        """Yield batches of the set with --sigma noise, refined by --n_steps, under a progress bar.
+        Of several processes each walks its share of the same batches."""
         s, size, part = self.s, self.batch_size, self.share_of(found)
         batches: Iterable[tuple[Tensor, Tensor]] = data.evaluation_batches(
             found.split, batch_size=size, sigma=s.sigma, seed=s.seed, part=part

@@ -201,7 +201,7 @@ def _reliability(top: Any, below: Any, model: Mapping[str, Any], *, first: bool)
 def _filled(
     axes: Any, scores: np.ndarray, edges: np.ndarray, colour: str, title: str, *, alpha: float
 ) -> None:
-    """A histogram whose area is the share of the scores within the edges."""
+    """Draw a histogram whose area is the share of the scores within the edges."""
     density = np.histogram(scores, edges)[0] / (len(scores) * np.diff(edges))
     line = {"edgecolor": colour, "linewidth": 1.2}
     axes.stairs(density, edges, fill=True, facecolor=(colour, alpha), label=title, **line)
@@ -225,7 +225,7 @@ def _shared_bins(sets: Sequence[np.ndarray], n: int = 60) -> np.ndarray:
 
 
 def _row_label(axes: Any, label: str) -> None:
-    """The model's name left of the axis label, wherever the layout puts that."""
+    """Write the model's name left of the axis label, wherever the layout puts that."""
     axes.annotate(
         label,
         xy=(0, 0.5),

@@ -50,7 +50,8 @@ def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, flo
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and unbiased covariance (D, D) of features (N, D), in float64 on the CPU; N > 1."""
+    """Return mean (D,) and unbiased covariance (D, D) of features (N, D), N > 1, in float64 on the
+    CPU."""
     x = features.detach().to("cpu", torch.float64)
     mean = x.mean(0)
     centred = x - mean

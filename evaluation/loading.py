@@ -89,10 +89,11 @@ class LoadedModel:
         return losses.Contrastive(score, queue).to(self.device)
 
     def replay_buffer(self, classes: int) -> losses.ReplayBuffer:
-        """Return the checkpoint's, or with --fresh_samples a new one of --buffer_size images.
+        """Return the checkpoint's replay buffer, or with --fresh_samples a new one of --buffer_size
+        images.
 
         `classes` share its slots; 1 for unconditional chains. Raises UsageError where the
-        checkpoint has none, and for a size that the classes cannot share.
+        checkpoint has no buffer, and for a size that the classes cannot share.
         """
         fresh = self.flags.fresh_samples
         images = None if fresh else self.buffer_images("--fresh_samples starts a new one")
@@ -118,7 +119,8 @@ class LoadedModel:
         return buffer
 
     def buffer_images(self, remedy: str) -> Tensor:
-        """(N, 3, H, W); raises UsageError, with the remedy, where the checkpoint has none."""
+        """Return the images (N, 3, H, W) of the checkpoint's replay buffer. Raises UsageError, with
+        the remedy, where it has no buffer."""
         images, side = self.state.get("replay_buffer"), self.network.image_size
         if not isinstance(images, Tensor) or images.shape[1:] != (3, side, side) or not len(images):
             raise UsageError(f"--load_path {self.path} holds no replay buffer: {remedy}")
@@ -159,7 +161,7 @@ class LoadedModel:
         return default
 
     def number(self, name: str, default: float) -> float:
-        """Return the same as a float. Raises UsageError for a run's setting that is no number."""
+        """Return `value` as a float. Raises UsageError for a run's setting that is no number."""
         value = self.value(name, default)
         try:
             return float(value)
@@ -203,7 +205,8 @@ def load(
 
 
 def average_of(state: dict[str, Any], asked: str | None) -> str:
-    """Which weights of a run with --ema are loaded where --weights is `asked`; "" of any other run.
+    """Return which weights of a run with --ema are loaded where --weights is `asked`; "" for any
+    other run.
 
     A released or exported checkpoint of such a run has the averaged weights alone. Raises
     CheckpointError where it has not those that are asked for.
@@ -243,8 +246,8 @@ def trainable(name: str) -> str | None:
 
 
 def labels_of(paths: list[str]) -> list[str]:
-    """Short and distinct names: the run folders', with the file's, or a number, where that is not
-    enough."""
+    """Return short and distinct names: those of the run folders; where two are the same, with the
+    file's name or a number."""
     names = [weights_file(Path(path)).resolve().parent.name for path in paths]
     if len(set(names)) < len(paths):
         names = [f"{name}/{Path(path).stem}" for name, path in zip(names, paths, strict=True)]

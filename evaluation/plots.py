@@ -15,7 +15,7 @@ from runs.style import new_figure, save_twice
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
-    """Images (n, 3, h, w) in [-1, 1] (clipped) as one picture, uint8 (H, W, 3), row by row."""
+    """Return images (n, 3, h, w), clipped to [-1, 1], row by row in a picture uint8 (H, W, 3)."""
     n, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
@@ -29,7 +29,7 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
 
 
 def save_grid(images: Tensor, path: Path, columns: int | None = None) -> Tensor:
-    """Write the grid as PNG, enlarged so that small images can be seen; returns the grid."""
+    """Write the grid as PNG, enlarged so that small images can be seen. Return the grid."""
     from PIL import Image
 
     picture = grid(images, columns)

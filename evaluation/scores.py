@@ -39,7 +39,7 @@ def scores(
     bank: Tensor | None = None,
     k: int = 50,
 ) -> dict[str, np.ndarray]:
-    """{name: float64 (N,)} for every name, from one forward pass of each (images, labels).
+    """Return {name: float64 (N,)} for every name, from one forward pass of each (images, labels).
 
         px       log q(x), up to log Z; = LSE_c f(x)[c] unless `uncond`       any real number
         px_logits  LSE_c f(x)[c], with `uncond` too                           any real number
@@ -127,10 +127,10 @@ def check_neighbour(k: int, n: int) -> None:
 
 @torch.no_grad()
 def feature_bank(model: EnergyClassifier, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """(M, D) penultimate features of all images, float32, each divided by its length.
+    """Return the penultimate features of all images, float32 (M, D), each divided by its length.
 
-    In eval mode, which is given back; (0, D) without images. Where several processes have a part
-    of the batches each, in order, all get the whole bank.
+    The model is in eval mode, and its own mode is restored. Returns (0, D) without images.
+    Where several processes have a part of the batches each, in order, all get the whole bank.
     """
     with eval_mode(model):
         parts = [F.normalize(model.features(images).float(), dim=1) for images, _ in batches]
@@ -139,7 +139,8 @@ def feature_bank(model: EnergyClassifier, batches: Iterable[tuple[Tensor, Tensor
 
 
 def kth_distance(features: Tensor, unit_bank: Tensor, k: int) -> Tensor:
-    """||z - z_k||_2 (n,), float64 in [0, 2], z (n, D) divided by its length; rows of the bank are.
+    """Return ||z - z_k||_2 (n,), float64 in [0, 2], of features z (n, D), divided by their length,
+    and their k-th nearest z_k in `unit_bank` (M, D), whose rows have length 1.
 
     By ||a - b||^2 = 2 - 2 a.b in float64: in float32 this loses all but the first 3 digits of a
     small distance. Chunks of images, so that (n, M) stays small for any bank.
@@ -151,7 +152,8 @@ def kth_distance(features: Tensor, unit_bank: Tensor, k: int) -> Tensor:
 
 
 def detection(score_in: np.ndarray, score_out: np.ndarray) -> dict[str, float | int]:
-    """{auroc, fpr95, aupr, n_in, n_out} of scores (n_in,) and (n_out,), higher = in-distribution.
+    """Return {auroc, fpr95, aupr, n_in, n_out} of scores (n_in,) and (n_out,), which are
+    higher for in-distribution images.
 
         auroc  P(in > out) + P(in = out) / 2                                             0..1
         fpr95  the smallest share of out-of-distribution images that score >= t, over
@@ -180,7 +182,7 @@ def detection(score_in: np.ndarray, score_out: np.ndarray) -> dict[str, float | 
 
 
 def checked(score: np.ndarray, kind: str) -> np.ndarray:
-    """Return the scores in float64."""
+    """Return the scores in float64. Raises ValueError for no scores, and NotFinite."""
     values = np.asarray(score, dtype=np.float64)
     bad = np.count_nonzero(~np.isfinite(values))
     if values.size == 0:

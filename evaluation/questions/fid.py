@@ -82,8 +82,8 @@ def reference_images(context: Context, model: LoadedModel) -> tuple[Tensor, str,
 
 
 def sampled(context: Context, model: LoadedModel) -> tuple[Tensor, dict[int, Tensor]]:
-    """float (N, 3, S, S): new chains, or the checkpoint's replay buffer; and the same new chains
-    after 0 and --chain_lengths steps, by steps. Raises UsageError and NotFinite."""
+    """Return images float (N, 3, S, S), ends of new chains or the checkpoint's replay buffer; and
+    the new chains after 0 and --chain_lengths steps, by steps. Raises UsageError and NotFinite."""
     import torch
 
     from evaluation import sampling
@@ -131,7 +131,7 @@ def classes_in_turn(context: Context, model: LoadedModel, n: int) -> Tensor | No
 
 
 def feature_extractor(context: Context, network: LoadedModel) -> tuple[Any, str, str]:
-    """(extractor, its name, the sha256 of its weights): Inception, or the network's features."""
+    """Return an extractor, Inception or the network, its name, and the sha256 of its weights."""
     from evaluation.generation import model_extractor
     from evaluation.inception import inception_extractor
 

@@ -26,7 +26,7 @@ LONGEST_TRAJECTORY = 1000  # SGLD steps; longer ones look the same and cost a ro
 
 
 def slots_of(context: Context, model: LoadedModel, classes: int) -> Slots:
-    """The replay buffer's. Raises UsageError where there are not enough for the chains."""
+    """Return the slots of the replay buffer. Raises UsageError where the chains need more."""
     buffer, chains = model.replay_buffer(classes), context.s.sgld_batch_size
     size = len(buffer.images) // classes
     if -(-chains // classes) > size:
@@ -84,7 +84,7 @@ def run(
 
 
 def training_images(context: Context, model: LoadedModel) -> data.EvaluationSet | None:
-    """The images that the model was trained on; None, with a warning, if they cannot be read."""
+    """Return the images that the model was trained on; None, with a warning, if that fails."""
     try:
         own = context.own_set(model, "leave it out")
         return context.images(data.split_name(own, "train"), model)
@@ -116,8 +116,8 @@ def beside_training(
     starts: Tensor,
     labels: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Numbers and a picture of samples uint8 (N, H, W, 3), where their chains began, and the
-    nearest training images, if any: of their own class where `labels` (N,) are given."""
+    """Draw samples uint8 (N, H, W, 3) beside their chains' starts and the nearest training images,
+    if any: of their own class where `labels` (N,) are given. Return how near they are."""
     sets, numbers = {"start": starts, "sample": images}, dict[str, Any]()
     if training is not None:
         bank, of_bank = training.split.images, training.split.labels
@@ -145,7 +145,7 @@ def beside_training(
 
 
 def padded_rows(images: Tensor, labels: Tensor, classes: int, columns: int = COLUMNS) -> Tensor:
-    """The first `columns` images of each class in a row of its own; missing ones are black."""
+    """Return the first `columns` images of each class, a class a row; missing images are black."""
     rows = []
     for y in range(classes):
         row = images[labels == y][:columns]
@@ -155,7 +155,8 @@ def padded_rows(images: Tensor, labels: Tensor, classes: int, columns: int = COL
 
 
 def draw_class_rows(images: Tensor, path: Path, classes: int, last: bool) -> None:
-    """One class a row, with its number; on the way a plain grid, which is quicker to make."""
+    """Draw one class a row, with its number; before the last round a plain grid, which
+    is quicker to make."""
     if last:
         labels = [str(label) for label in range(classes)]
         plots.save_labelled_grid(images, path, row_labels=labels, columns=COLUMNS)

@@ -40,7 +40,7 @@ class Paper:
     settings: dict[str, Any]
 
     def auroc(self, in_dataset: str, ood_dataset: str, score: str) -> tuple[float, float] | None:
-        """AUROC and its standard deviation, of models trained on CIFAR-10."""
+        """Return AUROC and its standard deviation, of models trained on CIFAR-10."""
         if canonical(in_dataset) != "cifar10" or score not in SCORES:
             return None
         resnet = " (ResNet-50)" if self.settings.get("arch") == "resnet50" else ""
@@ -50,7 +50,8 @@ class Paper:
         return (known[column], row["std"][column]) if column in known else None
 
     def accuracy(self, dataset: object) -> float | None:
-        """0 to 1; with batch norm Table 2, without Table 3 (CIFAR-10) or Figure 2 (CIFAR-100)."""
+        """Return accuracy, 0 to 1: of Table 2 with batch norm, else of Table 3 for CIFAR-10 and of
+        Figure 2 for CIFAR-100."""
         name = canonical(dataset)
         if self.settings.get("arch") == "resnet50":
             return None
@@ -61,12 +62,12 @@ class Paper:
         return self._share("figure2_calibration", 0, "accuracy") if name == "cifar100" else None
 
     def ece(self, dataset: object) -> float | None:
-        """0 to 1, of models trained on CIFAR-100."""
+        """Return ECE, 0 to 1, of models trained on CIFAR-100."""
         of_paper = canonical(dataset) == "cifar100"
         return self._share("figure2_calibration", 0, "ece") if of_paper else None
 
     def generation(self, key: str) -> float | None:
-        """fid or is, of models trained on CIFAR-10."""
+        """Return the number of this key, fid or is, of models trained on CIFAR-10."""
         if canonical(self.settings.get("dataset")) != "cifar10":
             return None
         return _row(self.tables["table3_hybrid"]["rows"], self.rows[2]).get(key)
@@ -89,7 +90,7 @@ def paper_of(run: Run) -> Paper:
 
 
 def canonical(dataset: object) -> str:
-    """cifar_test, cifar10_test, cifar100test -> cifar10, cifar10, cifar100; other splits stay."""
+    """Return cifar10 for cifar_test and cifar10_test, say. Names of other splits stay."""
     name = re.sub(r"_?test$", "", str(dataset).strip().lower())
     return {"cifar": "cifar10", "cifar_100": "cifar100", "cifar_interp": "interp"}.get(name, name)
 

@@ -48,7 +48,7 @@ def about(scale: str, record: Record | None) -> dict[str, str]:
 
 
 def divergences(seeds: Sequence[Seed]) -> list[str]:
-    """Count them over retries, unless the runs' states tell."""
+    """Say how often the runs diverged, retries included, unless their states tell."""
     again = sum(int(seed.get("divergences") or 0) for seed in seeds)
     told = sum(seed["state"] == "diverged" for seed in seeds)
     return [f"{plural(again, 'divergence')} in all, retries included"] if again > told else []
@@ -128,7 +128,7 @@ def devices(seed: Seed) -> list[str]:
 
 
 def commits(seed: Seed) -> list[str]:
-    """Seven digits, and the mark of files that differ from the commit."""
+    """Return seven digits of each commit, with a + where files differed from it."""
     known = [str(found) for found in seed.get("commits") or [seed.get("commit")] if found]
     return [found[:7] + "+" * found.endswith("+") for found in known] or ["unknown"]
 
