@@ -13,8 +13,10 @@ from torch import Tensor
 from evaluation.sampling import to_uint8
 from runs.style import new_figure, save_twice
 
+GAP = 2  # black pixels around the images of a grid
 
-def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
+
+def grid(images: Tensor, columns: int | None = None, gap: int = GAP) -> Tensor:
     """Return images (n, 3, h, w), clipped to [-1, 1], row by row in a picture uint8 (H, W, 3)."""
     n, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(n))
@@ -62,10 +64,7 @@ def save_labelled_grid(
     figure = new_figure(inch * columns + 1.0, inch * rows + 0.5)
     axes = figure.subplots()
     _show_grid(axes, images, columns, row_labels)
-    gap, width = 2, images.shape[3] + 2
-    axes.set_xticks(
-        [gap + width * (i + 0.5) - 1.5 for i in range(len(column_labels))], column_labels
-    )
+    axes.set_xticks(_middles(len(column_labels), images.shape[3]), column_labels)
     axes.set_xlabel(xlabel, fontsize=9)
     return save_twice(figure, path, bbox_inches="tight")
 
@@ -88,12 +87,16 @@ def save_side_by_side(
 
 
 def _show_grid(axes: Any, images: Tensor, columns: int, row_labels: Sequence[str]) -> None:
-    gap, height = 2, images.shape[2] + 2
-    axes.imshow(grid(images, columns, gap).numpy(), interpolation="nearest")
-    axes.set_yticks([gap + height * (i + 0.5) - 1.5 for i in range(len(row_labels))], row_labels)
+    axes.imshow(grid(images, columns).numpy(), interpolation="nearest")
+    axes.set_yticks(_middles(len(row_labels), images.shape[2]), row_labels)
     axes.tick_params(length=0, labelsize=9, labeltop=True, labelbottom=False)
     axes.xaxis.set_label_position("top")
     axes.spines[:].set_visible(False)
+
+
+def _middles(n: int, size: int) -> list[float]:
+    """Return where the middles of a grid's first n images of `size` pixels are, in pixels."""
+    return [GAP + (size + GAP) * i + (size - 1) / 2 for i in range(n)]
 
 
 def save_curves(rows: list[dict[str, str]], path: Path) -> None:
