@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -174,14 +173,12 @@ class ViewBatches:
             order = data.epoch_order(len(self.index), seed=self.seed, epoch=epoch, device=device)
             self._order = epoch, self.index[order]
         chosen = self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
-        mixed = np.random.SeedSequence((self.seed, _VIEWS, step)).generate_state(1, np.uint64)[0]
-        generator = torch.Generator(device).manual_seed(int(mixed))
         both = random_view(
             self.train.images,
             chosen.repeat(2),
             flip=self.flip,
             sigma=self.sigma,
-            generator=generator,
+            generator=data.generator_of(device, self.seed, _VIEWS, step),
         )
         return both, self.train.labels[chosen].repeat(2)
 

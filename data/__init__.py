@@ -12,11 +12,11 @@ from data.batches import (
     augment,
     epoch_order,
     evaluation_batches,
+    generator_of,
     number_of_batches,
     to_float,
 )
 from data.evaluation_sets import (
-    ALL_OOD,
     EvaluationSet,
     TrainedOn,
     all_ood,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from data.base import Split
+from runs.processes import mixed
 
 EVAL_NOISE_BLOCK = 100  # images whose evaluation noise comes from one generator
 _ORDER, _NOISE = 0, 1  # streams of one seed that must not share their numbers
@@ -78,7 +78,7 @@ def evaluation_batches(
     for start in range(part.start * batch_size, part.stop * batch_size, batch_size):
         batch = to_float(split.images[start : start + batch_size])
         while sigma > 0 and len(noise) < len(batch):
-            generator = _generator(device, seed, _NOISE, block)
+            generator = generator_of(device, seed, _NOISE, block)
             drawn = _noise(EVAL_NOISE_BLOCK, size, sigma, generator, device)
             noise, block, within = torch.cat([noise, drawn[within:]]), block + 1, 0
         if sigma > 0:
@@ -93,8 +93,13 @@ def number_of_batches(split: Split, batch_size: int) -> int:
 
 def epoch_order(n: int, *, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
     """Return a random permutation of n, int64 (n,): a pure function of (seed, epoch), both >= 0."""
-    generator = _generator(torch.device("cpu"), seed, _ORDER, epoch)
+    generator = generator_of(torch.device("cpu"), seed, _ORDER, epoch)
     return torch.randperm(n, generator=generator).to(device)
+
+
+def generator_of(device: torch.device, *key: int) -> torch.Generator:
+    """Make a generator that is seeded by all the numbers of `key` (each >= 0), well mixed."""
+    return torch.Generator(device).manual_seed(mixed(*key))
 
 
 @lru_cache
@@ -118,9 +123,3 @@ def _noise(
     """
     noise = torch.empty(n, size, size, 3, device=device)
     return noise.normal_(0, sigma, generator=generator).permute(0, 3, 1, 2)
-
-
-def _generator(device: torch.device, *key: int) -> torch.Generator:
-    """Return a generator seeded by all the numbers of `key`, well mixed."""
-    mixed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(mixed))

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from data import EVAL_NOISE_BLOCK
+from data import EVAL_NOISE_BLOCK, generator_of
 from losses import Chain
 from models import EnergyClassifier, sampling_mode
 
@@ -51,12 +50,6 @@ def begin(
     like = torch.empty(n, 3, size, size, device=generator.device)
     x = chain.start.draw(like, labels, generator)
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def generator_of(device: torch.device, *key: int) -> torch.Generator:
-    """Make a generator that is seeded by all the numbers of `key` (each >= 0), well mixed."""
-    mixed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(mixed))
 
 
 def refined(

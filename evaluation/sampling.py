@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data import generator_of
 from evaluation import NotFinite, pgd
-from evaluation.chains import BUFFER, FRESH, ROUNDS, begin, climb, generator_of
+from evaluation.chains import BUFFER, FRESH, ROUNDS, begin, climb
 from losses import Chain, ReplayBuffer, Start
 from models import EnergyClassifier, eval_mode, sampling_mode
 

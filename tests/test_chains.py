@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data import Split, batches, evaluation_batches
+from data import Split, batches, evaluation_batches, generator_of
 from evaluation import chains
 from evaluation.chains import refined
 from losses import Chain, langevin
@@ -97,7 +97,7 @@ def test_chains_have_a_generator_that_evaluation_noise_has_not(model: EnergyClas
     moved, _ = joined(refined(model, [(x, y)], block=4, seed=5, chain=Chain(**settings)))
     model.eval()
     for i in range(2):
-        generator = chains.generator_of(torch.device("cpu"), 5, chains.REFINEMENT, i)
+        generator = generator_of(torch.device("cpu"), 5, chains.REFINEMENT, i)
         end = langevin(model.log_px, x[4 * i : 4 * i + 4], generator=generator, **settings)
         # In another layout, so up to 1e-5 apart; with other noise it would be .1.
         torch.testing.assert_close(moved[4 * i : 4 * i + 4], end, rtol=0, atol=1e-4)

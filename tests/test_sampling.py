@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data import to_float
-from evaluation.chains import FRESH, ROUNDS, generator_of
+from data import generator_of, to_float
+from evaluation.chains import FRESH, ROUNDS
 from evaluation.plots import save_labelled_grid
 from evaluation.sampling import (
     Sampler,
