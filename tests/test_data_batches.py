@@ -121,13 +121,7 @@ def test_epoch_order_is_a_pure_function_of_seed_and_epoch() -> None:
     assert not any(torch.equal(data.epoch_order(1000, seed=s, epoch=e), first) for s, e in others)
 
 
-def test_an_empty_split_has_no_batches() -> None:
-    split = Split(made_up_images(0), torch.zeros(0, dtype=torch.int64))
-    assert list(data.evaluation_batches(split, batch_size=2, sigma=0.1)) == []
-
-
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_batch_on_the_gpu_never_waits_for_the_host() -> None:
     images, index = made_up_images(8).cuda(), torch.arange(8).cuda()
     data.augment(images, index, sigma=0.03, flip=True)  # the first call allocates
