@@ -24,15 +24,15 @@ PATIENCE = 120  # seconds: a collective that one of them does not take part in n
 
 
 class Pair:
-    def __init__(self, size: int = 2) -> None:
+    def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.ends, self.processes = [], []
-        for rank in range(size):
+        for rank in range(2):
             here, there = context.Pipe()
-            given = {"given": (rank, size, port, there)}
+            given = {"given": (rank, port, there)}
             process = context.Process(
                 target=runpy.run_path, args=(__file__, given, "started"), daemon=True
             )
@@ -60,11 +60,11 @@ class Pair:
             process.join()
 
 
-def serve(rank: int, size: int, port: int, end: Connection) -> None:
+def serve(rank: int, port: int, end: Connection) -> None:
     tests = types.ModuleType("tests")  # no package, and others may bring one of that name
     tests.__path__ = [str(Path(__file__).parent)]
     sys.modules["tests"] = tests
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ |= {name: str(value) for name, value in names.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "MPLBACKEND": "Agg"}
     import torch

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,20 +11,12 @@ import models
 from baselines import train_contrastive as program
 from baselines import views
 from baselines.train_contrastive import ProjectionHead, nt_xent, supervised_contrastive
+from tests.test_baselines_views import generator, noise_images
 
 
 def unit(n: int, d: int = 5) -> torch.Tensor:
     generator = torch.Generator().manual_seed(n)
     return torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1).double()
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def noise_images(n: int) -> torch.Tensor:
-    random = np.random.RandomState(0)
-    return torch.from_numpy(random.randint(0, 256, (n, 32, 32, 3)).astype(np.uint8))
 
 
 # ---------------------------------------------------------------------------------------- losses

@@ -15,13 +15,9 @@ import data
 from data import DataError, EvaluationSet, TrainedOn
 from data.images import resize_batch
 from runs.names import CLASSES
+from tests.test_data_folder import paint
 
 RANDOM = np.random.RandomState(0)
-
-
-def paint(file: Path, colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(file)
 
 
 def reds(loaded: EvaluationSet) -> list[int]:

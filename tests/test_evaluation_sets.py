@@ -6,21 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import data
 from data import DataError, EvaluationSet, TrainedOn
+from tests.test_data_folder import paint
 
 RANDOM = np.random.RandomState(0)
 
 
 def made_up(n: int, height: int = 32, width: int = 32) -> np.ndarray:
     return RANDOM.randint(0, 256, (n, height, width, 3)).astype(np.uint8)
-
-
-def paint(file: Path, colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(file)
 
 
 def colours(loaded: EvaluationSet) -> list[tuple[int, int, int]]:

@@ -356,9 +356,7 @@ def test_headers_tell_the_cost_of_what_is_trained(scale: str, unit: float) -> No
         listed = [*rows.EXPERIMENTS] if name == "all" else rows.TABLES[name].rows
         names = set(rows.rows_at(scale, listed))
         for row in list(names):
-            start = rows.EXPERIMENTS[row].start
-            probe = rows.EXPERIMENTS[row].program == rows.PROBE
-            names |= {start} if start and (probe or scale in rows.WARM) else set()
+            names |= {start.name for start in rows.needs(scale, rows.Train(row, 1))}
         text = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
         told = re.search(rf"#   {scale}  ([\d.]+) [EP]FLOP, ([\d.]+) ", text)
         assert (told is not None) == bool(names), name
