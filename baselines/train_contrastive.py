@@ -20,9 +20,8 @@ from baselines.flags import SHARED, check_shared, make_parser, parse
 from runs.cli import COUNT, WEIGHT, WHOLE, Parser, UsageError, number
 from training.flags import TEMPERATURE
 
-METHODS = ("supcon", "simclr", "jointloss")
 FIXED = ("method", "pretrain_epochs", "projection")  # on --resume, besides the shared ones
-TEMPERATURES = {"supcon": 0.1, "simclr": 0.5, "jointloss": 0.5}
+TEMPERATURES = {"supcon": 0.1, "simclr": 0.5, "jointloss": 0.5}  # by method
 
 
 # fmt: off
@@ -36,7 +35,7 @@ def build_parser() -> Parser:
         share=[name for name in SHARED if name != "optimizer"],
     )
     add = parser.add_argument_group("contrastive learning").add_argument
-    add("--method", choices=METHODS, default="supcon",
+    add("--method", choices=tuple(TEMPERATURES), default="supcon",
         help="supcon: positives are all views of the label (Khosla et al. 2020, L_out); simclr: "
         "the other view, no labels (Chen et al. 2020, NT-Xent); jointloss: simclr for "
         "--pretrain_epochs, then cross-entropy + NT-Xent (Winkens et al. 2020) "
@@ -62,7 +61,7 @@ def build_parser() -> Parser:
 
 # fmt: on
 def check(s: Namespace) -> None:
-    """Also fills in the defaults that depend on --method. Raises UsageError."""
+    """Check flags against each other, and set those that depend on --method. Raises UsageError."""
     check_shared(s)
     if s.temperature is None:
         s.temperature = TEMPERATURES[s.method]
@@ -104,7 +103,7 @@ class ProjectionHead(nn.Module):
     features before it.
     """
 
-    def __init__(self, features: int, size: int = 128) -> None:
+    def __init__(self, features: int, size: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(features, features)
         self.output = nn.Linear(features, size)

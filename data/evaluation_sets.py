@@ -79,7 +79,7 @@ def split_name(dataset: str, split: str = "test") -> str:
     """Return the canonical name of a split of a training set or folder."""
     if dataset.startswith(FOLDER):
         path = dataset.removeprefix(FOLDER)
-        return f"folder:{path}" if split == "test" else f"folder_{split}:{path}"
+        return dataset if split == "test" else f"folder_{split}:{path}"
     dataset = _ALIASES.get(dataset, dataset)
     return f"{dataset}_{split}" if dataset in SPECS else dataset
 

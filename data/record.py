@@ -75,7 +75,7 @@ class Record:
     def others(self, now: Record) -> str | None:
         """Return in words how test images and class names of `now`, whose training images are the
         same, differ from these; None if they do not."""
-        if self.test is None or now.test is None or now.train is None:
+        if now.test is None:
             return None
         split = Split(now.test, now.test, now.test)  # its hashes alone are compared
         return said(self.compare(split, "test", now.class_names), "test")

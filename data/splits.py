@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data.base import DataError, DataSet
+from runs.names import FOLDER
 
 VALIDATION_SEED = 1234  # the ancestors' (HDGE utils.py, JEM train_wrn_ebm.py)
 TEST_SEED = 4321  # ours, for the sets that come without a test split
@@ -42,7 +43,7 @@ def hold_out(dataset: DataSet, n_valid: int | None) -> tuple[Tensor, Tensor]:
     """
     n = len(dataset.train.labels)
     train, valid = split_validation(n, default_n_valid(n) if n_valid is None else n_valid)
-    if dataset.name.startswith("folder:") and dataset.reader > 1:
+    if dataset.name.startswith(FOLDER) and dataset.reader > 1:
         assert dataset.train.hashes is not None
         order = (dataset.train.hashes & 0xFFFFFFFF).argsort(stable=True)
         return order[len(valid) :].sort().values, order[: len(valid)]

@@ -1,5 +1,6 @@
 """Models from checkpoints: this project's, HDGE's and JEM's."""
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,21 +13,8 @@ from models.energy import EnergyClassifier, build
 from runs.checkpoint import CheckpointError, read_checkpoint
 from runs.names import IMAGE_SIZE
 
-DEFAULTS: dict[str, Any] = {
-    "arch": "wrn",
-    "depth": 28,
-    "width": 10,
-    "norm": "none",
-    "dropout_rate": 0.0,
-    "num_classes": 10,
-    "uncond": False,
-    "image_size": IMAGE_SIZE,
-}
-
-STATES = (
-    "model_state_dict",
-    "state_dict",
-)  # keys of a checkpoint: ours and the ancestors', others'
+DEFAULTS = {name: given.default for name, given in inspect.signature(build).parameters.items()}
+STATES = ("model_state_dict", "state_dict")  # keys: ours and the ancestors', others'
 WRAPPERS = ("module", "_orig_mod")  # parts of names, of DataParallel and torch.compile
 HEAD = "class_output.weight"  # every network has one
 ALIASES = ("f.layer_one.", "f.other_layers.")  # JEM++'s yopo networks have their layers twice
