@@ -137,9 +137,10 @@ def asks(wanted: Mapping[str, Sequence[Settings]]) -> Callable[[str, Settings], 
     --fid_model REFERENCE stands for any seed's cross-entropy model."""
 
     def asked(question: str, settings: Settings) -> bool:
-        found = [each for each in wanted.get(question, ()) if same_question(settings, each)]
-        judge = Path(str(settings.get("fid_model") or "ce-s1/last_ckpt.pt")).parent.name
-        return any(each["fid_model"] is None or JUDGE.fullmatch(judge) for each in found)
+        judge = settings.get("fid_model")
+        if judge and not JUDGE.fullmatch(Path(str(judge)).parent.name):
+            return False
+        return any(same_question(settings, each) for each in wanted.get(question, ()))
 
     return asked
 

@@ -380,8 +380,9 @@ def needs(scale: str, job: Job) -> list[Train]:
         reference = REFERENCE in question_words(scale, job.question)
         return [*job.runs, *([judge(scale)] if reference else [])]
     experiment = EXPERIMENTS[job.name]
-    starts = experiment.start and (experiment.program == PROBE or scale in WARM)
-    return [Train(experiment.start, job.seed)] if experiment.start and starts else []
+    if experiment.start and (experiment.program == PROBE or scale in WARM):
+        return [Train(experiment.start, job.seed)]
+    return []
 
 
 def jobs_of(
