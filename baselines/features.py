@@ -19,7 +19,7 @@ TRAIN_NOISE = 1  # seed of the training images' noise: evaluation's is 0
 
 
 class Features(NamedTuple):
-    """What the backbone makes of a split: float32 (n, D), and labels int64 (n,)."""
+    """The backbone's features of a split's images, float32 (n, D), and labels int64 (n,)."""
 
     x: Tensor
     y: Tensor
@@ -35,7 +35,7 @@ def features_of(model: models.EnergyClassifier, batches: Any) -> Features:
 
 
 def augmented(split: data.Split, index: Tensor, *, copies: int, sigma: float, flip: bool) -> Any:
-    """`copies` random crops, mirrored, of every chosen image, in batches of (images, labels)."""
+    """Yield `copies` random crops, mirrored, of every chosen image: batches (images, labels)."""
     generator = torch.Generator(index.device).manual_seed(TRAIN_NOISE)
     for _ in range(copies):
         for part in index.split(BATCH):
@@ -46,8 +46,10 @@ def augmented(split: data.Split, index: Tensor, *, copies: int, sigma: float, fl
 def features_of_splits(
     model: models.EnergyClassifier, dataset: data.DataSet, s: Namespace
 ) -> dict[str, Features]:
-    """Of the training images, and of valid and test where there are images, with noise --sigma; of
-    the training images as they are or, with --augmented, of as many random crops of each.
+    """Return the features of "train", and of "valid" and "test" where there are images.
+
+    Images have noise of width --sigma. With --augmented, features of so many random crops of each
+    training image take the place of the image's own.
 
     Raises DataError for an --n_valid that leaves no image.
     """

@@ -85,7 +85,7 @@ def parse(
 
 
 def check_shared(s: Namespace) -> None:
-    """Data set, network and run name. Raises UsageError."""
+    """Check data set, network and run name. Raises UsageError."""
     flags.check_dataset(s.dataset)
     flags.check_network(s)
     check_id(s.id)

@@ -95,7 +95,7 @@ from training.machine import choose_device, environment, load_data, warn_of_leak
 
 @torch.no_grad()
 def scores(head: nn.Linear, part: Features) -> dict[str, float]:
-    """accuracy (0..1) and nll (nats) of the head's logits."""
+    """Return accuracy (0..1) and nll (nats) of the head's logits."""
     logits = head(part.x)
     right = (logits.argmax(1) == part.y).double().mean()
     return {"accuracy": right.item(), "nll": F.cross_entropy(logits, part.y).item()}

@@ -74,7 +74,7 @@ class Objective(nn.Module):
 
 
 class Batches(Protocol):
-    """(step) -> images float32 (n, 3, H, W), labels int64 (n,), and what no program here reads."""
+    """(step) -> images float32 (n, 3, H, W), labels int64 (n,). More than these two is not read."""
 
     steps_per_epoch: int
 
@@ -176,7 +176,7 @@ def build_run(program: Program, s: Namespace, num_classes: int, device: torch.de
 
 
 def train_step(run: Run, guard: Guard, batch: tuple[Tensor, ...], step: int) -> Metrics:
-    """One update; its metrics are scalars on the device. Nothing here waits for the device."""
+    """Take one step and return its metrics, scalars on the device, without waiting for it."""
     epoch = step // run.steps_per_epoch
     loss, metrics = run.objective(run.model, *batch[:2], epoch)
     kept = {name: value.detach() for name, value in {**metrics, "loss": loss}.items()}

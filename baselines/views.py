@@ -75,7 +75,7 @@ def random_view(
 def random_boxes(
     n: int, strength: Strength, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """left, top, width, height (n,) as parts of the image's side, within it.
+    """Draw left, top, width and height (n,) of boxes in the image, as parts of its side.
 
     The area is uniform, the ratio log-uniform; of ten boxes the first that fits, else the whole.
     """
@@ -108,7 +108,7 @@ def crop(
 
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """factor * x, clipped to [0, 1]. x (n, 3, h, w) in [0, 1], factor (n,), as in all of these."""
+    """Return factor * x, clipped to [0, 1]; x (n, 3, h, w) in [0, 1], factor (n,), also below."""
     return (x * factor[:, None, None, None]).clamp(0, 1)
 
 
@@ -142,7 +142,7 @@ def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
 
 
 def grey(x: Tensor) -> Tensor:
-    """Luma, (n, 1, h, w)."""
+    """Return the luma, (n, 1, h, w)."""
     return sum(weight * x[:, i : i + 1] for i, weight in enumerate(GREY))  # type: ignore[return-value]
 
 

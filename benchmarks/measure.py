@@ -115,8 +115,8 @@ class Bench:
 def contenders(
     bench: Bench, terms: str, classes: int, *, both: bool = False, **changes: Any
 ) -> Iterator[tuple[Namespace, dict[str, Contender]]]:
-    """The settings of the step, and by name the steps that there is memory for. `both`: on a GPU
-    the straightforward one in TF32, too."""
+    """Yield the settings of the step, and by name the contenders that there is memory for. `both`:
+    on a GPU the straightforward one in TF32, too."""
     s = step_settings(bench.b, terms, classes, **changes)
     found = {PROJECT: project(bench, s, classes)}
     if bench.b.straightforward and bench.room_for(s, classes):
@@ -133,7 +133,7 @@ def contenders(
 
 
 def project(bench: Bench, s: Namespace, classes: int) -> Contender:
-    """train_wrn.py's step, with its batches made on the device and its guard."""
+    """Return train_wrn.py's step, with its guard and with batches made on the device."""
     device = bench.device
     if classes not in bench.project:
         bench.project[classes] = build_model(s, classes, device)
@@ -174,7 +174,8 @@ def project(bench: Bench, s: Namespace, classes: int) -> Contender:
 
 
 def plain(bench: Bench, s: Namespace, classes: int, *, in_tf32: bool = False) -> Contender:
-    """Return the straightforward step, with batches made by PIL and one of log q(x)'s own."""
+    """Return the straightforward step, with batches made by PIL: with JEM two, the second one for
+    log q(x)."""
     device = bench.device
     if classes not in bench.plain:
         model = straightforward.Classifier(s.depth, s.width, classes)
@@ -253,8 +254,8 @@ def alternate(
 
 @contextmanager
 def watched(spent: dict[str, float], places: Sequence[Place]) -> Iterator[None]:
-    """While it lasts, the seconds within calls of owner.name are added to spent[part], for each
-    (owner, name, part). A watched call within another one counts as the other's."""
+    """Add the seconds within calls of owner.name to spent[part], for each (owner, name, part). A
+    watched call within another one counts as the other's."""
     inside = [False]
 
     def watch(call: Callable[..., Any], part: str) -> Callable[..., Any]:
@@ -280,7 +281,7 @@ def watched(spent: dict[str, float], places: Sequence[Place]) -> Iterator[None]:
 
 @contextmanager
 def tf32(on: bool) -> Iterator[None]:
-    """float32 products and convolutions on a GPU in TF32, or not."""
+    """Compute float32 products and convolutions on a GPU in TF32, or not."""
     precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if on else "highest")
     torch.backends.cudnn.allow_tf32 = on
@@ -293,8 +294,8 @@ def tf32(on: bool) -> Iterator[None]:
 
 @contextmanager
 def malloc_as_found(device: torch.device) -> Iterator[None]:
-    """On a CPU, the memory allocator of a program that does not set it up as this project's do:
-    with the largest thresholds that glibc comes to by itself."""
+    """Give a CPU's memory allocator the largest thresholds that glibc comes to by itself: this
+    project's programs set others."""
     if device.type == "cpu":
         set_malloc(trim_threshold=2**26, mmap_threshold=2**25)
     try:
@@ -324,7 +325,7 @@ def extra_memory(call: Call, device: torch.device) -> int | None:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes; infinite where the system does not tell."""
+    """Return the free bytes; infinity where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -334,7 +335,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def told(path: str, name: str) -> int:
-    """Bytes, of a file of Linux about memory. Raises OSError where it has no such line."""
+    """Return the bytes of a line of Linux's file `path`. Raises OSError if there is none."""
     match = re.search(rf"^{name}: +(\d+) kB", Path(path).read_text(encoding="ascii"), re.M)
     if match is None:
         raise OSError(f"{path} has no {name}")
@@ -342,8 +343,8 @@ def told(path: str, name: str) -> int:
 
 
 def peaks(bench: Bench) -> dict[str, float]:
-    """Number format -> FLOP/s of the best of 8 products of two large matrices: what the steps'
-    rates are shares of."""
+    """Return by number format the FLOP/s of the best of 8 products of two large matrices. The
+    steps' rates are given as shares of them."""
     size, gpu = bench.b.matrix, bench.device.type == "cuda"
     say(f"peak: products of {size} x {size} matrices")
 
@@ -377,7 +378,7 @@ def measured(b: Namespace, device: torch.device) -> Row:
 
 
 def both(times: Mapping[str, list[float]]) -> Row:
-    """Median seconds of project and straightforward, None if not timed, and their ratio."""
+    """Return the median seconds of both contenders, None if not timed, and their ratio."""
     ours, *more = (statistics.median(values) for values in times.values())
     theirs = more[0] if more else None
     return {PROJECT: ours, STRAIGHT: theirs, "ratio": theirs / ours if theirs else None}
@@ -409,8 +410,8 @@ def steps(bench: Bench) -> list[Row]:
 
 
 def parts(bench: Bench) -> list[Row]:
-    """Seconds of each part of a step, and the share of the peak while sampling. On a GPU the host
-    waits at both ends of a part, so that all of them together take longer than the step does."""
+    """Return the seconds of each part of a step, and the share of the peak while sampling. On a GPU
+    the host waits at both ends of a part, so that the parts together take longer than the step."""
     classes, rows = bench.b.classes[0], []
     for terms in bench.b.terms:
         say(f"parts of a step: {terms}")
@@ -435,8 +436,8 @@ def parts(bench: Bench) -> list[Row]:
 
 
 def growth(bench: Bench) -> list[Row]:
-    """Seconds of a step as K, the SGLD steps or the batch grow; the SGLD curve has a batch of its
-    own, whose chains are as many."""
+    """Return the seconds of a step as K, the SGLD steps or the batch grow. The SGLD curve has a
+    batch of its own size, and as many chains."""
     b, rows = bench.b, []
     for by, values in b.growth.items():
         for value in values:
@@ -497,7 +498,7 @@ def plain_term(s: Namespace, logits: Tensor, labels: Tensor) -> Call:
 
 
 def images(bench: Bench) -> list[Row]:
-    """A batch of augmented images, on one core where they are made on the CPU."""
+    """Time a batch of augmented images, on one core where they are made on the CPU."""
     say("a batch of augmented images")
     b, dataset = bench.b, bench.dataset(10, 0.03)
     held = bench.images.to(bench.device)

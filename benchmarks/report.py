@@ -54,13 +54,13 @@ def header(found: Row) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; all columns but the first are right-aligned."""
+    """Return a Markdown table; all columns but the first are right-aligned."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def figures(value: float | None, times: float = 1) -> str:
-    """Three digits, and no exponent for what occurs here."""
+    """Return three digits, and no exponent for numbers that occur here."""
     if value is None:
         return "-"
     value *= times

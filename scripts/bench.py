@@ -37,7 +37,7 @@ PROGRAM = "bench.py"
 
 
 def preset_for(name: str, device: torch.device) -> str:
-    """Raises UsageError for the GPU's preset without a GPU, which would take a day."""
+    """Return the preset, `auto` resolved. Raises UsageError for the GPU's preset on a CPU."""
     if name == "gpu" and device.type != "cuda":
         raise UsageError(f"--preset gpu on {device}: use --preset cpu, or --device cuda")
     return name if name != "auto" else "gpu" if device.type == "cuda" else "cpu"

@@ -53,7 +53,7 @@ def finished(run: Path) -> bool:
 
 
 def last_row(run: Path) -> tuple[int, int]:
-    """Epoch and step of the last whole row of progress.csv; (-1, -1) where there is none."""
+    """Return epoch and step of the last whole row of progress.csv; (-1, -1) if there is none."""
     found = -1, -1
     try:
         with open(run / "progress.csv", newline="", encoding="utf-8") as file:
