@@ -43,7 +43,7 @@ tags:
 # {network} of {dataset}, a classifier and a density
 
 Logits f(x) of {size} x {size} images in [-1, 1]: log q(y|x) = f(x)[y] - logsumexp f(x),
-and, up to a constant, log q(x) = logsumexp f(x). Trained to minimise {objective}.
+and, up to a constant, log q(x) = {density}. Trained to minimise {objective}.
 
 ## Measured
 
@@ -117,6 +117,7 @@ def card(state: dict[str, Any], found: Sequence[tuple[str, str, str]]) -> str:
         dataset=str(s["dataset"]).removeprefix("folder:"),
         network="ResNet-50" if s["arch"] == "resnet50" else f"WRN-{s['depth']}-{s['width']}",
         size=s.get("image_size", IMAGE_SIZE),
+        density="e(x), a scalar head of its own" if s.get("uncond") else "logsumexp f(x)",
         objective=" + ".join(f"{s[t.name]:g} x {t.formula} ({t.how})" for t in terms.used(s)),
         measured=table if found else "Nothing: no evaluation of this checkpoint was found.",
         step=state["progress"]["step"],

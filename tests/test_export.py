@@ -48,6 +48,13 @@ def test_it_is_the_same_model(train: Any, tmp_path: Path) -> None:
     assert str(train.root) not in told
 
 
+@pytest.mark.parametrize(("flag", "told"), [("", "logsumexp f(x). "), ("--uncond", "e(x), a ")])
+def test_the_card_says_what_log_q_is(flag: str, told: str, train: Any, tmp_path: Path) -> None:
+    run = train(f"--pyxce 1 --pxsgld 1 --max_steps 1 {flag}")
+    card = exported(run.folder / "last_ckpt.pt", tmp_path / "model") / export.CARD
+    assert f"log q(x) = {told}" in card.read_text()
+
+
 def test_chains_begin_where_the_run_s_did(train: Any, ask: Any, tmp_path: Path) -> None:
     run = train("--pxsgld 1 --max_steps 2 --chain_start class_gaussian --sgld_clamp")
     checkpoint = run.folder / "last_ckpt.pt"
