@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import pytest
 
 # Before anything imports matplotlib: a test must not need, or open, a window.
 os.environ.setdefault("MPLBACKEND", "Agg")
+# A shell's background, and nohup, make what they start ignore Ctrl-C: programs under test must not.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
