@@ -14,9 +14,9 @@ from baselines.train_contrastive import ProjectionHead, nt_xent, supervised_cont
 from tests.test_baselines_views import generator, noise_images
 
 
-def unit(n: int, d: int = 5) -> torch.Tensor:
+def unit(n: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(n)
-    return torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1).double()
+    return torch.nn.functional.normalize(torch.randn(n, 5, generator=generator), dim=1).double()
 
 
 # ---------------------------------------------------------------------------------------- losses

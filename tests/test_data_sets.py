@@ -14,11 +14,11 @@ from data import DataError, Spec
 Arrays = dict[str, np.ndarray]
 
 
-def arrays(n_train: int = 6, n_test: int = 4, side: int = 32) -> Arrays:
+def arrays(n_train: int = 6, n_test: int = 4) -> Arrays:
     random = np.random.RandomState(0)
     return {
-        "train_images": random.randint(0, 256, (n_train, side, side, 3)).astype(np.uint8),
-        "test_images": random.randint(0, 256, (n_test, side, side, 3)).astype(np.uint8),
+        "train_images": random.randint(0, 256, (n_train, 32, 32, 3)).astype(np.uint8),
+        "test_images": random.randint(0, 256, (n_test, 32, 32, 3)).astype(np.uint8),
         "train_labels": np.arange(n_train),
         "test_labels": np.arange(n_test)[::-1].copy(),
     }

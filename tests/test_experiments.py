@@ -520,8 +520,8 @@ def sleeping(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
         process.wait()
 
 
-def wait_for(condition: Any, seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
+def wait_for(condition: Any) -> Any:
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         found = condition()
         if found:
