@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from runs import terms  # noqa: E402
 from runs.cli import Parser  # noqa: E402
-from runs.names import IMAGE_SIZE  # noqa: E402
+from runs.names import FOLDER, IMAGE_SIZE  # noqa: E402
 from runs.screen import print_line  # noqa: E402
 from scripts import release  # noqa: E402
 
@@ -114,7 +114,7 @@ def card(state: dict[str, Any], found: Sequence[tuple[str, str, str]]) -> str:
     rows = [("what", "on", "number"), ("---", "---", "---"), *found]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     text = TEXT.format(
-        dataset=str(s["dataset"]).removeprefix("folder:"),
+        dataset=str(s["dataset"]).removeprefix(FOLDER),
         network="ResNet-50" if s["arch"] == "resnet50" else f"WRN-{s['depth']}-{s['width']}",
         size=s.get("image_size", IMAGE_SIZE),
         density="e(x), a scalar head of its own" if s.get("uncond") else "logsumexp f(x)",
@@ -126,7 +126,7 @@ def card(state: dict[str, Any], found: Sequence[tuple[str, str, str]]) -> str:
     told = {"device": where.get("device"), "packages": versions, "commit": where.get("git_commit")}
     text += "".join(f"- {name}: {value}\n" for name, value in told.items() if value)
     # A data set of the user's own is known by the last part of its path.
-    return re.sub(r"folder:\S*/", "folder:", text)
+    return re.sub(rf"{FOLDER}\S*/", FOLDER, text)
 
 
 def main(argv: Sequence[str]) -> Path:
