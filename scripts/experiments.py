@@ -101,8 +101,8 @@ class Runner:
     """Runs each job once what it needs is there, several at a time if asked to."""
 
     def __init__(self, root: Path, scale: str, jobs: int = 1, gpus: Sequence[int] = ()) -> None:
-        self.root, self.scale = root, scale
-        self.devices = [gpus[i % len(gpus)] if gpus else None for i in range(jobs)]
+        self.root, self.scale, self.jobs = root, scale, jobs
+        self.devices = [gpus[i % len(gpus)] if gpus else None for i in range(jobs)]  # free ones
         self.hashes: dict[Path, str] = {}
         self.done: dict[Job, bool] = {}
         self.stopped = False  # by Ctrl-C
@@ -116,7 +116,7 @@ class Runner:
                     ready = [
                         job for job in waiting if self.done.keys() >= {*needs(self.scale, job)}
                     ]
-                    for job in ready[: len(self.devices) - len(running)]:
+                    for job in ready[: self.jobs - len(running)]:
                         waiting.remove(job)
                         running[pool.submit(self.succeeds, job)] = job
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -200,15 +200,7 @@ class Runner:
         print_line(f"{what}: {shlex.join(words)}", sys.stdout)
         device = self.devices.pop()
         try:
-            receiver, sender = PROCESSES.Pipe(duplex=False)
-            process = PROCESSES.Process(target=run_program, args=(words, log, device, sender))
-            process.start()
-            sender.close()
-            try:
-                code = receiver.recv()
-            except EOFError:
-                code = KILLED
-            process.join()
+            code = in_process(words, log, device)
         finally:
             self.devices.append(device)
         with open(log, encoding="utf-8", errors="replace") as file:
@@ -216,6 +208,20 @@ class Runner:
             text = file.read().replace("\r", "\n")
         lines = [line for line in text.splitlines() if f"{Path(words[0]).name}: " in line]
         return code, lines[-1] if code and lines else ""
+
+
+def in_process(words: list[str], log: Path, device: int | None) -> int:
+    """Run the program in a process of its own, and return its exit code."""
+    receiver, sender = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=run_program, args=(words, log, device, sender))
+    process.start()
+    sender.close()
+    try:
+        code: int = receiver.recv()
+    except EOFError:
+        code = KILLED
+    process.join()
+    return code
 
 
 def log_of(where: Path) -> Path:

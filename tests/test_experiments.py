@@ -225,20 +225,27 @@ def test_a_run_waits_for_the_one_that_it_starts_from(jobs: Any) -> None:
     assert "simclr-linear-s1" not in trained(ran)
 
 
-def test_what_waits_keeps_no_job_from_running(jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ce takes as long as hdge does not run: with two jobs, jem must not wait in hdge's place."""
-    run, _, _ = jobs
-    hdge, plain = threading.Event(), experiments.Runner.call
+def test_a_job_that_ends_makes_room_for_one_that_can_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ce takes as long as hdge does not run: of two jobs, neither jem, which needs ce, nor alpha0,
+    which has ended, may keep hdge's place."""
+    hdge = threading.Event()
 
-    def call(self: Any, words: list[str], where: Path, what: str) -> tuple[int, str]:
+    def in_process(words: list[str], log: Path, device: int | None) -> int:
+        where = log.with_suffix("")
         if where.name == "ce-s1":
             assert hdge.wait(20), "hdge was never started"
         if where.name == "hdge-s1":
             hdge.set()
-        return plain(self, words, where, what)
+        where.mkdir(parents=True)
+        leave(words, where, 0)
+        log.touch()
+        return 0
 
-    monkeypatch.setattr(experiments.Runner, "call", call)
-    assert run("figure1_histograms", scale="small") == 0
+    monkeypatch.setattr(experiments, "in_process", in_process)
+    jobs = [rows.Train(name, 1) for name in ("ce", "alpha0", "jem", "hdge")]
+    assert experiments.Runner(tmp_path, "small", 2).run(jobs) == 0
 
 
 @pytest.mark.parametrize(("scale", "n", "judge"), [("small", 7, "ce-s1"), ("half", 6, "ce-s9")])
