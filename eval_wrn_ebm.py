@@ -34,7 +34,7 @@ from runs import processes as distributed
 from runs.checkpoint import weights_file
 from runs.cli import UsageError
 from runs.endings import exit_code, leave
-from training.machine import choose_device, environment
+from training.machine import choose_device, environment, use_threads
 
 PROGRAM = "eval_wrn_ebm.py"
 
@@ -130,6 +130,7 @@ def main(s: Namespace, given: set[str]) -> int:
     def work() -> int:
         device = choose_device(s.device, exact=True)
         with distributed.together(device):
+            use_threads(s, device, PROGRAM)
             return answer(s, given, device)
 
     return exit_code(

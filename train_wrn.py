@@ -40,7 +40,7 @@ from training.build import build_batches, open_folder, replicate, start_run
 from training.divergence import Guard
 from training.flags import PROGRAM
 from training.gradients import term_gradients
-from training.machine import choose_device, environment, load_data
+from training.machine import choose_device, environment, load_data, use_threads
 from training.output import Output
 from training.session import Session, run_exit_code, update
 from training.setup import describe, new_name, resumed_settings
@@ -54,6 +54,7 @@ def work(s: Namespace, given: set[str]) -> int:
         s, folder = resumed_settings(s, given, PROGRAM, flags.resume)
     device = choose_device(s.device)
     with distributed.together(device):
+        use_threads(s, device, PROGRAM)
         here = environment(device)
         s, folder = settle(s, folder)
         torch.manual_seed(s.seed)

@@ -31,7 +31,7 @@ SHARED = (
     *("batch_size", "n_epochs", "max_restarts", "max_steps", "max_minutes"),
     *("log_dir", "id", "resume", "overwrite", "eval_every"),
     *("ckpt_every", "ckpt_minutes", "print_every"),
-    *("device", "seed", "amp"),
+    *("device", "threads", "seed", "amp"),
 )
 
 

@@ -33,7 +33,7 @@ def build_parser() -> Parser:
         PROGRAM,
         "Fit a class head to the frozen features of a trained network, by logistic regression, "
         "and write it as a run folder that eval_wrn_ebm.py reads.",
-        share=("data_root", "log_dir", "overwrite", "device"),
+        share=("data_root", "log_dir", "overwrite", "device", "threads"),
     )
     add = parser.add_argument_group("linear probe").add_argument
     add("--load_path", required=True, metavar="FILE",
@@ -90,7 +90,7 @@ from runs import folder as records
 from runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from runs.endings import exit_code
 from runs.files import alone
-from training.machine import choose_device, environment, load_data, warn_of_leaks
+from training.machine import choose_device, environment, load_data, use_threads, warn_of_leaks
 
 
 @torch.no_grad()
@@ -166,6 +166,7 @@ def work(s: Namespace) -> int:
     s.id = s.id or f"{path.resolve().parent.name}-probe"
     folder = Path(s.log_dir) / s.id
     device = choose_device(s.device, exact=True)
+    use_threads(s, device, PROGRAM)
     here = environment(device)
     records.check_free(folder, overwrite=s.overwrite, load_path=s.load_path)
     model, settings, record = load_backbone(s, device)

@@ -39,7 +39,7 @@ from runs.folder import check_free
 from training import flags
 from training.build import open_folder
 from training.divergence import Guard
-from training.machine import build_network, choose_device, environment, load_data
+from training.machine import build_network, choose_device, environment, load_data, use_threads
 from training.session import Session, run_exit_code, update
 from training.setup import build_optimizer, describe, held_out, new_name, resumed_settings
 from training.state import Run
@@ -139,6 +139,7 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
     if resuming:
         s, folder = resumed_settings(s, given, program.name, program.resume)
     device = choose_device(s.device)
+    use_threads(s, device, program.name)
     here = environment(device)
     if s.seed is None:
         s.seed = torch.seed() % 2**31

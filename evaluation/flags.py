@@ -17,6 +17,7 @@ from runs.cli import (
     IMAGE_SIDE,
     POSITIVE,
     TEMPERATURE,
+    THREADS,
     WEIGHT,
     WHOLE,
     WIDTH,
@@ -183,6 +184,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
         "starts or refinement (default: %(default)s; JEM)")
     add("--device", default="auto", metavar="NAME",
         help="auto (a CUDA GPU if there is one), cpu, cuda or cuda:N (default: %(default)s; ours)")
+    add("--threads", **THREADS)
     add("--amp", choices=("off", "bf16"), default="off",
         help="bf16 convolutions: faster on a GPU, and the scores change in the third digit "
         "(default: %(default)s; ours)")

@@ -172,6 +172,13 @@ WIDTH = number(int, low=1, high=WIDEST)
 # Scores are float32 and as large as log(classes): of smaller temperatures their rounding would be
 # a visible part of the loss (5e-7 / 1e-4 = .005), and of much smaller ones all of it.
 TEMPERATURE = number(float, low=1e-4)
+# The same in all programs; no setting of a run: the machine's matter.
+THREADS: dict[str, Any] = {
+    "type": COUNT,
+    "metavar": "N",
+    "help": "threads of the CPU; 1 is much faster where other programs keep the cores busy "
+    "(default: PyTorch's, one a core; ours)",
+}
 
 
 def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str]:

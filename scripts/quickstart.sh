@@ -14,7 +14,11 @@ id=quickstart-$(date +%Y%m%d-%H%M%S)
 
 echo
 echo "What the trained model says of images that it has not seen:"
-ask=("$PYTHON" eval_wrn_ebm.py --load_path "$log_dir/$id/last_ckpt.pt" --eval)
+threads=()  # --threads among the flags holds for the questions, too
+for ((i = 1; i < $#; i++)); do
+    [ "${!i}" != --threads ] || threads=(--threads "${@:i+1:1}")
+done
+ask=("$PYTHON" eval_wrn_ebm.py ${threads[@]+"${threads[@]}"} --load_path "$log_dir/$id/last_ckpt.pt" --eval)
 for question in \
     "test_clf" \
     "eval_ece" \

@@ -166,10 +166,11 @@ SEEN: dict[str, dict[str, Seen]] = {
         "--device cuda:99": only(
             lambda r: r.code == 2 and "--device cuda:99: PyTorch sees " in r.err[0]
         ),
+        "--threads 2": log("cpu, threads 2, bf16 off"),
         "--seed 2": lambda a, b: (
             not torch.equal(*(initial(r)["model_state_dict"]["f.conv1.weight"] for r in (a, b)))
         ),
-        "--amp bf16": lambda a, b: differ("loss", "test_loss")(a, b) and log("cpu, bf16 on")(a, b),
+        "--amp bf16": lambda a, b: differ("loss", "test_loss")(a, b) and log("bf16 on, seed")(a, b),
     },
     "--n_valid 20 " + CE: {"--labels_per_class 1": log("10 labelled")},
     CE + " --decay_epochs 0 --lr 1e-3 --decay_rate .1": {"--decay_rate .5": rate(5e-4)},

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,28 @@ def test_heads_are_float32_proper_and_convolutions_where_scores_are_compared(
         assert not torch.backends.cuda.matmul.allow_tf32 and cudnn.allow_tf32 is not exact
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    ("asked", "load", "threads", "warns"),
+    [(3, 9.0, 3, False), (None, 9.0, 2, True), (None, 1.0, 2, False)],
+)
+def test_threads_are_set_or_a_line_names_the_flag_where_the_cores_are_busy(
+    asked: int | None,
+    load: float,
+    threads: int,
+    warns: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    before, settings = torch.get_num_threads(), Namespace(threads=asked, seed=1)
+    try:
+        torch.set_num_threads(2)
+        machine.use_threads(settings, torch.device("cpu"), "train_wrn.py")
+        assert torch.get_num_threads() == threads and vars(settings) == {"seed": 1}
+    finally:
+        torch.set_num_threads(before)
+    line = "warning: other programs keep the 4 cores busy (load 9.0): --threads 1 is faster there"
+    assert (line in capsys.readouterr().err) == warns

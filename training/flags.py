@@ -21,6 +21,7 @@ from runs.cli import (
     OR_OFF,
     POSITIVE,
     TEMPERATURE,
+    THREADS,
     WEIGHT,
     WHOLE,
     WIDTH,
@@ -317,6 +318,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", metavar="NAME",
         help="auto (a CUDA GPU if there is one), cpu, cuda or cuda:N (default: %(default)s; ours)")
+    add("--threads", **THREADS)
     add("--seed", type=WHOLE, default=None, metavar="N",
         help="seed of weights, batches, noise, chains (default: drawn, printed, recorded; HDGE)")
     add("--amp", choices=("auto", "bf16", "off"), default="auto",

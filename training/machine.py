@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import subprocess
 import sys
@@ -51,6 +52,19 @@ def choose_device(name: str, *, exact: bool = False) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
     return device
+
+
+def use_threads(s: Namespace, device: torch.device, program: str) -> None:
+    """Set the threads of --threads, and take it out of the settings: it is none of the run's.
+    Without it print a line where this machine's cores are busy."""
+    if (threads := vars(s).pop("threads")) is not None:
+        torch.set_num_threads(threads)
+        return
+    with suppress(AttributeError, OSError):  # a system that does not tell its load
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        if load > cores and device.type == "cpu" and torch.get_num_threads() > 1:
+            busy = f"other programs keep the {cores} cores busy (load {load:.1f})"
+            distributed.warn(program, f"{busy}: --threads 1 is faster there")
 
 
 def load_data(s: Namespace, device: torch.device, program: str) -> data.DataSet:

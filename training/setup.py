@@ -103,7 +103,8 @@ def describe(run: Run, images: str, loss: str, splits: dict[str, data.Split]) ->
     sizes = ", ".join(f"{len(split.labels):,} {name}" for name, split in splits.items())
     network = "ResNet-50" if s.arch == "resnet50" else f"WRN-{s.depth}-{s.width}, norm {s.norm}"
     parameters = sum(p.numel() for p in run.model.parameters())
-    on = str(run.device)
+    threads = f", threads {torch.get_num_threads()}" if run.device.type == "cpu" else ""
+    on = f"{run.device}{threads}"
     if distributed.size() > 1:
         on = f"{distributed.size()} processes on {run.device.type}"
     return (
