@@ -44,48 +44,15 @@ def test_no_steps_pass_the_batches_through(model: EnergyClassifier) -> None:
 
 
 def test_results_do_not_depend_on_the_batches_that_come_in(model: EnergyClassifier) -> None:
-    n = 23
-    expected, labels = joined(refined(model, batches_of(n, n), chain=Chain(2, 50.0), block=10))
-    assert len(expected) == n and torch.equal(labels, torch.arange(n) % 3)
-    for size in (7, 10, 1, 15):
-        out = list(refined(model, batches_of(n, size), chain=Chain(2, 50.0), block=10))
-        assert [len(images) for images, _ in out] == [10, 10, 3]
+    """Nor an image's on what follows it."""
+    settings: dict[str, Any] = {"chain": Chain(2, 50.0, 0.1), "block": 10}
+    expected, _ = joined(refined(model, batches_of(23, 23), **settings))
+    for n, size in ((23, 7), (23, 10), (23, 1), (13, 6)):
+        out = list(refined(model, batches_of(n, size), **settings))
+        assert [len(images) for images, _ in out] == [*(n // 10 * [10]), 3]
         images, labels = joined(iter(out))
-        torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(images, expected[:n], rtol=0, atol=1e-5)
         assert torch.equal(labels, torch.arange(n) % 3)
-
-
-def test_an_image_is_refined_alike_whatever_follows_it(model: EnergyClassifier) -> None:
-    settings: dict[str, Any] = {"chain": Chain(3, noise_std=0.1), "block": 10}
-    many, _ = joined(refined(model, batches_of(20, 6), **settings))
-    few, _ = joined(refined(model, batches_of(13, 6), **settings))
-    torch.testing.assert_close(few, many[:13], rtol=0, atol=1e-5)
-
-
-def test_one_step_without_noise_is_the_gradient(model: EnergyClassifier) -> None:
-    x, _ = joined(batches_of(6, 6))
-    (refined_x, _), *_ = refined(model, [(x, x)], chain=Chain(1, 30.0, 0.0))
-    model.eval()
-    leaf = x.clone().requires_grad_(True)
-    model.logits(leaf).logsumexp(1).sum().backward()
-    model.train().zero_grad(set_to_none=True)
-    assert leaf.grad is not None and (30 * leaf.grad).abs().max() > 0.01
-    # Another batch and layout round otherwise, across LeakyReLU's kink: 1e-4 in 30 gradients.
-    torch.testing.assert_close(refined_x, x + 30 * leaf.grad, rtol=0, atol=1e-3)
-
-
-def test_noise_has_the_asked_size_and_differs_between_images_and_blocks(
-    model: EnergyClassifier,
-) -> None:
-    x = torch.zeros(8, 3, 32, 32)
-    given = [(x, torch.zeros(8))]
-    settings: dict[str, Any] = {"chain": Chain(4, 0.0, 0.1), "block": 4}
-    noise, _ = joined(refined(model, given, **settings))
-    assert abs(noise.std() - 0.1 * 2) < 0.005  # four draws: variances add
-    assert len({image.sum().item() for image in noise}) == 8
-    again, _ = joined(refined(model, given, **settings))
-    other, _ = joined(refined(model, given, seed=1, **settings))
-    assert torch.equal(noise, again) and not torch.equal(noise, other)
 
 
 def test_chains_have_a_generator_that_evaluation_noise_has_not(model: EnergyClassifier) -> None:

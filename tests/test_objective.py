@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from losses import (
     Chain,
@@ -20,23 +19,11 @@ from losses import (
     ReplayBuffer,
     Step,
 )
-from models import EnergyClassifier, build
+from models import EnergyClassifier
+from tests.test_sgld import Backbone
 
 NAMES = ("pyxce", "pxycontrast", "pxcontrast", "pxsgld", "pxysgld")
 CLASSES = 3
-
-
-class Backbone(nn.Module):
-    """Images (N, 3, 2, 2) -> features (N, 8)."""
-
-    num_features = 8
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
 
 
 class Seeded(nn.Module):
@@ -99,17 +86,6 @@ def test_the_gradient_is_the_weighted_sum_of_the_terms_gradients() -> None:
         assert alone[name][1].norm() > 1e-3
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_weight_moves_its_own_term_alone(name: str) -> None:
-    ones = dict.fromkeys(NAMES, 1.0)
-    loss, gradient, metrics = loss_and_gradient(ones)
-    more, more_gradient, more_metrics = loss_and_gradient({**ones, name: 4.0})
-    alone, alone_gradient, _ = loss_and_gradient({name: 1.0})
-    torch.testing.assert_close(more - loss, 3 * alone)
-    torch.testing.assert_close(more_gradient - gradient, 3 * alone_gradient)
-    assert {key for key in metrics if metrics[key] != more_metrics[key]} == {"loss"}
-
-
 def test_metrics_are_detached_scalars_under_the_terms_names() -> None:
     loss, _, metrics = loss_and_gradient(dict.fromkeys(NAMES, 1.0))
     told = ("log_q_data", "log_q_samples", "auc", "age", "travel", "clamped", "clamped_data")
@@ -119,31 +95,15 @@ def test_metrics_are_detached_scalars_under_the_terms_names() -> None:
     assert all(value.shape == () and not value.requires_grad for value in metrics.values())
 
 
-def test_an_empty_objective_is_refused() -> None:
-    with pytest.raises(ValueError, match="objective is empty"):
-        Objective({})
-
-
-def test_memories_are_registered_and_saved_once() -> None:
-    made = terms()
-    objective = Objective({name: (1.0, made[name]) for name in NAMES})
-    assert set(objective.memories) == {"queue", "replay_buffer"}
-    assert len([m for m in objective.modules() if isinstance(m, (LogitQueue, ReplayBuffer))]) == 2
-    state = objective.state_dict()
-    assert all(name.startswith("memories.") for name in state)
-    assert {"memories.queue.queue_logit", "memories.replay_buffer.images"} <= set(state)
-    large = [name for name, value in state.items() if isinstance(value, Tensor) and value.dim() > 1]
-    assert len(large) == 2
-
-
-def test_memories_follow_the_objective() -> None:
+def test_memories_are_registered_and_saved_once_and_follow_the_objective() -> None:
     made = terms()
     objective = Objective({name: (1.0, made[name]) for name in NAMES}).double()
-    queue, buffer = (objective.memories[name] for name in ("queue", "replay_buffer"))
-    assert queue.queue_logit.dtype == buffer.images.dtype == torch.float64
-    assert made["pxcontrast"].memories["queue"] is queue  # what the terms see
-    assert made["pxysgld"].memories["replay_buffer"] is buffer
-    objective(step_of(torch.float64))[0].backward()
+    state = objective.state_dict()
+    assert all(name.startswith("memories.") for name in state)
+    large = {name for name, value in state.items() if isinstance(value, Tensor) and value.dim() > 1}
+    assert large == {"memories.queue.queue_logit", "memories.replay_buffer.images"}
+    assert {state[name].dtype for name in large} == {torch.float64}
+    objective(step_of(torch.float64))[0].backward()  # the terms see what was moved
 
 
 def test_a_saved_objective_is_restored_whole() -> None:
@@ -156,12 +116,15 @@ def test_a_saved_objective_is_restored_whole() -> None:
     assert one(step)[0] == two(step)[0]
 
 
-@pytest.mark.parametrize("name", ["queue", "replay_buffer"])
-def test_two_memories_of_one_name_are_refused(name: str) -> None:
-    first, second = terms(), terms()
-    pair = {"queue": ("pxycontrast", "pxcontrast"), "replay_buffer": ("pxsgld", "pxysgld")}[name]
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [("queue", ("pxycontrast", "pxcontrast")), ("replay_buffer", ("pxsgld", "pxysgld"))],
+)
+def test_no_term_and_two_memories_of_one_name_are_refused(name: str, pair: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match="objective is empty"):
+        Objective({})
     with pytest.raises(ValueError, match=f"different memories named '{name}'"):
-        Objective({pair[0]: (1.0, first[pair[0]]), pair[1]: (1.0, second[pair[1]])})
+        Objective({each: (1.0, terms()[each]) for each in pair})
 
 
 def tensors_of(objective: Objective) -> dict[str, Any]:
@@ -186,54 +149,11 @@ def test_a_skipped_step_leaves_every_memory_as_it_was() -> None:
     assert 6 <= changed.flatten(1).any(1).sum() <= 11  # six chains and five, slots may be shared
 
 
-def test_terms_that_read_the_labelled_batch_share_one_forward_pass() -> None:
-    model, made = build(depth=10, width=1, num_classes=CLASSES), terms()
-    passes = []
-    model.f.register_forward_hook(lambda _, inputs, __: passes.append(len(inputs[0])))
-    objective = Objective({name: (1.0, made[name]) for name in NAMES[:3]})
-    step = Step.forward(model, torch.rand(5, 3, 32, 32), torch.arange(5) % 3)
-    loss, _ = objective(step)
-    loss.backward()
-    objective.commit(step)
-    assert passes == [5]
-
-
-def test_sgld_terms_add_their_chains_and_share_the_data_pass() -> None:
+def test_the_terms_share_the_forward_pass_of_the_data_and_sgld_adds_its_chains() -> None:
     step, passes = step_of(), []
     step.model.f.register_forward_hook(lambda _, inputs, __: passes.append(len(inputs[0])))
     objective_of(dict.fromkeys(NAMES, 1.0))(step)
     assert sorted(passes) == [5] * 3 + [6] * 3  # two SGLD steps and one score; data: none more
-
-
-class NoWaiting(TorchDispatchMode):
-    """Refuses what makes the host wait on a GPU: reading a number back, or sending one over."""
-
-    waits = ("_local_scalar_dense", "nonzero", "lift_fresh", "is_nonzero", "equal")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._overloadpacket.__name__
-        assert name not in self.waits, f"the host waits in {name}"
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("running_above", [0, 40], ids=["running", "fresh"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("kind", ["algorithm1", "eq13"])
-def test_no_term_and_no_memory_makes_the_host_wait(
-    kind: str, smoothing: float, running_above: int
-) -> None:
-    step, made = step_of(), terms()
-    skip = torch.tensor(False)
-    queue = LogitQueue(CLASSES, 40, running_above=running_above)
-    score = ContrastScore(kind, smoothing=smoothing)
-    made["pxycontrast"] = Contrastive(score, queue)
-    made["pxcontrast"] = Contrastive(ContrastScore(marginal=True), queue)
-    objective = Objective({name: (1.0, made[name]) for name in NAMES})
-    with NoWaiting():
-        for _ in range(2):
-            loss, _ = objective(step)
-            objective.commit(step, skip)
-        loss.backward()
 
 
 def test_a_term_of_ones_own_needs_a_forward_and_nothing_else() -> None:

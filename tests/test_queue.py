@@ -1,13 +1,12 @@
 """The logit queue: first in first out, only what is filled counts, and its running sums."""
 
-from collections import deque
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from losses import Contrastive, ContrastScore, LogitQueue, Objective, Step
+from losses import ContrastScore, LogitQueue
 
 CONDITIONAL, MARGINAL = ContrastScore(), ContrastScore(marginal=True)
 SCORES = [CONDITIONAL, MARGINAL, ContrastScore("eq13", temperature=1.0), ContrastScore("eq13")]
@@ -48,18 +47,14 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
 def test_the_last_k_stay_in_ring_order(sizes: list[int]) -> None:
     """Against a ring written slot by slot: new logits overwrite the oldest."""
     queue, ring, pointer, seen = queue_of(3, 8), torch.zeros(8, 3).double(), 0, 0
-    last: deque[Tensor] = deque(maxlen=8)
     for batch in batches(sizes):
         queue.enqueue(batch)
         for row in batch[-8:]:
             ring[pointer] = row
             pointer = (pointer + 1) % 8
-        last.extend(batch)
         seen += len(batch)
         assert torch.equal(queue.queue_logit.T, ring)
         assert queue.queue_ptr == pointer and queue.queue_filled == min(seen, 8)
-        held = [tuple(row.tolist()) for row in ring[: min(seen, 8)]]
-        assert sorted(held) == sorted(tuple(row.tolist()) for row in last)
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -92,20 +87,6 @@ def test_the_running_sum_equals_the_fresh_one_after_many_enqueues(score: Contras
             got, expected = (queue.log_normaliser(key[0]) for queue in (running, fresh))
             torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
     assert len(sizes) > 1024 and torch.equal(running.queue_logit, fresh.queue_logit)
-
-
-def test_the_running_sum_is_summed_afresh_every_1024_enqueues() -> None:
-    queue = queue_of(3, 50)
-    (batch,) = batches([10])
-    queue.enqueue(batch)
-    total = queue.normalisers["conditional"].total
-    right = total.clone()
-    total.add_(1e-3)  # a drift
-    for _ in range(1023):
-        queue.enqueue(batch[:0])
-    assert (total - right).abs().max() > 5e-4
-    queue.enqueue(batch[:0])
-    torch.testing.assert_close(total, right, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.02, 0.01])
@@ -159,29 +140,21 @@ def test_what_enters_is_a_copy_of_the_raw_logits_without_gradient() -> None:
 
 
 def test_a_restored_queue_goes_on_bit_for_bit(tmp_path: Any) -> None:
-    """From a file of plain values, also across the 1,024th enqueue, which a saved counter sets
-    off."""
+    """From a file of plain values, with its drift, also across the 1,024th enqueue, which a saved
+    counter sets off."""
     queue, twin = queue_of(3, 50), queue_of(3, 50)
     for batch in batches([7] * 1000):
         queue.enqueue(batch)
+    queue.normalisers["conditional"].total.mul_(1 + 1e-9)
     torch.save(queue.state_dict(), tmp_path / "queue.pt")
     twin.load_state_dict(torch.load(tmp_path / "queue.pt", weights_only=True))
-    for batch in [torch.empty(0, 3).double(), *batches([9] * 40, seed=1)]:
+    for number, batch in enumerate([torch.empty(0, 3).double(), *batches([9] * 40, seed=1)]):
         for each in (queue, twin):
             each.enqueue(batch)
         assert_equal(tensors(queue), tensors(twin))
         assert_equal(normalisers(queue), normalisers(twin))
-
-
-def test_a_restored_running_sum_is_the_saved_one_not_a_new_one() -> None:
-    queue, twin = queue_of(3, 50), queue_of(3, 50)
-    for batch in batches([7] * 100):
-        queue.enqueue(batch)
-    queue.normalisers["conditional"].total.mul_(1 + 1e-9)  # the drift of a long run, enlarged
-    twin.load_state_dict(queue.state_dict())
-    got, expected = (each.log_normaliser("conditional") for each in (twin, queue))
-    assert torch.equal(got, expected)
-    assert (got - normaliser(queue.queue_logit.T, CONDITIONAL)).abs().min() > 1e-10
+        drift = normalisers(twin)[0] - normaliser(queue.queue_logit.T, CONDITIONAL)
+        assert (drift.abs().min() > 1e-10) == (number < 23)
 
 
 @pytest.mark.parametrize("other", [ContrastScore(temperature=0.2), ContrastScore(kind="eq13")])
@@ -211,23 +184,6 @@ def test_a_float32_queue_keeps_float64_sums() -> None:
     expected = normaliser(queue.queue_logit.T.double(), CONDITIONAL)
     torch.testing.assert_close(queue.log_normaliser(key), expected, rtol=0, atol=1e-12)
     assert queue.double().queue_logit.dtype == torch.float64
-
-
-def test_two_terms_that_share_a_queue_enqueue_once_a_step() -> None:
-    queue = LogitQueue(3, 20)
-    terms = {
-        "pxycontrast": (1.0, Contrastive(CONDITIONAL, queue)),
-        "pxcontrast": (1.0, Contrastive(MARGINAL, queue)),
-    }
-    objective = Objective(terms)
-    (logits,) = batches([4])
-    nothing, labels = torch.empty(0), torch.tensor([0, 1, 2, 0])
-    step = Step(None, nothing, labels, nothing, logits)  # type: ignore[arg-type]
-    loss, _ = objective(step)
-    assert loss == 0 and queue.queue_filled == 0  # after the losses, not before
-    objective.commit(step)
-    assert queue.queue_ptr == queue.queue_filled == 4
-    assert torch.equal(queue.queue_logit[:, :4].T, logits.float())
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,6 @@ def numbered(size: int, classes: int, reinit_freq: float = 0.0) -> ReplayBuffer:
     return buffer
 
 
-def test_it_starts_uniform_between_minus_one_and_one() -> None:
-    torch.manual_seed(0)
-    images = ReplayBuffer(2000, SHAPE, 0.05, 10).images
-    assert images.shape == (2000, *SHAPE) and -1 <= images.min() and images.max() < 1
-    assert abs(images.mean()) < 0.02 and abs(images.var() - 1 / 3) < 0.01
-
-
 def test_slots_are_distinct_uniform_and_all_may_be_drawn() -> None:
     torch.manual_seed(0)
     buffer, counts = numbered(20, 10), Counter[int]()
@@ -71,17 +64,6 @@ def test_this_share_of_the_chains_restarts(
     assert torch.equal(start[~fresh], buffer.images[slots][~fresh])
     if share:
         assert abs(start[fresh].mean()) < 0.06 and abs(start[fresh].var() - 1 / 3) < 0.04
-
-
-@pytest.mark.parametrize("skip", [None, False, True])
-def test_only_drawn_slots_change_and_none_in_a_skipped_step(skip: bool | None) -> None:
-    buffer, slots = numbered(20, 10), torch.tensor([7, 2, 19])
-    expected = buffer.images.clone()
-    samples = torch.randn(3, *SHAPE, requires_grad=True)
-    if not skip:
-        expected[slots] = samples.detach()
-    buffer.store(slots, samples, None if skip is None else torch.tensor(skip))
-    assert torch.equal(buffer.images, expected) and not buffer.images.requires_grad
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -143,10 +125,3 @@ def test_a_generator_decides_everything_and_nothing_else_moves() -> None:
         for first, second, other in zip(*draws, strict=True):
             assert torch.equal(first, second) and not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_saved_buffer_is_its_images_and_their_ages() -> None:
-    buffer, twin = numbered(20, 10), ReplayBuffer(20, SHAPE, 0.05, 10)
-    assert set(buffer.state_dict()) == {"images", "updates", "began"}
-    twin.load_state_dict(buffer.state_dict())
-    assert torch.equal(twin.images, buffer.images)
