@@ -51,16 +51,6 @@ def asked(ask: Any, run: Any, tmp_path: Path, flags: str = "--eval test_clf", co
     return found
 
 
-def test_a_checkpoint_has_class_names_and_a_hash_of_every_image(train: Any, folder: Path) -> None:
-    run = trained(train, folder)
-    images = run.state()["data"]
-    assert images["class_names"] == ["apple", "bear"] and run.settings["reader"] == data.READER
-    loaded = data.load(f"folder:{folder}", "nowhere")
-    assert torch.equal(images["train"], loaded.train.hashes) and len(images["valid"]) == 4
-    assert torch.equal(images["test"], loaded.test.hashes)
-    assert "40 images of 40 files" in run.out and "40 images of 40 files" in run.text()
-
-
 def write(images: torch.Tensor, folder: Path, classes: tuple[str, str]) -> None:
     for i, image in enumerate(images):
         path = folder / classes[i % 2] / f"{i}.png"
@@ -286,11 +276,3 @@ def test_a_record_of_others_is_refused_in_one_line(
     save_checkpoint(state, run.folder / "last_ckpt.pt")
     (line,) = asked(ask, run, tmp_path, code=2).err
     assert "--load_path" in line
-
-
-def test_an_exported_model_has_the_record(train: Any, folder: Path, tmp_path: Path) -> None:
-    from scripts import export
-
-    run = trained(train, folder)
-    export.main([str(run.folder / "last_ckpt.pt"), str(tmp_path / "model")])
-    assert train.same(read_checkpoint(tmp_path / "model")["data"], run.state()["data"])

@@ -48,19 +48,6 @@ def test_labelled_subset_refuses_what_it_cannot_give(per_class: int, message: st
         data.labelled_subset(labels, torch.arange(5), per_class, 2)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5])
-def test_every_class_has_a_training_and_where_it_can_a_test_image(n: int) -> None:
-    """And no training image becomes a test image by one more, but for a class's only one."""
-    random = np.random.RandomState(n)
-    for _ in range(200):
-        hashes = torch.from_numpy(random.randint(-(2**63), 2**63 - 1, n + 1))
-        labels = torch.zeros(n + 1, dtype=torch.int64)
-        train, test = (hashes[i] for i in split_by_hash(labels[:n], hashes[:n]))
-        assert len(train) and (len(test) or n == 1) and len(train) + len(test) == n
-        then, _ = (hashes[i] for i in split_by_hash(labels, hashes))
-        assert len(train) == 1 or torch.isin(train, then).all()
-
-
 def test_images_in_several_classes_take_no_class_its_last_training_image() -> None:
     """Of small sets at random: every class trains, equal images are on one side, and the names of
     the classes, which order them, decide nothing."""

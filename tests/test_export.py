@@ -39,7 +39,8 @@ def test_it_is_the_same_model(train: Any, tmp_path: Path) -> None:
     for path in (folder, folder / WEIGHTS):
         state, sha256 = read_with_sha256(path)
         assert sha256 == hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-        assert train.same(state["model_state_dict"], whole["model_state_dict"])
+        for name in ("model_state_dict", "data"):
+            assert train.same(state[name], whole[name])
         assert int(state["objective"][FILLED]) == int(whole["objective"][FILLED])
         x = torch.rand(2, 3, 32, 32)
         ours, theirs = (models.load(p) for p in (path, run.folder / "last_ckpt.pt"))
