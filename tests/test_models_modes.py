@@ -63,16 +63,6 @@ def test_modes_give_everything_back(mode: Mode, fails: bool) -> None:
     assert state(model) == before
 
 
-@pytest.mark.parametrize("mode", [eval_mode, sampling_mode])
-def test_every_module_is_in_eval_mode_inside(mode: Mode) -> None:
-    model = mixed()
-    with mode(model):
-        assert not any(module.training for module in model.modules())
-        with mode(model):
-            pass
-        assert not any(module.training for module in model.modules())
-
-
 def test_sampling_gives_the_images_a_gradient_and_no_parameter() -> None:
     model, x = mixed(), torch.randn(2, 3, 32, 32, requires_grad=True)
     with sampling_mode(model):

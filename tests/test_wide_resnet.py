@@ -49,27 +49,6 @@ def test_counting_flops_leaves_the_model_alone() -> None:
     assert all(before[name].equal(tensor) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_features_have_one_row_an_image_at_any_image_size(norm: str) -> None:
-    for size, width in ((32, 1), (16, 2)):
-        net = WideResNet(10, width, norm=norm)
-        features = net(torch.randn(3, 3, size, size))
-        assert features.shape == (3, 64 * width) == (3, net.num_features)
-        assert features.isfinite().all()
-
-
-def test_stages_have_n_blocks_and_a_shortcut_only_where_the_shape_changes() -> None:
-    names = WideResNet(16, 1).state_dict()
-    shortcuts = {name for name in names if "shortcut" in name}
-    assert shortcuts == {
-        f"layer{stage}.0.shortcut.0.{kind}" for stage in (2, 3) for kind in ("weight", "bias")
-    }
-    assert {name[:8] for name in names if name.startswith("layer")} == {
-        f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1)
-    }
-    assert "layer1.0.shortcut.0.weight" in WideResNet(10, 2).state_dict()  # 16 to 32 channels
-
-
 def test_channels_last_goes_through_to_the_last_map_and_changes_no_value() -> None:
     net = WideResNet(10, 2)
     x = torch.randn(2, 3, 32, 32)
