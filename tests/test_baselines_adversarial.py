@@ -16,7 +16,6 @@ from evaluation import pgd as attacks
 from models import EnergyClassifier
 from training.divergence import Guard
 
-BALLS = [("Linf", 0.05), ("L2", 0.3)]
 COLUMNS = "epoch step seconds images_per_s lr loss pyxce/loss train_acc"
 COLUMNS += " valid_acc valid_loss test_acc test_loss"
 
@@ -76,13 +75,14 @@ def test_the_worst_loss_of_a_linear_model_in_closed_form(
 
 def test_one_step_by_hand_attacks_in_eval_mode_and_trains_in_train_mode() -> None:
     model, x, y = network(), images(6), torch.arange(6)
-    x[0, :, :4] = 1  # the ball leaves the pixel range here
+    x[0, :, :4], x[1] = 1, 1.5 * x[1]  # the ball leaves the pixel range here, and noise did
     model.train()
     loss = objective("Linf", 0.1, 1, step=0.1, random_init=False)
 
-    leaf = x.clone().requires_grad_(True)
+    clean = x.clamp(-1, 1)
+    leaf = clean.clone().requires_grad_(True)
     F.cross_entropy(model.eval()(leaf), y, reduction="sum").backward()
-    moved = (x + 0.2 * leaf.grad.sign()).clamp(-1, 1)  # type: ignore[union-attr]
+    moved = (clean + 0.2 * leaf.grad.sign()).clamp(-1, 1)  # type: ignore[union-attr]
     model.zero_grad()
     model.train()
     torch.testing.assert_close(loss.attack(model, x, y), moved, rtol=0, atol=1e-6)
@@ -92,57 +92,6 @@ def test_one_step_by_hand_attacks_in_eval_mode_and_trains_in_train_mode() -> Non
     model = network().train()
     torch.manual_seed(2)
     torch.testing.assert_close(loss(model, x, y, 0)[0], expected)
-
-
-@pytest.mark.parametrize(("distance", "eps"), BALLS)
-@pytest.mark.parametrize("noise", [0.0, 0.5])
-def test_images_stay_in_the_ball_and_in_the_pixel_range(
-    distance: str, eps: float, noise: float
-) -> None:
-    model, x, y = network().eval(), images(8), torch.arange(8)
-    x = (1.2 * x).clamp(-1, 1) + noise * torch.randn(x.shape)  # many pixels at the range's ends
-    clean = x.clamp(-1, 1)
-    adversarial = objective(distance, eps, step=eps).attack(model, x, y)
-    size = ((adversarial - clean) / 2).flatten(1)  # in pixels of [0, 1]
-    size = size.abs().amax(1) if distance == "Linf" else size.norm(dim=1)
-    assert size.max() <= eps + 1e-6 and size.min() > 0.5 * eps
-    assert adversarial.min() >= -1 and adversarial.max() <= 1 and not adversarial.requires_grad
-    before, after = (F.cross_entropy(model(z), y) for z in (clean, adversarial))
-    assert after > before + 0.001
-
-
-def test_the_attack_leaves_the_model_as_it_was() -> None:
-    model = network().train()
-    model.f.layer1.eval()  # each module has its own mode
-    model.class_output.bias.requires_grad_(False)
-    modes = [module.training for module in model.modules()]
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    objective("Linf", 0.1).attack(model, images(4), torch.arange(4))
-    assert [module.training for module in model.modules()] == modes
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    parameters = dict(model.named_parameters())
-    assert [name for name in parameters if not parameters[name].requires_grad] == [
-        "class_output.bias"
-    ]
-    assert all(parameter.grad is None for parameter in parameters.values())
-
-
-def test_random_starts_are_the_global_generators() -> None:
-    model, x, y = network().eval(), images(2), torch.arange(2)
-    made: dict[int, Tensor] = {}
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        image = objective("Linf", 0.1, step=0.01).attack(model, x, y)
-        assert torch.equal(made.setdefault(seed, image), image)
-    assert not torch.equal(made[1], made[2])
-    fixed = objective("Linf", 0.1, random_init=False)
-    assert torch.equal(fixed.attack(model, x, y), fixed.attack(model, x, y))
-
-
-def test_eps_0_is_cross_entropy() -> None:
-    model, x, y = network().eval(), images(4), torch.arange(4)
-    loss, _ = objective("Linf", 0.0)(model, x, y, 0)
-    torch.testing.assert_close(loss, F.cross_entropy(model(x), y))
 
 
 def test_nothing_asks_for_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:

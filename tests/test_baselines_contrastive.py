@@ -6,12 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-import data
 import models
 from baselines import train_contrastive as program
-from baselines import views
 from baselines.train_contrastive import ProjectionHead, nt_xent, supervised_contrastive
-from tests.test_baselines_views import generator, noise_images
+from tests.test_baselines_views import generator
 
 
 def unit(n: int) -> torch.Tensor:
@@ -43,23 +41,6 @@ def test_nt_xent_is_its_formula() -> None:
         below = sum(math.exp(float(z[i] @ z[k]) / 0.5) for k in range(6) if k != i)
         total -= math.log(math.exp(float(z[i] @ z[(i + 3) % 6]) / 0.5) / below)
     assert nt_xent(z, 0.5).item() == pytest.approx(total / 6, rel=1e-12)
-
-
-def test_losses_in_the_limits() -> None:
-    same = torch.ones(6, 1)
-    assert nt_xent(same, 0.1).item() == pytest.approx(math.log(5))  # nothing tells views apart
-    eye = torch.eye(3).repeat(2, 1)
-    want = math.log(math.exp(10) + 4) - 10  # the positive at cosine 1, four others at 0
-    assert nt_xent(eye, 0.1).item() == pytest.approx(want, rel=1e-2)
-    labels = torch.tensor([0, 1, 0, 0, 1, 0])
-    worse = supervised_contrastive(eye, labels, 0.1)
-    assert worse > nt_xent(eye, 0.1) and worse.isfinite()
-
-
-def test_gradient_is_finite_and_that_of_finite_differences() -> None:
-    z = unit(6).requires_grad_(True)
-    labels = torch.tensor([0, 1, 1, 0, 1, 1])
-    assert torch.autograd.gradcheck(lambda x: supervised_contrastive(x, labels, 0.1), (z,))
 
 
 def test_projection_head() -> None:
@@ -121,22 +102,3 @@ def test_supcon_leaves_the_class_head_alone(baseline: Any) -> None:
     assert run.code == 0 and torch.equal(fresh.class_output.weight, trained.class_output.weight)
     assert not torch.equal(fresh.f.conv1.weight, trained.f.conv1.weight)
     assert run.last["test_acc"] == "" and "best_valid_ckpt.pt" not in run.files
-
-
-def test_training_lowers_the_loss() -> None:
-    torch.manual_seed(0)
-    images, labels = noise_images(12), torch.arange(12) % 3
-    batches = views.ViewBatches(data.Split(images, labels), torch.arange(12), 12, 0, 0, True)
-    model = models.build(depth=10, width=1).train()
-    objective = program.ContrastiveObjective("supcon", 64, temperature=0.1)
-    parameters = [*model.parameters(), *objective.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=3e-3)
-    x, y = batches(0)
-    history = []
-    for _ in range(12):
-        loss, _ = objective(model, x, y, 0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        history.append(loss.item())
-    assert history[-1] < history[0] - 0.2
