@@ -17,6 +17,7 @@ from data.published import FILES, read_published
 from data.record import Record
 from data.sets import ALIASES, SPECS, archive, canonical_name, find, square
 from data.splits import hold_out
+from runs.cli import did_you_mean
 from runs.names import FOLDER, IMAGE_SIZE, TITLES
 
 ALL_OOD = ("svhn", "cifar10interp", "cifar100", "celeba")  # the columns of the HDGE paper's Table 1
@@ -66,11 +67,12 @@ def locate(
     if plain and Path(plain).name == plain and data_root is not None:
         if archive(data_root, plain).is_file():
             return Place(plain)
-    known = ", ".join([*SPECS, *OUT, FOLDER + "PATH"])
+    known = [*SPECS, *OUT, FOLDER + "PATH"]
+    near = did_you_mean(name, known)
     raise DataError(
         "dataset",
         name,
-        f"unknown data set; give one of {known} (the first {len(SPECS)} also as "
+        f"unknown data set; {near}give one of {', '.join(known)} (the first {len(SPECS)} also as "
         "<name>_test, <name>_train, <name>_valid), or the <name> of a <data_root>/<name>.npz",
     )
 

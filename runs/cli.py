@@ -11,7 +11,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -61,8 +61,20 @@ def open_streams() -> None:
             setattr(sys, name, open(nowhere, "w"))  # noqa: SIM115
 
 
+SYNONYMS = {"--learning_rate": "--lr"}  # other programs' names, unlike ours
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "did you mean X? ", with the known name that is nearest whatever its case; "" where
+    none is near."""
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(SYNONYMS.get(word, word).lower(), names, 1)
+    return f"did you mean {names[near[0]]}? " if near else ""
+
+
 class Parser(argparse.ArgumentParser):
     source = ""  # begins an error message: the file of the flags, if not the command line
+    words: Sequence[str] = ()  # of the command line
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         open_streams()
@@ -76,6 +88,7 @@ class Parser(argparse.ArgumentParser):
         """Also refuse a word, or a default from the environment, that is not UTF-8, such as a path
         in another encoding: neither log.txt nor TensorBoard could hold it."""
         words, flag = sys.argv[1:] if args is None else list(args), "the command line:"
+        self.words = words
         for word in words:
             flag = word.partition("=")[0] if word.startswith("--") else flag
             self.check_utf8(flag, word)
@@ -97,13 +110,29 @@ class Parser(argparse.ArgumentParser):
         if rank_is_0():
             from runs.screen import print_line
 
-            unknown = re.match(r"unrecognized arguments: (--[^ =]+)", message)
-            known = self._option_string_actions
-            near = difflib.get_close_matches(unknown[1], known, 1) if unknown else []
-            message += f": did you mean {near[0]}?" if near else ""
+            near = self.meant(message).rstrip()
+            message += f": {near}" if near else ""
             told = f"{self.prog}: error: {self.source}{message} (all flags: --help)"
             print_line(told, sys.stderr)
         sys.exit(2)
+
+    def meant(self, message: str) -> str:
+        """Return `did_you_mean` of the choice, or of the first unknown flag, that argparse's
+        message is about."""
+        if choice := re.search(r"invalid choice: '(.*?)'.*\(choose from (.*)\)", message):
+            return did_you_mean(choice[1], re.findall(r"[^', ]+", choice[2]))
+        if message.startswith(("unrecognized arguments", "the following arguments are required")):
+            known = {flag for parser in self.family() for flag in parser._option_string_actions}
+            given = [word.partition("=")[0] for word in self.words if word.startswith("--")]
+            return next((did_you_mean(flag, known) for flag in given if flag not in known), "")
+        return ""
+
+    def family(self) -> Iterator[argparse.ArgumentParser]:
+        """Yield this parser and those of its actions, as of `tables.py compare`."""
+        yield self
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices.values()
 
 
 def check_utf8(flag: str, value: str) -> None:
@@ -174,7 +203,7 @@ WIDTH = number(int, low=1, high=WIDEST)
 TEMPERATURE = number(float, low=1e-4)
 # The same in all programs; no setting of a run: the machine's matter.
 THREADS: dict[str, Any] = {
-    "type": COUNT,
+    "type": number(int, low=1, high=1024),  # of many more PyTorch dies
     "metavar": "N",
     "help": "threads of the CPU; 1 is much faster where other programs keep the cores busy "
     "(default: PyTorch's, one a core; ours)",

@@ -15,7 +15,8 @@ from PIL import Image
 
 from baselines import flags as flags_of_baselines
 from baselines import train_contrastive
-from scripts import experiments
+from evaluation import flags as asked
+from scripts import experiments, tables
 from training import flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,7 +106,7 @@ WHOLE = {
     0: "n_valid workers decay_epochs start_epoch seed max_restarts",
     -1: "labels_per_class warmup_iters ckpt_every",
     1: "contrast_k n_steps sgld_batch_size buffer_size depth width batch_size n_epochs max_steps "
-    "px_batch_size eval_every print_every plot_every log_gradients",
+    "px_batch_size eval_every print_every plot_every log_gradients threads",
     8: "image_size",
 }
 ABOVE_ZERO = "sgld_lr lr decay_rate max_minutes ckpt_minutes sgld_grad_clip".split()
@@ -117,7 +118,7 @@ LOWEST = {
     "contrast_t": 1e-4,
 }
 ABOVE = {"smoothing": "1", "reinit_freq": "1.1", "dropout_rate": "1", "ema": "1", "depth": "1210"}
-ABOVE |= {"width": "10001"}
+ABOVE |= {"width": "10001", "threads": "1025"}
 NO_NUMBERS = ("nan", "inf", "-inf", "1e999", "ten", "0x10", "1,5", "1/2")
 
 
@@ -155,15 +156,29 @@ def test_both_betas_are_numbers_below_1(train: Any) -> None:
     refusal(train, sgd, "--adam_betas 0 0.999 has no effect with --optimizer sgd")
 
 
-@pytest.mark.parametrize(("word", "near"), [("--chain_strt", "--chain_start"), ("--zzz", None)])
-def test_an_unknown_flag_is_answered_with_the_nearest(
-    word: str, near: str | None, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("program", "words", "near"),
+    [
+        (flags, "--datset cifar10", "--dataset"),
+        (flags, "--epochs=3", "--n_epochs"),
+        (flags, "--batchsize 3", "--batch_size"),
+        (flags, "--learning_rate 3", "--lr"),
+        (flags, "--norm Batch", "batch"),
+        (flags, "--pyxce 1 --dataset CIFAR10", "cifar10"),
+        (flags, "--zzz 1", None),
+        (asked, "--load_path x --eval ood", "OOD"),
+        (asked, "--loadpath x --eval OOD", "--load_path"),
+        (tables, "compar x", "compare"),
+        (tables, "compare x --outptu y", "--output"),
+    ],
+)
+def test_a_mistyped_flag_or_choice_is_answered_with_the_nearest(
+    program: Any, words: str, near: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        flags.parse(["--pyxce", "1", word, "1"])
+        (program.main if program is tables else program.parse)(words.split())
     (line,) = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 2 and f"unrecognized arguments: {word} 1" in line
-    assert (f"did you mean {near}?" in line) if near else ("did you mean" not in line)
+    assert stop.value.code == 2 and f"did you mean {near}?" in line if near else "mean" not in line
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ def test_every_spelling_has_one_canonical_name() -> None:
 )
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str, tmp_path: Path) -> None:
     message = refusal(name, tmp_path)
-    assert message.startswith(f"--dataset {name}: unknown data set; give one of cifar10")
+    assert message.startswith(f"--dataset {name}: unknown data set; ")
+    assert ("did you mean faces? give one of cifar10" in message) == (name == "faces_x")
     assert all(known in message for known in ("celeba", "interp", "folder:PATH", "_valid"))
     assert "unknown data set" in refusal("interp", tmp_path, trained_on=TrainedOn("nothing"))
 

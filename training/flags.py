@@ -30,6 +30,7 @@ from runs.cli import (
     check_id,
     check_shared,
     check_utf8,
+    did_you_mean,
     given_flags,
     number,
     switch,
@@ -484,7 +485,8 @@ def check(s: argparse.Namespace) -> None:
 def check_dataset(name: str) -> None:
     if name not in CLASSES and not name.startswith(FOLDER):
         known = ", ".join(CLASSES)
-        raise UsageError(f"--dataset {name} is unknown: use {known} or folder:PATH")
+        near = did_you_mean(name, CLASSES)
+        raise UsageError(f"--dataset {name} is unknown: {near}use {known} or folder:PATH")
 
 
 def check_network(s: argparse.Namespace) -> None:

@@ -62,7 +62,8 @@ def use_threads(s: Namespace, device: torch.device, program: str) -> None:
         return
     with suppress(AttributeError, OSError):  # a system that does not tell its load
         load, cores = os.getloadavg()[0], os.cpu_count() or 1
-        if load > cores and device.type == "cpu" and torch.get_num_threads() > 1:
+        # The run that a question follows has loaded them once.
+        if load > 1.5 * cores and device.type == "cpu" and torch.get_num_threads() > 1:
             busy = f"other programs keep the {cores} cores busy (load {load:.1f})"
             distributed.warn(program, f"{busy}: --threads 1 is faster there")
 

@@ -6,15 +6,12 @@ a comment. The comments at its head name its source, its cost and what it should
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from runs.cli import Parser
+from runs.cli import Parser, did_you_mean
 
 FOLDER = Path(__file__).resolve().parent.parent / "scripts" / "recipes"
 COMMENT = re.compile(r"(^|\s)#.*")  # as in a shell: the # of run#1 is part of its word
@@ -52,11 +49,9 @@ def read(name: str, parser: Parser) -> list[str]:
     """Return the flags of a recipe, each of which `parser` has accepted."""
     paths = {path.stem: path for path in files()}
     if name not in paths:
-        near = difflib.get_close_matches(name, paths, 1)
-        parser.error(
-            f"@{name} is no recipe: {f'did you mean @{near[0]}? ' if near else ''}"
-            f"use {', '.join(map(shown, paths))}"
-        )
+        known = list(map(shown, paths))
+        near = did_you_mean(shown(name), known)
+        parser.error(f"{shown(name)} is no recipe: {near}use {', '.join(known)}")
     where = f"scripts/recipes/{name}.txt"
     try:
         lines = paths[name].read_text(encoding="utf-8-sig").splitlines()
