@@ -79,258 +79,223 @@ def build_parser() -> Parser:
             "Try --dry_run first: it needs no data and says how long a run will take."
         ),
     )
-    groups = (add_data, add_objective, add_contrast, add_sgld, add_network, add_optimisation)
-    for add in (*groups, add_records, add_machine):
-        add(parser)
+    add_flags(parser)
     parser.set_defaults(recipe=None)
     return parser
 
 
+def adder(parser: Parser, title: str, about: str | None = None) -> Callable[..., None]:
+    """Make a group of the help text. Return a function that adds a flag to it."""
+    declare = parser.add_argument_group(title, about).add_argument
+
+    def add(
+        flag: str,  # its names, and the unit of its value
+        kind: Any,  # a type of argparse, a tuple of choices, or bool: a switch
+        default: Any,
+        source: str | None,
+        about: str,
+        *,
+        shown: str | None = "%(default)s",  # what help says of the default
+        **more: Any,
+    ) -> None:
+        names = [word for word in flag.split() if word.startswith("--")]
+        units = flag.split()[len(names) :]
+        if kind is bool:  # one that is on has a --no- form
+            shown = "on" if default else None
+            more["action"] = argparse.BooleanOptionalAction if default else "store_true"
+        else:
+            more["choices" if isinstance(kind, tuple) else "type"] = kind
+            more["metavar"] = tuple(units) if len(units) > 1 else "".join(units) or None
+        notes = "; ".join(note for note in (shown and f"default: {shown}", source) if note)
+        declare(*names, default=default, help=f"{about} ({notes})" if notes else about, **more)
+
+    return add
+
+
 # fmt: off
 # One flag a paragraph reads better than one keyword a line.
-def add_data(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("data").add_argument
-    add("--dataset", default="cifar10", metavar="NAME",
-        help="cifar10, cifar100, svhn, mnist, digits (bundled with scikit-learn, no download) or "
-        "folder:PATH with one sub-folder of images a class "
-        "(default: %(default)s; JEM; mnist, digits and folders are ours)")
-    add("--image_size", type=IMAGE_SIDE, default=IMAGE_SIZE, metavar="PIXELS",
-        help="side of the square images that the network sees, a multiple of 4, with --arch "
-        "resnet50 of 8; images of another size are resized when they are read "
-        "(default: %(default)s; ours)")
-    add("--data_root", metavar="FOLDER", default=os.environ.get("HDGE_DATA_ROOT", "./datasets"),
-        help="where <name>.npz or torchvision's files are, or are downloaded to "
-        "(default: $HDGE_DATA_ROOT, else ./datasets; JEM)")
-    add("--n_valid", type=WHOLE, default=None, metavar="IMAGES",
-        help="training images held out for choosing the best checkpoint; the split is JEM's, of a "
-        "folder by the images' hashes, and the same for every run; 0: none (default: 5000, at most "
-        "a tenth of the images; JEM)")
-    add("--labels_per_class", type=OR_OFF, default=-1, metavar="IMAGES",
-        help="semi-supervised training: use this many labels a class, and all images for "
-        "--pxsgld; -1: all labels (default: %(default)s; JEM)")
-    add("--augment", choices=("on", "off"), default="on",
-        help="crop training images at random from a padded copy and, of CIFAR and folders, flip "
-        "them; off for images whose place matters, such as digits of few pixels "
-        "(default: %(default)s; ours)")
-    add("--sigma", type=WEIGHT, default=0.03, metavar="STD",
-        help="standard deviation of the Gaussian noise on every image, in training and evaluation,"
-        " pixels being in [-1, 1]; .1 is more stable with SGLD (default: %(default)s; JEM)")
-    add("--workers", type=WHOLE, default=4, metavar="N",
-        help="accepted for the ancestors' commands and without effect: the images live on the "
-        "training device, no worker processes are needed (default: %(default)s; HDGE)")
+def add_flags(parser: Parser) -> None:
+    add = adder(parser, "data")
+    add("--dataset NAME", None, "cifar10", "JEM; mnist, digits and folders are ours", "cifar10, "
+        "cifar100, svhn, mnist, digits (bundled with scikit-learn, no download) or folder:PATH "
+        "with one sub-folder of images a class")
+    add("--image_size PIXELS", IMAGE_SIDE, IMAGE_SIZE, "ours", "side of the square images that the "
+        "network sees, a multiple of 4, with --arch resnet50 of 8; images of another size are "
+        "resized when they are read")
+    add("--data_root FOLDER", None, os.environ.get("HDGE_DATA_ROOT", "./datasets"), "JEM", "where "
+        "<name>.npz or torchvision's files are, or are downloaded to",
+        shown="$HDGE_DATA_ROOT, else ./datasets")
+    add("--n_valid IMAGES", WHOLE, None, "JEM", "training images held out for choosing the best "
+        "checkpoint; the split is JEM's, of a folder by the images' hashes, and the same for every "
+        "run; 0: none", shown="5000, at most a tenth of the images")
+    add("--labels_per_class IMAGES", OR_OFF, -1, "JEM", "semi-supervised training: use this many "
+        "labels a class, and all images for --pxsgld; -1: all labels")
+    add("--augment", ("on", "off"), "on", "ours", "crop training images at random from a padded "
+        "copy and, of CIFAR and folders, flip them; off for images whose place matters, such as "
+        "digits of few pixels")
+    add("--sigma STD", WEIGHT, 0.03, "JEM", "standard deviation of the Gaussian noise on every "
+        "image, in training and evaluation, pixels being in [-1, 1]; .1 is more stable with SGLD")
+    add("--workers N", WHOLE, 4, "HDGE", "accepted for the ancestors' commands and without effect: "
+        "the images live on the training device, no worker processes are needed")
 
-
-def add_objective(parser: argparse.ArgumentParser) -> None:
     about = "The weight of each term of the loss; 0: the term is not built."
-    add = parser.add_argument_group("objective", about).add_argument
+    add = adder(parser, "objective", about)
     for term in TERMS.values():
-        names = (f"--{term.name}", *term.aliases)
-        add(*names, dest=term.name, type=WEIGHT, default=0.0, metavar="W",
-            help=f"{term.help} (default: %(default)s; {term.source})")
-    add("--smoothing", type=number(float, low=0, high=0.999), default=0.0, metavar="S",
-        help="label smoothing of --pyxce and --pxycontrast: 1 - S on the label, S/(C-1) on the "
-        "other classes; 0 to .999 (default: %(default)s; HDGE)")
-    add("--px_loss", choices=("cd", "bce"), default="cd",
-        help="of --pxsgld and --pxysgld: cd: contrastive divergence, log q of samples less that of "
-        "data; bce: tell data from samples with log q as the logit, whose gradient is bounded: it "
-        "estimates log p(data) - log p(sampler) instead of log q(x), so expect weaker OOD "
-        "detection (default: %(default)s; cd JEM, bce DAT)")
-    add("--independent_batches", action="store_true",
-        help="draw a second batch for the data half of --pxsgld, as JEM does, instead of sharing "
-        "the labelled one, which has the same distribution (ours)")
-    add("--augment_px", choices=("same", "none"), default="same",
-        help="none: the data half of --pxsgld is a second batch that is neither cropped nor "
-        "flipped, so that samples need not be (default: %(default)s; none M-JEM, SADA-JEM)")
-    add("--px_batch_size", type=COUNT, default=None, metavar="IMAGES",
-        help="images of the second batch of --pxsgld; given by itself it asks for such a batch "
-        "(default: --batch_size; M-JEM)")
+        names = " ".join((f"--{term.name}", *term.aliases))
+        add(f"{names} W", WEIGHT, 0.0, term.source, term.help)
+    add("--smoothing S", number(float, low=0, high=0.999), 0.0, "HDGE", "label smoothing of "
+        "--pyxce and --pxycontrast: 1 - S on the label, S/(C-1) on the other classes; 0 to .999")
+    add("--px_loss", ("cd", "bce"), "cd", "cd JEM, bce DAT", "of --pxsgld and --pxysgld: cd: "
+        "contrastive divergence, log q of samples less that of data; bce: tell data from samples "
+        "with log q as the logit, whose gradient is bounded: it estimates log p(data) - log "
+        "p(sampler) instead of log q(x), so expect weaker OOD detection")
+    add("--independent_batches", bool, False, "ours", "draw a second batch for the data half of "
+        "--pxsgld, as JEM does, instead of sharing the labelled one, which has the same "
+        "distribution")
+    add("--augment_px", ("same", "none"), "same", "none M-JEM, SADA-JEM", "none: the data half of "
+        "--pxsgld is a second batch that is neither cropped nor flipped, so that samples need not "
+        "be")
+    add("--px_batch_size IMAGES", COUNT, None, "M-JEM", "images of the second batch of --pxsgld; "
+        "given by itself it asks for such a batch", shown="--batch_size")
 
+    add = adder(parser, "contrastive terms")
+    add("--contrast_k K", COUNT, 65536, "HDGE Table 6", "slots of the queue = negatives an image")
+    add("--contrast_t T", TEMPERATURE, 0.1, "HDGE appendix B", "temperature, .0001 or more")
+    add("--contrast_score", CONTRAST_SCORES, "algorithm1", "HDGE Eq. 13", "algorithm1: the "
+        "released code's, where every other class adds exp(0); eq13: the paper's formula, f(x)[y] "
+        "itself")
+    add("--contrast_style", CONTRAST_STYLES, "queue", "HDGE appendix C", "negatives from the queue "
+        "(HDGE Algorithm 1), or from the batch with gradients (Algorithm 2; the paper uses "
+        "--batch_size 2048)")
+    add("--contrast_normalize", bool, True, "HDGE Table 5", "divide the logits by their L2 norm in "
+        "the contrastive terms")
+    add("--queue_init", QUEUE_STARTS, "empty", "ours", "empty: only past logits are negatives; "
+        "random: start full of N(0, 1) noise, as the HDGE code")
 
-def add_contrast(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("contrastive terms").add_argument
-    add("--contrast_k", type=COUNT, default=65536, metavar="K",
-        help="slots of the queue = negatives an image (default: %(default)s; HDGE Table 6)")
-    add("--contrast_t", type=TEMPERATURE, default=0.1, metavar="T",
-        help="temperature, .0001 or more (default: %(default)s; HDGE appendix B)")
-    add("--contrast_score", choices=CONTRAST_SCORES, default="algorithm1",
-        help="algorithm1: the released code's, where every other class adds exp(0); eq13: the "
-        "paper's formula, f(x)[y] itself (default: %(default)s; HDGE Eq. 13)")
-    add("--contrast_style", choices=CONTRAST_STYLES, default="queue",
-        help="negatives from the queue (HDGE Algorithm 1), or from the batch with gradients "
-        "(Algorithm 2; the paper uses --batch_size 2048) (default: %(default)s; HDGE appendix C)")
-    add("--contrast_normalize", action=argparse.BooleanOptionalAction, default=True,
-        help="divide the logits by their L2 norm in the contrastive terms (default: on; "
-        "HDGE Table 5)")
-    add("--queue_init", choices=QUEUE_STARTS, default="empty",
-        help="empty: only past logits are negatives; random: start full of N(0, 1) noise, as the "
-        "HDGE code (default: %(default)s; ours)")
+    add = adder(parser, "SGLD and replay buffer")
+    add("--n_steps STEPS", COUNT, 20, "JEM", "SGLD steps a training step; more are more stable and "
+        "cost more")
+    add("--sgld_batch_size CHAINS", COUNT, 64, "HDGE Table 6", "chains of --pxsgld a training step")
+    add("--sgld_lr SIZE", POSITIVE, 1.0, "JEM", "step size: x <- x + SIZE * d/dx log q(x) + noise")
+    add("--sgld_std STD", WEIGHT, 0.01, "JEM", "standard deviation of the noise of a step")
+    add("--buffer_size IMAGES", COUNT, 10000, "JEM", "images in the replay buffer, a multiple of "
+        "the classes")
+    add("--reinit_freq P", number(float, low=0, high=1), 0.05, "JEM", "probability that a chain "
+        "restarts from noise, 0 to 1")
+    add("--chain_start", STARTS, "uniform", "uniform JEM, gaussian M-JEM, class_gaussian JEM++",
+        "where chains begin, and begin anew: uniform noise, a Gaussian fitted to the training "
+        "images, or a Gaussian for each class")
+    add("--sgld_grad_clip MOST", POSITIVE, None, "JEM++ 1", "clamp each pixel's gradient of log "
+        "q(x) to [-MOST, MOST] before the step", shown="never")
+    add("--sgld_clamp", bool, False, "JEM++", "clamp pixels to [-1, 1], of chains after each "
+        "step's noise and of training images after --sigma's, which alone would tell data from "
+        "chains")
+    add("--bn_chains", ("jem", "batch", "running", "frozen"), "jem", None, "statistics of batch "
+        "norm for chains and their scoring: jem: the running ones in chains, the samples' own when "
+        "they are scored; batch: the samples' own in both (JEM++); running: the running ones in "
+        "both; samples never move these; frozen: the running ones in every pass, data's too, as "
+        "--load_path has them (DAT)")
+    add("--sgld_l2 W", WEIGHT, 0.0, "IGEBM", "weight of an L2 penalty on log q of data and samples "
+        "within --pxsgld and --pxysgld, against divergence; JEM's author advises .1")
+    add("--class_cond_p_x_sample", bool, False, "JEM", "chains of --pxsgld climb f(x)[y] for "
+        "random y: better samples, lower accuracy")
 
+    add = adder(parser, "network")
+    add("--arch", ("wrn", "resnet50"), "wrn", None, "WideResNet, or ResNet-50 with a 3x3 stem and "
+        "its own batch norm, for HDGE's Table 1")
+    add("--depth 6N+4", DEPTH, 28, "JEM", "layers of the WideResNet: 10, 16, 22, 28, ...")
+    add("--width TIMES", WIDTH, 10, "JEM", "width multiplier of the WideResNet")
+    add("--norm", NORMS, "none", "JEM", "normalisation; none is what both papers train with SGLD")
+    add("--dropout_rate P", number(float, low=0, high=0.99), 0.0, "JEM", "dropout within the "
+        "blocks of the WideResNet, 0 to .99")
+    add("--sync_bn", bool, False, "ours", "under torchrun on GPUs, batch norm takes its statistics "
+        "from the images of all processes, not from each one's own")
+    add("--uncond", bool, False, "JEM", "log q(x) from a head of its own, e(x), instead of from "
+        "the logits, which the contrastive terms still read; log q(x, y) is then e(x) + log q(y|x)")
+    add("--load_path FILE", None, None, "JEM", "start from this checkpoint's weights, queue and "
+        "replay buffer (ours, JEM's or HDGE's), with a fresh optimiser and the settings of this "
+        "command line", shown=None)
+    add("--load_head", ("on", "off"), "on", "ours", "off: of --load_path take the network below "
+        "its heads alone, as for another number of classes: the heads, the queue and the replay "
+        "buffer are new")
 
-def add_sgld(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("SGLD and replay buffer").add_argument
-    add("--n_steps", type=COUNT, default=20, metavar="STEPS",
-        help="SGLD steps a training step; more are more stable and cost more "
-        "(default: %(default)s; JEM)")
-    add("--sgld_batch_size", type=COUNT, default=64, metavar="CHAINS",
-        help="chains of --pxsgld a training step (default: %(default)s; HDGE Table 6)")
-    add("--sgld_lr", type=POSITIVE, default=1.0, metavar="SIZE",
-        help="step size: x <- x + SIZE * d/dx log q(x) + noise (default: %(default)s; JEM)")
-    add("--sgld_std", type=WEIGHT, default=0.01, metavar="STD",
-        help="standard deviation of the noise of a step (default: %(default)s; JEM)")
-    add("--buffer_size", type=COUNT, default=10000, metavar="IMAGES",
-        help="images in the replay buffer, a multiple of the classes (default: %(default)s; JEM)")
-    add("--reinit_freq", type=number(float, low=0, high=1), default=0.05, metavar="P",
-        help="probability that a chain restarts from noise, 0 to 1 (default: %(default)s; JEM)")
-    add("--chain_start", choices=STARTS, default="uniform",
-        help="where chains begin, and begin anew: uniform noise, a Gaussian fitted to the training "
-        "images, or a Gaussian for each class (default: %(default)s; uniform JEM, gaussian M-JEM, "
-        "class_gaussian JEM++)")
-    add("--sgld_grad_clip", type=POSITIVE, default=None, metavar="MOST",
-        help="clamp each pixel's gradient of log q(x) to [-MOST, MOST] before the step "
-        "(default: never; JEM++ 1)")
-    add("--sgld_clamp", action="store_true",
-        help="clamp pixels to [-1, 1], of chains after each step's noise and of training images "
-        "after --sigma's, which alone would tell data from chains (JEM++)")
-    add("--bn_chains", choices=("jem", "batch", "running", "frozen"), default="jem",
-        help="statistics of batch norm for chains and their scoring: jem: the running ones in "
-        "chains, the samples' own when they are scored; batch: the samples' own in both (JEM++); "
-        "running: the running ones in both; samples never move these; frozen: the running ones in "
-        "every pass, data's too, as --load_path has them (DAT) (default: %(default)s)")
-    add("--sgld_l2", type=WEIGHT, default=0.0, metavar="W",
-        help="weight of an L2 penalty on log q of data and samples within --pxsgld and --pxysgld, "
-        "against divergence; JEM's author advises .1 (default: %(default)s; IGEBM)")
-    add("--class_cond_p_x_sample", action="store_true",
-        help="chains of --pxsgld climb f(x)[y] for random y: better samples, lower accuracy (JEM)")
+    add = adder(parser, "optimisation")
+    add("--optimizer", ("adam", "sgd"), "adam", "JEM", "Adam or SGD (momentum .9)")
+    add("--adam_betas B1 B2", DECAY, ADAM_BETAS, "JEM", "decay of Adam's means of the gradient and "
+        "of its square, from 0 to below 1; UvA's tutorial 8 on energy-based models has 0 "
+        ".999", shown=".9 .999", nargs=2)
+    add("--ema DECAY", DECAY, 0.0, "ours", "average the weights: w_ema <- DECAY w_ema + (1 - "
+        "DECAY) w after each step; the accuracies of progress.csv, sample grids and "
+        "eval_wrn_ebm.py take the average, the chains of the training the weights themselves; 0: "
+        "no average; DAT and CLEL have .999")
+    add("--lr RATE", POSITIVE, 1e-4, "JEM", "learning rate after warm-up")
+    add("--warmup_iters STEPS", OR_OFF, -1, "the README commands of both papers use 1000", "steps "
+        "of linear warm-up from 0, counted from the run's first step; -1: none")
+    add("--decay_epochs EPOCH", WHOLE, [160, 180], "JEM's paper: 50 100 of 150", "multiply the "
+        "rate by --decay_rate from these epochs on, counted from 0", shown="160 180", nargs="+")
+    add("--decay_rate FACTOR", POSITIVE, 0.3, "JEM", "factor of each decay")
+    add("--weight_decay L2", WEIGHT, 0.0, "JEM", "L2 penalty on all parameters, coupled")
+    add("--clip_grad NORM", WEIGHT, 0.0, "ours", "scale the gradient down to this L2 norm where it "
+        "is larger; 0: never")
+    add("--batch_size IMAGES", COUNT, 64, "JEM", "labelled images a step")
+    add("--n_epochs EPOCHS", COUNT, 200, "JEM", "epochs, of training images / batch_size steps "
+        "each")
+    add("--start_epoch EPOCH", WHOLE, 0, "HDGE; --resume needs no help", "count epochs, and with "
+        "them the learning rate's decay, from here: for --load_path")
+    add("--clf_only", bool, False, "JEM", "train the last layer, class_output, alone")
+    add("--max_restarts TIMES", WHOLE, 5, "ours", "how often a run that diverges goes back 200 "
+        "steps or more, with half the learning rate and new random numbers, and on; then it ends; "
+        "0: at once, and no copies of the state are kept")
+    add("--max_steps STEPS", COUNT, None, "ours", "end cleanly, with evaluation and checkpoint, "
+        "after this many steps, counted from the start of the run; the schedule is that of the "
+        "full run", shown="no limit")
+    add("--max_minutes MINUTES", POSITIVE, None, "ours", "the same after this many minutes of this "
+        "process; the checkpoint is saved then, and once more after evaluation and pictures",
+        shown="no limit")
 
-
-def add_network(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("network").add_argument
-    add("--arch", choices=("wrn", "resnet50"), default="wrn",
-        help="WideResNet, or ResNet-50 with a 3x3 stem and its own batch norm, for HDGE's "
-        "Table 1 (default: %(default)s)")
-    add("--depth", type=DEPTH, default=28, metavar="6N+4",
-        help="layers of the WideResNet: 10, 16, 22, 28, ... (default: %(default)s; JEM)")
-    add("--width", type=WIDTH, default=10, metavar="TIMES",
-        help="width multiplier of the WideResNet (default: %(default)s; JEM)")
-    add("--norm", choices=NORMS, default="none",
-        help="normalisation; none is what both papers train with SGLD (default: %(default)s; JEM)")
-    add("--dropout_rate", type=number(float, low=0, high=0.99), default=0.0, metavar="P",
-        help="dropout within the blocks of the WideResNet, 0 to .99 (default: %(default)s; JEM)")
-    add("--sync_bn", action="store_true",
-        help="under torchrun on GPUs, batch norm takes its statistics from the images of all "
-        "processes, not from each one's own (ours)")
-    add("--uncond", action="store_true",
-        help="log q(x) from a head of its own, e(x), instead of from the logits, which the "
-        "contrastive terms still read; log q(x, y) is then e(x) + log q(y|x) (JEM)")
-    add("--load_path", default=None, metavar="FILE",
-        help="start from this checkpoint's weights, queue and replay buffer (ours, JEM's or "
-        "HDGE's), with a fresh optimiser and the settings of this command line (JEM)")
-    add("--load_head", choices=("on", "off"), default="on",
-        help="off: of --load_path take the network below its heads alone, as for another number of "
-        "classes: the heads, the queue and the replay buffer are new (default: %(default)s; ours)")
-
-
-def add_optimisation(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("optimisation").add_argument
-    add("--optimizer", choices=("adam", "sgd"), default="adam",
-        help="Adam or SGD (momentum .9) (default: %(default)s; JEM)")
-    add("--adam_betas", type=DECAY, nargs=2, default=ADAM_BETAS, metavar=("B1", "B2"),
-        help="decay of Adam's means of the gradient and of its square, from 0 to below 1; UvA's "
-        "tutorial 8 on energy-based models has 0 .999 (default: .9 .999; JEM)")
-    add("--ema", type=DECAY, default=0.0, metavar="DECAY",
-        help="average the weights: w_ema <- DECAY w_ema + (1 - DECAY) w after each step; the "
-        "accuracies of progress.csv, sample grids and eval_wrn_ebm.py take the average, the chains "
-        "of the training the weights themselves; 0: no average; DAT and CLEL have .999 "
-        "(default: %(default)s; ours)")
-    add("--lr", type=POSITIVE, default=1e-4, metavar="RATE",
-        help="learning rate after warm-up (default: %(default)s; JEM)")
-    add("--warmup_iters", type=OR_OFF, default=-1, metavar="STEPS",
-        help="steps of linear warm-up from 0, counted from the run's first step; -1: none "
-        "(default: %(default)s; the README commands of both papers use 1000)")
-    add("--decay_epochs", type=WHOLE, nargs="+", default=[160, 180], metavar="EPOCH",
-        help="multiply the rate by --decay_rate from these epochs on, counted from 0 "
-        "(default: 160 180; JEM's paper: 50 100 of 150)")
-    add("--decay_rate", type=POSITIVE, default=0.3, metavar="FACTOR",
-        help="factor of each decay (default: %(default)s; JEM)")
-    add("--weight_decay", type=WEIGHT, default=0.0, metavar="L2",
-        help="L2 penalty on all parameters, coupled (default: %(default)s; JEM)")
-    add("--clip_grad", type=WEIGHT, default=0.0, metavar="NORM",
-        help="scale the gradient down to this L2 norm where it is larger; 0: never "
-        "(default: %(default)s; ours)")
-    add("--batch_size", type=COUNT, default=64, metavar="IMAGES",
-        help="labelled images a step (default: %(default)s; JEM)")
-    add("--n_epochs", type=COUNT, default=200, metavar="EPOCHS",
-        help="epochs, of training images / batch_size steps each (default: %(default)s; JEM)")
-    add("--start_epoch", type=WHOLE, default=0, metavar="EPOCH",
-        help="count epochs, and with them the learning rate's decay, from here: for --load_path "
-        "(default: %(default)s; HDGE; --resume needs no help)")
-    add("--clf_only", action="store_true",
-        help="train the last layer, class_output, alone (JEM)")
-    add("--max_restarts", type=WHOLE, default=5, metavar="TIMES",
-        help="how often a run that diverges goes back 200 steps or more, with half the learning "
-        "rate and new random numbers, and on; then it ends; 0: at once, and no copies of the state "
-        "are kept (default: %(default)s; ours)")
-    add("--max_steps", type=COUNT, default=None, metavar="STEPS",
-        help="end cleanly, with evaluation and checkpoint, after this many steps, counted from the "
-        "start of the run; the schedule is that of the full run (default: no limit; ours)")
-    add("--max_minutes", type=POSITIVE, default=None, metavar="MINUTES",
-        help="the same after this many minutes of this process; the checkpoint is saved then, and "
-        "once more after evaluation and pictures (default: no limit; ours)")
-
-
-def add_records(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("run folder and records").add_argument
-    add("--log_dir", "--save_dir", dest="log_dir", default="./save", metavar="FOLDER",
-        help="the run folder is <log_dir>/<id> (default: %(default)s; HDGE)")
-    add("--id", default=None, metavar="NAME",
-        help="name of the run (default: data set, terms, date and time; HDGE)")
-    add("--resume", nargs="?", const="", default=None, metavar="RUN_FOLDER",
-        help="continue a run from its last checkpoint, exactly: --resume RUN_FOLDER, or --resume "
-        "with --log_dir and --id; its settings hold, flags given now win where they may; "
-        "--resume auto with --id: continue it if it has a checkpoint, else start it (ours)")
-    add("--overwrite", action="store_true", help="replace the run that the run folder holds (ours)")
-    add("--eval_every", type=COUNT, default=1, metavar="EPOCHS",
-        help="epochs between evaluations on validation and test images (default: %(default)s; JEM)")
-    add("--ckpt_every", type=OR_OFF, default=-1, metavar="EPOCHS",
-        help="epochs between checkpoints that are kept, ckpt_<epoch>.pt, besides the last and the "
-        "best; -1: none (default: %(default)s; HDGE)")
-    add("--ckpt_minutes", type=POSITIVE, default=10.0, metavar="MINUTES",
-        help="minutes of an epoch after which the last checkpoint is saved within it, too: what a "
-        "kill costs at most (default: %(default)g; ours)")
-    add("--print_every", type=COUNT, default=100, metavar="STEPS",
-        help="steps between two reports: progress bar, log.txt, TensorBoard, and the check for "
-        "divergence (default: %(default)s; JEM)")
-    add("--log_gradients", type=COUNT, default=None, metavar="STEPS",
-        help="every so many steps, measure each term's gradient: norm, and cosine with that "
-        "of --pyxce; an epoch's means are in progress.csv; costs a backward pass a term, and "
-        "changes no other number (default: never; ours)")
-    add("--plot_every", type=COUNT, default=40, metavar="EPOCHS",
-        help="epochs between sample grids; the last epoch has one too (default: %(default)s; HDGE)")
-    for name, what, source in (
-        ("uncond", "chains that climb log q(x)", "JEM"),
-        ("cond", "chains that climb f(x)[y], one class a row", "JEM"),
-        ("contrast", "chains that climb log q(x|y) as the contrastive term has it", "HDGE"),
+    add = adder(parser, "run folder and records")
+    add("--log_dir --save_dir FOLDER", None, "./save", "HDGE", "the run folder is <log_dir>/<id>")
+    add("--id NAME", None, None, "HDGE", "name of the run", shown="data set, terms, date and time")
+    add("--resume RUN_FOLDER", None, None, "ours", "continue a run from its last checkpoint, "
+        "exactly: --resume RUN_FOLDER, or --resume with --log_dir and --id; its settings hold, "
+        "flags given now win where they may; --resume auto with --id: continue it if it has a "
+        "checkpoint, else start it", shown=None, nargs="?", const="")
+    add("--overwrite", bool, False, "ours", "replace the run that the run folder holds")
+    add("--eval_every EPOCHS", COUNT, 1, "JEM", "epochs between evaluations on validation and test "
+        "images")
+    add("--ckpt_every EPOCHS", OR_OFF, -1, "HDGE", "epochs between checkpoints that are kept, "
+        "ckpt_<epoch>.pt, besides the last and the best; -1: none")
+    add("--ckpt_minutes MINUTES", POSITIVE, 10.0, "ours", "minutes of an epoch after which the "
+        "last checkpoint is saved within it, too: what a kill costs at most", shown="%(default)g")
+    add("--print_every STEPS", COUNT, 100, "JEM", "steps between two reports: progress bar, "
+        "log.txt, TensorBoard, and the check for divergence")
+    add("--log_gradients STEPS", COUNT, None, "ours", "every so many steps, measure each term's "
+        "gradient: norm, and cosine with that of --pyxce; an epoch's means are in progress.csv; "
+        "costs a backward pass a term, and changes no other number", shown="never")
+    add("--plot_every EPOCHS", COUNT, 40, "HDGE", "epochs between sample grids; the last epoch has "
+        "one too")
+    for name, source, what in (
+        ("uncond", "JEM", "log q(x)"),
+        ("cond", "JEM", "f(x)[y], one class a row"),
+        ("contrast", "HDGE", "log q(x|y) as the contrastive term has it"),
     ):
-        add(f"--plot_{name}", type=switch, nargs="?", const=True, default=False, metavar="0|1",
-            help=f"sample grids of {what}, in samples/ and TensorBoard (default: 0; {source})")
+        add(f"--plot_{name} 0|1", switch, False, source, "sample grids of chains that climb "
+            f"{what}, in samples/ and TensorBoard", shown="0", nargs="?", const=True)
 
-
-def add_machine(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("machine").add_argument
-    add("--device", default="auto", metavar="NAME",
-        help="auto (a CUDA GPU if there is one), cpu, cuda or cuda:N (default: %(default)s; ours)")
-    add("--threads", **THREADS)
-    add("--seed", type=WHOLE, default=None, metavar="N",
-        help="seed of weights, batches, noise, chains (default: drawn, printed, recorded; HDGE)")
-    add("--amp", choices=("auto", "bf16", "off"), default="auto",
-        help="bf16 autocast of the convolutions; heads, densities, chains and the optimiser stay "
-        "float32; auto: on GPUs that have it, off on the CPU (default: %(default)s; ours)")
-    add("--compile", choices=("auto", "on", "off"), default="auto",
-        help="compile the network with torch.compile, which takes minutes at the start; auto: on "
-        "GPUs, where PyTorch can, and not for --dry_run (default: %(default)s; ours)")
-    add("--dry_run", action="store_true",
-        help="print the settings, parameters, FLOPs, memory and the hours that the run will take, "
-        "from a few steps on made-up images, and exit; needs no data (ours)")
+    add = adder(parser, "machine")
+    add("--device NAME", None, "auto", "ours", "auto (a CUDA GPU if there is one), cpu, cuda or "
+        "cuda:N")
+    add("--threads N", COUNT, None, None, THREADS["help"], shown=None)
+    add("--seed N", WHOLE, None, "HDGE", "seed of weights, batches, noise, chains",
+        shown="drawn, printed, recorded")
+    add("--amp", ("auto", "bf16", "off"), "auto", "ours", "bf16 autocast of the convolutions; "
+        "heads, densities, chains and the optimiser stay float32; auto: on GPUs that have it, off "
+        "on the CPU")
+    add("--compile", ("auto", "on", "off"), "auto", "ours", "compile the network with "
+        "torch.compile, which takes minutes at the start; auto: on GPUs, where PyTorch can, and "
+        "not for --dry_run")
+    add("--dry_run", bool, False, "ours", "print the settings, parameters, FLOPs, memory and the "
+        "hours that the run will take, from a few steps on made-up images, and exit; needs no data")
 
 
 # fmt: on
@@ -362,11 +327,6 @@ def whole_name(dataset: str) -> str:
     whole = FOLDER + os.path.abspath(os.path.expanduser(path))
     check_utf8("--dataset", whole)
     return whole
-
-
-def moved(new: str, old: Any) -> bool:
-    """Return whether --dataset on --resume may name the new place of the run's folder."""
-    return new.startswith(FOLDER) and str(old).startswith(FOLDER)
 
 
 def resolve_auto(s: argparse.Namespace) -> None:
@@ -412,11 +372,11 @@ def resume(
         )
     for name in sorted(given - {"resume", "log_dir", "id", "overwrite"}):
         new, old = getattr(settings, name), merged.get(name)
-        if name == "dataset" and moved(new, old):  # restoring compares the images
-            merged[name] = new
-            continue
-        term_changes = name in TERMS and (new == 0) != (old == 0)
-        if new != old and (name in (*FIXED_ON_RESUME, *fixed) or term_changes):
+        # A folder may have moved: restoring compares the images.
+        moves = name == "dataset" and new.startswith(FOLDER) and str(old).startswith(FOLDER)
+        changes = name in (*FIXED_ON_RESUME, *fixed) and not moves
+        changes |= name in TERMS and (new == 0) != (old == 0)
+        if new != old and changes:
             words, had = (" ".join(map(str, v)) if isinstance(v, list) else v for v in (new, old))
             raise UsageError(
                 f"--{name} {words} cannot change on --resume (the run has {had}): {remedy}"
