@@ -80,6 +80,7 @@ def asked(context: Context, model: LoadedModel, given: set[str]) -> dict[str, An
         numbers = question.ask(context, model)
     except NotFinite as error:
         raise UsageError(f"--load_path {model.path}: {error}") from None
+    context.warn_of_other_data(model)
     step = model.state.get("progress", {}).get("step")
     return {
         "label": model.label,

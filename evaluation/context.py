@@ -131,6 +131,18 @@ class Context:
         name = self.known(model) if self.s.dataset is None else self.s.dataset
         return self.images(name, model)
 
+    def warn_of_other_data(self, model: LoadedModel) -> None:
+        """Warn of a --dataset that the model was not trained on; of folders `compare` does."""
+        asked, own = self.s.dataset, self.dataset_of(model)
+        base = asked and (trainable(asked) or asked)
+        if (
+            base
+            and own
+            and base != own
+            and not (base.startswith(FOLDER) and own.startswith(FOLDER))
+        ):
+            self.warn(f"--dataset {asked}: {model.label} was trained on {own}")
+
     def labelled_set(self, model: LoadedModel) -> data.EvaluationSet:
         """Return `asked_set`. Raises UsageError for labels that the model does not have."""
         found = self.asked_set(model)

@@ -219,6 +219,12 @@ def test_pxsim_refuses_settings_that_do_not_exist(
     assert said in found.err[0] and str(value) in found.err[0]
 
 
+def test_a_set_that_the_model_was_not_trained_on_is_said_to_be_one(ask: Any) -> None:
+    (line,) = ask("--eval test_clf --dataset digits").err
+    assert line.endswith(f"--dataset digits: {ask.hdge.name} was trained on cifar10")
+    assert not ask("--eval test_clf --dataset cifar_train").err
+
+
 def test_all_says_what_it_leaves_out(ask: Any, tmp_path: Path) -> None:
     for name in ("cifar10", "svhn"):
         shutil.copy(ask.trainer.data / f"{name}.npz", tmp_path)

@@ -41,7 +41,7 @@ class Paper:
 
     def auroc(self, in_dataset: str, ood_dataset: str, score: str) -> tuple[float, float] | None:
         """Return AUROC and its standard deviation, of models trained on CIFAR-10."""
-        if canonical(in_dataset) != "cifar10" or score not in SCORES:
+        if self.own(in_dataset) != "cifar10" or score not in SCORES:
             return None
         resnet = " (ResNet-50)" if self.settings.get("arch") == "resnet50" else ""
         row = _row(self.tables["table1_ood"][SCORES[score]], f"{self.rows[0]}{resnet}")
@@ -52,7 +52,7 @@ class Paper:
     def accuracy(self, dataset: object) -> float | None:
         """Return accuracy, 0 to 1: of Table 2 with batch norm, else of Table 3 for CIFAR-10 and of
         Figure 2 for CIFAR-100."""
-        name = canonical(dataset)
+        name = self.own(dataset)
         if self.settings.get("arch") == "resnet50":
             return None
         if self.settings.get("norm") == "batch":
@@ -63,7 +63,7 @@ class Paper:
 
     def ece(self, dataset: object) -> float | None:
         """Return ECE, 0 to 1, of models trained on CIFAR-100."""
-        of_paper = canonical(dataset) == "cifar100"
+        of_paper = self.own(dataset) == "cifar100"
         return self._share("figure2_calibration", 0, "ece") if of_paper else None
 
     def generation(self, key: str) -> float | None:
@@ -71,6 +71,11 @@ class Paper:
         if canonical(self.settings.get("dataset")) != "cifar10":
             return None
         return _row(self.tables["table3_hybrid"]["rows"], self.rows[2]).get(key)
+
+    def own(self, dataset: object) -> str:
+        """Return the canonical name of what the model was trained on, "" for other data."""
+        name = canonical(dataset)
+        return name if name == canonical(self.settings.get("dataset")) else ""
 
     def _share(self, table: str, row: int, key: str) -> float | None:
         found = _row(self.tables[table]["rows"], self.rows[row]).get(key)
@@ -84,8 +89,9 @@ def paper_of(run: Run) -> Paper:
         names += tuple(name for name in losses if name not in terms.TERMS)
     told = run.settings.get("method") or "Terms unknown"  # a baseline's own loss has no terms
     method, *rows = METHODS.get(names, (" + ".join(names) or str(told), None, None, None))
-    if run.settings.get("uncond") or image_size(run.settings) != IMAGE_SIZE:
-        rows = [None] * 3  # the papers have no such head for log q(x), nor such images
+    norm = run.settings.get("norm") in (None, "none", "batch")
+    if run.settings.get("uncond") or not norm or others(run):
+        rows = [None] * 3  # the papers have no such head for log q(x), network or data
     return Paper(str(method), rows, PUBLISHED, run.settings)
 
 
@@ -108,23 +114,27 @@ def image_size(settings: Mapping[str, Any]) -> Any:
     return settings.get("image_size", IMAGE_SIZE)
 
 
-def badge(run: Run) -> str | None:
-    """Return the setting's differences from the papers', 'small scale: WRN-10-2', or None."""
+def others(run: Run) -> list[str]:
+    """Return the network and the data, as far as they are not the papers'."""
     s, net, size = run.settings, network(run.settings), image_size(run.settings)
     dataset, labels = s.get("dataset"), number(s.get("labels_per_class")) or 0
-    other = net not in (None, NETWORK, "ResNet-50")
-    few = bool(run.rows) and run.epochs < EPOCHS
     differs = [
-        (other, str(net)),
-        (few, f"{run.epochs} epoch" + "s" * (run.epochs != 1)),
-        (s and dataset not in ("cifar10", "cifar100"), str(dataset)),
+        (net not in (None, NETWORK, "ResNet-50"), str(net)),
+        (s and canonical(dataset) not in ("cifar10", "cifar100"), str(dataset)),
         (labels > 0, f"{labels:.0f} labels a class"),
         (size != IMAGE_SIZE, f"images of {size} x {size}"),
     ]
-    named = ", ".join(text for holds, text in differs if holds)
+    return [text for holds, text in differs if holds]
+
+
+def badge(run: Run) -> str | None:
+    """Return the setting's differences from the papers', 'small scale: WRN-10-2', or None."""
+    s, differs, few = run.settings, others(run), bool(run.rows) and run.epochs < EPOCHS
     sides = ((number(s.get("depth")) or 0) <= 28, (number(s.get("width")) or 0) <= 10)
-    scale = "small scale" if few or (other and all(sides)) else "differs from the paper"
-    return f"{scale}: {named}" if named else None
+    small = few or (network(s) in differs and all(sides))
+    differs += [f"{run.epochs} epoch" + "s" * (run.epochs != 1)] if few else []
+    scale = "small scale" if small else "differs from the paper"
+    return f"{scale}: {', '.join(differs)}" if differs else None
 
 
 def _row(rows: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
