@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.gather import gathered_with_gradient
 from losses.objective import Build, Metrics, Step
-from losses.queue import LogitQueue
+from losses.queue import LogitQueue, gathered_with_gradient
 from runs.cli import fits
 from runs.names import CONTRAST_SCORES
 

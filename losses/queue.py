@@ -1,4 +1,5 @@
-"""The queue of past logits that the contrastive terms take their negatives from.
+"""The queue of past logits that the contrastive terms take their negatives from, and the gathering
+of a batch that is divided over processes.
 
 Shapes: N batch, C classes, K slots, R distinct target rows of a score.
 """
@@ -8,9 +9,10 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from losses.gather import gathered
+from runs import processes as distributed
 from runs.names import QUEUE_STARTS
 
 RESUM_EVERY = 1024  # enqueues between two exact sums: the drift is 7e-15 after 2,000
@@ -180,3 +182,31 @@ class Normaliser(nn.Module):
 def filled(queue: LogitQueue) -> Tensor:
     """Return which slots hold logits, (K,) bool: the first ones."""
     return torch.arange(queue.size, device=queue.queue_logit.device) < queue.queue_filled
+
+
+def gathered(part: Tensor) -> Tensor:
+    """Return (N, ...) of all processes, by rank and without gradient, from the (N / processes, ...)
+    of each. All parts have one length. Of a single process, return the part itself."""
+    if distributed.size() == 1:
+        return part.detach()
+    found = [torch.empty_like(part) for _ in range(distributed.size())]
+    dist.all_gather(found, part.detach().contiguous())
+    return torch.cat(found)
+
+
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        return gathered(part)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(distributed.size())[distributed.rank()]
+
+
+def gathered_with_gradient(part: Tensor) -> Tensor:
+    """Return the same with a gradient. A part takes the sum of its gradients from the losses of all
+    processes, so that the mean of the processes' gradients is the gradient of their mean loss."""
+    return part if distributed.size() == 1 else _WithGradient.apply(part)

@@ -58,7 +58,7 @@ def exchanged() -> dict[str, Any]:
         "now": now,
         "soon": soon,
         "pending, then now": agreement.now(0, 0),
-        "gathered": losses.gather.gathered(torch.full((2, 2), float(rank))),
+        "gathered": losses.queue.gathered(torch.full((2, 2), float(rank))),
     }
 
 
@@ -127,7 +127,7 @@ def test_one_process_sends_nothing() -> None:
     part, agreement = torch.rand(3, 2), distributed.Agreement()
     assert distributed.size() == 1 and distributed.first()
     assert distributed.joined(part) is part and distributed.mean(part) is part
-    assert losses.gather.gathered_with_gradient(part) is part
+    assert losses.queue.gathered_with_gradient(part) is part
     assert agreement.soon(1, 2) == agreement.now(1, 2) == (1, 2)
     assert list(distributed.share(7)) == list(range(7))
 
