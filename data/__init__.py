@@ -9,11 +9,13 @@ with the setting, its value and the remedy.
 from data.base import DataError, DataSet, Spec, Split
 from data.batches import (
     EVAL_NOISE_BLOCK,
+    TrainingBatches,
     augment,
     epoch_order,
     evaluation_batches,
     generator_of,
     number_of_batches,
+    steps_per_epoch,
     to_float,
 )
 from data.evaluation_sets import (
@@ -29,4 +31,3 @@ from data.npz import read_npz
 from data.record import Record, as_read_by, said
 from data.sets import canonical_name, describe, doubt, load
 from data.splits import default_n_valid, held_out_by, hold_out, labelled_subset, split_validation
-from data.stream import TrainingBatches, steps_per_epoch

@@ -1,5 +1,7 @@
 """Batches: against a per-sample reference, by property and by the statistics of the noise."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -105,3 +107,149 @@ def test_epoch_order_is_a_pure_function_of_seed_and_epoch() -> None:
     assert torch.equal(first.sort().values, torch.arange(1000))
     others = [(5, 4), (6, 3), (3, 5)]
     assert not any(torch.equal(data.epoch_order(1000, seed=s, epoch=e), first) for s, e in others)
+
+
+# ---------------------------------------------------------------------------------- training runs
+
+N = 50
+
+
+def split() -> Split:
+    """Image i is of the shade i, and its label is i too: a batch tells which images it shows."""
+    shades = torch.arange(N, dtype=torch.uint8)[:, None, None, None].expand(N, 32, 32, 3)
+    return Split(shades, torch.arange(N))
+
+
+def batches_of(**changes: Any) -> data.TrainingBatches:
+    index = torch.arange(N - 1, -1, -2)  # 25 of the 50
+    settings = {
+        "index": index,
+        "labelled": index,
+        "batch_size": 4,
+        "seed": 0,
+        "sigma": 0.0,
+        "flip": True,
+        "unlabelled": False,
+    }
+    return data.TrainingBatches(split(), **(settings | changes))
+
+
+def shown(images: torch.Tensor) -> list[int]:
+    return ((images[:, 0, 0, 0] + 1) * 127.5).round().long().tolist()
+
+
+def labelled(batches: data.TrainingBatches, steps: range) -> list[list[int]]:
+    seen = []
+    for step in steps:
+        images, labels, _ = batches(step)
+        assert shown(images) == labels.tolist()
+        seen.append(labels.tolist())
+    return seen
+
+
+def test_an_epoch_shows_every_image_at_most_once_and_epochs_all_of_them() -> None:
+    batches = batches_of()
+    assert batches.steps_per_epoch == 6 and batches(0)[2] is None
+    orders = []
+    for epoch in range(10):
+        seen = labelled(batches, range(6 * epoch, 6 * epoch + 6))
+        assert all(len(batch) == 4 for batch in seen)
+        orders.append(sum(seen, []))
+        assert len(set(orders[-1])) == 24
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert set(sum(orders, [])) == set(batches.index.tolist())
+
+
+@pytest.mark.parametrize("unlabelled", [False, True])
+def test_a_step_depends_on_seed_and_step_alone(unlabelled: bool) -> None:
+    """In any order of asking, as after a resume; not on the global random state."""
+    forward, jumping = (batches_of(unlabelled=unlabelled) for _ in range(2))
+    expected = {step: forward(step) for step in range(20)}
+    torch.manual_seed(99)
+    for step in (19, 3, 4, 0, 12, 11, 19):
+        _, labels, second = jumping(step)
+        assert torch.equal(labels, expected[step][1])
+        if unlabelled:
+            assert shown(second) == shown(expected[step][2])
+    others = labelled(batches_of(seed=1), range(20))
+    assert others != [labels.tolist() for _, labels, _ in expected.values()]
+
+
+@pytest.mark.parametrize(("size", "augmented"), [(None, True), (7, False), (25, True)])
+def test_the_second_batch_is_of_all_images_in_an_order_of_its_own(
+    size: int | None, augmented: bool
+) -> None:
+    """Of its own size and augmentation; the first batch is as without it."""
+    plain = batches_of()
+    batches = batches_of(unlabelled=True, second_size=size, augmented=(True, augmented))
+    n, agree = size or 4, 0
+    seen: list[int] = []
+    for step in range(25 // n):
+        expected, labels, _ = plain(step)
+        images, same, second = batches(step)
+        assert torch.equal(labels, same) and shown(images) == shown(expected)
+        assert second is not None and second.shape == (n, 3, 32, 32)
+        seen += shown(second)
+        agree += sum(a == b for a, b in zip(labels.tolist(), shown(second), strict=False))
+    assert len(set(seen)) == len(seen) and set(seen) <= set(batches.index.tolist())
+    assert agree < 6  # by chance 1
+    options = {"unlabelled": True, "second_size": 6, "augmented": (True, augmented)}
+    parts = [batches_of(**options, part=(i, 2))(1)[2] for i in (0, 1)]
+    assert shown(torch.cat(parts)) == shown(batches_of(**options)(1)[2])
+
+
+@pytest.mark.parametrize("clamp", [True, False])
+@pytest.mark.parametrize("augment_second", [True, False])
+def test_both_batches_are_clamped_after_the_noise(clamp: bool, augment_second: bool) -> None:
+    batches = batches_of(
+        sigma=1.0, unlabelled=True, batch_size=25, clamp=clamp, augmented=(True, augment_second)
+    )
+    batches.train = Split(torch.full((N, 32, 32, 3), 255, dtype=torch.uint8), torch.arange(N))
+    first, _, second = batches(0)
+    for images in (first, second):
+        noise = images - 1
+        assert abs((noise >= 0).float().mean() - 0.5) < 0.01
+        assert (noise.max() == 0 and noise.min() == -2) if clamp else noise.max() > 1
+        assert abs((noise < -1).float().mean() - 0.1587) < 0.01
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_what_is_augmented_is_flipped_and_the_rest_is_the_image_itself(flip: bool) -> None:
+    ramp = torch.arange(32, dtype=torch.uint8)[None, None, :, None].expand(N, 32, 32, 3)
+    batches = batches_of(flip=flip, batch_size=25, unlabelled=True, augmented=(True, False))
+    batches.train = Split(ramp, torch.arange(N))
+    first, _, second = batches(0)
+    rising = (first[:, 0, 0, 20] > first[:, 0, 0, 10]).float().mean()
+    assert 0.2 < rising < 0.8 if flip else rising == 1
+    assert torch.equal(second, data.to_float(ramp[:25]))
+
+
+def test_few_labels_cycle_and_the_epoch_stays_as_long() -> None:
+    few = torch.tensor([1, 3, 5, 7, 9, 11, 13, 15, 17])
+    batches = batches_of(labelled=few, unlabelled=True)
+    assert batches.steps_per_epoch == 6
+    seen = labelled(batches, range(12))
+    assert all(len(batch) == 4 for batch in seen)
+    for cycle in range(6):  # two batches of four from nine
+        pair = seen[2 * cycle] + seen[2 * cycle + 1]
+        assert len(set(pair)) == 8 and set(pair) <= set(few.tolist())
+    assert set(sum(seen, [])) == set(few.tolist())
+    others = {image for step in range(12) for image in shown(batches(step)[2])}
+    assert len(others) > 20  # the second batch is of all images
+    fewer = batches_of(labelled=torch.tensor([1, 3]))  # than a batch
+    assert fewer.steps_per_epoch == 6
+    assert all(sorted(batch) == [1, 3] for batch in labelled(fewer, range(6)))
+
+
+def test_a_batch_may_be_all_images_and_no_more() -> None:
+    assert len(batches_of(batch_size=25)(0)[1]) == 25
+    with pytest.raises(data.DataError, match=r"--batch_size 26: exceeds the 25 .*use 25 at most"):
+        batches_of(batch_size=26)
+    with pytest.raises(
+        data.DataError, match=r"--px_batch_size 26: exceeds the 25 .*use 25 at most"
+    ):
+        batches_of(unlabelled=True, second_size=26)
+    with pytest.raises(
+        data.DataError, match="--labels_per_class: 3 labelled .* by the 2 processes"
+    ):
+        batches_of(labelled=torch.tensor([1, 3, 5]), part=(0, 2))
