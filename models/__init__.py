@@ -1,5 +1,6 @@
 """The density: networks from images to logits, and the logits read as log densities."""
 
+from models.backbones import ResNet50, WideResNet
 from models.energy import ARCHITECTURES, EnergyClassifier, build, forward_flops
 from models.load import (
     RunSettings,
@@ -14,5 +15,3 @@ from models.load import (
 )
 from models.modes import batch_statistics_only, eval_mode, sampling_mode, scoring_mode
 from models.norms import NORMS, initialise_act_norm
-from models.resnet import ResNet50
-from models.wide_resnet import WideResNet

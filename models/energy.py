@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.backbones import ResNet50, WideResNet
 from models.modes import batch_norms
-from models.resnet import ResNet50
-from models.wide_resnet import WideResNet
 from runs.names import IMAGE_SIZE, misfit_size
 
 ARCHITECTURES = ("wrn", "resnet50")

@@ -1,8 +1,4 @@
-"""The wide residual network that maps images to features.
-
-Zagoruyko and Komodakis, "Wide Residual Networks" (2016), as JEM and HDGE use it: LeakyReLU, no
-normalisation by default, biases in all convolutions, and a block's stride in its second one.
-"""
+"""The networks that map images to features: WideResNet and, of the paper's Table 1, ResNet-50."""
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +39,9 @@ class Block(nn.Module):
 class WideResNet(nn.Module):
     """Images `(N, 3, H, W)` in [-1, 1] to features `(N, 64 * width)`.
 
+    Zagoruyko and Komodakis, "Wide Residual Networks" (2016), as JEM and HDGE use it: LeakyReLU, no
+    normalisation by default, biases in all convolutions, and a block's stride in its second one.
+
     Arguments:
         depth: number of layers, 6n + 4 with n >= 1: n blocks in each of the three stages.
         width: factor of the stages' 16, 32 and 64 channels, 1 or more.
@@ -77,8 +76,41 @@ class WideResNet(nn.Module):
         x = self.layer2(x)  # (N, 32 * width, H / 2, W / 2)
         x = self.layer3(x)  # (N, 64 * width, H / 4, W / 4)
         x = F.leaky_relu(self.bn1(x), SLOPE)
-        # float32 at least: a mean of bf16 activations would be rounded to 8 bits.
-        return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+        return pooled(x)
+
+
+class ResNet50(nn.Module):
+    """Images `(N, 3, H, W)` in [-1, 1] to features `(N, 2048)`.
+
+    torchvision's resnet50 (He et al., 2015), untrained and with its own batch norm, but the stem
+    is a 3x3 convolution of stride 1 without max pool, as usual for CIFAR: the last map of a 32x32
+    image is 4x4.
+    """
+
+    num_features = 2048
+
+    def __init__(self) -> None:
+        from torchvision.models import resnet50  # here, since importing it takes seconds
+
+        super().__init__()
+        net = resnet50(weights=None)
+        self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.bn1, self.relu = net.bn1, net.relu
+        self.layer1, self.layer2 = net.layer1, net.layer2
+        self.layer3, self.layer4 = net.layer3, net.layer4
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))  # (N, 64, H, W)
+        x = self.layer2(self.layer1(x))  # (N, 512, H / 2, W / 2)
+        x = self.layer4(self.layer3(x))  # (N, 2048, H / 8, W / 8)
+        return pooled(x)
+
+
+def pooled(x: Tensor) -> Tensor:
+    """Return the mean (N, C) of a map (N, C, H, W), in float32 at least: a mean of bf16 activations
+    would be rounded to 8 bits."""
+    return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _check(depth: int, width: int, dropout_rate: float) -> None:
