@@ -1,18 +1,8 @@
 """The flags that the programs of this folder share: train_wrn.py's, by name, default and help.
 
 A program builds its parser with `make_parser`, adds its own flags, and reads the command line
-with `parse` before it imports torch, so that `--help` and a mistake are answered at once:
-
-    def build_parser():
-        parser = make_parser("train_x.py", "Train ...")
-        parser.add_argument_group("x").add_argument("--eps", type=POSITIVE, default=1.0)
-        return parser
-
-    def check(s):  # what no single flag can tell: raises UsageError
-        check_shared(s)
-        s.method = "x"
-
-    COMMAND_LINE = parse(sys.argv[1:], build_parser, check)
+with `parse` before it imports torch, so that `--help` and a mistake are answered at once. Its
+`check` raises UsageError for what no single flag can tell, and sets `method`.
 """
 
 from __future__ import annotations

@@ -80,7 +80,6 @@ def check(s: Namespace) -> None:
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
     COMMAND_LINE = parse(sys.argv[1:], build_parser, check)
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -100,10 +99,15 @@ class Adversarial(Objective):
 
     terms = ("pyxce",)
 
-    def __init__(self, **options: Any) -> None:
-        """options: distance, eps, steps, step and random_init of `evaluation.pgd.pgd`."""
+    def __init__(self, s: Namespace) -> None:
         super().__init__()
-        self.options = options
+        self.options: dict[str, Any] = {
+            "distance": s.distance,
+            "eps": s.eps,
+            "steps": s.n_steps_pgd_attack,
+            "step": s.attack_step,
+            "random_init": s.random_init,
+        }
 
     def attack(self, model: EnergyClassifier, images: Tensor, labels: Tensor) -> Tensor:
         """Images of [-1, 1] -> within eps of them, made by `pgd` on the model in eval mode.
@@ -125,17 +129,7 @@ class Adversarial(Objective):
         return loss, {"pyxce/loss": loss, "accuracy": accuracy}
 
 
-def objective(s: Namespace, model: torch.nn.Module) -> Adversarial:
-    return Adversarial(
-        distance=s.distance,
-        eps=s.eps,
-        steps=s.n_steps_pgd_attack,
-        step=s.attack_step,
-        random_init=s.random_init,
-    )
-
-
-PROGRAM = Program(build_parser, check, objective, FIXED)
+PROGRAM = Program(build_parser, check, lambda s, model: Adversarial(s), FIXED)
 
 if __name__ == "__main__":
     sys.exit(main(PROGRAM, *COMMAND_LINE))

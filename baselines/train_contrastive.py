@@ -22,6 +22,7 @@ from training.flags import TEMPERATURE
 
 FIXED = ("method", "pretrain_epochs", "projection")  # on --resume, besides the shared ones
 TEMPERATURES = {"supcon": 0.1, "simclr": 0.5, "jointloss": 0.5}  # by method
+TERMS = {"supcon": ("supcon",), "simclr": ("ntxent",), "jointloss": ("pyxce", "ntxent")}
 
 
 # fmt: off
@@ -148,27 +149,13 @@ class ContrastiveObjective(Objective):
     reads the logits of both.
     """
 
-    def __init__(
-        self,
-        method: str,
-        features: int,
-        *,
-        temperature: float,
-        projection: int = 128,
-        pretrain_epochs: int = 0,
-        ntxent_weight: float = 1.0,
-        smoothing: float = 0.0,
-    ) -> None:
+    def __init__(self, s: Namespace, model: models.EnergyClassifier) -> None:
         super().__init__()
-        self.method, self.temperature = method, temperature
-        self.pretrain_epochs, self.ntxent_weight = pretrain_epochs, ntxent_weight
-        self.head = ProjectionHead(features, projection)
-        self.cross_entropy = losses.CrossEntropy(smoothing)
-        self.terms = {
-            "supcon": ("supcon",),
-            "simclr": ("ntxent",),
-            "jointloss": ("pyxce", "ntxent"),
-        }[method]
+        self.method, self.temperature = s.method, s.temperature
+        self.pretrain_epochs, self.ntxent_weight = s.pretrain_epochs, s.ntxent_weight
+        self.head = ProjectionHead(model.class_output.in_features, s.projection)
+        self.cross_entropy = losses.CrossEntropy(s.smoothing or 0.0)
+        self.terms = TERMS[s.method]
 
     def classifies(self, epoch: int) -> bool:
         return self.method == "jointloss" and epoch >= self.pretrain_epochs
@@ -192,17 +179,6 @@ class ContrastiveObjective(Objective):
         return cross_entropy + self.ntxent_weight * contrast, metrics
 
 
-def build_objective(s: Namespace, model: models.EnergyClassifier) -> ContrastiveObjective:
-    joint = {"pretrain_epochs", "ntxent_weight", "smoothing"} if s.method == "jointloss" else set()
-    return ContrastiveObjective(
-        s.method,
-        model.class_output.in_features,
-        temperature=s.temperature,
-        projection=s.projection,
-        **{name: getattr(s, name) for name in joint},
-    )
-
-
 def view_batches(s: Namespace, dataset: data.DataSet, index: Tensor) -> Batches:
     return ViewBatches(dataset.train, index, s.batch_size, s.seed, s.sigma, dataset.flips)
 
@@ -214,7 +190,7 @@ def with_lars(s: Namespace, model: nn.Module, objective: nn.Module) -> torch.opt
     return LARS(parameters, s.lr, weight_decay=s.weight_decay)
 
 
-PROGRAM = Program(build_parser, check, build_objective, FIXED, view_batches, with_lars)
+PROGRAM = Program(build_parser, check, ContrastiveObjective, FIXED, view_batches, with_lars)
 
 if __name__ == "__main__":
     sys.exit(main(PROGRAM, *COMMAND_LINE))

@@ -1,6 +1,7 @@
 """Adversarial training: its images and its loss by hand, its runs, and what a user gets wrong."""
 
 import math
+from argparse import Namespace
 from typing import Any
 
 import pytest
@@ -24,10 +25,12 @@ def settings(words: str) -> Any:
     return parse(words.split(), build_parser, check)[0]
 
 
-def objective(distance: str, eps: float, steps: int = 3, **given: Any) -> Adversarial:
-    step = given.pop("step", 2.5 * eps / steps)
-    defaults = {"step": step, "random_init": True, **given}
-    return Adversarial(distance=distance, eps=eps, steps=steps, **defaults)
+def objective(distance: str, eps: float, steps: int, step: float, init: bool) -> Adversarial:
+    return Adversarial(
+        Namespace(
+            distance=distance, eps=eps, n_steps_pgd_attack=steps, attack_step=step, random_init=init
+        )
+    )
 
 
 def linear(classes: int = 2) -> EnergyClassifier:
@@ -62,7 +65,7 @@ def test_the_worst_loss_of_a_linear_model_in_closed_form(
     margin = (F.one_hot(y) * 2 - 1).mul(model(x)).sum(1)  # own logit - the other
     worst = margin - 2 * eps * (w[0] - w[1]).norm(dual)
     expected = F.softplus(-worst)
-    attack = objective(distance, eps, 40, step=eps, random_init=random_init)
+    attack = objective(distance, eps, 40, eps, random_init)
     loss, metrics = attack(model, x, y, 0)
     torch.testing.assert_close(loss, expected.mean(), rtol=1e-6, atol=0)
     torch.testing.assert_close(metrics["accuracy"], (worst > 0).float().mean())
@@ -77,7 +80,7 @@ def test_one_step_by_hand_attacks_in_eval_mode_and_trains_in_train_mode() -> Non
     model, x, y = network(), images(6), torch.arange(6)
     x[0, :, :4], x[1] = 1, 1.5 * x[1]  # the ball leaves the pixel range here, and noise did
     model.train()
-    loss = objective("Linf", 0.1, 1, step=0.1, random_init=False)
+    loss = objective("Linf", 0.1, 1, 0.1, False)
 
     clean = x.clamp(-1, 1)
     leaf = clean.clone().requires_grad_(True)
@@ -101,7 +104,7 @@ def test_nothing_asks_for_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the host waited")
 
     monkeypatch.setattr(attacks, "check_perturbation", wait)
-    objective("L2", 0.1)(network().train(), images(2), torch.arange(2), 0)
+    objective("L2", 0.1, 3, 0.1, True)(network().train(), images(2), torch.arange(2), 0)
 
 
 @pytest.mark.gpu

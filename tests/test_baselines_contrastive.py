@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import models
+from baselines import flags
 from baselines import train_contrastive as program
 from baselines.train_contrastive import ProjectionHead, nt_xent, supervised_contrastive
 from tests.test_baselines_views import generator
@@ -53,9 +54,10 @@ def test_projection_head() -> None:
 @pytest.mark.parametrize("method", ["supcon", "simclr", "jointloss"])
 def test_objective(method: str) -> None:
     model = models.build(depth=10, width=1).train()
-    objective = program.ContrastiveObjective(
-        method, 64, temperature=0.3, pretrain_epochs=2, ntxent_weight=3.0, smoothing=0.2
-    )
+    words = f"--method {method} --temperature .3 --n_epochs 3"
+    words += " --pretrain_epochs 2 --ntxent_weight 3 --smoothing .2" * (method == "jointloss")
+    settings, _ = flags.parse(words.split(), program.build_parser, program.check)
+    objective = program.ContrastiveObjective(settings, model)
     x, y = torch.rand(6, 3, 32, 32, generator=generator()), torch.tensor([0, 1, 0, 0, 1, 0])
     z = objective.head(model.features(x))
     contrast = supervised_contrastive(z, y, 0.3) if method == "supcon" else nt_xent(z, 0.3)

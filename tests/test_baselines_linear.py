@@ -15,8 +15,7 @@ import data
 import models
 from baselines import flags
 from baselines import linear_probe as program
-from baselines.features import Features, features_of_splits, fit_linear, fitted_heads
-from baselines.linear_probe import build_parser, check
+from baselines.linear_probe import Features, features_of_splits, fit_linear, fitted_heads
 from runs.files import alone
 
 
@@ -118,7 +117,9 @@ def backbone(train: Any) -> Any:
 def probe(train: Any, tmp_path: Path) -> Any:
     def start(words: str) -> tuple[int, Path]:
         words = f"--data_root {train.data} --log_dir {tmp_path} --id p --device cpu {words}"
-        return program.main(*flags.parse(words.split(), build_parser, check)), tmp_path / "p"
+        return program.main(
+            *flags.parse(words.split(), program.build_parser, program.check)
+        ), tmp_path / "p"
 
     return start
 
