@@ -63,6 +63,7 @@ def answer(s: Namespace, given: set[str], device: torch.device) -> int:
             "seconds": round(time.monotonic() - began, 2),
         }
     )
+    context.say_what_is_left_out(found)
     context.say(f"the answer is in {path}")
     return 0
 

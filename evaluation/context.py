@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 UNSAID = ("label", "checkpoint_sha256")  # on the screen
+IN_DISTRIBUTION = "in-distribution"  # why a set is left out for one of several models
 
 
 class Context:
@@ -160,35 +161,46 @@ class Context:
     def ood_sets(
         self, model: LoadedModel, inside: data.EvaluationSet
     ) -> tuple[list[data.EvaluationSet], list[dict[str, str]]]:
-        """Return the sets of --ood_dataset, and those of `all` that cannot be had. Raises
-        UsageError if no set is left, and for the in-distribution set itself."""
-        found: dict[str, data.EvaluationSet] = {}
-        skipped = []
-        base = trainable(inside.name) or self.known(model)
-        for name in self.s.ood_dataset:
-            for each in data.all_ood(base) if name == "all" else [name]:
-                try:
-                    one = self.images(each, model, "--ood_dataset")
-                except data.DataError as error:
-                    if name != "all":
-                        raise
-                    self.warn(f"left out of all: {error}")
-                    skipped.append({"ood_dataset": each, "reason": str(error)})
-                    continue
-                if one.name != inside.name:
-                    found.setdefault(one.name, one)
-                elif len(self.s.load_path) > 1:  # one model's own set is another's OOD set
-                    skipped.append({"ood_dataset": each, "reason": "in-distribution"})
-                else:
-                    raise UsageError(
-                        f"--ood_dataset {each} is the in-distribution set: give another"
-                    )
+        """Return the sets of --ood_dataset, and those left out. Raises UsageError if none is left,
+        and for the in-distribution set itself."""
+        base, asked = trainable(inside.name) or self.known(model), self.s.ood_dataset
+        names = [each for n in asked for each in (data.all_ood(base) if n == "all" else [n])]
+        found, skipped = self.available(names, model, "--ood_dataset")
+        for own in [name for name, each in found.items() if each.name == inside.name]:
+            if len(self.s.load_path) == 1:
+                raise UsageError(f"--ood_dataset {own} is the in-distribution set: give another")
+            # One model's own set is another's OOD set.
+            skipped.append({"ood_dataset": own, "reason": IN_DISTRIBUTION})
+            del found[own]
         if not found:
-            names = " ".join(self.s.ood_dataset)
             raise UsageError(
-                f"--ood_dataset {names}: no set is left for {model.path}: give another"
+                f"--ood_dataset {' '.join(asked)}: no set is left for {model.path}: give another"
             )
-        return list(found.values()), skipped
+        return list({each.name: each for each in found.values()}.values()), skipped
+
+    def available(
+        self, names: Sequence[str], model: LoadedModel, flag: str
+    ) -> tuple[dict[str, data.EvaluationSet], list[dict[str, str]]]:
+        """Return the sets that can be had, by these names, and the others with the reason, which a
+        line on stderr says. Raises UsageError if there is none."""
+        found, reasons = dict[str, data.EvaluationSet](), dict[str, str]()
+        for name in names:
+            try:
+                found[name] = self.images(name, model, flag)
+            except data.DataError as error:
+                reasons[name] = str(error)
+        if not found:
+            raise UsageError("; ".join(reasons.values()))
+        for reason in reasons.values():
+            self.warn(f"left out: {reason}")
+        return found, [{"ood_dataset": n, "reason": reason} for n, reason in reasons.items()]
+
+    def say_what_is_left_out(self, results: Sequence[Row]) -> None:
+        """Print the names of the sets that no model was asked about."""
+        told = [each for result in results for each in result.get("skipped", ())]
+        names = [each["ood_dataset"] for each in told if each["reason"] != IN_DISTRIBUTION]
+        if names:
+            self.say(f"left out, see the warnings above: {', '.join(dict.fromkeys(names))}")
 
     @property
     def batch_size(self) -> int:

@@ -45,16 +45,18 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
 
 
 def sets_of(context: Context, model: LoadedModel) -> tuple[list[Any], list[dict[str, str]]]:
-    """Return the in-distribution set and the others, and what `all` names and cannot be had."""
+    """Return the in-distribution set and the others, and what cannot be had."""
     named = context.s.datasets
     if named is None:
         inside = context.asked_set(model)
         outside, skipped = context.ood_sets(model, inside)
         return [inside, *outside], skipped
-    sets = [context.images(each, model, "--datasets") for each in named]
+    inside = context.images(named[0], model, "--datasets")
+    others, skipped = context.available(named[1:], model, "--datasets")
+    sets = [inside, *others.values()]
     if len({found.name for found in sets}) < len(sets):
         raise UsageError(f"--datasets {' '.join(named)} names a set twice: give each once")
-    return sets, []
+    return sets, skipped
 
 
 def show(context: Context, results: list[Numbers]) -> None:
