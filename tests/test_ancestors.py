@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from evaluation import flags as questions
 from models import build
@@ -114,15 +113,12 @@ def test_their_checkpoints_are_evaluated(side: str | None, ask: Any, tmp_path: P
     assert record["run"].get("contrast_t") == (0.2 if side else None)
 
 
-def theirs(*, width: int = 1, depth: int = 10, classes: int = 10, queue: int = 32) -> dict:
+def theirs() -> dict[str, Any]:
     """A checkpoint as the HDGE code saves it, of random weights, queue and buffer."""
-    model = build(depth=depth, width=width, num_classes=classes, uncond=True)
-    features = 64 * width
-    state: dict[str, Tensor] = {
-        name: torch.randn(tensor.shape) / 9 for name, tensor in model.state_dict().items()
-    }
-    state |= {"f.linear.weight": torch.randn(10, features), "f.linear.bias": torch.randn(10)}
-    state |= {"queue_logit": torch.randn(classes, queue), "queue_ptr": torch.tensor([12])}
+    names = build(depth=10, width=1, uncond=True).state_dict()
+    state = {name: torch.randn(tensor.shape) / 9 for name, tensor in names.items()}
+    state |= {"f.linear.weight": torch.randn(10, 64), "f.linear.bias": torch.randn(10)}
+    state |= {"queue_logit": torch.randn(10, 32), "queue_ptr": torch.tensor([12])}
     return {"model_state_dict": state, "replay_buffer": torch.rand(40, 3, 32, 32) * 2 - 1}
 
 
@@ -137,63 +133,38 @@ def start(run: Any) -> dict[str, Any]:
     return run.state("prev_ckpt.pt")
 
 
-def assert_weights(state: dict[str, Tensor], expected: dict[str, Tensor], uncond: bool) -> None:
-    left_out = ("f.linear", "queue") if uncond else ("f.linear", "queue", "energy_output")
-    expected = {name: t for name, t in expected.items() if not name.startswith(left_out)}
-    found = {name: tensor for name, tensor in state.items() if not name.startswith("queue")}
-    assert found.keys() == expected.keys()
-    assert all(found[name].equal(expected[name]) for name in expected)
-
-
-def test_hdge_s_checkpoint_brings_weights_queue_and_buffer(train: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["HDGE", "of DataParallel", "JEM", "a bare state dict", "uncond"])
+def test_their_checkpoint_brings_weights_queue_and_buffer(
+    kind: str, train: Any, tmp_path: Path
+) -> None:
     file = theirs()
-    path = saved(tmp_path / "ckpt.pt", file)
-    run = train(f"{train.ALL} --max_steps 1 --lr 1e-9 --load_path {path} --reinit_freq 0")
+    weights, queue = file["model_state_dict"], kind in ("HDGE", "of DataParallel")
+    filled = [weights.pop(name) for name in ("queue_logit", "queue_ptr")]
+    if queue:
+        weights |= {"queue_logit": filled[0], "queue_ptr": filled[1]}
+    whole = weights if kind == "a bare state dict" else dict(file)
+    if kind == "of DataParallel":
+        whole["model_state_dict"] = {f"module.{name}": t for name, t in weights.items()}
+    path = saved(tmp_path / "ckpt.pt", whole)
+    terms = "--pxsgld 1 --uncond" if kind == "uncond" else train.ALL
+    run = train(f"{terms} --max_steps 1 --lr 1e-9 --load_path {path} --reinit_freq 0")
     before, after = start(run), run.state()
-    weights = file["model_state_dict"]
+    state = before["model_state_dict"]
+    ignored = ("f.linear", "queue") if kind == "uncond" else ("f.linear", "queue", "energy_output")
+    expected = {name for name in weights if not name.startswith(ignored)}
+    assert {name for name in state if not name.startswith("queue")} == expected
+    assert all(state[name].equal(weights[name]) for name in expected)
+    assert before["replay_buffer"].equal(file["replay_buffer"]) is not (whole is weights)
     assert before["progress"]["step"] == 0
-    assert_weights(before["model_state_dict"], weights, uncond=False)
-    for name in ("queue_logit", "queue_ptr"):
-        assert before["model_state_dict"][name].equal(weights[name])
-    assert before["objective"]["memories.queue.queue_filled"].item() == 32  # theirs starts full
-    assert before["replay_buffer"].equal(file["replay_buffer"])
-
-    assert after["model_state_dict"]["queue_ptr"].item() == 16  # and it goes on from slot 12
-    written = after["model_state_dict"]["queue_logit"] != weights["queue_logit"]
-    assert written.any(0).nonzero().flatten().tolist() == [12, 13, 14, 15]
-    assert float(run.last["pxycontrast/loss"]) > 1  # with negatives from the first step on
-
-
-def test_hdge_s_queue_of_data_parallel_is_taken_over(train: Any, tmp_path: Path) -> None:
-    file = theirs()
-    weights = file["model_state_dict"]
-    file["model_state_dict"] = {f"module.{name}": tensor for name, tensor in weights.items()}
-    path = saved(tmp_path / "ckpt.pt", file)
-    before = start(train(f"--pxycontrast 1 --max_steps 1 --load_path {path}"))
-    assert_weights(before["model_state_dict"], weights, uncond=False)
-    assert before["model_state_dict"]["queue_logit"].equal(weights["queue_logit"])
-
-
-@pytest.mark.parametrize("oldest", [False, True], ids=["JEM", "a bare state dict"])
-def test_jem_s_checkpoint_leaves_the_queue_fresh(oldest: bool, train: Any, tmp_path: Path) -> None:
-    file = theirs()
-    weights = file["model_state_dict"]
-    for name in ("queue_logit", "queue_ptr"):
-        del weights[name]
-    path = saved(tmp_path / "ckpt.pt", weights if oldest else file)
-    before = start(train(f"{train.ALL} --max_steps 1 --load_path {path}"))
-    assert_weights(before["model_state_dict"], weights, uncond=False)
-    assert before["replay_buffer"].equal(file["replay_buffer"]) is not oldest
-    assert before["replay_buffer"].shape == (40, 3, 32, 32)
-    assert not before["model_state_dict"]["queue_logit"].any()
-    assert before["objective"]["memories.queue.queue_filled"].item() == 0
-
-
-def test_jem_s_energy_head_is_loaded_with_uncond(train: Any, tmp_path: Path) -> None:
-    file = theirs()
-    path = saved(tmp_path / "ckpt.pt", file)
-    run = train(f"--pxsgld 1 --uncond --max_steps 1 --load_path {path}")
-    assert_weights(start(run)["model_state_dict"], file["model_state_dict"], uncond=True)
+    if kind == "uncond":
+        return
+    assert before["objective"]["memories.queue.queue_filled"].item() == 32 * queue  # all of theirs
+    assert state["queue_logit"].equal(filled[0]) if queue else not state["queue_logit"].any()
+    first = 12 * queue  # it goes on from their slot
+    assert after["model_state_dict"]["queue_ptr"].item() == first + 4
+    written = after["model_state_dict"]["queue_logit"] != state["queue_logit"]
+    assert written.any(0).nonzero().flatten().tolist() == list(range(first, first + 4))
+    assert (float(run.last["pxycontrast/loss"]) > 1) is queue  # with negatives from the first step
 
 
 @pytest.mark.parametrize(

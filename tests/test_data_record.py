@@ -101,28 +101,28 @@ def test_the_temperature_is_fitted_on_what_the_run_held_out(
     assert answer.json("eval_ece")["temperature"] is not None
 
 
-@pytest.mark.parametrize("question", ["eval_ece", "OOD --score_fn knn --knn_k 2", "fid"])
+MORE = {
+    "eval_ece": "",
+    "OOD": "--score_fn knn --knn_k 2 --ood_dataset svhn",
+    "fid": "--fid_features model --n_samples 12 --n_steps 1",
+}
+
+
+@pytest.mark.parametrize("question", MORE)
 def test_a_folder_that_has_moved_is_found_by_its_images(
     question: str, train: Any, ask: Any, folder: Path, tmp_path: Path
 ) -> None:
     run = trained(train, folder)
     moved = folder.rename(tmp_path / "moved")
-    flags = f"--eval {question} --dataset folder:{moved}"
-    if question.startswith("OOD"):
-        flags += " --ood_dataset svhn"
-    if question == "fid":
-        flags += " --fid_features model --n_samples 12 --n_steps 1"
-    found = asked(ask, run, tmp_path, flags)
-    said = [line for line in found.err if "is not as" in line or "no temperature" in line]
-    assert not said
+    words = f"--eval {question} {MORE[question]} --dataset folder:{moved}"
+    found = asked(ask, run, tmp_path, words)
+    assert not [line for line in found.err if "is not as" in line or "no temperature" in line]
     assert str(folder) not in found.out
-    lost = ask.bare("--load_path", str(run.folder / "last_ckpt.pt"), "--eval", "test_clf")
-    assert lost.code == 2 and lost.err[0].endswith("have moved: --dataset folder:PATH")
-    again = train.bare("--resume", str(run.folder), "--max_steps", "4")
+    (lost,) = asked(ask, run, tmp_path, code=2).err
+    assert lost.endswith("have moved: --dataset folder:PATH")
+    again = train.resumed(run, "--max_steps", "4")
     assert again.code == 2 and "does not exist" in again.err[0]
-    again = train.bare(
-        "--resume", str(run.folder), "--max_steps", "4", "--dataset", f"folder:{moved}"
-    )
+    again = train.resumed(run, "--max_steps", "4", "--dataset", f"folder:{moved}")
     assert again.code == 0 and run.settings["dataset"] == f"folder:{moved}"
 
 
@@ -137,8 +137,7 @@ def test_a_resumed_run_takes_no_other_training_images(
     run = trained(train, folder)
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     paint(other / "bear" / "new.png", value)
-    words = ["--resume", str(run.folder), "--max_steps", "4", "--dataset", f"folder:{other}"]
-    again = train.bare(*words)
+    again = train.resumed(run, "--max_steps", "4", "--dataset", f"folder:{other}")
     assert again.code == code and said in again.err[0]
 
 
@@ -150,30 +149,15 @@ def test_a_relative_path_is_found_from_anywhere(
     assert run.settings["dataset"] == f"folder:{folder}"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert train.bare("--resume", str(run.folder), "--max_steps", "4").code == 0
-
-
-def test_an_old_run_keeps_its_rule(train: Any, ask: Any, folder: Path, tmp_path: Path) -> None:
-    """A checkpoint without a record: reader 1's splits, and nothing new is said."""
-    paint(folder / "apple" / "below" / "x.png", 77)
-    run = trained(train, folder)
-    by_reader_1(run, folder, hashes=False)
-    found = asked(ask, run, tmp_path, "--eval eval_ece")
-    record = found.json("eval_ece")
-    assert record["n"] == 8 and record["data"] is None and found.err == []
-    assert "left out: 1 sub-folders of a class" in record["protocol"]["sets"][f"folder:{folder}"]
-    moved = folder.rename(tmp_path / "moved")
-    found = asked(ask, run, tmp_path, f"--eval eval_ece --dataset folder:{moved}")
-    assert found.json("eval_ece")["temperature"] is not None  # the fingerprint proves it
+    assert train.resumed(run, "--max_steps", "4").code == 0
 
 
 def by_reader_1(run: Any, folder: Path, *, hashes: bool) -> data.Record:
     """Make the run's checkpoint one of reader 1 and return the record of its images; `hashes`:
     whether the checkpoint has it, as that of a run that a later version went on with."""
-    state = run.state()
-    size = run.settings["image_size"]
+    state, size = run.state(), run.settings["image_size"]
     record = data.Record.of(data.load(f"folder:{folder}", "nowhere", size=size, reader=1), 4)
-    state["settings"] |= {"reader": 1}
+    state["settings"]["reader"] = 1
     state["data"] = record.state() if hashes else record.fingerprint
     if not hashes:
         del state["settings"]["reader"]
@@ -190,17 +174,29 @@ def probed(run: Any, dataset: str, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("hashes", "size"), [(True, 32), (False, 16)])
-def test_a_probe_of_an_old_run_keeps_its_rule_wherever_the_folder_is(
-    hashes: bool,
-    size: int,
-    train: Any,
-    folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+def test_an_old_run_keeps_its_rule_wherever_the_folder_is(
+    hashes: bool, size: int, train: Any, ask: Any, folder: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    run = trained(train, folder, size)
+    """Its evaluation and its probe: reader 1's splits, and nothing new is said. A new run that
+    starts from its weights divides the folder by another rule, and says so."""
+    paint(folder / "apple" / "below" / "x.png", 77)
+    run, load = trained(train, folder, size), f"folder:{folder} --load_path"
+    again = train(RUN, *load.split(), str(run.folder / "last_ckpt.pt"))
+    assert again.code == 0 and again.err == []
     record = by_reader_1(run, folder, hashes=hashes)
+    test = data.load(f"folder:{folder}", "nowhere").test.hashes
+    leaked = int(torch.isin(test, record.trained_on()).sum())
+    again = train(RUN, *load.split(), str(run.folder / "last_ckpt.pt"))
+    (line,) = again.err
+    assert f"test: {leaked} of {len(test)} images were trained on" in line and leaked > 0
+    assert "--load_path" in line and "--dataset" in line
+
     moved = folder.rename(tmp_path / "moved")
+    answer = asked(ask, run, tmp_path, f"--eval eval_ece --dataset folder:{moved}")
+    found = answer.json("eval_ece")
+    assert (found["n"], found["data"] is None, answer.err) == (8, not hashes, [])
+    assert found["temperature"] is not None  # without hashes the fingerprint proves the folder
+    assert "left out: 1 sub-folders of a class" in str(found["protocol"]["sets"])
     state = probed(run, f"folder:{moved}", tmp_path)
     assert capsys.readouterr().err == ""
     assert (state["settings"]["reader"], state["settings"]["n_valid"]) == (1, 4)
@@ -220,25 +216,6 @@ def test_a_probe_says_how_many_of_its_images_the_network_was_trained_on(
     n = len(loaded.train.labels)
     assert line.startswith("linear_probe.py: warning: --dataset")
     assert f"test: {n - 4} of {n} images were trained on" in line
-
-
-@pytest.mark.parametrize(("hashes", "size"), [(True, 32), (False, 16)])
-def test_weights_of_an_old_run_come_with_a_warning(
-    hashes: bool, size: int, train: Any, folder: Path
-) -> None:
-    """The new run divides the same folder by another rule."""
-    run = trained(train, folder, size)
-    words = [f"folder:{folder}", "--load_path", str(run.folder / "last_ckpt.pt")]
-    again = train(RUN, *words)
-    assert again.code == 0 and again.err == []
-    record = by_reader_1(run, folder, hashes=hashes)
-    test = data.load(f"folder:{folder}", "nowhere").test.hashes
-    leaked = int(torch.isin(test, record.trained_on()).sum())
-    assert leaked > 0
-    again = train(RUN, *words)
-    assert again.code == 0 and len(again.err) == 1
-    assert f"test: {leaked} of {len(test)} images were trained on" in again.err[0]
-    assert "--load_path" in again.err[0] and "--dataset" in again.err[0]
 
 
 def test_an_empty_class_folder_makes_no_images_of_the_training_images(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import data
-from data import DataError, Spec
+from data import DataError
 
 Arrays = dict[str, np.ndarray]
 
@@ -29,14 +29,6 @@ def refusal(name: str, root: Path) -> str:
         data.load(name, root)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def test_describe_needs_no_files() -> None:
-    assert data.describe("cifar10") == Spec(10, 50000, 10000, flips=True)
-    assert data.describe("cifar_100") == Spec(100, 50000, 10000, flips=True)
-    assert data.describe("svhn") == Spec(10, 73257, 26032, flips=False)
-    assert data.describe("mnist") == Spec(10, 60000, 10000, flips=False, grey=True)
-    assert data.describe("digits") == Spec(10, 1437, 360, flips=False)
 
 
 @pytest.mark.parametrize("name", ["imagenet", "fashion", "folder:", ""])

@@ -72,20 +72,16 @@ def test_noise_is_the_same_for_any_number_of_images(name: str) -> None:
     assert "the first 5 of 10,000 images" in about and "seed 1" in about
 
 
-def test_uniform_noise_has_every_value_alike() -> None:
-    counts = np.bincount(images_of("uniform", max_images=400).reshape(-1), minlength=256)
-    expected = 400 * 3072 / 256  # each count is within 5 standard deviations
-    assert abs(counts - expected).max() < 5 * math.sqrt(expected)
-
-
-def test_gaussian_noise_has_standard_deviation_one_half() -> None:
-    """Counts against the normal distribution function, the tails clipped to -1 and 1."""
-    values = images_of("gaussian", max_images=400).reshape(-1)
-    edges = [(k / 127.5 - 1) / 0.5 for k in np.arange(0.5, 255)]  # of the 256 rounded values
+@pytest.mark.parametrize("name", ["uniform", "gaussian"])
+def test_noise_has_its_distribution(name: str) -> None:
+    """Counts of the 256 values; the tails of the normal are clipped to -1 and 1."""
+    values = images_of(name, max_images=400).reshape(-1)
+    edges = [(k / 127.5 - 1) / 0.5 for k in np.arange(0.5, 255)]
     cdf = [0.0, *(0.5 * (1 + math.erf(edge / math.sqrt(2))) for edge in edges), 1.0]
-    expected = len(values) * np.diff(cdf)
+    share = np.diff(cdf) if name == "gaussian" else np.full(256, 1 / 256)
+    expected = len(values) * share
     found = np.bincount(values, minlength=256)
-    assert (abs(found - expected) < 5 * np.sqrt(expected)).all()
+    assert (abs(found - expected) < 5 * np.sqrt(expected)).all()  # 5 standard deviations
 
 
 def test_photos_are_the_patches_of_both_photographs() -> None:

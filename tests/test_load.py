@@ -2,6 +2,7 @@
 their settings, the file beside them and flags describe."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -177,21 +178,6 @@ def test_what_wrappers_add_to_the_names_changes_no_weight(how: str, tmp_path: Pa
         assert torch.equal(tensor, state[name].float())
 
 
-def test_several_networks_and_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
-    state, path = ancestors_state(1, 1, 10, batch=False), tmp_path / "ckpt.pt"
-    two = {f"{name}.{key}": t for name in ("model", "ema") for key, t in state.items()}
-    doubled = {**state, "module.f.conv1.bias": state["f.conv1.bias"]}
-    for file, message in (
-        ({"model_state_dict": two}, "several networks (model., ema.)"),
-        ({"model_state_dict": doubled}, "two tensors"),
-        (
-            wrapped(state, "lightning"),
-            "criterion.weight has shape (10,) in the checkpoint, none in",
-        ),
-    ):
-        assert message in refusal(saved(path, file))
-
-
 def changed(state: State, drop: str = "", **more: Tensor) -> State:
     return {name: t for name, t in state.items() if name != drop} | more
 
@@ -274,30 +260,42 @@ def test_our_own_checkpoint_carries_its_settings(tmp_path: Path) -> None:
     assert torch.equal(load(str(path)).log_px(x), model.log_px(x))
 
 
-@pytest.mark.parametrize("where", ["settings", "beside", "given"])
-def test_a_contradiction_is_refused_in_one_line(tmp_path: Path, where: str) -> None:
-    state, wrong = build(depth=10, width=2).state_dict(), {"width": 4}
-    checkpoint = {"model_state_dict": state} | ({"settings": wrong} if where == "settings" else {})
-    path = saved(tmp_path / "ckpt.pt", checkpoint, wrong if where == "beside" else None)
-    message = refusal(path, **(wrong if where == "given" else {}))
-    assert message.startswith(f"{path}: width is 2 by its tensors, 4 by ")
+REFUSED: list[tuple[Callable[[State], Any], dict[str, Any], str]] = [
+    (lambda s: {"weights": torch.zeros(3)}, {}, "it holds no classifier"),
+    (lambda s: {"model_state_dict": 5}, {}, "it holds no classifier"),
+    (lambda s: {"class_output.weight": "x"}, {}, "it holds no classifier"),
+    (
+        lambda s: {f"{n}.{k}": s[k] for n in ("a", "b") for k in s},
+        {},
+        "it holds several networks (a., b.)",
+    ),
+    (lambda s: {**s, "module.f.conv1.bias": s["f.conv1.bias"]}, {}, "it holds two tensors"),
+    (lambda s: wrapped(s, "lightning"), {}, "criterion.weight has shape (10,) in the checkpoint,"),
+    (lambda s: {"state_dict": s, "settings": {"width": 4}}, {}, "width is 1 by its tensors, 4 by"),
+    (lambda s: s, {"width": 4}, "width is 1 by its tensors, 4 by the command"),
+    (
+        lambda s: changed(s, "energy_output.weight"),
+        {"uncond": True},
+        "uncond is False by its tensors, True by the command",
+    ),
+]
 
 
-def test_a_file_without_the_energy_head_is_not_uncond(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("change", "given", "said"), REFUSED)
+def test_what_is_foreign_or_contradicts_is_refused_in_one_line(
+    change: Callable[[State], Any], given: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "ckpt.pt", change(ancestors_state(1, 1, 10, batch=False)))
+    assert refusal(path, **given).startswith(f"{path}: {said}")
+
+
+def test_settings_that_are_damaged_or_contradict_are_refused_in_one_line(tmp_path: Path) -> None:
     path = saved(tmp_path / "ckpt.pt", dict(build(depth=10, width=1).state_dict()))
-    assert "uncond is False by its tensors, True by the comm" in refusal(path, uncond=True)
-
-
-@pytest.mark.parametrize(
-    "foreign", [{"weights": torch.zeros(3)}, {"model_state_dict": 5}, {"class_output.weight": "x"}]
-)
-def test_a_foreign_file_is_refused_in_one_line(tmp_path: Path, foreign: dict[str, Any]) -> None:
-    assert "other.pt: it holds no classifier" in refusal(saved(tmp_path / "other.pt", foreign))
-
-
-def test_damaged_settings_are_refused_in_one_line(tmp_path: Path) -> None:
-    path = saved(tmp_path / "ckpt.pt", dict(build(depth=10, width=1).state_dict()))
-    for text, message in (("{", "params.txt beside it"), ("[]", "no table")):
+    for text, message in (
+        ("{", "params.txt beside it"),
+        ("[]", "no table"),
+        ('{"width": 4}', "width is 1 by its tensors, 4 by params.txt beside it"),
+    ):
         (tmp_path / "params.txt").write_text(text)
         assert message in refusal(path)
     assert "nowhere.pt" in refusal(tmp_path / "nowhere.pt")

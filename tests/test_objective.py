@@ -106,16 +106,6 @@ def test_memories_are_registered_and_saved_once_and_follow_the_objective() -> No
     objective(step_of(torch.float64))[0].backward()  # the terms see what was moved
 
 
-def test_a_saved_objective_is_restored_whole() -> None:
-    one, two = objective_of(dict.fromkeys(NAMES, 1.0)), objective_of(dict.fromkeys(NAMES, 1.0))
-    step = step_of()
-    one(step)
-    one.commit(step)
-    assert one(step)[0] != two(step)[0]
-    two.load_state_dict(one.state_dict())
-    assert one(step)[0] == two(step)[0]
-
-
 @pytest.mark.parametrize(
     ("name", "pair"),
     [("queue", ("pxycontrast", "pxcontrast")), ("replay_buffer", ("pxsgld", "pxysgld"))],
@@ -154,14 +144,3 @@ def test_the_terms_share_the_forward_pass_of_the_data_and_sgld_adds_its_chains()
     step.model.f.register_forward_hook(lambda _, inputs, __: passes.append(len(inputs[0])))
     objective_of(dict.fromkeys(NAMES, 1.0))(step)
     assert sorted(passes) == [5] * 3 + [6] * 3  # two SGLD steps and one score; data: none more
-
-
-def test_a_term_of_ones_own_needs_a_forward_and_nothing_else() -> None:
-    class Shrink(nn.Module):
-        def forward(self, step: Step) -> tuple[Tensor, Metrics]:
-            return step.logits.square().mean(), {"largest": step.logits.max()}
-
-    step = step_of()
-    loss, metrics = Objective({"shrink": (0.5, Shrink())})(step)
-    torch.testing.assert_close(loss, 0.5 * step.logits.square().mean())
-    assert set(metrics) == {"shrink/loss", "shrink/largest", "loss"}

@@ -28,15 +28,6 @@ def test_slots_are_distinct_uniform_and_all_may_be_drawn() -> None:
     assert sorted(buffer.draw(20)[1].tolist()) == list(range(20))
 
 
-def test_a_chain_starts_from_its_slot() -> None:
-    buffer = numbered(20, 10)
-    for labels in (None, torch.tensor([3, 3])):
-        start, slots = buffer.draw(2, labels)
-        assert torch.equal(start, buffer.images[slots])
-        start.zero_()
-        assert buffer.images.min() == 10  # a copy
-
-
 def test_conditional_slots_are_of_the_class_distinct_and_uniform_within_it() -> None:
     """The first chain of a class, and the third, may use any of its slots."""
     torch.manual_seed(0)
