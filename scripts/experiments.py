@@ -2,6 +2,7 @@
 
     python scripts/experiments.py run table1_ood --scale small --seeds 1 2 3
     python scripts/experiments.py show table1_ood --scale paper
+    python scripts/experiments.py cost table1_ood
 
 What they are is in scripts/rows.py. What is done is not done again: a finished run or an answer
 about it is skipped, an interrupted run is resumed.
@@ -12,14 +13,18 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import runpy
 import shlex
 import signal
+import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +61,7 @@ PROCESSES.set_forkserver_preload(
     ["torch", "torchvision", "matplotlib.figure", "scipy.linalg", "torch.utils.tensorboard"]
 )
 KILLED = -1
+GRACE = 10.0  # seconds for programs to save what they are at, after Ctrl-C
 
 
 def end_with_parent() -> None:
@@ -106,10 +112,13 @@ class Runner:
         self.hashes: dict[Path, str] = {}
         self.done: dict[Job, bool] = {}
         self.stopped = False  # by Ctrl-C
+        self.plan: list[Job] = []
+        self.began, self.worked = time.monotonic(), 0  # jobs that were not done already
 
     def run(self, jobs: Iterable[Job]) -> int:
         """Return the exit code: 1 if anything failed, 130 for Ctrl-C. The others go on."""
-        waiting, running = list(jobs), dict[Future[bool], Job]()
+        self.plan = list(jobs)
+        waiting, running = self.plan[:], dict[Future[bool], Job]()
         with ThreadPoolExecutor(len(self.devices)) as pool:
             try:
                 while waiting or running:
@@ -123,6 +132,10 @@ class Runner:
                         self.done[running.pop(future)] = future.result()
             except KeyboardInterrupt:  # the programs have heard it, too
                 self.stopped = True
+                with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C
+                    wait(running, GRACE)
+                for process in multiprocessing.active_children():  # in a step that takes minutes
+                    process.kill()
                 wait(running)
                 print_line("interrupted: the same command goes on from here", sys.stderr)
                 return 130
@@ -166,7 +179,7 @@ class Runner:
             words = [EXPERIMENTS[job.name].program, "--resume", str(run), *limit]
         elif run.exists():
             words.append("--overwrite")  # stopped before its first checkpoint
-        code, error = self.call(words, run, run.name)
+        code, error = self.call(words, run, f"{self.numbered(job)} {run.name}")
         if code == 1 and "diverged at step" in error and run.exists():
             (run / "diverged.txt").write_text(error, encoding="utf-8")
         if code != 0:
@@ -187,9 +200,20 @@ class Runner:
         if answered(place, words, self.hashes):
             print_line(f"{what}: {job.question.split()[0]} answered already", sys.stdout)
             return
-        code, error = self.call(words, place, what)
+        code, error = self.call(words, place, f"{self.numbered(job)} {what}")
         if code != 0:
             raise Failed(f"{what}: {job.question}: {said(code, error, place)}")
+
+    def numbered(self, job: Job) -> str:
+        return f"[{self.plan.index(job) + 1}/{len(self.plan)}]"
+
+    def left(self) -> str:
+        """Return the time that what is left takes at the mean of the jobs that this process did."""
+        if not self.worked:
+            return ""
+        each = (time.monotonic() - self.began) / self.worked
+        seconds = round(each * (len(self.plan) - len(self.done)))
+        return f"; about {timedelta(seconds=seconds)} left"
 
     def call(self, words: list[str], where: Path, what: str) -> tuple[int, str]:
         """Run the program; its output goes to <where>.log. Return its exit code and, unless that
@@ -197,12 +221,13 @@ class Runner:
         log = log_of(where)
         log.parent.mkdir(parents=True, exist_ok=True)
         start = log.stat().st_size if log.exists() else 0
-        print_line(f"{what}: {shlex.join(words)}", sys.stdout)
+        print_line(f"{what}: {shlex.join(words)}{self.left()}", sys.stdout)
         device = self.devices.pop()
         try:
             code = in_process(words, log, device)
         finally:
             self.devices.append(device)
+        self.worked += 1
         with open(log, encoding="utf-8", errors="replace") as file:
             file.seek(start)
             text = file.read().replace("\r", "\n")
@@ -283,10 +308,35 @@ def show(tables: dict[str, Table], root: Path, scale: str, seeds: Sequence[int])
                 print_line(f"python {shlex.join(command(root, scale, job))}", sys.stdout)
 
 
+def cost(name: str, scale: str) -> str:
+    """Return what a table, or all, takes at a scale: jobs a seed and, by the FLOPs that its script
+    tells and the speed of a step of HDGE on this machine, hours of training a seed."""
+    tables = [
+        each for each in TABLES if name in (each, "all") and rows_at(scale, TABLES[each].rows)
+    ]
+    jobs = {job for each in tables for job in plan(only(each, scale), Path(), scale, [1])}
+    text = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
+    told = re.search(rf"^#   {scale}  ([\d.]+) ([EP])FLOP", text, re.MULTILINE)
+    if told is None:
+        return f"SCALE={scale}: {len(jobs)} jobs, minutes"
+    words = [sys.executable, *train_command(Path(), scale, Train("hdge", 1)), "--dry_run"]
+    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    speed = dict(
+        re.findall(r"^(training step|time a step) +([\d.,e+-]+)", ran.stdout, re.MULTILINE)
+    )
+    if len(speed) < 2:
+        return f"SCALE={scale}: {len(jobs)} jobs; no step of it: {ran.stderr.strip()}"
+    teraflop, ms = (float(number.replace(",", "")) for number in speed.values())
+    steps = float(told[1]) * {"E": 1e6, "P": 1e3}[told[2]] / teraflop
+    return f"SCALE={scale}: {len(jobs)} jobs, {steps * ms / 3.6e6:,.1f} hours of training"
+
+
 def build_parser() -> Parser:
     parser = Parser(prog="experiments.py", allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("action", choices=("run", "show"), help="run what is not done yet, or show the commands")
+    add("action", choices=("run", "show", "cost"),
+        help="run what is not done yet, show the commands, or say what each scale takes on this "
+        "machine for a seed")  # fmt: skip
     add("tables", nargs="+", choices=(*TABLES, "all"), metavar="TABLE",
         help="one or several of " + ", ".join(TABLES)
         + "; all: those that the scale has rows of")  # fmt: skip
@@ -307,6 +357,13 @@ def main(argv: Sequence[str]) -> int:
     """Return the exit code; 2 for a mistake, with one line on stderr."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    if args.action == "cost":
+        for name in args.tables:
+            listed = [*TABLES] if name == "all" else [name]
+            for scale in SCALES:
+                if any(rows_at(scale, TABLES[each].rows) for each in listed):
+                    print_line(f"{name}: {cost(name, scale)}", sys.stdout)
+        return 0
     names = list(dict.fromkeys(args.tables))
     if "all" in names:
         names = [name for name, table in TABLES.items() if rows_at(args.scale, table.rows)]

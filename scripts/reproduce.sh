@@ -3,9 +3,10 @@
 #
 #     source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh" table1_ood
 #
-# SCALE  paper (the default: the papers' setting, for GPUs), small (small networks on real CIFAR, for two CPU cores),
+# SCALE  paper (the papers' setting, for GPUs), small (small networks on real CIFAR, for two CPU cores),
 #        half (the same at 16 x 16 pixels, twice the epochs, and SGLD from scratch: some rows alone) or
-#        smoke (a few steps on scikit-learn's digits: does everything run?)
+#        smoke (a few steps on scikit-learn's digits: does everything run?); without SCALE a script prints what each
+#        takes on this machine, and runs smoke
 #        (small trains in bf16: a CPU that lacks it in hardware, AVX-512 BF16 or AMX, takes many times as long)
 # SEEDS  one run for each, as in SEEDS="1 2 3" (default: 1)
 # JOBS   programs at a time (default: 1);  GPUS  the GPUs that they share in turn, as in GPUS="0 1 2 3"
@@ -13,7 +14,7 @@
 #
 # Cost, on a 2-core AMD EPYC with JOBS=2. smoke: all tables and figures within 5 minutes. small: a run of cross-entropy
 # or HDGE 8 to 20 minutes, of JEM 17 to 30, with more or less other work on the same cores (hours a run: RESULTS.md);
-# all of them together were not measured. half and paper: not measured; `train_wrn.py --dry_run` tells a run's hours on your device.
+# all of them together were not measured. half and paper: not measured.
 #
 # What is done is not done again, and what was interrupted goes on: run a script as often as you like.
 set -euo pipefail
@@ -21,7 +22,12 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" base
 cd "$hdge_root"
 
-SCALE=${SCALE:-paper}
+if [ -z "${SCALE:-}" ]; then
+    SCALE=smoke
+    echo "SCALE is not set. For each of SEEDS, on this machine:"
+    "$PYTHON" scripts/experiments.py cost "$@"
+    echo "Now SCALE=smoke: does everything run?"
+fi
 ROOT=${ROOT:-save/tables}
 options=(--scale "$SCALE" --root "$ROOT")
 # shellcheck disable=SC2206  # a list of numbers is several words

@@ -312,6 +312,43 @@ def test_a_mistake_is_one_line(words: str, capsys: Any) -> None:
     assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_scale_s_cost_is_its_flops_at_the_speed_of_a_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """31 EFLOP are 20 million steps."""
+    told = "training step           1.55 TFLOP\ntime a step             180.0 ms, 1 images/s\n"
+    found = subprocess.CompletedProcess([], 0, stdout=told, stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: found)
+    assert experiments.main(["cost", "table1_ood"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("table1_ood: SCALE=paper: 27 jobs, 1,000.0 hours of training")
+    assert len(lines) == 4 and re.search(r"SCALE=smoke: \d+ jobs, minutes$", lines[3])
+    monkeypatch.setattr(
+        subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 2, "", "no")
+    )
+    assert "no step of it: no" in experiments.cost("sampler", "half")
+
+
+STUB = """#!/bin/bash
+case $1 in
+    -c) echo "$0" ;;  # as the Python that it is taken for
+    scripts/*) echo "ran $*" ;;
+esac
+"""
+
+
+def test_a_script_without_scale_prints_the_costs_and_runs_smoke(tmp_path: Path) -> None:
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(stub), "ROOT": str(tmp_path), "SCALE": ""}
+    words = ["bash", str(ROOT / "scripts" / "sampler.sh")]
+    ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+    cost, run = (line for line in ran.splitlines() if line.startswith("ran"))
+    assert cost == "ran scripts/experiments.py cost sampler"
+    assert run.startswith("ran scripts/experiments.py run sampler --scale smoke ")
+
+
 @pytest.mark.parametrize("scale", rows.SCALES)
 def test_what_is_shown_can_be_run_in_its_order(scale: str, capsys: Any) -> None:
     assert experiments.main(["show", "all", "--scale", scale, "--seeds", "2"]) == 0
@@ -483,8 +520,12 @@ def test_the_last_whole_row_is_read(text: str, expected: tuple[int, int], tmp_pa
 
 # Processes.
 
-SLEEPER = """import os, sys, time
+SLEEPER = """import multiprocessing, os, signal, time
 from pathlib import Path
+def busy(*_):  # in a step that takes longer than anybody waits
+    if not multiprocessing.parent_process().is_alive():
+        raise KeyboardInterrupt
+signal.signal(signal.SIGINT, busy)
 Path(__file__).with_name("pid").write_text(str(os.getpid()))
 time.sleep(120)
 """
@@ -494,7 +535,7 @@ sys.path.insert(0, {root!r})
 from scripts import experiments
 here = Path(__file__).parent
 experiments.train_command = lambda *_: [str(here / "sleeper.py")]
-experiments.other_recipe = lambda *_: None
+experiments.other_recipe, experiments.GRACE = (lambda *_: None), 1.0
 if __name__ == "__main__":
     sys.exit(experiments.main(["run", "figure5_negatives", "--root", str(here / "runs")]))
 """
