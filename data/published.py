@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,13 @@ def _open(name: str, root: Path, part: str) -> Any:
     try:
         return kind(root, download=False, **options)
     except RuntimeError:  # missing or damaged
-        with _patience(CONNECT_SECONDS), contextlib.redirect_stdout(io.StringIO()):
-            return kind(root, download=True, **options)
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(CONNECT_SECONDS)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                return kind(root, download=True, **options)
+        finally:
+            socket.setdefaulttimeout(before)
 
 
 def _arrays(dataset: Any, name: str, size: int) -> Split:
@@ -92,13 +97,3 @@ def _pictures(dataset: Any, index: list[int]) -> Iterable[tuple[Any, int]]:
     for i in index:
         picture, label = dataset[i]
         yield picture.convert("RGB"), -1 if label is None else label
-
-
-@contextlib.contextmanager
-def _patience(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.base import DataError, DataSet, Split
+from data.base import DataError, DataSet
 from data.folder import READER
 from data.sets import load
 from data.splits import hold_out
@@ -75,37 +75,35 @@ class Record:
     def others(self, now: Record) -> str | None:
         """Return in words how test images and class names of `now`, whose training images are the
         same, differ from these; None if they do not."""
-        if now.test is None:
-            return None
-        split = Split(now.test, now.test, now.test)  # its hashes alone are compared
-        return said(self.compare(split, "test", now.class_names), "test")
+        return said(self.compare(now.test, "test", now.class_names), "test")
 
     def compare(
         self,
-        split: Split,
+        hashes: Tensor | None,
         part: str | None,
         class_names: tuple[str, ...] | None,
         *,
         whole: bool = True,
     ) -> dict[str, Any]:
-        """Return how images differ from the run's `part`; None: they are another set's.
+        """Return how images of these `hashes` differ from the run's `part`; None: they are another
+        set's.
 
-        `whole`: whether `split` has all images of its set. Returns n; trained_on, how many were
+        `whole`: whether they are all images of their set. Returns n; trained_on, how many were
         trained on; of a part, new and missing, how many of them the run's part does not have and
         how many it has besides; the run's class names and these, where they differ. {} where the
-        record or the split has no hashes.
+        record has no hashes or the images have none.
         """
-        if self.train is None or split.hashes is None:
+        if self.train is None or hashes is None:
             return {}
-        found: dict[str, Any] = {"n": len(split.hashes)}
+        found: dict[str, Any] = {"n": len(hashes)}
         if part != "train":
-            found["trained_on"] = int(torch.isin(split.hashes, self.trained_on()).sum())
+            found["trained_on"] = int(torch.isin(hashes, self.trained_on()).sum())
         if part is None:
             return found
         ours = self.hashes(part)
-        found["new"] = int((~torch.isin(split.hashes, ours)).sum())
+        found["new"] = int((~torch.isin(hashes, ours)).sum())
         if whole:
-            found["missing"] = int((~torch.isin(ours, split.hashes)).sum())
+            found["missing"] = int((~torch.isin(ours, hashes)).sum())
         if class_names is not None and class_names != self.class_names:
             found |= {"class_names": list(class_names), "run_class_names": list(self.class_names)}
         return found

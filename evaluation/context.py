@@ -101,7 +101,7 @@ class Context:
         ours = place.dataset == own or (flag == "--dataset" and both)
         part = place.split if ours else None
         whole = self.s.max_images is None
-        differences = model.record.compare(found.split, part, found.class_names, whole=whole)
+        differences = model.record.compare(found.split.hashes, part, found.class_names, whole=whole)
         if not differences:
             return
         self.differences.setdefault(model.label, {})[found.name] = differences

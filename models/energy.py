@@ -90,9 +90,7 @@ class EnergyClassifier(nn.Module):
         """Return f(x), `(N, C)`."""
         return self.logits_from(self.features(x))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits f(x), `(N, C)`."""
-        return self.logits(x)
+    forward = logits
 
     def classify(self, x: Tensor) -> Tensor:
         """Return log q(y|x) for every class, `(N, C)`."""

@@ -99,7 +99,7 @@ def warn_of_leaks(
         record = record if found is None else data.Record.of(found, data.held_out_by(run))
     valid = data.hold_out(dataset, s.n_valid)[1]
     splits = {"validation": dataset.train.take(valid), "test": dataset.test}
-    compared = {name: record.compare(split, None, None) for name, split in splits.items()}
+    compared = {name: record.compare(each.hashes, None, None) for name, each in splits.items()}
     told = [f"{name}: {said}" for name, d in compared.items() if (said := data.said(d, None))]
     if told:
         line = f"--dataset {s.dataset} holds out what --load_path {s.load_path} was trained on"
