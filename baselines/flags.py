@@ -5,8 +5,6 @@ with `parse` before it imports torch, so that `--help` and a mistake are answere
 `check` raises UsageError for what no single flag can tell, and sets `method`.
 """
 
-from __future__ import annotations
-
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """LARS: a learning rate for every layer (You, Gitman and Ginsburg 2017)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -10,8 +10,6 @@ are worth. Features are computed once, in eval mode, standardised and fitted by 
 untouched.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from argparse import Namespace

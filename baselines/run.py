@@ -18,8 +18,6 @@ else - data, network, optimiser, schedule, records, checkpoints - is train_wrn.p
         sys.exit(main(PROGRAM, *COMMAND_LINE))
 """
 
-from __future__ import annotations
-
 import time
 from argparse import Namespace
 from collections.abc import Callable

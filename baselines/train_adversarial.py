@@ -10,8 +10,6 @@ Madry et al., "Towards deep learning models resistant to adversarial attacks" (2
 step attacks its batch by projected gradient ascent and then descends on the attacked images.
 """
 
-from __future__ import annotations
-
 import sys
 from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path

@@ -8,8 +8,6 @@ A batch's path: two random views of each uint8 image on the device -> one forwar
 projection head -> contrastive loss and, in JointLoss's second phase, cross-entropy.
 """
 
-from __future__ import annotations
-
 import sys
 from argparse import Namespace
 from pathlib import Path

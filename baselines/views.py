@@ -1,7 +1,5 @@
 """SimCLR's random views of images, made where the images live: batched, and random per image."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

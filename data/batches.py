@@ -3,8 +3,6 @@
 `TrainingBatches` gives a training run's, step by step; `evaluation_batches` walks a split.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """The sets that a trained model is asked about: their names in every spelling, and their images."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ Without these two, about a fifth is the test split. Classes and images are found
 ImageFolder. Hidden files and files whose ending is not an image's are left out, and counted.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Images that are made from a seed, or cut from what comes with scikit-learn: no download."""
 
-from __future__ import annotations
-
 import zlib
 
 import numpy as np

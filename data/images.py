@@ -1,7 +1,5 @@
 """Images of any size and kind to uint8 RGB of the size that the network reads, and their hashes."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from typing import Any

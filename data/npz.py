@@ -1,7 +1,5 @@
 """Sets in one NPZ file: `{train,test}_images` and `{train,test}_labels`."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path

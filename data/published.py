@@ -1,7 +1,5 @@
 """The files that the authors of a set publish, read by torchvision."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import socket

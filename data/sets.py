@@ -1,7 +1,5 @@
 """The sets to train on, by name, and where the images of a set are found."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

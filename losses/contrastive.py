@@ -3,8 +3,6 @@
 Shapes: N batch, C classes, K queue slots, M any number of images, R distinct target rows.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 from typing import Any

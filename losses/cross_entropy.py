@@ -1,7 +1,5 @@
 """`--pyxce`: maximise log q(y|x)."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from losses.objective import Build, Metrics, Step

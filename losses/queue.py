@@ -4,8 +4,6 @@ of a batch that is divided over processes.
 Shapes: N batch, C classes, K slots, R distinct target rows of a score.
 """
 
-from __future__ import annotations
-
 from typing import Any, Protocol
 
 import torch

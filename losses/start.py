@@ -4,8 +4,6 @@
 (n, 3, H, W), within [-1, 1]; `labels` (n,) are the chains' classes, or None.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
