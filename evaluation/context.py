@@ -13,9 +13,9 @@ from torch import Tensor
 
 import data
 from data.folder import folder_path
-from evaluation.chains import refined
 from evaluation.loading import LoadedModel, trainable
 from evaluation.results import Results
+from evaluation.sampling import refined
 from runs import processes as distributed
 from runs.cli import UsageError
 from runs.names import FOLDER
@@ -204,7 +204,7 @@ class Context:
 
     @property
     def batch_size(self) -> int:
-        # Refinement makes blocks of its own, each with its own noise: none is to be divided.
+        # A block that is refined has noise of its own, and must not be divided.
         return data.EVAL_NOISE_BLOCK if self.s.n_steps else self.s.batch_size
 
     def share_of(self, found: data.EvaluationSet) -> range:
@@ -222,7 +222,7 @@ class Context:
         )
         if s.n_steps:
             chain = model.chain(s.n_steps)
-            batches = refined(model.network, batches, chain=chain, seed=s.seed, first=part.start)
+            batches = refined(model.network, batches, chain, seed=s.seed, first=part.start)
         images = min(part.stop * size, len(found.split.labels)) - part.start * size
         with self.bar(images, f"{model.label}: {found.title}") as shown:
             for batch in batches:

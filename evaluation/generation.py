@@ -21,10 +21,10 @@ from evaluation.neighbours import neighbour_radii, precision_recall
 from models import EnergyClassifier, eval_mode
 from runs.cli import UsageError
 
-# uint8 (n, H, W, 3) -> features (n, D) and class probabilities (n, C), of any float type.
+# uint8 (n, H, W, 3), n <= BATCH -> features (n, D), class probabilities (n, C), of any float type.
 Extractor = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-CHUNK = 1000  # images that an extractor is given at once
+BATCH = 100  # images that an extractor is given at once
 SCORE_ORDER = 2020  # torch-fidelity's seed for the order of the samples; the reference's halves too
 DECLINE = 0.05  # of the best FID: what is more is a decline
 
@@ -90,7 +90,7 @@ def _factor(cov: Tensor) -> Tensor:
     return vectors[:, kept] * values[kept].sqrt()
 
 
-def model_extractor(model: EnergyClassifier, batch_size: int = 100) -> Extractor:
+def model_extractor(model: EnergyClassifier) -> Extractor:
     """Return an extractor of a classifier's penultimate features and q(y|x). It resizes images to
     the classifier's size, and restores the classifier's mode.
 
@@ -100,60 +100,64 @@ def model_extractor(model: EnergyClassifier, batch_size: int = 100) -> Extractor
 
     @torch.no_grad()
     def extract(images: Tensor) -> tuple[Tensor, Tensor]:
-        features, probabilities = [], []
         with eval_mode(model):
-            for batch in images.split(batch_size):
-                resized = resize_batch(batch.to(device), model.image_size)
-                features.append(model.features(to_float(resized)))
-                probabilities.append(model.logits_from(features[-1]).double().softmax(1))
-        return torch.cat(features), torch.cat(probabilities)
+            x = to_float(resize_batch(images.to(device), model.image_size))
+            features = model.features(x)
+            return features, model.logits_from(features).double().softmax(1)
 
     return extract
 
 
+def read(images: Tensor, extractor: Extractor) -> tuple[Tensor, Tensor]:
+    """Return the features (N, D) of images uint8 (N, H, W, 3), and their class probabilities (N, C)
+    on the CPU. Raises UsageError for features that are not finite."""
+    found = [extractor(batch) for batch in images.split(BATCH)]
+    features = torch.cat([each for each, _ in found])
+    if not features.isfinite().all():
+        raise UsageError(
+            "--fid_features: the features are not finite: give a model that has not diverged"
+        )
+    return features, torch.cat([each for _, each in found]).cpu()
+
+
 def evaluate_samples(
-    samples: Tensor,
+    chains: Mapping[int | None, Tensor],
+    steps: int | None,
     reference: Tensor,
     extractor: Extractor,
     *,
     score_part: Tensor | None = None,
     splits: int = 10,
-    others: Mapping[int, Tensor] | None = None,
-    steps: int | None = None,
 ) -> dict[str, Any]:
     """Compute the FID of samples against reference images, and the Inception Score of `score_part`.
 
-    samples uint8 (N, H, W, 3), reference uint8 (M, H, W, 3); `score_part` uint8 (K, H, W, 3), by
-    default the samples. The score's splits are made in the order of torch-fidelity, a fixed
-    permutation, so that samples sorted by class are no trap and the two agree.
+    chains: images uint8 (N, H, W, 3) of the same chains by their number of SGLD steps, 0: their
+    starts, None: unknown; the samples are those after `steps`. reference uint8 (M, H, W, 3);
+    `score_part` uint8 (K, H, W, 3), by default the samples. The score's splits are made in the
+    order of torch-fidelity, a fixed permutation, so that samples sorted by class are no trap.
 
     Returns fid, inception_score_mean, inception_score_std, splits, n = N, n_reference = M,
     n_score = K, n_features = D, and full_rank: whether N and M exceed D. Where they do not, the
     covariances have no full rank and the FID depends on N and M even more than it always does.
-    And `rows`, as `compared`'s: of the samples, of `others`, the same chains after other numbers of
-    SGLD steps (0: their starts; `steps`: of the samples), and of the reference images themselves.
+    And `rows`, those of `compared`.
 
     Raises UsageError for fewer than 2 samples or 4 reference images, fewer scored than splits, and
     for features that are not finite.
     """
-    n_score = len(samples if score_part is None else score_part)
+    scored = chains[steps] if score_part is None else score_part
     for what, n, least in (
-        ("samples", len(samples), 2),
+        ("samples", len(chains[steps]), 2),
         ("reference images", len(reference), 4),
-        ("samples to score", n_score, splits),
+        ("samples to score", len(scored), splits),
     ):
         if n < least:
             raise UsageError(f"--eval fid: {n} {what} are too few: give {least} or more")
-    probabilities: list[Tensor] = []
-    ours = _read(samples, extractor, probabilities if score_part is None else None)
-    theirs = _read(reference, extractor)
-    if score_part is not None:
-        _read(score_part, extractor, probabilities)
-    order = torch.from_numpy(np.random.RandomState(SCORE_ORDER).permutation(n_score))
-    mean, std = inception_score(torch.cat(probabilities)[order], splits)
-    features = [(steps, ours)]
-    for at, images in (others or {}).items():
-        features.append((at, _read(images, extractor)))
+    found = {at: read(images, extractor) for at, images in chains.items()}
+    features = {at: each for at, (each, _) in found.items()}
+    ours, theirs = features[steps], read(reference, extractor)[0]
+    probabilities = (found[steps] if score_part is None else read(score_part, extractor))[1]
+    order = torch.from_numpy(np.random.RandomState(SCORE_ORDER).permutation(len(scored)))
+    mean, std = inception_score(probabilities[order], splits)
     return {
         "fid": frechet_distance(*moments(ours), *moments(theirs)),
         "inception_score_mean": mean,
@@ -161,25 +165,23 @@ def evaluate_samples(
         "splits": splits,
         "n": len(ours),
         "n_reference": len(theirs),
-        "n_score": n_score,
+        "n_score": len(scored),
         "n_features": ours.shape[1],
         "full_rank": min(len(ours), len(theirs)) > ours.shape[1],
         "rows": compared(features, theirs),
     }
 
 
-def compared(
-    features: Sequence[tuple[int | None, Tensor]], reference: Tensor
-) -> list[dict[str, Any]]:
-    """Compare sets of features, (SGLD steps, (N, D)) each, with one half of the reference's (M, D).
-    The other half is compared, too: its values are the best that a sampler can have.
+def compared(chains: Mapping[int | None, Tensor], reference: Tensor) -> list[dict[str, Any]]:
+    """Compare features (N, D) of chains, by their number of SGLD steps, with one half of the
+    reference's (M, D); and the other half, whose values are the best that a sampler can have.
 
     A row has images ("starts" after 0 steps, "samples", "reference images"), steps, n, fid,
     precision and recall (k = 3; None for fewer than 4 images). To be comparable, all rows are
     of n = min(N, M // 2) images against as many: the first n of a set and, of the reference in a
     fixed random order, the first n and the next n. Rows are in the order of their steps.
     """
-    n = min(len(reference) // 2, *(len(each) for _, each in features))
+    n = min(len(reference) // 2, *map(len, chains.values()))
     order = torch.from_numpy(np.random.RandomState(SCORE_ORDER).permutation(len(reference)))
     order = order.to(reference.device)
     half, other = reference[order[:n]], reference[order[n : 2 * n]]
@@ -188,18 +190,13 @@ def compared(
 
     def row(images: str, steps: int | None, each: Tensor) -> dict[str, Any]:
         precision, recall = precision_recall(each, half, radii=radii)
-        return {
-            "images": images,
-            "steps": steps,
-            "n": n,
-            "fid": frechet_distance(*moments(each), *half_moments),
-            "precision": precision,
-            "recall": recall,
-        }
+        fid = frechet_distance(*moments(each), *half_moments)
+        numbers = {"fid": fid, "precision": precision, "recall": recall}
+        return {"images": images, "steps": steps, "n": n, **numbers}
 
     rows = [
-        row("starts" if steps == 0 else "samples", steps, each[:n])
-        for steps, each in sorted(features, key=lambda found: found[0] or 0)
+        row("starts" if steps == 0 else "samples", steps, chains[steps][:n])
+        for steps in sorted(chains, key=lambda steps: steps or 0)
     ]
     return [*rows, row("reference images", None, other)]
 
@@ -208,10 +205,9 @@ def decline(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """Return a line if the FID of `compared`'s rows rises, after its lowest, by more than DECLINE
     of it: chains then leave the images again. Otherwise return None."""
     chains = [row for row in rows if row["steps"] is not None]
-    best = min(chains, key=lambda row: row["fid"], default=None)
-    later = [row for row in chains if best is not None and row["steps"] > best["steps"]]
-    worst = max(later, key=lambda row: row["fid"], default=None)
-    if best is None or worst is None or worst["fid"] <= (1 + DECLINE) * best["fid"]:
+    best = min(chains, key=lambda row: row["fid"])
+    worst = max((r for r in chains if r["steps"] >= best["steps"]), key=lambda row: row["fid"])
+    if worst["fid"] <= (1 + DECLINE) * best["fid"]:
         return None
     return (
         f"the chains get worse: their FID is lowest after {best['steps']} steps, "
@@ -219,40 +215,17 @@ def decline(rows: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
-def reads_as(classifier: Extractor, images: Tensor, labels: Tensor) -> Tensor:
-    """Return 1 for each of the images uint8 (N, H, W, 3) that a classifier reads as its label (N,),
-    and 0 for the others: float64 (N,) on the CPU."""
-    predicted = [classifier(chunk)[1].argmax(1).cpu() for chunk in images.split(CHUNK)]
-    return (torch.cat(predicted) == labels.cpu()).double()
-
-
-def read_as_asked(samples: Tensor, starts: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Return the shares of class-conditional samples, and of their starts, that are read as the
-    class that was asked for, labels (N,), overall and per class; both given as `reads_as` returns.
-    """
+def read_as_asked(
+    classifier: Extractor, samples: Tensor, starts: Tensor, labels: Tensor
+) -> dict[str, Any]:
+    """Return the shares of class-conditional samples uint8 (N, H, W, 3), and of their starts, that
+    a classifier reads as the class that was asked for, labels (N,), overall and per class."""
     labels = labels.cpu()
     sets = {"samples": samples, "starts": starts}
+    right = {n: (read(x, classifier)[1].argmax(1) == labels).double() for n, x in sets.items()}
     per_class = [
         {"class": y, "n": int((labels == y).sum())}
-        | {name: float(right[labels == y].mean()) for name, right in sets.items()}
+        | {name: float(each[labels == y].mean()) for name, each in right.items()}
         for y in labels.unique().tolist()
     ]
-    return {**{name: float(each.mean()) for name, each in sets.items()}, "per_class": per_class}
-
-
-def _read(
-    images: Tensor, extractor: Extractor, probabilities: list[Tensor] | None = None
-) -> Tensor:
-    """Return the images' features (N, D), and append their probabilities to the list, if any."""
-    found = []
-    for chunk in images.split(CHUNK):
-        features, part = extractor(chunk)
-        found.append(features)
-        if probabilities is not None:
-            probabilities.append(part.cpu())
-    features = torch.cat(found)
-    if not features.isfinite().all():
-        raise UsageError(
-            "--fid_features: the features are not finite: give a model that has not diverged"
-        )
-    return features
+    return {**{name: float(each.mean()) for name, each in right.items()}, "per_class": per_class}

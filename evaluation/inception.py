@@ -20,9 +20,7 @@ SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # 9
 ELSE = "or use --fid_features model"  # the remedy that needs no file
 
 
-def inception_extractor(
-    weights: Path | None, device: torch.device | str, batch_size: int = 50
-) -> tuple[Extractor, str]:
+def inception_extractor(weights: Path | None, device: torch.device | str) -> tuple[Extractor, str]:
     """Return torch-fidelity's `inception-v3-compat` as an extractor, and the sha256 of its weights.
 
     Features are the 2048 of the last pooling, probabilities the softmax over its 1008 classes of
@@ -50,12 +48,8 @@ def inception_extractor(
 
     @torch.no_grad()
     def extract(images: Tensor) -> tuple[Tensor, Tensor]:
-        features, probabilities = [], []
-        for batch in images.split(batch_size):
-            pooled, logits = network(batch.to(device).permute(0, 3, 1, 2))
-            features.append(pooled)
-            probabilities.append(logits.cpu().double().softmax(1))
-        return torch.cat(features), torch.cat(probabilities)
+        features, logits = network(images.to(device).permute(0, 3, 1, 2))
+        return features, logits.cpu().double().softmax(1)
 
     return extract, SHA256
 

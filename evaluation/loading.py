@@ -14,7 +14,7 @@ from torch import Tensor
 import data
 import losses
 import models
-from evaluation.sampling import fresh_buffer
+from evaluation.sampling import BUFFER
 from runs.checkpoint import FILLED, START, CheckpointError, read_with_sha256, weights_file
 from runs.cli import UsageError, fits
 from runs.names import CLASSES, FOLDER
@@ -103,17 +103,13 @@ class LoadedModel:
                 f"--buffer_size {size} is not divisible by {classes} classes: use "
                 f"{max(1, size // classes) * classes} with --fresh_samples"
             )
+        shape = (3, self.network.image_size, self.network.image_size)
         reinit_freq = self.number("reinit_freq", 0.05)
-        with fits(f"--buffer_size {size}"):
-            buffer = fresh_buffer(
-                size,
-                classes,
-                reinit_freq,
-                self.start(),
-                image_size=self.network.image_size,
-                seed=self.flags.seed,
-                device=self.device,
-            )
+        # It fills itself on the host from the global random state, which must not move.
+        with fits(f"--buffer_size {size}"), torch.random.fork_rng(devices=[]):
+            buffer = losses.ReplayBuffer(size, shape, reinit_freq, classes).to(self.device)
+            buffer.start = self.start()
+            buffer.fill(data.generator_of(self.device, self.flags.seed, BUFFER))
         if images is not None:
             buffer.images.copy_(images)
         return buffer

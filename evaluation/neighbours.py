@@ -16,34 +16,24 @@ LARGEST = 2**24  # distances that exist at once: 64 MiB in float32
 PAIRED = 1000  # images of a class whose pairs `variety` takes
 
 
-def nearest(images: Tensor, bank: Tensor, leave_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Find the nearest image of `bank` (M, H, W, 3) for each of `images` (N, H, W, 3), on their
-    device: distances float32 (N,) and indices int64 (N,).
+def nearest(images: Tensor, bank: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    """Find the k-th nearest image of `bank` (M, H, W, 3) for each of `images` (N, H, W, 3):
+    distances float32 (N,) and indices int64 (N,). An image in the bank is its own first.
 
-    `leave_out` (N,): the index that an image may not find, such as its own. Candidates are ranked
-    by |b|^2/2 - x.b, a matrix product for each chunk of the bank. The distance is that of the
-    difference, so that a copy has exactly 0. Raises ValueError for an empty bank.
+    Candidates are ranked by |b|^2/2 - x.b, a matrix product. The distance is that of the
+    difference, so that a copy has exactly 0. Raises ValueError for a bank of fewer than k images.
     """
-    if len(bank) == 0:
-        raise ValueError("there is no image to be near to")
-    x = _pixels(images)
-    lowest = x.new_full((len(x),), torch.inf)
-    index = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    size = max(1, LARGEST // max(1, len(x)))
-    for first in range(0, len(bank), size):
-        b = _pixels(bank[first : first + size])
+    if len(bank) < k:
+        raise ValueError(f"{len(bank)} images to be near to: {k} are needed")
+    b, found = _pixels(bank), []
+    for part in images.split(max(1, LARGEST // len(bank))):
+        x = _pixels(part)
         rank = torch.addmm(b.square().sum(1) / 2, x, b.T, alpha=-1)
-        if leave_out is not None:
-            here = ((leave_out >= first) & (leave_out < first + len(b))).nonzero().flatten()
-            rank[here, leave_out[here] - first] = torch.inf
-        low, at = rank.min(1)
-        index = torch.where(low < lowest, at + first, index)
-        lowest = torch.minimum(low, lowest)
-    distance = [
-        (_pixels(a) - _pixels(bank[i])).norm(dim=1)
-        for a, i in zip(images.split(PAIRED), index.split(PAIRED), strict=True)
-    ]
-    return torch.cat(distance), index
+        candidates = rank.topk(k, dim=1, largest=False).indices
+        distance, last = (x[:, None] - b[candidates]).norm(dim=2).max(1)
+        found.append((distance, candidates.gather(1, last[:, None]).squeeze(1)))
+    distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return distances, indices
 
 
 def variety(images: Tensor) -> float | None:
@@ -79,11 +69,11 @@ def compare_with_training(
         if len(theirs) < 2:
             raise ValueError(f"class {y} has {len(theirs)} training images: 2 are needed")
         bank, n = data[theirs], min(len(mine), len(theirs))
-        chosen = torch.arange(n, device=data.device) * len(theirs) // n
-        sets = {"samples": samples[mine], "starts": starts[mine], "data": bank[chosen]}
+        chosen = bank[torch.arange(n, device=data.device) * len(theirs) // n]
+        sets = {"samples": samples[mine], "starts": starts[mine], "data": chosen}
         for name, images in sets.items():
-            found, at = nearest(images, bank, chosen if name == "data" else None)
-            far[name].append(found)
+            distance, at = nearest(images, bank, 2 if name == "data" else 1)
+            far[name].append(distance)
             if name == "samples":
                 index[mine] = theirs[at]
             if (spread := variety(images)) is not None:

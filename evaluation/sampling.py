@@ -1,4 +1,5 @@
-"""Samples of a model, by SGLD: rounds on a replay buffer, new chains, and the samples to show.
+"""Samples of a model, by SGLD: chains that begin anew or on a replay buffer, and images that climb
+log q(x) before the model is asked about them, as JEM refines them.
 
 Images are float32 (N, 3, H, W), meant for [-1, 1], where the chain's clamp keeps them. Every
 function draws from generators of its own and restores the model's mode; between SGLD steps the
@@ -7,18 +8,79 @@ host reads nothing back from the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data import generator_of
+from data import EVAL_NOISE_BLOCK, generator_of
 from evaluation import NotFinite, pgd
-from evaluation.chains import BUFFER, FRESH, ROUNDS, begin, climb
-from losses import Chain, ReplayBuffer, Start
+from losses import Chain, ReplayBuffer
 from models import EnergyClassifier, eval_mode, sampling_mode
+
+# Streams of one seed. Those of data.batches are 0 and 1: noise of a chain must not repeat the
+# noise that was added to the image it starts from.
+BUFFER, ROUNDS, FRESH, REFINEMENT = 2, 3, 4, 6
+
+
+def climb(
+    model: EnergyClassifier,
+    x: Tensor,
+    labels: Tensor | None,
+    chain: Chain,
+    generator: torch.Generator,
+    n: int | None = None,
+) -> Tensor:
+    """Run SGLD from x (N, 3, H, W) up log q(x), or up log q(x, y) for labels y (n,), and return
+    the end points of all N.
+
+    Noise is drawn for all N, and the network sees the first n: a chain's noise belongs to its
+    place, not to how many chains there are. Chains beyond n only diffuse.
+    """
+    n = len(x) if n is None else n
+
+    def log_density(x: Tensor) -> Tensor:
+        return model.log_px(x[:n]) if labels is None else model.log_pxy(x[:n], labels)
+
+    with sampling_mode(model):
+        return chain.climb(log_density, x, generator)
+
+
+def begin(
+    chain: Chain, n: int, labels: Tensor | None, generator: torch.Generator, size: int
+) -> Tensor:
+    """Draw start images (n, 3, size, size) of a chain, in channels_last on the generator's device;
+    labels (n,) are their classes."""
+    like = torch.empty(n, 3, size, size, device=generator.device)
+    x = chain.start.draw(like, labels, generator)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def refined(
+    model: EnergyClassifier,
+    blocks: Iterable[tuple[Tensor, Tensor]],
+    chain: Chain,
+    *,
+    seed: int,
+    first: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (images, labels) after `chain`'s steps up log q(x).
+
+    Grathwohl et al. (2020), section 5.4 and their --n_steps_refine. `blocks`: consecutive batches
+    of EVAL_NOISE_BLOCK images, of which the last of a set may have fewer; `first`: the number of
+    the first. Noise belongs to the image's index, so an image's result does not depend on how many
+    follow. Images may leave [-1, 1].
+    """
+    for index, (images, labels) in enumerate(blocks, first):
+        n = len(images)
+        # A full block in one memory format: langevin's noise is filled in the order of memory.
+        shape = (EVAL_NOISE_BLOCK, *images.shape[1:])
+        x = torch.zeros(shape, device=images.device).to(memory_format=torch.channels_last)
+        x[:n] = images
+        generator = generator_of(images.device, seed, REFINEMENT, index)
+        yield climb(model, x, None, chain, generator, n)[:n], labels
 
 
 class Sampler:
@@ -44,8 +106,7 @@ class Sampler:
 
     def unconditional(self, n: int) -> Tensor:
         """Run n chains up log q(x)."""
-        with sampling_mode(self.model):
-            return self.chain.climb(self.model.log_px, self.start(n), self.generator)
+        return climb(self.model, self.start(n), None, self.chain, self.generator)
 
     def conditional(
         self,
@@ -60,27 +121,6 @@ class Sampler:
         x = torch.cat([self.start(per_class, label) for label in range(num_classes)])
         with sampling_mode(self.model):
             return self.chain.climb(lambda x: density(x, labels), x, self.generator)
-
-
-def fresh_buffer(
-    size: int,
-    num_classes: int,
-    reinit_freq: float,
-    start: Start | None = None,
-    *,
-    image_size: int,
-    seed: int,
-    device: torch.device | str,
-) -> ReplayBuffer:
-    """Make a replay buffer of new start images, which depend on `seed` alone. Raises what
-    `losses.ReplayBuffer` raises."""
-    shape = (3, image_size, image_size)
-    with torch.random.fork_rng(devices=[]):  # it fills itself from the global random state
-        buffer = ReplayBuffer(size, shape, reinit_freq, num_classes).to(device)
-    if start is not None:
-        buffer.start = start
-    buffer.fill(generator_of(buffer.images.device, seed, BUFFER))
-    return buffer
 
 
 class Slots:
@@ -144,28 +184,30 @@ def sampling_rounds(
 
 def fresh_chains(
     model: EnergyClassifier,
-    legs: Sequence[Chain],
+    chain: Chain,
     n: int,
     *,
+    seen: Sequence[int],
     seed: int,
     batch_size: int = 100,
     labels: Tensor | None = None,
     part: range | None = None,
 ) -> Iterator[list[Tensor]]:
     """Run n new chains up log q(x), or up log q(x, y) for labels y (n,), in batches; yield the
-    images (b, 3, H, W) of a batch after each of the `legs_of` a chain.
+    images (b, 3, H, W) of a batch after each of the numbers of steps `seen`, which ascend.
 
-    Chain i does not depend on n or on how the legs divide it, but on batch_size: each batch has a
+    Chain i does not depend on n or on what is seen of it, but on batch_size: each batch has a
     generator of its own. `part`: the numbers of the batches to sample; all where it is None.
     """
     device = next(model.parameters()).device
+    legs = [replace(chain, steps=b - a) for a, b in zip((0, *seen), seen, strict=False)]
     for batch in range(-(-n // batch_size)) if part is None else part:
         first = batch * batch_size
         generator = generator_of(device, seed, FRESH, batch)
         real = min(batch_size, n - first)
         y = None if labels is None else labels[first : first + real]
         all_y = None if y is None else F.pad(y, (0, batch_size - real))
-        x = begin(legs[0], batch_size, all_y, generator, model.image_size)
+        x = begin(chain, batch_size, all_y, generator, model.image_size)
         images = []
         for leg in legs:
             if leg.steps:
@@ -174,19 +216,12 @@ def fresh_chains(
         yield images
 
 
-def legs_of(chain: Chain, seen: Sequence[int]) -> list[Chain]:
-    """Return the parts of a chain that end after the numbers of steps `seen`, which ascend."""
-    pairs = zip((0, *seen), seen, strict=False)
-    return [replace(chain, steps=after - before) for before, after in pairs]
-
-
 @torch.no_grad()
-def classified(
-    model: EnergyClassifier, images: Tensor, batch_size: int = 100
-) -> tuple[Tensor, Tensor]:
-    """Return each image's most probable class y, int64 (N,), and log q(y|x)/(1 - q(y|x)), float64.
+def most_confident(model: EnergyClassifier, images: Tensor, batch_size: int = 100) -> list[Tensor]:
+    """Return, for each class, which of the images (N, 3, H, W) are classified as it: indices on the
+    CPU, the image of highest q(y|x) first.
 
-    q(y|x) itself is 1 for many confident images, in float64, too, and would give them no order.
+    Ordered by q(y|x)/(1 - q(y|x)): q(y|x) itself is 1 for many confident images, in float64, too.
     """
     device = next(model.parameters()).device
     with eval_mode(model):
@@ -194,30 +229,10 @@ def classified(
             model.logits(batch.to(device, memory_format=torch.channels_last))
             for batch in images.split(batch_size)
         ]
-    logits = torch.cat(outputs).double()
+    logits = torch.cat(outputs).double().cpu()
     labels = logits.argmax(1)
-    return labels.to(images.device), -pgd.loss(logits, labels).to(images.device)
-
-
-def most_confident(
-    model: EnergyClassifier, images: Tensor, *, per_class: int, batch_size: int = 100
-) -> tuple[Tensor, Tensor]:
-    """Choose class-conditional samples as the ancestors do: by classifying unconditional ones.
-
-    Row y of the result (C * per_class, 3, H, W) has the `per_class` images of highest q(y|x)
-    among those classified as y, the highest first; where there are fewer, the rest of the row is
-    black (-1). Returns it and the number of images of each class, int64 (C,).
-    """
-    labels, confidence = classified(model, images, batch_size)
-    classes = model.class_output.out_features
-    order = confidence.argsort(descending=True, stable=True)
-    order = order[labels[order].argsort(stable=True)]  # by class, and within by confidence
-    counts = torch.bincount(labels, minlength=classes)
-    rank = torch.arange(per_class, device=images.device)
-    place = (counts.cumsum(0) - counts)[:, None] + rank
-    chosen = images[order[place.clamp(max=len(images) - 1)]]
-    there = (rank < counts[:, None])[:, :, None, None, None]
-    return torch.where(there, chosen, -1.0).flatten(0, 1), counts
+    order = pgd.loss(logits, labels).argsort(stable=True)
+    return [order[labels[order] == y] for y in range(logits.shape[1])]
 
 
 def check_finite(images: Tensor, step: int) -> None:
@@ -234,22 +249,3 @@ def to_uint8(images: Tensor) -> Tensor:
     the inverse of `data.to_float`. NaN becomes 0."""
     x = images.detach().float().clamp(-1, 1).nan_to_num(nan=-1.0)
     return ((x + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def most_confident_parts(
-    model: EnergyClassifier, images: Tensor, *, shares: Sequence[float], batch_size: int = 100
-) -> list[Tensor]:
-    """Return for each of `shares`, 0..1, the indices (int64) of that share of each predicted class
-    with the highest max_y q(y|x), from one pass of the network over images (N, 3, H, W).
-
-    The protocol of JEM++ and SADA-JEM (`cond_is_fid` in their code), which evaluate a part of
-    the replay buffer: .9 of it for the FID against training and test images together, and .1 for
-    the Inception Score, with max(1, n // 5000) splits. A class of m images keeps int(m * share);
-    they come class after class, the most confident first.
-    """
-    labels, confidence = (each.cpu() for each in classified(model, images, batch_size))
-    ranked = []
-    for y in range(model.class_output.out_features):
-        members = (labels == y).nonzero().squeeze(1)
-        ranked.append(members[confidence[members].argsort(descending=True, stable=True)])
-    return [torch.cat([best[: int(len(best) * share)] for best in ranked]) for share in shares]

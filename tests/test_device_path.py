@@ -26,7 +26,7 @@ import losses
 import models
 import train_wrn
 from data.batches import _crops
-from evaluation import chains, generation, pgd, robustness, sampling
+from evaluation import generation, pgd, robustness, sampling
 from evaluation.classification import classification
 from evaluation.scores import feature_bank, scores
 from runs.names import CONTRAST_SCORES, CONTRAST_STYLES, SCORES
@@ -352,8 +352,8 @@ def test_classification_waits_once(place: Place, monkeypatch: pytest.MonkeyPatch
 
 
 def refine(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
-    batches = [(place.images(8), place.labels(8))] * 2
-    return [x for x, _ in chains.refined(model, batches, block=6, chain=CHAIN)]
+    blocks = [(place.images(8), place.labels(8))] * 2
+    return [x for x, _ in sampling.refined(model, blocks, CHAIN, seed=1)]
 
 
 def sampler(place: Place, model: models.EnergyClassifier, kept: bool) -> list[Tensor]:
@@ -373,9 +373,8 @@ def rounds(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
 
 
 def fresh(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
-    legs = sampling.legs_of(CHAIN, [0, 1, CHAIN.steps])
-    chains = sampling.fresh_chains(model, legs, 5, batch_size=4, seed=1, labels=place.labels(5))
-    return [*itertools.chain(*chains)]
+    more = {"seen": [0, 1, CHAIN.steps], "batch_size": 4, "seed": 1, "labels": place.labels(5)}
+    return [*itertools.chain(*sampling.fresh_chains(model, CHAIN, 5, **more))]
 
 
 def attack(place: Place, model: models.EnergyClassifier, gradient: str) -> list[Tensor]:
@@ -396,14 +395,9 @@ def attack(place: Place, model: models.EnergyClassifier, gradient: str) -> list[
 
 
 def read(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
-    """Features and classes of images, and who is classified as what."""
-    extract = generation.model_extractor(model, batch_size=4)
-    images = place.images(6)
-    return [
-        *extract(place.split(6).images),
-        *sampling.classified(model, images, batch_size=4),
-        sampling.to_uint8(images),
-    ]
+    """Features and classes of images, and pixels."""
+    extract = generation.model_extractor(model)
+    return [*extract(place.split(6).images), sampling.to_uint8(place.images(6))]
 
 
 MADE: dict[str, Callable[[Place, models.EnergyClassifier], list[Tensor]]] = {

@@ -24,7 +24,7 @@ from evaluation.questions import QUESTIONS
 from runs.checkpoint import save_checkpoint
 from runs.files import file_sha256
 from runs.names import SCORES
-from scripts import export
+from tests.test_samples import checkpoint
 from training import machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -256,60 +256,6 @@ def test_the_histogram_names_splits_and_compares_with_the_first(answers: Any) ->
     assert first["quantiles"]["0.5"] == pytest.approx(np.median(raw[name]))
 
 
-def test_samples_are_the_slots_that_chains_moved(answers: Any, ask: Any) -> None:
-    record = answers["uncond_samples"].json("uncond_samples")
-    assert record["steps"] == 6
-    names = ["uncond_samples_4.png", "uncond_samples_6.png", "uncond_samples.npz"]
-    for picture in ("trajectory", "starts"):
-        names += [f"uncond_samples_{picture}.{kind}" for kind in ("png", "pdf")]
-    assert record["files"] == names
-    images = np.load(answers["uncond_samples"].folder / "uncond_samples.npz")["test_images"]
-    assert images.dtype == np.uint8 and images.shape == (record["n"], 32, 32, 3)
-    assert 20 <= record["n"] <= 40
-
-
-def test_conditional_samples_come_with_their_classes(answers: Any) -> None:
-    record = answers["cond_samples"].json("cond_samples")
-    found = np.load(answers["cond_samples"].folder / "cond_samples.npz")
-    assert len(found["test_images"]) == len(found["test_labels"]) == record["n"]
-    assert set(found["test_labels"]) == set(range(10))
-    assert sum(record["classified_per_class"]) >= 20
-    for kind in ("direct_4", "direct_6", "classified_4", "classified_6", "trajectory"):
-        assert f"cond_samples_{kind}.png" in record["files"]
-
-
-def test_every_class_has_its_turn_with_fewer_chains_than_classes(ask: Any, tmp_path: Path) -> None:
-    path = checkpoint(tmp_path, num_classes=3)
-    found = ask.bare(
-        *f"--load_path {path} --eval cond_samples --fresh_samples --buffer_size 30".split(),
-        *f"--sgld_batch_size 2 --n_sample_steps 3 --n_steps 1 --log_dir {tmp_path}".split(),
-        folder=tmp_path,
-    )
-    assert found.code == 0, found.err
-    assert set(np.load(tmp_path / "cond_samples.npz")["test_labels"]) == {0, 1, 2}
-    assert found.json("cond_samples")["steps_per_sample"] == pytest.approx(1, abs=0.21)
-
-
-def test_unconditional_chains_need_no_classes(ask: Any, tmp_path: Path) -> None:
-    """A buffer, here in half precision, that 3 classes cannot share."""
-    path = checkpoint(tmp_path, num_classes=3, buffer=torch.rand(20, 3, 32, 32).half())
-    words = f"--load_path {path} --log_dir {tmp_path} --device cpu".split()
-    sample = "--eval uncond_samples --sgld_batch_size 4 --n_sample_steps 1 --n_steps 1".split()
-    assert ask.bare(*words, *sample).code == 0
-    refused = ask.bare(*words, *" ".join(sample).replace("uncond", "cond").split())
-    assert refused.code == 2 and "3 classes" in refused.err[0]
-
-
-def checkpoint(folder: Path, num_classes: int, buffer: torch.Tensor | None = None) -> Path:
-    model = models.build(depth=10, width=1, num_classes=num_classes)
-    state: dict[str, Any] = {"model_state_dict": model.state_dict()}
-    if buffer is not None:
-        state["replay_buffer"] = buffer
-    torch.save(state, folder / "odd.pt")
-    (folder / "variant.json").write_text('{"norm": null, "sgld_lr": null, "dataset": null}')
-    return folder / "odd.pt"
-
-
 def test_dataset_tells_what_a_file_without_settings_was_trained_on(
     ask: Any, tmp_path: Path
 ) -> None:
@@ -339,113 +285,6 @@ def test_all_leaves_out_the_set_that_is_asked_about(ask: Any) -> None:
     assert found.code == 0, found.err
     names = [row["ood_dataset"] for row in found.json("OOD")["rows"]]
     assert names == ["cifar10_test", "cifar10interp", "cifar100_test", "celeba"]
-
-
-def test_fresh_samples_need_no_replay_buffer(ask: Any) -> None:
-    flags = f"--eval uncond_samples {SAMPLE} --buffer_size 30 --fresh_samples"
-    found = ask(flags, load="ce")
-    assert found.code == 0 and 20 <= found.json("uncond_samples")["n"] <= 30
-    assert "None" not in found.out
-
-
-GAUSSIAN = "--pyxce 1 --pxsgld 1 --chain_start class_gaussian --sgld_clamp --max_steps 2"
-STILL = "--n_steps 1 --sgld_lr 1e-9 --sgld_std 0 --sgld_batch_size 20"
-
-
-@pytest.mark.parametrize("question", ["cond_samples", "uncond_samples", "fid"])
-def test_chains_start_from_the_checkpoint_s_gaussians(
-    question: str, train: Any, ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where its run was resumed; no training image is asked for. The made-up images are
-    brighter by class, from -.76 on, and .16 a class."""
-    run = train(GAUSSIAN)
-    fitted = run.state()["objective"]
-    monkeypatch.setattr(losses.GaussianStart, "fit", lambda *_: pytest.fail("fitted again"))
-    assert train.bare("--resume", str(run.folder), "--max_steps", "3").code == 0
-    key = "memories.replay_buffer.start."
-    for name in ("mean", "root"):
-        assert torch.equal(run.state()["objective"][key + name], fitted[key + name])
-
-    def answered(more: str) -> Any:
-        words = ["--load_path", str(run.folder / "last_ckpt.pt"), "--device", "cpu"]
-        if question == "fid":
-            words += ["--reference", "cifar10_test", "--fid_features", "model"]
-            words += ["--n_samples", "40", "--data_root", str(ask.trainer.data)]
-        else:
-            words += ["--fresh_samples", "--buffer_size", "40", "--n_sample_steps", "4"]
-            words += ["--data_root", str(tmp_path)]
-        words += ["--log_dir", str(tmp_path / "answer"), "--eval", question]
-        return ask.bare(*words, *STILL.split(), *more.split(), folder=tmp_path / "answer")
-
-    drawn = []
-    draw = losses.GaussianStart.draw
-    monkeypatch.setattr(
-        losses.GaussianStart, "draw", lambda *a: drawn.append(draw(*a)) or drawn[-1]
-    )
-    assert answered("").code == 0 and drawn
-    if question != "fid":
-        with np.load(tmp_path / "answer" / f"{question}.npz") as found:
-            shades = found["test_images"].mean((1, 2, 3)) / 127.5 - 1
-            if question == "cond_samples":
-                expected = -0.76 + 0.16 * found["test_labels"]
-                assert np.abs(shades - expected).max() < 0.08
-        assert shades.std() > 0.3
-    drawn.clear()
-    assert answered("--chain_start uniform").code == 0 and not drawn
-    refused = answered("--chain_start gaussian")
-    assert refused.code == 2 and len(refused.err) == 1
-    for words in ("--chain_start gaussian", "its chains start from class_gaussian: leave it out"):
-        assert words in refused.err[0]
-
-
-def test_an_exported_model_refines_and_samples_as_its_run_did(
-    train: Any, ask: Any, tmp_path: Path
-) -> None:
-    run = train.once(GAUSSIAN)
-    pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
-    folder = export.main([str(run.folder / "last_ckpt.pt"), str(tmp_path / "model")])
-
-    def answered(words: str) -> Any:
-        common = ["--load_path", str(folder), "--data_root", str(ask.trainer.data)]
-        common += ["--log_dir", str(tmp_path / "answer"), "--device", "cpu"]
-        return ask.bare(*common, *words.split(), folder=tmp_path / "answer")
-
-    assert answered("--eval test_clf --n_steps 1").code == 0  # a refined image is its own start
-    assert answered("--eval attack --eps 0 --n_steps_refine 1 --max_images 4").code == 0
-    sample = f"--eval uncond_samples --fresh_samples {SAMPLE}"
-    assert answered(sample).code == 0
-    assert answered(f"{sample} --chain_start uniform").code == 0
-
-
-def test_samples_can_be_a_data_set(answers: Any, ask: Any) -> None:
-    source = answers["uncond_samples"].folder / "uncond_samples.npz"
-    shutil.copy(source, ask.trainer.data / "mysamples.npz")
-    found = ask("--eval OOD --ood_dataset mysamples")
-    assert found.code == 0 and found.json("OOD")["rows"][0]["ood_dataset"] == "mysamples"
-
-
-def test_fid_names_its_protocol_and_warns_of_few_images(answers: Any) -> None:
-    record = answers["fid"].json("fid")
-    assert record["fid"] > 0 and record["inception_score_mean"] >= 1
-    assert (record["n"], record["n_reference"], record["reference"]) == (12, 60, "cifar10_train")
-    assert record["sampling"] == "fresh" and record["steps"] == 2
-    assert record["full_rank"] is False and "full rank" in answers["fid"].err[0]
-    assert record["features"].startswith("model ") and record["rounding"] == "uint8"
-
-
-@pytest.mark.parametrize("sampling", ["buffer", "confident"])
-def test_fid_of_the_replay_buffer(sampling: str, ask: Any) -> None:
-    flags = f"--eval fid --fid_features model --sampling {sampling}"
-    found = ask(flags, "--fid_model", str(ask.checkpoint("ce")))
-    record = found.json("fid")
-    assert record["sampling"] == sampling
-    if sampling == "buffer":
-        assert record["n"] == record["n_score"] == 40
-        assert record["reference"] == "cifar10_train"
-    else:  # int(.9 m) of every class of m
-        assert 26 <= record["n"] <= 36 and record["reference"] == "cifar10_train + cifar10_test"
-        assert record["n_score"] < record["n"]
-    assert str(ask.checkpoint("ce")) in record["features"]
 
 
 def test_attack_at_radius_0_is_the_clean_accuracy(answers: Any, ask: Any) -> None:

@@ -115,9 +115,7 @@ def test_scores_are_those_of_the_cpu() -> None:
 def test_sampling_never_wait_for_the_gpu() -> None:
     device = choose_device("cuda", exact=True)
     model = small_model().to(device)
-    slots = sampling.Slots(
-        sampling.fresh_buffer(40, 10, 0.05, image_size=32, seed=1, device=device)
-    )
+    slots = sampling.Slots(losses.ReplayBuffer(40, (3, 32, 32), 0.05, 10).to(device))
     sgld = {"chain": losses.Chain(2, 1.0, 0.01), "chains": 20, "seed": 1}
     rounds = sampling.sampling_rounds(model, slots, rounds=4, **sgld)
     conditional = sampling.sampling_rounds(model, slots, rounds=4, conditional=True, **sgld)

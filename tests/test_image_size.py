@@ -15,7 +15,6 @@ import data
 import models
 from data import TrainedOn
 from data.images import resize_batch
-from evaluation.generation import model_extractor
 from runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from scripts import export
 
@@ -164,14 +163,6 @@ def test_an_exported_model_knows_its_size(train: Any, tmp_path: Path) -> None:
     assert ours.image_size == theirs.image_size == 16
     x = torch.rand(2, 3, 16, 16)
     assert torch.equal(ours.logits(x), theirs.logits(x))
-
-
-def test_features_of_another_network_are_those_of_images_of_its_size() -> None:
-    images = torch.randint(256, (3, 32, 32, 3), dtype=torch.uint8)
-    model = models.build(depth=10, width=1, image_size=16).eval()
-    resized = data.to_float(resize_batch(images, 16))
-    with torch.no_grad():
-        assert torch.equal(model_extractor(model)(images)[0], model.features(resized))
 
 
 def test_an_earlier_run_without_the_setting_is_one_of_32(train: Any) -> None:

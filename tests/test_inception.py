@@ -3,7 +3,6 @@
 import hashlib
 import os
 import pickle
-import sys
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,10 @@ from torch import Tensor, nn
 
 from evaluation import inception
 from runs.cli import UsageError
+
+module = pytest.importorskip(
+    "torch_fidelity.feature_extractor_inceptionv3", reason="needs torch-fidelity"
+)
 
 
 class Harmful:
@@ -26,33 +29,28 @@ class Harmful:
         return os.mkdir, (str(self.path),)
 
 
-def test_another_file_than_the_published_weights_is_not_opened(tmp_path: Path) -> None:
-    pytest.importorskip("torch_fidelity", reason="needs torch-fidelity")
-    mark, path = tmp_path / "unpickled", tmp_path / inception.WEIGHTS
+def test_another_file_than_the_published_weights_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark, path = tmp_path / "unpickled", tmp_path / "checkpoints" / inception.WEIGHTS
+    path.parent.mkdir()
     path.write_bytes(pickle.dumps(Harmful(mark)))
     with pytest.raises(UsageError, match="sha256 begins with .* not 6726825d") as error:
         inception.inception_extractor(path, "cpu")
-    assert not mark.exists()
     assert "\n" not in str(error.value) and f"--inception_weights {path}" in str(error.value)
     with pytest.raises(UsageError, match="No such file"):
         inception.inception_extractor(tmp_path / "none.pth", "cpu")
-    pickle.loads(path.read_bytes())
-    assert mark.exists()  # the file would have done harm
-
-
-def test_a_damaged_download_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch_fidelity", reason="needs torch-fidelity")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / inception.WEIGHTS).write_bytes(b"half of it")
     with pytest.raises(UsageError, match="delete it to download it again"):
         inception.inception_extractor(None, "cpu")
+    assert not mark.exists()
+    pickle.loads(path.read_bytes())
+    assert mark.exists()  # the file would have done harm
 
 
 def test_weights_that_cannot_be_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("torch_fidelity", reason="needs torch-fidelity")
     asked = []
 
     def refuse(url: str, dst: str, hash_prefix: str) -> None:
@@ -70,24 +68,10 @@ def test_weights_that_cannot_be_downloaded(
     assert inception.URL in capsys.readouterr().err
 
 
-def test_without_torch_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UsageError) as error:
-        inception.inception_extractor(tmp_path / "any.pth", "cpu")
-    assert str(error.value) == (
-        "--fid_features inception needs torch-fidelity: pip install torch-fidelity, "
-        "or use --fid_features model"
-    )
-
-
 def test_the_published_weights_are_handed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a small network in Inception's place, and the hash of its file for the published one."""
-    module = pytest.importorskip(
-        "torch_fidelity.feature_extractor_inceptionv3", reason="needs torch-fidelity"
-    )
     path = tmp_path / "weights.pth"
     path.write_bytes(b"weights")
 
@@ -105,7 +89,7 @@ def test_the_published_weights_are_handed_over(
     sha256 = hashlib.sha256(b"weights").hexdigest()
     monkeypatch.setattr(inception, "SHA256", sha256)
     monkeypatch.setattr(module, "FeatureExtractorInceptionV3", Small)
-    extractor, digest = inception.inception_extractor(path, "cpu", batch_size=2)
+    extractor, digest = inception.inception_extractor(path, "cpu")
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (5, 32, 32, 3), generator=generator).to(torch.uint8)
     features, probabilities = extractor(images)

@@ -1,13 +1,20 @@
 """Pictures of samples and curves of a run."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from evaluation.plots import grid, save_curves, save_grid
+from evaluation.plots import (
+    grid,
+    save_curves,
+    save_grid,
+    save_labelled_grid,
+    save_side_by_side,
+)
 
 
 def test_images_fill_the_grid_row_by_row() -> None:
@@ -43,6 +50,23 @@ def test_a_saved_grid_is_the_grid_twice_as_large(tmp_path: Path) -> None:
     picture = save_grid(torch.rand(4, 3, 8, 8, requires_grad=True) * 2 - 1, tmp_path / "grid.png")
     saved = np.array(Image.open(tmp_path / "grid.png"))
     assert np.array_equal(saved, picture.numpy().repeat(2, 0).repeat(2, 1))
+
+
+def test_grids_with_words_are_written_twice_and_want_all_their_labels(tmp_path: Path) -> None:
+    images = torch.rand(6, 3, 32, 32)
+    words: dict[str, Any] = {"row_labels": ["cat", "dog"], "column_labels": ["0", "5", "10"]}
+    written = [
+        save_labelled_grid(images, tmp_path / "v1.5", xlabel="SGLD steps", **words),
+        save_side_by_side({"start": images, "sample": images}, tmp_path / "v1.6", columns=3),
+    ]
+    assert [[p.name for p in pair] for pair in written] == [
+        [f"v1.{i}.png", f"v1.{i}.pdf"] for i in (5, 6)
+    ]
+    for png, pdf in written:
+        assert png.read_bytes()[:4] == b"\x89PNG" and pdf.read_bytes()[:4] == b"%PDF"
+    for wrong in ({"row_labels": ["cat"]}, {"columns": 2}):
+        with pytest.raises(ValueError, match="labels for"):
+            save_labelled_grid(images, tmp_path / "bad", **(words | wrong))
 
 
 def row(epoch: int, **columns: str) -> dict[str, str]:

@@ -1,15 +1,15 @@
 """The questions of eval_wrn_ebm.py, a file each. Nothing heavy is imported here."""
 
-from evaluation.questions import (
-    attack,
-    cond_samples,
-    eval_ece,
-    fid,
-    logp_hist,
-    ood,
-    test_clf,
-    uncond_samples,
-)
+from evaluation.questions import attack, eval_ece, fid, logp_hist, ood, samples, test_clf
 
-FILES = (test_clf, eval_ece, ood, logp_hist, uncond_samples, cond_samples, fid, attack)
-QUESTIONS = {file.QUESTION.name: file.QUESTION for file in FILES}
+ALL = (
+    test_clf.QUESTION,
+    eval_ece.QUESTION,
+    ood.QUESTION,
+    logp_hist.QUESTION,
+    samples.UNCONDITIONAL,
+    samples.CONDITIONAL,
+    fid.QUESTION,
+    attack.QUESTION,
+)
+QUESTIONS = {question.name: question for question in ALL}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,53 +13,53 @@ from runs.cli import COUNT, WHOLE, UsageError
 from runs.screen import Row, markdown
 
 FROM_STARTS = ("fresh", "class")  # what --sampling runs new chains for
-SHARES = (0.9, 0.1)  # of --sampling confident: for the FID and for the score
-JEM_SPLIT = 5000  # images of a split of the score, by JEM++'s rule
+# The protocol of JEM++ and SADA-JEM (`cond_is_fid` in their code): of each predicted class of the
+# replay buffer the most confident part, int(.9 m) of m for the FID and int(.1 m) for the score.
+SHARES = (0.9, 0.1)
+JEM_SPLIT = 5000  # images of a split of the score there
 
 
 def ask(context: Context, model: LoadedModel) -> Numbers:
+    import torch
+
     from evaluation import generation, plots, sampling
     from runs import processes as distributed
 
     s = context.s
+    steps = s.n_steps if s.sampling in FROM_STARTS else None
     reference, names, real = reference_images(context, model)
     if not distributed.first():  # helps to sample; features are quick, and one network's to read
-        sampled(context, model)
+        sampled(context, model, steps)
         return {}
     judge = load_judge(context, model)
-    extractor, features, sha256 = feature_extractor(context, judge or model)
-    images, others = sampled(context, model)
-    score_part, splits = None, 10
+    extractor, network = feature_extractor(context, judge or model)
+    chains, score_part, splits = sampled(context, model, steps), None, 10
     if s.sampling == "confident":
-        best, few = sampling.most_confident_parts(model.network, images, shares=SHARES)
-        images, score_part = images[best], sampling.to_uint8(images[few])
+        of_class = sampling.most_confident(model.network, chains[None])
+        best, few = (torch.cat([c[: int(len(c) * share)] for c in of_class]) for share in SHARES)
+        chains, score_part = {None: chains[None][best]}, sampling.to_uint8(chains[None][few])
         splits = max(1, len(score_part) // JEM_SPLIT)
-    labels, pixels = classes_in_turn(context, model, len(images)), sampling.to_uint8(images)
-    chains = {at: sampling.to_uint8(each) for at, each in others.items()}
-    steps = s.n_steps if s.sampling in FROM_STARTS else None
+    pixels = {at: sampling.to_uint8(images) for at, images in chains.items()}
     numbers = generation.evaluate_samples(
-        pixels,
-        reference,
-        extractor,
-        score_part=score_part,
-        splits=splits,
-        others=chains,
-        steps=steps,
+        pixels, steps, reference, extractor, score_part=score_part, splits=splits
     )
     numbers["rows"][-1]["images"] = real
+    labels = classes_in_turn(context, model, numbers["n"])
     if labels is not None and judge is not None:
-        found, shares = reading(judge, {**chains, s.n_steps: pixels}, labels, s.n_steps)
-        numbers["rows"] = [r | {"read_as_asked": shares.get(r["steps"])} for r in numbers["rows"]]
-        numbers["read_as_asked"] = found
+        read = {at: reading(judge, images, pixels[0], labels) for at, images in pixels.items()}
+        for row in numbers["rows"]:
+            known = row["steps"] is not None
+            row["read_as_asked"] = read[row["steps"]]["samples"] if known else None
+        numbers["read_as_asked"] = read[steps]
     if not numbers["full_rank"]:
         context.warn(
             f"{min(numbers['n'], numbers['n_reference']):,} images give no covariance of full rank "
             f"for {numbers['n_features']:,} features: the FID compares only at the same number; "
             "give more --n_samples"
         )
-    context.files.add("fid_samples.png", lambda path: plots.save_grid(images[:100], path, 10))
-    context.save_images("fid_samples.npz", pixels, chains.get(0), labels)
-    network = {"features": features, "features_sha256": sha256}
+    grid = chains[steps][:100]
+    context.files.add("fid_samples.png", lambda path: plots.save_grid(grid, path, 10))
+    context.save_images("fid_samples.npz", pixels[steps], pixels.get(0), labels)
     protocol = {"sampling": s.sampling, "steps": steps, **network, "reference": names}
     return {**numbers, **protocol, "rounding": "uint8"}
 
@@ -81,27 +81,31 @@ def reference_images(context: Context, model: LoadedModel) -> tuple[Tensor, str,
     return images, names, "training images" if names == train else "reference images"
 
 
-def sampled(context: Context, model: LoadedModel) -> tuple[Tensor, dict[int, Tensor]]:
-    """Return images float (N, 3, S, S), ends of new chains or the checkpoint's replay buffer; and
-    the new chains after 0 and --chain_lengths steps, by steps. Raises UsageError and NotFinite."""
+def sampled(context: Context, model: LoadedModel, steps: int | None) -> dict[int | None, Tensor]:
+    """Return images float (N, 3, S, S) by their number of SGLD steps: new chains after 0, `steps`
+    and --chain_lengths; or, without `steps`, the checkpoint's replay buffer by None.
+
+    Raises UsageError and NotFinite.
+    """
     import torch
 
     from evaluation import sampling
     from runs import processes as distributed
 
     s = context.s
-    if s.sampling not in FROM_STARTS:
+    if steps is None:
         images = model.buffer_images("--sampling fresh samples from noise").to(context.device)
         images = images[: s.max_images]
         sampling.check_finite(images, 0)
-        return images, {}
+        return {None: images}
     n = min(s.n_samples, s.max_images or s.n_samples)
     part = distributed.share(-(-n // s.sgld_batch_size))
-    seen = sorted({0, s.n_steps, *(s.chain_lengths or ())})
+    seen = sorted({0, steps, *(s.chain_lengths or ())})
     chains = sampling.fresh_chains(
         model.network,
-        sampling.legs_of(model.chain(seen[-1], model.start()), seen),
+        model.chain(seen[-1], model.start()),
         n,
+        seen=seen,
         seed=s.seed,
         batch_size=s.sgld_batch_size,
         labels=classes_in_turn(context, model, n),
@@ -114,11 +118,12 @@ def sampled(context: Context, model: LoadedModel) -> tuple[Tensor, dict[int, Ten
             batches.append(batch)
             shown.update(len(batch[0]))
     none = torch.empty(0, device=context.device)  # of a process without a batch
-    parts = [torch.cat(part) for part in zip(*batches, strict=True)] or [none] * len(seen)
-    found = {at: distributed.joined(part) for at, part in zip(seen, parts, strict=True)}
-    for at, images in found.items():
-        sampling.check_finite(images, at)
-    return found.pop(s.n_steps), found
+    found: dict[int | None, Tensor] = {}
+    for i, at in enumerate(seen):
+        parts = [batch[i] for batch in batches]
+        found[at] = distributed.joined(torch.cat(parts) if parts else none)
+        sampling.check_finite(found[at], at)
+    return found
 
 
 def classes_in_turn(context: Context, model: LoadedModel, n: int) -> Tensor | None:
@@ -130,17 +135,20 @@ def classes_in_turn(context: Context, model: LoadedModel, n: int) -> Tensor | No
     return torch.arange(n, device=context.device) % model.num_classes
 
 
-def feature_extractor(context: Context, network: LoadedModel) -> tuple[Any, str, str]:
-    """Return an extractor, Inception or the network, its name, and the sha256 of its weights."""
+def feature_extractor(context: Context, network: LoadedModel) -> tuple[Any, dict[str, str]]:
+    """Return an extractor, Inception or the network; and its name and its weights' sha256."""
     from evaluation.generation import model_extractor
     from evaluation.inception import inception_extractor
 
     s = context.s
-    if s.fid_features == "inception":
+    if s.fid_features == "model":
+        extractor, sha256 = model_extractor(network.network), network.sha256
+        name = f"model {network.path}"
+    else:
         weights = None if s.inception_weights is None else Path(s.inception_weights)
         extractor, sha256 = inception_extractor(weights, context.device)
-        return extractor, "inception-v3-compat (torch-fidelity)", sha256
-    return model_extractor(network.network), f"model {network.path}", network.sha256
+        name = "inception-v3-compat (torch-fidelity)"
+    return extractor, {"features": name, "features_sha256": sha256}
 
 
 def load_judge(context: Context, model: LoadedModel) -> LoadedModel | None:
@@ -167,18 +175,12 @@ def load_judge(context: Context, model: LoadedModel) -> LoadedModel | None:
     return judge
 
 
-def reading(
-    judge: LoadedModel, images: Mapping[int, Tensor], labels: Tensor, steps: int
-) -> tuple[dict[str, Any], dict[int, float]]:
-    """Read class-conditional chains uint8 (N, H, W, 3), given by their SGLD steps, by a classifier.
-    Return `generation.read_as_asked` of those after `steps` and 0, and the share of each."""
-    from evaluation import generation
+def reading(judge: LoadedModel, samples: Tensor, starts: Tensor, labels: Tensor) -> Numbers:
+    """Return `generation.read_as_asked` of a classifier, and which it is."""
+    from evaluation.generation import model_extractor, read_as_asked
 
-    extractor = generation.model_extractor(judge.network)
-    right = {at: generation.reads_as(extractor, each, labels) for at, each in images.items()}
-    found = generation.read_as_asked(right[steps], right[0], labels)
-    about = {"classifier": str(judge.path), "classifier_sha256": judge.sha256}
-    return {**about, **found}, {at: float(each.mean()) for at, each in right.items()}
+    found = read_as_asked(model_extractor(judge.network), samples, starts, labels)
+    return {"classifier": str(judge.path), "classifier_sha256": judge.sha256, **found}
 
 
 def show(context: Context, results: list[Numbers]) -> None:

@@ -1,90 +1,68 @@
-"""The common part of uncond_samples and cond_samples. It imports torch: import it in functions."""
+"""What do samples of q(x), or of q(x|y), look like, and is each of its class?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-import data
-import models
-from evaluation import neighbours, plots, sampling
-from evaluation.context import Context
-from evaluation.loading import LoadedModel
-from evaluation.sampling import Slots
-from runs import processes as distributed
+from evaluation.questions.base import ROUNDS, Context, LoadedModel, Numbers, Question, Tensor
+from evaluation.questions.fid import load_judge, reading
 from runs.cli import UsageError
-from runs.files import naming
-
-COLUMNS = 10  # of a class-conditional grid, and chains of a trajectory
-BESIDE = 6  # columns and rows of the samples beside their starts and training images
-SNAPSHOTS = 10  # of a trajectory after its start
-LONGEST_TRAJECTORY = 1000  # SGLD steps; longer ones look the same and cost a round each
+from runs.screen import markdown
 
 
-def slots_of(context: Context, model: LoadedModel, classes: int) -> Slots:
-    """Return the slots of the replay buffer. Raises UsageError where the chains need more."""
-    buffer, chains = model.replay_buffer(classes), context.s.sgld_batch_size
-    size = len(buffer.images) // classes
-    if -(-chains // classes) > size:
-        of = "" if classes == 1 else " of a class"
-        raise UsageError(
-            f"--sgld_batch_size {chains} is more than the {size * classes} slots{of} "
-            f"of the replay buffer allow: use {size * classes} at most"
-        )
-    return Slots(buffer)
+def ask_unconditional(context: Context, model: LoadedModel) -> Numbers:
+    from evaluation import plots
+    from evaluation.questions.rounds import Rounds
+
+    rounds, training = Rounds(context, model, 1), training_images(context, model)
+
+    def draw(images: Tensor, path: Path, last: bool) -> None:
+        plots.save_grid(images, path.with_suffix(".png"))
+
+    rounds.run("uncond_samples", draw)
+    numbers = rounds.save()
+    rounds.draw_trajectory()
+    return {**numbers, **rounds.beside_training(training)}
 
 
-def classes_of(slots: Slots) -> Tensor:
-    return slots.buffer.classes(torch.arange(len(slots.starts), device=slots.starts.device))
+def ask_conditional(context: Context, model: LoadedModel) -> Numbers:
+    from evaluation.questions.rounds import Rounds, of_each_class
+    from evaluation.sampling import most_confident
+
+    classes = model.num_classes
+    rounds = Rounds(context, model, classes)
+    judge, training = load_judge(context, model), training_images(context, model)
+
+    def draw(_: Tensor, path: Path, last: bool) -> None:
+        """One class a row: slots that chains of that class have moved."""
+        rounds.draw_class_rows(of_each_class(rounds.labels, classes), path, last)
+
+    rounds.run("cond_samples_direct", draw, conditional=True)
+    numbers = {**rounds.save(), **rounds.beside_training(training)}
+
+    # The ancestors' way: unconditional samples, in the row of the class that they look like.
+    looking, counts = Rounds(context, model, classes), list[int]()
+
+    def draw_classified(_: Tensor, path: Path, last: bool) -> None:
+        of_class = most_confident(model.network, looking.moved)
+        counts[:] = map(len, of_class)
+        looking.draw_class_rows(of_class, path, last)
+
+    looking.run("cond_samples_classified", draw_classified)
+    numbers["classified_per_class"] = counts
+    if judge is not None:
+        numbers["read_as_asked"] = reading(judge, rounds.samples, rounds.starts, rounds.labels)
+    rounds.draw_trajectory()
+    return numbers
 
 
-def run(
-    context: Context,
-    model: LoadedModel,
-    slots: Slots,
-    name: str,
-    draw: Callable[[Tensor, Path, bool], None],
-    conditional: bool = False,
-) -> None:
-    """Run the rounds under a progress bar, with a picture every --print_every rounds and at the end
-    by draw(the round's images, path without suffix, whether it is the last).
-
-    Raises NotFinite.
-    """
-    s = context.s
-    rounds = sampling.sampling_rounds(
-        model.network,
-        slots,
-        model.chain(s.n_steps, model.start()),
-        rounds=s.n_sample_steps,
-        chains=s.sgld_batch_size,
-        seed=s.seed,
-        conditional=conditional,
-    )
-    with context.bar(s.n_sample_steps, f"{model.label}: {name}", "round") as shown:
-        for done, images in enumerate(rounds, 1):
-            shown.update()
-            if done % s.print_every and done != s.n_sample_steps:
-                continue
-            sampling.check_finite(images, done * s.n_steps)
-            with torch.no_grad(), models.eval_mode(model.network):
-                height = float(model.network.log_px(images).mean())
-            if not distributed.first():
-                continue
-            shown.set_postfix({"log q(x)": f"{height:.4g}"})
-            path = context.files.path(f"{name}_{done * s.n_steps}.png")
-            with naming(path):
-                draw(images, path.with_suffix(""), done == s.n_sample_steps)
-            if path.with_suffix(".pdf").exists():
-                context.files.path(path.with_suffix(".pdf").name)
-
-
-def training_images(context: Context, model: LoadedModel) -> data.EvaluationSet | None:
+def training_images(context: Context, model: LoadedModel) -> Any:
     """Return the images that the model was trained on; None, with a warning, if that fails."""
+    import data
+
     try:
         own = context.own_set(model, "leave it out")
         return context.images(data.split_name(own, "train"), model)
@@ -95,93 +73,36 @@ def training_images(context: Context, model: LoadedModel) -> data.EvaluationSet 
         return None
 
 
-def saved(
-    context: Context, slots: Slots, labels: Tensor | None = None
-) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """Save the slots that chains have moved, and where these began. Return the samples' numbers,
-    and both as uint8 (n, H, W, 3). `labels` (n,): their classes, if they have any."""
-    s, moved = context.s, slots.buffer.images[slots.drawn]
-    steps = s.n_sample_steps * s.n_steps
-    sampling.check_finite(moved, steps)
-    images, starts = map(sampling.to_uint8, (moved, slots.starts[slots.drawn]))
-    context.save_images(f"{s.eval}.npz", images, starts, labels)
-    each = steps * s.sgld_batch_size / len(images)
-    return {"n": len(images), "steps": steps, "steps_per_sample": each}, images, starts
+def show(context: Context, results: list[Numbers]) -> None:
+    context.say_values(results[0])
+    if table := samples_table(results[0]):
+        context.say(f"\n{table}")
 
 
-def beside_training(
-    context: Context,
-    training: data.EvaluationSet | None,
-    images: Tensor,
-    starts: Tensor,
-    labels: Tensor | None = None,
-) -> dict[str, Any]:
-    """Draw samples uint8 (N, H, W, 3) beside their chains' starts and the nearest training images,
-    if any: of their own class where `labels` (N,) are given. Return how near they are."""
-    sets, numbers = {"start": starts, "sample": images}, dict[str, Any]()
-    if training is not None:
-        bank, of_bank = training.split.images, training.split.labels
-        one = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        of_images, of_bank = (one, 0 * of_bank) if labels is None else (labels, of_bank)
-        try:
-            numbers, index = neighbours.compare_with_training(
-                images, starts, of_images, bank, of_bank
-            )
-            sets["nearest training image"] = bank[index]
-        except ValueError as error:
-            context.warn(f"samples are not compared with training images: {error}")
-    grids = {name: data.to_float(each) for name, each in sets.items()}
-    columns, names = BESIDE, list[str]()
-    if labels is None:
-        grids = {name: each[: BESIDE * BESIDE] for name, each in grids.items()}
-    else:
-        columns, names = 3, [str(y) for y in range(int(labels.max()) + 1)]
-        grids = {n: padded_rows(each, labels, len(names), columns) for n, each in grids.items()}
-    context.files.picture(
-        f"{context.s.eval}_starts",
-        lambda path: plots.save_side_by_side(grids, path, columns=columns, row_labels=names),
-    )
-    return numbers
+def samples_table(result: Mapping[str, Any]) -> str | None:
+    """Return the numbers of samples, of their chains' starts and of training images, a line each;
+    None if there are none."""
+    titles = {"nearest": "distance to training", "variety": "variety"}
+    titles["read_as_asked"] = "read as asked"
+    rows = [{"": title, **result[key]} for key, title in titles.items() if result.get(key)]
+    columns = ["", "samples", "starts", "data"]
+    return markdown(rows, columns, headers={"data": "training"}, digits=3) if rows else None
 
 
-def padded_rows(images: Tensor, labels: Tensor, classes: int, columns: int = COLUMNS) -> Tensor:
-    """Return the first `columns` images of each class, a class a row; missing images are black."""
-    rows = []
-    for y in range(classes):
-        row = images[labels == y][:columns]
-        black = row.new_full((columns - len(row), *row.shape[1:]), -1.0)
-        rows.append(torch.cat([row, black]))
-    return torch.cat(rows)
+def check(s: Namespace) -> None:
+    if s.n_steps == 0:
+        raise UsageError(f"--n_steps 0 samples nothing: give {s.eval} 1 or more")
 
 
-def draw_class_rows(images: Tensor, path: Path, classes: int, last: bool) -> None:
-    """Draw one class a row, with its number; before the last round a plain grid, which
-    is quicker to make."""
-    if last:
-        labels = [str(label) for label in range(classes)]
-        plots.save_labelled_grid(images, path, row_labels=labels, columns=COLUMNS)
-    else:
-        plots.save_grid(images, path.with_suffix(".png"), COLUMNS)
-
-
-def save_trajectory(context: Context, model: LoadedModel, labels: Tensor | None = None) -> None:
-    """Draw new chains, one a row, on their way; of the classes `labels`, if any."""
-    s = context.s
-    steps = min(s.n_sample_steps * s.n_steps, LONGEST_TRAJECTORY)
-    seen = sorted({i * steps // SNAPSHOTS for i in range(SNAPSHOTS + 1)})
-    n = COLUMNS if labels is None else len(labels)
-    legs = sampling.legs_of(model.chain(steps, model.start()), seen)
-    (frames,) = sampling.fresh_chains(
-        model.network, legs, n, seed=s.seed, batch_size=n, labels=labels
-    )
-    rows = [] if labels is None else [str(label) for label in labels.tolist()]
-    context.files.picture(
-        f"{s.eval}_trajectory",
-        lambda path: plots.save_labelled_grid(
-            torch.stack(frames, 1).flatten(0, 1),
-            path,
-            row_labels=rows,
-            column_labels=[str(step) for step in seen],
-            xlabel="SGLD steps",
-        ),
-    )
+SHARED: Mapping[str, Any] = {"several": False, "defaults": {"n_steps": 40}, "check": check}
+UNCONDITIONAL = Question(
+    "uncond_samples", "SGLD samples of q(x)", ask_unconditional, show, takes=ROUNDS, **SHARED
+)
+CONDITIONAL = Question(
+    "cond_samples",
+    "SGLD samples of q(x|y), one class a row",
+    ask_conditional,
+    show,
+    takes=(*ROUNDS, "fid_model"),
+    **SHARED,
+)

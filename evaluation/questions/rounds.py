@@ -1,0 +1,182 @@
+"""Rounds of sampling on a replay buffer, and their pictures. It imports torch: import it in
+functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import data
+import models
+from evaluation import neighbours, plots, sampling
+from evaluation.context import Context
+from evaluation.loading import LoadedModel
+from runs import processes as distributed
+from runs.cli import UsageError
+from runs.files import naming
+
+COLUMNS = 10  # of a class-conditional grid, and chains of a trajectory
+BESIDE = 6  # columns and rows of the samples beside their starts and training images
+SNAPSHOTS = 10  # of a trajectory after its start
+LONGEST_TRAJECTORY = 1000  # SGLD steps; longer ones look the same and cost a round each
+
+
+class Rounds:
+    """Chains on the slots of a replay buffer that `classes` share; 1: without classes.
+
+    `samples` and `starts`, uint8 (n, H, W, 3): the slots that chains have moved, and where these
+    began; `labels` (n,): their classes. Raises UsageError where the chains need more slots.
+    """
+
+    samples: Tensor
+    starts: Tensor
+
+    def __init__(self, context: Context, model: LoadedModel, classes: int) -> None:
+        self.context, self.model, self.classes = context, model, classes
+        buffer, chains = model.replay_buffer(classes), context.s.sgld_batch_size
+        size = len(buffer.images) // classes
+        if -(-chains // classes) > size:
+            of = "" if classes == 1 else " of a class"
+            raise UsageError(
+                f"--sgld_batch_size {chains} is more than the {size * classes} slots{of} "
+                f"of the replay buffer allow: use {size * classes} at most"
+            )
+        self.slots = sampling.Slots(buffer)
+
+    @property
+    def moved(self) -> Tensor:
+        """Return the images (n, 3, H, W) of the slots that chains have moved."""
+        return self.slots.buffer.images[self.slots.drawn]
+
+    @property
+    def labels(self) -> Tensor:
+        return self.slots.buffer.classes(self.slots.drawn.nonzero().flatten())
+
+    def run(
+        self, name: str, draw: Callable[[Tensor, Path, bool], None], *, conditional: bool = False
+    ) -> None:
+        """Run the rounds under a progress bar, with a picture every --print_every rounds and at the
+        end by draw(the round's images, path without suffix, whether it is the last).
+
+        Raises NotFinite.
+        """
+        s, context, network = self.context.s, self.context, self.model.network
+        rounds = sampling.sampling_rounds(
+            network,
+            self.slots,
+            self.model.chain(s.n_steps, self.model.start()),
+            rounds=s.n_sample_steps,
+            chains=s.sgld_batch_size,
+            seed=s.seed,
+            conditional=conditional,
+        )
+        with context.bar(s.n_sample_steps, f"{self.model.label}: {name}", "round") as shown:
+            for done, images in enumerate(rounds, 1):
+                shown.update()
+                if done % s.print_every and done != s.n_sample_steps:
+                    continue
+                sampling.check_finite(images, done * s.n_steps)
+                with torch.no_grad(), models.eval_mode(network):
+                    height = float(network.log_px(images).mean())
+                if not distributed.first():
+                    continue
+                shown.set_postfix({"log q(x)": f"{height:.4g}"})
+                path = context.files.path(f"{name}_{done * s.n_steps}.png")
+                with naming(path):
+                    draw(images, path.with_suffix(""), done == s.n_sample_steps)
+                if path.with_suffix(".pdf").exists():
+                    context.files.path(path.with_suffix(".pdf").name)
+
+    def draw_class_rows(self, of_class: Sequence[Tensor], path: Path, last: bool) -> None:
+        """Draw the moved slots of each class, given by their indices, one class a row, with its
+        number; before the last round a plain grid, which is quicker to make."""
+        images = class_rows(self.moved, of_class, COLUMNS)
+        if last:
+            labels = [str(label) for label in range(len(of_class))]
+            plots.save_labelled_grid(images, path, row_labels=labels, columns=COLUMNS)
+        else:
+            plots.save_grid(images, path.with_suffix(".png"), COLUMNS)
+
+    def save(self) -> dict[str, Any]:
+        """Save the samples and where they began, and return their numbers."""
+        s, drawn = self.context.s, self.slots.drawn
+        steps = s.n_sample_steps * s.n_steps
+        sampling.check_finite(self.moved, steps)
+        self.samples = sampling.to_uint8(self.moved)
+        self.starts = sampling.to_uint8(self.slots.starts[drawn])
+        labels = None if self.classes == 1 else self.labels
+        self.context.save_images(f"{s.eval}.npz", self.samples, self.starts, labels)
+        n = len(self.samples)
+        return {"n": n, "steps": steps, "steps_per_sample": steps * s.sgld_batch_size / n}
+
+    def beside_training(self, training: data.EvaluationSet | None) -> dict[str, Any]:
+        """Draw the samples beside their chains' starts and the nearest training images of their
+        class, if any. Return how near they are."""
+        context, labels, numbers = self.context, self.labels, dict[str, Any]()
+        sets = {"start": self.starts, "sample": self.samples}
+        if training is not None:
+            bank, of_bank = training.split.images, training.split.labels
+            if self.classes == 1:
+                of_bank = torch.zeros_like(of_bank)
+            try:
+                numbers, index = neighbours.compare_with_training(
+                    self.samples, self.starts, labels, bank, of_bank
+                )
+                sets["nearest training image"] = bank[index]
+            except ValueError as error:
+                context.warn(f"samples are not compared with training images: {error}")
+        if self.classes == 1:
+            columns, names = BESIDE, list[str]()
+            grids = {name: data.to_float(each[: BESIDE**2]) for name, each in sets.items()}
+        else:
+            columns, names = 3, [str(y) for y in range(int(labels.max()) + 1)]
+            rows = of_each_class(labels, len(names))
+            grids = {n: class_rows(data.to_float(x), rows, columns) for n, x in sets.items()}
+        context.files.picture(
+            f"{context.s.eval}_starts",
+            lambda path: plots.save_side_by_side(grids, path, columns=columns, row_labels=names),
+        )
+        return numbers
+
+    def draw_trajectory(self) -> None:
+        """Draw new chains, one a row, on their way; with classes, one of each of the first."""
+        s, network = self.context.s, self.model.network
+        steps = min(s.n_sample_steps * s.n_steps, LONGEST_TRAJECTORY)
+        seen = sorted({i * steps // SNAPSHOTS for i in range(SNAPSHOTS + 1)})
+        labels, n = None, COLUMNS
+        if self.classes > 1:
+            n = min(COLUMNS, self.classes)
+            labels = torch.arange(n, device=self.context.device)
+        chain = self.model.chain(steps, self.model.start())
+        (frames,) = sampling.fresh_chains(
+            network, chain, n, seen=seen, seed=s.seed, batch_size=n, labels=labels
+        )
+        self.context.files.picture(
+            f"{s.eval}_trajectory",
+            lambda path: plots.save_labelled_grid(
+                torch.stack(frames, 1).flatten(0, 1),
+                path,
+                row_labels=[] if labels is None else [str(label) for label in range(n)],
+                column_labels=[str(step) for step in seen],
+                xlabel="SGLD steps",
+            ),
+        )
+
+
+def of_each_class(labels: Tensor, classes: int) -> list[Tensor]:
+    return [(labels == y).nonzero().flatten() for y in range(classes)]
+
+
+def class_rows(images: Tensor, of_class: Sequence[Tensor], columns: int) -> Tensor:
+    """Return the first `columns` images of each class, given by their indices, a class a row;
+    missing images are black."""
+    rows = []
+    for index in of_class:
+        row = images[index[:columns]]
+        black = row.new_full((columns - len(row), *row.shape[1:]), -1.0)
+        rows.append(torch.cat([row, black]))
+    return torch.cat(rows)
