@@ -21,29 +21,25 @@ if __name__ == "__main__":  # before torch is imported: --help and a mistake are
 
 import time
 from argparse import Namespace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-import data
 import losses
 from evaluation import plots
 from evaluation.sampling import Sampler
 from runs import processes as distributed
 from runs import terms
-from runs.cli import UsageError
 from runs.endings import Signals, exit_code, leave
-from runs.folder import check_free
 from training import cost
-from training.build import build_batches, open_folder, replicate, start_run
+from training.build import build_batches, replicate, start_run
 from training.divergence import Guard
 from training.flags import PROGRAM
 from training.gradients import term_gradients
 from training.machine import choose_device, environment, load_data, use_threads
 from training.output import Output
-from training.session import Session, run_exit_code, update
-from training.setup import describe, new_name, resumed_settings
+from training.session import Session, update
+from training.setup import describe, resumed_settings, run_in_folder, settle
 from training.state import Run
 
 
@@ -56,8 +52,7 @@ def work(s: Namespace, given: set[str]) -> int:
     with distributed.together(device):
         use_threads(s, device, PROGRAM)
         here = environment(device)
-        s, folder = settle(s, folder)
-        torch.manual_seed(s.seed)
+        s, folder = settle(s, folder, "-".join(term.name for term in terms.used(vars(s))))
         if s.dry_run:
             cost.dry_run(s, device, train_step)
             return 0
@@ -67,7 +62,9 @@ def work(s: Namespace, given: set[str]) -> int:
         batches, splits = build_batches(s, dataset)
         # Before there is a folder, so that a mistake in --load_path leaves none.
         run = start_run(s, dataset, batches)
-        with open_folder(run, PROGRAM, folder, here, given) as out:
+
+        def train(out: Output, signals: Signals) -> str:
+            """Take all steps of the run, and return why it ended. Raises Diverged."""
             labelled = f"{len(batches.labelled):,} labelled"
             images = f"{len(batches.index):,} training images, {labelled}"
             weights = run.objective.weights.items()
@@ -76,56 +73,13 @@ def work(s: Namespace, given: set[str]) -> int:
             if "workers" in given:
                 told = f"--workers {s.workers} has no effect: images live on the training device"
                 out.records.say(told)
-            return run_exit_code(
-                PROGRAM, out, lambda signals: train(run, batches, splits, out, began, signals)
-            )
+            replicate(run)
+            session = Session(run, splits, out, signals, began, plot=plot_samples)
+            for step in session:
+                session.took(train_step(run, session.guard, batches(step), step))
+            return session.ending
 
-
-def settle(s: Namespace, folder: Path | None) -> tuple[Namespace, Path]:
-    """Return the settings, the same in all processes, with what was not given drawn or named, and
-    the run folder. `folder`: of the run that is resumed; None: a new one.
-
-    Raises UsageError or RunFolderError where it cannot be that run's.
-    """
-    resuming = folder is not None
-    if s.seed is None:
-        s.seed = torch.seed() % 2**31
-    if not resuming and not s.dry_run:
-        s.id = s.id or new_name(s, "-".join(term.name for term in terms.used(vars(s))))
-    if len(set(distributed.all_of(resuming))) > 1:
-        raise UsageError(
-            f"--resume: not all processes find a run in {Path(s.log_dir) / s.id}: give a --log_dir "
-            "that every machine sees"
-        )
-    s = distributed.from_first(s)
-    if folder is None:
-        folder = Path(s.log_dir) / (s.id or "")
-        if distributed.first() and not s.dry_run:
-            check_free(folder, overwrite=s.overwrite, load_path=s.load_path)
-    return s, folder
-
-
-def train(
-    run: Run,
-    batches: data.TrainingBatches,
-    splits: dict[str, data.Split],
-    out: Output,
-    began: float,
-    signals: Signals,
-) -> str:
-    """Take all steps of the run, and return why it ended. Raises Diverged.
-
-    began: time.monotonic() when this process began.
-    """
-    replicate(run)
-
-    def plot(epoch: int) -> None:
-        plot_samples(run, epoch, out)
-
-    session = Session(run, splits, out, signals, began, plot=plot)
-    for step in session:
-        session.took(train_step(run, session.guard, batches(step), step))
-    return session.ending
+        return run_in_folder(run, PROGRAM, folder, here, given, train)
 
 
 def train_step(

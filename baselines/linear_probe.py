@@ -88,8 +88,8 @@ from runs import folder as records
 from runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from runs.endings import exit_code
 from runs.files import alone
+from training.build import held_out
 from training.machine import choose_device, environment, load_data, use_threads, warn_of_leaks
-from training.setup import held_out
 
 BATCH = 200  # images; as in evaluation, and results do not depend on it
 TRAIN_NOISE = 1  # seed of the training images' noise: evaluation's is 0

@@ -22,7 +22,6 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -33,13 +32,13 @@ import models
 from losses import Metrics
 from runs.cli import Parser
 from runs.endings import Signals, exit_code
-from runs.folder import check_free
 from training import flags
-from training.build import open_folder
+from training.build import build_model, build_optimizer, held_out
 from training.divergence import Guard
-from training.machine import build_network, choose_device, environment, load_data, use_threads
-from training.session import Session, run_exit_code, update
-from training.setup import build_optimizer, describe, held_out, new_name, resumed_settings
+from training.machine import choose_device, environment, load_data, use_threads
+from training.output import Output
+from training.session import Session, update
+from training.setup import describe, resumed_settings, run_in_folder, settle
 from training.state import Run
 
 
@@ -133,43 +132,36 @@ def main(program: Program, settings: Namespace, given: set[str]) -> int:
 
 
 def work(program: Program, s: Namespace, given: set[str]) -> int:
-    began, resuming = time.monotonic(), s.resume is not None
-    if resuming:
+    began, folder = time.monotonic(), None
+    if s.resume is not None:
         s, folder = resumed_settings(s, given, program.name, program.resume)
     device = choose_device(s.device)
     use_threads(s, device, program.name)
     here = environment(device)
-    if s.seed is None:
-        s.seed = torch.seed() % 2**31
-    torch.manual_seed(s.seed)
     s.program = program.name
-    if not resuming:
-        s.id = s.id or new_name(s, s.method)
-        folder = Path(s.log_dir) / s.id
-        check_free(folder, overwrite=s.overwrite)
+    s, folder = settle(s, folder, s.method)
 
     dataset = load_data(s, device, program.name)
     index, splits = held_out(s, dataset)
     batches = program.batches(s, dataset, index.to(device))
     run = build_run(program, s, dataset.num_classes, device)
     run.data, run.steps_per_epoch = data.Record.of(dataset, s.n_valid), batches.steps_per_epoch
-    if not resuming:
+    if s.resume is None:
         models.initialise_act_norm(run.model, batches(0)[0])
-    with open_folder(run, program.name, folder, here, given) as out:
+
+    def train(out: Output, signals: Signals) -> str:
         about = describe(run, f"{len(index):,} training images", f"method {s.method}", splits)
         out.records.say(f"{dataset.about}\n{about}")
+        session = Session(run, splits, out, signals, began, classifies=run.objective.classifies)
+        for step in session:
+            session.took(train_step(run, session.guard, batches(step), step))
+        return session.ending
 
-        def train(signals: Signals) -> str:
-            session = Session(run, splits, out, signals, began, classifies=run.objective.classifies)
-            for step in session:
-                session.took(train_step(run, session.guard, batches(step), step))
-            return session.ending
-
-        return run_exit_code(program.name, out, train)
+    return run_in_folder(run, program.name, folder, here, given, train)
 
 
 def build_run(program: Program, s: Namespace, num_classes: int, device: torch.device) -> Run:
-    model = build_network(s, num_classes, device)
+    model = build_model(s, num_classes, device)
     objective = program.objective(s, model).to(device)
     return Run(s, num_classes, model, objective, program.optimizer(s, model, objective))
 

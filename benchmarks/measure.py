@@ -30,11 +30,10 @@ import train_wrn
 from benchmarks import straightforward
 from benchmarks.flags import PARTS, PROJECT, STRAIGHT, STRAIGHT_TF32, step_settings
 from runs.screen import print_line
-from training.build import build_model
+from training.build import build_model, build_optimizer
 from training.cost import step_flops
 from training.divergence import Guard
 from training.machine import keep_freed_memory, set_malloc
-from training.setup import build_optimizer
 from training.state import Run
 
 Row = dict[str, Any]

@@ -31,9 +31,8 @@ from evaluation.classification import classification
 from evaluation.scores import feature_bank, scores
 from runs.names import CONTRAST_SCORES, CONTRAST_STYLES, SCORES
 from training import flags
-from training.build import batches_of, build_model
+from training.build import batches_of, build_model, build_optimizer
 from training.divergence import Guard, snapshot
-from training.setup import build_optimizer
 from training.state import Run
 
 DEVICES = ("meta", "cuda")

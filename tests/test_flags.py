@@ -15,9 +15,8 @@ from torch import Tensor
 
 from runs import processes as distributed
 from tests import test_errors, test_healing, test_image_size, test_resume, test_signals
-from training import build, flags, machine
+from training import flags
 from training.build import build_model
-from training.machine import build_network
 
 ROOT = Path(__file__).resolve().parent.parent
 CE = "--pyxce 1 --max_steps 2"
@@ -331,12 +330,11 @@ def test_on_a_gpu_the_network_is_compiled_if_that_works(
     monkeypatch.setattr(torch, "compile", compiler)
     monkeypatch.setattr(torch, "ones", lambda n, **_: torch.zeros(n))
     monkeypatch.setattr("shutil.which", lambda name: "/bin/cc")
-    cpu = build_network(parsed("--pyxce 1 --depth 10 --width 1"), 10, torch.device("cpu"))
-    monkeypatch.setattr(build, "build_network", lambda *_: cpu)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **__: self)  # there is no GPU
     with torch._dynamo.config.patch(suppress_errors=False):
         for flag, wanted in (("", works), ("--compile on", works), ("--compile off", False)):
             compiled.clear()
-            build_model(parsed(f"--pyxce 1 {flag}"), 10, gpu)
+            build_model(parsed(f"--pyxce 1 --depth 10 --width 1 --amp off {flag}"), 10, gpu)
             assert len(compiled) == wanted
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 2 * (not works)
@@ -355,7 +353,7 @@ def test_sync_bn_makes_batch_norms_of_several_processes_one(
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **__: self)  # there is no GPU
     for flag, kind in (("", torch.nn.BatchNorm2d), ("--sync_bn", torch.nn.SyncBatchNorm)):
         s = parsed(f"--pyxce 1 --depth 10 --width 1 --norm batch --amp off {flag}")
-        model = machine.build_network(s, 10, torch.device("cuda"))
+        model = build_model(s, 10, torch.device("cuda"))
         assert {type(m) for m in model.modules() if "BatchNorm" in type(m).__name__} == {kind}
 
 

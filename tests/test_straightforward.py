@@ -20,9 +20,8 @@ import train_wrn
 from benchmarks import straightforward
 from tests.pairwise import pairwise
 from training import flags
-from training.build import build_model
+from training.build import build_model, build_optimizer
 from training.divergence import Guard
-from training.setup import build_optimizer
 from training.state import Run, checkpoint_state, restore
 
 ALL, HDGE = "--pyxce 1 --pxycontrast .5 --pxsgld .25", "--pyxce 1 --pxycontrast .5"

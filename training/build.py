@@ -1,17 +1,14 @@
-"""Build train_wrn.py's network, objective, batches, run and run folder from its settings."""
+"""Build the network, optimiser, batches and run of a program from its settings."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import data
 import losses
@@ -19,25 +16,47 @@ import models
 from runs import processes as distributed
 from runs import terms
 from runs.checkpoint import CheckpointError, read_checkpoint
-from runs.files import alone
-from runs.folder import NoRecords, Records, check_free, create_run_folder, write_settings
+from runs.cli import UsageError, fits
+from runs.names import ADAM_BETAS
 from runs.screen import print_line
 from training import flags
-from training.machine import build_network, warn_of_leaks
-from training.output import Output
-from training.setup import build_optimizer, held_out
-from training.state import QUEUE, Progress, Run, own_shard, random_from, restore_last
+from training.machine import warn_of_leaks
+from training.state import QUEUE, Progress, Run, own_shard
 
 HEADS = ("class_output.", "energy_output.")
-EARLY = (1, 5, 25)  # steps after which the bar shows losses before the first report
 
 
 def build_model(s: Namespace, num_classes: int, device: torch.device) -> models.EnergyClassifier:
-    model = build_network(s, num_classes, device)
-    model.frozen_statistics = s.bn_chains == "frozen"
-    if s.clf_only:
+    """Return the network of the settings on the device, frozen and compiled as they say. Programs
+    need not have --uncond, --sync_bn, --bn_chains, --clf_only and --compile.
+
+    Raises UsageError where it does not fit in memory.
+    """
+    asked = vars(s).get
+    with fits(f"--depth {s.depth} --width {s.width}"):
+        model = models.build(
+            arch=s.arch,
+            depth=s.depth,
+            width=s.width,
+            norm=s.norm,
+            dropout_rate=s.dropout_rate,
+            image_size=s.image_size,
+            num_classes=num_classes,
+            uncond=asked("uncond", False),
+        )
+    gpu = device.type == "cuda"
+    model.amp = s.amp == "bf16"
+    if s.amp == "auto" and gpu:
+        model.amp = torch.cuda.is_bf16_supported(including_emulation=False)
+    model.frozen_statistics = asked("bn_chains") == "frozen"
+    if asked("sync_bn") and distributed.size() > 1:
+        if not gpu:
+            raise UsageError("--sync_bn: PyTorch has it for GPUs alone: leave it out")
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    if asked("clf_only"):
         model.requires_grad_(False).class_output.requires_grad_(True)
-    wanted = s.compile == "on" or (s.compile == "auto" and device.type == "cuda")
+    wanted = asked("compile") == "on" or (asked("compile") == "auto" and gpu)
     if wanted and can_compile(device):
         if s.log_gradients:  # several backward passes through one graph, whose buffers must stay
             torch._functorch.config.donated_buffer = False
@@ -62,6 +81,24 @@ def can_compile(device: torch.device) -> bool:
     if why is not None and distributed.first():
         print_line(f"{flags.PROGRAM}: --compile: {why}, so nothing is compiled", sys.stdout)
     return why is None
+
+
+def build_optimizer(s: Namespace, *modules: nn.Module) -> torch.optim.Optimizer:
+    """Build a fused optimiser: it takes `found_inf`, so the device itself skips a diverged step."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    shared: dict[str, Any] = {"lr": s.lr, "weight_decay": s.weight_decay, "fused": True}
+    if s.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=0.9, **shared)
+    betas = getattr(s, "adam_betas", ADAM_BETAS)
+    return torch.optim.Adam(parameters, betas=(betas[0], betas[1]), **shared)
+
+
+def held_out(s: Namespace, dataset: data.DataSet) -> tuple[torch.Tensor, dict[str, data.Split]]:
+    """Return the indices of the training images, and what to evaluate on: valid and test, where
+    they have images."""
+    index, valid = data.hold_out(dataset, s.n_valid)
+    splits = {"valid": dataset.train.take(valid), "test": dataset.test}
+    return index, {name: split for name, split in splits.items() if len(split.labels)}
 
 
 def build_batches(
@@ -114,7 +151,7 @@ def build_run(s: Namespace, num_classes: int, device: torch.device) -> Run:
 
 def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches) -> Run:
     """Return a new run, fresh or from the weights, queue and replay buffer of --load_path; one of
-    --resume is as built, and `open_folder` restores it."""
+    --resume is as built, and `run_in_folder` restores it."""
     run = build_run(s, dataset.num_classes, dataset.train.images.device)
     run.steps_per_epoch = batches.steps_per_epoch
     run.data = data.Record.of(dataset, s.n_valid)
@@ -127,10 +164,7 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
     models.initialise_act_norm(run.model, batches.whole(0)[0])
     if distributed.size() > 1:  # up to here all have drawn the same random numbers
         distributed.same(run.model)
-        own = random_from(distributed.mixed(s.seed, distributed.rank()), run.device)
-        torch.set_rng_state(own["cpu"])
-        if "cuda" in own:
-            torch.cuda.set_rng_state(own["cuda"], run.device)
+        torch.manual_seed(distributed.mixed(s.seed, distributed.rank()))
     run.start_average()
     run.progress = Progress(step=run.first_step)
     return run
@@ -253,29 +287,3 @@ def replicate(run: Run) -> None:
         s = run.settings  # a head of its own for log q(x), and one of the two heads has no loss
         heads = {head for term in terms.used(vars(s)) for head in term.heads}
         run.replicas = distributed.replicated(loss, find_unused=s.uncond and len(heads) < 2)
-
-
-@contextmanager
-def open_folder(
-    run: Run, program: str, folder: Path, here: dict[str, Any], given: set[str]
-) -> Iterator[Output]:
-    """Lock the run folder and make it or, with --resume, restore the run from it; write the
-    settings. Give the run's output.
-
-    here: the environment of this process. given: the flags of the command line.
-    """
-    s, first = run.settings, distributed.first()
-    with alone(folder, flag="--log_dir", program=program) if first else nullcontext():
-        since = None
-        if s.resume is not None:
-            restore_last(run, folder, program)
-            since = (run.progress.step, run.progress.log_bytes)
-        elif first:
-            check_free(folder, overwrite=s.overwrite, given="overwrite" in given)
-            create_run_folder(folder, overwrite=s.overwrite)
-        if first:
-            write_settings(folder, vars(s), here)
-        records = Records(folder, resume_from=since) if first else NoRecords()
-        out = Output(folder, records, EARLY if program == flags.PROGRAM else ())
-        out.saved_step = run.progress.step
-        yield out

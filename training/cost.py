@@ -20,10 +20,9 @@ from runs.cli import UsageError
 from runs.names import FOLDER
 from runs.screen import print_line
 from runs.terms import has_chains, used
-from training.build import batches_of, build_model, replicate
+from training.build import batches_of, build_model, build_optimizer, replicate
 from training.divergence import Guard
 from training.flags import check_classes, second_batch
-from training.setup import build_optimizer
 from training.state import Run
 
 TrainStep = Callable[[Run, Guard, Any, int], Any]

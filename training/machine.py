@@ -1,4 +1,4 @@
-"""The device that a program runs on, and data and network there."""
+"""The machine that a program runs on, and the data there."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from typing import Any
 import torch
 
 import data
-import models
 from runs import processes as distributed
-from runs.cli import UsageError, fits
+from runs.cli import UsageError
 from runs.names import IMAGE_SIZE
 
 # Parameters of glibc's mallopt(3).
@@ -106,29 +105,6 @@ def warn_of_leaks(
         distributed.warn(program, f"{line}: {'; '.join(told)}")
 
 
-def build_network(s: Namespace, num_classes: int, device: torch.device) -> models.EnergyClassifier:
-    """Return the network of --arch, --depth, --width, --norm, --dropout_rate, --image_size, --amp
-    and, where the program has it, --uncond, on the device. Raises UsageError where it does not fit
-    in memory."""
-    with fits(f"--depth {s.depth} --width {s.width}"):
-        model = models.build(
-            arch=s.arch,
-            depth=s.depth,
-            width=s.width,
-            norm=s.norm,
-            dropout_rate=s.dropout_rate,
-            image_size=s.image_size,
-            num_classes=num_classes,
-            uncond=getattr(s, "uncond", False),
-        )
-    model.amp = use_bf16(s.amp, device)
-    if getattr(s, "sync_bn", False) and distributed.size() > 1:
-        if device.type != "cuda":
-            raise UsageError("--sync_bn: PyTorch has it for GPUs alone: leave it out")
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return model.to(device).to(memory_format=torch.channels_last)
-
-
 def keep_freed_memory() -> None:
     """Make glibc's malloc keep freed memory for the next step. Left alone, it gives the activations
     back to the system and gets them again as zeroed pages, which costs a quarter of an SGLD step on
@@ -145,13 +121,6 @@ def set_malloc(*, trim_threshold: int, mmap_threshold: int) -> None:
         mallopt(M_TRIM_THRESHOLD, trim_threshold)
         if not mallopt(M_MMAP_THRESHOLD, mmap_threshold):  # some versions refuse more than this
             mallopt(M_MMAP_THRESHOLD, min(mmap_threshold, 2**25))
-
-
-def use_bf16(amp: str, device: torch.device) -> bool:
-    """Return whether --amp auto|bf16|off asks for bf16 on the device."""
-    if amp == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return amp == "bf16"
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,8 @@ class Output:
 
     bar: tqdm
 
-    def __init__(self, folder: Path, records: Records, early: Sequence[int] = ()) -> None:
-        self.folder, self.records, self.early = folder, records, early
+    def __init__(self, folder: Path, records: Records) -> None:
+        self.folder, self.records = folder, records
         self.saved_step, self.saved_at = -1, time.monotonic()
         self.reports = 0  # of this process
 

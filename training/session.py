@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 import data
-from evaluation import plots
 from evaluation.classification import classification
 from losses import Metrics
 from runs import processes as distributed
-from runs.endings import Signals, Stopped, tell
-from runs.folder import read_progress
+from runs.endings import Signals, Stopped
 from training.divergence import Diverged, Guard, Healer, advice
 from training.output import Output
 from training.state import Run
 
 EVAL_BATCH = 200  # images; results do not depend on it
+EARLY = (1, 5, 25)  # steps after which the bar shows losses before the first report
 
 
 class Session:
@@ -55,7 +53,7 @@ class Session:
         began: float,
         *,
         classifies: Callable[[int], bool] | None = None,
-        plot: Callable[[int], None] | None = None,
+        plot: Callable[[Run, int, Output], None] | None = None,
     ) -> None:
         s = run.settings
         self.run, self.splits, self.out, self.signals, self.began = run, splits, out, signals, began
@@ -130,7 +128,7 @@ class Session:
                     progress.train_seconds += now - started
                     started = now
                     self.healer.keep(run)
-            elif out.reports == 0 and run.window.steps in out.early:
+            elif out.reports == 0 and run.window.steps in EARLY:
                 self.guard.raise_if_diverged(out.last_good())
                 out.show(run.window.means())
             late, save_due, signal = self.agreement.soon(*self.noticed())
@@ -168,7 +166,7 @@ class Session:
         drawn = self.plot is not None and distributed.first()
         if drawn and (ended or (whole and (epoch + 1) % s.plot_every == 0)):
             with run.averaged():
-                self.plot(epoch)  # type: ignore[misc]
+                self.plot(run, epoch, out)  # type: ignore[misc]
         self.set_clock()
         gradients = run.gradients.means()
         out.row(run, epoch, results, gradients)
@@ -322,40 +320,3 @@ def evaluate(
             if signal:
                 raise Stopped
     return results
-
-
-def run_exit_code(program: str, out: Output, train: Callable[[Signals], str]) -> int:
-    """Return 0 once `train` has returned why it ended, 1 for a run that diverged, 128 + its number
-    for a signal that ended it: 130 for Ctrl-C, 143 for SIGTERM.
-
-    However it ends, its records are closed and its curves drawn.
-    """
-    # One of several processes promises nothing that the end of another may prevent.
-    signals = Signals(program, quiet=distributed.size() > 1)
-    with signals.listen():
-        try:
-            ending = train(signals)
-            out.records.say(f"{ending}; the run is in {out.folder}")
-        except Diverged as error:
-            out.records.line(str(error))
-            tell(f"{program}: {error}")
-            return 1
-        except KeyboardInterrupt:
-            distributed.part()
-            tell(f"\n{program}: interrupted; {out.last_good()}, --resume goes on")
-            return 130
-        except RuntimeError as error:
-            if not distributed.is_lost(error):
-                raise
-            distributed.part()
-            why = f"{distributed.LOST} ({distributed.reason(error)})"
-            tell(f"{program}: {why}; {out.last_good()}, --resume goes on")
-            return 1
-        finally:
-            # The user must read what ended the run, not what fails after it.
-            with suppress(OSError, KeyboardInterrupt):
-                out.records.close()
-                rows = read_progress(out.folder)
-                if distributed.first() and rows:
-                    plots.save_curves(rows, out.folder / "curves.png")
-    return 128 + signals.received if signals.obeyed else 0

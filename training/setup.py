@@ -1,4 +1,4 @@
-"""The work of every training program before its first step: settings, images, optimiser."""
+"""From the command line to a run in its folder, and to the exit code: for every program."""
 
 from __future__ import annotations
 
@@ -6,30 +6,42 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import data
-from runs import folder as records
+from evaluation import plots
 from runs import processes as distributed
 from runs.checkpoint import CheckpointError
 from runs.cli import UsageError, check_program, rank_is_0
-from runs.folder import LAST
-from runs.names import ADAM_BETAS, FOLDER
+from runs.endings import Signals, tell
+from runs.files import alone
+from runs.folder import (
+    LAST,
+    NoRecords,
+    Records,
+    RunFolderError,
+    check_free,
+    create_run_folder,
+    read_progress,
+    read_settings,
+    write_settings,
+)
+from runs.names import FOLDER
 from runs.screen import print_line
-from training.state import Run, read_last
-
-# Of training.flags.resume, say: settings of the command line, flags given, settings of the run.
-Merge = Callable[[Namespace, set[str], dict[str, Any]], Namespace]
+from training.divergence import Diverged
+from training.output import Output
+from training.state import Run, read_last, restore_last
 
 
 def resumed_settings(
-    s: Namespace, given: set[str], program: str, merge: Merge
+    s: Namespace, given: set[str], program: str, merge: Callable[..., Namespace]
 ) -> tuple[Namespace, Path]:
     """Return the settings and the folder of the run that --resume names, or --log_dir and --id.
+    `merge` is training.flags.resume, for this program.
 
     Raises UsageError, and RunFolderError where the folder does not tell the settings.
     """
@@ -59,8 +71,8 @@ def settings_of(folder: Path, program: str) -> dict[str, Any]:
     """
     warning = None
     try:
-        settings = records.read_settings(folder)
-    except records.RunFolderError as error:
+        settings = read_settings(folder)
+    except RunFolderError as error:
         try:
             settings = dict(read_last(folder)[1]["settings"])
         except (CheckpointError, OSError, KeyError, TypeError, ValueError):
@@ -73,28 +85,88 @@ def settings_of(folder: Path, program: str) -> dict[str, Any]:
     return settings
 
 
-def new_name(s: Namespace, what: str) -> str:
-    """Return the name of a run that is given none: data set, what is trained, date and time."""
-    dataset = Path(s.dataset.removeprefix(FOLDER)).name
-    return f"{dataset}-{what}-{time.strftime('%Y%m%d-%H%M%S')}"
+def settle(s: Namespace, folder: Path | None, what: str) -> tuple[Namespace, Path]:
+    """Return the settings, the same in all processes, with the seed and the name that were not
+    given, and the run folder. Seed all random numbers.
+
+    folder: of the run that is resumed; None: a new one. what: is trained, for the name.
+
+    Raises UsageError or RunFolderError where the folder cannot be that run's.
+    """
+    begins = folder is None and not getattr(s, "dry_run", False)
+    if s.seed is None:
+        s.seed = torch.seed() % 2**31
+    if begins and not s.id:
+        dataset = Path(s.dataset.removeprefix(FOLDER)).name
+        s.id = f"{dataset}-{what}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if len(set(distributed.all_of(folder is None))) > 1:
+        raise UsageError(
+            f"--resume: not all processes find a run in {Path(s.log_dir) / s.id}: give a --log_dir "
+            "that every machine sees"
+        )
+    s = distributed.from_first(s)
+    torch.manual_seed(s.seed)
+    folder = folder or Path(s.log_dir) / (s.id or "")
+    if begins and distributed.first():
+        check_free(folder, overwrite=s.overwrite, load_path=getattr(s, "load_path", None))
+    return s, folder
 
 
-def held_out(s: Namespace, dataset: data.DataSet) -> tuple[torch.Tensor, dict[str, data.Split]]:
-    """Return the indices of the training images, and what to evaluate on: valid and test, where
-    they have images."""
-    index, valid = data.hold_out(dataset, s.n_valid)
-    splits = {"valid": dataset.train.take(valid), "test": dataset.test}
-    return index, {name: split for name, split in splits.items() if len(split.labels)}
+def run_in_folder(
+    run: Run,
+    program: str,
+    folder: Path,
+    here: dict[str, Any],
+    given: set[str],
+    train: Callable[[Output, Signals], str],
+) -> int:
+    """Lock the run folder and make it or, with --resume, restore the run from it; then train.
+    Return 0 once `train` has returned why it ended, 1 for a run that diverged, 128 + its number for
+    a signal that ended it: 130 for Ctrl-C, 143 for SIGTERM.
 
+    here: the environment of this process. given: the flags of the command line.
 
-def build_optimizer(s: Namespace, *modules: nn.Module) -> torch.optim.Optimizer:
-    """Build a fused optimiser: it takes `found_inf`, so the device itself skips a diverged step."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    shared: dict[str, Any] = {"lr": s.lr, "weight_decay": s.weight_decay, "fused": True}
-    if s.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=0.9, **shared)
-    betas = getattr(s, "adam_betas", ADAM_BETAS)
-    return torch.optim.Adam(parameters, betas=(betas[0], betas[1]), **shared)
+    However a run ends, its records are closed and its curves drawn.
+    """
+    s, first, since = run.settings, distributed.first(), None
+    with alone(folder, flag="--log_dir", program=program) if first else nullcontext():
+        if s.resume is not None:
+            restore_last(run, folder, program)
+            since = (run.progress.step, run.progress.log_bytes)
+        elif first:
+            check_free(folder, overwrite=s.overwrite, given="overwrite" in given)
+            create_run_folder(folder, overwrite=s.overwrite)
+        if first:
+            write_settings(folder, vars(s), here)
+        out = Output(folder, Records(folder, resume_from=since) if first else NoRecords())
+        out.saved_step = run.progress.step
+        # One of several processes promises nothing that the end of another may prevent.
+        signals = Signals(program, quiet=distributed.size() > 1)
+        with signals.listen():
+            try:
+                out.records.say(f"{train(out, signals)}; the run is in {folder}")
+            except Diverged as error:
+                out.records.line(str(error))
+                tell(f"{program}: {error}")
+                return 1
+            except KeyboardInterrupt:
+                distributed.part()
+                tell(f"\n{program}: interrupted; {out.last_good()}, --resume goes on")
+                return 130
+            except RuntimeError as error:
+                if not distributed.is_lost(error):
+                    raise
+                distributed.part()
+                why = f"{distributed.LOST} ({distributed.reason(error)})"
+                tell(f"{program}: {why}; {out.last_good()}, --resume goes on")
+                return 1
+            finally:
+                # The user must read what ended the run, not what fails after it.
+                with suppress(OSError, KeyboardInterrupt):
+                    out.records.close()
+                    if first and (rows := read_progress(folder)):
+                        plots.save_curves(rows, folder / "curves.png")
+        return 128 + signals.received if signals.obeyed else 0
 
 
 def describe(run: Run, images: str, loss: str, splits: dict[str, data.Split]) -> str:

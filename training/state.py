@@ -182,8 +182,7 @@ def own_state(run: Run, state: dict[str, Any]) -> dict[str, Any]:
         state["random"] = ranks[distributed.rank()]
     else:
         key = (int(state["progress"]["step"]), len(ranks), distributed.size())
-        seed = distributed.mixed(run.settings.seed, *key, distributed.rank())
-        state["random"] = random_from(seed, run.device)
+        state["random"] = {"seed": distributed.mixed(run.settings.seed, *key, distributed.rank())}
     return state
 
 
@@ -197,14 +196,6 @@ def own_shard(run: Run, images: Tensor) -> Tensor:
             f"processes times {run.num_classes} classes: start another number of processes"
         )
     return shard(images, run.num_classes, distributed.rank(), distributed.size())
-
-
-def random_from(seed: int, device: torch.device) -> dict[str, Tensor]:
-    """Return random states as a checkpoint has them."""
-    found = {"cpu": torch.Generator().manual_seed(seed).get_state()}
-    if device.type == "cuda":
-        found["cuda"] = torch.Generator(device).manual_seed(seed).get_state()
-    return found
 
 
 def restore(run: Run, state: dict[str, Any]) -> None:
@@ -240,9 +231,13 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         for name in METERS:
             if name in state["meters"]:  # checkpoints of earlier versions have no `gradients`
                 getattr(run, name).load_state_dict(state["meters"][name], run.device)
-        torch.set_rng_state(state["random"]["cpu"])
-        if run.device.type == "cuda" and "cuda" in state["random"]:
-            torch.cuda.set_rng_state(state["random"]["cuda"], run.device)
+        random = state["random"]
+        if "seed" in random:
+            torch.manual_seed(random["seed"])
+        else:
+            torch.set_rng_state(random["cpu"])
+        if run.device.type == "cuda" and "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"], run.device)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise misfit(error) from None
 
@@ -289,22 +284,16 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
 def read_last(folder: Path) -> tuple[Path, dict[str, Any], CheckpointError | None]:
     """Return path and state of the folder's newest checkpoint that can be read, and what is wrong
     with a newer one. Prints nothing and moves nothing. Raises CheckpointError."""
-    path, previous = folder / LAST, folder / PREVIOUS
-    try:
-        return path, read_checkpoint(path), None
-    except CheckpointError as error:
-        if not path.exists() and not previous.exists():
-            raise CheckpointError(
-                f"--resume {folder}: it stopped before its first checkpoint: start it again with "
-                "--overwrite"
-            ) from None
-        if not previous.exists():
-            raise CheckpointError(f"--resume {folder}: {error}") from None
-        damage = error
-    try:
-        return previous, read_checkpoint(previous), damage
-    except CheckpointError as error:
-        raise CheckpointError(f"--resume {folder}: {damage}; {error}") from None
+    wrong: list[CheckpointError] = []
+    paths = [folder / LAST, folder / PREVIOUS]
+    for path in paths:
+        try:
+            return path, read_checkpoint(path), wrong[0] if wrong else None
+        except CheckpointError as error:
+            wrong.append(error)
+    told = [str(error) for path, error in zip(paths, wrong, strict=True) if path.exists()]
+    told = told or ["it stopped before its first checkpoint: start it again with --overwrite"]
+    raise CheckpointError(f"--resume {folder}: {'; '.join(told)}")
 
 
 def earlier_state(
