@@ -195,18 +195,16 @@ def load_file(run: Run, dataset: data.DataSet) -> None:
 def load_state(run: Run, state: dict[str, Any]) -> None:
     s, weights = run.settings, models.network_weights(state)
     found = models.network_shape(weights)
-    if s.load_head == "off":
-        own = run.model.state_dict()
-        kept = {n: t for n, t in weights.items() if not n.startswith(HEADS)}
-        weights = kept | {n: t for n, t in own.items() if n.startswith(HEADS)}
     other = [f"--{n} {v}" for n, v in found.items() if getattr(s, n, v) != v and n != "uncond"]
-    if s.uncond and not found.get("uncond", True) and s.load_head == "on":
-        other.append("no --uncond")
-    if found["num_classes"] != run.num_classes and s.load_head == "on":
-        other.append(
-            f"a --dataset of {found['num_classes']} classes, not {run.num_classes}, or --load_head "
-            "off"
-        )
+    if s.load_head == "off":
+        own = {n: t for n, t in run.model.state_dict().items() if n.startswith(HEADS)}
+        weights = {n: t for n, t in weights.items() if not n.startswith(HEADS)} | own
+    else:
+        if s.uncond and not found.get("uncond", True):
+            other.append("no --uncond")
+        if (theirs := found["num_classes"]) != run.num_classes:
+            classes = f"a --dataset of {theirs} classes, not {run.num_classes}"
+            other.append(f"{classes}, or --load_head off")
     try:
         models.load_weights(run.model, weights)
     except CheckpointError as error:
@@ -225,44 +223,30 @@ def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -
     """
     buffer, queue = run.memory("replay_buffer"), run.memory("queue")
     images = state.get("replay_buffer")
-    if buffer is not None and isinstance(images, Tensor) and other_size(images, buffer.images):
-        theirs, ours = (f"{x.shape[2]} x {x.shape[3]}" for x in (images, buffer.images))
-        line = f"the replay buffer of --load_path has images of {theirs}, this run of {ours}"
-        distributed.warn(flags.PROGRAM, f"{line}: it starts with a fresh one")
-    elif buffer is not None and isinstance(images, Tensor) and len(images):
-        if len(images) != run.settings.buffer_size:
+    if buffer is not None and isinstance(images, Tensor) and images.ndim == 4 and len(images):
+        if images.shape[1:] != buffer.images.shape[1:]:
+            theirs, ours = (f"{x.shape[2]} x {x.shape[3]}" for x in (images, buffer.images))
+            line = f"the replay buffer of --load_path has images of {theirs}, this run of {ours}"
+            distributed.warn(flags.PROGRAM, f"{line}: it starts with a fresh one")
+        elif len(images) != run.settings.buffer_size:
             raise CheckpointError(
                 f"its replay buffer has {len(images)} images: use --buffer_size {len(images)}"
             )
-        if distributed.size() > 1:
-            images = own_shard(run, images)
-        _copy(buffer.images, images, "--buffer_size", axis=0)
+        else:
+            buffer.images.copy_(own_shard(run, images))
     if queue is None or QUEUE[0] not in weights:
         return
-    _copy(queue.queue_logit, weights["queue_logit"], "--contrast_k", axis=1)
+    logits = weights["queue_logit"]
+    if logits.shape != queue.queue_logit.shape:
+        shapes = f"{tuple(logits.shape)}, this run's {tuple(queue.queue_logit.shape)}"
+        raise CheckpointError(f"its queue has shape {shapes}: use --contrast_k {logits.shape[-1]}")
+    queue.queue_logit.copy_(logits)
     if QUEUE[1] in weights:
         queue.queue_ptr.copy_(weights["queue_ptr"].reshape(1) % queue.size)
     objective = state.get("objective")
     filled = objective.get("memories.queue.queue_filled") if isinstance(objective, dict) else None
     # The ancestors' queue starts full, of noise.
     queue.queue_filled.fill_(queue.size if filled is None else int(filled)).clamp_(0, queue.size)
-
-
-def other_size(images: Tensor, own: Tensor) -> bool:
-    """Return whether these are square images, (N, 3, H, W), of another side than `own`."""
-    return images.ndim == 4 and images.shape[2] == images.shape[3] != own.shape[2]
-
-
-def _copy(target: Tensor, source: Tensor, flag: str, axis: int) -> None:
-    if target.shape != source.shape:
-        remedy = "leave --load_path out"
-        if source.ndim == target.ndim:
-            remedy = f"use {flag} {source.shape[axis]}"
-        raise CheckpointError(
-            f"its tensor of {flag} has shape {tuple(source.shape)}, this run's is "
-            f"{tuple(target.shape)}: {remedy}"
-        )
-    target.copy_(source)
 
 
 def fit_start(run: Run, batches: data.TrainingBatches) -> None:
