@@ -353,7 +353,7 @@ def test_a_signal_while_one_process_waits_for_the_other_ends_both(nth: int, both
 
 def late(words: list[str]) -> tuple[int, str, str]:
     """The first process alone finds that the time is up, in an evaluation."""
-    patch, evaluate = pytest.MonkeyPatch(), session.evaluate
+    patch, evaluate = pytest.MonkeyPatch(), session.Session.evaluate
 
     def slow(*arguments: Any) -> Any:
         if distributed.first():
@@ -361,7 +361,7 @@ def late(words: list[str]) -> tuple[int, str, str]:
             patch.setattr(session.time, "monotonic", lambda: clock() + 600)
         return evaluate(*arguments)
 
-    patch.setattr(session, "evaluate", slow)
+    patch.setattr(session.Session, "evaluate", slow)
     try:
         return two.train(words)
     finally:

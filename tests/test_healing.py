@@ -148,7 +148,7 @@ def test_the_best_checkpoint_stays_the_best_after_a_restart(
 ) -> None:
     found = iter(accuracies)
     monkeypatch.setattr(
-        session, "evaluate", lambda *_: {"valid": {"accuracy": next(found), "nll": 1.0}}
+        session.Session, "evaluate", lambda *_: {"valid": {"accuracy": next(found), "nll": 1.0}}
     )
     monkeypatch.setattr(divergence, "SNAPSHOT_EVERY", every)  # 5: at the ends of epochs
     at_step(monkeypatch, poison, at=at)

@@ -336,11 +336,11 @@ def test_an_evaluation_that_a_limit_forces_does_not_count_for_the_best(
     """A stopped and resumed run keeps the best checkpoint of a run that was not stopped."""
     from training import session
 
-    def evaluate(run: Any, *_: Any) -> dict[str, dict[str, float]]:
+    def evaluate(self: Any) -> dict[str, dict[str, float]]:
         accuracies = {stop: 0.9, 10: 0.6}
-        return {"valid": {"accuracy": accuracies.get(run.progress.step, 0.4), "nll": 1.0}}
+        return {"valid": {"accuracy": accuracies.get(self.run.progress.step, 0.4), "nll": 1.0}}
 
-    monkeypatch.setattr(session, "evaluate", evaluate)
+    monkeypatch.setattr(session.Session, "evaluate", evaluate)
     flags = f"--pyxce 1 --n_epochs 3 {words}"
     whole, parts = train(flags), train(f"{flags} --max_steps {stop}")
     assert parts.last["valid_acc"] == "0.9"

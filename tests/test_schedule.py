@@ -1,5 +1,7 @@
 """The learning rate, as a table."""
 
+from argparse import Namespace
+
 import pytest
 
 from training.session import learning_rate
@@ -32,12 +34,5 @@ def test_the_rate_is_that_of_the_table(
     steps_taken: int, epoch: int, warmup: int, decay_epochs: tuple[int, ...], factor: float
 ) -> None:
     """A pure function of the place: a run that starts at epoch 185 passed both decays."""
-    rate = learning_rate(
-        2e-4,
-        steps_taken=steps_taken,
-        epoch=epoch,
-        warmup_iters=warmup,
-        decay_epochs=decay_epochs,
-        decay_rate=0.3,
-    )
-    assert rate == pytest.approx(2e-4 * factor, rel=1e-12)
+    s = Namespace(lr=2e-4, warmup_iters=warmup, decay_epochs=decay_epochs, decay_rate=0.3)
+    assert learning_rate(s, steps_taken, epoch) == pytest.approx(2e-4 * factor, rel=1e-12)

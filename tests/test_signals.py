@@ -76,7 +76,7 @@ def test_the_evaluation_at_the_end_is_made_up_for(
 
     flags = f"--pyxce 1 --n_epochs 3 {limit}"
     whole = train.once(flags)
-    call_after(monkeypatch, session, "evaluate", 2, stop)
+    call_after(monkeypatch, session.Session, "evaluate", 2, stop)
     run = train(flags)
     monkeypatch.undo()
     assert run.code == (130 if act is None else 143) and len(run.rows) == 1

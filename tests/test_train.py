@@ -158,11 +158,11 @@ def test_the_best_checkpoint_has_the_first_highest_validation_accuracy(
 
     accuracies = iter([(0.2, 0.9), (0.6, 0.1), (0.4, 0.95), (0.6, 0.99)])
 
-    def evaluate(run: Any, *_: Any) -> dict:
+    def evaluate(_: Any) -> dict:
         valid, test = next(accuracies)
         return {"valid": {"accuracy": valid, "nll": 1}, "test": {"accuracy": test, "nll": 1}}
 
-    monkeypatch.setattr(session, "evaluate", evaluate)
+    monkeypatch.setattr(session.Session, "evaluate", evaluate)
     run = train("--pyxce 1 --n_epochs 4")
     best = run.state("best_valid_ckpt.pt")["progress"]
     assert (best["step"], best["best_valid"]) == (10, 0.6)
@@ -317,7 +317,7 @@ def test_a_run_that_diverges_later_keeps_the_epoch_before(
 
     rate = session.learning_rate
     monkeypatch.setattr(
-        session, "learning_rate", lambda lr, **at: 1e9 if at["steps_taken"] == 7 else rate(lr, **at)
+        session, "learning_rate", lambda s, step, epoch: 1e9 if step == 7 else rate(s, step, epoch)
     )
     run = train("--pyxce 1 --n_epochs 3 --print_every 1 --max_restarts 0")
     assert run.code == 1 and "diverged at step 8 " in run.err[0] and "(step 5)" in run.err[0]

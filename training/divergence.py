@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -126,7 +127,8 @@ class Healer:
         slower = run.progress.lr_scale * SLOWER
         best = run.progress.best_valid  # its checkpoint stays
         self.snapshots = self.snapshots[:1]
-        restore(run, cloned(self.snapshots[0]))  # an optimiser keeps the tensors it is given
+        # An optimiser keeps the tensors that it is given.
+        restore(run, copy.deepcopy(self.snapshots[0]))
         run.progress.best_valid = max(best, run.progress.best_valid)
         run.progress.restarts, run.progress.lr_scale = restarts + 1, slower
         key = (run.settings.seed, run.progress.step, restarts + 1)
@@ -143,15 +145,4 @@ class Healer:
 
 def snapshot(run: Run) -> dict[str, Any]:
     """Return a copy of the run's state on its device, where copies are quick."""
-    return cloned(checkpoint_state(run))
-
-
-def cloned(value: Any) -> Any:
-    """Return a copy with clones of the tensors."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: cloned(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(cloned(inner) for inner in value)
-    return value
+    return copy.deepcopy(checkpoint_state(run))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -95,16 +96,19 @@ class Session:
         self.out.bar.update(run.settings.batch_size)
 
     def epochs(self) -> Iterator[int]:
-        """Yield all steps. Raises Stopped for a signal."""
-        late, *_ = self.agree()
-        while (self.run.progress.step < self.stop and not late) or self.row_is_due():
+        """Yield all steps. Raises Stopped for a signal, and Diverged once no restart is left."""
+        run, (late, *_) = self.run, self.agree()
+        while (run.progress.step < self.stop and not late) or self.row_is_due():
             try:
                 if not self.row_is_due():
                     yield from self.steps_of_epoch()
             except Diverged as error:
-                self.restart(error)
+                message = self.healer.heal(run, error)
+                self.set_clock()
+                self.guard.reset()
+                self.out.go_back(run, message)
                 late, *_ = self.agree()
-                if not late or self.run.epoch.steps == 0:
+                if not late or run.epoch.steps == 0:
                     continue
             late = self.end_epoch()
 
@@ -118,7 +122,9 @@ class Session:
         started = time.monotonic()
         run.model.train()
         for number in range(progress.step, until):
-            set_learning_rate(run, number - run.first_step, epoch)
+            rate = learning_rate(run.settings, number - run.first_step, epoch)
+            for group in run.optimizer.param_groups:
+                group["lr"] = progress.lr_scale * rate
             yield number
             if progress.step % run.settings.print_every == 0:
                 self.guard.raise_if_diverged(out.last_good())
@@ -160,8 +166,7 @@ class Session:
         results = {}
         if (ended or scheduled) and (self.classifies is None or self.classifies(epoch)):
             out.bar.set_description(f"{self.titled(epoch)}, evaluating")
-            with run.averaged():
-                results = evaluate(run, self.splits, self.signals, self.agreement)
+            results = self.evaluate()
             out.bar.set_description(self.titled(epoch), refresh=False)
         drawn = self.plot is not None and distributed.first()
         if drawn and (ended or (whole and (epoch + 1) % s.plot_every == 0)):
@@ -187,12 +192,24 @@ class Session:
             raise Stopped
         return bool(late)
 
-    def restart(self, error: Diverged) -> None:
-        """Go on from an earlier state. Raises Diverged where no restart is left."""
-        message = self.healer.heal(self.run, error)
-        self.set_clock()
-        self.guard.reset()
-        self.out.go_back(self.run, message)
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Return split -> accuracy and nll, with noise --sigma, in eval mode; several processes
+        share its batches. Raises Stopped for a signal."""
+        run, results = self.run, {}
+        with run.averaged(), torch.compiler.set_stance("force_eager"):  # the last batch is smaller
+            for name, split in self.splits.items():
+                batches = data.evaluation_batches(
+                    split,
+                    batch_size=EVAL_BATCH,
+                    sigma=run.settings.sigma,
+                    part=distributed.share(data.number_of_batches(split, EVAL_BATCH)),
+                )
+                results[name] = classification(run.model, self.signals.polled(batches))
+                (signal,) = self.agreement.now(self.signals.received)
+                self.signals.receive(signal)
+                if signal:
+                    raise Stopped
+        return results
 
     def row_is_due(self) -> bool:
         """Return whether an epoch, or all of --max_steps, is trained and has no row yet."""
@@ -264,59 +281,12 @@ def update(
     return {**metrics, "grad_norm": grad_norm}, skip
 
 
-def learning_rate(
-    base: float,
-    *,
-    steps_taken: int,
-    epoch: int,
-    warmup_iters: int,
-    decay_epochs: Sequence[int],
-    decay_rate: float,
-) -> float:
-    """Return base * min(1, steps_taken / warmup_iters) * decay_rate^(decay epochs passed).
+def learning_rate(s: Namespace, steps_taken: int, epoch: int) -> float:
+    """Return lr * min(1, steps_taken / warmup_iters) * decay_rate^(decay epochs passed).
 
     steps_taken: by this optimiser, over all processes of the run: with --start_epoch it begins at
         0, too.
     epoch: of the schedule, counted from 0; decay epoch e is passed from epoch e on.
-    warmup_iters: 0 or less means no warm-up.
     """
-    warmup = min(1.0, steps_taken / warmup_iters) if warmup_iters > 0 else 1.0
-    return base * warmup * decay_rate ** sum(epoch >= decay for decay in decay_epochs)
-
-
-def set_learning_rate(run: Run, steps_taken: int, epoch: int) -> None:
-    s = run.settings
-    for group in run.optimizer.param_groups:
-        group["lr"] = run.progress.lr_scale * learning_rate(
-            s.lr,
-            steps_taken=steps_taken,
-            epoch=epoch,
-            warmup_iters=s.warmup_iters,
-            decay_epochs=s.decay_epochs,
-            decay_rate=s.decay_rate,
-        )
-
-
-def evaluate(
-    run: Run,
-    splits: dict[str, data.Split],
-    signals: Signals,
-    agreement: distributed.Agreement,
-) -> dict[str, dict[str, float]]:
-    """Return split -> accuracy and nll, with noise --sigma, in eval mode; several processes share
-    its batches. Raises Stopped for a signal."""
-    results = {}
-    with torch.compiler.set_stance("force_eager"):  # the last batch has another shape
-        for name, split in splits.items():
-            batches = data.evaluation_batches(
-                split,
-                batch_size=EVAL_BATCH,
-                sigma=run.settings.sigma,
-                part=distributed.share(data.number_of_batches(split, EVAL_BATCH)),
-            )
-            results[name] = classification(run.model, signals.polled(batches))
-            (signal,) = agreement.now(signals.received)
-            signals.receive(signal)
-            if signal:
-                raise Stopped
-    return results
+    warmup = min(1.0, steps_taken / s.warmup_iters) if s.warmup_iters > 0 else 1.0
+    return float(s.lr * warmup * s.decay_rate ** sum(epoch >= e for e in s.decay_epochs))
