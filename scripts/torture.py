@@ -131,32 +131,36 @@ class Runs:
         return name, time.monotonic() - began
 
     def same(self, *names: str) -> bool:
-        """Compare weights, optimiser, queue, buffer, random states, meters, rows and reports."""
+        """Compare all that two runs leave."""
         a, b = (left(self.place / name) for name in names)
         return equal(a, b)
 
 
-def left(folder: Path) -> list[Any]:
-    """Return the state and rows of a run, without its folder and its speed."""
-    state = read_checkpoint(folder / LAST)
-    kept = {name: value for name, value in state.items() if name not in ("settings", "progress")}
-    rows = [
-        {name: row[name] for name in row if name not in CLOCK}
-        for row in records.read_progress(folder)
-    ]
+def left(folder: Path, name: str = LAST) -> dict[str, Any]:
+    """Return weights, optimiser, queue, buffer, random states, meters, rows and reports of a run,
+    without its settings and its speed."""
+    state = read_checkpoint(folder / name)
+    del state["settings"]
+    progress = state.pop("progress")
+    rows = records.read_progress(folder)
     text = (folder / "log.txt").read_text(encoding="utf-8")
-    return [kept, state["progress"]["step"], rows, re.findall(r"^epoch \d+ step.*", text, re.M)]
+    return {
+        **state,
+        **{name: progress[name] for name in ("step", "best_valid")},
+        "rows": [{name: row[name] for name in row if name not in CLOCK} for row in rows],
+        "reports": re.findall(r"^epoch \d+ step.*", text, re.M),
+    }
 
 
 def equal(a: Any, b: Any) -> bool:
     """Compare bit for bit, through dicts and lists."""
-    if type(a) is not type(b):
-        return False
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a.dtype == b.dtype and a.equal(b) if isinstance(a, torch.Tensor) else bool(a == b)
+        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.equal(b)
+    return type(a) is type(b) and bool(a == b)
 
 
 def row(promise: str, reached: int, of: int, what: str, *notes: str, besides: bool = True) -> Row:

@@ -43,8 +43,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Ran:
     """What a program left: exit code, output, and the folder of the run or of the answer."""
 
-    CLOCK = ("seconds", "images_per_s")
-
     def __init__(self, code: int, out: str, err: str, folder: Path) -> None:
         self.code, self.out, self.folder = code, out, folder
         bar = re.compile(r"\d+%\||[a-z]/s\]")
@@ -85,20 +83,23 @@ class Ran:
         assert self.code == 2 and len(self.err) == 1, self.err
         return self.err[0]
 
+    def left(self, name: str = "last_ckpt.pt") -> dict[str, Any]:
+        """All of a checkpoint but the settings and the clock, and the run's rows and reports."""
+        from scripts.torture import left
+
+        return left(self.folder, name)
+
     def moving(self, name: str = "last_ckpt.pt") -> dict[str, Any]:
-        """All of a checkpoint but the settings, the clock and the length of log.txt."""
-        state = self.state(name)
-        progress = {name: state["progress"][name] for name in ("step", "best_valid")}
-        return {n: v for n, v in state.items() if n not in ("settings", "progress")} | progress
+        return {n: v for n, v in self.left(name).items() if n not in ("rows", "reports")}
 
     @property
     def steady(self) -> list[dict[str, str]]:
         """The rows without what the clock says."""
-        return [{n: v for n, v in row.items() if n not in self.CLOCK} for row in self.rows]
+        return self.left()["rows"]
 
     @property
     def reports(self) -> list[str]:
-        return [line for line in self.text().splitlines() if re.match(r"epoch \d+ step", line)]
+        return self.left()["reports"]
 
 
 def outcome_of(program: Callable[[], int]) -> tuple[int, str, str]:
@@ -152,22 +153,18 @@ class Trainer:
         words += ["--log_dir", str(self.root / "runs"), "--id", f"run{self.runs}"]
         return self.bare(*words, *flags.split(), *more, curves=curves)
 
-    @classmethod
-    def same(cls, a: Any, b: Any) -> bool:
+    @staticmethod
+    def same(a: Any, b: Any) -> bool:
         """Equal bit for bit, through dicts and lists."""
-        if isinstance(a, dict):
-            return a.keys() == b.keys() and all(cls.same(a[key], b[key]) for key in a)
-        if isinstance(a, list | tuple):
-            return len(a) == len(b) and all(map(cls.same, a, b))
-        return a.equal(b) if hasattr(a, "equal") else a == b
+        from scripts.torture import equal
+
+        return equal(a, b)
 
     @classmethod
     def differences(cls, a: Ran, b: Ran) -> list[str]:
         """What of two runs is not equal bit for bit: parts of the state, rows, reports."""
-        x, y = a.moving(), b.moving()
-        parts = [name for name in {*x, *y} if not cls.same(x.get(name), y.get(name))]
-        shown = {"rows": (a.steady, b.steady), "reports": (a.reports, b.reports)}
-        return parts + [name for name, (left, right) in shown.items() if left != right]
+        x, y = a.left(), b.left()
+        return [name for name in {*x, *y} if not cls.same(x.get(name), y.get(name))]
 
     def resumed(self, run: Ran, *words: str) -> Ran:
         return self.bare("--resume", str(run.folder), *words)
