@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import signal
 import socket
@@ -21,11 +23,14 @@ import data
 import losses
 import models
 import train_wrn
+from baselines import flags as flags_of_baselines
+from baselines import linear_probe, train_adversarial, train_contrastive
 from evaluation.classification import classification, predictions
 from evaluation.robustness import PGD, classifier, pixels, robust_accuracy
 from evaluation.scores import feature_bank, scores
 from runs import processes as distributed
 from runs.checkpoint import CheckpointError, save_checkpoint
+from runs.cli import TORCHRUN
 from tests import pair as two
 from training import divergence, flags, session
 from training.build import build_run, replicate
@@ -83,28 +88,24 @@ def loaded() -> tuple[list[str], str]:
     """Who loaded when, and what a set that one process cannot have is for both."""
     rank, order = distributed.rank(), []
 
+    def missing() -> int:
+        if rank == 1:
+            raise data.DataError("dataset", "photos", "it is not there")
+        return 0
+
     def load() -> int:
         order.append("first" if rank == 0 else "then")
         return 7 + rank
 
-    def missing() -> int:
-        if distributed.rank() == 1:
-            raise data.DataError("dataset", "photos", "it is not there")
-        return 0
-
     assert distributed.in_turn(load) == 7 + rank
-    try:
+    with pytest.raises(data.DataError) as caught:
         distributed.in_turn(missing)
-    except data.DataError as error:
-        return order, str(error)
-    return order, ""
+    return order, str(caught.value)
 
 
 def test_what_one_process_cannot_have_none_has(pair: Any) -> None:
-    assert pair(loaded) == [
-        (["first"], "--dataset photos: it is not there"),
-        (["then"], "--dataset photos: it is not there"),
-    ]
+    told = "--dataset photos: it is not there"
+    assert pair(loaded) == [(["first"], told), (["then"], told)]
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
@@ -143,15 +144,6 @@ def test_shares_are_all_of_it_once(n: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert max(map(len, found)) - min(map(len, found)) <= 1
 
 
-@pytest.mark.parametrize("parts", [1, 2, 5])
-def test_shards_of_a_replay_buffer_are_replay_buffers_and_make_it_again(parts: int) -> None:
-    slots = torch.arange(100)
-    shards = [losses.shard(slots, 10, part, parts) for part in range(parts)]
-    for each in shards:  # slot y * (size / C) + r belongs to class y
-        assert [int(y) for y in each // 10] == [y for y in range(10) for _ in range(10 // parts)]
-    assert losses.from_shards(shards, 10).equal(slots)
-
-
 def averaged() -> tuple[Tensor, Tensor, bool]:
     model = models.build(depth=10, width=1, norm="batch")
     rank = distributed.rank()
@@ -187,12 +179,11 @@ def sent(words: str) -> dict[str, int]:
     return {name: names.count(name) for name in names if name.startswith("gloo:")}
 
 
-@pytest.mark.parametrize("steps", [1, 9])
-def test_gradients_are_reduced_once_however_many_steps_a_chain_has(steps: int, pair: Any) -> None:
+def test_gradients_are_reduced_once_however_many_steps_a_chain_has(pair: Any) -> None:
     """One message of gradients (this network's fill one bucket), one of metrics, one of logits."""
     words = (
         "--pyxce 1 --pxycontrast 1 --pxsgld 1 --pxysgld 1 --contrast_k 64 --batch_size 8 "
-        f"--depth 10 --width 1 --sgld_batch_size 8 --buffer_size 80 --n_steps {steps}"
+        "--depth 10 --width 1 --sgld_batch_size 8 --buffer_size 80 --n_steps 3"
     )
     for found in pair(sent, words):
         assert found == {"gloo:all_reduce": 2, "gloo:all_gather": 1}
@@ -312,27 +303,20 @@ def test_two_processes_begin_with_the_replay_buffer_of_one(
 def signalled(words: list[str], where: str, nth: int) -> tuple[int, str, str]:
     """The second process alone gets SIGTERM, when it is asked for `where` for the nth time; in an
     agreement, while it waits for the first one."""
-    seen = [0]
     module, name = {"step": (train_wrn, "train_step"), "wait": (distributed.Agreement, "arrived")}[
         where
     ]
-    plain = getattr(module, name)
+    plain, seen = getattr(module, name), itertools.count(1)
 
     def counted(*arguments: Any) -> Any:
-        seen[0] += 1
-        if seen[0] == nth and distributed.rank() == 1:
-            found = plain(*arguments)  # the answer is what was agreed on before the signal
+        found = plain(*arguments)  # of "wait": what was agreed on before the signal
+        if next(seen) == nth and distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-            return found
-        return plain(*arguments)
+        return found
 
-    # Signals are heard in the main thread, which a pair's processes run in.
-    patch = pytest.MonkeyPatch()
-    patch.setattr(module, name, counted)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, counted)
         return two.train(words)
-    finally:
-        patch.undo()
 
 
 def test_a_signal_to_one_process_saves_and_ends_both(both: Any, train: Any) -> None:
@@ -353,19 +337,16 @@ def test_a_signal_while_one_process_waits_for_the_other_ends_both(nth: int, both
 
 def late(words: list[str]) -> tuple[int, str, str]:
     """The first process alone finds that the time is up, in an evaluation."""
-    patch, evaluate = pytest.MonkeyPatch(), session.Session.evaluate
+    evaluate, clock = session.Session.evaluate, time.monotonic
+    with pytest.MonkeyPatch.context() as patch:
 
-    def slow(*arguments: Any) -> Any:
-        if distributed.first():
-            clock = time.monotonic
-            patch.setattr(session.time, "monotonic", lambda: clock() + 600)
-        return evaluate(*arguments)
+        def slow(*arguments: Any) -> Any:
+            if distributed.first():
+                patch.setattr(session.time, "monotonic", lambda: clock() + 600)
+            return evaluate(*arguments)
 
-    patch.setattr(session.Session, "evaluate", slow)
-    try:
+        patch.setattr(session.Session, "evaluate", slow)
         return two.train(words)
-    finally:
-        patch.undo()
 
 
 def test_the_time_of_one_process_is_up_for_both(both: Any) -> None:
@@ -376,22 +357,18 @@ def test_the_time_of_one_process_is_up_for_both(both: Any) -> None:
 
 def poisoned(words: list[str]) -> tuple[int, str, str]:
     """In the eighth step one process alone sees a NaN, once."""
-    seen, step = [0], train_wrn.train_step
+    seen, step = itertools.count(1), train_wrn.train_step
 
     def nan_once(run: Any, guard: Any, batch: Any, number: int) -> Any:
         images, *rest = batch
-        seen[0] += 1
-        if seen[0] == 8 and distributed.rank() == 1:
+        if next(seen) == 8 and distributed.rank() == 1:
             images = images * torch.nan
         return step(run, guard, (images, *rest), number)
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr(train_wrn, "train_step", nan_once)
-    patch.setattr(divergence, "SNAPSHOT_EVERY", 2)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_wrn, "train_step", nan_once)
+        patch.setattr(divergence, "SNAPSHOT_EVERY", 2)
         return two.train(words)
-    finally:
-        patch.undo()
 
 
 def test_what_diverges_in_one_process_is_healed_in_both(both: Any) -> None:
@@ -477,15 +454,20 @@ def test_dry_run_says_how_many_processes(both: Any) -> None:
     assert "processes               2;" in run.out and "images/s" in run.out
 
 
-def test_baselines_run_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    for program in ("train_contrastive.py", "train_adversarial.py", "linear_probe.py"):
-        words = [sys.executable, f"baselines/{program}", "--load_path", "x", "--distance", "Linf"]
-        words = words[:2] if program != "linear_probe.py" else words[:4]
-        ran = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert ran.returncode == 2 and "torchrun" in ran.stderr, ran.stderr
-        assert len(ran.stderr.splitlines()) == 1
+def test_baselines_run_in_one_process(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    for name in TORCHRUN:
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("RANK", "0")
+    for build, check in (
+        (train_contrastive.build_parser, train_contrastive.check),
+        (train_adversarial.build_parser, train_adversarial.check),
+        (linear_probe.build_parser, linear_probe.check),
+    ):
+        given = [w for a in build()._actions if a.required for w in (a.option_strings[0], "Linf")]
+        with pytest.raises(SystemExit) as stop:
+            flags_of_baselines.parse(given, build, check)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2 and "start it without torchrun" in line
 
 
 # ------------------------------------------------------------------------------------ evaluation
@@ -570,8 +552,6 @@ def test_two_processes_give_the_answer_of_one(
 
 
 def answer(folder: Path) -> dict[str, Any]:
-    import json
-
     (path,) = folder.glob("*.json")
     found = json.loads(path.read_text())
     return {**found, "seconds": 0, "environment": {}, "settings": {}}
