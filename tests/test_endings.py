@@ -14,7 +14,7 @@ from runs.checkpoint import CheckpointError
 from runs.cli import UsageError
 from runs.folder import RunFolderError
 
-SETTINGS = Namespace(batch_size=64, sgld_batch_size=8, device="cpu")
+SETTINGS = {"batch_size": 64, "sgld_batch_size": 8, "device": "cpu", "threads": None}
 FULL = "error: the GPU's memory is full: lower --batch_size 64"
 PROGRAMS = {  # module with main and work, main's first arguments, Ctrl-C's line, full memory's line
     "train_wrn.py": (
@@ -50,7 +50,7 @@ def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             raise error
 
         monkeypatch.setattr(module, "answer" if module is eval_wrn_ebm else "work", work)
-        return module.main(*first, SETTINGS, set())
+        return module.main(*first, Namespace(**SETTINGS), set())
 
     return request.param, ends_with, lines
 
