@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -29,8 +30,6 @@ STOPS = {
         "--optimizer sgd --warmup_iters 8 --decay_epochs 1 --lr .01 --class_cond_p_x_sample",
         *(5, 6, 11),
     ),
-}
-STOPS |= {
     "a Gaussian for each class, clamped chains": (
         "--chain_start class_gaussian --sgld_clamp --sgld_grad_clip .1 --reinit_freq .5",
         *(3, 8),
@@ -57,41 +56,43 @@ def test_stopped_and_resumed_is_uninterrupted(name: str, train: Any) -> None:
     assert train.differences(whole, parts) == [] and len(whole.reports) == later[-1] // 2
 
 
-def test_a_checkpoint_without_ages_goes_on(train: Any) -> None:
-    """Of a version whose chains had none; they count from the resume on, all else as before."""
-    whole, run = (train(f"{train.ALL} --max_steps {steps}") for steps in (8, 7))
-    state, new = run.state(), ("age", "auc", "clamped", "clamped_data", "travel")
+def test_a_checkpoint_of_an_earlier_version_goes_on(train: Any) -> None:
+    """Its chains had no ages, which count from the resume on, and fewer flags and metrics."""
+    run = train(f"{train.ALL} --max_steps 7")
+    state, settings = run.state(), run.settings
     for name in ("began", "updates"):
         del state["objective"][f"memories.replay_buffer.{name}"]
-    flags = ("px_loss", "augment_px", "px_batch_size", "chain_start", "bn_chains")
-    settings = run.settings
-    for name in (*flags, "sgld_grad_clip", "sgld_clamp"):
+    flags = "px_loss augment_px chain_start bn_chains sgld_grad_clip sgld_clamp ema adam_betas"
+    for name in flags.split():
         del state["settings"][name], settings[name]
     (run.folder / "variant.json").write_text(json.dumps(settings))
-    for meter in ("window", "epoch"):
-        old = state["meters"][meter]
-        assert old["steps"] == {"window": 1, "epoch": 2}[meter]
+    for old in (state["meters"][name] for name in ("window", "epoch")):
+        new = ("age", "auc", "clamped", "clamped_data", "travel")
         kept = [i for i, n in enumerate(old["names"]) if n.split("/")[-1] not in new]
         old |= {"names": [old["names"][i] for i in kept], "sums": old["sums"][kept]}
     save_checkpoint(state, run.folder / "last_ckpt.pt")
     again = train.resumed(run, "--max_steps", "8")
-    assert again.code == 0 and not again.err
-    ages = {f"memories.replay_buffer.{name}" for name in ("began", "updates")}
-    a, b = (each.moving() for each in (whole, run))
-    assert b["objective"]["memories.replay_buffer.updates"] == 1
-    for state in (a, b):
-        state["objective"] = {k: v for k, v in state["objective"].items() if k not in ages}
-        del state["meters"], state["data"]
-    assert train.same(a, b)
+    assert again.code == 0 and not again.err and "ema" not in run.state()
+    assert run.state()["objective"]["memories.replay_buffer.updates"] == 1
+    whole = train(f"{train.ALL} --max_steps 8")
+    for name in ("model_state_dict", "replay_buffer", "optimizer", "random"):
+        assert train.same(run.state()[name], whole.state()[name]), name
 
 
-def test_resume_by_log_dir_and_id(train: Any) -> None:
+def test_resume_by_log_dir_and_id(train: Any, tmp_path: Path) -> None:
     run = train("--pyxce 1 --max_steps 3")
     where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name)
     assert train.bare("--resume", *where, "--max_steps", "4").code == 0
     assert run.state()["progress"]["step"] == 4
-    nowhere = train.bare("--resume", "--max_steps", "5")
-    assert nowhere.code == 2 and "--resume: which run?" in nowhere.err[0]
+    for words, told in (
+        (["--resume", "--max_steps", "5"], "--resume: which run?"),
+        (["--resume", str(tmp_path)], "holds no run"),
+        (["--resume", str(tmp_path / "none")], "holds no run"),
+        (["--resume", str(run.folder / "prev_ckpt.pt")], "is a file: give the run's folder"),
+        (["--pyxce", "1", "--resume", "auto"], "--resume auto: which run? give --id"),
+    ):
+        assert told in train.bare(*words).refusal
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("stop", ["--n_epochs 2", "--max_steps 10", "--max_steps 7"])
@@ -140,8 +141,6 @@ def test_a_queue_whose_sums_no_longer_fit_can_be_resumed(words: str, train: Any)
 
 
 # What would change the network, the data, the terms, the batch, the queue or the buffer
-
-
 CHANGED = """--arch resnet50; --depth 16; --width 2; --norm batch; --uncond; --clf_only;
 --dropout_rate .5; --dataset digits; --image_size 16; --n_valid 39; --labels_per_class 1;
 --independent_batches; --seed 2; --start_epoch 1; --batch_size 2; --sgld_batch_size 2;
@@ -159,16 +158,15 @@ def test_every_fixed_flag_is_tried() -> None:
 @pytest.mark.parametrize("words", CHANGED.split(";"), ids=str.strip)
 def test_a_flag_that_would_change_the_run_is_refused(words: str, train: Any) -> None:
     run = train.once("--pyxce 1 --pxycontrast 1 --pxsgld 1 --max_steps 2")
-    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in listed(run.folder)}
+    before = listed(run.folder)
     again = train.resumed(run, *words.split(), "--max_steps", "3")
-    assert f"{words.split()[0]} " in again.err[0] and "cannot change on --resume" in again.refusal
-    assert "leave it out" in again.err[0]
-    after = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in listed(run.folder)}
-    assert before == after
+    told = f"{words.split()[0]} .*cannot change on --resume .*leave it out"
+    assert re.search(told, again.refusal) and listed(run.folder) == before
 
 
-def listed(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def listed(folder: Path) -> dict[Path, tuple[int, int]]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
 
 
 def test_a_run_does_not_go_on_with_other_training_images(train: Any, tmp_path: Path) -> None:
@@ -181,10 +179,8 @@ def test_a_run_does_not_go_on_with_other_training_images(train: Any, tmp_path: P
         other = {**arrays, name: arrays[name].copy()}
         other[name][index] ^= 1
         np.savez(file, **other)
-        again = train.resumed(run)
-        assert again.code == 2 and len(again.err) == 1
-        assert "its training images were others (60 images, crc32 " in again.err[0]
-        assert "--data_root" in again.err[0] and str(run.folder) in again.err[0]
+        told = f"{run.folder}.* its training images were others .60 images, crc32 .*--data_root"
+        assert re.search(told, train.resumed(run).refusal)
     np.savez(file, **{**arrays, "test_images": arrays["test_images"][::-1]})
     assert train.resumed(run).code == 0
 
@@ -219,27 +215,28 @@ def test_what_the_machine_fails_at_sets_no_good_checkpoint_aside(
 def test_a_copy_without_its_empty_folder_goes_on(train: Any) -> None:
     run = train(f"{train.ALL} --plot_uncond 1 --max_steps 7")
     shutil.rmtree(run.folder / "samples")
-    assert train.resumed(run, "--n_epochs", "2").code == 0 and any(
-        (run.folder / "samples").iterdir()
-    )
+    assert train.resumed(run, "--n_epochs", "2").code == 0
+    assert list((run.folder / "samples").iterdir())
 
 
 # Damage
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing"])
-def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(damage: str, train: Any) -> None:
+def damage(path: Path, content: bytes = b"damaged") -> None:
+    path.unlink()  # it may be one file with another
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncated", "missing"])
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(how: str, train: Any) -> None:
     whole = train.once(f"{train.ALL} --n_epochs 3")
     run = train(f"{train.ALL} --n_epochs 3 --max_steps 10")
     last = run.folder / "last_ckpt.pt"
-    content = last.read_bytes()
-    last.unlink()  # it may be one file with prev_ckpt.pt
-    if damage != "missing":
-        last.write_bytes(content[: len(content) // 2])
-    again = train.resumed(run)
-    assert again.code == 0 and len(again.err) == 1
-    assert "warning" in again.err[0] and str(last) in again.err[0]
-    assert "resuming from" in again.err[0] and "prev_ckpt.pt" in again.err[0]
+    damage(last, last.read_bytes()[:5000])
+    if how == "missing":
+        last.unlink()
+    (line,) = train.resumed(run).err
+    assert re.search(f"warning: {last} .*; resuming from .*prev_ckpt.pt", line)
     assert train.differences(run, whole) == []
 
 
@@ -247,33 +244,27 @@ def test_a_run_with_one_good_checkpoint_and_nothing_else_goes_on(train: Any) -> 
     """What is said is true, and what is damaged is moved once the folder is this process's."""
     run = train("--pyxce 1 --max_steps 10")
     last = run.folder / "last_ckpt.pt"
-    last.unlink()
-    last.write_bytes(b"damaged")
+    damage(last)
     (run.folder / "variant.json").unlink()
     with alone(run.folder, flag="--log_dir", program="train_wrn.py"):
         assert train.resumed(run).code == 2 and last.read_bytes() == b"damaged"
-    again = train.resumed(run)
-    assert again.code == 0 and len(again.err) == 2
-    assert "settings are the checkpoint's" in again.err[0]
-    assert str(last) in again.err[1] and "resuming from" in again.err[1]
+    settings, resuming = train.resumed(run).err
+    assert "settings are the checkpoint's" in settings
+    assert str(last) in resuming and "resuming from" in resuming
     assert (run.folder / "damaged_ckpt.pt").read_bytes() == b"damaged"
 
 
 def test_without_a_good_checkpoint_the_run_cannot_be_resumed(train: Any) -> None:
     run = train("--pyxce 1 --max_steps 10")
     last, previous = (run.folder / name for name in ("last_ckpt.pt", "prev_ckpt.pt"))
-    last.unlink()
-    last.write_bytes(b"damaged")
+    damage(last)
     assert train.resumed(run, "--max_steps", "10").code == 0
     steps = [run.state(path.name)["progress"]["step"] for path in (previous, last)]
     assert steps == [5, 10]  # the good one is kept until another one is written
-    for path in (last, previous):
-        path.unlink()
-        path.write_bytes(b"damaged")
+    damage(last), damage(previous)
     line = train.resumed(run).refusal
     assert all(path.name in line for path in (last, previous))
-    for path in (last, previous):
-        path.unlink()
+    last.unlink(), previous.unlink()
     assert "start it again with --overwrite" in train.resumed(run).refusal
 
 
@@ -364,23 +355,15 @@ def test_warm_up_counts_from_where_the_optimiser_is_new(train: Any) -> None:
     assert rates(later) == pytest.approx([rate / 2 for rate in rates(fresh)], rel=1e-2)
 
 
-def test_resume_asks_for_no_file_that_is_not_there(train: Any, tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "none"):
-        again = train.bare("--resume", str(folder))
-        assert "holds no run" in again.refusal
-        assert "--id" in again.err[0]
-    assert os.listdir(tmp_path) == []
-
-
 @pytest.mark.parametrize("how", ["--resume", "--overwrite"])
 def test_two_processes_do_not_train_in_one_folder(how: str, train: Any) -> None:
     run = train("--pyxce 1 --max_steps 1")
-    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    before = listed(run.folder)
     where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name)
     with alone(run.folder, flag="--log_dir", program="train_wrn.py"):
         other = train("--pyxce 1 --max_steps 2", *where, how)
     assert f"--log_dir: another train_wrn.py works in {run.folder}: wait" in other.refusal
-    assert before == {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    assert listed(run.folder) == before
     assert train("--pyxce 1 --max_steps 2", *where, how).code == 0
 
 
@@ -408,53 +391,37 @@ def test_resume_auto_starts_over_what_died_before_its_first_checkpoint(train: An
     (run.folder / "prev_ckpt.pt").unlink()
     refused = train("--pyxce 1 --max_steps 2", *where)
     assert refused.code == 2 and "already holds a run" in refused.err[0]
-    nameless = train.bare("--dataset", "digits", "--pyxce", "1", "--resume", "auto")
-    assert nameless.code == 2 and "--resume auto: which run? give --id" in nameless.err[0]
 
 
-@pytest.mark.parametrize("there", [True, False], ids=["log_dir is there", "log_dir is not"])
-@pytest.mark.parametrize("auto", [("--resume", "auto"), ()], ids=["auto", "new run"])
-def test_an_id_that_no_folder_can_have_is_one_line(
-    auto: tuple[str, ...], there: bool, train: Any, tmp_path: Path
-) -> None:
-    where = tmp_path if there else tmp_path / "none"
-    run = train.bare("--pyxce", "1", "--id", "x" * 300, "--log_dir", str(where), *auto)
-    assert "--id" in run.refusal
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("name", "value"), [("norm", None), ("depth", "10")])
-def test_settings_of_other_hands_are_read_or_refused(name: str, value: Any, train: Any) -> None:
+def test_settings_of_other_hands_are_read_or_refused(train: Any) -> None:
     run = train("--pyxce 1 --n_epochs 2 --max_steps 5")
     path = run.folder / "variant.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
-    again = train.resumed(run)
-    if value is None:  # as the ancestors say that there is none
-        assert again.code == 0
-    else:
-        assert "variant.json" in again.refusal
+    path.write_text(json.dumps({**run.settings, "depth": "10"}))
+    assert "variant.json" in train.resumed(run).refusal
+    path.write_text(json.dumps({**run.settings, "depth": 10, "norm": None}))
+    assert train.resumed(run).code == 0  # as the ancestors say that there is none
 
 
-@pytest.mark.parametrize("how", ["missing", "damaged", "a file"])
-def test_a_checkpoint_is_enough_to_resume(how: str, train: Any) -> None:
+@pytest.mark.parametrize(
+    ("variant", "name", "told"),
+    [(None, "", ["is missing"]), ('{"lr": ', "", ["cannot be read"]), ("", "last_ckpt.pt", [])],
+    ids=["missing", "damaged", "a file"],
+)
+def test_a_checkpoint_is_enough_to_resume(
+    variant: str | None, name: str, told: list[str], train: Any
+) -> None:
     """It holds all settings; variant.json is written anew."""
     flags = "--pyxce 1 --pxycontrast 1 --lr .003"
-    whole, parts = train(f"{flags} --max_steps 8"), train(f"{flags} --max_steps 3")
-    variant, told = parts.folder / "variant.json", []
-    where = parts.folder
-    if how == "missing":
-        variant.unlink()
-        told = ["variant.json is missing"]
-    elif how == "damaged":
-        variant.write_text('{"lr": ')
-        told = ["cannot be read"]
-    else:
-        where = parts.folder / "last_ckpt.pt"
-    again = train.bare("--resume", str(where), "--max_steps", "8")
-    assert again.code == 0 and len(again.err) == len(told)
+    whole, parts = train.once(f"{flags} --max_steps 8"), train(f"{flags} --max_steps 3")
+    path = parts.folder / "variant.json"
+    if variant is None:
+        path.unlink()
+    elif variant:
+        path.write_text(variant)
+    again = train.bare("--resume", str(parts.folder / name), "--max_steps", "8")
+    assert again.code == 0
     assert all(part in line for part, line in zip(told, again.err, strict=True))
-    assert train.same(whole.moving(), parts.moving())
-    assert json.loads(variant.read_text())["lr"] == 0.003
+    assert train.same(whole.moving(), parts.moving()) and parts.settings["lr"] == 0.003
 
 
 @pytest.mark.parametrize("variant", [True, False])
@@ -466,16 +433,7 @@ def test_a_run_of_another_program_is_named(variant: bool, train: Any) -> None:
     if not variant:
         save_checkpoint({**run.state(), "settings": settings}, run.folder / "last_ckpt.pt")
         (run.folder / "variant.json").unlink()
-    again = train.bare("--resume", str(run.folder))
-    assert again.code == 2
-    assert "a run of train_contrastive.py, not of train_wrn.py" in again.err[-1]
-    assert len(again.err) == 1
-
-
-def test_only_the_last_checkpoint_is_resumed(train: Any) -> None:
-    run = train.once("--pyxce 1 --n_epochs 1")
-    again = train.bare("--resume", str(run.folder / "best_valid_ckpt.pt"))
-    assert "is a file" in again.err[0] and "--load_path" in again.refusal
+    assert "a run of train_contrastive.py, not of train_wrn.py" in train.resumed(run).refusal
 
 
 def test_frozen_statistics_are_those_of_the_checkpoint(train: Any) -> None:
