@@ -192,6 +192,8 @@ def test_what_diverges_again_and_again_is_given_up(
     assert run.text().count("; restart ") == 2
     assert run.state()["progress"]["lr_scale"] == 0.25
     assert [row["step"] for row in run.rows] == ["5"]
+    monkeypatch.undo()
+    assert train.resumed(run).code == 0 and [row["step"] for row in run.rows] == ["5", "10", "15"]
 
 
 @pytest.mark.parametrize(("stop", "back"), [("12", "4"), ("7", "5"), ("5", "0")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -28,15 +29,19 @@ PLACES = {  # module, function that the signal comes in, which call of it
 }
 
 
+def send(number: signal.Signals, times: int = 1) -> None:
+    for _ in range(times):
+        os.kill(os.getpid(), number)
+
+
 def call_after(
     monkeypatch: pytest.MonkeyPatch, module: Any, name: str, nth: int, act: Callable[[], None]
 ) -> None:
     """In its nth call the function first calls `act`."""
-    real, calls = getattr(module, name), [0]
+    real, calls = getattr(module, name), itertools.count(1)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == nth:
+        if next(calls) == nth:
             act()
         return real(*args, **kwargs)
 
@@ -54,7 +59,7 @@ def test_a_signal_ends_a_run_that_goes_on_as_if_there_had_been_none(
     )
     whole = train.once(flags)
     module, name, nth = PLACES[place]
-    call_after(monkeypatch, module, name, nth, lambda: os.kill(os.getpid(), number))
+    call_after(monkeypatch, module, name, nth, lambda: send(number))
     run = train(flags)
     monkeypatch.undo()
     assert run.code == 128 + number
@@ -72,7 +77,7 @@ def test_the_evaluation_at_the_end_is_made_up_for(
     def stop() -> None:
         if act is None:
             raise KeyboardInterrupt
-        os.kill(os.getpid(), act)
+        send(act)
 
     flags = f"--pyxce 1 --n_epochs 3 {limit}"
     whole = train.once(flags)
@@ -85,36 +90,9 @@ def test_the_evaluation_at_the_end_is_made_up_for(
     assert "nothing to do" in train.resumed(run, *limit.split()).out
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("reader", ["pipe", "terminal"])
-def test_who_reads_the_output_may_end_before_the_run(reader: str, tmp_path: Path) -> None:
-    """As `2>&1 | tee log` does at Ctrl-C, and a terminal that is closed."""
-    words = "train_wrn.py --dataset digits --pyxce 1 --depth 10 --width 1 --batch_size 8 --id run"
-    command = [sys.executable, *words.split(), "--log_dir", str(tmp_path), "--max_steps", "300"]
-    read, write = os.pipe() if reader == "pipe" else os.openpty()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=write, stderr=write, preexec_fn=heard)
-    try:
-        os.close(write)
-        os.close(read)
-        log, deadline = tmp_path / "run" / "log.txt", time.monotonic() + 120
-        while not (log.exists() and "step 100 " in log.read_text()):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
-    finally:
-        process.kill()
-        process.wait()
-    assert "stopped by SIGINT at step" in log.read_text()
-
-
 def test_the_second_ctrl_c_ends_at_once(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def twice() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
     whole = train.once("--pyxce 1 --n_epochs 2")
-    call_after(monkeypatch, train_wrn, "train_step", 8, twice)
+    call_after(monkeypatch, train_wrn, "train_step", 8, lambda: send(signal.SIGINT, times=2))
     run = train("--pyxce 1 --n_epochs 2")
     monkeypatch.undo()
     assert run.code == 130 and "interrupted; the last good checkpoint" in run.err[-1]
@@ -124,16 +102,14 @@ def test_the_second_ctrl_c_ends_at_once(train: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_run_that_is_complete_is_not_stopped(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    call_after(
-        monkeypatch, train_wrn, "plot_samples", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)
-    )
+    call_after(monkeypatch, train_wrn, "plot_samples", 1, lambda: send(signal.SIGTERM))
     run = train("--pyxce 1 --n_epochs 1")
     assert run.code == 0 and "complete: 1 epochs" in run.text() and run.last["test_acc"]
 
 
 def test_what_is_ignored_stays_ignored(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As nohup and a shell's background ask for."""
-    call_after(monkeypatch, train_wrn, "train_step", 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    call_after(monkeypatch, train_wrn, "train_step", 2, lambda: send(signal.SIGINT))
     found = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         assert train("--pyxce 1 --n_epochs 1").code == 0
@@ -146,12 +122,9 @@ def test_handlers_are_those_of_before_afterwards() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with handled(terminate, signal.SIGTERM), Signals("train_wrn.py").listen():
         assert signal.getsignal(signal.SIGTERM) not in before
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-def test_sigterm_is_raised_where_a_program_has_nothing_to_save() -> None:
     with pytest.raises(Terminated), handled(terminate, signal.SIGTERM):
-        os.kill(os.getpid(), signal.SIGTERM)
+        send(signal.SIGTERM)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_polling_ends_between_two_items(capfd: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +133,7 @@ def test_polling_ends_between_two_items(capfd: pytest.CaptureFixture[str]) -> No
         for item in signals.polled(range(9)):
             seen.append(item)
             if item == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
+                send(signal.SIGTERM)
     assert seen == [0, 1, 2, 3] and signals.name == "SIGTERM"
     assert capfd.readouterr().err == "\ntrain_wrn.py: SIGTERM: the step is finished and saved\n"
 
@@ -185,30 +158,30 @@ def test_within_an_epoch_a_kill_costs_ckpt_minutes(
 
 
 @pytest.mark.slow
-@BOTH
-def test_a_program_that_is_told_to_stop_stops(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "reader"),
+    [(signal.SIGTERM, "file"), (signal.SIGINT, "pipe"), (signal.SIGINT, "terminal")],
+)
+def test_a_program_that_is_told_to_stop_stops(number: Any, reader: str, tmp_path: Path) -> None:
+    """Also where its reader has ended before: `2>&1 | tee log` at Ctrl-C, a closed terminal."""
     words = "train_wrn.py --dataset digits --pyxce 1 --depth 10 --width 1 --batch_size 8 --id run"
     command = [sys.executable, *words.split(), "--log_dir", str(tmp_path)]
-    with open(tmp_path / "out", "w+b") as out:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=out, stderr=out, preexec_fn=heard, start_new_session=True
-        )
-        try:
-            log, deadline = tmp_path / "run" / "log.txt", time.monotonic() + 120
-            while not (log.exists() and "step 100 " in log.read_text()):
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.05)
-            process.send_signal(number)
-            assert process.wait(60) == 128 + number
-        finally:
-            process.kill()
-            process.wait()
-        out.seek(0)
-        told = out.read().decode()
-    assert "Traceback" not in told and f"stopped by {number.name} at step" in told
+    pairs = {"pipe": os.pipe, "terminal": os.openpty}
+    out = os.open(tmp_path / "out", os.O_RDWR | os.O_CREAT)
+    read, write = pairs[reader]() if reader in pairs else (out, os.dup(out))
+    process = subprocess.Popen(command, cwd=ROOT, stdout=write, stderr=write)
+    try:
+        os.close(write)
+        os.close(read)
+        log, deadline = tmp_path / "run" / "log.txt", time.monotonic() + 120
+        while not (log.exists() and "step 100 " in log.read_text()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
+    finally:
+        process.kill()
+        process.wait()
+    assert f"stopped by {number.name} at step" in log.read_text()
+    assert "Traceback" not in (tmp_path / "out").read_text()
     assert (tmp_path / "run" / "last_ckpt.pt").exists()
-
-
-def heard() -> None:
-    """A shell lets what it starts in the background ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
