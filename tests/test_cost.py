@@ -99,17 +99,18 @@ def test_memory_is_what_the_tensors_take() -> None:
 def test_memory_counts_only_what_is_used() -> None:
     model = build(depth=10, width=1).requires_grad_(False)
     model.class_output.requires_grad_(True)
-    plain = memory_bytes(settings("--optimizer sgd"), model, 0, 10)
-    head = 4 * (64 * 10 + 10)
-    assert memory_bytes(settings("--max_restarts 0"), model, 0, 10)["snapshots"] == 0
-    assert plain["gradients"] == plain["optimiser"] == head < plain["weights"]
-    assert plain["queue"] == plain["replay buffer"] == 0
+
+    def taken(words: str) -> dict[str, int]:
+        return memory_bytes(settings(words), model, 0, 10)
+
+    plain = taken("--optimizer sgd")
+    assert plain["gradients"] == plain["optimiser"] == 4 * (64 * 10 + 10) < plain["weights"]
+    assert plain["queue"] == plain["replay buffer"] == 0 == taken("--max_restarts 0")["snapshots"]
     for term in ("pxycontrast", "pxcontrast"):
-        assert memory_bytes(settings(f"--{term} 1"), model, 0, 10)["queue"] > 0
-        simclr = settings(f"--{term} 1 --contrast_style simclr")
-        assert memory_bytes(simclr, model, 0, 10)["queue"] == 0
+        assert taken(f"--{term} 1")["queue"] > 0
+        assert taken(f"--{term} 1 --contrast_style simclr")["queue"] == 0
     for term in ("pxsgld", "pxysgld"):
-        assert memory_bytes(settings(f"--{term} 1"), model, 0, 10)["replay buffer"] > 0
+        assert taken(f"--{term} 1")["replay buffer"] > 0
 
 
 def test_peak_memory_is_in_bytes() -> None:

@@ -40,14 +40,10 @@ def test_norms_and_cosines_are_those_of_the_terms_apart() -> None:
     assert "pyxce/cosine" not in found and unused.grad is None
 
 
-def test_a_term_that_pulls_nowhere_has_the_cosine_0() -> None:
+def test_a_term_that_pulls_nowhere_and_terms_without_cross_entropy() -> None:
     a = torch.ones(2, requires_grad=True)
     found = term_gradients({"pyxce": a.sum(), "pxcontrast": 0 * a.sum()}, [a])
     assert found["pxcontrast/gradient"] == 0 and found["pxcontrast/cosine"] == 0
-
-
-def test_without_cross_entropy_there_are_norms_alone() -> None:
-    a = torch.ones(2, requires_grad=True)
     assert list(term_gradients({"pxycontrast": a.sum()}, [a])) == ["pxycontrast/gradient"]
 
 
@@ -60,19 +56,16 @@ MEASURED = {
 def test_measuring_changes_no_other_number(train: Any) -> None:
     plain = train(f"{TERMS} --max_steps 4")
     measured = train(f"{TERMS} --max_steps 4 --log_gradients 2")
-    before, after = plain.last, measured.last
-    assert after.keys() - before.keys() == MEASURED
-    for name in before.keys() - {"seconds", "images_per_s"}:
-        assert before[name] == after[name], name
-    for part in ("model_state_dict", "optimizer", "replay_buffer", "random"):
-        assert train.same(plain.state()[part], measured.state()[part]), part
+    assert set(train.differences(plain, measured)) == {"meters", "rows"}
+    (before,), (after,) = plain.steady, measured.steady
+    assert after.items() > before.items() and after.keys() - before.keys() == MEASURED
 
 
 def test_a_resumed_run_goes_on_with_its_means(train: Any) -> None:
-    whole = train(f"{TERMS} --max_steps 5 --log_gradients 2").last
+    whole = train(f"{TERMS} --max_steps 5 --log_gradients 2")
     part = train(f"{TERMS} --max_steps 3 --log_gradients 2")
-    resumed = train.bare("--resume", str(part.folder), "--max_steps", "5").last
-    assert {name: whole[name] for name in MEASURED} == {name: resumed[name] for name in MEASURED}
+    train.resumed(part, "--max_steps", "5")
+    assert train.differences(whole, part) == []
 
 
 def test_a_resumed_run_may_begin_to_measure(train: Any) -> None:
