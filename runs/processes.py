@@ -188,12 +188,10 @@ def mean(values: Tensor) -> Tensor:
 def average_statistics(model: nn.Module) -> None:
     """Average batch norm's running statistics over processes, in one message. SyncBatchNorm's are
     the same in all anyway."""
-    kinds = nn.modules.batchnorm._BatchNorm
-    layers = [layer for layer in model.modules() if isinstance(layer, kinds)]
-    plain = [layer for layer in layers if not isinstance(layer, nn.SyncBatchNorm)]
-    if size() == 1 or not plain:
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    if size() == 1 or not layers:
         return
-    found: list[Any] = [t for layer in plain for t in (layer.running_mean, layer.running_var)]
+    found: list[Tensor] = [t for layer in layers for t in (layer.running_mean, layer.running_var)]
     means = mean(torch.cat([t.flatten() for t in found])).split([t.numel() for t in found])
     for t, new in zip(found, means, strict=True):
         t.copy_(new.view_as(t))
@@ -254,14 +252,13 @@ def in_turn(load: Callable[[], T]) -> T:
     if size() == 1:
         return load()
     found, failed = None, None
-    for firsts in (True, False):
-        if (os.environ["LOCAL_RANK"] == "0") == firsts:
-            try:
+    for turn in (True, False):
+        try:
+            if (os.environ["LOCAL_RANK"] == "0") == turn:
                 found = load()
-            except Mistake as error:
-                failed = error
-        errors = [each for each in all_of(failed) if each is not None]
-        if errors:
+        except Mistake as error:
+            failed = error
+        if errors := [each for each in all_of(failed) if each is not None]:
             raise errors[0]
     return found  # type: ignore[return-value]
 
@@ -281,18 +278,8 @@ def joined(part: Tensor) -> Tensor:
     part's device. Their lengths n may differ; an empty part may have any shape of length 0."""
     if size() == 1:
         return part
-    about = all_of((tuple(part.shape), part.dtype))
-    lengths = [shape[0] for shape, _ in about]
-    if not any(lengths):
-        return part
-    (_, *rest), dtype = next(each for each in about if each[0][0])
-    padded = torch.zeros((max(lengths), *rest), dtype=dtype)
-    if len(part):
-        padded[: len(part)] = part.detach().cpu()
-    found = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(found, padded, group=_hosts)
-    whole = torch.cat([each[:n] for each, n in zip(found, lengths, strict=True)])
-    return whole.to(part.device)
+    parts = [each for each in all_of(part.detach().cpu()) if len(each)]
+    return torch.cat(parts).to(part.device) if parts else part
 
 
 def share(n: int) -> range:

@@ -43,7 +43,6 @@ if __name__ == "__main__":  # --help and a mistake are answered before torch is 
     ARGS = build_parser().parse_args()
 
 import itertools  # noqa: E402
-import json  # noqa: E402
 import math  # noqa: E402
 import multiprocessing  # noqa: E402
 import os  # noqa: E402
@@ -57,7 +56,7 @@ from argparse import Namespace  # noqa: E402
 from collections import Counter  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import Any, NamedTuple  # noqa: E402
 
 import torch  # noqa: E402
 
@@ -66,8 +65,9 @@ import train_wrn  # noqa: E402
 from losses import sgld  # noqa: E402
 from runs import folder as records  # noqa: E402
 from runs.checkpoint import CheckpointError, read_checkpoint  # noqa: E402
+from runs.files import write_json, write_text  # noqa: E402
 from runs.folder import LAST, PREVIOUS  # noqa: E402
-from runs.screen import print_line  # noqa: E402
+from runs.screen import markdown, print_line  # noqa: E402
 from training import divergence, flags, machine  # noqa: E402
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -81,10 +81,20 @@ WORDS = (
     "--device cpu --ckpt_minutes .003"
 )
 CLOCK = ("seconds", "images_per_s")
-Row = dict[str, Any]
+Fault = tuple[str, int]  # kind, and the number of calls before it
 
 
-def child(words: list[str], out: str, fault: tuple[str, int] | None) -> None:
+class Result(NamedTuple):
+    """What one section has counted."""
+
+    reached: int
+    of: int
+    what: str
+    notes: tuple[str, ...]
+    kept: bool
+
+
+def child(words: list[str], out: Path, fault: Fault | None) -> None:
     """Train in this process; the output goes to the file `out`."""
     with open(out, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
@@ -106,16 +116,12 @@ class Runs:
         where = ("--log_dir", str(place or self.place), "--id", name, "--seed", str(seed))
         return [*WORDS.split(), *where]
 
-    def resume(self, name: str) -> list[str]:
-        return ["--resume", str(self.place / name), "--max_steps", "300"]
-
-    def start(self, name: str, words: list[str], fault: tuple[str, int] | None = None) -> Any:
-        arguments = (words, str(self.place / f"{name}.out"), fault)
-        process = CONTEXT.Process(target=child, args=arguments)
+    def start(self, name: str, words: list[str], fault: Fault | None = None) -> Any:
+        process = CONTEXT.Process(target=child, args=(words, self.place / f"{name}.out", fault))
         process.start()
         return process
 
-    def run(self, name: str, words: list[str], fault: tuple[str, int] | None = None) -> int:
+    def run(self, name: str, words: list[str], fault: Fault | None = None) -> int:
         process = self.start(name, words, fault)
         process.join()
         return process.exitcode
@@ -124,16 +130,20 @@ class Runs:
         path = self.place / f"{name}.out"
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
-    def whole(self, seed: int) -> tuple[str, float]:
-        """Return the name of the undisturbed run of this seed, and the seconds that it took."""
-        name, began = f"whole{seed}", time.monotonic()
-        assert self.run(name, self.words(name, seed)) == 0, self.said(name)
-        return name, time.monotonic() - began
-
-    def same(self, *names: str) -> bool:
-        """Compare all that two runs leave."""
-        a, b = (left(self.place / name) for name in names)
-        return equal(a, b)
+    def disturbed(self, name: str, seed: int, disturb: Callable[[Any, float], None]) -> bool:
+        """Disturb a run ten times, each time resumed, and let it end; return whether it ends with
+        the undisturbed run's bits. `disturb`: of the process, and the seconds that a run takes."""
+        began, resume = time.monotonic(), ["--resume", str(self.place / name), "--max_steps", "300"]
+        assert self.run("whole", self.words(f"whole{seed}", seed)) == 0, self.said("whole")
+        took = time.monotonic() - began
+        self.run(name, [*self.words(name, seed), "--max_steps", "1"])  # there is what to resume
+        for _ in range(10):
+            (self.place / f"{name}.out").unlink()
+            process = self.start(name, resume)
+            disturb(process, took)
+            process.join(60)
+        self.run(name, resume)
+        return equal(left(self.place / f"whole{seed}"), left(self.place / name))
 
 
 def left(folder: Path, name: str = LAST) -> dict[str, Any]:
@@ -163,27 +173,7 @@ def equal(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def row(promise: str, reached: int, of: int, what: str, *notes: str, besides: bool = True) -> Row:
-    """`besides`: whether the notes are as they have to be, too."""
-    return {"promise": promise, "reached": f"{reached} of {of} {what}", "notes": list(notes),
-            "kept": reached == of and besides}  # fmt: skip
-
-
-def disturbed(runs: Runs, name: str, seed: int, disturb: Callable[[Any, float], None]) -> bool:
-    """Disturb a run ten times, each time resumed, and let it end; return whether it ends with the
-    undisturbed run's bits. `disturb`: of the process, and the seconds that the whole run takes."""
-    whole, took = runs.whole(seed)
-    runs.run(name, [*runs.words(name, seed), "--max_steps", "1"])  # there is something to resume
-    for _ in range(10):
-        (runs.place / f"{name}.out").unlink()
-        process = runs.start(name, runs.resume(name))
-        disturb(process, took)
-        process.join(60)
-    runs.run(name, runs.resume(name))
-    return runs.same(whole, name)
-
-
-def kills(runs: Runs, rounds: int) -> Row:
+def kills(runs: Runs, rounds: int) -> Result:
     """Kill each run at random moments."""
     count: Counter[str] = Counter()
     for seed in range(rounds):
@@ -197,12 +187,13 @@ def kills(runs: Runs, rounds: int) -> Row:
             found = [runs.place / name / file for file in (LAST, PREVIOUS)]
             count["unloadable"] += sum(not loads(path) for path in found)
 
-        count["same"] += disturbed(runs, name, seed, kill)
-    return row("a killed run ends where it would have ended", count["same"], rounds,
-               "runs end with the undisturbed run's bits",
-               f"{count['killed']} SIGKILLs met a living run",
-               f"{count['unloadable']} of {20 * rounds} checkpoints unloadable",
-               besides=count["unloadable"] == 0)  # fmt: skip
+        count["same"] += runs.disturbed(name, seed, kill)
+    notes = (
+        f"{count['killed']} SIGKILLs met a living run",
+        f"{count['unloadable']} of {20 * rounds} checkpoints unloadable",
+    )
+    what = "runs end with the undisturbed run's bits"
+    return Result(count["same"], rounds, what, notes, count["unloadable"] == 0)
 
 
 def loads(path: Path) -> bool:
@@ -214,7 +205,7 @@ def loads(path: Path) -> bool:
     return True
 
 
-def signals(runs: Runs, rounds: int) -> Row:
+def signals(runs: Runs, rounds: int) -> Result:
     """Send SIGTERM and SIGINT at random moments."""
     count: Counter[str] = Counter()
     of = math.ceil(rounds * 3 / 10)
@@ -232,10 +223,10 @@ def signals(runs: Runs, rounds: int) -> Row:
                 finished = process.exitcode == 0 and "stopped by --max_steps" in runs.said(name)
                 count["right"] += finished or process.exitcode == 128 + number
 
-        count["same"] += disturbed(runs, name, seed, send)
-    return row("a signal saves", count["right"], 10 * of, "signals with the right exit code",
-               f"{count['same']} of {of} runs end with the undisturbed run's bits",
-               besides=count["same"] == of)  # fmt: skip
+        count["same"] += runs.disturbed(name, seed, send)
+    notes = (f"{count['same']} of {of} runs end with the undisturbed run's bits",)
+    what = "signals with the right exit code"
+    return Result(count["right"], 10 * of, what, notes, count["same"] == of)
 
 
 @contextmanager
@@ -251,25 +242,22 @@ def small_disk(place: Path, size: int) -> Iterator[bool]:
             subprocess.run(["umount", str(place)], check=True)
 
 
-def disk(runs: Runs, rounds: int) -> Row:
+def disk(runs: Runs, rounds: int) -> Result:
     """Train on disks that hold from one checkpoint to three."""
-    whole, _ = runs.whole(300)
-    needed, place = (runs.place / whole / LAST).stat().st_size, runs.place / "disk"
+    assert runs.run("whole", runs.words("whole", 300)) == 0, runs.said("whole")
+    needed, place = (runs.place / "whole" / LAST).stat().st_size, runs.place / "disk"
     good = told = 0
     for i in range(rounds):
         with small_disk(place, int(needed * (1.1 + 2.2 * i / rounds))) as mounted:
             if not mounted:
-                return row("a full disk destroys nothing", 0, rounds, "sizes",
-                           "to mount one takes root")  # fmt: skip
+                return Result(0, rounds, "sizes", ("to mount one takes root",), False)
             code = runs.run(f"disk{i}", runs.words("run", 300, place))
             said = [line for line in runs.said(f"disk{i}").splitlines() if "error:" in line]
             told += code == 2 and len(said) == 1 and str(place) in said[0] and "free" in said[0]
             found = [place / "run" / name for name in (LAST, PREVIOUS)]
             good += all(map(loads, found)) and not list((place / "run").glob(".*.tmp"))
-    return row("a full disk destroys nothing", good, rounds,
-               "sizes leave all checkpoints loadable",
-               f"{told} of {rounds} end with one line, with file and free space",
-               besides=told == rounds)  # fmt: skip
+    notes = (f"{told} of {rounds} end with one line, with file and free space",)
+    return Result(good, rounds, "sizes leave all checkpoints loadable", notes, told == rounds)
 
 
 def endless_energy(_: Any, term: Any, data: torch.Tensor, samples: torch.Tensor) -> Any:
@@ -313,7 +301,7 @@ def inject(kind: str, at: int) -> None:
     divergence.SNAPSHOT_EVERY = 20
 
 
-def faults(runs: Runs, rounds: int) -> Row:
+def faults(runs: Runs, rounds: int) -> Result:
     """Make one call of a run go wrong: it heals, and log.txt has what happened."""
     finished = logged = 0
     count = math.ceil(rounds * 1.5)
@@ -327,44 +315,46 @@ def faults(runs: Runs, rounds: int) -> Row:
         events = re.findall(r"^diverged at step \d+ \(.*: back to step .*; restart", text, re.M)
         restarts = state["progress"]["restarts"]
         logged += len(events) == restarts and (restarts > 0 or kind == "longer")
-    return row("divergence heals", finished, count, "runs with a fault finish, and are finite",
-               f"{logged} of {count} log each event with cause and action",
-               besides=logged == count)  # fmt: skip
+    notes = (f"{logged} of {count} log each event with cause and action",)
+    what = "runs with a fault finish, and are finite"
+    return Result(finished, count, what, notes, logged == count)
+
+
+PROMISES: dict[str, tuple[str, Callable[[Runs, int], Result]]] = {
+    "kills": ("a killed run ends where it would have ended", kills),
+    "signals": ("a signal saves", signals),
+    "disk": ("a full disk destroys nothing", disk),
+    "faults": ("divergence heals", faults),
+}
 
 
 def main(args: Namespace) -> int:
     """Return 0 where every promise was kept, else 1."""
     args.output.mkdir(parents=True, exist_ok=True)
     found, began = [], time.monotonic()
-    sections = {"kills": kills, "signals": signals, "disk": disk, "faults": faults}
-    for name in args.sections:
-        print_line(name, sys.stderr)
+    for section in args.sections:
+        promise, count = PROMISES[section]
+        print_line(section, sys.stderr)
         with tempfile.TemporaryDirectory() as place:
-            result = sections[name](Runs(Path(place), args.seed), args.rounds)
-        found.append({"section": name, **result})
-        print_line(f"  {result['reached']}; {'; '.join(result['notes'])}", sys.stderr)
+            r = count(Runs(Path(place), args.seed), args.rounds)
+        reached, kept = f"{r.reached} of {r.of} {r.what}", r.reached == r.of and r.kept
+        about = {"promise": promise, "reached": reached, "notes": list(r.notes), "kept": kept}
+        found.append({"section": section, **about})
+        print_line(f"  {'; '.join([reached, *r.notes])}", sys.stderr)
+    where, seconds = machine.environment(torch.device("cpu")), time.monotonic() - began
     words = f"--sections {' '.join(args.sections)} --rounds {args.rounds}"
-    record = {"command": f"python scripts/torture.py {words}",
-              "seconds": time.monotonic() - began,
-              "environment": machine.environment(torch.device("cpu")),
-              "promises": found}  # fmt: skip
-    text = markdown(record)
-    (args.output / "torture.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (args.output / "torture.md").write_text(text, encoding="utf-8")
-    print_line(text, sys.stdout)
-    return 0 if all(result["kept"] for result in found) else 1
-
-
-def markdown(record: Row) -> str:
-    where = record["environment"]
+    command = f"python scripts/torture.py {words}"
+    record = {"command": command, "seconds": seconds, "environment": where, "promises": found}
+    write_json(args.output / "torture.json", record, indent=1)
+    rows = [{**row, "reached": "; ".join([row["reached"], *row["notes"]])} for row in found]
     place = f"{where['device']}, PyTorch {where['torch_build']}, commit {where['git_commit']}"
-    lines = ["# What a run survives", "", f"    {record['command']}", ""]
-    lines += [f"{place}; {record['seconds'] / 60:.0f} minutes", ""]
-    lines += ["| promise | reached |", "|---|---|"]
-    for result in record["promises"]:
-        told = "; ".join([result["reached"], *result["notes"]])
-        lines.append(f"| {result['promise']} | {told} |")
-    return "\n".join(lines) + "\n"
+    text = (
+        f"# What a run survives\n\n    {command}\n\n{place}; {seconds / 60:.0f} minutes\n\n"
+        f"{markdown(rows, ('promise', 'reached'))}\n"
+    )
+    write_text(args.output / "torture.md", text)
+    print_line(text, sys.stdout)
+    return 0 if all(row["kept"] for row in found) else 1
 
 
 if __name__ == "__main__":
