@@ -7,6 +7,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,12 +16,7 @@ import torch
 from torch.serialization import get_crc32_options
 
 from runs import checkpoint
-from runs.checkpoint import (
-    CheckpointError,
-    read_checkpoint,
-    read_with_sha256,
-    save_checkpoint,
-)
+from runs.checkpoint import CheckpointError, read_checkpoint, read_with_sha256, save_checkpoint
 
 STATE = {"weights": torch.arange(9.0), "names": ["a", "b"], "step": 3, "more": {"lr": 1e-4}}
 OTHER = {"step": 4}
@@ -41,34 +37,24 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_keep_holds_the_one_before(
+def test_keep_holds_the_one_before_and_a_second_name_is_as_good_as_a_second_file(
     links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not links:
         monkeypatch.setattr(os, "link", broken)
-    path, keep = tmp_path / "last.pt", tmp_path / "prev.pt"
-    for step in (1, 2, 3):
-        save_checkpoint({"step": step}, path, keep=keep)
-        assert read_checkpoint(path)["step"] == step
-        assert keep.exists() == (step > 1)
-    assert read_checkpoint(keep)["step"] == 2 and names(tmp_path) == ["last.pt", "prev.pt"]
-
-
-def test_a_second_name_is_as_good_as_a_second_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     best, last, keep = (tmp_path / f"{name}.pt" for name in ("best", "last", "prev"))
-    save_checkpoint({"step": 1}, last)
-    save_checkpoint({"step": 2}, best)
+
+    def steps() -> list[int]:
+        return [read_checkpoint(path)["step"] for path in (best, last, keep) if path.exists()]
+
+    for step in (1, 2, 3):
+        save_checkpoint({"step": step}, last, keep=keep)
+        assert steps() == [step, step - 1][: 1 + (step > 1)]
+    save_checkpoint({"step": 4}, best)
     checkpoint.copy_checkpoint(best, last, keep=keep)
-    assert os.path.samefile(best, last)
-    assert [read_checkpoint(path)["step"] for path in (best, last, keep)] == [2, 2, 1]
-    save_checkpoint({"step": 3}, last, keep=keep)
-    assert [read_checkpoint(path)["step"] for path in (best, last, keep)] == [2, 3, 2]
-    monkeypatch.setattr(os, "link", broken)  # no hard links here
-    checkpoint.copy_checkpoint(best, last, keep=keep)
-    assert [read_checkpoint(path)["step"] for path in (best, last, keep)] == [2, 2, 3]
-    assert names(tmp_path) == ["best.pt", "last.pt", "prev.pt"]
+    assert steps() == [4, 4, 3] and os.path.samefile(best, last) == links
+    save_checkpoint({"step": 5}, last, keep=keep)
+    assert steps() == [4, 5, 4] and names(tmp_path) == ["best.pt", "last.pt", "prev.pt"]
 
 
 def test_the_archive_s_own_checksums_are_left_out_of_ours_alone(tmp_path: Path) -> None:
@@ -91,10 +77,8 @@ def test_a_file_system_that_knows_no_sync_of_folders_will_do(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    if code == errno.EIO:
-        with pytest.raises(OSError, match="cannot write"):
-            save_checkpoint(STATE, tmp_path / "last.pt")
-    else:
+    failing = pytest.raises(OSError, match="cannot write")
+    with failing if code == errno.EIO else nullcontext():
         save_checkpoint(STATE, tmp_path / "last.pt")
     assert read_checkpoint(tmp_path / "last.pt")["step"] == 3
 
@@ -116,16 +100,19 @@ def interrupted(*_: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("at", ["torch.save", "os.fsync", "half written", "Ctrl-C"])
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        *(("torch.save", broken), ("os.fsync", broken)),
+        *(("torch.save", half_written), ("torch.save", interrupted)),
+    ],
+)
 def test_a_failure_while_writing_leaves_the_old_file_and_no_other(
-    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, fault: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, keep = tmp_path / "last.pt", tmp_path / "prev.pt"
     save_checkpoint(STATE, path)
-    if at == "half written":
-        monkeypatch.setattr(torch, "save", half_written)
-    else:
-        monkeypatch.setattr(*(("torch.save", interrupted) if at == "Ctrl-C" else (at, broken)))
+    monkeypatch.setattr(name, fault)
     with pytest.raises((OSError, KeyboardInterrupt)) as caught:
         save_checkpoint(OTHER, path, keep=keep)
     if isinstance(caught.value, OSError):
@@ -158,18 +145,17 @@ def test_an_error_that_is_no_disk_s_is_not_taken_for_one(
         save_checkpoint(STATE, tmp_path / "last.pt")
 
 
-def test_a_file_of_any_length_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "ckpt.pt"
-    save_checkpoint(STATE, path)
-    whole, cut = path.read_bytes(), tmp_path / "cut.pt"
-    for length in range(0, len(whole), 37):
-        cut.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError) as caught:
-            read_checkpoint(cut)
-        assert "\n" not in str(caught.value) and str(cut) in str(caught.value)
+def refused(path: Path) -> str:
+    """The one line with which a file is refused."""
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path)
+    line = str(caught.value)
+    assert "\n" not in line and str(path) in line
+    return line
 
 
 def damages(whole: bytes, seed: int) -> Iterator[bytes]:
+    """One flipped bit, wherever; a block of zeros, as a crashed disk leaves; a missing end."""
     random = torch.Generator().manual_seed(seed)
 
     def places(n: int) -> list[int]:
@@ -181,21 +167,19 @@ def damages(whole: bytes, seed: int) -> Iterator[bytes]:
     for place in places(20):
         if any(whole[place : place + 512]):
             yield whole[:place] + bytes(len(whole[place : place + 512])) + whole[place + 512 :]
-    for cut in (1, checkpoint.SEAL_SIZE - 1, checkpoint.SEAL_SIZE, checkpoint.SEAL_SIZE + 1):
-        yield whole[:-cut]
+    near = [len(whole) - checkpoint.SEAL_SIZE + i for i in (-1, 0, 1)]
+    for length in (*range(seed, len(whole), 100), *near):
+        yield whole[:length]
     yield whole + b"\n"
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_damaged_is_never_used(seed: int, tmp_path: Path) -> None:
-    """One flipped bit, wherever; a block of zeros, as a crashed disk leaves; a missing end."""
     path = tmp_path / "ckpt.pt"
     save_checkpoint(STATE, path)
     for damaged in damages(path.read_bytes(), seed):
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError) as caught:
-            read_checkpoint(path)
-        assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+        refused(path)
 
 
 def test_the_last_line_is_what_sha256sum_says_of_the_rest(tmp_path: Path) -> None:
@@ -239,15 +223,12 @@ def test_any_byte_of_a_file_without_a_checksum_may_be_wrong(seed: int, tmp_path:
 
 
 def test_an_archive_that_grows_when_it_is_read_is_refused(tmp_path: Path) -> None:
-    torch.save({"weights": torch.zeros(2**20)}, tmp_path / "plain.pt")
-    with (
-        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
-        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
-    ):
-        for name in plain.namelist():
-            bomb.writestr(name, plain.read(name))
-    with pytest.raises(CheckpointError, match=r"bomb.pt is .* \(it is compressed\)"):
-        read_checkpoint(tmp_path / "bomb.pt")
+    plain, bomb = tmp_path / "plain.pt", tmp_path / "bomb.pt"
+    torch.save({"weights": torch.zeros(2**20)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as made:
+        for name in source.namelist():
+            made.writestr(name, source.read(name))
+    assert "(it is compressed)" in refused(bomb)
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
@@ -265,8 +246,7 @@ def test_a_tensor_that_is_larger_than_its_data_is_refused(
 ) -> None:
     torch.save({"model_state_dict": {"class_output.weight": tensor}}, tmp_path / "bomb.pt")
     assert (tmp_path / "bomb.pt").stat().st_size < 10_000
-    with pytest.raises(CheckpointError, match=r"bomb.pt is .* \(a tensor exceeds its data\)"):
-        read_checkpoint(tmp_path / "bomb.pt")
+    assert "(a tensor exceeds its data)" in refused(tmp_path / "bomb.pt")
 
 
 @pytest.mark.parametrize(
@@ -286,9 +266,7 @@ def test_whatever_the_unpickler_makes_of_a_file_it_is_refused_in_one_line(
         with zipfile.ZipFile(path, "w") as archive:
             for name, inner in (("data.pkl", content), ("version", b"3"), ("byteorder", b"little")):
                 archive.writestr(f"a/{name}", inner)
-    with pytest.raises(CheckpointError) as error:
-        read_checkpoint(path)
-    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    refused(path)
 
 
 def test_a_state_that_is_deep_or_holds_things_often_is_walked_once() -> None:
@@ -303,25 +281,24 @@ def test_a_state_that_is_deep_or_holds_things_often_is_walked_once() -> None:
 
 def test_a_missing_file_and_a_foreign_object_are_named(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.pt"):
-        with pytest.raises(CheckpointError, match=f"{path} is no file: give the path"):
-            read_checkpoint(path)
+        assert f"{path} is no file: give the path" in refused(path)
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(CheckpointError, match="list.pt holds a list, not a checkpoint's dict"):
-        read_checkpoint(tmp_path / "list.pt")
+    assert "list.pt holds a list, not a checkpoint's dict" in refused(tmp_path / "list.pt")
 
 
 def test_a_run_s_checkpoint_holds_plain_values_alone(train: Any) -> None:
-    def walk(value: Any) -> None:
-        plain = (torch.Tensor, int, float, str, bool, type(None))
-        assert isinstance(value, dict) or type(value) in (*plain, list, tuple), type(value)
+    def leaves(value: Any) -> Iterator[Any]:
         if isinstance(value, dict | list | tuple):
             for item in value.values() if isinstance(value, dict) else value:
-                walk(item)
+                yield from leaves(item)
+        else:
+            yield value
 
     run = train.once(f"{train.ALL} --max_steps 5")
     for name in ("last_ckpt.pt", "prev_ckpt.pt", "best_valid_ckpt.pt"):
         state = read_checkpoint(run.folder / name)
-        walk(state)
+        kinds = {type(value) for value in leaves(state)}
+        assert kinds <= {torch.Tensor, int, float, str, bool, type(None)}
         assert {"model_state_dict", "replay_buffer", "optimizer", "settings"} <= set(state)
         assert {"queue_logit", "queue_ptr"} <= set(state["model_state_dict"])
         shapes = [t.shape for t in state["objective"].values() if isinstance(t, torch.Tensor)]
