@@ -12,6 +12,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from reports.tables import DECLARED
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -258,52 +260,13 @@ class Table:
     overlays: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
 
 
-OOD = "OOD --score_fn px py --ood_dataset {ood}"
-ACCURACY_OF, CALIBRATION_OF, FID = "test_clf", "eval_ece", "fid {fid}"
-LINF = "attack --distance Linf --max_images {few}"
-L2 = "attack --distance L2 --max_images {few}"
-FOUR = ("ce", "jem", "jem-stable", "hdge")
-FOUR_C100 = tuple(f"{name}-c100" for name in FOUR)
 TABLES = {
-    "table1_ood": Table(
-        ("ce", "simclr-linear", "igebm", "jem", "jem-150", "jem-stable", "jem-head", "hdge")
-        + ("hdge-jem", "hdge-jem-stable", "hdge-jem-head", "jointloss-resnet50", "hdge-resnet50"),
-        (OOD,),
-    ),
-    "table2_classification": Table(
-        ("ce-bn", "ce-bn-c100", "supcon-bn-linear", "supcon-bn-linear-c100", "jem-bn")
-        + ("jem-bn-c100", "hdge-bn", "hdge-bn-c100", "hdge-only-bn", "hdge-only-bn-c100")
-        + ("hdge-only-bn-linear", "hdge-only-bn-linear-c100"),
-        (ACCURACY_OF,),
-    ),
-    "table3_hybrid": Table(
-        ("igebm", "jem", "jem-150", "jem-stable", "jem-head", "hdge", "hdge-jem")
-        + ("hdge-jem-stable", "hdge-jem-head", "ce-bn", "ce"),
-        (ACCURACY_OF, FID),
-    ),
-    "table5_variants": Table(
-        ("hdge", "hdge-simclr-style", "hdge-raw", "hdge-eq13", "hdge-eq13-raw"), (OOD, ACCURACY_OF)
-    ),
-    "table6_negatives": Table(
-        ("jem", "jem-n128", "jem-n256", "jem-stable", "jem-stable-n128", "jem-stable-n256")
-        + ("hdge-k64", "hdge-k128", "hdge-k256", "hdge"),
-        (OOD,),
-    ),
-    "figure1_histograms": Table(FOUR, (), (("figure1", "logp_hist {hist}", FOUR),)),
-    "figure2_calibration": Table(FOUR_C100, (), (("figure2", CALIBRATION_OF, FOUR_C100),)),
-    "figure3_samples": Table(
-        ("hdge-jem", "hdge-jem-stable", "hdge-jem-head"), ("cond_samples {samples}",)
-    ),
-    "figure4_robustness": Table(
-        (*FOUR, "at-linf", "at-l2"),
-        (),
-        (("figure4-linf", LINF, (*FOUR, "at-linf")), ("figure4-l2", L2, (*FOUR, "at-l2"))),
-    ),
-    "figure5_negatives": Table(
-        ("ce-c100-b256", *(f"hdge-c100-k{k}" for k in QUEUES)), (ACCURACY_OF,)
-    ),
-    "alpha": Table(("alpha0", "alpha0.25", "alpha0.5", "alpha0.75", "ce"), (ACCURACY_OF, OOD)),
-    "sampler": Table(tuple(LADDER), (ACCURACY_OF, CALIBRATION_OF, OOD, FID)),
+    name: Table(
+        tuple(row for _, *own in declared["rows"] for row in own),
+        tuple(DECLARED["questions"].get(text, text) for text in declared.get("questions", ())),
+        tuple((place, q, tuple(own)) for place, q, own in declared.get("overlays", ())),
+    )
+    for name, declared in DECLARED["tables"].items()
 }
 # Where Inception is too much for a CPU, samples are compared in the features of one network for
 # all rows and seeds: see `judge`.

@@ -39,6 +39,7 @@ def page(run: Run, defaults: Mapping[str, Any]) -> str:
         script=(HERE / "page.js").read_text(encoding="utf-8"),
         run=run,
         paper=theirs,
+        sources=paper.PUBLISHED["sources"],
         network=paper.NETWORK,
         epochs=paper.EPOCHS,
         trained=paper.network(run.settings),

@@ -32,54 +32,28 @@ METHODS: dict[tuple[str, ...], tuple[str, str | None, str | None, str | None]] =
 
 @dataclass
 class Paper:
-    """The papers' numbers for the method that the run resembles."""
+    """The papers' numbers for the method that the run resembles, by the keys of a record; each with
+    its standard deviation where one is printed. `trained`: the data set that they are about."""
 
     method: str
-    rows: Sequence[str | None]
-    tables: dict[str, Any]
-    settings: dict[str, Any]
+    numbers: dict[str, list[float]]
+    trained: str
 
-    def auroc(self, in_dataset: str, ood_dataset: str, score: str) -> tuple[float, float] | None:
-        """Return AUROC and its standard deviation, of models trained on CIFAR-10."""
-        if self.own(in_dataset) != "cifar10" or score not in SCORES:
-            return None
-        resnet = " (ResNet-50)" if self.settings.get("arch") == "resnet50" else ""
-        row = _row(self.tables["table1_ood"][SCORES[score]], f"{self.rows[0]}{resnet}")
-        column = {"interp": "cifar10interp"}.get(canonical(ood_dataset), canonical(ood_dataset))
-        known = row.get("auroc", {})
-        return (known[column], row["std"][column]) if column in known else None
+    def number(self, key: str) -> float | None:
+        return self.numbers[key][0] if key in self.numbers else None
 
-    def accuracy(self, dataset: object) -> float | None:
-        """Return accuracy, 0 to 1: of Table 2 with batch norm, else of Table 3 for CIFAR-10 and of
-        Figure 2 for CIFAR-100."""
-        name = self.own(dataset)
-        if self.settings.get("arch") == "resnet50":
-            return None
-        if self.settings.get("norm") == "batch":
-            return self._share("table2_classification", 1, name)
-        if name == "cifar10":
-            return self._share("table3_hybrid", 2, "accuracy")
-        return self._share("figure2_calibration", 0, "accuracy") if name == "cifar100" else None
+    def auroc(self, in_dataset: str, ood_dataset: str, score: str) -> list[float] | None:
+        """Return AUROC and its standard deviation."""
+        out = {"interp": "cifar10interp"}.get(canonical(ood_dataset), canonical(ood_dataset))
+        own = canonical(in_dataset) == self.trained
+        return self.numbers.get(f"auroc/{score}/{out}") if own else None
 
-    def ece(self, dataset: object) -> float | None:
-        """Return ECE, 0 to 1, of models trained on CIFAR-100."""
-        of_paper = self.own(dataset) == "cifar100"
-        return self._share("figure2_calibration", 0, "ece") if of_paper else None
-
-    def generation(self, key: str) -> float | None:
-        """Return the number of this key, fid or is, of models trained on CIFAR-10."""
-        if canonical(self.settings.get("dataset")) != "cifar10":
-            return None
-        return _row(self.tables["table3_hybrid"]["rows"], self.rows[2]).get(key)
-
-    def own(self, dataset: object) -> str:
-        """Return the canonical name of what the model was trained on, "" for other data."""
+    def share(self, kind: str, dataset: object) -> float | None:
+        """Return accuracy or ECE on the data set of training, 0 to 1; without batch norm accuracy
+        on CIFAR-100 is Figure 2's."""
         name = canonical(dataset)
-        return name if name == canonical(self.settings.get("dataset")) else ""
-
-    def _share(self, table: str, row: int, key: str) -> float | None:
-        found = _row(self.tables[table]["rows"], self.rows[row]).get(key)
-        return None if found is None else found / 100
+        found = self.number(f"{kind}/{name}") or self.number(f"ece_{kind}/{name}")
+        return found / 100 if found and name == self.trained else None
 
 
 def paper_of(run: Run) -> Paper:
@@ -92,7 +66,30 @@ def paper_of(run: Run) -> Paper:
     norm = run.settings.get("norm") in (None, "none", "batch")
     if run.settings.get("uncond") or not norm or others(run):
         rows = [None] * 3  # the papers have no such head for log q(x), network or data
-    return Paper(str(method), rows, PUBLISHED, run.settings)
+    trained = canonical(run.settings.get("dataset"))
+    return Paper(str(method), published(run.settings, trained, rows), trained)
+
+
+def published(
+    settings: Mapping[str, Any], trained: str, rows: Sequence[str | None]
+) -> dict[str, list[float]]:
+    """Return the numbers of those of the rows that are about such a network and data set."""
+    ood, batch, hybrid = rows
+
+    def row(table: str, name: str | None) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = PUBLISHED["tables"][table]["rows"].get(name, {})
+        return found
+
+    if settings.get("arch") == "resnet50":
+        return row("table1_ood", f"{ood} (ResNet-50)") if trained == "cifar10" else {}
+    if trained == "cifar10":
+        found = row("table1_ood", ood) | row("table3_hybrid", hybrid)
+    else:
+        found = row("figure2_calibration", ood)
+    if settings.get("norm") == "batch":
+        found = {key: n for key, n in found.items() if "accuracy/" not in key}
+        found |= row("table2_classification", batch)
+    return found
 
 
 def canonical(dataset: object) -> str:
@@ -135,7 +132,3 @@ def badge(run: Run) -> str | None:
     differs += [f"{run.epochs} epoch" + "s" * (run.epochs != 1)] if few else []
     scale = "small scale" if small else "differs from the paper"
     return f"{scale}: {', '.join(differs)}" if differs else None
-
-
-def _row(rows: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
-    return next((row for row in rows if row["model"] == name), {})

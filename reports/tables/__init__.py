@@ -1,1 +1,12 @@
-"""The papers' tables beside our own numbers: run folders -> small records -> tables and pages."""
+"""The papers' tables beside our own numbers: run folders -> small records -> tables and pages.
+
+tables.json declares the tables, their rows in order, and the claims.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from runs.files import read_json
+
+DECLARED: dict[str, Any] = read_json(Path(__file__).parent / "tables.json")
+TABLES: dict[str, dict[str, Any]] = DECLARED["tables"]

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
+from reports.tables import DECLARED
 from reports.tables.about import NOT_RUN
 from reports.tables.formats import value_text
 from reports.tables.records import Record
 from reports.tables.table import NO_DATA, NOT_ASKED, OTHER_FEATURES, Number, keys_of, measured
-from reports.tables.titles import DECLARED, digits, features_and_count, full_title, natural
-from runs.terms import has_chains
+from reports.tables.titles import digits, features_and_count, full_title, natural
 
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted", "undecided"
 CLAIMS = [(*claim, key) for *claim, keys in DECLARED["claims"] for key in keys]
@@ -128,14 +128,3 @@ def gradient_rows(records: Mapping[str, Record]) -> list[list[str]]:
         for key in sorted(found, key=natural)
         if key.startswith("gradient/")
     ]
-
-
-def divergences(records: Mapping[str, Record]) -> tuple[list[int], list[int]]:
-    """Count [diverged runs, runs] without SGLD, and with it; linear probes are left out."""
-    counts = ([0, 0], [0, 0])
-    for seed in (seed for record in records.values() for seed in record["seeds"].values()):
-        if seed["settings"].get("method") != "linear-probe":
-            of_sgld = counts[has_chains(seed["settings"])]
-            of_sgld[0] += bool(seed["divergences"] or seed["state"] == "diverged")
-            of_sgld[1] += 1
-    return counts

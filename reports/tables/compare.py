@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from reports.page.markup import number
 from reports.page.paper import SCORES
-from reports.tables.about import about, commits, devices, divergences, joined, network
+from reports.tables.about import about, commits, divergences, joined, network
 from reports.tables.formats import aligned, value_text
 from reports.tables.protocols import check_protocols
 from reports.tables.records import Record
@@ -67,7 +67,7 @@ def comparison(runs: Mapping[str, Record], table: Table) -> str:
     lines += [
         ["hours", *(shown(record["seconds"], 1 / 3600, 2) for record in every)],
         ["images a second", *(shown(record["images_per_s"], 1, 0) for record in every)],
-        ["hardware", *(joined(devices(record)) for record in every)],
+        ["hardware", *(joined(record["devices"]) for record in every)],
         ["commit", *(joined(commits(record)) for record in every)],
     ]
     for key in (key for _, found in table.blocks for key in found):

@@ -7,19 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from reports.page.markup import TEMPLATES, document
-from reports.tables import formats
-from reports.tables.claims import (
-    CONTRADICTED,
-    HOLDS,
-    UNDECIDED,
-    Verdict,
-    divergences,
-    gradient_rows,
-    verdicts,
-)
+from reports.tables import TABLES, formats
+from reports.tables.claims import CONTRADICTED, HOLDS, UNDECIDED, Verdict, gradient_rows, verdicts
 from reports.tables.pictures import copies_of, save_picture
-from reports.tables.records import Record, write
-from reports.tables.table import OTHER, Row, Table
+from reports.tables.records import Record, Seed, write
+from reports.tables.table import Row, Table
 from runs.terms import has_chains
 
 Shown = tuple[Table, Sequence[tuple[str, Path]]]  # and its pictures
@@ -89,46 +81,46 @@ def summary(scale: str, records: Mapping[str, Record]) -> str:
     """Say how much was run, how often training diverged, and how many runs with SGLD had help."""
     seeds = [seed for record in records.values() for seed in record["seeds"].values()]
     hours = sum(seed["seconds"] or 0 for seed in seeds) / 3600
-    settings = [seed["settings"] for seed in seeds if has_chains(seed["settings"])]
+    runs: dict[bool, list[Seed]] = {False: [], True: []}  # without SGLD, and with it
+    for seed in seeds:
+        if seed["settings"].get("method") != "linear-probe":
+            runs[has_chains(seed["settings"])].append(seed)
+    lost = [
+        f"{sum(seed['divergences'] > 0 or seed['state'] == 'diverged' for seed in of)} of {len(of)}"
+        for of in runs.values()
+    ]
+    settings = [seed["settings"] for seed in runs[True]]
     helped = sum(bool(s.get("sgld_l2") or s.get("clip_grad")) for s in settings)
     held = f" ({helped} with an L2 penalty on the energies or clipped gradients)" * bool(helped)
-    (without, of_without), (with_sgld, of_with) = divergences(records)
     return (
         f"{scale}: {len(records)} experiments, {len(seeds)} runs, {hours:.1f} hours of training. "
-        f"Runs that have diverged, of those without SGLD: {without} of {of_without}; of those with "
-        f"SGLD: {with_sgld} of {of_with}{held}."
+        f"Runs that have diverged, of those without SGLD: {lost[0]}; of those with SGLD: "
+        f"{lost[1]}{held}."
     )
 
 
 def missing(scales: Sequence[Table]) -> str:
     """Say which rows of a table have no number at any scale, and how many at the paper's."""
-    # A row's name is another at each scale, and it is two lines where a stand-in is.
-    names: dict[str, str] = {}
-    done: dict[str, dict[str, set[str]]] = {}  # row -> experiment -> scales with a number
-    for table in scales:
-        for row in table.rows:
-            for experiment in row.experiments:
-                base = experiment.removesuffix(OTHER)
-                names.setdefault(base, row.model)
-                found = done.setdefault(base, {}).setdefault(experiment, set())
-                found |= {table.scale} if has_number(row, experiment) else set()
-    nowhere = []
-    for base, experiments in done.items():
-        without = [experiment for experiment, found in experiments.items() if not found]
-        whole = len(without) == len(experiments)
-        nowhere += [names[base]] if whole else [
-            f"{names[base]} on CIFAR-10{'0' * name.endswith(OTHER)}" for name in without
-        ]  # fmt: skip
-    at_paper = sum(all("paper" in found for found in each.values()) for each in done.values())
+    nowhere, at_paper, rows = list[str](), 0, 0
+    for model, *own in TABLES[scales[0].name]["rows"]:
+        found = {
+            name: {table.scale for table in scales for row in table.rows if has_number(row, name)}
+            for name in own
+        }
+        rows += bool(own)
+        at_paper += bool(own) and all("paper" in of_name for of_name in found.values())
+        without = [name for name, of_name in found.items() if not of_name]
+        parts = [f"{model} on CIFAR-10{'0' * name.endswith('-c100')}" for name in without]
+        nowhere += [model] if own and without == own else parts
     listed = f"; at no scale: {', '.join(nowhere)}" if nowhere else ""
-    return f"{scales[0].title}: {at_paper} of {len(done)} rows at the paper's scale{listed}."
+    return f"{scales[0].title}: {at_paper} of {rows} rows at the paper's scale{listed}."
 
 
 def has_number(row: Row, experiment: str) -> bool:
     """Tell whether an experiment of the row has a number; of two one is CIFAR-100's."""
-    return any(
+    first = row.experiments[:1] == (experiment,)
+    return experiment in row.experiments and any(
         number.mean is not None
         for key, number in row.numbers.items()
-        if len(row.experiments) == 1
-        or key.endswith("/cifar100") == (experiment == row.experiments[1])
+        if len(row.experiments) == 1 or key.endswith("/cifar100") != first
     )

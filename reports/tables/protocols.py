@@ -3,26 +3,25 @@ asked alike."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
 from reports.page.paper import image_size
+from reports.tables import DECLARED
 from reports.tables.records import DEFAULTS, SEED, Record, Seed, finished_seeds
-from reports.tables.titles import DECLARED
 from runs.cli import UsageError
 from runs.terms import TERMS
 
 IMAGES = "images of "
 EARLIER = {tuple(key): text for *key, text in DECLARED["earlier"]}  # question, protocol version
-Told = dict[str, Any]  # settings, or a protocol: flat
-Asked = dict[str, dict[str, Told]]  # question -> row -> the protocol of its first seed
+Rows = dict[Any, list[str]]  # value -> the rows that have it
 
 
 def check_protocols(
     place: str, records: Mapping[str, Record], prefixes: tuple[str, ...]
 ) -> list[str]:
-    """Return notes on rows that were asked differently, of the numbers whose keys begin so.
+    """Return notes on what the numbers whose keys begin so depend on, and where rows differ.
 
     place: how an error begins, with the flag and the table.
 
@@ -30,138 +29,107 @@ def check_protocols(
     trained or asked differently.
     """
     check_sizes(place, records)
-    rows: Asked = {}
+    facts: dict[str, dict[str, Rows]] = {}  # question -> what its numbers depend on
+    noise: dict[str, Any] = {}  # row -> what it was trained with
     for name, record in records.items():
-        told: dict[str, Told] = {}
-        for n, seed in finished_seeds(record).items():
-            told[f"{name}-s{n}"] = facts = recipe(seed)
-            for question, protocol in protocols(seed, prefixes).items():
-                rows.setdefault(question, {}).setdefault(name, protocol)
-                facts |= {f"{question} {key}": value for key, value in protocol.items()}
-        for (first, a), (second, b) in combinations(told.items(), 2):
-            if keys := differing(a, b):
-                raise UsageError(
-                    f"{place}: {first} and {second} are no seeds of one row "
-                    f"({listed(a, keys)}; {listed(b, keys)}): train or evaluate one of them again, "
-                    "or remove it and its part of the record"
-                )
-    rows = dict(sorted(rows.items()))
-    versions = check_versions(place, rows)
-    return [*asked_of(rows), *versions, *asked_differently(rows), *other_noise(records, rows)]
+        seeds = finished_seeds(record)
+        check_seeds(place, name, seeds, prefixes)
+        for seed in seeds.values():
+            noise[name] = seed["settings"].get("sigma")
+            for question, key, value in asked(seed, prefixes):
+                rows = facts.setdefault(question, {}).setdefault(key, {}).setdefault(value, [])
+                rows += [name] * (name not in rows)
+    images: dict[str, list[str]] = {}  # their numbers -> questions
+    others: dict[tuple[Any, Any], set[str]] = {}  # noise in training and evaluation -> rows
+    versions, differing = [], []
+    for question, found in sorted(facts.items()):
+        versions += check_version(place, question.partition("/")[0], found.pop("version", {}))
+        counts = [
+            f"{key.removeprefix(IMAGES)} {' or '.join(f'{n:,}' for n in sorted(numbers))}"
+            for key, numbers in sorted(found.items())
+            if key.startswith(IMAGES)
+        ]
+        images.setdefault(", ".join(counts), []).append(question)
+        told = [f"{key} {listed(rows)}" for key, rows in sorted(found.items()) if len(rows) > 1]
+        differing += [f"Not all rows were asked {question} alike ({'; '.join(told)})."] * bool(told)
+        sigmas = {} if question.startswith("attack") else found.get("sigma", {})  # it has no noise
+        for sigma, name in ((sigma, name) for sigma, names in sigmas.items() for name in names):
+            if noise[name] not in (None, sigma):
+                others.setdefault((noise[name], sigma), set()).add(name)
+    return [
+        *(f"Images ({', '.join(names)}): {text}." for text, names in images.items() if text),
+        *dict.fromkeys(versions),
+        *differing,
+        *(
+            f"Trained with noise of standard deviation {trained:g} and evaluated with {sigma:g}, "
+            f"as every row is: {', '.join(sorted(names))}."
+            for (trained, sigma), names in sorted(others.items())
+        ),
+    ]
 
 
 def check_sizes(place: str, records: Mapping[str, Record]) -> None:
     """Raise UsageError where the runs were trained on images of different sizes."""
-    found: dict[Any, str] = {}  # side in pixels -> a row
+    found: Rows = {}
     for name, record in records.items():
         for seed in record["seeds"].values():
-            found.setdefault(image_size(seed["settings"]), name)
+            size = image_size(seed["settings"])
+            found.setdefault(f"{size} x {size}", []).append(name)
     if len(found) > 1:
-        sizes = " and ".join(f"{size} x {size} ({name})" for size, name in found.items())
+        sizes = listed(found, " and ")
         raise UsageError(f"{place} would mix images of {sizes}: make a table of each size")
 
 
-def check_versions(place: str, rows: Asked) -> list[str]:
-    """Return notes on versions before the present one.
-
-    Raises UsageError where a question has several.
-    """
-    found: dict[str, dict[Any, str]] = {}  # question -> protocol version -> a row
-    for question, protocols in rows.items():
-        for name, protocol in protocols.items():
-            versions = found.setdefault(question.partition("/")[0], {})
-            versions.setdefault(protocol.get("version"), name)
-    for question, versions in found.items():
-        if len(versions) > 1:
-            texts = sorted(f"{version} ({name})" for version, name in versions.items())
-            raise UsageError(
-                f"{place} would mix protocol versions {', '.join(texts)} of "
-                f"{question}: evaluate again with one version, or remove the older records"
-            )
-    return [
-        f"Version {version} of {question} {EARLIER[question, version]}."
-        for question, versions in found.items()
-        for version in versions
-        if (question, version) in EARLIER
-    ]
+def check_version(place: str, question: str, rows: Rows) -> list[str]:
+    """Return a note on a version before the present one. Raises UsageError for several."""
+    if len(rows) > 1:
+        raise UsageError(
+            f"{place} would mix protocol versions {listed(rows)} of {question}: evaluate again "
+            "with one version, or remove the older records"
+        )
+    keys = [(question, version) for version in rows if (question, version) in EARLIER]
+    return [f"Version {version} of {name} {EARLIER[name, version]}." for name, version in keys]
 
 
-def asked_differently(rows: Asked) -> list[str]:
-    notes = []
-    for question, protocols in rows.items():
-        pairs = combinations(protocols.values(), 2)
-        keys = sorted({key for a, b in pairs for key in differing(a, b)})
-        texts: dict[str, str] = {}  # what differs -> a row
-        for name, protocol in protocols.items():
-            texts.setdefault(listed(protocol, [key for key in keys if key in protocol]), name)
-        told = "; ".join(f"{name}: {text}" for text, name in sorted(texts.items()) if text)
-        notes += [f"Not all rows were asked {question} alike ({told})."] if keys else []
-    return notes
-
-
-def asked_of(rows: Asked) -> list[str]:
-    """Return notes on how many images each question was about."""
-    found: dict[str, list[str]] = {}  # the images -> questions
-    for question, protocols in rows.items():
-        counts: dict[str, set[Any]] = {}
-        for key, value in (item for protocol in protocols.values() for item in protocol.items()):
-            if key == "n" or key.startswith(IMAGES):
-                name = "samples" if key == "n" else key.removeprefix(IMAGES)
-                counts.setdefault(name, set()).add(value)
-        texts = [
-            f"{name} {' or '.join(f'{n:,}' for n in sorted(values))}"
-            for name, values in sorted(counts.items())
-        ]
-        if texts:
-            found.setdefault(", ".join(texts), []).append(question)
-    return [f"Images ({', '.join(names)}): {text}." for text, names in found.items()]
-
-
-def other_noise(records: Mapping[str, Record], rows: Asked) -> list[str]:
-    """Return notes on rows that are evaluated with other noise than they were trained with; an
-    attack has none."""
-    found: dict[tuple[Any, Any], set[str]] = {}
-    for question, protocols in rows.items():
-        for name, protocol in protocols.items() if not question.startswith("attack") else ():
-            for seed in records[name]["seeds"].values():
-                noise = seed["settings"].get("sigma"), protocol.get("sigma")
-                if None not in noise and noise[0] != noise[1]:
-                    found.setdefault(noise, set()).add(name)
-    return [
-        f"Trained with noise of standard deviation {trained:g} and evaluated with {asked:g}, as "
-        f"every row is: {', '.join(sorted(names))}."
-        for (trained, asked), names in sorted(found.items())
-    ]
-
-
-def recipe(seed: Seed) -> Told:
-    """Return what all seeds of a row share: settings, and the experiment that it started from.
-
-    A record leaves out settings that are at their default; any other that only one record has, an
-    older version did not record.
-    """
-    left_out = {**dict.fromkeys(TERMS, 0), "max_steps": None, **DEFAULTS}
-    found = {f"--{key}": value for key, value in {**left_out, **seed.get("settings", {})}.items()}
-    if "start" in seed:
-        found["--load_path"] = SEED.sub("", str(seed["start"])) if seed["start"] else None
-    return found
-
-
-def protocols(seed: Seed, prefixes: tuple[str, ...]) -> Asked:
-    """Return question -> protocol; a set's number of images is a key of its own."""
-    return {
-        question: {key: value for key, value in answer["protocol"].items() if key != "sets"}
-        | {IMAGES + name: n for name, n in answer["protocol"].get("sets", {}).items()}
-        for question, answer in seed["answers"].items()
-        if "protocol" in answer and any(key.startswith(prefixes) for key in answer["numbers"])
+def check_seeds(
+    place: str, name: str, seeds: Mapping[str, Seed], prefixes: tuple[str, ...]
+) -> None:
+    """Raise UsageError for seeds of one row that were trained or asked differently. What only one
+    of two tells, an older version did not."""
+    told = {
+        f"{name}-s{n}": recipe(seed)
+        | {f"{question} {key}": value for question, key, value in asked(seed, prefixes)}
+        for n, seed in seeds.items()
     }
+    for (first, a), (second, b) in combinations(told.items(), 2):
+        keys = sorted(key for key in a.keys() & b.keys() if a[key] != b[key])
+        if keys:
+            texts = [", ".join(f"{key} {found[key]}" for key in keys) for found in (a, b)]
+            raise UsageError(
+                f"{place}: {first} and {second} are no seeds of one row ({'; '.join(texts)}): "
+                "train or evaluate one of them again, or remove it and its part of the record"
+            )
 
 
-def differing(first: Told, second: Told) -> list[str]:
-    """Return the keys that both have, with other values: what only one has, an older version did
-    not tell."""
-    return sorted(key for key in first.keys() & second.keys() if first[key] != second[key])
+def recipe(seed: Seed) -> dict[str, Any]:
+    """Return what all seeds of a row share: settings, those with it that a record leaves out at
+    their default, and the experiment that it started from."""
+    settings = {**dict.fromkeys(TERMS, 0), "max_steps": None, **DEFAULTS, **seed["settings"]}
+    start = SEED.sub("", str(seed["start"])) if seed["start"] else None
+    return {f"--{key}": value for key, value in settings.items()} | {"--load_path": start}
 
 
-def listed(found: Told, keys: Iterable[str]) -> str:
-    return ", ".join(f"{key} {found[key]}" for key in keys)
+def asked(seed: Seed, prefixes: tuple[str, ...]) -> Iterator[tuple[str, str, Any]]:
+    """Yield (question, key of its protocol, value), of those that gave numbers whose keys begin so;
+    a set's number of images is a key of its own."""
+    for question, answer in seed["answers"].items():
+        if "protocol" in answer and any(key.startswith(prefixes) for key in answer["numbers"]):
+            protocol = dict(answer["protocol"])
+            counts = protocol.pop("sets", {}) | {"samples": protocol.pop("n", None)}
+            protocol |= {IMAGES + name: n for name, n in counts.items() if n is not None}
+            yield from ((question, key, value) for key, value in protocol.items())
+
+
+def listed(rows: Rows, join: str = ", ") -> str:
+    """Write each value and a row that has it: '1 (ce), 2 (hdge)'."""
+    return join.join(sorted(f"{value} ({names[0]})" for value, names in rows.items()))

@@ -1,18 +1,14 @@
-"""What the tables show (tables.json), and what a number's key is called."""
+"""What a number's key is called, and how many digits it has."""
 
 from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 from reports.page.questions import NORM
-from runs.files import read_json
 from runs.names import TITLES
 
-DECLARED: dict[str, Any] = read_json(Path(__file__).parent / "tables.json")
-TABLES: dict[str, dict[str, Any]] = DECLARED["tables"]
 PERCENT = ("accuracy", "ece", "ece_accuracy", "robust", "read_as_asked")
 DIGITS = {
     **dict.fromkeys(("auroc", "mean_auroc", "hist", "precision", "recall", "gradient"), 3),
