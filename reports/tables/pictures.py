@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from reports.tables import TABLES
 from reports.tables.records import write
 from reports.tables.table import Number, Row, Table
-from reports.tables.titles import column_title, natural
+from reports.tables.titles import PERCENT, column_title, digits, natural
 from runs.style import BUDGETS, COLOURS, MARKERS, STYLE, new_figure
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def dots(table: Table) -> Figure:
 
 
 def _panel(axes: Any, key: str, lines: Sequence[Row]) -> None:
-    """Draw one column."""
+    """Draw one column; on a log axis where numbers without a bound span over two decades."""
     diamond: dict[str, Any] = {"marker": "D", "markersize": 6, "fillstyle": "none", "color": PAPER}
     circle: dict[str, Any] = {"marker": "o", "markersize": 5, "capsize": 2.5, "color": OURS}
     numbers = [line.numbers[key] for line in lines]
@@ -102,7 +102,13 @@ def _panel(axes: Any, key: str, lines: Sequence[Row]) -> None:
             axes.plot(number.paper, y, zorder=3, **diamond)
         if number.mean is not None:
             axes.errorbar(number.mean, y, xerr=number.std, zorder=4, **circle)
-    axes.locator_params(axis="x", nbins=4)
+    values = [value for n in numbers for value in (n.mean, n.paper) if value is not None]
+    bounded = digits(key) == 3 or key.split("/")[0] in PERCENT
+    if not bounded and 0 < 100 * min(values) < max(values):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,g}")
+    else:
+        axes.locator_params(axis="x", nbins=4)
     axes.set_title(textwrap.fill(column_title(key), 22))
     axes.set_yticks(range(len(lines)), [_short(line.model) for line in lines])
     axes.set_ylim(len(lines) - 0.5, -0.5)
