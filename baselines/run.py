@@ -2,20 +2,7 @@
 
 A program is a `Program`: its flags, and an `Objective` that turns a batch into a loss. Everything
 else - data, network, optimiser, schedule, records, checkpoints - is train_wrn.py's.
-
-    class Plain(Objective):
-        terms = ("pyxce",)
-
-        def forward(self, model, images, labels, epoch):
-            logits = model.logits(images)
-            loss = F.cross_entropy(logits, labels)
-            accuracy = (logits.argmax(1) == labels).float().mean()
-            return loss, {"pyxce/loss": loss, "accuracy": accuracy}
-
-    PROGRAM = Program(build_parser, check, lambda s, model: Plain())
-
-    if __name__ == "__main__":
-        sys.exit(main(PROGRAM, *COMMAND_LINE))
+train_adversarial.py is a short example.
 """
 
 import time
@@ -81,14 +68,7 @@ class Batches(Protocol):
 def augmented_batches(s: Namespace, dataset: data.DataSet, index: Tensor) -> Batches:
     """Make train_wrn.py's labelled batches: padded crops, mirrored, with noise --sigma."""
     return data.TrainingBatches(
-        dataset.train,
-        index,
-        index,
-        s.batch_size,
-        seed=s.seed,
-        sigma=s.sigma,
-        flip=dataset.flips,
-        unlabelled=False,
+        dataset.train, index, index, s.batch_size, s.seed, s.sigma, dataset.flips, unlabelled=False
     )
 
 

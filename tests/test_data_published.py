@@ -14,6 +14,7 @@ from PIL import Image
 import data
 from data import DataError, EvaluationSet, TrainedOn
 from data.images import resize_batch
+from data.published import FILES
 from runs.names import CLASSES
 from tests.test_data_folder import paint
 
@@ -159,27 +160,10 @@ def test_the_textures_own_files(tmp_path: Path) -> None:
     assert torch.equal(small.split.hashes, loaded.split.hashes)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "files"),
-    [
-        ("cifar10", "CIFAR10", "cifar-10-python.tar.gz or its folder cifar-10-batches-py/"),
-        ("cifar100", "CIFAR100", "cifar-100-python.tar.gz or its folder cifar-100-python/"),
-        ("svhn", "SVHN", "train_32x32.mat and test_32x32.mat"),
-        ("mnist", "MNIST", "MNIST/raw"),
-        ("celeba", "CelebA", "img_align_celeba"),
-        ("textures", "DTD", "dtd/"),
-        ("cifar10interp", "CIFAR10", "cifar-10-python.tar.gz"),
-    ],
-)
+@pytest.mark.parametrize("name", [*FILES, "cifar10interp"])
 @pytest.mark.parametrize("failure", [URLError("not\nknown"), RuntimeError("not known")])
 def test_what_cannot_be_downloaded_is_one_line_that_says_which_files_to_put_where(
-    name: str,
-    kind: str,
-    files: str,
-    failure: Exception,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    name: str, failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     from torchvision import datasets
 
@@ -187,6 +171,7 @@ def test_what_cannot_be_downloaded_is_one_line_that_says_which_files_to_put_wher
         print("Downloading ...")  # as torchvision did
         raise failure
 
+    kind, files = FILES[name.removesuffix("interp")]
     method = "_download" if kind == "DTD" else "download"
     monkeypatch.setattr(getattr(datasets, kind), method, no_network)
     with pytest.raises(DataError) as caught:

@@ -50,17 +50,6 @@ def test_the_densities_equal_brute_force(uncond: bool, x: Tensor, y: Tensor) -> 
     assert any("energy_output" in name for name in model.state_dict()) is uncond
 
 
-def test_one_backbone_pass_serves_every_density(x: Tensor, y: Tensor) -> None:
-    model, passes = small(), list[int]()
-    model.f.register_forward_hook(lambda *_: passes.append(1))
-    features = model.features(x)
-    logits = model.logits_from(features)
-    log_px, log_pxy = model.log_px_from(features, logits), model.log_pxy_from(features, logits, y)
-    assert len(passes) == 1
-    assert torch.equal(logits, model.logits(x)) and torch.equal(log_px, model.log_px(x))
-    assert torch.equal(log_pxy, model.log_pxy(x, y)) and len(passes) == 4
-
-
 @pytest.mark.parametrize("norm", NORMS)
 def test_bf16_stops_at_the_pooling(norm: str, x: Tensor) -> None:
     model, x = small(norm=norm).float(), x.float()

@@ -182,25 +182,17 @@ def changed(state: State, drop: str = "", **more: Tensor) -> State:
     return {name: t for name, t in state.items() if name != drop} | more
 
 
-def test_weights_that_do_not_fit_are_refused_in_one_line() -> None:
+def test_weights_that_do_not_fit_are_refused_and_change_nothing() -> None:
     model = build(depth=10, width=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    other = build(depth=10, width=2).state_dict()
-    deeper = build(depth=16, width=1).state_dict()
-    cases = {
-        r"f.layer1.0.conv1.weight has shape \(32, 16, 3, 3\) .*, \(16, 16, 3, 3\)": other,
-        r"f.layer1.1.conv1.weight has shape \(16, 16, 3, 3\) .*, none in": deeper,
-        r"f.conv1.bias has shape none in the checkpoint, \(16,\)": changed(before, "f.conv1.bias"),
-        r"stray has shape \(2,\) .*, none in": changed(before, stray=torch.zeros(2)),
-    }
-    for message, state in cases.items():
-        with pytest.raises(CheckpointError, match=message):
-            load_weights(model, state)
     state = {name: tensor + 1 for name, tensor in before.items()}
-    for value in (float("nan"), float("inf")):
-        state["f.layer2.0.conv1.bias"][3] = value
-        with pytest.raises(CheckpointError, match=r"f.layer2.0.conv1.bias is not finite: .* use"):
-            load_weights(model, state)
+    name = "f.layer2.0.conv1.bias"
+    for value in (torch.full((32,), torch.nan), torch.full((32,), torch.inf), torch.zeros(2)):
+        said = (
+            r"has shape \(2,\) in the checkpoint, \(32,\)" if len(value) == 2 else "is not finite"
+        )
+        with pytest.raises(CheckpointError, match=f"^{name} {said}"):
+            load_weights(model, state | {name: value})
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
 
 

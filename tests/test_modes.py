@@ -63,17 +63,6 @@ def test_modes_give_everything_back(mode: Mode, fails: bool) -> None:
     assert state(model) == before
 
 
-def test_sampling_gives_the_images_a_gradient_and_no_parameter() -> None:
-    model, x = mixed(), torch.randn(2, 3, 32, 32, requires_grad=True)
-    with sampling_mode(model):
-        model.log_px(x).sum().backward()
-    assert x.grad is not None and x.grad.any()
-    assert all(parameter.grad is None for parameter in model.parameters())
-    model.log_px(x).sum().backward()
-    learning = [p for p in model.parameters() if p.requires_grad]
-    assert len(learning) > 10 and all(p.grad is not None for p in learning)
-
-
 def statistics_of(model: nn.Module) -> dict[str, torch.Tensor]:
     names = ("running_mean", "running_var", "num_batches_tracked")
     return {n: t.clone() for n, t in model.state_dict().items() if n.endswith(names)}
@@ -104,28 +93,6 @@ def test_samples_are_normalised_by_their_own_or_the_running_statistics(
     torch.testing.assert_close(by_own, model(x))  # what train mode computes ...
     after = statistics_of(model)
     assert not any(torch.equal(before[name], after[name]) for name in before)  # ... and remembers
-
-
-def test_frozen_statistics_hold_in_the_pass_of_the_data_too() -> None:
-    torch.manual_seed(0)
-    model = build(depth=10, width=1, norm="batch", dropout_rate=0.1).train()
-    model(torch.randn(8, 3, 32, 32) * 3 + 1)
-    before, x = statistics_of(model), torch.randn(4, 3, 32, 32)
-    model.frozen_statistics = True
-    model.eval()
-    expected = model(x)
-    model.train()
-    assert model.f.training and model.f.layer1.training
-    for layer in modes.batch_norms(model):
-        assert not layer.training
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    torch.testing.assert_close(model(x), expected)
-    assert all(torch.equal(before[name], t) for name, t in statistics_of(model).items())
-    model.frozen_statistics = False
-    model.train()(x)
-    assert not any(torch.equal(before[name], t) for name, t in statistics_of(model).items())
 
 
 class Casts(TorchDispatchMode):

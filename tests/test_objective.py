@@ -130,7 +130,7 @@ def test_a_skipped_step_leaves_every_memory_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in tensors_of(objective).items())
 
     objective(step)
-    objective.commit(step, torch.tensor(False))
+    objective.commit(step)
     after = tensors_of(objective)
     assert after["memories.queue.queue_filled"] == 35  # once, though two terms share it
     for name in ("queue.queue_logit", "queue.queue_ptr", "replay_buffer.images"):
