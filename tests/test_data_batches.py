@@ -34,10 +34,11 @@ def test_augment_is_a_reflected_crop_and_mirror_and_every_one_occurs(flip: bool)
     """Each result equals exactly one reference crop of the image that the index names."""
     images, index = made_up_images(3), torch.arange(1600 if flip else 800) % 2
     generator = torch.Generator().manual_seed(1)
-    batch = data.augment(images, index, sigma=0.0, flip=flip, generator=generator).numpy()
+    augmented = data.augment(images, index, sigma=0.0, flip=flip, generator=generator)
+    assert augmented.is_contiguous(memory_format=torch.channels_last)
     references = [reference_crops(image) for image in images.numpy()]
     chosen = []
-    for i, result in zip(index.tolist(), batch, strict=True):
+    for i, result in zip(index.tolist(), augmented.numpy(), strict=True):
         (match,) = np.flatnonzero((references[i] == result).all(axis=(1, 2, 3)))
         chosen.append(CANDIDATES[match])
     assert set(chosen) == {candidate for candidate in CANDIDATES if flip or not candidate[2]}
@@ -60,21 +61,6 @@ def test_augment_noise_is_gaussian_of_width_sigma_and_from_the_generator_alone()
     assert abs((noise.abs() < 1).float().mean() - 0.6827) < 0.01
 
 
-def test_batches_are_channels_last_float32_from_minus_one_to_one() -> None:
-    images = torch.cat([torch.zeros(1, 32, 32, 3), torch.full((1, 32, 32, 3), 255)]).byte()
-    evaluation, _ = next(
-        data.evaluation_batches(Split(images, torch.zeros(2)), batch_size=2, sigma=0.0)
-    )
-    for batch in (
-        data.to_float(images),
-        data.augment(images, torch.arange(2), sigma=0.0, flip=True),
-        evaluation,
-    ):
-        assert batch.shape == (2, 3, 32, 32) and batch.dtype == torch.float32
-        assert batch.is_contiguous(memory_format=torch.channels_last)
-        assert (batch[0] == -1).all() and (batch[1] == 1).all()
-
-
 def test_evaluation_noise_belongs_to_the_image_not_to_the_batch() -> None:
     split, before = Split(made_up_images(257), torch.arange(257)), torch.get_rng_state()
 
@@ -84,6 +70,7 @@ def test_evaluation_noise_belongs_to_the_image_not_to_the_batch() -> None:
         return torch.cat([images for images, _ in batches])
 
     reference = walk(100)
+    assert reference.is_contiguous(memory_format=torch.channels_last)
     for batch_size in (1, 7, 100, 256, 1000):
         assert torch.equal(walk(batch_size), reference)
     noise = (reference - data.to_float(split.images)) / 0.03

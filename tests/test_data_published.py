@@ -2,7 +2,6 @@
 
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 
@@ -180,18 +179,3 @@ def test_what_cannot_be_downloaded_is_one_line_that_says_which_files_to_put_wher
     assert message.startswith(f"--dataset {name}: ") and "\n" not in message
     assert all(part in message for part in (f"{tmp_path}", files, ".npz", "not known"))
     assert capsys.readouterr() == ("", "")
-
-
-def test_a_full_memory_is_not_taken_for_missing_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = np.zeros((2, 32, 32, 3), np.uint8)
-    read = SimpleNamespace(data=images, targets=[0, 1], classes=["a", "b"])
-    monkeypatch.setattr("data.published._open", lambda *_: read)
-
-    def full(*_: Any) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("data.published.resized_split", full)
-    with pytest.raises(MemoryError):
-        data.load("cifar10", tmp_path)
