@@ -51,7 +51,7 @@ def pgd(
     if eps == 0 or len(x) == 0:
         return x
     step = 2.5 * eps / steps if step is None else step
-    ascent, project = (_sign, _project_linf) if distance == "Linf" else (_unit, _project_l2)
+    ascent, project = (torch.sign, _project_linf) if distance == "Linf" else (_unit, _project_l2)
     adversarial = x.clone()
     if random_init:
         adversarial = project(x, x + _random_offset(x, distance, eps, generator), eps)
@@ -77,10 +77,6 @@ def loss(logits: Tensor, y: Tensor) -> Tensor:
     """
     others = logits.scatter(1, y[:, None], -torch.inf)
     return others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
-
-
-def _sign(gradient: Tensor) -> Tensor:
-    return gradient.sign()
 
 
 def _unit(gradient: Tensor) -> Tensor:

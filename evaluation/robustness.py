@@ -8,56 +8,34 @@ JEM, section 5.4; HDGE, Figure 4.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from evaluation import NotFinite
-from evaluation.pgd import Classifier, check_perturbation, pgd
+from evaluation.pgd import Classifier, check_perturbation
 from losses import Chain
 from losses.sgld import LogDensity
 from models import EnergyClassifier, sampling_mode
 from runs import processes as distributed
 from runs.cli import UsageError
 
-
-class PGD(NamedTuple):
-    """`restarts` runs of `pgd`. All but the first start at random; the first with `random_init`."""
-
-    distance: str
-    steps: int = 40
-    restarts: int = 1
-    random_init: bool = False
+Attack = Callable[..., Tensor]  # (classify, x01, y, eps=, generator=) -> adversarial x01
 
 
-def pixels(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Turn batches of (images in [-1, 1], labels), without sigma noise, into (x01, labels)."""
-    for images, labels in batches:
-        yield (images + 1) / 2, labels
-
-
-def classifier(model: EnergyClassifier) -> Classifier:
-    """Return x01 -> f(2 x01 - 1) in eval mode, with gradients of images and none of weights."""
-
-    def classify(x01: Tensor) -> Tensor:
-        with sampling_mode(model):
-            return model.logits(2 * x01 - 1)
-
-    return classify
-
-
-def refined_classifier(
+def classifier(
     model: EnergyClassifier,
+    chain: Chain | None = None,
     *,
-    chain: Chain,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     copies: int = 5,
     sigma: float = 0.0,
     gradient: str = "full",
 ) -> Classifier:
-    """Return JEM-k: images climb log q(x) for `chain`'s k SGLD steps before they are classified.
+    """Return x01 -> f(2 x01 - 1) in eval mode, with gradients of images and none of weights.
+
+    With a `chain` of k SGLD steps it is JEM-k: images climb log q(x) before they are classified.
 
         x_c <- 2 x01 - 1 + sigma * N(0, I)                                for c = 1 .. copies
         x_c <- x_c + step_size * d/dx log q(x_c) + noise_std * N(0, I)    k times
@@ -68,32 +46,31 @@ def refined_classifier(
     `gradient` is what an attacker learns of the chain: "full" differentiates it, which takes
     second derivatives and the memory of `steps` double passes over all copies; "identity" takes
     d/dx f at the chains' ends for the gradient at x01, as JEM's released code does. Both compute
-    the same logits. `generator` is on the images' device; every call draws new noise. 0 steps are
-    `classifier(model)`.
+    the same logits. `generator` is on the images' device; every call draws new noise.
     """
-    if chain.steps == 0:
-        return classifier(model)
 
     def classify(x01: Tensor) -> Tensor:
+        x = 2 * x01 - 1
+        if chain is None or chain.steps == 0:
+            with sampling_mode(model):
+                return model.logits(x)
         # repeat_interleave loses the memory format in which convolutions are fastest
-        start = (2 * x01 - 1).repeat_interleave(copies, 0)
-        start = start.contiguous(memory_format=torch.channels_last)
+        x = x.repeat_interleave(copies, 0).contiguous(memory_format=torch.channels_last)
         if sigma > 0:
-            start = start + sigma * torch.empty_like(start).normal_(generator=generator)
+            x = x + sigma * torch.empty_like(x).normal_(generator=generator)
         with sampling_mode(model):
-            if gradient == "full" and torch.is_grad_enabled() and start.requires_grad:
-                end = _differentiable_langevin(model.log_px, start, chain, generator)
+            if gradient == "full" and torch.is_grad_enabled() and x.requires_grad:
+                end = _differentiable_langevin(model.log_px, x, chain, generator)
             else:
-                end = chain.climb(model.log_px, start, generator)
-                end = start + (end - start).detach()
-            logits = model.logits(end)
-        return logits.unflatten(0, (len(x01), copies)).mean(1)
+                end = chain.climb(model.log_px, x, generator)
+                end = x + (end - x).detach()
+            return model.logits(end).unflatten(0, (len(x01), copies)).mean(1)
 
     return classify
 
 
 def _differentiable_langevin(
-    log_density: LogDensity, x: Tensor, chain: Chain, generator: torch.Generator
+    log_density: LogDensity, x: Tensor, chain: Chain, generator: torch.Generator | None
 ) -> Tensor:
     """Run `chain`, number for number, with a gradient from its end to its start."""
     for _ in range(chain.steps):
@@ -108,47 +85,40 @@ def _differentiable_langevin(
 
 def robust_accuracy(
     classify: Classifier,
-    batches01: Iterable[tuple[Tensor, Tensor]],
-    attack: PGD,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    attacks: Sequence[Attack],
     radii: Sequence[float],
     *,
     seed: int = 0,
     generator: torch.Generator | None = None,
     first: int = 0,
 ) -> list[dict[str, float]]:
-    """Return [{"eps", "accuracy"}, ...] by rising radius.
+    """Return [{"eps", "accuracy"}, ...] by rising radius, of batches of images in [-1, 1] without
+    noise, and labels.
 
-    accuracy is the share of the images (x01, labels) that are right before and after every attack
-    at this and each smaller radius: an image that is broken at a radius lies in the ball of every
-    larger one, and is attacked no further. A randomised classifier is asked once for each attack,
-    so an error by chance counts as broken. `generator`, by default a new one, is seeded anew for
-    each batch, by `seed` and the batch's number, counted from `first`: a randomised classifier that
-    draws from it gives a batch the same answers whatever came before. Returns [] without images.
+    accuracy is the share of the images that are right before and after all attacks at this and each
+    smaller radius: an image that is broken at a radius lies in the ball of every larger one, and is
+    attacked no further. A randomised classifier is asked once for each attack, so an error by
+    chance counts as broken. `generator`, by default a new one, is seeded anew for each batch, by
+    `seed` and the batch's number, counted from `first`: a randomised classifier that draws from it
+    gives a batch the same answers whatever came before. Returns [] without images.
     Several processes, each with a part of the batches, all get the rows of all.
     """
     radii = sorted(set(radii))
     survivors, n = [0] * len(radii), 0
-    for number, (x, y) in enumerate(batches01, first):
-        n += len(x)
-        generator = generator or torch.Generator(x.device)
+    for number, (images, y) in enumerate(batches, first):
+        n += len(images)
+        generator = generator or torch.Generator(images.device)
         generator.manual_seed(distributed.mixed(seed, number))
+        x = (images + 1) / 2
         x, y = _still_right(classify, x, x, y)
         for i, eps in enumerate(radii):
-            for run in range(attack.restarts if eps > 0 else 0):
-                adversarial = pgd(
-                    classify,
-                    x,
-                    y,
-                    distance=attack.distance,
-                    eps=eps,
-                    steps=attack.steps,
-                    random_init=attack.random_init or run > 0,
-                    generator=generator,
-                )
-                x, y = _still_right(classify, adversarial, x, y)
+            for attack in attacks if eps > 0 else ():
+                if len(x):
+                    adversarial = attack(classify, x, y, eps=eps, generator=generator)
+                    x, y = _still_right(classify, adversarial, x, y)
             survivors[i] += len(y)
-    of_all = zip(*distributed.all_of([n, *survivors]), strict=True)
-    n, *survivors = map(sum, of_all)
+    n, *survivors = map(sum, zip(*distributed.all_of([n, *survivors]), strict=True))
     pairs = zip(radii, survivors, strict=True)
     return [{"eps": eps, "accuracy": right / n} for eps, right in pairs] if n else []
 
@@ -158,8 +128,6 @@ def _still_right(
     classify: Classifier, shown: Tensor, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the (x, y) whose `shown` image is classified as y."""
-    if len(x) == 0:
-        return x, y
     logits = classify(shown)
     if not logits.isfinite().all():  # else argmax would call them class 0
         raise NotFinite("the logits are not finite")
@@ -167,18 +135,19 @@ def _still_right(
     return x[right], y[right]
 
 
-def autoattack_accuracy(
+def autoattack(
     classify: Classifier,
     x: Tensor,
     y: Tensor,
     *,
     distance: str,
     eps: float,
+    generator: torch.Generator,
     batch_size: int = 250,
-    seed: int = 0,
     version: str = "standard",
-) -> float:
-    """Return the accuracy (0..1) of x01 `x` and labels `y` under AutoAttack (Croce and Hein 2020).
+) -> Tensor:
+    """Return adversarial images for x01 `x` and labels `y`, by AutoAttack (Croce and Hein 2020),
+    seeded as the generator was.
 
     `version` "standard" is APGD on cross-entropy and on targeted DLR, targeted FAB and Square;
     "rand" is for randomised classifiers (SGLD refinement): APGD on cross-entropy and on DLR, with
@@ -202,17 +171,17 @@ def autoattack_accuracy(
             f"--attack autoattack needs 4 classes or more and the model has {classes}: "
             "use --attack pgd"
         )
+    seed = generator.initial_seed() % 2**31
     tracer = sys.gettrace()  # one of its checks ends tracing, and with it debuggers and coverage
     try:
         with torch.random.fork_rng([x.device] if x.is_cuda else []):
-            kind = {"version": version} if eps > 0 else {"version": "custom", "attacks": []}
             attack = AutoAttack(
-                classify, norm=distance, eps=eps, seed=seed, device=x.device, **kind
+                classify, norm=distance, eps=eps, seed=seed, device=x.device, version=version
             )
             for part in (attack.apgd_targeted, attack.fab):  # 9 other classes unless told
                 part.n_target_classes = min(9, classes - 1)
-            adversarial, answers = attack.run_standard_evaluation(x, y, batch_size=batch_size)
+            adversarial, _ = attack.run_standard_evaluation(x, y, batch_size=batch_size)
     finally:
         sys.settrace(tracer)
     check_perturbation(x, adversarial, distance, eps)
-    return (answers == y).double().mean().item()
+    return adversarial

@@ -377,14 +377,8 @@ def fresh(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
 
 
 def attack(place: Place, model: models.EnergyClassifier, gradient: str) -> list[Tensor]:
-    refining = robustness.refined_classifier(
-        model,
-        chain=CHAIN,
-        generator=Generator(place.device),
-        copies=2,
-        sigma=0.03,
-        gradient=gradient,
-    )
+    more = {"generator": Generator(place.device), "copies": 2, "sigma": 0.03, "gradient": gradient}
+    refining = robustness.classifier(model, CHAIN, **more)
     batch = {"x": place.images(4), "y": place.labels(4), "eps": 0.1, "steps": 2, "check": False}
     return [
         pgd.pgd(f, distance=d, random_init=start, generator=Generator(place.device), **batch)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ import train_wrn
 from baselines import flags as flags_of_baselines
 from baselines import linear_probe, train_adversarial, train_contrastive
 from evaluation.classification import classification, predictions
-from evaluation.robustness import PGD, classifier, pixels, robust_accuracy
+from evaluation.pgd import pgd
+from evaluation.robustness import classifier, robust_accuracy
 from evaluation.scores import feature_bank, scores
 from runs import processes as distributed
 from runs.checkpoint import CheckpointError, save_checkpoint
@@ -497,8 +499,8 @@ def answers(size: int) -> dict[str, Any]:
         "scores": scores(model, batches(), names, contrastive=contrastive, bank=bank, k=3),
         "attack": robust_accuracy(
             classifier(model),
-            pixels(batches(0.0)),
-            PGD("Linf", 2, random_init=True),
+            batches(0.0),
+            [partial(pgd, distance="Linf", steps=2, random_init=True)],
             [0, 1 / 255, 0.1],
             first=part.start,
         ),

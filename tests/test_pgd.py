@@ -1,8 +1,5 @@
-"""The attacks: PGD against its definition and torchattacks, AutoAttack against PGD."""
+"""PGD against its definition and torchattacks."""
 
-import sys
-from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -13,15 +10,7 @@ from torch import Tensor, nn
 from evaluation import NotFinite
 from evaluation import pgd as attacks
 from evaluation.pgd import Classifier, pgd
-from evaluation.robustness import (
-    PGD,
-    autoattack_accuracy,
-    refined_classifier,
-    robust_accuracy,
-)
-from losses import Chain
 from models import EnergyClassifier
-from runs.cli import UsageError
 
 SHAPE = (3, 8, 8)
 BALLS = [("Linf", 0.05), ("L2", 0.3)]
@@ -69,7 +58,7 @@ def test_every_image_is_attacked_on_its_own(distance: str, eps: float, random_in
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-@pytest.mark.parametrize("margin", [0, 1, 10, 17, 30, 100, 200])
+@pytest.mark.parametrize("margin", [0, 10, 17, 100, 200])
 def test_the_direction_is_cross_entropy_s_at_every_margin(margin: float, classes: int) -> None:
     """float32 against cross-entropy in float64; the label leads by `margin`."""
     logits = torch.randn(8, classes, generator=generator_of())
@@ -89,16 +78,11 @@ def test_the_direction_is_cross_entropy_s_at_every_margin(margin: float, classes
 def test_a_confident_model_is_no_more_robust(distance: str, eps: float) -> None:
     """Outputs multiplied by 128 decide the same."""
     model, x = network(torch.float32), images(64, torch.float32)
-    accuracies = []
+    y, right = answers(model, x), []
     for scale in (1, 128):
-        rows = robust_accuracy(
-            lambda x01, scale=scale: scale * model(x01),  # type: ignore[misc]
-            [(x, answers(model, x))],
-            PGD(distance, 10),
-            [eps],
-        )
-        accuracies.append(rows[0]["accuracy"])
-    assert 0.05 < accuracies[0] < 0.95 and accuracies[1] <= accuracies[0] + 0.03
+        found = pgd(lambda x: scale * model(x), x, y, distance=distance, eps=eps, steps=10)  # noqa: B023
+        right.append((answers(model, found) == y).float().mean())
+    assert 0.05 < right[0] < 0.95 and right[1] <= right[0] + 0.03
 
 
 @pytest.mark.parametrize(("distance", "eps"), BALLS)
@@ -183,67 +167,3 @@ def test_torchattacks_makes_the_same_images(distance: str, name: str, eps: float
     ours = pgd(classify, x, y, distance=distance, eps=eps)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert (answers(classify, ours) != y).any()
-
-
-# ------------------------------------------------------------------------------ autoattack
-
-
-@pytest.fixture
-def quick_autoattack(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """AutoAttack with fewer iterations: its 5,000 queries of Square alone take minutes."""
-    pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is an extra")
-
-    class Quick(pyautoattack.AutoAttack):  # type: ignore[name-defined]
-        def __init__(self, *args: Any, **settings: Any) -> None:
-            super().__init__(*args, **settings)
-            self.square.n_queries, self.fab.n_iter = 10, 5
-            self.apgd.n_iter = self.apgd_targeted.n_iter = 20
-            self.apgd.eot_iter = min(2, self.apgd.eot_iter)
-
-    monkeypatch.setattr(pyautoattack, "AutoAttack", Quick)
-    yield
-
-
-@pytest.mark.parametrize(("distance", "eps"), [("Linf", 0.005), ("L2", 0.05)])
-def test_autoattack_breaks_what_pgd_breaks(
-    quick_autoattack: None, distance: str, eps: float
-) -> None:
-    model, x = network(torch.float32), images(24, dtype=torch.float32)
-    model = model.to(memory_format=torch.channels_last)
-    x = x.contiguous(memory_format=torch.channels_last)  # which it cannot take itself
-    classify = model.requires_grad_(False)
-    y = answers(classify, x)
-    y[0] = (y[0] + 1) % 5
-    state, tracer = torch.get_rng_state(), sys.gettrace()
-    accuracy, again, clean = (
-        autoattack_accuracy(classify, x, y, distance=distance, eps=radius, batch_size=16)
-        for radius in (eps, eps, 0)
-    )
-    assert torch.equal(torch.get_rng_state(), state) and sys.gettrace() is tracer
-    (row,) = robust_accuracy(classify, [(x, y)], PGD(distance), [eps])
-    assert accuracy == again and clean == pytest.approx(23 / 24)
-    assert 0 < row["accuracy"] - 2 / 24 <= accuracy <= row["accuracy"] < clean
-
-
-def test_autoattack_takes_the_refinement(quick_autoattack: None) -> None:
-    x = images(6, dtype=torch.float32)
-    model = network(torch.float32).to(memory_format=torch.channels_last)
-    refine = refined_classifier(
-        model, chain=Chain(1, step_size=0.1, noise_std=0), copies=2, generator=generator_of()
-    )
-    settings: dict[str, Any] = {"distance": "Linf", "version": "rand"}
-    accuracies = [
-        autoattack_accuracy(refine, x, answers(refine, x), eps=eps, **settings)
-        for eps in (1e-6, 0.3)
-    ]
-    assert accuracies == [1, 0]
-
-
-def test_autoattack_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    classify, x, y = network(classes=3), images(2), torch.arange(2)
-    if find_spec("pyautoattack"):
-        with pytest.raises(UsageError, match="needs 4 classes or more and the model has 3"):
-            autoattack_accuracy(classify, x, y, distance="L2", eps=0.1)
-    monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    with pytest.raises(UsageError, match="^--attack autoattack needs pyautoattack: pip install"):
-        autoattack_accuracy(classify, x, y, distance="L2", eps=0.1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from evaluation.questions.base import SGLD, Context, LoadedModel, Numbers, Question, Rule
@@ -17,74 +18,58 @@ OF_REFINEMENT = ("n_dup_chains", "refine_sigma", "refine_gradient")
 
 
 def ask(context: Context, model: LoadedModel) -> Numbers:
+
     import torch
 
     from evaluation import robustness
+    from evaluation.pgd import pgd
 
     s, found = context.s, context.labelled_set(model)
-    radii = s.eps or (LINF_RADII if s.distance == "Linf" else L2_RADII)
     generator = torch.Generator(context.device).manual_seed(s.seed)
-    classify = robustness.refined_classifier(
+    classify = robustness.classifier(
         model.network,
-        chain=model.chain(s.n_steps_refine),
+        model.chain(s.n_steps_refine),
         generator=generator,
         copies=s.n_dup_chains,
         sigma=s.refine_sigma,
         gradient=s.refine_gradient,
     )
-    batches = robustness.pixels(context.batches(found, model))
-    first, pgd = context.share_of(found).start, s.attack == "pgd"
-    if pgd:
-        attack = robustness.PGD(s.distance, s.n_steps_pgd_attack, s.n_restarts, s.random_init)
-        rows = robustness.robust_accuracy(
-            classify, batches, attack, radii, seed=s.seed, generator=generator, first=first
-        )
-    else:
-        kept = list(enumerate(batches, first))
-        rows = []
-        with context.bar(len(set(radii)), f"{model.label}: AutoAttack", "radius") as shown:
-            for eps in sorted(set(radii)):
-                rows.append(autoattack(s, classify, generator, kept, eps))
-                shown.update()
     of_pgd = {"steps": s.n_steps_pgd_attack, "restarts": s.n_restarts, "random_init": s.random_init}
+    if s.attack == "pgd":
+        attacks = [
+            partial(
+                pgd,
+                distance=s.distance,
+                steps=s.n_steps_pgd_attack,
+                random_init=s.random_init or run > 0,
+            )
+            for run in range(s.n_restarts)
+        ]
+    else:
+        of_pgd = dict.fromkeys(of_pgd)
+        version = "rand" if s.n_steps_refine else "standard"
+        settings = {"distance": s.distance, "batch_size": s.batch_size, "version": version}
+        attacks = [partial(robustness.autoattack, **settings)]
+    rows = robustness.robust_accuracy(
+        classify,
+        context.batches(found, model),
+        attacks,
+        s.eps or (LINF_RADII if s.distance == "Linf" else L2_RADII),
+        seed=s.seed,
+        generator=generator,
+        first=context.share_of(found).start,
+    )
     refined = {"refine_sigma": s.refine_sigma, "refine_gradient": s.refine_gradient}
     return {
         "dataset": found.name,
         "n": len(found.split.labels),
         "distance": s.distance,
         "attack": s.attack,
-        **(of_pgd if pgd else dict.fromkeys(of_pgd)),
+        **of_pgd,
         "n_steps_refine": s.n_steps_refine,
         **(refined if s.n_steps_refine else dict.fromkeys(refined)),
         "rows": rows,
     }
-
-
-def autoattack(
-    s: Namespace, classify: Any, generator: Any, batches: Sequence[tuple[int, Any]], eps: float
-) -> dict[str, float]:
-    """Return the accuracy at a radius, batch by batch, each with its number and a seed of its own,
-    so that processes can share them. `generator`: that `classify` draws from."""
-    from evaluation.robustness import autoattack_accuracy
-    from runs import processes as distributed
-
-    right = n = 0
-    for number, (images, labels) in batches:
-        seed = distributed.mixed(s.seed, number)
-        generator.manual_seed(seed)
-        accuracy = autoattack_accuracy(
-            classify,
-            images,
-            labels,
-            distance=s.distance,
-            eps=eps,
-            batch_size=s.batch_size,
-            seed=seed % 2**31,
-            version="rand" if s.n_steps_refine else "standard",
-        )
-        right, n = right + round(accuracy * len(labels)), n + len(labels)
-    right, n = map(sum, zip(*distributed.all_of((right, n)), strict=True))
-    return {"eps": eps, "accuracy": right / n}
 
 
 def show(context: Context, results: list[Numbers]) -> None:
