@@ -10,6 +10,7 @@ import torch
 
 from evaluation import flags as questions
 from models import build
+from tests.test_load import saved
 from training import flags
 
 # Verbatim from the README of lhao499/HDGE.
@@ -120,11 +121,6 @@ def theirs() -> dict[str, Any]:
     state |= {"f.linear.weight": torch.randn(10, 64), "f.linear.bias": torch.randn(10)}
     state |= {"queue_logit": torch.randn(10, 32), "queue_ptr": torch.tensor([12])}
     return {"model_state_dict": state, "replay_buffer": torch.rand(40, 3, 32, 32) * 2 - 1}
-
-
-def saved(path: Path, checkpoint: dict) -> Path:
-    torch.save(checkpoint, path)
-    return path
 
 
 def start(run: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import data
-from data import DataError
+from data import DataError, Spec
 
 Arrays = dict[str, np.ndarray]
 
@@ -72,6 +72,7 @@ def test_an_npz_without_test_images_or_without_labels(tmp_path: Path) -> None:
     loaded = data.load("cifar_100", tmp_path)
     assert loaded.name == "cifar100" and len(loaded.class_names) == 100
     assert len(loaded.train.images) == 6 and len(loaded.test.images) == 0
+    assert data.describe("cifar_100") == Spec(100, 50000, 10000, flips=True)
     path = tmp_path / "svhn.npz"
     np.savez(path, test_images=arrays()["test_images"])
     splits = data.read_npz(path)
