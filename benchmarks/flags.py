@@ -13,11 +13,14 @@ from runs.cli import COUNT, DEPTH, WHOLE, WIDTH, Parser, UsageError, number
 from training import flags as training
 
 SECTIONS = ("steps", "parts", "growth", "queue", "images")
+STABLE = "JEM-stable"
 TERMS = {
     "CE": "--pyxce 1",
     "HDGE": "--pyxce 1 --pxycontrast 1",
     "JEM": "--pyxce 1 --pxsgld 1",
     "HDGE+JEM": "--pyxce 1 --pxycontrast 1 --pxsgld 1",
+    # The recipe @jem-stable's, a quarter of the steps; the ancestors have no such chains.
+    STABLE: "--pyxce 1 --pxsgld 1 --sgld_clamp --chain_start class_gaussian",
 }
 PAPER = {
     **{"batch_size": 64, "n_steps": 20, "contrast_k": 65536, "classes": [10, 100]},
@@ -62,8 +65,11 @@ def build_parser() -> Parser:
         help="cpu: WRN-10-2; gpu: WRN-28-10; "
         "quick: a small network and few steps, to see that it works; auto: gpu where there is "
         "one, else cpu (default: %(default)s)")
-    add("--output", type=Path, default=Path("save/bench"), metavar="FOLDER",
-        help="bench.json, bench.md and bench.png are written there (default: %(default)s)")
+    add("collect", nargs="*", metavar="collect OUT",
+        help="measure nothing: make the pages of what scripts/gpu.sh left in OUT")
+    add("--output", type=Path, default=None, metavar="FOLDER",
+        help="bench.json, bench.md and bench.png are written there (default: save/bench; with "
+        "collect benchmarks/gpu, and README.md's table is written, too)")
     add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION",
         help="steps: whole steps; parts: where their time goes; growth: with K, SGLD steps and "
         "batch; queue: the queue term alone; images: augmentation (default: all)")
@@ -101,6 +107,8 @@ def parse(argv: Sequence[str]) -> Namespace:
     parser = build_parser()
     b = parser.parse_args(argv)
     b.command = ["python", "scripts/bench.py", *argv]
+    if b.collect and (len(b.collect) != 2 or b.collect[0] != "collect"):
+        parser.error(f"{' '.join(b.collect)}: give flags alone, or: collect OUT")
     try:
         complete(b, "quick" if b.preset == "auto" else b.preset)
     except UsageError as error:
@@ -123,6 +131,7 @@ def step_settings(b: Namespace, terms: str, classes: int, **changes: Any) -> Nam
         setattr(s, name, getattr(b, name))
     vars(s).update(lr=LR, queue_init="random", **changes)
     s.sgld_batch_size = s.batch_size
+    s.n_steps = -(-s.n_steps // 4) if terms == STABLE else s.n_steps
     s.buffer_size = -(-s.buffer_size // classes) * classes
     training.check_network(s)
     return s

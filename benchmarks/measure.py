@@ -28,9 +28,9 @@ import losses
 import models
 import train_wrn
 from benchmarks import straightforward
-from benchmarks.flags import PARTS, PROJECT, STRAIGHT, STRAIGHT_TF32, step_settings
+from benchmarks.flags import PARTS, PROJECT, STABLE, STRAIGHT, STRAIGHT_TF32, step_settings
 from runs.screen import print_line
-from training.build import build_model, build_optimizer
+from training.build import build_model, build_optimizer, fit_start
 from training.cost import step_flops
 from training.divergence import Guard
 from training.machine import keep_freed_memory, set_malloc
@@ -118,7 +118,7 @@ def contenders(
     on a GPU the straightforward one in TF32, too."""
     s = step_settings(bench.b, terms, classes, **changes)
     found = {PROJECT: project(bench, s, classes)}
-    if bench.b.straightforward and bench.room_for(s, classes):
+    if bench.b.straightforward and terms != STABLE and bench.room_for(s, classes):
         found[STRAIGHT] = plain(bench, s, classes)
         if both and bench.device.type == "cuda":
             found[STRAIGHT_TF32] = plain(bench, s, classes, in_tf32=True)
@@ -145,6 +145,7 @@ def project(bench: Bench, s: Namespace, classes: int) -> Contender:
     batches = data.TrainingBatches(
         split, every, every, s.batch_size, s.seed, s.sigma, flip=True, unlabelled=False
     )
+    fit_start(run, batches)
 
     def learn(batch: tuple[Tensor, Tensor, Tensor | None]) -> None:
         train_wrn.train_step(run, guard, batch, run.progress.step)
@@ -392,19 +393,29 @@ def steps(bench: Bench) -> list[Row]:
             with contenders(bench, terms, classes, both=True) as (s, found):
                 calls = {name: contender.step for name, contender in found.items()}
                 times = alternate(calls, turns=b.turns, seconds=b.seconds)
-                for name, contender in found.items():
-                    memory = extra_memory(contender.step, bench.device)
-                    contender.check()
-                    low, median, high = np.percentile(times[name], (25, 50, 75)).tolist()
-                    rate = contender.flops / median
-                    rows.append({
-                        "terms": terms, "classes": classes, "contender": name,
-                        "seconds": median, "low": low, "high": high, "turns": len(times[name]),
-                        "images_per_s": s.batch_size / median,
-                        "ratio": median / statistics.median(times[PROJECT]),
-                        "flop": contender.flops, "format": contender.format,
-                        "share": rate / bench.rates[contender.format], "memory": memory,
-                    })  # fmt: skip
+                rows += step_rows(bench, found, times, {"terms": terms, "classes": classes}, s)
+    return rows
+
+
+def step_rows(
+    bench: Bench, found: dict[str, Contender], times: dict[str, list[float]], named: Row,
+    s: Namespace,
+) -> list[Row]:  # fmt: skip
+    """Return the rows of contenders that took `times`: one more step each, for its memory."""
+    rows = []
+    for name, contender in found.items():
+        memory = extra_memory(contender.step, bench.device)
+        contender.check()
+        low, median, high = np.percentile(times[name], (25, 50, 75)).tolist()
+        rate = contender.flops / median
+        rows.append({
+            **named, "contender": name,
+            "seconds": median, "low": low, "high": high, "turns": len(times[name]),
+            "images_per_s": s.batch_size / median,
+            "ratio": median / statistics.median(times[PROJECT]),
+            "flop": contender.flops, "format": contender.format,
+            "share": rate / bench.rates[contender.format], "memory": memory,
+        })  # fmt: skip
     return rows
 
 

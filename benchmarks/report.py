@@ -16,14 +16,15 @@ BUSY = 0.5  # load average, before the benchmark, of a machine that does somethi
 BY = {"contrast_k": "K, slots of the queue", "n_steps": "SGLD steps", "batch_size": "batch size"}
 
 
-def markdown(found: Row) -> str:
+def markdown(found: Row, picture: str = "bench.png") -> str:
     """Return the whole page."""
     pieces = [header(found)]
     for section, (title, tables) in TABLES.items():
         if found.get(section):
             pieces += [f"## {title}", *tables(found[section])]
+    pieces += [f"![{title}]({name})" for name, title in (found.get("pictures") or {}).items()]
     if found.get("picture"):
-        pieces.append("![the same as curves and bars](bench.png)")
+        pieces.append(f"![the same as curves and bars]({picture})")
     return "\n\n".join(pieces) + "\n"
 
 
@@ -33,6 +34,7 @@ def header(found: Row) -> str:
     packages = ", ".join(f"{name} {place['packages'][name]}" for name in ("torchvision", "numpy"))
     peaks = ", ".join(f"{figures(rate / 1e12)} ({name})" for name, rate in found["peaks"].items())
     load = found["load"] or 0.0  # None: the system does not tell
+    rehearsed = "- **A rehearsal on the CPU**: its times are no results"
     busy = (
         f"- **The machine was busy** (load average {load:.1f} before it began): these times are no "
         "results"
@@ -48,9 +50,44 @@ def header(found: Row) -> str:
         f"- WRN-{s['depth']}-{s['width']}, batch {s['batch_size']}, K = {s['contrast_k']}, "
         f"{s['n_steps']} SGLD steps; --amp {s['amp']}, --compile {s['compile']}",
         f"- Matrix products of {s['matrix']} x {s['matrix']}, TFLOP/s: {peaks or 'not measured'}",
+        *machine(found),
         f"- Medians; it took {found['seconds'] / 60:.1f} minutes",
         *([busy] if load > BUSY else []),
+        *([rehearsed] if found.get("rehearsed") else []),
     ])  # fmt: skip
+
+
+def machine(found: Row) -> list[str]:
+    """Return the lines about the GPU, where scripts/gpu.sh has asked it."""
+    lines = []
+    if about := found.get("machine"):
+        lines.append(
+            f"- {about['memory'] / 2**30:.0f} GiB, {about['multiprocessors']} multiprocessors, "
+            f"driver {about['driver']}, CUDA {about['cuda']}, cuDNN {about['cudnn']}"
+        )
+    if rate := found.get("copy_bytes_per_s"):
+        lines.append(f"- A copy within memory: {figures(rate / 1e12)} TB/s, read and written")
+    return lines
+
+
+def speed(found: Row) -> str:
+    """Return the project's steps as the table of README.md, and where they were measured."""
+    head = ["step", "ms", "images/s", "share of the peak", "GiB above its state"]
+    rows = [row for row in found["steps"] if row["contender"] == PROJECT]
+    lines = [
+        [
+            f"{row['terms']}, C = {row['classes']}",
+            *(ms(row["seconds"]), figures(row["images_per_s"])),
+            *(f"{percent(row['share'])} of {row['format']}", figures(row["memory"], 2**-30)),
+        ]
+        for row in rows
+    ]
+    s, place = found["settings"], found["environment"]
+    where = (
+        f"WRN-{s['depth']}-{s['width']}, batch {s['batch_size']}, on {place['device']}, torch "
+        f"{place['torch_build']}: [the whole record](benchmarks/gpu/gpu.md)."
+    )
+    return f"{table(head, lines)}\n\n{where}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -139,12 +176,106 @@ def images(rows: Sequence[Row]) -> list[str]:
     return [table(head, lines)]
 
 
-TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
+def chain(rows: Sequence[Row]) -> list[str]:
+    head = ["a chain", "SGLD steps", "ms", "TFLOP/s", "first call, s"]
+    lines = [
+        [
+            *(row["way"], str(row["steps"]), ms(row["seconds"])),
+            *(figures(row["flop"] / row["seconds"] / 1e12), figures(row["first"])),
+        ]
+        for row in rows
+    ]
+    return [table(head, lines)]
+
+
+def profile(rows: Sequence[Row]) -> list[str]:
+    pieces = []
+    for row in rows:
+        idle = "" if row["idle"] is None else f"; the GPU is idle for {percent(row['idle'])} of it"
+        waits = "" if row["waits"] is None else f"; the host waits {row['waits']} times"
+        pieces.append(
+            f"{row['terms']}: {ms(row['span'])} ms under the profiler, {row['launches']:,} kernels"
+            f"{idle}{waits}."
+        )
+        lines = [
+            [f"`{kernel['name'][:90]}`", str(kernel["calls"]), percent(kernel["share"])]
+            for kernel in row["kernels"]
+        ]
+        pieces.append(table(["kernel", "calls", "share of the kernels' time"], lines))
+    return pieces
+
+
+def tests(found: Row) -> list[str]:
+    passed = found["tests"] - sum(found[kind] for kind in ("failures", "errors", "skipped"))
+    failed = f": {', '.join(found['failed'])}" if found["failed"] else ""
+    return [
+        f"{passed} passed, {found['failures'] + found['errors']} failed, {found['skipped']} "
+        f"skipped{failed}."
+    ]
+
+
+def training(found: Row) -> list[str]:
+    """Return the run's settings, its answers, and FID over the length of a chain."""
+    s, answers = found["settings"], found["answers"]
+    head, *epochs = found["progress"]
+    last = dict(zip(head.split(","), epochs[-1].split(","), strict=True))
+    ran = (
+        f"@{s['recipe'] or '-'}, WRN-{s['depth']}-{s['width']} on {s['dataset']}, batch "
+        f"{s['batch_size']}: {int(last['epoch']) + 1} of {s['n_epochs']} epochs, "
+        f"{int(last['step']):,} steps, {float(last['seconds']):.0f} s, one seed."
+    )
+    lines = [
+        [name, percent_of(answer, key), str(answer["n"])]
+        for question, key, name in (
+            ("test_clf", "accuracy", "test accuracy"),
+            ("eval_ece", "ece", "ECE"),
+        )
+        if key in (answer := answers.get(question, {}))
+    ]
+    for row in answers.get("OOD", {}).get("rows", []):
+        named = f"AUROC of {row['score_fn']} against {row['ood_dataset']}"
+        lines.append([named, f"{row['auroc']:.3f}", str(row["n_out"])])
+    pieces = [ran, table(["question", "answer", "images"], lines)]
+    if rows := answers.get("fid", {}).get("rows"):
+        head_of_fid = ["images", "steps", "FID", "precision", "recall", "read as asked"]
+        pieces.append(table(head_of_fid, [
+            [
+                *(row["images"], "-" if row["steps"] is None else str(row["steps"])),
+                *(figures(row["fid"]), f"{row['precision']:.2f}", f"{row['recall']:.2f}"),
+                percent(row["read_as_asked"]),
+            ]
+            for row in rows
+        ]))  # fmt: skip
+        pieces.append(
+            "FID, precision and recall are in the features of a cross-entropy network that was "
+            "trained here, and not comparable with a published FID."
+        )
+    left = [
+        f"{name}: {answer['left_out']}" for name, answer in answers.items() if "left_out" in answer
+    ]
+    return [*pieces, *left]
+
+
+def percent_of(answer: Row, key: str) -> str:
+    return f"{100 * answer[key]:.2f} %"
+
+
+def left_out(lines: Sequence[str]) -> list[str]:
+    return ["\n".join(f"- {line}" for line in lines)]
+
+
+TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "steps": ("Whole steps", steps),
     "parts": ("Parts of a step", parts),
     "growth": ("How a step's cost grows", growth),
     "queue": ("The queue term alone", queue),
     "images": ("A batch of augmented images", images),
+    # Of scripts/gpu.sh.
+    "chain": ("A chain alone", chain),
+    "profile": ("A step under the profiler", profile),
+    "tests": ("The tests that need a GPU", tests),
+    "training": ("A short training run", training),
+    "left_out": ("Left out", left_out),
 }
 
 

@@ -28,7 +28,7 @@ from runs.cli import (
     given_flags,
     number,
 )
-from runs.names import CONTRAST_SCORES, NORMS, SCORES, STARTS
+from runs.names import CONTRAST_SCORES, NORMS, SCORES, STARTS, data_root
 
 # Flags that not every question takes, and the questions that take them.
 BELONGS = {
@@ -101,7 +101,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     add("--datasets", nargs="+", default=None, metavar="NAME",
         help="logp_hist: the in-distribution set, in green, then the others, in red "
         "(default: the test split and --ood_dataset all; JEM)")
-    add("--data_root", metavar="FOLDER", default=os.environ.get("HDGE_DATA_ROOT", "./datasets"),
+    add("--data_root", metavar="FOLDER", default=data_root(),
         help="where <name>.npz or torchvision's files are "
         "(default: $HDGE_DATA_ROOT, else ./datasets; JEM)")
     add("--sigma", type=WEIGHT, default=None, metavar="STD",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 STARTS = ("uniform", "gaussian", "class_gaussian")  # of chains
 NORMS = ("none", "batch", "instance", "layer", "act")
 CONTRAST_SCORES = ("algorithm1", "eq13")
@@ -39,6 +41,11 @@ TITLES = {  # of data sets, in pictures and tables
     "places365": "Places365",
 }
 FOLDER = "folder:"  # and a path: a data set of the user's own
+
+
+def data_root() -> str:
+    """Return the folder of the images where --data_root is not given."""
+    return os.environ.get("HDGE_DATA_ROOT", "./datasets")
 
 
 def misfit_size(size: object, arch: str) -> str | None:

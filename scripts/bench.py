@@ -3,6 +3,8 @@
     python scripts/bench.py --preset cpu --output benchmarks/cpu
 
 Both are timed in one process, in turns. Writes bench.json, bench.md and bench.png.
+
+    python scripts/bench.py collect OUT    # of scripts/gpu.sh: benchmarks/gpu/ and README's table
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from functools import partial  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks import measure, report  # noqa: E402
+from benchmarks.collect import collect  # noqa: E402
 from runs.cli import UsageError  # noqa: E402
 from runs.endings import exit_code  # noqa: E402
 from runs.files import naming  # noqa: E402
@@ -44,6 +47,10 @@ def preset_for(name: str, device: torch.device) -> str:
 
 
 def work(b: Namespace) -> int:
+    if b.collect:
+        print_line(str(collect(Path(b.collect[1]), b.output)), sys.stdout)
+        return 0
+    b.output = b.output or Path("save/bench")
     device = choose_device(b.device)
     b = flags.complete(b, preset_for(b.preset, device))
     if b.compile != "off":  # one network meets several batch sizes, and is compiled for each

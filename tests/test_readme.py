@@ -16,6 +16,7 @@ import pytest
 import eval_wrn_ebm
 from baselines import linear_probe, train_adversarial, train_contrastive
 from benchmarks import flags as benchmark_flags
+from benchmarks import gpu, sheets
 from evaluation import flags as questions
 from evaluation.questions import QUESTIONS
 from runs import cli
@@ -50,6 +51,8 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
         for name in ("report", "release", "export", "torture", "experiments", "tables")
     },
     "scripts/bench.py": benchmark_flags.build_parser,
+    "scripts/gpu.sh": gpu.build_parser,
+    "benchmarks/sheets.py": sheets.build_parser,
     "baselines/train_contrastive.py": train_contrastive.build_parser,
     "baselines/train_adversarial.py": train_adversarial.build_parser,
     "baselines/linear_probe.py": linear_probe.build_parser,
@@ -61,7 +64,7 @@ SCRIPT_COMMANDS = [
     line
     for path in sorted((ROOT / "scripts").glob("*.sh"))
     for line in commands(path.read_text(encoding="utf-8"))
-    if re.search(r"train_wrn\.py|scripts/report\.py", line)
+    if re.search(r"train_wrn\.py|scripts/(report|bench)\.py|gpu\.sh", line)
 ]
 
 
@@ -83,9 +86,10 @@ def test_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cli, "processes", lambda: count)
     for variable, value in {"$log_dir": "save", "$id": "name"}.items():
         arguments = [word.replace(variable, value) for word in arguments if word != "$@"]
-    if program == "bash":
-        assert (ROOT / script).is_file()
-    elif script == "eval_wrn_ebm.py":
+    assert (ROOT / script).is_file()
+    if program == "bash" and script not in PARSERS:
+        return
+    if script == "eval_wrn_ebm.py":
         questions.parse(arguments)
     elif script in PARSERS:
         PARSERS[script]().parse_args(arguments)

@@ -45,6 +45,7 @@ from runs.names import (
     NORMS,
     QUEUE_STARTS,
     STARTS,
+    data_root,
     misfit_size,
 )
 from runs.terms import TERMS
@@ -122,7 +123,7 @@ def add_flags(parser: Parser) -> None:
     add("--image_size PIXELS", IMAGE_SIDE, IMAGE_SIZE, "ours", "side of the square images that the "
         "network sees, a multiple of 4, with --arch resnet50 of 8; images of another size are "
         "resized when they are read")
-    add("--data_root FOLDER", None, os.environ.get("HDGE_DATA_ROOT", "./datasets"), "JEM", "where "
+    add("--data_root FOLDER", None, data_root(), "JEM", "where "
         "<name>.npz or torchvision's files are, or are downloaded to",
         shown="$HDGE_DATA_ROOT, else ./datasets")
     add("--n_valid IMAGES", WHOLE, None, "JEM", "training images held out for choosing the best "

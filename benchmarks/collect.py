@@ -1,0 +1,82 @@
+"""What scripts/gpu.sh measured, as a page, a picture and one JSON; its speed, for README.md."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.gpu import unpack_archive
+from runs.cli import UsageError
+from runs.files import write_json, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "benchmarks" / "gpu"
+# What of the run folder is kept beside the page.
+PICTURES = {
+    "m-jem/eval/cond_samples_starts.png": "the chains' starts",
+    "m-jem/eval/cond_samples_direct_40.png": "class-conditional samples, 40 steps from them",
+    "m-jem/eval/fid_lengths.png": "FID over the length of a chain",
+    "m-jem/curves.png": "the training run",
+}
+BLOCK = re.compile(r"(<!-- speed on a GPU -->).*?(<!-- end -->)", re.DOTALL)
+
+
+def collect(out: Path, target: Path | None) -> Path:
+    """Write gpu.md, gpu.png, gpu.json and the run's pictures into `target`; by default into
+    benchmarks/gpu, and the table of speed into README.md. Return the page.
+
+    Raises UsageError for a folder that gpu.sh has not filled, and by default for a rehearsal.
+    """
+    try:
+        found = json.loads((out / "bench.json").read_text(encoding="utf-8"))
+        ended = json.loads((out / "parts.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"collect {out}: {error}: give an OUT of scripts/gpu.sh") from None
+    rehearsed = found["settings"]["device"] == "cpu"
+    if rehearsed and target is None:
+        raise UsageError(f"collect {out}: it is a rehearsal's: give --output to look at its page")
+    found["settings"]["command"] = ended["command"]
+    found |= {"parts_of_it": ended["parts"], "seconds": ended["seconds"], "rehearsed": rehearsed}
+    if (out / "tests.xml").exists():
+        found["tests"] = tests(out / "tests.xml")
+    place = target or RECORD
+    place.mkdir(parents=True, exist_ok=True)
+    found["pictures"] = {}
+    with tempfile.TemporaryDirectory() as work:
+        if list(out.glob("run.tar.*")):
+            unpack_archive(out, Path(work))
+        for name, title in PICTURES.items():
+            if (Path(work) / name).exists():
+                (place / Path(name).name).write_bytes((Path(work) / name).read_bytes())
+                found["pictures"][Path(name).name] = title
+    found["picture"] = report.save_picture(found, place / "gpu.png")
+    write_json(place / "gpu.json", found)
+    write_text(place / "gpu.md", report.markdown(found, "gpu.png"))
+    if target is None:
+        readme = ROOT / "README.md"
+        write_text(readme, with_speed(readme.read_text(encoding="utf-8"), report.speed(found)))
+    return place / "gpu.md"
+
+
+def with_speed(page: str, table: str) -> str:
+    """Return README.md with the table between its two marks."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n\n{table}\n\n{found[2]}", page)
+
+
+def tests(path: Path) -> dict[str, Any]:
+    """Return the numbers of a JUnit file, and the names of the tests that failed."""
+    suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
+    kinds = ("tests", "failures", "errors", "skipped")
+    counts = {kind: sum(int(suite.get(kind, 0)) for suite in suites) for kind in kinds}
+    failed = [
+        str(case.get("name"))
+        for suite in suites
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    return {**counts, "failed": failed}

@@ -1,0 +1,183 @@
+"""scripts/gpu.sh: every part writes what it has measured; sheets, archive and pages keep it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import collect, gpu, report, sheets
+from runs.cli import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_sheets_give_the_images_again(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 10_150), ("test", 120)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = rng.integers(0, 10, n)
+    for name in ("cifar10", "svhn"):
+        np.savez(tmp_path / f"{name}.npz", **arrays)  # type: ignore[arg-type]
+    words = f"--data_root {tmp_path} --names cifar10 svhn --images 10100 --test_images 50"
+    sheets.main(["pack", str(tmp_path / "sheets"), *words.split()])
+    sheets.main(["unpack", str(tmp_path / "sheets"), str(tmp_path / "again")])
+    for name, n in (("cifar10", {"train": 10_100, "test": 50}), ("svhn", {"test": 50})):
+        with np.load(tmp_path / "again" / f"{name}.npz") as found:
+            assert set(found.files) == {
+                f"{split}_{kind}" for split in n for kind in ("images", "labels")
+            }
+            for key in found.files:
+                assert np.array_equal(found[key], arrays[key][: n[key.split("_")[0]]])
+
+
+def test_an_archive_in_pieces_gives_the_run_again(tmp_path: Path) -> None:
+    run, out, again = (tmp_path / name for name in ("work/m-jem", "out", "again"))
+    for folder in (run / "eval", out, again):
+        folder.mkdir(parents=True)
+    kept = {"last_ckpt.pt": b"a" * 5000, "eval/fid.json": b"{}"}
+    for name, content in (kept | {"prev_ckpt.pt": b"b", "eval/fid_samples.npz": b"c"}).items():
+        (run / name).write_bytes(content)
+    (run / "best_valid_ckpt.pt").hardlink_to(run / "last_ckpt.pt")
+    gpu.archive(out, tmp_path / "work", piece=4096)
+    assert len(list(out.iterdir())) > 2
+    gpu.unpack_archive(out, again)
+    found = {str(p.relative_to(again / "m-jem")): p.read_bytes() for p in again.rglob("*.*")}
+    assert found == kept
+    with pytest.raises(UsageError, match="has no run.tar.0"):
+        gpu.unpack_archive(again, again)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("{out}", "PyTorch sees no GPU"),
+        ("{full} --rehearse", "has files already"),
+        ("{out} --rehearse --resume {full}", "has no run.tar.0"),
+        ("{out} --minutes 0", "--minutes"),
+        ("{out} --parts test", "tests"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    words: str, said: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "log.txt").touch()
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(words.format(out=tmp_path / "out", full=tmp_path / "full").split())
+    assert ended.value.code == 2
+    line = capsys.readouterr().err.strip()
+    assert said in line and "\n" not in line
+
+
+def test_parts_run_and_one_that_is_late_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the real parts two: a late one keeps its output, and the next one begins."""
+    calls: list[str] = []
+
+    def call_part(g: Any, name: str, seconds: float, runs: Path) -> int | str:
+        calls.append(name)
+        return gpu.LATE if name == "steps" else 0
+
+    monkeypatch.setattr(gpu, "call_part", call_part)
+    words = ["--rehearse", "--parts", "steps", "profile", "--minutes", "1"]
+    assert gpu.main([str(tmp_path / "out"), *words]) == 0
+    ended = json.loads((tmp_path / "out" / "parts.json").read_text())
+    assert calls == ["steps", "profile"]
+    assert [part["exit_code"] for part in ended["parts"].values()] == [gpu.LATE, 0]
+    monkeypatch.setattr(gpu, "call_part", lambda *_: 1)
+    assert gpu.main([str(tmp_path / "again"), *words]) == 1
+
+
+def test_a_late_part_is_ended(tmp_path: Path) -> None:
+    g = gpu.build_parser().parse_args([str(tmp_path), "--rehearse"])
+    assert gpu.call_part(g, "machine", -4.9, tmp_path) == gpu.LATE
+
+
+@pytest.mark.slow
+def test_a_rehearsal_measures_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the compiled rows, on the digits; its page names it a rehearsal."""
+    small = [case for case in gpu.CASES if "compile" not in case.machine]
+    out = tmp_path / "out"
+    out.mkdir()
+    words = [str(out), "--rehearse", "--data_root", str(tmp_path)]
+    monkeypatch.setattr(gpu, "CASES", small)
+    monkeypatch.setattr(gpu, "WAYS", gpu.WAYS[:1])
+    (tmp_path / "runs").mkdir()
+    for name, seconds in (("machine", 60), ("steps", 200), ("profile", 60), ("training", 60)):
+        monkeypatch.setattr(gpu, "BEGAN", gpu.time.monotonic())
+        part = ["--part", name, str(seconds), str(tmp_path / "runs")]
+        assert gpu.main([*words, *part]) == 0
+    found = gpu.measured(out)
+    assert not found["left_out"]
+    assert {row["terms"] for row in found["steps"]} == {case.name for case in small}
+    assert [row["terms"] for row in found["profile"]] == list(gpu.PROFILED)
+    assert all(len(row["kernels"]) == gpu.LARGEST for row in found["profile"])
+    assert {*found["training"]["answers"]} == {question.split()[0] for question in gpu.QUESTIONS}
+    assert len(list(out.iterdir())) <= 8
+    (out / "parts.json").write_text(json.dumps({"command": ["x"], "parts": {}, "seconds": 1}))
+    (out / "tests.xml").write_text(
+        '<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1">'
+        '<testcase name="a"><failure/></testcase></testsuite></testsuites>'
+    )
+    with pytest.raises(UsageError, match="rehearsal"):
+        collect.collect(out, None)
+    page = collect.collect(out, tmp_path / "page").read_text(encoding="utf-8")
+    assert "**A rehearsal on the CPU**" in page and "1 passed, 1 failed, 1 skipped: a." in page
+    assert "test accuracy" in page and "JEM-stable" in page and "FID" in page
+    for name in re.findall(r"\]\((\S+\.png)\)", page):
+        assert (tmp_path / "page" / name).read_bytes().startswith(b"\x89PNG")
+    assert "cond_samples_starts.png" in page and "gpu.png" in page
+
+
+def test_a_gpu_s_page_has_the_machine_and_readme_its_table(tmp_path: Path) -> None:
+    row = {
+        **{"terms": "HDGE", "classes": 10, "contender": "project", "seconds": 0.01, "low": 0.01},
+        **{"high": 0.01, "images_per_s": 6400, "ratio": 1.0, "flop": 2.3e12, "format": "bf16"},
+        **{"share": 0.3, "memory": 2**30},
+    }
+    record = json.loads((ROOT / "benchmarks" / "cpu" / "bench.json").read_text(encoding="utf-8"))
+    found = {
+        **{name: record[name] for name in ("environment", "peaks", "load")},
+        "settings": {**record["settings"], "device": "cuda"},
+        "machine": {
+            **{"name": "H", "memory": 139 * 2**30, "multiprocessors": 132},
+            **{"driver": "580.1", "cuda": "13.0", "cudnn": 91900},
+        },
+        "copy_bytes_per_s": 4.3e12,
+        "steps": [row],
+        "chain": [{"way": "x", "steps": 20, "flop": 1e13, "seconds": 0.1, "first": 2.0}],
+        "left_out": ["steps, HDGE, compiled: TimeoutError: no time was left"],
+    }
+    (tmp_path / "bench.json").write_text(json.dumps(found))
+    ended = {"command": ["bash", "scripts/gpu.sh", "OUT"], "parts": {}, "seconds": 500}
+    (tmp_path / "parts.json").write_text(json.dumps(ended))
+    page = collect.collect(tmp_path, tmp_path / "page").read_text(encoding="utf-8")
+    for said in (
+        "139 GiB, 132 multiprocessors",
+        "4.30 TB/s",
+        "| x | 20 | 100 | 100 |",
+        "no time was",
+    ):
+        assert said in page
+    assert "rehearsal" not in page
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    told = collect.with_speed(readme, report.speed(found))
+    assert "| HDGE, C = 10 | 10.0 | 6,400 | 30% of bf16 | 1.00 |" in told
+    assert collect.with_speed(told, "again").count("again") == readme.count("again") + 1
+    assert len(told.splitlines()) > len(readme.splitlines())
+
+
+def test_the_script_starts_the_program() -> None:
+    words = ["bash", str(ROOT / "scripts" / "gpu.sh"), "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0 and "--rehearse" in done.stdout
