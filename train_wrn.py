@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import losses
-from evaluation import plots
+from evaluation import figures
 from evaluation.sampling import Sampler
 from runs import processes as distributed
 from runs import terms
@@ -123,7 +123,7 @@ def plot_samples(run: Run, epoch: int, out: Output) -> None:
         grids["contrast"] = images, columns
     for name, (images, width) in grids.items():
         path = out.folder / "samples" / f"{name}_{epoch:04d}.png"
-        picture = plots.save_grid(images, path, width).numpy()
+        picture = figures.save_grid(path, images, width).numpy()
         step = run.progress.step  # what is drawn again after a kill replaces this
         out.records.picture(f"samples/{name}", picture, step)
 

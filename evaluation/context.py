@@ -262,7 +262,7 @@ class Context:
     def save_scores(self, results: Sequence[Row]) -> None:
         raw = {key: values for result in results for key, values in result["_raw"].items()}
         name = f"{self.s.eval}_scores.npz"
-        self.files.add(name, lambda path: np.savez_compressed(path, **raw))
+        self.files.add(name, np.savez_compressed, **raw)
 
     def save_images(
         self, name: str, images: Tensor, starts: Tensor | None, labels: Tensor | None = None
@@ -271,7 +271,7 @@ class Context:
         data set has, so that it can be one."""
         sets = {"test_images": images, "start_images": starts, "test_labels": labels}
         arrays: dict[str, Any] = {k: x.cpu().numpy() for k, x in sets.items() if x is not None}
-        self.files.add(name, lambda path: np.savez_compressed(path, **arrays))
+        self.files.add(name, np.savez_compressed, **arrays)
 
 
 def where_moved(error: data.DataError, name: str, own: str) -> data.DataError:

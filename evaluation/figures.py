@@ -1,20 +1,21 @@
-"""Pictures of results: score histograms, reliability diagrams and robustness curves.
+"""Pictures: results of evaluations, grids of samples, and a run's curves.
 
-Every `draw_*` returns the matplotlib Figure, in the style that is set, for notebooks and changes.
-Its `save_*` takes a path without suffix before the models, writes PNG and PDF in the project's
-style and returns both paths.
+Every `draw_*` returns the matplotlib Figure, in the style that is set, for notebooks and changes;
+`save` writes it in the project's style.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from evaluation.sampling import to_uint8
 from runs.style import BUDGETS, COLOURS, MARKERS, STYLE, new_figure, save_twice
 
 if TYPE_CHECKING:
@@ -26,6 +27,15 @@ PER_ROW = 4  # panels side by side that stay legible in a page's width
 # The paper's green and red, one light and one dark, to be told apart in grey as well.
 IN, OUT = "#3dba6f", "#a50f25"
 BAR, GAP = "#4477aa", "#cc3311"
+BLACK = 2  # pixels around the images of a grid
+
+
+def save(path: Path, draw: Callable[..., Figure], *args: Any, **options: Any) -> list[Path]:
+    """Write a figure as PNG and PDF, `path` plus those suffixes; return both paths."""
+    from matplotlib import rc_context
+
+    with rc_context(STYLE):
+        return save_twice(draw(*args, **options), path)
 
 
 def draw_histograms(models: Models, *, xlabel: str = "log q(x)") -> Figure:
@@ -35,17 +45,9 @@ def draw_histograms(models: Models, *, xlabel: str = "log q(x)") -> Figure:
     panel an OOD set, four in a row at most. Scores are (n,) arrays; densities are over all of a
     set's scores. The 60 bins are shared by all of a model's panels and reach from the lowest
     0.5 % quantile of its sets to the highest 99.5 % quantile; what lies beyond is not drawn.
-    Raises ValueError without models or OOD sets, and for scores that are none or not finite.
     """
-    for model in models:
-        if not model["out"]:
-            raise ValueError(f"{model['label']} has no OOD set to compare with")
-        for title, scores, *_ in (model["in"], *model["out"]):
-            if not len(scores) or not np.isfinite(scores).all():
-                raise ValueError(f"scores of {title} are none or not finite")
-    most = max((len(model["out"]) for model in models), default=1)
-    lines, columns = _arranged(most)  # lines a model
-    figure, grid = _subplots(models, lines * len(models), columns, width=2.5, height=2.15)
+    lines, columns = _arranged(max(len(model["out"]) for model in models))  # lines a model
+    figure, grid = _subplots(lines * len(models), columns, width=2.5, height=2.15)
     for m, model in enumerate(models):
         panels = grid[m * lines : (m + 1) * lines].ravel()
         edges = _shared_bins([scores for _, scores, *_ in (model["in"], *model["out"])])
@@ -74,12 +76,12 @@ def draw_reliability(models: Models) -> Figure:
     One column a model {"label", "accuracy", "ece", "bins"}, the last three as `calibration`
     returns them. A gap goes from a bin's accuracy to its mean confidence: ECE is the mean length
     of the gaps, weighted by the bins' shares of images. It is light where the model is surer than
-    right and dark, on the bar, where it is less sure. Raises ValueError without models or images.
+    right and dark, on the bar, where it is less sure.
     """
     lines, columns = _arranged(len(models))
     width = 3.2 if columns == 1 else 2.5  # the legend needs that
     heights = [2.6, 1] * lines
-    figure, grid = _subplots(models, 2 * lines, columns, width, 2.1, height_ratios=heights)
+    figure, grid = _subplots(2 * lines, columns, width, 2.1, height_ratios=heights)
     for i in range(lines * columns):
         top, below = grid[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
         if i < len(models):
@@ -95,70 +97,56 @@ def draw_reliability(models: Models) -> Figure:
     return figure
 
 
-def draw_robustness(models: Models) -> Figure:
-    """Figure 4 of HDGE: accuracy in % against the attack's radius, one panel a distance.
+def draw_robustness(models: Models, distance: str, title: str) -> Figure:
+    """Figure 4 of HDGE: accuracy in % against the attack's radius in `distance`, Linf or L2.
 
-    One line an entry {"label", "distance": "Linf" or "L2", "attack", "rows": [{"eps" (pixels in
-    [0, 1]), "accuracy" (0..1)}, ...]}; a label has one colour in both panels. Raises ValueError
-    without models or rows and for another distance.
+    One line a model {"label", "rows": [{"eps" (pixels in [0, 1]), "accuracy" (0..1)}, ...]}.
     """
-    for model in models:
-        if model["distance"] not in BUDGETS or not model["rows"]:
-            raise ValueError(f"{model['label']} has no rows, or another distance than Linf and L2")
-    distances = [d for d in BUDGETS if any(model["distance"] == d for model in models)]
-    labels = list(dict.fromkeys(model["label"] for model in models))
-    figure, grid = _subplots(models, 1, max(1, len(distances)), width=4.4, height=3.3)
-    for axes, distance in zip(grid[0], distances, strict=True):
-        chosen = [model for model in models if model["distance"] == distance]
-        attacks = list(dict.fromkeys(model["attack"] for model in chosen))
-        unit, xlabel = BUDGETS[distance]
-        for model in chosen:
-            rows = sorted(model["rows"], key=lambda row: row["eps"])
-            i = labels.index(model["label"])
-            axes.plot(
-                [row["eps"] * unit for row in rows],
-                [100 * row["accuracy"] for row in rows],
-                color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
-                linestyle=("-", "--", ":", "-.")[attacks.index(model["attack"]) % 4],
-                markersize=5,
-                label=model["label"] + (f" ({model['attack']})" if attacks[1:] else ""),
-                clip_on=False,
-                zorder=3,
-            )
-        axes.set(xlabel=xlabel, ylabel="accuracy (%)", title="" if attacks[1:] else attacks[0])
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        axes.legend()
+    figure, grid = _subplots(1, 1, width=4.4, height=3.3)
+    axes, (unit, xlabel) = grid[0, 0], BUDGETS[distance]
+    for i, model in enumerate(models):
+        rows = sorted(model["rows"], key=lambda row: row["eps"])
+        axes.plot(
+            [row["eps"] * unit for row in rows],
+            [100 * row["accuracy"] for row in rows],
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=5,
+            label=model["label"],
+            clip_on=False,
+            zorder=3,
+        )
+    axes.set(xlabel=xlabel, ylabel="accuracy (%)", title=title)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
     return figure
 
 
-def draw_lengths(models: Models) -> Figure:
+def draw_lengths(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Quality of samples over the SGLD steps of their chains: FID, precision and recall, and the
     share read as asked where it is known; dashed, what as many training images have.
 
-    One model {"label", "rows"}: `rows` as `evaluation.generation.compared` returns them, of chains
-    and, without steps, of training images. Raises ValueError without models.
+    `rows` as `evaluation.generation.compared` returns them, of chains and, without steps, of
+    training images.
     """
-    rows = [row for model in models for row in model["rows"]]
     panels = {"FID": ["fid"], "precision and recall": ["precision", "recall"]}
     if any(row.get("read_as_asked") is not None for row in rows):
         panels["read as asked"] = ["read_as_asked"]
-    figure, grid = _subplots(models, 1, len(panels), width=3.1, height=2.8)
+    steps = [row["steps"] for row in rows if row["steps"] is not None]
+    figure, grid = _subplots(1, len(panels), width=3.1, height=2.8)
     for axes, (title, keys) in zip(grid[0], panels.items(), strict=True):
-        for i, key in enumerate(keys):
-            known = [row for row in rows if row.get(key) is not None]
-            chains = [(row["steps"], row[key]) for row in known if row["steps"] is not None]
-            line: dict[str, Any] = {"color": COLOURS[i], "label": key, "clip_on": False}
+        for key, colour, marker in zip(keys, COLOURS, MARKERS, strict=False):
+            known = [(row["steps"], row[key]) for row in rows if row.get(key) is not None]
+            chains = [(at, value) for at, value in known if at is not None]
+            line: dict[str, Any] = {"color": colour, "label": key, "clip_on": False}
             if chains:
-                axes.plot(*zip(*chains, strict=True), marker=MARKERS[i], markersize=5, **line)
-            for row in known:
-                if row["steps"] is None:
-                    axes.axhline(row[key], color=COLOURS[i], linestyle="--", linewidth=1)
+                axes.plot(*zip(*chains, strict=True), marker=marker, markersize=5, **line)
+            for value in (value for at, value in known if at is None):
+                axes.axhline(value, color=colour, linestyle="--", linewidth=1)
         axes.set(title=title, xlabel="SGLD steps")
         axes.set_xscale("symlog", linthresh=10)
-        steps = sorted({row["steps"] for row in rows if row["steps"] is not None})
         axes.set_xticks(steps, [str(at) for at in steps])
         axes.minorticks_off()
         axes.set_xlim(0, max(1, *steps))
@@ -171,8 +159,6 @@ def draw_lengths(models: Models) -> Figure:
 
 def _reliability(top: Any, below: Any, model: Mapping[str, Any], *, first: bool) -> None:
     bins = [b for b in model["bins"] if b["count"]]
-    if not bins:
-        raise ValueError(f"{model['label']} has no images in any bin")
     left, count, confidence, accuracy = (
         np.array([b[key] for b in bins]) for key in ("lower", "count", "confidence", "accuracy")
     )
@@ -212,9 +198,9 @@ def _titles(model: Mapping[str, Any]) -> list[str]:
 
 
 def _arranged(n: int) -> tuple[int, int]:
-    """Return rows and columns for n panels, as equally long as PER_ROW allows; (1, 1) for none."""
-    rows = max(1, math.ceil(n / PER_ROW))
-    return rows, max(1, math.ceil(n / rows))
+    """Return rows and columns for n panels, as equally long as PER_ROW allows."""
+    rows = math.ceil(n / PER_ROW)
+    return rows, math.ceil(n / rows)
 
 
 def _shared_bins(sets: Sequence[np.ndarray], n: int = 60) -> np.ndarray:
@@ -241,23 +227,92 @@ def _row_label(axes: Any, label: str) -> None:
 
 
 def _subplots(
-    models: Models, rows: int, columns: int, width: float, height: float, **ratios: Any
+    rows: int, columns: int, width: float, height: float, **ratios: Any
 ) -> tuple[Figure, np.ndarray]:
     """Return a figure with rows x columns axes of the given size in inches."""
-    if not models:
-        raise ValueError("there are no models to draw")
     figure = new_figure(width * columns + 0.5, height * rows + 0.3)
     return figure, figure.subplots(rows, columns, squeeze=False, **ratios)
 
 
-def _save(draw: Callable[..., Figure], path: Path, models: Models, **options: Any) -> list[Path]:
-    from matplotlib import rc_context
+def grid(images: Tensor, columns: int | None = None, gap: int = BLACK) -> Tensor:
+    """Return images (n, 3, h, w), clipped to [-1, 1], row by row in a picture uint8 (H, W, 3)."""
+    n, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    picture = torch.zeros(
+        rows * (height + gap) + gap, columns * (width + gap) + gap, channels, dtype=torch.uint8
+    )
+    for i, image in enumerate(to_uint8(images).cpu()):
+        top, left = (gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap))
+        picture[top : top + height, left : left + width] = image
+    return picture
 
-    with rc_context(STYLE):
-        return save_twice(draw(models, **options), path)
+
+def save_grid(path: Path, images: Tensor, columns: int | None = None) -> Tensor:
+    """Write the grid as PNG, enlarged so that small images can be seen. Return the grid."""
+    from PIL import Image
+
+    picture = grid(images, columns)
+    image = Image.fromarray(picture.numpy())
+    image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)
+    return picture
 
 
-save_histograms = partial(_save, draw_histograms)
-save_reliability = partial(_save, draw_reliability)
-save_robustness = partial(_save, draw_robustness)
-save_lengths = partial(_save, draw_lengths)
+def save_grids(
+    path: Path,
+    grids: Mapping[str, Tensor],
+    *,
+    columns: int,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+) -> list[Path]:
+    """Write grids of images (n, 3, h, w) beside each other, each under its name, as PNG and PDF,
+    `path` plus those suffixes; return both paths. Every row has a label, left of the first grid, or
+    none has; so have columns."""
+    rows = math.ceil(max(map(len, grids.values())) / columns)
+    inch = min(0.55, 7.5 / (columns * len(grids)))  # of an image; the whole fits a page
+    figure = new_figure((inch * columns + 0.1) * len(grids) + 0.6, inch * rows + 0.5)
+    all_axes: Any = figure.subplots(1, len(grids), squeeze=False)
+    for i, (name, images) in enumerate(grids.items()):
+        axes = all_axes[0, i]
+        axes.imshow(grid(images, columns).numpy(), interpolation="nearest")
+        labels = () if i else row_labels
+        axes.set_yticks(_middles(len(labels), images.shape[2]), labels)
+        axes.set_xticks(_middles(len(column_labels), images.shape[3]), column_labels)
+        axes.set_xlabel(name, fontsize=9)
+        axes.tick_params(length=0, labelsize=9, labeltop=True, labelbottom=False)
+        axes.xaxis.set_label_position("top")
+        axes.spines[:].set_visible(False)
+    return save_twice(figure, path, bbox_inches="tight")
+
+
+def _middles(n: int, size: int) -> list[float]:
+    """Return where the middles of a grid's first n images of `size` pixels are, in pixels."""
+    return [BLACK + (size + BLACK) * i + (size - 1) / 2 for i in range(n)]
+
+
+def save_curves(path: Path, rows: list[dict[str, str]]) -> None:
+    """Draw accuracy, losses, energies and speed over epochs, from the rows of progress.csv."""
+    names = [name for name in rows[0] if any(row[name] for row in rows)]
+    chosen: dict[str, list[str]] = {
+        "accuracy": [n for n in ("train_acc", "valid_acc", "test_acc") if n in names],
+        "loss": [n for n in names if n.endswith("loss")],
+        "log q(x)": [n for n in names if "/log_q_" in n],
+        "learning rate": ["lr"],
+    }
+    panels = {title: columns for title, columns in chosen.items() if columns}
+    figure = new_figure(4.2 * len(panels), 3.4)
+    all_axes: Any = figure.subplots(1, len(panels), squeeze=False)
+    for axes, (title, columns) in zip(all_axes[0], panels.items(), strict=True):
+        for column in columns:
+            points = [(int(row["epoch"]), float(row[column])) for row in rows if row[column]]
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, label=column, marker="." if len(x) < 30 else None)
+        axes.set(title=title, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        if columns == ["lr"]:
+            axes.set_ylim(bottom=0)
+        if len(columns) > 1:
+            axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)

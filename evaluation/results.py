@@ -48,19 +48,19 @@ class Results:
             self.files.append(name)
         return self.folder / name
 
-    def add(self, name: str, write: Callable[[Path], Any]) -> None:
-        """Write a file by `write(path)`; a failed write says which file it was."""
+    def add(self, name: str, write: Callable[..., Any], /, *args: Any, **more: Any) -> None:
+        """Write a file by `write(path, *args, **more)`; a failed write says which file it was."""
         if distributed.first():
             path = self.path(name)
             with naming(path):
-                write(path)
+                write(path, *args, **more)
 
-    def picture(self, name: str, draw: Callable[[Path], Any]) -> None:
-        """Write a picture by `draw(path)`, as both path.png and path.pdf."""
+    def picture(self, name: str, save: Callable[..., Any], /, *args: Any, **more: Any) -> None:
+        """Write a picture by `save(path, *args, **more)`, as both path.png and path.pdf."""
         if distributed.first():
             paths = [self.path(name + suffix) for suffix in (".png", ".pdf")]
             with naming(paths[1].with_suffix("")):
-                draw(paths[1].with_suffix(""))
+                save(paths[1].with_suffix(""), *args, **more)
 
     def save(self, numbers: dict[str, Any]) -> Path:
         """Write the JSON, whole or not at all; a number that is not finite becomes null."""

@@ -193,7 +193,7 @@ class Trainer:
 
         with pytest.MonkeyPatch.context() as patch:
             if not curves:
-                patch.setattr("evaluation.plots.save_curves", lambda rows, path: None)
+                patch.setattr("evaluation.figures.save_curves", lambda path, rows: None)
             outcome = outcome_of(program)
         return Ran(*outcome, folder)
 

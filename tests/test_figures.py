@@ -1,10 +1,11 @@
-"""Pictures of results: both files are written, and what is drawn is what was given."""
+"""Pictures: files are written, and what is drawn is what was given."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 
@@ -17,6 +18,10 @@ from evaluation.figures import (
     draw_lengths,
     draw_reliability,
     draw_robustness,
+    grid,
+    save_curves,
+    save_grid,
+    save_grids,
 )
 
 Model = dict[str, Any]
@@ -36,59 +41,40 @@ def reliability_model(label: str = "HDGE") -> Model:
     return {"label": label, "accuracy": 0.79, "ece": 0.12, "bins": bins}
 
 
-def robustness_model(label: str = "CE", distance: str = "Linf", attack: str = "PGD") -> Model:
+def robustness_model(label: str = "CE") -> Model:
     rows = [{"eps": 8 / 255, "accuracy": 0.25}, {"eps": 0.0, "accuracy": 0.75}]
-    return {"label": label, "distance": distance, "attack": attack, "rows": rows}
+    return {"label": label, "rows": rows}
 
 
-def lengths_model() -> Model:
+def lengths() -> list[Model]:
     """Chains after 0, 20 and 1000 steps, the last one's recall unknown; and real images."""
     values = [(0, 300.0, 0.1, 0.0), (20, 80.0, 0.5, 0.25), (1000, 90.0, 0.4, None)]
     values += [(None, 5.0, 0.75, 0.7)]  # type: ignore[list-item]
     names = ("steps", "fid", "precision", "recall")
-    return {"label": "HDGE", "rows": [dict(zip(names, row, strict=True)) for row in values]}
+    return [dict(zip(names, row, strict=True)) for row in values]
 
 
-MODELS = {
-    "histograms": histogram_model(),
-    "reliability": reliability_model(),
-    "robustness": robustness_model(),
-    "lengths": lengths_model(),
-}
+NAME = r"run $\x$ v1.2"  # is a name, not a formula
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_png_and_pdf_are_written_the_same_every_time(kind: str, tmp_path: Path) -> None:
-    model = MODELS[kind] | {"label": r"run $\x$ v1.2"}  # is a name, not a formula
-    save = getattr(figures, f"save_{kind}")
-    first, second = (save(tmp_path / name, [model]) for name in ("v1.2", "again"))
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        (draw_histograms, [histogram_model(label=NAME)]),
+        (draw_reliability, [reliability_model(NAME)]),
+        (draw_robustness, [robustness_model(NAME)], "L2", NAME),
+        (draw_lengths, lengths()),
+    ],
+    ids=lambda drawn: drawn[0].__name__,
+)
+def test_png_and_pdf_are_written_the_same_every_time(drawn: Any, tmp_path: Path) -> None:
+    first, second = (figures.save(tmp_path / name, *drawn) for name in ("v1.2", "again"))
     assert first == [tmp_path / "v1.2.png", tmp_path / "v1.2.pdf"]
     assert sorted(tmp_path.iterdir()) == sorted(first + second)
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     assert first[1].read_bytes().startswith(b"%PDF")
     pixels = np.asarray(Image.open(first[0]).convert("L"))
     assert pixels.shape[0] > 300 and pixels.shape[1] > 400 and pixels.std() > 10
-    with pytest.raises(ValueError, match="no models"):
-        save(tmp_path / "none", [])
-
-
-def scored(*scores: float) -> Model:
-    return histogram_model(0) | {"out": [("svhn test", np.array(scores), 0.5)]}
-
-
-@pytest.mark.parametrize(
-    "draw, model, told",
-    [
-        *((draw_histograms, scored(*bad), "svhn test") for bad in ((), (1, np.nan), (np.inf, 0))),
-        (draw_histograms, histogram_model(0), "no OOD set"),
-        (draw_reliability, reliability_model() | {"bins": [{"count": 0}]}, "no images"),
-        (draw_robustness, robustness_model(distance="L1"), "CE has no rows"),
-        (draw_robustness, robustness_model() | {"rows": []}, "CE has no rows"),
-    ],
-)
-def test_wrong_input_is_refused(draw: Any, model: Model, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        draw([model])
 
 
 def colour(patch: Any) -> str:
@@ -161,17 +147,13 @@ def test_the_legend_of_the_reliability_diagram_is_inside_the_picture(n: int) -> 
 
 
 def test_robustness_is_in_percent_against_the_radius_in_its_unit() -> None:
-    described = [("CE", "L2"), ("JEM",), ("CE", "Linf", "AutoAttack")]
-    axes: Any = draw_robustness([robustness_model(*words) for words in described]).axes
-    linf, l2 = axes
-    assert "1/255" in linf.get_xlabel() and "[0, 1]" in l2.get_xlabel()
-    assert linf.lines[0].get_xydata().tolist() == [[0, 75], [8, 25]]
-    assert l2.lines[0].get_xydata().tolist() == [[0, 75], [8 / 255, 25]]
-    names = [line.get_label() for line in (*linf.lines, *l2.lines)]
-    assert names == ["JEM (PGD)", "CE (AutoAttack)", "CE"]
-    assert (linf.get_title(), l2.get_title()) == ("", "PGD")
-    jem, ce, ce_l2 = (line.get_color() for line in (*linf.lines, *l2.lines))
-    assert ce == ce_l2 != jem
+    models = [robustness_model("CE"), robustness_model("JEM")]
+    for distance, unit, radius in (("Linf", "1/255", 8), ("L2", "[0, 1]", 8 / 255)):
+        (axes,) = draw_robustness(models, distance, "PGD").axes
+        assert unit in axes.get_xlabel() and axes.get_title() == "PGD"
+        assert axes.lines[0].get_xydata().tolist() == [[0, 75], [radius, 25]]
+        assert [line.get_label() for line in axes.lines] == ["CE", "JEM"]
+        assert len({line.get_color() for line in axes.lines}) == 2
 
 
 @pytest.mark.parametrize("label", ["CE", "m" * 40])
@@ -184,14 +166,73 @@ def test_a_long_name_of_a_row_stays_within_the_picture(label: str) -> None:
 
 
 def test_lengths_are_drawn_over_the_steps_and_real_images_dashed() -> None:
-    model = lengths_model()
-    axes: Any = draw_lengths([model]).axes
+    rows = lengths()
+    axes: Any = draw_lengths(rows).axes
     fid, both = axes
     chain, real = fid.get_lines()
     assert list(chain.get_xdata()) == [0, 20, 1000] and list(chain.get_ydata()) == [300, 80, 90]
     assert set(real.get_ydata()) == {5.0} and real.get_linestyle() == "--"
     assert [text.get_text() for text in fid.get_xticklabels()] == ["0", "20", "1000"]
     assert list(both.get_lines()[2].get_ydata()) == [0.0, 0.25]
-    for row in model["rows"]:
+    for row in rows:
         row["read_as_asked"] = None if row["steps"] is None else 0.5
-    assert [axes.get_title() for axes in draw_lengths([model]).axes][2:] == ["read as asked"]
+    assert [axes.get_title() for axes in draw_lengths(rows).axes][2:] == ["read as asked"]
+
+
+# --- grids and curves
+
+
+def test_images_fill_the_grid_row_by_row() -> None:
+    values = torch.tensor([10, 20, 30, 40, 50])
+    shades = (values / 127.5 - 1)[:, None, None, None].expand(-1, 3, 4, 3)
+    picture = grid(shades, columns=3, gap=2)
+    assert picture.shape == (2 * 6 + 2, 3 * 5 + 2, 3) and picture.dtype == torch.uint8
+    expected = torch.zeros(14, 17, dtype=torch.uint8)
+    for value, top, left in [(10, 2, 2), (20, 2, 7), (30, 2, 12), (40, 8, 2), (50, 8, 7)]:
+        expected[top : top + 4, left : left + 3] = value
+    assert torch.equal(picture, expected[:, :, None].expand(-1, -1, 3))
+
+
+def test_without_columns_the_grid_is_about_square_and_values_are_clipped() -> None:
+    image = torch.rand(7, 3, 4, 3) * 4 - 2
+    picture = grid(image, gap=1)
+    assert picture.shape == (3 * 5 + 1, 3 * 4 + 1, 3)
+    expected = ((image[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).round()
+    assert torch.equal(picture[1:5, 1:4], expected.byte())
+
+
+def test_a_saved_grid_is_the_grid_twice_as_large(tmp_path: Path) -> None:
+    picture = save_grid(tmp_path / "grid.png", torch.rand(4, 3, 8, 8, requires_grad=True) * 2 - 1)
+    saved = np.array(Image.open(tmp_path / "grid.png"))
+    assert np.array_equal(saved, picture.numpy().repeat(2, 0).repeat(2, 1))
+
+
+def test_grids_with_words_are_written_twice(tmp_path: Path) -> None:
+    images = torch.rand(6, 3, 32, 32)
+    words: dict[str, Any] = {"row_labels": ["cat", "dog"], "column_labels": ["0", "5", "10"]}
+    paths = save_grids(tmp_path / "v1.5", {"start": images, "sample": images}, columns=3, **words)
+    assert [path.name for path in paths] == ["v1.5.png", "v1.5.pdf"]
+    assert paths[0].read_bytes()[:4] == b"\x89PNG" and paths[1].read_bytes()[:4] == b"%PDF"
+
+
+def row(epoch: int, **columns: str) -> dict[str, str]:
+    return {"epoch": str(epoch), "lr": "0.0001", "loss": "2.5"} | columns
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row(0, valid_acc="", train_acc="0.5"), row(1, valid_acc="0.7", train_acc="0.6")],
+        [{**row(i), "pxsgld/loss": "nan", "pxsgld/log_q_data": "1e9"} for i in range(40)],
+        [row(0, valid_acc="", test_acc="")],
+    ],
+    ids=["evaluated now and then", "diverging", "never evaluated"],
+)
+def test_curves_are_drawn_from_the_text_of_progress(
+    rows: list[dict[str, str]], tmp_path: Path
+) -> None:
+    save_curves(tmp_path / "curves.png", rows)
+    with Image.open(tmp_path / "curves.png") as image:
+        pixels = np.array(image.convert("RGB"))
+    assert image.format == "PNG" and min(pixels.shape[:2]) > 200
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20  # something is drawn

@@ -16,7 +16,7 @@ from runs.cli import UsageError
 
 def answer(folder: Path, settings: dict[str, Any], text: str) -> Results:
     one = Results(folder, "OOD", settings)
-    one.add("OOD_scores.npz", lambda path: path.write_text(text))
+    one.add("OOD_scores.npz", Path.write_text, text)
     one.picture("OOD", lambda path: [Path(f"{path}{s}").write_text(text) for s in (".png", ".pdf")])
     one.save({"number": text})
     return one

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import data
-from evaluation import plots
+from evaluation import figures
 from runs import processes as distributed
 from runs.checkpoint import CheckpointError
 from runs.cli import UsageError, check_program, rank_is_0
@@ -165,7 +165,7 @@ def run_in_folder(
                 with suppress(OSError, KeyboardInterrupt):
                     out.records.close()
                     if first and (rows := read_progress(folder)):
-                        plots.save_curves(rows, folder / "curves.png")
+                        figures.save_curves(folder / "curves.png", rows)
         return 128 + signals.received if signals.obeyed else 0
 
 

@@ -82,8 +82,8 @@ def show(context: Context, results: list[Numbers]) -> None:
         for row in r["rows"]
     ]
     context.table(rows, ["eps", "accuracy"], several=len(results) > 1)
-    drawn = [{**r, "attack": title_of(r)} for r in results]
-    context.files.picture("attack", lambda path: figures.save_robustness(path, drawn))
+    more = results, distance, title_of(results[0])
+    context.files.picture("attack", figures.save, figures.draw_robustness, *more)
 
 
 def title_of(result: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ JEM_SPLIT = 5000  # images of a split of the score there
 def ask(context: Context, model: LoadedModel) -> Numbers:
     import torch
 
-    from evaluation import generation, plots, sampling
+    from evaluation import figures, generation, sampling
     from runs import processes as distributed
 
     s = context.s
@@ -57,8 +57,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
             f"for {numbers['n_features']:,} features: the FID compares only at the same number; "
             "give more --n_samples"
         )
-    grid = chains[steps][:100]
-    context.files.add("fid_samples.png", lambda path: plots.save_grid(grid, path, 10))
+    context.files.add("fid_samples.png", figures.save_grid, chains[steps][:100], 10)
     context.save_images("fid_samples.npz", pixels[steps], pixels.get(0), labels)
     protocol = {"sampling": s.sampling, "steps": steps, **network, "reference": names}
     return {**numbers, **protocol, "rounding": "uint8"}
@@ -191,7 +190,7 @@ def show(context: Context, results: list[Numbers]) -> None:
     context.say_values(result)
     context.say(f"\n{rows[0]['n']:,} images each, against as many others:\n\n{fid_table(rows)}")
     if context.s.chain_lengths:
-        context.files.picture("fid_lengths", lambda path: figures.save_lengths(path, [result]))
+        context.files.picture("fid_lengths", figures.save, figures.draw_lengths, rows)
         if told := generation.decline(rows):
             context.say(f"\n{told}")
 

@@ -72,10 +72,9 @@ def show(context: Context, results: list[Numbers]) -> None:
     context.table(rows, ["set", "n", "mean", "std", "auroc"], several)
     if told := reversed_order([row for row in rows if row["auroc"] is not None]):
         context.say(f"\n{told}")
-    pictures, xlabel = [r["_picture"] for r in results], SCORES[score]
-    context.files.picture(
-        "logp_hist", lambda path: figures.save_histograms(path, pictures, xlabel=xlabel)
-    )
+    pictures = [r["_picture"] for r in results]
+    draw = figures.draw_histograms
+    context.files.picture("logp_hist", figures.save, draw, pictures, xlabel=SCORES[score])
     context.save_scores(results)
 
 

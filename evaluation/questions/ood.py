@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from evaluation.questions.base import SCORED, Context, LoadedModel, Numbers, Question, unrefined
@@ -63,7 +64,7 @@ def show(context: Context, results: list[Numbers]) -> None:
     parts = [f"In-distribution: {', '.join(titles)}", ood_table(rows), reversed_order(rows)]
     text = "\n\n".join(part for part in parts if part)
     context.say(text)
-    context.files.add("OOD.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    context.files.add("OOD.md", Path.write_text, text + "\n", encoding="utf-8")
     context.save_scores(results)
 
 

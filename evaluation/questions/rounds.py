@@ -12,7 +12,7 @@ from torch import Tensor
 
 import data
 import models
-from evaluation import neighbours, plots, sampling
+from evaluation import figures, neighbours, sampling
 from evaluation.context import Context
 from evaluation.loading import LoadedModel
 from runs import processes as distributed
@@ -97,9 +97,9 @@ class Rounds:
         images = class_rows(self.moved, of_class, COLUMNS)
         if last:
             labels = [str(label) for label in range(len(of_class))]
-            plots.save_labelled_grid(images, path, row_labels=labels, columns=COLUMNS)
+            figures.save_grids(path, {"": images}, columns=COLUMNS, row_labels=labels)
         else:
-            plots.save_grid(images, path.with_suffix(".png"), COLUMNS)
+            figures.save_grid(path.with_suffix(".png"), images, COLUMNS)
 
     def save(self) -> dict[str, Any]:
         """Save the samples and where they began, and return their numbers."""
@@ -136,10 +136,8 @@ class Rounds:
             columns, names = 3, [str(y) for y in range(int(labels.max()) + 1)]
             rows = of_each_class(labels, len(names))
             grids = {n: class_rows(data.to_float(x), rows, columns) for n, x in sets.items()}
-        context.files.picture(
-            f"{context.s.eval}_starts",
-            lambda path: plots.save_side_by_side(grids, path, columns=columns, row_labels=names),
-        )
+        more: dict[str, Any] = {"columns": columns, "row_labels": names}
+        context.files.picture(f"{context.s.eval}_starts", figures.save_grids, grids, **more)
         return numbers
 
     def draw_trajectory(self) -> None:
@@ -157,13 +155,11 @@ class Rounds:
         )
         self.context.files.picture(
             f"{s.eval}_trajectory",
-            lambda path: plots.save_labelled_grid(
-                torch.stack(frames, 1).flatten(0, 1),
-                path,
-                row_labels=[] if labels is None else [str(label) for label in range(n)],
-                column_labels=[str(step) for step in seen],
-                xlabel="SGLD steps",
-            ),
+            figures.save_grids,
+            {"SGLD steps": torch.stack(frames, 1).flatten(0, 1)},
+            columns=len(seen),
+            row_labels=[] if labels is None else [str(label) for label in range(n)],
+            column_labels=[str(step) for step in seen],
         )
 
 

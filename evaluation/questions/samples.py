@@ -14,13 +14,13 @@ from runs.screen import markdown
 
 
 def ask_unconditional(context: Context, model: LoadedModel) -> Numbers:
-    from evaluation import plots
+    from evaluation import figures
     from evaluation.questions.rounds import Rounds
 
     rounds, training = Rounds(context, model, 1), training_images(context, model)
 
     def draw(images: Tensor, path: Path, last: bool) -> None:
-        plots.save_grid(images, path.with_suffix(".png"))
+        figures.save_grid(path.with_suffix(".png"), images)
 
     rounds.run("uncond_samples", draw)
     numbers = rounds.save()
