@@ -103,7 +103,7 @@ def test_the_card_has_the_numbers_of_this_checkpoint_alone(train: Any, tmp_path:
     run = train(HYBRID)
     place, checkpoint = run.folder / "eval", run.folder / "last_ckpt.pt"
     place.mkdir()
-    about = {"eval": "test_clf", "dataset": "cifar10_test", "n": 20, "accuracy": 0.125}
+    about = {"eval": "test_clf", "dataset": "cifar10_test", "n": 20, "accuracy": 0.125, "nll": 2}
     ours = {**about, "checkpoint_sha256": file_sha256(checkpoint)}
     (place / "test_clf.json").write_text(json.dumps(ours))
     others = {**about, "accuracy": 0.875, "checkpoint_sha256": "0" * 64}

@@ -102,3 +102,4 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
 )
 TEMPLATES.globals |= {f.__name__: f for f in (code, number, parsed, plain, png, show)}
+TEXTS = TEMPLATES.overlay(autoescape=False)  # of the same functions and filters

@@ -7,8 +7,9 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
-from reports.page.markup import TEMPLATES
+from reports.page.markup import TEMPLATES, TEXTS
 from reports.tables.about import COLUMNS
 from reports.tables.table import Number, Table
 from reports.tables.titles import column_title, digits
@@ -98,22 +99,17 @@ def csv_text(table: Table) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
-
-    def text(value: float | None, form: str = "g") -> str:
-        return "" if value is None else format(value, form)
-
     for row in table.rows:
-        about = {key: row.about.get(key, "") for key in COLUMNS}
-        about |= {"table": table.name, "scale": table.scale, "model": row.model}
-        about["experiment"] = ", ".join(row.experiments)
+        of_row: dict[str, Any] = {"table": table.name, "scale": table.scale, "model": row.model}
+        of_row |= row.about | {"experiment": ", ".join(row.experiments)}
         for block, key in ((title, key) for title, keys in table.blocks for key in keys):
             n = row.numbers[key]
-            paper = {"paper": text(n.paper), "paper_std": text(n.paper_std)}
-            ours = {"mean": text(n.mean, ".6g"), "std": text(n.std, ".6g"), "seeds": n.n or ""}
-            where = {"block": block, "column": key, "state": n.state}
-            writer.writerow({**about, **where, **paper, **ours})
+            values = {"paper": n.paper, "paper_std": n.paper_std, "mean": n.mean, "std": n.std}
+            shown = {name: f"{value:g}" for name, value in values.items() if value is not None}
+            where = {"block": block, "column": key, "state": n.state, "seeds": n.n or ""}
+            writer.writerow(of_row | where | shown)
         if not row.numbers:
-            writer.writerow(about)
+            writer.writerow(of_row)
     return file.getvalue()
 
 
@@ -127,7 +123,6 @@ def tex(text: str) -> str:
     return "".join(LATEX.get(char, char) for char in " ".join(text.split()))
 
 
-TEXTS = TEMPLATES.overlay(autoescape=False)  # with the same filters
 TEMPLATES.filters |= {"aligned": aligned, "grids": grids, "how": how, "line": line, "tex": tex}
 TEMPLATES.filters["anchor"] = anchor
 FORMATS: dict[str, Callable[..., str]] = {
