@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from runs.files import plain
+from runs.files import file_sha256, plain, read_json
+from runs.folder import LAST, PREVIOUS, SETTINGS, read_progress
 from scripts.rows import ADVERSARIAL, CONTRASTIVE, PROBE, TABLES, question_words
 
 # The module that has each program's flags, as `build_parser`.
@@ -31,10 +33,10 @@ INDIFFERENT = frozenset(
 )
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_object(path: Path) -> dict[str, Any] | None:
     """Return the file's content; None if the file is missing or damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
@@ -42,8 +44,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def finished(run: Path) -> bool:
     """Return whether the last epoch, or --max_steps, or a probe's checkpoint is on the disk."""
-    settings = read_json(run / "variant.json")
-    if settings is None or not (run / "last_ckpt.pt").exists():
+    settings = read_object(run / SETTINGS)
+    if settings is None or not (run / LAST).exists():
         return False
     if settings.get("program") == Path(PROBE).name:  # its checkpoint is the last that it writes
         return True
@@ -54,16 +56,13 @@ def finished(run: Path) -> bool:
 
 def last_row(run: Path) -> tuple[int, int]:
     """Return epoch and step of the last whole row of progress.csv; (-1, -1) if there is none."""
-    found = -1, -1
-    try:
-        with open(run / "progress.csv", newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):  # one that was cut off has None for its last fields
-                epoch, step = row.get("epoch") or "", row.get("step") or ""
-                if None not in row.values() and epoch.isdecimal() and step.isdecimal():
-                    found = int(epoch), int(step)
-    except (OSError, UnicodeDecodeError, csv.Error):
-        pass
-    return found
+    with contextlib.suppress(OSError, UnicodeDecodeError, csv.Error):
+        for row in reversed(read_progress(run)):
+            epoch, step = row.get("epoch") or "", row.get("step") or ""
+            # One that was cut off has None for its last fields.
+            if None not in row.values() and epoch.isdecimal() and step.isdecimal():
+                return int(epoch), int(step)
+    return -1, -1
 
 
 def other_recipe(run: Path, words: Sequence[str]) -> str | None:
@@ -71,7 +70,7 @@ def other_recipe(run: Path, words: Sequence[str]) -> str | None:
     None."""
     from reports.tables.records import DEFAULTS, gist  # not of terms of weight 0
 
-    settings = read_json(run / "variant.json")
+    settings = read_object(run / SETTINGS)
     if settings is None:
         return None
     parser = importlib.import_module(FLAGS[words[0]]).build_parser()
@@ -83,14 +82,14 @@ def other_recipe(run: Path, words: Sequence[str]) -> str | None:
     return None
 
 
-def answered(place: Path, words: Sequence[str], hashes: dict[Path, str] | None = None) -> bool:
+def answered(place: Path, words: Sequence[str]) -> bool:
     """Return whether the newest answer in `place` is to this command, by the present protocol, and
-    about the checkpoints as they are now. `hashes`: of files already read; it adds its own."""
+    about the checkpoints as they are now."""
     from evaluation.flags import parse
     from evaluation.questions import QUESTIONS
 
     parsed, _ = parse(list(words[1:]))
-    record = read_json(place / f"{parsed.eval}.json")
+    record = read_object(place / f"{parsed.eval}.json")
     version = QUESTIONS[parsed.eval].version
     if record is None or record.get("protocol", {}).get("version") != version:
         return False
@@ -102,8 +101,7 @@ def answered(place: Path, words: Sequence[str], hashes: dict[Path, str] | None =
         read = record.get("read_as_asked") or {}
         told.append(read.get("classifier_sha256", record.get("features_sha256")))
         paths.append(parsed.fid_model)
-    known = {} if hashes is None else hashes
-    return told == [sha256(Path(path), known) for path in paths]
+    return told == [sha256(Path(path)) for path in paths]
 
 
 def same_question(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -145,19 +143,24 @@ def asks(wanted: Mapping[str, Sequence[Settings]]) -> Callable[[str, Settings], 
     return asked
 
 
-def sha256(path: Path, known: dict[Path, str]) -> str:
+def sha256(path: Path) -> str:
     """Return the sha256 of the file, or of an exported folder's weights; "" if there is none."""
     from runs.checkpoint import weights_file
-    from runs.files import file_sha256
 
-    if path not in known:
-        try:
-            known[path] = file_sha256(weights_file(path))
-        except OSError:
-            known[path] = ""
-    return known[path]
+    file = weights_file(path)
+    try:
+        state = file.stat()
+        return sha256_of(file, state.st_mtime_ns, state.st_size)
+    except OSError:
+        return ""
+
+
+@cache
+def sha256_of(path: Path, changed: int, size: int) -> str:
+    """Return the sha256 of a file, which is read again only when it has changed."""
+    return file_sha256(path)
 
 
 def resumable(run: Path) -> bool:
     """Return whether a checkpoint is there, if only the one before the last."""
-    return any((run / name).exists() for name in ("last_ckpt.pt", "prev_ckpt.pt"))
+    return any((run / name).exists() for name in (LAST, PREVIOUS))

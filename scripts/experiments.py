@@ -22,9 +22,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 from runs.cli import COUNT, WHOLE, Parser, UsageError, check_utf8, open_streams  # noqa: E402
 from runs.files import alone  # noqa: E402
 from runs.screen import print_line  # noqa: E402
-from scripts.done import answered, finished, other_recipe, read_json, resumable  # noqa: E402
+from scripts.done import answered, finished, other_recipe, read_object, resumable  # noqa: E402
 from scripts.rows import (  # noqa: E402
     EXPERIMENTS,
     JUDGES,
@@ -47,7 +48,6 @@ from scripts.rows import (  # noqa: E402
     Train,
     ask_command,
     folder,
-    jobs_of,
     needs,
     overlay,
     rows_at,
@@ -109,7 +109,6 @@ class Runner:
     def __init__(self, root: Path, scale: str, jobs: int = 1, gpus: Sequence[int] = ()) -> None:
         self.root, self.scale, self.jobs = root, scale, jobs
         self.devices = [gpus[i % len(gpus)] if gpus else None for i in range(jobs)]  # free ones
-        self.hashes: dict[Path, str] = {}
         self.done: dict[Job, bool] = {}
         self.stopped = False  # by Ctrl-C
         self.plan: list[Job] = []
@@ -174,7 +173,7 @@ class Runner:
                 "another seed, or change the recipe and remove the folder"
             )
         if resumable(run) and EXPERIMENTS[job.name].program != PROBE:
-            steps = (read_json(run / "variant.json") or {}).get("max_steps")
+            steps = (read_object(run / "variant.json") or {}).get("max_steps")
             limit = ["--max_steps", str(steps)] if steps else []  # --resume forgets it
             words = [EXPERIMENTS[job.name].program, "--resume", str(run), *limit]
         elif run.exists():
@@ -197,7 +196,7 @@ class Runner:
         if job.place is not None:
             place = overlay(self.root, self.scale, job.place, there[0].seed)
             what = place.name
-        if answered(place, words, self.hashes):
+        if answered(place, words):
             print_line(f"{what}: {job.question.split()[0]} answered already", sys.stdout)
             return
         code, error = self.call(words, place, f"{self.numbered(job)} {what}")
@@ -286,14 +285,27 @@ def check_seeds(scale: str, seeds: Sequence[int]) -> None:
         )
 
 
-def plan(table: Table, root: Path, scale: str, seeds: Sequence[int]) -> list[Job]:
-    """Return the jobs of the table, each after the jobs it needs. An overlay shows the rows that
-    were trained before beside those that are chosen."""
+def plan(table: Table, root: Path, scale: str, seeds: Sequence[int]) -> Iterator[Job]:
+    """Yield the jobs of the table, each after the jobs it needs; some occur more than once. An
+    overlay shows the rows that were trained before beside those that are chosen."""
 
-    def trained(run: Train) -> bool:
-        return finished(folder(root, scale, run))
+    def with_needs(job: Job) -> Iterator[Job]:
+        for first in needs(scale, job):
+            yield from with_needs(first)
+        yield job
 
-    return list(jobs_of(table, scale, seeds, trained))
+    for seed in seeds:
+        runs = [Train(row, seed) for row in table.rows]
+        for job in [
+            *runs,
+            *(Ask(question, (run,)) for question in table.questions for run in runs),
+        ]:
+            yield from with_needs(job)
+        for place, question, rows in table.overlays:
+            every = [Train(row, seed) for row in rows]
+            shown = [run for run in every if run in runs or finished(folder(root, scale, run))]
+            if set(shown) & set(runs):
+                yield from with_needs(Ask(question, tuple(shown), place))
 
 
 def show(tables: dict[str, Table], root: Path, scale: str, seeds: Sequence[int]) -> None:
@@ -379,8 +391,8 @@ def main(argv: Sequence[str]) -> int:
         if n > 1:  # else every program would start a thread on every core
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
         with alone(root / args.scale, flag="--root", program="experiments.py"):
-            plans = [plan(table, root, args.scale, args.seeds) for table in tables.values()]
-            jobs = dict.fromkeys(job for each in plans for job in each)
+            plans = (plan(table, root, args.scale, args.seeds) for table in tables.values())
+            jobs = dict.fromkeys(chain.from_iterable(plans))
             return Runner(root, args.scale, n, args.gpus).run(jobs)
     except UsageError as error:
         parser.error(str(error))

@@ -6,7 +6,7 @@ are asked. scripts/experiments.py runs them, scripts/tables.py shows what came o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -346,34 +346,6 @@ def needs(scale: str, job: Job) -> list[Train]:
     if experiment.start and (experiment.program == PROBE or scale in WARM):
         return [Train(experiment.start, job.seed)]
     return []
-
-
-def jobs_of(
-    table: Table, scale: str, seeds: Sequence[int], trained: Callable[[Train], bool]
-) -> Iterator[Job]:
-    """Return the jobs of a table, each after the jobs it needs; some occur more than once.
-
-    trained: whether an experiment that is not among the table's rows, but of its overlays, is done
-        and shown there.
-    """
-
-    def with_needs(job: Job) -> Iterator[Job]:
-        for first in needs(scale, job):
-            yield from with_needs(first)
-        yield job
-
-    for seed in seeds:
-        runs = [Train(row, seed) for row in table.rows]
-        for job in runs:
-            yield from with_needs(job)
-        for question in table.questions:
-            for run in runs:
-                yield from with_needs(Ask(question, (run,)))
-        for place, question, rows in table.overlays:
-            shown = [Train(row, seed) for row in rows]
-            shown = [run for run in shown if run in runs or trained(run)]
-            if set(shown) & set(runs):
-                yield from with_needs(Ask(question, tuple(shown), place))
 
 
 def folder(root: Path, scale: str, run: Train) -> Path:
