@@ -13,13 +13,14 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from reports.page.markup import number, parsed
 from reports.page.paper import canonical
-from reports.page.run import Answer, Model, Run, read_run
+from reports.page.run import Answer, Model, Run, mapping, read_run
 from reports.tables.titles import natural
 from runs.cli import UsageError
 from runs.files import file_sha256, plain, read_json, whole
@@ -84,6 +85,10 @@ def seed_record(
     speeds = [found for row in rows if (found := parsed(row.get("images_per_s")))]
     speed = median(speeds) if speeds else None
     start = run.settings.get("load_path")
+    devices, commits = (
+        list(dict.fromkeys(str(found[key]) for found in run.environments if found.get(key)))
+        for key in ("device", "git_commit")
+    )
     return {
         "state": state,
         "divergences": divergences,
@@ -95,8 +100,8 @@ def seed_record(
         "images_per_s": speed,
         "device": run.environment.get("device"),
         "commit": run.environment.get("git_commit"),
-        "devices": _distinct(run, "device"),
-        "commits": _distinct(run, "git_commit"),
+        "devices": devices,
+        "commits": commits,
         "answers": answers_of(run, asked) | training(rows, speed, run.settings),
     }
 
@@ -107,16 +112,13 @@ def training(
     """Return the answer that training itself gives: the time of a step, and "gradient/<term>" and
     "cosine/<term>", means over the epochs that --log_gradients saw."""
     found: dict[str, list[float]] = {}
-    for row in rows:
-        for column, text in row.items():
-            term, _, what = str(column).rpartition("/")
-            value = parsed(text)
-            if term and what in ("gradient", "cosine") and value is not None:
-                found.setdefault(f"{what}/{term}", []).append(value)
+    for column, text in (item for row in rows for item in row.items()):
+        term, _, what = column.rpartition("/")
+        if term and what in ("gradient", "cosine") and (value := parsed(text)) is not None:
+            found.setdefault(f"{what}/{term}", []).append(value)
     numbers = {name: fmean(values) for name, values in found.items()}
     batch = number(settings.get("batch_size"))
-    if speed and batch:
-        numbers["ms_per_step"] = 1000 * batch / speed
+    numbers |= {"ms_per_step": 1000 * batch / speed} if speed and batch else {}
     return {"training": {"numbers": numbers}} if numbers else {}
 
 
@@ -129,44 +131,27 @@ def gist(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def collect(scale: str, runs: Mapping[str, Mapping[int, Record]], results: Path) -> list[Path]:
     """Write results/<scale>/<experiment>.json; seeds that are recorded already and not among
-    `runs` stay, and a finished one stays where the run is not.
-
-    Raises UsageError where a record would hold more than one protocol version of a question.
-    """
+    `runs` stay, and a finished one stays where the run is not."""
     written = []
     for name, seeds in sorted(runs.items()):
         path = results / scale / f"{name}.json"
         merged = dict(read_record(path)["seeds"]) if path.exists() else {}
         for seed, found in seeds.items():
             if merged.get(str(seed), found)["state"] == "finished" != found["state"]:
-                print_line(
-                    f"tables.py: warning: {name}-s{seed} is {found['state']} and its record in "
-                    f"{scale}/{path.name} is of a finished run: that one stays",
-                    sys.stderr,
+                warn(
+                    f"{name}-s{seed} is {found['state']} and its record in {scale}/{path.name} is "
+                    "of a finished run: that one stays"
                 )
             else:
                 merged[str(seed)] = found
-        for question, versions in _versions(merged.values()).items():
-            if len(versions) > 1:
-                raise UsageError(
-                    f"--root: {name} has answers of protocol versions "
-                    f"{', '.join(sorted(versions))} to {question} over its seeds: evaluate them "
-                    f"all again, or remove {path}"
-                )
         record = plain({"experiment": name, "scale": scale, "seeds": merged})
         text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
         written.append(write(path, text + "\n"))
     return written
 
 
-def _versions(seeds: Iterable[Seed]) -> dict[str, set[str]]:
-    """Return the protocol versions of each question's answers."""
-    found: dict[str, set[str]] = {}
-    for question, answer in (item for seed in seeds for item in seed["answers"].items()):
-        if "protocol" in answer:
-            versions = found.setdefault(question.partition("/")[0], set())
-            versions.add(str(answer["protocol"].get("version")))
-    return found
+def warn(message: str) -> None:
+    print_line(f"tables.py: warning: {message}", sys.stderr)
 
 
 def read_records(results: Path, scales: Iterable[str]) -> dict[str, dict[str, Record]]:
@@ -224,10 +209,6 @@ def _state(folder: Path, finished: bool) -> tuple[str, int]:
     return ("diverged" if ended else "unfinished"), divergences
 
 
-def _distinct(run: Run, key: str) -> list[str]:
-    return list(dict.fromkeys(str(found[key]) for found in run.environments if found.get(key)))
-
-
 # ------------------------------------------------------------------------- answers as flat numbers
 
 
@@ -241,37 +222,29 @@ def answers_of(run: Run, asked: Asked | None) -> dict[str, Any]:
     """
     found: dict[str, tuple[bool, dict[str, Any]]] = {}
     stale: dict[str, Path] = {}
-    hashes: dict[Path, str | None] = {}
-    for name, answers in run.answers.items():
-        for answer in answers:  # the newest first
-            model = answer.of_run()
-            chains = name == "fid" or name.endswith("_samples")
-            refined = not chains and number(answer.part("protocol").get("n_steps"))
-            if model is None or refined or number(answer.value(model, "n_steps_refine")):
-                continue
-            last = Path(model.checkpoint).name == LAST
-            if asked is not None and not (last and asked(name, answer.part("settings"))):
-                continue
-            key = f"{name}/{answer.value(model, 'distance')}" if name == "attack" else name
-            if is_stale(run, answer, model, hashes):
-                stale.setdefault(key, answer.path)
-            elif key not in found or last > found[key][0]:
-                numbers = numbers_of(name, answer, model)
-                found[key] = (
-                    last,
-                    {
-                        "protocol": protocol_of(name, answer, model),
-                        "numbers": {k: v for k, v in numbers.items() if number(v) is not None},
-                        "skipped": [
-                            str(r.get("ood_dataset")) for r in answer.rows(model, "skipped")
-                        ],
-                    },
-                )
+    hash_of = cache(lambda path: file_sha256(path) if path.is_file() else None)
+    for name, answer in ((name, each) for name, every in run.answers.items() for each in every):
+        model = answer.of_run()
+        chains = name == "fid" or name.endswith("_samples")
+        refined = not chains and number(answer.part("protocol").get("n_steps"))
+        if model is None or refined or number(answer.value(model, "n_steps_refine")):
+            continue
+        last = Path(model.checkpoint).name == LAST
+        if asked is not None and not (last and asked(name, answer.part("settings"))):
+            continue
+        key = f"{name}/{answer.value(model, 'distance')}" if name == "attack" else name
+        if is_stale(run, answer, model, hash_of):
+            stale.setdefault(key, answer.path)
+        elif key not in found or last > found[key][0]:  # the newest of a question comes first
+            numbers = numbers_of(name, answer, model)
+            skipped = [str(r.get("ood_dataset")) for r in answer.rows(model, "skipped")]
+            record = {"protocol": protocol_of(name, answer, model), "skipped": skipped}
+            record["numbers"] = {k: v for k, v in numbers.items() if number(v) is not None}
+            found[key] = (last, record)
     for key in sorted(stale.keys() - found.keys()):
-        print_line(
-            f"tables.py: warning: {Path(*stale[key].parts[-3:])} is about earlier weights of "
-            f"{run.name} and is left out: ask {key} again",
-            sys.stderr,
+        warn(
+            f"{Path(*stale[key].parts[-3:])} is about earlier weights of {run.name} and is left "
+            f"out: ask {key} again"
         )
     return {key: answer for key, (_, answer) in found.items()}
 
@@ -280,9 +253,7 @@ def protocol_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:
     """Return what the numbers depend on, as far as the answer tells; "sets": name -> images."""
     told = answer.part("protocol")
     protocol = {key: told[key] for key in PROTOCOL if key in told}
-    sets: Any = told.get("sets")
-    sets = sets if isinstance(sets, dict) else {}
-    sizes = {key: IMAGES.search(str(text)) for key, text in sets.items()}
+    sizes = {key: IMAGES.search(str(text)) for key, text in mapping(told.get("sets")).items()}
     protocol["sets"] = {key: int(n[1].replace(",", "")) for key, n in sizes.items() if n}
     protocol |= {key: answer.value(model, key) for key in OWN_PROTOCOL.get(name, ())}
     if isinstance(weights := answer.value(model, "weights"), str):  # of a run with --ema
@@ -294,16 +265,13 @@ def protocol_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:
     return protocol
 
 
-def is_stale(run: Run, answer: Answer, model: Model, hashes: dict[Path, str | None]) -> bool:
-    """Tell whether the run's checkpoint has changed since: by its hash (`hashes`: those known so
-    far), or, where a folder has no weights, by the last step. An answer with neither is believed.
-    """
+def is_stale(run: Run, answer: Answer, model: Model, hash_of: Callable[[Path], Any]) -> bool:
+    """Tell whether the run's checkpoint has changed since: by its hash, or, where a folder has no
+    weights, by the last step. An answer with neither is believed."""
     path = run.folder / Path(model.checkpoint).name
-    if path not in hashes:
-        hashes[path] = file_sha256(path) if path.is_file() else None
-    told, now = answer.value(model, "checkpoint_sha256"), hashes[path]
-    if isinstance(told, str) and now is not None:
-        return told != now
+    told = answer.value(model, "checkpoint_sha256")
+    if isinstance(told, str) and hash_of(path) is not None:
+        return bool(told != hash_of(path))
     about = answer.value(model, "run")
     step = number(about.get("step")) if isinstance(about, dict) else None
     steps = [int(text) for row in run.rows if (text := row.get("step") or "").isdecimal()]
@@ -314,6 +282,7 @@ def numbers_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:
     def value(key: str) -> Any:
         return answer.value(model, key)
 
+    rows = answer.rows(model, "rows")
     if name in OF_DATASET:
         dataset = canonical(str(value("dataset")))
         return {f"{key}/{dataset}": value(source) for key, source in OF_DATASET[name].items()}
@@ -321,23 +290,26 @@ def numbers_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:
         known = canonical(str(value("in_dataset")))
         numbers = {
             f"{key}/{row.get('score_fn')}/{out_of(known, row.get('ood_dataset'))}": row.get(key)
-            for row in answer.rows(model, "rows")
+            for row in rows
             for key in ("auroc", "fpr95", "aupr")
         }
         return numbers | mean_aurocs(numbers)
     if name == "logp_hist":
-        sets = value("sets") if isinstance(value("sets"), dict) else {}
+        sets = mapping(value("sets"))
         known = canonical(next(iter(sets), "cifar10").removesuffix("_train"))
         return {
-            f"hist/{value('score_fn')}/{out_of(known, out)}": found.get("auroc")
+            f"hist/{value('score_fn')}/{out_of(known, out)}": mapping(found).get("auroc")
             for out, found in sets.items()
-            if isinstance(found, dict)
         }
     if name == "fid":
         return fid_numbers(answer, model)
     if name == "attack":
-        rows = [row for row in answer.rows(model, "rows") if number(row.get("eps")) is not None]
-        return {f"robust/{value('distance')}/{row['eps']:.5g}": row.get("accuracy") for row in rows}
+        radii = {number(row.get("eps")): row.get("accuracy") for row in rows}
+        return {
+            f"robust/{value('distance')}/{eps:.5g}": accuracy
+            for eps, accuracy in radii.items()
+            if eps is not None
+        }
     return {f"samples/{key}": value(key) for key in ("n", "steps")}
 
 
@@ -352,14 +324,13 @@ def fid_numbers(answer: Answer, model: Model) -> dict[str, Any]:
         return features if count >= PUBLISHED_SAMPLES else f"{features}-{count}"
 
     key, steps = of(answer.value(model, "n")), answer.value(model, "steps")
-    sources = {"fid": "fid", "is": "inception_score_mean"}
-    numbers = {f"{kind}/{key}": answer.value(model, source) for kind, source in sources.items()}
-    return numbers | {
-        f"{family}/{row['images']}/{of(row.get('n'))}": row.get(source)
-        for row in answer.rows(model, "rows")
-        if row.get("images") in ("starts", "samples") and row.get("steps") in (0, steps)
-        for family, source in OF_CHAINS.items()
-    }
+    numbers = {f"fid/{key}": answer.value(model, "fid")}
+    numbers[f"is/{key}"] = answer.value(model, "inception_score_mean")
+    for row in answer.rows(model, "rows"):
+        if row.get("images") in ("starts", "samples") and row.get("steps") in (0, steps):
+            for family, source in OF_CHAINS.items():
+                numbers[f"{family}/{row['images']}/{of(row.get('n'))}"] = row.get(source)
+    return numbers
 
 
 def mean_aurocs(numbers: Mapping[str, Any]) -> dict[str, float]:
