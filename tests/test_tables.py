@@ -679,28 +679,95 @@ def test_a_scale_has_its_own_rows_and_no_published_row_beside_another_size(tmp_p
 # ------------------------------------------------------------------------------------- the claims
 
 
-def test_verdicts_weigh_the_difference_by_the_spread() -> None:
-    def judged(relation: str, mean: float, std: float | None = 0.3) -> tuple[str, str]:
-        first, second = Number(mean=mean, std=std, n=3), Number(mean=1.0, std=0.3, n=3)
-        return claims.verdict(relation, first, second)[:2]
+def compare(relation: str, first: list[float], second: list[float], name: str = "") -> claims.Test:
+    sides = (claims.mean_of(first), claims.mean_of(second))
+    key = "auroc/px/svhn"
+    found = claims.welch(first, second)
+    return claims.Test(name or relation, relation, key, "x", ("a", "b"), sides, *found)
 
-    # 4 degrees of freedom, and so 2.776 standard errors of a difference: * sqrt(2 * .09 / 3) = .68
-    assert judged(">", 1.69) == ("holds", "holds")
-    assert judged(">", 1.67) == ("undecided", "open: within the spread of the seeds")
-    assert judged("<", 1.69) == judged("=", 1.69) == ("contradicted", "does not hold")
-    assert judged("<", 0.31)[0] == "holds" and judged("=", 1.1)[1].startswith("not contradicted")
-    assert judged(">", 1.5, None) == ("undecided", "higher; too few seeds to tell")
-    assert claims.verdict(">", Number(state="not run"), Number(mean=1.0))[0] == "undecided"
-    random, found = np.random.RandomState(0), set()
-    for _ in range(200):
+
+def test_a_difference_is_tested_as_scipy_does() -> None:
+    random = np.random.RandomState(0)
+    for _ in range(50):
         n, m = random.randint(2, 6, 2)
         a, b = random.randn(n) + random.rand() * 3, random.randn(m) * random.rand() * 3
-        beyond = abs(a.mean() - b.mean()) > claims.noise(a.std(ddof=1), n, b.std(ddof=1), m)
-        assert beyond == (stats.ttest_ind(a, b, equal_var=False).pvalue < 0.05)
-        found.add(bool(beyond))
-    assert found == {True, False} and claims.noise(0.0, 3, 0.0, 3) == 0
-    for text, first, relation, second, _ in claims.CLAIMS:
-        assert {first, second} <= set(rows.EXPERIMENTS) and relation in "<=>", text
+        test = compare(">", a.tolist(), b.tolist())
+        right = stats.ttest_ind(a, b, equal_var=False)
+        assert test.p == pytest.approx(right.pvalue)
+        assert test.difference == pytest.approx(a.mean() - b.mean())
+        assert test.interval(0.1) == pytest.approx(tuple(right.confidence_interval(0.9)))
+    assert compare(">", [1, 1], [1, 1]).p == 1 and compare(">", [2, 2], [1, 1]).p == 0
+    assert compare(">", [2, 2], [1, 1]).interval(0.05) == (1, 1)
+    assert compare(">", [2.0], [1.0, 2.0]).p is None
+
+
+def test_the_claims_of_a_table_are_judged_together_by_holm_s_procedure() -> None:
+    """Written out: p in order against .05 / 4, .05 / 3, ...; the intervals agree with it."""
+    random, seen = np.random.RandomState(1), set()
+    for _ in range(200):
+        tests = [
+            compare(
+                "<>"[i % 2],
+                list(random.randn(4) + i * random.rand()),
+                list(random.randn(4)),
+                str(i),
+            )
+            for i in range(4)
+        ]
+        rejected: list[str] = []
+        for k, test in enumerate(sorted(tests, key=lambda test: test.p or 0)):
+            if (test.p or 0) > 0.05 / (4 - k):
+                break
+            rejected.append(test.claim)
+        judged = claims.family("x", tests)
+        for test, verdict in zip(tests, judged, strict=True):
+            right = (test.difference > 0) == (test.relation == ">")
+            decided = claims.HOLDS if right else claims.CONTRADICTED
+            assert verdict.group == (decided if test.claim in rejected else claims.UNDECIDED)
+            low, high = re.findall(r"[-+]?\d+\.\d+", verdict.difference)[1:]
+            assert (float(low) > 0 or float(high) < 0) or test.claim not in rejected
+            assert (verdict.margin > 1) == (test.claim in rejected)
+            seen.add(verdict.group)
+    assert seen == {claims.HOLDS, claims.CONTRADICTED, claims.UNDECIDED}
+
+
+@pytest.mark.parametrize(
+    ("shift", "spread", "group"),
+    [(0, 0.001, "holds"), (0.01, 0.001, "holds"), (0.1, 0.001, "contradicted")]
+    + [(0.021, 0.002, "undecided"), (0, 0.1, "undecided")],
+)
+def test_no_difference_needs_an_interval_within_the_margin(
+    shift: float, spread: float, group: str
+) -> None:
+    values = [0.7 - spread, 0.7, 0.7 + spread]
+    (verdict,) = claims.family("x", [compare("=", [v + shift for v in values], values)])
+    assert verdict.group == group
+
+
+def test_a_claim_has_one_measure_and_two_sides_of_experiments() -> None:
+    for table, found in claims.CLAIMS.items():
+        assert table in TABLES
+        for text, first, relation, second, keys in found:
+            assert {first, second} <= set(rows.EXPERIMENTS) and relation in "<=>" and keys, text
+    sets = {"auroc/px/svhn": 0.5, "auroc/px/cifar10interp": 0.6, "auroc/px/textures": 0.0}
+    found = {"hdge": seed_with(**sets), "ce": seed_with(**sets, **{"auroc/px/cifar100": 0.7})}
+    (verdict,) = (
+        v
+        for v in claims.verdicts("x", found)[0]
+        if v.claim.startswith("HDGE detects OOD better than cross-entropy")
+    )
+    assert verdict.what == "AUROC px, mean of SVHN, CIFAR-10 interpolations"
+    assert verdict.sides == ("hdge: 0.550 (1)", "ce: 0.550 (1)")
+
+
+def test_a_run_that_went_on_from_the_other_side_says_so() -> None:
+    found = {
+        "jem": seed_with(**{"accuracy/cifar10": 0.5}),
+        "ce": seed_with(**{"accuracy/cifar10": 0.7}),
+    }
+    found["jem"]["seeds"]["1"]["start"] = "ce-s1"
+    (verdict,) = (v for v in claims.verdicts("x", found)[0] if v.claim == "JEM costs accuracy")
+    assert verdict.sides[0] == "jem, from ce: 50.00 (1)"
 
 
 def test_a_claim_needs_two_sides_and_a_diverged_one_is_told() -> None:

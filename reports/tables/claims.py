@@ -3,60 +3,209 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from reports.tables import DECLARED
 from reports.tables.about import NOT_RUN
 from reports.tables.formats import value_text
-from reports.tables.records import Record
-from reports.tables.table import NO_DATA, NOT_ASKED, OTHER_FEATURES, Number, keys_of, measured
+from reports.tables.records import Record, finished_seeds
+from reports.tables.table import (
+    NO_DATA,
+    NOT_ASKED,
+    OTHER_FEATURES,
+    Number,
+    keys_of,
+    measured,
+    value_of,
+)
 from reports.tables.titles import digits, features_and_count, full_title, natural
 
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted", "undecided"
-CLAIMS = [(*claim, key) for *claim, keys in DECLARED["claims"] for key in keys]
+CLAIMS: Mapping[str, Sequence[tuple[str, str, str, str, Sequence[str]]]] = DECLARED["claims"]
 OPEN = (NOT_RUN, NOT_ASKED, NO_DATA, OTHER_FEATURES)  # a diverged run will have no number
+LEVEL = 0.05  # of the claims of a table and scale together
+MARGINS = {"auroc": 0.02, "robust": 1.0}  # of no difference; the second in points
+
+
+@dataclass(frozen=True)
+class Test:
+    """A claim's sides, each with its values of one measure by seed, and Welch's test of them.
+
+    `p` is two-sided; it and the standard `error` are None without two seeds on each side.
+    """
+
+    claim: str
+    relation: str
+    key: str  # the measure's, or the first of several whose mean it is
+    title: str
+    names: tuple[str, str]
+    sides: tuple[Number, Number]
+    difference: float = math.nan
+    error: float | None = None
+    freedom: float = math.nan
+    p: float | None = None
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Return the difference's interval at confidence 1 - level; it spans all without a p."""
+        if self.error is None:
+            return -math.inf, math.inf
+        half = float(stdtrit(self.freedom, 1 - level / 2)) * self.error if self.error else 0.0
+        return self.difference - half, self.difference + half
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`text` says more than `group`. `margin`: the difference of the means over the largest one
-    that passes for noise."""
+    """`text` says more than `group`. `difference`: with its interval. `margin`: the difference over
+    half the interval's width."""
 
     claim: str
     scale: str
     what: str
     sides: tuple[str, str]
+    difference: str
     group: str
     text: str
     margin: float
 
     @property
     def cells(self) -> list[str]:
-        found = [self.claim, self.what, self.scale, *self.sides]
+        found = [self.claim, self.what, self.scale, *self.sides, self.difference]
         return [*found, self.text] if self.group == UNDECIDED else found
 
 
 def verdicts(scale: str, records: Mapping[str, Record]) -> tuple[list[Verdict], list[str]]:
-    """Judge the claims whose two sides were run; return the texts of the others, too."""
+    """Judge the claims whose two sides were run, those of a table together; return the texts of the
+    others, too."""
     judged, unjudged = [], list[str]()
-    for text, first, relation, second, key in CLAIMS:
-        names = [known(name, records) for name in (first, second)]
-        found = [records.get(name) for name in names]
-        key = common(key, found)
-        sides = [measured(record, key) for record in found]
-        if any(side.state in OPEN or "unfinished" in side.state for side in sides):
-            unjudged.append(text)
-            continue
-        shown = [
-            f"{n}: {value_text(side, digits(key))}" for n, side in zip(names, sides, strict=True)
-        ]
-        group = verdict(relation, *sides)
-        judged.append(Verdict(text, scale, full_title(key), (shown[0], shown[1]), *group))
+    for claims in CLAIMS.values():
+        tests = [compared(claim, records) for claim in claims]
+        judged += family(scale, [test for test in tests if isinstance(test, Test)])
+        unjudged += [test for test in tests if isinstance(test, str)]
     texts = {each.claim for each in judged}
     return judged, [text for text in dict.fromkeys(unjudged) if text not in texts]
+
+
+def compared(
+    claim: tuple[str, str, str, str, Sequence[str]], records: Mapping[str, Record]
+) -> Test | str:
+    """Return the test of a claim, by the mean of those of its columns that both sides have, or its
+    text where a side was not run."""
+    text, first, relation, second, keys = claim
+    names = [known(name, records) for name in (first, second)]
+    found = [records.get(name) for name in names]
+    keys = [common(key, found) for key in keys]
+    in_both = [k for k in keys if all(measured(r, k).mean is not None for r in found)]
+    if in_both:
+        values = [per_seed(record, in_both) for record in found]
+        sides = [mean_of(each) for each in values]
+    else:
+        values, sides = [], [measured(record, keys[0]) for record in found]
+        if any(side.state in OPEN or "unfinished" in side.state for side in sides):
+            return text
+    shown = [
+        f"{name}, from {other}" if other in starts_of(record) else name
+        for name, other, record in zip(names, reversed(names), found, strict=True)
+    ]
+    measure = (keys[0], title_of(in_both or keys[:1]))
+    of_both = welch(*values) if values else ()
+    return Test(text, relation, *measure, (shown[0], shown[1]), (sides[0], sides[1]), *of_both)
+
+
+def per_seed(record: Record | None, keys: Sequence[str]) -> list[float]:
+    """Return of each finished seed that has all of the columns their mean."""
+    seeds = finished_seeds(record).values() if record else ()
+    found = [[value_of(seed, key) for key in keys] for seed in seeds]
+    return [statistics.fmean(v for v in row if v is not None) for row in found if None not in row]
+
+
+def mean_of(values: Sequence[float]) -> Number:
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Number(mean=statistics.fmean(values), std=std, n=len(values))
+
+
+def starts_of(record: Record | None) -> set[str]:
+    """Return the experiments from whose checkpoints the runs went on."""
+    seeds = record["seeds"].values() if record else ()
+    return {(seed.get("start") or "").rpartition("-s")[0] for seed in seeds}
+
+
+def title_of(keys: Sequence[str]) -> str:
+    """Return the title of a column, or of the mean of several."""
+    titles = [full_title(key).partition(", ") for key in keys]
+    if len(keys) == 1:
+        return "".join(titles[0])
+    return f"{titles[0][0]}, mean of {', '.join(rest for *_, rest in titles)}"
+
+
+def welch(
+    first: Sequence[float], second: Sequence[float]
+) -> tuple[float, float | None, float, float | None]:
+    """Return the difference of the means and, of two seeds a side at least, its standard error,
+    Welch and Satterthwaite's degrees of freedom and the two-sided p of no difference (Welch 1947).
+    """
+    difference = statistics.fmean(first) - statistics.fmean(second)
+    n, m = len(first), len(second)
+    if min(n, m) < 2:
+        return difference, None, math.nan, None
+    a, b = statistics.variance(first) / n, statistics.variance(second) / m
+    if not a + b:
+        return difference, 0.0, math.nan, float(not difference)
+    freedom = (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (m - 1))
+    error = math.sqrt(a + b)
+    return difference, error, freedom, 2 * float(stdtr(freedom, -abs(difference) / error))
+
+
+def family(scale: str, tests: Sequence[Test]) -> list[Verdict]:
+    """Judge the claims of one table at a family-wise level of 5 %.
+
+    A claim of a direction is decided by Holm's procedure (Holm 1979); one of no difference by its
+    interval, which must lie within the margin, or outside of it. All intervals have the level at
+    which that procedure stopped, 5 % over the number of claims that it left, so that one without
+    zero is that of a decided claim.
+    """
+    directed = [t for t in tests if t.relation != "=" and t.p is not None]
+    left = len(directed) + sum(t.relation == "=" and t.p is not None for t in tests)
+    decided = set()
+    for test in sorted(directed, key=lambda t: t.p or 0.0):
+        if (test.p or 0.0) > LEVEL / left:
+            break
+        decided.add(test.claim + test.title)
+        left -= 1
+    level = LEVEL / max(1, left)
+    return [judge(scale, test, level, test.claim + test.title in decided) for test in tests]
+
+
+def judge(scale: str, test: Test, level: float, decided: bool) -> Verdict:
+    low, high = test.interval(level)
+    margin = MARGINS.get(test.key.partition("/")[0], 0.0)
+    if any(side.mean is None for side in test.sides):
+        group, text = UNDECIDED, "no number"
+    elif test.p is None:
+        d = test.difference
+        direction = "no difference" if not d else "higher" if d > 0 else "lower"
+        group, text = UNDECIDED, f"{direction}; too few seeds to tell"
+    elif test.relation == "=":
+        within, outside = -margin <= low and high <= margin, high < -margin or low > margin
+        group = HOLDS if within else CONTRADICTED if outside else UNDECIDED
+        text = f"open: the interval is neither within ± {margin:g} nor outside"
+    elif decided:
+        group = HOLDS if test.relation == (">" if test.difference > 0 else "<") else CONTRADICTED
+        text = group
+    else:
+        group, text = UNDECIDED, "open: within the spread of the seeds"
+    n = digits(test.key)
+    shown = [
+        f"{name}: {value_text(side, n)}" for name, side in zip(test.names, test.sides, strict=True)
+    ]
+    span = "-" if test.p is None else f"{test.difference:+.{n}f} [{low:.{n}f}, {high:.{n}f}]"
+    half = (high - low) / 2
+    relative = abs(test.difference) / half if half else math.inf
+    beyond = 0.0 if test.p is None else relative
+    return Verdict(test.claim, scale, test.title, (shown[0], shown[1]), span, group, text, beyond)
 
 
 def known(name: str, records: Mapping[str, Record]) -> str:
@@ -81,37 +230,6 @@ def common(key: str, records: Sequence[Record | None]) -> str:
     both = set.intersection(*(keys_of(record) if record else set() for record in records))
     found = [k for k in sorted(both) if k.startswith(key) and not k.startswith(f"{key}own")]
     return max(found, key=rank, default=key)
-
-
-def verdict(relation: str, first: Number, second: Number) -> tuple[str, str, float]:
-    """Return group, text and margin by Welch's t-test at 5 %, two-sided.
-
-    With one seed on a side there is no spread to judge by, and the text says so.
-    """
-    if first.mean is None or second.mean is None:
-        return UNDECIDED, "no number", 0.0
-    difference = first.mean - second.mean
-    if first.std is None or second.std is None:
-        direction = "no difference" if not difference else "higher" if difference > 0 else "lower"
-        return UNDECIDED, f"{direction}; too few seeds to tell", 0.0
-    least = noise(first.std, first.n, second.std, second.n)
-    margin = abs(difference) / least if least else math.inf * bool(difference)
-    if margin <= 1:
-        no = "not contradicted: no difference beyond the spread"
-        return UNDECIDED, no if relation == "=" else "open: within the spread of the seeds", margin
-    holds = relation == (">" if difference > 0 else "<")
-    return HOLDS if holds else CONTRADICTED, "holds" if holds else "does not hold", margin
-
-
-def noise(first: float, n: int, second: float, m: int) -> float:
-    """Return the largest difference of two means of n and m seeds that Welch's test takes for
-    noise: t(.975, df) times its standard error, with Welch and Satterthwaite's degrees of freedom
-    (Welch 1947). `first` and `second` are the sample standard deviations."""
-    a, b = first**2 / n, second**2 / m
-    if not a + b:
-        return 0.0
-    freedom = (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (m - 1))
-    return float(stdtrit(freedom, 0.975)) * math.sqrt(a + b)
 
 
 def gradient_rows(records: Mapping[str, Record]) -> list[list[str]]:
