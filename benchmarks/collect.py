@@ -54,6 +54,8 @@ def collect(out: Path, target: Path | None) -> Path:
             if (Path(work) / name).exists():
                 (place / Path(name).name).write_bytes((Path(work) / name).read_bytes())
                 found["pictures"][Path(name).name] = title
+    if "training" in found:  # for RESULTS.md
+        found["summary"] = report.answers_of(found["training"])
     found["picture"] = report.save_picture(found, place / "gpu.png")
     write_json(place / "gpu.json", found)
     write_text(place / "gpu.md", report.markdown(found, "gpu.png"))

@@ -214,28 +214,33 @@ def tests(found: Row) -> list[str]:
     ]
 
 
-def training(found: Row) -> list[str]:
-    """Return the run's settings, its answers, and FID over the length of a chain."""
+def answers_of(found: Row) -> tuple[str, list[list[str]]]:
+    """Return what was trained, and a line for each number that it was asked for."""
     s, answers = found["settings"], found["answers"]
     head, *epochs = found["progress"]
     last = dict(zip(head.split(","), epochs[-1].split(","), strict=True))
     ran = (
-        f"@{s['recipe'] or '-'}, WRN-{s['depth']}-{s['width']} on {s['dataset']}, batch "
+        f"@{s['recipe']}, WRN-{s['depth']}-{s['width']} on {s['dataset']}, batch "
         f"{s['batch_size']}: {int(last['epoch']) + 1} of {s['n_epochs']} epochs, "
         f"{int(last['step']):,} steps, {float(last['seconds']):.0f} s, one seed."
     )
+    asked = (("test_clf", "accuracy", "test accuracy"), ("eval_ece", "ece", "ECE"))
     lines = [
-        [name, percent_of(answer, key), str(answer["n"])]
-        for question, key, name in (
-            ("test_clf", "accuracy", "test accuracy"),
-            ("eval_ece", "ece", "ECE"),
-        )
+        [name, f"{100 * answer[key]:.2f} %", str(answer["n"])]
+        for question, key, name in asked
         if key in (answer := answers.get(question, {}))
     ]
     for row in answers.get("OOD", {}).get("rows", []):
         named = f"AUROC of {row['score_fn']} against {row['ood_dataset']}"
         lines.append([named, f"{row['auroc']:.3f}", str(row["n_out"])])
-    pieces = [ran, table(["question", "answer", "images"], lines)]
+    return ran, [["question", "answer", "images"], *lines]
+
+
+def training(found: Row) -> list[str]:
+    """Return the run's settings, its answers, and FID over the length of a chain."""
+    answers = found["answers"]
+    ran, (head, *lines) = answers_of(found)
+    pieces = [ran, table(head, lines)]
     if rows := answers.get("fid", {}).get("rows"):
         head_of_fid = ["images", "steps", "FID", "precision", "recall", "read as asked"]
         pieces.append(table(head_of_fid, [
@@ -254,10 +259,6 @@ def training(found: Row) -> list[str]:
         f"{name}: {answer['left_out']}" for name, answer in answers.items() if "left_out" in answer
     ]
     return [*pieces, *left]
-
-
-def percent_of(answer: Row, key: str) -> str:
-    return f"{100 * answer[key]:.2f} %"
 
 
 def left_out(lines: Sequence[str]) -> list[str]:

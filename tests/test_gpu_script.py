@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import collect, gpu, report, sheets
+from reports.tables.page import write_results
 from runs.cli import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,6 +138,12 @@ def test_a_rehearsal_measures_every_part(tmp_path: Path, monkeypatch: pytest.Mon
     for name in re.findall(r"\]\((\S+\.png)\)", page):
         assert (tmp_path / "page" / name).read_bytes().startswith(b"\x89PNG")
     assert "cond_samples_starts.png" in page and "gpu.png" in page
+    results = tmp_path / "results"
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "page").rename(tmp_path / "benchmarks" / "gpu")
+    write_results([], {}, results)
+    assert re.search(r"Minutes on a GPU\n\n@m-jem, WRN-10-1 .*\n\n(.*\n)+\| test accuracy ",
+                     (tmp_path / "RESULTS.md").read_text(encoding="utf-8"))  # fmt: skip
 
 
 def test_a_gpu_s_page_has_the_machine_and_readme_its_table(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from reports.tables.claims import CONTRADICTED, HOLDS, UNDECIDED, Verdict, gradi
 from reports.tables.pictures import copies_of, save_picture
 from reports.tables.records import Record, Seed, write
 from reports.tables.table import Row, Table
+from runs.files import read_json
 from runs.terms import has_chains
 
 Shown = tuple[Table, Sequence[tuple[str, Path]]]  # and its pictures
@@ -32,6 +33,7 @@ def write_results(
         pictures += [(f"{table.title}, as evaluated", path) for path in copies]
         tables.setdefault(table.name, []).append((table, pictures))
         written += drawn
+    gpu = results.parent / "benchmarks" / "gpu" / "gpu.json"
     judged = {scale: verdicts(scale, found) for scale, found in records.items()}
     every = [verdict for found, _ in judged.values() for verdict in found]
     values: dict[str, Any] = {
@@ -44,6 +46,7 @@ def write_results(
         "summaries": [summary(scale, found) for scale, found in records.items()],
         "gradients": [[s, *row] for s, found in records.items() for row in gradient_rows(found)],
         "missing": [missing([table for table, _ in scales]) for scales in tables.values()],
+        "gpu": read_json(gpu).get("summary") if gpu.exists() else None,
         "tables": list(tables.values()),
         "base": results.parent,
         "folds": True,
