@@ -31,9 +31,9 @@ from evaluation.loading import LoadedModel
 from evaluation.questions import QUESTIONS
 from evaluation.results import Results
 from runs import processes as distributed
-from runs.checkpoint import weights_file
 from runs.cli import UsageError
 from runs.endings import exit_code, leave
+from runs.folder import weights_file
 from training.machine import choose_device, environment, use_threads
 
 PROGRAM = "eval_wrn_ebm.py"

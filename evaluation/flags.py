@@ -72,7 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
 def add_question(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("question").add_argument
     add("--load_path", nargs="+", required=True, metavar="FILE",
-        help="checkpoint of this project, of JEM or of HDGE; several for test_clf, eval_ece, OOD, "
+        help="checkpoint of this project, of JEM or of HDGE, or a run's folder, which stands for "
+        "its best_valid_ckpt.pt, else last_ckpt.pt; several for test_clf, eval_ece, OOD, "
         "logp_hist and attack, which then show them side by side (JEM)")
     add("--labels", nargs="+", default=None, metavar="NAME",
         help="names of the checkpoints in tables and pictures, in the same order "

@@ -15,8 +15,9 @@ import data
 import losses
 import models
 from evaluation.sampling import BUFFER
-from runs.checkpoint import FILLED, START, CheckpointError, read_with_sha256, weights_file
+from runs.checkpoint import FILLED, START, CheckpointError, read_with_sha256
 from runs.cli import UsageError, fits
+from runs.folder import weights_file
 from runs.names import CLASSES, FOLDER
 
 SHAPE = ("arch", "depth", "width", "norm", "uncond", "image_size")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.energy import EnergyClassifier, build
 from runs.checkpoint import CheckpointError, read_checkpoint
+from runs.folder import weights_file
 from runs.names import IMAGE_SIZE
 
 DEFAULTS = {name: given.default for name, given in inspect.signature(build).parameters.items()}
@@ -28,15 +29,17 @@ class RunSettings(NamedTuple):
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", **given: Any) -> EnergyClassifier:
-    """Load the model of the checkpoint at `path` onto `device`, in eval mode.
+    """Load the model of the checkpoint, or of the folder of a run, at `path` onto `device`, in eval
+    mode.
 
     `given`: settings (see `network_settings`) that neither the file nor its folder states.
     Raises CheckpointError, one line, for a file that is missing, damaged, foreign or contradicts
     `given`.
     """
-    checkpoint = read_checkpoint(path, map_location="cpu")
+    file = weights_file(Path(path))
+    checkpoint = read_checkpoint(file, map_location="cpu")
     try:
-        model = from_checkpoint(checkpoint, run_settings(checkpoint, Path(path)), **given)
+        model = from_checkpoint(checkpoint, run_settings(checkpoint, file), **given)
     except (ValueError, TypeError) as error:  # a CheckpointError is one too
         raise CheckpointError(f"{path}: {error}") from error
     return model.to(device).eval()

@@ -25,6 +25,7 @@ from torch.serialization import get_crc32_options, set_crc32_options
 
 from runs.cli import Mistake
 from runs.files import digest_of, read_json, whole, write_json
+from runs.folder import WEIGHTS, weights_file
 
 # What is wrong with the machine and not with the file.
 UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM, errno.EMFILE)
@@ -33,7 +34,7 @@ SEAL = b"sha256:"
 SEAL_SIZE = len(SEAL) + 64 + 1  # and a line end
 SEALED = "sealed"  # a key within the archive: this file is to end with its checksum
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CONFIG = "config.json"
 IN_CONFIG = ("settings", "progress", "environment")
 DATA = "data."  # before the names of the tensors that are hashes of images
 FILLED = "memories.queue.queue_filled"
@@ -206,11 +207,6 @@ def refuse_compressed(file: IO[bytes], path: Path) -> None:
                     f"{path} is damaged or no checkpoint (it is compressed): use another"
                 )
     file.seek(0)
-
-
-def weights_file(path: Path) -> Path:
-    """Return the file of weights, where `path` may be the folder of an exported model."""
-    return path / WEIGHTS if path.is_dir() and (path / WEIGHTS).exists() else path
 
 
 def export(folder: Path, state: dict[str, Any]) -> None:

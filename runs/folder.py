@@ -19,6 +19,7 @@ from runs.screen import print_line
 
 SETTINGS, PROGRESS, LOG = "variant.json", "progress.csv", "log.txt"
 LAST, PREVIOUS, BEST = "last_ckpt.pt", "prev_ckpt.pt", "best_valid_ckpt.pt"
+WEIGHTS = "model.safetensors"  # of an exported model
 DAMAGED = "damaged_ckpt.pt"  # a last checkpoint that could not be read
 ENVIRONMENTS = ("environment", "environments")  # of variant.json, and no settings
 
@@ -31,6 +32,13 @@ def holds_run(folder: Path) -> bool:
     """Return whether a run is there. Of the ancestors' only checkpoints may have known names."""
     marks = (SETTINGS, PROGRESS, "params.txt")
     return any((folder / name).exists() for name in marks) or any(folder.glob("*.pt"))
+
+
+def weights_file(path: Path) -> Path:
+    """Return the file that a folder stands for: the weights of an exported model, or the best
+    checkpoint of a run, without one the last. Any other path stands for itself."""
+    files = (path / name for name in (WEIGHTS, BEST, LAST))
+    return next((file for file in files if file.is_file()), path)
 
 
 def check_free(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runs.files import file_sha256, plain, read_json
-from runs.folder import LAST, PREVIOUS, SETTINGS, read_progress
+from runs.folder import LAST, PREVIOUS, SETTINGS, read_progress, weights_file
 from scripts.rows import ADVERSARIAL, CONTRASTIVE, PROBE, TABLES, question_words
 
 # The module that has each program's flags, as `build_parser`.
@@ -145,8 +145,6 @@ def asks(wanted: Mapping[str, Sequence[Settings]]) -> Callable[[str, Settings], 
 
 def sha256(path: Path) -> str:
     """Return the sha256 of the file, or of an exported folder's weights; "" if there is none."""
-    from runs.checkpoint import weights_file
-
     file = weights_file(path)
     try:
         state = file.stat()

@@ -23,6 +23,7 @@ from evaluation.classification import predictions
 from evaluation.questions import QUESTIONS
 from runs.checkpoint import save_checkpoint
 from runs.files import file_sha256
+from runs.folder import weights_file
 from runs.names import SCORES
 from tests.test_samples import checkpoint
 from training import machine
@@ -254,6 +255,19 @@ def test_the_histogram_names_splits_and_compares_with_the_first(answers: Any) ->
     (name,) = (key for key in raw if "cifar10_train" in key)
     assert first["mean"] == pytest.approx(raw[name].mean())
     assert first["quantiles"]["0.5"] == pytest.approx(np.median(raw[name]))
+
+
+def test_a_run_s_folder_stands_for_its_best_checkpoint(ask: Any, tmp_path: Path) -> None:
+    best = ask.hdge / "best_valid_ckpt.pt"
+    words = f"--load_path {ask.hdge} --eval test_clf --log_dir {tmp_path} --device cpu"
+    found = ask.bare(*words.split(), "--data_root", str(ask.trainer.data), folder=tmp_path)
+    assert found.json("test_clf")["checkpoint"] == str(best)
+    x = torch.rand(2, 3, 32, 32)
+    assert models.load(ask.hdge)(x).equal(models.load(best)(x))
+    run = ask.trainer(f"--pyxce 1 --max_steps 1 --load_path {ask.hdge}")
+    assert run.settings["load_path"] == str(best)
+    shutil.copy(ask.hdge / "last_ckpt.pt", tmp_path)
+    assert weights_file(tmp_path) == tmp_path / "last_ckpt.pt"
 
 
 def test_dataset_tells_what_a_file_without_settings_was_trained_on(

@@ -35,6 +35,7 @@ from runs.cli import (
     number,
     switch,
 )
+from runs.folder import weights_file
 from runs.names import (
     ADAM_BETAS,
     CLASSES,
@@ -213,9 +214,9 @@ def add_flags(parser: Parser) -> None:
         "from the images of all processes, not from each one's own")
     add("--uncond", bool, False, "JEM", "log q(x) from a head of its own, e(x), instead of from "
         "the logits, which the contrastive terms still read; log q(x, y) is then e(x) + log q(y|x)")
-    add("--load_path FILE", None, None, "JEM", "start from this checkpoint's weights, queue and "
-        "replay buffer (ours, JEM's or HDGE's), with a fresh optimiser and the settings of this "
-        "command line", shown=None)
+    add("--load_path FILE", None, None, "JEM", "start from the weights, queue and replay buffer of "
+        "this checkpoint (ours, JEM's or HDGE's; a run's folder stands for its best one), with a "
+        "fresh optimiser and the settings of this command line", shown=None)
     add("--load_head", ("on", "off"), "on", "ours", "off: of --load_path take the network below "
         "its heads alone, as for another number of classes: the heads, the queue and the replay "
         "buffer are new")
@@ -286,7 +287,7 @@ def add_flags(parser: Parser) -> None:
     add = adder(parser, "machine")
     add("--device NAME", None, "auto", "ours", "auto (a CUDA GPU if there is one), cpu, cuda or "
         "cuda:N")
-    add("--threads N", COUNT, None, None, THREADS["help"], shown=None)
+    add("--threads N", THREADS["type"], None, None, THREADS["help"], shown=None)
     add("--seed N", WHOLE, None, "HDGE", "seed of weights, batches, noise, chains",
         shown="drawn, printed, recorded")
     add("--amp", ("auto", "bf16", "off"), "auto", "ours", "bf16 autocast of the convolutions; "
@@ -310,6 +311,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
     given = given_flags(build_parser(), typed)
     try:
         settings.dataset = whole_name(settings.dataset)
+        if settings.load_path is not None:
+            settings.load_path = str(weights_file(Path(settings.load_path)))
         resolve_auto(settings)
         if settings.resume is None:
             check(settings)
