@@ -79,6 +79,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         open_streams()
         super().__init__(*args, **kwargs)
+        if sys.excepthook is sys.__excepthook__:
+            sys.excepthook = self.uncaught
         # Before Python 3.14 argparse takes -1e9 for an unknown flag.
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.I)
 
@@ -115,6 +117,14 @@ class Parser(argparse.ArgumentParser):
             told = f"{self.prog}: error: {self.source}{message} (all flags: --help)"
             print_line(told, sys.stderr)
         sys.exit(2)
+
+    def uncaught(self, kind: type[BaseException], *error: Any) -> None:
+        """Print a line in place of a traceback for Ctrl-C, as while PyTorch is imported."""
+        if not issubclass(kind, KeyboardInterrupt):
+            return sys.__excepthook__(kind, *error)
+        from runs.screen import print_line
+
+        print_line(f"{self.prog}: interrupted", sys.stderr)
 
     def meant(self, message: str) -> str:
         """Return `did_you_mean` of the choice, or of the first unknown flag, that argparse's

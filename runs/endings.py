@@ -19,7 +19,7 @@ from runs.cli import Mistake
 from runs.screen import print_line
 
 T = TypeVar("T")
-OBEYED = (signal.SIGINT, signal.SIGTERM)
+ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(Exception):
@@ -27,14 +27,17 @@ class Stopped(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, where a program ends at once, with what it has to clean up cleaned up."""
+    """SIGTERM or SIGHUP (the argument), where a program ends at once, with what it has to clean up
+    cleaned up."""
 
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator:
-    """Handle these signals inside, where this is the main thread, to which signals come."""
+    """Handle these signals inside, where this is the main thread, to which signals come. Leave one
+    alone that is ignored: nohup and a shell's background ask for that."""
     main = threading.current_thread() is threading.main_thread()
-    found = {number: signal.signal(number, handler) for number in numbers if main}
+    heard = [number for number in numbers if main and signal.getsignal(number) != signal.SIG_IGN]
+    found = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
     finally:
@@ -43,20 +46,20 @@ def handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.S
 
 
 def terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+    raise Terminated(number)
 
 
 def exit_code(
     program: str, work: Callable[[], int], *, interrupted: str, lower: str | None = None
 ) -> int:
     """Return what `work` returns; 2 for a user's mistake, a disk that failed or a memory that is
-    full, 130 for Ctrl-C, 143 for SIGTERM.
+    full, 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
 
-    interrupted: the line for both signals.
+    interrupted: the line for all signals.
     lower: the flags that take memory; None: an error of a full memory is raised.
     """
     try:
-        with handled(terminate, signal.SIGTERM):
+        with handled(terminate, *ENDS):
             return work()
     except (Mistake, OSError) as error:
         tell(f"{program}: error: {error}")
@@ -73,7 +76,7 @@ def exit_code(
         return 2
     except KeyboardInterrupt as error:
         tell(interrupted)
-        return 143 if isinstance(error, Terminated) else 130
+        return 128 + error.args[0] if isinstance(error, Terminated) else 130
 
 
 def tell(line: str) -> None:
@@ -93,7 +96,7 @@ def leave(code: int) -> NoReturn:
 
 
 class Signals:
-    """Remember SIGINT and SIGTERM, so that a loop can end between two steps.
+    """Remember SIGINT, SIGTERM and SIGHUP, so that a loop can end between two steps.
 
     `received`: the number of the first one since `listen` began; 0: none. A second SIGINT raises
     KeyboardInterrupt, wherever the program is. `obeyed`: the run was ended for it, and did not
@@ -110,9 +113,7 @@ class Signals:
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Leave a signal alone that was ignored: nohup and a shell's background ask for that."""
-        heard = [number for number in OBEYED if signal.getsignal(number) is not signal.SIG_IGN]
-        with handled(self.remember, *heard):
+        with handled(self.remember, signal.SIGINT, *ENDS):
             yield
 
     def remember(self, number: int, frame: FrameType | None) -> None:

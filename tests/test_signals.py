@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run between two steps, and nothing of it is lost."""
+"""SIGINT, SIGTERM and SIGHUP end a run between two steps, and nothing of it is lost."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 import train_wrn
-from runs.endings import Signals, Terminated, handled, terminate
+from runs.endings import ENDS, Signals, exit_code, handled, terminate
 from training import output, session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,20 +122,56 @@ def test_handlers_are_those_of_before_afterwards() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with handled(terminate, signal.SIGTERM), Signals("train_wrn.py").listen():
         assert signal.getsignal(signal.SIGTERM) not in before
-    with pytest.raises(Terminated), handled(terminate, signal.SIGTERM):
-        send(signal.SIGTERM)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_polling_ends_between_two_items(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("number", ENDS)
+def test_a_signal_is_raised_where_a_program_has_nothing_to_save(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> NoReturn:
+        send(number)
+        raise AssertionError("the signal was not heard")
+
+    assert exit_code("a.py", work, interrupted="a.py: interrupted") == 128 + number
+    assert capsys.readouterr().err == "a.py: interrupted\n"
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_polling_ends_between_two_items(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
     signals, seen = Signals("train_wrn.py"), []
     with signals.listen():
         for item in signals.polled(range(9)):
             seen.append(item)
             if item == 3:
-                send(signal.SIGTERM)
-    assert seen == [0, 1, 2, 3] and signals.name == "SIGTERM"
-    assert capfd.readouterr().err == "\ntrain_wrn.py: SIGTERM: the step is finished and saved\n"
+                send(number)
+    assert seen == [0, 1, 2, 3] and signals.received == number
+    told = f"\ntrain_wrn.py: {signals.name}: the step is finished and saved\n"
+    assert capfd.readouterr().err == told
+
+
+# What the import of PyTorch is when Ctrl-C comes.
+INTERRUPTED = """
+import runpy, sys
+class Finder:
+    def find_spec(name, *_):
+        if name == "torch":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "words", ["train_wrn.py --pyxce 1", "eval_wrn_ebm.py --load_path x --eval OOD"]
+)
+def test_ctrl_c_while_pytorch_is_imported_is_one_line(words: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, *words.split()]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (-signal.SIGINT, f"{words.split()[0]}: interrupted\n")
 
 
 @pytest.mark.parametrize("after", [7, 9])

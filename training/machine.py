@@ -56,7 +56,7 @@ def choose_device(name: str, *, exact: bool = False) -> torch.device:
 def use_threads(s: Namespace, device: torch.device, program: str) -> None:
     """Set the threads of --threads, and take it out of the settings: it is none of the run's.
     Without it print a line where this machine's cores are busy."""
-    if (threads := vars(s).pop("threads")) is not None:
+    if (threads := vars(s).pop("threads", None)) is not None:
         torch.set_num_threads(threads)
         return
     with suppress(AttributeError, OSError):  # a system that does not tell its load

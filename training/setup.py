@@ -122,7 +122,7 @@ def run_in_folder(
 ) -> int:
     """Lock the run folder and make it or, with --resume, restore the run from it; then train.
     Return 0 once `train` has returned why it ended, 1 for a run that diverged, 128 + its number for
-    a signal that ended it: 130 for Ctrl-C, 143 for SIGTERM.
+    a signal that ended it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
 
     here: the environment of this process. given: the flags of the command line.
 
