@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,9 +13,7 @@ from evaluation import NotFinite
 T_RANGE = (0.01, 100.0)  # where `fit_temperature` looks; fitted ones of networks are 0.5 to 5
 
 
-def calibration(
-    logits: Tensor | np.ndarray, labels: Tensor | np.ndarray, n_bins: int = 20
-) -> dict[str, Any]:
+def calibration(logits: Tensor, labels: Tensor, n_bins: int = 20) -> dict[str, Any]:
     """Compute expected calibration error, NLL and Brier score of q(y|x) = softmax(logits), in
     float64.
 
@@ -26,16 +23,12 @@ def calibration(
     by confidence max_y q(y|x); accuracy(B) is the share of B that is right, confidence(B) its mean
     confidence. brier is the mean of sum_c (q_c - [c = y])^2, 0..2 (Brier 1950).
 
-    Arguments: logits (N, C), labels (N,) integers in [0, C), n_bins = M >= 1.
+    Arguments: logits (N, C) and labels (N,) on the CPU, N and n_bins = M at least 1.
     Returns n; accuracy, ece (0..1); n_bins; bins, a list of M dicts {lower, upper, count,
     confidence, accuracy}, the last two None in an empty bin; nll (nats, >= 0); brier.
-    Raises ValueError for no images, a wrong shape, a label outside [0, C) and n_bins < 1, and
-    NotFinite for logits that are not finite.
+    Raises NotFinite.
     """
-    logits, labels = _checked(logits, labels)
-    if n_bins < 1:
-        raise ValueError(f"n_bins {n_bins} is too small: it needs 1")
-    n = len(labels)
+    logits, n = _float64(logits), len(labels)
     log_q = logits.log_softmax(1)
     # Not exp(log q): one rounding more would lift a confidence of 1/2 over its bin's edge.
     q = logits.softmax(1)
@@ -50,15 +43,13 @@ def calibration(
     mean_confidence, accuracy = ((total / count).tolist() for total in sums)
     bins = [
         {
-            "lower": lower,
-            "upper": upper,
+            "lower": m / n_bins,
+            "upper": (m + 1) / n_bins,
             "count": images,
             "confidence": mean_confidence[m] if images else None,
             "accuracy": accuracy[m] if images else None,
         }
-        for m, (lower, upper, images) in enumerate(
-            zip(edges[:-1].tolist(), edges[1:].tolist(), count.tolist(), strict=True)
-        )
+        for m, images in enumerate(count.tolist())
     ]
     one_hot = torch.nn.functional.one_hot(labels, logits.shape[1])
     return {
@@ -72,7 +63,7 @@ def calibration(
     }
 
 
-def fit_temperature(logits: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float | None:
+def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
     """Find the T within (0.01, 100) that minimises the mean NLL of softmax(logits / T).
 
     Temperature scaling (Guo et al. 2017); fit on validation images, not on those it is tested on.
@@ -83,11 +74,11 @@ def fit_temperature(logits: Tensor | np.ndarray, labels: Tensor | np.ndarray) ->
     grows with b: T is where it is 0, found by Brent's method to a relative 1e-10. Returns None
     where the images determine no T, as the derivative is 0 nowhere inside: where all are right the
     NLL falls to 0 with T, where they are worse than chance it falls with 1/T, and where all logits
-    of an image are equal it depends on no T. Raises ValueError as `calibration` does.
+    of an image are equal it depends on no T. Raises NotFinite.
     """
     from scipy.optimize import brentq
 
-    logits, labels = _checked(logits, labels)
+    logits = _float64(logits)
     own = logits.gather(1, labels[:, None])
     excess = logits - own  # f_c - f_y, so that a perfect classifier's derivative is not cancelled
 
@@ -102,19 +93,8 @@ def fit_temperature(logits: Tensor | np.ndarray, labels: Tensor | np.ndarray) ->
     return math.exp(brentq(slope, low, high, xtol=1e-10, rtol=1e-12))
 
 
-def _checked(logits: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return logits float64 (N, C) and labels int64 (N,) on the CPU. Raises
-    ValueError and NotFinite, as `calibration` says."""
-    logits, labels = torch.as_tensor(logits).cpu(), torch.as_tensor(labels).cpu()
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        shapes = f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}"
-        raise ValueError(f"{shapes} do not fit: they must be (N, C) and (N,)")
-    if logits.numel() == 0:
-        raise ValueError("there are no images whose calibration could be measured")
-    bad = int((~logits.isfinite()).any(1).sum())
-    if bad:
+def _float64(logits: Tensor) -> Tensor:
+    """Raises NotFinite."""
+    if bad := int((~logits.isfinite()).any(1).sum()):
         raise NotFinite(f"{bad} of {len(logits)} images have logits that are not finite")
-    wrong = int(((labels < 0) | (labels >= logits.shape[1])).sum())
-    if wrong:
-        raise ValueError(f"{wrong} of {len(labels)} labels are outside [0, {logits.shape[1]})")
-    return logits.double(), labels.long()
+    return logits.double()

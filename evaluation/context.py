@@ -38,8 +38,7 @@ class Context:
         self.s, self.files, self.device = s, files, device
         self.sets_used: dict[str, str] = {}
         self.differences: dict[str, dict[str, Any]] = {}
-        self._sets: dict[Any, data.EvaluationSet] = {}
-        self._missing: dict[Any, data.DataError] = {}
+        self._sets: dict[Any, data.EvaluationSet | data.DataError] = {}  # of the latter, why none
         self._folders: dict[Any, data.DataSet] = {}
         self._same: dict[str, bool] = {}  # label of a model -> are --dataset's images its own?
         self._warnings: set[str] = set()
@@ -52,11 +51,9 @@ class Context:
         trained_on = data.TrainedOn(own or "cifar10", size, n_valid, model.record)
         run = model.record.fingerprint, model.record.reader
         key = name, own, size, n_valid, flag == "--dataset", run
-        if key in self._missing:  # not looked for, or downloaded, again for every checkpoint
-            raise self._missing[key]
-        if key not in self._sets:
+        if key not in self._sets:  # nor looked for, or downloaded, again for every checkpoint
             try:
-                found = distributed.in_turn(
+                read = distributed.in_turn(
                     lambda: data.load_evaluation(
                         name,
                         self.s.data_root,
@@ -67,13 +64,14 @@ class Context:
                         folders=self._folders,
                     )
                 )
+                self.say(read.about)
+                self._sets[key] = read._replace(split=read.split.to(self.device))
             except data.DataError as error:
                 error = error.asked_as(flag.removeprefix("--"), name)
-                self._missing[key] = where_moved(error, name, own)
-                raise self._missing[key] from None
-            self.say(found.about)
-            self._sets[key] = found._replace(split=found.split.to(self.device))
+                self._sets[key] = where_moved(error, name, own)
         found = self._sets[key]
+        if isinstance(found, data.DataError):
+            raise found
         self.compare(found, model, own, flag)
         if self.sets_used.setdefault(found.name, found.about) != found.about:
             self.sets_used[f"{found.name} of {model.label}"] = found.about
@@ -136,12 +134,7 @@ class Context:
         """Warn of a --dataset that the model was not trained on; of folders `compare` does."""
         asked, own = self.s.dataset, self.dataset_of(model)
         base = asked and (trainable(asked) or asked)
-        if (
-            base
-            and own
-            and base != own
-            and not (base.startswith(FOLDER) and own.startswith(FOLDER))
-        ):
+        if base and own and base != own and not all(x.startswith(FOLDER) for x in (base, own)):
             self.warn(f"--dataset {asked}: {model.label} was trained on {own}")
 
     def labelled_set(self, model: LoadedModel) -> data.EvaluationSet:
@@ -242,14 +235,11 @@ class Context:
             distributed.warn("eval_wrn_ebm.py", message)
         self._warnings.add(message)
 
-    def table(
-        self, rows: Sequence[Row], columns: Sequence[str], several: bool | None = None
-    ) -> None:
-        """Print these columns of rows with a "label"; the label, too, where there are `several`
-        models: by default, several rows."""
-        several = len(rows) > 1 if several is None else several
+    def table(self, rows: Sequence[Row], columns: Sequence[str]) -> None:
+        """Print these columns of rows with a "label"; the label, too, of several models."""
         named = [{**row, "model": row["label"]} for row in rows]
-        self.say(markdown(named, [*(["model"] if several else []), *columns]))
+        first = ["model"] if len(self.s.load_path) > 1 else []
+        self.say(markdown(named, [*first, *columns]))
 
     def say_values(self, result: Row) -> None:
         """Print the numbers and names of a result, a line each."""

@@ -6,7 +6,7 @@ import math
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from runs.cli import UsageError, fits
 from runs.folder import weights_file
 from runs.names import CLASSES, FOLDER
 
+T = TypeVar("T")
 SHAPE = ("arch", "depth", "width", "norm", "uncond", "image_size")
 NETWORK = (*SHAPE, "contrast_k")  # flags that must agree with the checkpoint
 
@@ -67,27 +68,25 @@ class LoadedModel:
                 f"--score_fn pxsim: {self.path} has no queue: it takes a run with --pxycontrast or "
                 "--pxcontrast and --contrast_style queue"
             )
-        classes, size = logits.shape
-        queue = losses.LogitQueue(classes, size)
+        queue = losses.LogitQueue(*logits.shape)
         queue.queue_logit.copy_(logits)
         # The ancestors' queue starts full, of noise, and so is always full.
-        filled = self.state.get("objective", {}).get(FILLED)
-        queue.queue_filled.fill_(size) if filled is None else queue.queue_filled.copy_(filled)
+        full = queue.queue_filled.fill_(logits.shape[1])
+        queue.queue_filled.copy_(self.state.get("objective", {}).get(FILLED, full))
         if not int(queue.queue_filled):
             raise UsageError(f"--score_fn pxsim: the queue of {self.path} is still empty")
-        smoothing, temperature = self.number("smoothing", 0.0), self.number("contrast_t", 0.1)
+        score: dict[str, Any] = {
+            "kind": self.setting("contrast_score", "algorithm1"),
+            "normalize": self.setting("contrast_normalize", True),
+            "smoothing": self.setting("smoothing", 0.0),
+            "temperature": self.setting("contrast_t", 0.1),
+        }
         try:
-            score = losses.ContrastScore(
-                kind=self.value("contrast_score", "algorithm1"),
-                normalize=bool(self.value("contrast_normalize", True)),
-                smoothing=smoothing,
-                temperature=temperature,
-            )
+            return losses.Contrastive(losses.ContrastScore(**score), queue).to(self.device)
         except ValueError as error:
             raise UsageError(
                 f"--score_fn pxsim: {self.path} was trained with settings unknown here: {error}"
             ) from None
-        return losses.Contrastive(score, queue).to(self.device)
 
     def replay_buffer(self, classes: int) -> losses.ReplayBuffer:
         """Return the checkpoint's replay buffer, or with --fresh_samples a new one of --buffer_size
@@ -105,7 +104,7 @@ class LoadedModel:
                 f"{max(1, size // classes) * classes} with --fresh_samples"
             )
         shape = (3, self.network.image_size, self.network.image_size)
-        reinit_freq = self.number("reinit_freq", 0.05)
+        reinit_freq = self.setting("reinit_freq", 0.05)
         # It fills itself on the host from the global random state, which must not move.
         with fits(f"--buffer_size {size}"), torch.random.fork_rng(devices=[]):
             buffer = losses.ReplayBuffer(size, shape, reinit_freq, classes).to(self.device)
@@ -128,16 +127,16 @@ class LoadedModel:
         new chains begin."""
         return losses.Chain(
             steps=steps,
-            step_size=self.number("sgld_lr", 1.0),
-            noise_std=self.number("sgld_std", 0.01),
-            grad_clip=self.number("sgld_grad_clip", math.inf),
-            clamp=bool(self.value("sgld_clamp", False)),
+            step_size=self.setting("sgld_lr", 1.0),
+            noise_std=self.setting("sgld_std", 0.01),
+            grad_clip=self.setting("sgld_grad_clip", math.inf),
+            clamp=self.setting("sgld_clamp", False),
             start=start or losses.UniformStart(),
         )
 
     def start(self) -> losses.Start:
         """Return the start of chains. Raises UsageError if the checkpoint lacks its Gaussians."""
-        kind = self.value("chain_start", "uniform")
+        kind = self.setting("chain_start", "uniform")
         if kind == "uniform":
             return losses.UniformStart()
         objective = self.state.get("objective", {})
@@ -150,18 +149,13 @@ class LoadedModel:
         start.load_state_dict(found)
         return start.to(self.device)
 
-    def value(self, name: str, default: Any) -> Any:
-        """Return the value of the command line, else of the run, else the default."""
-        for found in (getattr(self.flags, name, None), self.settings.get(name)):
-            if found is not None:
-                return found
-        return default
-
-    def number(self, name: str, default: float) -> float:
-        """Return `value` as a float. Raises UsageError for a run's setting that is no number."""
-        value = self.value(name, default)
+    def setting(self, name: str, default: T) -> T:
+        """Return the value of the command line, else of the run, else the default, in its type.
+        Raises UsageError for a run's setting that is no number where it should be one."""
+        given = (getattr(self.flags, name, None), self.settings.get(name), default)
+        value: Any = next(each for each in given if each is not None)
         try:
-            return float(value)
+            return type(default)(value)  # type: ignore[call-arg]
         except (TypeError, ValueError):
             remedy = f"give --{name}" if hasattr(self.flags, name) else "use another checkpoint"
             raise UsageError(
@@ -203,19 +197,13 @@ def load(
 
 def average_of(state: dict[str, Any], asked: str | None) -> str:
     """Return which weights of a run with --ema are loaded where --weights is `asked`; "" for any
-    other run.
-
-    A released or exported checkpoint of such a run has the averaged weights alone. Raises
-    CheckpointError where it has not those that are asked for.
-    """
+    other run. Raises CheckpointError where it has not those that are asked for: a released or
+    exported checkpoint of such a run has the averaged weights alone."""
     settings, both = state.get("settings"), bool(models.averaged_weights(state))
     decay = settings.get("ema") if isinstance(settings, dict) else None
-    if asked == "ema" and not (decay or both):
-        raise CheckpointError("--weights ema: it has no averaged weights: leave --weights out")
-    if asked == "raw" and decay and not both:
-        raise CheckpointError(
-            "--weights raw: it has the averaged weights alone: leave --weights out"
-        )
+    has = "the averaged weights alone" if decay else "no averaged weights"
+    if (asked == "ema" and not (decay or both)) or (asked == "raw" and decay and not both):
+        raise CheckpointError(f"--weights {asked}: it has {has}: leave --weights out")
     if not (decay or both):
         return ""
     return "raw" if asked == "raw" else f"averaged (--ema {decay})"

@@ -65,24 +65,18 @@ def scores(
         bank: (M, D) that `knn` needs, see `feature_bank`. An image that is itself in the bank
             is its own first neighbour.
         k: which neighbour, 1 to M.
-
-    Raises KeyError for an unknown name, and ValueError for a score whose bank or term is missing.
     """
-    if ("knn" in names and bank is None) or ("pxsim" in names and contrastive is None):
-        raise ValueError("knn needs a bank, and pxsim the contrastive term")
     unit_bank = None if bank is None or "knn" not in names else F.normalize(bank.double(), dim=1)
     parts = _scores_of_batches(model, batches, "pxgrad" in names, unit_bank, k)
     none = model.class_output.weight.new_empty(0)
     found = {n: distributed.joined(torch.cat(p) if p else none) for n, p in parts.items()}
     logits = found.pop("logits")
-    if not len(logits):
-        return {name: np.empty(0) for name in names}
-
     with torch.no_grad():
         result = found | {n: score(logits) for n, score in OF_LOGITS.items() if n in names}
         if "pxy" in names and model.energy_output is not None:
             result["pxy"] = result["px"] + logits.log_softmax(1).amax(1)
-        if contrastive is not None and "pxsim" in names:
+        if "pxsim" in names:
+            assert contrastive is not None
             # Of all images at once: a queue of raw logits is summed anew at every call.
             log_k = contrastive.memories["queue"].queue_filled.double().log()
             result["pxsim"] = log_k - contrastive.per_image(logits, logits.argmax(1))
@@ -129,7 +123,7 @@ def check_neighbour(k: int, n: int) -> None:
 def feature_bank(model: EnergyClassifier, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Return the penultimate features of all images, float32 (M, D), each divided by its length.
 
-    The model is in eval mode, and its own mode is restored. Returns (0, D) without images.
+    The model is in eval mode, and its own mode is restored.
     Where several processes have a part of the batches each, in order, all get the whole bank.
     """
     with eval_mode(model):
@@ -163,7 +157,7 @@ def detection(score_in: np.ndarray, score_out: np.ndarray) -> dict[str, float | 
                compares only at the same ratio n_in : n_out                              0..1
 
     Computed by ranks in float64, so nothing depends on the scores' scale or offset; equal scores
-    share one threshold. Raises ValueError for no scores, and NotFinite.
+    share one threshold. Raises NotFinite.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
@@ -182,11 +176,8 @@ def detection(score_in: np.ndarray, score_out: np.ndarray) -> dict[str, float | 
 
 
 def checked(score: np.ndarray, kind: str) -> np.ndarray:
-    """Return the scores in float64. Raises ValueError for no scores, and NotFinite."""
+    """Return the scores in float64. Raises NotFinite."""
     values = np.asarray(score, dtype=np.float64)
-    bad = np.count_nonzero(~np.isfinite(values))
-    if values.size == 0:
-        raise ValueError(f"there are no {kind} scores")
-    if bad:
+    if bad := np.count_nonzero(~np.isfinite(values)):
         raise NotFinite(f"{bad} of {values.size} {kind} scores are not finite")
     return values

@@ -87,15 +87,14 @@ def test_pxgrad_of_a_flat_density_is_finite() -> None:
     assert np.isfinite(found).all() and (found > 80).all()
 
 
-@pytest.mark.parametrize("filled", [40, 64])
 @pytest.mark.parametrize(
-    "settings",
+    ("filled", "settings"),
     [
-        {},
-        {"kind": "eq13", "normalize": False},
-        {"marginal": True},
-        {"smoothing": 0.3},
-        {"kind": "eq13", "smoothing": 0.1},
+        (40, {}),
+        (64, {"kind": "eq13", "normalize": False}),
+        (40, {"marginal": True}),
+        (64, {"smoothing": 0.3}),
+        (40, {"kind": "eq13", "smoothing": 0.1}),
     ],
 )
 @torch.no_grad()
@@ -143,34 +142,18 @@ def test_knn_sorts_distances(
         for n, z in enumerate(model.features(images()).double()):
             distances = sorted((z / z.norm() - other).norm().item() for other in others)
             assert found[n] == pytest.approx(-distances[k - 1], abs=1e-6)
+    # An image of the bank is its own neighbour, to six digits.
+    own = scores(model, batches(images(30, seed=2)), ["knn"], bank=bank, k=1)["knn"]
+    assert np.abs(own).max() < 1e-6
 
 
-def test_an_image_of_the_bank_is_its_own_neighbour(model: EnergyClassifier) -> None:
-    """To six digits, though the bank was made from batches of another size."""
-    bank = feature_bank(model, batches(images(), 4))
-    found = scores(model, batches(images()), ["knn"], bank=bank, k=1)["knn"]
-    assert np.abs(found).max() < 1e-6
-
-
-@pytest.mark.parametrize("norm", ["none", "batch", "instance"])
-def test_batch_sizes_agree(norm: str) -> None:
-    model, x = network(norm=norm), images(60)
-    bank = feature_bank(model, batches(images(80, seed=2)))
-    found = [
-        scores(model, batches(x, size), SCORES, contrastive=term(), bank=bank) for size in (7, 50)
-    ]
-    for name in SCORES:
-        np.testing.assert_allclose(found[0][name], found[1][name], rtol=0, atol=1e-4)
-
-
-def test_all_together_are_each_alone() -> None:
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_all_together_are_each_alone_in_batches_of_any_size(norm: str) -> None:
     """In float64, in which a pass that keeps a graph and a pass without agree."""
-    model, x = network().double(), images().double()
-    given: dict[str, Any] = {
-        "contrastive": term(),
-        "bank": feature_bank(model, batches(images(60, seed=2).double())),
-    }
-    together = scores(model, batches(x), SCORES, **given)
+    model, x = network(norm=norm).double(), images().double()
+    bank = feature_bank(model, batches(images(60, seed=2).double()))
+    given: dict[str, Any] = {"contrastive": term(), "bank": bank}
+    together = scores(model, batches(x, 7), SCORES, **given)
     assert list(together) == list(SCORES)
     for name in SCORES:
         alone = scores(model, batches(x), [name], **given)[name]
@@ -225,12 +208,6 @@ def test_the_model_is_given_back(training: bool) -> None:
     scores(model, [(x, x)], ["pxgrad"])
     assert not x.requires_grad and x.grad is None and not bank.requires_grad
     assert all(before[name].equal(tensor) for name, tensor in model.state_dict().items())
-
-
-def test_without_images(model: EnergyClassifier) -> None:
-    found = scores(model, [], ["px", "pxgrad"])
-    assert {name: values.shape for name, values in found.items()} == {"px": (0,), "pxgrad": (0,)}
-    assert feature_bank(model, []).shape == (0, 64)
 
 
 @pytest.mark.parametrize("k", [0, 50])

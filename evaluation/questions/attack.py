@@ -81,7 +81,7 @@ def show(context: Context, results: list[Numbers]) -> None:
         for r in results
         for row in r["rows"]
     ]
-    context.table(rows, ["eps", "accuracy"], several=len(results) > 1)
+    context.table(rows, ["eps", "accuracy"])
     more = results, distance, title_of(results[0])
     context.files.picture("attack", figures.save, figures.draw_robustness, *more)
 

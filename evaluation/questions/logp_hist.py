@@ -69,7 +69,7 @@ def show(context: Context, results: list[Numbers]) -> None:
         for r in results
         for each in r["sets"].values()
     ]
-    context.table(rows, ["set", "n", "mean", "std", "auroc"], several)
+    context.table(rows, ["set", "n", "mean", "std", "auroc"])
     if told := reversed_order([row for row in rows if row["auroc"] is not None]):
         context.say(f"\n{told}")
     pictures = [r["_picture"] for r in results]
