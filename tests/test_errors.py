@@ -17,7 +17,7 @@ from baselines import flags as flags_of_baselines
 from baselines import train_contrastive
 from evaluation import flags as asked
 from scripts import experiments, tables
-from training import flags
+from training import flags, output
 
 ROOT = Path(__file__).resolve().parent.parent
 CE = "--pyxce 1 --max_steps 1"
@@ -88,8 +88,8 @@ MISTAKES += [  # what nothing would read
         ("--pxysgld 1 --max_steps 1", "px_batch_size 4", "without --pxsgld: "),
     )
 ]
-MISTAKES += [(f"{SGLD} --bn_chains {s}", f"--bn_chains {s}", "--norm batch") for s in CHAINS]
 MISTAKES += [
+    *((f"{SGLD} --bn_chains {s}", f"--bn_chains {s}", "--norm batch") for s in CHAINS),
     (f"{SGLD} --norm batch --bn_chains frozen", "--bn_chains frozen", "--load_path"),
     (f"{SGLD} --px_batch_size 21", "--px_batch_size 21", "the 20 training images", "use 20"),
 ]
@@ -277,12 +277,10 @@ def test_a_foreign_or_damaged_checkpoint_is_refused_and_not_run(
 
 def test_resuming_with_foreign_checkpoints_is_refused(train: Any) -> None:
     run, other = train(CE), train(f"{CE} --width 2")
-    content = (other.folder / "last_ckpt.pt").read_bytes()
     for name in ("last_ckpt.pt", "prev_ckpt.pt"):
-        (run.folder / name).unlink()
-        (run.folder / name).write_bytes(content)
-    again = train.bare("--resume", str(run.folder))
-    assert f"--resume {run.folder}/last_ckpt.pt: it does not fit" in again.refusal
+        (other.folder / name).replace(run.folder / name)
+    told = f"--resume {run.folder}/last_ckpt.pt: it does not fit"
+    assert told in train.resumed(run).refusal
 
 
 # The run folder
@@ -325,30 +323,23 @@ def full(*_: Any, **__: Any) -> NoReturn:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("broken", ["torch.save", "os.replace"])
 def test_a_full_disk_keeps_the_checkpoint_before(
-    broken: str, train: Any, monkeypatch: pytest.MonkeyPatch
+    train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training import output
-
-    whole = train.once("--pyxce 1 --n_epochs 1")
-    save = output.save_checkpoint
+    whole, save = train.once("--pyxce 1 --n_epochs 1"), output.save_checkpoint
 
     def save_until_full(state: dict[str, Any], path: Path, **keep: Any) -> None:
         if state["progress"]["step"] > 5:
-            with monkeypatch.context() as patch:
-                patch.setattr(broken, full)
-                save(state, path, **keep)
+            monkeypatch.setattr(os, "replace", full)
         save(state, path, **keep)
 
     monkeypatch.setattr(output, "save_checkpoint", save_until_full)
     run = train("--pyxce 1 --n_epochs 3")
+    monkeypatch.undo()
     assert f"{run.folder}/last_ckpt.pt" in run.err[0] and "No space left" in run.refusal
     assert not [name for name in run.files if name.endswith(".tmp")]
-    weights = [r.state()["model_state_dict"] for r in (run, whole)]
-    assert train.same(*weights)
-    monkeypatch.undo()
-    assert train.bare("--resume", str(run.folder)).code == 0
+    assert train.same(run.state()["model_state_dict"], whole.state()["model_state_dict"])
+    assert train.resumed(run).code == 0
     assert [row["epoch"] for row in run.rows] == ["0", "1", "2"]
 
 
@@ -371,17 +362,11 @@ def test_a_disk_that_is_full_for_a_record_is_named(
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        ("--n_valid 5000", "--n_valid 5000"),
-        ("--batch_size 2000", "--batch_size 2000"),
-        ("--labels_per_class 5000", "--labels_per_class 5000"),
-    ],
+    "words", ["--n_valid 5000", "--batch_size 2000", "--labels_per_class 5000"]
 )
-def test_a_dry_run_refuses_what_training_refuses(words: str, named: str, train: Any) -> None:
+def test_a_dry_run_refuses_what_training_refuses(words: str, train: Any) -> None:
     base = "--dataset digits --pyxce 1 --depth 10 --width 1 --dry_run"
-    run = train.bare(*base.split(), *words.split())
-    assert named in run.refusal
+    assert words in train.bare(*base.split(), *words.split()).refusal
 
 
 def test_a_path_that_is_not_utf_8_is_refused(

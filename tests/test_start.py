@@ -116,6 +116,9 @@ def test_without_a_label_the_class_is_random() -> None:
     images = start.draw(torch.empty(2000, 3, 8, 8), None, torch.Generator().manual_seed(0))
     counts = (images[:, 0, 0, 0] * 4).round().long().bincount(minlength=CLASSES)
     assert (counts / 500 - 1).abs().max() < 0.2
+    torch.manual_seed(0)
+    found = shades(buffer_of(1, 0.0).images)  # a buffer without classes
+    assert len(set(found.tolist())) == CLASSES and not torch.equal(found, found.sort()[0])
 
 
 def buffer_of(num_classes: int, reinit_freq: float) -> ReplayBuffer:
@@ -141,12 +144,6 @@ def test_a_slot_begins_and_restarts_as_one_of_its_class(labels: Any) -> None:
     buffer.images[5:15] = torch.nan
     assert buffer.renew() == 10
     assert torch.equal(shades(buffer.images[5:15]), classes[5:15])
-
-
-def test_a_buffer_without_classes_begins_with_random_ones() -> None:
-    torch.manual_seed(0)
-    found = shades(buffer_of(1, 0.0).images)
-    assert len(set(found.tolist())) == CLASSES and not torch.equal(found, found.sort()[0])
 
 
 @pytest.mark.parametrize("kind", STARTS)

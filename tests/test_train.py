@@ -174,15 +174,6 @@ def test_without_validation_or_test_images_columns_stay_empty(train: Any, tmp_pa
     assert run.last["test_acc"] == run.last["test_loss"] == "" != run.last["valid_acc"]
 
 
-# The same command gives the same run
-
-
-def test_two_runs_of_one_command_are_equal(train: Any) -> None:
-    words = f"{train.ALL} --n_epochs 2 --dropout_rate .1 --norm batch"
-    a, b = train(words), train(words)
-    assert train.differences(a, b) == [] and len(a.reports) == 5
-
-
 def test_pictures_and_evaluation_do_not_disturb_a_run(train: Any) -> None:
     words = f"{train.ALL} --n_epochs 2 --dropout_rate .1 --norm batch"
     plain = train(f"{words} --eval_every 2")
@@ -198,18 +189,12 @@ def test_pictures_and_evaluation_do_not_disturb_a_run(train: Any) -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        *(f"{{all}} --norm {norm}" for norm in ("none", "batch", "instance", "layer", "act")),
-        "{all} --contrast_score eq13 --smoothing .1",
-        "{all} --queue_init random --no-contrast_normalize",
-        "--pxycontrast 1 --pxcontrast 1 --contrast_style simclr",
-        "{all} --uncond --plot_uncond --plot_cond --plot_contrast",
+        "{all} --norm instance --contrast_score eq13 --smoothing .1",
+        "{all} --norm layer --queue_init random --no-contrast_normalize",
+        "--pxycontrast 1 --pxcontrast 1 --contrast_style simclr --optimizer sgd",
+        "{all} --uncond --plot_uncond --plot_cond --plot_contrast --class_cond_p_x_sample",
         "{all} --chain_start class_gaussian --labels_per_class 1 --n_valid 20 --plot_cond",
-        "--pxysgld 1 --px_loss bce --chain_start gaussian --sgld_clamp --sgld_grad_clip 1",
-        "{all} --augment_px none --px_batch_size 7 --norm batch --bn_chains running",
-        "{all} --class_cond_p_x_sample",
-        "{all} --labels_per_class 1 --n_valid 20",
-        "{all} --independent_batches --optimizer sgd",
-        "{all} --contrast_k 80 --amp bf16",
+        "{all} --augment_px none --px_batch_size 7 --norm batch --bn_chains running --amp bf16",
     ],
 )
 def test_a_variant_trains(flags: str, train: Any) -> None:
@@ -237,13 +222,6 @@ def test_a_start_is_fitted_to_the_training_images_and_the_labels_that_may_be_use
     else:
         assert sorted(labels.tolist()) == [-1] * 20 + list(range(10))
         assert torch.equal(labels[labels >= 0], brightness[labels >= 0])
-
-
-def test_resnet50_trains(train: Any, tmp_path: Path) -> None:
-    train.write_images(tmp_path / "cifar10.npz", train=2, test=1)
-    flags = "--arch resnet50 --batch_size 2 --n_valid 0 --optimizer sgd --max_steps 1"
-    run = train(f"--pyxce 1 --pxcontrast .5 {flags} --data_root {tmp_path}")
-    assert run.code == 0 and math.isfinite(float(run.last["loss"])) and run.last["test_loss"]
 
 
 def test_clf_only_trains_class_output_alone(train: Any) -> None:
