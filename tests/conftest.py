@@ -258,11 +258,12 @@ class Asker:
             np.savez(trainer.data / f"{name}.npz", **arrays)
 
     def checkpoint(self, which: str) -> Path:
-        return (self.hdge if which == "hdge" else self.ce) / "last_ckpt.pt"
+        """The last one of `hdge` or `ce`, or the file or folder at a path."""
+        return getattr(self, which) / "last_ckpt.pt" if which in ("hdge", "ce") else Path(which)
 
-    def __call__(self, flags: str, *more: str, load: str = "hdge") -> Ran:
+    def __call__(self, flags: str, *more: str, load: str | Path = "hdge") -> Ran:
         self.asked += 1
-        words = ["--load_path", *(str(self.checkpoint(name)) for name in load.split())]
+        words = ["--load_path", *(str(self.checkpoint(name)) for name in str(load).split())]
         words += ["--data_root", str(self.trainer.data), "--device", "cpu"]
         folder = self.root / f"answer{self.asked}"
         words += ["--log_dir", str(folder)]

@@ -25,6 +25,7 @@ from runs.checkpoint import save_checkpoint
 from runs.files import file_sha256
 from runs.folder import weights_file
 from runs.names import SCORES
+from tests.test_data_folder import paint
 from tests.test_samples import checkpoint
 from training import machine
 
@@ -97,11 +98,10 @@ def test_an_answer_is_about_what_was_loaded_at_its_beginning(
         return result
 
     monkeypatch.setitem(QUESTIONS, name, replace(question, ask=slow))
-    words = f"--load_path {paths['hdge']} --eval {name} --max_images 12 --device cpu"
+    words = f"--eval {name} --max_images 12"
     if name == "fid":
         words += f" --n_samples 12 --n_steps 1 --fid_features model --fid_model {paths['ce']}"
-    place = ["--data_root", str(ask.trainer.data), "--log_dir", str(tmp_path / "out")]
-    found = ask.bare(*words.split(), *place, folder=tmp_path / "out")
+    found = ask(words, load=paths["hdge"])
     assert found.code == 0, found.err
     record = found.json(name)
     assert record["checkpoint_sha256"] == before["hdge"]
@@ -120,17 +120,6 @@ def test_test_clf_counts_what_is_right(answers: Any, ask: Any) -> None:
     nll = -log_q[torch.arange(15), labels].mean()
     assert record["nll"] == pytest.approx(float(nll), rel=1e-5)
     assert f"{record['accuracy']:.4f}" in answers["test_clf"].out
-
-
-def test_eval_ece_has_bins_that_hold_all_images(answers: Any) -> None:
-    record = answers["eval_ece"].json("eval_ece")
-    assert record["n_bins"] == len(record["bins"]) == 20
-    assert sum(b["count"] for b in record["bins"]) == record["n"] == 20
-    filled = [b for b in record["bins"] if b["count"]]
-    ece = sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in filled) / 20
-    assert record["ece"] == pytest.approx(ece)
-    assert (record["temperature"] is None) == (record["ece_temperature"] is None)
-    assert record["files"] == ["eval_ece.png", "eval_ece.pdf"]
 
 
 def test_ood_has_a_row_for_each_set_and_score(answers: Any, ask: Any) -> None:
@@ -156,11 +145,8 @@ def test_ood_has_a_row_for_each_set_and_score(answers: Any, ask: Any) -> None:
 
 def test_every_score_is_there(ask: Any) -> None:
     words = " ".join(SCORES)
-    found = ask(
-        f"--eval OOD --score_fn {words} --knn_k 3 --ood_dataset svhn uniform --n_steps 1",
-        "--max_images",
-        "20",
-    )
+    flags = "--eval OOD --knn_k 3 --ood_dataset svhn uniform --n_steps 1 --max_images 20"
+    found = ask(f"{flags} --score_fn {words}")
     assert found.code == 0, found.err
     rows = found.json("OOD")["rows"]
     assert {row["score_fn"] for row in rows} == set(SCORES) and len(rows) == 2 * len(SCORES)
@@ -168,8 +154,12 @@ def test_every_score_is_there(ask: Any) -> None:
 
 
 def test_a_temperature_that_the_images_do_not_determine_is_not_given(
-    ask: Any, monkeypatch: pytest.MonkeyPatch
+    answers: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    record = answers["eval_ece"].json("eval_ece")
+    assert sum(b["count"] for b in record["bins"]) == record["n"] == 20
+    assert (record["temperature"] is None) == (record["ece_temperature"] is None)
+    assert record["files"] == ["eval_ece.png", "eval_ece.pdf"]
     monkeypatch.setattr(calibration, "fit_temperature", lambda logits, labels: None)
     found = ask("--eval eval_ece")
     assert found.code == 0 and "determine no temperature" in " ".join(found.err)
@@ -180,13 +170,11 @@ def test_a_temperature_that_the_images_do_not_determine_is_not_given(
 @pytest.mark.parametrize(
     "words", ["--smoothing .3", "--contrast_score eq13 --no-contrast_normalize --contrast_t .7"]
 )
-def test_pxsim_scores_as_the_run_was_trained(words: str, ask: Any, tmp_path: Path) -> None:
+def test_pxsim_scores_as_the_run_was_trained(words: str, ask: Any) -> None:
     run = ask.trainer(f"--pyxce 1 --pxycontrast 1 --n_epochs 1 {words}")
-    path = str(run.folder / "last_ckpt.pt")
-    asked = ["--load_path", path, "--data_root", str(ask.trainer.data), "--device", "cpu"]
-    asked += ["--log_dir", str(tmp_path), *"--eval OOD --score_fn pxsim --ood_dataset svhn".split()]
-    assert ask.bare(*asked).code == 0
-    found = np.load(tmp_path / "OOD_scores.npz")[f"{run.folder.name}/cifar10_test/pxsim"]
+    path = run.folder / "last_ckpt.pt"
+    answer = ask("--eval OOD --score_fn pxsim --ood_dataset svhn", load=path)
+    found = np.load(answer.folder / "OOD_scores.npz")[f"{run.folder.name}/cifar10_test/pxsim"]
 
     term = losses.build_objective(Namespace(**run.settings), 10).terms["pxycontrast"]
     state = run.state()
@@ -202,22 +190,15 @@ def test_pxsim_scores_as_the_run_was_trained(words: str, ask: Any, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("name", "value", "said"),
-    [
-        ("smoothing", 2, "smoothing"),
-        ("smoothing", "much", "smoothing"),
-        ("contrast_t", 0, "temperature"),
-        ("contrast_score", "eq14", "contrast score"),
-    ],
+    [("smoothing", "much", "smoothing"), ("contrast_score", "eq14", "contrast score")],
 )
 def test_pxsim_refuses_settings_that_do_not_exist(
     name: str, value: Any, said: str, ask: Any, tmp_path: Path
 ) -> None:
     state = torch.load(ask.checkpoint("hdge"), weights_only=True)
     save_checkpoint({**state, "settings": {**state["settings"], name: value}}, tmp_path / "a.pt")
-    asked = f"--load_path {tmp_path / 'a.pt'} --eval OOD --score_fn pxsim --ood_dataset svhn"
-    found = ask.bare(*asked.split(), "--data_root", str(ask.trainer.data), "--device", "cpu")
-    assert found.code == 2 and len(found.err) == 1
-    assert said in found.err[0] and str(value) in found.err[0]
+    found = ask("--eval OOD --score_fn pxsim --ood_dataset svhn", load=tmp_path / "a.pt")
+    assert said in found.refusal and str(value) in found.refusal
 
 
 def test_a_set_that_the_model_was_not_trained_on_is_said_to_be_one(ask: Any) -> None:
@@ -259,9 +240,7 @@ def test_the_histogram_names_splits_and_compares_with_the_first(answers: Any) ->
 
 def test_a_run_s_folder_stands_for_its_best_checkpoint(ask: Any, tmp_path: Path) -> None:
     best = ask.hdge / "best_valid_ckpt.pt"
-    words = f"--load_path {ask.hdge} --eval test_clf --log_dir {tmp_path} --device cpu"
-    found = ask.bare(*words.split(), "--data_root", str(ask.trainer.data), folder=tmp_path)
-    assert found.json("test_clf")["checkpoint"] == str(best)
+    assert ask("--eval test_clf", load=ask.hdge).json("test_clf")["checkpoint"] == str(best)
     x = torch.rand(2, 3, 32, 32)
     assert models.load(ask.hdge)(x).equal(models.load(best)(x))
     run = ask.trainer(f"--pyxce 1 --max_steps 1 --load_path {ask.hdge}")
@@ -273,22 +252,14 @@ def test_a_run_s_folder_stands_for_its_best_checkpoint(ask: Any, tmp_path: Path)
 def test_dataset_tells_what_a_file_without_settings_was_trained_on(
     ask: Any, tmp_path: Path
 ) -> None:
-    from PIL import Image
-
     for name in "abc":
-        (tmp_path / "set" / name).mkdir(parents=True)
         for i in range(10):
-            Image.new("RGB", (32, 32), (i * 20, 0, ord(name))).save(
-                tmp_path / "set" / name / f"{i}.png"
-            )
-    words = f"--load_path {checkpoint(tmp_path, 3)} --log_dir {tmp_path}/out --device cpu".split()
-    words += ["--data_root", str(ask.trainer.data), "--dataset", f"folder:{tmp_path}/set"]
-    found = ask.bare(*words, "--eval", "eval_ece", folder=tmp_path / "out")
-    assert found.code == 0, found.err
-    record = found.json("eval_ece")
+            paint(tmp_path / "set" / name / f"{i}.png", (i * 20, 0, ord(name)))
+    path, own = checkpoint(tmp_path, 3), f"--dataset folder:{tmp_path}/set"
+    record = ask(f"--eval eval_ece {own}", load=path).json("eval_ece")
     assert record["n"] == 6 and len(record["protocol"]["sets"]) == 2  # with validation images
     question = "--eval OOD --score_fn knn --knn_k 2 --ood_dataset interp"
-    found = ask.bare(*words, *question.split(), folder=tmp_path / "out")
+    found = ask(f"{question} {own}", load=path)
     assert found.code == 0, found.err
     sets = found.json("OOD")["protocol"]["sets"]
     assert not any("cifar10" in about for about in sets.values()) and len(sets) == 3
@@ -316,14 +287,11 @@ def test_attack_at_radius_0_is_the_clean_accuracy(answers: Any, ask: Any) -> Non
 def test_attack_through_the_refinement(ask: Any) -> None:
     flags = "--eval attack --eps 0 .1 --distance L2 --n_steps_pgd_attack 2 --max_images 4 "
     flags += "--n_steps_refine 2 --n_dup_chains 2 --n_restarts 2"
-    full = ask(flags)
-    identity = ask(flags + " --refine_gradient identity --random_init")
-    noisy = ask(flags + " --refine_sigma 3e38")
-    assert (full.code, identity.code) == (0, 0)
-    assert noisy.code == 2 and "not finite" in noisy.err[0]  # the noise reaches the network
-    assert full.json("attack")["n_steps_refine"] == 2
-    assert full.json("attack")["refine_sigma"] == 0
-    assert identity.json("attack")["refine_gradient"] == "identity"
+    full = ask(flags).json("attack")
+    assert (full["n_steps_refine"], full["refine_sigma"], full["restarts"]) == (2, 0, 2)
+    identity = ask(flags + " --refine_gradient identity --random_init").json("attack")
+    assert identity["refine_gradient"] == "identity" and identity["random_init"] is True
+    assert "not finite" in ask(flags + " --refine_sigma 3e38").refusal  # it reaches the network
 
 
 @pytest.mark.parametrize("question", ["OOD --ood_dataset", "logp_hist --datasets cifar10"])
@@ -379,11 +347,9 @@ def test_a_run_with_other_noise_is_told(ask: Any, tmp_path: Path) -> None:
     state = torch.load(ask.checkpoint("ce"), weights_only=True)
     state["settings"]["sigma"] = 0.1
     save_checkpoint(state, tmp_path / "noisy.pt")
-    words = f"--load_path {tmp_path}/noisy.pt --log_dir {tmp_path} --eval test_clf".split()
-    words += ["--data_root", str(ask.trainer.data), "--device", "cpu"]
-    found = ask.bare(*words)
-    assert found.code == 0 and len(found.err) == 1 and "give --sigma 0.1" in found.err[0]
-    assert ask.bare(*words, "--sigma", "0.1").err == []
+    (line,) = ask("--eval test_clf", load=tmp_path / "noisy.pt").err
+    assert "give --sigma 0.1" in line
+    assert ask("--eval test_clf --sigma .1", load=tmp_path / "noisy.pt").err == []
 
 
 def test_the_default_folder_is_the_run_s_and_an_id_is_a_folder_in_it(

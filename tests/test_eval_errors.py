@@ -142,10 +142,7 @@ def test_what_a_classifier_does_not_have(flags: str, words: Any, ask: Any) -> No
     ],
 )
 def test_a_file_that_cannot_be_used(name: str, words: Any, ask: Any, odd: Path) -> None:
-    common = ["--data_root", str(ask.trainer.data), "--device", "cpu", "--eval", "test_clf"]
-    found = ask.bare(
-        "--load_path", str(odd / name), "--log_dir", str(odd / "out"), *common, folder=odd / "out"
-    )
+    found = ask(CLF, load=odd / name)
     refused(found, name, *words)
     assert sum(line.count(name) for line in found.err) == 1
 
@@ -156,21 +153,16 @@ def test_an_empty_set_and_knn_without_training_images(ask: Any, odd: Path) -> No
         with np.load(ask.trainer.data / f"{name}.npz") as found:
             arrays = {key: found[key] for key in found if key.startswith("test")}
         np.savez(odd / f"{name}.npz", **arrays)
-    refused(
-        ask(f"{OOD} --ood_dataset empty", "--data_root", str(odd)), "empty", "has no test_images"
-    )
+    found = ask(f"{OOD} --ood_dataset empty", "--data_root", str(odd))
+    refused(found, "empty", "has no test_images")
     refused(ask(f"{OOD} --score_fn knn", "--data_root", str(odd)), "--score_fn knn", "training")
 
 
 def test_a_separate_head_has_class_conditional_scores_and_samples(ask: Any, odd: Path) -> None:
-    words = ["--load_path", str(odd / "uncond.pt"), "--log_dir", str(odd / "out")]
-    words += ["--data_root", str(ask.trainer.data), "--device", "cpu"]
-    scores = ["px", "pxy", "px_logits"]
-    found = ask.bare(*words, "--eval", "OOD", "--score_fn", *scores, folder=odd / "out")
+    found = ask(f"{OOD} --score_fn px pxy px_logits", load=odd / "uncond.pt")
     assert found.code == 0 and not found.err
     sample = "--eval cond_samples --fresh_samples --buffer_size 40 --n_sample_steps 1 --n_steps 1"
-    chains = ["--sgld_batch_size", "10"]
-    assert ask.bare(*words, *sample.split(), *chains, folder=odd / "out").code == 0
+    assert ask(f"{sample} --sgld_batch_size 10", load=odd / "uncond.pt").code == 0
 
 
 def test_several_checkpoints_need_a_folder_and_a_question_for_several(ask: Any) -> None:

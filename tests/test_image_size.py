@@ -102,12 +102,6 @@ def run_of(train: Any) -> Any:
     return train.once(f"{TERMS} --image_size 16 --max_steps 4 --plot_uncond --plot_cond")
 
 
-def asked(ask: Any, folder: Path, *words: object) -> Any:
-    """The answer, in `folder`; words: a checkpoint or several, then flags."""
-    where = ["--data_root", str(ask.trainer.data), "--log_dir", str(folder), "--device", "cpu"]
-    return ask.bare(*where, "--load_path", *" ".join(map(str, words)).split(), folder=folder)
-
-
 def test_a_run_of_another_size_resumes_and_keeps_its_size(train: Any) -> None:
     whole, run = run_of(train), train(f"{TERMS} --image_size 16 --max_steps 2")
     assert run.code == 0 and "images of 16 x 16" in run.out, run.err
@@ -131,26 +125,24 @@ QUESTIONS = (
 )
 
 
-def test_a_run_of_another_size_is_evaluated_on_images_of_its_own(
-    train: Any, ask: Any, tmp_path: Path
-) -> None:
+def test_a_run_of_another_size_is_evaluated_on_images_of_its_own(train: Any, ask: Any) -> None:
     path = run_of(train).folder / "last_ckpt.pt"
-    for question in QUESTIONS:
-        found = asked(ask, tmp_path, path, "--eval", question)
+    other = ask.checkpoint("ce")  # features of a network of 32 x 32
+    for question in (*QUESTIONS, f"{QUESTIONS[-1]} --fid_model {other}"):
+        found = ask(f"--eval {question}", load=path)
         assert found.code == 0, found.err
         assert found.json(question.split()[0])["protocol"]["image_size"] == 16
-    with np.load(tmp_path / "uncond_samples.npz") as samples:
-        assert samples["test_images"].shape[1:] == (16, 16, 3)
-    other = ask.ce / "last_ckpt.pt"  # features of a network of 32 x 32
-    assert asked(ask, tmp_path, path, "--eval", QUESTIONS[-1], "--fid_model", other).code == 0
+        if question.startswith("uncond"):
+            with np.load(found.folder / "uncond_samples.npz") as samples:
+                assert samples["test_images"].shape[1:] == (16, 16, 3)
 
-    clf = "--eval test_clf --max_images 12"
-    assert asked(ask, tmp_path, path, clf, "--image_size", 16).code == 0
-    told = asked(ask, tmp_path, path, clf, "--image_size 32").err
-    assert len(told) == 1 and "image_size is 16 by its settings, 32 by the command" in told[0]
-    told = asked(ask, tmp_path, path, other, clf).err
-    assert len(told) == 1 and told[0].startswith("eval_wrn_ebm.py: error: --load_path")
-    assert "images of 16 x 16 (" in told[0] and "and 32 x 32 (" in told[0]
+    clf = "--eval test_clf --max_images 12 --image_size"
+    assert ask(f"{clf} 16", load=path).code == 0
+    told = ask(f"{clf} 32", load=path).refusal
+    assert "image_size is 16 by its settings, 32 by the command" in told
+    told = ask("--eval test_clf", load=f"{path} {other}").refusal
+    assert told.startswith("eval_wrn_ebm.py: error: --load_path")
+    assert "images of 16 x 16 (" in told and "and 32 x 32 (" in told
 
 
 def test_an_exported_model_knows_its_size(train: Any, tmp_path: Path) -> None:

@@ -96,9 +96,8 @@ def test_a_buffer_that_the_classes_cannot_share(ask: Any, tmp_path: Path) -> Non
     path = checkpoint(tmp_path, num_classes=3, buffer=torch.rand(20, 3, 32, 32).half())
 
     def asked(question: str, *more: str) -> Any:
-        words = f"--load_path {path} --log_dir {tmp_path} --device cpu --sgld_batch_size 2 "
-        words += f"--eval {question} --n_steps 1 --n_sample_steps 3"
-        return ask.bare(*words.split(), *more, folder=tmp_path)
+        flags = f"--eval {question} --sgld_batch_size 2 --n_steps 1 --n_sample_steps 3"
+        return ask(flags, *more, load=path)
 
     found = asked("uncond_samples")
     assert found.code == 0 and len(found.err) == 1
@@ -111,7 +110,7 @@ def test_a_buffer_that_the_classes_cannot_share(ask: Any, tmp_path: Path) -> Non
     assert "has 10 classes" in refusal and "--fid_model" in refusal
     found = asked("cond_samples", *fresh)
     assert found.code == 0, found.err
-    assert set(np.load(tmp_path / "cond_samples.npz")["test_labels"]) == {0, 1, 2}
+    assert set(np.load(found.folder / "cond_samples.npz")["test_labels"]) == {0, 1, 2}
     assert found.json("cond_samples")["steps_per_sample"] == pytest.approx(1, abs=0.21)
 
 
@@ -146,23 +145,22 @@ def test_chains_start_from_the_checkpoint_s_gaussians(
         root, more = train.data, "--reference cifar10_test --fid_features model --n_samples 40"
 
     def answered(flags: str) -> Any:
-        words = f"--load_path {run.folder}/last_ckpt.pt --data_root {root} --eval {question} "
-        words += f"--log_dir {tmp_path}/answer --device cpu {more} {STILL} {flags}"
-        return ask.bare(*words.split(), folder=tmp_path / "answer")
+        words = f"--eval {question} --data_root {root} {more} {STILL} {flags}"
+        return ask(words, load=run.folder / "last_ckpt.pt")
 
     drawn = []
     draw = losses.GaussianStart.draw
     monkeypatch.setattr(
         losses.GaussianStart, "draw", lambda *a: drawn.append(draw(*a)) or drawn[-1]
     )
-    assert answered("").code == 0 and drawn
+    found = answered("")
+    assert found.code == 0 and drawn
     if question != "fid":
-        with np.load(tmp_path / "answer" / f"{question}.npz") as found:
-            shades = found["test_images"].mean((1, 2, 3)) / 127.5 - 1
-            if question == "cond_samples":
-                expected = -0.76 + 0.16 * found["test_labels"]
-                assert np.abs(shades - expected).max() < 0.08
+        saved = np.load(found.folder / f"{question}.npz")
+        shades = saved["test_images"].mean((1, 2, 3)) / 127.5 - 1
         assert shades.std() > 0.3
+        if question == "cond_samples":
+            assert np.abs(shades + 0.76 - 0.16 * saved["test_labels"]).max() < 0.08
     drawn.clear()
     assert answered("--chain_start uniform").code == 0 and not drawn
     refusal = answered("--chain_start gaussian").refusal
@@ -183,8 +181,7 @@ def test_an_exported_model_refines_and_samples_as_its_run_did(
         sample,
         f"{sample} --chain_start uniform",
     ):
-        words += f" --load_path {folder} --data_root {train.data} --log_dir {tmp_path} --device cpu"
-        assert ask.bare("--eval", *words.split()).code == 0
+        assert ask(f"--eval {words}", load=folder).code == 0
 
 
 # --- fid
