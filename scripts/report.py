@@ -20,35 +20,17 @@ from runs.screen import print_line  # noqa: E402
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog="report.py",
-        allow_abbrev=False,
-        description="Write a run folder as one self-contained HTML page, RUN_FOLDER/report.html.",
-    )
+    text = "Write a run folder as one self-contained HTML page, RUN_FOLDER/report.html."
+    parser = Parser(prog="report.py", allow_abbrev=False, description=text)
     add = parser.add_argument
-    add(
-        "run_folder",
-        metavar="RUN_FOLDER",
-        type=Path,
-        help="what train_wrn.py wrote, <log_dir>/<id>",
-    )
-    add(
-        "--output",
-        type=Path,
-        default=None,
-        metavar="FILE.html",
+    add("run_folder", metavar="RUN_FOLDER", type=Path,
+        help="what train_wrn.py wrote, <log_dir>/<id>")  # fmt: skip
+    add("--output", type=Path, metavar="FILE.html",
         help="where the page is written; an existing one is replaced "
-        "(default: RUN_FOLDER/report.html)",
-    )
-    add(
-        "--eval_dir",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FOLDER",
+        "(default: RUN_FOLDER/report.html)")  # fmt: skip
+    add("--eval_dir", type=Path, nargs="+", default=[], metavar="FOLDER",
         help="further folders with answers of eval_wrn_ebm.py, such as those about several "
-        "checkpoints (default: RUN_FOLDER/eval alone)",
-    )
+        "checkpoints (default: RUN_FOLDER/eval alone)")  # fmt: skip
     return parser
 
 

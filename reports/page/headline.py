@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from statistics import fmean as mean
 from typing import Any
@@ -38,10 +37,10 @@ def judged(answer: Answer) -> float:
     model = answer.of_run()
     if model is None:
         return 0
-    sets = {str(r.get("ood_dataset")): r for r in answer.rows(model, "rows")}
-    ins = [number(r.get("n_in")) or 0 for r in sets.values()]
-    outs = [number(r.get("n_out")) or 0 for r in sets.values()]
-    return max(number(answer.value(model, "n")) or 0, max(ins, default=0) + sum(outs))
+    sets = {str(r.get("ood_dataset")): r for r in answer.rows(model, "rows")}.values()
+    ins = max((number(r.get("n_in")) or 0 for r in sets), default=0)
+    outs = sum(number(r.get("n_out")) or 0 for r in sets)
+    return max(number(answer.value(model, "n")) or 0, ins + outs)
 
 
 def of_test_split(run: Run, name: str, key: str) -> Found | None:
@@ -49,17 +48,17 @@ def of_test_split(run: Run, name: str, key: str) -> Found | None:
     for found in own(run, name, key):
         dataset = str(found["answer"].value(found["model"], "dataset"))
         ours = canonical(dataset) == canonical(run.settings.get("dataset", dataset))
-        train = re.search(r"(train|valid)$", dataset)
-        if number(found["value"]) is not None and ours and not train:
+        if number(found["value"]) is not None and ours and not dataset.endswith(("train", "valid")):
             return {**found, "dataset": dataset}
     return None
 
 
 def last_epoch(run: Run) -> Found | None:
     """Return the test accuracy that training recorded last."""
-    pairs = [(row.get("epoch"), parsed(row.get("test_acc"))) for row in run.rows]
-    known = [{"epoch": epoch, "value": value} for epoch, value in pairs if value is not None]
-    return known[-1] if known else None
+    for row in reversed(run.rows):
+        if (value := parsed(row.get("test_acc"))) is not None:
+            return {"epoch": row.get("epoch"), "value": value}
+    return None
 
 
 def ood(run: Run, paper: Paper) -> Found | None:

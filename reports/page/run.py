@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from reports.page.markup import show
 from runs.files import read_json, read_rows
-from runs.folder import ENVIRONMENTS, environments
+from runs.folder import ENVIRONMENTS, environments, holds_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 T = TypeVar("T")
@@ -153,10 +153,9 @@ def read_run(folder: Path, eval_folders: Sequence[Path] = ()) -> Run:
 
     Raises NoRun where the folder holds none of what a training run leaves.
     """
-    marks = ("variant.json", "progress.csv", "params.txt")
     if not folder.is_dir():
         raise NoRun(f"RUN_FOLDER {folder} is not a folder: give the folder of a training run")
-    if not any((folder / name).exists() for name in marks) and not any(folder.glob("*.pt")):
+    if not holds_run(folder):
         raise NoRun(
             f"RUN_FOLDER {folder} holds no run (neither variant.json nor progress.csv): "
             "give the folder that train_wrn.py wrote, <log_dir>/<id>"
@@ -207,13 +206,12 @@ def _read(path: Path, kind: type[T], notes: list[str], effect: str = "it is left
     return kind()
 
 
-def _versions(folder: Path, name: str) -> Iterator[Path]:
-    """Yield the newest answer, then those with other settings that it set aside, newest first."""
-    if (newest := folder / f"{name}.json").exists():
-        yield newest
+def _versions(folder: Path, name: str) -> list[Path]:
+    """Return the newest answer, then those with other settings that it set aside, newest first."""
     numbers = {p: p.stem.removeprefix(f"{name}-") for p in folder.glob(f"{name}-*.json")}
     aside = [path for path, text in numbers.items() if text.isdecimal()]
-    yield from sorted(aside, key=lambda path: int(numbers[path]), reverse=True)
+    newest = [folder / f"{name}.json"] if (folder / f"{name}.json").exists() else []
+    return newest + sorted(aside, key=lambda path: int(numbers[path]), reverse=True)
 
 
 def _answer(run: Run, name: str, path: Path, record: dict[str, Any]) -> Answer:
