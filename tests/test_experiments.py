@@ -57,19 +57,17 @@ def test_every_experiment_s_command_parses(scale: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scale", rows.SCALES)
-def test_a_scale_without_rows_of_a_table_names_those_with_some(scale: str) -> None:
+def test_every_table_has_its_script_and_a_scale_without_rows_names_those_with_some(
+    scale: str,
+) -> None:
     for name, table in rows.TABLES.items():
+        text = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
+        assert f'/reproduce.sh" {name}\n' in text
         assert set(table.rows) <= set(rows.EXPERIMENTS)
         assert all(set(shown) <= set(table.rows) for _, _, shown in table.overlays)
         if not rows.rows_at(scale, table.rows):
             with pytest.raises(UsageError, match=f"--scale {scale} has no rows of {name}: use "):
                 experiments.only(name, scale)
-
-
-def test_every_table_has_its_script() -> None:
-    for name in (*rows.TABLES, "all"):
-        text = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
-        assert f'/reproduce.sh" {name}\n' in text
 
 
 def test_the_papers_settings_are_the_papers() -> None:
@@ -443,22 +441,29 @@ def test_answers_about_other_weights_are_asked_again(jobs: Any, tmp_path: Path) 
     assert len(ran[before:]) == 3 and all("hdge-s1" in line for line in ran[before:])
 
 
-@pytest.mark.parametrize("change", ["version", "settings", "gone", "damaged"])
-def test_an_answer_of_another_protocol_or_question_is_none(
-    change: str, jobs: Any, tmp_path: Path
+def test_an_answer_of_another_protocol_or_question_is_none_and_another_recipe_is_refused(
+    jobs: Any, tmp_path: Path, capsys: Any
 ) -> None:
     run, ran, _ = jobs
     assert run("figure3_samples") == 0
-    path = tmp_path / "paper" / "hdge-jem-s1" / "eval" / "cond_samples.json"
-    record = json.loads(path.read_text())
-    record["protocol"]["version"] += change == "version"
-    record["settings"]["n_sample_steps"] += change == "settings"
-    path.write_text("{" if change == "damaged" else json.dumps(record))
-    if change == "gone":
-        path.unlink()
-    before = len(ran)
-    assert run("figure3_samples") == 0
-    assert len(ran) == before + 1
+    folder = tmp_path / "paper" / "hdge-jem-s1"
+    path = folder / "eval" / "cond_samples.json"
+    for change in ("version", "settings", "gone", "damaged", "nothing"):
+        record = json.loads(path.read_text())
+        record["protocol"]["version"] += change == "version"
+        record["settings"]["n_sample_steps"] += change == "settings"
+        path.write_text("{" if change == "damaged" else json.dumps(record))
+        if change == "gone":
+            path.unlink()
+        before = len(ran)
+        assert run("figure3_samples") == 0
+        assert len(ran) == before + (change != "nothing"), change
+    capsys.readouterr()
+    settings = json.loads((folder / "variant.json").read_text())
+    (folder / "variant.json").write_text(json.dumps({**settings, "lr": 0.5}))
+    assert run("figure3_samples") == 1
+    said = capsys.readouterr().err
+    assert "but the run has 0.5" in said and said.count("\n") == 1 and len(ran) == before
 
 
 @pytest.mark.parametrize(
@@ -482,17 +487,6 @@ def test_a_run_with_other_settings_is_of_another_recipe(
     words = rows.train_command(tmp_path, scale, rows.Train(name, 1))
     (tmp_path / "variant.json").write_text(json.dumps({**vars(parse(words)), **change}))
     assert done.other_recipe(tmp_path, words) == said
-
-
-def test_a_run_of_another_recipe_is_refused(jobs: Any, tmp_path: Path, capsys: Any) -> None:
-    run, ran, _ = jobs
-    assert run("figure3_samples") == 0
-    path = tmp_path / "paper" / "hdge-jem-s1" / "variant.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "lr": 0.5}))
-    before = len(ran)
-    assert run("figure3_samples") == 1
-    said = capsys.readouterr().err
-    assert "but the run has 0.5" in said and said.count("\n") == 1 and len(ran) == before
 
 
 @pytest.mark.parametrize(
@@ -596,16 +590,12 @@ def test_ctrl_c_is_one_line_and_ends_everything(sleeping: Any) -> None:
     assert said == "interrupted: the same command goes on from here\n"
 
 
-def test_two_at_once_are_refused(sleeping: Any, tmp_path: Path, capsys: Any) -> None:
-    with pytest.raises(SystemExit) as stop:
-        experiments.main(["run", "alpha", "--root", str(tmp_path / "runs")])
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.count("\n") == 1 and "another experiments.py" in said
-
-
-def test_a_root_that_cannot_be_written_to_is_a_mistake(tmp_path: Path, capsys: Any) -> None:
+def test_a_root_that_another_works_in_or_that_cannot_be_written_to_is_a_mistake(
+    sleeping: Any, tmp_path: Path, capsys: Any
+) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit) as stop:
-        experiments.main(["run", "alpha", "--root", str(tmp_path / "file")])
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.count("\n") == 1 and "--root" in said
+    for root, told in (("runs", "another experiments.py"), ("file", "cannot write to")):
+        with pytest.raises(SystemExit) as stop:
+            experiments.main(["run", "alpha", "--root", str(tmp_path / root)])
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.count("\n") == 1 and "--root" in said and told in said
