@@ -23,6 +23,7 @@ from runs.cli import (
     WIDTH,
     Parser,
     UsageError,
+    adder,
     check_id,
     check_utf8,
     given_flags,
@@ -70,129 +71,108 @@ def build_parser() -> argparse.ArgumentParser:
 # fmt: off
 # One flag a paragraph reads better than one keyword a line.
 def add_question(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("question").add_argument
-    add("--load_path", nargs="+", required=True, metavar="FILE",
-        help="checkpoint of this project, of JEM or of HDGE, or a run's folder, which stands for "
-        "its best_valid_ckpt.pt, else last_ckpt.pt; several for test_clf, eval_ece, OOD, "
-        "logp_hist and attack, which then show them side by side (JEM)")
-    add("--labels", nargs="+", default=None, metavar="NAME",
-        help="names of the checkpoints in tables and pictures, in the same order "
-        "(default: the names of their folders; ours)")
-    add("--eval", required=True, choices=tuple(QUESTIONS), metavar="QUESTION",
-        help="one of " + ", ".join(QUESTIONS) + " (JEM)")
-    add("--weights", choices=("ema", "raw"), default=None,
-        help="of a run with --ema: the averaged weights, or those it trained with "
-        "(default: ema where there is one; ours)")
-    add("--log_dir", "--save_dir", dest="log_dir", default=None, metavar="FOLDER",
-        help="where the answer is written (default: eval/ beside the checkpoint; HDGE)")
-    add("--id", default=None, metavar="NAME",
-        help="a folder within --log_dir (default: none; HDGE)")
-    add("--max_images", type=COUNT, default=None, metavar="IMAGES",
-        help="look at the first images of every split only, for a quick answer; a score's bank of "
-        "training images and FID's reference too (default: all; ours)")
+    add = adder(parser, "question")
+    add("--load_path FILE", None, None, "JEM", "checkpoint of this project, of JEM or of HDGE, or "
+        "a run's folder, which stands for its best_valid_ckpt.pt, else last_ckpt.pt; several for "
+        "test_clf, eval_ece, OOD, logp_hist and attack, which then show them side by side",
+        nargs="+", required=True, shown=None)
+    add("--labels NAME", None, None, "ours", "names of the checkpoints in tables and pictures, in "
+        "the same order", nargs="+", shown="the names of their folders")
+    add("--eval QUESTION", tuple(QUESTIONS), None, "JEM", "one of " + ", ".join(QUESTIONS),
+        required=True, shown=None)
+    add("--weights", ("ema", "raw"), None, "ours", "of a run with --ema: the averaged weights, or "
+        "those it trained with", shown="ema where there is one")
+    add("--log_dir --save_dir FOLDER", None, None, "HDGE", "where the answer is written",
+        shown="eval/ beside the checkpoint")
+    add("--id NAME", None, None, "HDGE", "a folder within --log_dir", shown="none")
+    add("--max_images IMAGES", COUNT, None, "ours", "look at the first images of every split only, "
+        "for a quick answer; a score's bank of training images and FID's reference too",
+        shown="all")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("data").add_argument
-    add("--dataset", default=None, metavar="NAME",
-        help="the split that is asked about: cifar10, cifar100, svhn, mnist, digits or "
-        "folder:PATH, with _train, _valid or _test at the name's end; a bare name is the test "
-        "split; cifar_test, cifar100test and the like are understood "
-        "(default: the test split of what the model was trained on; JEM)")
-    add("--datasets", nargs="+", default=None, metavar="NAME",
-        help="logp_hist: the in-distribution set, in green, then the others, in red "
-        "(default: the test split and --ood_dataset all; JEM)")
-    add("--data_root", metavar="FOLDER", default=data_root(),
-        help="where <name>.npz or torchvision's files are "
-        "(default: $HDGE_DATA_ROOT, else ./datasets; JEM)")
-    add("--sigma", type=WEIGHT, default=None, metavar="STD",
-        help="standard deviation of the Gaussian noise on every image, pixels being in [-1, 1]; "
-        "attack takes none (default: 0.03, the papers' protocol; JEM)")
+    add = adder(parser, "data")
+    add("--dataset NAME", None, None, "JEM", "the split that is asked about: cifar10, cifar100, "
+        "svhn, mnist, digits or folder:PATH, with _train, _valid or _test at the name's end; a "
+        "bare name is the test split; cifar_test, cifar100test and the like are understood",
+        shown="the test split of what the model was trained on")
+    add("--datasets NAME", None, None, "JEM", "logp_hist: the in-distribution set, in green, then "
+        "the others, in red", nargs="+", shown="the test split and --ood_dataset all")
+    add("--data_root FOLDER", None, data_root(), "JEM", "where <name>.npz or torchvision's files "
+        "are", shown="$HDGE_DATA_ROOT, else ./datasets")
+    add("--sigma STD", WEIGHT, None, "JEM", "standard deviation of the Gaussian noise on every "
+        "image, pixels being in [-1, 1]; attack takes none", shown="0.03, the papers' protocol")
 
 
 def add_scores(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("OOD and logp_hist").add_argument
-    add("--score_fn", nargs="+", choices=SCORES, default=["px"], metavar="SCORE",
-        help="px: log q(x); py: max q(y|x); pxy: max log q(x, y); pxgrad: -log |d log q(x)/dx|; "
-        "pxsim: the contrastive log q(x|y) of the predicted class; knn: distance to the k-th "
-        "nearest training image's features; entropy: minus that of q(y|x); px_logits: logsumexp "
-        "f(x), with --uncond too. Several are taken in one pass "
-        "(default: px; JEM, HDGE; knn, entropy and px_logits are ours)")
-    add("--ood_dataset", nargs="+", default=None, metavar="NAME",
-        help="one or several of svhn, cifar10interp, interp, cifar10, cifar100, celeba, textures, "
-        "mnist, faces, uniform, gaussian, photos, folder:PATH, any <name>.npz of --data_root; all: "
-        "the paper's four less the model's own (default: svhn; for logp_hist all; JEM)")
-    add("--knn_k", type=COUNT, default=50, metavar="K",
-        help="which nearest neighbour knn takes (default: %(default)s; Sun et al. 2022)")
+    add = adder(parser, "OOD and logp_hist")
+    source = "JEM, HDGE; knn, entropy and px_logits are ours"
+    add("--score_fn SCORE", tuple(SCORES), ["px"], source, "px: log q(x); py: max q(y|x); "
+        "pxy: max log q(x, y); pxgrad: -log |d log q(x)/dx|; pxsim: the contrastive log q(x|y) of "
+        "the predicted class; knn: distance to the k-th nearest training image's features; "
+        "entropy: minus that of q(y|x); px_logits: logsumexp f(x), with --uncond too. Several are "
+        "taken in one pass", nargs="+", shown="px")
+    add("--ood_dataset NAME", None, None, "JEM", "one or several of svhn, cifar10interp, interp, "
+        "cifar10, cifar100, celeba, textures, mnist, faces, uniform, gaussian, photos, "
+        "folder:PATH, any <name>.npz of --data_root; all: the paper's four less the model's own",
+        nargs="+", shown="svhn; for logp_hist all")
+    add("--knn_k K", COUNT, 50, "Sun et al. 2022", "which nearest neighbour knn takes")
 
 
 def add_chains(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("SGLD: samples, fid, and refining images").add_argument
-    add("--n_steps", type=WHOLE, default=None, metavar="STEPS",
-        help="SGLD steps. test_clf, eval_ece, OOD and logp_hist: to refine the images first "
-        "(default: 0); samples take so many a round (default: 40), fid's fresh chains in all "
-        "(default: 100) (JEM)")
-    add("--n_sample_steps", type=sample_steps, default=100, metavar="ROUNDS",
-        help="rounds of sampling: slots of the replay buffer are drawn, moved, and put back "
-        "(default: %(default)s; JEM's README advises 1000 at least)")
-    add("--print_every", type=COUNT, default=100, metavar="ROUNDS",
-        help="rounds between two sample grids (default: %(default)s; JEM)")
-    add("--sgld_batch_size", type=COUNT, default=64, metavar="CHAINS",
-        help="chains a round (default: %(default)s; JEM)")
-    add("--fresh_samples", action="store_true",
-        help="start from a new replay buffer instead of the checkpoint's (JEM)")
-    add("--buffer_size", type=COUNT, default=10000, metavar="IMAGES",
-        help="images of a new replay buffer (default: %(default)s; JEM)")
-    add("--reinit_freq", type=number(float, low=0, high=1), default=None, metavar="P",
-        help="probability that a chain restarts from noise (default: the run's, else .05; JEM)")
-    add("--sgld_lr", type=POSITIVE, default=None, metavar="SIZE",
-        help="step size (default: the run's, else 1; JEM)")
-    add("--sgld_std", type=WEIGHT, default=None, metavar="STD",
-        help="standard deviation of a step's noise (default: the run's, else .01; JEM)")
-    add("--sgld_grad_clip", type=POSITIVE, default=None, metavar="MOST",
-        help="clamp each pixel's gradient to [-MOST, MOST] (default: the run's, else never; JEM++)")
-    add("--sgld_clamp", action=argparse.BooleanOptionalAction, default=None,
-        help="clamp the pixels of chains to [-1, 1] after each step (default: the run's; JEM++)")
-    add("--chain_start", choices=STARTS, default=None,
-        help="where new chains begin: uniform, or the Gaussians that the run was trained with "
-        "(default: the run's, else uniform; ours)")
+    add = adder(parser, "SGLD: samples, fid, and refining images")
+    add("--n_steps STEPS", WHOLE, None, "JEM", "SGLD steps. test_clf, eval_ece, OOD and logp_hist: "
+        "to refine the images first (default: 0); samples take so many a round (default: 40), "
+        "fid's fresh chains in all (default: 100)", shown=None)
+    add("--n_sample_steps ROUNDS", sample_steps, 100, "JEM's README advises 1000 at least",
+        "rounds of sampling: slots of the replay buffer are drawn, moved, and put back")
+    add("--print_every ROUNDS", COUNT, 100, "JEM", "rounds between two sample grids")
+    add("--sgld_batch_size CHAINS", COUNT, 64, "JEM", "chains a round")
+    add("--fresh_samples", bool, False, "JEM", "start from a new replay buffer instead of the "
+        "checkpoint's")
+    add("--buffer_size IMAGES", COUNT, 10000, "JEM", "images of a new replay buffer")
+    add("--reinit_freq P", number(float, low=0, high=1), None, "JEM", "probability that a chain "
+        "restarts from noise", shown="the run's, else .05")
+    add("--sgld_lr SIZE", POSITIVE, None, "JEM", "step size", shown="the run's, else 1")
+    add("--sgld_std STD", WEIGHT, None, "JEM", "standard deviation of a step's noise",
+        shown="the run's, else .01")
+    add("--sgld_grad_clip MOST", POSITIVE, None, "JEM++", "clamp each pixel's gradient to [-MOST, "
+        "MOST]", shown="the run's, else never")
+    add("--sgld_clamp", bool, None, "JEM++", "clamp the pixels of chains to [-1, 1] after each "
+        "step", action=argparse.BooleanOptionalAction, shown="the run's")
+    add("--chain_start", STARTS, None, "ours", "where new chains begin: uniform, or the Gaussians "
+        "that the run was trained with", shown="the run's, else uniform")
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "network", "Read from the checkpoint; a flag must agree with it, and tells what it cannot."
-    )
-    add = group.add_argument
-    add("--arch", choices=("wrn", "resnet50"), default=None, help="architecture")
-    add("--depth", type=DEPTH, default=None, metavar="6N+4", help="layers of the WideResNet (JEM)")
-    add("--width", type=WIDTH, default=None, metavar="TIMES", help="its width multiplier (JEM)")
-    add("--norm", choices=NORMS, default=None, help="normalisation (JEM)")
-    add("--uncond", action="store_true", default=None,
-        help="log q(x) has a head of its own (JEM)")
-    add("--image_size", type=IMAGE_SIDE, default=None, metavar="PIXELS",
-        help="side of the images that it was trained on, and is asked about (ours)")
-    add("--contrast_k", type=COUNT, default=None, metavar="K", help="slots of the queue (HDGE)")
-    add("--contrast_t", type=TEMPERATURE, default=None, metavar="T",
-        help="temperature of pxsim (default: the run's, else .1; HDGE)")
-    add("--contrast_score", choices=CONTRAST_SCORES, default=None,
-        help="score of pxsim (default: the run's, else algorithm1; HDGE)")
+    about = "Read from the checkpoint; a flag must agree with it, and tells what it cannot."
+    add = adder(parser, "network", about)
+    add("--arch", ("wrn", "resnet50"), None, None, "architecture", shown=None)
+    add("--depth 6N+4", DEPTH, None, "JEM", "layers of the WideResNet", shown=None)
+    add("--width TIMES", WIDTH, None, "JEM", "its width multiplier", shown=None)
+    add("--norm", NORMS, None, "JEM", "normalisation", shown=None)
+    add("--uncond", bool, None, "JEM", "log q(x) has a head of its own")
+    add("--image_size PIXELS", IMAGE_SIDE, None, "ours", "side of the images that it was trained "
+        "on, and is asked about", shown=None)
+    add("--contrast_k K", COUNT, None, "HDGE", "slots of the queue", shown=None)
+    add("--contrast_t T", TEMPERATURE, None, "HDGE", "temperature of pxsim",
+        shown="the run's, else .1")
+    add("--contrast_score", CONTRAST_SCORES, None, "HDGE", "score of pxsim",
+        shown="the run's, else algorithm1")
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("machine").add_argument
-    add("--batch_size", type=COUNT, default=64, metavar="IMAGES",
-        help="images at once; the numbers do not depend on it, except for attacks with random "
-        "starts or refinement (default: %(default)s; JEM)")
-    add("--device", default="auto", metavar="NAME",
-        help="auto (a CUDA GPU if there is one), cpu, cuda or cuda:N (default: %(default)s; ours)")
-    add("--threads", **THREADS)
-    add("--amp", choices=("off", "bf16"), default="off",
-        help="bf16 convolutions: faster on a GPU, and the scores change in the third digit "
-        "(default: %(default)s; ours)")
-    add("--seed", type=WHOLE, default=1, metavar="N",
-        help="seed of noise, chains, interpolations and attacks (default: %(default)s; HDGE)")
-    add("--workers", type=WHOLE, default=4, metavar="N",
-        help="accepted for the ancestors' commands and without effect (HDGE)")
+    add = adder(parser, "machine")
+    add("--batch_size IMAGES", COUNT, 64, "JEM", "images at once; the numbers do not depend on it, "
+        "except for attacks with random starts or refinement")
+    add("--device NAME", None, "auto", "ours", "auto (a CUDA GPU if there is one), cpu, cuda or "
+        "cuda:N")
+    add("--threads N", THREADS["type"], None, None, THREADS["help"], shown=None)
+    add("--amp", ("off", "bf16"), "off", "ours", "bf16 convolutions: faster on a GPU, and the "
+        "scores change in the third digit")
+    add("--seed N", WHOLE, 1, "HDGE", "seed of noise, chains, interpolations and attacks")
+    add("--workers N", WHOLE, 4, "HDGE", "accepted for the ancestors' commands and without effect",
+        shown=None)
 
 
 # fmt: on

@@ -27,6 +27,7 @@ from runs.cli import (
     WIDTH,
     Parser,
     UsageError,
+    adder,
     check_id,
     check_shared,
     check_utf8,
@@ -84,34 +85,6 @@ def build_parser() -> Parser:
     add_flags(parser)
     parser.set_defaults(recipe=None)
     return parser
-
-
-def adder(parser: Parser, title: str, about: str | None = None) -> Callable[..., None]:
-    """Make a group of the help text. Return a function that adds a flag to it."""
-    declare = parser.add_argument_group(title, about).add_argument
-
-    def add(
-        flag: str,  # its names, and the unit of its value
-        kind: Any,  # a type of argparse, a tuple of choices, or bool: a switch
-        default: Any,
-        source: str | None,
-        about: str,
-        *,
-        shown: str | None = "%(default)s",  # what help says of the default
-        **more: Any,
-    ) -> None:
-        names = [word for word in flag.split() if word.startswith("--")]
-        units = flag.split()[len(names) :]
-        if kind is bool:  # one that is on has a --no- form
-            shown = "on" if default else None
-            more["action"] = argparse.BooleanOptionalAction if default else "store_true"
-        else:
-            more["choices" if isinstance(kind, tuple) else "type"] = kind
-            more["metavar"] = tuple(units) if len(units) > 1 else "".join(units) or None
-        notes = "; ".join(note for note in (shown and f"default: {shown}", source) if note)
-        declare(*names, default=default, help=f"{about} ({notes})" if notes else about, **more)
-
-    return add
 
 
 # fmt: off

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from evaluation.questions.base import SGLD, Context, LoadedModel, Numbers, Question, Rule
-from runs.cli import COUNT, WEIGHT, WHOLE, UsageError
+from runs.cli import COUNT, WEIGHT, WHOLE, UsageError, adder
 
 LINF_RADII = tuple(i / 255 for i in range(0, 17, 2))
 L2_RADII = tuple(i / 8 for i in range(9))
@@ -114,36 +114,26 @@ def radius(text: str) -> float:
 # fmt: off
 # One flag a paragraph reads better than one keyword a line.
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("attack").add_argument
-    add("--attack", choices=("pgd", "autoattack"), default="pgd",
-        help="projected gradient ascent, or AutoAttack through pyautoattack, of which APGD on "
-        "cross-entropy is weak against confident models; its other attacks do not depend on the "
-        "logits' scale "
-        "(default: %(default)s; ours)")
-    add("--distance", choices=("Linf", "L2"), default="Linf",
-        help="the norm that bounds the perturbation (default: %(default)s; JEM)")
-    add("--eps", nargs="+", type=radius, default=None, metavar="RADIUS",
-        help="radii, pixels being in [0, 1], such as 0 2/255 8/255 "
-        "(default: 0 to 16/255 by 2/255 for Linf, 0 to 1 by 1/8 for L2; HDGE Figure 4)")
-    add("--n_steps_pgd_attack", type=COUNT, default=40, metavar="STEPS",
-        help="steps of 2.5 eps / STEPS (default: %(default)s; JEM)")
-    add("--random_init", action="store_true",
-        help="start the attack from a random point of the ball (JEM)")
-    add("--n_restarts", type=COUNT, default=1, metavar="N",
-        help="attacks an image, from the second on with a random start "
-        "(default: %(default)s; ours)")
-    add("--n_steps_refine", type=WHOLE, default=0, metavar="STEPS",
-        help="SGLD steps before classifying: JEM-STEPS of the JEM paper "
-        "(default: %(default)s; JEM)")
-    add("--n_dup_chains", type=COUNT, default=5, metavar="CHAINS",
-        help="chains an image whose mean logits classify, with --n_steps_refine "
-        "(default: %(default)s; JEM)")
-    add("--refine_sigma", type=WEIGHT, default=0.0, metavar="STD",
-        help="noise added to each chain's start, pixels being in [-1, 1], with --n_steps_refine; "
-        "JEM's code has .03 for Linf and its README 0 for L2 (default: 0; JEM's --sigma)")
-    add("--refine_gradient", choices=("full", "identity"), default="full",
-        help="the attack's gradient goes through the refinement (second order), or past it, as in "
-        "JEM's code (default: %(default)s; ours)")
+    add = adder(parser, "attack")
+    add("--attack", ("pgd", "autoattack"), "pgd", "ours", "projected gradient ascent, or "
+        "AutoAttack through pyautoattack, of which APGD on cross-entropy is weak against confident "
+        "models; its other attacks do not depend on the logits' scale")
+    add("--distance", ("Linf", "L2"), "Linf", "JEM", "the norm that bounds the perturbation")
+    add("--eps RADIUS", radius, None, "HDGE Figure 4", "radii, pixels being in [0, 1], such as 0 "
+        "2/255 8/255", nargs="+", shown="0 to 16/255 by 2/255 for Linf, 0 to 1 by 1/8 for L2")
+    add("--n_steps_pgd_attack STEPS", COUNT, 40, "JEM", "steps of 2.5 eps / STEPS")
+    add("--random_init", bool, False, "JEM", "start the attack from a random point of the ball")
+    add("--n_restarts N", COUNT, 1, "ours", "attacks an image, from the second on with a random "
+        "start")
+    add("--n_steps_refine STEPS", WHOLE, 0, "JEM", "SGLD steps before classifying: JEM-STEPS of "
+        "the JEM paper")
+    add("--n_dup_chains CHAINS", COUNT, 5, "JEM", "chains an image whose mean logits classify, "
+        "with --n_steps_refine")
+    add("--refine_sigma STD", WEIGHT, 0.0, "JEM's --sigma", "noise added to each chain's start, "
+        "pixels being in [-1, 1], with --n_steps_refine; JEM's code has .03 for Linf and its "
+        "README 0 for L2", shown="0")
+    add("--refine_gradient", ("full", "identity"), "full", "ours", "the attack's gradient goes "
+        "through the refinement (second order), or past it, as in JEM's code")
 
 
 # fmt: on

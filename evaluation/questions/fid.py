@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.questions.base import CHAINS, Context, LoadedModel, Numbers, Question, Rule, Tensor
-from runs.cli import COUNT, WHOLE, UsageError
+from runs.cli import COUNT, WHOLE, UsageError, adder
 from runs.screen import Row, markdown
 
 FROM_STARTS = ("fresh", "class")  # what --sampling runs new chains for
@@ -208,30 +208,26 @@ def fid_table(rows: Sequence[Row]) -> str:
 # fmt: off
 # One flag a paragraph reads better than one keyword a line.
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("fid, and reading cond_samples").add_argument
-    add("--sampling", choices=(*FROM_STARTS, "buffer", "confident"), default="fresh",
-        help="fresh: new chains up log q(x); class: new chains up log q(x, y), classes in turn; "
-        "buffer: the checkpoint's replay buffer, as JEM++; confident: the most confident 90 %% "
-        "(FID) and 10 %% (IS) of each class of the buffer "
-        "against training and test images, as SADA-JEM (default: %(default)s; ours)")
-    add("--n_samples", type=COUNT, default=10000, metavar="IMAGES",
-        help="fresh chains (default: %(default)s, at most --max_images; the literature's FID takes "
-        "50000)")
-    add("--chain_lengths", nargs="+", type=WHOLE, default=None, metavar="STEPS",
-        help="look at the same chains after these numbers of SGLD steps too, as a curve; it costs "
-        "what the longest costs (default: after 0 and --n_steps; ours)")
-    add("--reference", default=None, metavar="NAME",
-        help="the images to compare with (default: the training split; ours)")
-    add("--fid_features", choices=("inception", "model"), default="inception",
-        help="inception: the literature's network, through torch-fidelity; model: penultimate "
-        "features of --fid_model, comparable only within one such network "
-        "(default: %(default)s; ours)")
-    add("--fid_model", default=None, metavar="FILE",
-        help="checkpoint that gives the features of --fid_features model (default: --load_path), "
-        "and that reads class-conditional samples, of cond_samples and of --sampling class "
-        "(default: none does; ours)")
-    add("--inception_weights", default=None, metavar="FILE",
-        help="weights-inception-2015-12-05-6726825d.pth, where it cannot be downloaded (ours)")
+    add = adder(parser, "fid, and reading cond_samples")
+    add("--sampling", (*FROM_STARTS, "buffer", "confident"), "fresh", "ours", "fresh: new chains "
+        "up log q(x); class: new chains up log q(x, y), classes in turn; buffer: the checkpoint's "
+        "replay buffer, as JEM++; confident: the most confident 90 %% (FID) and 10 %% (IS) of each "
+        "class of the buffer against training and test images, as SADA-JEM")
+    add("--n_samples IMAGES", COUNT, 10000, "the literature's FID takes 50000", "fresh chains",
+        shown="%(default)s, at most --max_images")
+    add("--chain_lengths STEPS", WHOLE, None, "ours", "look at the same chains after these numbers "
+        "of SGLD steps too, as a curve; it costs what the longest costs",
+        nargs="+", shown="after 0 and --n_steps")
+    add("--reference NAME", None, None, "ours", "the images to compare with",
+        shown="the training split")
+    add("--fid_features", ("inception", "model"), "inception", "ours", "inception: the "
+        "literature's network, through torch-fidelity; model: penultimate features of --fid_model, "
+        "comparable only within one such network")
+    add("--fid_model FILE", None, None, "ours", "checkpoint that gives the features of "
+        "--fid_features model (default: --load_path), and that reads class-conditional samples, of "
+        "cond_samples and of --sampling class", shown="none does")
+    add("--inception_weights FILE", None, None, "ours",
+        "weights-inception-2015-12-05-6726825d.pth, where it cannot be downloaded", shown=None)
 
 
 # fmt: on
