@@ -276,8 +276,8 @@ def check_id(name: str | None) -> None:
         raise UsageError(f"--id {name!r} is no folder name: give one without slashes")
     if len(os.fsencode(name)) > LONGEST_NAME:
         raise UsageError(
-            f"--id {name[:20]}... is longer than a folder name may be: give {LONGEST_NAME} bytes at "
-            "most"
+            f"--id {name[:20]}... is longer than a folder name may be: "
+            f"give {LONGEST_NAME} bytes at most"
         )
 
 
