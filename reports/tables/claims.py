@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.special import stdtr, stdtrit
+from scipy.stats import ttest_ind
 
 from reports.tables import DECLARED
 from reports.tables.about import NOT_RUN
@@ -19,6 +19,7 @@ from reports.tables.table import (
     OTHER_FEATURES,
     Number,
     keys_of,
+    mean_of,
     measured,
     value_of,
 )
@@ -33,10 +34,7 @@ MARGINS = {"auroc": 0.02, "robust": 1.0}  # of no difference; the second in poin
 
 @dataclass(frozen=True)
 class Test:
-    """A claim's sides, each with its values of one measure by seed, and Welch's test of them.
-
-    `p` is two-sided; it and the standard `error` are None without two seeds on each side.
-    """
+    """A claim's sides, and the values of one measure of each side's seeds where both have some."""
 
     claim: str
     relation: str
@@ -44,17 +42,23 @@ class Test:
     title: str
     names: tuple[str, str]
     sides: tuple[Number, Number]
-    difference: float = math.nan
-    error: float | None = None
-    freedom: float = math.nan
-    p: float | None = None
+    values: tuple[tuple[float, ...], ...] = ()
 
-    def interval(self, level: float) -> tuple[float, float]:
-        """Return the difference's interval at confidence 1 - level; it spans all without a p."""
-        if self.error is None:
-            return -math.inf, math.inf
-        half = float(stdtrit(self.freedom, 1 - level / 2)) * self.error if self.error else 0.0
-        return self.difference - half, self.difference + half
+    @property
+    def difference(self) -> float:
+        first, second = map(statistics.fmean, self.values)
+        return first - second
+
+    def welch(self, level: float = LEVEL) -> tuple[float | None, float, float]:
+        """Return Welch's two-sided p of no difference of the means, and the difference's interval
+        at confidence 1 - level; None, and all numbers, without two seeds on each side."""
+        if not self.values or min(map(len, self.values)) < 2:
+            return None, -math.inf, math.inf
+        if all(len(set(values)) == 1 for values in self.values):  # no spread
+            return float(not self.difference), self.difference, self.difference
+        found = ttest_ind(*self.values, equal_var=False)
+        low, high = found.confidence_interval(1 - level)
+        return float(found.pvalue), float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,11 @@ def compared(
     found = [records.get(name) for name in names]
     keys = [common(key, found) for key in keys]
     in_both = [k for k in keys if all(measured(r, k).mean is not None for r in found)]
-    if in_both:
-        values = [per_seed(record, in_both) for record in found]
+    values = tuple(per_seed(record, in_both) for record in found) if in_both else ()
+    if all(values) and values:
         sides = [mean_of(each) for each in values]
     else:
-        values, sides = [], [measured(record, keys[0]) for record in found]
+        values, sides = (), [measured(record, keys[0]) for record in found]
         if any(side.state in OPEN or "unfinished" in side.state for side in sides):
             return text
     shown = [
@@ -111,20 +115,16 @@ def compared(
         for name, other, record in zip(names, reversed(names), found, strict=True)
     ]
     measure = (keys[0], title_of(in_both or keys[:1]))
-    of_both = welch(*values) if values else ()
-    return Test(text, relation, *measure, (shown[0], shown[1]), (sides[0], sides[1]), *of_both)
+    return Test(text, relation, *measure, (shown[0], shown[1]), (sides[0], sides[1]), values)
 
 
-def per_seed(record: Record | None, keys: Sequence[str]) -> list[float]:
+def per_seed(record: Record | None, keys: Sequence[str]) -> tuple[float, ...]:
     """Return of each finished seed that has all of the columns their mean."""
     seeds = finished_seeds(record).values() if record else ()
-    found = [[value_of(seed, key) for key in keys] for seed in seeds]
-    return [statistics.fmean(v for v in row if v is not None) for row in found if None not in row]
-
-
-def mean_of(values: Sequence[float]) -> Number:
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return Number(mean=statistics.fmean(values), std=std, n=len(values))
+    rows = [[value_of(seed, key) for key in keys] for seed in seeds]
+    return tuple(
+        statistics.fmean(v for v in row if v is not None) for row in rows if None not in row
+    )
 
 
 def starts_of(record: Record | None) -> set[str]:
@@ -141,24 +141,6 @@ def title_of(keys: Sequence[str]) -> str:
     return f"{titles[0][0]}, mean of {', '.join(rest for *_, rest in titles)}"
 
 
-def welch(
-    first: Sequence[float], second: Sequence[float]
-) -> tuple[float, float | None, float, float | None]:
-    """Return the difference of the means and, of two seeds a side at least, its standard error,
-    Welch and Satterthwaite's degrees of freedom and the two-sided p of no difference (Welch 1947).
-    """
-    difference = statistics.fmean(first) - statistics.fmean(second)
-    n, m = len(first), len(second)
-    if min(n, m) < 2:
-        return difference, None, math.nan, None
-    a, b = statistics.variance(first) / n, statistics.variance(second) / m
-    if not a + b:
-        return difference, 0.0, math.nan, float(not difference)
-    freedom = (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (m - 1))
-    error = math.sqrt(a + b)
-    return difference, error, freedom, 2 * float(stdtr(freedom, -abs(difference) / error))
-
-
 def family(scale: str, tests: Sequence[Test]) -> list[Verdict]:
     """Judge the claims of one table at a family-wise level of 5 %.
 
@@ -167,24 +149,23 @@ def family(scale: str, tests: Sequence[Test]) -> list[Verdict]:
     which that procedure stopped, 5 % over the number of claims that it left, so that one without
     zero is that of a decided claim.
     """
-    directed = [t for t in tests if t.relation != "=" and t.p is not None]
-    left = len(directed) + sum(t.relation == "=" and t.p is not None for t in tests)
-    decided = set()
-    for test in sorted(directed, key=lambda t: t.p or 0.0):
-        if (test.p or 0.0) > LEVEL / left:
+    p = {test: found for test in tests if (found := test.welch()[0]) is not None}
+    left, decided = len(p), set[Test]()
+    for test in sorted((test for test in p if test.relation != "="), key=p.__getitem__):
+        if p[test] > LEVEL / left:
             break
-        decided.add(test.claim + test.title)
+        decided.add(test)
         left -= 1
-    level = LEVEL / max(1, left)
-    return [judge(scale, test, level, test.claim + test.title in decided) for test in tests]
+    return [judge(scale, test, LEVEL / max(1, left), test in decided) for test in tests]
 
 
 def judge(scale: str, test: Test, level: float, decided: bool) -> Verdict:
-    low, high = test.interval(level)
-    margin = MARGINS.get(test.key.partition("/")[0], 0.0)
-    if any(side.mean is None for side in test.sides):
+    p, low, high = test.welch(level)
+    margin, n = MARGINS.get(test.key.partition("/")[0], 0.0), digits(test.key)
+    beyond, span = 0.0, "-"
+    if not test.values:
         group, text = UNDECIDED, "no number"
-    elif test.p is None:
+    elif p is None:
         d = test.difference
         direction = "no difference" if not d else "higher" if d > 0 else "lower"
         group, text = UNDECIDED, f"{direction}; too few seeds to tell"
@@ -197,15 +178,13 @@ def judge(scale: str, test: Test, level: float, decided: bool) -> Verdict:
         text = group
     else:
         group, text = UNDECIDED, "open: within the spread of the seeds"
-    n = digits(test.key)
-    shown = [
+    if p is not None:
+        span = f"{test.difference:+.{n}f} [{low:.{n}f}, {high:.{n}f}]"
+        beyond = 2 * abs(test.difference) / (high - low) if high > low else math.inf
+    first, second = (
         f"{name}: {value_text(side, n)}" for name, side in zip(test.names, test.sides, strict=True)
-    ]
-    span = "-" if test.p is None else f"{test.difference:+.{n}f} [{low:.{n}f}, {high:.{n}f}]"
-    half = (high - low) / 2
-    relative = abs(test.difference) / half if half else math.inf
-    beyond = 0.0 if test.p is None else relative
-    return Verdict(test.claim, scale, test.title, (shown[0], shown[1]), span, group, text, beyond)
+    )
+    return Verdict(test.claim, scale, test.title, (first, second), span, group, text, beyond)
 
 
 def known(name: str, records: Mapping[str, Record]) -> str:

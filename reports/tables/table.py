@@ -140,14 +140,18 @@ def measured(record: Record | None, key: str) -> Number:
     if key == "ms_per_step" and len({each for _, seed in found for each in seed["devices"]}) > 1:
         return Number(state=DEVICES)
     if values:
-        std = statistics.stdev(values) if len(values) > 1 else None
-        return Number(mean=statistics.fmean(values), std=std, n=len(values))
+        return mean_of(values)
     kind, _, out = key.rpartition("/")
     if kind.split("/")[0] in OF_SAMPLES and any(k.startswith(f"{kind}/") for k in keys_of(record)):
         return Number(state=OTHER_FEATURES)
     answers = [answer for seed in seeds for answer in seed["answers"].values()]
     skipped = any(out in answer.get("skipped", ()) for answer in answers)
     return Number(state=NO_DATA if skipped else NOT_ASKED)
+
+
+def mean_of(values: Sequence[float]) -> Number:
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Number(mean=statistics.fmean(values), std=std, n=len(values))
 
 
 def value_of(seed: Mapping[str, Any], key: str) -> float | None:
