@@ -45,6 +45,7 @@ FLAGS = {
 
 @pytest.fixture(scope="module")
 def answers(ask: Any) -> dict[str, Any]:
+    assert set(FLAGS) == set(QUESTIONS)
     found = {name: ask(f"--eval {name} {more}") for name, more in FLAGS.items()}
     assert {name: (a.code, a.out, a.err) for name, a in found.items() if a.code} == {}
     return found
@@ -55,10 +56,6 @@ def reference(ask: Any, name: str = "cifar10", sigma: float = 0.03) -> tuple[Any
     split = data.load_evaluation(name, ask.trainer.data).split
     model = models.load(ask.checkpoint("hdge"))
     return model, data.evaluation_batches(split, batch_size=7, sigma=sigma, seed=1)
-
-
-def test_every_question_is_asked_here() -> None:
-    assert set(FLAGS) == set(QUESTIONS)
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
@@ -265,13 +262,6 @@ def test_dataset_tells_what_a_file_without_settings_was_trained_on(
     assert not any("cifar10" in about for about in sets.values()) and len(sets) == 3
 
 
-def test_all_leaves_out_the_set_that_is_asked_about(ask: Any) -> None:
-    found = ask("--eval OOD --dataset svhn --ood_dataset all")
-    assert found.code == 0, found.err
-    names = [row["ood_dataset"] for row in found.json("OOD")["rows"]]
-    assert names == ["cifar10_test", "cifar10interp", "cifar100_test", "celeba"]
-
-
 def test_attack_at_radius_0_is_the_clean_accuracy(answers: Any, ask: Any) -> None:
     record = answers["attack"].json("attack")
     model, batches = reference(ask, sigma=0.0)
@@ -319,28 +309,12 @@ def test_several_checkpoints_side_by_side(name: str, ask: Any, answers: Any) -> 
     assert "one" in found.out and "two" in found.out
 
 
-@pytest.mark.parametrize("flags", ["OOD --score_fn px py pxgrad pxsim", "test_clf --n_steps 2"])
-def test_scores_agree_across_batch_sizes(flags: str, ask: Any) -> None:
-    small, large = (ask(f"--eval {flags} --batch_size {size}") for size in (3, 50))
-    name = flags.split()[0]
-    if name == "test_clf":
-        one, other = (each.json(name) for each in (small, large))
-        assert one["nll"] == pytest.approx(other["nll"], abs=1e-4)
-        assert one["accuracy"] == other["accuracy"]
-        return
-    one, other = (np.load(each.folder / "OOD_scores.npz") for each in (small, large))
-    assert list(one) == list(other) and len(list(one)) == 8
-    for key in one:
-        np.testing.assert_allclose(one[key], other[key], atol=1e-4)
-
-
-def test_the_same_command_gives_the_same_numbers(ask: Any) -> None:
-    for name in ("OOD", "uncond_samples", "attack", "fid"):
-        first, second = (ask(f"--eval {name} {FLAGS[name]}").json(name) for _ in "12")
-        for record in (first, second):
-            for key in ("seconds", "settings", "environment"):
-                del record[key]
-        assert first == second
+def test_refined_images_are_the_same_for_every_batch_size(ask: Any) -> None:
+    one, other = (
+        ask(f"--eval test_clf --n_steps 2 --batch_size {size}").json("test_clf") for size in (3, 50)
+    )
+    assert one["nll"] == pytest.approx(other["nll"], abs=1e-4)
+    assert one["accuracy"] == other["accuracy"]
 
 
 def test_a_run_with_other_noise_is_told(ask: Any, tmp_path: Path) -> None:

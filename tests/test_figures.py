@@ -106,18 +106,23 @@ def test_histograms_are_densities_in_bins_that_a_row_shares() -> None:
     assert [t.get_text() for t in axes[2].texts] == ["AUROC 0.500", "HDGE"]
 
 
-def test_scores_that_are_all_the_same_are_drawn() -> None:
-    model = {"label": "CE", "in": ("a", np.full(5, 7.0)), "out": [("b", np.full(3, 7.0), 0.5)]}
-    patch: Any = draw_histograms([model]).axes[0].patches[0]
-    values, edges, _ = patch.get_data()
-    assert edges[0] < 7 < edges[-1] and np.sum(values * np.diff(edges)) == pytest.approx(1)
-
-
 @pytest.mark.parametrize(("sets", "places"), [(1, (1, 1)), (4, (1, 4)), (5, (2, 3)), (7, (2, 4))])
 def test_more_than_four_panels_wrap(sets: int, places: tuple[int, int]) -> None:
     axes: Any = draw_histograms([histogram_model(sets)]).axes
     assert len(axes) == sets
     assert axes[0].get_subplotspec().get_gridspec().get_geometry() == places
+
+
+def test_scores_that_are_all_the_same_and_a_long_name_are_drawn() -> None:
+    name = "m" * 40
+    model = {"label": name, "in": ("a", np.full(5, 7.0)), "out": [("b", np.full(3, 7.0), 0.5)]}
+    figure: Any = draw_histograms([model])
+    values, edges, _ = figure.axes[0].patches[0].get_data()
+    assert edges[0] < 7 < edges[-1] and np.sum(values * np.diff(edges)) == pytest.approx(1)
+    figure.canvas.draw()
+    (text,) = (t for t in figure.axes[0].texts if t.get_text() == name)
+    box = text.get_window_extent()
+    assert box.y0 >= 0 and box.y1 <= figure.bbox.height
 
 
 def test_reliability_bars_end_at_the_accuracy_and_gaps_at_the_confidence() -> None:
@@ -137,7 +142,7 @@ def test_reliability_bars_end_at_the_accuracy_and_gaps_at_the_confidence() -> No
     assert accuracy == 0.79 and confidence == pytest.approx(0.1 * 0.4 + 0.3 * 0.7 + 0.6 * 0.8)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 3])
 def test_the_legend_of_the_reliability_diagram_is_inside_the_picture(n: int) -> None:
     figure = draw_reliability([reliability_model()] * n)
     figure.draw_without_rendering()
@@ -154,15 +159,6 @@ def test_robustness_is_in_percent_against_the_radius_in_its_unit() -> None:
         assert axes.lines[0].get_xydata().tolist() == [[0, 75], [radius, 25]]
         assert [line.get_label() for line in axes.lines] == ["CE", "JEM"]
         assert len({line.get_color() for line in axes.lines}) == 2
-
-
-@pytest.mark.parametrize("label", ["CE", "m" * 40])
-def test_a_long_name_of_a_row_stays_within_the_picture(label: str) -> None:
-    figure: Any = draw_histograms([histogram_model(1, label)])
-    figure.canvas.draw()
-    (text,) = (t for axes in figure.axes for t in axes.texts if t.get_text() == label)
-    box = text.get_window_extent()
-    assert box.y0 >= 0 and box.y1 <= figure.bbox.height
 
 
 def test_lengths_are_drawn_over_the_steps_and_real_images_dashed() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from evaluation.results import Results
-from runs.cli import UsageError
 
 
 def answer(folder: Path, settings: dict[str, Any], text: str) -> Results:
@@ -52,33 +51,14 @@ def test_an_answer_to_other_settings_stays_with_all_its_files(tmp_path: Path) ->
         assert [found[name] for name in record["files"]] == [text] * 3
 
 
-def test_a_foreign_or_damaged_json_is_no_obstacle(tmp_path: Path) -> None:
-    (tmp_path / "OOD.json").write_text("{")
-    answer(tmp_path, {}, "new")
-    assert json.loads((tmp_path / "OOD.json").read_text())["number"] == "new"
-
-
 def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
+    """And a foreign or damaged JSON is no obstacle."""
+    (tmp_path / "fid.json").write_text("{")
     one = Results(tmp_path, "fid", {})
     one.save({"fid": math.nan, "rows": [{"eps": math.inf}], "path": Path("a"), "pair": (1, 2)})
     record = json.loads((tmp_path / "fid.json").read_text())
     assert (record["fid"], record["rows"], record["path"]) == (None, [{"eps": None}], "a")
     assert record["pair"] == [1, 2]
-
-
-def test_a_failed_write_leaves_the_earlier_answer_and_nothing_else(tmp_path: Path) -> None:
-    answer(tmp_path, {"seed": 1}, "first")
-    one = Results(tmp_path, "OOD", {"seed": 1})
-    before = content(tmp_path)
-
-    def full(source: Any, target: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "replace", full)
-        with pytest.raises(OSError, match="OOD.json: No space left"):
-            one.save({"number": "second"})
-    assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize("stopped", ["write_text", "replace"])
@@ -106,9 +86,3 @@ def test_an_answer_that_is_being_set_aside_is_never_lost(stopped: str, tmp_path:
     record = json.loads(found["OOD-1.json"])
     assert record["number"] == "first" and len(found) == 8
     assert [found[name] for name in record["files"]] == ["first"] * 3
-
-
-def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="--log_dir: cannot write to"):
-        Results(tmp_path / "file" / "eval", "OOD", {})
