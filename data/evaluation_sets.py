@@ -227,18 +227,19 @@ class _Reader(NamedTuple):
         return _Found(*found, source, dataset.class_names)
 
     def part(self, dataset: DataSet, place: Place) -> tuple[Split, str]:
-        """Return a split of a set to train on, and what it is. If the images are no longer those of
-        the run, the validation images are those that the run held out and that are still there."""
+        """Return a split of a set to train on, and what it is. Of the run's set the validation
+        images are those that the run held out, as far as they are still there."""
         if place.split == "test":
             return dataset.test, "test images"
         if place.split == "train":
             return dataset.train, "training images"
         record, train = self.run.record, dataset.train
         if place.dataset == self.run.dataset and record.train is not None:
-            assert train.hashes is not None
-            if not torch.equal(record.train, train.hashes):
-                held_out = torch.isin(train.hashes, record.hashes("valid")).nonzero().squeeze(1)
-                return train.take(held_out), "those that the run held out of its training images"
+            assert train.hashes is not None and record.valid is not None
+            if torch.equal(record.train, train.hashes):
+                return train.take(record.valid), "held out of the training images"
+            held_out = torch.isin(train.hashes, record.hashes("valid")).nonzero().squeeze(1)
+            return train.take(held_out), "those that the run held out of its training images"
         return train.take(hold_out(dataset, self.run.n_valid)[1]), "held out of the training images"
 
     def training_set(self, place: Place, first: int | None) -> _Found:

@@ -31,6 +31,20 @@ def test_validation_may_be_empty_but_not_everything() -> None:
     assert [data.default_n_valid(n) for n in (50000, 73257, 1437, 9)] == [5000, 5000, 143, 0]
 
 
+def test_equal_images_of_a_folder_validate_together_or_train_together() -> None:
+    random = np.random.RandomState(0)
+    for _ in range(50):
+        hashes = torch.from_numpy(random.randint(-(2**63), 2**63 - 1, 8)[random.randint(0, 8, 20)])
+        train = data.Split(torch.arange(20), torch.zeros(20), hashes)
+        folder = data.DataSet("folder:x", 1, ("a",), True, train, train, reader=2)
+        for n_valid in (0, 3, 10):
+            index, valid = data.hold_out(folder, n_valid)
+            assert torch.equal(torch.cat([index, valid]).sort().values, torch.arange(20))
+            assert not torch.isin(hashes[index], hashes[valid]).any() and len(valid) <= n_valid
+            kept = hashes[index].unique(return_counts=True)[1].max()
+            assert len(valid) > n_valid - kept  # no more than the images that the line is between
+
+
 def test_labelled_subset_takes_the_first_of_each_class_in_the_order_of_the_index() -> None:
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2])
     index = torch.tensor([8, 6, 4, 3, 1, 2, 0])
