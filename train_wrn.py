@@ -35,10 +35,9 @@ from training import cost
 from training.build import build_batches, replicate, start_run
 from training.divergence import Guard
 from training.flags import PROGRAM
-from training.gradients import term_gradients
 from training.machine import choose_device, environment, load_data, use_threads
 from training.output import Output
-from training.session import Session, update
+from training.session import Session, term_gradients, update
 from training.setup import describe, resumed_settings, run_in_folder, settle
 from training.state import Run
 

@@ -38,7 +38,8 @@ def whole(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
             if keep is not None and path.exists():
                 keep_old(path, keep)
             os.replace(temporary, path)
-            sync_folder(path.parent)
+            if os.name != "nt":  # Windows cannot open folders, and its renames last
+                sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -59,9 +60,7 @@ def keep_old(path: Path, keep: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename durable; Windows cannot open folders and does not need it."""
-    if os.name == "nt":
-        return
+    """Make a rename durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -42,20 +42,17 @@ class Unread:
 
     @contextmanager
     def unless_gone(self) -> Iterator[None]:
+        """Connect a stream whose reader has gone to nowhere: what is still in its buffer would fail
+        at exit."""
         try:
             yield
         except OSError as error:
             if error.errno not in GONE:
                 raise
-            self.let_go()
-
-    def let_go(self) -> None:
-        """Connect the stream to nowhere: what is still in its buffer would fail at exit."""
-        assert self.stream is not None
-        with contextlib.suppress(OSError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())
-            os.close(nowhere)
+            with contextlib.suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())  # type: ignore[union-attr]
+                os.close(nowhere)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

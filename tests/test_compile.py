@@ -10,7 +10,7 @@ import losses
 import models
 from training import build, flags
 from training.build import build_model
-from training.gradients import term_gradients
+from training.session import term_gradients
 
 
 def test_compiled_steps_equal_eager_ones() -> None:

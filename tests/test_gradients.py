@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from training.gradients import term_gradients
+from training.session import term_gradients
 
 TERMS = "--pyxce 1 --pxycontrast .5 --pxsgld 1 --dropout_rate .2"
 

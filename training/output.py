@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +10,7 @@ from runs import processes as distributed
 from runs.checkpoint import copy_checkpoint, save_checkpoint
 from runs.files import keep_old
 from runs.folder import BEST, LAST, PREVIOUS, Records
-from runs.screen import make_bar, rewind
+from runs.screen import rewind
 from training.state import Run, whole_state
 
 if TYPE_CHECKING:
@@ -27,19 +25,12 @@ class Output:
         soon what it does.
     """
 
-    bar: tqdm
+    bar: tqdm  # of the whole run, in images: its rate is images/s, its ETA the run's
 
     def __init__(self, folder: Path, records: Records) -> None:
         self.folder, self.records = folder, records
-        self.saved_step, self.saved_at = -1, time.monotonic()
+        self.saved_step, self.saved_at = -1, time.monotonic()  # or when this process began
         self.reports = 0  # of this process
-
-    @contextmanager
-    def progress_bar(self, run: Run, images: int) -> Iterator[None]:
-        """Show one bar for the whole run, in images: its rate is images/s, its ETA the run's."""
-        trained = run.progress.step * run.settings.batch_size
-        with make_bar(images, initial=trained, disable=not distributed.first()) as self.bar:
-            yield
 
     def show(self, means: dict[str, float]) -> None:
         """Show each term's loss, their sum unless there is one term, and the accuracy, in the
@@ -133,10 +124,6 @@ class Output:
             else:
                 save_checkpoint(state, self.folder / LAST, keep=keep)
         self.saved_step, self.saved_at = progress.step, time.monotonic()
-
-    def save_is_due(self, minutes: float) -> bool:
-        """Return whether the last save, or the beginning of this process, is so long ago."""
-        return time.monotonic() - self.saved_at >= 60 * minutes
 
     def go_back(self, run: Run, message: str) -> None:
         """Go on from an earlier step, for the reason that the message says. Save it, so that the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,11 +15,13 @@ from evaluation.classification import classification
 from losses import Metrics
 from runs import processes as distributed
 from runs.endings import Signals, Stopped
+from runs.screen import make_bar
 from training.divergence import Diverged, Guard, Healer, advice
 from training.output import Output
 from training.state import Run
 
 EVAL_BATCH = 200  # images; results do not depend on it
+REFERENCE = "pyxce"  # the term whose gradient cosines are measured against
 EARLY = (1, 5, 25)  # steps after which the bar shows losses before the first report
 
 
@@ -75,7 +77,8 @@ class Session:
             self.ending = f"nothing to do: {done}; raise --n_epochs or --max_steps"
             return
         self.healer = Healer(run)
-        with out.progress_bar(run, self.stop * run.settings.batch_size):
+        images, trained = (n * run.settings.batch_size for n in (self.stop, run.progress.step))
+        with make_bar(images, initial=trained, disable=not distributed.first()) as out.bar:
             try:
                 yield from self.epochs()
                 self.ending = self.limit()
@@ -229,8 +232,9 @@ class Session:
     def noticed(self) -> tuple[int, int, int]:
         """Return whether the time is up, whether a save is due, and which signal has come, as this
         process sees it."""
-        late = time.monotonic() >= self.deadline
-        return late, self.out.save_is_due(self.run.settings.ckpt_minutes), self.signals.received
+        now, minutes = time.monotonic(), self.run.settings.ckpt_minutes
+        save_due = now - self.out.saved_at >= 60 * minutes
+        return now >= self.deadline, save_due, self.signals.received
 
     def agree(self) -> tuple[int, int, int]:
         """Return what any process has noticed, the same in all of them."""
@@ -279,6 +283,32 @@ def update(
     if run.ema is not None:
         run.ema.update(skip)
     return {**metrics, "grad_norm": grad_norm}, skip
+
+
+def term_gradients(losses: dict[str, Tensor], parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return of each term's loss L, before its weight, '<term>/gradient', the L2 norm of
+    dL/dparameters, and '<term>/cosine' with the gradient of cross-entropy, if that is a term.
+
+    Scalars on the device. The graph stays, no .grad is touched and no random number is drawn, so
+    the training step that follows is the same to the bit. A norm of 0 has the cosine 0.
+    """
+    flat = {}
+    for name, loss in losses.items():
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        own = torch.cat(
+            [
+                (torch.zeros_like(p) if g is None else g).flatten().float()
+                for p, g in zip(parameters, found, strict=True)
+            ]
+        )
+        flat[name] = distributed.mean(own)  # of the whole batch
+    measured = {f"{name}/gradient": gradient.norm() for name, gradient in flat.items()}
+    if REFERENCE in flat:
+        for name, gradient in flat.items():
+            if name != REFERENCE:
+                cosine = torch.cosine_similarity(gradient, flat[REFERENCE], dim=0)
+                measured[f"{name}/cosine"] = cosine
+    return measured
 
 
 def learning_rate(s: Namespace, steps_taken: int, epoch: int) -> float:
