@@ -118,18 +118,16 @@ def read_with_sha256(
         ) from None
     except OSError as error:
         if error.errno not in UNREADABLE:
-            raise damaged(path, error) from None
+            raise damaged(path, str(error)) from None
         raise OSError(error.errno, f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # whatever the bytes of a file that is none make of the reader
         if sealed and out_of_memory(error):  # of a file that is whole
             raise
-        raise damaged(path, error) from None
+        raise damaged(path, str(error)) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a checkpoint's dict")
     if not all(map(fills_its_data, tensors_of(state))):
-        raise CheckpointError(
-            f"{path} is damaged or no checkpoint (a tensor exceeds its data): use another"
-        )
+        raise damaged(path, "a tensor exceeds its data")
     if state.pop(SEALED, False) and not sealed:
         raise CheckpointError(
             f"{path} is damaged (its end is missing, or another program has saved it "
@@ -143,8 +141,8 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def damaged(path: Path, error: Exception) -> CheckpointError:
-    reason = next(iter(str(error).strip().splitlines()), "unreadable").split(". ")[0]
+def damaged(path: Path, reason: str) -> CheckpointError:
+    reason = next(iter(reason.strip().splitlines()), "unreadable").split(". ")[0]
     return CheckpointError(f"{path} is damaged or no checkpoint ({reason}): use another")
 
 
@@ -200,12 +198,9 @@ def refuse_compressed(file: IO[bytes], path: Path) -> None:
     memory: torch.save compresses nothing. Leave the file at its beginning."""
     if zipfile.is_zipfile(file):
         size = file.seek(0, os.SEEK_END)
-        file.seek(0)
         with zipfile.ZipFile(file) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > size:
-                raise CheckpointError(
-                    f"{path} is damaged or no checkpoint (it is compressed): use another"
-                )
+                raise damaged(path, "it is compressed")
     file.seek(0)
 
 
