@@ -63,21 +63,6 @@ def test_a_step_costs_what_pytorch_counts(case: str) -> None:
     assert step_flops(forward, s) == pytest.approx(measured(s), rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("words", "passes"),
-    [
-        ("", 3),
-        ("--pxycontrast 1", 3),
-        ("--pxsgld 1", 46),
-        ("--pxycontrast 1 --pxsgld 1", 46),
-        ("--pxsgld 1 --independent_batches", 49),
-    ],
-)
-def test_a_step_costs_as_many_forward_passes_as_the_design_says(words: str, passes: int) -> None:
-    s = settings(f"--batch_size 64 --sgld_batch_size 64 --n_steps 20 {words}")
-    assert step_flops(1000, s) / (1000 * 64) == passes
-
-
 def test_memory_is_what_the_tensors_take() -> None:
     model = build(depth=10, width=1)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())

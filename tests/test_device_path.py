@@ -344,67 +344,44 @@ def test_scores_wait_at_their_end_alone(
     assert [x.shape for x in found.values()] == [(16,)] * len(SCORES)
 
 
-def refine(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
+def chains_of(place: Place, model: models.EnergyClassifier) -> Iterator[Tensor]:
+    """What evaluations refine and draw with SGLD."""
     blocks = [(place.images(8), place.labels(8))] * 2
-    return [x for x, _ in sampling.refined(model, blocks, CHAIN, seed=1)]
-
-
-def sampler(place: Place, model: models.EnergyClassifier, kept: bool) -> list[Tensor]:
-    buffer = place.put(losses.ReplayBuffer(40, (3, 32, 32), 0.05, 10)) if kept else None
-    drawn = sampling.Sampler(model, buffer, CHAIN, seed=1)
-    own = drawn.conditional(10, 2, lambda x, y: model.log_pxy(x, y))
-    return [drawn.unconditional(4), drawn.conditional(10, 2), own]
-
-
-def rounds(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
+    yield from (x for x, _ in sampling.refined(model, blocks, CHAIN, seed=1))
+    for buffer in (None, place.put(losses.ReplayBuffer(40, (3, 32, 32), 0.05, 10))):
+        drawn = sampling.Sampler(model, buffer, CHAIN, seed=1)
+        yield drawn.conditional(10, 2, lambda x, y: model.log_pxy(x, y))
+        yield from (drawn.unconditional(4), drawn.conditional(10, 2))
     slots = sampling.Slots(place.put(losses.ReplayBuffer(200, (3, 32, 32), 0.05, 10)))
-    sgld = {"chain": CHAIN, "rounds": 2, "chains": 15, "seed": 1}
-    return [
-        *sampling.sampling_rounds(model, slots, **sgld),
-        *sampling.sampling_rounds(model, slots, **sgld, conditional=True),
-    ]
-
-
-def fresh(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
+    for conditional in (False, True):
+        sgld = {"chain": CHAIN, "rounds": 2, "chains": 15, "seed": 1, "conditional": conditional}
+        yield from sampling.sampling_rounds(model, slots, **sgld)
     more = {"seen": [0, 1, CHAIN.steps], "batch_size": 4, "seed": 1, "labels": place.labels(5)}
-    return [*itertools.chain(*sampling.fresh_chains(model, CHAIN, 5, **more))]
+    yield from itertools.chain(*sampling.fresh_chains(model, CHAIN, 5, **more))
 
 
-def attack(place: Place, model: models.EnergyClassifier, gradient: str) -> list[Tensor]:
-    more = {"generator": Generator(place.device), "copies": 2, "sigma": 0.03, "gradient": gradient}
-    refining = robustness.classifier(model, CHAIN, **more)
-    batch = {"x": place.images(4), "y": place.labels(4), "eps": 0.1, "steps": 2, "check": False}
-    return [
-        pgd.pgd(f, distance=d, random_init=start, generator=Generator(place.device), **batch)
-        for f in (robustness.classifier(model), refining)
-        for d, start in itertools.product(pgd.DISTANCES, (False, True))
+def attacks_of(place: Place, model: models.EnergyClassifier) -> Iterator[Tensor]:
+    """Attacked images of each kind, and features and pixels of images."""
+    sgld = {"copies": 2, "sigma": 0.03, "generator": Generator(place.device)}
+    attacked = [robustness.classifier(model)]
+    attacked += [
+        robustness.classifier(model, CHAIN, gradient=gradient, **sgld)
+        for gradient in ("full", "identity")
     ]
+    batch = {"x": place.images(4), "y": place.labels(4), "eps": 0.1, "steps": 2, "check": False}
+    for f, d, start in itertools.product(attacked, pgd.DISTANCES, (False, True)):
+        generator = Generator(place.device)
+        yield pgd.pgd(f, distance=d, random_init=start, generator=generator, **batch)
+    yield from generation.model_extractor(model)(place.split(6).images)
+    yield sampling.to_uint8(place.images(6))
 
 
-def read(place: Place, model: models.EnergyClassifier) -> list[Tensor]:
-    """Features and classes of images, and pixels."""
-    extract = generation.model_extractor(model)
-    return [*extract(place.split(6).images), sampling.to_uint8(place.images(6))]
-
-
-MADE: dict[str, Callable[[Place, models.EnergyClassifier], list[Tensor]]] = {
-    "refined": refine,
-    "Sampler with a replay buffer": lambda place, model: sampler(place, model, True),
-    "Sampler without": lambda place, model: sampler(place, model, False),
-    "rounds": rounds,
-    "fresh chains": fresh,
-    "attack, full gradient": lambda place, model: attack(place, model, "full"),
-    "attack, identity": lambda place, model: attack(place, model, "identity"),
-    "features and classes": read,
-}
-
-
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("made", [chains_of, attacks_of])
 @pytest.mark.parametrize("words", ["", "--norm batch --amp off"])
-def test_chains_and_attacks_never_wait(place: Place, name: str, words: str) -> None:
+def test_chains_and_attacks_never_wait(place: Place, made: Any, words: str) -> None:
     model = place.model(words)
     with Watch():
-        images = MADE[name](place, model)
+        images = list(made(place, model))
     assert {x.device.type for x in images} == {place.device.type}
 
 

@@ -1,6 +1,13 @@
-"""What a program leaves on stderr, and its exit code, however it ends."""
+"""What a program leaves on stderr, and its exit code, however it ends; signals."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from argparse import Namespace
+from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -12,7 +19,11 @@ import train_wrn
 from baselines import linear_probe, run, train_adversarial
 from runs.checkpoint import CheckpointError
 from runs.cli import UsageError
+from runs.endings import ENDS, Signals, exit_code, handled, terminate
 from runs.folder import RunFolderError
+from tests.test_resume import call_after, send
+
+ROOT = Path(__file__).resolve().parent.parent
 
 SETTINGS = {"batch_size": 64, "sgld_batch_size": 8, "device": "cpu", "threads": None}
 FULL = "error: the GPU's memory is full: lower --batch_size 64"
@@ -94,3 +105,109 @@ def test_a_full_memory_names_the_flags_to_lower(
         gpu = isinstance(error, torch.OutOfMemoryError)
         told = full if gpu else full.replace("the GPU's memory", "the memory")
         assert capsys.readouterr() == ("", told)
+
+
+# Signals
+
+
+def test_a_run_that_is_complete_is_not_stopped(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call_after(monkeypatch, train_wrn, "plot_samples", 1, partial(send, signal.SIGTERM))
+    run = train("--pyxce 1 --n_epochs 1")
+    assert run.code == 0 and "complete: 1 epochs" in run.text() and run.last["test_acc"]
+
+
+def test_what_is_ignored_stays_ignored(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nohup and a shell's background ask for."""
+    call_after(monkeypatch, train_wrn, "train_step", 2, partial(send, signal.SIGINT))
+    found = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert train("--pyxce 1 --n_epochs 1").code == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, found)
+
+
+def test_handlers_are_those_of_before_afterwards() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with handled(terminate, signal.SIGTERM), Signals("train_wrn.py").listen():
+        assert signal.getsignal(signal.SIGTERM) not in before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_a_signal_is_raised_where_a_program_has_nothing_to_save(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> NoReturn:
+        send(number)
+        raise AssertionError("the signal was not heard")
+
+    assert exit_code("a.py", work, interrupted="a.py: interrupted") == 128 + number
+    assert capsys.readouterr().err == "a.py: interrupted\n"
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_polling_ends_between_two_items(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    signals, seen = Signals("train_wrn.py"), []
+    with signals.listen():
+        for item in signals.polled(range(9)):
+            seen.append(item)
+            if item == 3:
+                send(number)
+    assert seen == [0, 1, 2, 3] and signals.received == number
+    told = f"\ntrain_wrn.py: {signals.name}: the step is finished and saved\n"
+    assert capfd.readouterr().err == told
+
+
+# What the import of PyTorch is when Ctrl-C comes.
+INTERRUPTED = """
+import runpy, sys
+class Finder:
+    def find_spec(name, *_):
+        if name == "torch":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "words", ["train_wrn.py --pyxce 1", "eval_wrn_ebm.py --load_path x --eval OOD"]
+)
+def test_ctrl_c_while_pytorch_is_imported_is_one_line(words: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, *words.split()]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (-signal.SIGINT, f"{words.split()[0]}: interrupted\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "reader"),
+    [(signal.SIGTERM, "file"), (signal.SIGINT, "pipe"), (signal.SIGINT, "terminal")],
+)
+def test_a_program_that_is_told_to_stop_stops(number: Any, reader: str, tmp_path: Path) -> None:
+    """Also where its reader has ended before: `2>&1 | tee log` at Ctrl-C, a closed terminal."""
+    words = "train_wrn.py --dataset digits --pyxce 1 --depth 10 --width 1 --batch_size 8 --id run"
+    command = [sys.executable, *words.split(), "--log_dir", str(tmp_path)]
+    pairs = {"pipe": os.pipe, "terminal": os.openpty}
+    out = os.open(tmp_path / "out", os.O_RDWR | os.O_CREAT)
+    read, write = pairs[reader]() if reader in pairs else (out, os.dup(out))
+    process = subprocess.Popen(command, cwd=ROOT, stdout=write, stderr=write)
+    try:
+        os.close(write)
+        os.close(read)
+        log, deadline = tmp_path / "run" / "log.txt", time.monotonic() + 120
+        while not (log.exists() and "step 100 " in log.read_text()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
+    finally:
+        process.kill()
+        process.wait()
+    assert f"stopped by {number.name} at step" in log.read_text()
+    assert "Traceback" not in (tmp_path / "out").read_text()
+    assert (tmp_path / "run" / "last_ckpt.pt").exists()

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from runs import processes as distributed
-from tests import test_errors, test_healing, test_image_size, test_resume, test_signals
+from tests import test_errors, test_healing, test_image_size, test_resume
 from training import flags
 from training.build import build_model
 
@@ -378,7 +378,7 @@ OWN_TEST: dict[str, Callable[..., None]] = {
     "--sync_bn": test_sync_bn_changes_nothing_for_one_process,
     "--compile": test_compile_compiles_the_network_where_there_is_a_compiler,
     "--max_restarts": test_healing.test_what_diverges_again_and_again_is_given_up,
-    "--ckpt_minutes": test_signals.test_within_an_epoch_a_kill_costs_ckpt_minutes,
+    "--ckpt_minutes": test_resume.test_disturbed_and_resumed_is_undisturbed,
     "--dry_run": test_dry_run_needs_no_data_and_leaves_nothing,
 }
 

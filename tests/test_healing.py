@@ -154,22 +154,6 @@ def test_the_best_checkpoint_stays_the_best_after_a_restart(
     assert run.state()["progress"]["best_valid"] == 0.9
 
 
-def test_a_snapshot_knows_the_time_of_its_epoch(
-    train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found: list[tuple[int, float]] = []
-    keep = Healer.keep
-
-    def kept(self: Healer, run: Any) -> None:
-        found.append((run.progress.step, run.progress.train_seconds))
-        keep(self, run)
-
-    monkeypatch.setattr(Healer, "keep", kept)
-    assert train("--pyxce 1 --n_epochs 1 --print_every 1").code == 0
-    times = [seconds for step, seconds in found if step % 5]
-    assert len(times) == 4 and 0 < times[0] < times[1] < times[2] < times[3]
-
-
 def test_a_healed_run_is_the_same_run_when_it_is_run_again(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,16 @@
 """A run that was stopped and resumed is the run that was not, bit for bit."""
 
 import errno
+import itertools
 import json
 import os
 import re
 import shutil
+import signal
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,8 +18,11 @@ import numpy as np
 import pytest
 import torch
 
+import train_wrn
 from runs.checkpoint import save_checkpoint
 from runs.files import alone
+from tests.conftest import Trainer
+from training import output, session
 from training.flags import FIXED_ON_RESUME, TERMS
 
 # name: (flags, steps of the first process, ...). An epoch has 5 steps. Queues of more than
@@ -56,6 +64,147 @@ def test_stopped_and_resumed_is_uninterrupted(name: str, train: Any) -> None:
     assert train.differences(whole, parts) == [] and len(whole.reports) == later[-1] // 2
 
 
+def send(number: signal.Signals, times: int = 1) -> None:
+    for _ in range(times):
+        os.kill(os.getpid(), number)
+
+
+def call_after(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, nth: int, act: Callable[[], None]
+) -> None:
+    """In its nth call the function first calls `act`."""
+    real, calls = getattr(module, name), itertools.count(1)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == nth:
+            act()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, watched)
+
+
+def damage(path: Path, content: bytes = b"damaged") -> None:
+    path.unlink()  # it may be one file with another
+    path.write_bytes(content)
+
+
+def kill() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def tear(folder: Path) -> None:
+    for name, line in (("progress.csv", "2,15,0.9"), ("log.txt", "epoch 2 step 12 lr 0.0")):
+        with open(folder / name, "a") as file:
+            file.write(line)
+
+
+def truncate(folder: Path) -> None:
+    damage(folder / "last_ckpt.pt", (folder / "last_ckpt.pt").read_bytes()[:5000])
+
+
+def spoil(folder: Path) -> None:
+    damage(folder / "last_ckpt.pt")
+    damage(folder / "variant.json", b'{"lr": ')
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+@dataclass
+class Disturbed:
+    """A run that is disturbed, and resumed without a word about it."""
+
+    flags: str
+    stop: str = ""  # more words of the first process
+    during: tuple[Any, str, int, Callable[[], Any]] | None = None  # before the nth call of what
+    code: int = 0  # of the first process
+    told: str = ""  # by it, in log.txt or on stderr
+    after: Callable[[Path], None] = lambda folder: None  # what happens to its folder
+    limit: str = ""  # words of both processes
+    warned: tuple[str, ...] = ()  # lines on stderr of the second one
+
+
+ALL = Trainer.ALL
+PLOTTED = f"{ALL} --n_epochs 3 --contrast_k 80 --dropout_rate .1 --ema .9 --plot_cond"
+PLOTTED += " --plot_every 1"
+LONG, SHORT = f"{ALL} --n_epochs 2 --contrast_k 80", "--pyxce 1 --n_epochs 3"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PLACES = {  # module, function that a signal comes in, which call of it
+    "a step": (train_wrn, "train_step", 8),
+    "an epoch's last step": (train_wrn, "train_step", 5),
+    "an evaluation": (session, "classification", 2),
+    "a save": (output, "save_checkpoint", 3),
+    "a picture": (train_wrn, "plot_samples", 1),
+}
+FROM_PREVIOUS = "warning: .*last_ckpt.pt .*; resuming from .*prev_ckpt.pt"
+FROM_CHECKPOINT = "variant.json .*settings are the checkpoint's"
+DISTURBED = {
+    f"{n.name} in {place}": Disturbed(
+        PLOTTED, "", (*of, partial(send, n)), 128 + n, f"stopped by {n.name} at step"
+    )
+    for n, (place, of) in itertools.product(SIGNALS, PLACES.items())
+}
+DISTURBED |= {
+    f"{code} in the evaluation of {limit}": Disturbed(
+        SHORT, during=(session.Session, "evaluate", 2, act), code=code, limit=limit
+    )
+    for limit in ("--max_steps 7", "--n_epochs 2")
+    for code, act in ((130, kill), (143, partial(send, signal.SIGTERM)))
+}
+DISTURBED |= {
+    f"killed in step {n}": Disturbed(
+        LONG, "--ckpt_minutes 1e-9", (train_wrn, "train_step", n, kill), 130, f"(step {n - 1})"
+    )
+    for n in (8, 10)
+}
+DISTURBED |= {
+    "a second Ctrl-C": Disturbed(
+        SHORT, "", (train_wrn, "train_step", 8, partial(send, signal.SIGINT, 2)), 130, "(step 5)"
+    ),
+    "killed at the best checkpoint": Disturbed(
+        f"{SHORT} --lr 1e-9", "", (output, "save_checkpoint", 2, kill), 130
+    ),
+    "torn records": Disturbed(SHORT, "--max_steps 10", after=tear),
+    "last_ckpt.pt is truncated": Disturbed(
+        LONG, "--max_steps 7", after=truncate, warned=(FROM_PREVIOUS,)
+    ),
+    "last_ckpt.pt is missing": Disturbed(
+        LONG, "--max_steps 7", after=remove("last_ckpt.pt"), warned=(FROM_PREVIOUS,)
+    ),
+    "variant.json is missing": Disturbed(
+        LONG, "--max_steps 3", after=remove("variant.json"), warned=(FROM_CHECKPOINT,)
+    ),
+    "one good checkpoint and nothing else": Disturbed(
+        LONG, "--max_steps 7", after=spoil, warned=(FROM_CHECKPOINT, FROM_PREVIOUS)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DISTURBED)
+def test_disturbed_and_resumed_is_undisturbed(
+    name: str, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = DISTURBED[name]
+    whole = train.once(f"{case.flags} {case.limit}")
+    if case.during:
+        call_after(monkeypatch, *case.during)
+    run = train(f"{case.flags} {case.limit} {case.stop}")
+    monkeypatch.undo()
+    assert run.code == case.code and case.told in run.text() + "".join(run.err)
+    case.after(run.folder)
+    with alone(run.folder, flag="--log_dir", program="train_wrn.py"):  # nothing is moved yet
+        before = listed(run.folder)
+        assert train.resumed(run).code == 2 and listed(run.folder) == before
+    again = train.resumed(run, *case.limit.split())
+    assert again.code == 0 and len(again.err) == len(case.warned), again.err
+    assert all(map(re.search, case.warned, again.err))
+    assert train.differences(run, whole) == []
+    best = [each.moving("best_valid_ckpt.pt") for each in (run, whole)]
+    assert train.same(*best) and run.settings["lr"] == whole.settings["lr"]
+    assert "nothing to do" in train.resumed(run, *case.limit.split()).out
+
+
 def test_a_checkpoint_of_an_earlier_version_goes_on(train: Any) -> None:
     """Its chains had no ages, which count from the resume on, and fewer flags and metrics."""
     run = train(f"{train.ALL} --max_steps 7")
@@ -90,6 +239,7 @@ def test_resume_by_log_dir_and_id(train: Any, tmp_path: Path) -> None:
         (["--resume", str(tmp_path / "none")], "holds no run"),
         (["--resume", str(run.folder / "prev_ckpt.pt")], "is a file: give the run's folder"),
         (["--pyxce", "1", "--resume", "auto"], "--resume auto: which run? give --id"),
+        (["--pyxce", "1", "--id", "x" * 300], "longer than a folder name may be"),
     ):
         assert told in train.bare(*words).refusal
     assert os.listdir(tmp_path) == []
@@ -219,41 +369,6 @@ def test_a_copy_without_its_empty_folder_goes_on(train: Any) -> None:
     assert list((run.folder / "samples").iterdir())
 
 
-# Damage
-
-
-def damage(path: Path, content: bytes = b"damaged") -> None:
-    path.unlink()  # it may be one file with another
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("how", ["truncated", "missing"])
-def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(how: str, train: Any) -> None:
-    whole = train.once(f"{train.ALL} --n_epochs 3")
-    run = train(f"{train.ALL} --n_epochs 3 --max_steps 10")
-    last = run.folder / "last_ckpt.pt"
-    damage(last, last.read_bytes()[:5000])
-    if how == "missing":
-        last.unlink()
-    (line,) = train.resumed(run).err
-    assert re.search(f"warning: {last} .*; resuming from .*prev_ckpt.pt", line)
-    assert train.differences(run, whole) == []
-
-
-def test_a_run_with_one_good_checkpoint_and_nothing_else_goes_on(train: Any) -> None:
-    """What is said is true, and what is damaged is moved once the folder is this process's."""
-    run = train("--pyxce 1 --max_steps 10")
-    last = run.folder / "last_ckpt.pt"
-    damage(last)
-    (run.folder / "variant.json").unlink()
-    with alone(run.folder, flag="--log_dir", program="train_wrn.py"):
-        assert train.resumed(run).code == 2 and last.read_bytes() == b"damaged"
-    settings, resuming = train.resumed(run).err
-    assert "settings are the checkpoint's" in settings
-    assert str(last) in resuming and "resuming from" in resuming
-    assert (run.folder / "damaged_ckpt.pt").read_bytes() == b"damaged"
-
-
 def test_without_a_good_checkpoint_the_run_cannot_be_resumed(train: Any) -> None:
     run = train("--pyxce 1 --max_steps 10")
     last, previous = (run.folder / name for name in ("last_ckpt.pt", "prev_ckpt.pt"))
@@ -266,17 +381,6 @@ def test_without_a_good_checkpoint_the_run_cannot_be_resumed(train: Any) -> None
     assert all(path.name in line for path in (last, previous))
     last.unlink(), previous.unlink()
     assert "start it again with --overwrite" in train.resumed(run).refusal
-
-
-def test_a_torn_line_of_the_records_is_repaired(train: Any) -> None:
-    whole = train.once("--pyxce 1 --n_epochs 3")
-    run = train("--pyxce 1 --n_epochs 3 --max_steps 10")
-    with open(run.folder / "progress.csv", "a") as file:
-        file.write("2,15,0.9")
-    with open(run.folder / "log.txt", "a") as file:
-        file.write("epoch 2 step 12 lr 0.0")
-    assert train.resumed(run).code == 0
-    assert train.differences(run, whole) == []
 
 
 # Limits
@@ -293,29 +397,6 @@ def test_max_minutes_ends_cleanly(train: Any) -> None:
     assert run.state()["progress"]["step"] == step + 1
 
 
-def test_a_kill_between_two_files_loses_no_best_checkpoint(
-    train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from training import output
-
-    save = output.save_checkpoint
-    whole = train("--pyxce 1 --n_epochs 2 --lr 1e-9")
-
-    def killed(state: dict, path: Path, **keep: Any) -> None:
-        if path.name == "best_valid_ckpt.pt":
-            raise KeyboardInterrupt
-        save(state, path, **keep)
-
-    monkeypatch.setattr(output, "save_checkpoint", killed)
-    run = train("--pyxce 1 --n_epochs 2 --lr 1e-9")
-    assert run.code == 130
-    monkeypatch.undo()
-    assert train.resumed(run).code == 0
-    assert "best_valid_ckpt.pt" in run.files
-    steps = [r.state("best_valid_ckpt.pt")["progress"]["step"] for r in (whole, run)]
-    assert steps[0] == steps[1]
-
-
 @pytest.mark.parametrize(
     ("stop", "words"),
     [(7, ""), (5, "--eval_every 2")],
@@ -325,7 +406,6 @@ def test_an_evaluation_that_a_limit_forces_does_not_count_for_the_best(
     stop: int, words: str, train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stopped and resumed run keeps the best checkpoint of a run that was not stopped."""
-    from training import session
 
     def evaluate(self: Any) -> dict[str, dict[str, float]]:
         accuracies = {stop: 0.9, 10: 0.6}
@@ -400,28 +480,6 @@ def test_settings_of_other_hands_are_read_or_refused(train: Any) -> None:
     assert "variant.json" in train.resumed(run).refusal
     path.write_text(json.dumps({**run.settings, "depth": 10, "norm": None}))
     assert train.resumed(run).code == 0  # as the ancestors say that there is none
-
-
-@pytest.mark.parametrize(
-    ("variant", "name", "told"),
-    [(None, "", ["is missing"]), ('{"lr": ', "", ["cannot be read"]), ("", "last_ckpt.pt", [])],
-    ids=["missing", "damaged", "a file"],
-)
-def test_a_checkpoint_is_enough_to_resume(
-    variant: str | None, name: str, told: list[str], train: Any
-) -> None:
-    """It holds all settings; variant.json is written anew."""
-    flags = "--pyxce 1 --pxycontrast 1 --lr .003"
-    whole, parts = train.once(f"{flags} --max_steps 8"), train(f"{flags} --max_steps 3")
-    path = parts.folder / "variant.json"
-    if variant is None:
-        path.unlink()
-    elif variant:
-        path.write_text(variant)
-    again = train.bare("--resume", str(parts.folder / name), "--max_steps", "8")
-    assert again.code == 0
-    assert all(part in line for part, line in zip(told, again.err, strict=True))
-    assert train.same(whole.moving(), parts.moving()) and parts.settings["lr"] == 0.003
 
 
 @pytest.mark.parametrize("variant", [True, False])
