@@ -19,7 +19,6 @@ from training import flags
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
     COMMAND_LINE = flags.parse(sys.argv[1:])
 
-import time
 from argparse import Namespace
 
 import torch
@@ -28,30 +27,24 @@ from torch import Tensor
 import losses
 from evaluation import figures
 from evaluation.sampling import Sampler
-from runs import processes as distributed
 from runs import terms
 from runs.endings import Signals, exit_code, leave
 from training import cost
 from training.build import build_batches, replicate, start_run
 from training.divergence import Guard
 from training.flags import PROGRAM
-from training.machine import choose_device, environment, load_data, use_threads
+from training.machine import load_data
 from training.output import Output
 from training.session import Session, term_gradients, update
-from training.setup import describe, resumed_settings, run_in_folder, settle
+from training.setup import begin, describe, run_in_folder
 from training.state import Run
 
 
 def work(s: Namespace, given: set[str]) -> int:
     """Train, or time a few steps for --dry_run. Return the exit code."""
-    began, folder = time.monotonic(), None
-    if s.resume is not None:
-        s, folder = resumed_settings(s, given, PROGRAM, flags.resume)
-    device = choose_device(s.device)
-    with distributed.together(device):
-        use_threads(s, device, PROGRAM)
-        here = environment(device)
-        s, folder = settle(s, folder, "-".join(term.name for term in terms.used(vars(s))))
+    what = "-".join(term.name for term in terms.used(vars(s)))
+    with begin(PROGRAM, s, given, flags.resume, what) as start:
+        s, device = start.settings, start.device
         if s.dry_run:
             cost.dry_run(s, device, train_step)
             return 0
@@ -73,12 +66,12 @@ def work(s: Namespace, given: set[str]) -> int:
                 told = f"--workers {s.workers} has no effect: images live on the training device"
                 out.records.say(told)
             replicate(run)
-            session = Session(run, splits, out, signals, began, plot=plot_samples)
+            session = Session(run, splits, out, signals, start.began, plot=plot_samples)
             for step in session:
                 session.took(train_step(run, session.guard, batches(step), step))
             return session.ending
 
-        return run_in_folder(run, PROGRAM, folder, here, given, train)
+        return run_in_folder(start, run, train)
 
 
 def train_step(

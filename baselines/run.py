@@ -5,7 +5,6 @@ else - data, network, optimiser, schedule, records, checkpoints - is train_wrn.p
 train_adversarial.py is a short example.
 """
 
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ from runs.endings import Signals, exit_code
 from training import flags
 from training.build import build_model, build_optimizer, held_out
 from training.divergence import Guard
-from training.machine import choose_device, environment, load_data, use_threads
+from training.machine import load_data
 from training.output import Output
 from training.session import Session, update
-from training.setup import describe, resumed_settings, run_in_folder, settle
+from training.setup import begin, describe, run_in_folder
 from training.state import Run
 
 
@@ -112,32 +111,28 @@ def main(program: Program, settings: Namespace, given: set[str]) -> int:
 
 
 def work(program: Program, s: Namespace, given: set[str]) -> int:
-    began, folder = time.monotonic(), None
-    if s.resume is not None:
-        s, folder = resumed_settings(s, given, program.name, program.resume)
-    device = choose_device(s.device)
-    use_threads(s, device, program.name)
-    here = environment(device)
     s.program = program.name
-    s, folder = settle(s, folder, s.method)
+    what = getattr(s, "method", "")  # on --resume there is none yet
+    with begin(program.name, s, given, program.resume, what) as start:
+        s, device = start.settings, start.device
+        dataset = load_data(s, device, program.name)
+        index, splits = held_out(s, dataset)
+        batches = program.batches(s, dataset, index.to(device))
+        run = build_run(program, s, dataset.num_classes, device)
+        run.data, run.steps_per_epoch = data.Record.of(dataset, s.n_valid), batches.steps_per_epoch
+        if s.resume is None:
+            models.initialise_act_norm(run.model, batches(0)[0])
 
-    dataset = load_data(s, device, program.name)
-    index, splits = held_out(s, dataset)
-    batches = program.batches(s, dataset, index.to(device))
-    run = build_run(program, s, dataset.num_classes, device)
-    run.data, run.steps_per_epoch = data.Record.of(dataset, s.n_valid), batches.steps_per_epoch
-    if s.resume is None:
-        models.initialise_act_norm(run.model, batches(0)[0])
+        def train(out: Output, signals: Signals) -> str:
+            about = describe(run, f"{len(index):,} training images", f"method {s.method}", splits)
+            out.records.say(f"{dataset.about}\n{about}")
+            classifies = run.objective.classifies
+            session = Session(run, splits, out, signals, start.began, classifies=classifies)
+            for step in session:
+                session.took(train_step(run, session.guard, batches(step), step))
+            return session.ending
 
-    def train(out: Output, signals: Signals) -> str:
-        about = describe(run, f"{len(index):,} training images", f"method {s.method}", splits)
-        out.records.say(f"{dataset.about}\n{about}")
-        session = Session(run, splits, out, signals, began, classifies=run.objective.classifies)
-        for step in session:
-            session.took(train_step(run, session.guard, batches(step), step))
-        return session.ending
-
-    return run_in_folder(run, program.name, folder, here, given, train)
+        return run_in_folder(start, run, train)
 
 
 def build_run(program: Program, s: Namespace, num_classes: int, device: torch.device) -> Run:

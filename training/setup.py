@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,6 +33,7 @@ from runs.folder import (
 from runs.names import FOLDER
 from runs.screen import print_line
 from training.divergence import Diverged
+from training.machine import choose_device, environment, use_threads
 from training.output import Output
 from training.state import Run, read_last, restore_last
 
@@ -85,59 +86,73 @@ def settings_of(folder: Path, program: str) -> dict[str, Any]:
     return settings
 
 
-def settle(s: Namespace, folder: Path | None, what: str) -> tuple[Namespace, Path]:
-    """Return the settings, the same in all processes, with the seed and the name that were not
-    given, and the run folder. Seed all random numbers.
+class Start(NamedTuple):
+    """What a program begins with."""
 
-    folder: of the run that is resumed; None: a new one. what: is trained, for the name.
+    program: str
+    settings: Namespace  # the same in all processes
+    given: set[str]  # the flags of the command line
+    folder: Path  # of the run
+    device: torch.device
+    here: dict[str, Any]  # the environment of this process
+    began: float  # time.monotonic()
+
+
+@contextmanager
+def begin(
+    program: str, s: Namespace, given: set[str], merge: Callable[..., Namespace], what: str
+) -> Iterator[Start]:
+    """Join the processes of torchrun, on the device; find the run of --resume, or draw the seed and
+    make the name that were not given; seed all random numbers.
+
+    merge: as of `resumed_settings`. what: is trained, for the name.
 
     Raises UsageError or RunFolderError where the folder cannot be that run's.
     """
-    begins = folder is None and not getattr(s, "dry_run", False)
-    if s.seed is None:
-        s.seed = torch.seed() % 2**31
-    if begins and not s.id:
-        dataset = Path(s.dataset.removeprefix(FOLDER)).name
-        s.id = f"{dataset}-{what}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if len(set(distributed.all_of(folder is None))) > 1:
-        raise UsageError(
-            f"--resume: not all processes find a run in {Path(s.log_dir) / s.id}: give a --log_dir "
-            "that every machine sees"
-        )
-    s = distributed.from_first(s)
-    torch.manual_seed(s.seed)
-    folder = folder or Path(s.log_dir) / (s.id or "")
-    if begins and distributed.first():
-        check_free(folder, overwrite=s.overwrite, load_path=getattr(s, "load_path", None))
-    return s, folder
+    began, folder = time.monotonic(), None
+    if s.resume is not None:
+        s, folder = resumed_settings(s, given, program, merge)
+    device = choose_device(s.device)
+    with distributed.together(device):
+        use_threads(s, device, program)
+        here = environment(device)
+        begins = folder is None and not getattr(s, "dry_run", False)
+        if s.seed is None:
+            s.seed = torch.seed() % 2**31
+        if begins and not s.id:
+            dataset = Path(s.dataset.removeprefix(FOLDER)).name
+            s.id = f"{dataset}-{what}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if len(set(distributed.all_of(folder is None))) > 1:
+            raise UsageError(
+                f"--resume: not all processes find a run in {Path(s.log_dir) / s.id}: give a "
+                "--log_dir that every machine sees"
+            )
+        s = distributed.from_first(s)
+        torch.manual_seed(s.seed)
+        folder = folder or Path(s.log_dir) / (s.id or "")
+        if begins and distributed.first():
+            check_free(folder, overwrite=s.overwrite, load_path=getattr(s, "load_path", None))
+        yield Start(program, s, given, folder, device, here, began)
 
 
-def run_in_folder(
-    run: Run,
-    program: str,
-    folder: Path,
-    here: dict[str, Any],
-    given: set[str],
-    train: Callable[[Output, Signals], str],
-) -> int:
+def run_in_folder(start: Start, run: Run, train: Callable[[Output, Signals], str]) -> int:
     """Lock the run folder and make it or, with --resume, restore the run from it; then train.
     Return 0 once `train` has returned why it ended, 1 for a run that diverged, 128 + its number for
     a signal that ended it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
 
-    here: the environment of this process. given: the flags of the command line.
-
     However a run ends, its records are closed and its curves drawn.
     """
-    s, first, since = run.settings, distributed.first(), None
+    program, folder, s, since = start.program, start.folder, run.settings, None
+    first = distributed.first()
     with alone(folder, flag="--log_dir", program=program) if first else nullcontext():
         if s.resume is not None:
             restore_last(run, folder, program)
             since = (run.progress.step, run.progress.log_bytes)
         elif first:
-            check_free(folder, overwrite=s.overwrite, given="overwrite" in given)
+            check_free(folder, overwrite=s.overwrite, given="overwrite" in start.given)
             create_run_folder(folder, overwrite=s.overwrite)
         if first:
-            write_settings(folder, vars(s), here)
+            write_settings(folder, vars(s), start.here)
         out = Output(folder, Records(folder, resume_from=since) if first else NoRecords())
         out.saved_step = run.progress.step
         # One of several processes promises nothing that the end of another may prevent.
