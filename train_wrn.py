@@ -94,23 +94,23 @@ def train_step(
 
 
 @torch.compiler.set_stance("force_eager")
-def plot_samples(run: Run, epoch: int, out: Output) -> None:
+def plot_samples(epoch: int, out: Output) -> None:
     """Draw the grids of --plot_uncond, --plot_cond and --plot_contrast."""
-    s, classes, buffer = run.settings, run.num_classes, run.memory("replay_buffer")
+    run, s, buffer = out.run, out.run.settings, out.run.memory("replay_buffer")
     chain = losses.Chain.of(s, None if buffer is None else buffer.start)
     sampler = Sampler(run.model, buffer, chain, seed=epoch)
     slots = s.buffer_size if buffer is None else len(buffer.images)  # of several processes, a part
-    columns = max(1, min(10, slots // classes))
+    columns = max(1, min(10, slots // run.num_classes))
     grids: dict[str, tuple[Tensor, int | None]] = {}
     if s.plot_uncond:
         grids["uncond"] = sampler.unconditional(min(s.sgld_batch_size, slots)), None
     if s.plot_cond:
-        grids["cond"] = sampler.conditional(classes, columns), columns
+        grids["cond"] = sampler.conditional(run.num_classes, columns), columns
     if s.plot_contrast:
         name = next(term.name for term in terms.used(vars(s)) if term.queue)
         term = run.objective.terms[name]
         images = sampler.conditional(
-            classes, columns, lambda x, y: -term.per_image(run.model.logits(x), y)
+            run.num_classes, columns, lambda x, y: -term.per_image(run.model.logits(x), y)
         )
         grids["contrast"] = images, columns
     for name, (images, width) in grids.items():

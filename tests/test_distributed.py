@@ -44,45 +44,31 @@ ROOT = Path(__file__).resolve().parent.parent
 # --------------------------------------------------------------------------- what they exchange
 
 
-def exchanged() -> dict[str, Any]:
-    rank = distributed.rank()
-    agreement = distributed.Agreement()
-    now = [agreement.now(rank, 7 * (rank == 0)), agreement.now(0, 0)]
-    soon = [agreement.soon(rank, 0), agreement.soon(0, 0), agreement.soon(0, 0)]
+def exchanged() -> list[int]:
+    """What each of both processes checks; return its share of five things."""
+    rank, agreement = distributed.rank(), distributed.Agreement()
+    assert distributed.size() == 2 and distributed.first() == (rank == 0)
+    assert agreement.now(rank, 7 * (rank == 0)) == (1, 7) and agreement.now(0, 0) == (0, 0)
+    assert [agreement.soon(n, 0) for n in (rank, 0, 0)] == [(0, 0), (1, 0), (0, 0)]
     agreement.soon(rank, rank)
-    return {
-        "size": (distributed.size(), distributed.first()),
-        "share": list(distributed.share(5)),
-        "mean": distributed.mean(torch.tensor([1.0, float(rank)])),
-        "joined": distributed.joined(torch.full((1 + 2 * rank, 2), float(rank))),
-        "one has none": distributed.joined(
-            torch.empty(0) if rank else torch.tensor([[True, False]])
-        ),
-        "none": distributed.joined(torch.empty(0, 3)),
-        "first": distributed.from_first({"a": rank, "b": torch.tensor(rank)}),
-        "all": distributed.all_of(rank * 10),
-        "now": now,
-        "soon": soon,
-        "pending, then now": agreement.now(0, 0),
-        "gathered": losses.queue.gathered(torch.full((2, 2), float(rank))),
-    }
+    assert agreement.now(0, 0) == (1, 1)  # of what was under way
+    assert distributed.mean(torch.tensor([1.0, float(rank)])).tolist() == [1.0, 0.5]
+    rows = distributed.joined(torch.full((1 + 2 * rank, 2), float(rank)))
+    assert rows.tolist() == [[0.0, 0.0]] + 3 * [[1.0, 1.0]]
+    one = distributed.joined(torch.empty(0) if rank else torch.tensor([[True, False]]))
+    assert one.tolist() == [[True, False]]
+    assert distributed.joined(torch.empty(0, 3)).shape == (0, 3)
+    first = distributed.from_first({"a": rank, "b": torch.tensor(rank)})
+    assert first == {"a": 0, "b": torch.tensor(0)}
+    assert distributed.all_of(rank * 10) == [0, 10]
+    whole = losses.queue.gathered(torch.full((2, 2), float(rank)))
+    assert whole.tolist() == 2 * [[0.0, 0.0]] + 2 * [[1.0, 1.0]]
+    return list(distributed.share(5))
 
 
 def test_what_two_processes_exchange(pair: Any) -> None:
     first, second = pair(exchanged)
-    assert first["size"] == (2, True) and second["size"] == (2, False)
-    assert first["share"] + second["share"] == [0, 1, 2, 3, 4]
-    for found in (first, second):
-        assert found["mean"].tolist() == [1.0, 0.5]
-        assert found["joined"].tolist() == [[0.0, 0.0]] + 3 * [[1.0, 1.0]]
-        assert found["one has none"].tolist() == [[True, False]]
-        assert found["none"].shape == (0, 3)
-        assert found["first"]["a"] == 0 and found["first"]["b"].item() == 0
-        assert found["all"] == [0, 10]
-        assert found["now"] == [(1, 7), (0, 0)]
-        assert found["soon"] == [(0, 0), (1, 0), (0, 0)]
-        assert found["pending, then now"] == (1, 1)
-        assert found["gathered"].tolist() == 2 * [[0.0, 0.0]] + 2 * [[1.0, 1.0]]
+    assert first + second == [0, 1, 2, 3, 4]
 
 
 def loaded() -> tuple[list[str], str]:

@@ -107,8 +107,8 @@ def test_accuracy_within_a_run_and_sample_grids_are_those_of_the_average(
 ) -> None:
     seen = []
 
-    def drawn(run: Any, epoch: int, out: Any) -> None:
-        seen.append({n: p.detach().clone() for n, p in run.model.named_parameters()})
+    def drawn(epoch: int, out: Any) -> None:
+        seen.append({n: p.detach().clone() for n, p in out.run.model.named_parameters()})
 
     monkeypatch.setattr(train_wrn, "plot_samples", drawn)
     run = train(f"{EMA} --plot_uncond")

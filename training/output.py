@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
+Results = dict[str, dict[str, float]]  # split -> {accuracy, nll}; {}: nothing was evaluated
+
+
 class Output:
     """The screen, the records and the checkpoints of one run folder. Of several processes the first
     one writes; the others have NoRecords, and take part where states are gathered.
@@ -27,8 +30,8 @@ class Output:
 
     bar: tqdm  # of the whole run, in images: its rate is images/s, its ETA the run's
 
-    def __init__(self, folder: Path, records: Records) -> None:
-        self.folder, self.records = folder, records
+    def __init__(self, run: Run, folder: Path, records: Records) -> None:
+        self.run, self.folder, self.records = run, folder, records
         self.saved_step, self.saved_at = -1, time.monotonic()  # or when this process began
         self.reports = 0  # of this process
 
@@ -40,10 +43,10 @@ class Output:
         shown = terms | {name: means[name] for name in names if name in means}
         self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
 
-    def report(self, run: Run, epoch: int) -> None:
+    def report(self, epoch: int) -> None:
         """Write the means since the last report to the bar, log.txt and TensorBoard."""
+        run, means = self.run, self.run.window.means()
         self.reports += 1
-        means = run.window.means()
         run.window.reset()
         self.show(means)
         rate = run.optimizer.param_groups[0]["lr"]
@@ -52,20 +55,13 @@ class Output:
         scalars = {f"train/{name}": value for name, value in means.items()}
         self.records.scalars({**scalars, "train/lr": rate}, run.progress.step)
 
-    def row(
-        self,
-        run: Run,
-        epoch: int,
-        results: dict[str, dict[str, float]],
-        gradients: dict[str, float],
-    ) -> None:
+    def row(self, epoch: int, results: Results, gradients: dict[str, float]) -> None:
         """Write one row of progress.csv, and a line for people.
 
-        `results`: split -> {accuracy, nll}; {} where nothing was evaluated. Values that an epoch
-        does not have are left empty: the loss of a term that is not yet trained, the accuracy of a
-        network that does not classify.
+        Values that an epoch does not have are left empty: the loss of a term that is not yet
+        trained, the accuracy of a network that does not classify.
         """
-        progress, means = run.progress, run.epoch.means()
+        run, progress, means = self.run, self.run.progress, self.run.epoch.means()
         images = run.epoch.steps * run.settings.batch_size
         values: dict[str, Any] = {
             "epoch": epoch,
@@ -89,28 +85,26 @@ class Output:
         shown = [f"{name} {value:.4g}" for name, value in values.items() if value != ""]
         self.records.say(", ".join(shown))
 
-    def board(
-        self, results: dict[str, dict[str, float]], gradients: dict[str, float], step: int
-    ) -> None:
+    def board(self, results: Results, gradients: dict[str, float]) -> None:
         """Write what a row has besides an epoch's means to TensorBoard, once the row is in a
         checkpoint: it would be there twice if it was repeated after a kill."""
         scalars = dict(gradients)
         for name, result in results.items():
             scalars[f"{name}/accuracy"], scalars[f"{name}/nll"] = result["accuracy"], result["nll"]
-        self.records.scalars(scalars, step)
+        self.records.scalars(scalars, self.run.progress.step)
 
-    def save(self, run: Run, epoch: int = -1, valid: float | None = None) -> None:
+    def save(self, epoch: int = -1, valid: float | None = None) -> None:
         """Save the last checkpoint and, where due, the best one and that of the epoch.
 
         epoch: the one that has just been completed; -1: none.
         valid: the validation accuracy of this state, None where it was not evaluated.
         """
-        progress, every = run.progress, run.settings.ckpt_every
+        progress, every = self.run.progress, self.run.settings.ckpt_every
         best = valid is not None and valid > progress.best_valid
         if best:
             progress.best_valid = valid  # type: ignore[assignment]
         progress.log_bytes = self.records.flush()
-        state = whole_state(run)
+        state = whole_state(self.run)
         if distributed.first():
             # The last one last: all that its progress tells of is on the disk by then.
             if best:
@@ -125,17 +119,17 @@ class Output:
                 save_checkpoint(state, self.folder / LAST, keep=keep)
         self.saved_step, self.saved_at = progress.step, time.monotonic()
 
-    def go_back(self, run: Run, message: str) -> None:
+    def go_back(self, message: str) -> None:
         """Go on from an earlier step, for the reason that the message says. Save it, so that the
         restart counts whatever comes."""
         self.records.say(message)
         # First the checkpoint, and both: one of a later step would miss rows, and this restart.
-        self.saved_step = run.progress.step
-        self.save(run)
+        step = self.saved_step = self.run.progress.step
+        self.save()
         if distributed.first():
             keep_old(self.folder / LAST, self.folder / PREVIOUS)
-            self.records.go_back(run.progress.step)
-            rewind(self.bar, run.progress.step * run.settings.batch_size)
+            self.records.go_back(step)
+            rewind(self.bar, step * self.run.settings.batch_size)
 
     def last_good(self) -> str:
         return f"the last good checkpoint is {self.folder / LAST} (step {self.saved_step})"

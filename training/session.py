@@ -17,7 +17,7 @@ from runs import processes as distributed
 from runs.endings import Signals, Stopped
 from runs.screen import make_bar
 from training.divergence import Diverged, Guard, Healer, advice
-from training.output import Output
+from training.output import Output, Results
 from training.state import Run
 
 EVAL_BATCH = 200  # images; results do not depend on it
@@ -56,7 +56,7 @@ class Session:
         began: float,
         *,
         classifies: Callable[[int], bool] | None = None,
-        plot: Callable[[Run, int, Output], None] | None = None,
+        plot: Callable[[int, Output], None] | None = None,
     ) -> None:
         s = run.settings
         self.run, self.splits, self.out, self.signals, self.began = run, splits, out, signals, began
@@ -71,7 +71,7 @@ class Session:
     def __iter__(self) -> Iterator[int]:
         run, out = self.run, self.out
         if run.progress.step == run.first_step:
-            out.save(run)  # a run that diverges or dies in its first epoch can be resumed, too
+            out.save()  # a run that diverges or dies in its first epoch can be resumed, too
         elif run.progress.step >= self.stop and not self.row_is_due():
             done = f"{run.progress.step:,} steps are done"
             self.ending = f"nothing to do: {done}; raise --n_epochs or --max_steps"
@@ -109,7 +109,7 @@ class Session:
                 message = self.healer.heal(run, error)
                 self.set_clock()
                 self.guard.reset()
-                self.out.go_back(run, message)
+                self.out.go_back(message)
                 late, *_ = self.agree()
                 if not late or run.epoch.steps == 0:
                     continue
@@ -131,7 +131,7 @@ class Session:
             yield number
             if progress.step % run.settings.print_every == 0:
                 self.guard.raise_if_diverged(out.last_good())
-                out.report(run, epoch)
+                out.report(epoch)
                 if progress.step < until:
                     now = time.monotonic()
                     progress.train_seconds += now - started
@@ -165,8 +165,8 @@ class Session:
         self.set_clock()
         # Whoever set a limit may have little time left for what follows.
         if ended or save_due:
-            out.save(run)
-        results = {}
+            out.save()
+        results = Results()
         if (ended or scheduled) and (self.classifies is None or self.classifies(epoch)):
             out.bar.set_description(f"{self.titled(epoch)}, evaluating")
             results = self.evaluate()
@@ -174,10 +174,10 @@ class Session:
         drawn = self.plot is not None and distributed.first()
         if drawn and (ended or (whole and (epoch + 1) % s.plot_every == 0)):
             with run.averaged():
-                self.plot(run, epoch, out)  # type: ignore[misc]
+                self.plot(epoch, out)  # type: ignore[misc]
         self.set_clock()
         gradients = run.gradients.means()
-        out.row(run, epoch, results, gradients)
+        out.row(epoch, results, gradients)
         if whole:
             run.epoch.reset()
             run.gradients.reset()
@@ -186,8 +186,8 @@ class Session:
         # A run that nothing has stopped is evaluated at these steps alone.
         counts = scheduled or (whole and progress.step >= self.total)
         valid = results.get("valid", {}).get("accuracy") if counts else None
-        out.save(run, epoch if whole else -1, valid)
-        out.board(results, gradients, progress.step)
+        out.save(epoch if whole else -1, valid)
+        out.board(results, gradients)
         if whole:
             self.healer.keep(run)
         late, _, signal = self.agree()
@@ -195,10 +195,10 @@ class Session:
             raise Stopped
         return bool(late)
 
-    def evaluate(self) -> dict[str, dict[str, float]]:
+    def evaluate(self) -> Results:
         """Return split -> accuracy and nll, with noise --sigma, in eval mode; several processes
         share its batches. Raises Stopped for a signal."""
-        run, results = self.run, {}
+        run, results = self.run, Results()
         with run.averaged(), torch.compiler.set_stance("force_eager"):  # the last batch is smaller
             for name, split in self.splits.items():
                 batches = data.evaluation_batches(
@@ -224,7 +224,7 @@ class Session:
         """Save within an epoch. Raises Diverged."""
         self.guard.raise_if_diverged(self.out.last_good())
         self.set_clock()
-        self.out.save(self.run)
+        self.out.save()
 
     def set_clock(self) -> None:
         self.run.progress.seconds = self.earlier + time.monotonic() - self.began

@@ -153,7 +153,7 @@ def run_in_folder(start: Start, run: Run, train: Callable[[Output, Signals], str
             create_run_folder(folder, overwrite=s.overwrite)
         if first:
             write_settings(folder, vars(s), start.here)
-        out = Output(folder, Records(folder, resume_from=since) if first else NoRecords())
+        out = Output(run, folder, Records(folder, resume_from=since) if first else NoRecords())
         out.saved_step = run.progress.step
         # One of several processes promises nothing that the end of another may prevent.
         signals = Signals(program, quiet=distributed.size() > 1)
