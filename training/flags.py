@@ -95,19 +95,17 @@ def add_flags(parser: Parser) -> None:
         "cifar100, svhn, mnist, digits (bundled with scikit-learn, no download) or folder:PATH "
         "with one sub-folder of images a class")
     add("--image_size PIXELS", IMAGE_SIDE, IMAGE_SIZE, "ours", "side of the square images that the "
-        "network sees, a multiple of 4, with --arch resnet50 of 8; images of another size are "
-        "resized when they are read")
+        "network sees, a multiple of 4, with --arch resnet50 of 8; others are resized")
     add("--data_root FOLDER", None, data_root(), "JEM", "where "
         "<name>.npz or torchvision's files are, or are downloaded to",
         shown="$HDGE_DATA_ROOT, else ./datasets")
-    add("--n_valid IMAGES", WHOLE, None, "JEM", "training images held out for choosing the best "
-        "checkpoint; the split is JEM's, of a folder by the images' hashes, and the same for every "
-        "run; 0: none", shown="5000, at most a tenth of the images")
+    add("--n_valid IMAGES", WHOLE, None, "JEM", "training images held out to choose the best "
+        "checkpoint, by JEM's split, of a folder by the images' hashes; 0: none",
+        shown="5000, at most a tenth of the images")
     add("--labels_per_class IMAGES", OR_OFF, -1, "JEM", "semi-supervised training: use this many "
         "labels a class, and all images for --pxsgld; -1: all labels")
-    add("--augment", ("on", "off"), "on", "ours", "crop training images at random from a padded "
-        "copy and, of CIFAR and folders, flip them; off for images whose place matters, such as "
-        "digits of few pixels")
+    add("--augment", ("on", "off"), "on", "ours", "crop training images at random and, of CIFAR "
+        "and folders, flip them; off where a pixel's place matters, as in small digits")
     add("--sigma STD", WEIGHT, 0.03, "JEM", "standard deviation of the Gaussian noise on every "
         "image, in training and evaluation, pixels being in [-1, 1]; .1 is more stable with SGLD")
     add("--workers N", WHOLE, 4, "HDGE", "accepted for the ancestors' commands and without effect: "
@@ -121,39 +119,34 @@ def add_flags(parser: Parser) -> None:
     add("--smoothing S", number(float, low=0, high=0.999), 0.0, "HDGE", "label smoothing of "
         "--pyxce and --pxycontrast: 1 - S on the label, S/(C-1) on the other classes; 0 to .999")
     add("--px_loss", ("cd", "bce"), "cd", "cd JEM, bce DAT", "of --pxsgld and --pxysgld: cd: "
-        "contrastive divergence, log q of samples less that of data; bce: tell data from samples "
-        "with log q as the logit, whose gradient is bounded: it estimates log p(data) - log "
-        "p(sampler) instead of log q(x), so expect weaker OOD detection")
+        "contrastive divergence; bce: tell data from samples with log q as the logit, whose "
+        "gradient is bounded: it estimates log p(data) - log p(sampler), so expect weaker OOD "
+        "detection")
     add("--independent_batches", bool, False, "ours", "draw a second batch for the data half of "
-        "--pxsgld, as JEM does, instead of sharing the labelled one, which has the same "
-        "distribution")
+        "--pxsgld, as JEM does, instead of sharing the labelled one")
     add("--augment_px", ("same", "none"), "same", "none M-JEM, SADA-JEM", "none: the data half of "
-        "--pxsgld is a second batch that is neither cropped nor flipped, so that samples need not "
-        "be")
+        "--pxsgld is a second batch, neither cropped nor flipped")
     add("--px_batch_size IMAGES", COUNT, None, "M-JEM", "images of the second batch of --pxsgld; "
         "given by itself it asks for such a batch", shown="--batch_size")
 
     add = adder(parser, "contrastive terms")
     add("--contrast_k K", COUNT, 65536, "HDGE Table 6", "slots of the queue = negatives an image")
     add("--contrast_t T", TEMPERATURE, 0.1, "HDGE appendix B", "temperature, .0001 or more")
-    add("--contrast_score", CONTRAST_SCORES, "algorithm1", "HDGE Eq. 13", "algorithm1: the "
-        "released code's, where every other class adds exp(0); eq13: the paper's formula, f(x)[y] "
-        "itself")
+    add("--contrast_score", CONTRAST_SCORES, "algorithm1", "HDGE Eq. 13", "algorithm1: as "
+        "released, where every other class adds exp(0); eq13: the paper's, f(x)[y] itself")
     add("--contrast_style", CONTRAST_STYLES, "queue", "HDGE appendix C", "negatives from the queue "
-        "(HDGE Algorithm 1), or from the batch with gradients (Algorithm 2; the paper uses "
-        "--batch_size 2048)")
+        "(Algorithm 1), or from the batch with gradients (Algorithm 2, --batch_size 2048)")
     add("--contrast_normalize", bool, True, "HDGE Table 5", "divide the logits by their L2 norm in "
         "the contrastive terms")
     add("--queue_init", QUEUE_STARTS, "empty", "ours", "empty: only past logits are negatives; "
         "random: start full of N(0, 1) noise, as the HDGE code")
 
     add = adder(parser, "SGLD and replay buffer")
-    add("--n_steps STEPS", COUNT, 20, "JEM", "SGLD steps a training step; more are more stable and "
-        "cost more")
+    add("--n_steps STEPS", COUNT, 20, "JEM", "SGLD steps a training step; more are more stable")
     add("--sgld_batch_size CHAINS", COUNT, 64, "HDGE Table 6", "chains of --pxsgld a training step")
     add("--sgld_lr SIZE", POSITIVE, 1.0, "JEM", "step size: x <- x + SIZE * d/dx log q(x) + noise")
     add("--sgld_std STD", WEIGHT, 0.01, "JEM", "standard deviation of the noise of a step")
-    add("--buffer_size IMAGES", COUNT, 10000, "JEM", "images in the replay buffer, a multiple of "
+    add("--buffer_size IMAGES", COUNT, 10000, "JEM", "slots of the replay buffer, a multiple of "
         "the classes")
     add("--reinit_freq P", number(float, low=0, high=1), 0.05, "JEM", "probability that a chain "
         "restarts from noise, 0 to 1")
@@ -163,8 +156,7 @@ def add_flags(parser: Parser) -> None:
     add("--sgld_grad_clip MOST", POSITIVE, None, "JEM++ 1", "clamp each pixel's gradient of log "
         "q(x) to [-MOST, MOST] before the step", shown="never")
     add("--sgld_clamp", bool, False, "JEM++", "clamp pixels to [-1, 1], of chains after each "
-        "step's noise and of training images after --sigma's, which alone would tell data from "
-        "chains")
+        "step's noise and of training images after --sigma's")
     add("--bn_chains", ("jem", "batch", "running", "frozen"), "jem", None, "statistics of batch "
         "norm for chains and their scoring: jem: the running ones in chains, the samples' own when "
         "they are scored; batch: the samples' own in both (JEM++); running: the running ones in "
@@ -189,16 +181,14 @@ def add_flags(parser: Parser) -> None:
         "the logits, which the contrastive terms still read; log q(x, y) is then e(x) + log q(y|x)")
     add("--load_path FILE", None, None, "JEM", "start from the weights, queue and replay buffer of "
         "this checkpoint (ours, JEM's or HDGE's; a run's folder stands for its best one), with a "
-        "fresh optimiser and the settings of this command line", shown=None)
+        "fresh optimiser", shown=None)
     add("--load_head", ("on", "off"), "on", "ours", "off: of --load_path take the network below "
-        "its heads alone, as for another number of classes: the heads, the queue and the replay "
-        "buffer are new")
+        "its heads alone, as for another number of classes; all else is new")
 
     add = adder(parser, "optimisation")
     add("--optimizer", ("adam", "sgd"), "adam", "JEM", "Adam or SGD (momentum .9)")
     add("--adam_betas B1 B2", DECAY, ADAM_BETAS, "JEM", "decay of Adam's means of the gradient and "
-        "of its square, from 0 to below 1; UvA's tutorial 8 on energy-based models has 0 "
-        ".999", shown=".9 .999", nargs=2)
+        "of its square; UvA's tutorial 8 has 0 .999", shown=".9 .999", nargs=2)
     add("--ema DECAY", DECAY, 0.0, "ours", "average the weights: w_ema <- DECAY w_ema + (1 - "
         "DECAY) w after each step; the accuracies of progress.csv, sample grids and "
         "eval_wrn_ebm.py take the average, the chains of the training the weights themselves; 0: "
@@ -213,17 +203,15 @@ def add_flags(parser: Parser) -> None:
     add("--clip_grad NORM", WEIGHT, 0.0, "ours", "scale the gradient down to this L2 norm where it "
         "is larger; 0: never")
     add("--batch_size IMAGES", COUNT, 64, "JEM", "labelled images a step")
-    add("--n_epochs EPOCHS", COUNT, 200, "JEM", "epochs, of training images / batch_size steps "
-        "each")
+    add("--n_epochs EPOCHS", COUNT, 200, "JEM", "epochs of images / batch_size steps")
     add("--start_epoch EPOCH", WHOLE, 0, "HDGE; --resume needs no help", "count epochs, and with "
         "them the learning rate's decay, from here: for --load_path")
     add("--clf_only", bool, False, "JEM", "train the last layer, class_output, alone")
     add("--max_restarts TIMES", WHOLE, 5, "ours", "how often a run that diverges goes back 200 "
         "steps or more, with half the learning rate and new random numbers, and on; then it ends; "
         "0: at once, and no copies of the state are kept")
-    add("--max_steps STEPS", COUNT, None, "ours", "end cleanly, with evaluation and checkpoint, "
-        "after this many steps, counted from the start of the run; the schedule is that of the "
-        "full run", shown="no limit")
+    add("--max_steps STEPS", COUNT, None, "ours", "end, with evaluation and checkpoint, after this "
+        "many steps of the run; the schedule is the full run's", shown="no limit")
     add("--max_minutes MINUTES", POSITIVE, None, "ours", "the same after this many minutes of this "
         "process; the checkpoint is saved then, and once more after evaluation and pictures",
         shown="no limit")
@@ -236,8 +224,7 @@ def add_flags(parser: Parser) -> None:
         "flags given now win where they may; --resume auto with --id: continue it if it has a "
         "checkpoint, else start it", shown=None, nargs="?", const="")
     add("--overwrite", bool, False, "ours", "replace the run that the run folder holds")
-    add("--eval_every EPOCHS", COUNT, 1, "JEM", "epochs between evaluations on validation and test "
-        "images")
+    add("--eval_every EPOCHS", COUNT, 1, "JEM", "epochs between evaluations")
     add("--ckpt_every EPOCHS", OR_OFF, -1, "HDGE", "epochs between checkpoints that are kept, "
         "ckpt_<epoch>.pt, besides the last and the best; -1: none")
     add("--ckpt_minutes MINUTES", POSITIVE, 10.0, "ours", "minutes of an epoch after which the "
@@ -247,8 +234,7 @@ def add_flags(parser: Parser) -> None:
     add("--log_gradients STEPS", COUNT, None, "ours", "every so many steps, measure each term's "
         "gradient: norm, and cosine with that of --pyxce; an epoch's means are in progress.csv; "
         "costs a backward pass a term, and changes no other number", shown="never")
-    add("--plot_every EPOCHS", COUNT, 40, "HDGE", "epochs between sample grids; the last epoch has "
-        "one too")
+    add("--plot_every EPOCHS", COUNT, 40, "HDGE", "epochs between sample grids, and one at the end")
     for name, source, what in (
         ("uncond", "JEM", "log q(x)"),
         ("cond", "JEM", "f(x)[y], one class a row"),
@@ -258,17 +244,14 @@ def add_flags(parser: Parser) -> None:
             f"{what}, in samples/ and TensorBoard", shown="0", nargs="?", const=True)
 
     add = adder(parser, "machine")
-    add("--device NAME", None, "auto", "ours", "auto (a CUDA GPU if there is one), cpu, cuda or "
-        "cuda:N")
+    add("--device NAME", None, "auto", "ours", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     add("--threads N", THREADS["type"], None, None, THREADS["help"], shown=None)
     add("--seed N", WHOLE, None, "HDGE", "seed of weights, batches, noise, chains",
         shown="drawn, printed, recorded")
-    add("--amp", ("auto", "bf16", "off"), "auto", "ours", "bf16 autocast of the convolutions; "
-        "heads, densities, chains and the optimiser stay float32; auto: on GPUs that have it, off "
-        "on the CPU")
-    add("--compile", ("auto", "on", "off"), "auto", "ours", "compile the network with "
-        "torch.compile, which takes minutes at the start; auto: on GPUs, where PyTorch can, and "
-        "not for --dry_run")
+    add("--amp", ("auto", "bf16", "off"), "auto", "ours", "bf16 autocast of the convolutions, all "
+        "else being float32; auto: on GPUs that have it")
+    add("--compile", ("auto", "on", "off"), "auto", "ours", "compile the network, which takes "
+        "minutes at the start; auto: on GPUs that can, not for --dry_run")
     add("--dry_run", bool, False, "ours", "print the settings, parameters, FLOPs, memory and the "
         "hours that the run will take, from a few steps on made-up images, and exit; needs no data")
 
