@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def check(guard: Guard, loss: float, grad_norm: float = 1.0, step: int = 0) -> bool:
-    return bool(guard.check(torch.tensor(loss), torch.tensor(grad_norm), step))
+    return bool(guard.check({"loss": torch.tensor(loss)}, torch.tensor(grad_norm), step))
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,10 @@ def test_the_flag_stays_set_and_the_first_step_is_reported() -> None:
 def test_what_a_term_reports_is_watched_and_named(bad: float) -> None:
     """Energies that run away together leave a finite loss."""
     guard, norm = Guard(CPU), torch.tensor(1.0)
-    fine = {"pyxce/loss": torch.tensor(2.0), "pxsgld/log_q_data": torch.tensor(5.0)}
-    assert not guard.check(torch.tensor(2.0), norm, 3, fine)
-    assert guard.check(torch.tensor(2.0), norm, 4, {**fine, "pxsgld/log_q_data": torch.tensor(bad)})
-    assert guard.check(torch.tensor(math.nan), norm, 5, fine)
+    fine = {name: torch.tensor(2.0) for name in ("loss", "pyxce/loss", "pxsgld/log_q_data")}
+    assert not guard.check(fine, norm, 3)
+    assert guard.check({**fine, "pxsgld/log_q_data": torch.tensor(bad)}, norm, 4)
+    assert guard.check({**fine, "loss": torch.tensor(math.nan)}, norm, 5)
     with pytest.raises(Diverged, match="step 4 .*pxsgld/log_q_data") as caught:
         guard.raise_if_diverged("")
     assert f"(loss 2, gradient norm 1, pxsgld/log_q_data {bad:.4g})" in str(caught.value)
@@ -62,7 +62,7 @@ def test_what_a_term_reports_is_watched_and_named(bad: float) -> None:
 
 def test_the_guard_keeps_no_graph() -> None:
     loss, guard = torch.tensor(3.0, requires_grad=True) * 2, Guard(CPU)
-    assert not guard.check(loss, torch.tensor(1.0), 0).requires_grad
+    assert not guard.check({"loss": loss}, torch.tensor(1.0), 0).requires_grad
     assert not guard.first.requires_grad
 
 
@@ -93,7 +93,8 @@ def test_a_fused_optimiser_does_not_take_a_diverged_step(
         loss = sum((scale * parameter).sum() for parameter in parameters)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        skip = guard.check(loss, torch.nn.utils.get_total_norm([p.grad for p in parameters]), step)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        skip = guard.check({"loss": loss}, norm, step)
         optimizer.found_inf = skip.float()
         optimizer.step()
         return snapshot(parameters, optimizer)

@@ -49,22 +49,15 @@ class Guard:
         self.names: list[str] = []
         self.first = torch.zeros(0, dtype=torch.float64, device=self.device)  # step, norm, values
 
-    def check(
-        self,
-        loss: Tensor,
-        grad_norm: Tensor,
-        step: int,
-        metrics: Mapping[str, Tensor] | None = None,
-    ) -> Tensor:
-        """Return the flag, bool (), after this step's loss, gradient norm and terms' metrics
-        (scalars)."""
-        named = {**(metrics or {}), "loss": loss.detach()}
-        values = torch.stack(list(named.values()))
+    def check(self, metrics: Mapping[str, Tensor], grad_norm: Tensor, step: int) -> Tensor:
+        """Return the flag, bool (), after this step's metrics (scalars, "loss" among them) and the
+        norm of its gradient."""
+        values = torch.stack(list(metrics.values())).detach()
         bad = ~(values.abs() <= LARGEST).all() | ~grad_norm.isfinite()  # nan fails the comparison
         norm = grad_norm.to(values.dtype).reshape(1)
         found = torch.cat([torch.full_like(norm, step), norm, values]).double()
-        if self.names != list(named):  # a new phase of the training: the host has read the flag
-            self.names, self.first = list(named), found
+        if self.names != list(metrics):  # a new phase of the training: the host has read the flag
+            self.names, self.first = list(metrics), found
         self.first = torch.where(bad & ~self.flag, found, self.first)
         self.flag = self.flag | bad
         return self.flag

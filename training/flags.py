@@ -203,7 +203,7 @@ def add_flags(parser: Parser) -> None:
     add("--clip_grad NORM", WEIGHT, 0.0, "ours", "scale the gradient down to this L2 norm where it "
         "is larger; 0: never")
     add("--batch_size IMAGES", COUNT, 64, "JEM", "labelled images a step")
-    add("--n_epochs EPOCHS", COUNT, 200, "JEM", "epochs of images / batch_size steps")
+    add("--n_epochs EPOCHS", COUNT, 200, "JEM", "epochs, of images / batch_size steps each")
     add("--start_epoch EPOCH", WHOLE, 0, "HDGE; --resume needs no help", "count epochs, and with "
         "them the learning rate's decay, from here: for --load_path")
     add("--clf_only", bool, False, "JEM", "train the last layer, class_output, alone")

@@ -274,7 +274,7 @@ def update(
         means = distributed.mean(torch.stack(list(metrics.values())))
         metrics = dict(zip(metrics, means, strict=True))
         distributed.average_statistics(run.model)
-    skip = guard.check(metrics["loss"], grad_norm, step, metrics)
+    skip = guard.check(metrics, grad_norm, step)
     largest = getattr(run.settings, "clip_grad", 0)
     if largest > 0:
         torch._foreach_mul_(gradients, (largest / grad_norm).clamp(max=1))
