@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from data.record import Record
 from losses.sgld import from_shards, shard
 from runs import processes as distributed
-from runs.checkpoint import CheckpointError, read_checkpoint
+from runs.checkpoint import CheckpointError, out_of_memory, read_checkpoint
 from runs.folder import DAMAGED, LAST, PREVIOUS
 
 IMAGES, BEGAN, UPDATES = (f"memories.replay_buffer.{n}" for n in ("images", "began", "updates"))
@@ -265,7 +265,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
             f"its training images were others ({before.fingerprint}; now {now.fingerprint}): put "
             "them back, or give the --data_root or the --dataset folder:PATH that they are in"
         )
-    try:
+    with fitting():
         model, objective = dict(state["model_state_dict"]), dict(state["objective"])
         if run.memory("queue") is not None:
             for name in QUEUE:
@@ -292,8 +292,19 @@ def restore(run: Run, state: dict[str, Any]) -> None:
             torch.set_rng_state(random["cpu"])
         if run.device.type == "cuda" and "cuda" in random:
             torch.cuda.set_rng_state(random["cuda"], run.device)
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Raise CheckpointError, one line, where a checkpoint is another run's or program's."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise misfit(error) from None
+        full = out_of_memory(error) or isinstance(error, torch.OutOfMemoryError)
+        if full or isinstance(error, CheckpointError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"it does not fit this run's settings ({reason})") from None
 
 
 def record_of(run: Run, state: dict[str, Any]) -> Record:
@@ -304,30 +315,30 @@ def record_of(run: Run, state: dict[str, Any]) -> Record:
         raise CheckpointError(str(error)) from None
 
 
-def misfit(error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split())[:200]
-    return CheckpointError(f"it does not fit this run's settings ({reason})")
-
-
 def restore_last(run: Run, folder: Path, program: str) -> None:
     """Restore the run from the folder's last checkpoint or, if that is damaged, the one before it.
-    Keep the one before the last as `run.earlier`. Raises CheckpointError."""
+    Where restarts are allowed, keep the one before the last as `run.earlier`, if it is of an
+    earlier step. Raises CheckpointError."""
     # Rank 0 reads: one line about a damaged file is enough, and others may not see the folder.
     found = None
     if distributed.first():
-        newest, saved, damage = read_last(folder)
-        found = newest, saved, earlier_state(folder, saved, run.settings.max_restarts)
+        path, state, damage = read_last(folder)
+        earlier = None
+        if run.settings.max_restarts:
+            with suppress(CheckpointError, KeyError, TypeError):  # there is none, or it is damaged
+                before = read_checkpoint(folder / PREVIOUS)
+                older = before["progress"]["step"] < state["progress"]["step"]
+                earlier = before if older else None
         if damage is not None:
-            distributed.warn(program, f"{damage}; resuming from {newest}")
+            distributed.warn(program, f"{damage}; resuming from {path}")
             if (folder / LAST).exists():  # the next save must not keep it in place of the good one
                 (folder / LAST).replace(folder / DAMAGED)
+        found = path, state, earlier
     path, state, earlier = distributed.from_first(found)  # type: ignore[misc]
     try:
-        try:
+        with fitting():
             state = own_state(run, state)
             run.earlier = None if earlier is None else own_state(run, earlier)
-        except (KeyError, TypeError) as error:  # of another program
-            raise misfit(error) from None
         restore(run, state)
         if difference := record_of(run, state).others(run.data):
             distributed.warn(program, f"--dataset {run.settings.dataset}: {difference}")
@@ -348,18 +359,3 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any], CheckpointError | Non
     told = [str(error) for path, error in zip(paths, wrong, strict=True) if path.exists()]
     told = told or ["it stopped before its first checkpoint: start it again with --overwrite"]
     raise CheckpointError(f"--resume {folder}: {'; '.join(told)}")
-
-
-def earlier_state(
-    folder: Path, last: dict[str, Any], max_restarts: int | None
-) -> dict[str, Any] | None:
-    """Return the checkpoint before the last, where it is of an earlier step and restarts are
-    allowed."""
-    if not max_restarts:
-        return None
-    try:
-        state = read_checkpoint(folder / PREVIOUS)
-        older = state["progress"]["step"] < last["progress"]["step"]
-    except (CheckpointError, KeyError, TypeError):  # there is none, or it is damaged
-        return None
-    return state if older else None
