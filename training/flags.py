@@ -96,8 +96,8 @@ def add_flags(parser: Parser) -> None:
         "with one sub-folder of images a class")
     add("--image_size PIXELS", IMAGE_SIDE, IMAGE_SIZE, "ours", "side of the square images that the "
         "network sees, a multiple of 4, with --arch resnet50 of 8; others are resized")
-    add("--data_root FOLDER", None, data_root(), "JEM", "where "
-        "<name>.npz or torchvision's files are, or are downloaded to",
+    add("--data_root FOLDER", None, data_root(), "JEM", "where <name>.npz or torchvision's "
+        "files are, or are downloaded to",
         shown="$HDGE_DATA_ROOT, else ./datasets")
     add("--n_valid IMAGES", WHOLE, None, "JEM", "training images held out to choose the best "
         "checkpoint, by JEM's split, of a folder by the images' hashes; 0: none",
