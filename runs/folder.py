@@ -28,6 +28,12 @@ class RunFolderError(Mistake):
     """The run folder cannot be used; the message is one line naming flag, folder and remedy."""
 
 
+def holds_run(folder: Path) -> bool:
+    """Return whether a run is there. Of the ancestors' only checkpoints may have known names."""
+    marks = (SETTINGS, PROGRESS, "params.txt")
+    return any((folder / name).exists() for name in marks) or any(folder.glob("*.pt"))
+
+
 def weights_file(path: Path) -> Path:
     """Return the file that a folder stands for: the weights of an exported model, or the best
     checkpoint of a run, without one the last. Any other path stands for itself."""
@@ -44,11 +50,8 @@ def check_free(
     given: --overwrite was; else --resume auto found nothing to lose, which another process may have
         changed.
     """
-    # Of the ancestors' runs only checkpoints may have known names.
-    checkpoints = any(folder.glob("*.pt"))
-    marks = (SETTINGS, PROGRESS, "params.txt")
-    holds_run = checkpoints or any((folder / name).exists() for name in marks)
-    if (holds_run and not overwrite) or (checkpoints and overwrite and not given):
+    lost = overwrite and not given and any(folder.glob("*.pt"))
+    if (holds_run(folder) and not overwrite) or lost:
         raise RunFolderError(
             f"--id: {folder} already holds a run: continue it with --resume, "
             "replace it with --overwrite, or give another --id"
