@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -209,15 +211,18 @@ def run_without(train: Any) -> Path:
     return train.once("--pyxce 1 --max_steps 2").folder / "last_ckpt.pt"
 
 
-def test_an_exported_card_tells_no_number_of_the_raw_weights(trained: Any, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "run" / "last_ckpt.pt"
-    (checkpoint.parent / "eval").mkdir(parents=True)
-    checkpoint.write_bytes((trained.folder / "last_ckpt.pt").read_bytes())
-    about = {"eval": "test_clf", "dataset": "cifar10_test", "n": 20, "checkpoint_sha256": "a"}
-    for name, weights, accuracy in (("-1", "raw", 0.875), ("", "averaged (--ema 0.9)", 0.125)):
-        record = {**about, "accuracy": accuracy, "weights": weights}
-        (checkpoint.parent / "eval" / f"test_clf{name}.json").write_text(json.dumps(record))
-    assert [row[2] for row in export.measured(checkpoint, "a")] == ["0.1250"]
+def test_an_exported_card_tells_no_number_of_the_raw_weights(
+    trained: Any, ask: Any, tmp_path: Path
+) -> None:
+    last = Path(shutil.copytree(trained.folder, tmp_path / "run")) / "last_ckpt.pt"
+    for weights, accuracy in (("raw", 0.875), ("ema", 0.125)):
+        words = ("--eval", "test_clf", "--weights", weights)
+        record = ask_of(ask, last, last.parent / "eval", *words).json("test_clf")
+        path = last.parent / "eval" / "test_clf.json"
+        path.write_text(json.dumps({**record, "accuracy": accuracy}))
+    state = {**trained.state(), "environment": trained.settings["environment"]}
+    text = export.card(state, last, record["checkpoint_sha256"])
+    assert re.search(r"12\.5|0?\.125", text) and not re.search(r"87\.5|0?\.875", text)
 
 
 @pytest.mark.parametrize("ema", [{"state": 1}, {"parameters": 3}, "yes", {"f.conv1.weight": 0}])
