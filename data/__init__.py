@@ -26,7 +26,7 @@ from data.evaluation_sets import (
     locate,
     split_name,
 )
-from data.folder import READER
+from data.folder import READER, read_images
 from data.npz import read_npz
 from data.record import Record, as_read_by, said
 from data.sets import canonical_name, describe, doubt, load

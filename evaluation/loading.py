@@ -53,6 +53,12 @@ class LoadedModel:
         return self.network.class_output.out_features
 
     @property
+    def class_names(self) -> list[str]:
+        """Return the names of the run's classes; their numbers where the checkpoint lacks them."""
+        names, n = self.record.class_names, self.num_classes
+        return list(names) if len(names) == n else [str(y) for y in range(n)]
+
+    @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 

@@ -11,6 +11,7 @@ from models.load import (
     network_settings,
     network_shape,
     network_weights,
+    read_images,
     run_settings,
 )
 from models.modes import batch_statistics_only, eval_mode, sampling_mode, scoring_mode

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+import data
 from models.energy import EnergyClassifier, build
 from runs.checkpoint import CheckpointError, read_checkpoint
 from runs.folder import weights_file
@@ -43,6 +44,13 @@ def load(path: str | Path, device: str | torch.device = "cpu", **given: Any) -> 
     except (ValueError, TypeError) as error:  # a CheckpointError is one too
         raise CheckpointError(f"{path}: {error}") from error
     return model.to(device).eval()
+
+
+def read_images(model: EnergyClassifier, *paths: str | Path) -> Tensor:
+    """Return pictures as the model sees those of an image folder: (N, 3, S, S) in [-1, 1], the
+    centre square in RGB, resized to its image_size. Raises DataError for one that is unreadable."""
+    split = data.read_images([(Path(path), -1) for path in paths], model.image_size)
+    return data.to_float(split.images)
 
 
 def from_checkpoint(

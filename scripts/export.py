@@ -42,6 +42,7 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> str:
     run's answers about the file with this hash."""
     from reports.page import paper, read_run
     from reports.page.markup import TEXTS
+    from reports.page.questions import radius
 
     s, where = state["settings"], state["environment"]
     answers = [
@@ -52,10 +53,14 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> str:
         if answer.value(model, "checkpoint_sha256") == sha256 and not answer.missing
         if answer.value(model, "weights") != "raw"  # of a run with --ema the averaged are exported
     ]
+    data = state.get("data")
     versions = ", ".join(f"{k} {v}" for k, v in where.get("packages", {}).items())
     commit = where.get("git_commit")
     text = TEXTS.get_template("card.md.jinja").render(
         dataset=str(s["dataset"]).removeprefix(FOLDER),
+        own=str(s["dataset"]).startswith(FOLDER),
+        class_names=data.get("class_names") if isinstance(data, dict) else None,
+        radius=radius,
         network=paper.network(s),
         size=paper.image_size(s),
         s=s,

@@ -93,11 +93,11 @@ class Rounds:
 
     def draw_class_rows(self, of_class: Sequence[Tensor], path: Path, last: bool) -> None:
         """Draw the moved slots of each class, given by their indices, one class a row, with its
-        number; before the last round a plain grid, which is quicker to make."""
+        name; before the last round a plain grid, which is quicker to make."""
         images = class_rows(self.moved, of_class, COLUMNS)
         if last:
-            labels = [str(label) for label in range(len(of_class))]
-            figures.save_grids(path, {"": images}, columns=COLUMNS, row_labels=labels)
+            names = self.model.class_names
+            figures.save_grids(path, {"": images}, columns=COLUMNS, row_labels=names)
         else:
             figures.save_grid(path.with_suffix(".png"), images, COLUMNS)
 
@@ -133,7 +133,7 @@ class Rounds:
             columns, names = BESIDE, list[str]()
             grids = {name: data.to_float(each[: BESIDE**2]) for name, each in sets.items()}
         else:
-            columns, names = 3, [str(y) for y in range(int(labels.max()) + 1)]
+            columns, names = 3, self.model.class_names[: int(labels.max()) + 1]
             rows = of_each_class(labels, len(names))
             grids = {n: class_rows(data.to_float(x), rows, columns) for n, x in sets.items()}
         more: dict[str, Any] = {"columns": columns, "row_labels": names}
@@ -158,7 +158,7 @@ class Rounds:
             figures.save_grids,
             {"SGLD steps": torch.stack(frames, 1).flatten(0, 1)},
             columns=len(seen),
-            row_labels=[] if labels is None else [str(label) for label in range(n)],
+            row_labels=[] if labels is None else self.model.class_names[:n],
             column_labels=[str(step) for step in seen],
         )
 

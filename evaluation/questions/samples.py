@@ -10,6 +10,7 @@ from typing import Any
 from evaluation.questions.base import ROUNDS, Context, LoadedModel, Numbers, Question, Tensor
 from evaluation.questions.fid import load_judge, reading
 from runs.cli import UsageError
+from runs.names import FOLDER
 from runs.screen import markdown
 
 
@@ -53,6 +54,8 @@ def ask_conditional(context: Context, model: LoadedModel) -> Numbers:
 
     looking.run("cond_samples_classified", draw_classified)
     numbers["classified_per_class"] = counts
+    if model.dataset.startswith(FOLDER):
+        numbers["class_names"] = model.class_names
     if judge is not None:
         numbers["read_as_asked"] = reading(judge, rounds.samples, rounds.starts, rounds.labels)
     rounds.draw_trajectory()

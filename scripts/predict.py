@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""What a trained model says of images: classes with their probabilities, and log q(x).
+
+    python scripts/predict.py save/mine cat.jpg dog.png
+
+log q(x) stands beside that of the run's validation images, without noise.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
+
+from evaluation import flags  # noqa: E402
+from runs.cli import COUNT, THREADS, Mistake, Parser, UsageError  # noqa: E402
+
+PROGRAM = "predict.py"
+REFERENCE = 1000  # images at most
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog=PROGRAM, allow_abbrev=False, description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a run's folder, a checkpoint or an exported model")
+    add("images", nargs="+", type=Path, metavar="IMAGE", help="a picture of any size and format")
+    add("--top", type=COUNT, default=3, metavar="N", help="classes to name (default: %(default)s)")
+    of_eval = {action.dest: action for action in flags.build_parser()._actions}
+    for name in ("dataset", "data_root", "device"):
+        parser._add_action(of_eval[name])
+    add("--threads", **THREADS)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Return the exit code; a mistake is one line on stderr and code 2."""
+    args = build_parser().parse_args(argv)
+    words = ["--load_path", args.run, "--eval", "OOD", "--max_images", str(REFERENCE)]
+    s, _ = flags.parse([*words, "--sigma", "0"])
+    vars(s).update({name: getattr(args, name) for name in ("dataset", "data_root", "device")})
+    s.threads = args.threads
+    import torch
+
+    import data
+    import models
+    from evaluation import loading
+    from evaluation.context import Context
+    from evaluation.scores import scores
+    from runs import processes
+    from runs.endings import exit_code
+    from training.machine import choose_device, use_threads
+
+    def work() -> int:
+        device = choose_device(s.device, exact=True)
+        use_threads(s, device, PROGRAM)
+        model = loading.load(args.run, loading.labels_of([args.run])[0], s, device)
+        try:
+            images = models.read_images(model.network, *args.images).to(device)
+        except data.DataError as error:
+            raise UsageError(f"IMAGE: {error.said}") from None
+        context = Context(s, None, device)  # type: ignore[arg-type]  # it writes no files
+        try:
+            found = context.images(data.split_name(context.known(model), "valid"), model)
+            part = scores(model.network, context.batches(found, model), ["px"])["px"]
+        except Mistake as error:
+            part = None
+            processes.warn(PROGRAM, f"log q(x) is compared with nothing: {error}")
+        with torch.no_grad():
+            chances, heights = model.network.classify(images).exp(), model.network.log_px(images)
+        for path, each, height in zip(args.images, chances, heights.tolist(), strict=True):
+            best = each.topk(min(args.top, len(each)))
+            named = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            told = ", ".join(f"{model.class_names[y]} {100 * chance:.1f} %" for y, chance in named)
+            line = f"{path}: {told}; log q(x) {height:.3f}"
+            if part is not None:
+                above = f"{100 * (part < height).mean():.0f} % of {len(part):,} validation images"
+                line += f", above {above}"
+            context.say(line)
+        return 0
+
+    return exit_code(PROGRAM, work, interrupted=f"{PROGRAM}: interrupted")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
