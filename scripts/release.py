@@ -102,6 +102,7 @@ def main(argv: Sequence[str]) -> Path:
     check_new(parser, "FILE.pt", args.output)
     kept, _ = read(parser, args.checkpoint, args.keep)
     try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(kept, args.output)
     except OSError as error:
         parser.error(f"FILE.pt: {error}: give a file in a folder that is writable")

@@ -364,6 +364,7 @@ def test_dry_run_needs_no_data_and_leaves_nothing(train: Any, tmp_path: Path) ->
         run.code == 0 and not run.err and not run.folder.exists() and not list(tmp_path.iterdir())
     )
     said = dict(line.split(maxsplit=1) for line in run.out.splitlines() if line.strip())
+    assert list(said).index("time") < list(said).index("adam_betas")  # settings come last
     assert said["lr"] == "0.07" and said["parameters"] == "77,706"
     for line in ("training step", "memory: replay buffer", "time a step", "time of the run"):
         assert f"\n{line}" in run.out

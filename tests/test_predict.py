@@ -68,3 +68,9 @@ def test_names_reach_samples_and_the_card(run: Any, ask: Any, tmp_path: Path) ->
     folder = export.main([str(run.folder / "last_ckpt.pt"), str(tmp_path / "model")])
     card = (folder / export.CARD).read_text()
     assert "The classes, in the order of f(x): cat, dog." in card and "license" not in card
+
+
+def test_the_share_among_five_is_none_of_two_classes(run: Any, ask: Any, tmp_path: Path) -> None:
+    words = f"--eval test_clf --load_path {run.folder} --log_dir {tmp_path} --device cpu"
+    found = ask.bare(*words.split(), folder=tmp_path)
+    assert found.json("test_clf")["top5"] is None and "top5" not in found.out

@@ -28,7 +28,7 @@ def make(run: Any, path: Path, *more: str) -> dict[str, Any]:
 
 def test_it_is_the_same_model_without_what_only_training_needs(train: Any, tmp_path: Path) -> None:
     run = train.once(HYBRID)
-    kept = make(run, tmp_path / "a.pt")
+    kept = make(run, tmp_path / "new" / "a.pt")
     whole = run.state()
     assert kept.keys() == {
         *("model_state_dict", "settings", "progress", "environment", "objective", "data")
@@ -38,7 +38,7 @@ def test_it_is_the_same_model_without_what_only_training_needs(train: Any, tmp_p
     whole_environment = run.settings["environment"]
     assert whole_environment.pop("platform") and kept["environment"] == whole_environment
     x = torch.rand(2, 3, 32, 32)
-    a, b = (models.load(path) for path in (tmp_path / "a.pt", run.folder / "last_ckpt.pt"))
+    a, b = (models.load(path) for path in (tmp_path / "new" / "a.pt", run.folder / "last_ckpt.pt"))
     assert torch.equal(a.logits(x), b.logits(x))
 
 
@@ -92,7 +92,7 @@ def test_a_mistake_is_one_line(case: str, train: Any, tmp_path: Path, capsys: An
         source = tmp_path / "other.pt"
         torch.save({"model_state_dict": {}}, source)
     else:
-        target = tmp_path / "no" / "folder" / "f.pt"
+        target = source / "f.pt"  # below a file
     with pytest.raises(SystemExit) as stop:
         release.main([str(source), str(target)])
     assert stop.value.code == 2

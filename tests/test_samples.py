@@ -37,6 +37,7 @@ def test_samples_are_the_slots_that_chains_moved_and_can_be_a_data_set(ask: Any)
     flags = "--eval uncond_samples --sgld_batch_size 40 --n_sample_steps 3 --n_steps 2"
     found = ask(f"{flags} --print_every 2 --reinit_freq 0")
     record = found.json("uncond_samples")
+    assert f"pictures in {found.folder}: uncond_samples_4.png, uncond_samples_6.png" in found.out
     assert (record["n"], record["steps"], record["steps_per_sample"]) == (40, 6, 6)
     names = ["uncond_samples_4.png", "uncond_samples_6.png", "uncond_samples.npz"]
     for picture in ("trajectory", "starts"):

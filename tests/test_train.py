@@ -85,11 +85,15 @@ def test_variant_json_is_flat_settings_and_where_it_ran(train: Any) -> None:
 
 
 def test_log_txt_tells_data_network_reports_and_the_end(train: Any) -> None:
-    text = train.once("--pyxce 1 --max_steps 2").text()
+    run = train.once("--pyxce 1 --max_steps 2")
+    text = run.text()
     assert "20 training images, 20 labelled; 40 valid, 20 test" in text
     assert "WRN-10-1, norm none, 77,706 parameters; loss 1 pyxce" in text
     assert re.search(r"^epoch 0 step 2 lr 0.0001 pyxce/loss \d.+accuracy", text, re.MULTILINE)
     assert "stopped by --max_steps 2; --resume goes on" in text
+    accuracy = f"test accuracy {100 * float(run.last['test_acc']):.2f} %, best validation accuracy "
+    assert accuracy in text and "next: python eval_wrn_ebm.py --load_path" in text
+    assert text.endswith(f"python scripts/report.py {run.folder}\n")
 
 
 def test_a_row_has_the_means_of_its_own_epoch(train: Any) -> None:

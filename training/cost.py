@@ -123,7 +123,7 @@ def dry_run(s: Namespace, device: torch.device, train_step: TrainStep) -> None:
     if distributed.size() > 1:
         facts["processes"] = f"{distributed.size()}; memory is that of each one"
     resolved = {"device": device, "amp": "bf16" if model.amp else "off", "n_valid": n_valid}
-    for name, value in [*sorted({**vars(s), **resolved}.items()), ("", ""), *facts.items()]:
+    for name, value in [*facts.items(), ("", ""), *sorted({**vars(s), **resolved}.items())]:
         if distributed.first():
             print_line(f"{name:23} {value}", sys.stdout)
 

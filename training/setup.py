@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from argparse import Namespace
@@ -160,6 +161,8 @@ def run_in_folder(start: Start, run: Run, train: Callable[[Output, Signals], str
         with signals.listen():
             try:
                 out.records.say(f"{train(out, signals)}; the run is in {folder}")
+                if first:
+                    out.records.say(reached(folder))
             except Diverged as error:
                 out.records.line(str(error))
                 tell(f"{program}: {error}")
@@ -182,6 +185,22 @@ def run_in_folder(start: Start, run: Run, train: Callable[[Output, Signals], str
                     if first and (rows := read_progress(folder)):
                         figures.save_curves(folder / "curves.png", rows)
         return 128 + signals.received if signals.obeyed else 0
+
+
+def reached(folder: Path) -> str:
+    """Return the accuracies of a run that has ended, and the next commands."""
+    tested, valid = (
+        [(100 * float(row[name]), row["epoch"]) for row in read_progress(folder) if row.get(name)]
+        for name in ("test_acc", "valid_acc")
+    )
+    told = f"test accuracy {tested[-1][0]:.2f} %" if tested else ""
+    if valid:
+        best, epoch = max(valid, key=lambda pair: pair[0])
+        told += f", best validation accuracy {best:.2f} % after epoch {epoch}"
+    place = shlex.quote(str(folder))
+    asked = f"\nnext: python eval_wrn_ebm.py --load_path {place} --eval OOD"
+    page = f"\na page of it, {folder / 'report.html'}: python scripts/report.py {place}"
+    return (told + asked * bool(tested) + page).lstrip("\n, ")
 
 
 def describe(run: Run, images: str, loss: str, splits: dict[str, data.Split]) -> str:

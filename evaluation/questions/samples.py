@@ -80,6 +80,8 @@ def show(context: Context, results: list[Numbers]) -> None:
     context.say_values(results[0])
     if table := samples_table(results[0]):
         context.say(f"\n{table}")
+    pictures = [name for name in context.files.files if name.endswith(".png")]
+    context.say(f"pictures in {context.files.folder}: {', '.join(pictures)}")
 
 
 def samples_table(result: Mapping[str, Any]) -> str | None:

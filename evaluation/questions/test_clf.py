@@ -15,11 +15,13 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     numbers = classification(model.network, context.batches(found, model))
     if not math.isfinite(numbers["nll"]):
         raise NotFinite("the logits are not finite: use another")
-    return {"dataset": found.name, **numbers, "n_steps": context.s.n_steps}
+    trivial = {"top5": None} if model.num_classes <= 5 else {}
+    return {"dataset": found.name, **numbers, **trivial, "n_steps": context.s.n_steps}
 
 
 def show(context: Context, results: list[Numbers]) -> None:
-    context.table(results, ["dataset", "n", "accuracy", "top5", "nll"])
+    top5 = ["top5"] if any(result["top5"] is not None for result in results) else []
+    context.table(results, ["dataset", "n", "accuracy", *top5, "nll"])
 
 
 SUMMARY = "accuracy, top-5 accuracy, negative log-likelihood"
