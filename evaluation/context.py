@@ -250,9 +250,14 @@ class Context:
                 self.say(f"{name:22} {text}")
 
     def save_scores(self, results: Sequence[Row]) -> None:
-        raw = {key: values for result in results for key, values in result["_raw"].items()}
-        name = f"{self.s.eval}_scores.npz"
-        self.files.add(name, np.savez_compressed, **raw)
+        """Write the arrays of each result's "_raw", by set and score."""
+        raw = {
+            f"{result['label']}/{name}/{score}": values
+            for result in results
+            for name, found in result["_raw"].items()
+            for score, values in found.items()
+        }
+        self.files.add(f"{self.s.eval}_scores.npz", np.savez_compressed, **raw)
 
     def save_images(
         self, name: str, images: Tensor, starts: Tensor | None, labels: Tensor | None = None

@@ -48,6 +48,7 @@ def draw_histograms(models: Models, *, xlabel: str = "log q(x)") -> Figure:
     """
     lines, columns = _arranged(max(len(model["out"]) for model in models))  # lines a model
     figure, grid = _subplots(lines * len(models), columns, width=2.5, height=2.15)
+    titles = [[title for title, *_ in (model["in"], *model["out"])] for model in models]
     for m, model in enumerate(models):
         panels = grid[m * lines : (m + 1) * lines].ravel()
         edges = _shared_bins([scores for _, scores, *_ in (model["in"], *model["out"])])
@@ -55,13 +56,15 @@ def draw_histograms(models: Models, *, xlabel: str = "log q(x)") -> Figure:
             if p >= len(model["out"]):
                 axes.remove()
                 continue
-            title, scores, auroc = model["out"][p]
-            _filled(axes, model["in"][1], edges, IN, model["in"][0], alpha=0.55)
-            _filled(axes, scores, edges, OUT, title, alpha=0.3)
+            *outside, auroc = model["out"][p]
+            for (title, scores), colour, alpha in ((model["in"], IN, 0.55), (outside, OUT, 0.3)):
+                density = np.histogram(scores, edges)[0] / (len(scores) * np.diff(edges))
+                line = {"edgecolor": colour, "linewidth": 1.2, "label": title}
+                axes.stairs(density, edges, fill=True, facecolor=(colour, alpha), **line)
             axes.set(xlim=(edges[0], edges[-1]), xlabel=xlabel)
             axes.set_ylim(0, axes.dataLim.ymax * 1.22)  # room for the number above the curves
             axes.text(0.02, 0.98, f"AUROC {auroc:.3f}", transform=axes.transAxes, va="top")
-            if not m or lines > 1 or _titles(model) != _titles(models[m - 1]):
+            if not m or lines > 1 or titles[m] != titles[m - 1]:
                 axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, borderpad=0)
             axes.locator_params(nbins=4)
             if p % columns == 0:
@@ -182,19 +185,6 @@ def _reliability(top: Any, below: Any, model: Mapping[str, Any], *, first: bool)
     if first:
         top.set_ylabel("accuracy")
         below.set_ylabel("images (%)")
-
-
-def _filled(
-    axes: Any, scores: np.ndarray, edges: np.ndarray, colour: str, title: str, *, alpha: float
-) -> None:
-    """Draw a histogram whose area is the share of the scores within the edges."""
-    density = np.histogram(scores, edges)[0] / (len(scores) * np.diff(edges))
-    line = {"edgecolor": colour, "linewidth": 1.2}
-    axes.stairs(density, edges, fill=True, facecolor=(colour, alpha), label=title, **line)
-
-
-def _titles(model: Mapping[str, Any]) -> list[str]:
-    return [title for title, *_ in (model["in"], *model["out"])]
 
 
 def _arranged(n: int) -> tuple[int, int]:

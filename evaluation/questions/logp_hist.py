@@ -23,25 +23,24 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     (name,) = context.s.score_fn
     scores_of = scorer(context, model, [name])
     sets, skipped = sets_of(context, model)
-    raw = {found.name: scores_of(found)[name] for found in sets}
-    inside, *outside = sets
-    aurocs = {o.name: detection(raw[inside.name], raw[o.name])["auroc"] for o in outside}
+    raw = {found.name: scores_of(found) for found in sets}
+    (inside, x_in), *outside = [(found.title, raw[found.name][name]) for found in sets]
+    aurocs = [None, *(detection(x_in, x)["auroc"] for _, x in outside)]
     summary = {
         found.name: {
             "title": found.title,
-            "n": len(x := raw[found.name]),
+            "n": len(x := raw[found.name][name]),
             "mean": float(x.mean()),
             "std": float(x.std()),
             "quantiles": {f"{q:g}": float(np.quantile(x, q)) for q in QUANTILES},
-            "auroc": aurocs.get(found.name),
+            "auroc": auroc,
         }
-        for found in sets
+        for found, auroc in zip(sets, aurocs, strict=True)
     }
-    others = [(found.title, raw[found.name], aurocs[found.name]) for found in outside]
-    picture = {"label": model.label, "in": (inside.title, raw[inside.name]), "out": others}
+    others = [(*each, auroc) for each, auroc in zip(outside, aurocs[1:], strict=True)]
+    picture = {"label": model.label, "in": (inside, x_in), "out": others}
     numbers = {"datasets": list(summary), "score_fn": name, "sets": summary, "skipped": skipped}
-    keys = {f"{model.label}/{each}/{name}": values for each, values in raw.items()}
-    return {**numbers, "_raw": keys, "_picture": picture}
+    return {**numbers, "_raw": raw, "_picture": picture}
 
 
 def sets_of(context: Context, model: LoadedModel) -> tuple[list[Any], list[dict[str, str]]]:

@@ -25,8 +25,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
         for found in outside
         for name in names
     ]
-    found = {f"{model.label}/{key}/{n}": x for key, each in raw.items() for n, x in each.items()}
-    return {"in_dataset": inside.name, "rows": rows, "skipped": skipped, "_raw": found}
+    return {"in_dataset": inside.name, "rows": rows, "skipped": skipped, "_raw": raw}
 
 
 def scorer(
