@@ -880,6 +880,29 @@ def test_comparing_runs_shows_where_they_differ_in_every_format(
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_comparing_runs_that_differ_in_the_seed_alone_tells_mean_and_deviation(
+    tmp_path: Path, capsys: Capsys
+) -> None:
+    """Without an answer: the test accuracy is that of the training."""
+    folders = []
+    for seed, accuracy, steps in ((1, 0.25, None), (2, 0.75, None), (3, 0.5, 20)):
+        run = fake_run(tmp_path, "Hdge", seed, epochs=2 if steps else 6, max_steps=steps)
+        settings = json.loads((run / "variant.json").read_text())
+        (run / "variant.json").write_text(json.dumps({**settings, "seed": seed}))
+        lines = (run / "progress.csv").read_text().splitlines()
+        head, *rows = lines
+        rows = [f"{row},{accuracy}" for row in rows]
+        (run / "progress.csv").write_text("\n".join([f"{head},test_acc", *rows]) + "\n")
+        folders.append(str(run))
+    assert tables.main(["compare", *folders]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"seed +\| 1 +\| 2 +\| 3 ", text)
+    assert re.search(r"test accuracy in training \(%\) +\| 25.00 +\| 75.00 +\| 50.00", text)
+    assert re.search(r"state +\| finished +\| finished +\| stopped by --max_steps 20", text)
+    told = "Hdge-s1, Hdge-s2 differ in the seed alone (1, 2), mean +- sd: test accuracy in training"
+    assert f"{told} (%) 50.00 +- 35.36; " in text and "Hdge-s3 differ" not in text
+
+
 def test_mistakes_are_one_line_and_what_cannot_be_written_is_named(
     tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from statistics import fmean, stdev
 
 from reports.page.markup import number
 from reports.page.paper import SCORES
@@ -19,11 +20,13 @@ FAMILIES = {  # family of keys -> its block
     **{"is": "Samples", "robust": "Accuracy (%) under attack, {} radius"},
     **{"samples": "Samples drawn", "ms_per_step": "Cost of a training step"},
 }
+TRAINED = "test accuracy in training (%)"
 SHOWN_BY_NETWORK = ("arch", "depth", "width")
 
 
 def compared(runs: Mapping[str, Record]) -> Table:
-    """Return the runs' numbers, a row a run; `runs`: label -> its record, of one seed.
+    """Return the runs' numbers, a row a run; `runs`: label -> its record, of one seed, with "seed"
+    and "test_acc", the last test accuracy of its training.
 
     Raises UsageError where the runs' numbers are of different protocol versions.
     """
@@ -62,9 +65,11 @@ def comparison(runs: Mapping[str, Record], table: Table) -> str:
         if name not in SHOWN_BY_NETWORK and (len(set(found)) > 1 or name == "dataset"):
             lines.append([f"--{name}", *found])
     lines += [
-        [key, *(str(record[key]) for record in every)] for key in ("state", "epochs", "steps")
+        [key, *(str(record[key]) for record in every)]
+        for key in ("seed", "state", "epochs", "steps")
     ]
     lines += [
+        [TRAINED, *(shown(record["test_acc"], 100, 2) for record in every)],
         ["hours", *(shown(record["seconds"], 1 / 3600, 2) for record in every)],
         ["images a second", *(shown(record["images_per_s"], 1, 0) for record in every)],
         ["hardware", *(joined(record["devices"]) for record in every)],
@@ -74,7 +79,36 @@ def comparison(runs: Mapping[str, Record], table: Table) -> str:
         texts = [value_text(row.numbers[key], digits(key)) for row in table.rows]
         lines.append([full_title(key), *(text.removesuffix(" (1)") for text in texts)])
     text = aligned([["", *runs], *lines])
-    return "\n".join([text, *(["", *table.notes] if table.notes else [])]) + "\n"
+    notes = [*of_seeds(runs, table), *table.notes]
+    return "\n".join([text, *(["", *notes] if notes else [])]) + "\n"
+
+
+def of_seeds(runs: Mapping[str, Record], table: Table) -> Iterator[str]:
+    """Yield a line about each group of runs that differ in the seed alone: the mean and standard
+    deviation (n - 1) of each number that all of them have."""
+    groups: dict[str, list[str]] = {}
+    for label, record in runs.items():
+        same = [record[name] for name in ("settings", "start", "steps")]
+        groups.setdefault(repr(same), []).append(label)
+    rows = {row.model: row for row in table.rows}
+    keys = [key for _, found in table.blocks for key in found]
+    for labels in groups.values():
+        seeds = [str(runs[label]["seed"]) for label in labels]
+        if len(set(seeds)) < max(2, len(labels)):
+            continue
+        trained = [number(runs[label]["test_acc"]) for label in labels]
+        measured = [[rows[label].numbers[key].mean for label in labels] for key in keys]
+        scaled = [[None if value is None else 100 * value for value in trained], *measured]
+        told = [
+            f"{title} {fmean(known):.{places}f} +- {stdev(known):.{places}f}"
+            for title, places, values in zip(
+                [TRAINED, *map(full_title, keys)], [2, *map(digits, keys)], scaled, strict=True
+            )
+            if len(known := [value for value in values if value is not None]) == len(labels)
+        ]
+        if told:
+            named = f"{', '.join(labels)} differ in the seed alone ({', '.join(seeds)})"
+            yield f"{named}, mean +- sd: {'; '.join(told)}."
 
 
 def shown(value: object, factor: float, places: int) -> str:
