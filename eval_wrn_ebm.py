@@ -33,7 +33,7 @@ from evaluation.results import Results
 from runs import processes as distributed
 from runs.cli import UsageError
 from runs.endings import exit_code, leave
-from runs.folder import weights_file
+from runs.shared import HUB, weights_file
 from training.machine import choose_device, environment, use_threads
 
 PROGRAM = "eval_wrn_ebm.py"
@@ -104,7 +104,10 @@ def one_size(models: Sequence[LoadedModel]) -> int:
 
 
 def results_folder(s: Namespace) -> Path:
-    beside = weights_file(Path(s.load_path[0])).resolve().parent
+    path = s.load_path[0]
+    if s.log_dir is None and path.startswith(HUB):
+        raise UsageError(f"--load_path {path} has no folder for answers: give --log_dir FOLDER")
+    beside = weights_file(path).resolve().parent
     folder = Path(s.log_dir) if s.log_dir else beside / "eval"
     return folder / s.id if s.id else folder
 

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the packages 
 
 from baselines.flags import make_parser, parse
 from runs.cli import COUNT, WEIGHT, WHOLE, Parser, UsageError, check_id, check_utf8
-from runs.folder import weights_file
 from runs.names import FOLDER, NORMS
+from runs.shared import weights_file
 from training.flags import check_dataset
 
 PROGRAM = "linear_probe.py"
@@ -68,7 +68,7 @@ def check(s: Namespace) -> None:
         check_dataset(s.dataset)
     check_id(s.id)
     check_utf8("--load_path", os.path.abspath(s.load_path))  # its folder names the probe
-    s.load_path = str(weights_file(Path(s.load_path)))
+    s.load_path = str(weights_file(s.load_path))
 
 
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once

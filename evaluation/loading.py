@@ -17,8 +17,8 @@ import models
 from evaluation.sampling import BUFFER
 from runs.checkpoint import FILLED, START, CheckpointError, read_with_sha256
 from runs.cli import UsageError, fits
-from runs.folder import weights_file
 from runs.names import CLASSES, FOLDER
+from runs.shared import name_of, weights_file
 
 T = TypeVar("T")
 SHAPE = ("arch", "depth", "width", "norm", "uncond", "image_size")
@@ -177,7 +177,7 @@ def load(
     Raises CheckpointError, one line with the `flag`, for a file that cannot be used, and where a
     flag of the network contradicts it.
     """
-    file = weights_file(Path(path))
+    file = weights_file(path)
     try:
         state, sha256 = read_with_sha256(file)
         told, average = models.run_settings(state, file), average_of(state, s.weights)
@@ -239,7 +239,7 @@ def trainable(name: str) -> str | None:
 def labels_of(paths: list[str]) -> list[str]:
     """Return short and distinct names: those of the run folders; where two are the same, with the
     file's name or a number."""
-    names = [weights_file(Path(path)).resolve().parent.name for path in paths]
+    names = [name_of(path) for path in paths]
     if len(set(names)) < len(paths):
         names = [f"{name}/{Path(path).stem}" for name, path in zip(names, paths, strict=True)]
     if len(set(names)) < len(paths):

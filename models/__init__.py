@@ -1,7 +1,7 @@
 """The density: networks from images to logits, and the logits read as log densities."""
 
 from models.backbones import ResNet50, WideResNet
-from models.energy import ARCHITECTURES, EnergyClassifier, build, forward_flops
+from models.energy import ARCHITECTURES, EnergyClassifier, Pixels, build, forward_flops
 from models.load import (
     RunSettings,
     averaged_weights,

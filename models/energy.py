@@ -107,6 +107,17 @@ class EnergyClassifier(nn.Module):
         return self.log_pxy_from(features, self.logits_from(features), y)
 
 
+class Pixels(nn.Module):
+    """The logits of images in [0, 1], which attacks and benchmarks give: x01 -> f(2 x01 - 1)."""
+
+    def __init__(self, model: EnergyClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x01: Tensor) -> Tensor:
+        return self.model.logits(2 * x01 - 1)
+
+
 def build(
     *,
     arch: str = "wrn",

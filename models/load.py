@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import data
 from models.energy import EnergyClassifier, build
 from runs.checkpoint import CheckpointError, read_checkpoint
-from runs.folder import weights_file
 from runs.names import IMAGE_SIZE
+from runs.shared import weights_file
 
 DEFAULTS = {name: given.default for name, given in inspect.signature(build).parameters.items()}
 STATES = ("model_state_dict", "state_dict")  # keys: ours and the ancestors', others'
@@ -37,7 +37,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", **given: Any) -> 
     Raises CheckpointError, one line, for a file that is missing, damaged, foreign or contradicts
     `given`.
     """
-    file = weights_file(Path(path))
+    file = weights_file(path)
     checkpoint = read_checkpoint(file, map_location="cpu")
     try:
         model = from_checkpoint(checkpoint, run_settings(checkpoint, file), **given)

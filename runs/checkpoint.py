@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors.torch import load, save
 from torch.utils.serialization import config as serialization
 
 from runs.cli import Mistake
 from runs.files import digest_of, read_json, whole, write_json
-from runs.folder import WEIGHTS, weights_file
+from runs.folder import WEIGHTS
+from runs.shared import CONFIG, weights_file
 
 # What is wrong with the machine and not with the file.
 UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM, errno.EMFILE)
@@ -33,7 +35,6 @@ SEAL = b"sha256:"
 SEAL_SIZE = len(SEAL) + 64 + 1  # and a line end
 SEALED = "sealed"  # a key within the archive: this file is to end with its checksum
 
-CONFIG = "config.json"
 IN_CONFIG = ("settings", "progress", "environment")
 DATA = "data."  # before the names of the tensors that are hashes of images
 FILLED = "memories.queue.queue_filled"
@@ -86,7 +87,7 @@ def read_with_sha256(
     Raises CheckpointError for a missing, damaged or foreign file, and OSError or an error of the
     memory (see `out_of_memory`) where the file may well be good.
     """
-    path = weights_file(Path(path))
+    path = weights_file(path)
     if path.suffix == Path(WEIGHTS).suffix:
         return read_exported(path)
     sealed, sha256 = False, ""
@@ -195,12 +196,8 @@ def refuse_compressed(file: IO[bytes], path: Path) -> None:
 def export(folder: Path, state: dict[str, Any]) -> None:
     """Make a folder of a checkpoint's model_state_dict and objective, and what JSON can hold.
 
-    Raises CheckpointError without safetensors, and OSError where the folder cannot be written.
+    Raises OSError where the folder cannot be written.
     """
-    try:
-        from safetensors.torch import save
-    except ImportError:
-        raise CheckpointError("to export needs safetensors: pip install safetensors") from None
     about: dict[str, Any] = {name: state[name] for name in IN_CONFIG}
     objective, record = state.get("objective", {}), state.get("data")
     tensors = state["model_state_dict"] | {
@@ -225,12 +222,8 @@ def read_exported(path: Path) -> tuple[dict[str, Any], str]:
     """Return the state that `export` was given (without config.json its tensors alone), and the
     sha256 of the file of weights.
 
-    Raises CheckpointError for a file that is damaged or no model, and without safetensors.
+    Raises CheckpointError for a file that is damaged or no model.
     """
-    try:
-        from safetensors.torch import load
-    except ImportError:
-        raise CheckpointError(f"{path} needs safetensors: pip install safetensors") from None
     config = path.with_name(CONFIG)
     try:
         content = path.read_bytes()

@@ -34,13 +34,6 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in marks) or any(folder.glob("*.pt"))
 
 
-def weights_file(path: Path) -> Path:
-    """Return the file that a folder stands for: the weights of an exported model, or the best
-    checkpoint of a run, without one the last. Any other path stands for itself."""
-    files = (path / name for name in (WEIGHTS, BEST, LAST))
-    return next((file for file in files if file.is_file()), path)
-
-
 def check_free(
     folder: Path, *, overwrite: bool, given: bool = True, load_path: str | None = None
 ) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from runs.files import file_sha256, plain, read_json
-from runs.folder import LAST, PREVIOUS, SETTINGS, read_progress, weights_file
+from runs.folder import LAST, PREVIOUS, SETTINGS, read_progress
+from runs.shared import weights_file
 from scripts.rows import ADVERSARIAL, CONTRASTIVE, PROBE, TABLES, question_words
 
 # The module that has each program's flags, as `build_parser`.

@@ -189,7 +189,6 @@ def test_the_features_of_fid_are_averaged_whatever_is_asked_of_the_samples(
 def test_all_that_reads_a_checkpoint_takes_the_average(
     trained: Any, train: Any, tmp_path: Path
 ) -> None:
-    pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
     wanted, last = by_hand(trained).state_dict(), trained.folder / "last_ckpt.pt"
     of_run = Namespace(load_path=str(last), norm=None, dataset=None, n_valid=None, sigma=None)
     probed, *_ = load_backbone(of_run, torch.device("cpu"))

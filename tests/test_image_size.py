@@ -129,7 +129,6 @@ def test_a_run_of_another_size_is_evaluated_on_images_of_its_own(train: Any, ask
 
 
 def test_an_exported_model_knows_its_size(train: Any, tmp_path: Path) -> None:
-    pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
     path, folder = run_of(train).folder / "last_ckpt.pt", tmp_path / "exported"
     export.main([str(path), str(folder)])
     assert json.loads((folder / "config.json").read_text())["settings"]["image_size"] == 16

@@ -172,7 +172,6 @@ def test_chains_start_from_the_checkpoint_s_gaussians(
 def test_an_exported_model_refines_and_samples_as_its_run_did(
     train: Any, ask: Any, tmp_path: Path
 ) -> None:
-    pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
     run = train.once(GAUSSIAN)
     folder = export.main([str(run.folder / "last_ckpt.pt"), str(tmp_path / "model")])
     sample = f"uncond_samples --fresh_samples --sgld_batch_size 20 {FEW}"

@@ -130,7 +130,6 @@ def test_tables_tell_runs_of_two_weights_apart(
 
 
 def test_its_card_names_it(train: Any, tmp_path: Path) -> None:
-    pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
     folder = export.main([str(train.once(OWN).folder / "last_ckpt.pt"), str(tmp_path / "model")])
     text = "1 x -log q(x|y) (contrastive) + 0.5 x |f(x)|^2 (L2 penalty)"
     assert text in (folder / export.CARD).read_text()

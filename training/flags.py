@@ -36,7 +36,6 @@ from runs.cli import (
     number,
     switch,
 )
-from runs.folder import weights_file
 from runs.names import (
     ADAM_BETAS,
     CLASSES,
@@ -50,6 +49,7 @@ from runs.names import (
     data_root,
     misfit_size,
 )
+from runs.shared import weights_file
 from runs.terms import TERMS
 from training import recipe
 
@@ -268,7 +268,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
     try:
         settings.dataset = whole_name(settings.dataset)
         if settings.load_path is not None:
-            settings.load_path = str(weights_file(Path(settings.load_path)))
+            settings.load_path = str(weights_file(settings.load_path))
         resolve_auto(settings)
         if settings.resume is None:
             check(settings)

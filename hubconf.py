@@ -1,0 +1,9 @@
+"""For torch.hub: models of this repository without a clone, named as `models.load` takes them.
+
+torch.hub.load("OWNER/REPOSITORY", "load", "hdge-jem-digits")
+torch.hub.load("path/of/a/clone", "load", "hdge", source="local")
+"""
+
+dependencies = ["torch", "torchvision", "numpy", "safetensors"]
+
+from models import load  # noqa: E402, F401

@@ -1,0 +1,54 @@
+"""Trained models that are named and not given as a path: the repository's own, and Hugging Face's.
+
+Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runs.cli import UsageError
+from runs.folder import BEST, LAST, WEIGHTS
+
+OWN = Path(__file__).resolve().parent.parent / "pretrained"
+HUB = "hf://"
+CONFIG = "config.json"  # of an exported model
+
+
+def weights_file(path: str | Path) -> Path:
+    """Return the file that a name stands for.
+
+    A folder stands for the weights of an exported model, or the best checkpoint of a run, without
+    one the last. The name of a folder of pretrained/ stands for that, where there is no such path,
+    and hf://owner/name[@revision] for a folder that huggingface_hub downloads. Any other path
+    stands for itself. Raises UsageError for a model that cannot be downloaded.
+    """
+    folder = downloaded(str(path)) if str(path).startswith(HUB) else Path(path)
+    if len(folder.parts) == 1 and not folder.exists() and (OWN / folder).is_dir():
+        folder = OWN / folder
+    files = (folder / name for name in (WEIGHTS, BEST, LAST, "model.pt"))
+    return next((file for file in files if file.is_file()), folder)
+
+
+def name_of(path: str) -> str:
+    """Return a short name: of a run or a model its folder's."""
+    if path.startswith(HUB):
+        return path.rpartition("/")[2].partition("@")[0]
+    return weights_file(path).resolve().parent.name
+
+
+def downloaded(name: str) -> Path:
+    """Return the folder of hf://owner/name[@revision], of which only safetensors and settings are
+    downloaded: nothing in them can run."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UsageError(f"{name} needs huggingface_hub: pip install huggingface_hub") from None
+    repository, _, revision = name.removeprefix(HUB).partition("@")
+    try:
+        folder = snapshot_download(
+            repository, revision=revision or None, allow_patterns=[WEIGHTS, CONFIG]
+        )
+    except Exception as error:  # of many kinds: of the name, of the network, of the disk
+        raise UsageError(f"{name}: {' '.join(str(error).split())[:200]}") from None
+    return Path(folder)
