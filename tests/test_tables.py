@@ -696,6 +696,11 @@ def test_a_claim_has_one_measure_and_two_sides_of_experiments() -> None:
     )
     assert verdict.what == "AUROC px, mean of SVHN, CIFAR-10 interpolations"
     assert verdict.sides == ("hdge: 0.550 (1)", "ce: 0.550 (1)")
+    halves = [{"auroc/px/svhn": 0.5}, {"auroc/px/cifar10interp": 0.6}]  # no seed has both
+    for seed, numbers in zip("12", halves, strict=True):
+        found["hdge"]["seeds"][seed] = seed_with(**numbers)["seeds"]["1"]
+    judged = {v.claim: v.text for v in claims.verdicts("x", found)[0]}
+    assert judged[verdict.claim] == "no number"
 
 
 def test_a_claim_needs_two_sides_and_a_diverged_one_is_told() -> None:

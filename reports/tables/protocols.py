@@ -16,6 +16,7 @@ from runs.terms import TERMS
 IMAGES = "images of "
 EARLIER = {tuple(key): text for *key, text in DECLARED["earlier"]}  # question, protocol version
 Rows = dict[Any, list[str]]  # value -> the rows that have it
+Facts = dict[str, dict[str, Rows]]  # question -> what its numbers depend on
 
 
 def check_protocols(
@@ -29,7 +30,7 @@ def check_protocols(
     trained or asked differently.
     """
     check_sizes(place, records)
-    facts: dict[str, dict[str, Rows]] = {}  # question -> what its numbers depend on
+    facts: Facts = {}
     noise: dict[str, Any] = {}  # row -> what it was trained with
     for name, record in records.items():
         seeds = finished_seeds(record)
@@ -39,32 +40,49 @@ def check_protocols(
             for question, key, value in asked(seed, prefixes):
                 rows = facts.setdefault(question, {}).setdefault(key, {}).setdefault(value, [])
                 rows += [name] * (name not in rows)
-    images: dict[str, list[str]] = {}  # their numbers -> questions
-    others: dict[tuple[Any, Any], set[str]] = {}  # noise in training and evaluation -> rows
-    versions, differing = [], []
+    versions = {  # of both distances of an attack the same
+        note: None
+        for question, found in sorted(facts.items())
+        for note in check_version(place, question.partition("/")[0], found.pop("version", {}))
+    }
+    return [*images_of(facts), *versions, *differing(facts), *other_noise(facts, noise)]
+
+
+def images_of(facts: Facts) -> list[str]:
+    """Say how many images each question was about."""
+    questions: dict[str, list[str]] = {}  # with the same numbers
     for question, found in sorted(facts.items()):
-        versions += check_version(place, question.partition("/")[0], found.pop("version", {}))
         counts = [
             f"{key.removeprefix(IMAGES)} {' or '.join(f'{n:,}' for n in sorted(numbers))}"
             for key, numbers in sorted(found.items())
             if key.startswith(IMAGES)
         ]
-        images.setdefault(", ".join(counts), []).append(question)
+        questions.setdefault(", ".join(counts), []).append(question)
+    return [f"Images ({', '.join(names)}): {text}." for text, names in questions.items() if text]
+
+
+def differing(facts: Facts) -> list[str]:
+    """Say which questions not all rows were asked alike."""
+    notes = []
+    for question, found in sorted(facts.items()):
         told = [f"{key} {listed(rows)}" for key, rows in sorted(found.items()) if len(rows) > 1]
-        differing += [f"Not all rows were asked {question} alike ({'; '.join(told)})."] * bool(told)
-        sigmas = {} if question.startswith("attack") else found.get("sigma", {})  # it has no noise
-        for sigma, name in ((sigma, name) for sigma, names in sigmas.items() for name in names):
-            if noise[name] not in (None, sigma):
-                others.setdefault((noise[name], sigma), set()).add(name)
+        notes += [f"Not all rows were asked {question} alike ({'; '.join(told)})."] if told else []
+    return notes
+
+
+def other_noise(facts: Facts, noise: Mapping[str, Any]) -> list[str]:
+    """Say which rows are evaluated with other noise than they were trained with, which `noise` has;
+    an attack has none."""
+    rows: dict[tuple[Any, Any], set[str]] = {}
+    for question, found in facts.items():
+        for sigma, names in found.get("sigma", {}).items() if "attack" not in question else ():
+            for name in names:
+                if None not in (noise[name], sigma) and noise[name] != sigma:
+                    rows.setdefault((noise[name], sigma), set()).add(name)
     return [
-        *(f"Images ({', '.join(names)}): {text}." for text, names in images.items() if text),
-        *dict.fromkeys(versions),
-        *differing,
-        *(
-            f"Trained with noise of standard deviation {trained:g} and evaluated with {sigma:g}, "
-            f"as every row is: {', '.join(sorted(names))}."
-            for (trained, sigma), names in sorted(others.items())
-        ),
+        f"Trained with noise of standard deviation {trained:g} and evaluated with {sigma:g}, as "
+        f"every row is: {', '.join(sorted(names))}."
+        for (trained, sigma), names in sorted(rows.items())
     ]
 
 
