@@ -26,29 +26,26 @@ def make(run: Any, path: Path, *more: str) -> dict[str, Any]:
     return read_checkpoint(path)
 
 
-def test_it_is_the_same_model_without_what_only_training_needs(train: Any, tmp_path: Path) -> None:
+def test_it_is_the_same_model_without_what_only_training_needs_and_without_paths(
+    train: Any, tmp_path: Path
+) -> None:
     run = train.once(HYBRID)
-    kept = make(run, tmp_path / "new" / "a.pt")
-    whole = run.state()
-    assert kept.keys() == {
-        *("model_state_dict", "settings", "progress", "environment", "objective", "data")
-    }
-    assert train.same(kept["model_state_dict"], whole["model_state_dict"])
+    place = tmp_path / "new" / "a.pt"
+    kept, whole = make(run, place), run.state()
+    weights = kept.pop("model_state_dict")
+    assert kept.keys() == {"settings", "progress", "environment", "objective", "data"}
+    assert train.same(weights, whole["model_state_dict"])
     assert kept["progress"] == {"step": 3} and train.same(kept["data"], whole["data"])
-    whole_environment = run.settings["environment"]
-    assert whole_environment.pop("platform") and kept["environment"] == whole_environment
-    x = torch.rand(2, 3, 32, 32)
-    a, b = (models.load(path) for path in (tmp_path / "new" / "a.pt", run.folder / "last_ckpt.pt"))
-    assert torch.equal(a.logits(x), b.logits(x))
-
-
-def test_no_path_of_this_machine_is_told(train: Any, tmp_path: Path) -> None:
-    run = train.once(HYBRID)
-    kept = make(run, tmp_path / "b.pt")
-    assert str(train.root) in str(run.state()["settings"])
-    assert str(train.root) not in str({k: v for k, v in kept.items() if k != "model_state_dict"})
-    changed = {k for k, v in run.state()["settings"].items() if kept["settings"][k] != v}
+    environment = run.settings["environment"]
+    assert environment.pop("platform") and kept["environment"] == environment
+    assert str(train.root) in str(whole["settings"]) and str(train.root) not in str(kept)
+    changed = {k for k, v in whole["settings"].items() if kept["settings"][k] != v}
     assert changed == {"data_root", "log_dir"}
+    x = torch.rand(2, 3, 32, 32)
+    a, b = (models.load(path) for path in (place, run.folder / "last_ckpt.pt"))
+    assert torch.equal(a.logits(x), b.logits(x))
+    run = train(f"--pyxce 1 --pxycontrast 1 --max_steps 1 --load_path {place}")
+    assert run.code == 0, run.err  # a run can start from it
 
 
 def test_a_data_set_of_one_s_own_is_known_by_its_last_part(train: Any, tmp_path: Path) -> None:
@@ -75,29 +72,21 @@ def test_queue_and_replay_buffer_stay_where_asked_for(train: Any, tmp_path: Path
     assert "objective" not in none and "queue_logit" not in none["model_state_dict"]
 
 
-def test_a_run_can_start_from_it(train: Any, tmp_path: Path) -> None:
-    make(train.once(HYBRID), tmp_path / "e.pt")
-    run = train(f"--pyxce 1 --pxycontrast 1 --max_steps 1 --load_path {tmp_path / 'e.pt'}")
-    assert run.code == 0, run.err
-
-
-@pytest.mark.parametrize("case", ["exists", "missing", "foreign", "folder"])
-def test_a_mistake_is_one_line(case: str, train: Any, tmp_path: Path, capsys: Any) -> None:
-    source, target = train.once(HYBRID).folder / "last_ckpt.pt", tmp_path / "f.pt"
-    if case == "exists":
-        target.write_bytes(b"mine")
-    elif case == "missing":
-        source = tmp_path / "nothing.pt"
-    elif case == "foreign":
-        source = tmp_path / "other.pt"
-        torch.save({"model_state_dict": {}}, source)
-    else:
-        target = source / "f.pt"  # below a file
-    with pytest.raises(SystemExit) as stop:
-        release.main([str(source), str(target)])
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    assert case != "exists" or target.read_bytes() == b"mine"
+def test_a_mistake_is_one_line(train: Any, tmp_path: Path, capsys: Any) -> None:
+    ours = train.once(HYBRID).folder / "last_ckpt.pt"
+    there, foreign = tmp_path / "mine.pt", tmp_path / "other.pt"
+    there.write_bytes(b"mine")
+    torch.save({"model_state_dict": {}}, foreign)
+    for source, target in (
+        (ours, there),
+        (tmp_path / "nothing.pt", tmp_path / "f.pt"),
+        (foreign, tmp_path / "f.pt"),
+        (ours, ours / "f.pt"),  # below a file
+    ):
+        with pytest.raises(SystemExit) as stop:
+            release.main([str(source), str(target)])
+        assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    assert there.read_bytes() == b"mine"
 
 
 # What ships.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,26 +27,25 @@ class Panel(NamedTuple):
     lines: list[tuple[str, str, list[tuple[float, float]]]]  # name, path, places of dots
 
 
+PANELS = (  # title, columns of progress.csv, factor, whether the axis begins at zero
+    ("Accuracy (%)", "(train|valid|test)_acc", 100, False),
+    ("Training loss, by term", "(.*/)?loss", 1, False),
+    ("Cross-entropy, held-out images", "(valid|test)_loss", 1, False),
+    ("log q(x) + const", ".*/log_q_.*", 1, False),
+    ("Learning rate", "lr", 1, True),
+    ("Images a second", "images_per_s", 1, True),
+)
+
+
 def panels(rows: Sequence[dict[str, str]]) -> list[Panel]:
     """Return charts of accuracy, losses, log q(x), learning rate and speed over epochs."""
-    names = list(rows[0]) if rows else []
-    losses = [n for n in names if n == "loss" or n.endswith("/loss")]
-    chosen: dict[str, list[str]] = {
-        "Accuracy (%)": [n for n in ("train_acc", "valid_acc", "test_acc") if n in names],
-        "Training loss, by term": losses[1:] if len(losses) == 2 else losses,  # one is the sum
-        "Cross-entropy, held-out images": [n for n in ("valid_loss", "test_loss") if n in names],
-        "log q(x) + const": [n for n in names if "/log_q_" in n],
-        "Learning rate": [n for n in ("lr",) if n in names],
-        "Images a second": [n for n in ("images_per_s",) if n in names],
-    }
     drawn = []
-    for title, columns in chosen.items():
-        scale = 100 if title.startswith("Accuracy") else 1
-        series = {name: _points(rows, name, scale) for name in columns}
+    for title, pattern, scale, from_zero in PANELS:
+        names = [name for name in (rows[0] if rows else ()) if re.fullmatch(pattern, name)]
+        names = names[1:] if names[:1] == ["loss"] and len(names) == 2 else names  # one is the sum
+        series = {name: _points(rows, name, scale) for name in names}
         series = {n: p for n, p in series.items() if any(y is not None for _, y in p)}
-        if series:
-            from_zero = title in ("Learning rate", "Images a second")
-            drawn.append(_panel(title, series, from_zero=from_zero))
+        drawn += [_panel(title, series, from_zero=from_zero)] if series else []
     return drawn
 
 
