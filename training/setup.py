@@ -160,7 +160,8 @@ def run_in_folder(start: Start, run: Run, train: Callable[[Output, Signals], str
         signals = Signals(program, quiet=distributed.size() > 1)
         with signals.listen():
             try:
-                out.records.say(f"{train(out, signals)}; the run is in {folder}")
+                ending = train(out, signals)
+                out.records.say(f"{ending}; the run is in {folder}")
                 if first:
                     out.records.say(reached(folder))
             except Diverged as error:
