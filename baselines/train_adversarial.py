@@ -82,7 +82,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from baselines.run import Objective, Program, main
-from evaluation.pgd import pgd
+from evaluation.robustness import pgd
 from losses import Metrics
 from models import EnergyClassifier, sampling_mode
 
@@ -111,7 +111,7 @@ class Adversarial(Objective):
         """Images of [-1, 1] -> within eps of them, made by `pgd` on the model in eval mode.
 
         Mode and gradients of the model stay as they were. Nothing waits for the device, so
-        nothing here checks the bound: `evaluation.pgd` has tests for it.
+        nothing here checks the bound: `evaluation.robustness` has tests for it.
         """
         with sampling_mode(model):
             x01 = ((images + 1) / 2).clamp(0, 1)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data import EVAL_NOISE_BLOCK, generator_of
-from evaluation import NotFinite, pgd
+from evaluation import NotFinite
 from losses import Chain, ReplayBuffer
 from models import EnergyClassifier, eval_mode, sampling_mode
 
@@ -231,7 +231,8 @@ def most_confident(model: EnergyClassifier, images: Tensor, batch_size: int = 10
         ]
     logits = torch.cat(outputs).double().cpu()
     labels = logits.argmax(1)
-    order = pgd.loss(logits, labels).argsort(stable=True)
+    others = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1)
+    order = (others - logits.amax(1)).argsort(stable=True)
     return [order[labels[order] == y] for y in range(logits.shape[1])]
 
 

@@ -13,7 +13,7 @@ import models
 from baselines.flags import parse
 from baselines.run import build_run, train_step
 from baselines.train_adversarial import PROGRAM, Adversarial, build_parser, check
-from evaluation import pgd as attacks
+from evaluation import robustness as attacks
 from models import EnergyClassifier
 from training.divergence import Guard
 

@@ -26,7 +26,7 @@ import losses
 import models
 import train_wrn
 from data.batches import _crops
-from evaluation import generation, pgd, robustness, sampling
+from evaluation import generation, robustness, sampling
 from evaluation.classification import classification
 from evaluation.scores import feature_bank, scores
 from runs.names import CONTRAST_SCORES, CONTRAST_STYLES, SCORES
@@ -369,9 +369,9 @@ def attacks_of(place: Place, model: models.EnergyClassifier) -> Iterator[Tensor]
         for gradient in ("full", "identity")
     ]
     batch = {"x": place.images(4), "y": place.labels(4), "eps": 0.1, "steps": 2, "check": False}
-    for f, d, start in itertools.product(attacked, pgd.DISTANCES, (False, True)):
+    for f, d, start in itertools.product(attacked, robustness.DISTANCES, (False, True)):
         generator = Generator(place.device)
-        yield pgd.pgd(f, distance=d, random_init=start, generator=generator, **batch)
+        yield robustness.pgd(f, distance=d, random_init=start, generator=generator, **batch)
     yield from generation.model_extractor(model)(place.split(6).images)
     yield sampling.to_uint8(place.images(6))
 
@@ -390,5 +390,5 @@ def test_an_attack_checks_its_images_in_one_wait(
 ) -> None:
     asked = host(monkeypatch)
     with Watch(), pytest.raises(AssertionError, match="is 1 in L2"):  # the made-up answer
-        pgd.check_perturbation(place.images(4), place.images(4), "L2", 0.5)
+        robustness.check_perturbation(place.images(4), place.images(4), "L2", 0.5)
     assert asked == ["tolist"]

@@ -26,8 +26,7 @@ import train_wrn
 from baselines import flags as flags_of_baselines
 from baselines import linear_probe, train_adversarial, train_contrastive
 from evaluation.classification import classification, predictions
-from evaluation.pgd import pgd
-from evaluation.robustness import classifier, robust_accuracy
+from evaluation.robustness import classifier, pgd, robust_accuracy
 from evaluation.scores import feature_bank, scores
 from runs import processes as distributed
 from runs.checkpoint import CheckpointError, save_checkpoint

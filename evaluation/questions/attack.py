@@ -22,7 +22,6 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     import torch
 
     from evaluation import robustness
-    from evaluation.pgd import pgd
 
     s, found = context.s, context.labelled_set(model)
     generator = torch.Generator(context.device).manual_seed(s.seed)
@@ -38,7 +37,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     if s.attack == "pgd":
         attacks = [
             partial(
-                pgd,
+                robustness.pgd,
                 distance=s.distance,
                 steps=s.n_steps_pgd_attack,
                 random_init=s.random_init or run > 0,
