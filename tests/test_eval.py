@@ -23,8 +23,8 @@ from evaluation.classification import predictions
 from evaluation.questions import QUESTIONS
 from runs.checkpoint import save_checkpoint
 from runs.files import file_sha256
-from runs.folder import weights_file
 from runs.names import SCORES
+from runs.shared import weights_file
 from tests.test_data_folder import paint
 from tests.test_samples import checkpoint
 from training import machine
