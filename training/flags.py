@@ -181,7 +181,7 @@ def add_flags(parser: Parser) -> None:
         "the logits, which the contrastive terms still read; log q(x, y) is then e(x) + log q(y|x)")
     add("--load_path FILE", None, None, "JEM", "start from the weights, queue and replay buffer of "
         "this checkpoint (ours, JEM's or HDGE's; a run's folder stands for its best one), with a "
-        "fresh optimiser", shown=None)
+        "fresh optimiser and the settings of this command line", shown=None)
     add("--load_head", ("on", "off"), "on", "ours", "off: of --load_path take the network below "
         "its heads alone, as for another number of classes; all else is new")
 
@@ -244,7 +244,8 @@ def add_flags(parser: Parser) -> None:
             f"{what}, in samples/ and TensorBoard", shown="0", nargs="?", const=True)
 
     add = adder(parser, "machine")
-    add("--device NAME", None, "auto", "ours", "auto (a GPU if there is one), cpu, cuda or cuda:N")
+    add("--device NAME", None, "auto", "ours", "auto (a CUDA GPU if there is one), cpu, cuda or "
+        "cuda:N")
     add("--threads N", THREADS["type"], None, None, THREADS["help"], shown=None)
     add("--seed N", WHOLE, None, "HDGE", "seed of weights, batches, noise, chains",
         shown="drawn, printed, recorded")
