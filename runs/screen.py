@@ -108,7 +108,8 @@ def print_line(message: str, stream: TextIO | None) -> None:
     with nullcontext() if bars is None else bars.tqdm.get_lock():
         for bar in list(getattr(bars.tqdm, "_instances", ())) if bars else ():
             bar.clear(nolock=True)
-        print(message, file=Unread(stream), flush=True)
+        # In one write: programs with several jobs print from threads.
+        print(f"{message}\n", end="", file=Unread(stream), flush=True)
 
 
 def markdown(
