@@ -199,7 +199,7 @@ def reached(folder: Path) -> str:
         best, epoch = max(valid, key=lambda pair: pair[0])
         told += f", best validation accuracy {best:.2f} % after epoch {epoch}"
     place = shlex.quote(str(folder))
-    asked = f"\nnext: python eval_wrn_ebm.py --load_path {place} --eval OOD"
+    asked = f"\nnext: python eval_wrn_ebm.py --load_path {place} --eval eval_ece"
     page = f"\na page of it, {folder / 'report.html'}: python scripts/report.py {place}"
     return (told + asked * bool(tested) + page).lstrip("\n, ")
 
