@@ -100,13 +100,15 @@ def build(
     for model, *every in declared["rows"]:
         own = tuple(experiment for experiment in every if experiment in experiments)
         printed = paper.get(declared.get("held_against", {}).get(model, model), {})
-        # A row of both CIFARs is two where one data set stands in for them.
-        for of_row in [(e,) for e in own] if other_sets else [own] if own or printed else []:
-            found = [used.get(experiment) for experiment in of_row]
+        lines = [own] if own or printed else []  # without experiments it is quoted
+        if other_sets:  # which stand in for both CIFARs
+            lines = [(experiment,) for experiment in own]
+        for line in lines:
+            found = [used.get(experiment) for experiment in line]
             texts = [about(scale, record) for record in found] or [{"runs": QUOTED}]
             numbers = {key: cell(key, Number(*printed.get(key, [])), found) for key in keys}
             shown = shown_name(model, found[0]) if found else model
-            rows.append(Row(shown, of_row, joint(texts), numbers))
+            rows.append(Row(shown, line, joint(texts), numbers))
     return Table(name, scale, declared["title"], blocks, rows, notes)
 
 
