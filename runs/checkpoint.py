@@ -97,7 +97,8 @@ def read_with_sha256(
             refuse_compressed(file, path)
             state = torch.load(file, map_location=map_location, weights_only=True)
     except (FileNotFoundError, IsADirectoryError):
-        raise CheckpointError(f"{path} is no file: give the path of a checkpoint (.pt)") from None
+        what = "has no checkpoint" if path.is_dir() else "is no file"
+        raise CheckpointError(f"{path} {what}: give the path of a checkpoint (.pt)") from None
     except CheckpointError:
         raise
     except pickle.UnpicklingError:
@@ -107,7 +108,7 @@ def read_with_sha256(
         ) from None
     except OSError as error:
         if error.errno not in UNREADABLE:
-            raise damaged(path, str(error)) from None
+            raise damaged(path, error.strerror or str(error)) from None
         raise OSError(error.errno, f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # whatever the bytes of a file that is none make of the reader
         if sealed and out_of_memory(error):  # of a file that is whole

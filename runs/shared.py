@@ -5,6 +5,7 @@ Nothing heavy is imported here.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from runs.cli import UsageError
@@ -24,10 +25,11 @@ def weights_file(path: str | Path) -> Path:
     stands for itself. Raises UsageError for a model that cannot be downloaded.
     """
     folder = downloaded(str(path)) if str(path).startswith(HUB) else Path(path)
-    if len(folder.parts) == 1 and not folder.exists() and (OWN / folder).is_dir():
+    # os.path answers, too, for a name that is too long and for a folder that may not be read.
+    if len(folder.parts) == 1 and not os.path.exists(folder) and os.path.isdir(OWN / folder):
         folder = OWN / folder
     files = (folder / name for name in (WEIGHTS, BEST, LAST, "model.pt"))
-    return next((file for file in files if file.is_file()), folder)
+    return next(filter(os.path.isfile, files), folder)
 
 
 def name_of(path: str) -> str:

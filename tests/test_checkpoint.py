@@ -280,8 +280,8 @@ def test_a_state_that_is_deep_or_holds_things_often_is_walked_once() -> None:
 
 
 def test_a_missing_file_and_a_foreign_object_are_named(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none.pt"):
-        assert f"{path} is no file: give the path" in refused(path)
+    assert f"{tmp_path} has no checkpoint: give the path" in refused(tmp_path)
+    assert f"{tmp_path}/none.pt is no file: give the path" in refused(tmp_path / "none.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     assert "list.pt holds a list, not a checkpoint's dict" in refused(tmp_path / "list.pt")
 

@@ -74,6 +74,7 @@ MISTAKES = [
     (f"{CE} --device tpu", "--device tpu", "cpu"),
     (f"{CE} --device mps", "--device mps", "cpu"),
     (f"{CE} --load_path nowhere.pt", "nowhere.pt", "--load_path"),
+    (f"{CE} --load_path {'a' * 256}", "--load_path aaa", "File name too long"),
     ("--pxsgld 1 --max_steps 1 --uncond --clf_only", "--uncond", "--clf_only"),
 ]
 MISTAKES += [  # what nothing would read

@@ -133,6 +133,7 @@ def test_what_a_classifier_does_not_have(flags: str, words: Any, ask: Any) -> No
     ("name", "words"),
     [
         ("missing.pt", ("is no file",)),
+        ("a" * 256, ("File name too long",)),
         ("cut.pt", ("damaged",)),
         ("text.pt", ("no checkpoint",)),
         ("evil.pt", ("could run code",)),
