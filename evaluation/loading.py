@@ -186,17 +186,22 @@ def load(
         network = models.build(**models.network_settings(state, told, **given))
         models.load_weights(network, weights)
         record = data.Record.read(state.get("data"), told.settings.get("reader", 1))
+        slots, classes = None, network.class_output.out_features
+        if (queue := weights.get("queue_logit")) is not None:
+            if queue.ndim != 2 or len(queue) != classes:
+                said = f"its queue has shape {tuple(queue.shape)}, not ({classes}, K)"
+                raise CheckpointError(f"{said}: use another")
+            slots = queue.shape[1]
     except (CheckpointError, ValueError) as error:
         said = str(error)
         where = "" if str(file) in said else f" {path}"
         raise CheckpointError(f"{flag}{where}: {said}") from None
     network.amp = s.amp == "bf16"
     network = network.to(device).to(memory_format=torch.channels_last).eval()
-    slots = weights["queue_logit"].shape[1] if "queue_logit" in weights else None
     if s.contrast_k is not None and s.contrast_k != slots:
         has = "no queue" if slots is None else f"a queue of {slots}"
         raise CheckpointError(f"--contrast_k {s.contrast_k}: {path} has {has}: leave the flag out")
-    dataset = trained_on(told.settings, network.class_output.out_features, s.dataset)
+    dataset = trained_on(told.settings, classes, s.dataset)
     run = told.settings, dataset, record
     return LoadedModel(file, label, network, s, *run, weights, state, sha256, average)
 

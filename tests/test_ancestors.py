@@ -189,6 +189,23 @@ def test_a_checkpoint_of_other_sizes_is_refused_in_one_line(
         assert changed.split()[0] in after
 
 
+@pytest.mark.parametrize("shape", [(), (5,), (7, 32), (40, 3), (40, 1, 32, 32)])
+def test_what_is_no_queue_and_no_replay_buffer_is_named(
+    shape: tuple[int, ...], train: Any, ask: Any, tmp_path: Path
+) -> None:
+    file = theirs()
+    file["model_state_dict"]["queue_logit"] = odd = torch.zeros(shape)
+    queue = train(f"{train.ALL} --max_steps 1 --load_path {saved(tmp_path / 'ckpt.pt', file)}")
+    asked = ask("--eval test_clf", load=tmp_path / "ckpt.pt")
+    assert asked.code == 2 and f"its queue has shape {shape}, not (10, K)" in asked.err[0]
+    file = {**theirs(), "replay_buffer": odd}
+    buffer = train(f"{train.ALL} --max_steps 1 --load_path {saved(tmp_path / 'ckpt.pt', file)}")
+    for run, what in ((queue, "queue"), (buffer, "replay buffer")):
+        assert run.code == 2 and len(run.err) == 1 and not run.folder.exists()
+        assert f"its {what}" in run.err[0] and str(shape) in run.err[0]
+        assert run.err[0].endswith("use another")
+
+
 def test_our_own_checkpoint_starts_a_new_run(train: Any) -> None:
     first = train(f"{train.ALL} --max_steps 7")
     path = first.folder / "last_ckpt.pt"

@@ -219,12 +219,16 @@ def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -
 
     weights: the checkpoint's model_state_dict, where the queue is.
 
-    Raises CheckpointError where a size is not that of the flags.
+    Raises CheckpointError where a size is not that of the flags, or of no queue or buffer.
     """
     buffer, queue = run.memory("replay_buffer"), run.memory("queue")
     images = state.get("replay_buffer")
-    if buffer is not None and isinstance(images, Tensor) and images.ndim == 4 and len(images):
-        if images.shape[1:] != buffer.images.shape[1:]:
+    if buffer is not None and isinstance(images, Tensor) and images.numel():
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise CheckpointError(
+                f"its replay buffer, of shape {tuple(images.shape)}, holds no images: use another"
+            )
+        if images.shape[2:] != buffer.images.shape[2:]:
             theirs, ours = (f"{x.shape[2]} x {x.shape[3]}" for x in (images, buffer.images))
             line = f"the replay buffer of --load_path has images of {theirs}, this run of {ours}"
             distributed.warn(flags.PROGRAM, f"{line}: it starts with a fresh one")
@@ -236,10 +240,12 @@ def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -
             buffer.images.copy_(own_shard(run, images))
     if queue is None or QUEUE[0] not in weights:
         return
-    logits = weights["queue_logit"]
-    if logits.shape != queue.queue_logit.shape:
-        shapes = f"{tuple(logits.shape)}, this run's {tuple(queue.queue_logit.shape)}"
-        raise CheckpointError(f"its queue has shape {shapes}: use --contrast_k {logits.shape[-1]}")
+    logits, ours = weights["queue_logit"], queue.queue_logit.shape
+    if logits.shape != ours:
+        alike = logits.ndim == 2 and len(logits) == len(queue.queue_logit)
+        remedy = f"use --contrast_k {logits.shape[1]}" if alike else "use another"
+        shapes = f"{tuple(logits.shape)}, this run's {tuple(ours)}"
+        raise CheckpointError(f"its queue has shape {shapes}: {remedy}")
     queue.queue_logit.copy_(logits)
     if QUEUE[1] in weights:
         queue.queue_ptr.copy_(weights["queue_ptr"].reshape(1) % queue.size)
