@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
 from benchmarks.gpu import unpack_archive
 from runs.cli import UsageError
-from runs.files import write_json, write_text
+from runs.files import read_json, write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks" / "gpu"
@@ -33,8 +33,7 @@ def collect(out: Path, target: Path | None) -> Path:
     Raises UsageError for a folder that gpu.sh has not filled, and by default for a rehearsal.
     """
     try:
-        found = json.loads((out / "bench.json").read_text(encoding="utf-8"))
-        ended = json.loads((out / "parts.json").read_text(encoding="utf-8"))
+        found, ended = read_json(out / "bench.json"), read_json(out / "parts.json")
     except (OSError, ValueError) as error:
         raise UsageError(f"collect {out}: {error}: give an OUT of scripts/gpu.sh") from None
     rehearsed = found["settings"]["device"] == "cpu"
@@ -42,7 +41,7 @@ def collect(out: Path, target: Path | None) -> Path:
         raise UsageError(f"collect {out}: it is a rehearsal's: give --output to look at its page")
     found["settings"]["command"] = ended["command"]
     found |= {"parts_of_it": ended["parts"], "seconds": ended["seconds"], "rehearsed": rehearsed}
-    if (out / "tests.xml").exists():
+    with suppress(OSError, ElementTree.ParseError):  # not run, or killed while it was written
         found["tests"] = tests(out / "tests.xml")
     place = target or RECORD
     place.mkdir(parents=True, exist_ok=True)
@@ -59,7 +58,7 @@ def collect(out: Path, target: Path | None) -> Path:
     found["picture"] = report.save_picture(found, place / "gpu.png")
     write_json(place / "gpu.json", found)
     write_text(place / "gpu.md", report.markdown(found, "gpu.png"))
-    if target is None:
+    if target is None and found.get("steps"):
         readme = ROOT / "README.md"
         write_text(readme, with_speed(readme.read_text(encoding="utf-8"), report.speed(found)))
     return place / "gpu.md"

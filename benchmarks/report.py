@@ -32,8 +32,10 @@ def header(found: Row) -> str:
     """Return where and how it was measured."""
     s, place = found["settings"], found["environment"]
     packages = ", ".join(f"{name} {place['packages'][name]}" for name in ("torchvision", "numpy"))
-    peaks = ", ".join(f"{figures(rate / 1e12)} ({name})" for name, rate in found["peaks"].items())
-    load = found["load"] or 0.0  # None: the system does not tell
+    peaks = ", ".join(
+        f"{figures(rate / 1e12)} ({name})" for name, rate in (found.get("peaks") or {}).items()
+    )
+    load = found.get("load") or 0.0  # None: the system does not tell
     rehearsed = "- **A rehearsal on the CPU**: its times are no results"
     busy = (
         f"- **The machine was busy** (load average {load:.1f} before it began): these times are no "
@@ -54,7 +56,17 @@ def header(found: Row) -> str:
         f"- Medians; it took {found['seconds'] / 60:.1f} minutes",
         *([busy] if load > BUSY else []),
         *([rehearsed] if found.get("rehearsed") else []),
+        *unfinished(found.get("parts_of_it") or {}),
     ])  # fmt: skip
+
+
+def unfinished(parts: Row) -> list[str]:
+    """Return a line about each part of scripts/gpu.sh that did not end well."""
+    codes = ((name, part["exit_code"]) for name, part in parts.items() if part["exit_code"] != 0)
+    return [
+        f"- The part `{name}` " + (code if isinstance(code, str) else f"ended with code {code}")
+        for name, code in codes
+    ]
 
 
 def machine(found: Row) -> list[str]:
@@ -73,7 +85,7 @@ def machine(found: Row) -> list[str]:
 def speed(found: Row) -> str:
     """Return the project's steps as the table of README.md, and where they were measured."""
     head = ["step", "ms", "images/s", "share of the peak", "GiB above its state"]
-    rows = [row for row in found["steps"] if row["contender"] == PROJECT]
+    rows = [row for row in found.get("steps", []) if row["contender"] == PROJECT]
     lines = [
         [
             f"{row['terms']}, C = {row['classes']}",
@@ -217,12 +229,11 @@ def tests(found: Row) -> list[str]:
 def answers_of(found: Row) -> tuple[str, list[list[str]]]:
     """Return what was trained, and a line for each number that it was asked for."""
     s, answers = found["settings"], found["answers"]
-    head, *epochs = found["progress"]
-    last = dict(zip(head.split(","), epochs[-1].split(","), strict=True))
+    last = found["progress"][-1] if found["progress"] else {"epoch": -1, "step": 0, "seconds": 0}
     ran = (
         f"@{s['recipe']}, WRN-{s['depth']}-{s['width']} on {s['dataset']}, batch "
-        f"{s['batch_size']}: {int(last['epoch']) + 1} of {s['n_epochs']} epochs, "
-        f"{int(last['step']):,} steps, {float(last['seconds']):.0f} s, one seed."
+        f"{s['batch_size']}: {int(last['step']):,} steps, to epoch {int(last['epoch']) + 1} of "
+        f"{s['n_epochs']}, {float(last['seconds']):.0f} s, one seed."
     )
     asked = (("test_clf", "accuracy", "test accuracy"), ("eval_ece", "ece", "ECE"))
     lines = [
@@ -261,8 +272,8 @@ def training(found: Row) -> list[str]:
     return [*pieces, *left]
 
 
-def left_out(lines: Sequence[str]) -> list[str]:
-    return ["\n".join(f"- {line}" for line in lines)]
+def left_out(found: dict[str, str]) -> list[str]:
+    return ["\n".join(f"- {what}: {why}" for what, why in found.items())]
 
 
 TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
@@ -303,7 +314,8 @@ def save_picture(found: Row, path: Path) -> bool:
         return False
     columns, lines = min(len(panels), COLUMNS), -(-len(panels) // COLUMNS)
     with rc_context(STYLE):
-        figure = new_figure(WIDTH * columns, HEIGHT * lines + 0.3, w_pad=0.08, h_pad=0.08)
+        width = WIDTH * columns if len(panels) > 1 else 2.4 * WIDTH  # scripts/gpu.sh's many steps
+        figure = new_figure(width, HEIGHT * lines + 0.3, w_pad=0.08, h_pad=0.08)
         grid = figure.subplots(lines, columns, squeeze=False)
         for axes, (draw, rows) in zip(grid.flat, panels, strict=False):
             draw(axes, rows)
@@ -343,7 +355,8 @@ def step_bars(axes: Any, rows: Sequence[Row]) -> None:
     bars(axes, list(groups.values()))
     first = rows[0]["classes"]
     ticks = [terms if classes == first else f"{terms}\nC = {classes}" for terms, classes in groups]
-    axes.set_xticks(range(len(groups)), [tick.replace("HDGE+JEM", "HDGE\n+JEM") for tick in ticks])
+    ticks = [tick.replace("HDGE+JEM", "HDGE\n+JEM").replace(", ", ",\n") for tick in ticks]
+    axes.set_xticks(range(len(groups)), ticks)
     axes.set(ylabel="ms a step", title=f"A training step, C = {first}")
     axes.tick_params(axis="x", labelsize=8.5)
     axes.set_ylim(top=4000 * max(row["seconds"] for row in rows))  # room for the ratios

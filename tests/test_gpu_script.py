@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import collect, gpu, report, sheets
+from benchmarks import collect, gpu, gpu_parts, report, sheets
 from reports.tables.page import write_results
 from runs.cli import UsageError
+from runs.files import read_json
+from tests.pair import outcome
 
 ROOT = Path(__file__).resolve().parent.parent
-NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def test_sheets_give_the_images_again(tmp_path: Path) -> None:
@@ -47,13 +50,17 @@ def test_an_archive_in_pieces_gives_the_run_again(tmp_path: Path) -> None:
     for name, content in (kept | {"prev_ckpt.pt": b"b", "eval/fid_samples.npz": b"c"}).items():
         (run / name).write_bytes(content)
     (run / "best_valid_ckpt.pt").hardlink_to(run / "last_ckpt.pt")
+    (out / "run.tar.9").touch()  # of a longer archive before
     gpu.archive(out, tmp_path / "work", piece=4096)
-    assert len(list(out.iterdir())) > 2
+    assert len(list(out.iterdir())) > 2 and not (out / "run.tar.9").exists()
     gpu.unpack_archive(out, again)
     found = {str(p.relative_to(again / "m-jem")): p.read_bytes() for p in again.rglob("*.*")}
     assert found == kept
     with pytest.raises(UsageError, match="has no run.tar.0"):
         gpu.unpack_archive(again, again)
+    (out / "run.tar.1").unlink()
+    with pytest.raises(UsageError, match="is not whole"):
+        gpu.unpack_archive(out, tmp_path / "third")
 
 
 @pytest.mark.parametrize(
@@ -64,68 +71,122 @@ def test_an_archive_in_pieces_gives_the_run_again(tmp_path: Path) -> None:
         ("{out} --rehearse --resume {full}", "has no run.tar.0"),
         ("{out} --minutes 0", "--minutes"),
         ("{out} --parts test", "tests"),
+        ("{gpu} --data_root {full}", "has no CIFAR-10: give another, or --parts without training"),
     ],
 )
 def test_a_mistake_is_one_line(
-    words: str, said: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: "gpu" in words)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "log.txt").touch()
-    with pytest.raises(SystemExit) as ended:
-        gpu.main(words.format(out=tmp_path / "out", full=tmp_path / "full").split())
-    assert ended.value.code == 2
-    line = capsys.readouterr().err.strip()
-    assert said in line and "\n" not in line
+    places = {name: tmp_path / name for name in ("out", "full", "gpu")}
+    code, _, err = outcome(lambda: gpu.main(words.format(**places).split()))
+    assert code == 2 and said in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_pytorch_a_line_says_what_to_set(tmp_path: Path) -> None:
+    """Nor numpy, which a system's Python lacks as well."""
+    code = (
+        "import runpy, sys\nsys.modules.update(torch=None, numpy=None)\n"
+        f"sys.argv = ['gpu.py', {str(tmp_path / 'out')!r}]\n"
+        "runpy.run_path('benchmarks/gpu.py', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "set PYTHON to a Python that has PyTorch" in done.stderr
 
 
 def test_parts_run_and_one_that_is_late_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the real parts two: a late one keeps its output, and the next one begins."""
+    """In their order; the next call on a run takes over what the first one has measured."""
     calls: list[str] = []
 
     def call_part(g: Any, name: str, seconds: float, runs: Path) -> int | str:
         calls.append(name)
+        assert read_json(g.out / "parts.json")["parts"][name]["exit_code"] == "was interrupted"
+        if name == "training":
+            (runs / "m-jem").mkdir(exist_ok=True)
+            (runs / "m-jem" / "last_ckpt.pt").open("a").write("x")
         return gpu.LATE if name == "steps" else 0
 
     monkeypatch.setattr(gpu, "call_part", call_part)
-    words = ["--rehearse", "--parts", "steps", "profile", "--minutes", "1"]
-    assert gpu.main([str(tmp_path / "out"), *words]) == 0
-    ended = json.loads((tmp_path / "out" / "parts.json").read_text())
-    assert calls == ["steps", "profile"]
-    assert [part["exit_code"] for part in ended["parts"].values()] == [gpu.LATE, 0]
+    words = ["--rehearse", "--minutes", "1", "--parts"]
+    first, second = tmp_path / "out", tmp_path / "second"
+    assert gpu.main([str(first), *words, "training", "steps"]) == 0
+    assert calls == ["steps", "training"]
+    (first / "bench.json").write_text('{"peaks": {}}')
+    assert gpu.main([str(second), *words, "training", "--resume", str(first)]) == 0
+    ended, before = read_json(second / "parts.json"), read_json(first / "parts.json")
+    assert {name: part["exit_code"] for name, part in ended["parts"].items()} == {
+        "steps": gpu.LATE,
+        "training": 0,
+    }
+    assert ended["seconds"] >= before["seconds"]
+    assert read_json(second / "bench.json") == {"peaks": {}}
+    gpu.unpack_archive(second, tmp_path)
+    assert (tmp_path / "m-jem" / "last_ckpt.pt").read_text() == "xx"
     monkeypatch.setattr(gpu, "call_part", lambda *_: 1)
-    assert gpu.main([str(tmp_path / "again"), *words]) == 1
+    assert gpu.main([str(tmp_path / "again"), *words, "steps"]) == 1
 
 
-def test_a_late_part_is_ended(tmp_path: Path) -> None:
+SLOW_TEST = """
+import time, pytest
+pytestmark = pytest.mark.gpu  # @pytest.mark.gpu
+def test_one(): pass
+def test_two(): time.sleep(99)
+"""
+
+
+def test_a_late_part_is_ended_and_its_tests_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_slow.py").write_text(SLOW_TEST)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
     g = gpu.build_parser().parse_args([str(tmp_path), "--rehearse"])
-    assert gpu.call_part(g, "machine", -4.9, tmp_path) == gpu.LATE
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert gpu.call_part(g, "tests", 3, tmp_path) == gpu.LATE
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert collect.tests(tmp_path / "tests.xml")["tests"] >= 1
 
 
 @pytest.mark.slow
 def test_a_rehearsal_measures_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the compiled rows, on the digits; its page names it a rehearsal."""
-    small = [case for case in gpu.CASES if "compile" not in case.machine]
+    small = [case for case in gpu_parts.CASES if case.compile == "off"]
     out = tmp_path / "out"
     out.mkdir()
     words = [str(out), "--rehearse", "--data_root", str(tmp_path)]
-    monkeypatch.setattr(gpu, "CASES", small)
-    monkeypatch.setattr(gpu, "WAYS", gpu.WAYS[:1])
+    monkeypatch.setattr(gpu_parts, "CASES", small)
+    monkeypatch.setattr(gpu_parts, "WAYS", gpu_parts.WAYS[:1])
     (tmp_path / "runs").mkdir()
-    for name, seconds in (("machine", 60), ("steps", 200), ("profile", 60), ("training", 60)):
+    # However busy the machine is; a training fills the time that it is given.
+    monkeypatch.setattr(gpu_parts.Part, "late", False)
+    for name, seconds in (("machine", 60), ("steps", 200), ("profile", 60), ("training", 40)):
         monkeypatch.setattr(gpu, "BEGAN", gpu.time.monotonic())
         part = ["--part", name, str(seconds), str(tmp_path / "runs")]
         assert gpu.main([*words, *part]) == 0
-    found = gpu.measured(out)
+    gpu.archive(out, tmp_path / "runs")
+    found = read_json(out / "bench.json")
     assert not found["left_out"]
     assert {row["terms"] for row in found["steps"]} == {case.name for case in small}
-    assert [row["terms"] for row in found["profile"]] == list(gpu.PROFILED)
-    assert all(len(row["kernels"]) == gpu.LARGEST for row in found["profile"])
-    assert {*found["training"]["answers"]} == {question.split()[0] for question in gpu.QUESTIONS}
+    assert [row["terms"] for row in found["profile"]] == list(gpu_parts.PROFILED)
+    assert all(len(row["kernels"]) == gpu_parts.LARGEST for row in found["profile"])
+    assert {*found["training"]["answers"]} == {
+        question.split()[0] for question in gpu_parts.QUESTIONS
+    }
+    assert not any("left_out" in answer for answer in found["training"]["answers"].values())
     assert len(list(out.iterdir())) <= 8
-    (out / "parts.json").write_text(json.dumps({"command": ["x"], "parts": {}, "seconds": 1}))
+    late = {"training": {"exit_code": gpu.LATE}, "profile": {"exit_code": 1}}
+    (out / "parts.json").write_text(json.dumps({"command": ["x"], "parts": late, "seconds": 1}))
     (out / "tests.xml").write_text(
         '<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1">'
         '<testcase name="a"><failure/></testcase></testsuite></testsuites>'
@@ -134,6 +195,7 @@ def test_a_rehearsal_measures_every_part(tmp_path: Path, monkeypatch: pytest.Mon
         collect.collect(out, None)
     page = collect.collect(out, tmp_path / "page").read_text(encoding="utf-8")
     assert "**A rehearsal on the CPU**" in page and "1 passed, 1 failed, 1 skipped: a." in page
+    assert "`training` took too long" in page and "`profile` ended with code 1" in page
     assert "test accuracy" in page and "JEM-stable" in page and "FID" in page
     for name in re.findall(r"\]\((\S+\.png)\)", page):
         assert (tmp_path / "page" / name).read_bytes().startswith(b"\x89PNG")
@@ -163,7 +225,7 @@ def test_a_gpu_s_page_has_the_machine_and_readme_its_table(tmp_path: Path) -> No
         "copy_bytes_per_s": 4.3e12,
         "steps": [row],
         "chain": [{"way": "x", "steps": 20, "flop": 1e13, "seconds": 0.1, "first": 2.0}],
-        "left_out": ["steps, HDGE, compiled: TimeoutError: no time was left"],
+        "left_out": {"steps: HDGE, compiled, C = 10": gpu_parts.NO_TIME},
     }
     (tmp_path / "bench.json").write_text(json.dumps(found))
     ended = {"command": ["bash", "scripts/gpu.sh", "OUT"], "parts": {}, "seconds": 500}
@@ -188,3 +250,33 @@ def test_the_script_starts_the_program() -> None:
     words = ["bash", str(ROOT / "scripts" / "gpu.sh"), "--help"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0 and "--rehearse" in done.stdout
+
+
+def test_what_a_kill_left_has_a_page(tmp_path: Path) -> None:
+    record = read_json(ROOT / "benchmarks" / "cpu" / "bench.json")
+    run = {"recipe": "m-jem", "depth": 16, "width": 4, "dataset": "cifar10", "batch_size": 128}
+    left = {
+        "settings": {**record["settings"], "device": "cuda"},
+        "environment": record["environment"],
+        "left_out": {"profile: HDGE": gpu_parts.NO_TIME},
+        "training": {
+            "progress": [],
+            "settings": {**run, "n_epochs": 9},
+            "answers": {"test_clf": {"left_out": gpu_parts.NO_TIME}},
+        },
+    }
+    (tmp_path / "bench.json").write_text(json.dumps(left))
+    (tmp_path / "tests.xml").write_text("<testsuites><testsu")
+    stopped = {"machine": {"exit_code": "was interrupted", "seconds": 0}}
+    ended = {"command": ["x"], "parts": stopped, "seconds": 0}
+    (tmp_path / "parts.json").write_text(json.dumps(ended))
+    page = collect.collect(tmp_path, tmp_path / "page").read_text(encoding="utf-8")
+    for said in (
+        "The part `machine` was interrupted",
+        "not measured",
+        "- profile: HDGE: no time was left",
+        "0 steps, to epoch 0 of 9",
+        "test_clf: no time was left",
+    ):
+        assert said in page
+    assert "![" not in page and "tests that need a GPU" not in page
