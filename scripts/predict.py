@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     def work() -> int:
         device = choose_device(s.device, exact=True)
         use_threads(s, device, PROGRAM)
-        model = loading.load(args.run, loading.labels_of([args.run])[0], s, device)
+        model = loading.load(args.run, loading.labels_of([args.run])[0], s, device, flag="RUN")
         try:
             images = models.read_images(model.network, *args.images).to(device)
         except data.DataError as error:
