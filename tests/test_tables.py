@@ -687,6 +687,7 @@ def test_a_claim_has_one_measure_and_two_sides_of_experiments() -> None:
         assert table in TABLES
         for text, first, relation, second, keys in found:
             assert {first, second} <= set(rows.EXPERIMENTS) and relation in "<=>" and keys, text
+            assert relation != "=" or keys[0].partition("/")[0] in claims.MARGINS, text
     sets = {"auroc/px/svhn": 0.5, "auroc/px/cifar10interp": 0.6, "auroc/px/textures": 0.0}
     found = {"hdge": seed_with(**sets), "ce": seed_with(**sets, **{"auroc/px/cifar100": 0.7})}
     (verdict,) = (
