@@ -105,6 +105,8 @@ def check(g: Namespace) -> None:
 
 def run_parts(g: Namespace, argv: Sequence[str]) -> int:
     """Run each part in a process of its own, ended when its share of the time is over."""
+    from benchmarks import sheets  # not where numpy may be missing
+
     minutes = g.minutes or (3.0 if g.rehearse else 9.0)
     end, names = BEGAN + 60 * minutes - SPARE, [name for name in SHARES if name in g.parts]
     g.out, g.data_root = g.out.resolve(), g.data_root.resolve()
@@ -115,9 +117,7 @@ def run_parts(g: Namespace, argv: Sequence[str]) -> int:
         ended: dict[str, Any] = {"parts": {}, "seconds": 0.0}
         if g.resume is not None:
             ended = resumed(g, runs)
-        if list(g.data_root.glob("*-*-*.webp")):
-            from benchmarks import sheets
-
+        if sheets.sheets_of(g.data_root):
             sheets.unpack(g.data_root, images)
             g.data_root = images
         g.out.mkdir(parents=True, exist_ok=True)

@@ -45,13 +45,19 @@ def write_sheets(arrays: Arrays, name: str, folder: Path, most: dict[str, int]) 
             np.save(path.with_suffix(".npy"), arrays[f"{split}_labels"][i : i + len(sheet)])
 
 
+def sheets_of(folder: Path) -> list[Path]:
+    """Return the sheets of a folder, those of a split in their order; [] where it has none."""
+    found = [path for path in folder.glob("*-*-*.webp") if path.with_suffix(".npy").exists()]
+    return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
 def read_sheets(folder: Path) -> dict[str, Arrays]:
     """Return by data set the arrays that `write_sheets` was given."""
     from PIL import Image
 
     found: dict[str, dict[str, list[np.ndarray]]] = {}
-    for path in sorted(folder.glob("*-*-*.webp")):
-        name, split, _ = path.stem.split("-")
+    for path in sheets_of(folder):
+        name, split, _ = path.stem.rsplit("-", 2)
         labels = np.load(path.with_suffix(".npy"), allow_pickle=False)
         with Image.open(path) as sheet:
             pixels = np.asarray(sheet.convert("RGB"))
@@ -67,14 +73,16 @@ def read_sheets(folder: Path) -> dict[str, Arrays]:
 
 
 def pack(folder: Path, data_root: Path, names: Sequence[str], most: dict[str, int]) -> None:
-    folder.mkdir(parents=True)
     for name in names:
         with np.load(data_root / f"{name}.npz", allow_pickle=False) as file:
             train = most if name == names[0] else {**most, "train": 0}
+            folder.mkdir(parents=True, exist_ok=name != names[0])
             write_sheets(dict(file), name, folder, train)
 
 
 def unpack(folder: Path, data_root: Path) -> None:
+    if not sheets_of(folder):
+        raise ValueError("it has no sheets: give a folder that `sheets.py pack` has made")
     data_root.mkdir(parents=True, exist_ok=True)
     for name, arrays in read_sheets(folder).items():
         np.savez(data_root / f"{name}.npz", **arrays)  # type: ignore[arg-type]

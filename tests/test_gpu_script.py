@@ -42,6 +42,26 @@ def test_sheets_give_the_images_again(tmp_path: Path) -> None:
                 assert np.array_equal(found[key], arrays[key][: n[key.split("_")[0]]])
 
 
+def test_sheets_are_read_in_order_and_a_folder_without_any_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in (0, 2, 10):
+        for suffix in ("webp", "npy"):
+            (tmp_path / f"my-set-train-{i}.{suffix}").touch()
+    (tmp_path / "a-b-photo.webp").touch()
+    found = [path.stem.rsplit("-", 2) for path in sheets.sheets_of(tmp_path)]
+    assert found == [["my-set", "train", i] for i in ("0", "2", "10")]
+    for words, said in (
+        (["unpack", str(tmp_path / "none"), str(tmp_path / "x")], "has no sheets"),
+        (["pack", str(tmp_path / "x"), "--data_root", str(tmp_path)], "cifar10.npz"),
+        (["pack", str(tmp_path / "x"), "--data_root", "/nope"], "/nope/cifar10.npz"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            sheets.main(words)
+        assert ended.value.code == 2 and said in capsys.readouterr().err
+        assert not (tmp_path / "x").exists()
+
+
 def test_an_archive_in_pieces_gives_the_run_again(tmp_path: Path) -> None:
     run, out, again = (tmp_path / name for name in ("work/m-jem", "out", "again"))
     for folder in (run / "eval", out, again):
