@@ -399,28 +399,47 @@ def test_an_image_counts_only_where_no_restart_breaks_it() -> None:
     assert seen == [(0.1, False, 4), (0.1, True, 3), (0.2, False, 2), (0.2, True, 1)]
 
 
+def test_a_batch_has_a_seed_of_its_own_whatever_came_before() -> None:
+    seeds: list[int] = []
+
+    def attack(classify: Classifier, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
+        seeds.append(settings["generator"].initial_seed())
+        return x
+
+    model = network().requires_grad_(False)
+    x = images(2)
+    batch = 2 * x - 1, answers(model, x)
+    robust_accuracy(model, [batch] * 3, [attack], [0.1], seed=3)
+    robust_accuracy(model, [batch], [attack], [0.1], seed=3, first=2)
+    robust_accuracy(model, [batch], [attack], [0.1], seed=4, first=2)
+    assert seeds[3] == seeds[2] and len(set(seeds)) == 4
+
+
 # ------------------------------------------------------------------------------ autoattack
 
 
 @pytest.fixture
-def quick_autoattack(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """AutoAttack with fewer iterations: its 5,000 queries of Square alone take minutes."""
+def quick_autoattack(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """AutoAttack with fewer iterations: its 5,000 queries of Square alone take minutes. Gives the
+    versions that are asked for."""
+    versions: list[str] = []
     pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is an extra")
 
     class Quick(pyautoattack.AutoAttack):  # type: ignore[name-defined]
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **settings)
+            versions.append(self.version)
             self.square.n_queries, self.fab.n_iter = 10, 5
             self.apgd.n_iter = self.apgd_targeted.n_iter = 20
             self.apgd.eot_iter = min(2, self.apgd.eot_iter)
 
     monkeypatch.setattr(pyautoattack, "AutoAttack", Quick)
-    yield
+    yield versions
 
 
 @pytest.mark.parametrize(("distance", "eps"), [("Linf", 0.005), ("L2", 0.05)])
 def test_autoattack_breaks_what_pgd_breaks(
-    quick_autoattack: None, distance: str, eps: float
+    quick_autoattack: list[str], distance: str, eps: float
 ) -> None:
     model = network(torch.float32).to(memory_format=torch.channels_last)
     x = images(24, dtype=torch.float32)
@@ -436,16 +455,19 @@ def test_autoattack_breaks_what_pgd_breaks(
     clean, accuracy = (each["accuracy"] for each in found)
     assert found == again and clean == pytest.approx(23 / 24)
     assert 0 < row["accuracy"] - 2 / 24 <= accuracy <= row["accuracy"] < clean
+    assert set(quick_autoattack) == {"standard"}
 
 
-def test_autoattack_takes_the_refinement_and_needs_four_classes(quick_autoattack: None) -> None:
+def test_autoattack_takes_the_refinement_and_needs_four_classes(
+    quick_autoattack: list[str],
+) -> None:
     x = images(6, dtype=torch.float32)
     model = network(torch.float32).to(memory_format=torch.channels_last)
     chain = Chain(1, step_size=0.1, noise_std=0)
     refine = classifier(model, chain, copies=2, generator=generator_of())
     attack = partial(autoattack, distance="Linf", version="rand")
     rows = robust_accuracy(refine, [(2 * x - 1, answers(refine, x))], [attack], [1e-6, 0.3])
-    assert [row["accuracy"] for row in rows] == [1, 0]
+    assert [row["accuracy"] for row in rows] == [1, 0] and set(quick_autoattack) == {"rand"}
     few: dict[str, Any] = {"distance": "L2", "eps": 0.1, "generator": generator_of()}
     with pytest.raises(UsageError, match="needs 4 classes or more and the model has 3"):
         autoattack(network(classes=3), images(2), torch.arange(2), **few)

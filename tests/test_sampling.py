@@ -277,7 +277,8 @@ def test_an_image_is_refined_by_noise_of_its_own_whatever_follows(
     streams = {sampling.BUFFER, ROUNDS, FRESH, REFINEMENT}
     assert len(streams) == 4 and streams.isdisjoint({batches._ORDER, batches._NOISE})
     monkeypatch.setattr(sampling, "EVAL_NOISE_BLOCK", 4)
-    x, y = uniform(8, torch.Generator().manual_seed(0)), torch.arange(8)
+    # Noise --sigma may have taken them out of [-1, 1].
+    x, y = 1.5 * uniform(8, torch.Generator().manual_seed(0)), torch.arange(8)
     blocks = [(x[:4], y[:4]), (x[4:], y[4:])]
     whole = list(refined(model, blocks, CHAIN, seed=5))
     for i, (images, labels) in enumerate(whole):
