@@ -25,7 +25,7 @@ def weights_file(path: str | Path) -> Path:
     stands for itself. Raises UsageError for a model that cannot be downloaded.
     """
     folder = downloaded(str(path)) if str(path).startswith(HUB) else Path(path)
-    # os.path answers, too, for a name that is too long and for a folder that may not be read.
+    # Where a name is too long or a folder may not be read, os.path returns False, pathlib raises.
     if len(folder.parts) == 1 and not os.path.exists(folder) and os.path.isdir(OWN / folder):
         folder = OWN / folder
     files = (folder / name for name in (WEIGHTS, BEST, LAST, "model.pt"))

@@ -18,7 +18,6 @@ OF_REFINEMENT = ("n_dup_chains", "refine_sigma", "refine_gradient")
 
 
 def ask(context: Context, model: LoadedModel) -> Numbers:
-
     import torch
 
     from evaluation import robustness
