@@ -292,7 +292,7 @@ BLANKS: dict[str, dict[str, str]] = {
     "half": {
         "ood": "all textures faces uniform",
         "few": "200",
-        "fid": f"--fid_features model --fid_model {REFERENCE} --sampling class --n_samples 1000 "
+        "fid": f"--fid_features model --fid_model {REFERENCE} --sampling fresh --n_samples 1000 "
         "--n_steps 40 --chain_lengths 0 5 40 100 200",
         "hist": "--ood_dataset all",
         "samples": "--fresh_samples --buffer_size 1000 --sgld_batch_size 1000 --n_sample_steps 1 "
