@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ CARD = "README.md"
 def build_parser() -> Parser:
     parser = Parser(prog="export.py", allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="of train_wrn.py, such as last_ckpt.pt")
+    add("checkpoint", type=release.checkpoint_file, metavar="CHECKPOINT",
+        help="of train_wrn.py, such as last_ckpt.pt; or a run's folder: its best")  # fmt: skip
     add("folder", type=Path, metavar="FOLDER", help="what is written; it must not exist yet")
     add(
         "--push",
@@ -47,14 +49,17 @@ def build_parser() -> Parser:
 def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> str:
     """Return the model card: front matter as model pages read it, and text, with the numbers of the
     run's answers about the file with this hash."""
-    from reports.page import paper, read_run
+    from reports.page import NoRun, paper, read_run
     from reports.page.markup import TEXTS
     from reports.page.questions import radius
 
     s, where = state["settings"], state["environment"]
+    found: dict[str, Any] = {}
+    with suppress(NoRun):  # an exported model's folder has no answers
+        found = read_run(checkpoint.parent).answers
     answers = [
         (question, answer, model)
-        for question, every in read_run(checkpoint.parent).answers.items()
+        for question, every in found.items()
         for answer in every
         for model in answer.models
         if answer.value(model, "checkpoint_sha256") == sha256 and not answer.missing

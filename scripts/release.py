@@ -9,6 +9,7 @@ and --load_path take it as any checkpoint.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import sys
 from collections.abc import Collection, Sequence
@@ -18,19 +19,28 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from runs.cli import Parser  # noqa: E402
+from runs.cli import Parser, UsageError  # noqa: E402
 from runs.names import FOLDER  # noqa: E402
 from runs.screen import print_line  # noqa: E402
+from runs.shared import weights_file  # noqa: E402
 
 # Where a run was, not what it is; each gets its default back.
 PLACES = {"data_root": "./datasets", "log_dir": "./save", "load_path": None, "resume": None}
 MEMORIES = ("queue", "replay_buffer")
 
 
+def checkpoint_file(path: str) -> Path:
+    try:
+        return weights_file(path)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def build_parser() -> Parser:
     parser = Parser(prog="release.py", allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="of train_wrn.py, such as last_ckpt.pt")
+    add("checkpoint", type=checkpoint_file, metavar="CHECKPOINT",
+        help="of train_wrn.py, such as last_ckpt.pt; or a run's folder: its best")  # fmt: skip
     add("output", type=Path, metavar="FILE.pt", help="what is written; it must not exist yet")
     add("--keep", nargs="*", choices=MEMORIES, default=["queue"], metavar="MEMORY",
         help="queue (for --score_fn pxsim and further training), replay_buffer (for samples; "
@@ -78,7 +88,7 @@ def read(parser: Parser, checkpoint: Path, keep: Collection[str]) -> tuple[dict[
 
     try:
         state, sha256 = read_with_sha256(checkpoint)
-        environment = None
+        environment = state.get("environment")  # of one that was released or exported
         with contextlib.suppress(RunFolderError):  # a checkpoint may have left its run folder
             environment = read_variant(checkpoint.parent).get("environment")
         return released(state, keep, environment or {}), sha256

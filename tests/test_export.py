@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,21 @@ def test_the_card_has_the_numbers_of_this_checkpoint_alone(train: Any, tmp_path:
     assert bare == card
 
 
+def test_a_folder_stands_for_its_checkpoint_and_an_exported_one_is_exported_again(
+    train: Any, tmp_path: Path
+) -> None:
+    run = train.once(HYBRID)
+    first = exported(run.folder, tmp_path / "first")
+    best, _ = read_with_sha256(run.folder)
+    assert train.same(read_checkpoint(first)["model_state_dict"], best["model_state_dict"])
+    again = exported(first, tmp_path / "again")
+    for name in (CONFIG, WEIGHTS, export.CARD):
+        assert (again / name).read_bytes() == (first / name).read_bytes()
+    assert "- commit: " in (again / export.CARD).read_text()
+    whole = read_checkpoint(release.main([str(first), str(tmp_path / "released.pt")]))
+    assert whole["environment"] == json.loads((first / CONFIG).read_text())["environment"]
+
+
 TOLD = ('"x"', "[[1], [1, 2]]", "1e400", "null", '{"a": 1}', "[" * 99999)
 
 
@@ -146,13 +162,15 @@ def test_an_empty_queue_stays_empty(train: Any, tmp_path: Path) -> None:
 
 
 def test_mistakes_are_one_line(
-    train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     checkpoint = str(train.once(HYBRID).folder / "last_ckpt.pt")
     (tmp_path / "file").write_text("x")
     for words, named in (
         ([checkpoint, str(tmp_path)], "exists already"),
         ([str(tmp_path / "file"), str(tmp_path / "new")], "CHECKPOINT"),
+        (["hf://owner/name", str(tmp_path / "new")], "hf://owner/name needs huggingface_hub"),
         ([checkpoint, str(tmp_path / "file" / "new")], "writable"),
     ):
         with pytest.raises(SystemExit) as stop:
