@@ -156,6 +156,12 @@ def test_a_step_depends_on_seed_and_step_alone(unlabelled: bool) -> None:
     assert others != [labels.tolist() for _, labels, _ in expected.values()]
 
 
+def test_no_epoch_of_the_second_batch_repeats_an_order_of_the_first() -> None:
+    batches = batches_of(unlabelled=True, batch_size=25, augmented=(False, False))
+    orders = {tuple(shown(images)) for step in range(4) for images in batches(step)[::2]}
+    assert len(orders) == 8
+
+
 @pytest.mark.parametrize(("size", "augmented"), [(None, True), (7, False), (25, True)])
 def test_the_second_batch_is_of_all_images_in_an_order_of_its_own(
     size: int | None, augmented: bool

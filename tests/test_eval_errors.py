@@ -37,6 +37,10 @@ def odd(tmp_path: Path) -> Path:
     network = {"depth": 10, "width": 1, "norm": "none"}
     files: dict[str, Any] = {
         "nan": {"model_state_dict": {n: t * float("nan") for n, t in state.items()}},
+        "empty_queue": {
+            "model_state_dict": {**state, "queue_logit": torch.zeros(10, 8)},
+            "objective": {"memories.queue.queue_filled": torch.zeros((), dtype=torch.int64)},
+        },
         "foreign": {"weights": torch.zeros(3)},
         "bare": state,  # the oldest JEM files: no settings, no buffer
         "three": {
@@ -146,6 +150,11 @@ def test_a_file_that_cannot_be_used(name: str, words: Any, ask: Any, odd: Path) 
     found = ask(CLF, load=odd / name)
     refused(found, name, *words)
     assert sum(line.count(name) for line in found.err) == 1
+
+
+def test_the_queue_of_a_run_that_has_not_begun_scores_nothing(ask: Any, odd: Path) -> None:
+    found = ask(f"{OOD} --score_fn pxsim --depth 10 --width 1", load=odd / "empty_queue.pt")
+    refused(found, "--score_fn pxsim: the queue of", "still empty")
 
 
 def test_an_empty_set_and_knn_without_training_images(ask: Any, odd: Path) -> None:
