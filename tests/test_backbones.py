@@ -129,6 +129,9 @@ def test_resnet50_forward_equals_torchvision_s_with_the_stem_exchanged() -> None
     from torchvision.models import resnet50
 
     ours, theirs = build(arch="resnet50", norm="none").eval(), resnet50().eval()
+    # The stem begins as torchvision's does: fan-out of 64 filters of 3 x 3.
+    width = float(ours.f.conv1.weight.detach().std())
+    assert width == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
     theirs.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
     theirs.maxpool = theirs.fc = torch.nn.Identity()
     theirs.load_state_dict(ours.f.state_dict())
