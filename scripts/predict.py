@@ -20,6 +20,7 @@ from runs.cli import COUNT, THREADS, Mistake, Parser, UsageError  # noqa: E402
 
 PROGRAM = "predict.py"
 REFERENCE = 1000  # images at most
+BATCH = 100
 
 
 def build_parser() -> Parser:
@@ -64,19 +65,21 @@ def main(argv: Sequence[str]) -> int:
         context = Context(s, None, device)  # type: ignore[arg-type]  # it writes no files
         try:
             found = context.images(data.split_name(context.known(model), "valid"), model)
-            part = scores(model.network, context.batches(found, model), ["px"])["px"]
+            known = scores(model.network, context.batches(found, model), ["px"])["px"]
         except Mistake as error:
-            part = None
+            known = None
             processes.warn(PROGRAM, f"log q(x) is compared with nothing: {error}")
+        network, parts = model.network, images.split(BATCH)
         with torch.no_grad():
-            chances, heights = model.network.classify(images).exp(), model.network.log_px(images)
+            chances = torch.cat([network.classify(part).exp() for part in parts])
+            heights = torch.cat([network.log_px(part) for part in parts])
         for path, each, height in zip(args.images, chances, heights.tolist(), strict=True):
             best = each.topk(min(args.top, len(each)))
             named = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             told = ", ".join(f"{model.class_names[y]} {100 * chance:.1f} %" for y, chance in named)
             line = f"{path}: {told}; log q(x) {height:.3f}"
-            if part is not None:
-                above = f"{100 * (part < height).mean():.0f} % of {len(part):,} validation images"
+            if known is not None:
+                above = f"{100 * (known < height).mean():.0f} % of {len(known):,} validation images"
                 line += f", above {above}"
             context.say(line)
         return 0

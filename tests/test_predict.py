@@ -29,7 +29,10 @@ def run(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return found
 
 
-def test_a_prediction_names_classes_and_places_log_q_among_validation_images(run: Any) -> None:
+def test_a_prediction_names_classes_and_places_log_q_among_validation_images(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "BATCH", 1)
     words = [str(run.folder), *map(str, run.pictures), "--device", "cpu", "--top", "1"]
     code, out, err = outcome(lambda: predict.main(words))
     assert (code, err) == (0, "")
