@@ -607,7 +607,7 @@ def test_the_ladder_shows_samples_beside_their_starts_and_the_mean_over_sets(
     found = collect(tmp_path, "half")
     assert "ce" not in found  # its features compare samples: it is no row
     table = built("sampler", found, "half")
-    (samples,) = (keys for title, keys in table.blocks if title == "Class-conditional samples")
+    (samples,) = (keys for title, keys in table.blocks if title == "Samples")
     of = " (ce-s9's features, 500 samples)"
     shown = {titles.column_title(key): cell(table, "ladder-jem", key) for key in samples}
     assert {title.removesuffix(of): text for title, text in shown.items() if of in title} == {
