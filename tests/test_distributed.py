@@ -234,8 +234,9 @@ def test_resumed_with_another_number_of_processes(both: Any, train: Any) -> None
     assert "ranks" not in at[9] and at[9]["replay_buffer"].shape[0] == 40
     goes_on(both("--max_steps 14", "--resume", str(run.folder), bare=True), 14)  # 1 -> 2
     assert len(at[14]["ranks"]) == 2 and at[14]["replay_buffer"].shape[0] == 40
-    randoms = [r["cpu"] for r in at[14]["ranks"]]
-    assert not randoms[0].equal(randoms[1])
+    for step in (4, 14):  # of a new run, and of one that another process has joined
+        first, second = (random["cpu"] for random in at[step]["ranks"])
+        assert not first.equal(second)
     # Chains that were not drawn are where they were, whoever kept them, and began when they did.
     for before, after in ((4, 9), (9, 14)):
         kept = (at[before]["replay_buffer"] == at[after]["replay_buffer"]).flatten(1).all(1)
