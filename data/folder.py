@@ -20,7 +20,7 @@ from runs.names import FOLDER
 # Version of how folders are read, split and hashed; a run keeps that of its beginning.
 # 1: no sub-folders of a class, no EXIF orientation, splits by the place in the list of files.
 # 2: both, and splits by the images' hashes.
-READER = 2
+READER = 3
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 Files = list[tuple[Path, int]]  # an image and its class
 
@@ -50,7 +50,7 @@ def load_folder(
     """Read `name`, folder:PATH, as the version `reader` did.
 
     Reader 1 takes a fixed stratified fifth for test, by the files' places in their list, and has
-    each split in a fixed random order; reader 2 goes by the images' hashes. Raises DataError as
+    each split in a fixed random order; later ones go by the images' hashes. Raises DataError as
     `list_folder`, and for an image that cannot be read.
     """
     listing = list_folder(folder_path(name), reader=reader, allow_empty=allow_empty)

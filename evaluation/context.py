@@ -175,7 +175,13 @@ class Context:
         self, names: Sequence[str], model: LoadedModel, flag: str
     ) -> tuple[dict[str, data.EvaluationSet], list[dict[str, str]]]:
         """Return the sets that can be had, by these names, and the others with the reason, which a
-        line on stderr says. Raises UsageError if there is none."""
+        line on stderr says. Raises UsageError if there is none, and DataError for a name that no
+        set has."""
+        for name in names:
+            try:
+                data.locate(name, self.dataset_of(model), data_root=self.s.data_root)
+            except data.DataError as error:
+                raise error.asked_as(flag.removeprefix("--"), name) from None
         found, reasons = dict[str, data.EvaluationSet](), dict[str, str]()
         for name in names:
             try:

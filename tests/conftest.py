@@ -13,9 +13,11 @@ import pytest
 
 # Before anything imports matplotlib: a test must not need, or open, a window.
 os.environ.setdefault("MPLBACKEND", "Agg")
-# A shell's background, and nohup, make what they start ignore Ctrl-C: programs under test must not.
+# A shell's background and nohup make what they start ignore signals: programs under test must not.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

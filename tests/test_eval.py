@@ -223,6 +223,11 @@ def test_a_set_that_cannot_be_had_is_left_out(asked: str, ask: Any, tmp_path: Pa
     assert len(found.err) == 2 and all("left out: --" in e for e in found.err)
 
 
+def test_a_name_that_no_set_has_is_refused_with_the_nearest(ask: Any) -> None:
+    found = ask("--eval OOD --ood_dataset uniform unifrom")
+    assert found.code == 2 and "unifrom: unknown data set; did you mean uniform?" in found.err[-1]
+
+
 def test_the_histogram_names_splits_and_compares_with_the_first(answers: Any) -> None:
     record = answers["logp_hist"].json("logp_hist")
     assert record["datasets"] == ["cifar10_train", "svhn_test", "celeba"]
