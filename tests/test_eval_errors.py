@@ -69,7 +69,7 @@ COMMANDS = [
     (f"{CLF} --dataset cifar100test", "cifar100_test", "100 classes", "10"),
     (f"{OOD} --ood_dataset nonsense", "--ood_dataset nonsense"),
     (f"{OOD} --ood_dataset nonsense textures", "--ood_dataset nonsense"),
-    (f"{OOD} --ood_dataset textures celeba", "--ood_dataset textures", "--ood_dataset celeba"),
+    (f"{OOD} --ood_dataset textures faces", "--ood_dataset textures", "--ood_dataset faces"),
     (f"{OOD} --ood_dataset cifar10", "--ood_dataset cifar10", "in-distribution"),
     (f"{OOD} --ood_dataset textures", "--ood_dataset textures"),
     (f"{OOD} --score_fn knn --knn_k 1000", "--knn_k 1000"),
