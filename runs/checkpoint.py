@@ -23,10 +23,10 @@ import torch
 from safetensors.torch import load, save
 from torch.utils.serialization import config as serialization
 
-from runs.cli import Mistake
+from runs.cli import Mistake, did_you_mean
 from runs.files import digest_of, read_json, whole, write_json
 from runs.folder import WEIGHTS
-from runs.shared import CONFIG, weights_file
+from runs.shared import CONFIG, named, weights_file
 
 # What is wrong with the machine and not with the file.
 UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM, errno.EMFILE)
@@ -98,7 +98,8 @@ def read_with_sha256(
             state = torch.load(file, map_location=map_location, weights_only=True)
     except (FileNotFoundError, IsADirectoryError):
         what = "has no checkpoint" if path.is_dir() else "is no file"
-        raise CheckpointError(f"{path} {what}: give the path of a checkpoint (.pt)") from None
+        near = did_you_mean(str(path), named())
+        raise CheckpointError(f"{path} {what}: {near}give the path of a checkpoint (.pt)") from None
     except CheckpointError:
         raise
     except pickle.UnpicklingError:

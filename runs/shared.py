@@ -32,6 +32,11 @@ def weights_file(path: str | Path) -> Path:
     return next(filter(os.path.isfile, files), folder)
 
 
+def named() -> list[str]:
+    """Return the names of the repository's own models."""
+    return [path.name for path in OWN.iterdir() if path.is_dir()] if OWN.is_dir() else []
+
+
 def name_of(path: str) -> str:
     """Return a short name: of a run or a model its folder's."""
     if path.startswith(HUB):

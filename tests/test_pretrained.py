@@ -18,6 +18,7 @@ import eval_wrn_ebm
 import models
 from evaluation import flags
 from runs import shared
+from runs.checkpoint import CheckpointError
 from runs.cli import UsageError
 from scripts import export
 
@@ -59,6 +60,11 @@ def test_a_model_is_found_by_name_path_and_hub(
     assert shared.weights_file("hdge") == Path("hdge")
     with pytest.raises(UsageError, match=r"hf://owner/other: no such repository$"):
         models.load("hf://owner/other")
+
+
+def test_a_mistyped_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(CheckpointError, match="is no file: did you mean hdge-jem-digits"):
+        models.load("hdge-jem-digit")
 
 
 def test_without_the_hub_s_library_a_line_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
