@@ -26,7 +26,7 @@ BEGAN = time.monotonic()
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from runs.cli import POSITIVE, Parser, UsageError  # noqa: E402
+from runs.cli import COUNT, POSITIVE, Parser, UsageError  # noqa: E402
 from runs.files import read_json, write_json  # noqa: E402
 from runs.names import data_root  # noqa: E402
 from runs.screen import print_line  # noqa: E402
@@ -56,7 +56,7 @@ def build_parser() -> Parser:
     add("--data_root", type=Path, default=Path(data_root()), metavar="FOLDER",
         help="with cifar10.npz, or sheets of benchmarks/sheets.py, or torchvision's files "
         "(default: $HDGE_DATA_ROOT, else ./datasets)")
-    add("--calls", type=POSITIVE, default=1, metavar="N",
+    add("--calls", type=COUNT, default=1, metavar="N",
         help="calls that the training is planned for: the next ones --resume (default: 1)")
     add("--resume", type=Path, default=None, metavar="OLD",
         help="train on from this folder, an earlier call's OUT; what that has measured is kept")
@@ -78,11 +78,8 @@ def main(argv: Sequence[str]) -> int:
     if g.part is not None:
         return run_part(g, *g.part)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background has none
-    work, stopped = (
-        partial(run_parts, g, argv),
-        f"{PROGRAM}: interrupted: {g.out} has what there is",
-    )
-    return exit_code(PROGRAM, work, interrupted=stopped)
+    stopped = f"{PROGRAM}: interrupted: {g.out} has what there is"
+    return exit_code(PROGRAM, partial(run_parts, g, argv), interrupted=stopped)
 
 
 def check(g: Namespace) -> None:

@@ -138,7 +138,13 @@ def steps(rows: Sequence[Row]) -> list[str]:
         for row in rows
     ]
     above = "Shares above 100 %: convolutions run faster than that matrix product here."
-    return [table(head, lines), *([above] if any(row["share"] > 1 for row in rows) else [])]
+    compiled = [
+        f"The first step of {row['terms']} took {figures(row['first'])} s."
+        for row in rows
+        if "first" in row
+    ]
+    over = [above] if any(row["share"] > 1 for row in rows) else []
+    return [table(head, lines), *compiled, *over]
 
 
 def parts(rows: Sequence[Row]) -> list[str]:

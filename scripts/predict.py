@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a trained model says of images: classes with their probabilities, and log q(x).
+"""Print the classes of images, with their probabilities, and log q(x), by a trained model.
 
     python scripts/predict.py save/mine cat.jpg dog.png
 

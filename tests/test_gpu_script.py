@@ -243,7 +243,7 @@ def test_a_gpu_s_page_has_the_machine_and_readme_its_table(tmp_path: Path) -> No
             **{"driver": "580.1", "cuda": "13.0", "cudnn": 91900},
         },
         "copy_bytes_per_s": 4.3e12,
-        "steps": [row],
+        "steps": [row, {**row, "terms": "HDGE, compiled", "first": 42.0}],
         "chain": [{"way": "x", "steps": 20, "flop": 1e13, "seconds": 0.1, "first": 2.0}],
         "left_out": {"steps: HDGE, compiled, C = 10": gpu_parts.NO_TIME},
     }
@@ -253,6 +253,7 @@ def test_a_gpu_s_page_has_the_machine_and_readme_its_table(tmp_path: Path) -> No
     page = collect.collect(tmp_path, tmp_path / "page").read_text(encoding="utf-8")
     for said in (
         "139 GiB, 132 multiprocessors",
+        "The first step of HDGE, compiled took 42.0 s.",
         "4.30 TB/s",
         "| x | 20 | 100 | 100 |",
         "no time was",

@@ -523,10 +523,11 @@ def test_copied_pictures_are_those_of_now(tmp_path: Path) -> None:
     fake_run(tmp_path, "ce")
     for seed in (10, 2):  # the first, by number
         records.write(runs / f"figure4-linf-s{seed}" / "attack.png", f"linf {seed}")
-    assert copied() == {"figure4_robustness.png": b"linf 2"}
+    linf = {"figure4_robustness--figure4-linf-s2--attack.png": b"linf 2"}
+    assert copied() == linf
     records.write(results / "figure4_robustness-mine.png", "mine")
     records.write(runs / "figure4-l2-s1" / "attack.png", "l2")
-    expected = {"figure4_robustness-1.png": b"linf 2", "figure4_robustness-2.png": b"l2"}
+    expected = linf | {"figure4_robustness--figure4-l2-s1--attack.png": b"l2"}
     expected["figure4_robustness-mine.png"] = b"mine"
     assert copied() == expected
     for folder in runs.glob("figure4-*"):
@@ -535,7 +536,11 @@ def test_copied_pictures_are_those_of_now(tmp_path: Path) -> None:
     folder = fake_run(tmp_path, "hdge-jem") / "eval"
     for name in ("cond_samples_direct_9", "cond_samples_direct_80", "cond_samples-1_direct_90"):
         records.write(folder / f"{name}.png", name)
-    assert copied()["figure3_samples.png"] == b"cond_samples_direct_80"
+    samples = "cond_samples_direct_80"
+    assert copied()[f"figure3_samples--hdge-jem-s1--{samples}.png"] == samples.encode()
+    page.write_results([built("figure3_samples", collect(tmp_path))], {}, results.parent)
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert f"Figure 3: class-conditional samples, as evaluated: {samples} of hdge-jem-s1." in text
 
 
 def test_a_row_of_both_cifars_is_one_line_and_may_be_half_missing(tmp_path: Path) -> None:

@@ -54,14 +54,14 @@ def choose_device(name: str, *, exact: bool = False) -> torch.device:
 
 
 def use_threads(s: Namespace, device: torch.device, program: str) -> None:
-    """Set the threads of --threads, and take it out of the settings: it is none of the run's.
-    Without it print a line where this machine's cores are busy."""
+    """Set the number of --threads, and delete it from the settings: a resumed run may have another.
+    Without --threads print a line where other programs keep the cores busy."""
     if (threads := vars(s).pop("threads", None)) is not None:
         torch.set_num_threads(threads)
         return
     with suppress(AttributeError, OSError):  # a system that does not tell its load
         load, cores = os.getloadavg()[0], os.cpu_count() or 1
-        # The run that a question follows has loaded them once.
+        # A program of the user's own that has just ended leaves a load of 1 a core.
         if load > 1.5 * cores and device.type == "cpu" and torch.get_num_threads() > 1:
             busy = f"other programs keep the {cores} cores busy (load {load:.1f})"
             distributed.warn(program, f"{busy}: --threads 1 is faster there")

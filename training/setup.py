@@ -88,7 +88,7 @@ def settings_of(folder: Path, program: str) -> dict[str, Any]:
 
 
 class Start(NamedTuple):
-    """What a program begins with."""
+    """The settings, folder, device and environment of a run that begins or is resumed."""
 
     program: str
     settings: Namespace  # the same in all processes
@@ -106,7 +106,7 @@ def begin(
     """Join the processes of torchrun, on the device; find the run of --resume, or draw the seed and
     make the name that were not given; seed all random numbers.
 
-    merge: as of `resumed_settings`. what: is trained, for the name.
+    merge: as of `resumed_settings`. what: the terms or the method, for the run's name.
 
     Raises UsageError or RunFolderError where the folder cannot be that run's.
     """

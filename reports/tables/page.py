@@ -9,7 +9,7 @@ from typing import Any
 from reports.page.markup import TEMPLATES, document
 from reports.tables import TABLES, formats
 from reports.tables.claims import CONTRADICTED, HOLDS, UNDECIDED, Verdict, gradient_rows, verdicts
-from reports.tables.pictures import copies_of, save_picture
+from reports.tables.pictures import SEPARATOR, copies_of, save_picture
 from reports.tables.records import Record, Seed, write
 from reports.tables.table import Row, Table
 from runs.files import read_json
@@ -30,7 +30,9 @@ def write_results(
         drawn = [path] if save_picture(table, path) else []
         copies = copies_of(table.name, results / table.scale)
         pictures = [(table.title, path) for path in drawn]
-        pictures += [(f"{table.title}, as evaluated", path) for path in copies]
+        for path in copies:
+            _, run, picture = path.stem.split(SEPARATOR)
+            pictures.append((f"{table.title}, as evaluated: {picture} of {run}", path))
         tables.setdefault(table.name, []).append((table, pictures))
         written += drawn
     gpu = results.parent / "benchmarks" / "gpu" / "gpu.json"

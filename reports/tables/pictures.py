@@ -196,9 +196,12 @@ def _short(name: str) -> str:
 # ----------------------------------------------------------------- the evaluations' own pictures
 
 
+SEPARATOR = "--"  # of table, run and picture, in the name of a copy
+
+
 def copy_pictures(tables: Mapping[str, Any], folder: Path, results: Path) -> list[Path]:
-    """Copy those of the figures from one seed, as <table>[-n].png: in place of those that were
-    copied earlier, where there are new ones. tables: name -> scripts.rows.Table."""
+    """Copy those of the figures from one seed, as <table>--<run>--<picture>.png: in place of those
+    that were copied earlier, where there are new ones. tables: name -> scripts.rows.Table."""
     copied = []
     for name, table in tables.items():
         places = [(place, f"{question.split()[0]}.png") for place, question, _ in table.overlays]
@@ -206,10 +209,11 @@ def copy_pictures(tables: Mapping[str, Any], folder: Path, results: Path) -> lis
             if question.endswith("_samples"):  # not those set aside, <question>-1_...
                 places += [(row, f"eval/{question}_*.png") for row in table.rows]
         pictures = [path for place in places for path in of_first_seed(folder, *place)]
-        targets = [
-            write(results / f"{name}{f'-{i}' * (len(pictures) > 1)}.png", path.read_bytes())
-            for i, path in enumerate(pictures, 1)
-        ]
+        targets = []
+        for path in pictures:
+            run = path.relative_to(folder).parts[0]
+            target = results / SEPARATOR.join([name, run, path.name])
+            targets.append(write(target, path.read_bytes()))
         for stale in set(copies_of(name, results)) - set(targets) if targets else ():
             stale.unlink()
         copied += targets
@@ -218,8 +222,7 @@ def copy_pictures(tables: Mapping[str, Any], folder: Path, results: Path) -> lis
 
 def copies_of(name: str, results: Path) -> list[Path]:
     """Return the copied pictures of a table, in their order."""
-    kept = re.compile(rf"{re.escape(name)}(-[0-9]+)?")
-    return by_number(path for path in results.glob("*.png") if kept.fullmatch(path.stem))
+    return by_number(results.glob(f"{name}{SEPARATOR}*.png"))
 
 
 def of_first_seed(folder: Path, name: str, pattern: str) -> list[Path]:
