@@ -47,7 +47,7 @@ def collect(out: Path, target: Path | None) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     found["pictures"] = {}
     with tempfile.TemporaryDirectory() as work:
-        if list(out.glob("run.tar.*")):
+        if list(out.glob("run.zip.*")):
             unpack_archive(out, Path(work))
         for name, title in PICTURES.items():
             if (Path(work) / name).exists():

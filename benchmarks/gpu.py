@@ -1,6 +1,6 @@
 """What scripts/gpu.sh runs: each of benchmarks/gpu_parts.py in a process, with its share of time.
 
-OUT has eight files at most: log.txt, parts.json, tests.xml, bench.json, and run.tar.0, .1, ...
+OUT has eight files at most: log.txt, parts.json, tests.xml, bench.json, and run.zip.0, .1, ...
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import traceback
+import zipfile
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
@@ -198,46 +198,43 @@ def run_part(g: Namespace, name: str, seconds: str, runs: str) -> int:
 
 
 def archive(out: Path, runs: Path, piece: int = PIECE) -> None:
-    """Write the run folders, without the files that neither resuming nor a page needs, as one tar
+    """Write the run folders, without the files that neither resuming nor a page needs, as one zip
     in pieces that are small enough to be fetched."""
-
-    def kept(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        return None if member.name.endswith(LEFT_OUT) or "tfevents" in member.name else member
-
-    folders = sorted(path for path in runs.iterdir() if path.is_dir())
-    if not folders:
+    files = [path for path in sorted(runs.rglob("*")) if path.is_file()]
+    files = [p for p in files if not p.name.endswith(LEFT_OUT) and "tfevents" not in p.name]
+    if not files:
         return
-    with tempfile.TemporaryDirectory(dir=runs.parent) as place:
-        whole, pieces = Path(place) / "run.tar", list[Path]()
-        # A checkpoint may be a second name of one that is left out.
-        with tarfile.open(whole, "w", dereference=True) as tar:
-            for folder in folders:
-                tar.add(folder, folder.name, filter=kept)
-        with open(whole, "rb") as file:
-            while some := file.read(piece):
-                pieces.append(out / f".run.tar.{len(pieces)}")
-                pieces[-1].write_bytes(some)
+    with tempfile.TemporaryFile() as whole:
+        with zipfile.ZipFile(whole, "w") as pack:
+            for path in files:
+                pack.write(path, path.relative_to(runs))
+        whole.seek(0)
+        pieces = list[Path]()
+        while some := whole.read(piece):
+            pieces.append(out / f".run.zip.{len(pieces)}")
+            pieces[-1].write_bytes(some)
     for path in pieces:  # only now: a kill while they are written leaves the archive before
         path.replace(out / path.name[1:])
-    for old in out.glob("run.tar.*"):
+    for old in out.glob("run.zip.*"):
         if int(old.suffix[1:]) >= len(pieces):
             old.unlink()
 
 
 def unpack_archive(old: Path, runs: Path) -> None:
-    """Unpack the run.tar.* of an earlier call. Raises UsageError."""
-    pieces = sorted(old.glob("run.tar.*"), key=lambda path: int(path.suffix[1:]))
+    """Unpack the run.zip.* of an earlier call. Raises UsageError."""
+    pieces = sorted(old.glob("run.zip.*"), key=lambda path: int(path.suffix[1:]))
     if not pieces:
-        raise UsageError(f"{old} has no run.tar.0: give the OUT of a call that has trained")
-    with tempfile.TemporaryFile() as file:
+        raise UsageError(f"{old} has no run.zip.0: give the OUT of a call that has trained")
+    if int(pieces[-1].suffix[1:]) != len(pieces) - 1:
+        raise UsageError(f"{old}: run.zip.* is not whole (a piece is missing)")
+    with tempfile.TemporaryFile() as whole:
         for piece in pieces:
-            file.write(piece.read_bytes())
-        file.seek(0)
+            whole.write(piece.read_bytes())
         try:
-            with tarfile.open(fileobj=file) as tar:
-                tar.extractall(runs, filter="data")
-        except tarfile.TarError as error:
-            raise UsageError(f"{old}: run.tar.* is not whole ({error})") from None
+            with zipfile.ZipFile(whole) as pack:
+                pack.extractall(runs)
+        except zipfile.BadZipFile as error:
+            raise UsageError(f"{old}: run.zip.* is not whole ({error})") from None
 
 
 if __name__ == "__main__":

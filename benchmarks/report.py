@@ -247,6 +247,11 @@ def answers_of(found: Row) -> tuple[str, list[list[str]]]:
         for question, key, name in asked
         if key in (answer := answers.get(question, {}))
     ]
+    asked_for = answers.get("cond_samples", {})
+    for name, share in asked_for.get("read_as_asked", {}).items():
+        if name in ("samples", "starts"):
+            named = f"class-conditional {name} that are read as asked"
+            lines.append([named, f"{100 * share:.1f} %", str(asked_for["n"])])
     for row in answers.get("OOD", {}).get("rows", []):
         named = f"AUROC of {row['score_fn']} against {row['ood_dataset']}"
         lines.append([named, f"{row['auroc']:.3f}", str(row["n_out"])])
@@ -259,12 +264,11 @@ def training(found: Row) -> list[str]:
     ran, (head, *lines) = answers_of(found)
     pieces = [ran, table(head, lines)]
     if rows := answers.get("fid", {}).get("rows"):
-        head_of_fid = ["images", "steps", "FID", "precision", "recall", "read as asked"]
+        head_of_fid = ["images", "steps", "FID", "precision", "recall"]
         pieces.append(table(head_of_fid, [
             [
                 *(row["images"], "-" if row["steps"] is None else str(row["steps"])),
                 *(figures(row["fid"]), f"{row['precision']:.2f}", f"{row['recall']:.2f}"),
-                percent(row["read_as_asked"]),
             ]
             for row in rows
         ]))  # fmt: skip

@@ -70,15 +70,18 @@ def test_an_archive_in_pieces_gives_the_run_again(tmp_path: Path) -> None:
     for name, content in (kept | {"prev_ckpt.pt": b"b", "eval/fid_samples.npz": b"c"}).items():
         (run / name).write_bytes(content)
     (run / "best_valid_ckpt.pt").hardlink_to(run / "last_ckpt.pt")
-    (out / "run.tar.9").touch()  # of a longer archive before
-    gpu.archive(out, tmp_path / "work", piece=4096)
-    assert len(list(out.iterdir())) > 2 and not (out / "run.tar.9").exists()
+    (out / "run.zip.9").touch()  # of a longer archive before
+    gpu.archive(out, tmp_path / "work", piece=2048)
+    assert len(list(out.iterdir())) > 2 and not (out / "run.zip.9").exists()
     gpu.unpack_archive(out, again)
     found = {str(p.relative_to(again / "m-jem")): p.read_bytes() for p in again.rglob("*.*")}
     assert found == kept
-    with pytest.raises(UsageError, match="has no run.tar.0"):
+    with pytest.raises(UsageError, match="has no run.zip.0"):
         gpu.unpack_archive(again, again)
-    (out / "run.tar.1").unlink()
+    (out / "run.zip.2").write_bytes(b"")
+    with pytest.raises(UsageError, match="is not whole"):
+        gpu.unpack_archive(out, tmp_path / "third")
+    (out / "run.zip.1").unlink()
     with pytest.raises(UsageError, match="is not whole"):
         gpu.unpack_archive(out, tmp_path / "third")
 
@@ -88,7 +91,7 @@ def test_an_archive_in_pieces_gives_the_run_again(tmp_path: Path) -> None:
     [
         ("{out}", "PyTorch sees no GPU"),
         ("{full} --rehearse", "has files already"),
-        ("{out} --rehearse --resume {full}", "has no run.tar.0"),
+        ("{out} --rehearse --resume {full}", "has no run.zip.0"),
         ("{out} --minutes 0", "--minutes"),
         ("{out} --parts test", "tests"),
         ("{gpu} --data_root {full}", "has no CIFAR-10: give another, or --parts without training"),
@@ -219,6 +222,7 @@ def test_a_rehearsal_measures_every_part(tmp_path: Path, monkeypatch: pytest.Mon
     assert "test accuracy" in page and "JEM-stable" in page and "FID" in page
     for name in re.findall(r"\]\((\S+\.png)\)", page):
         assert (tmp_path / "page" / name).read_bytes().startswith(b"\x89PNG")
+    assert "class-conditional samples that are read as asked" in page
     assert "cond_samples_starts.png" in page and "gpu.png" in page
     results = tmp_path / "results"
     (tmp_path / "benchmarks").mkdir()
