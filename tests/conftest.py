@@ -5,14 +5,19 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.pair import outcome
+
 # Before anything imports matplotlib: a test must not need, or open, a window.
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Before anything imports torch. The fastest for tiny networks in several processes; and with one
+# thread no program warns of busy cores, whose load is not the test's.
+os.environ["OMP_NUM_THREADS"] = "1"
 # A shell's background and nohup make what they start ignore signals: programs under test must not.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -104,20 +109,6 @@ class Ran:
         return self.left()["reports"]
 
 
-def outcome_of(program: Callable[[], int]) -> tuple[int, str, str]:
-    """A program's exit code, output and errors, with one thread: the fastest for tiny networks."""
-    import torch
-
-    from tests.pair import outcome
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return outcome(program)
-    finally:
-        torch.set_num_threads(threads)
-
-
 class Trainer:
     """Runs `train_wrn.main` in this process, on 60 made-up images and a network of 10 layers.
 
@@ -196,8 +187,8 @@ class Trainer:
         with pytest.MonkeyPatch.context() as patch:
             if not curves:
                 patch.setattr("evaluation.figures.save_curves", lambda path, rows: None)
-            outcome = outcome_of(program)
-        return Ran(*outcome, folder)
+            ran = outcome(program)
+        return Ran(*ran, folder)
 
 
 @pytest.fixture(scope="session")
@@ -275,8 +266,8 @@ class Asker:
         import eval_wrn_ebm
         from evaluation import flags
 
-        outcome = outcome_of(lambda: eval_wrn_ebm.main(*flags.parse(words)))
-        return Ran(*outcome, folder or self.root)
+        ran = outcome(lambda: eval_wrn_ebm.main(*flags.parse(words)))
+        return Ran(*ran, folder or self.root)
 
 
 @pytest.fixture(scope="session")

@@ -67,12 +67,10 @@ def serve(rank: int, port: int, end: Connection) -> None:
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ |= {name: str(value) for name, value in names.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "MPLBACKEND": "Agg"}
-    import torch
 
     from runs import processes as distributed
     from training.machine import choose_device
 
-    torch.set_num_threads(1)
     with distributed.together(choose_device("cpu")):
         while True:
             function, args = end.recv()

@@ -465,12 +465,7 @@ def answers(size: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("size", [40, 64, 200], ids=["4 batches", "3 batches", "1 batch"])
 def test_two_processes_give_the_numbers_of_one(size: int, pair: Any) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the pair has
-    try:
-        one = answers(size)
-    finally:
-        torch.set_num_threads(threads)
+    one = answers(size)
     for found in pair(answers, size):
         assert found["classification"] == one["classification"]
         assert found["attack"] == one["attack"] and found["classification"]["n"] == 130
@@ -532,9 +527,8 @@ def torchrun(words: str, *more: str) -> list[str]:
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_others_with_one_message(victim: int, tmp_path: Path) -> None:
     command = torchrun(DIGITS, "--log_dir", str(tmp_path), "--ckpt_minutes", ".02")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=os.setsid
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=os.setsid
     )
     try:
         log, deadline = tmp_path / "run" / "log.txt", time.monotonic() + 120
@@ -554,13 +548,13 @@ def test_a_process_that_dies_ends_the_others_with_one_message(victim: int, tmp_p
     assert "another process of this run has ended" in line and "last good checkpoint is" in line
     assert "Traceback" not in err.split("train_wrn.py FAILED")[0].split("torch/distributed")[0]
     again = torchrun("train_wrn.py --max_steps 4", "--resume", str(tmp_path / "run"))
-    ran = subprocess.run(again, cwd=ROOT, env=environment, capture_output=True, text=True)
+    ran = subprocess.run(again, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.slow
 def test_processes_that_cannot_meet_say_why(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "no_such_network"}
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "no_such_network"}
     command = torchrun(DIGITS, "--log_dir", str(tmp_path))
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     told = [line for line in ran.stderr.splitlines() if "train_wrn.py: error" in line]

@@ -24,7 +24,6 @@ NOT_ASKED = {("at-linf", "robust/L2"), ("at-l2", "robust/Linf")}
 
 def run(script: str, root: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "SCALE": "smoke", "ROOT": str(root), "JOBS": "2"}
-    environment |= {"OMP_NUM_THREADS": "1"}  # the fastest for so small networks
     environment |= {"PYTHON": sys.executable}  # nothing is to be installed
     environment.pop("HDGE_DATA_ROOT", None)  # it needs no data
     return subprocess.run(
