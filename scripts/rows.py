@@ -37,6 +37,8 @@ CONTRASTIVE, ADVERSARIAL = "baselines/train_contrastive.py", "baselines/train_ad
 PROBE = "baselines/linear_probe.py"
 C100, RAW_EQ13 = "cifar100", "--contrast_score eq13 --no-contrast_normalize --contrast_t 1"
 QUEUES = (256, 1024, 4096, 16384, 65536)
+MEASURED = "--log_gradients 100"
+TEMPERATURES = (0.05, 0.1, 0.2, 0.5)
 # From JEM with its paper's sampler, each change on top of those before it.
 LADDER = {
     "ladder-jem": "--n_steps 20 --chain_start uniform",
@@ -106,6 +108,12 @@ EXPERIMENTS = {
         f"alpha{a:g}": Experiment(f"--pyxce {a:g} --pxycontrast {1 - a:g}")
         for a in (0, 0.25, 0.5, 0.75)
     },
+    # Cross-entropy as classifiers are trained elsewhere
+    "ce-clean": Experiment(f"{CE} --sigma 0"),
+    "ce-norm": Experiment(f"{CE} --norm batch"),
+    "ce-norm-clean": Experiment(f"{CE} --norm batch --sigma 0"),
+    # Temperatures of the contrastive term
+    **{f"hdge-t{t:g}": Experiment(f"{HDGE} --contrast_t {t:g} {MEASURED}") for t in TEMPERATURES},
     # From the papers' sampler to a stable one: each step adds to the flags of those before it
     **{
         name: Experiment(" ".join([JEM, *list(LADDER.values())[: i + 1]]), "ladder")
@@ -153,7 +161,6 @@ STABLE = "--n_steps 5 --chain_start class_gaussian --sgld_clamp --buffer_size 10
 # The same, and log q(x) from a head of its own with data that are not augmented, as in M-JEM.
 HEAD = f"{STABLE} --uncond --augment_px none"
 ONCE_SGLD = "--n_steps 2 --buffer_size 1000"
-MEASURED = "--log_gradients 100"
 # The flags of each setting, by scale. `ask`: what an evaluation is asked with besides.
 SCALES: dict[str, dict[str, str]] = {
     "paper": {
@@ -220,6 +227,9 @@ SCALES: dict[str, dict[str, str]] = {
     },
     "half": {
         "ebm": HALF,
+        "batch256": f"{HALF} --batch_size 256",
+        # As many updates as cross-entropy takes, so twice the images.
+        "large-batch": f"{HALF} --batch_size 128 --n_epochs 24 --decay_epochs 18 22",
         "ladder": f"{HALF} --n_epochs 4 --decay_epochs 3",
         "stable": f"{HALF} {STABLE}",
         "head": f"{HALF} {HEAD}",
