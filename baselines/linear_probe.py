@@ -253,7 +253,7 @@ def load_backbone(
         told = models.run_settings(state, Path(s.load_path))
         network = models.network_settings(state, told, norm=s.norm)
         model = models.from_checkpoint(state, told, norm=s.norm).to(device).eval()
-        record = data.Record.read(state.get("data"), told.settings.get("reader", 1))
+        record = data.Record.read(state.get("data"))
     except (ValueError, TypeError) as error:  # a CheckpointError is one too
         where = "" if s.load_path in str(error) else f" {s.load_path}"
         raise CheckpointError(f"--load_path{where}: {error}") from None
@@ -266,10 +266,9 @@ def load_backbone(
             f"--load_path {s.load_path} does not tell its data set: give --dataset NAME"
         )
     moved = s.dataset != own and s.dataset.startswith(FOLDER)
-    if moved and data.as_read_by(record, s.dataset, s.data_root, s.image_size) is not None:
+    if moved and data.same_training_images(record, s.dataset, s.data_root, s.image_size):
         own = s.dataset
     if s.dataset == own:
-        s.reader = record.reader
         s.n_valid = data.held_out_by(settings) if s.n_valid is None else s.n_valid
     if s.sigma is None:
         s.sigma = float(settings.get("sigma", 0.03))
@@ -287,7 +286,7 @@ def work(s: Namespace) -> int:
     model, settings, record = load_backbone(s, device)
     model = model.to(memory_format=torch.channels_last)
     dataset = load_data(s, device, PROGRAM)
-    warn_of_leaks(s, dataset, record, settings, PROGRAM)
+    warn_of_leaks(s, dataset, record, PROGRAM)
     found = features_of_splits(model, dataset, s)
     if not all(bool(part.x.isfinite().all()) for part in found.values()):
         raise CheckpointError(f"--load_path {s.load_path}: its features are not finite")

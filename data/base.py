@@ -66,7 +66,6 @@ class DataSet:
     train: Split
     test: Split
     about: str = ""  # one line: how many images were read, of what, and what was left out
-    reader: int = 1  # see data.record
 
     def fingerprint(self) -> str:
         """Return the number of the training images and a checksum of their pixels and labels, in

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data import generated
 from data.base import DataError, DataSet, Split
-from data.folder import READER, folder_path, has_classes, list_images, load_folder, read_images
+from data.folder import folder_path, has_classes, list_images, load_folder, read_images
 from data.npz import left_out, read_npz
 from data.published import FILES, read_published
 from data.record import Record
@@ -126,7 +126,7 @@ class TrainedOn(NamedTuple):
     dataset: str = "cifar10"  # what `interp` interpolates
     size: int = IMAGE_SIZE  # of the images' side, in pixels
     n_valid: int | None = None  # images of the `_valid` splits; None: the default number
-    record: Record = Record(reader=READER)  # which images it held out, and who reads folders
+    record: Record = Record()  # which images it held out
 
 
 def load_evaluation(
@@ -206,20 +206,18 @@ class _Reader(NamedTuple):
     def folder(self, place: Place, first: int | None) -> _Found:
         """Read a split of a folder to train on, or all images of any other folder, without labels.
         The folder that the run was trained on is never taken for such a one."""
-        own, size, reader = place.dataset == self.run.dataset, self.run.size, self.run.record.reader
+        own, size = place.dataset == self.run.dataset, self.run.size
         path = folder_path(place.dataset)
         if not own and place.split == "test" and path.is_dir() and not has_classes(path):
             listing = list_images(path)
             files = listing.parts["all"]
             source = f"all images below the folder, in a fixed random order, {square(size)}"
             source += f"; {listing.about()}"
-            return _Found(read_images(files[:first], size, reader), len(files), None, source)
+            return _Found(read_images(files[:first], size), len(files), None, source)
         strict = own or self.strict
-        key = place.dataset, size, reader, strict
+        key = place.dataset, size, strict
         if key not in self.folders:
-            self.folders[key] = load_folder(
-                place.dataset, size=size, reader=reader, allow_empty=not strict
-            )
+            self.folders[key] = load_folder(place.dataset, size=size, allow_empty=not strict)
         dataset = self.folders[key]
         split, source = self.part(dataset, place)
         source += f", {square(size)}; {dataset.about.removeprefix(place.dataset + ': ')}"

@@ -14,13 +14,9 @@ import torch
 
 from data.base import DataError, DataSet, Split
 from data.images import decoded_split
-from data.splits import TEST_SEED, order_by_hash, split_by_hash, stratified_split
+from data.splits import TEST_SEED, order_by_hash, split_by_hash
 from runs.names import FOLDER
 
-# Version of how folders are read, split and hashed; a run keeps that of its beginning.
-# 1: no sub-folders of a class, no EXIF orientation, splits by the place in the list of files.
-# 2: both, and splits by the images' hashes.
-READER = 3
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 Files = list[tuple[Path, int]]  # an image and its class
 
@@ -44,41 +40,29 @@ def folder_path(name: str) -> Path:
     return Path(name.removeprefix(FOLDER)).expanduser()
 
 
-def load_folder(
-    name: str, *, size: int, reader: int = READER, allow_empty: bool = False
-) -> DataSet:
-    """Read `name`, folder:PATH, as the version `reader` did.
-
-    Reader 1 takes a fixed stratified fifth for test, by the files' places in their list, and has
-    each split in a fixed random order; later ones go by the images' hashes. Raises DataError as
-    `list_folder`, and for an image that cannot be read.
-    """
-    listing = list_folder(folder_path(name), reader=reader, allow_empty=allow_empty)
+def load_folder(name: str, *, size: int, allow_empty: bool = False) -> DataSet:
+    """Read `name`, folder:PATH. Raises DataError as `list_folder`, and for an image that cannot be
+    read."""
+    listing = list_folder(folder_path(name), allow_empty=allow_empty)
     n, names = len(listing.class_names), listing.class_names
-    read = {part: read_images(files, size, reader) for part, files in listing.parts.items()}
+    read = {part: read_images(files, size) for part, files in listing.parts.items()}
     about = f"{name}: {listing.about()}"
-    if "all" not in read:
-        train, test = (read[part].take(_order(read[part], reader)) for part in ("train", "test"))
-        return DataSet(name, n, names, True, train, test, about, reader)
-    whole = read["all"]
-    if reader == 1:
-        fifths = _fifths(whole.labels, n)
-        first, second = map(torch.from_numpy, stratified_split(whole.labels.numpy(), fifths))
-    else:
+    if "all" in read:
+        whole = read["all"]
         assert whole.hashes is not None
-        first, second = split_by_hash(whole.labels, whole.hashes)
-    train, test = whole.take(first), whole.take(second)
-    return DataSet(name, n, names, True, train, test, about, reader)
+        train, test = map(whole.take, split_by_hash(whole.labels, whole.hashes))
+    else:
+        train, test = (in_order(read[part]) for part in ("train", "test"))
+    return DataSet(name, n, names, True, train, test, about)
 
 
-def _order(split: Split, reader: int) -> torch.Tensor:
-    if reader == 1:
-        return torch.tensor(_shuffle(len(split.labels)), dtype=torch.int64)
+def in_order(split: Split) -> Split:
+    """Return the images by rising hash, an order that does not depend on the files' names."""
     assert split.hashes is not None
-    return order_by_hash(split.labels, split.hashes)
+    return split.take(order_by_hash(split.labels, split.hashes))
 
 
-def list_folder(path: Path, *, reader: int = READER, allow_empty: bool = False) -> Listing:
+def list_folder(path: Path, *, allow_empty: bool = False) -> Listing:
     """List classes in the order of their names, files in the order of their paths.
 
     Raises DataError: no such folder, fewer than two classes, a class without images unless
@@ -88,12 +72,12 @@ def list_folder(path: Path, *, reader: int = READER, allow_empty: bool = False) 
         raise _defect(path, "is not a folder" if path.exists() else "does not exist")
     left_out: Counter[str] = Counter()
     if not all((path / split).is_dir() and _folders(path / split) for split in ("train", "test")):
-        names, files = _list_classes(path, left_out, reader, allow_empty)
+        names, files = _list_classes(path, left_out, allow_empty)
         return Listing(names, {"all": files}, left_out)
     beside = [entry for entry in _entries(path) if entry.name not in ("train", "test")]
     left_out["beside train/ and test/"] += len(beside)
-    names, train = _list_classes(path / "train", left_out, reader, allow_empty)
-    others, test = _list_classes(path / "test", left_out, reader, allow_empty)
+    names, train = _list_classes(path / "train", left_out, allow_empty)
+    others, test = _list_classes(path / "test", left_out, allow_empty)
     if odd := set(names) ^ set(others):
         raise _defect(path, f"has {', '.join(sorted(odd))} in only one of train/ and test/")
     return Listing(names, {"train": train, "test": test}, left_out)
@@ -120,14 +104,14 @@ def sizes(listing: Listing) -> tuple[int, int]:
     return len(files) - test, test
 
 
-def read_images(files: Sequence[tuple[Path, int]], size: int, reader: int = READER) -> Split:
+def read_images(files: Sequence[tuple[Path, int]], size: int) -> Split:
     """Decode every file once. Raises DataError naming the first that is unreadable."""
-    pictures = ((_read_image(file, reader), label) for file, label in files)
+    pictures = ((_read_image(file), label) for file, label in files)
     return decoded_split(pictures, len(files), size)
 
 
 def _list_classes(
-    path: Path, left_out: Counter[str], reader: int, allow_empty: bool
+    path: Path, left_out: Counter[str], allow_empty: bool
 ) -> tuple[tuple[str, ...], Files]:
     folders = _folders(path)
     if len(folders) < 2:
@@ -139,7 +123,7 @@ def _list_classes(
             left_out["beside the class folders"] += 1
     files: Files = []
     for label, folder in enumerate(folders):
-        found = sorted(_walk(folder, left_out, deep=reader > 1))
+        found = sorted(_walk(folder, left_out))
         if not found and not allow_empty:
             raise _defect(path, f"has no image in its class folder {folder.name}")
         if not found:
@@ -148,21 +132,17 @@ def _list_classes(
     return tuple(folder.name for folder in folders), files
 
 
-def _walk(
-    folder: Path, left_out: Counter[str], *, deep: bool = True, above: tuple[Path, ...] = ()
-) -> Iterator[Path]:
-    """Yield the images in a folder and, if `deep`, below it; count what else is there."""
+def _walk(folder: Path, left_out: Counter[str], above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the images in a folder, at any depth; count what else is there."""
     above = (*above, folder.resolve())
     for entry in _entries(folder):
         if entry.name.startswith("."):
             left_out["hidden"] += 1
         elif entry.is_dir():
-            if not deep:
-                left_out["sub-folders of a class"] += 1
-            elif entry.resolve() in above:
+            if entry.resolve() in above:
                 left_out["links to a folder above"] += 1
             else:
-                yield from _walk(entry, left_out, above=above)
+                yield from _walk(entry, left_out, above)
         elif not entry.is_file():
             left_out["links to nothing"] += 1
         elif entry.suffix.lower() not in ENDINGS:
@@ -192,16 +172,15 @@ def _shuffle(n: int) -> list[int]:
     return np.random.RandomState(TEST_SEED).permutation(n).tolist()
 
 
-def _read_image(file: Path, reader: int) -> Any:
-    """Read the first frame in RGB."""
+def _read_image(file: Path) -> Any:
+    """Read the first frame in RGB, upright."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"pixels of mode {image.mode} where 8 bits a channel are read")
-            upright = ImageOps.exif_transpose(image) if reader > 1 else image
-            return upright.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # a decoder may raise anything when a file is damaged
         said = f"cannot read the image {file} ({error}); replace or remove it"
         raise DataError("dataset", "folder", said) from error

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from data.base import DataError, DataSet
-from data.folder import READER
 from data.sets import load
 from data.splits import hold_out
 from runs import processes as distributed
@@ -19,42 +18,39 @@ from runs import processes as distributed
 class Record:
     """A run's images, as its checkpoint records them."""
 
-    fingerprint: str = ""  # DataSet.fingerprint(), all that earlier versions' checkpoints have
+    fingerprint: str = ""  # DataSet.fingerprint()
     class_names: tuple[str, ...] = ()
     train: Tensor | None = None  # image_hashes
     test: Tensor | None = None
     valid: Tensor | None = None  # indices into train
-    reader: int = 1  # not in `state`: the run's settings have it
 
     @classmethod
     def of(cls, dataset: DataSet, n_valid: int | None) -> Record:
         """Make the record of a run that holds out `n_valid` training images; None: the default."""
         valid = hold_out(dataset, n_valid)[1]
         names, train, test = dataset.class_names, dataset.train.hashes, dataset.test.hashes
-        return cls(dataset.fingerprint(), names, train, test, valid, dataset.reader)
+        return cls(dataset.fingerprint(), names, train, test, valid)
 
     @classmethod
-    def read(cls, state: Any, reader: Any) -> Record:
-        """Make a record of `state`, also of earlier versions' fingerprint or of nothing.
+    def read(cls, state: Any) -> Record:
+        """Make a record of `state`, of a checkpoint; an empty one of None.
 
         Raises ValueError for what no run has written.
         """
-        if not isinstance(reader, int) or not 1 <= reader <= READER:
-            raise ValueError(f"its images were read by reader {reader!r}, which is unknown here")
-        if not isinstance(state, dict):
-            return cls(state if isinstance(state, str) else "", reader=reader)
+        if state is None:
+            return cls()
         try:
             names = tuple(str(name) for name in state["class_names"])
             train, test, valid = (state[name].long() for name in ("train", "test", "valid"))
             train[valid]  # the indices fit
-            return cls(str(state["fingerprint"]), names, train, test, valid, reader)
+            return cls(str(state["fingerprint"]), names, train, test, valid)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise ValueError(f"its record of the data cannot be used ({error})") from None
 
-    def state(self) -> dict[str, Any] | str:
-        """Return strings, a list and tensors for a checkpoint; or the fingerprint if it is all."""
+    def state(self) -> dict[str, Any] | None:
+        """Return strings, a list and tensors for a checkpoint; None if it is empty."""
         if self.train is None:
-            return self.fingerprint
+            return None
         named = {name: getattr(self, name) for name in ("fingerprint", "train", "test", "valid")}
         return {**named, "class_names": list(self.class_names)}
 
@@ -131,13 +127,13 @@ def _shown(names: list[str]) -> str:
     return ", ".join(names[:10]) + more
 
 
-def as_read_by(record: Record, name: str, data_root: str, size: int) -> DataSet | None:
-    """Read the data set `name` with the reader of `record`, in images of size x size. Returns None
-    where its training images are not those of the record."""
+def same_training_images(record: Record, name: str, data_root: str, size: int) -> bool:
+    """Return whether the data set `name` has the training images of the record, both in images of
+    size x size."""
     if not record.fingerprint:
-        return None
+        return False
     try:
-        found = distributed.in_turn(lambda: load(name, data_root, size=size, reader=record.reader))
+        found = distributed.in_turn(lambda: load(name, data_root, size=size))
     except DataError:
-        return None
-    return found if found.fingerprint() == record.fingerprint else None
+        return False
+    return found.fingerprint() == record.fingerprint

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from data.base import DataError, DataSet, Spec, Split
-from data.folder import READER, folder_path, list_folder, load_folder, sizes
+from data.folder import folder_path, list_folder, load_folder, sizes
 from data.images import resized_split
 from data.npz import SPLITS, left_out, read_npz, trainable
 from data.published import read_published
@@ -53,17 +53,15 @@ def describe(name: str) -> Spec:
     return SPECS[name]
 
 
-def load(
-    name: str, data_root: str | Path, *, size: int = IMAGE_SIZE, reader: int = READER
-) -> DataSet:
-    """Read a set of SPECS from where `find` finds it, or folder:PATH as the version `reader` did.
+def load(name: str, data_root: str | Path, *, size: int = IMAGE_SIZE) -> DataSet:
+    """Read a set of SPECS from where `find` finds it, or folder:PATH.
 
     Images of another size become size x size; their hashes are of them before. Raises DataError
     for every defect of what is found there.
     """
     name = canonical_name(name)
     if name.startswith(FOLDER):
-        return load_folder(name, size=size, reader=reader)
+        return load_folder(name, size=size)
     spec, root = SPECS[name], Path(data_root).expanduser()
     splits, source, class_names = find(name, root, size=size)
     splits = trainable(archive(root, name), splits)
@@ -73,7 +71,7 @@ def load(
     train, test = splits["train"], splits["test"]
     counts = f"{len(train.labels):,} training and {len(test.labels):,} test images"
     about = f"{name}: {counts} of {source}"
-    return DataSet(name, spec.num_classes, class_names, spec.flips, train, test, about, reader)
+    return DataSet(name, spec.num_classes, class_names, spec.flips, train, test, about)
 
 
 def find(

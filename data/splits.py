@@ -38,19 +38,17 @@ def split_validation(n: int, n_valid: int) -> tuple[Tensor, Tensor]:
 def hold_out(dataset: DataSet, n_valid: int | None) -> tuple[Tensor, Tensor]:
     """Apply `split_validation` to a set's training images; `n_valid` None: the default number.
 
-    Of a folder that reader 2 or 3 has read, the images with the lowest last 32 bits of their hashes
-    validate: its order of images does not depend on the files' names. With reader 3 equal images
-    are on one side, so that a few less than `n_valid` may validate.
+    Of a folder the images with the lowest last 32 bits of their hashes validate: the choice does
+    not depend on the files' names. Equal images are on one side, so that a few less than `n_valid`
+    may validate.
     """
     n = len(dataset.train.labels)
     train, valid = split_validation(n, default_n_valid(n) if n_valid is None else n_valid)
-    if dataset.name.startswith(FOLDER) and dataset.reader > 1:
+    if dataset.name.startswith(FOLDER):
         assert dataset.train.hashes is not None
         keys = dataset.train.hashes & 0xFFFFFFFF
         order = keys.argsort(stable=True)
-        held = len(valid)
-        if dataset.reader > 2:
-            held = int((keys < keys[order[held]]).sum())
+        held = int((keys < keys[order[len(valid)]]).sum())
         return order[held:].sort().values, order[:held]
     return train, valid
 

@@ -51,8 +51,7 @@ class Context:
         own = self.dataset_of(model)
         size, n_valid = model.network.image_size, data.held_out_by(model.settings)
         trained_on = data.TrainedOn(own or "cifar10", size, n_valid, model.record)
-        run = model.record.fingerprint, model.record.reader
-        key = name, own, size, n_valid, flag == "--dataset", run
+        key = name, own, size, n_valid, flag == "--dataset", model.record.fingerprint
         if key not in self._sets:  # nor looked for, or downloaded, again for every checkpoint
             try:
                 read = distributed.in_turn(
@@ -90,8 +89,8 @@ class Context:
             return asked
         if model.label not in self._same:
             size = model.network.image_size
-            found = data.as_read_by(model.record, asked, self.s.data_root, size)
-            self._same[model.label] = found is not None
+            same = data.same_training_images(model.record, asked, self.s.data_root, size)
+            self._same[model.label] = same
         return asked if self._same[model.label] else model.dataset
 
     def compare(self, found: data.EvaluationSet, model: LoadedModel, own: str, flag: str) -> None:

@@ -185,7 +185,7 @@ def load(
         given = {name: getattr(s, name) for name in SHAPE}
         network = models.build(**models.network_settings(state, told, **given))
         models.load_weights(network, weights)
-        record = data.Record.read(state.get("data"), told.settings.get("reader", 1))
+        record = data.Record.read(state.get("data"))
         slots, classes = None, network.class_output.out_features
         if (queue := weights.get("queue_logit")) is not None:
             if queue.ndim != 2 or len(queue) != classes:

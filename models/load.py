@@ -207,8 +207,8 @@ def network_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the network's part of a run's settings. The ancestors write null for no norm; they
-    and earlier versions have images of 32 x 32."""
+    """Return the network's part of a run's settings. The ancestors write null for no norm, and
+    have images of 32 x 32."""
     known = {name: settings[name] for name in DEFAULTS if name in settings}
     known.setdefault("image_size", IMAGE_SIZE)
     if "norm" in known:

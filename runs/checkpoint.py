@@ -143,8 +143,8 @@ def seal(digest: Any) -> bytes:
 
 
 def check_seal(file: IO[bytes], path: Path) -> tuple[bool, str]:
-    """Return whether the file ends with a checksum (files of others, and of earlier versions, have
-    none), and the sha256 of all its bytes. Leave the file at its beginning.
+    """Return whether the file ends with a checksum, as files of others do not, and the sha256 of
+    all its bytes. Leave the file at its beginning.
 
     Raises CheckpointError where the checksum is not that of the file.
     """
@@ -205,7 +205,7 @@ def export(folder: Path, state: dict[str, Any]) -> None:
     tensors = state["model_state_dict"] | {
         n: t for n, t in objective.items() if n.startswith(START)
     }
-    if isinstance(record, dict):  # checkpoints of earlier versions have a line, or nothing
+    if isinstance(record, dict):
         hashes = {name: v for name, v in record.items() if isinstance(v, torch.Tensor)}
         tensors |= {DATA + name: tensor for name, tensor in hashes.items()}
         record = {name: v for name, v in record.items() if name not in hashes}

@@ -174,8 +174,7 @@ def test_images_below_and_behind_links_are_read_and_the_rest_is_counted(tmp_path
     assert len(unlabelled.split.labels) == 24 and "24 images of 24 files" in unlabelled.about
 
 
-@pytest.mark.parametrize("reader", [1, 2, 3])
-def test_a_photograph_stands_as_its_orientation_says(reader: int, tmp_path: Path) -> None:
+def test_a_photograph_stands_as_its_orientation_says(tmp_path: Path) -> None:
     pixels = np.zeros((32, 32, 3), dtype=np.uint8)
     pixels[:16] = 255
     exif = Image.Exif()
@@ -183,5 +182,5 @@ def test_a_photograph_stands_as_its_orientation_says(reader: int, tmp_path: Path
     for name in "ab":
         (tmp_path / name).mkdir()
         Image.fromarray(pixels).save(tmp_path / name / "0.png", exif=exif)
-    image = data.load(f"folder:{tmp_path}", "nowhere", reader=reader).train.images[0]
-    assert bool(image[0, 0, 0]) is (reader == 1) and bool(image[-1, 0, 0]) is (reader > 1)
+    image = data.load(f"folder:{tmp_path}", "nowhere").train.images[0]
+    assert not image[0, 0, 0] and image[-1, 0, 0]

@@ -152,55 +152,12 @@ def test_a_relative_path_is_found_from_anywhere(
     assert train.resumed(run, "--max_steps", "4").code == 0
 
 
-def by_reader_1(run: Any, folder: Path, *, hashes: bool) -> data.Record:
-    """Make the run's checkpoint one of reader 1 and return the record of its images; `hashes`:
-    whether the checkpoint has it, as that of a run that a later version went on with."""
-    state, size = run.state(), run.settings["image_size"]
-    record = data.Record.of(data.load(f"folder:{folder}", "nowhere", size=size, reader=1), 4)
-    state["settings"]["reader"] = 1
-    state["data"] = record.state() if hashes else record.fingerprint
-    if not hashes:
-        del state["settings"]["reader"]
-    save_checkpoint(state, run.folder / "last_ckpt.pt")
-    return record
-
-
 def probed(run: Any, dataset: str, tmp_path: Path) -> dict[str, Any]:
     words = ["--load_path", str(run.folder / "last_ckpt.pt"), "--log_dir", str(tmp_path)]
     words += ["--id", "probe", "--device", "cpu", "--l2", ".1", "--dataset", dataset]
     command = flags.parse(words, linear_probe.build_parser, linear_probe.check)
     assert linear_probe.main(*command) == 0
     return read_checkpoint(tmp_path / "probe" / "last_ckpt.pt")
-
-
-@pytest.mark.parametrize(("hashes", "size"), [(True, 32), (False, 16)])
-def test_an_old_run_keeps_its_rule_wherever_the_folder_is(
-    hashes: bool, size: int, train: Any, ask: Any, folder: Path, tmp_path: Path, capsys: Any
-) -> None:
-    """Its evaluation and its probe: reader 1's splits, and nothing new is said. A new run that
-    starts from its weights divides the folder by another rule, and says so."""
-    paint(folder / "apple" / "below" / "x.png", 77)
-    run, load = trained(train, folder, size), f"folder:{folder} --load_path"
-    again = train(RUN, *load.split(), str(run.folder / "last_ckpt.pt"))
-    assert again.code == 0 and again.err == []
-    record = by_reader_1(run, folder, hashes=hashes)
-    test = data.load(f"folder:{folder}", "nowhere").test.hashes
-    leaked = int(torch.isin(test, record.trained_on()).sum())
-    again = train(RUN, *load.split(), str(run.folder / "last_ckpt.pt"))
-    (line,) = again.err
-    assert f"test: {leaked} of {len(test)} images were trained on" in line and leaked > 0
-    assert "--load_path" in line and "--dataset" in line
-
-    moved = folder.rename(tmp_path / "moved")
-    answer = asked(ask, run, tmp_path, f"--eval eval_ece --dataset folder:{moved}")
-    found = answer.json("eval_ece")
-    assert (found["n"], found["data"] is None, answer.err) == (8, not hashes, [])
-    assert found["temperature"] is not None  # without hashes the fingerprint proves the folder
-    assert "left out: 1 sub-folders of a class" in str(found["protocol"]["sets"])
-    state = probed(run, f"folder:{moved}", tmp_path)
-    assert capsys.readouterr().err == ""
-    assert (state["settings"]["reader"], state["settings"]["n_valid"]) == (1, 4)
-    assert torch.equal(state["data"]["test"], record.hashes("test"))
 
 
 def test_a_probe_says_how_many_of_its_images_the_network_was_trained_on(
@@ -236,20 +193,13 @@ def test_an_empty_class_folder_makes_no_images_of_the_training_images(
     assert "left out: 1 empty class folder empty" in about
 
 
-@pytest.mark.parametrize(
-    ("part", "damage"),
-    [
-        ("data", {"class_names": 3}),
-        ("data", {"valid": torch.tensor([4000])}),
-        ("settings", {"reader": 9}),
-    ],
-)
+@pytest.mark.parametrize("damage", [{"class_names": 3}, {"valid": torch.tensor([4000])}])
 def test_a_record_of_others_is_refused_in_one_line(
-    part: str, damage: dict[str, Any], train: Any, ask: Any, folder: Path, tmp_path: Path
+    damage: dict[str, Any], train: Any, ask: Any, folder: Path, tmp_path: Path
 ) -> None:
     run = trained(train, folder)
     state = run.state()
-    state[part] |= damage
+    state["data"] |= damage
     save_checkpoint(state, run.folder / "last_ckpt.pt")
     (line,) = asked(ask, run, tmp_path, code=2).err
     assert "--load_path" in line

@@ -205,29 +205,6 @@ def test_disturbed_and_resumed_is_undisturbed(
     assert "nothing to do" in train.resumed(run, *case.limit.split()).out
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on(train: Any) -> None:
-    """Its chains had no ages, which count from the resume on, and fewer flags and metrics."""
-    run = train(f"{train.ALL} --max_steps 7")
-    state, settings = run.state(), run.settings
-    for name in ("began", "updates"):
-        del state["objective"][f"memories.replay_buffer.{name}"]
-    flags = "px_loss augment_px chain_start bn_chains sgld_grad_clip sgld_clamp ema adam_betas"
-    for name in flags.split():
-        del state["settings"][name], settings[name]
-    (run.folder / "variant.json").write_text(json.dumps(settings))
-    for old in (state["meters"][name] for name in ("window", "epoch")):
-        new = ("age", "auc", "clamped", "clamped_data", "travel")
-        kept = [i for i, n in enumerate(old["names"]) if n.split("/")[-1] not in new]
-        old |= {"names": [old["names"][i] for i in kept], "sums": old["sums"][kept]}
-    save_checkpoint(state, run.folder / "last_ckpt.pt")
-    again = train.resumed(run, "--max_steps", "8")
-    assert again.code == 0 and not again.err and "ema" not in run.state()
-    assert run.state()["objective"]["memories.replay_buffer.updates"] == 1
-    whole = train(f"{train.ALL} --max_steps 8")
-    for name in ("model_state_dict", "replay_buffer", "optimizer", "random"):
-        assert train.same(run.state()[name], whole.state()[name]), name
-
-
 def test_resume_by_log_dir_and_id(train: Any, tmp_path: Path) -> None:
     run = train("--pyxce 1 --max_steps 3")
     where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name)

@@ -181,15 +181,13 @@ def load_file(run: Run, dataset: data.DataSet) -> None:
     try:
         state = read_checkpoint(path)
         load_state(run, state)
-        settings = state.get("settings")
-        settings = settings if isinstance(settings, dict) else {}
-        record = data.Record.read(state.get("data"), settings.get("reader", 1))
+        record = data.Record.read(state.get("data"))
     except (CheckpointError, ValueError) as error:
         raise CheckpointError(f"--load_path {path}: {error}") from None
     if models.averaged_weights(state) and distributed.first():
         line = f"{flags.PROGRAM}: --load_path {path}: starts from the averaged weights"
         print_line(line, sys.stdout)
-    warn_of_leaks(run.settings, dataset, record, settings, flags.PROGRAM)
+    warn_of_leaks(run.settings, dataset, record, flags.PROGRAM)
 
 
 def load_state(run: Run, state: dict[str, Any]) -> None:

@@ -18,7 +18,6 @@ import torch
 import data
 from runs import processes as distributed
 from runs.cli import UsageError
-from runs.names import IMAGE_SIZE
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -68,34 +67,16 @@ def use_threads(s: Namespace, device: torch.device, program: str) -> None:
 
 
 def load_data(s: Namespace, device: torch.device, program: str) -> data.DataSet:
-    """Return the set of --dataset on the device; print a doubt about it on stderr.
-
-    Set `reader`, the version that reads folders, among the settings: that of the run's beginning.
-    """
-    earlier = getattr(s, "resume", None) is not None  # a run that began before there were versions
-    s.reader = getattr(s, "reader", 1 if earlier else data.READER)
-    dataset = distributed.in_turn(
-        lambda: data.load(s.dataset, s.data_root, size=s.image_size, reader=s.reader)
-    )
+    """Return the set of --dataset on the device; print a doubt about it on stderr."""
+    dataset = distributed.in_turn(lambda: data.load(s.dataset, s.data_root, size=s.image_size))
     if found := data.doubt(dataset):
         distributed.warn(program, found)
     return dataset.to(device)
 
 
-def warn_of_leaks(
-    s: Namespace, dataset: data.DataSet, record: data.Record, run: dict[str, Any], program: str
-) -> None:
+def warn_of_leaks(s: Namespace, dataset: data.DataSet, record: data.Record, program: str) -> None:
     """Print on stderr how many validation and test images of `dataset` the run of --load_path was
-    trained on. `record`: of its checkpoint's training images. `run`: its settings.
-
-    A checkpoint of an earlier version has no hashes: the images are compared where they, or those
-    of the same data set read as that run did, are the run's by their fingerprint.
-    """
-    if record.train is None and record.fingerprint:
-        same = dataset.fingerprint() == record.fingerprint
-        size = run.get("image_size", IMAGE_SIZE)
-        found = dataset if same else data.as_read_by(record, s.dataset, s.data_root, size)
-        record = record if found is None else data.Record.of(found, data.held_out_by(run))
+    trained on. `record`: of its checkpoint's training images."""
     valid = data.hold_out(dataset, s.n_valid)[1]
     splits = {"validation": dataset.train.take(valid), "test": dataset.test}
     compared = {name: record.compare(each.hashes, None, None) for name, each in splits.items()}

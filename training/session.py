@@ -91,8 +91,6 @@ class Session:
     def took(self, metrics: Metrics) -> None:
         """Take in the metrics of a step, scalars on the device. Do not wait for the device."""
         run, names, values = self.run, list(metrics), torch.stack(list(metrics.values()))
-        if run.window.names != names:  # another phase of the training has other metrics
-            run.window.reset()
         run.window.add(values, names)
         run.epoch.add(values, names)
         run.progress.step += 1

@@ -18,7 +18,7 @@ from runs import processes as distributed
 from runs.checkpoint import CheckpointError, out_of_memory, read_checkpoint
 from runs.folder import DAMAGED, LAST, PREVIOUS
 
-IMAGES, BEGAN, UPDATES = (f"memories.replay_buffer.{n}" for n in ("images", "began", "updates"))
+IMAGES, BEGAN = (f"memories.replay_buffer.{n}" for n in ("images", "began"))
 QUEUE = ("queue_logit", "queue_ptr")  # the ancestors keep these with the model's weights
 
 METERS = ("window", "epoch", "gradients")  # of a Run
@@ -33,13 +33,10 @@ class Meter:
         self.steps = 0
 
     def add(self, values: Tensor, names: list[str]) -> None:
-        """Add `values` (len(names),) of one step. Other names than before begin anew, but that more
-        names leave out what is new: the rest of an epoch that an earlier version began."""
-        if self.sums is None or not set(self.names) <= set(names):
+        """Add `values` (len(names),) of one step. Other names than before begin anew."""
+        if self.names != names:
             self.reset()
             self.names = names
-        elif self.names != names:
-            values = values[[names.index(name) for name in self.names]]
         self.sums = values.double() if self.sums is None else self.sums + values
         self.steps += 1
 
@@ -259,7 +256,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     a run on other training images: which of them are for validation, and the position within an
     epoch, would mean something else.
     """
-    before, now = record_of(run, state), run.data  # checkpoints of earlier versions have none
+    before, now = record_of(state), run.data
     if before.fingerprint and now.fingerprint and before.fingerprint != now.fingerprint:
         raise CheckpointError(
             f"its training images were others ({before.fingerprint}; now {now.fingerprint}): put "
@@ -272,8 +269,6 @@ def restore(run: Run, state: dict[str, Any]) -> None:
                 objective[f"memories.queue.{name}"] = model.pop(name)
         if run.memory("replay_buffer") is not None:
             objective[IMAGES] = state["replay_buffer"]
-            for key in (BEGAN, UPDATES):  # checkpoints of earlier versions have no ages
-                objective.setdefault(key, torch.zeros_like(run.objective.state_dict()[key]))
         run.model.load_state_dict(model)
         run.objective.load_state_dict(objective)
         if run.ema is not None:
@@ -283,8 +278,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
             group["weight_decay"] = run.settings.weight_decay
         run.progress = Progress(**state["progress"])
         for name in METERS:
-            if name in state["meters"]:  # checkpoints of earlier versions have no `gradients`
-                getattr(run, name).load_state_dict(state["meters"][name], run.device)
+            getattr(run, name).load_state_dict(state["meters"][name], run.device)
         random = state["random"]
         if "seed" in random:
             torch.manual_seed(random["seed"])
@@ -307,10 +301,10 @@ def fitting() -> Iterator[None]:
         raise CheckpointError(f"it does not fit this run's settings ({reason})") from None
 
 
-def record_of(run: Run, state: dict[str, Any]) -> Record:
+def record_of(state: dict[str, Any]) -> Record:
     """Return the record of a checkpoint's training images. Raises CheckpointError."""
     try:
-        return Record.read(state.get("data"), run.data.reader)
+        return Record.read(state.get("data"))
     except ValueError as error:
         raise CheckpointError(str(error)) from None
 
@@ -340,7 +334,7 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
             state = own_state(run, state)
             run.earlier = None if earlier is None else own_state(run, earlier)
         restore(run, state)
-        if difference := record_of(run, state).others(run.data):
+        if difference := record_of(state).others(run.data):
             distributed.warn(program, f"--dataset {run.settings.dataset}: {difference}")
     except CheckpointError as error:
         raise CheckpointError(f"--resume {path}: {error}") from None
