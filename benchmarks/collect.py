@@ -1,4 +1,4 @@
-"""What scripts/gpu.sh measured, as a page, a picture and one JSON; its speed, for README.md."""
+"""What scripts/gpu.sh measured, as a page and one JSON; its speed, for README.md."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BLOCK = re.compile(r"(<!-- speed on a GPU -->).*?(<!-- end -->)", re.DOTALL)
 
 
 def collect(out: Path, target: Path | None) -> Path:
-    """Write gpu.md, gpu.png, gpu.json and the run's pictures into `target`; by default into
+    """Write gpu.md, gpu.json and the run's pictures into `target`; by default into
     benchmarks/gpu, and the table of speed into README.md. Return the page.
 
     Raises UsageError for a folder that gpu.sh has not filled, and by default for a rehearsal.
@@ -55,9 +55,8 @@ def collect(out: Path, target: Path | None) -> Path:
                 found["pictures"][Path(name).name] = title
     if "training" in found:  # for RESULTS.md
         found["summary"] = report.answers_of(found["training"])
-    found["picture"] = report.save_picture(found, place / "gpu.png")
     write_json(place / "gpu.json", found)
-    write_text(place / "gpu.md", report.markdown(found, "gpu.png"))
+    write_text(place / "gpu.md", report.markdown(found))
     if target is None and found.get("steps"):
         readme = ROOT / "README.md"
         write_text(readme, with_speed(readme.read_text(encoding="utf-8"), report.speed(found)))

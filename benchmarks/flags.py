@@ -12,7 +12,6 @@ from typing import Any
 from runs.cli import COUNT, DEPTH, WHOLE, WIDTH, Parser, UsageError, number
 from training import flags as training
 
-SECTIONS = ("steps", "parts", "growth", "queue", "images")
 STABLE = "JEM-stable"
 TERMS = {
     "CE": "--pyxce 1",
@@ -22,33 +21,16 @@ TERMS = {
     # The recipe @jem-stable's, a quarter of the steps; the ancestors have no such chains.
     STABLE: "--pyxce 1 --pxsgld 1 --sgld_clamp --chain_start class_gaussian",
 }
-PAPER = {
-    **{"batch_size": 64, "n_steps": 20, "contrast_k": 65536, "classes": [10, 100]},
-    "growth": {
-        "contrast_k": (64, 1024, 16384, 65536, 262144),
-        "n_steps": (1, 5, 20, 100),
-        "batch_size": (16, 64, 256, 512),
-    },
-}
+PAPER = {"batch_size": 64, "n_steps": 20, "contrast_k": 65536, "classes": [10, 100]}
 # The network and the step's sizes; `turns` of each contender in a row, and the `seconds` after
-# which a row ends sooner; the side of the matrices whose product is the peak; the sizes at which
-# cost is looked at as it grows, and chains and images of the SGLD curve, whose longest step is 5
-# times the paper's.
+# which a row ends sooner; the side of the matrices whose product is the peak.
 PRESETS: dict[str, dict[str, Any]] = {
-    "cpu": {**PAPER, "depth": 10, "width": 2, "turns": 5, "seconds": 30.0, "matrix": 2048,
-            "sgld_growth_batch": 16},
-    "gpu": {**PAPER, "depth": 28, "width": 10, "turns": 7, "seconds": 15.0, "matrix": 8192,
-            "sgld_growth_batch": 64},
+    "cpu": {**PAPER, "depth": 10, "width": 2, "turns": 5, "seconds": 30.0, "matrix": 2048},
+    "gpu": {**PAPER, "depth": 28, "width": 10, "turns": 7, "seconds": 15.0, "matrix": 8192},
     "quick": {"depth": 10, "width": 1, "batch_size": 8, "n_steps": 3, "contrast_k": 2048,
-              "classes": [10, 100], "turns": 3, "seconds": 2.0, "matrix": 256,
-              "growth": {"contrast_k": (64, 1024), "n_steps": (1, 3), "batch_size": (4, 8)},
-              "sgld_growth_batch": 4},
+              "classes": [10, 100], "turns": 3, "seconds": 2.0, "matrix": 256},
 }  # fmt: skip
 PROJECT, STRAIGHT, STRAIGHT_TF32 = "project", "straightforward", "straightforward, TF32"
-PARTS = (
-    *("data", "forward passes", "sampling", "contrastive term", "backward pass", "optimiser"),
-    "rest",
-)
 LR = 1e-6  # nothing moves far enough to diverge
 
 
@@ -68,11 +50,8 @@ def build_parser() -> Parser:
     add("collect", nargs="*", metavar="collect OUT",
         help="measure nothing: make the pages of what scripts/gpu.sh left in OUT")
     add("--output", type=Path, default=None, metavar="FOLDER",
-        help="bench.json, bench.md and bench.png are written there (default: save/bench; with "
-        "collect benchmarks/gpu, and README.md's table is written, too)")
-    add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION",
-        help="steps: whole steps; parts: where their time goes; growth: with K, SGLD steps and "
-        "batch; queue: the queue term alone; images: augmentation (default: all)")
+        help="bench.json and bench.md are written there (default: save/bench; with collect "
+        "benchmarks/gpu, and README.md's table is written, too)")
     add("--straightforward", action=argparse.BooleanOptionalAction, default=True,
         help="time the straightforward step, too (default: on)")
     add("--terms", nargs="+", choices=tuple(TERMS), default=list(TERMS), metavar="TERMS",

@@ -1,4 +1,4 @@
-"""The sections of the benchmark; each returns rows of plain numbers: seconds, bytes, FLOP."""
+"""Time steps and the queue term alone: rows of plain numbers, seconds, bytes, FLOP."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import sys
 import time
 import timeit
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ import losses
 import models
 import train_wrn
 from benchmarks import straightforward
-from benchmarks.flags import PARTS, PROJECT, STABLE, STRAIGHT, STRAIGHT_TF32, step_settings
+from benchmarks.flags import PROJECT, STABLE, STRAIGHT, STRAIGHT_TF32, step_settings
 from runs.screen import print_line
 from training.build import build_model, build_optimizer, fit_start
 from training.cost import step_flops
@@ -38,14 +37,11 @@ from training.state import Run
 
 Row = dict[str, Any]
 Call = Callable[[], object]
-Place = tuple[Any, str, str]  # owner, name of what is called, part that its time belongs to
 
 BEGAN = time.monotonic()
 IMAGES = 10_000  # that the batches are drawn from
 SHORTEST_TURN, WARMED_UP = 0.05, 0.5  # seconds
-LEAST_TURNS, GROWTH_TURNS = 3, 3
-PART_STEPS = 3  # whose median counts, so that the first one warms up
-GROWS = {"contrast_k": "HDGE", "n_steps": "JEM", "batch_size": "HDGE"}
+LEAST_TURNS = 3
 COPIES = 2.5  # of the (N, C, K) tensor that the straightforward step holds at once
 
 
@@ -65,7 +61,6 @@ class Contender:
     learn: Callable[[Any], object]
     flops: float
     format: str
-    parts: list[Place]
     check: Call = lambda: None
     close: Call = lambda: None
 
@@ -151,24 +146,11 @@ def project(bench: Bench, s: Namespace, classes: int) -> Contender:
         train_wrn.train_step(run, guard, batch, run.progress.step)
         run.progress.step += 1
 
-    parts: list[Place] = [
-        (model, "features", "forward passes"),
-        (torch.Tensor, "backward", "backward pass"),
-        (optimizer, "step", "optimiser"),
-    ]
-    for term, work, memory, part in (
-        ("pxycontrast", "forward", "queue", "contrastive term"),
-        ("pxsgld", "sample", "replay_buffer", "sampling"),
-    ):
-        if term in objective.terms:
-            parts.append((objective.terms[term], work, part))
-            parts.append((objective.memories[memory], "commit", part))
     return Contender(
         draw=lambda: batches(run.progress.step),
         learn=learn,
         flops=step_flops(bench.forward_flops(classes), s),
         format="bf16" if model.amp else "TF32" if device.type == "cuda" else "float32",
-        parts=parts,
         check=lambda: guard.raise_if_diverged("nothing is saved here"),
     )
 
@@ -197,20 +179,11 @@ def plain(bench: Bench, s: Namespace, classes: int, *, in_tf32: bool = False) ->
         for loader in loaders:
             loader.close()
 
-    parts = [
-        (state.model, "forward", "forward passes"),
-        (straightforward, "sample", "sampling"),
-        (straightforward, "contrastive", "contrastive term"),
-        (straightforward, "enqueue", "contrastive term"),
-        (torch.Tensor, "backward", "backward pass"),
-        (state.optimizer, "step", "optimiser"),
-    ]
     return Contender(
         draw=lambda: [next(loader) for loader in loaders],
         learn=learn,
         flops=straightforward.step_flops(bench.forward_flops(classes), s),
         format="TF32" if in_tf32 else "float32",
-        parts=parts,
         close=close,
     )
 
@@ -250,33 +223,6 @@ def alternate(
                 spent = timeit.timeit(calls[name], timer=clock, number=number)
             found[name].append(spent / number)
     return found
-
-
-@contextmanager
-def watched(spent: dict[str, float], places: Sequence[Place]) -> Iterator[None]:
-    """Add the seconds within calls of owner.name to spent[part], for each (owner, name, part). A
-    watched call within another one counts as the other's."""
-    inside = [False]
-
-    def watch(call: Callable[..., Any], part: str) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            if inside[0]:
-                return call(*args, **kwargs)
-            inside[0] = True
-            started = clock()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                spent[part] = spent.get(part, 0.0) + clock() - started
-                inside[0] = False
-
-        return timed
-
-    with ExitStack() as stack:
-        for owner, name, part in places:
-            call = watch(getattr(owner, name), part)
-            stack.enter_context(mock.patch.object(owner, name, call))
-        yield
 
 
 @contextmanager
@@ -365,16 +311,12 @@ def peaks(bench: Bench) -> dict[str, float]:
 
 
 def measured(b: Namespace, device: torch.device) -> Row:
-    """Return the peaks, and the rows of all sections that are asked for."""
+    """Return the peaks, and the rows of the steps and of the queue term."""
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)  # clock() waits for the current GPU
     bench = Bench(b, device)
-    if {"steps", "parts"} & set(b.sections):
-        bench.rates = peaks(bench)
-    sections = {"steps": steps, "parts": parts, "growth": growth, "queue": queue_term,
-                "images": images}  # fmt: skip
-    found = {name: rows(bench) for name, rows in sections.items() if name in b.sections}
-    return {"peaks": bench.rates, **found}
+    bench.rates = peaks(bench)
+    return {"peaks": bench.rates, "steps": steps(bench), "queue": queue_term(bench)}
 
 
 def both(times: Mapping[str, list[float]]) -> Row:
@@ -416,48 +358,6 @@ def step_rows(
             "flop": contender.flops, "format": contender.format,
             "share": rate / bench.rates[contender.format], "memory": memory,
         })  # fmt: skip
-    return rows
-
-
-def parts(bench: Bench) -> list[Row]:
-    """Return the seconds of each part of a step, and the share of the peak while sampling. On a GPU
-    the host waits at both ends of a part, so that the parts together take longer than the step."""
-    classes, rows = bench.b.classes[0], []
-    for terms in bench.b.terms:
-        say(f"parts of a step: {terms}")
-        with contenders(bench, terms, classes) as (s, found):
-            sampled = 2 * s.n_steps * s.sgld_batch_size * bench.forward_flops(classes)
-            for name, contender in found.items():
-                seen = []
-                for _ in range(PART_STEPS):
-                    spent = dict.fromkeys(PARTS, 0.0)
-                    started = clock()
-                    with watched(spent, [(contender, "draw", "data"), *contender.parts]):
-                        contender.step()
-                    spent["rest"] = clock() - started - sum(spent.values())
-                    seen.append(spent)
-                medians = {part: statistics.median(each[part] for each in seen) for part in PARTS}
-                share = None
-                if s.pxsgld > 0:
-                    share = sampled / medians["sampling"] / bench.rates[contender.format]
-                row = {"terms": terms, "classes": classes, "contender": name, "parts": medians}
-                rows.append({**row, "sampling_share": share})
-    return rows
-
-
-def growth(bench: Bench) -> list[Row]:
-    """Return the seconds of a step as K, the SGLD steps or the batch grow. The SGLD curve has a
-    batch of its own size, and as many chains."""
-    b, rows = bench.b, []
-    for by, values in b.growth.items():
-        for value in values:
-            say(f"growth: {GROWS[by]}, --{by} {value}")
-            sizes = {"batch_size": b.sgld_growth_batch} if by == "n_steps" else {}
-            with contenders(bench, GROWS[by], b.classes[0], **{**sizes, by: value}) as (s, found):
-                calls = {name: contender.step for name, contender in found.items()}
-                times = alternate(calls, turns=GROWTH_TURNS, seconds=b.seconds)
-                row = {"by": by, "value": value, "terms": GROWS[by], "batch_size": s.batch_size}
-                rows.append({**row, **both(times)})
     return rows
 
 
@@ -505,21 +405,3 @@ def plain_term(s: Namespace, logits: Tensor, labels: Tensor) -> Call:
             straightforward.enqueue(state, logits)
 
     return call
-
-
-def images(bench: Bench) -> list[Row]:
-    """Time a batch of augmented images, on one core where they are made on the CPU."""
-    say("a batch of augmented images")
-    b, dataset = bench.b, bench.dataset(10, 0.03)
-    held = bench.images.to(bench.device)
-    index = torch.arange(b.batch_size, device=bench.device)
-    calls: dict[str, Call] = {PROJECT: lambda: data.augment(held, index, sigma=0.03, flip=True)}
-    if b.straightforward:
-        calls[STRAIGHT] = lambda: torch.stack([dataset[i][0] for i in range(b.batch_size)])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        times = alternate(calls, turns=max(b.turns, 5), seconds=b.seconds)
-    finally:
-        torch.set_num_threads(threads)
-    return [{"batch_size": b.batch_size, **both(times)}]

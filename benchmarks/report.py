@@ -1,30 +1,25 @@
-"""The measurements as Markdown and as one picture. `found` is the content of bench.json."""
+"""The measurements as Markdown. `found` is the content of bench.json."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from benchmarks.flags import PARTS, PROJECT, STRAIGHT, STRAIGHT_TF32
-from runs.style import COLOURS, STYLE, new_figure
+from benchmarks.flags import PROJECT, STRAIGHT
 
 Row = dict[str, Any]
 BUSY = 0.5  # load average, before the benchmark, of a machine that does something else
-BY = {"contrast_k": "K, slots of the queue", "n_steps": "SGLD steps", "batch_size": "batch size"}
 
 
-def markdown(found: Row, picture: str = "bench.png") -> str:
+def markdown(found: Row) -> str:
     """Return the whole page."""
     pieces = [header(found)]
     for section, (title, tables) in TABLES.items():
         if found.get(section):
             pieces += [f"## {title}", *tables(found[section])]
     pieces += [f"![{title}]({name})" for name, title in (found.get("pictures") or {}).items()]
-    if found.get("picture"):
-        pieces.append(f"![the same as curves and bars]({picture})")
     return "\n\n".join(pieces) + "\n"
 
 
@@ -147,30 +142,6 @@ def steps(rows: Sequence[Row]) -> list[str]:
     return [table(head, lines), *compiled, *over]
 
 
-def parts(rows: Sequence[Row]) -> list[str]:
-    head = ["ms", *(f"{row['terms']}, {row['contender']}" for row in rows)]
-    lines = [[part, *(ms(row["parts"][part]) for row in rows)] for part in PARTS]
-    shares = [percent(row["sampling_share"]) for row in rows]
-    return [table(head, [*lines, ["share of the peak while sampling", *shares]])]
-
-
-def curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each size that grows, by what grows."""
-    return {by: [row for row in rows if row["by"] == by] for by in BY}
-
-
-def growth(rows: Sequence[Row]) -> list[str]:
-    pieces = []
-    for by, some in curves(rows).items():
-        if some:
-            batch = "" if by == "batch_size" else f", batch {some[0]['batch_size']}"
-            head = [f"{BY[by]} ({some[0]['terms']}{batch})", *(f"{row['value']:,}" for row in some)]
-            lines = [[f"{n}, ms", *(ms(row[n]) for row in some)] for n in (PROJECT, STRAIGHT)]
-            ratios = [figures(row["ratio"]) for row in some]
-            pieces.append(table(head, [*lines, ["ratio", *ratios]]))
-    return pieces
-
-
 def queue(rows: Sequence[Row]) -> list[str]:
     head = ["classes", "project, ms", "straightforward, ms", "ratio", "project, extra MiB",
             "straightforward, extra MiB"]  # fmt: skip
@@ -183,15 +154,6 @@ def queue(rows: Sequence[Row]) -> list[str]:
     ]
     size = f"K = {rows[0]['contrast_k']:,}, batch {rows[0]['batch_size']}"
     return [f"Forward, backward and enqueue; {size}.", table(head, lines)]
-
-
-def images(rows: Sequence[Row]) -> list[str]:
-    head = ["images", "project, ms", "PIL, one core, ms", "ratio"]
-    lines = [
-        [str(row["batch_size"]), ms(row[PROJECT]), ms(row[STRAIGHT]), figures(row["ratio"])]
-        for row in rows
-    ]
-    return [table(head, lines)]
 
 
 def chain(rows: Sequence[Row]) -> list[str]:
@@ -288,10 +250,7 @@ def left_out(found: dict[str, str]) -> list[str]:
 
 TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "steps": ("Whole steps", steps),
-    "parts": ("Parts of a step", parts),
-    "growth": ("How a step's cost grows", growth),
     "queue": ("The queue term alone", queue),
-    "images": ("A batch of augmented images", images),
     # Of scripts/gpu.sh.
     "chain": ("A chain alone", chain),
     "profile": ("A step under the profiler", profile),
@@ -299,125 +258,3 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "training": ("A short training run", training),
     "left_out": ("Left out", left_out),
 }
-
-
-# --------------------------------------------------------------------------------------- picture
-
-COLOUR = {PROJECT: COLOURS[0], STRAIGHT: COLOURS[1], STRAIGHT_TF32: COLOURS[4]}
-MARKER = {PROJECT: "o", STRAIGHT: "s"}
-PART_COLOURS = ("#ddcc77", "#88ccee", "#332288", "#cc6677", "#117733", "#882255", "#dddddd")  # Tol
-WIDTH, HEIGHT, COLUMNS = 4.1, 3.3, 3  # inches of a panel; panels side by side
-
-
-def save_picture(found: Row, path: Path) -> bool:
-    """Write the PNG; return False where there is nothing to draw."""
-    from matplotlib import rc_context
-    from matplotlib.patches import Patch
-
-    panels = [
-        (draw, found[section])
-        for section, draw in (("steps", step_bars), ("parts", part_bars), ("queue", queue_bars))
-        if found.get(section)
-    ]
-    panels += [(curve, rows) for rows in curves(found.get("growth") or []).values() if rows]
-    if not panels:
-        return False
-    columns, lines = min(len(panels), COLUMNS), -(-len(panels) // COLUMNS)
-    with rc_context(STYLE):
-        width = WIDTH * columns if len(panels) > 1 else 2.4 * WIDTH  # scripts/gpu.sh's many steps
-        figure = new_figure(width, HEIGHT * lines + 0.3, w_pad=0.08, h_pad=0.08)
-        grid = figure.subplots(lines, columns, squeeze=False)
-        for axes, (draw, rows) in zip(grid.flat, panels, strict=False):
-            draw(axes, rows)
-        for axes in list(grid.flat)[len(panels) :]:
-            axes.remove()
-        s, place = found["settings"], found["environment"]
-        figure.suptitle(f"WRN-{s['depth']}-{s['width']} on {place['device']}", fontsize=11)
-        rows = [row for _, of_panel in panels for row in of_panel]
-        timed = {row.get("contender") for row in rows}
-        timed |= {name for row in rows for name in (PROJECT, STRAIGHT) if row.get(name) is not None}
-        shown = [Patch(color=colour, label=n) for n, colour in COLOUR.items() if n in timed]
-        figure.legend(handles=shown, loc="outside upper right", ncols=len(shown))
-        figure.savefig(path, dpi=130, metadata={"Software": None})
-    return True
-
-
-def bars(axes: Any, groups: Sequence[Sequence[tuple[str, float, float]]]) -> None:
-    """Draw a group of (contender, seconds, times the project's) beside another, with a ratio over
-    each bar but the project's."""
-    most = max(len(group) for group in groups)
-    for i, group in enumerate(groups):
-        for j, (name, seconds, ratio) in enumerate(group):
-            x, y = i - 0.4 + (j + 0.5) * 0.8 / most, 1000 * seconds
-            axes.bar(x, y, 0.8 / most, color=COLOUR[name])
-            if name != PROJECT:
-                upright = 90 if most > 2 else 0  # beside a higher bar there is no room
-                axes.annotate(f"{figures(ratio)} ×", (x, y), (0, 2), ha="center", fontsize=8,
-                              textcoords="offset points", rotation=upright)  # fmt: skip
-    log_scale(axes, [1000 * seconds for group in groups for _, seconds, _ in group])
-
-
-def step_bars(axes: Any, rows: Sequence[Row]) -> None:
-    groups: dict[tuple[str, int], list[tuple[str, float, float]]] = {}
-    for row in rows:
-        bar = (row["contender"], row["seconds"], row["ratio"])
-        groups.setdefault((row["terms"], row["classes"]), []).append(bar)
-    bars(axes, list(groups.values()))
-    first = rows[0]["classes"]
-    ticks = [terms if classes == first else f"{terms}\nC = {classes}" for terms, classes in groups]
-    ticks = [tick.replace("HDGE+JEM", "HDGE\n+JEM").replace(", ", ",\n") for tick in ticks]
-    axes.set_xticks(range(len(groups)), ticks)
-    axes.set(ylabel="ms a step", title=f"A training step, C = {first}")
-    axes.tick_params(axis="x", labelsize=8.5)
-    axes.set_ylim(top=4000 * max(row["seconds"] for row in rows))  # room for the ratios
-
-
-def part_bars(axes: Any, rows: Sequence[Row]) -> None:
-    """Stacked bars of the last terms, which have every part."""
-    some = [row for row in rows if row["terms"] == rows[-1]["terms"]]
-    left = [0.0] * len(some)
-    for part, colour in zip(PARTS, PART_COLOURS, strict=True):
-        widths = [1000 * row["parts"][part] for row in some]
-        axes.barh(range(len(some)), widths, 0.55, left, color=colour, label=part)
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(some)), [row["contender"] for row in some], rotation=90, va="center")
-    axes.set_ylim(len(some) - 0.5, -1.3)
-    axes.set(xlabel="ms", title=f"Parts of a step, {some[0]['terms']}")
-    axes.legend(ncols=2, loc="upper left", fontsize=8, columnspacing=1.0, handlelength=1.2)
-
-
-def queue_bars(axes: Any, rows: Sequence[Row]) -> None:
-    names = (PROJECT, STRAIGHT)
-    bars(axes, [[(n, row[n], row["ratio"]) for n in names if row[n] is not None] for row in rows])
-    axes.set_xticks(range(len(rows)), [f"C = {row['classes']}" for row in rows])
-    size = f"K = {rows[0]['contrast_k']:,}, batch {rows[0]['batch_size']}"
-    axes.set(ylabel="ms", title=f"The queue term alone, {size}")
-
-
-def curve(axes: Any, rows: Sequence[Row]) -> None:
-    times = []
-    for name in (PROJECT, STRAIGHT):
-        points = [(row["value"], 1000 * row[name]) for row in rows if row[name] is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), MARKER[name] + "-", color=COLOUR[name])
-            times += [y for _, y in points]
-    axes.set(xscale="log", ylabel="ms a step", xlabel=BY[rows[0]["by"]])
-    log_scale(axes, times)
-    axes.set_xticks([row["value"] for row in rows], [f"{row['value']:,}" for row in rows])
-    axes.xaxis.minorticks_off()
-    axes.tick_params(axis="x", labelsize=8)
-    batch = "" if rows[0]["by"] == "batch_size" else f", batch {rows[0]['batch_size']}"
-    axes.set_title(f"{rows[0]['terms']}{batch}")
-    axes.grid(alpha=0.3)
-
-
-def log_scale(axes: Any, values: Sequence[float]) -> None:
-    """From below the smallest value to above the largest, with plain numbers at 1, 2, 5, 10, ..."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axes.set_yscale("log")
-    axes.set_ylim(min(values) / 2, max(values) * 2)
-    wide = max(values) > 100 * min(values)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))

@@ -2,7 +2,7 @@
 
     python scripts/bench.py --preset cpu --output benchmarks/cpu
 
-Both are timed in one process, in turns. Writes bench.json, bench.md and bench.png.
+Both are timed in one process, in turns. Writes bench.json and bench.md.
 
     python scripts/bench.py collect OUT    # of scripts/gpu.sh: benchmarks/gpu/ and README's table
 """
@@ -69,13 +69,12 @@ def work(b: Namespace) -> int:
     began = time.monotonic()
     found |= measure.measured(b, device)
     found["seconds"] = time.monotonic() - began
-    found["picture"] = report.save_picture(found, b.output / "bench.png")
     page = report.markdown(found)
     for name, text in (("bench.json", json.dumps(found, indent=1) + "\n"), ("bench.md", page)):
         with naming(b.output / name):
             (b.output / name).write_text(text, encoding="utf-8")
     print_line(page, sys.stdout)
-    print_line(f"{b.output / 'bench.md'}, bench.json and bench.png", sys.stdout)
+    print_line(f"{b.output / 'bench.md'} and bench.json", sys.stdout)
     return 0
 
 

@@ -223,7 +223,7 @@ def test_a_rehearsal_measures_every_part(tmp_path: Path, monkeypatch: pytest.Mon
     for name in re.findall(r"\]\((\S+\.png)\)", page):
         assert (tmp_path / "page" / name).read_bytes().startswith(b"\x89PNG")
     assert "class-conditional samples that are read as asked" in page
-    assert "cond_samples_starts.png" in page and "gpu.png" in page
+    assert "cond_samples_starts.png" in page
     results = tmp_path / "results"
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "page").rename(tmp_path / "benchmarks" / "gpu")
