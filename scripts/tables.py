@@ -1,11 +1,11 @@
-"""The papers' tables beside our own numbers, as Markdown, CSV, LaTeX, pictures and pages.
+"""The papers' tables beside our own numbers, as Markdown, CSV and pictures.
 
     python scripts/tables.py collect --scale small   run folders -> results/small/<experiment>.json
-    python scripts/tables.py write                   results/ -> RESULTS.md, its pictures, a page
+    python scripts/tables.py write                   results/ -> RESULTS.md and its pictures
     python scripts/tables.py compare RUN_FOLDER ...  any runs side by side
 
-Run folders are those of scripts/experiments.py. The pages are made from the records alone: made
-again, they are the same bytes.
+Run folders are those of scripts/experiments.py. RESULTS.md is made from the records alone: made
+again, it is the same bytes.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def build_parser() -> Parser:
     add("--scale", nargs="+", choices=tuple(SCALES), default=["small"], metavar="SCALE",
         help=f"one or several of {', '.join(SCALES)} (default: small)")  # fmt: skip
     add("--results", **results)
-    add = action("write", "turn records into RESULTS.md, its pictures and a page")
+    add = action("write", "turn records into RESULTS.md and its pictures")
     add("--results", **results)
-    add("--output", **folder, help="also write each table there, as <table>-<scale>.md, .csv, .tex")
+    add("--output", **folder, help="also write each table there, as <table>-<scale>.md, .csv")
     add = action("compare", "print any run folders side by side, as a Markdown table")
     add("run_folders", nargs="+", type=Path, metavar="RUN_FOLDER",
         help="what a training run left, <log_dir>/<id>")  # fmt: skip
-    add("--output", **folder, help="also write comparison.md, .csv, .tex and .png there")
+    add("--output", **folder, help="also write comparison.md, .csv and .png there")
     return parser
 
 
@@ -90,8 +90,8 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
 
 
 def write(results: Path, output: Path | None = None) -> list[Path]:
-    """Write RESULTS.md, its pictures and results/index.html; with `output` each table there, as
-    Markdown, CSV and LaTeX. Return all files."""
+    """Write RESULTS.md and its pictures; with `output` each table there, as Markdown and CSV.
+    Return all files."""
     from reports.tables import formats, page, records, table
     from reports.tables.protocols import check_sizes
 
@@ -121,8 +121,8 @@ def write(results: Path, output: Path | None = None) -> list[Path]:
 
 
 def compare(folders: Sequence[Path], output: Path | None) -> str:
-    """Return the Markdown; with `output` it is written there, too, and the numbers as CSV, LaTeX
-    and a picture. Raises NoRun for a folder that holds no run."""
+    """Return the Markdown; with `output` it is written there, too, and the numbers as CSV and a
+    picture. Raises NoRun for a folder that holds no run."""
     from reports.page import read_run
     from reports.page.headline import last_epoch
     from reports.tables import formats, pictures
@@ -144,8 +144,7 @@ def compare(folders: Sequence[Path], output: Path | None) -> str:
     table = compared(runs)
     text = comparison(runs, table)
     if output is not None:
-        texts = {"md": text, "csv": formats.csv_text(table), "tex": formats.latex(table)}
-        for suffix, content in texts.items():
+        for suffix, content in (("md", text), ("csv", formats.csv_text(table))):
             write(output / f"comparison.{suffix}", content)
         pictures.save_picture(table, output / "comparison.png")
     return text

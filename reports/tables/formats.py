@@ -1,4 +1,4 @@
-"""A table, or a page of several, in each format: Markdown, HTML, CSV, LaTeX."""
+"""A table, or a page of several, as Markdown and as CSV."""
 
 from __future__ import annotations
 
@@ -15,14 +15,7 @@ from reports.tables.table import Number, Table
 from reports.tables.titles import column_title, digits
 from runs import screen
 
-# Every text of a table, with the one character that has a form of its own in LaTeX.
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
-LATEX = {
-    **{char: "\\" + char for char in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''"},
-    **{PLUS_MINUS: r"$\pm$", "\N{INFINITY}": r"$\infty$", "\N{EN DASH}": "--"},
-}
 CSV_COLUMNS = (
     *("table", "scale", "model", "experiment", "block", "column", "paper", "paper_std"),
     *("mean", "std", "seeds", "state", *COLUMNS),
@@ -75,7 +68,7 @@ def value_text(number: Number, places: int) -> str:
 def markdown(template: str, **values: object) -> str:
     """Write a page; pictures' paths are relative to `base`. Without `folds`, as for a terminal,
     what is folded is shown under its title."""
-    page = TEXTS.get_template(template).render(macros="markdown.jinja", **values)
+    page = TEXTS.get_template(template).render(**values)
     return re.sub(r"\n{3,}", "\n\n", page).strip("\n") + "\n"
 
 
@@ -88,10 +81,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def line(text: str) -> str:
     """Return the text on one line, and no HTML: Markdown would let a tag through."""
     return " ".join(text.split()).replace("<", "&lt;").replace("*", r"\*")
-
-
-def anchor(title: str) -> str:
-    return title.partition(":")[0].lower().replace(" ", "-")
 
 
 def csv_text(table: Table) -> str:
@@ -113,20 +102,8 @@ def csv_text(table: Table) -> str:
     return file.getvalue()
 
 
-def latex(table: Table) -> str:
-    """Write one `table` a block, for \\usepackage{booktabs}; wide ones are scaled by graphicx. The
-    notes stand under the first."""
-    return TEXTS.get_template("table.tex.jinja").render(table=table)
-
-
-def tex(text: str) -> str:
-    return "".join(LATEX.get(char, char) for char in " ".join(text.split()))
-
-
-TEMPLATES.filters |= {"aligned": aligned, "grids": grids, "how": how, "line": line, "tex": tex}
-TEMPLATES.filters["anchor"] = anchor
+TEMPLATES.filters |= {"aligned": aligned, "grids": grids, "how": how, "line": line}
 FORMATS: dict[str, Callable[..., str]] = {
     "md": partial(markdown, "table.md.jinja", folds=False),
     "csv": csv_text,
-    "tex": latex,
 }

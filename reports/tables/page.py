@@ -1,4 +1,4 @@
-"""RESULTS.md and the HTML page: findings, verdicts and all tables, from the records alone."""
+"""RESULTS.md: findings, verdicts and all tables, from the records alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reports.page.markup import TEMPLATES, document
+from reports.page.markup import TEMPLATES
 from reports.tables import TABLES, formats
 from reports.tables.claims import CONTRADICTED, HOLDS, UNDECIDED, Verdict, gradient_rows, verdicts
 from reports.tables.pictures import SEPARATOR, copies_of, save_picture
@@ -21,8 +21,8 @@ Shown = tuple[Table, Sequence[tuple[str, Path]]]  # and its pictures
 def write_results(
     built: Sequence[Table], records: Mapping[str, Mapping[str, Record]], results: Path
 ) -> list[Path]:
-    """Write the tables' pictures, RESULTS.md, whose links are relative to its folder, and
-    results/index.html, one document that loads nothing. records: scale -> experiment -> record."""
+    """Write the tables' pictures, and RESULTS.md, whose links are relative to its folder. records:
+    scale -> experiment -> record."""
     written: list[Path] = []
     tables: dict[str, list[Shown]] = {}
     for table in built:
@@ -54,9 +54,7 @@ def write_results(
         "folds": True,
     }
     text = formats.markdown("results.jinja", **values)
-    page = document("results.html", macros="html.jinja", **values)
-    files = {results.parent / "RESULTS.md": text, results / "index.html": page}
-    return written + [write(path, content) for path, content in files.items()]
+    return [*written, write(results.parent / "RESULTS.md", text)]
 
 
 def common_notes(scales: Sequence[Shown]) -> list[str]:
