@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 
@@ -35,40 +34,12 @@ def sampling_mode(model: nn.Module, statistics: str = "jem") -> Iterator[None]:
     "batch", batch norm normalises by the chains' own statistics, which it does not remember.
     """
     parameters = list(model.parameters())
-    with (
-        kept(parameters, "requires_grad"),
-        eval_mode(model),
-        cast_once(model),
-        batch_statistics_only(model),
-    ):
+    with kept(parameters, "requires_grad"), eval_mode(model), batch_statistics_only(model):
         if statistics == "batch":
             for layer in batch_norms(model):
                 layer.train()
         for parameter in parameters:
             parameter.requires_grad_(False)
-        yield
-
-
-@contextmanager
-def cast_once(model: nn.Module) -> Iterator[None]:
-    """Give the convolutions of a network that runs in bf16 (`amp`) bf16 weights.
-
-    Autocast would round the same weights in every step of a chain, since it remembers only weights
-    that take a gradient. The parameters themselves do not change. A compiled network is left alone:
-    it would be compiled again.
-    """
-    backbone = getattr(model, "f", None)
-    if not getattr(model, "amp", False) or getattr(backbone, "_compiled_call_impl", None):
-        yield
-        return
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    with kept(convolutions, "_parameters"):
-        for module in convolutions:
-            parameters: dict[str, Any] = module._parameters
-            module._parameters = {
-                name: None if value is None else value.detach().to(torch.bfloat16)
-                for name, value in parameters.items()
-            }
         yield
 
 

@@ -1,14 +1,13 @@
 """A model borrowed for a while comes back as it was."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from losses.sgld import langevin
 from models import (
@@ -16,7 +15,6 @@ from models import (
     batch_statistics_only,
     build,
     eval_mode,
-    modes,
     sampling_mode,
     scoring_mode,
 )
@@ -95,45 +93,6 @@ def test_samples_are_normalised_by_their_own_or_the_running_statistics(
     assert not any(torch.equal(before[name], after[name]) for name in before)  # ... and remembers
 
 
-class Casts(TorchDispatchMode):
-    """Counts conversions to bf16 of what has four dimensions: weights, and images."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        to_bf16 = (kwargs or {}).get("dtype") == torch.bfloat16
-        self.count += func is torch.ops.aten._to_copy.default and to_bf16 and args[0].dim() == 4
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_chain_casts_the_weights_once_and_computes_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    torch.manual_seed(0)
-    model, images = build(depth=10, width=1), torch.rand(2, 3, 32, 32) * 2 - 1
-    model.amp = True
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
-
-    def chain(steps: int) -> tuple[torch.Tensor, int]:
-        noise = torch.Generator().manual_seed(1)
-        sgld: dict[str, Any] = {"step_size": 1.0, "noise_std": 0.01, "generator": noise}
-        with sampling_mode(model), Casts() as casts:
-            return langevin(model.log_px, images, steps=steps, **sgld), casts.count
-
-    inside = chain(5)
-    with Casts() as casts, sampling_mode(model):
-        pass
-    assert casts.count == convolutions
-    for layer in (model.f, model.class_output):  # the parameters are the same objects as before
-        assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in layer.parameters())
-    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-
-    monkeypatch.setattr(modes, "cast_once", lambda model: nullcontext())
-    outside = chain(5)
-    assert torch.equal(inside[0], outside[0]) and outside[1] == inside[1] + 5 * convolutions
-
-
 def test_a_backward_pass_from_before_a_chain_is_that_of_the_parameters() -> None:
     torch.manual_seed(0)
     model, images = build(depth=10, width=1), torch.rand(2, 3, 32, 32)
@@ -150,12 +109,3 @@ def test_a_backward_pass_from_before_a_chain_is_that_of_the_parameters() -> None
 
     plain, after = gradients(False), gradients(True)
     assert len(plain) == len(after) and all(map(torch.equal, plain, after))
-
-
-def test_only_what_runs_in_bf16_and_is_not_compiled_is_cast() -> None:
-    model = build(depth=10, width=1)
-    for amp, compiled in ((False, False), (True, True)):
-        model.amp = amp
-        model.f._compiled_call_impl = (lambda: None) if compiled else None
-        with sampling_mode(model):
-            assert all(p.dtype == torch.float32 for p in model.parameters())
