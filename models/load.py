@@ -16,10 +16,8 @@ from runs.names import IMAGE_SIZE
 from runs.shared import weights_file
 
 DEFAULTS = {name: given.default for name, given in inspect.signature(build).parameters.items()}
-STATES = ("model_state_dict", "state_dict")  # keys: ours and the ancestors', others'
-WRAPPERS = ("module", "_orig_mod")  # parts of names, of DataParallel and torch.compile
 HEAD = "class_output.weight"  # every network has one
-ALIASES = ("f.layer_one.", "f.other_layers.")  # JEM++'s yopo networks have their layers twice
+WRAPPER = "module."  # before every name, of DataParallel
 
 
 class RunSettings(NamedTuple):
@@ -66,16 +64,16 @@ def from_checkpoint(
 
 
 def network_weights(checkpoint: Mapping[str, Any], *, raw: bool = False) -> dict[str, Tensor]:
-    """Return the network's tensors by their `plain_names`.
+    """Return the network's tensors by the names that they have in the network itself.
 
-    They are the checkpoint's `model_state_dict` or `state_dict` or, in the oldest JEM files, the
-    checkpoint itself. Unless `raw`, the averaged weights of a run with --ema replace the weights.
+    They are the checkpoint's `model_state_dict` or, in the oldest JEM files, the checkpoint itself,
+    where the names may begin with DataParallel's `module.`. Unless `raw`, the averaged weights of a
+    run with --ema replace the weights.
     Raises CheckpointError if there is no `class_output.weight` of shape `(C, D)`.
     """
-    key = next((key for key in STATES if key in checkpoint), None)
-    state = checkpoint if key is None else checkpoint[key]
+    state = checkpoint.get("model_state_dict", checkpoint)
     items = state.items() if isinstance(state, Mapping) else ()
-    tensors = plain_names({str(n): v for n, v in items if isinstance(v, Tensor)})
+    tensors = {str(n).removeprefix(WRAPPER): v for n, v in items if isinstance(v, Tensor)}
     if HEAD not in tensors or tensors[HEAD].ndim != 2:
         raise CheckpointError("it holds no classifier of this project, of HDGE or of JEM")
     return tensors if raw else tensors | averaged_weights(checkpoint)
@@ -140,41 +138,17 @@ def network_settings(
     return DEFAULTS | found
 
 
-def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors by the names that they have in the network itself.
-
-    Drops `module.` (DataParallel) and `_orig_mod.` (torch.compile) anywhere in a name, and the
-    prefix of `class_output.weight` (`model.`, `net.`) from every name that has it.
-    Raises CheckpointError for two tensors of one name, and for several networks.
-    """
-    plain: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        short = ".".join(part for part in name.split(".") if part not in WRAPPERS)
-        if short in plain:
-            raise CheckpointError(f"it holds two tensors that are called {short}: {name} is one")
-        plain[short] = tensor
-    heads = [name.removesuffix(HEAD) for name in plain if name.endswith(f".{HEAD}")]
-    if HEAD in plain or not heads:
-        return plain
-    if len(heads) > 1:
-        raise CheckpointError(
-            f"it holds several networks ({', '.join(heads)}): save one of them by itself"
-        )
-    return {name.removeprefix(heads[0]): tensor for name, tensor in plain.items()}
-
-
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Fill `model` from tensors named as in JEM and HDGE; all of them must fit.
 
-    Ignores the ancestors' unused `f.linear`, `energy_output` where the model has none, HDGE's
-    queue, which belongs to the contrastive term, and the second names of JEM++'s layers.
+    Ignores the ancestors' unused `f.linear`, `energy_output` where the model has none, and HDGE's
+    queue, which belongs to the contrastive term.
     Raises CheckpointError, one line that names the first tensor that is missing, unexpected, of
     another shape or not finite; the model is then unchanged.
     """
     own = model.state_dict()
-    unused = ("f.linear.", "queue_logit", "queue_ptr", "energy_output.", *ALIASES)
-    state = plain_names(state_dict)
-    state = {n: tensor for n, tensor in state.items() if n in own or not n.startswith(unused)}
+    unused = ("f.linear.", "queue_logit", "queue_ptr", "energy_output.")
+    state = {n: t for n, t in state_dict.items() if n in own or not n.startswith(unused)}
     for name in [*own, *state]:
         there, here = (f"{tuple(s[name].shape)}" if name in s else "none" for s in (state, own))
         if there != here:

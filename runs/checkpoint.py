@@ -14,8 +14,6 @@ import hashlib
 import os
 import pickle
 import shutil
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,7 +92,6 @@ def read_with_sha256(
     try:
         with open(path, "rb") as file:
             sealed, sha256 = check_seal(file, path)
-            refuse_compressed(file, path)
             state = torch.load(file, map_location=map_location, weights_only=True)
     except (FileNotFoundError, IsADirectoryError):
         what = "has no checkpoint" if path.is_dir() else "is no file"
@@ -117,8 +114,6 @@ def read_with_sha256(
         raise damaged(path, str(error)) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a checkpoint's dict")
-    if not all(map(fills_its_data, tensors_of(state))):
-        raise damaged(path, "a tensor exceeds its data")
     if state.pop(SEALED, False) and not sealed:
         raise CheckpointError(
             f"{path} is damaged (its end is missing, or another program has saved it "
@@ -158,41 +153,6 @@ def check_seal(file: IO[bytes], path: Path) -> tuple[bool, str]:
         raise CheckpointError(f"{path} is damaged (its checksum is another): use another")
     digest.update(end)
     return sealed, digest.hexdigest()
-
-
-def tensors_of(state: Any) -> Iterator[torch.Tensor]:
-    """Yield each tensor once, however deep it is and however often it is held."""
-    seen, left = set(), [state]
-    while left:
-        value = left.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, dict):
-            left += value.values()
-        elif isinstance(value, list | tuple):
-            left += value
-
-
-def fills_its_data(tensor: torch.Tensor) -> bool:
-    """Return whether each element is stored, and stored once: else a small file could hold a
-    network that fills the memory."""
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-        return False
-    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
-
-
-def refuse_compressed(file: IO[bytes], path: Path) -> None:
-    """Raise CheckpointError for an archive that would grow when it is read, and could fill the
-    memory: torch.save compresses nothing. Leave the file at its beginning."""
-    if zipfile.is_zipfile(file):
-        size = file.seek(0, os.SEEK_END)
-        with zipfile.ZipFile(file) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > size:
-                raise damaged(path, "it is compressed")
-    file.seek(0)
 
 
 def export(folder: Path, state: dict[str, Any]) -> None:
