@@ -208,8 +208,8 @@ def load(
 
 def average_of(state: dict[str, Any], asked: str | None) -> str:
     """Return which weights of a run with --ema are loaded where --weights is `asked`; "" for any
-    other run. Raises CheckpointError where it has not those that are asked for: a released or
-    exported checkpoint of such a run has the averaged weights alone."""
+    other run. Raises CheckpointError where it has not those that are asked for: an exported model
+    of such a run has the averaged weights alone."""
     settings, both = state.get("settings"), bool(models.averaged_weights(state))
     decay = settings.get("ema") if isinstance(settings, dict) else None
     has = "the averaged weights alone" if decay else "no averaged weights"

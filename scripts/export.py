@@ -4,12 +4,15 @@
     python scripts/export.py save/hdge/last_ckpt.pt exported/hdge
     python eval_wrn_ebm.py --load_path exported/hdge --eval test_clf
 
-The card, README.md, has the numbers that were measured of this very checkpoint: what lies in eval/
-of its run folder and tells its sha256.
+It holds the weights (of a run with --ema the averaged ones), the queue, the settings without this
+machine's paths, and what made it (versions, commit, device); optimiser and random state go. The
+card, README.md, has the numbers that were measured of this very checkpoint: what lies in eval/ of
+its run folder and tells its sha256.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import sys
@@ -22,28 +25,78 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from runs import terms  # noqa: E402
-from runs.cli import Parser  # noqa: E402
+from runs.cli import Parser, UsageError  # noqa: E402
 from runs.names import FOLDER  # noqa: E402
 from runs.screen import print_line  # noqa: E402
-from scripts import release  # noqa: E402
+from runs.shared import weights_file  # noqa: E402
 
 CARD = "README.md"
+# Where a run was, not what it is; each gets its default back.
+PLACES = {"data_root": "./datasets", "log_dir": "./save", "load_path": None, "resume": None}
+
+
+def checkpoint_file(path: str) -> Path:
+    try:
+        return weights_file(path)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def build_parser() -> Parser:
     parser = Parser(prog="export.py", allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("checkpoint", type=release.checkpoint_file, metavar="CHECKPOINT",
+    add("checkpoint", type=checkpoint_file, metavar="CHECKPOINT",
         help="of train_wrn.py, such as last_ckpt.pt; or a run's folder: its best")  # fmt: skip
     add("folder", type=Path, metavar="FOLDER", help="what is written; it must not exist yet")
-    add(
-        "--push",
-        default=None,
-        metavar="OWNER/NAME",
-        help="say what would be uploaded to this repository of the Hugging Face hub",
-    )
-    add("--send", action="store_true", help="with --push: upload it (pip install huggingface_hub)")
     return parser
+
+
+def shared_part(state: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a checkpoint to publish; `environment`: of the run's variant.json.
+
+    Of a data set that is a folder its last part is, and nothing of the system that it ran on.
+    """
+    import models
+    from runs.checkpoint import FILLED, START
+
+    network = state["model_state_dict"] | models.averaged_weights(state)
+    settings = {**state["settings"], **PLACES}
+    dataset = str(settings.get("dataset") or "")
+    if dataset.startswith(FOLDER):
+        settings["dataset"] = FOLDER + Path(dataset.removeprefix(FOLDER)).name
+    # Chains begin without the training images, wherever the file goes.
+    objective = {n: t for n, t in state["objective"].items() if n.startswith(START)}
+    if "queue_logit" in network:
+        objective[FILLED] = state["objective"][FILLED]
+    optional = {"data": state.get("data"), "objective": objective}
+    return {
+        "model_state_dict": network,
+        "settings": settings,
+        "progress": {"step": state["progress"]["step"]},
+        "environment": {name: v for name, v in environment.items() if name != "platform"},
+        **{name: value for name, value in optional.items() if value},
+    }
+
+
+def read(parser: Parser, checkpoint: Path) -> tuple[dict[str, Any], str]:
+    """Return the `shared_part` of the checkpoint, and the sha256 of the file that was read. A file
+    that cannot be used is a mistake of the command line."""
+    from runs.checkpoint import CheckpointError, read_with_sha256
+    from runs.folder import RunFolderError, read_variant
+
+    try:
+        state, sha256 = read_with_sha256(checkpoint)
+        environment = state.get("environment")  # of one that was exported
+        with suppress(RunFolderError):  # a checkpoint may have left its run folder
+            environment = read_variant(checkpoint.parent).get("environment")
+        kept = shared_part(state, environment or {})
+    except CheckpointError as error:
+        parser.error(f"CHECKPOINT: {error}")
+    except (KeyError, TypeError):
+        kept = {"settings": {}}
+    if not terms.used(kept["settings"]):
+        parser.error(f"CHECKPOINT {checkpoint} is none of train_wrn.py's: give one of a run")
+    return kept, sha256
 
 
 def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> str:
@@ -92,12 +145,9 @@ def main(argv: Sequence[str]) -> Path:
     from runs.checkpoint import CheckpointError, export
 
     folder: Path = args.folder
-    if args.send and args.push is None:
-        parser.error("--send has no effect without --push OWNER/NAME")
-    release.check_new(parser, "FOLDER", folder)
-    kept, sha256 = release.read(parser, args.checkpoint, ["queue"])
-    if not terms.used(kept["settings"]):
-        parser.error(f"CHECKPOINT {args.checkpoint} is none of train_wrn.py's: give one of a run")
+    if folder.exists():
+        parser.error(f"FOLDER {folder} exists already: give another name, or remove it")
+    kept, sha256 = read(parser, args.checkpoint)
     text = card(kept, args.checkpoint, sha256)
     half = folder.with_name(f".{folder.name}.tmp")
     try:
@@ -116,28 +166,7 @@ def main(argv: Sequence[str]) -> Path:
         shutil.rmtree(half, ignore_errors=True)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print_line(f"{folder}: {size / 1e6:.2f} MB", sys.stdout)
-    if args.push:
-        push(parser, folder, args.push, send=args.send)
     return folder
-
-
-def push(parser: Parser, folder: Path, name: str, *, send: bool) -> None:
-    """Upload the folder to the repository `name` of the hub, or say what would be uploaded."""
-    files = ", ".join(sorted(path.name for path in folder.iterdir()))
-    if not send:
-        print_line(f"--send would upload {files} to {name}: it is sent nowhere yet", sys.stdout)
-        return
-    try:
-        from huggingface_hub import HfApi
-
-        hub = HfApi()
-        hub.create_repo(name, exist_ok=True)
-        hub.upload_folder(repo_id=name, folder_path=folder)
-    except ImportError:
-        parser.error("--send needs huggingface_hub: pip install huggingface_hub")
-    except Exception as error:  # of many kinds: of the name, the token, the network
-        parser.error(f"--push {name}: {' '.join(str(error).split())[:200]}")
-    print_line(f"uploaded {files}: hf://{name}", sys.stdout)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import train_wrn
 from baselines.linear_probe import load_backbone
 from evaluation.classification import classification
 from runs.checkpoint import read_checkpoint, save_checkpoint
-from scripts import export, release
+from scripts import export
 from tests import pair as two
 from tests.test_healing import tiny
 from training import session
@@ -147,7 +147,7 @@ def test_evaluation_takes_the_average_unless_asked_for_raw_weights(
     for name, found in (("raw", plain), ("averaged", averaged)):
         save_checkpoint(found, tmp_path / f"{name}.pt")
     last = trained.folder / "last_ckpt.pt"
-    release.main([str(last), str(tmp_path / "released.pt")])
+    export.main([str(last), str(tmp_path / "exported")])
     told = "averaged (--ema 0.9)"
     cases: list[tuple[Path, tuple[str, ...], str | None]] = [
         (tmp_path / "raw.pt", (), None),
@@ -156,7 +156,7 @@ def test_evaluation_takes_the_average_unless_asked_for_raw_weights(
         (tmp_path / "averaged.pt", (), None),
         (last, (), told),
         (last, ("--weights", "ema"), told),
-        (tmp_path / "released.pt", (), told),
+        (tmp_path / "exported", (), told),
     ]
     nll = []
     for path, words, which in cases:
@@ -167,7 +167,7 @@ def test_evaluation_takes_the_average_unless_asked_for_raw_weights(
     assert len(set(nll[:3])) == len(set(nll[3:])) == 1 and abs(nll[0] - nll[3]) > 1e-3
     for path, which, why in (
         (tmp_path / "raw.pt", "ema", "it has no averaged weights"),
-        (tmp_path / "released.pt", "raw", "it has the averaged weights alone"),
+        (tmp_path / "exported", "raw", "it has the averaged weights alone"),
     ):
         words = ("--eval", "test_clf", "--weights", which)
         line = ask_of(ask, path, tmp_path / "refused", *words).refusal

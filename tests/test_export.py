@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import models
 from runs.checkpoint import (
@@ -21,7 +22,7 @@ from runs.checkpoint import (
     read_checkpoint,
     read_with_sha256,
 )
-from scripts import export, release
+from scripts import export
 
 HYBRID = "--pyxce 1 --pxycontrast 1 --pxsgld 1 --max_steps 3"
 
@@ -46,6 +47,27 @@ def test_it_is_the_same_model(train: Any, tmp_path: Path) -> None:
         assert torch.equal(ours.logits(x), theirs.logits(x))
     told = "".join((folder / name).read_text() for name in (CONFIG, export.CARD))
     assert str(train.root) not in told
+    about = json.loads((folder / CONFIG).read_text())
+    assert about["progress"] == {"step": 3}
+    environment = run.settings["environment"]
+    assert environment.pop("platform") and about["environment"] == environment
+    changed = {k for k, v in whole["settings"].items() if about["settings"][k] != v}
+    assert changed == {"data_root", "log_dir"}
+
+
+def test_a_data_set_of_one_s_own_is_known_by_its_last_part(train: Any, tmp_path: Path) -> None:
+    for i in range(12):
+        place = tmp_path / "private" / "me" / "shapes" / "ab"[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (i, i, i)).save(place / f"{i}.png")
+    dataset = f"folder:{tmp_path / 'private' / 'me' / 'shapes'}"
+    run = train("--pyxce 1 --max_steps 1 --n_valid 4 --dataset", dataset)
+    assert run.code == 0, run.err
+    kept = read_checkpoint(exported(run.folder / "last_ckpt.pt", tmp_path / "g"))
+    assert kept["settings"]["dataset"] == "folder:shapes"
+    kept.pop("model_state_dict")
+    assert "private" not in str(kept) and str(tmp_path) not in str(kept)
+    assert models.load(tmp_path / "g").logits(torch.rand(1, 3, 32, 32)).shape == (1, 2)
 
 
 @pytest.mark.parametrize(("flag", "told"), [("", "logsumexp f(x). "), ("--uncond", "e(x), a ")])
@@ -58,7 +80,7 @@ def test_the_card_says_what_log_q_is(flag: str, told: str, train: Any, tmp_path:
 def test_chains_begin_where_the_run_s_did(train: Any, ask: Any, tmp_path: Path) -> None:
     run = train("--pxsgld 1 --max_steps 2 --chain_start class_gaussian --sgld_clamp")
     checkpoint = run.folder / "last_ckpt.pt"
-    small = release.main([str(checkpoint), str(tmp_path / "small.pt"), "--keep"])
+    small = exported(checkpoint, tmp_path / "model")
     words = "--eval cond_samples --fresh_samples --buffer_size 20 --sgld_batch_size 20 --device cpu"
     words += f" --n_sample_steps 1 --n_steps 2 --data_root {ask.trainer.data}"
 
@@ -71,7 +93,6 @@ def test_chains_begin_where_the_run_s_did(train: Any, ask: Any, tmp_path: Path) 
 
     ours = starts(checkpoint)
     assert np.array_equal(ours, starts(small))
-    assert np.array_equal(ours, starts(exported(checkpoint, tmp_path / "model")))
     assert not np.array_equal(ours, starts(small, "--chain_start", "uniform"))
 
 
@@ -126,8 +147,6 @@ def test_a_folder_stands_for_its_checkpoint_and_an_exported_one_is_exported_agai
     for name in (CONFIG, WEIGHTS, export.CARD):
         assert (again / name).read_bytes() == (first / name).read_bytes()
     assert "- commit: " in (again / export.CARD).read_text()
-    whole = read_checkpoint(release.main([str(first), str(tmp_path / "released.pt")]))
-    assert whole["environment"] == json.loads((first / CONFIG).read_text())["environment"]
 
 
 TOLD = ('"x"', "[[1], [1, 2]]", "1e400", "null", '{"a": 1}', "[" * 99999)
@@ -167,9 +186,11 @@ def test_mistakes_are_one_line(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     checkpoint = str(train.once(HYBRID).folder / "last_ckpt.pt")
     (tmp_path / "file").write_text("x")
+    torch.save({"model_state_dict": {}}, tmp_path / "foreign.pt")
     for words, named in (
         ([checkpoint, str(tmp_path)], "exists already"),
         ([str(tmp_path / "file"), str(tmp_path / "new")], "CHECKPOINT"),
+        ([str(tmp_path / "foreign.pt"), str(tmp_path / "new")], "none of train_wrn.py's"),
         (["hf://owner/name", str(tmp_path / "new")], "hf://owner/name needs huggingface_hub"),
         ([checkpoint, str(tmp_path / "file" / "new")], "writable"),
     ):

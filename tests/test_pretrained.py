@@ -18,13 +18,17 @@ import eval_wrn_ebm
 import models
 from evaluation import flags
 from runs import shared
-from runs.checkpoint import CheckpointError
+from runs.checkpoint import FILLED, CheckpointError, read_checkpoint
 from runs.cli import UsageError
-from scripts import export
+from runs.files import read_json
+from training import flags as training_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "pretrained" / "README.md").read_text(encoding="utf-8")
 DIGITS = ROOT / "pretrained" / "hdge-jem-digits"
+SHIPPED = ROOT / "pretrained" / "hdge" / "model.pt"
+EXPECTED = read_json(SHIPPED.with_name("expected.json"))
+TOLD = sorted((ROOT / "pretrained").glob("*/expected.json"))
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -84,38 +88,6 @@ def test_a_hub_s_model_is_asked(hub: list[Any], tmp_path: Path, capsys: Any) -> 
     assert told and float(told[1]) == round(100 * answer["accuracy"], 1)
 
 
-def test_an_export_is_pushed_only_when_it_is_sent(
-    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    sent: list[Any] = []
-
-    class HfApi:
-        def create_repo(self, name: str, *, exist_ok: bool) -> None:
-            sent.append((name, exist_ok))
-
-        def upload_folder(self, *, repo_id: str, folder_path: Path) -> None:
-            if "full" in repo_id:
-                raise OSError("no\nroom")
-            sent.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=HfApi))
-    checkpoint = str(train.once("--pyxce 1 --max_steps 1").folder / "last_ckpt.pt")
-    export.main([checkpoint, str(tmp_path / "a"), "--push", "owner/name"])
-    assert not sent and "--send would upload README.md, config.json" in capsys.readouterr().out
-    export.main([checkpoint, str(tmp_path / "b"), "--push", "owner/name", "--send"])
-    files = ["README.md", "config.json", "model.safetensors"]
-    assert sent == [("owner/name", True), ("owner/name", files)]
-    for words, said in (
-        (["--push", "owner/full", "--send"], "--push owner/full: no room"),
-        (["--send"], "--send has no effect without --push"),
-    ):
-        with pytest.raises(SystemExit) as ended:
-            export.main(
-                [checkpoint, str(tmp_path / words[1 % len(words)].replace("/", "-")), *words]
-            )
-        assert ended.value.code == 2 and said in capsys.readouterr().err
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_torch_hub_loads_a_clone() -> None:
     model = torch.hub.load(str(ROOT), "load", "hdge-jem-digits", source="local", trust_repo=True)
@@ -165,3 +137,34 @@ def test_the_tour_runs_and_says_what_it_shows(
 
 def numbers(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"\d+\.?\d*", text)]
+
+
+def test_the_shipped_model_is_small_and_says_what_made_it() -> None:
+    assert SHIPPED.stat().st_size < 2_000_000
+    state = read_checkpoint(SHIPPED)
+    assert state["environment"]["git_commit"] and state["settings"]["dataset"] == "cifar10"
+    model = models.load(SHIPPED)
+    assert sum(p.numel() for p in model.parameters()) == 303_466
+    assert int(state["objective"][FILLED]) == state["settings"]["contrast_k"]
+    told, given = training_flags.parse(EXPECTED["trained with"].split()[2:])
+    assert len(given) > 10
+    for name in given:
+        assert state["settings"][name] == getattr(told, name), name
+
+
+@pytest.mark.parametrize(
+    ("name", "question"),
+    [(path.parent.name, question) for path in TOLD for question in read_json(path)["expected"]],
+)
+def test_the_shipped_models_numbers_are_those_that_are_told(
+    name: str, question: str, ask: Any, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    expected = read_json(ROOT / "pretrained" / name / "expected.json")["expected"][question]
+    words, place = question.split(), ["--load_path", name, "--device", "cpu"]
+    if "digits" not in name:  # which need no files
+        place += ["--data_root", str(request.getfixturevalue("data_root"))]
+    answer = ask.bare(*place, "--log_dir", str(tmp_path), *words, folder=tmp_path)
+    assert answer.code == 0, answer.err
+    found = json.loads((tmp_path / f"{words[1]}.json").read_text(encoding="utf-8"))
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, abs=0.002), key

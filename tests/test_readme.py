@@ -48,7 +48,7 @@ def script(name: str) -> Callable[[], argparse.ArgumentParser]:
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     **{
         f"scripts/{name}.py": script(f"{name}.py")
-        for name in ("report", "release", "export", "torture", "experiments", "tables")
+        for name in ("report", "export", "torture", "experiments", "tables")
     },
     "scripts/bench.py": benchmark_flags.build_parser,
     "scripts/gpu.sh": gpu.build_parser,
