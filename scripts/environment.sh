@@ -49,57 +49,27 @@ missing_in() {
     printf '%s' "${lines//[[:space:]]/ }"
 }
 
-venv_python() {
-    if [ -e "$hdge_venv/Scripts/python.exe" ]; then  # Windows
-        printf '%s\n' "$hdge_venv/Scripts/python.exe"
-    else
-        printf '%s\n' "$hdge_venv/bin/python"
-    fi
-}
-
 make_venv() {
-    local base=$1 version
-    version=$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    "$base" -c 'import ensurepip, venv' 2>/dev/null ||
-        fail "$base has no venv or ensurepip to make $hdge_venv with: install them (Debian, Ubuntu: apt install python$version-venv), or name another Python, as in PYTHON=/path/to/python3.12."
-    say "making $hdge_venv with $base (Python $version)."
-    "$base" -m venv --clear "$hdge_venv" ||
-        fail "$hdge_venv could not be made (the reason stands above; $(free_megabytes) MB are free there): mend that, then run this again."
+    "$1" -c 'import ensurepip, venv' 2>/dev/null ||
+        fail "$1 has no venv or ensurepip to make $hdge_venv with: install them (Debian, Ubuntu: apt install python3-venv), or name another Python, as in PYTHON=/path/to/python3.12."
+    say "making $hdge_venv with $1."
+    "$1" -m venv --clear "$hdge_venv" || fail "$hdge_venv could not be made: the reason stands above."
 }
 
-free_megabytes() { df -Pk "$hdge_root" | awk 'NR == 2 { print int($4 / 1024) }'; }
-
-# Installs the list $1, of which $2 is missing, into PYTHON.
+# Installs the list $1 into PYTHON. All in one call and from one index: torchvision holds compiled code for one build of
+# torch. The list is installed, never this repository.
 install() {
-    local wanted=() line status=0 log=$hdge_venv/pip.log
+    local wanted=() line
     while IFS= read -r line; do
         wanted+=("$line")
-    done < <("$PYTHON" "$hdge_root/scripts/requirements.py" list "$1" | tr -d '\r')
-    "$PYTHON" "$hdge_root/scripts/requirements.py" repair || fail "$hdge_venv is damaged: remove it, then run this again."
-    "$PYTHON" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m ensurepip --default-pip >/dev/null ||
-        fail "$hdge_venv has no pip: remove it, then run this again."
-    say "installing with pip what is missing."
-    [[ $2 != *torch\>* ]] || say "torch is large (on Linux, with its CUDA libraries, several GB): this takes minutes, once."
-    rm -f "$log"
-    # All in one call and from one index: torchvision holds compiled code for one build of torch, and torch of one
-    # index with torchvision of another fails at import. The list is installed, never this repository.
-    "$PYTHON" -m pip install --disable-pip-version-check --log "$log" "${wanted[@]}" || status=$?
-    if [ "$status" -eq 0 ]; then
-        rm -f "$log"
-    elif [ "$status" -gt 128 ]; then  # by a signal
-        fail "the installation was interrupted: run this again, it goes on with what is there."
-    # Of a full disk the log itself may know nothing.
-    elif grep -qE 'No space left|Disk quota' "$log" 2>/dev/null || [ "$(free_megabytes)" -lt 100 ]; then
-        fail "the disk is full ($(free_megabytes) MB free at $hdge_root; on Linux about 7 GB are needed, and TMPDIR needs room too): make room, then run this again."
-    elif grep -qE 'ConnectionError|Connection(Pool)?\(.*timed out|connection broken|ProxyError|SSLError' "$log" 2>/dev/null; then
-        fail "pip could not reach its package index: connect to a network (or set pip's proxy), then run this again."
-    else
-        fail "pip could not install the packages (the reason stands above, and in $log): mend that, then run this again."
-    fi
+    done < <("$PYTHON" "$hdge_root/scripts/requirements.py" list "$1")
+    say "installing with pip what is missing; torch, if it is, has several GB on Linux and takes minutes."
+    "$PYTHON" -m pip install --disable-pip-version-check "${wanted[@]}" ||
+        fail "pip could not install the packages (the reason stands above): mend that, then run this again."
 }
 
 set_up() {
-    local missing base existing
+    local missing
     PYTHON=$(find_python) || exit 2
     export PYTHON
     missing=$(missing_in "$PYTHON" "$1") || exit 2
@@ -107,28 +77,14 @@ set_up() {
         say "using $PYTHON, which has everything that pyproject.toml lists."
         return
     fi
-
-    base=$PYTHON
-    existing=$(venv_python)
-    if [ -x "$existing" ] && "$existing" -c '' 2>/dev/null; then
-        PYTHON=$(suitable "$existing") ||
-            fail "$hdge_venv is not of a Python $hdge_oldest to $hdge_newest: remove that folder, then run this again."
-        missing=$(missing_in "$PYTHON" "$1") || exit 2
-        if [ -z "$missing" ]; then
-            say "using $hdge_venv, which has everything that pyproject.toml lists."
-            return
-        fi
-        say "$hdge_venv lacks $missing."
-    else
-        say "$base lacks $missing."
-        make_venv "$base"
-        PYTHON=$(venv_python)
-    fi
-
-    install "$1" "$missing"
+    "$hdge_venv/bin/python" -c '' 2>/dev/null || make_venv "$PYTHON"
+    PYTHON=$(suitable "$hdge_venv/bin/python") ||
+        fail "$hdge_venv is not of a Python $hdge_oldest to $hdge_newest: remove that folder, then run this again."
+    missing=$(missing_in "$PYTHON" "$1") || exit 2
+    [ -z "$missing" ] || install "$1"
     missing=$(missing_in "$PYTHON" "$1") || exit 2
     [ -z "$missing" ] || fail "pip ended well, and yet $hdge_venv lacks $missing: remove that folder, then run this again."
-    say "$hdge_venv is complete."
+    say "using $hdge_venv, which has everything that pyproject.toml lists."
 }
 
 case ${1:-} in

@@ -2,17 +2,14 @@
 
     python scripts/requirements.py list base|test       every requirement, one a line
     python scripts/requirements.py missing base|test    those that this Python does not meet, if any
-    python scripts/requirements.py repair               before pip, after an interrupted one
 
 It runs before anything is installed, and `packaging` comes with matplotlib: where it is missing,
 so is everything.
 """
 
 import re
-import shutil
 import sys
-import sysconfig
-from importlib.metadata import Distribution, distribution
+from importlib.metadata import distribution
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,38 +28,15 @@ def listed(which: str, pyproject: Path = ROOT / "pyproject.toml") -> list[str]:
     return found
 
 
-def complete(found: Distribution) -> bool:
-    """Whether its installation ran to the end: INSTALLER is written after the package's own files.
-
-    What comes from a system's own package manager may be no wheel and have none.
-    """
-    if not (found.read_text("METADATA") or found.read_text("PKG-INFO")):
-        return False
-    return found.read_text("WHEEL") is None or bool(found.read_text("INSTALLER"))
-
-
 def is_met(line: str) -> bool:
     try:
-        if not complete(distribution("packaging")):  # a half-installed one may not even import
-            return False
         from packaging.requirements import Requirement
 
         requirement = Requirement(line)
         found = distribution(requirement.name)
     except ImportError:  # of `packaging`, or of what is required
         return False
-    return complete(found) and requirement.specifier.contains(found.version, prereleases=True)
-
-
-def repair() -> None:
-    """Forget every half-installed package: pip would take it for an installed one and go past."""
-    if sys.prefix == sys.base_prefix:
-        sys.exit("requirements.py repair: only for a virtual environment")
-    for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-        for path in Path(folder).glob("*.dist-info"):
-            if not complete(Distribution.at(path)):
-                print(f"environment: {path.stem} was left half installed: once more.")
-                shutil.rmtree(path)
+    return requirement.specifier.contains(found.version, prereleases=True)
 
 
 def main(arguments: list[str]) -> None:
@@ -71,8 +45,6 @@ def main(arguments: list[str]) -> None:
             print(*listed(which), sep="\n")
         case ["missing", ("base" | "test") as which]:
             print("\n".join(line for line in listed(which) if not is_met(line)), end="")
-        case ["repair"]:
-            repair()
         case _:
             sys.exit(__doc__)
 

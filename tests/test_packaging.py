@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
@@ -77,50 +76,23 @@ def test_git_ignores_runs_and_data_sets_but_no_source() -> None:
     assert answer.stdout.split() == ignored
 
 
-# Whether a requirement is met, and an installation ended
-
-
 @pytest.mark.parametrize(
     ("requirement", "met"),
     [
-        *(("half>=1", False), ("empty>=1", False), ("absent>=1", False)),
-        *(("whole>=1", True), ("whole>=1.2.3,<2", True), ("built>=2.10", True)),
-        *(("whole>=1.3", False), ("whole<1.2.3", False), ("built<2.10", False)),
+        *(("absent>=1", False), ("whole>=1", True), ("whole>=1.2.3,<2", True)),
+        *(("whole>=1.3", False), ("whole<1.2.3", False)),
+        *(("built>=2.10", True), ("built<2.10", False)),
     ],
 )
-def test_a_half_installed_package_is_missing(
+def test_a_requirement_is_met_by_the_version_that_is_there(
     requirement: str, met: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(tmp_path, "half", INSTALLER=None)
-    install(tmp_path, "empty", METADATA="")
-    install(tmp_path, "whole")
-    install(tmp_path, "built", METADATA="Name: built\nVersion: 2.15.0rc1+cpu\n")
+    for name, version in (("whole", "1.2.3"), ("built", "2.15.0rc1+cpu")):
+        path = tmp_path / f"{name}-{version}.dist-info"
+        path.mkdir()
+        (path / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert requirements.is_met(requirement) == met
-    install(tmp_path, "packaging", INSTALLER=None)  # it would not be imported
-    assert not requirements.is_met(requirement)
-
-
-def test_repair_forgets_what_is_half_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install(tmp_path, "half", INSTALLER=None)
-    install(tmp_path, "whole")
-    monkeypatch.setattr(requirements.sysconfig, "get_path", lambda _: str(tmp_path))
-    monkeypatch.setattr(sys, "base_prefix", "elsewhere")  # as in a virtual environment
-    requirements.repair()
-    assert [path.name for path in tmp_path.iterdir()] == ["whole-1.2.3.dist-info"]
-
-
-def install(folder: Path, name: str, **changed: str | None) -> Distribution:
-    """What pip leaves of a package, less the package; None leaves a file out."""
-    files = {"METADATA": f"Name: {name}\nVersion: 1.2.3\n", "WHEEL": "x", "INSTALLER": "pip\n"}
-    path = folder / f"{name}-1.2.3.dist-info"
-    path.mkdir()
-    for file, text in {**files, **changed}.items():
-        if text is not None:
-            (path / file).write_text(text)
-    return Distribution.at(path)
 
 
 # environment.sh, with a Python that only acts as one. Its folder holds `complete` once pip has run.
@@ -129,20 +101,16 @@ FAKE_PYTHON = r"""#!/bin/sh
 here=$(dirname "$0")
 case "$1 $2" in
     "-c "*sys.executable*) echo "$0" ;;
-    "-c "*version_info*) echo 3.12 ;;
     "-c "*ensurepip*) [ -z "$NO_ENSUREPIP" ] ;;
     "-c "*) ;;
     *requirements.py\ missing) [ -e "$here/complete" ] || echo "torch>=2.10" ;;
     *requirements.py\ list) echo "torch>=2.10"; echo "torchvision>=0.25" ;;
-    *requirements.py\ repair) ;;
     "-m venv") rm -rf "$4" && mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
     "-m pip")
-        [ "$3" = --version ] && exit 0
         echo "pip was called: $*"
         case $PIP in
             fine) : > "$here/complete" ;;
-            killed) kill -9 $$ ;;
-            *) echo "$PIP" > "$6"; exit 1 ;;
+            *) exit 1 ;;
         esac ;;
     *) echo "unexpected: $*" >&2; exit 9 ;;
 esac
@@ -158,7 +126,7 @@ class Machine:
         (self.root / "scripts").mkdir(parents=True)
         self.bin.mkdir()
         shutil.copy(ROOT / "scripts" / "environment.sh", self.root / "scripts")
-        for tool in ["dirname", "df", "awk", "grep", "rm", "mkdir", "cp", "tr", "sh"]:
+        for tool in ["dirname", "rm", "mkdir", "cp", "sh"]:
             (self.bin / tool).symlink_to(shutil.which(tool) or tool)
 
     def add_python(self, name: str, text: str = FAKE_PYTHON) -> Path:
@@ -204,20 +172,9 @@ def test_what_is_missing_goes_into_a_venv_by_one_call_of_pip_and_only_once(
         assert f"PYTHON is {machine.root}/.venv/bin/python" in each.stdout
 
 
-@pytest.mark.parametrize(
-    ("pip", "remedy"),
-    [
-        ("killed", "interrupted: run this again"),
-        ("... NewConnectionError('...')", "connect to a network"),
-        ("OSError: [Errno 28] No space left on device", "the disk is full"),
-        ("No matching distribution", "the reason stands above"),
-    ],
-)
-def test_a_failed_installation_says_what_to_do_and_the_next_run_repairs_it(
-    machine: Machine, pip: str, remedy: str
-) -> None:
+def test_a_failed_installation_is_one_line_and_the_next_run_goes_on(machine: Machine) -> None:
     machine.add_python("python3")
-    assert_refused(machine.source(PIP=pip), remedy, "then run this again" * (pip != "killed"))
+    assert_refused(machine.source(PIP="fails"), "the reason stands above", "run this again")
     answer = machine.source(PIP="fine")
     assert answer.returncode == 0
     assert "pip was called" in answer.stdout
@@ -254,7 +211,7 @@ def test_a_named_python_an_active_environment_and_one_that_starts_come_first(
     [
         ({}, "no Python 3.10 to 3.13 found: install one, or name one, as in PYTHON=/path/to/"),
         ({"PYTHON": "/no/python"}, "PYTHON=/no/python does not start a Python 3.10 to 3.13"),
-        ({"PYTHON": "{bin}/named", "NO_ENSUREPIP": "1"}, "apt install python3.12-venv"),
+        ({"PYTHON": "{bin}/named", "NO_ENSUREPIP": "1"}, "apt install python3-venv"),
         ({"WHICH": "all"}, "base or test"),
     ],
 )
