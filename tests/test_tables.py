@@ -489,6 +489,18 @@ def test_questions_about_several_models_belong_to_each(tmp_path: Path) -> None:
             assert (found.mean, found.n) == (expected, 2)
 
 
+def test_rows_that_have_no_number_at_all_are_named_below_the_table(tmp_path: Path) -> None:
+    """With a published number they stay: what is missing is to be seen beside it."""
+    assert len(built("alpha", {}).rows) == len(rows.TABLES["alpha"].rows)  # nothing was run
+    classified(fake_run(tmp_path, "ce"), 0.7)
+    found = collect(tmp_path)
+    table = built("alpha", found)
+    assert [row.experiments for row in table.rows] == [("ce",)]
+    unrun = "alpha = 0; alpha = 0.25; alpha = 0.5; alpha = 0.75"
+    assert f"Not run at scale small: {unrun}." in table.notes
+    assert row(built("table1_ood", found), "jem").about == {"runs": "not run"}
+
+
 @pytest.mark.parametrize(("name", "papers"), [("alpha", False), ("table5_variants", True)])
 def test_a_picture_compares_two_rows_or_is_not_drawn(
     name: str, papers: bool, tmp_path: Path

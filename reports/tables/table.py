@@ -96,7 +96,7 @@ def build(
         fixed = [key for key in keys if key in measured or not other_sets]
         blocks.append((title, [*fixed, *sorted(more, key=natural)]))
     keys = [key for _, found in blocks for key in found]
-    rows = []
+    rows, not_run = [], list[str]()
     for model, *every in declared["rows"]:
         own = tuple(experiment for experiment in every if experiment in experiments)
         printed = paper.get(declared.get("held_against", {}).get(model, model), {})
@@ -108,7 +108,12 @@ def build(
             texts = [about(scale, record) for record in found] or [{"runs": QUOTED}]
             numbers = {key: cell(key, Number(*printed.get(key, [])), found) for key in keys}
             shown = shown_name(model, found[0]) if found else model
-            rows.append(Row(shown, line, joint(texts), numbers))
+            if used and not printed and line and not any(found):
+                not_run.append(shown)  # a row without any number
+            else:
+                rows.append(Row(shown, line, joint(texts), numbers))
+    if not_run:
+        notes.append(f"Not run at scale {scale}: {'; '.join(not_run)}.")
     return Table(name, scale, declared["title"], blocks, rows, notes)
 
 
