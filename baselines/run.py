@@ -82,6 +82,8 @@ class Program:
     batches: (settings, data set on the device, indices of its training images) -> Batches, whose
         random numbers come from the global generator or are a function of the step.
     optimizer: (settings, model, objective) -> an optimiser that heeds `found_inf`.
+    model: (settings, classes, device) -> the network.
+    initialise: given the network of a new run and its first images.
     """
 
     build_parser: Callable[[], Parser]
@@ -90,6 +92,8 @@ class Program:
     fixed: tuple[str, ...] = ()
     batches: Callable[[Namespace, data.DataSet, Tensor], Batches] = augmented_batches
     optimizer: Callable[[Namespace, nn.Module, nn.Module], torch.optim.Optimizer] = build_optimizer
+    model: Callable[[Namespace, int, torch.device], models.EnergyClassifier] = build_model
+    initialise: Callable[[Any, Tensor], None] = models.initialise_act_norm
 
     @property
     def name(self) -> str:
@@ -121,7 +125,7 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
         run = build_run(program, s, dataset.num_classes, device)
         run.data, run.steps_per_epoch = data.Record.of(dataset, s.n_valid), batches.steps_per_epoch
         if s.resume is None:
-            models.initialise_act_norm(run.model, batches(0)[0])
+            program.initialise(run.model, batches(0)[0])
 
         def train(out: Output, signals: Signals) -> str:
             about = describe(run, f"{len(index):,} training images", f"method {s.method}", splits)
@@ -136,7 +140,7 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
 
 
 def build_run(program: Program, s: Namespace, num_classes: int, device: torch.device) -> Run:
-    model = build_model(s, num_classes, device)
+    model = program.model(s, num_classes, device)
     objective = program.objective(s, model).to(device)
     return Run(s, num_classes, model, objective, program.optimizer(s, model, objective))
 

@@ -50,7 +50,7 @@ class LoadedModel:
 
     @property
     def num_classes(self) -> int:
-        return self.network.class_output.out_features
+        return self.network.num_classes
 
     @property
     def class_names(self) -> list[str]:
@@ -181,12 +181,13 @@ def load(
     try:
         state, sha256 = read_with_sha256(file)
         told, average = models.run_settings(state, file), average_of(state, s.weights)
-        weights = models.network_weights(state, raw=s.weights == "raw")
         given = {name: getattr(s, name) for name in SHAPE}
-        network = models.build(**models.network_settings(state, told, **given))
-        models.load_weights(network, weights)
+        raw = s.weights == "raw"
+        network = models.from_checkpoint(state, told, raw=raw, **given)
+        flow = isinstance(network, models.Flow)
+        weights = {} if flow else models.network_weights(state, raw=raw)
         record = data.Record.read(state.get("data"))
-        slots, classes = None, network.class_output.out_features
+        slots, classes = None, network.num_classes
         if (queue := weights.get("queue_logit")) is not None:
             if queue.ndim != 2 or len(queue) != classes:
                 said = f"its queue has shape {tuple(queue.shape)}, not ({classes}, K)"

@@ -68,7 +68,7 @@ def scores(
     """
     unit_bank = None if bank is None or "knn" not in names else F.normalize(bank.double(), dim=1)
     parts = _scores_of_batches(model, batches, "pxgrad" in names, unit_bank, k)
-    none = model.class_output.weight.new_empty(0)
+    none = next(model.parameters()).new_empty(0)
     found = {n: distributed.joined(torch.cat(p) if p else none) for n, p in parts.items()}
     logits = found.pop("logits")
     with torch.no_grad():

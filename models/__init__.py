@@ -2,6 +2,7 @@
 
 from models.backbones import ResNet50, WideResNet
 from models.energy import ARCHITECTURES, EnergyClassifier, Pixels, build, forward_flops
+from models.flow import Flow
 from models.load import (
     RunSettings,
     averaged_weights,

@@ -56,6 +56,10 @@ class EnergyClassifier(nn.Module):
         self.class_output = nn.Linear(backbone.num_features, num_classes)
         self.energy_output = nn.Linear(backbone.num_features, 1) if uncond else None
 
+    @property
+    def num_classes(self) -> int:
+        return self.class_output.out_features
+
     def train(self, mode: bool = True) -> EnergyClassifier:
         super().train(mode)
         if self.frozen_statistics:
@@ -159,7 +163,7 @@ def forward_flops(model: EnergyClassifier) -> int:
     outline = copy.deepcopy(model, shapes).eval()  # deepcopy takes what `shapes` has, copies else
     outline.amp = False  # there is no autocast on the meta device, and it changes no count
     shape = (1, 3, model.image_size, model.image_size)
-    image = torch.empty(shape, device="meta", dtype=model.class_output.weight.dtype)
+    image = torch.empty(shape, device="meta", dtype=next(model.parameters()).dtype)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         outline.log_px(image)
     return counter.get_total_flops()

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import data
 from models.energy import EnergyClassifier, build
+from models.flow import Flow
 from runs.checkpoint import CheckpointError, read_checkpoint
-from runs.names import IMAGE_SIZE
+from runs.names import FLOWS, IMAGE_SIZE
 from runs.shared import weights_file
 
 DEFAULTS = {name: given.default for name, given in inspect.signature(build).parameters.items()}
@@ -52,14 +53,37 @@ def read_images(model: EnergyClassifier, *paths: str | Path) -> Tensor:
 
 
 def from_checkpoint(
-    checkpoint: Mapping[str, Any], told: RunSettings | None = None, **given: Any
+    checkpoint: Mapping[str, Any],
+    told: RunSettings | None = None,
+    *,
+    raw: bool = False,
+    **given: Any,
 ) -> EnergyClassifier:
-    """Return the checkpoint's network with its weights; see `network_settings` for the arguments.
+    """Return the checkpoint's network or flow with its weights; see `network_settings` for the
+    arguments and `network_weights` for `raw`.
 
     Raises CheckpointError, ValueError or TypeError if the checkpoint does not describe a network.
     """
+    told = told or run_settings(checkpoint)
+    if told.settings.get("arch") in FLOWS:
+        return flow_from(checkpoint, told.settings, given)
     model = build(**network_settings(checkpoint, told, **given))
-    load_weights(model, network_weights(checkpoint))
+    load_weights(model, network_weights(checkpoint, raw=raw))
+    return model
+
+
+def flow_from(
+    checkpoint: Mapping[str, Any], settings: Mapping[str, Any], given: Mapping[str, Any]
+) -> Flow:
+    """Return the flow of a run's settings with its weights. Raises CheckpointError."""
+    for name, value in given.items():
+        if value is not None and value != settings.get(name):
+            raise CheckpointError(f"{name} is {settings.get(name)} by its settings, {value} given")
+    names = inspect.signature(Flow).parameters
+    if lacking := [name for name in names if name not in settings]:
+        raise CheckpointError(f"its settings do not tell {', '.join(lacking)} of the flow")
+    model = Flow(**{name: settings[name] for name in names})
+    load_weights(model, checkpoint.get("model_state_dict", {}))
     return model
 
 

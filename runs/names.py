@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 STARTS = ("uniform", "gaussian", "class_gaussian")  # of chains
 NORMS = ("none", "batch", "instance", "layer", "act")
@@ -23,6 +25,7 @@ SCORES = {  # of an image, the higher the more it looks like the training images
 CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "mnist": 10, "digits": 10}
 IMAGE_SIZE = 32  # default side in pixels, and that of runs whose settings do not have it
 SMALLEST_IMAGE = 8
+FLOWS = {"glow": "Glow", "residual_flow": "Residual Flow"}  # normalising flows; their titles
 STRIDES = {"wrn": 4, "resnet50": 8}  # pixels of an image to a pixel of the last feature map
 TITLES = {  # of data sets, in pictures and tables
     "cifar10": "CIFAR-10",
@@ -46,6 +49,18 @@ FOLDER = "folder:"  # and a path: a data set of the user's own
 def data_root() -> str:
     """Return the folder of the images where --data_root is not given."""
     return os.environ.get("HDGE_DATA_ROOT", "./datasets")
+
+
+def network_title(settings: Mapping[str, Any]) -> str | None:
+    """Return WRN-10-2, say; None where the settings do not tell."""
+    arch, depth, width = (settings.get(name) for name in ("arch", "depth", "width"))
+    if arch == "resnet50":
+        return "ResNet-50"
+    if None in (depth, width):
+        return None
+    if arch in FLOWS:
+        return f"{FLOWS[arch]}, {settings.get('levels')} x {depth} blocks of width {width}"
+    return f"WRN-{depth}-{width}"
 
 
 def misfit_size(size: object, arch: str) -> str | None:

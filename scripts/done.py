@@ -14,13 +14,14 @@ from typing import Any
 from runs.files import file_sha256, plain, read_json
 from runs.folder import LAST, PREVIOUS, SETTINGS, read_progress
 from runs.shared import weights_file
-from scripts.rows import ADVERSARIAL, CONTRASTIVE, PROBE, TABLES, question_words
+from scripts.rows import ADVERSARIAL, CONTRASTIVE, FLOW, PROBE, TABLES, question_words
 
 # The module that has each program's flags, as `build_parser`.
 FLAGS = {
     "train_wrn.py": "training.flags",
     CONTRASTIVE: "baselines.train_contrastive",
     ADVERSARIAL: "baselines.train_adversarial",
+    FLOW: "baselines.train_flow",
     PROBE: "baselines.linear_probe",
 }
 
@@ -123,11 +124,13 @@ def asked_settings(scale: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
     for table in TABLES.values():
         questions = [(q, table.rows) for q in table.questions]
         for question, names in [*questions, *((q, names) for _, q, names in table.overlays)]:
-            words = question_words(scale, question)
-            settings, _ = flags.parse(["--load_path", "-", "--eval", *words])
+            parsed: dict[tuple[str, ...], Any] = {}
             for name in names:
-                of_name = found.setdefault(name, {}).setdefault(words[0], [])
-                of_name.append(plain(vars(settings)))
+                words = tuple(question_words(scale, question, name))
+                if words not in parsed:
+                    settings, _ = flags.parse(["--load_path", "-", "--eval", *words])
+                    parsed[words] = plain(vars(settings))
+                found.setdefault(name, {}).setdefault(words[0], []).append(parsed[words])
     return found
 
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from runs import terms  # noqa: E402
 from runs.cli import Parser, UsageError  # noqa: E402
-from runs.names import FOLDER  # noqa: E402
+from runs.names import FOLDER, network_title  # noqa: E402
 from runs.screen import print_line  # noqa: E402
 from runs.shared import weights_file  # noqa: E402
 
@@ -126,7 +126,7 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> str:
         own=str(s["dataset"]).startswith(FOLDER),
         class_names=data.get("class_names") if isinstance(data, dict) else None,
         radius=radius,
-        network=paper.network(s),
+        network=network_title(s),
         size=paper.image_size(s),
         s=s,
         terms=terms.used(s),

@@ -34,7 +34,7 @@ class Experiment:
 CE, HDGE, JEM = "--pyxce 1", "--pyxce 1 --pxycontrast 1", "--pyxce 1 --pxsgld 1"
 BOTH = "--pyxce 1 --pxycontrast 1 --pxsgld 1"
 CONTRASTIVE, ADVERSARIAL = "baselines/train_contrastive.py", "baselines/train_adversarial.py"
-PROBE = "baselines/linear_probe.py"
+FLOW, PROBE = "baselines/train_flow.py", "baselines/linear_probe.py"
 C100, RAW_EQ13 = "cifar100", "--contrast_score eq13 --no-contrast_normalize --contrast_t 1"
 QUEUES = (256, 1024, 4096, 16384, 65536)
 MEASURED = "--log_gradients 100"
@@ -63,6 +63,9 @@ EXPERIMENTS = {
     "jointloss-resnet50": Experiment("--method jointloss", "jointloss", program=CONTRASTIVE),
     "simclr": Experiment("--method simclr", "pretraining", program=CONTRASTIVE),
     "simclr-linear": Experiment("", "probe", program=PROBE, start="simclr"),
+    "glow": Experiment("", "flow", program=FLOW),
+    "glow-class": Experiment("--class_cond", "flow", program=FLOW),
+    "residual-flow": Experiment("--class_cond", "residual-flow", program=FLOW),
     # The same with a sampler that trains from scratch
     "jem-stable": Experiment(JEM, "stable"),
     "hdge-jem-stable": Experiment(BOTH, "stable"),
@@ -122,10 +125,11 @@ EXPERIMENTS = {
 }
 
 WRN = "--depth 28 --width 10"
-HALF = (
-    "--image_size 16 --depth 10 --width 2 --amp off --lr 1e-3 --warmup_iters 200 --n_epochs 12 "
-    "--decay_epochs 9 11 --decay_rate .2 --batch_size 64 --contrast_k 16384"
+HALF_SCHEDULE = (
+    "--image_size 16 --lr 1e-3 --warmup_iters 200 --n_epochs 12 --decay_epochs 9 11 "
+    "--decay_rate .2 --batch_size 64"
 )
+HALF = f"{HALF_SCHEDULE} --depth 10 --width 2 --amp off --contrast_k 16384"
 SMALL = "--depth 10 --width 2 --amp bf16"
 # The schedule of both codes' defaults, and JEM's paper's own. HDGE's paper says 200 epochs of its
 # Table 2 alone, and otherwise refers to JEM's settings.
@@ -160,6 +164,8 @@ SHORT_SGLD = (
 STABLE = "--n_steps 5 --chain_start class_gaussian --sgld_clamp --buffer_size 10000"
 # The same, and log q(x) from a head of its own with data that are not augmented, as in M-JEM.
 HEAD = f"{STABLE} --uncond --augment_px none"
+RESIDUAL = "--arch residual_flow"
+ONCE_FLOW = f"--levels 2 --depth 1 --width 8 --n_valid 100 {SIX_STEPS}"
 ONCE_SGLD = "--n_steps 2 --buffer_size 1000"
 # The flags of each setting, by scale. `ask`: what an evaluation is asked with besides.
 SCALES: dict[str, dict[str, str]] = {
@@ -195,6 +201,13 @@ SCALES: dict[str, dict[str, str]] = {
         # The defaults of the `robustness` library.
         "adversarial-l2": f"{WRN} {MADRY} --weight_decay 5e-4 --n_epochs 150 "
         "--decay_epochs 50 100 --attack_step .1 --no-random_init",
+        # Sizes and rates of the two codes, whose images are mirrored or shifted; Glow's batch is 64
+        # on each of 8 GPUs, and it names no last epoch: these are the other rows'.
+        "flow": "--levels 3 --depth 32 --width 512 --lr 1e-3 --batch_size 64 --warmup_iters 7030 "
+        "--n_epochs 200 --decay_epochs 160 180 --decay_rate .3",
+        # With half of the channels done after each scale, and no dense blocks.
+        "residual-flow": f"{RESIDUAL} --levels 3 --depth 16 --width 512 --lr 1e-3 --batch_size 64 "
+        "--warmup_iters 1000 --n_epochs 1000 --decay_epochs 1000",
         "probe": "",
         "ask": "",
     },
@@ -222,6 +235,8 @@ SCALES: dict[str, dict[str, str]] = {
             ("adversarial-linf", "adversarial-l2"),
             f"{SMALL} {SHORT} --n_epochs 3 --decay_epochs 2 --n_steps_pgd_attack 4",
         ),
+        "flow": f"{SHORT} --levels 3 --depth 8 --width 64 --lr 1e-3",
+        "residual-flow": f"{SHORT} {RESIDUAL} --levels 3 --depth 4 --width 32 --lr 1e-3",
         "probe": "",
         "ask": "--max_images 2000",
     },
@@ -234,6 +249,8 @@ SCALES: dict[str, dict[str, str]] = {
         "stable": f"{HALF} {STABLE}",
         "head": f"{HALF} {HEAD}",
         **{f"stable-n{n}": f"{HALF} {STABLE} --sgld_batch_size {n}" for n in (128, 256)},
+        "flow": f"{HALF_SCHEDULE} --levels 2 --depth 8 --width 128",
+        "residual-flow": f"{HALF_SCHEDULE} {RESIDUAL} --levels 2 --depth 4 --width 64",
         "ask": "",
     },
     "smoke": {
@@ -252,6 +269,8 @@ SCALES: dict[str, dict[str, str]] = {
         "resnet50": f"{ONCE_RESNET} --contrast_k 256",
         "jointloss": ONCE_RESNET,
         **dict.fromkeys(("adversarial-linf", "adversarial-l2"), f"{ONCE} --n_steps_pgd_attack 2"),
+        "flow": ONCE_FLOW,
+        "residual-flow": f"{ONCE_FLOW} {RESIDUAL}",
         "probe": "--max_iter 20",
         "ask": "--max_images 40",
     },
@@ -350,7 +369,7 @@ def judge(scale: str) -> Train:
 def needs(scale: str, job: Job) -> list[Train]:
     """Return the runs that have to be trained before."""
     if isinstance(job, Ask):
-        reference = REFERENCE in question_words(scale, job.question)
+        reference = REFERENCE in question_words(scale, job.question, job.runs[0].name)
         return [*job.runs, *([judge(scale)] if reference else [])]
     experiment = EXPERIMENTS[job.name]
     if experiment.start and (experiment.program == PROBE or scale in WARM):
@@ -389,21 +408,39 @@ def train_command(root: Path, scale: str, run: Train) -> list[str]:
 
 def last_wins(words: Sequence[str]) -> list[str]:
     """Keep of a flag that is given several times the last alone, as a parser reads it."""
+    return list(chain.from_iterable(by_flag(words).values()))
+
+
+def by_flag(words: Sequence[str]) -> dict[str, list[str]]:
+    """Return each flag's words, those of the last where there are several."""
     flags: dict[str, list[str]] = {}
     for word in words:
         if word.startswith("--"):
             flags.pop(word, None)
             flags[word] = []
         flags[next(reversed(flags))].append(word)
-    return list(chain.from_iterable(flags.values()))
+    return flags
 
 
-def question_words(scale: str, question: str) -> list[str]:
-    """Return the words that follow `--eval`."""
+def question_words(scale: str, question: str, experiment: str) -> list[str]:
+    """Return the words that follow `--eval`, about an experiment."""
     words = question.format(**BLANKS[scale]).split()
-    if "--max_images" in words or words[0].endswith("_samples"):
-        return words
-    return [*words, *SCALES[scale]["ask"].split()]
+    if "--max_images" not in words and not words[0].endswith("_samples"):
+        words += SCALES[scale]["ask"].split()
+    return of_flow(words, experiment) if EXPERIMENTS[experiment].program == FLOW else words
+
+
+def of_flow(words: Sequence[str], experiment: str) -> list[str]:
+    """Ask a flow without SGLD, which it does not need, and about images without noise, which are
+    what it was trained on; a flow without classes about log p(x) alone."""
+    question, flags = words[0], by_flag(words[1:])
+    for name in ("--n_steps", "--chain_lengths"):
+        flags.pop(name, None)
+    if "--score_fn" in flags and "--class_cond" not in EXPERIMENTS[experiment].flags:
+        flags["--score_fn"] = ["--score_fn", "px"]
+    if question != "fid":
+        flags["--sigma"] = ["--sigma", "0"]
+    return [question, *chain.from_iterable(flags.values())]
 
 
 def ask_command(root: Path, scale: str, job: Ask, there: Sequence[Train] = ()) -> list[str]:
@@ -411,7 +448,7 @@ def ask_command(root: Path, scale: str, job: Ask, there: Sequence[Train] = ()) -
     several models the labels are the experiments' names."""
     runs = there or job.runs
     words = ["eval_wrn_ebm.py", "--load_path", *(checkpoint(root, scale, run) for run in runs)]
-    words += ["--eval", *question_words(scale, job.question)]
+    words += ["--eval", *question_words(scale, job.question, runs[0].name)]
     words = [checkpoint(root, scale, judge(scale)) if word == REFERENCE else word for word in words]
     if job.place is None:
         return words

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Table 3 of HDGE: accuracy, Inception Score and FID of hybrid models.
 # Cost of a seed's training, shared experiments included (what was measured: scripts/reproduce.sh):
-#   paper  27 EFLOP, 37 GPU hours at a sustained 200 TFLOP/s
-#   small  1.4 PFLOP, 1.9 core hours at 0.2 TFLOP/s a core
-#   half  1.5 PFLOP, 2.1 core hours at 0.2 TFLOP/s a core
+#   paper  29 EFLOP, 40 GPU hours at a sustained 200 TFLOP/s
+#   small  1.5 PFLOP, 2.1 core hours at 0.2 TFLOP/s a core
+#   half  1.7 PFLOP, 2.3 core hours at 0.2 TFLOP/s a core
 # SCALE=paper|small|half|smoke, SEEDS="1 2 3", JOBS and GPUS: see scripts/reproduce.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh" table3_hybrid

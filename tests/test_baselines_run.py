@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import models
-from baselines import flags, linear_probe, train_adversarial, train_contrastive
+from baselines import flags, linear_probe, train_adversarial, train_contrastive, train_flow
 from baselines.run import Objective, Program
 from training.flags import build_parser as train_parser
 
@@ -53,6 +53,7 @@ def plain_objective(s: Any, model: Any) -> Plain:
 
 PLAIN = Program(build_parser, flags.check_shared, plain_objective, fixed=("silent",))
 CONTRASTIVE, ADVERSARIAL = train_contrastive.PROGRAM, train_adversarial.PROGRAM
+FLOW, TINY = train_flow.PROGRAM, "--levels 2 --depth 1 --width 4 --image_size 8"
 
 
 @pytest.mark.parametrize("more", ["--optimizer adam", "--optimizer sgd --norm act --lr .01"])
@@ -73,6 +74,8 @@ def test_trains_as_train_wrn_does_bit_for_bit(more: str, baseline: Any, train: A
         (CONTRASTIVE, "--method supcon --optimizer lars --lr .5 --weight_decay 1e-4 --norm act", 3),
         (CONTRASTIVE, "--method jointloss --pretrain_epochs 1 --dropout_rate .1", 3),
         (ADVERSARIAL, "--n_steps_pgd_attack 2 --norm batch --optimizer sgd --dropout_rate .1", 3),
+        (FLOW, f"{TINY} --optimizer sgd --lr .1", 3),
+        (FLOW, f"{TINY} --arch residual_flow --class_cond", 3),
     ],
 )
 def test_stopped_and_resumed_is_uninterrupted(
@@ -138,6 +141,12 @@ def test_diverged(program: Program, words: str, advice: str, baseline: Any) -> N
         (ADVERSARIAL, "--distance L1", "invalid choice"),
         (ADVERSARIAL, "--attack_step 0", "--attack_step 0 attacks nothing: use 2/255"),
         (ADVERSARIAL, "--n_steps_pgd_attack 0", "at least 1"),
+        (FLOW, "--levels 6", "--levels 6 halves images of 32 pixels too often"),
+        (FLOW, "--arch wrn", "invalid choice"),
+        (FLOW, "--depth 0", "at least 1"),
+        (FLOW, "--sigma .1", "unrecognized arguments"),
+        (FLOW, "--dataset nowhere", "--dataset nowhere is unknown"),
+        (FLOW, "--id a/b", "no folder name"),
         (linear_probe, "", "--load_path"),
         (linear_probe, "--load_path x --dataset mars", "--dataset mars is unknown"),
         (linear_probe, "--load_path x --id a/b", "no folder name"),
@@ -182,13 +191,12 @@ def test_shared_flags_are_those_of_train_wrn() -> None:
     assert ours.keys() == {*flags.SHARED, "silent", "factor", "method"}
 
 
-@pytest.mark.parametrize("name", ["train_contrastive", "train_adversarial", "linear_probe"])
-def test_help_needs_no_torch(name: str) -> None:
+@pytest.mark.parametrize("program", [*PROGRAMS.glob("train_*.py"), PROGRAMS / "linear_probe.py"])
+def test_help_needs_no_torch(program: Path) -> None:
     """From another folder, as a user may: the program finds the packages itself."""
-    path = PROGRAMS / f"{name}.py"
     code = (
         "import runpy, sys; sys.argv = ['x', '--help']; sys.modules['torch'] = None\n"
-        f"runpy.run_path({str(path)!r}, run_name='__main__')"
+        f"runpy.run_path({str(program)!r}, run_name='__main__')"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert ran.returncode == 0 and "--data_root" in ran.stdout, ran.stderr

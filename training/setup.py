@@ -31,7 +31,7 @@ from runs.folder import (
     read_settings,
     write_settings,
 )
-from runs.names import FOLDER
+from runs.names import FOLDER, network_title
 from runs.screen import print_line
 from training.divergence import Diverged
 from training.machine import choose_device, environment, use_threads
@@ -208,7 +208,7 @@ def describe(run: Run, images: str, loss: str, splits: dict[str, data.Split]) ->
     """Return what is trained, in three lines; `images` and `loss` in the program's words."""
     s = run.settings
     sizes = ", ".join(f"{len(split.labels):,} {name}" for name, split in splits.items())
-    network = "ResNet-50" if s.arch == "resnet50" else f"WRN-{s.depth}-{s.width}, norm {s.norm}"
+    network = f"{network_title(vars(s))}" + f", norm {s.norm}" * (s.arch == "wrn")
     parameters = sum(p.numel() for p in run.model.parameters())
     threads = f", threads {torch.get_num_threads()}" if run.device.type == "cpu" else ""
     on = f"{run.device}{threads}"

@@ -10,6 +10,7 @@ from reports.page import curves, headline, paper, questions
 from reports.page.markup import HERE, NONE, document, plain
 from reports.page.run import KEYS, Run
 from runs import terms
+from runs.names import network_title
 
 # A section's template in sections/ and its id -> its name in the list of contents, its title
 SECTIONS = {
@@ -42,7 +43,7 @@ def page(run: Run, defaults: Mapping[str, Any]) -> str:
         sources=paper.PUBLISHED["sources"],
         network=paper.NETWORK,
         epochs=paper.EPOCHS,
-        trained=paper.network(run.settings),
+        trained=network_title(run.settings),
         badge=paper.badge(run),
         sections=sections,
         terms=terms.used(run.settings),

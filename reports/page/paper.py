@@ -11,7 +11,7 @@ from reports.page.markup import number
 from reports.page.run import ROOT, Run
 from runs import terms
 from runs.files import read_json
-from runs.names import IMAGE_SIZE
+from runs.names import IMAGE_SIZE, network_title
 
 PUBLISHED: dict[str, Any] = read_json(ROOT / "scripts" / "published.json")
 NETWORK, EPOCHS = "WRN-28-10", 200
@@ -98,14 +98,6 @@ def canonical(dataset: object) -> str:
     return {"cifar": "cifar10", "cifar_100": "cifar100", "cifar_interp": "interp"}.get(name, name)
 
 
-def network(settings: Mapping[str, Any]) -> str | None:
-    """Return WRN-10-2, say; None where the settings do not tell."""
-    if settings.get("arch") == "resnet50":
-        return "ResNet-50"
-    depth, width = settings.get("depth"), settings.get("width")
-    return None if depth is None or width is None else f"WRN-{depth}-{width}"
-
-
 def image_size(settings: Mapping[str, Any]) -> Any:
     """Return the side of a run's images in pixels; settings of an earlier version lack it."""
     return settings.get("image_size", IMAGE_SIZE)
@@ -113,7 +105,7 @@ def image_size(settings: Mapping[str, Any]) -> Any:
 
 def others(run: Run) -> list[str]:
     """Return the network and the data, as far as they are not the papers'."""
-    s, net, size = run.settings, network(run.settings), image_size(run.settings)
+    s, net, size = run.settings, network_title(run.settings), image_size(run.settings)
     dataset, labels = s.get("dataset"), number(s.get("labels_per_class")) or 0
     differs = [
         (net not in (None, NETWORK, "ResNet-50"), str(net)),
@@ -128,7 +120,7 @@ def badge(run: Run) -> str | None:
     """Return the setting's differences from the papers', 'small scale: WRN-10-2', or None."""
     s, differs, few = run.settings, others(run), bool(run.rows) and run.epochs < EPOCHS
     sides = ((number(s.get("depth")) or 0) <= 28, (number(s.get("width")) or 0) <= 10)
-    small = few or (network(s) in differs and all(sides))
+    small = few or (network_title(s) in differs and all(sides))
     differs += [f"{run.epochs} epoch" + "s" * (run.epochs != 1)] if few else []
     scale = "small scale" if small else "differs from the paper"
     return f"{scale}: {', '.join(differs)}" if differs else None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from reports.page import paper
 from reports.page.markup import number
 from reports.tables.records import DEFAULTS, SEED, Record, Seed, finished_seeds
-from runs.names import IMAGE_SIZE
+from runs.names import IMAGE_SIZE, network_title
 from runs.terms import has_chains, used
 
 NOT_RUN, QUOTED, UNKNOWN = "not run", "quoted", "unknown data"
@@ -120,7 +120,7 @@ def length(seed: Seed) -> str:
 
 
 def network(seed: Seed) -> str:
-    return paper.network(seed["settings"]) or "-"
+    return network_title(seed["settings"]) or "-"
 
 
 def dataset(seed: Seed) -> str:

@@ -37,7 +37,7 @@ ALWAYS = (
     *("dataset", "arch", "depth", "width", "norm", "dropout_rate", "optimizer", "lr", "n_epochs"),
     *("max_steps", "batch_size", "warmup_iters", "decay_epochs", "decay_rate", "weight_decay"),
     *("sigma", "smoothing", "labels_per_class", "sgld_l2", "clip_grad", "amp", "method"),
-    *("distance", "eps"),
+    *("distance", "eps", "levels", "class_cond"),
 )
 # Settings that a record leaves out where they are these: no table had others before they were
 # recorded.
