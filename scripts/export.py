@@ -48,6 +48,9 @@ def build_parser() -> Parser:
     add("checkpoint", type=checkpoint_file, metavar="CHECKPOINT",
         help="of train_wrn.py, such as last_ckpt.pt; or a run's folder: its best")  # fmt: skip
     add("folder", type=Path, metavar="FOLDER", help="what is written; it must not exist yet")
+    add("--push", default=None, metavar="OWNER/NAME",
+        help="say what would be uploaded to this repository of the Hugging Face hub")  # fmt: skip
+    add("--send", action="store_true", help="with --push: upload it (pip install huggingface_hub)")
     return parser
 
 
@@ -145,6 +148,8 @@ def main(argv: Sequence[str]) -> Path:
     from runs.checkpoint import CheckpointError, export
 
     folder: Path = args.folder
+    if args.send and args.push is None:
+        parser.error("--send has no effect without --push OWNER/NAME")
     if folder.exists():
         parser.error(f"FOLDER {folder} exists already: give another name, or remove it")
     kept, sha256 = read(parser, args.checkpoint)
@@ -166,7 +171,28 @@ def main(argv: Sequence[str]) -> Path:
         shutil.rmtree(half, ignore_errors=True)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print_line(f"{folder}: {size / 1e6:.2f} MB", sys.stdout)
+    if args.push:
+        push(parser, folder, args.push, send=args.send)
     return folder
+
+
+def push(parser: Parser, folder: Path, name: str, *, send: bool) -> None:
+    """Upload the folder to the repository `name` of the hub, or say what would be uploaded."""
+    files = ", ".join(sorted(path.name for path in folder.iterdir()))
+    if not send:
+        print_line(f"--send would upload {files} to {name}: it is sent nowhere yet", sys.stdout)
+        return
+    try:
+        from huggingface_hub import HfApi
+
+        hub = HfApi()
+        hub.create_repo(name, exist_ok=True)
+        hub.upload_folder(repo_id=name, folder_path=folder)
+    except ImportError:
+        parser.error("--send needs huggingface_hub: pip install huggingface_hub")
+    except Exception as error:  # of many kinds: of the name, the token, the network
+        parser.error(f"--push {name}: {' '.join(str(error).split())[:200]}")
+    print_line(f"uploaded {files}: hf://{name}", sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The papers' tables beside our own numbers, as Markdown, CSV and pictures.
+"""The papers' tables beside our own numbers, as Markdown, CSV, LaTeX and pictures.
 
     python scripts/tables.py collect --scale small   run folders -> results/small/<experiment>.json
     python scripts/tables.py write                   results/ -> RESULTS.md and its pictures
@@ -49,11 +49,11 @@ def build_parser() -> Parser:
     add("--results", **results)
     add = action("write", "turn records into RESULTS.md and its pictures")
     add("--results", **results)
-    add("--output", **folder, help="also write each table there, as <table>-<scale>.md, .csv")
+    add("--output", **folder, help="also write each table there, as <table>-<scale>.md, .csv, .tex")
     add = action("compare", "print any run folders side by side, as a Markdown table")
     add("run_folders", nargs="+", type=Path, metavar="RUN_FOLDER",
         help="what a training run left, <log_dir>/<id>")  # fmt: skip
-    add("--output", **folder, help="also write comparison.md, .csv and .png there")
+    add("--output", **folder, help="also write comparison.md, .csv, .tex and .png there")
     return parser
 
 
@@ -90,8 +90,8 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
 
 
 def write(results: Path, output: Path | None = None) -> list[Path]:
-    """Write RESULTS.md and its pictures; with `output` each table there, as Markdown and CSV.
-    Return all files."""
+    """Write RESULTS.md and its pictures; with `output` each table there, as Markdown,
+    CSV and LaTeX. Return all files."""
     from reports.tables import formats, page, records, table
     from reports.tables.protocols import check_sizes
 
@@ -121,8 +121,8 @@ def write(results: Path, output: Path | None = None) -> list[Path]:
 
 
 def compare(folders: Sequence[Path], output: Path | None) -> str:
-    """Return the Markdown; with `output` it is written there, too, and the numbers as CSV and a
-    picture. Raises NoRun for a folder that holds no run."""
+    """Return the Markdown; with `output` it is written there, too, and the numbers as CSV, LaTeX
+    and a picture. Raises NoRun for a folder that holds no run."""
     from reports.page import read_run
     from reports.page.headline import last_epoch
     from reports.tables import formats, pictures
@@ -144,7 +144,8 @@ def compare(folders: Sequence[Path], output: Path | None) -> str:
     table = compared(runs)
     text = comparison(runs, table)
     if output is not None:
-        for suffix, content in (("md", text), ("csv", formats.csv_text(table))):
+        texts = {"md": text, "csv": formats.csv_text(table), "tex": formats.latex(table)}
+        for suffix, content in texts.items():
             write(output / f"comparison.{suffix}", content)
         pictures.save_picture(table, output / "comparison.png")
     return text

@@ -21,6 +21,7 @@ from runs import shared
 from runs.checkpoint import FILLED, CheckpointError, read_checkpoint
 from runs.cli import UsageError
 from runs.files import read_json
+from scripts import export
 from training import flags as training_flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,6 +87,38 @@ def test_a_hub_s_model_is_asked(hub: list[Any], tmp_path: Path, capsys: Any) -> 
     assert answer["label"] == "name"
     told = re.search(r"`hdge-jem-digits`.* ([\d.]+) % \|", PAGE)
     assert told and float(told[1]) == round(100 * answer["accuracy"], 1)
+
+
+def test_an_export_is_pushed_only_when_it_is_sent(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    sent: list[Any] = []
+
+    class HfApi:
+        def create_repo(self, name: str, *, exist_ok: bool) -> None:
+            sent.append((name, exist_ok))
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path) -> None:
+            if "full" in repo_id:
+                raise OSError("no\nroom")
+            sent.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=HfApi))
+    checkpoint = str(train.once("--pyxce 1 --max_steps 1").folder / "last_ckpt.pt")
+    export.main([checkpoint, str(tmp_path / "a"), "--push", "owner/name"])
+    assert not sent and "--send would upload README.md, config.json" in capsys.readouterr().out
+    export.main([checkpoint, str(tmp_path / "b"), "--push", "owner/name", "--send"])
+    files = ["README.md", "config.json", "model.safetensors"]
+    assert sent == [("owner/name", True), ("owner/name", files)]
+    for words, said in (
+        (["--push", "owner/full", "--send"], "--push owner/full: no room"),
+        (["--send"], "--send has no effect without --push"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            export.main(
+                [checkpoint, str(tmp_path / words[1 % len(words)].replace("/", "-")), *words]
+            )
+        assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -87,7 +87,7 @@ def test_a_row_of_the_ladder_by_itself_has_every_number(tmp_path: Path) -> None:
 def test_every_table_is_there_to_be_read(made: Any) -> None:
     root, _ = made
     assert "Scale smoke" in (root / "RESULTS.md").read_text(encoding="utf-8")
-    for name, suffix in itertools.product(TABLES, ("csv", "md")):
+    for name, suffix in itertools.product(TABLES, ("csv", "md", "tex")):
         assert (root / "results" / f"{name}-smoke.{suffix}").exists()
 
 

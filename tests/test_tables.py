@@ -805,7 +805,7 @@ def test_written_again_all_is_the_same_byte_for_byte(
     found = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
     names = {str(path) for path in found}
     assert {"RESULTS.md", "results/alpha-small.png"} <= names
-    assert {f"tables/alpha-small.{suffix}" for suffix in ("md", "csv")} <= names
+    assert {f"tables/alpha-small.{suffix}" for suffix in ("md", "csv", "tex")} <= names
     for path in found:
         data = (tmp_path / path).read_bytes()
         assert data == (hostile.parent / path).read_bytes(), path
@@ -827,7 +827,7 @@ def test_results_open_with_findings_and_verdicts_and_link_only_what_is_there(hos
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
 
 
-def test_the_csv_has_the_numbers(hostile: Path) -> None:
+def test_csv_and_latex_have_the_numbers_and_are_escaped(hostile: Path) -> None:
     text = (hostile.parent / "tables" / "table1_ood-small.csv").read_text()
     found = list(csv.DictReader(text.splitlines()))
     assert all(None not in line and None not in line.values() for line in found)
@@ -836,6 +836,18 @@ def test_the_csv_has_the_numbers(hostile: Path) -> None:
     assert float(one["std"]) == pytest.approx(0.01 / 2**0.5, rel=1e-4)
     assert (one["paper"], one["paper_std"], one["hardware"]) == ("0.46", "0.21", HOSTILE)
     assert {r["state"] for r in found if r["experiment"] == "jem"} == {"not run"}
+    assert formats.tex("5% & $x_1^2$ {y} #\\~ ±") == (
+        r"5\% \& \$x\_1\textasciicircum{}2\$ \{y\} \#\textbackslash{}\textasciitilde{} $\pm$"
+    )
+    text = (hostile.parent / "tables" / "table1_ood-small.tex").read_text()
+    assert r"0.515 $\pm$ 0.007 (2)" in text and r"\begin{tabular}{lrrrr" in text
+    notes = len(built("table1_ood", {}).notes) + 1  # and the rows that were not run
+    assert text.count(r"\item ") == notes > 3
+    for line in re.findall(r"^(?!%|\\).*\\\\$", text, re.MULTILINE):
+        plain = line.replace(r"$\pm$", "").replace(r"$\infty$", "")
+        assert not re.search(r"(?<!\\)[%#_$]", plain)
+    heads = re.findall(r"\\begin\{tabular\}\{(lr*)\}\n\\toprule\n(.*)", text)
+    assert heads and all(len(spec) == len(head.split(" & ")) for spec, head in heads)
 
 
 def test_the_committed_page_is_that_of_the_committed_records(

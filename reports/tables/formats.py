@@ -1,4 +1,4 @@
-"""A table, or a page of several, as Markdown and as CSV."""
+"""A table, or a page of several, as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from reports.tables.table import Number, Table
 from reports.tables.titles import column_title, digits
 from runs import screen
 
+# Every text of a table, with the one character that has a form of its own in LaTeX.
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+LATEX = {
+    **{char: "\\" + char for char in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''"},
+    **{PLUS_MINUS: r"$\pm$", "\N{INFINITY}": r"$\infty$", "\N{EN DASH}": "--"},
+}
 CSV_COLUMNS = (
     *("table", "scale", "model", "experiment", "block", "column", "paper", "paper_std"),
     *("mean", "std", "seeds", "state", *COLUMNS),
@@ -102,8 +109,19 @@ def csv_text(table: Table) -> str:
     return file.getvalue()
 
 
-TEMPLATES.filters |= {"aligned": aligned, "grids": grids, "how": how, "line": line}
+def latex(table: Table) -> str:
+    """Write one `table` a block, for \\usepackage{booktabs}; wide ones are scaled by graphicx. The
+    notes stand under the first."""
+    return TEXTS.get_template("table.tex.jinja").render(table=table)
+
+
+def tex(text: str) -> str:
+    return "".join(LATEX.get(char, char) for char in " ".join(text.split()))
+
+
+TEMPLATES.filters |= {"aligned": aligned, "grids": grids, "how": how, "line": line, "tex": tex}
 FORMATS: dict[str, Callable[..., str]] = {
     "md": partial(markdown, "table.md.jinja", folds=False),
     "csv": csv_text,
+    "tex": latex,
 }
