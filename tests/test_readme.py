@@ -15,8 +15,8 @@ import pytest
 
 import eval_wrn_ebm
 from baselines import linear_probe, train_adversarial, train_contrastive
+from benchmarks import contrastive, gpu, sheets
 from benchmarks import flags as benchmark_flags
-from benchmarks import gpu, sheets
 from evaluation import flags as questions
 from evaluation.questions import QUESTIONS
 from runs import cli
@@ -53,6 +53,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "scripts/bench.py": benchmark_flags.build_parser,
     "scripts/gpu.sh": gpu.build_parser,
     "benchmarks/sheets.py": sheets.build_parser,
+    "benchmarks/contrastive.py": contrastive.build_parser,
     "baselines/train_contrastive.py": train_contrastive.build_parser,
     "baselines/train_adversarial.py": train_adversarial.build_parser,
     "baselines/linear_probe.py": linear_probe.build_parser,

@@ -1,0 +1,111 @@
+"""Prints the gradient of the contrastive term beside that of cross-entropy, at given weights.
+
+    python benchmarks/contrastive.py save/ce save/hdge
+
+For scores, temperatures T and queue lengths K: norm and cosine, means over batches of 64 training
+images, with a queue of the K training images before them. `most` is how far the term can get from
+its start, log(K + 1), whatever the weights: (s_max - s_min) / T of losses.ContrastScore.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+import data  # noqa: E402
+import models  # noqa: E402
+from losses import Contrastive, ContrastScore, LogitQueue  # noqa: E402
+from reports.tables.formats import aligned  # noqa: E402
+from runs.checkpoint import CheckpointError, read_checkpoint  # noqa: E402
+from runs.cli import COUNT, Parser, UsageError  # noqa: E402
+from runs.names import data_root  # noqa: E402
+from runs.shared import weights_file  # noqa: E402
+
+N, SIGMA = 64, 0.03  # images of a batch, and their noise
+VARIED = [("algorithm1", t, 16384) for t in (0.05, 0.1, 0.2, 0.5)]
+VARIED += [("algorithm1", 0.1, k) for k in (64, 1024)]
+VARIED += [("eq13", t, 16384) for t in (0.1, 0.5)]
+HEAD = ["Weights of", "Score", "T", "K", "Most", "Loss", "Norm", "Over cross-entropy's", "Cosine"]
+
+
+def gradient(model: models.EnergyClassifier, loss: Tensor) -> Tensor:
+    """Return the gradient of the loss with respect to all weights, flat; 0 where there is none."""
+    weights = list(model.parameters())
+    found = torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)
+    return torch.cat([part.flatten() for part in found])
+
+
+def rows(
+    model: models.EnergyClassifier, images: Tensor, labels: Tensor, batches: int
+) -> Iterator[list[str]]:
+    """Yield the cells after the first of each of VARIED. The last `batches` of the images are the
+    batches, those before them the queue."""
+    x = data.to_float(images)
+    x += SIGMA * torch.randn_like(x)
+    with torch.no_grad():
+        logits = torch.cat([model.logits(part) for part in x.split(1000)])
+    at = list(range(len(x) - batches * N, len(x), N))
+    terms = []
+    for kind, t, k in VARIED:
+        queue = LogitQueue(logits.shape[1], k)
+        term = Contrastive(ContrastScore(kind, temperature=t), queue)
+        queue.enqueue(logits[max(0, at[0] - k) : at[0]])
+        terms.append(term)
+    found = torch.zeros(len(terms), 4, dtype=torch.float64)
+    for first in at:
+        now, y = model.logits(x[first : first + N]), labels[first : first + N]
+        ours = gradient(model, F.cross_entropy(now, y))
+        for i, term in enumerate(terms):
+            loss = term.per_image(now, y).mean()
+            its = gradient(model, loss)
+            ratio, cosine = its.norm() / ours.norm(), F.cosine_similarity(its, ours, dim=0)
+            found[i] += torch.stack([loss.detach(), its.norm(), ratio, cosine]).double()
+    for (kind, t, k), term, mean in zip(VARIED, terms, found / batches, strict=True):
+        low, high = term.score.bounds(logits.shape[1])
+        cells = [f"{t:g}", f"{k:,}", f"{(high - low) / t:.2f}", *(f"{x:.3f}" for x in mean)]
+        yield [kind, *cells]
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="contrastive.py", allow_abbrev=False, description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="a run's folder, a checkpoint or an exported model")
+    add("--data_root", default=data_root(), help="where its data set is (default: %(default)s)")
+    add("--batches", type=COUNT, default=16, help="that are measured (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Return the exit code; a mistake is one line on stderr and code 2."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    table = [HEAD]
+    try:
+        for run in args.runs:
+            file = weights_file(run)
+            checkpoint = read_checkpoint(file)
+            model = models.load(file)
+            name = str(models.run_settings(checkpoint, file).settings.get("dataset"))
+            train = data.load(name, args.data_root, size=model.image_size).train
+            torch.manual_seed(1)
+            held = max(k for *_, k in VARIED) + args.batches * N
+            chosen = torch.randperm(len(train.labels))[:held]
+            found = rows(model, train.images[chosen], train.labels[chosen], args.batches)
+            label = Path(run).name if Path(run).is_dir() else Path(run).parent.name
+            table += [[label, *cells] for cells in found]
+    except (UsageError, CheckpointError, data.DataError) as error:
+        parser.error(f"RUN {run}: {error}")
+    print(aligned(table))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

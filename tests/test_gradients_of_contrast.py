@@ -1,0 +1,52 @@
+"""benchmarks/contrastive.py against its equations."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import models
+from benchmarks import contrastive
+
+
+def test_the_gradient_is_that_of_the_positive_score_alone_over_t(monkeypatch: Any) -> None:
+    """d loss / d s_pos = -(1 - p) / T with p = exp(s_pos / T) / (exp(s_pos / T) + sum_k ...), and
+    the queue has no gradient."""
+    torch.manual_seed(0)
+    varied = [("algorithm1", 0.1, 32), ("eq13", 0.5, 64)]
+    monkeypatch.setattr(contrastive, "VARIED", varied)
+    monkeypatch.setattr(contrastive, "SIGMA", 0.0)
+    model = models.build(depth=10, width=1, norm="none", num_classes=3, image_size=8)
+    images = torch.randint(256, (128, 8, 8, 3), dtype=torch.uint8)
+    labels = torch.randint(3, (128,))
+    found = list(contrastive.rows(model, images, labels, 1))
+
+    x = contrastive.data.to_float(images)
+    u = torch.nn.functional.normalize(model.logits(x), dim=1)
+    own = u[64:].gather(1, labels[64:, None]).squeeze(1)
+    for (kind, t, k), cells in zip(varied, found, strict=True):
+        eq13 = kind == "eq13"
+
+        queue = u[64 - k : 64][:, labels[64:]].detach()  # (k, 64)
+        positive, queue = ((s if eq13 else (s.exp() + 2).log()) for s in (own, queue))
+        total = (positive / t).exp() + (queue / t).exp().sum(0)
+        loss = (total.log() - positive / t).mean()
+        surrogate = (-(1 - (positive / t).exp() / total).detach() * positive / t).mean()
+        by_hand = contrastive.gradient(model, surrogate).norm()
+        most = 2 / t if eq13 else (math.log(math.e + 2) - math.log(1 / math.e + 2)) / t
+        assert cells[:5] == [kind, f"{t:g}", f"{k:,}", f"{most:.2f}", f"{loss:.3f}"]
+        assert float(cells[5]) == pytest.approx(float(by_hand), abs=6e-4)
+        assert -1 <= float(cells[7]) <= 1
+
+
+def test_it_prints_a_table_of_runs_or_one_line(train: Any, capsys: Any) -> None:
+    run = train.once("--pyxce 1 --max_steps 1 --dataset digits --n_valid 100")
+    assert (
+        contrastive.main([str(run.folder), "--batches", "1", "--data_root", str(train.data)]) == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(contrastive.VARIED) and run.folder.name in lines[2]
+    with pytest.raises(SystemExit) as ended:
+        contrastive.main(["nowhere"])
+    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
