@@ -13,7 +13,6 @@ step attacks its batch by projected gradient ascent and then descends on the att
 import sys
 from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
@@ -82,7 +81,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from baselines.run import Objective, Program, main
-from evaluation.robustness import pgd
+from evaluation.robustness import PGD
 from losses import Metrics
 from models import EnergyClassifier, sampling_mode
 
@@ -99,23 +98,18 @@ class Adversarial(Objective):
 
     def __init__(self, s: Namespace) -> None:
         super().__init__()
-        self.options: dict[str, Any] = {
-            "distance": s.distance,
-            "eps": s.eps,
-            "steps": s.n_steps_pgd_attack,
-            "step": s.attack_step,
-            "random_init": s.random_init,
-        }
+        self.eps = s.eps
+        self.pgd = PGD(s.distance, s.n_steps_pgd_attack, s.attack_step, s.random_init, check=False)
 
     def attack(self, model: EnergyClassifier, images: Tensor, labels: Tensor) -> Tensor:
-        """Images of [-1, 1] -> within eps of them, made by `pgd` on the model in eval mode.
+        """Images of [-1, 1] -> within eps of them, made by `PGD` on the model in eval mode.
 
         Mode and gradients of the model stay as they were. Nothing waits for the device, so
         nothing here checks the bound: `evaluation.robustness` has tests for it.
         """
         with sampling_mode(model):
             x01 = ((images + 1) / 2).clamp(0, 1)
-            found = pgd(lambda x: model.logits(2 * x - 1), x01, labels, check=False, **self.options)
+            found = self.pgd(lambda x: model.logits(2 * x - 1), x01, labels, eps=self.eps)
         return 2 * found - 1
 
     def forward(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -139,55 +140,67 @@ def _still_right(
     return x[right], y[right]
 
 
-def pgd(
-    classify: Classifier,
-    x: Tensor,
-    y: Tensor,
-    *,
-    distance: str,
-    eps: float,
-    steps: int = 40,
-    step: float | None = None,
-    random_init: bool = False,
-    generator: torch.Generator | None = None,
-    check: bool = True,
-) -> Tensor:
-    """Return adversarial images for x01 `x` and labels `y`, by projected gradient ascent on `loss`.
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient ascent on `loss`. Madry et al., "Towards deep learning models resistant to
+    adversarial attacks" (2018).
 
         Linf: x' <- P(x' + step * sign(g))        L2: x' <- P(x' + step * g / ||g||_2)
 
     P projects onto the ball of radius eps around x, then onto [0, 1]; g is 0 where the gradient
-    is. `step` is 2.5 eps / steps unless given. `random_init` starts uniformly in the ball, with
-    `generator` on x's device, else the attack starts at x. The last iterate is returned; eps = 0
-    returns x. Madry et al., "Towards deep learning models resistant to adversarial attacks" (2018).
-
-    Raises AssertionError, with the numbers, if an image leaves the ball by more than 1e-6 or
-    [0, 1] at all, NotFinite, and ValueError for an unknown distance, eps < 0 or steps < 1.
-    `check=False` leaves the first two out: they wait for the device, which a training step must
-    not.
+    is. `step` is 2.5 eps / steps unless given. `random_init` starts uniformly in the ball, else the
+    attack starts at x. `check=False` leaves out what waits for the device, which a training step
+    must not: see `__call__`. Raises ValueError for an unknown distance or steps < 1.
     """
-    if distance not in DISTANCES:
-        raise ValueError(f"distance {distance!r} is unknown: take Linf or L2")
-    if eps < 0 or steps < 1:
-        raise ValueError(f"eps {eps} and {steps} steps: eps must be at least 0, steps at least 1")
-    x = x.detach()
-    if eps == 0 or len(x) == 0:
-        return x
-    step = 2.5 * eps / steps if step is None else step
-    ascent, project = (torch.sign, _project_linf) if distance == "Linf" else (_unit, _project_l2)
-    adversarial = x.clone()
-    if random_init:
-        adversarial = project(x, x + _random_offset(x, distance, eps, generator), eps)
-    for _ in range(steps):
-        adversarial.requires_grad_(True)
-        with torch.enable_grad():
-            # a sum, not a mean: no image's gradient depends on how many others there are
-            total = loss(classify(adversarial), y).sum()
-        (gradient,) = torch.autograd.grad(total, adversarial)
-        adversarial = project(x, adversarial.detach() + step * ascent(gradient), eps)
-    if check:
-        check_perturbation(x, adversarial, distance, eps)
-    return adversarial
+
+    distance: str
+    steps: int = 40
+    step: float | None = None
+    random_init: bool = False
+    check: bool = True
+
+    def __post_init__(self) -> None:
+        if self.distance not in DISTANCES:
+            raise ValueError(f"distance {self.distance!r} is unknown: take Linf or L2")
+        if self.steps < 1:
+            raise ValueError(f"{self.steps} steps: take at least 1")
+
+    def __call__(
+        self,
+        classify: Classifier,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: float,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return adversarial images for x01 `x` and labels `y`: the last iterate, x for eps = 0.
+        `generator` is on x's device.
+
+        Raises ValueError for eps < 0 and, with `check`, AssertionError with the numbers if an image
+        leaves the ball by more than 1e-6 or [0, 1] at all, and NotFinite.
+        """
+        if eps < 0:
+            raise ValueError(f"eps {eps}: it must be at least 0")
+        x = x.detach()
+        if eps == 0 or len(x) == 0:
+            return x
+        step = 2.5 * eps / self.steps if self.step is None else self.step
+        linf = self.distance == "Linf"
+        ascent, project = (torch.sign, _project_linf) if linf else (_unit, _project_l2)
+        adversarial = x.clone()
+        if self.random_init:
+            adversarial = project(x, x + _random_offset(x, self.distance, eps, generator), eps)
+        for _ in range(self.steps):
+            adversarial.requires_grad_(True)
+            with torch.enable_grad():
+                # a sum, not a mean: no image's gradient depends on how many others there are
+                total = loss(classify(adversarial), y).sum()
+            (gradient,) = torch.autograd.grad(total, adversarial)
+            adversarial = project(x, adversarial.detach() + step * ascent(gradient), eps)
+        if self.check:
+            check_perturbation(x, adversarial, self.distance, eps)
+        return adversarial
 
 
 def loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -254,53 +267,66 @@ def check_perturbation(x: Tensor, adversarial: Tensor, distance: str, eps: float
         )
 
 
-def autoattack(
-    classify: Classifier,
-    x: Tensor,
-    y: Tensor,
-    *,
-    distance: str,
-    eps: float,
-    generator: torch.Generator,
-    batch_size: int = 250,
-    version: str = "standard",
-) -> Tensor:
-    """Return adversarial images for x01 `x` and labels `y`, by AutoAttack (Croce and Hein 2020),
-    seeded as the generator was.
+@dataclass(frozen=True)
+class AutoAttack:
+    """AutoAttack of Croce and Hein (2020), through pyautoattack.
 
     `version` "standard" is APGD on cross-entropy and on targeted DLR, targeted FAB and Square;
     "rand" is for randomised classifiers (SGLD refinement): APGD on cross-entropy and on DLR, with
     20 gradients averaged a step. Cross-entropy is taken in float32 there, and so has no gradient
     where a model is confident (see `loss`); the other losses are differences of
     logits, which multiplied logits leave as strong.
-    Bound and range are asserted as in `pgd`, and the global random state is restored. Raises
-    UsageError without pyautoattack and for fewer than the 4 classes that its losses need.
     """
-    try:
-        from pyautoattack import AutoAttack  # type: ignore[import-untyped, import-not-found]
-    except ImportError:
-        raise UsageError(
-            "--attack autoattack needs pyautoattack: pip install pyautoattack"
-        ) from None
-    x = x.detach().contiguous()  # it takes views, which other memory formats do not allow
-    with torch.no_grad():
-        classes = classify(x[:1]).shape[1]
-    if classes < 4:
-        raise UsageError(
-            f"--attack autoattack needs 4 classes or more and the model has {classes}: "
-            "use --attack pgd"
-        )
-    seed = generator.initial_seed() % 2**31
-    tracer = sys.gettrace()  # one of its checks ends tracing, and with it debuggers and coverage
-    try:
-        with torch.random.fork_rng([x.device] if x.is_cuda else []):
-            attack = AutoAttack(
-                classify, norm=distance, eps=eps, seed=seed, device=x.device, version=version
+
+    distance: str
+    batch_size: int = 250
+    version: str = "standard"
+
+    def __call__(
+        self,
+        classify: Classifier,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: float,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Return adversarial images for x01 `x` and labels `y`, seeded as the generator was.
+
+        Bound and range are asserted as by `PGD`, and the global random state is restored. Raises
+        UsageError without pyautoattack and for fewer than the 4 classes that its losses need.
+        """
+        try:
+            from pyautoattack import AutoAttack as Suite  # type: ignore[import-untyped, import-not-found]
+        except ImportError:
+            raise UsageError(
+                "--attack autoattack needs pyautoattack: pip install pyautoattack"
+            ) from None
+        x = x.detach().contiguous()  # it takes views, which other memory formats do not allow
+        with torch.no_grad():
+            classes = classify(x[:1]).shape[1]
+        if classes < 4:
+            raise UsageError(
+                f"--attack autoattack needs 4 classes or more and the model has {classes}: "
+                "use --attack pgd"
             )
-            for part in (attack.apgd_targeted, attack.fab):  # 9 other classes unless told
-                part.n_target_classes = min(9, classes - 1)
-            adversarial, _ = attack.run_standard_evaluation(x, y, batch_size=batch_size)
-    finally:
-        sys.settrace(tracer)
-    check_perturbation(x, adversarial, distance, eps)
-    return adversarial
+        seed = generator.initial_seed() % 2**31
+        # One of its checks ends tracing, and with it debuggers and coverage.
+        tracer = sys.gettrace()
+        try:
+            with torch.random.fork_rng([x.device] if x.is_cuda else []):
+                attack = Suite(
+                    classify,
+                    norm=self.distance,
+                    eps=eps,
+                    seed=seed,
+                    device=x.device,
+                    version=self.version,
+                )
+                for part in (attack.apgd_targeted, attack.fab):  # 9 other classes unless told
+                    part.n_target_classes = min(9, classes - 1)
+                adversarial, _ = attack.run_standard_evaluation(x, y, batch_size=self.batch_size)
+        finally:
+            sys.settrace(tracer)
+        check_perturbation(x, adversarial, self.distance, eps)
+        return adversarial

@@ -155,5 +155,5 @@ def test_defaults_depend_on_the_distance() -> None:
     assert settings("--eps 0").attack_step == 0 and linf.sigma == 0
     words = "--distance L2 --eps .3 --n_steps_pgd_attack 5 --attack_step .1 --no-random_init"
     built = PROGRAM.objective(settings(words), network())
-    expected = {"distance": "L2", "eps": 0.3, "steps": 5, "step": 0.1, "random_init": False}
-    assert built.options == expected
+    expected = attacks.PGD("L2", 5, 0.1, random_init=False, check=False)
+    assert (built.eps, built.pgd) == (0.3, expected)

@@ -368,10 +368,11 @@ def attacks_of(place: Place, model: models.EnergyClassifier) -> Iterator[Tensor]
         robustness.classifier(model, CHAIN, gradient=gradient, **sgld)
         for gradient in ("full", "identity")
     ]
-    batch = {"x": place.images(4), "y": place.labels(4), "eps": 0.1, "steps": 2, "check": False}
+    batch = {"x": place.images(4), "y": place.labels(4), "eps": 0.1}
     for f, d, start in itertools.product(attacked, robustness.DISTANCES, (False, True)):
         generator = Generator(place.device)
-        yield robustness.pgd(f, distance=d, random_init=start, generator=generator, **batch)
+        attack = robustness.PGD(d, steps=2, random_init=start, check=False)
+        yield attack(f, **batch, generator=generator)
     yield from generation.model_extractor(model)(place.split(6).images)
     yield sampling.to_uint8(place.images(6))
 

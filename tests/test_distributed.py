@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import train_wrn
 from baselines import flags as flags_of_baselines
 from baselines import linear_probe, train_adversarial, train_contrastive
 from evaluation.classification import classification, predictions
-from evaluation.robustness import classifier, pgd, robust_accuracy
+from evaluation.robustness import PGD, classifier, robust_accuracy
 from evaluation.scores import feature_bank, scores
 from runs import processes as distributed
 from runs.checkpoint import CheckpointError, save_checkpoint
@@ -456,7 +455,7 @@ def answers(size: int) -> dict[str, Any]:
         "attack": robust_accuracy(
             classifier(model),
             batches(0.0),
-            [partial(pgd, distance="Linf", steps=2, random_init=True)],
+            [PGD("Linf", steps=2, random_init=True)],
             [0, 1 / 255, 0.1],
             first=part.start,
         ),

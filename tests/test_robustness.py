@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import models
 from evaluation import NotFinite, robustness
-from evaluation.robustness import Classifier, autoattack, classifier, pgd, robust_accuracy
+from evaluation.robustness import PGD, AutoAttack, Classifier, classifier, robust_accuracy
 from losses import Chain
 from models import EnergyClassifier
 from runs.cli import UsageError
@@ -73,11 +73,14 @@ def loss_gradient(classify: Classifier, x: Tensor) -> Tensor:
     return torch.autograd.grad(loss(classify, x), x)[0]
 
 
-def pgds(distance: str, steps: int = 40, restarts: int = 1, random_init: bool = False) -> list[Any]:
-    return [
-        partial(pgd, distance=distance, steps=steps, random_init=random_init or run > 0)
-        for run in range(restarts)
-    ]
+def pgds(distance: str, steps: int = 40, restarts: int = 1, random_init: bool = False) -> list[PGD]:
+    return [PGD(distance, steps, random_init=random_init or run > 0) for run in range(restarts)]
+
+
+def pgd(
+    classify: Classifier, x: Tensor, y: Tensor, eps: float, generator: Any = None, **settings: Any
+) -> Tensor:
+    return PGD(**settings)(classify, x, y, eps=eps, generator=generator)
 
 
 # ---------------------------------------------------------------------------- the classifiers
@@ -448,7 +451,7 @@ def test_autoattack_breaks_what_pgd_breaks(
     y = answers(classify, x)
     y[0] = (y[0] + 1) % 5
     state, tracer = torch.get_rng_state(), sys.gettrace()
-    attack, batches = partial(autoattack, distance=distance, batch_size=16), [(2 * x - 1, y)]
+    attack, batches = AutoAttack(distance, batch_size=16), [(2 * x - 1, y)]
     found, again = (robust_accuracy(classify, batches, [attack], [0, eps]) for _ in "12")
     assert torch.equal(torch.get_rng_state(), state) and sys.gettrace() is tracer
     (row,) = robust_accuracy(classify, batches, pgds(distance), [eps])
@@ -465,9 +468,9 @@ def test_autoattack_takes_the_refinement_and_needs_four_classes(
     model = network(torch.float32).to(memory_format=torch.channels_last)
     chain = Chain(1, step_size=0.1, noise_std=0)
     refine = classifier(model, chain, copies=2, generator=generator_of())
-    attack = partial(autoattack, distance="Linf", version="rand")
+    attack = AutoAttack("Linf", version="rand")
     rows = robust_accuracy(refine, [(2 * x - 1, answers(refine, x))], [attack], [1e-6, 0.3])
     assert [row["accuracy"] for row in rows] == [1, 0] and set(quick_autoattack) == {"rand"}
-    few: dict[str, Any] = {"distance": "L2", "eps": 0.1, "generator": generator_of()}
+    few: dict[str, Any] = {"eps": 0.1, "generator": generator_of()}
     with pytest.raises(UsageError, match="needs 4 classes or more and the model has 3"):
-        autoattack(network(classes=3), images(2), torch.arange(2), **few)
+        AutoAttack("L2")(network(classes=3), images(2), torch.arange(2), **few)

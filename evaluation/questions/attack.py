@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from argparse import Namespace
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from evaluation.questions.base import SGLD, Context, LoadedModel, Numbers, Question, Rule
@@ -33,21 +32,16 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
         gradient=s.refine_gradient,
     )
     of_pgd = {"steps": s.n_steps_pgd_attack, "restarts": s.n_restarts, "random_init": s.random_init}
+    attacks: list[robustness.Attack]
     if s.attack == "pgd":
         attacks = [
-            partial(
-                robustness.pgd,
-                distance=s.distance,
-                steps=s.n_steps_pgd_attack,
-                random_init=s.random_init or run > 0,
-            )
+            robustness.PGD(s.distance, s.n_steps_pgd_attack, random_init=s.random_init or run > 0)
             for run in range(s.n_restarts)
         ]
     else:
         of_pgd = dict.fromkeys(of_pgd)
         version = "rand" if s.n_steps_refine else "standard"
-        settings = {"distance": s.distance, "batch_size": s.batch_size, "version": version}
-        attacks = [partial(robustness.autoattack, **settings)]
+        attacks = [robustness.AutoAttack(s.distance, s.batch_size, version)]
     rows = robustness.robust_accuracy(
         classify,
         context.batches(found, model),
