@@ -118,15 +118,6 @@ def test_a_meter_is_the_mean_over_steps_and_sums_in_float64() -> None:
     assert values.tolist() == [2.0**24, 10.0]
 
 
-def test_a_meter_with_more_names_goes_on_without_them() -> None:
-    meter = Meter()
-    meter.add(torch.tensor([1.0, 2.0]), ["a", "b"])
-    meter.add(torch.tensor([9.0, 4.0, 3.0]), ["new", "b", "a"])
-    assert meter.means() == {"a": 2.0, "b": 3.0}
-    meter.add(torch.tensor([5.0]), ["a"])
-    assert meter.means() == {"a": 5.0} and meter.steps == 1
-
-
 def test_a_restored_meter_goes_on() -> None:
     meter, twin, new = Meter(), Meter(), Meter()
     meter.add(torch.tensor([1.0]), ["a"])
