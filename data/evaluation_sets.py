@@ -11,6 +11,7 @@ from data import generated
 from data.base import DataError, DataSet, Split
 from data.folder import folder_path, has_classes, list_images, load_folder, read_images
 from data.npz import left_out, read_npz
+from data.openood import OPENOOD, list_file, read_list
 from data.published import FILES, read_published
 from data.record import Record
 from data.sets import ALIASES, SPECS, archive, canonical_name, find, square
@@ -35,7 +36,7 @@ _FOLDER_SPLIT = re.compile(r"folder(?:_(train|test|valid))?:(.+)", re.DOTALL)
 class Place(NamedTuple):
     """The set and the split that a name stands for."""
 
-    dataset: str  # as in SPECS, folder:PATH, or one of OUT, or <dataset>.npz
+    dataset: str  # as in SPECS, folder:PATH, openood:LIST, or one of OUT, or <dataset>.npz
     split: str = "test"  # or "train" or "valid", of SPECS and folders
 
     @property
@@ -54,6 +55,8 @@ def locate(
     """
     if match := _FOLDER_SPLIT.fullmatch(name):
         return Place(FOLDER + match[2], match[1] or "test")
+    if name.startswith(OPENOOD):
+        return Place(name)
     if match := _SET.fullmatch(name):
         return Place(_ALIASES.get(match[1], match[1]), match[2] or "test")
     plain = _ALIASES.get(name, name)
@@ -194,6 +197,9 @@ class _Reader(NamedTuple):
         dataset = place.dataset
         if dataset.startswith(FOLDER):
             return self.folder(place, first)
+        if dataset.startswith(OPENOOD):
+            source = f"{list_file(dataset)} of OpenOOD, shorter side to 32, centre cut out"
+            return _cut(read_list(dataset, self.root, self.run.size), first, None, source)
         if dataset in SPECS:
             return self.training_set(place, first)
         if dataset in ("interp", "cifar10interp"):

@@ -106,7 +106,7 @@ def sizes(listing: Listing) -> tuple[int, int]:
 
 def read_images(files: Sequence[tuple[Path, int]], size: int) -> Split:
     """Decode every file once. Raises DataError naming the first that is unreadable."""
-    pictures = ((_read_image(file), label) for file, label in files)
+    pictures = ((read_image(file), label) for file, label in files)
     return decoded_split(pictures, len(files), size)
 
 
@@ -172,15 +172,15 @@ def _shuffle(n: int) -> list[int]:
     return np.random.RandomState(TEST_SEED).permutation(n).tolist()
 
 
-def _read_image(file: Path) -> Any:
-    """Read the first frame in RGB, upright."""
+def read_image(file: Path, *, upright: bool = True) -> Any:
+    """Read the first frame in RGB, by default upright. Raises DataError."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"pixels of mode {image.mode} where 8 bits a channel are read")
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
     except Exception as error:  # a decoder may raise anything when a file is damaged
         said = f"cannot read the image {file} ({error}); replace or remove it"
         raise DataError("dataset", "folder", said) from error

@@ -31,6 +31,7 @@ from runs.cli import (
 )
 from runs.names import CONTRAST_SCORES, NORMS, SCORES, STARTS, data_root
 
+OPENOOD = "openood"  # OOD's protocol of its own question
 # Flags that not every question takes, and the questions that take them.
 BELONGS = {
     flag: [name for name, question in QUESTIONS.items() if flag in question.takes]
@@ -114,7 +115,8 @@ def add_scores(parser: argparse.ArgumentParser) -> None:
         "taken in one pass", nargs="+", shown="px")
     add("--ood_dataset NAME", None, None, "JEM", "one or several of svhn, cifar10interp, interp, "
         "cifar10, cifar100, celeba, textures, mnist, faces, uniform, gaussian, photos, "
-        "folder:PATH, any <name>.npz of --data_root; all: the paper's four less the model's own",
+        "folder:PATH, any <name>.npz of --data_root; all: the paper's four less the model's own; "
+        "openood: OpenOOD v1.5's protocol, the question openood",
         nargs="+", shown="svhn; for logp_hist all")
     add("--knn_k K", COUNT, 50, "Sun et al. 2022", "which nearest neighbour knn takes")
 
@@ -181,6 +183,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
     parser = build_parser()
     settings = parser.parse_args(argv)
     given = given_flags(build_parser(), argv)
+    if settings.eval == "OOD" and settings.ood_dataset == [OPENOOD]:
+        settings.eval, settings.ood_dataset = OPENOOD, None
+        given.discard("ood_dataset")
     for name, default in {**DEFAULTS, **QUESTIONS[settings.eval].defaults}.items():
         if getattr(settings, name) is None:
             setattr(settings, name, default)
@@ -201,6 +206,8 @@ def check(s: argparse.Namespace, given: set[str]) -> None:
     for flag, without in question.idle(s):
         if idle := [f"--{name}" for name in without if name in given]:
             raise UsageError(f"{', '.join(idle)} has no effect with --{flag}: leave it out")
+    if OPENOOD in s.ood_dataset and s.eval != OPENOOD:
+        raise UsageError(f"--ood_dataset {OPENOOD} is a protocol: give it alone, and to OOD alone")
     for path in s.load_path:  # its folder names the model, and has the answer
         check_utf8("--load_path", os.path.abspath(path))
     n = len(s.load_path)

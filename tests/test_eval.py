@@ -26,6 +26,7 @@ from runs.files import file_sha256
 from runs.names import SCORES
 from runs.shared import weights_file
 from tests.test_data_folder import paint
+from tests.test_openood import write_tree
 from tests.test_samples import checkpoint
 from training import machine
 
@@ -35,6 +36,7 @@ FLAGS = {
     "test_clf": "--max_images 15",
     "eval_ece": "",
     "OOD": "--score_fn px py --ood_dataset all",
+    "openood": "",
     "logp_hist": "--datasets cifar10_train svhn celeba",
     "uncond_samples": SAMPLE,
     "cond_samples": SAMPLE,
@@ -46,6 +48,7 @@ FLAGS = {
 @pytest.fixture(scope="module")
 def answers(ask: Any) -> dict[str, Any]:
     assert set(FLAGS) == set(QUESTIONS)
+    write_tree(ask.trainer.data)
     found = {name: ask(f"--eval {name} {more}") for name, more in FLAGS.items()}
     assert {name: (a.code, a.out, a.err) for name, a in found.items() if a.code} == {}
     return found

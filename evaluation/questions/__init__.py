@@ -1,11 +1,12 @@
 """The questions of eval_wrn_ebm.py, a file each. Nothing heavy is imported here."""
 
-from evaluation.questions import attack, eval_ece, fid, logp_hist, ood, samples, test_clf
+from evaluation.questions import attack, eval_ece, fid, logp_hist, ood, openood, samples, test_clf
 
 ALL = (
     test_clf.QUESTION,
     eval_ece.QUESTION,
     ood.QUESTION,
+    openood.QUESTION,
     logp_hist.QUESTION,
     samples.UNCONDITIONAL,
     samples.CONDITIONAL,

@@ -10,11 +10,7 @@ from reports.page.markup import number, parsed
 from reports.page.paper import Paper, canonical
 from reports.page.questions import distance_of, own_features
 from reports.page.run import NOISY, Answer, Run
-from runs.names import TITLES
 
-# OpenOOD's sets (arXiv 2306.09301), for models trained on CIFAR
-NEAR = {"cifar10": ("cifar100", "tinyimagenet"), "cifar100": ("cifar10", "tinyimagenet")}
-FAR = ("mnist", "svhn", "textures", "places365")
 Found = dict[str, Any]  # "value", "answer" and "model", and what else a card shows
 
 
@@ -78,20 +74,12 @@ def ood(run: Run, paper: Paper) -> Found | None:
 
 
 def details(inside: str, auroc: dict[str, float]) -> list[str]:
-    """Return which sets an AUROC is the mean of, the worst one, and OpenOOD's near and far."""
+    """Return which sets an AUROC is the mean of, and the worst one."""
     worst = min(auroc, key=auroc.__getitem__)
     told = [f"log q(x), {inside} against {worst}"]
     if len(auroc) > 1:
         told = [f"log q(x), {inside}: mean of {len(auroc)} sets"]
         told.append(f"worst: {worst} {auroc[worst]:.4f}")
-    asked = {canonical(name): value for name, value in auroc.items() if len(auroc) > 1}
-    near = NEAR.get(canonical(inside), ())
-    for kind, sets in (("near", near), ("far", FAR if near else ())):
-        used = [name for name in sets if name in asked]
-        left = ", ".join(TITLES[name] for name in sets if name not in asked)
-        if used:
-            titles = ", ".join(TITLES[name] for name in used) + f"; without {left}" * bool(left)
-            told.append(f"{kind}: {mean(asked[name] for name in used):.4f} ({titles})")
     if auroc[worst] < 0.5:
         told.append(f"below 0.5: {worst} has the higher log q(x)")
     return told

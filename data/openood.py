@@ -1,0 +1,55 @@
+"""The image lists of OpenOOD v1.5 for models of CIFAR, and its images as its code shows them."""
+
+from pathlib import Path
+
+from data.base import DataError, Split
+from data.folder import read_image
+from data.images import decoded_split
+from runs.names import IMAGE_SIZE
+
+OPENOOD = "openood:"  # and <benchmark>/<set>: the name of the images of one list
+NEAR = {"cifar10": ("cifar100", "tin"), "cifar100": ("cifar10", "tin")}  # by benchmark
+FAR = ("mnist", "svhn", "texture", "places365")
+REMEDY = "OpenOOD's download script writes benchmark_imglist/ and images_classic/ to one folder"
+
+
+def list_file(name: str) -> str:
+    benchmark, _, images = name.removeprefix(OPENOOD).partition("/")
+    return f"benchmark_imglist/{benchmark}/test_{images}.txt"
+
+
+def read_list(name: str, root: Path, size: int) -> Split:
+    """Read the images of openood:<benchmark>/<set> and their labels, in the order of their paths.
+
+    A line of the list is "path label", the path below images_classic/. As OpenOOD's code does, the
+    shorter side becomes 32 by Pillow's bilinear filter, then the centre is cut out.
+
+    Raises DataError: another size of images, a list or images that are missing or damaged.
+    """
+    from torchvision.transforms import CenterCrop, Resize  # takes seconds, so only who needs it
+
+    listed = list_file(name)
+    if size != IMAGE_SIZE:
+        said = f"the images of OpenOOD's protocol are {IMAGE_SIZE} x {IMAGE_SIZE}; give a model"
+        raise DataError("image_size", size, f"{said} of that size")
+    try:
+        lines = (root / listed).read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError("data_root", root, f"no list {listed} ({reason}); {REMEDY}") from None
+    files = []
+    for number, line in enumerate(lines, 1):
+        path, _, label = line.strip().rpartition(" ")
+        if path and label.removeprefix("-").isdecimal():
+            files.append((root / "images_classic" / path, int(label)))
+        elif line.strip():
+            said = f"line {number} of {listed} is no path and label; {REMEDY}"
+            raise DataError("data_root", root, said)
+    missing = [file for file, _ in files if not file.is_file()]
+    if missing:
+        said = f"{len(missing):,} of the {len(files):,} images of {listed} are missing, such as"
+        raise DataError("data_root", root, f"{said} {missing[0]}; {REMEDY}")
+    shorter, centre = Resize(size), CenterCrop(size)
+    pictures = ((read_image(file, upright=False), label) for file, label in sorted(files))
+    fitted = ((centre(shorter(picture)), label) for picture, label in pictures)
+    return decoded_split(fitted, len(files), size)
