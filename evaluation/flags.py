@@ -142,6 +142,8 @@ def add_chains(parser: argparse.ArgumentParser) -> None:
         "MOST]", shown="the run's, else never")
     add("--sgld_clamp", bool, None, "JEM++", "clamp the pixels of chains to [-1, 1] after each "
         "step", action=argparse.BooleanOptionalAction, shown="the run's")
+    add("--guidance W", WEIGHT, None, "Dhariwal 2021", "chains of a class climb log q(x) + W log "
+        "q(y|x); 1: log q(x, y), less: more like the data", shown="the run's, else 1")
     add("--chain_start", STARTS, None, "ours", "where new chains begin: uniform, or the Gaussians "
         "that the run was trained with", shown="the run's, else uniform")
 

@@ -137,6 +137,7 @@ class LoadedModel:
             noise_std=self.setting("sgld_std", 0.01),
             grad_clip=self.setting("sgld_grad_clip", math.inf),
             clamp=self.setting("sgld_clamp", False),
+            guidance=self.setting("guidance", 1.0),
             start=start or losses.UniformStart(),
         )
 

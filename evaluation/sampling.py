@@ -33,8 +33,8 @@ def climb(
     generator: torch.Generator,
     n: int | None = None,
 ) -> Tensor:
-    """Run SGLD from x (N, 3, H, W) up log q(x), or up log q(x, y) for labels y (n,), and return
-    the end points of all N.
+    """Run SGLD from x (N, 3, H, W) up log q(x), or for labels y (n,) up
+    log q(x) + chain.guidance * log q(y|x), and return the end points of all N.
 
     Noise is drawn for all N, and the network sees the first n: a chain's noise belongs to its
     place, not to how many chains there are. Chains beyond n only diffuse.
@@ -42,7 +42,9 @@ def climb(
     n = len(x) if n is None else n
 
     def log_density(x: Tensor) -> Tensor:
-        return model.log_px(x[:n]) if labels is None else model.log_pxy(x[:n], labels)
+        if labels is None:
+            return model.log_px(x[:n])
+        return model.log_pxy(x[:n], labels, chain.guidance)
 
     with sampling_mode(model):
         return chain.climb(log_density, x, generator)
@@ -114,13 +116,14 @@ class Sampler:
         per_class: int,
         log_density: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Run per_class chains for each class in turn, up log_density(x, y), by default
-        log q(x, y)."""
-        density = log_density or self.model.log_pxy
+        """Run per_class chains for each class in turn, up log_density(x, y), by default as
+        `climb` does."""
         labels = torch.arange(num_classes, device=self.device).repeat_interleave(per_class)
         x = torch.cat([self.start(per_class, label) for label in range(num_classes)])
+        if log_density is None:
+            return climb(self.model, x, labels, self.chain, self.generator)
         with sampling_mode(self.model):
-            return self.chain.climb(lambda x: density(x, labels), x, self.generator)
+            return self.chain.climb(lambda x: log_density(x, labels), x, self.generator)
 
 
 class Slots:
@@ -158,7 +161,7 @@ def sampling_rounds(
 ) -> Iterator[Tensor]:
     """Sample as JEM does: draw `chains` slots, climb log q(x), store; `rounds` times.
 
-    If `conditional`, climb log q(x, y) = log q(x|y) + const: chain i of round r is of class
+    If `conditional`, climb as `climb` does for labels: chain i of round r is of class
     y = (i + r * chains) mod C, so that every class has its turn, and starts from a slot of it.
     Yields the images (chains, 3, H, W) of each round. The buffer is changed, and is on the model's
     device. Raises ValueError if there are more chains than slots, or than those of a class.
@@ -193,8 +196,8 @@ def fresh_chains(
     labels: Tensor | None = None,
     part: range | None = None,
 ) -> Iterator[list[Tensor]]:
-    """Run n new chains up log q(x), or up log q(x, y) for labels y (n,), in batches; yield the
-    images (b, 3, H, W) of a batch after each of the numbers of steps `seen`, which ascend.
+    """Run n new chains, as `climb` does, in batches; yield the images (b, 3, H, W) of a batch after
+    each of the numbers of steps `seen`, which ascend. labels: (n,).
 
     Chain i does not depend on n or on what is seen of it, but on batch_size: each batch has a
     generator of its own. `part`: the numbers of the batches to sample; all where it is None.

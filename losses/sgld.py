@@ -61,7 +61,9 @@ def langevin(
 
 @dataclass(frozen=True)
 class Chain:
-    """The settings of a Langevin chain: the numbers of `langevin`, and where chains begin."""
+    """The settings of a Langevin chain: the numbers of `langevin`, and where chains begin.
+    `guidance`: the weight of log q(y|x) in the chains of evaluation and pictures that have a class.
+    """
 
     steps: int
     step_size: float = 1.0
@@ -69,6 +71,7 @@ class Chain:
     grad_clip: float = math.inf
     clamp: bool = False
     start: Start = field(default_factory=UniformStart)
+    guidance: float = 1.0
 
     @classmethod
     def of(cls, s: Namespace, start: Start | None = None) -> Chain:
@@ -80,6 +83,7 @@ class Chain:
             grad_clip=math.inf if s.sgld_grad_clip is None else s.sgld_grad_clip,
             clamp=s.sgld_clamp,
             start=start or UniformStart(),
+            guidance=s.guidance,
         )
 
     def climb(

@@ -83,12 +83,15 @@ class EnergyClassifier(nn.Module):
             return self.energy_output(features).squeeze(1)
         return logits.logsumexp(1)
 
-    def log_pxy_from(self, features: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-        """Return log q(x, y) + log Z, `(N,)`, of `features(x)`, their logits and labels `(N,)`."""
+    def log_pxy_from(
+        self, features: Tensor, logits: Tensor, y: Tensor, guidance: float = 1.0
+    ) -> Tensor:
+        """Return `log_pxy` of `features(x)`, their logits and labels `(N,)`."""
         f_y = logits.gather(1, y[:, None]).squeeze(1)
-        if self.energy_output is None:
+        if self.energy_output is None and guidance == 1:
             return f_y
-        return self.log_px_from(features, logits) + f_y - logits.logsumexp(1)
+        log_py = f_y - logits.logsumexp(1)
+        return self.log_px_from(features, logits) + guidance * log_py
 
     def logits(self, x: Tensor) -> Tensor:
         """Return f(x), `(N, C)`."""
@@ -105,10 +108,11 @@ class EnergyClassifier(nn.Module):
         features = self.features(x)
         return self.log_px_from(features, self.logits_from(features))
 
-    def log_pxy(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return log q(x, y) + log Z, `(N,)`: f(x)[y], or with `uncond` e(x) + log q(y|x)."""
+    def log_pxy(self, x: Tensor, y: Tensor, guidance: float = 1.0) -> Tensor:
+        """Return log q(x) + guidance * log q(y|x) + log Z, `(N,)`: with guidance 1 log q(x, y),
+        which is f(x)[y], or with `uncond` e(x) + log q(y|x)."""
         features = self.features(x)
-        return self.log_pxy_from(features, self.logits_from(features), y)
+        return self.log_pxy_from(features, self.logits_from(features), y, guidance)
 
 
 class Pixels(nn.Module):

@@ -161,7 +161,7 @@ SHORT_SGLD = (
     "--sgld_l2 .1 --clip_grad 5"
 )
 # SGLD from scratch: chains as in JEM++ (Yang and Ji 2021), and few steps.
-STABLE = "--n_steps 5 --chain_start class_gaussian --sgld_clamp --buffer_size 10000"
+STABLE = "--n_steps 5 --chain_start class_gaussian --sgld_clamp --buffer_size 10000 --guidance .1"
 # The same, and log q(x) from a head of its own with data that are not augmented, as in M-JEM.
 HEAD = f"{STABLE} --uncond --augment_px none"
 RESIDUAL = "--arch residual_flow"
@@ -325,7 +325,7 @@ BLANKS: dict[str, dict[str, str]] = {
         "--n_steps 40 --chain_lengths 0 5 40 100 200",
         "hist": "--ood_dataset all",
         "samples": "--fresh_samples --buffer_size 1000 --sgld_batch_size 1000 --n_sample_steps 1 "
-        f"--n_steps 100 --fid_model {REFERENCE}",
+        f"--n_steps 100 --guidance .1 --fid_model {REFERENCE}",
     },
     "smoke": {
         "ood": "all",

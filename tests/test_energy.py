@@ -43,6 +43,9 @@ def test_the_densities_equal_brute_force(uncond: bool, x: Tensor, y: Tensor) -> 
     torch.testing.assert_close(model(x), logits)
     torch.testing.assert_close(model.classify(x), log_py)
     torch.testing.assert_close(model.log_px(x), log_px)
+    for guidance in (1.0, 0.3, 0.0):
+        guided = model.log_pxy(x, y, guidance)
+        torch.testing.assert_close(guided, log_px + guidance * log_py[n, y])
     torch.testing.assert_close(model.log_pxy(x, y), log_px + log_py[n, y])
     joint = torch.stack([model.log_pxy(x, torch.full((6,), c)) for c in range(5)])
     torch.testing.assert_close(joint.logsumexp(0), model.log_px(x))

@@ -103,6 +103,8 @@ COMMANDS = [
     ("--eval logp_hist --datasets cifar10 svhn --dataset cifar10", "--dataset", "--datasets"),
     ("--eval fid --fid_features model --dataset svhn", "--dataset svhn", "cifar10"),
     ("--eval fid --sampling buffer --chain_start uniform", "--chain_start", "--sampling buffer"),
+    ("--eval fid --sampling fresh --guidance .1", "--guidance", "--sampling fresh"),
+    ("--eval uncond_samples --guidance .1", "--guidance", "cond_samples"),
     ("--eval fid --fid_features model --inception_weights a.pth", "--inception_weights", "model"),
     ("--eval uncond_samples --max_images 3", "--max_images", "test_clf"),
     ("--eval cond_samples --chain_lengths 5", "--chain_lengths", "fid"),

@@ -267,6 +267,12 @@ SEEN: dict[str, dict[str, Seen]] = {
             buffer(a).abs().max() > 1 >= buffer(b).abs().max() and not same_data_energy(a, b)
         )
     },
+    SGLD + " --plot_cond 1 --sgld_lr 100": {
+        "--guidance 0": lambda a, b: (
+            number(a, "loss") == number(b, "loss")
+            and drawn(a, "cond_0000.png") != drawn(b, "cond_0000.png")
+        )
+    },
     SGLD + " --norm batch --sgld_lr 100": {
         "--bn_chains batch": lambda a, b: (
             same_data_energy(a, b) and differ("pxsgld/log_q_samples")(a, b)
@@ -382,6 +388,10 @@ OWN_TEST: dict[str, Callable[..., None]] = {
     "--ckpt_minutes": test_resume.test_disturbed_and_resumed_is_undisturbed,
     "--dry_run": test_dry_run_needs_no_data_and_leaves_nothing,
 }
+
+
+def drawn(run: Any, name: str) -> bytes:
+    return (run.folder / "samples" / name).read_bytes()  # type: ignore[no-any-return]
 
 
 def actions() -> dict[str, Any]:

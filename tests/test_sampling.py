@@ -105,6 +105,10 @@ def test_chains_climb_the_density_that_is_asked_for(
     assert (end - start).abs().max() > 0.1
     other = sampler(STEEP).conditional(CLASSES, 2, lambda x, y: -model.log_pxy(x, y))
     torch.testing.assert_close(other - start, start - end, rtol=0, atol=1e-4)
+    unguided = sampler(replace(STEEP, guidance=0.0)).conditional(CLASSES, 2)
+    torch.testing.assert_close(unguided, ascent(model, start, None))
+    half = sampler(replace(STEEP, guidance=0.5)).conditional(CLASSES, 2)
+    torch.testing.assert_close(half, (end + unguided) / 2, rtol=0, atol=1e-4)  # one step is linear
 
 
 def test_chains_start_from_slots_of_their_class(model: EnergyClassifier) -> None:
@@ -218,8 +222,8 @@ class Rising(nn.Module):
     def log_px(self, x: Tensor) -> Tensor:
         return self.scale * x.flatten(1).sum(1)
 
-    def log_pxy(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.log_px(x) + y
+    def log_pxy(self, x: Tensor, y: Tensor, guidance: float = 1.0) -> Tensor:
+        return self.log_px(x) + guidance * y
 
 
 @pytest.mark.parametrize("conditional", [False, True])

@@ -162,6 +162,8 @@ def add_flags(parser: Parser) -> None:
         "they are scored; batch: the samples' own in both (JEM++); running: the running ones in "
         "both; samples never move these; frozen: the running ones in every pass, data's too, as "
         "--load_path has them (DAT)")
+    add("--guidance W", WEIGHT, 1.0, "Dhariwal 2021", "samples of a class, in pictures and by "
+        "default in evaluation, climb log q(x) + W log q(y|x); 1: log q(x, y)")
     add("--sgld_l2 W", WEIGHT, 0.0, "IGEBM", "weight of an L2 penalty on log q of data and samples "
         "within --pxsgld and --pxysgld, against divergence; JEM's author advises .1")
     add("--class_cond_p_x_sample", bool, False, "JEM", "chains of --pxsgld climb f(x)[y] for "

@@ -235,6 +235,8 @@ def idle(s: Namespace) -> Iterator[Rule]:
     if s.sampling not in FROM_STARTS:
         chains = ("n_steps", "n_samples", "sgld_batch_size", "chain_lengths", "chain_start")
         yield f"sampling {s.sampling}", chains
+    if s.sampling != "class":
+        yield f"sampling {s.sampling}", ("guidance",)
     if s.fid_features == "model":
         yield "fid_features model", ("inception_weights",)
     elif s.sampling != "class":
@@ -251,7 +253,7 @@ QUESTION = Question(
     "Frechet distance and Inception Score of samples",
     ask,
     show,
-    takes=(*CHAINS, "max_images", "sampling", "n_samples", "chain_lengths", "reference")
+    takes=(*CHAINS, "guidance", "max_images", "sampling", "n_samples", "chain_lengths", "reference")
     + ("fid_features", "fid_model", "inception_weights"),
     several=False,
     defaults={"n_steps": 100},

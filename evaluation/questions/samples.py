@@ -108,6 +108,6 @@ CONDITIONAL = Question(
     "SGLD samples of q(x|y), one class a row",
     ask_conditional,
     show,
-    takes=(*ROUNDS, "fid_model"),
+    takes=(*ROUNDS, "guidance", "fid_model"),
     **SHARED,
 )
