@@ -70,6 +70,7 @@ def answer(s: Namespace, given: set[str], device: torch.device) -> int:
 
 def asked(context: Context, model: LoadedModel, given: set[str]) -> dict[str, Any]:
     """Return the numbers of one model, and their subject. Raises UsageError for a broken model."""
+    loading.check_flow(model, given)
     question, own = QUESTIONS[context.s.eval], model.settings.get("sigma")
     noisy = "sigma" in question.takes and not {"sigma"} & {*given, *question.defaults}
     if noisy and isinstance(own, int | float) and own != context.s.sigma:

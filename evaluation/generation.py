@@ -216,12 +216,13 @@ def decline(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def read_as_asked(
-    classifier: Extractor, samples: Tensor, starts: Tensor, labels: Tensor
+    classifier: Extractor, samples: Tensor, starts: Tensor | None, labels: Tensor
 ) -> dict[str, Any]:
-    """Return the shares of class-conditional samples uint8 (N, H, W, 3), and of their starts, that
-    a classifier reads as the class that was asked for, labels (N,), overall and per class."""
+    """Return the shares of class-conditional samples uint8 (N, H, W, 3), and of their starts if
+    they have any, that a classifier reads as the class that was asked for, labels (N,), overall and
+    per class."""
     labels = labels.cpu()
-    sets = {"samples": samples, "starts": starts}
+    sets = {"samples": samples} if starts is None else {"samples": samples, "starts": starts}
     right = {n: (read(x, classifier)[1].argmax(1) == labels).double() for n, x in sets.items()}
     per_class = [
         {"class": y, "n": int((labels == y).sum())}

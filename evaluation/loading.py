@@ -21,6 +21,11 @@ from runs.names import CLASSES, FOLDER
 from runs.shared import name_of, weights_file
 
 T = TypeVar("T")
+OF_CHAINS = (  # flags that a flow has no use for
+    *("n_steps", "chain_lengths", "chain_start", "n_sample_steps", "print_every"),
+    *("fresh_samples", "buffer_size", "reinit_freq"),
+    *("sgld_lr", "sgld_std", "sgld_grad_clip", "sgld_clamp"),
+)
 SHAPE = ("arch", "depth", "width", "norm", "uncond", "image_size")
 NETWORK = (*SHAPE, "contrast_k")  # flags that must agree with the checkpoint
 
@@ -47,6 +52,11 @@ class LoadedModel:
     state: dict[str, Any]
     sha256: str
     average: str
+
+    @property
+    def flow(self) -> models.Flow | None:
+        """Return the network if it is a flow."""
+        return self.network if isinstance(self.network, models.Flow) else None
 
     @property
     def num_classes(self) -> int:
@@ -185,8 +195,9 @@ def load(
         given = {name: getattr(s, name) for name in SHAPE}
         raw = s.weights == "raw"
         network = models.from_checkpoint(state, told, raw=raw, **given)
-        flow = isinstance(network, models.Flow)
-        weights = {} if flow else models.network_weights(state, raw=raw)
+        weights = {}
+        if not isinstance(network, models.Flow):
+            weights = models.network_weights(state, raw=raw)
         record = data.Record.read(state.get("data"))
         slots, classes = None, network.num_classes
         if (queue := weights.get("queue_logit")) is not None:
@@ -199,13 +210,44 @@ def load(
         where = "" if str(file) in said else f" {path}"
         raise CheckpointError(f"{flag}{where}: {said}") from None
     network.amp = s.amp == "bf16"
-    network = network.to(device).to(memory_format=torch.channels_last).eval()
+    network = network.to(device).eval()
+    if not isinstance(network, models.Flow):  # normflows needs weights as they are
+        network = network.to(memory_format=torch.channels_last)
     if s.contrast_k is not None and s.contrast_k != slots:
         has = "no queue" if slots is None else f"a queue of {slots}"
         raise CheckpointError(f"--contrast_k {s.contrast_k}: {path} has {has}: leave the flag out")
     dataset = trained_on(told.settings, classes, s.dataset)
     run = told.settings, dataset, record
     return LoadedModel(file, label, network, s, *run, weights, state, sha256, average)
+
+
+def check_flow(model: LoadedModel, given: set[str]) -> None:
+    """Raise UsageError for a question or a flag that makes no sense of a flow. Its samples take no
+    steps of SGLD, as the answer records."""
+    s, flow = model.flags, model.flow
+    if flow is None:
+        return
+    classless, fid = not flow.class_cond, s.eval == "fid"
+    of_class = s.eval in ("test_clf", "eval_ece", "cond_samples")
+    no_class = "has no classes: give one that was trained with --class_cond"
+    scores = ("px",) if classless else ("px", "py", "pxy", "entropy")
+    rules = [
+        (s.eval == "attack", "--eval attack", "is not attacked here: give a classifier"),
+        (of_class and classless, f"--eval {s.eval}", no_class),
+        (fid and s.sampling == "class" and classless, "--sampling class", no_class),
+        (s.sampling in ("buffer", "confident"), f"--sampling {s.sampling}", "has no buffer"),
+        (
+            *(fid and s.fid_features == "model" and not s.fid_model, "--fid_features model"),
+            "has none: give --fid_model",
+        ),
+        *((n not in scores, f"--score_fn {n}", f"has {' '.join(scores)}") for n in s.score_fn),
+        *((n in given, f"--{n}", "needs no SGLD: leave it out") for n in OF_CHAINS),
+        (s.amp == "bf16", "--amp bf16", "needs float32: leave it out"),
+    ]
+    for wrong, flag, why in rules:
+        if wrong:
+            raise UsageError(f"{flag}: {model.path} is a flow, which {why}")
+    s.n_steps = 0
 
 
 def average_of(state: dict[str, Any], asked: str | None) -> str:

@@ -18,11 +18,12 @@ from torch import Tensor
 from data import EVAL_NOISE_BLOCK, generator_of
 from evaluation import NotFinite
 from losses import Chain, ReplayBuffer
-from models import EnergyClassifier, eval_mode, sampling_mode
+from models import EnergyClassifier, Flow, eval_mode, sampling_mode
+from runs.processes import mixed
 
 # Streams of one seed. Those of data.batches are 0 and 1: noise of a chain must not repeat the
 # noise that was added to the image it starts from.
-BUFFER, ROUNDS, FRESH, REFINEMENT = 2, 3, 4, 6
+BUFFER, ROUNDS, FRESH, REFINEMENT, INVERSE = 2, 3, 4, 6, 7
 
 
 def climb(
@@ -217,6 +218,22 @@ def fresh_chains(
                 x = climb(model, x, y, leg, generator, real)
             images.append(x[:real])
         yield images
+
+
+def flow_samples(
+    model: Flow, n: int, *, seed: int, batch_size: int = 100
+) -> tuple[Tensor, Tensor | None]:
+    """Draw n images of a flow by its inverse; with class_cond also return their classes (n,), which
+    take turns, as equal priors have it. Images do not depend on n, but on batch_size."""
+    labels = None
+    if model.class_cond:
+        labels = torch.arange(n, device=next(model.parameters()).device) % model.num_classes
+    images = []
+    for batch, first in enumerate(range(0, n, batch_size)):
+        last = min(first + batch_size, n)
+        y = None if labels is None else labels[first:last]
+        images.append(model.sample(last - first, y, mixed(seed, INVERSE, batch)))
+    return torch.cat(images), labels
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ class Flow(EnergyClassifier):
             channels, side = 3 * 2 ** (level + 1), image_size // 2**level
             blocks: list[Any] = []
             for _ in range(depth):
-                if arch == "glow":
+                if arch == "glow":  # without LU, for which normflows calls what PyTorch deprecates
                     block = nf.flows.GlowBlock(channels, width, use_lu=False, net_actnorm=True)
                     blocks.append(block)
                 else:
@@ -140,11 +140,12 @@ class ResidualBlock(nn.Module):
 
     Traces are estimated from one probe v of random signs, E v'J^k v = tr J^k (Hutchinson). In train
     mode v is drawn anew, and the series is cut at a random term, later terms weighted by the
-    inverse of the probability that they are there: unbiased (Chen et al. 2019, Eq. 6); gradients
-    are those of the Neumann series (Eq. 8). In eval mode v is the same for every image, and the
+    inverse of the probability that they are there: unbiased (Chen et al. 2019, Theorem 1); gradients
+    are those of the Neumann series (Theorem 2). In eval mode v is the same for every image, and the
     series has `TERMS` terms: log p(x) is an estimate, but a function of x.
 
-    Directions are named as in normflows: `inverse` maps images to latents.
+    Directions are named as in normflows: `inverse` maps images to latents. The host waits for
+    a GPU in every pass, since normflows' layers read their sizes from the device.
     """
 
     probe: Tensor

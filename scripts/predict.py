@@ -58,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
         device = choose_device(s.device, exact=True)
         use_threads(s, device, PROGRAM)
         model = loading.load(args.run, loading.labels_of([args.run])[0], s, device, flag="RUN")
+        if model.flow is not None and not model.flow.class_cond:
+            raise UsageError(f"RUN {args.run} is a flow without classes: it predicts none")
         try:
             images = models.read_images(model.network, *args.images).to(device)
         except data.DataError as error:

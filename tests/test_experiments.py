@@ -109,6 +109,19 @@ def test_scale_half_shows_stable_rows_in_place_of_those_from_cross_entropy() -> 
     assert {name for name in own if own[name] != shared[name]} == {"id", "uncond", "augment_px"}
 
 
+@pytest.mark.parametrize("scale", rows.SCALES)
+def test_a_flow_is_asked_without_sgld_noise_and_classes_that_it_lacks(scale: str) -> None:
+    for name, scores in (("glow", ["px"]), ("glow-class", ["px", "py"])):
+        words = rows.question_words(scale, rows.TABLES["table1_ood"].questions[0], name)
+        s, given = questions.parse(["--load_path", "-", "--eval", *words])
+        assert s.score_fn == scores and s.sigma == 0 and "n_steps" not in given
+    for question in rows.TABLES["table3_hybrid"].questions:
+        words = rows.question_words(scale, question, "residual-flow")
+        s, given = questions.parse(["--load_path", "-", "--eval", *words])
+        assert not given & {"n_steps", "chain_lengths"} and ("sigma" in given) == (s.eval != "fid")
+        assert "--n_steps" in rows.question_words(scale, question, "ce") or words[0] != "fid"
+
+
 def test_a_step_of_the_ladder_changes_one_thing() -> None:
     changed = ["sgld_clamp", "chain_start", "augment_px", "uncond", "n_steps", "ema", "px_loss"]
     found = [vars(settings_of("half", n)) for n in rows.LADDER]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import eval_wrn_ebm
-from baselines import linear_probe, train_adversarial, train_contrastive
+from baselines import linear_probe, train_adversarial, train_contrastive, train_flow
 from benchmarks import contrastive, gpu, sheets
 from benchmarks import flags as benchmark_flags
 from evaluation import flags as questions
@@ -56,6 +56,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "benchmarks/contrastive.py": contrastive.build_parser,
     "baselines/train_contrastive.py": train_contrastive.build_parser,
     "baselines/train_adversarial.py": train_adversarial.build_parser,
+    "baselines/train_flow.py": train_flow.build_parser,
     "baselines/linear_probe.py": linear_probe.build_parser,
 }
 PAGE_COMMANDS = [

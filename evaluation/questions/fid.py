@@ -26,7 +26,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     from runs import processes as distributed
 
     s = context.s
-    steps = s.n_steps if s.sampling in FROM_STARTS else None
+    steps = s.n_steps if s.sampling in FROM_STARTS and model.flow is None else None
     reference, names, real = reference_images(context, model)
     if not distributed.first():  # helps to sample; features are quick, and one network's to read
         sampled(context, model, steps)
@@ -46,10 +46,11 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     numbers["rows"][-1]["images"] = real
     labels = classes_in_turn(context, model, numbers["n"])
     if labels is not None and judge is not None:
-        read = {at: reading(judge, images, pixels[0], labels) for at, images in pixels.items()}
+        starts = pixels.get(0)
+        read = {at: reading(judge, images, starts, labels) for at, images in pixels.items()}
         for row in numbers["rows"]:
-            known = row["steps"] is not None
-            row["read_as_asked"] = read[row["steps"]]["samples"] if known else None
+            own = row is not numbers["rows"][-1]  # the reference images'
+            row["read_as_asked"] = read[row["steps"]]["samples"] if own else None
         numbers["read_as_asked"] = read[steps]
     if not numbers["full_rank"]:
         context.warn(
@@ -82,7 +83,8 @@ def reference_images(context: Context, model: LoadedModel) -> tuple[Tensor, str,
 
 def sampled(context: Context, model: LoadedModel, steps: int | None) -> dict[int | None, Tensor]:
     """Return images float (N, 3, S, S) by their number of SGLD steps: new chains after 0, `steps`
-    and --chain_lengths; or, without `steps`, the checkpoint's replay buffer by None.
+    and --chain_lengths; or, without `steps`, the checkpoint's replay buffer or a flow's samples by
+    None.
 
     Raises UsageError and NotFinite.
     """
@@ -92,12 +94,14 @@ def sampled(context: Context, model: LoadedModel, steps: int | None) -> dict[int
     from runs import processes as distributed
 
     s = context.s
+    n = min(s.n_samples, s.max_images or s.n_samples)
+    if model.flow is not None:
+        return {None: sampling.flow_samples(model.flow, n, seed=s.seed)[0]}
     if steps is None:
         images = model.buffer_images("--sampling fresh samples from noise").to(context.device)
         images = images[: s.max_images]
         sampling.check_finite(images, 0)
         return {None: images}
-    n = min(s.n_samples, s.max_images or s.n_samples)
     part = distributed.share(-(-n // s.sgld_batch_size))
     seen = sorted({0, steps, *(s.chain_lengths or ())})
     chains = sampling.fresh_chains(
@@ -160,6 +164,8 @@ def load_judge(context: Context, model: LoadedModel) -> LoadedModel | None:
         return None
     plain = Namespace(**{**vars(s), **dict.fromkeys((*NETWORK, "weights"))})
     judge = load(s.fid_model, "features", plain, context.device, flag="--fid_model")
+    if judge.flow is not None:
+        raise UsageError(f"--fid_model {judge.path} is a flow: give a classifier")
     if s.eval == "fid" and s.sampling != "class":
         return judge
     if judge.num_classes != model.num_classes:
@@ -174,7 +180,7 @@ def load_judge(context: Context, model: LoadedModel) -> LoadedModel | None:
     return judge
 
 
-def reading(judge: LoadedModel, samples: Tensor, starts: Tensor, labels: Tensor) -> Numbers:
+def reading(judge: LoadedModel, samples: Tensor, starts: Tensor | None, labels: Tensor) -> Numbers:
     """Return `generation.read_as_asked` of a classifier, and which it is."""
     from evaluation.generation import model_extractor, read_as_asked
 

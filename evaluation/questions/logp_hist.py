@@ -34,6 +34,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
             "std": float(x.std()),
             "quantiles": {f"{q:g}": float(np.quantile(x, q)) for q in QUANTILES},
             "auroc": auroc,
+            **bits(model, name, float(x.mean())),
         }
         for found, auroc in zip(sets, aurocs, strict=True)
     }
@@ -41,6 +42,11 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     picture = {"label": model.label, "in": (inside, x_in), "out": others}
     numbers = {"datasets": list(summary), "score_fn": name, "sets": summary, "skipped": skipped}
     return {**numbers, "_raw": raw, "_picture": picture}
+
+
+def bits(model: LoadedModel, score: str, mean: float) -> Numbers:
+    """Return the mean log p(x) of a flow in bits per dimension, too."""
+    return {"bits_per_dim": model.flow.bits(mean)} if model.flow and score == "px" else {}
 
 
 def sets_of(context: Context, model: LoadedModel) -> tuple[list[Any], list[dict[str, str]]]:
@@ -68,7 +74,8 @@ def show(context: Context, results: list[Numbers]) -> None:
         for r in results
         for each in r["sets"].values()
     ]
-    context.table(rows, ["set", "n", "mean", "std", "auroc"])
+    more = ["bits_per_dim"] if any("bits_per_dim" in row for row in rows) else []
+    context.table(rows, ["set", "n", "mean", *more, "std", "auroc"])
     if told := reversed_order([row for row in rows if row["auroc"] is not None]):
         context.say(f"\n{told}")
     pictures = [r["_picture"] for r in results]

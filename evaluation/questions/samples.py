@@ -14,10 +14,34 @@ from runs.names import FOLDER
 from runs.screen import markdown
 
 
+def ask_flow(context: Context, model: LoadedModel, flow: Any) -> Numbers:
+    """Draw --sgld_batch_size images by the flow's inverse."""
+    from evaluation import figures
+    from evaluation.questions.rounds import COLUMNS, class_rows, of_each_class
+    from evaluation.sampling import flow_samples, to_uint8
+
+    s, files = context.s, context.files
+    images, labels = flow_samples(flow, s.sgld_batch_size, seed=s.seed)
+    pixels = to_uint8(images)
+    if labels is None or s.eval == "uncond_samples":
+        files.add("uncond_samples.png", figures.save_grid, images)
+        context.save_images("uncond_samples.npz", pixels, None)
+        return {"n": len(pixels)}
+    judge, rows = load_judge(context, model), of_each_class(labels, model.num_classes)
+    grid, names = class_rows(images, rows, COLUMNS), model.class_names
+    more: Mapping[str, Any] = {"columns": COLUMNS, "row_labels": names}
+    files.picture("cond_samples", figures.save_grids, {"": grid}, **more)
+    context.save_images("cond_samples.npz", pixels, None, labels)
+    read = {} if judge is None else {"read_as_asked": reading(judge, pixels, None, labels)}
+    return {"n": len(pixels), **read}
+
+
 def ask_unconditional(context: Context, model: LoadedModel) -> Numbers:
     from evaluation import figures
     from evaluation.questions.rounds import Rounds
 
+    if model.flow is not None:
+        return ask_flow(context, model, model.flow)
     rounds, training = Rounds(context, model, 1), training_images(context, model)
 
     def draw(images: Tensor, path: Path, last: bool) -> None:
@@ -33,6 +57,8 @@ def ask_conditional(context: Context, model: LoadedModel) -> Numbers:
     from evaluation.questions.rounds import Rounds, of_each_class
     from evaluation.sampling import most_confident
 
+    if model.flow is not None:
+        return ask_flow(context, model, model.flow)
     classes = model.num_classes
     rounds = Rounds(context, model, classes)
     judge, training = load_judge(context, model), training_images(context, model)

@@ -21,7 +21,7 @@ FAMILIES = {  # family of keys -> its block
     **{"samples": "Samples drawn", "ms_per_step": "Cost of a training step"},
 }
 TRAINED = "test accuracy in training (%)"
-SHOWN_BY_NETWORK = ("arch", "depth", "width")
+SHOWN_BY_NETWORK = ("arch", "depth", "width", "levels")
 
 
 def compared(runs: Mapping[str, Record]) -> Table:

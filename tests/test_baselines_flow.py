@@ -1,0 +1,199 @@
+"""train_flow.py: its loss by hand, its runs, and what a trained flow answers or refuses."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import models
+from baselines import linear_probe
+from baselines.flags import parse
+from baselines.train_flow import PROGRAM, Likelihood, MirroredBatches, build_flow
+from data import Split
+from evaluation.sampling import INVERSE, flow_samples, to_uint8
+from runs.processes import mixed
+from scripts import predict
+
+TINY = "--levels 2 --depth 1 --width 4 --image_size 8 --n_epochs 1"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(baseline: Any) -> dict[str, Any]:
+    words = {"glow": "", "class": "--class_cond", "residual": "--arch residual_flow --class_cond"}
+    return {name: baseline(PROGRAM, f"{TINY} {more}") for name, more in words.items()}
+
+
+def settings(words: str) -> Any:
+    return parse(f"--image_size 8 {words}".split(), PROGRAM.build_parser, PROGRAM.check)[0]
+
+
+# ----------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("words", ["", "--class_cond"])
+def test_the_loss_is_bits_per_dimension_of_log_p_given_y(words: str) -> None:
+    s = settings(f"--levels 1 --depth 1 --width 4 {words}")
+    model, y = build_flow(s, 3, CPU).double().train(), torch.tensor([2, 0, 1, 1])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    v = torch.randint(256, (4, 3, 8, 8)).double()
+    torch.manual_seed(7)
+    loss, metrics = Likelihood(s)(model, v / 127.5 - 1, y, 0)
+    torch.manual_seed(7)
+    h = (v + torch.rand_like(v)) / 256 - 0.5
+    log_p = model.flow.log_prob(h, y) - 192 * math.log(256)
+    torch.testing.assert_close(loss, -log_p.mean() / (192 * math.log(2)))
+    assert torch.equal(metrics["bits/loss"], loss) and ("accuracy" in metrics) == bool(words)
+
+
+def test_images_are_mirrored_and_nothing_else() -> None:
+    images = torch.randint(256, (400, 4, 4, 3), dtype=torch.uint8)
+    split = Split(images, torch.zeros(400, dtype=torch.int64), torch.arange(400))
+    index = torch.arange(400)
+
+    def batch(flip: bool) -> torch.Tensor:
+        batches = MirroredBatches(split, index, index, 400, 1, 0.0, flip, unlabelled=False)
+        return batches(0)[0]
+
+    order = data.epoch_order(400, seed=1, epoch=0)
+    plain = data.to_float(images[order])
+    assert torch.equal(batch(False), plain)
+    found = batch(True)
+    same, mirrored = ((found == each).flatten(1).all(1) for each in (plain, plain.flip(3)))
+    assert (same ^ mirrored).all() and 150 < mirrored.sum() < 250
+
+
+def test_a_run_is_a_run_folder_and_a_model(trained: dict[str, Any]) -> None:
+    for name, run in trained.items():
+        assert run.code == 0 and not run.err
+        assert run.last["loss"] == run.last["bits/loss"] and 0 < float(run.last["loss"]) < 20
+        assert (run.last["test_acc"] == "") == (name == "glow")
+        model = models.load(run.folder)
+        assert isinstance(model, models.Flow) and not model.training and model.num_classes == 10
+        assert model.state_dict().keys() == run.state()["model_state_dict"].keys()
+    assert [run.settings["method"] for run in trained.values()] == [
+        *("glow", "glow-class", "residual-flow-class")
+    ]
+    assert "Glow, 2 x 1 blocks of width 4" in trained["glow"].out
+
+
+# ------------------------------------------------------------------------------------ answers
+
+
+def test_questions_read_log_p(trained: dict[str, Any], ask: Any) -> None:
+    found = ask("--eval OOD --score_fn px py --sigma 0", load=trained["class"].folder)
+    rows = found.json("OOD")["rows"]
+    assert [(row["score_fn"], row["n_in"]) for row in rows] == [("px", 20), ("py", 20)]
+    flow = models.load(trained["class"].folder)
+    test = data.load("cifar10", ask.trainer.data, size=8).test
+    with torch.no_grad():
+        log_p = flow.log_px(data.to_float(test.images)).double()
+        right = flow.logits(data.to_float(test.images)).argmax(1) == test.labels
+    raw = np.load(found.folder / "OOD_scores.npz")
+    (key,) = [key for key in raw if key.endswith("cifar10_test/px")]
+    np.testing.assert_allclose(raw[key], log_p, rtol=1e-6)
+    found = ask("--eval test_clf --sigma 0", load=trained["class"].folder).json("test_clf")
+    assert found["accuracy"] == pytest.approx(right.double().mean().item())
+    words = "--eval logp_hist --ood_dataset svhn --sigma 0"
+    found = ask(words, load=trained["residual"].folder)
+    for each in found.json("logp_hist")["sets"].values():
+        assert each["bits_per_dim"] == pytest.approx(-each["mean"] / (192 * math.log(2)))
+
+
+def test_samples_are_the_inverse_s(trained: dict[str, Any], ask: Any) -> None:
+    flow = models.load(trained["class"].folder)
+    labels = torch.arange(20) % 10
+    expected = to_uint8(flow.sample(20, labels, mixed(3, INVERSE, 0)))  # type: ignore[attr-defined]
+    images, found = flow_samples(flow, 250, seed=3)  # type: ignore[arg-type]
+    assert torch.equal(found, torch.arange(250) % 10) and len(images) == 250  # type: ignore[arg-type]
+    words = f"--eval cond_samples --sgld_batch_size 20 --seed 3 --fid_model {ask.checkpoint('ce')}"
+    answer = ask(words, load=trained["class"].folder)
+    saved = np.load(answer.folder / "cond_samples.npz")
+    assert np.array_equal(saved["test_images"], expected)
+    assert np.array_equal(saved["test_labels"], labels) and "start_images" not in saved
+    record = answer.json("cond_samples")
+    assert record["n"] == 20 and 0 <= record["read_as_asked"]["samples"] <= 1
+    assert record["protocol"]["n_steps"] == 0 and (answer.folder / "cond_samples.png").exists()
+    answer = ask("--eval uncond_samples --sgld_batch_size 9", load=trained["glow"].folder)
+    assert np.load(answer.folder / "uncond_samples.npz")["test_images"].shape == (9, 8, 8, 3)
+
+
+@pytest.mark.parametrize("sampling", ["fresh", "class"])
+def test_fid_is_of_the_inverse_s_samples(sampling: str, trained: dict[str, Any], ask: Any) -> None:
+    words = f"--eval fid --sampling {sampling} --fid_features model --n_samples 20"
+    words += f" --fid_model {ask.checkpoint('ce')}"
+    answer = ask(words, load=trained["residual"].folder)
+    record = answer.json("fid")
+    assert record["steps"] is None and record["n"] == 20 and record["fid"] > 0
+    assert [row["images"] for row in record["rows"]] == ["samples", "training images"]
+    read = [row.get("read_as_asked") for row in record["rows"]]
+    assert (read[0] is not None) == (sampling == "class") and read[1] is None
+
+
+REFUSED = [
+    ("class", "--eval attack", "--eval attack"),
+    ("class", "--eval OOD --score_fn px knn", "--score_fn knn"),
+    ("class", "--eval logp_hist --score_fn pxgrad", "--score_fn pxgrad"),
+    ("glow", "--eval OOD --score_fn py", "--score_fn py"),
+    ("glow", "--eval test_clf", "--eval test_clf"),
+    ("glow", "--eval eval_ece", "--eval eval_ece"),
+    ("glow", "--eval cond_samples", "--eval cond_samples"),
+    ("glow", "--eval fid --sampling class", "--sampling class"),
+    ("class", "--eval fid --sampling buffer", "--sampling buffer"),
+    ("class", "--eval fid --fid_features model", "--fid_features model"),
+    ("class", "--eval fid --chain_lengths 5", "--chain_lengths"),
+    ("class", "--eval uncond_samples --n_steps 40", "--n_steps"),
+    ("class", "--eval cond_samples --fresh_samples", "--fresh_samples"),
+    ("class", "--eval OOD --n_steps 1 --sgld_lr 1", "--n_steps"),
+    ("class", "--eval OOD --amp bf16", "--amp bf16"),
+    ("class", "--eval OOD --depth 10", "depth is 1 by its settings"),
+    ("class", "--eval OOD --uncond", "uncond"),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "said"), REFUSED, ids=lambda each: str(each))
+def test_what_makes_no_sense_is_refused_in_a_line(
+    name: str, words: str, said: str, trained: dict[str, Any], ask: Any
+) -> None:
+    found = ask(words, load=trained[name].folder)
+    assert found.code == 2 and len(found.err) == 1 and said in found.err[0]
+
+
+def test_a_flow_is_no_classifier_s_network(
+    trained: dict[str, Any], ask: Any, capsys: Any, tmp_path: Path
+) -> None:
+    folder = trained["glow"].folder
+    found = ask(f"--eval fid --fid_features model --fid_model {folder}/last_ckpt.pt")
+    assert found.code == 2 and "--fid_model" in found.err[-1] and "a flow" in found.err[-1]
+    assert predict.main([str(folder), str(tmp_path / "x.png"), "--device", "cpu"]) == 2
+    assert "a flow without classes" in capsys.readouterr().err
+    words = f"--load_path {folder} --log_dir {tmp_path} --data_root {ask.trainer.data}".split()
+    s, given = parse(words, linear_probe.build_parser, linear_probe.check)
+    assert linear_probe.main(s, given) == 2 and "no classifier" in capsys.readouterr().err
+
+
+def test_settings_of_a_flow_that_are_gone_are_named(trained: dict[str, Any]) -> None:
+    state = trained["glow"].state()
+    del state["settings"]["levels"]
+    with pytest.raises(ValueError, match="do not tell levels"):
+        models.from_checkpoint(state)
+
+
+def test_without_normflows_both_programs_name_it(
+    trained: dict[str, Any], ask: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "normflows", None)
+    found = ask("--eval OOD", load=trained["glow"].folder)
+    assert found.code == 2 and len(found.err) == 1 and "pip install normflows" in found.err[0]
+    monkeypatch.setattr("baselines.train_flow.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stop:
+        settings("")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and "pip install normflows" in line
