@@ -140,8 +140,8 @@ class ResidualBlock(nn.Module):
 
     Traces are estimated from one probe v of random signs, E v'J^k v = tr J^k (Hutchinson). In train
     mode v is drawn anew, and the series is cut at a random term, later terms weighted by the
-    inverse of the probability that they are there: unbiased (Chen et al. 2019, Theorem 1); gradients
-    are those of the Neumann series (Theorem 2). In eval mode v is the same for every image, and the
+    inverse of the probability that they are there: unbiased (Chen et al. 2019, Theorem 1), with
+    gradients of the Neumann series (Theorem 2). In eval mode v is the same for every image, and the
     series has `TERMS` terms: log p(x) is an estimate, but a function of x.
 
     Directions are named as in normflows: `inverse` maps images to latents. The host waits for
