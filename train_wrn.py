@@ -49,7 +49,7 @@ def work(s: Namespace, given: set[str]) -> int:
             cost.dry_run(s, device, train_step)
             return 0
 
-        dataset = load_data(s, device, PROGRAM)
+        dataset = load_data(s, device)
         flags.check_classes(s, dataset.num_classes)
         batches, splits = build_batches(s, dataset)
         # Before there is a folder, so that a mistake in --load_path leaves none.

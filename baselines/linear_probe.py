@@ -285,7 +285,7 @@ def work(s: Namespace) -> int:
     records.check_free(folder, overwrite=s.overwrite, load_path=s.load_path)
     model, settings, record = load_backbone(s, device)
     model = model.to(memory_format=torch.channels_last)
-    dataset = load_data(s, device, PROGRAM)
+    dataset = load_data(s, device)
     warn_of_leaks(s, dataset, record, PROGRAM)
     found = features_of_splits(model, dataset, s)
     if not all(bool(part.x.isfinite().all()) for part in found.values()):

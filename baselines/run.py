@@ -119,7 +119,7 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
     what = getattr(s, "method", "")  # on --resume there is none yet
     with begin(program.name, s, given, program.resume, what) as start:
         s, device = start.settings, start.device
-        dataset = load_data(s, device, program.name)
+        dataset = load_data(s, device)
         index, splits = held_out(s, dataset)
         batches = program.batches(s, dataset, index.to(device))
         run = build_run(program, s, dataset.num_classes, device)

@@ -22,12 +22,6 @@ SPECS = {
     "mnist": Spec(num_classes=10, train_size=60000, test_size=10000, flips=False, grey=True),
     "digits": Spec(num_classes=10, train_size=1437, test_size=360, flips=False),
 }
-# Of red, green and blue in [0, 1], over the published training images.
-MEANS = {
-    "cifar10": (0.4914, 0.4822, 0.4465),
-    "cifar100": (0.5071, 0.4865, 0.4409),
-    "svhn": (0.4377, 0.4438, 0.4728),
-}
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 DIGITS_TEST = 36  # a class, of 174 to 183
 
@@ -118,21 +112,3 @@ def read_digits(size: int) -> dict[str, Split]:
         "train": whole.take(torch.from_numpy(train)),
         "test": whole.take(torch.from_numpy(test)),
     }
-
-
-def doubt(dataset: DataSet) -> str | None:
-    """Return a warning if the training images' mean colour is more than .05 from that of the
-    published set, and farther than a random part of the set would be."""
-    if dataset.name not in MEANS:
-        return None
-    images = dataset.train.images
-    some = images[:: -(-len(images) // 5000)]
-    mean = some.double().mean((0, 1, 2)).cpu() / 255
-    published = torch.tensor(MEANS[dataset.name], dtype=torch.float64)
-    if (mean - published).abs().max() <= 0.05 + 0.5 / len(some) ** 0.5:
-        return None
-    ours, theirs = ("/".join(f"{value:.2f}" for value in colour) for colour in (mean, published))
-    return (
-        f"--dataset {dataset.name}: the mean colour of its training images is {ours}, of the "
-        f"published ones {theirs}: is this the right file?"
-    )

@@ -66,12 +66,10 @@ def use_threads(s: Namespace, device: torch.device, program: str) -> None:
             distributed.warn(program, f"{busy}: --threads 1 is faster there")
 
 
-def load_data(s: Namespace, device: torch.device, program: str) -> data.DataSet:
-    """Return the set of --dataset on the device; print a doubt about it on stderr."""
-    dataset = distributed.in_turn(lambda: data.load(s.dataset, s.data_root, size=s.image_size))
-    if found := data.doubt(dataset):
-        distributed.warn(program, found)
-    return dataset.to(device)
+def load_data(s: Namespace, device: torch.device) -> data.DataSet:
+    """Return the set of --dataset on the device."""
+    found = distributed.in_turn(lambda: data.load(s.dataset, s.data_root, size=s.image_size))
+    return found.to(device)
 
 
 def warn_of_leaks(s: Namespace, dataset: data.DataSet, record: data.Record, program: str) -> None:
