@@ -11,8 +11,6 @@ import contextlib
 import os
 import re
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -31,7 +29,6 @@ T = TypeVar("T")
 # has died is noticed at once, by its closed connection.
 PATIENCE = timedelta(hours=2)
 MEETING = timedelta(minutes=10)  # for all to start
-GRACE = 10.0  # seconds for a process to notice by itself that another one has ended
 LOST = "another process of this run has ended, or cannot be reached"
 
 _hosts: dist.ProcessGroup | None = None  # the group of the hosts, whatever the device
@@ -75,46 +72,15 @@ def together(device: torch.device) -> Iterator[None]:
             timeout=PATIENCE,
         )
         _hosts = dist.new_group(backend="gloo", timeout=PATIENCE)  # type: ignore[assignment]
-        watcher = watch_neighbour()
     except RuntimeError as error:
         raise UsageError(f"torchrun: the processes cannot meet ({reason(error)})") from None
     _store = dist.PrefixStore("hdge", store)
     yield
     # Not after an error: others may have gone, and to part from them would wait for them.
     if not _parted:
-        watcher()
+        all_of(None)
         _hosts = _store = None
         dist.destroy_process_group()
-
-
-def watch_neighbour() -> Callable[[], None]:
-    """Start a thread that ends this process if the next one dies. Return a function to call when
-    all work is done.
-
-    The thread waits for a message that the next process sends at its end; an error comes before it
-    only if that process has died. The main thread may not notice: it may be waiting for a GPU that
-    waits for the dead process's.
-    """
-    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=365))
-
-    def watch() -> None:
-        try:
-            dist.recv(torch.zeros(1), (rank() + 1) % size(), group=group)
-        except RuntimeError as error:
-            time.sleep(GRACE)
-            if first_to_report():
-                print_line(f"error: {LOST} ({reason(error)})", sys.stderr)
-            os._exit(1)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-
-    def done() -> None:
-        all_of(None)
-        dist.send(torch.zeros(1), (rank() - 1) % size(), group=group)
-        thread.join()
-
-    return done
 
 
 def part() -> None:

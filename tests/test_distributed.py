@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -559,33 +558,3 @@ def test_processes_that_cannot_meet_say_why(tmp_path: Path) -> None:
     told = [line for line in ran.stderr.splitlines() if "train_wrn.py: error" in line]
     assert ran.returncode == 1 and not list(tmp_path.iterdir())
     assert len(told) == 1 and "cannot meet" in told[0] and "no_such_network" in told[0]
-
-
-WAITS = """
-import os, sys, time, torch
-from runs import processes as distributed
-distributed.GRACE = 0.5
-with distributed.together(torch.device("cpu")):
-    distributed.all_of(None)  # both have met
-    if distributed.first():
-        os._exit(9)
-    time.sleep(60)  # as one that waits for a GPU
-"""
-
-
-@pytest.mark.slow
-def test_a_process_that_waits_for_a_gpu_notices_a_death_too() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = []
-    for rank in ("0", "1"):
-        environment = {**os.environ, **given, "RANK": rank, "LOCAL_RANK": rank}
-        command = [sys.executable, "-c", WAITS]
-        started.append(
-            subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-        )
-    errors = [process.communicate(timeout=50)[1] for process in started]
-    assert [process.returncode for process in started] == [9, 1]
-    assert "error: another process of this run has ended" in errors[1]
