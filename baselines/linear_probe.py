@@ -47,9 +47,6 @@ def build_parser() -> Parser:
         "was trained on; else 5000, at most a tenth of the images)")
     add("--sigma", type=WEIGHT, default=None, metavar="STD",
         help="standard deviation of the noise on every image (default: the run's, else .03)")
-    add("--augmented", type=WHOLE, default=0, metavar="COPIES",
-        help="train on the features of this many random crops of every image, mirrored; 0: of the "
-        "images as they are (default: %(default)s)")
     add("--l2", type=WEIGHT, nargs="+", default=[1e-5, 1e-4, 1e-3, 1e-2], metavar="W",
         help="penalty l2/2 ||W||^2 beside the mean cross-entropy, on standardised features; of "
         "several the one with the best validation accuracy is taken (default: 1e-5 to 1e-2)")
@@ -113,22 +110,12 @@ def features_of(model: models.EnergyClassifier, batches: Any) -> Features:
     return Features(x, y)
 
 
-def augmented(split: data.Split, index: Tensor, *, copies: int, sigma: float, flip: bool) -> Any:
-    """Yield `copies` random crops, mirrored, of every chosen image: batches (images, labels)."""
-    generator = torch.Generator(index.device).manual_seed(TRAIN_NOISE)
-    for _ in range(copies):
-        for part in index.split(BATCH):
-            images = data.augment(split.images, part, sigma=sigma, flip=flip, generator=generator)
-            yield images, split.labels[part]
-
-
 def features_of_splits(
     model: models.EnergyClassifier, dataset: data.DataSet, s: Namespace
 ) -> dict[str, Features]:
     """Return the features of "train", and of "valid" and "test" where there are images.
 
-    Images have noise of width --sigma. With --augmented, features of so many random crops of each
-    training image take the place of the image's own.
+    Images have noise of width --sigma.
 
     Raises DataError for an --n_valid that leaves no image.
     """
@@ -138,13 +125,8 @@ def features_of_splits(
     def plain(split: data.Split, seed: int = 0) -> Any:
         return data.evaluation_batches(split, batch_size=BATCH, sigma=s.sigma, seed=seed)
 
-    train = plain(dataset.train.take(index), TRAIN_NOISE)
-    if s.augmented:
-        train = augmented(
-            dataset.train, index, copies=s.augmented, sigma=s.sigma, flip=dataset.flips
-        )
-    batches = {"train": train, **{name: plain(split) for name, split in splits.items()}}
-    return {name: features_of(model, found) for name, found in batches.items()}
+    found = {"train": features_of(model, plain(dataset.train.take(index), TRAIN_NOISE))}
+    return found | {name: features_of(model, plain(split)) for name, split in splits.items()}
 
 
 def fitted_heads(

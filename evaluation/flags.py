@@ -40,14 +40,6 @@ BELONGS = {
 DEFAULTS = {"n_steps": 0, "sigma": 0.03, "ood_dataset": ["svhn"]}  # unless a question has others
 
 
-def sample_steps(text: str) -> int:
-    if text.startswith("{"):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is the README's placeholder: give a number, such as 1000"
-        )
-    return int(COUNT(text))
-
-
 def build_parser() -> argparse.ArgumentParser:
     summaries = "".join(f"  {q.name:14}  {q.summary}\n" for q in QUESTIONS.values())
     parser = Parser(
@@ -126,7 +118,7 @@ def add_chains(parser: argparse.ArgumentParser) -> None:
     add("--n_steps STEPS", WHOLE, None, "JEM", "SGLD steps. test_clf, eval_ece, OOD and logp_hist: "
         "to refine the images first (default: 0); samples take so many a round (default: 40), "
         "fid's fresh chains in all (default: 100)", shown=None)
-    add("--n_sample_steps ROUNDS", sample_steps, 100, "JEM's README advises 1000 at least",
+    add("--n_sample_steps ROUNDS", COUNT, 100, "JEM's README advises 1000 at least",
         "rounds of sampling: slots of the replay buffer are drawn, moved, and put back")
     add("--print_every ROUNDS", COUNT, 100, "JEM", "rounds between two sample grids")
     add("--sgld_batch_size CHAINS", COUNT, 64, "JEM", "chains a round")

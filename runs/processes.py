@@ -152,8 +152,7 @@ def mean(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_statistics(model: nn.Module) -> None:
-    """Average batch norm's running statistics over processes, in one message. SyncBatchNorm's are
-    the same in all anyway."""
+    """Average batch norm's running statistics over processes, in one message."""
     layers: list[Any] = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     if size() == 1 or not layers:
         return

@@ -82,17 +82,6 @@ def test_the_readme_s_evaluation_commands_run_with_their_placeholders_filled(
         assert found.json(name)["eval"] == name
 
 
-@pytest.mark.parametrize("shell", [shlex.split, str.split])
-def test_a_placeholder_pasted_as_it_stands_is_one_line(shell: Any, capsys: Any) -> None:
-    (command,) = (line for line in QUESTIONS if "uncond_samples" in line)
-    quoted = command.replace(PLACEHOLDER, f"'{PLACEHOLDER}'") if shell is shlex.split else command
-    with pytest.raises(SystemExit) as stop:
-        questions.parse(shell(quoted)[2:])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1
-    assert "--n_sample_steps" in error and "such as 1000" in error
-
-
 @pytest.mark.parametrize("side", ["variant.json", "params.txt", None])
 def test_their_checkpoints_are_evaluated(side: str | None, ask: Any, tmp_path: Path) -> None:
     """Settings from the file beside the checkpoint, else from the tensors and from flags."""

@@ -353,8 +353,6 @@ def test_what_diverges_in_one_process_is_healed_in_both(both: Any) -> None:
         ("--sgld_batch_size 3", "--sgld_batch_size 3 is not divisible by the 2 processes: use 4"),
         ("--buffer_size 50", "--buffer_size 50 is not divisible by the 2 processes times the 10"),
         ("--device cuda:0", "--device cuda:0: under torchrun each process has a GPU of its own"),
-        ("--sync_bn", "--sync_bn: PyTorch has it for GPUs alone"),
-        ("--sync_bn --norm none", "--sync_bn needs batch norm"),
         ("--px_batch_size 5", "--px_batch_size 5"),
         ("--data_root nowhere", "nowhere"),
     ],

@@ -62,7 +62,6 @@ MISTAKES = [
     ("--pxysgld 1 --max_steps 1 --batch_size 5", "--batch_size 5", "4 slots", "--buffer_size 50"),
     (f"{CE} --plot_contrast", "--plot_contrast 1", "--pxycontrast"),
     (f"{CE} --contrast_t 1e-10", "--contrast_t: 1e-10", "at least 0.0001"),
-    (f"{CE} --load_head off", "--load_head off", "--load_path"),
     (f"{CE} --start_epoch 200", "--start_epoch 200", "--n_epochs 200"),
     (f"{CE} --id a/b", "--id 'a/b'", "slashes"),
     (f"{CE} --id ..", "--id '..'"),

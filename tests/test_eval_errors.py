@@ -76,7 +76,7 @@ COMMANDS = [
     ("--eval logp_hist --score_fn px py", "--score_fn px py"),
     ("--eval logp_hist --datasets cifar10", "--datasets cifar10"),
     ("--eval logp_hist --datasets cifar10 cifar_test", "--datasets cifar10 cifar_test", "twice"),
-    ("--eval uncond_samples --n_sample_steps {THE_MORE_THE_BETTER", "placeholder", "1000"),
+    ("--eval uncond_samples --n_sample_steps {THE_MORE_THE_BETTER", "--n_sample_steps"),
     ("--eval uncond_samples --n_steps 0", "--n_steps 0"),
     ("--eval uncond_samples --sgld_batch_size 41", "--sgld_batch_size 41", "40"),
     ("--eval cond_samples --sgld_batch_size 50", "--sgld_batch_size 50", "40"),

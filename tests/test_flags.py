@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from runs import processes as distributed
 from tests import test_errors, test_healing, test_image_size, test_resume
 from training import flags
 from training.build import build_model
@@ -347,22 +346,6 @@ def test_on_a_gpu_the_network_is_compiled_if_that_works(
     assert all("a working triton installation, so nothing is compiled" in line for line in told)
 
 
-def test_sync_bn_changes_nothing_for_one_process(train: Any) -> None:
-    plain, synced = (train(f"{CE} --norm batch {flag}").state() for flag in ("", "--sync_bn"))
-    assert train.same(plain["model_state_dict"], synced["model_state_dict"])
-
-
-def test_sync_bn_makes_batch_norms_of_several_processes_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(distributed, "size", lambda: 2)
-    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **__: self)  # there is no GPU
-    for flag, kind in (("", torch.nn.BatchNorm2d), ("--sync_bn", torch.nn.SyncBatchNorm)):
-        s = parsed(f"--pyxce 1 --depth 10 --width 1 --norm batch --amp off {flag}")
-        model = build_model(s, 10, torch.device("cuda"))
-        assert {type(m) for m in model.modules() if "BatchNorm" in type(m).__name__} == {kind}
-
-
 def test_dry_run_needs_no_data_and_leaves_nothing(train: Any, tmp_path: Path) -> None:
     words = f"{train.ALL} --dry_run --buffer_size 640 --data_root {tmp_path}/none --lr .07"
     run = train(words)
@@ -380,9 +363,7 @@ def test_dry_run_needs_no_data_and_leaves_nothing(train: Any, tmp_path: Path) ->
 OWN_TEST: dict[str, Callable[..., None]] = {
     "--resume": test_resume.test_resume_by_log_dir_and_id,
     "--overwrite": test_errors.test_a_folder_with_a_run_is_refused_unless_overwritten,
-    "--load_head": test_resume.test_a_network_of_other_classes_gives_all_but_its_head,
     "--image_size": test_image_size.test_a_run_of_another_size_resumes_and_keeps_its_size,
-    "--sync_bn": test_sync_bn_changes_nothing_for_one_process,
     "--compile": test_compile_compiles_the_network_where_there_is_a_compiler,
     "--max_restarts": test_healing.test_what_diverges_again_and_again_is_given_up,
     "--ckpt_minutes": test_resume.test_disturbed_and_resumed_is_undisturbed,

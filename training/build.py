@@ -16,19 +16,17 @@ import models
 from runs import processes as distributed
 from runs import terms
 from runs.checkpoint import CheckpointError, read_checkpoint
-from runs.cli import UsageError, fits
+from runs.cli import fits
 from runs.names import ADAM_BETAS
 from runs.screen import print_line
 from training import flags
 from training.machine import warn_of_leaks
 from training.state import QUEUE, Progress, Run, own_shard
 
-HEADS = ("class_output.", "energy_output.")
-
 
 def build_model(s: Namespace, num_classes: int, device: torch.device) -> models.EnergyClassifier:
     """Return the network of the settings on the device, frozen and compiled as they say. Programs
-    need not have --uncond, --sync_bn, --bn_chains, --clf_only and --compile.
+    need not have --uncond, --bn_chains, --clf_only and --compile.
 
     Raises UsageError where it does not fit in memory.
     """
@@ -49,10 +47,6 @@ def build_model(s: Namespace, num_classes: int, device: torch.device) -> models.
     if s.amp == "auto" and gpu:
         model.amp = torch.cuda.is_bf16_supported(including_emulation=False)
     model.frozen_statistics = asked("bn_chains") == "frozen"
-    if asked("sync_bn") and distributed.size() > 1:
-        if not gpu:
-            raise UsageError("--sync_bn: PyTorch has it for GPUs alone: leave it out")
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device).to(memory_format=torch.channels_last)
     if asked("clf_only"):
         model.requires_grad_(False).class_output.requires_grad_(True)
@@ -171,9 +165,9 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
 
 
 def load_file(run: Run, dataset: data.DataSet) -> None:
-    """Load weights, queue and replay buffer of the --load_path of ours, JEM's or HDGE's; with
-    --load_head off the weights below the heads alone. Of a run with --ema take the averaged ones,
-    which evaluation measures; a line says so. Warn of images that the file's run was trained on.
+    """Load weights, queue and replay buffer of the --load_path of ours, JEM's or HDGE's. Of a run
+    with --ema take the averaged weights, which evaluation measures; a line says so. Warn of images
+    that the file's run was trained on.
 
     Raises CheckpointError, which names the flags to change where the networks differ.
     """
@@ -194,21 +188,15 @@ def load_state(run: Run, state: dict[str, Any]) -> None:
     s, weights = run.settings, models.network_weights(state)
     found = models.network_shape(weights)
     other = [f"--{n} {v}" for n, v in found.items() if getattr(s, n, v) != v and n != "uncond"]
-    if s.load_head == "off":
-        own = {n: t for n, t in run.model.state_dict().items() if n.startswith(HEADS)}
-        weights = {n: t for n, t in weights.items() if not n.startswith(HEADS)} | own
-    else:
-        if s.uncond and not found.get("uncond", True):
-            other.append("no --uncond")
-        if (theirs := found["num_classes"]) != run.num_classes:
-            classes = f"a --dataset of {theirs} classes, not {run.num_classes}"
-            other.append(f"{classes}, or --load_head off")
+    if s.uncond and not found.get("uncond", True):
+        other.append("no --uncond")
+    if (theirs := found["num_classes"]) != run.num_classes:
+        other.append(f"a --dataset of {theirs} classes, not {run.num_classes}")
     try:
         models.load_weights(run.model, weights)
     except CheckpointError as error:
         raise CheckpointError(f"{error}: use {' '.join(other) or 'another file'}") from None
-    if s.load_head == "on":
-        load_memories(run, state, weights)
+    load_memories(run, state, weights)
 
 
 def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -> None:

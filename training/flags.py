@@ -63,7 +63,7 @@ FIXED_ON_RESUME = (
     *("augment", "augment_px", "px_batch_size", "chain_start", "bn_chains"),
     *("seed", "start_epoch", "batch_size", "sgld_batch_size"),
     *("contrast_k", "contrast_style", "queue_init"),
-    *("buffer_size", "optimizer", "adam_betas", "ema", "load_path", "load_head"),
+    *("buffer_size", "optimizer", "adam_betas", "ema", "load_path"),
 )
 
 
@@ -177,15 +177,11 @@ def add_flags(parser: Parser) -> None:
     add("--norm", NORMS, "none", "JEM", "normalisation; none is what both papers train with SGLD")
     add("--dropout_rate P", number(float, low=0, high=0.99), 0.0, "JEM", "dropout within the "
         "blocks of the WideResNet, 0 to .99")
-    add("--sync_bn", bool, False, "ours", "under torchrun on GPUs, batch norm takes its statistics "
-        "from the images of all processes, not from each one's own")
     add("--uncond", bool, False, "JEM", "log q(x) from a head of its own, e(x), instead of from "
         "the logits, which the contrastive terms still read; log q(x, y) is then e(x) + log q(y|x)")
     add("--load_path FILE", None, None, "JEM", "start from the weights, queue and replay buffer of "
         "this checkpoint (ours, JEM's or HDGE's; a run's folder stands for its best one), with a "
         "fresh optimiser and the settings of this command line", shown=None)
-    add("--load_head", ("on", "off"), "on", "ours", "off: of --load_path take the network below "
-        "its heads alone, as for another number of classes; all else is new")
 
     add = adder(parser, "optimisation")
     add("--optimizer", ("adam", "sgd"), "adam", "JEM", "Adam or SGD (momentum .9)")
@@ -384,8 +380,6 @@ def check(s: argparse.Namespace) -> None:
         raise UsageError(
             "--labels_per_class 0 trains nothing: give 1 or more, or -1 for all labels"
         )
-    if s.load_head == "off" and s.load_path is None:
-        raise UsageError("--load_head off has no effect without --load_path: leave it out")
     if s.optimizer == "sgd" and list(s.adam_betas) != ADAM_BETAS:
         betas = " ".join(f"{beta:g}" for beta in s.adam_betas)
         raise UsageError(f"--adam_betas {betas} has no effect with --optimizer sgd: leave it out")
@@ -476,8 +470,6 @@ def check_processes(s: argparse.Namespace) -> None:
         sizes.append("px_batch_size")
     for name in dict.fromkeys(sizes):
         check_shared(f"--{name}", getattr(s, name))
-    if s.sync_bn and s.norm != "batch" and s.arch != "resnet50":
-        raise UsageError(f"--sync_bn needs batch norm: --norm {s.norm} has none: leave it out")
 
 
 def check_classes(s: argparse.Namespace, classes: int) -> None:
