@@ -31,12 +31,10 @@ def check_protocols(
     """
     check_sizes(place, records)
     facts: Facts = {}
-    noise: dict[str, Any] = {}  # row -> what it was trained with
     for name, record in records.items():
         seeds = finished_seeds(record)
         check_seeds(place, name, seeds, prefixes)
         for seed in seeds.values():
-            noise[name] = seed["settings"].get("sigma")
             for question, key, value in asked(seed, prefixes):
                 rows = facts.setdefault(question, {}).setdefault(key, {}).setdefault(value, [])
                 rows += [name] * (name not in rows)
@@ -45,7 +43,7 @@ def check_protocols(
         for question, found in sorted(facts.items())
         for note in check_version(place, question.partition("/")[0], found.pop("version", {}))
     }
-    return [*images_of(facts), *versions, *differing(facts), *other_noise(facts, noise)]
+    return [*images_of(facts), *versions, *differing(facts)]
 
 
 def images_of(facts: Facts) -> list[str]:
@@ -68,22 +66,6 @@ def differing(facts: Facts) -> list[str]:
         told = [f"{key} {listed(rows)}" for key, rows in sorted(found.items()) if len(rows) > 1]
         notes += [f"Not all rows were asked {question} alike ({'; '.join(told)})."] if told else []
     return notes
-
-
-def other_noise(facts: Facts, noise: Mapping[str, Any]) -> list[str]:
-    """Say which rows are evaluated with other noise than they were trained with, which `noise` has;
-    an attack has none."""
-    rows: dict[tuple[Any, Any], set[str]] = {}
-    for question, found in facts.items():
-        for sigma, names in found.get("sigma", {}).items() if "attack" not in question else ():
-            for name in names:
-                if None not in (noise[name], sigma) and noise[name] != sigma:
-                    rows.setdefault((noise[name], sigma), set()).add(name)
-    return [
-        f"Trained with noise of standard deviation {trained:g} and evaluated with {sigma:g}, as "
-        f"every row is: {', '.join(sorted(names))}."
-        for (trained, sigma), names in sorted(rows.items())
-    ]
 
 
 def check_sizes(place: str, records: Mapping[str, Record]) -> None:
