@@ -6,8 +6,6 @@ import copy
 import json
 import mmap
 import multiprocessing
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import product
@@ -142,18 +140,6 @@ def test_calls_take_turns_in_an_order_that_is_reversed() -> None:
     assert len(times["a"]) == len(times["b"]) == 3
 
 
-def test_what_is_short_is_called_often_and_what_is_long_stops_at_the_limit() -> None:
-    called = [0]
-
-    def short() -> None:
-        called[0] += 1
-        time.sleep(0.005)
-
-    times = measure.alternate({"short": short}, turns=50, seconds=0.0)["short"]
-    assert len(times) == measure.LEAST_TURNS and called[0] > 3 * measure.LEAST_TURNS
-    assert all(0.005 <= each < 0.045 for each in times)
-
-
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_the_memory_of_a_call_is_its_peak_above_what_was_there() -> None:
     held = torch.ones(2**23)  # 32 MiB
@@ -235,16 +221,6 @@ def test_pil_images_are_crops_and_mirror_images() -> None:
     assert image.abs().max() > 1.1  # beyond what a pixel can be
 
 
-def test_loaders_never_end_and_have_whole_batches() -> None:
-    images = np.zeros((5, 32, 32, 3), np.uint8)
-    transform = straightforward.pipeline(sigma=0.0, flip=False)
-    dataset = straightforward.Images(images, np.arange(5), transform)
-    stream = straightforward.endless(dataset, 2, workers=0)
-    batches = [next(stream) for _ in range(5)]
-    assert all(x.shape == (2, 3, 32, 32) and len(y) == 2 for x, y in batches)
-    assert len({*batches[0][1].tolist(), *batches[1][1].tolist()}) == 4  # of one epoch
-
-
 @pytest.mark.parametrize("preset", list(flags.PRESETS))
 def test_every_preset_and_objective_is_one_that_can_be_trained(preset: str) -> None:
     b = flags.complete(flags.parse([]), preset)
@@ -288,20 +264,3 @@ def test_what_the_machine_lacks_is_one_line_too(
 def test_auto_takes_the_preset_of_the_device() -> None:
     for name, device, preset in (("auto", "cpu", "cpu"), ("auto", "cuda", "gpu")):
         assert bench.preset_for(name, torch.device(device)) == preset
-
-
-PROBE = """
-import runpy, sys
-try:
-    runpy.run_path("scripts/bench.py", run_name="__main__")
-except SystemExit as stop:
-    loaded = {"torch", "torchvision", "numpy", "matplotlib"} & set(sys.modules)
-    print("code", stop.code, "loaded", sorted(loaded))
-"""
-
-
-@pytest.mark.parametrize(("words", "code"), [("--help", 0), ("--depth 11", 2)])
-def test_help_and_mistakes_are_answered_before_torch_is_imported(words: str, code: int) -> None:
-    command = [sys.executable, "-c", PROBE, *words.split()]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert answer.stdout.endswith(f"code {code} loaded []\n"), answer.stderr

@@ -142,15 +142,6 @@ def test_reliability_bars_end_at_the_accuracy_and_gaps_at_the_confidence() -> No
     assert accuracy == 0.79 and confidence == pytest.approx(0.1 * 0.4 + 0.3 * 0.7 + 0.6 * 0.8)
 
 
-@pytest.mark.parametrize("n", [1, 3])
-def test_the_legend_of_the_reliability_diagram_is_inside_the_picture(n: int) -> None:
-    figure = draw_reliability([reliability_model()] * n)
-    figure.draw_without_rendering()
-    box, page = figure.legends[0].get_window_extent(), figure.bbox
-    assert box.x0 >= page.x0 and box.x1 <= page.x1 and box.y1 <= page.y1
-    assert len(figure.axes) == 2 * n
-
-
 def test_robustness_is_in_percent_against_the_radius_in_its_unit() -> None:
     models = [robustness_model("CE"), robustness_model("JEM")]
     for distance, unit, radius in (("Linf", "1/255", 8), ("L2", "[0, 1]", 8 / 255)):

@@ -271,12 +271,6 @@ def test_a_gpu_s_page_has_the_machine_and_readme_its_table(tmp_path: Path) -> No
     assert len(told.splitlines()) > len(readme.splitlines())
 
 
-def test_the_script_starts_the_program() -> None:
-    words = ["bash", str(ROOT / "scripts" / "gpu.sh"), "--help"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0 and "--rehearse" in done.stdout
-
-
 def test_what_a_kill_left_has_a_page(tmp_path: Path) -> None:
     record = read_json(ROOT / "benchmarks" / "cpu" / "bench.json")
     run = {"recipe": "m-jem", "depth": 16, "width": 4, "dataset": "cifar10", "batch_size": 128}

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -63,17 +62,6 @@ def test_citation_has_the_version_of_pyproject() -> None:
     assert version
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {version[1]}\n" in citation
-
-
-@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="no git here")
-def test_git_ignores_runs_and_data_sets_but_no_source() -> None:
-    ignored = ["datasets/cifar10.npz", "save/run/progress.csv", ".venv/bin/python"]
-    source = ["data/__init__.py", "data/save/x.py", "models/datasets/x.py", "scripts/recipes/x.txt"]
-    command = ["git", "check-ignore", "--no-index", *ignored, *source]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if answer.returncode > 1:
-        pytest.skip(f"git does not answer here: {answer.stderr.strip()}")
-    assert answer.stdout.split() == ignored
 
 
 @pytest.mark.parametrize(
@@ -243,14 +231,3 @@ def test_the_running_python_is_told_from_one_that_lacks_something() -> None:
 )
 def test_shell_scripts_parse(script: Path) -> None:
     subprocess.run([BASH, "-n", str(script)], check=True)
-
-
-@pytest.mark.parametrize("words", [(), ("-m", "slow or not slow")])
-def test_the_slow_tests_run_where_they_are_asked_for(words: Any, tmp_path: Path) -> None:
-    tests = "import pytest\ndef test_quick(): pass\n@pytest.mark.slow\ndef test_slow(): pass\n"
-    (tmp_path / "test_two.py").write_text(tests)
-    command = [BASH, "scripts/test.sh", *words, "--collect-only", "-q", str(tmp_path)]
-    this = {**os.environ, "PYTHON": sys.executable}  # no other is found, and no .venv made for it
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=this)
-    found = re.findall(r"::test_(\w+)", done.stdout)
-    assert found == ["quick", "slow"][: 2 if words else 1], done.stderr

@@ -80,11 +80,5 @@ def shown(names: str | None) -> str:
 
 def listing() -> str:
     """Return a line for each recipe: its name, and the first comment of its file."""
-    lines = []
-    for path in files():
-        try:
-            head = path.read_text("utf-8-sig", errors="replace").partition("\n")[0].strip("# ")
-        except OSError as error:  # of a recipe that nobody has asked for
-            head = f"cannot be read: {error.strerror}"
-        lines.append(f"  {shown(path.stem):18} {head}\n")
-    return "".join(lines)
+    heads = {p.stem: p.read_text("utf-8-sig", errors="replace").partition("\n")[0] for p in files()}
+    return "".join(f"  {shown(name):18} {head.strip('# ')}\n" for name, head in heads.items())
