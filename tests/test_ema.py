@@ -19,7 +19,7 @@ import models
 import train_wrn
 from baselines.linear_probe import load_backbone
 from evaluation.classification import classification
-from runs.checkpoint import read_checkpoint, save_checkpoint
+from runs.checkpoint import save_checkpoint
 from scripts import export
 from tests import pair as two
 from tests.test_healing import tiny
@@ -175,17 +175,6 @@ def test_evaluation_takes_the_average_unless_asked_for_raw_weights(
         assert not (tmp_path / "refused").exists()
 
 
-def test_the_features_of_fid_are_averaged_whatever_is_asked_of_the_samples(
-    trained: Any, ask: Any, tmp_path: Path
-) -> None:
-    """--weights is about --load_path: a --fid_model without an average is no mistake."""
-    words = "--eval fid --n_samples 12 --n_steps 1 --max_images 12 --fid_features model".split()
-    other = ["--weights", "ema", "--fid_model", str(ask.checkpoint("ce"))]
-    found = ask_of(ask, trained.folder / "last_ckpt.pt", tmp_path, *words, *other)
-    assert found.code == 0, found.err
-    assert found.json("fid")["weights"] == "averaged (--ema 0.9)"
-
-
 def test_all_that_reads_a_checkpoint_takes_the_average(
     trained: Any, train: Any, tmp_path: Path
 ) -> None:
@@ -222,14 +211,6 @@ def test_an_exported_card_tells_no_number_of_the_raw_weights(
     state = {**trained.state(), "environment": trained.settings["environment"]}
     text = export.card(state, last, record["checkpoint_sha256"])
     assert re.search(r"12\.5|0?\.125", text) and not re.search(r"87\.5|0?\.875", text)
-
-
-@pytest.mark.parametrize("ema", [{"state": 1}, {"parameters": 3}, "yes", {"f.conv1.weight": 0}])
-def test_what_others_call_ema_is_left_alone(ema: Any, train: Any, tmp_path: Path) -> None:
-    path = run_without(train)
-    save_checkpoint({**read_checkpoint(path), "ema": ema}, tmp_path / "others.pt")
-    found, wanted = (models.load(each).state_dict() for each in (tmp_path / "others.pt", path))
-    assert train.same(found, wanted)
 
 
 # --------------------------------------------------------------------------------------- resuming

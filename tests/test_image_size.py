@@ -1,7 +1,6 @@
 """--image_size: what is resized where, and one size from training to a loaded model."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import data
 import models
 from data import TrainedOn
 from data.images import resize_batch
-from runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from scripts import export
 
 MADE = ("uniform", "gaussian", "photos")
@@ -139,25 +137,6 @@ def test_an_exported_model_knows_its_size(train: Any, tmp_path: Path) -> None:
     assert torch.equal(ours.logits(x), theirs.logits(x))
 
 
-def test_an_earlier_run_without_the_setting_is_one_of_32(train: Any) -> None:
-    words = f"{TERMS} --image_size 32"
-    whole, run = train(f"{TERMS} --max_steps 4"), train(f"{words} --max_steps 2")
-    settings = run.settings
-    assert settings.pop("image_size") == 32
-    (run.folder / "variant.json").write_text(json.dumps(settings))
-    for name in ("last_ckpt.pt", "prev_ckpt.pt"):
-        state = read_checkpoint(run.folder / name)
-        del state["settings"]["image_size"]
-        save_checkpoint(state, run.folder / name)
-    assert models.load(run.folder / "last_ckpt.pt", image_size=32).image_size == 32
-    with pytest.raises(CheckpointError, match="image_size is 32 by its settings, 64 by"):
-        models.load(run.folder / "last_ckpt.pt", image_size=64)
-    again = train.bare("--resume", str(run.folder), "--max_steps", "4")
-    assert again.code == 0, again.err
-    for part in ("model_state_dict", "optimizer", "objective", "replay_buffer"):
-        assert train.same(run.state()[part], whole.state()[part])
-
-
 def test_weights_of_another_size_load_and_the_replay_buffer_starts_fresh(train: Any) -> None:
     first = train.once(f"{TERMS} --n_epochs 1")
     path = str(first.folder / "last_ckpt.pt")
@@ -193,15 +172,6 @@ def test_cost_counts_pixels(arch: str, stride: int) -> None:
         for size in (4 * stride, 8 * stride)
     ]
     assert flops[1] / flops[0] == pytest.approx(4, rel=0.01)
-
-
-def test_a_dry_run_is_of_the_size(train: Any, tmp_path: Path) -> None:
-    words = f"{train.ALL} --dry_run --buffer_size 640 --data_root {tmp_path}/none --image_size 16"
-    run = train(words)
-    said = dict(line.split(maxsplit=1) for line in run.out.splitlines() if line.strip())
-    assert run.code == 0 and said["image_size"] == "16", run.err
-    # 640 x 3 x 16 x 16 floats
-    assert re.search(r"memory: replay buffer +1\.9 MiB", run.out)
 
 
 def test_mnist_is_a_set_to_train_on(train: Any, tmp_path: Path) -> None:
