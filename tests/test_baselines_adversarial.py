@@ -97,16 +97,6 @@ def test_one_step_by_hand_attacks_in_eval_mode_and_trains_in_train_mode() -> Non
     torch.testing.assert_close(loss(model, x, y, 0)[0], expected)
 
 
-def test_nothing_asks_for_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check waits for the device."""
-
-    def wait(*_: Any) -> None:
-        raise AssertionError("the host waited")
-
-    monkeypatch.setattr(attacks, "check_perturbation", wait)
-    objective("L2", 0.1, 3, 0.1, True)(network().train(), images(2), torch.arange(2), 0)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("distance", ["Linf", "L2"])
 def test_a_step_never_waits_for_the_gpu(distance: str) -> None:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
-import mmap
-import multiprocessing
 import time
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from benchmarks import flags, measure, report, straightforward
+from benchmarks import flags, measure, report
 from benchmarks.flags import PROJECT, STRAIGHT, STRAIGHT_TF32
 from scripts import bench
 
@@ -140,33 +136,6 @@ def test_calls_take_turns_in_an_order_that_is_reversed() -> None:
     assert len(times["a"]) == len(times["b"]) == 3
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
-def test_the_memory_of_a_call_is_its_peak_above_what_was_there() -> None:
-    held = torch.ones(2**23)  # 32 MiB
-
-    def call() -> None:
-        for _ in range(3):
-            # Mapped memory and no tensor: what malloc reuses depends on what ran before.
-            with mmap.mmap(-1, 2**26) as pages:  # 64 MiB, which go again
-                pages[:: mmap.PAGESIZE] = b"1" * (2**26 // mmap.PAGESIZE)
-
-    needed = measure.extra_memory(call, CPU)
-    if needed is None:
-        pytest.skip("the system does not let a process forget its peak")
-    assert 60 < needed / 2**20 < 100
-    assert len(held) == 2**23
-
-
-def test_the_peak_is_a_rate_and_tf32_is_given_back() -> None:
-    before = torch.get_float32_matmul_precision()
-    rates = measure.peaks(bench_of("--amp bf16"))
-    assert rates.keys() == {"float32", "bf16"} and all(1e8 < r < 1e14 for r in rates.values())
-    assert torch.get_float32_matmul_precision() == before
-    with measure.tf32(before == "highest"):
-        assert torch.get_float32_matmul_precision() != before
-    assert torch.get_float32_matmul_precision() == before
-
-
 def test_both_contenders_take_real_steps() -> None:
     bench = bench_of("--workers 0")
     with measure.contenders(bench, "HDGE+JEM", 10) as (_, found):
@@ -180,16 +149,6 @@ def test_both_contenders_take_real_steps() -> None:
             assert all(not torch.equal(before[n], t) for n, t in network.state_dict().items())
 
 
-def test_the_processes_of_a_contender_end_with_it() -> None:
-    before = set(multiprocessing.active_children())
-    with measure.contenders(bench_of("--workers 2"), "CE", 10) as (_, found):
-        found[STRAIGHT].step()
-        assert len(set(multiprocessing.active_children()) - before) == 2
-        began = time.monotonic()
-    assert set(multiprocessing.active_children()) <= before
-    assert time.monotonic() - began < 5  # what the loader waits for each that does not hear
-
-
 def taken(contender: measure.Contender) -> list[Any]:
     """The batches of three steps."""
     batches = []
@@ -197,39 +156,6 @@ def taken(contender: measure.Contender) -> list[Any]:
         batches.append(contender.draw())
         contender.learn(batches[-1])
     return batches
-
-
-def test_pil_images_are_crops_and_mirror_images() -> None:
-    images = np.random.RandomState(0).randint(0, 256, (1, 32, 32, 3)).astype(np.uint8)
-    transform = straightforward.pipeline(sigma=0.0, flip=True)
-    dataset = straightforward.Images(images, np.array([3]), transform)
-    whole = np.pad(images[0], ((4, 4), (4, 4), (0, 0)), mode="reflect")
-    crops = {}
-    for top, left in product(range(9), range(9)):
-        crop = whole[top : top + 32, left : left + 32]
-        crops[crop.tobytes()] = (top, left, False)
-        crops[crop[:, ::-1].tobytes()] = (top, left, True)
-    seen = set()
-    for _ in range(40):
-        x, label = dataset[0]
-        assert label == 3 and x.dtype == torch.float32
-        pixels = ((x + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
-        seen.add(crops[pixels.numpy().tobytes()])
-    assert len(seen) > 15 and len({mirrored for _, _, mirrored in seen}) == 2
-    noisy = straightforward.pipeline(sigma=0.1, flip=False)
-    image, _ = straightforward.Images(images, np.array([3]), noisy)[0]
-    assert image.abs().max() > 1.1  # beyond what a pixel can be
-
-
-@pytest.mark.parametrize("preset", list(flags.PRESETS))
-def test_every_preset_and_objective_is_one_that_can_be_trained(preset: str) -> None:
-    b = flags.complete(flags.parse([]), preset)
-    for terms, classes in product(flags.TERMS, b.classes):
-        s = flags.step_settings(b, terms, classes)
-        assert s.batch_size == s.sgld_batch_size == b.batch_size
-        assert s.buffer_size % classes == 0 and s.buffer_size >= s.sgld_batch_size
-    given = flags.complete(flags.parse(["--contrast_k", "7", "--classes", "3"]), preset)
-    assert given.contrast_k == 7 and given.classes == [3]
 
 
 @pytest.mark.parametrize(

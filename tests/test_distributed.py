@@ -30,7 +30,7 @@ from runs import processes as distributed
 from runs.checkpoint import CheckpointError, save_checkpoint
 from runs.cli import TORCHRUN
 from tests import pair as two
-from training import divergence, flags, session
+from training import divergence, flags
 from training.build import build_run, replicate
 from training.divergence import Guard
 from training.state import restore_last
@@ -297,26 +297,6 @@ def test_a_signal_while_one_process_waits_for_the_other_ends_both(nth: int, both
     """Wherever it comes: in an epoch, between two, after an evaluation."""
     run = both("--n_epochs 3", act=(signalled, "wait", nth))
     assert (run.code, run.other.code) == (143, 143), (run.err, run.other.err)
-
-
-def late(words: list[str]) -> tuple[int, str, str]:
-    """The first process alone finds that the time is up, in an evaluation."""
-    evaluate, clock = session.Session.evaluate, time.monotonic
-    with pytest.MonkeyPatch.context() as patch:
-
-        def slow(*arguments: Any) -> Any:
-            if distributed.first():
-                patch.setattr(session.time, "monotonic", lambda: clock() + 600)
-            return evaluate(*arguments)
-
-        patch.setattr(session.Session, "evaluate", slow)
-        return two.train(words)
-
-
-def test_the_time_of_one_process_is_up_for_both(both: Any) -> None:
-    run = both("--n_epochs 9 --max_minutes 5", act=(late,))
-    assert run.code == run.other.code == 0 and "stopped by --max_minutes 5" in run.out
-    assert run.state()["progress"]["step"] == 5
 
 
 def poisoned(words: list[str]) -> tuple[int, str, str]:

@@ -60,12 +60,6 @@ def test_what_a_term_reports_is_watched_and_named(bad: float) -> None:
     guard.raise_if_diverged("")
 
 
-def test_the_guard_keeps_no_graph() -> None:
-    loss, guard = torch.tensor(3.0, requires_grad=True) * 2, Guard(CPU)
-    assert not guard.check({"loss": loss}, torch.tensor(1.0), 0).requires_grad
-    assert not guard.first.requires_grad
-
-
 def snapshot(
     parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> list[torch.Tensor]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,20 +105,6 @@ def test_a_mistake_is_one_line(
     code, _, err = outcome(lambda: gpu.main(words.format(**places).split()))
     assert code == 2 and said in err and len(err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
-
-
-def test_without_pytorch_a_line_says_what_to_set(tmp_path: Path) -> None:
-    """Nor numpy, which a system's Python lacks as well."""
-    code = (
-        "import runpy, sys\nsys.modules.update(torch=None, numpy=None)\n"
-        f"sys.argv = ['gpu.py', {str(tmp_path / 'out')!r}]\n"
-        "runpy.run_path('benchmarks/gpu.py', run_name='__main__')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "set PYTHON to a Python that has PyTorch" in done.stderr
 
 
 def test_parts_run_and_one_that_is_late_is_ended(

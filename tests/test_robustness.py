@@ -144,20 +144,6 @@ def test_the_full_gradient_of_a_wide_resnet_is_that_of_finite_differences() -> N
     check_gradient(model, x, {"chain": Chain(2, 3.0), "copies": 2})
 
 
-@pytest.mark.parametrize("clamps", [{"grad_clip": 0.05}, {"clamp": True}])
-def test_both_gradients_are_of_the_same_chain(
-    clamps: dict[str, Any], model: EnergyClassifier
-) -> None:
-    """The chain that is differentiated is the sampler's, and its clamps change it."""
-    x, ends = images(3).requires_grad_(), []
-    chain = replace(SGLD["chain"], step_size=30.0, **clamps)
-    for gradient, each in (("full", chain), ("identity", chain), ("full", SGLD["chain"])):
-        settings = SGLD | {"chain": each, "gradient": gradient}
-        ends.append(classifier(model, **settings, generator=generator_of())(x))
-    torch.testing.assert_close(ends[0], ends[1])
-    assert (ends[0] - ends[2]).abs().max() > 1e-3
-
-
 def test_the_identity_gradient_is_that_at_the_end_of_the_chain(model: EnergyClassifier) -> None:
     x, chain = images(3), Chain(2, 0.4, 0.05)
     refine = classifier(model, chain, copies=1, gradient="identity", generator=generator_of(5))
@@ -368,22 +354,6 @@ def test_an_image_counts_only_where_no_restart_breaks_it() -> None:
     )
     assert [row["accuracy"] for row in rows] == [4 / 5, 2 / 5, 0, 0]
     assert seen == [(0.1, False, 4), (0.1, True, 3), (0.2, False, 2), (0.2, True, 1)]
-
-
-def test_a_batch_has_a_seed_of_its_own_whatever_came_before() -> None:
-    seeds: list[int] = []
-
-    def attack(classify: Classifier, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
-        seeds.append(settings["generator"].initial_seed())
-        return x
-
-    model = network().requires_grad_(False)
-    x = images(2)
-    batch = 2 * x - 1, answers(model, x)
-    robust_accuracy(model, [batch] * 3, [attack], [0.1], seed=3)
-    robust_accuracy(model, [batch], [attack], [0.1], seed=3, first=2)
-    robust_accuracy(model, [batch], [attack], [0.1], seed=4, first=2)
-    assert seeds[3] == seeds[2] and len(set(seeds)) == 4
 
 
 # ------------------------------------------------------------------------------ autoattack
