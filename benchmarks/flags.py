@@ -67,7 +67,7 @@ def build_parser() -> Parser:
     add("--n_steps", type=COUNT, metavar="STEPS", help="SGLD steps a training step")
     add("--contrast_k", type=COUNT, metavar="K", help="slots of the queue")
     add("--classes", type=number(int, low=2, high=10000), nargs="+", metavar="C",
-        help="all terms are timed with the first number of classes, HDGE and the queue with each")
+        help="all terms are timed with the first number of classes, HDGE with each")
     add("--turns", type=COUNT, metavar="N", help="times that each step is timed; the median counts")
     add = parser.add_argument_group("machine", "As train_wrn.py has them.").add_argument
     for action in training.build_parser()._actions:

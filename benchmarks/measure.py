@@ -1,4 +1,4 @@
-"""Time steps and the queue term alone: rows of plain numbers, seconds, bytes, FLOP."""
+"""Time steps: rows of plain numbers, seconds, bytes, FLOP."""
 
 from __future__ import annotations
 
@@ -311,19 +311,12 @@ def peaks(bench: Bench) -> dict[str, float]:
 
 
 def measured(b: Namespace, device: torch.device) -> Row:
-    """Return the peaks, and the rows of the steps and of the queue term."""
+    """Return the peaks, and the rows of the steps."""
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)  # clock() waits for the current GPU
     bench = Bench(b, device)
     bench.rates = peaks(bench)
-    return {"peaks": bench.rates, "steps": steps(bench), "queue": queue_term(bench)}
-
-
-def both(times: Mapping[str, list[float]]) -> Row:
-    """Return the median seconds of both contenders, None if not timed, and their ratio."""
-    ours, *more = (statistics.median(values) for values in times.values())
-    theirs = more[0] if more else None
-    return {PROJECT: ours, STRAIGHT: theirs, "ratio": theirs / ours if theirs else None}
+    return {"peaks": bench.rates, "steps": steps(bench)}
 
 
 def steps(bench: Bench) -> list[Row]:
@@ -359,49 +352,3 @@ def step_rows(
             "share": rate / bench.rates[contender.format], "memory": memory,
         })  # fmt: skip
     return rows
-
-
-def queue_term(bench: Bench) -> list[Row]:
-    """Time the contrastive term alone: forward, backward and enqueue, from random logits."""
-    rows = []
-    for classes in bench.b.classes:
-        say(f"queue term: {classes} classes")
-        s = step_settings(bench.b, "HDGE", classes)
-        logits = torch.randn(s.batch_size, classes, device=bench.device, requires_grad=True)
-        labels = torch.arange(s.batch_size, device=bench.device) % classes
-        calls = {PROJECT: project_term(s, logits, labels)}
-        if bench.b.straightforward and bench.room_for(s, classes):
-            calls[STRAIGHT] = plain_term(s, logits, labels)
-        times = alternate(calls, turns=bench.b.turns, seconds=bench.b.seconds)
-        memory = {name: extra_memory(call, bench.device) for name, call in calls.items()}
-        row = {"classes": classes, "contrast_k": s.contrast_k, "batch_size": s.batch_size}
-        rows.append({**row, **both(times), "memory": memory})
-    return rows
-
-
-def project_term(s: Namespace, logits: Tensor, labels: Tensor) -> Call:
-    objective = losses.build_objective(s, logits.shape[1]).to(logits.device)
-    term, queue = objective.terms["pxycontrast"], objective.memories["queue"]
-    nothing, skip = torch.empty(0), torch.zeros((), dtype=torch.bool, device=logits.device)
-    step = losses.Step(None, nothing, labels, nothing, logits)  # type: ignore[arg-type]
-
-    def call() -> None:
-        loss, _ = term(step)
-        torch.autograd.grad(loss, logits)
-        queue.commit(step, skip)  # type: ignore[operator]
-
-    return call
-
-
-def plain_term(s: Namespace, logits: Tensor, labels: Tensor) -> Call:
-    classes, device = logits.shape[1], logits.device
-    state = straightforward.build(s, straightforward.Classifier(10, 1, classes), classes, device)
-    targets = straightforward.target_rows(labels, classes, s.smoothing, logits.dtype)
-
-    def call() -> None:
-        with malloc_as_found(device):
-            loss = straightforward.contrastive(state, logits, targets)
-            torch.autograd.grad(loss, logits)
-            straightforward.enqueue(state, logits)
-
-    return call

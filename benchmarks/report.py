@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.flags import PROJECT, STRAIGHT
+from benchmarks.flags import PROJECT
 
 Row = dict[str, Any]
 BUSY = 0.5  # load average, before the benchmark, of a machine that does something else
@@ -142,20 +142,6 @@ def steps(rows: Sequence[Row]) -> list[str]:
     return [table(head, lines), *compiled, *over]
 
 
-def queue(rows: Sequence[Row]) -> list[str]:
-    head = ["classes", "project, ms", "straightforward, ms", "ratio", "project, extra MiB",
-            "straightforward, extra MiB"]  # fmt: skip
-    lines = [
-        [
-            *(str(row["classes"]), ms(row[PROJECT]), ms(row[STRAIGHT]), figures(row["ratio"])),
-            *(mib(row["memory"].get(name)) for name in (PROJECT, STRAIGHT)),
-        ]
-        for row in rows
-    ]
-    size = f"K = {rows[0]['contrast_k']:,}, batch {rows[0]['batch_size']}"
-    return [f"Forward, backward and enqueue; {size}.", table(head, lines)]
-
-
 def chain(rows: Sequence[Row]) -> list[str]:
     head = ["a chain", "SGLD steps", "ms", "TFLOP/s", "first call, s"]
     lines = [
@@ -250,7 +236,6 @@ def left_out(found: dict[str, str]) -> list[str]:
 
 TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "steps": ("Whole steps", steps),
-    "queue": ("The queue term alone", queue),
     # Of scripts/gpu.sh.
     "chain": ("A chain alone", chain),
     "profile": ("A step under the profiler", profile),
