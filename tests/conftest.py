@@ -176,7 +176,9 @@ class Trainer:
 
     def run(self, parse: Any, main: Any, curves: bool = False) -> Ran:
         """Run a training program: its `parse`, of the command line, and its `main`."""
-        folder = self.root
+        import torch
+
+        folder, threads = self.root, torch.get_num_threads()
 
         def program() -> int:
             nonlocal folder
@@ -188,6 +190,7 @@ class Trainer:
             if not curves:
                 patch.setattr("evaluation.figures.save_curves", lambda path, rows: None)
             ran = outcome(program)
+        torch.set_num_threads(threads)  # with two, later runs would warn of a busy machine
         return Ran(*ran, folder)
 
 
