@@ -23,7 +23,7 @@ from runs.shared import name_of, weights_file
 T = TypeVar("T")
 OF_CHAINS = (  # flags that a flow has no use for
     *("n_steps", "chain_lengths", "chain_start", "n_sample_steps", "print_every"),
-    *("fresh_samples", "buffer_size", "reinit_freq"),
+    *("fresh_samples", "buffer_size", "reinit_freq", "guidance"),
     *("sgld_lr", "sgld_std", "sgld_grad_clip", "sgld_clamp"),
 )
 SHAPE = ("arch", "depth", "width", "norm", "uncond", "image_size")
@@ -228,7 +228,7 @@ def check_flow(model: LoadedModel, given: set[str]) -> None:
     if flow is None:
         return
     classless, fid = not flow.class_cond, s.eval == "fid"
-    of_class = s.eval in ("test_clf", "eval_ece", "cond_samples")
+    of_class = s.eval in ("test_clf", "eval_ece", "openood", "cond_samples")
     no_class = "has no classes: give one that was trained with --class_cond"
     scores = ("px",) if classless else ("px", "py", "pxy", "entropy")
     rules = [
