@@ -325,7 +325,7 @@ BLANKS: dict[str, dict[str, str]] = {
         "--n_steps 40 --chain_lengths 0 5 40 100 200",
         "hist": "--ood_dataset all",
         "samples": "--fresh_samples --buffer_size 1000 --sgld_batch_size 1000 --n_sample_steps 1 "
-        f"--n_steps 100 --guidance .1 --fid_model {REFERENCE}",
+        f"--n_steps 40 --guidance .1 --fid_model {REFERENCE}",
     },
     "smoke": {
         "ood": "all",
