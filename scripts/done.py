@@ -84,6 +84,21 @@ def other_recipe(run: Path, words: Sequence[str]) -> str | None:
     return None
 
 
+def other_point(run: Path, words: Sequence[str]) -> str | None:
+    """Return the same of a run of a sweep, where flags that the words leave out count, too."""
+    from reports.tables.records import DEFAULTS, gist
+    from training.flags import parse
+
+    settings = read_object(run / SETTINGS)
+    if settings is None:
+        return None
+    ours, theirs = ({**DEFAULTS, **gist(s)} for s in (vars(parse(words[1:])[0]), settings))
+    for name in sorted(ours | theirs):
+        if ours.get(name) != theirs.get(name):
+            return f"--{name} {ours.get(name)}, but the run has {theirs.get(name)}"
+    return None
+
+
 def answered(place: Path, words: Sequence[str]) -> bool:
     """Return whether the newest answer in `place` is to this command, by the present protocol, and
     about the checkpoints as they are now."""

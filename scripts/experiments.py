@@ -3,6 +3,7 @@
     python scripts/experiments.py run table1_ood --scale small --seeds 1 2 3
     python scripts/experiments.py show table1_ood --scale paper
     python scripts/experiments.py cost table1_ood
+    python scripts/experiments.py sweep --vary contrast_t .05 .1 .2 --seeds 1 2 3 -- @hdge
 
 What they are is in scripts/rows.py. What is done is not done again: a finished run or an answer
 about it is skipped, an interrupted run is resumed.
@@ -22,20 +23,37 @@ import sys
 import threading
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import timedelta
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from runs.cli import COUNT, WHOLE, Parser, UsageError, check_utf8, open_streams  # noqa: E402
+from runs.cli import (  # noqa: E402
+    COUNT,
+    WHOLE,
+    Parser,
+    UsageError,
+    check_utf8,
+    given_flags,
+    open_streams,
+)
 from runs.files import alone  # noqa: E402
+from runs.folder import holds_run  # noqa: E402
 from runs.screen import print_line  # noqa: E402
-from scripts.done import answered, finished, other_recipe, read_object, resumable  # noqa: E402
+from scripts.done import (  # noqa: E402
+    answered,
+    finished,
+    other_point,
+    other_recipe,
+    read_object,
+    resumable,
+)
 from scripts.rows import (  # noqa: E402
     EXPERIMENTS,
     JUDGES,
@@ -44,6 +62,7 @@ from scripts.rows import (  # noqa: E402
     TABLES,
     Ask,
     Job,
+    Point,
     Table,
     Train,
     ask_command,
@@ -61,6 +80,7 @@ PROCESSES.set_forkserver_preload(
     ["torch", "torchvision", "matplotlib.figure", "scipy.linalg", "torch.utils.tensorboard"]
 )
 KILLED = -1
+INTERRUPTED = 130  # exit code of Ctrl-C
 GRACE = 10.0  # seconds for programs to save what they are at, after Ctrl-C
 
 
@@ -137,29 +157,29 @@ class Runner:
                     process.kill()
                 wait(running)
                 print_line("interrupted: the same command goes on from here", sys.stderr)
-                return 130
+                return INTERRUPTED
         return 0 if all(self.done.values()) else 1
 
     def succeeds(self, job: Job) -> bool:
         """Do the job after the jobs it needs. Return whether all succeeded; print what failed."""
         try:
-            self.train(job) if isinstance(job, Train) else self.ask(job)
+            self.ask(job) if isinstance(job, Ask) else self.train(job)
             return True
         except Failed as error:
             message = str(error)
         except Exception as error:  # a disk that is full, say
-            what = f"{job.name}-s{job.seed}" if isinstance(job, Train) else job.question
+            what = job.question if isinstance(job, Ask) else f"{job.name}-s{job.seed}"
             message = f"{what}: {type(error).__name__}: {error}"
         if message and not self.stopped:
             print_line(f"FAILED {message}", sys.stderr)
         return False
 
-    def train(self, job: Train) -> None:
+    def train(self, job: Train | Point) -> None:
         run = folder(self.root, self.scale, job)
         if not all(self.done[start] for start in needs(self.scale, job)):
             raise Failed(f"{run.name}: what it starts from has failed")
         words = train_command(self.root, self.scale, job)
-        other = other_recipe(run, words)
+        other = (other_point if isinstance(job, Point) else other_recipe)(run, words)
         if other is not None:
             raise Failed(
                 f"{run.name}: the recipe has {other}: move {run} away, or give another --root"
@@ -172,10 +192,10 @@ class Runner:
                 f"{run.name}: diverged ({run / 'diverged.txt'}): the same seed would again; give "
                 "another seed, or change the recipe and remove the folder"
             )
-        if resumable(run) and EXPERIMENTS[job.name].program != PROBE:
+        if resumable(run) and words[0] != PROBE:
             steps = (read_object(run / "variant.json") or {}).get("max_steps")
             limit = ["--max_steps", str(steps)] if steps else []  # --resume forgets it
-            words = [EXPERIMENTS[job.name].program, "--resume", str(run), *limit]
+            words = [words[0], "--resume", str(run), *limit]
         elif run.exists():
             words.append("--overwrite")  # stopped before its first checkpoint
         code, error = self.call(words, run, f"{self.numbered(job)} {run.name}")
@@ -316,7 +336,7 @@ def show(tables: dict[str, Table], root: Path, scale: str, seeds: Sequence[int])
         for job in plan(table, root, scale, seeds):
             if job not in shown:
                 shown.add(job)
-                command = train_command if isinstance(job, Train) else ask_command
+                command = ask_command if isinstance(job, Ask) else train_command
                 print_line(f"python {shlex.join(command(root, scale, job))}", sys.stdout)
 
 
@@ -348,25 +368,98 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("action", choices=("run", "show", "cost"),
         help="run what is not done yet, show the commands, or say what each scale takes on this "
-        "machine for a seed")  # fmt: skip
+        "machine for a seed; `sweep --help` is about runs of your own")  # fmt: skip
     add("tables", nargs="+", choices=(*TABLES, "all"), metavar="TABLE",
         help="one or several of " + ", ".join(TABLES)
         + "; all: those that the scale has rows of")  # fmt: skip
     add("--scale", choices=tuple(SCALES), default="paper",
         help=f"one of {', '.join(SCALES)} (default: %(default)s)")  # fmt: skip
-    add("--seeds", nargs="+", type=WHOLE, default=[1], metavar="SEED", help="one run for each")
     add("--rows", nargs="+", choices=tuple(EXPERIMENTS), default=[], metavar="EXPERIMENT",
         help="only these rows of the tables, such as ce jem hdge (default: all)")  # fmt: skip
     add("--root", type=Path, default=Path("save/tables"), metavar="FOLDER",
         help="runs are in <root>/<scale>/<experiment>-s<seed> (default: %(default)s)")  # fmt: skip
+    add_jobs(parser)
+    return parser
+
+
+def add_jobs(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--seeds", nargs="+", type=WHOLE, default=[1], metavar="SEED", help="one run for each")
     add("--jobs", type=COUNT, default=1, metavar="N", help="programs at a time (default: 1)")
     add("--gpus", nargs="+", type=WHOLE, default=[], metavar="GPU",
         help="give each job one of these GPUs, in turn")  # fmt: skip
+
+
+def share_cores(n: int) -> None:
+    """Divide the cores among n programs: else each would start a thread on every core."""
+    if n > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
+
+
+def build_sweep_parser() -> Parser:
+    text = "Train with each value of a flag and each seed, and compare the runs."
+    usage = "experiments.py sweep --vary FLAG VALUE VALUE ... [flags] -- FLAGS OF EVERY RUN"
+    parser = Parser(prog="experiments.py sweep", allow_abbrev=False, description=text, usage=usage)
+    add = parser.add_argument
+    add("--vary", nargs="+", required=True, metavar=("FLAG", "VALUE"),
+        help="a flag of train_wrn.py and its values, such as contrast_t .05 .1 .2; quote a value "
+        "of several words. What follows -- are the other flags of every run, such as @hdge "
+        "--dataset cifar100; their paths begin in the repository's folder")  # fmt: skip
+    add("--root", type=Path, default=Path("save/sweep"), metavar="FOLDER",
+        help="runs are in <root>/<flag>-<value>-s<seed> (default: %(default)s)")  # fmt: skip
+    add_jobs(parser)
     return parser
+
+
+def parse_sweep(argv: Sequence[str]) -> tuple[Namespace, list[Point]]:
+    """Return the settings of a sweep and its runs, whose flags train_wrn.py accepts. A mistake
+    ends the program with one line on stderr and exit code 2."""
+    parser = build_sweep_parser()
+    at = argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_args(argv[:at])
+    from training import flags, recipe  # --help and mistakes are answered first
+
+    of_recipe, typed, _ = recipe.expand(argv[at + 1 :], flags.build_parser())
+    words = [*of_recipe, *typed]
+    name, *values = args.vary
+    own = {name, "seed", "log_dir", "id", "resume", "overwrite", "dry_run"}
+    if taken := sorted(own & given_flags(flags.build_parser(), typed)):
+        parser.error(f"--{taken[0]} is the sweep's own: leave it out after --")
+    if len(values) < 2:
+        parser.error(f"--vary {name}: give two values or more")
+    args.root = args.root.expanduser().resolve()
+    points = [
+        Point(f"{name}-{'_'.join(value.split())}", seed, (*words, f"--{name}", *value.split()))
+        for value, seed in product(dict.fromkeys(values), dict.fromkeys(args.seeds))
+    ]
+    for point in points:
+        flags.parse(train_command(args.root, "", point)[1:])
+    return args, points
+
+
+def sweep(argv: Sequence[str]) -> int:
+    """Train a recipe of the user's own with each value of a flag and each seed, and print the runs
+    side by side. Return the exit code."""
+    args, points = parse_sweep(argv)
+    from scripts.tables import compare
+
+    n = max(args.jobs, len(args.gpus))
+    share_cores(n)
+    try:
+        with alone(args.root, flag="--root", program="experiments.py"):
+            code = Runner(args.root, "", n, args.gpus).run(points)
+            there = [run for point in points if holds_run(run := folder(args.root, "", point))]
+            if there and code != INTERRUPTED:
+                print_line(compare(there, None).rstrip("\n"), sys.stdout)
+            return code
+    except UsageError as error:
+        build_sweep_parser().error(str(error))
 
 
 def main(argv: Sequence[str]) -> int:
     """Return the exit code; 2 for a mistake, with one line on stderr."""
+    if argv[:1] == ["sweep"]:
+        return sweep(argv[1:])
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.action == "cost":
@@ -388,8 +481,7 @@ def main(argv: Sequence[str]) -> int:
         if args.action == "show":
             show(tables, args.root, args.scale, args.seeds)
             return 0
-        if n > 1:  # else every program would start a thread on every core
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
+        share_cores(n)
         with alone(root / args.scale, flag="--root", program="experiments.py"):
             plans = (plan(table, root, args.scale, args.seeds) for table in tables.values())
             jobs = dict.fromkeys(chain.from_iterable(plans))

@@ -345,6 +345,14 @@ class Train(NamedTuple):
     seed: int
 
 
+class Point(NamedTuple):
+    """To train by flags of the user's own, of train_wrn.py, with a seed: a run of a sweep."""
+
+    name: str
+    seed: int
+    flags: tuple[str, ...]
+
+
 class Ask(NamedTuple):
     """To ask a question of models. `place`: of the answer about several."""
 
@@ -353,7 +361,7 @@ class Ask(NamedTuple):
     place: str | None = None
 
 
-Job = Train | Ask
+Job = Train | Point | Ask
 
 
 def rows_at(scale: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -371,13 +379,15 @@ def needs(scale: str, job: Job) -> list[Train]:
     if isinstance(job, Ask):
         reference = REFERENCE in question_words(scale, job.question, job.runs[0].name)
         return [*job.runs, *([judge(scale)] if reference else [])]
+    if isinstance(job, Point):
+        return []
     experiment = EXPERIMENTS[job.name]
     if experiment.start and (experiment.program == PROBE or scale in WARM):
         return [Train(experiment.start, job.seed)]
     return []
 
 
-def folder(root: Path, scale: str, run: Train) -> Path:
+def folder(root: Path, scale: str, run: Train | Point) -> Path:
     return root / scale / f"{run.name}-s{run.seed}"
 
 
@@ -390,8 +400,12 @@ def checkpoint(root: Path, scale: str, run: Train) -> str:
     return str(folder(root, scale, run) / "last_ckpt.pt")
 
 
-def train_command(root: Path, scale: str, run: Train) -> list[str]:
-    """Return the words after the interpreter's that train an experiment from its beginning."""
+def train_command(root: Path, scale: str, run: Train | Point) -> list[str]:
+    """Return the words after the interpreter's that train a run from its beginning."""
+    place = folder(root, scale, run)
+    where = ["--log_dir", str(place.parent), "--id", place.name]
+    if isinstance(run, Point):
+        return ["train_wrn.py", *run.flags, "--seed", str(run.seed), *where]
     experiment = EXPERIMENTS[run.name]
     words = SCALES[scale][experiment.setting].split()
     if experiment.program != PROBE:  # which is deterministic, and its network is the start's
@@ -402,8 +416,7 @@ def train_command(root: Path, scale: str, run: Train) -> list[str]:
         words += ["--load_path", checkpoint(root, scale, start)]
     if experiment.program != PROBE:
         words += ["--seed", str(run.seed)]
-    place = folder(root, scale, run)
-    return [experiment.program, *words, "--log_dir", str(place.parent), "--id", place.name]
+    return [experiment.program, *words, *where]
 
 
 def last_wins(words: Sequence[str]) -> list[str]:

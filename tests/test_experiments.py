@@ -627,3 +627,84 @@ def test_a_root_that_another_works_in_or_that_cannot_be_written_to_is_a_mistake(
             experiments.main(["run", "alpha", "--root", str(tmp_path / root)])
         said = capsys.readouterr().err
         assert stop.value.code == 2 and said.count("\n") == 1 and "--root" in said and told in said
+
+
+# Sweeps: of runs on the digits, in this process.
+
+
+@pytest.fixture
+def sweep(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """(sweep and return the exit code, the commands that ran)"""
+    ran: list[list[str]] = []
+
+    def in_process(words: list[str], log: Path, device: int | None) -> int:
+        ran.append(words)
+        log.touch()
+        return train.bare(*words[1:]).code
+
+    monkeypatch.setattr(experiments, "in_process", in_process)
+    recipe = "--dataset digits --image_size 8 --depth 10 --width 1 --pyxce 1 --pxycontrast 1 "
+    recipe += "--contrast_k 64 --max_steps 2 --batch_size 16 --device cpu "
+
+    def run(vary: str = "contrast_t .05 .1", more: str = "") -> int:
+        own = ["--vary", *vary.split(), "--seeds", "1", "2", "--root", str(tmp_path)]
+        return experiments.main(["sweep", *own, "--", *(recipe + more).split()])
+
+    return run, ran
+
+
+def test_a_sweep_trains_each_value_with_each_seed_and_compares(
+    sweep: Any, tmp_path: Path, capsys: Any
+) -> None:
+    run, ran = sweep
+    assert run() == 0 and len(ran) == 4
+    for value, seed in ((value, seed) for value in (".05", ".1") for seed in (1, 2)):
+        place = tmp_path / f"contrast_t-{value}-s{seed}"
+        settings = json.loads((place / "variant.json").read_text())
+        assert (settings["contrast_t"], settings["seed"]) == (float(value), seed)
+        assert settings["dataset"] == "digits"
+    shown = capsys.readouterr().out
+    assert "| --contrast_t " in shown and "| test accuracy in training (%) | " in shown
+    for value in (".05", ".1"):
+        names = f"contrast_t-{value}-s1, contrast_t-{value}-s2"
+        assert f"\n{names} differ in the seed alone (1, 2), mean +- sd: test accuracy" in shown
+    ran.clear()
+    (tmp_path / "contrast_t-.1-s2" / "progress.csv").write_text("epoch,step\n")
+    assert run() == 0  # goes on with what is not finished, and repeats nothing
+    assert [words[1:4:2] for words in ran] == [["--resume", "--max_steps"]]
+    assert capsys.readouterr().out.count("trained already") == 3
+    assert run(more="--pxcontrast 1") == 1 and len(ran) == 1
+    assert "the recipe has --pxcontrast 1.0, but the run has None" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        ("pyxce .5 1 -- --dataset digits", "--dataset digits --pyxce .5"),  # the only term
+        ("n_steps 5 10 -- @jem --sgld_lr 2", "--sgld_lr 2 --n_steps 5"),  # for the recipe's term
+    ],
+)
+def test_the_flags_of_a_sweep_need_to_make_sense_only_together(words: str, flags: str) -> None:
+    args, points = experiments.parse_sweep(["--vary", *words.split()])
+    assert [point.seed for point in points] == args.seeds * 2 and args.seeds == [1]
+    assert " ".join(points[0].flags).endswith(flags)
+
+
+@pytest.mark.parametrize(
+    ("vary", "more", "said"),
+    [
+        ("contrast_t .05", "", "--vary contrast_t: give two values or more"),
+        ("contrast_t .05 x", "", "argument --contrast_t: 'x' is not a number"),
+        ("temprature .05 .1", "", "unrecognized arguments: --temprature"),
+        ("contrast_t .05 .1", "--seed 3", "--seed is the sweep's own: leave it out after --"),
+        ("lr 1 2", "--lr 3", "--lr is the sweep's own"),
+    ],
+)
+def test_a_mistaken_sweep_is_refused_before_it_trains(
+    vary: str, more: str, said: str, sweep: Any, capsys: Any
+) -> None:
+    run, ran = sweep
+    with pytest.raises(SystemExit) as stop:
+        run(vary, more)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and said in line and not ran

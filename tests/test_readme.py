@@ -20,6 +20,7 @@ from benchmarks import flags as benchmark_flags
 from evaluation import flags as questions
 from evaluation.questions import QUESTIONS
 from runs import cli
+from scripts import experiments
 from training import flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
         f"scripts/{name}.py": script(f"{name}.py")
         for name in ("report", "export", "torture", "experiments", "tables")
     },
+    "scripts/experiments.py sweep": experiments.build_sweep_parser,
     "scripts/bench.py": benchmark_flags.build_parser,
     "scripts/gpu.sh": gpu.build_parser,
     "benchmarks/sheets.py": sheets.build_parser,
@@ -93,6 +95,8 @@ def test_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     if script == "eval_wrn_ebm.py":
         questions.parse(arguments)
+    elif arguments[0] == "sweep":
+        experiments.parse_sweep(arguments[1:])
     elif script in PARSERS:
         PARSERS[script]().parse_args(arguments)
     else:
