@@ -1,6 +1,7 @@
 """One HTML page about a run: settings, curves, samples, every evaluation, the papers' numbers.
 
     python scripts/report.py save/hdge
+    python scripts/report.py save/hdge save/jem --output compared.html
 
 The page is self-contained: it can be opened without a network, sent and printed.
 """
@@ -14,42 +15,66 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from runs.cli import Parser  # noqa: E402
+from runs.cli import Parser, UsageError  # noqa: E402
 from runs.files import write_text  # noqa: E402
 from runs.screen import print_line  # noqa: E402
 
+COLOURS = 6  # of lines in a chart
+
 
 def build_parser() -> Parser:
-    text = "Write a run folder as one self-contained HTML page, RUN_FOLDER/report.html."
+    text = "Write a run, or several side by side, as one self-contained HTML page."
     parser = Parser(prog="report.py", allow_abbrev=False, description=text)
     add = parser.add_argument
-    add("run_folder", metavar="RUN_FOLDER", type=Path,
-        help="what train_wrn.py wrote, <log_dir>/<id>")  # fmt: skip
+    add("run_folders", metavar="RUN_FOLDER", type=Path, nargs="+",
+        help="what train_wrn.py wrote, <log_dir>/<id>; of several runs the page has their curves "
+        "in one chart, the settings that differ, and their numbers")  # fmt: skip
     add("--output", type=Path, metavar="FILE.html",
         help="where the page is written; an existing one is replaced "
-        "(default: RUN_FOLDER/report.html)")  # fmt: skip
+        "(default, of one run: RUN_FOLDER/report.html)")  # fmt: skip
     add("--eval_dir", type=Path, nargs="+", default=[], metavar="FOLDER",
         help="further folders with answers of eval_wrn_ebm.py, such as those about several "
         "checkpoints (default: RUN_FOLDER/eval alone)")  # fmt: skip
     return parser
 
 
+def about_one(folder: Path, eval_dirs: Sequence[Path]) -> str:
+    from reports.page import page, read_run
+    from training.flags import build_parser as flags
+
+    return page(read_run(folder, eval_dirs), vars(flags().parse_args([])))
+
+
+def about_several(folders: Sequence[Path]) -> str:
+    from reports.page import comparison
+    from reports.tables.compare import compared, lines_of, notes_of, read_runs
+    from scripts.done import finished
+
+    runs, records = read_runs(folders, finished)
+    table = compared(records)
+    return comparison(runs, lines_of(records, table), notes_of(records, table))
+
+
 def main(argv: Sequence[str]) -> Path:
     """Write the page and return its path; a mistake is one line on stderr and exit code 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    from reports.page import NoRun, page, read_run  # --help and mistakes are answered first
-    from training.flags import build_parser as flags
+    from reports.page import NoRun  # --help and mistakes are answered first
 
-    output: Path = args.output or args.run_folder / "report.html"
+    folders, several = args.run_folders, len(args.run_folders) > 1
+    if several and args.output is None:
+        parser.error("--output is missing: say where the page about several runs goes")
+    if several and (args.eval_dir or len(folders) > COLOURS):
+        parser.error(f"RUN_FOLDER: give {COLOURS} at most, and one alone with --eval_dir")
+    output: Path = args.output or folders[0] / "report.html"
     for folder in args.eval_dir:
         if not folder.is_dir():
             parser.error(f"--eval_dir {folder} is not a folder: give what --log_dir was")
     if output.suffix.lower() not in (".html", ".htm"):
         parser.error(f"--output {output} is no name of a page: give one that ends in .html")
     try:
-        text = page(read_run(args.run_folder, args.eval_dir), vars(flags().parse_args([])))
-    except NoRun as error:
+        text = about_several(folders) if several else about_one(folders[0], args.eval_dir)
+    except (NoRun, UsageError) as error:
         parser.error(str(error))
     try:
         write_text(output, text)

@@ -122,25 +122,12 @@ def write(results: Path, output: Path | None = None) -> list[Path]:
 
 def compare(folders: Sequence[Path], output: Path | None) -> str:
     """Return the Markdown; with `output` it is written there, too, and the numbers as CSV, LaTeX
-    and a picture. Raises NoRun for a folder that holds no run."""
-    from reports.page import read_run
-    from reports.page.headline import last_epoch
+    and a picture. Raises as `read_runs`."""
     from reports.tables import formats, pictures
-    from reports.tables.compare import compared, comparison
-    from reports.tables.records import seed_record, write
+    from reports.tables.compare import compared, comparison, read_runs
+    from reports.tables.records import write
 
-    labels = [folder.resolve().name for folder in folders]
-    if len(set(labels)) < len(labels):
-        labels = [str(folder) for folder in folders]
-    if len(set(labels)) < len(labels):
-        raise UsageError("RUN_FOLDER: a folder was given twice: give each one once")
-    runs = {}
-    for label, folder in zip(labels, folders, strict=True):
-        run, record = read_run(folder), seed_record(folder, finished=done.finished(folder))
-        limit, last = run.settings.get("max_steps"), last_epoch(run) or {"value": None}
-        if limit and record["state"] == "finished":
-            record["state"] = f"stopped by --max_steps {limit}"
-        runs[label] = {**record, "seed": run.settings.get("seed"), "test_acc": last["value"]}
+    _, runs = read_runs(folders, done.finished)
     table = compared(runs)
     text = comparison(runs, table)
     if output is not None:

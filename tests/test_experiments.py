@@ -26,7 +26,7 @@ from baselines import train_flow
 from evaluation import flags as questions
 from evaluation.questions import QUESTIONS
 from runs.cli import UsageError
-from scripts import done, experiments, rows
+from scripts import done, experiments, report, rows
 from training import flags
 from training.cost import step_flops
 
@@ -668,6 +668,10 @@ def test_a_sweep_trains_each_value_with_each_seed_and_compares(
     for value in (".05", ".1"):
         names = f"contrast_t-{value}-s1, contrast_t-{value}-s2"
         assert f"\n{names} differ in the seed alone (1, 2), mean +- sd: test accuracy" in shown
+    page = report.main([*map(str, tmp_path.glob("*-s1")), "--output", str(tmp_path / "a.html")])
+    text = page.read_text(encoding="utf-8")
+    assert all(f">contrast_t-{value}-s1</" in text for value in (".05", ".1"))
+    assert "Accuracy (%): test_acc over epochs" in text and "<td>--contrast_t</td>" in text
     ran.clear()
     (tmp_path / "contrast_t-.1-s2" / "progress.csv").write_text("epoch,step\n")
     assert run() == 0  # goes on with what is not finished, and repeats nothing

@@ -475,6 +475,11 @@ def test_the_page_is_written_and_mistakes_are_one_line(
         ([tmp_path / "none"], "is not a folder"),
         ([run, "--eval_dir", tmp_path / "none"], "--eval_dir"),
         ([run, "--output", run / "variant.json"], "ends in .html"),
+        ([run, empty], "--output is missing"),
+        ([run, empty, "--output", tmp_path / "y.html"], "holds no run"),
+        ([run, run, "--output", tmp_path / "y.html"], "given twice"),
+        ([run, empty, "--output", tmp_path / "y.html", "--eval_dir", empty], "one alone with --ev"),
+        ([*[run] * 7, "--output", tmp_path / "y.html"], "give 6 at most"),
         ([run, "--output", tmp_path / "no" / "x.html"], "cannot write"),
         ([run, "--output", tmp_path / "folder.html"], "cannot write"),
     ):
@@ -485,6 +490,27 @@ def test_the_page_is_written_and_mistakes_are_one_line(
     assert not list(tmp_path.glob(".*")) and not list(empty.iterdir())
     with pytest.raises(NoRun):
         read_run(empty)
+
+
+def test_several_runs_have_their_curves_in_one_chart(make: Maker, tmp_path: Path) -> None:
+    one, other = make(ANSWERS), make({}, name="b-run", lr=0.05)
+    (other / "progress.csv").write_text(
+        "epoch,step,loss,test_acc,valid_acc\n0,10,7,0.5,\n1,20,6,,\n2,30,5,0.75,0.5\n"
+    )
+    path = report.main([str(one), str(other), "--output", str(tmp_path / "both.html")])
+    found = Page(path.read_text(encoding="utf-8"))
+    charts = {str(svg["aria-label"]).split(" over")[0]: svg for svg in found.of("svg")}
+    series = json.loads(str(charts["Accuracy (%): test_acc"]["data-series"]))
+    assert {label: [point[:2] for point in points] for label, points in series.items()} == {
+        "a-run": [[0, 31.25], [1, 43.75]],
+        "b-run": [[0, 50], [1, None], [2, 75]],
+    }
+    valid = json.loads(str(charts["Accuracy (%): valid_acc"]["data-series"]))
+    assert [y for _, y, _ in valid["a-run"]] == [None, None] and "Learning rate: lr" in charts
+    assert found.rows[0] == ["", "a-run", "b-run"] and ["--lr", "0.002", "0.05"] in found.rows
+    assert not any(row[0] == "--depth" for row in found.rows)
+    assert ["test accuracy in training (%)", "43.75", "75.00"] in found.rows
+    assert ["Accuracy, CIFAR-10 (%)", "73.91", "not asked"] in found.rows
 
 
 def test_help_imports_nothing_heavy_and_a_page_needs_no_torch(make: Maker) -> None:

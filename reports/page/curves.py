@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from reports.page.markup import parsed
@@ -49,6 +49,18 @@ def panels(rows: Sequence[dict[str, str]]) -> list[Panel]:
     return drawn
 
 
+def overlaid(runs: Mapping[str, Sequence[dict[str, str]]]) -> list[Panel]:
+    """Return a chart of each of these columns, with a line for each run; label -> rows."""
+    drawn = []
+    for title, pattern, scale, from_zero in PANELS:
+        columns = [name for rows in runs.values() if rows for name in rows[0]]
+        for name in dict.fromkeys(each for each in columns if re.fullmatch(pattern, each)):
+            series = {label: _points(rows, name, scale) for label, rows in runs.items()}
+            if any(y is not None for points in series.values() for _, y in points):
+                drawn.append(_panel(f"{title}: {name}", series, from_zero=from_zero))
+    return drawn
+
+
 def _points(rows: Sequence[dict[str, str]], name: str, scale: float) -> Points:
     pairs = [(parsed(row.get("epoch")), parsed(row.get(name))) for row in rows]
     drawn = [(x, y if y is None or abs(y) < DRAWN else None) for x, y in pairs]
@@ -79,7 +91,7 @@ def _panel(title: str, series: dict[str, Points], *, from_zero: bool) -> Panel:
         marked = len(points) <= MARKED or len(path) == 1
         dots = [(px(x), py(y)) for x, y in points if y is not None and marked]
         lines.append((name, "".join(path), dots))
-    spoken = ", ".join(f"{name} from {v[0]:.4g} to {v[-1]:.4g}" for name, v in known.items())
+    spoken = ", ".join(f"{name} from {v[0]:.4g} to {v[-1]:.4g}" for name, v in known.items() if v)
     values = {name: [[x, y, px(x)] for x, y in points] for name, points in series.items()}
     x_shown = [(px(x), f"{x:g}") for x in ticks(xs[0], xs[-1], 6, whole=True)]
     y_shown = [(py(y), f"{y:.6g}") for y in y_ticks]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reports.page import curves, headline, paper, questions
@@ -25,6 +25,21 @@ SECTIONS = {
     "fid": ("FID", "FID and Inception Score"),
     "settings": ("Settings", "Settings and environment"),
 }
+
+
+def comparison(
+    runs: Mapping[str, Run], lines: Sequence[Sequence[str]], notes: Sequence[str]
+) -> str:
+    """Return several runs as one HTML document: a table of `lines`, a name and a cell for each run;
+    and a chart of each quantity, with a line for each run."""
+    return document(
+        "comparison.html",
+        script=(HERE / "page.js").read_text(encoding="utf-8"),
+        runs={label: run.rows for label, run in runs.items()},
+        lines=lines,
+        notes=notes,
+        curves=curves,
+    )
 
 
 def page(run: Run, defaults: Mapping[str, Any]) -> str:

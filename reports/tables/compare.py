@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, stdev
 
+from reports.page import Run, read_run
+from reports.page.headline import last_epoch
 from reports.page.markup import number
 from reports.page.paper import SCORES
 from reports.tables.about import about, commits, divergences, joined, network
 from reports.tables.formats import aligned, value_text
 from reports.tables.protocols import check_protocols
-from reports.tables.records import Record
+from reports.tables.records import Record, seed_record
 from reports.tables.table import Row, Table, keys_of, measured
 from reports.tables.titles import digits, full_title, natural
+from runs.cli import UsageError
 
 FAMILIES = {  # family of keys -> its block
     **{"accuracy": "Accuracy", "ece_accuracy": "Calibration", "ece": "Calibration"},
@@ -22,6 +26,27 @@ FAMILIES = {  # family of keys -> its block
 }
 TRAINED = "test accuracy in training (%)"
 SHOWN_BY_NETWORK = ("arch", "depth", "width", "levels")
+
+
+def read_runs(
+    folders: Sequence[Path], finished: Callable[[Path], bool]
+) -> tuple[dict[str, Run], dict[str, Record]]:
+    """Return label -> Run and label -> what `compared` takes. Raises NoRun for a folder that holds
+    no run, and UsageError for one that is given twice."""
+    labels = [folder.resolve().name for folder in folders]
+    if len(set(labels)) < len(labels):
+        labels = [str(folder) for folder in folders]
+    if len(set(labels)) < len(labels):
+        raise UsageError("RUN_FOLDER: a folder was given twice: give each one once")
+    runs, records = {}, {}
+    for label, folder in zip(labels, folders, strict=True):
+        runs[label] = run = read_run(folder)
+        record = seed_record(folder, finished=finished(folder))
+        limit, last = run.settings.get("max_steps"), last_epoch(run) or {"value": None}
+        if limit and record["state"] == "finished":
+            record["state"] = f"stopped by --max_steps {limit}"
+        records[label] = {**record, "seed": run.settings.get("seed"), "test_acc": last["value"]}
+    return runs, records
 
 
 def compared(runs: Mapping[str, Record]) -> Table:
@@ -57,7 +82,14 @@ def compared(runs: Mapping[str, Record]) -> Table:
 
 
 def comparison(runs: Mapping[str, Record], table: Table) -> str:
-    """Return a Markdown table with a column a run; settings that all runs share are left out."""
+    """Return `lines_of` as a Markdown table, and the notes."""
+    text, notes = aligned([["", *runs], *lines_of(runs, table)]), notes_of(runs, table)
+    return "\n".join([text, *(["", *notes] if notes else [])]) + "\n"
+
+
+def lines_of(runs: Mapping[str, Record], table: Table) -> list[list[str]]:
+    """Return a name and a cell for each run, of each setting in which the runs differ, of what they
+    cost and of what they reached."""
     every = list(runs.values())
     lines = [["network", *map(network, every)]]
     for name in sorted({name for record in every for name in record["settings"]}):
@@ -78,9 +110,11 @@ def comparison(runs: Mapping[str, Record], table: Table) -> str:
     for key in (key for _, found in table.blocks for key in found):
         texts = [value_text(row.numbers[key], digits(key)) for row in table.rows]
         lines.append([full_title(key), *(text.removesuffix(" (1)") for text in texts)])
-    text = aligned([["", *runs], *lines])
-    notes = [*of_seeds(runs, table), *table.notes]
-    return "\n".join([text, *(["", *notes] if notes else [])]) + "\n"
+    return lines
+
+
+def notes_of(runs: Mapping[str, Record], table: Table) -> list[str]:
+    return [*of_seeds(runs, table), *table.notes]
 
 
 def of_seeds(runs: Mapping[str, Record], table: Table) -> Iterator[str]:
