@@ -58,8 +58,8 @@ def network_title(settings: Mapping[str, Any]) -> str | None:
         return "ResNet-50"
     if None in (depth, width):
         return None
-    if arch in FLOWS:
-        return f"{FLOWS[arch]}, {settings.get('levels')} x {depth} blocks of width {width}"
+    if flow := FLOWS.get(str(arch)):
+        return f"{flow}, {settings.get('levels')} x {depth} blocks of width {width}"
     return f"WRN-{depth}-{width}"
 
 
