@@ -15,12 +15,11 @@ import sys
 from evaluation import flags
 
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
-    COMMAND_LINE = flags.parse(sys.argv[1:])
+    COMMAND_LINE = flags.parse(sys.argv[1:], files=True)
 
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +32,6 @@ from evaluation.results import Results
 from runs import processes as distributed
 from runs.cli import UsageError
 from runs.endings import exit_code, leave
-from runs.shared import HUB, weights_file
 from training.machine import choose_device, environment, use_threads
 
 PROGRAM = "eval_wrn_ebm.py"
@@ -46,7 +44,7 @@ def answer(s: Namespace, given: set[str], device: torch.device) -> int:
     paths = zip(s.load_path, s.labels, strict=True)
     models = [loading.load(path, label, s, device) for path, label in paths]
     image_size = one_size(models)
-    context = Context(s, Results(results_folder(s), s.eval, dict(vars(s))), device)
+    context = Context(s, Results(flags.results_folder(s), s.eval, dict(vars(s))), device)
     if "workers" in given:
         context.say(f"--workers {s.workers} has no effect: the images live on the device")
     results = [asked(context, model, given) for model in models]
@@ -102,15 +100,6 @@ def one_size(models: Sequence[LoadedModel]) -> int:
         listed = " and ".join(f"{size} x {size} ({path})" for size, path in sizes.items())
         raise UsageError(f"--load_path: the models see images of {listed}: ask one by one")
     return next(iter(sizes))
-
-
-def results_folder(s: Namespace) -> Path:
-    path = s.load_path[0]
-    if s.log_dir is None and path.startswith(HUB):
-        raise UsageError(f"--load_path {path} has no folder for answers: give --log_dir FOLDER")
-    beside = weights_file(path).resolve().parent
-    folder = Path(s.log_dir) if s.log_dir else beside / "eval"
-    return folder / s.id if s.id else folder
 
 
 def protocol(context: Context, image_size: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import sys
 from training import flags
 
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
-    COMMAND_LINE = flags.parse(sys.argv[1:])
+    COMMAND_LINE = flags.parse(sys.argv[1:], files=True)
 
 from argparse import Namespace
 

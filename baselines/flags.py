@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from runs.cli import Parser, UsageError, check_id, given_flags, processes
+from runs.cli import Mistake, Parser, UsageError, check_id, given_flags, processes
 from training import flags
 
 SHARED = (
@@ -48,12 +48,15 @@ def make_parser(
 
 
 def parse(
-    argv: Sequence[str], build: Callable[[], Parser], check: Callable[[Namespace], None]
+    argv: Sequence[str],
+    build: Callable[[], Parser],
+    check: Callable[[Namespace], None],
+    files: bool = False,
 ) -> tuple[Namespace, set[str]]:
     """Return the checked settings, and the names of the flags that the command line gives.
 
     A mistake is one line on stderr and exit code 2. With --resume the check comes later, of the
-    run's settings under those of the command line.
+    run's settings under those of the command line. `files`: also training.flags.check_files.
     """
     parser = build()
     settings = parser.parse_args(argv)
@@ -67,7 +70,9 @@ def parse(
             flags.resolve_auto(settings)
         if getattr(settings, "resume", None) is None:
             check(settings)
-    except UsageError as error:
+        if files:
+            flags.check_files(settings, given, parser.prog, build, check)
+    except Mistake as error:
         parser.error(str(error))
     return settings, given
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runs.cli import COUNT, DEPTH, WHOLE, WIDTH, Parser, UsageError, number
+from runs.cli import COUNT, DEPTH, WHOLE, WIDTH, Parser, number
+from runs.files import check_writable
 from training import flags as training
 
 STABLE = "JEM-stable"
@@ -88,10 +89,10 @@ def parse(argv: Sequence[str]) -> Namespace:
     b.command = ["python", "scripts/bench.py", *argv]
     if b.collect and (len(b.collect) != 2 or b.collect[0] != "collect"):
         parser.error(f"{' '.join(b.collect)}: give flags alone, or: collect OUT")
-    try:
-        complete(b, "quick" if b.preset == "auto" else b.preset)
-    except UsageError as error:
-        parser.error(str(error))
+    parser.check(complete, b, "quick" if b.preset == "auto" else b.preset)
+    if not b.collect:
+        b.output = b.output or Path("save/bench")
+        parser.check(check_writable, "--output", b.output)
     return b
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from evaluation.questions import QUESTIONS
 from runs.cli import (
@@ -28,8 +29,11 @@ from runs.cli import (
     check_utf8,
     given_flags,
     number,
+    rank_is_0,
 )
+from runs.files import check_writable
 from runs.names import CONTRAST_SCORES, NORMS, SCORES, STARTS, data_root
+from runs.shared import HUB, check_weights, weights_file
 
 OPENOOD = "openood"  # OOD's protocol of its own question
 # Flags that not every question takes, and the questions that take them.
@@ -172,8 +176,11 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 
 # fmt: on
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
-    """Return the checked settings, and the names of the flags that the command line gives."""
+def parse(argv: Sequence[str], files: bool = False) -> tuple[argparse.Namespace, set[str]]:
+    """Return the checked settings, and the names of the flags that the command line gives.
+
+    files: also refuse checkpoints that are not there, and a folder that cannot be written to.
+    """
     parser = build_parser()
     settings = parser.parse_args(argv)
     given = given_flags(build_parser(), argv)
@@ -185,9 +192,23 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
             setattr(settings, name, default)
     try:
         check(settings, given)
+        if files:
+            for path in settings.load_path:
+                check_weights("--load_path", path)
+            if rank_is_0():
+                check_writable("--log_dir", results_folder(settings))
     except UsageError as error:
         parser.error(str(error))
     return settings, given
+
+
+def results_folder(s: argparse.Namespace) -> Path:
+    """Return the folder of the answers. Raises UsageError where there is none."""
+    path = s.load_path[0]
+    if s.log_dir is None and path.startswith(HUB):
+        raise UsageError(f"--load_path {path} has no folder for answers: give --log_dir FOLDER")
+    folder = Path(s.log_dir) if s.log_dir else weights_file(path).resolve().parent / "eval"
+    return folder / s.id if s.id else folder
 
 
 def check(s: argparse.Namespace, given: set[str]) -> None:

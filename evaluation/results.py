@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runs import processes as distributed
-from runs.cli import UsageError
-from runs.files import naming, plain, read_json, whole, write_json
+from runs.files import naming, plain, read_json, unwritable, whole, write_json
 
 
 class Results:
@@ -36,10 +35,7 @@ class Results:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise UsageError(
-                f"--log_dir: cannot write to {folder} ({error.strerror}): give a folder that is "
-                "writable"
-            ) from None
+            raise unwritable("--log_dir", folder, error) from None
 
     def path(self, name: str) -> Path:
         """Return the path of a file of these results; `name` begins with the evaluation's."""

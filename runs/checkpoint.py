@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import load, save
 from torch.utils.serialization import config as serialization
 
-from runs.cli import Mistake, did_you_mean
+from runs.cli import Mistake
 from runs.files import digest_of, read_json, whole, write_json
 from runs.folder import WEIGHTS
-from runs.shared import CONFIG, named, weights_file
+from runs.shared import CONFIG, no_checkpoint, weights_file
 
 # What is wrong with the machine and not with the file.
 UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM, errno.EMFILE)
@@ -94,9 +94,7 @@ def read_with_sha256(
             sealed, sha256 = check_seal(file, path)
             state = torch.load(file, map_location=map_location, weights_only=True)
     except (FileNotFoundError, IsADirectoryError):
-        what = "has no checkpoint" if path.is_dir() else "is no file"
-        near = did_you_mean(str(path), named())
-        raise CheckpointError(f"{path} {what}: {near}give the path of a checkpoint (.pt)") from None
+        raise CheckpointError(no_checkpoint(path)) from None
     except CheckpointError:
         raise
     except pickle.UnpicklingError:

@@ -93,17 +93,20 @@ class Parser(argparse.ArgumentParser):
         self.words = words
         for word in words:
             flag = word.partition("=")[0] if word.startswith("--") else flag
-            self.check_utf8(flag, word)
+            self.check(check_utf8, flag, word)
         found = super().parse_args(words, namespace)
         for name, value in vars(found).items():
             if isinstance(value, str):
-                self.check_utf8(f"--{name}", value)
+                self.check(check_utf8, f"--{name}", value)
+        if isinstance(device := vars(found).get("device"), str):
+            self.check(check_device, device)
         return found
 
-    def check_utf8(self, flag: str, word: str) -> None:
+    def check(self, rule: Callable[..., Any], *values: Any) -> None:
+        """End the program with a line where the rule raises a Mistake."""
         try:
-            check_utf8(flag, word)
-        except UsageError as error:
+            rule(*values)
+        except Mistake as error:
             self.error(str(error))
 
     def error(self, message: str) -> NoReturn:
@@ -151,6 +154,12 @@ def check_utf8(flag: str, value: str) -> None:
         value.encode()
     except UnicodeEncodeError:
         raise UsageError(f"{flag} {value!a} is not UTF-8: rename it, or give another") from None
+
+
+def check_device(name: str) -> None:
+    """Raise UsageError for a name of no device; whether it is there PyTorch knows."""
+    if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9]\d?))?", name):
+        raise UsageError(f"--device {name} is unknown: use auto, cpu, cuda or cuda:N")
 
 
 LARGEST_INT64 = 2**63 - 1

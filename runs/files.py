@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,6 +141,22 @@ def digest_of(file: IO[bytes], size: int = 2**63) -> Any:
     return digest
 
 
+def unwritable(flag: str, folder: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"{flag}: cannot write to {folder} ({error.strerror}): give a folder that is writable"
+    )
+
+
+def check_writable(flag: str, folder: Path) -> None:
+    """Raise UsageError where a folder can be neither written to nor made. Leave nothing behind."""
+    above = (folder, *folder.absolute().parents)
+    try:
+        with tempfile.TemporaryFile(dir=next(path for path in above if path.exists())):
+            pass
+    except OSError as error:
+        raise unwritable(flag, folder, error) from None
+
+
 @contextmanager
 def alone(folder: Path, *, flag: str, program: str) -> Iterator[None]:
     """Make the folder and lock it: the system unlocks it for a process that dies. On Windows, and
@@ -152,9 +169,7 @@ def alone(folder: Path, *, flag: str, program: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "a")  # noqa: SIM115
     except OSError as error:
-        raise UsageError(
-            f"{flag}: cannot write to {folder} ({error.strerror}): give a folder that is writable"
-        ) from None
+        raise unwritable(flag, folder, error) from None
     with file:
         with contextlib.suppress(ImportError):
             import fcntl

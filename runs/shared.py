@@ -5,10 +5,12 @@ Nothing heavy is imported here.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 
-from runs.cli import UsageError
+from runs.cli import UsageError, did_you_mean
 from runs.folder import BEST, LAST, WEIGHTS
 
 OWN = Path(__file__).resolve().parent.parent / "pretrained"
@@ -32,9 +34,25 @@ def weights_file(path: str | Path) -> Path:
     return next(filter(os.path.isfile, files), folder)
 
 
-def named() -> list[str]:
-    """Return the names of the repository's own models."""
-    return [path.name for path in OWN.iterdir() if path.is_dir()] if OWN.is_dir() else []
+def check_weights(flag: str, path: str) -> None:
+    """Raise UsageError where a flag names no checkpoint. Nothing is downloaded."""
+    if path.startswith(HUB):
+        return
+    file = weights_file(path)
+    try:
+        found = not stat.S_ISDIR(os.stat(file).st_mode)
+    except OSError as error:  # the reader tells of any other
+        found = error.errno not in (errno.ENOENT, errno.ENOTDIR)
+    if not found:
+        raise UsageError(f"{flag} {no_checkpoint(file)}")
+
+
+def no_checkpoint(path: Path) -> str:
+    """Return why this is none: it is no file, or the folder of no run; and the remedy."""
+    what = "has no checkpoint" if path.is_dir() else "is no file"
+    own = [model.name for model in OWN.iterdir() if model.is_dir()] if OWN.is_dir() else []
+    near = did_you_mean(str(path), own)
+    return f"{path} {what}: {near}give the path of a checkpoint (.pt)"
 
 
 def name_of(path: str) -> str:

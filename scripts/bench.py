@@ -50,17 +50,11 @@ def work(b: Namespace) -> int:
     if b.collect:
         print_line(str(collect(Path(b.collect[1]), b.output)), sys.stdout)
         return 0
-    b.output = b.output or Path("save/bench")
     device = choose_device(b.device)
     b = flags.complete(b, preset_for(b.preset, device))
     if b.compile != "off":  # one network meets several batch sizes, and is compiled for each
         torch._dynamo.config.recompile_limit = 64
-    try:
-        b.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"--output {b.output} cannot be made ({error.strerror}): give a folder that is writable"
-        ) from None
+    b.output.mkdir(parents=True, exist_ok=True)
     found = {
         "settings": {**vars(b), "output": str(b.output), "device": str(device)},
         "environment": environment(device),

@@ -28,7 +28,7 @@ from runs import terms  # noqa: E402
 from runs.cli import Parser, UsageError  # noqa: E402
 from runs.names import FOLDER, network_title  # noqa: E402
 from runs.screen import print_line  # noqa: E402
-from runs.shared import weights_file  # noqa: E402
+from runs.shared import check_weights, weights_file  # noqa: E402
 
 CARD = "README.md"
 # Where a run was, not what it is; each gets its default back.
@@ -145,6 +145,7 @@ def main(argv: Sequence[str]) -> Path:
     """Write the folder and return it; a mistake is one line on stderr and exit code 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    parser.check(check_weights, "CHECKPOINT", str(args.checkpoint))
     from runs.checkpoint import CheckpointError, export
 
     folder: Path = args.folder

@@ -8,6 +8,7 @@ log q(x) stands beside that of the run's validation images, without noise.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from evaluation import flags  # noqa: E402
 from runs.cli import COUNT, THREADS, Mistake, Parser, UsageError  # noqa: E402
+from runs.shared import check_weights  # noqa: E402
 
 PROGRAM = "predict.py"
 REFERENCE = 1000  # images at most
@@ -38,7 +40,12 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Return the exit code; a mistake is one line on stderr and code 2."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    parser.check(check_weights, "RUN", args.run)
+    for path in args.images:
+        if not os.path.isfile(path):
+            parser.error(f"IMAGE {path} is no file: give pictures")
     words = ["--load_path", args.run, "--eval", "OOD", "--max_images", str(REFERENCE)]
     s, _ = flags.parse([*words, "--sigma", "0"])
     vars(s).update({name: getattr(args, name) for name in ("dataset", "data_root", "device")})

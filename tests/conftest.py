@@ -172,7 +172,7 @@ class Trainer:
         import train_wrn
         from training import flags
 
-        return self.run(lambda: flags.parse(words), train_wrn.main, curves)
+        return self.run(lambda: flags.parse(words, files=True), train_wrn.main, curves)
 
     def run(self, parse: Any, main: Any, curves: bool = False) -> Ran:
         """Run a training program: its `parse`, of the command line, and its `main`."""
@@ -222,7 +222,7 @@ class Baselines:
         from baselines import flags, run
 
         return self.trainer.run(
-            lambda: flags.parse(words.split(), program.build_parser, program.check),
+            lambda: flags.parse(words.split(), program.build_parser, program.check, files=True),
             lambda s, given: run.main(program, s, given),
         )
 
@@ -269,7 +269,7 @@ class Asker:
         import eval_wrn_ebm
         from evaluation import flags
 
-        ran = outcome(lambda: eval_wrn_ebm.main(*flags.parse(words)))
+        ran = outcome(lambda: eval_wrn_ebm.main(*flags.parse(words, files=True)))
         return Ran(*ran, folder or self.root)
 
 

@@ -1,5 +1,6 @@
 """What a program leaves on stderr, and its exit code, however it ends; signals."""
 
+import json
 import os
 import signal
 import subprocess
@@ -137,8 +138,8 @@ def test_polling_ends_between_two_items(
     assert capfd.readouterr().err == told
 
 
-# What the import of PyTorch is when Ctrl-C comes.
-INTERRUPTED = """
+# The import of PyTorch when Ctrl-C comes.
+IMPORTED = """
 import runpy, sys
 class Finder:
     def find_spec(name, *_):
@@ -150,13 +151,76 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize(
-    "words", ["train_wrn.py --pyxce 1", "eval_wrn_ebm.py --load_path x --eval OOD"]
-)
-def test_ctrl_c_while_pytorch_is_imported_is_one_line(words: str) -> None:
-    command = [sys.executable, "-c", INTERRUPTED, *words.split()]
+def importing(words: str, folder: Path) -> tuple[int, str]:
+    """Run a program that is interrupted where it imports PyTorch: exit code and stderr."""
+    command = [sys.executable, "-c", IMPORTED, *words.format(folder).split()]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (ran.returncode, ran.stderr) == (-signal.SIGINT, f"{words.split()[0]}: interrupted\n")
+    assert ran.stdout == ""
+    return ran.returncode, ran.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train_wrn.py --pyxce 1 --log_dir {}",
+        "eval_wrn_ebm.py --load_path hdge --eval OOD --log_dir {}",
+        "baselines/train_adversarial.py --log_dir {}",
+        "baselines/train_contrastive.py --log_dir {}",
+        "baselines/linear_probe.py --load_path hdge --log_dir {}",
+        "scripts/bench.py --output {}",
+        "scripts/export.py hdge {}/model",
+        "scripts/predict.py hdge results/digits.png",
+        "scripts/torture.py --output {}",
+    ],
+)
+def test_ctrl_c_while_pytorch_is_imported_is_one_line(words: str, tmp_path: Path) -> None:
+    name = Path(words.split()[0]).name
+    assert importing(words, tmp_path) == (-signal.SIGINT, f"{name}: interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
+CE, OOD = "train_wrn.py --pyxce 1", "eval_wrn_ebm.py --eval OOD"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (f"{CE} --log_dir {{}}/file", "--log_dir: cannot write to {}/file (Not a directory): give"),
+        (f"{CE} --log_dir {{}} --id run", "--id: {}/run already holds a run: continue it with"),
+        (f"{CE} --load_path {{}}/no", "--load_path {}/no is no file: give"),
+        (f"{CE} --dataset folder:{{}}/no", "--dataset folder:{}/no is no folder: give"),
+        (f"{CE} --device gpu", "--device gpu is unknown: use"),
+        ("train_wrn.py --resume {}/no", "--resume: {}/no holds no run (variant.json is missing)"),
+        ("train_wrn.py --resume {}/run --depth 16", "--depth 16 cannot change on --resume"),
+        ("train_wrn.py --resume {}/run/a.pt", "--resume {}/run/a.pt is a file: give the run's"),
+        (f"{OOD} --load_path hdge --log_dir {{}}/file", "--log_dir: cannot write to {}/file (Not"),
+        (f"{OOD} --load_path hdge {{}}/no --log_dir {{}}", "--load_path {}/no is no file: give"),
+        ("baselines/train_adversarial.py --resume {}/run", "is a run of train_wrn.py, not of"),
+        ("baselines/linear_probe.py --load_path {}", "--load_path {} has no checkpoint: give"),
+        ("scripts/bench.py --output {}/file/a", "--output: cannot write to {}/file/a (Not a"),
+        ("scripts/export.py {}/no {}/model", "CHECKPOINT {}/no is no file: give"),
+        ("scripts/predict.py {}/no a.png", "RUN {}/no is no file: give"),
+        ("scripts/predict.py hdge {}/a.png", "IMAGE {}/a.png is no file: give"),
+    ],
+)
+def test_what_needs_no_pytorch_is_refused_before_its_import(
+    words: str, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "a.pt").touch()
+    settings = {"pyxce": 1.0, "dataset": "cifar10", "depth": 10, "norm": "none"}
+    (tmp_path / "run" / "variant.json").write_text(json.dumps(settings))
+    before = sorted(tmp_path.rglob("*"))
+    code, err = importing(words.replace("{}", str(tmp_path)), tmp_path)
+    assert code == 2 and told.replace("{}", str(tmp_path)) in err and err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_resumed_run_whose_settings_the_checkpoint_has_is_not_refused(tmp_path: Path) -> None:
+    (tmp_path / "last_ckpt.pt").touch()
+    code, err = importing("train_wrn.py --resume {}", tmp_path)
+    assert (code, err) == (-signal.SIGINT, "train_wrn.py: interrupted\n")
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def test_what_cannot_be_read_is_a_mistake_and_lost_images_are_none(
     code, _, err = outcome(lambda: predict.main([str(run.folder), str(tmp_path / "a.png")]))
     assert code == 2 and "predict.py: error: IMAGE: cannot read the image" in err
     code, _, err = outcome(lambda: predict.main([str(tmp_path / "run"), str(run.pictures[0])]))
-    assert code == 2 and err.startswith(f"predict.py: error: RUN: {tmp_path / 'run'} is no file")
+    assert code == 2 and err.startswith(f"predict.py: error: RUN {tmp_path / 'run'} is no file")
     picture, root = run.pictures[0].rename(tmp_path / "b.png"), run.pictures[0].parents[1]
     away = root.rename(root.with_name("away"))
     code, out, err = outcome(lambda: predict.main([str(run.folder), str(picture)]))

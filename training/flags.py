@@ -25,17 +25,22 @@ from runs.cli import (
     WEIGHT,
     WHOLE,
     WIDTH,
+    Mistake,
     Parser,
     UsageError,
     adder,
     check_id,
+    check_program,
     check_shared,
     check_utf8,
     did_you_mean,
     given_flags,
     number,
+    rank_is_0,
     switch,
 )
+from runs.files import check_writable
+from runs.folder import LAST, PREVIOUS, RunFolderError, check_free, read_settings
 from runs.names import (
     ADAM_BETAS,
     CLASSES,
@@ -49,7 +54,7 @@ from runs.names import (
     data_root,
     misfit_size,
 )
-from runs.shared import weights_file
+from runs.shared import check_weights, weights_file
 from runs.terms import TERMS
 from training import recipe
 
@@ -256,9 +261,9 @@ def add_flags(parser: Parser) -> None:
 
 
 # fmt: on
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
+def parse(argv: Sequence[str], files: bool = False) -> tuple[argparse.Namespace, set[str]]:
     """Return the checked settings, and the names of the flags that the command line gives; a
-    recipe's flags are not given, and stand before all that are."""
+    recipe's flags are not given, and stand before all that are. `files`: also `check_files`."""
     parser = build_parser()
     words, typed, names = recipe.expand(argv, parser)
     settings = parser.parse_args([*words, *typed])
@@ -271,7 +276,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
         resolve_auto(settings)
         if settings.resume is None:
             check(settings)
-    except UsageError as error:
+        if files:
+            check_files(settings, given, PROGRAM)
+    except Mistake as error:
         parser.source = f"with {recipe.shown(names)}: " if names else ""
         parser.error(str(error))
     return settings, given
@@ -306,6 +313,63 @@ def resolve_auto(s: argparse.Namespace) -> None:
         s.resume = ""
     else:  # what died before its first checkpoint is no loss; a checkpoint of others would be
         s.resume, s.overwrite = None, s.overwrite or not any(folder.glob("*.pt"))
+
+
+def resumed_folder(s: argparse.Namespace, given: set[str]) -> Path:
+    """Return the folder that --resume names, or --log_dir and --id. Raises UsageError."""
+    if not s.resume and not s.id:
+        raise UsageError("--resume: which run? give --resume RUN_FOLDER, or --log_dir and --id")
+    if s.resume and {"id", "log_dir"} & given:
+        raise UsageError(f"--resume {s.resume} names the run: leave --id and --log_dir out")
+    folder = Path(s.resume) if s.resume else Path(s.log_dir) / s.id
+    if folder.is_file():
+        if folder.name != LAST:
+            raise UsageError(
+                f"--resume {s.resume} is a file: give the run's folder, which goes on from its "
+                "last checkpoint, or start a new run from this one with --load_path"
+            )
+        folder = folder.parent
+    return folder
+
+
+def check_files(
+    s: argparse.Namespace,
+    given: set[str],
+    program: str,
+    build: Callable[[], Parser] = build_parser,
+    verify: Callable[[argparse.Namespace], None] | None = None,
+) -> None:
+    """Refuse files that are not there, and a run folder that is taken, holds no run or cannot be
+    made: before PyTorch is imported, which takes seconds.
+
+    program: the name; for `build` and `verify` see `resume`.
+
+    Raises UsageError or RunFolderError.
+    """
+    if vars(s).get("resume") is not None:
+        folder = resumed_folder(s, given)
+        try:
+            saved = read_settings(folder)
+        except RunFolderError:
+            if any((folder / name).exists() for name in (LAST, PREVIOUS)):
+                return  # which have the settings, too
+            raise
+        check_program(saved, program, folder)
+        resume(s, given, saved, build, verify)
+        return
+    if (path := vars(s).get("load_path")) is not None:
+        check_weights("--load_path", path)
+    dataset = s.dataset or ""
+    if dataset.startswith(FOLDER) and not os.path.isdir(dataset.removeprefix(FOLDER)):
+        raise UsageError(
+            f"--dataset {s.dataset} is no folder: give folder:PATH, with a sub-folder a class"
+        )
+    if vars(s).get("dry_run") or not rank_is_0():
+        return
+    folder = Path(s.log_dir) / (s.id or "")
+    if s.id:
+        check_free(folder, overwrite=s.overwrite, load_path=path)
+    check_writable("--log_dir", folder)
 
 
 def resume(

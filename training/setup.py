@@ -21,7 +21,6 @@ from runs.cli import UsageError, check_program, rank_is_0
 from runs.endings import Signals, tell
 from runs.files import alone
 from runs.folder import (
-    LAST,
     NoRecords,
     Records,
     RunFolderError,
@@ -33,6 +32,7 @@ from runs.folder import (
 )
 from runs.names import FOLDER, network_title
 from runs.screen import print_line
+from training import flags
 from training.divergence import Diverged
 from training.machine import choose_device, environment, use_threads
 from training.output import Output
@@ -47,18 +47,7 @@ def resumed_settings(
 
     Raises UsageError, and RunFolderError where the folder does not tell the settings.
     """
-    if not s.resume and not s.id:
-        raise UsageError("--resume: which run? give --resume RUN_FOLDER, or --log_dir and --id")
-    if s.resume and {"id", "log_dir"} & given:
-        raise UsageError(f"--resume {s.resume} names the run: leave --id and --log_dir out")
-    folder = Path(s.resume) if s.resume else Path(s.log_dir) / s.id
-    if folder.is_file():
-        if folder.name != LAST:
-            raise UsageError(
-                f"--resume {s.resume} is a file: give the run's folder, which goes on from its "
-                "last checkpoint, or start a new run from this one with --load_path"
-            )
-        folder = folder.parent
+    folder = flags.resumed_folder(s, given)
     merged = merge(s, given, settings_of(folder, program))
     merged.log_dir, merged.id = str(folder.parent), folder.name
     return merged, folder
