@@ -20,20 +20,26 @@ def nearest(images: Tensor, bank: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """Find the k-th nearest image of `bank` (M, H, W, 3) for each of `images` (N, H, W, 3):
     distances float32 (N,) and indices int64 (N,). An image in the bank is its own first.
 
-    Candidates are ranked by |b|^2/2 - x.b, a matrix product. The distance is that of the
-    difference, so that a copy has exactly 0. Raises ValueError for a bank of fewer than k images.
+    Candidates of each part of the bank are ranked by |b|^2/2 - x.b, a matrix product. The distance
+    is that of the difference, so that a copy has exactly 0. Raises ValueError for a bank of fewer
+    than k images.
     """
     if len(bank) < k:
         raise ValueError(f"{len(bank)} images to be near to: {k} are needed")
-    b, found = _pixels(bank), []
-    for part in images.split(max(1, LARGEST // len(bank))):
-        x = _pixels(part)
-        rank = torch.addmm(b.square().sum(1) / 2, x, b.T, alpha=-1)
-        candidates = rank.topk(k, dim=1, largest=False).indices
-        distance, last = (x[:, None] - b[candidates]).norm(dim=2).max(1)
-        found.append((distance, candidates.gather(1, last[:, None]).squeeze(1)))
-    distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return distances, indices
+    size = max(1, LARGEST // bank[0].numel())  # so that a part of the bank is no larger in float32
+    near = torch.full((len(images), k), torch.inf, device=images.device)  # so far, in their order
+    index = torch.zeros(near.shape, dtype=torch.int64, device=images.device)
+    for first, b in zip(range(0, len(bank), size), map(_pixels, bank.split(size)), strict=True):
+        half, step = b.square().sum(1) / 2, max(1, LARGEST // len(b))
+        for rows in (slice(low, low + step) for low in range(0, len(images), step)):
+            x = _pixels(images[rows])
+            rank = torch.addmm(half, x, b.T, alpha=-1)
+            candidates = rank.topk(min(k, len(b)), dim=1, largest=False).indices
+            distances = (x[:, None] - b[candidates]).norm(dim=2)
+            merged, order = torch.cat([near[rows], distances], 1).sort(dim=1, stable=True)
+            among = torch.cat([index[rows], first + candidates], 1)
+            near[rows], index[rows] = merged[:, :k], among.gather(1, order[:, :k])
+    return near[:, -1], index[:, -1]
 
 
 def variety(images: Tensor) -> float | None:

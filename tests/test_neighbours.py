@@ -23,7 +23,7 @@ def distances(a: Tensor, b: Tensor, unit: float = 1.0) -> np.ndarray:
     return np.sqrt(((x[:, None] - y[None]) ** 2).sum(-1))
 
 
-@pytest.mark.parametrize("largest", [1, 30, 2**24])
+@pytest.mark.parametrize("largest", [1, 30, 130, 2**24])
 @pytest.mark.parametrize("k", [1, 2])
 def test_nearest_against_brute_force(k: int, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "LARGEST", largest)
@@ -34,6 +34,9 @@ def test_nearest_against_brute_force(k: int, largest: int, monkeypatch: pytest.M
     assert index.tolist() == expected.argsort(1)[:, k - 1].tolist()
     np.testing.assert_allclose(found, np.sort(expected, 1)[:, k - 1], rtol=1e-6)
     assert k == 2 or found[3] == 0
+    # The same bits whatever the chunks.
+    x, b = (each.flatten(1).float() / 255 for each in (images, bank))
+    assert found.equal((x[:, None] - b).norm(dim=2).sort(1).values[:, k - 1])
     with pytest.raises(ValueError, match=f"{k} are needed"):
         nearest(images, bank[: k - 1], k)
 
