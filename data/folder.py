@@ -15,6 +15,7 @@ import torch
 from data.base import DataError, DataSet, Split
 from data.images import decoded_split
 from data.splits import TEST_SEED, order_by_hash, split_by_hash
+from runs.cli import check_utf8
 from runs.names import FOLDER
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -123,6 +124,7 @@ def _list_classes(
             left_out["beside the class folders"] += 1
     files: Files = []
     for label, folder in enumerate(folders):
+        check_utf8("--dataset folder: the class", folder.name)
         found = sorted(_walk(folder, left_out))
         if not found and not allow_empty:
             raise _defect(path, f"has no image in its class folder {folder.name}")

@@ -149,11 +149,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def check_utf8(flag: str, value: str) -> None:
-    """Raise UsageError for a value that holds bytes of another encoding."""
+    """Raise UsageError for a value that holds bytes of another encoding than Python's for names."""
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"{flag} {value!a} is not UTF-8: rename it, or give another") from None
+        here = sys.getfilesystemencoding()
+        told = "is not UTF-8: rename it, or give another"
+        told = told if here == "utf-8" else f"is read as {here}: set PYTHONUTF8=1"
+        raise UsageError(f"{flag} {value!a} {told}") from None
 
 
 def check_device(name: str) -> None:

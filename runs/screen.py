@@ -32,7 +32,11 @@ class Unread:
     def write(self, text: str) -> int:
         with self.unless_gone():
             if self.stream is not None:
-                self.stream.write(text)
+                try:
+                    self.stream.write(text)
+                except UnicodeEncodeError:  # an escape is better than the end of a run
+                    encoded = text.encode(self.stream.encoding, "backslashreplace")
+                    self.stream.write(encoded.decode(self.stream.encoding))
         return len(text)
 
     def flush(self) -> None:

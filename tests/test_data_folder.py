@@ -9,6 +9,7 @@ from PIL import Image
 
 import data
 from data import DataError
+from runs.cli import UsageError
 
 
 def paint(file: Path, colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> None:
@@ -117,6 +118,13 @@ def test_what_is_no_folder_of_classes_is_refused(tmp_path: Path) -> None:
     make_classes(tmp_path / "both" / "train", {"a": 1, "b": 1, "c": 1})
     make_classes(tmp_path / "both" / "test", {"a": 1, "b": 1, "d": 1})
     assert "has c, d in only one of train/ and test/" in refusal(tmp_path / "both")
+
+
+def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    """Neither log.txt nor the picture of samples could hold it."""
+    make_classes(tmp_path, {"caf\udce9": 2, "dog": 2})
+    with pytest.raises(UsageError, match=r"^--dataset folder: the class 'caf.udce9' is not UTF-8"):
+        data.load(f"folder:{tmp_path}", "nowhere")
 
 
 @pytest.mark.parametrize("damage", ["not an image", "cut off", "16 bits"])

@@ -217,6 +217,14 @@ def test_what_needs_no_pytorch_is_refused_before_its_import(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_name_is_refused_where_python_cannot_read_it() -> None:
+    command = [sys.executable, "train_wrn.py", "--pyxce", "1", "--id", "l\xe4uft"]
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, env={**os.environ, **ascii_only})
+    told = b"--id 'l\\udcc3\\udca4uft' is read as ascii: set PYTHONUTF8=1"
+    assert ran.returncode == 2 and told in ran.stderr and ran.stderr.count(b"\n") == 1
+
+
 def test_a_resumed_run_whose_settings_the_checkpoint_has_is_not_refused(tmp_path: Path) -> None:
     (tmp_path / "last_ckpt.pt").touch()
     code, err = importing("train_wrn.py --resume {}", tmp_path)

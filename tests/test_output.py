@@ -200,6 +200,13 @@ def test_what_nobody_reads_costs_no_answer(
     assert name not in left or (tmp_path / left[name]).stat().st_size
 
 
+def test_letters_that_a_screen_lacks_are_escaped() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    screen.print_line("läuft \u2713", stream)
+    assert raw.getvalue() == b"l\\xe4uft \\u2713\n"
+
+
 def test_lines_and_bars_need_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     screen.print_line("a line", None)
     monkeypatch.setattr(sys, "stderr", None)
