@@ -282,27 +282,53 @@ def _middles(n: int, size: int) -> list[float]:
 
 
 def save_curves(path: Path, rows: list[dict[str, str]]) -> None:
-    """Draw accuracy, losses, energies and speed over epochs, from the rows of progress.csv."""
+    from matplotlib import rc_context
+
+    with rc_context(STYLE):
+        draw_curves(rows).savefig(path, dpi=110)
+
+
+def draw_curves(rows: list[dict[str, str]]) -> Figure:
+    """Accuracy, losses, log q(x) and learning rate over epochs, from the rows of progress.csv.
+
+    Each term has axes of its own, as their losses differ by orders of magnitude; cross-entropy
+    shares its axes with that of the held-out images.
+    """
     names = [name for name in rows[0] if any(row[name] for row in rows)]
+    nll: list[str] = [n for n in ("pyxce/loss", "valid_loss", "test_loss") if n in names]
+    terms = [n for n in names if n.endswith("/loss")]
+    alone = [n for n in names if n.endswith("loss") and n not in nll]
     chosen: dict[str, list[str]] = {
-        "accuracy": [n for n in ("train_acc", "valid_acc", "test_acc") if n in names],
-        "loss": [n for n in names if n.endswith("loss")],
-        "log q(x)": [n for n in names if "/log_q_" in n],
+        "accuracy (%)": [n for n in ("train_acc", "valid_acc", "test_acc") if n in names],
+        "cross-entropy (nats)": nll,
+        **{n: [n] for n in alone if n != "loss" or len(terms) != 1},  # one is the sum
+        "log q(x) + const (nats)": [n for n in names if "/log_q_" in n],
         "learning rate": ["lr"],
     }
     panels = {title: columns for title, columns in chosen.items() if columns}
-    figure = new_figure(4.2 * len(panels), 3.4)
-    all_axes: Any = figure.subplots(1, len(panels), squeeze=False)
-    for axes, (title, columns) in zip(all_axes[0], panels.items(), strict=True):
-        for column in columns:
-            points = [(int(row["epoch"]), float(row[column])) for row in rows if row[column]]
-            x, y = zip(*points, strict=True)
-            axes.plot(x, y, label=column, marker="." if len(x) < 30 else None)
-        axes.set(title=title, xlabel="epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        if columns == ["lr"]:
-            axes.set_ylim(bottom=0)
-        if len(columns) > 1:
-            axes.legend(fontsize="small")
-    figure.savefig(path, dpi=110)
+    lines, across = _arranged(len(panels))
+    figure, grid = _subplots(lines, across, width=3.3, height=2.4)
+    for axes in grid.ravel()[len(panels) :]:
+        axes.remove()
+    for axes, (title, columns) in zip(grid.ravel(), panels.items(), strict=False):
+        _curves(axes, title, {c: [(row["epoch"], row[c]) for row in rows] for c in columns})
+    return figure
+
+
+def _curves(axes: Any, title: str, series: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    """Draw the lines of one panel; accuracies in %."""
+    scale = 100 if title.startswith("accuracy") else 1
+    for (name, texts), colour in zip(series.items(), COLOURS, strict=False):
+        points = [(int(x), scale * float(y)) for x, y in texts if y]
+        axes.plot(*zip(*points, strict=True), color=colour, label=name,
+                  marker="." if len(points) < 30 else None)  # fmt: skip
+    axes.set(xlabel="epoch", ylabel=title)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.grid(alpha=0.3)
+    if title == "learning rate":
+        axes.set_ylim(bottom=0)
+    if len(series) > 1:  # above the curves
+        small: dict[str, Any] = {"fontsize": 8, "columnspacing": 0.8, "handlelength": 1}
+        small["ncols"] = 3 if max(map(len, series)) < 12 else 1  # no wider than the axes
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.1, 1), borderpad=0, **small)

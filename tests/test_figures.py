@@ -14,6 +14,7 @@ from evaluation.figures import (
     GAP,
     IN,
     OUT,
+    draw_curves,
     draw_histograms,
     draw_lengths,
     draw_reliability,
@@ -200,6 +201,21 @@ def test_grids_with_words_are_written_twice(tmp_path: Path) -> None:
     paths = save_grids(tmp_path / "v1.5", {"start": images, "sample": images}, columns=3, **words)
     assert [path.name for path in paths] == ["v1.5.png", "v1.5.pdf"]
     assert paths[0].read_bytes()[:4] == b"\x89PNG" and paths[1].read_bytes()[:4] == b"%PDF"
+
+
+def test_every_term_has_curves_of_its_own() -> None:
+    terms = {"pyxce/loss": "2", "pxsgld/loss": "-.1", "valid_loss": "2.1", "valid_acc": ".25"}
+    names = ["accuracy (%)", "cross-entropy (nats)", "loss", "pxsgld/loss", "learning rate"]
+    axes: Any = draw_curves([row(0, **terms)]).axes
+    assert [panel.get_ylabel() for panel in axes] == names
+    assert axes[0].lines[0].get_ydata() == [25] and len(axes[1].lines) == 2
+    axes[0].figure.draw_without_rendering()
+    assert [text.get_text() for text in axes[0].get_xticklabels()] == ["0"]
+    legend, box = axes[1].get_legend().get_window_extent(), axes[1].get_window_extent()
+    assert legend.y0 >= box.y1 and legend.x1 <= axes[2].get_window_extent().x0
+    del terms["pxsgld/loss"]  # the sum is of one term
+    drawn = [panel.get_ylabel() for panel in draw_curves([row(0, **terms)]).axes]
+    assert drawn == [name for name in names if "loss" not in name]
 
 
 def row(epoch: int, **columns: str) -> dict[str, str]:
