@@ -63,7 +63,7 @@ def _open(name: str, root: Path, part: str) -> Any:
     options: dict[str, Any] = {"split": part} if by_name else {"train": part == "train"}
     if name == "celeba":
         options["target_type"] = []
-    kind = getattr(datasets, FILES[name][0])
+    kind, made = getattr(datasets, FILES[name][0]), not root.exists()
     try:
         return kind(root, download=False, **options)
     except RuntimeError:  # missing or damaged
@@ -74,6 +74,9 @@ def _open(name: str, root: Path, part: str) -> Any:
                 return kind(root, download=True, **options)
         finally:
             socket.setdefaulttimeout(before)
+            for folder in (*sorted(root.rglob("*"), reverse=True), root) if made else ():
+                with contextlib.suppress(OSError):  # not empty
+                    folder.rmdir()
 
 
 def _arrays(dataset: Any, name: str, size: int) -> Split:

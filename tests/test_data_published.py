@@ -168,13 +168,15 @@ def test_what_cannot_be_downloaded_is_one_line_that_says_which_files_to_put_wher
 
     def no_network(self: object) -> None:
         print("Downloading ...")  # as torchvision did
+        (tmp_path / "new" / "raw").mkdir(parents=True)
         raise failure
 
     kind, files = FILES[name.removesuffix("interp")]
     method = "_download" if kind == "DTD" else "download"
     monkeypatch.setattr(getattr(datasets, kind), method, no_network)
     with pytest.raises(DataError) as caught:
-        (data.load if name in CLASSES else data.load_evaluation)(name, tmp_path)
+        (data.load if name in CLASSES else data.load_evaluation)(name, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     message = str(caught.value)
     assert message.startswith(f"--dataset {name}: ") and "\n" not in message
     assert all(part in message for part in (f"{tmp_path}", files, ".npz", "not known"))
