@@ -29,6 +29,7 @@ from evaluation import figures
 from evaluation.sampling import Sampler
 from runs import terms
 from runs.endings import Signals, exit_code, leave
+from runs.names import FOLDER
 from training import cost
 from training.build import build_batches, replicate, start_run
 from training.divergence import Guard
@@ -115,7 +116,8 @@ def plot_samples(epoch: int, out: Output) -> None:
         grids["contrast"] = images, columns
     for name, (images, width) in grids.items():
         path = out.folder / "samples" / f"{name}_{epoch:04d}.png"
-        picture = figures.save_grid(path, images, width).numpy()
+        names = run.data.class_names if run.data and s.dataset.startswith(FOLDER) else ()
+        picture = figures.save_grid(path, images, width, names if width else ()).numpy()
         step = run.progress.step  # what is drawn again after a kill replaces this
         out.records.picture(f"samples/{name}", picture, step)
 

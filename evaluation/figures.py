@@ -238,11 +238,18 @@ def grid(images: Tensor, columns: int | None = None, gap: int = BLACK) -> Tensor
     return picture
 
 
-def save_grid(path: Path, images: Tensor, columns: int | None = None) -> Tensor:
-    """Write the grid as PNG, enlarged so that small images can be seen. Return the grid."""
+def save_grid(
+    path: Path, images: Tensor, columns: int | None = None, row_labels: Sequence[str] = ()
+) -> Tensor:
+    """Write the grid as PNG, enlarged so that small images can be seen. Return the grid, which has
+    no labels."""
     from PIL import Image
 
     picture = grid(images, columns)
+    if row_labels and columns:
+        figure = draw_grids({"": images}, columns=columns, row_labels=row_labels)
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+        return picture
     image = Image.fromarray(picture.numpy())
     image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)
     return picture
@@ -256,9 +263,21 @@ def save_grids(
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
 ) -> list[Path]:
-    """Write grids of images (n, 3, h, w) beside each other, each under its name, as PNG and PDF,
-    `path` plus those suffixes; return both paths. Every row has a label, left of the first grid, or
-    none has; so have columns."""
+    """Write what `draw_grids` draws as PNG and PDF, `path` plus those suffixes; return both
+    paths."""
+    figure = draw_grids(grids, columns=columns, row_labels=row_labels, column_labels=column_labels)
+    return save_twice(figure, path, bbox_inches="tight")
+
+
+def draw_grids(
+    grids: Mapping[str, Tensor],
+    *,
+    columns: int,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+) -> Figure:
+    """Grids of images (n, 3, h, w) beside each other, each under its name. Every row has a label,
+    left of the first grid, or none has; so have columns."""
     rows = math.ceil(max(map(len, grids.values())) / columns)
     inch = min(0.55, 7.5 / (columns * len(grids)))  # of an image; the whole fits a page
     figure = new_figure((inch * columns + 0.1) * len(grids) + 0.6, inch * rows + 0.5)
@@ -273,7 +292,7 @@ def save_grids(
         axes.tick_params(length=0, labelsize=9, labeltop=True, labelbottom=False)
         axes.xaxis.set_label_position("top")
         axes.spines[:].set_visible(False)
-    return save_twice(figure, path, bbox_inches="tight")
+    return figure
 
 
 def _middles(n: int, size: int) -> list[float]:

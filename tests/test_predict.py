@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import models
+from evaluation import figures
 from scripts import export, predict
 from tests.pair import outcome
 
@@ -62,6 +63,16 @@ def test_what_cannot_be_read_is_a_mistake_and_lost_images_are_none(
     code, out, err = outcome(lambda: predict.main([str(run.folder), str(picture)]))
     picture.rename(away.rename(root) / "cat" / "0.png")
     assert code == 0 and "log q(x) is compared with nothing" in err and "validation" not in out
+
+
+def test_names_are_in_the_settings_and_label_the_samples_of_a_run(run: Any, train: Any) -> None:
+    assert run.settings["class_names"] == ["cat", "dog"]
+    assert train.resumed(run, "--max_steps", "3", "--plot_cond").code == 0
+    assert run.settings["class_names"] == ["cat", "dog"]
+    assert "class_names" not in run.state()["settings"]
+    with Image.open(next(run.folder.glob("samples/cond_*.png"))) as drawn:
+        plain = figures.grid(torch.zeros(20, 3, 32, 32), 10)
+        assert drawn.width / drawn.height > plain.shape[1] / plain.shape[0]  # by the names
 
 
 def test_names_reach_samples_and_the_card(run: Any, ask: Any, tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def settings_of(folder: Path, program: str) -> dict[str, Any]:
     check_program(settings, program, folder)
     if warning and rank_is_0():
         print_line(warning, sys.stderr)
-    settings.pop("num_classes", None)
+    for name in ("num_classes", "class_names"):  # of the data
+        settings.pop(name, None)
     return settings
 
 
@@ -142,7 +143,9 @@ def run_in_folder(start: Start, run: Run, train: Callable[[Output, Signals], str
             check_free(folder, overwrite=s.overwrite, given="overwrite" in start.given)
             create_run_folder(folder, overwrite=s.overwrite)
         if first:
-            write_settings(folder, vars(s), start.here)
+            own = s.dataset.startswith(FOLDER)
+            named = {"class_names": list(run.data.class_names)} if own and run.data else {}
+            write_settings(folder, {**vars(s), **named}, start.here)
         out = Output(run, folder, Records(folder, resume_from=since) if first else NoRecords())
         out.saved_step = run.progress.step
         # One of several processes promises nothing that the end of another may prevent.
