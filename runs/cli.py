@@ -122,12 +122,20 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
     def uncaught(self, kind: type[BaseException], *error: Any) -> None:
-        """Print a line in place of a traceback for Ctrl-C, as while PyTorch is imported."""
-        if not issubclass(kind, KeyboardInterrupt):
+        """Print a line in place of a traceback for Ctrl-C, as while PyTorch is imported, and for a
+        machine that cannot import it: it is missing, or memory or file handles do not suffice."""
+        lacks = issubclass(kind, ImportError | MemoryError | OSError)
+        if not (lacks or issubclass(kind, KeyboardInterrupt)):
             return sys.__excepthook__(kind, *error)
         from runs.screen import print_line
 
-        print_line(f"{self.prog}: interrupted", sys.stderr)
+        if not lacks:
+            return print_line(f"{self.prog}: interrupted", sys.stderr)
+        told = f"{kind.__name__}: {' '.join(str(error[0]).split())[:300]}"
+        if issubclass(kind, ModuleNotFoundError):
+            told += ": install what pyproject.toml lists, or activate where it is"
+        print_line(f"{self.prog}: error: {told}", sys.stderr)
+        sys.exit(2)
 
     def meant(self, message: str) -> str:
         """Return `did_you_mean` of the choice, or of the first unknown flag, that argparse's

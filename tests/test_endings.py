@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -177,6 +178,20 @@ def test_ctrl_c_while_pytorch_is_imported_is_one_line(words: str, tmp_path: Path
     name = Path(words.split()[0]).name
     assert importing(words, tmp_path) == (-signal.SIGINT, f"{name}: interrupted\n")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lacks", ["package", "memory"])
+def test_a_machine_that_cannot_import_pytorch_is_told_in_a_line(lacks: str) -> None:
+    def limit() -> None:
+        if lacks == "memory":
+            resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9))
+
+    flags = ["-S"] if lacks == "package" else []  # without site-packages
+    command = [sys.executable, *flags, "train_wrn.py", "--pyxce", "1", "--dataset", "digits"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit)
+    told = "ModuleNotFoundError: No module named 'torch': install" if flags else "Error: "
+    assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
+    assert ran.stderr.startswith("train_wrn.py: error: ") and told in ran.stderr
 
 
 CE, OOD = "train_wrn.py --pyxce 1", "eval_wrn_ebm.py --eval OOD"
