@@ -93,6 +93,8 @@ class Parser(argparse.ArgumentParser):
         self.words = words
         for word in words:
             flag = word.partition("=")[0] if word.startswith("--") else flag
+            if word == f"{flag}=--":  # of which argparse before Python 3.13 makes an empty list
+                self.error(f"{flag} --: that is no value: give another")
             self.check(check_utf8, flag, word)
         found = super().parse_args(words, namespace)
         for name, value in vars(found).items():
@@ -113,12 +115,12 @@ class Parser(argparse.ArgumentParser):
         """Print one line, without the usage text that would hide it, and exit with code 2. Of
         several processes, which all notice the same, one prints."""
         if rank_is_0():
-            from runs.screen import print_line
+            from runs.screen import one_line, print_line
 
             near = self.meant(message).rstrip()
             message += f": {near}" if near else ""
             told = f"{self.prog}: error: {self.source}{message} (all flags: --help)"
-            print_line(told, sys.stderr)
+            print_line(one_line(told), sys.stderr)
         sys.exit(2)
 
     def uncaught(self, kind: type[BaseException], *error: Any) -> None:

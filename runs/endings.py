@@ -16,7 +16,7 @@ import torch
 from runs import processes as distributed
 from runs.checkpoint import out_of_memory
 from runs.cli import Mistake
-from runs.screen import print_line
+from runs.screen import one_line, print_line
 
 T = TypeVar("T")
 ENDS = (signal.SIGTERM, signal.SIGHUP)
@@ -62,7 +62,7 @@ def exit_code(
         with handled(terminate, *ENDS):
             return work()
     except (Mistake, OSError) as error:
-        tell(f"{program}: error: {error}")
+        tell(one_line(f"{program}: error: {error}"))
         return 2
     except (RuntimeError, MemoryError) as error:
         if distributed.is_lost(error):

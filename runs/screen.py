@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)  # a pipe, or a terminal that was closed
+LONGEST = 1000  # characters of a line about a mistake
 LINE_EVERY = 60.0  # seconds between two lines of a progress bar in a log file
 
 
@@ -114,6 +115,14 @@ def print_line(message: str, stream: TextIO | None) -> None:
             bar.clear(nolock=True)
         # In one write: programs with several jobs print from threads.
         print(f"{message}\n", end="", file=Unread(stream), flush=True)
+
+
+def one_line(message: str) -> str:
+    """Return a message with escapes for line ends and control characters, as in a file's name, and
+    without the middle of a very long one."""
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
+    half = LONGEST // 2
+    return shown if len(shown) <= LONGEST else f"{shown[:half]} ... {shown[-half:]}"
 
 
 def markdown(

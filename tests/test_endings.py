@@ -45,6 +45,14 @@ def test_a_mistake_is_one_line(error: Exception, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr() == ("", "a.py: error: --id a: use b\n")
 
 
+def test_a_file_with_a_strange_name_is_named_in_one_line(capsys: Any) -> None:
+    def work() -> NoReturn:
+        raise FileNotFoundError("no a\nb.png")
+
+    assert exit_code("a.py", work, interrupted="") == 2
+    assert capsys.readouterr().err == "a.py: error: no a\\nb.png\n"
+
+
 def test_ctrl_c_is_one_line_and_a_mistake_of_the_code_is_none_of_the_user(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

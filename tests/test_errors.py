@@ -97,6 +97,23 @@ def test_a_mistake_is_named_with_its_remedy(mistake: tuple[str, ...], train: Any
     refusal(train, *mistake)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--pyxce=--"], "--pyxce --: that is no value"),
+        (["--dataset", "a\nb\x1b[m"], r"--dataset a\nb\x1b[m is unknown"),
+        (["--resume", "x" * 5000], "--resume: xxx"),
+        (["--lr", "x" * 5000], "--lr: 'xxx"),
+    ],
+)
+def test_a_strange_value_is_one_line(words: list[str], told: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        flags.parse(["--pyxce", "1", *words], files=True)
+    line = capsys.readouterr().err
+    assert told in line and line.count("\n") == 1 and len(line) < 1100
+    assert line.startswith("train_wrn.py: error: ") and line[:-1].isprintable()
+
+
 # Numbers: each flag's lowest, a text below it, and one above its highest that is not of every flag.
 
 WHOLE = {

@@ -322,7 +322,7 @@ def resumed_folder(s: argparse.Namespace, given: set[str]) -> Path:
     if s.resume and {"id", "log_dir"} & given:
         raise UsageError(f"--resume {s.resume} names the run: leave --id and --log_dir out")
     folder = Path(s.resume) if s.resume else Path(s.log_dir) / s.id
-    if folder.is_file():
+    if os.path.isfile(folder):
         if folder.name != LAST:
             raise UsageError(
                 f"--resume {s.resume} is a file: give the run's folder, which goes on from its "
@@ -351,7 +351,7 @@ def check_files(
         try:
             saved = read_settings(folder)
         except RunFolderError:
-            if any((folder / name).exists() for name in (LAST, PREVIOUS)):
+            if any(os.path.exists(folder / name) for name in (LAST, PREVIOUS)):
                 return  # which have the settings, too
             raise
         check_program(saved, program, folder)
