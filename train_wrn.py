@@ -29,6 +29,7 @@ from evaluation import figures
 from evaluation.sampling import Sampler
 from runs import terms
 from runs.endings import Signals, exit_code, leave
+from runs.files import naming
 from runs.names import FOLDER
 from training import cost
 from training.build import build_batches, replicate, start_run
@@ -117,7 +118,8 @@ def plot_samples(epoch: int, out: Output) -> None:
     for name, (images, width) in grids.items():
         path = out.folder / "samples" / f"{name}_{epoch:04d}.png"
         names = run.data.class_names if run.data and s.dataset.startswith(FOLDER) else ()
-        picture = figures.save_grid(path, images, width, names if width else ()).numpy()
+        with naming(path):
+            picture = figures.save_grid(path, images, width, names if width else ()).numpy()
         step = run.progress.step  # what is drawn again after a kill replaces this
         out.records.picture(f"samples/{name}", picture, step)
 

@@ -201,7 +201,8 @@ class Records:
 
     def picture(self, name: str, pixels: Any, step: int) -> None:
         """Show an image, uint8 (H, W, 3), in TensorBoard."""
-        self.board.add_image(name, pixels, step, dataformats="HWC")
+        with naming(self.folder):
+            self.board.add_image(name, pixels, step, dataformats="HWC")
 
     def go_back(self, step: int) -> None:
         """Remove the rows after a step that the run goes on from; log.txt keeps what happened."""

@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
     from evaluation.scores import scores
     from runs import processes
     from runs.endings import exit_code
+    from runs.screen import one_line
     from training.machine import choose_device, use_threads
 
     def work() -> int:
@@ -90,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
             if known is not None:
                 above = f"{100 * (known < height).mean():.0f} % of {len(known):,} validation images"
                 line += f", above {above}"
-            context.say(line)
+            context.say(one_line(line))
         return 0
 
     return exit_code(PROGRAM, work, interrupted=f"{PROGRAM}: interrupted")

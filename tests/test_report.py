@@ -435,6 +435,12 @@ def test_the_headline_is_of_most_images(make: Maker) -> None:
     assert all(part in shown for part in ("73.91 %", "5.23 %", "0.5678", "85.31", "8.75 %"))
 
 
+def test_samples_are_counted_by_the_names_of_a_folders_classes(make: Maker) -> None:
+    told = {"class_names": ["cat", "dog\n<i>"], "classified_per_class": [3, 4]}
+    page = make({"cond_samples": {**ANSWERS["cond_samples"], **told}})
+    assert "Classified as cat: 3, dog <i>: 4 of them" in " ".join(read(page).text.split())
+
+
 def test_a_curve_has_its_points_where_they_belong(make: Maker) -> None:
     (curve,) = [a for a in read(make({})).of("svg") if "Accuracy" in str(a["aria-label"])]
     losses = [str(a["aria-label"]) for a in read(make({})).of("svg")]

@@ -128,6 +128,11 @@ def all_rows(answer: Answer) -> list[dict[str, Any]]:
     return [row for model in answer.models for row in answer.rows(model, "rows")]
 
 
+def class_names(told: dict[str, Any]) -> list[str]:
+    """Return the names of a folder's classes; of another data set []."""
+    return items(told.get("class_names"), str)
+
+
 def own_table(told: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of the "report" that the answer to another question brings with it."""
     rows = [[plain(cell) for cell in row] for row in items(told.get("rows"), list)]
