@@ -68,7 +68,7 @@ def check(s: Namespace) -> None:
 
 
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
-    COMMAND_LINE = parse(sys.argv[1:], build_parser, check)
+    COMMAND_LINE = parse(sys.argv[1:], build_parser, check, files=True)
 
 import torch
 from torch import Tensor
