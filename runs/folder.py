@@ -218,15 +218,21 @@ class Records:
         self.board.close()
 
     def _read_rows(self, step: int) -> None:
-        """Keep the rows up to this step; a line that a crash cut off has too few fields."""
+        """Keep the rows up to this step; a line that a crash cut off has too few fields. Raises
+        RunFolderError for a file that another program has spoilt."""
         path = self.folder / PROGRESS
         if not path.exists():
             return
-        header, *lines = path.read_text(encoding="utf-8").split("\n")
-        if lines:  # else the header itself was cut off
-            self.columns = next(csv.reader([header]), [])
-        whole = [row for row in csv.DictReader(lines, self.columns) if None not in row.values()]
-        self.rows = [row for row in whole if int(row["step"]) <= step]
+        try:
+            header, *lines = path.read_text(encoding="utf-8").split("\n")
+            if lines:  # else the header itself was cut off
+                self.columns = next(csv.reader([header]), [])
+            whole = [row for row in csv.DictReader(lines, self.columns) if None not in row.values()]
+            self.rows = [row for row in whole if int(row["step"]) <= step]
+        except (ValueError, KeyError, csv.Error) as error:
+            raise RunFolderError(
+                f"--resume: {path} cannot be read ({error}): mend it, or move it away"
+            ) from None
         self._write_rows()
 
     def _write_rows(self) -> None:

@@ -96,6 +96,14 @@ def test_a_resumed_run_keeps_the_whole_rows_up_to_its_step(
     assert (folder / "log.txt").read_text() == "epoch 0\nepoch 1\nresumed\n"
 
 
+@pytest.mark.parametrize("spoilt", [b"\xff\xfe", b"epoch,step\n0,ten\n", b"a,b\n0,1\n"])
+def test_a_spoilt_progress_is_refused_and_stays(spoilt: bytes, folder: Path) -> None:
+    (folder / "progress.csv").write_bytes(spoilt)
+    with pytest.raises(RunFolderError, match=r"^--resume: .*progress\.csv cannot be read \("):
+        Records(folder, resume_from=(15, 0))
+    assert (folder / "progress.csv").read_bytes() == spoilt
+
+
 def test_overwriting_removes_the_run_s_own_files_alone(folder: Path) -> None:
     write_settings(folder, {"lr": 1}, machine.environment(CPU))
     own = ["best_valid_ckpt.pt", "ckpt_3.pt", "last_ckpt.pt", "samples/cond_0001.png", "curves.png"]

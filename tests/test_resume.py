@@ -454,9 +454,11 @@ def test_resume_auto_starts_over_what_died_before_its_first_checkpoint(train: An
 def test_settings_of_other_hands_are_read_or_refused(train: Any) -> None:
     run = train("--pyxce 1 --n_epochs 2 --max_steps 5")
     path = run.folder / "variant.json"
-    path.write_text(json.dumps({**run.settings, "depth": "10"}))
-    assert "variant.json" in train.resumed(run).refusal
-    path.write_text(json.dumps({**run.settings, "depth": 10, "norm": None}))
+    settings = run.settings
+    for wrong in ({"depth": "10"}, {"dataset": 7}):
+        path.write_text(json.dumps({**settings, **wrong}))
+        assert "variant.json" in train.resumed(run).refusal
+    path.write_text(json.dumps({**settings, "norm": None}))
     assert train.resumed(run).code == 0  # as the ancestors say that there is none
 
 

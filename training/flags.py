@@ -415,7 +415,7 @@ def resume(
     result = argparse.Namespace(**merged)
     try:
         (verify or check)(result)
-    except TypeError as error:  # a number that somebody made a text
+    except (TypeError, AttributeError) as error:  # a number that somebody made a text
         raise UsageError(f"--resume: variant.json cannot be used ({error}): mend it") from None
     return result
 
