@@ -192,11 +192,10 @@ def parse(argv: Sequence[str], files: bool = False) -> tuple[argparse.Namespace,
             setattr(settings, name, default)
     try:
         check(settings, given)
-        if files:
+        if files and rank_is_0():
             for path in settings.load_path:
                 check_weights("--load_path", path)
-            if rank_is_0():
-                check_writable("--log_dir", results_folder(settings))
+            check_writable("--log_dir", results_folder(settings))
     except UsageError as error:
         parser.error(str(error))
     return settings, given

@@ -340,12 +340,14 @@ def check_files(
     verify: Callable[[argparse.Namespace], None] | None = None,
 ) -> None:
     """Refuse files that are not there, and a run folder that is taken, holds no run or cannot be
-    made: before PyTorch is imported, which takes seconds.
+    made: before PyTorch is imported, which takes seconds. Of several processes the first looks.
 
     program: the name; for `build` and `verify` see `resume`.
 
     Raises UsageError or RunFolderError.
     """
+    if not rank_is_0():
+        return
     if vars(s).get("resume") is not None:
         folder = resumed_folder(s, given)
         try:
@@ -364,7 +366,7 @@ def check_files(
         raise UsageError(
             f"--dataset {s.dataset} is no folder: give folder:PATH, with a sub-folder a class"
         )
-    if vars(s).get("dry_run") or not rank_is_0():
+    if vars(s).get("dry_run"):
         return
     folder = Path(s.log_dir) / (s.id or "")
     if s.id:
