@@ -442,8 +442,9 @@ def test_samples_are_counted_by_the_names_of_a_folders_classes(make: Maker) -> N
 
 
 def test_a_curve_has_its_points_where_they_belong(make: Maker) -> None:
-    (curve,) = [a for a in read(make({})).of("svg") if "Accuracy" in str(a["aria-label"])]
-    losses = [str(a["aria-label"]) for a in read(make({})).of("svg")]
+    drawn = read(make({})).of("svg")
+    (curve,) = [a for a in drawn if "Accuracy" in str(a["aria-label"])]
+    losses = [str(a["aria-label"]) for a in drawn]
     losses = [told.partition(" over")[0] for told in losses if "Training loss" in told]
     assert losses[0] == "Training loss: sum" and len(losses) > 2  # a chart a term
     series = json.loads(str(curve["data-series"]))
