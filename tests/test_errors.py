@@ -124,7 +124,8 @@ WHOLE = {
     8: "image_size",
 }
 ABOVE_ZERO = "sgld_lr lr decay_rate max_minutes ckpt_minutes sgld_grad_clip".split()
-FROM_ZERO = "sigma smoothing sgld_std reinit_freq dropout_rate weight_decay sgld_l2 clip_grad ema"
+FROM_ZERO = "sigma smoothing sgld_std reinit_freq dropout_rate weight_decay sgld_l2 clip_grad ema "
+FROM_ZERO += "guidance"
 LOWEST = {
     **{name: low for low, names in WHOLE.items() for name in names.split()},
     **dict.fromkeys(ABOVE_ZERO, 1e-9),
