@@ -446,7 +446,7 @@ def test_a_curve_has_its_points_where_they_belong(make: Maker) -> None:
     (curve,) = [a for a in drawn if "Accuracy" in str(a["aria-label"])]
     losses = [str(a["aria-label"]) for a in drawn]
     losses = [told.partition(" over")[0] for told in losses if "Training loss" in told]
-    assert losses[0] == "Training loss: sum" and len(losses) > 2  # a chart a term
+    assert losses[0] == "Training loss: loss" and len(losses) > 2  # a chart a term
     series = json.loads(str(curve["data-series"]))
     assert [point[:2] for point in series["test_acc"]] == [[0, 31.25], [1, 43.75]]
     empty = make({}, name="empty")

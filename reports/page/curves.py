@@ -27,9 +27,10 @@ class Panel(NamedTuple):
     lines: list[tuple[str, str, list[tuple[float, float]]]]  # name, path, places of dots
 
 
+APART = "Training loss"  # a chart a term: they differ in magnitude
 PANELS = (  # title, columns of progress.csv, factor, whether the axis begins at zero
     ("Accuracy (%)", "(train|valid|test)_acc", 100, False),
-    ("Training loss: {}", "(.*/)?loss", 1, False),  # a chart a term: they differ in magnitude
+    (APART, "(.*/)?loss", 1, False),
     ("Cross-entropy (nats), held-out images", "(valid|test)_loss", 1, False),
     ("log q(x) + const (nats)", ".*/log_q_.*", 1, False),
     ("Learning rate", "lr", 1, True),
@@ -45,11 +46,9 @@ def panels(rows: Sequence[dict[str, str]]) -> list[Panel]:
         names = names[1:] if names[:1] == ["loss"] and len(names) == 2 else names  # one is the sum
         series = {name: _points(rows, name, scale) for name in names}
         series = {n: p for n, p in series.items() if any(y is not None for _, y in p)}
-        if "{}" in title:
-            terms = {n: "sum" if n == "loss" else n.removesuffix("/loss") for n in series}
-            charts = {title.format(terms[n]): {n: p} for n, p in series.items()}
-        else:
-            charts = {title: series} if series else {}
+        charts = {title: series} if series else {}
+        if title == APART:
+            charts = {f"{title}: {name}": {name: points} for name, points in series.items()}
         drawn += [_panel(name, found, from_zero=from_zero) for name, found in charts.items()]
     return drawn
 
