@@ -16,9 +16,9 @@ Pictures = list[tuple[Path, str]]  # each with its caption
 NORM = {"Linf": "L\N{INFINITY}", "L2": "L2"}
 GRIDS = {  # kind of picture -> its caption
     "uncond": "Chains that climb log q(x)",
-    "cond": "Chains that climb f(x)[y], one class a row",
+    "cond": "Class-conditional chains, one class a row",
     "contrast": "Chains that climb log q(x|y) as the contrastive term has it",
-    "direct": "Chains that climb f(x)[y], one class a row",
+    "direct": "Class-conditional chains, one class a row",
     "classified": "Samples of q(x), classified: the most confident of each class, a class a row",
     "starts": "Where chains began, their samples, and the nearest training images",
     "trajectory": "Chains from their start on the left to the last step on the right, one a row",
