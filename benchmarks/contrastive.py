@@ -10,11 +10,28 @@ its start, log(K + 1), whatever the weights: (s_max - s_min) / T of losses.Contr
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
+
+from runs.cli import COUNT, Parser, UsageError  # noqa: E402
+from runs.names import data_root  # noqa: E402
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="contrastive.py", allow_abbrev=False, description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="a run's folder, a checkpoint or an exported model")
+    add("--data_root", default=data_root(), help="where its data set is (default: %(default)s)")
+    add("--batches", type=COUNT, default=16, help="that are measured (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
+    ARGS = build_parser().parse_args(sys.argv[1:])
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -25,8 +42,6 @@ import models  # noqa: E402
 from losses import Contrastive, ContrastScore, LogitQueue  # noqa: E402
 from reports.tables.formats import aligned  # noqa: E402
 from runs.checkpoint import CheckpointError, read_checkpoint  # noqa: E402
-from runs.cli import COUNT, Parser, UsageError  # noqa: E402
-from runs.names import data_root  # noqa: E402
 from runs.shared import weights_file  # noqa: E402
 
 N, SIGMA = 64, 0.03  # images of a batch, and their noise
@@ -74,19 +89,8 @@ def rows(
         yield [kind, *cells]
 
 
-def build_parser() -> Parser:
-    parser = Parser(prog="contrastive.py", allow_abbrev=False, description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="a run's folder, a checkpoint or an exported model")
-    add("--data_root", default=data_root(), help="where its data set is (default: %(default)s)")
-    add("--batches", type=COUNT, default=16, help="that are measured (default: %(default)s)")
-    return parser
-
-
-def main(argv: Sequence[str]) -> int:
+def main(args: Namespace) -> int:
     """Return the exit code; a mistake is one line on stderr and code 2."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
     table = [HEAD]
     try:
         for run in args.runs:
@@ -96,16 +100,19 @@ def main(argv: Sequence[str]) -> int:
             name = str(models.run_settings(checkpoint, file).settings.get("dataset"))
             train = data.load(name, args.data_root, size=model.image_size).train
             torch.manual_seed(1)
+            if len(train.labels) <= args.batches * N:
+                most = (len(train.labels) - 1) // N
+                raise UsageError(f"--batches {args.batches} is more than the {most} of {name}")
             held = max(k for *_, k in VARIED) + args.batches * N
             chosen = torch.randperm(len(train.labels))[:held]
             found = rows(model, train.images[chosen], train.labels[chosen], args.batches)
             label = Path(run).name if Path(run).is_dir() else Path(run).parent.name
             table += [[label, *cells] for cells in found]
     except (UsageError, CheckpointError, data.DataError) as error:
-        parser.error(f"RUN {run}: {error}")
+        build_parser().error(f"RUN {run}: {error}")
     print(aligned(table))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(ARGS))

@@ -42,11 +42,15 @@ def test_the_gradient_is_that_of_the_positive_score_alone_over_t(monkeypatch: An
 
 def test_it_prints_a_table_of_runs_or_one_line(train: Any, capsys: Any) -> None:
     run = train.once("--pyxce 1 --max_steps 1 --dataset digits --n_valid 100")
-    assert (
-        contrastive.main([str(run.folder), "--batches", "1", "--data_root", str(train.data)]) == 0
-    )
+
+    def called(*words: str) -> int:
+        parser = contrastive.build_parser()
+        return contrastive.main(parser.parse_args([*words, "--data_root", str(train.data)]))
+
+    assert called(str(run.folder), "--batches", "1") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + len(contrastive.VARIED) and run.folder.name in lines[2]
-    with pytest.raises(SystemExit) as ended:
-        contrastive.main(["nowhere"])
-    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    for wrong in (["nowhere"], [str(run.folder), "--batches", "1000"]):
+        with pytest.raises(SystemExit) as ended:
+            called(*wrong)
+        assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
