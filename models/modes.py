@@ -59,7 +59,8 @@ def scoring_mode(model: nn.Module, statistics: str = "jem") -> Iterator[None]:
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return [module for module in model.modules() if isinstance(module, norms)]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import data
 import models
@@ -174,6 +175,7 @@ def test_a_flow_is_no_classifier_s_network(
     folder = trained["glow"].folder
     found = ask(f"--eval fid --fid_features model --fid_model {folder}/last_ckpt.pt")
     assert found.code == 2 and "--fid_model" in found.err[-1] and "a flow" in found.err[-1]
+    Image.new("RGB", (32, 32)).save(tmp_path / "x.png")
     assert predict.main([str(folder), str(tmp_path / "x.png"), "--device", "cpu"]) == 2
     assert "a flow without classes" in capsys.readouterr().err
     words = f"--load_path {folder} --log_dir {tmp_path} --data_root {ask.trainer.data}".split()
