@@ -41,7 +41,7 @@ import data  # noqa: E402
 import models  # noqa: E402
 from losses import Contrastive, ContrastScore, LogitQueue  # noqa: E402
 from reports.tables.formats import aligned  # noqa: E402
-from runs.checkpoint import CheckpointError, read_checkpoint  # noqa: E402
+from runs.checkpoint import read_checkpoint  # noqa: E402
 from runs.shared import weights_file  # noqa: E402
 
 N, SIGMA = 64, 0.03  # images of a batch, and their noise
@@ -96,8 +96,8 @@ def main(args: Namespace) -> int:
         for run in args.runs:
             file = weights_file(run)
             checkpoint = read_checkpoint(file)
-            model = models.load(file)
-            name = str(models.run_settings(checkpoint, file).settings.get("dataset"))
+            told = models.run_settings(checkpoint, file)
+            model, name = models.from_checkpoint(checkpoint, told).eval(), told.settings["dataset"]
             train = data.load(name, args.data_root, size=model.image_size).train
             torch.manual_seed(1)
             if len(train.labels) <= args.batches * N:
@@ -108,7 +108,7 @@ def main(args: Namespace) -> int:
             found = rows(model, train.images[chosen], train.labels[chosen], args.batches)
             label = Path(run).name if Path(run).is_dir() else Path(run).parent.name
             table += [[label, *cells] for cells in found]
-    except (UsageError, CheckpointError, data.DataError) as error:
+    except (UsageError, ValueError, KeyError, data.DataError) as error:
         build_parser().error(f"RUN {run}: {error}")
     print(aligned(table))
     return 0

@@ -76,7 +76,7 @@ REHEARSED_CHAINS = "--buffer_size 100 --sgld_batch_size 32"
 QUESTIONS = (  # the most telling ones first
     "test_clf --sigma 0",
     "cond_samples --fresh_samples --buffer_size {images} --sgld_batch_size {images} "
-    "--n_sample_steps 1 --n_steps 40 --fid_model {judge}",
+    "--n_sample_steps 1 --n_steps 40 --guidance .1 --fid_model {judge}",
     "OOD --score_fn px py --ood_dataset {sets} --max_images {images} --sigma 0",
     "fid --fid_features model --fid_model {judge} --n_samples {images} "
     "--n_steps 40 --chain_lengths 0 5 40 100",

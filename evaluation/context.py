@@ -38,9 +38,8 @@ class Context:
         self.s, self.files, self.device = s, files, device
         self.sets_used: dict[str, str] = {}
         self.differences: dict[str, dict[str, Any]] = {}
-        self._sets: dict[
-            Any, data.EvaluationSet | data.DataError
-        ] = {}  # the error of one that cannot be had
+        # A set, or the error of a set that cannot be had.
+        self._sets: dict[Any, data.EvaluationSet | data.DataError] = {}
         self._folders: dict[Any, data.DataSet] = {}
         self._same: dict[str, bool] = {}  # label of a model -> are --dataset's images its own?
         self._warnings: set[str] = set()

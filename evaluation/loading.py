@@ -228,6 +228,7 @@ def check_flow(model: LoadedModel, given: set[str]) -> None:
     if flow is None:
         return
     classless, fid = not flow.class_cond, s.eval == "fid"
+    own_features = fid and s.fid_features == "model" and not s.fid_model
     of_class = s.eval in ("test_clf", "eval_ece", "openood", "cond_samples")
     no_class = "has no classes: give one that was trained with --class_cond"
     scores = ("px",) if classless else ("px", "py", "pxy", "entropy")
@@ -236,10 +237,7 @@ def check_flow(model: LoadedModel, given: set[str]) -> None:
         (of_class and classless, f"--eval {s.eval}", no_class),
         (fid and s.sampling == "class" and classless, "--sampling class", no_class),
         (s.sampling in ("buffer", "confident"), f"--sampling {s.sampling}", "has no buffer"),
-        (
-            *(fid and s.fid_features == "model" and not s.fid_model, "--fid_features model"),
-            "has none: give --fid_model",
-        ),
+        (own_features, "--fid_features model", "has no features: give --fid_model"),
         *((n not in scores, f"--score_fn {n}", f"has {' '.join(scores)}") for n in s.score_fn),
         *((n in given, f"--{n}", "needs no SGLD: leave it out") for n in OF_CHAINS),
         (s.amp == "bf16", "--amp bf16", "needs float32: leave it out"),

@@ -48,7 +48,7 @@ def check_weights(flag: str, path: str) -> None:
 
 
 def no_checkpoint(path: Path) -> str:
-    """Return why this is none: it is no file, or the folder of no run; and the remedy."""
+    """Return why `path` is no checkpoint: a missing file, or a folder of no run; and the remedy."""
     what = "has no checkpoint" if path.is_dir() else "is no file"
     own = [model.name for model in OWN.iterdir() if model.is_dir()] if OWN.is_dir() else []
     near = did_you_mean(str(path), own)

@@ -85,7 +85,8 @@ def other_recipe(run: Path, words: Sequence[str]) -> str | None:
 
 
 def other_point(run: Path, words: Sequence[str]) -> str | None:
-    """Return the same of a run of a sweep, where flags that the words leave out count, too."""
+    """Return the first setting of a sweep's run that differs, as `other_recipe` does; flags that
+    the command leaves out count at their defaults."""
     from reports.tables.records import DEFAULTS, gist
     from training.flags import parse
 
