@@ -147,9 +147,14 @@ class LoadedModel:
             noise_std=self.setting("sgld_std", 0.01),
             grad_clip=self.setting("sgld_grad_clip", math.inf),
             clamp=self.setting("sgld_clamp", False),
-            guidance=self.setting("guidance", 1.0),
+            guidance=self.guidance,
             start=start or losses.UniformStart(),
         )
+
+    @property
+    def guidance(self) -> float:
+        """Return the weight of log q(y|x) in chains of a class."""
+        return self.setting("guidance", 1.0)
 
     def start(self) -> losses.Start:
         """Return the start of chains. Raises UsageError if the checkpoint lacks its Gaussians."""

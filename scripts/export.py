@@ -6,14 +6,16 @@
 
 It holds the weights (of a run with --ema the averaged ones), the queue, the settings without this
 machine's paths, and what made it (versions, commit, device); optimiser and random state go. The
-card, README.md, has the numbers that were measured of this very checkpoint: what lies in eval/ of
-its run folder and tells its sha256.
+card, README.md, has the command of the training, and the numbers that were measured of this very
+checkpoint: what lies in eval/ of its run folder and tells its sha256. samples.png shows samples of
+`--eval cond_samples` with their starts and the nearest training images.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -30,7 +32,7 @@ from runs.names import FOLDER, network_title  # noqa: E402
 from runs.screen import print_line  # noqa: E402
 from runs.shared import check_weights, weights_file  # noqa: E402
 
-CARD = "README.md"
+CARD, SAMPLES = "README.md", "samples.png"
 # Where a run was, not what it is; each gets its default back.
 PLACES = {"data_root": "./datasets", "log_dir": "./save", "load_path": None, "resume": None}
 
@@ -75,7 +77,7 @@ def shared_part(state: dict[str, Any], environment: dict[str, Any]) -> dict[str,
     return {
         "model_state_dict": network,
         "settings": settings,
-        "progress": {"step": state["progress"]["step"]},
+        "progress": {k: v for k, v in state["progress"].items() if k in ("step", "seconds")},
         "environment": {name: v for name, v in environment.items() if name != "platform"},
         **{name: value for name, value in optional.items() if value},
     }
@@ -102,14 +104,31 @@ def read(parser: Parser, checkpoint: Path) -> tuple[dict[str, Any], str]:
     return kept, sha256
 
 
-def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> str:
-    """Return the model card: front matter as model pages read it, and text, with the numbers of the
-    run's answers about the file with this hash."""
+def training_command(settings: dict[str, Any]) -> str:
+    """Return the command of train_wrn.py whose settings these are, without the machine's paths."""
+    from training.flags import build_parser
+
+    words = ["python", "train_wrn.py"]
+    for action in build_parser()._actions:
+        value = settings.get(action.dest, action.default)
+        if action.dest in PLACES or value == action.default:
+            continue
+        if action.nargs == 0:
+            words.append(action.option_strings[0 if value else -1])  # the last is its --no- form
+        else:
+            values = value if isinstance(value, list) else [value]
+            words += [action.option_strings[0], *map(str, values)]
+    return shlex.join(words)
+
+
+def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> tuple[str, Path | None]:
+    """Return the model card, front matter as model pages read it, and text, with the numbers of the
+    run's answers about the file with this hash; and the picture of its samples, if it has one."""
     from reports.page import NoRun, paper, read_run
     from reports.page.markup import TEXTS
     from reports.page.questions import radius
 
-    s, where = state["settings"], state["environment"]
+    s, where, progress = state["settings"], state["environment"], state["progress"]
     found: dict[str, Any] = {}
     with suppress(NoRun):  # an exported model's folder has no answers
         found = read_run(checkpoint.parent).answers
@@ -121,6 +140,13 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> str:
         if answer.value(model, "checkpoint_sha256") == sha256 and not answer.missing
         if answer.value(model, "weights") != "raw"  # of a run with --ema the averaged are exported
     ]
+    pictures = [
+        path
+        for question, answer, _ in answers
+        if question == "cond_samples"
+        for path in answer.pictures()
+        if path.stem.endswith("_starts") and path.exists()
+    ]
     data = state.get("data")
     versions = ", ".join(f"{k} {v}" for k, v in where.get("packages", {}).items())
     commit = where.get("git_commit")
@@ -129,16 +155,20 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> str:
         own=str(s["dataset"]).startswith(FOLDER),
         class_names=data.get("class_names") if isinstance(data, dict) else None,
         radius=radius,
+        place=lambda text: "/".join(str(text).split("/")[-2:]),
         network=network_title(s),
         size=paper.image_size(s),
         s=s,
         terms=terms.used(s),
         answers=answers,
-        step=state["progress"]["step"],
+        step=progress["step"],
+        hours=progress.get("seconds", 0) / 3600,
+        command=training_command(s),
+        picture=SAMPLES if pictures else None,
         made_with={"device": where.get("device"), "packages": versions, "commit": commit},
     )
     # A data set of the user's own is known by the last part of its path.
-    return re.sub(rf"{FOLDER}\S*/", FOLDER, text)
+    return re.sub(rf"{FOLDER}\S*/", FOLDER, text), pictures[0] if pictures else None
 
 
 def main(argv: Sequence[str]) -> Path:
@@ -154,12 +184,14 @@ def main(argv: Sequence[str]) -> Path:
     if folder.exists():
         parser.error(f"FOLDER {folder} exists already: give another name, or remove it")
     kept, sha256 = read(parser, args.checkpoint)
-    text = card(kept, args.checkpoint, sha256)
+    text, picture = card(kept, args.checkpoint, sha256)
     half = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(half, ignore_errors=True)
         export(half, kept)
         (half / CARD).write_text(text, encoding="utf-8")
+        if picture is not None:
+            shutil.copyfile(picture, half / SAMPLES)
         half.rename(folder)
     except CheckpointError as error:
         parser.error(str(error))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from runs.checkpoint import (
     read_with_sha256,
 )
 from scripts import export
+from training import flags
 
 HYBRID = "--pyxce 1 --pxycontrast 1 --pxsgld 1 --max_steps 3"
 
@@ -48,7 +51,7 @@ def test_it_is_the_same_model(train: Any, tmp_path: Path) -> None:
     told = "".join((folder / name).read_text() for name in (CONFIG, export.CARD))
     assert str(train.root) not in told
     about = json.loads((folder / CONFIG).read_text())
-    assert about["progress"] == {"step": 3}
+    assert about["progress"] == {"step": 3, "seconds": whole["progress"]["seconds"]}
     environment = run.settings["environment"]
     assert environment.pop("platform") and about["environment"] == environment
     changed = {k for k, v in whole["settings"].items() if about["settings"][k] != v}
@@ -112,6 +115,16 @@ def test_it_is_evaluated_and_trained_on_as_a_checkpoint_is(ask: Any, tmp_path: P
     assert ask.trainer(words, "--load_path", str(folder)).code == 0
 
 
+def test_the_card_has_the_command_that_trains_it_again(train: Any, tmp_path: Path) -> None:
+    run = train(f"{HYBRID} --no-contrast_normalize --adam_betas 0 .99 --max_minutes 30")
+    card = (exported(run.folder / "last_ckpt.pt", tmp_path / "model") / export.CARD).read_text()
+    (command,) = re.findall(r"^    python train_wrn.py (.*)$", card, re.MULTILINE)
+    settings, _ = flags.parse(shlex.split(command))
+    told = read_checkpoint(tmp_path / "model")["settings"]
+    assert told == {name: value for name, value in vars(settings).items() if name in told}
+    assert "--no-contrast_normalize" in command and "--log_dir" not in command
+
+
 def test_the_card_has_the_numbers_of_this_checkpoint_alone(train: Any, tmp_path: Path) -> None:
     from runs.files import file_sha256
 
@@ -126,12 +139,25 @@ def test_the_card_has_the_numbers_of_this_checkpoint_alone(train: Any, tmp_path:
     rows = [{"ood_dataset": "svhn_test", "score_fn": "px", "auroc": 0.75, "n_in": 20, "n_out": 9}]
     ood = {"eval": "OOD", "in_dataset": "cifar10_test", "rows": rows}
     (place / "OOD.json").write_text(json.dumps({**ours, **ood}))
+    read = {"classifier": "/private/ce/last_ckpt.pt", "samples": 0.75, "starts": 0.5}
+    grid = {"eval": "cond_samples", "n": 40, "steps": 7, "guidance": 0.1, "read_as_asked": read}
+    grid["files"] = ["direct.png", "cond_samples_starts.png"]
+    (place / "cond_samples_starts.png").write_bytes(b"grid")
+    (place / "cond_samples.json").write_text(json.dumps({**ours, **grid}))
+    rows = [{"images": "starts", "steps": 0, "n": 9, "fid": 30}, {"images": "samples", "fid": 20}]
+    fid = {"eval": "fid", "fid": 20, "features": "inception", "sampling": "fresh", "rows": rows}
+    (place / "fid.json").write_text(json.dumps({**ours, **fid}))
     (place / "cut.json").write_text("{")
-    card = (exported(checkpoint, tmp_path / "model") / export.CARD).read_text()
+    folder = exported(checkpoint, tmp_path / "model")
+    card = (folder / export.CARD).read_text()
     assert "| accuracy | cifar10_test, 20 images | 0.1250 |" in card and "0.875" not in card
     assert "| AUROC, px | cifar10_test (20) against svhn_test (9) | 0.7500 |" in card
     assert card.startswith("---\nlicense: mit\n") and "datasets:\n- cifar10\n" in card
     assert "1 x -log q(y|x) (cross-entropy) + 1 x -log q(x|y) (contrastive)" in card
+    asked = "| samples read as the class asked for | 40 after 7 SGLD steps, guidance 0.1, by "
+    assert f"{asked}ce/last_ckpt.pt | 0.750 |" in card and "private" not in card
+    assert "| FID of starts | 9 images, sampling fresh, features: inception | 30.00 |" in card
+    assert f"]({export.SAMPLES})" in card and (folder / export.SAMPLES).read_bytes() == b"grid"
     bare = (exported(checkpoint, tmp_path / "b") / export.CARD).read_text()
     assert bare == card
 

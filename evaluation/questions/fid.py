@@ -45,6 +45,8 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     )
     numbers["rows"][-1]["images"] = real
     labels = classes_in_turn(context, model, numbers["n"])
+    if labels is not None:
+        numbers["guidance"] = model.guidance
     if labels is not None and judge is not None:
         starts = pixels.get(0)
         read = {at: reading(judge, images, starts, labels) for at, images in pixels.items()}

@@ -111,7 +111,8 @@ class Rounds:
         labels = None if self.classes == 1 else self.labels
         self.context.save_images(f"{s.eval}.npz", self.samples, self.starts, labels)
         n = len(self.samples)
-        return {"n": n, "steps": steps, "steps_per_sample": steps * s.sgld_batch_size / n}
+        numbers = {"n": n, "steps": steps, "steps_per_sample": steps * s.sgld_batch_size / n}
+        return numbers if labels is None else {**numbers, "guidance": self.model.guidance}
 
     def beside_training(self, training: data.EvaluationSet | None) -> dict[str, Any]:
         """Draw the samples beside their chains' starts and the nearest training images of their
