@@ -18,7 +18,12 @@ sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from runs.cli import COUNT, WHOLE, Parser  # noqa: E402
 
-SECTIONS = ("kills", "signals", "disk", "faults")
+SECTIONS = {  # and what each one tests
+    "kills": "a killed run ends where it would have ended",
+    "signals": "a signal saves",
+    "disk": "a full disk destroys nothing",
+    "faults": "divergence heals",
+}
 
 
 # fmt: off
@@ -56,7 +61,7 @@ from argparse import Namespace  # noqa: E402
 from collections import Counter  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
-from typing import Any, NamedTuple  # noqa: E402
+from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 
@@ -81,17 +86,9 @@ WORDS = (
     "--device cpu --ckpt_minutes .003"
 )
 CLOCK = ("seconds", "images_per_s")
+SAME = "runs end with the undisturbed run's bits"
 Fault = tuple[str, int]  # kind, and the number of calls before it
-
-
-class Result(NamedTuple):
-    """What one section has counted."""
-
-    reached: int
-    of: int
-    what: str
-    notes: tuple[str, ...]
-    kept: bool
+Counts = list[tuple[int, int, str]]  # how many, of how many, do what
 
 
 def child(words: list[str], out: Path, fault: Fault | None) -> None:
@@ -173,7 +170,7 @@ def equal(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def kills(runs: Runs, rounds: int) -> Result:
+def kills(runs: Runs, rounds: int) -> Counts:
     """Kill each run at random moments."""
     count: Counter[str] = Counter()
     for seed in range(rounds):
@@ -185,15 +182,13 @@ def kills(runs: Runs, rounds: int) -> Result:
             process.kill()
             process.join()
             found = [runs.place / name / file for file in (LAST, PREVIOUS)]
-            count["unloadable"] += sum(not loads(path) for path in found)
+            count["loaded"] += sum(map(loads, found))
 
         count["same"] += runs.disturbed(name, seed, kill)
-    notes = (
-        f"{count['killed']} SIGKILLs met a living run",
-        f"{count['unloadable']} of {20 * rounds} checkpoints unloadable",
-    )
-    what = "runs end with the undisturbed run's bits"
-    return Result(count["same"], rounds, what, notes, count["unloadable"] == 0)
+    return [
+        (count["same"], rounds, SAME),
+        (count["loaded"], 20 * rounds, f"checkpoints load, {count['killed']} SIGKILLs met a run"),
+    ]
 
 
 def loads(path: Path) -> bool:
@@ -205,7 +200,7 @@ def loads(path: Path) -> bool:
     return True
 
 
-def signals(runs: Runs, rounds: int) -> Result:
+def signals(runs: Runs, rounds: int) -> Counts:
     """Send SIGTERM and SIGINT at random moments."""
     count: Counter[str] = Counter()
     of = math.ceil(rounds * 3 / 10)
@@ -224,9 +219,10 @@ def signals(runs: Runs, rounds: int) -> Result:
                 count["right"] += finished or process.exitcode == 128 + number
 
         count["same"] += runs.disturbed(name, seed, send)
-    notes = (f"{count['same']} of {of} runs end with the undisturbed run's bits",)
-    what = "signals with the right exit code"
-    return Result(count["right"], 10 * of, what, notes, count["same"] == of)
+    return [
+        (count["right"], 10 * of, "signals with the right exit code"),
+        (count["same"], of, SAME),
+    ]
 
 
 @contextmanager
@@ -242,7 +238,7 @@ def small_disk(place: Path, size: int) -> Iterator[bool]:
             subprocess.run(["umount", str(place)], check=True)
 
 
-def disk(runs: Runs, rounds: int) -> Result:
+def disk(runs: Runs, rounds: int) -> Counts:
     """Train on disks that hold from one checkpoint to three."""
     assert runs.run("whole", runs.words("whole", 300)) == 0, runs.said("whole")
     needed, place = (runs.place / "whole" / LAST).stat().st_size, runs.place / "disk"
@@ -250,14 +246,16 @@ def disk(runs: Runs, rounds: int) -> Result:
     for i in range(rounds):
         with small_disk(place, int(needed * (1.1 + 2.2 * i / rounds))) as mounted:
             if not mounted:
-                return Result(0, rounds, "sizes", ("to mount one takes root",), False)
+                return [(0, rounds, "sizes: to mount one takes root")]
             code = runs.run(f"disk{i}", runs.words("run", 300, place))
             said = [line for line in runs.said(f"disk{i}").splitlines() if "error:" in line]
             told += code == 2 and len(said) == 1 and str(place) in said[0] and "free" in said[0]
             found = [place / "run" / name for name in (LAST, PREVIOUS)]
             good += all(map(loads, found)) and not list((place / "run").glob(".*.tmp"))
-    notes = (f"{told} of {rounds} end with one line, with file and free space",)
-    return Result(good, rounds, "sizes leave all checkpoints loadable", notes, told == rounds)
+    return [
+        (good, rounds, "sizes leave all checkpoints loadable"),
+        (told, rounds, "end with one line, with file and free space"),
+    ]
 
 
 def endless_energy(_: Any, term: Any, data: torch.Tensor, samples: torch.Tensor) -> Any:
@@ -301,7 +299,7 @@ def inject(kind: str, at: int) -> None:
     divergence.SNAPSHOT_EVERY = 20
 
 
-def faults(runs: Runs, rounds: int) -> Result:
+def faults(runs: Runs, rounds: int) -> Counts:
     """Make one call of a run go wrong: it heals, and log.txt has what happened."""
     finished = logged = 0
     count = math.ceil(rounds * 1.5)
@@ -315,42 +313,35 @@ def faults(runs: Runs, rounds: int) -> Result:
         events = re.findall(r"^diverged at step \d+ \(.*: back to step .*; restart", text, re.M)
         restarts = state["progress"]["restarts"]
         logged += len(events) == restarts and (restarts > 0 or kind == "longer")
-    notes = (f"{logged} of {count} log each event with cause and action",)
-    what = "runs with a fault finish, and are finite"
-    return Result(finished, count, what, notes, logged == count)
-
-
-PROMISES: dict[str, tuple[str, Callable[[Runs, int], Result]]] = {
-    "kills": ("a killed run ends where it would have ended", kills),
-    "signals": ("a signal saves", signals),
-    "disk": ("a full disk destroys nothing", disk),
-    "faults": ("divergence heals", faults),
-}
+    return [
+        (finished, count, "runs with a fault finish, and are finite"),
+        (logged, count, "log each event with cause and action"),
+    ]
 
 
 def main(args: Namespace) -> int:
     """Return 0 where every promise was kept, else 1."""
     args.output.mkdir(parents=True, exist_ok=True)
     found, began = [], time.monotonic()
+    sections = {"kills": kills, "signals": signals, "disk": disk, "faults": faults}
     for section in args.sections:
-        promise, count = PROMISES[section]
         print_line(section, sys.stderr)
         with tempfile.TemporaryDirectory() as place:
-            r = count(Runs(Path(place), args.seed), args.rounds)
-        reached, kept = f"{r.reached} of {r.of} {r.what}", r.reached == r.of and r.kept
-        about = {"promise": promise, "reached": reached, "notes": list(r.notes), "kept": kept}
-        found.append({"section": section, **about})
-        print_line(f"  {'; '.join([reached, *r.notes])}", sys.stderr)
+            counts = sections[section](Runs(Path(place), args.seed), args.rounds)
+        reached = "; ".join(f"{n} of {of} {what}" for n, of, what in counts)
+        kept = all(n == of for n, of, _ in counts)
+        row = {"promise": SECTIONS[section], "reached": reached, "kept": kept}
+        found.append({"section": section, **row})
+        print_line(f"  {reached}", sys.stderr)
     where, seconds = machine.environment(torch.device("cpu")), time.monotonic() - began
     words = f"--sections {' '.join(args.sections)} --rounds {args.rounds}"
     command = f"python scripts/torture.py {words}"
     record = {"command": command, "seconds": seconds, "environment": where, "promises": found}
     write_json(args.output / "torture.json", record, indent=1)
-    rows = [{**row, "reached": "; ".join([row["reached"], *row["notes"]])} for row in found]
     place = f"{where['device']}, PyTorch {where['torch_build']}, commit {where['git_commit']}"
     text = (
         f"# What a run survives\n\n    {command}\n\n{place}; {seconds / 60:.0f} minutes\n\n"
-        f"{markdown(rows, ('promise', 'reached'))}\n"
+        f"{markdown(found, ('promise', 'reached'))}\n"
     )
     write_text(args.output / "torture.md", text)
     print_line(text, sys.stdout)
