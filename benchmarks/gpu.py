@@ -54,7 +54,7 @@ def build_parser() -> Parser:
     add("--parts", nargs="+", choices=tuple(SHARES), default=list(SHARES), metavar="PART",
         help=f"some of {', '.join(SHARES)} (default: all)")
     add("--data_root", type=Path, default=Path(data_root()), metavar="FOLDER",
-        help="with cifar10.npz, or sheets of benchmarks/sheets.py, or torchvision's files "
+        help="with cifar10.npz, or a part of it by benchmarks/subset.py, or torchvision's files "
         "(default: $HDGE_DATA_ROOT, else ./datasets)")
     add("--calls", type=COUNT, default=1, metavar="N",
         help="calls that the training is planned for: the next ones --resume (default: 1)")
@@ -92,7 +92,7 @@ def check(g: Namespace) -> None:
         raise UsageError(
             "PyTorch sees no GPU here: run it on a machine that has one, or --rehearse"
         )
-    names = ("cifar10.npz", "cifar-10-batches-py", "cifar-10-python.tar.gz", "cifar10-train-0.webp")
+    names = ("cifar10.npz", "cifar-10-batches-py", "cifar-10-python.tar.gz")
     found = any((g.data_root / name).exists() for name in names)
     if "training" in g.parts and not g.rehearse and not found:
         raise UsageError(
@@ -102,21 +102,15 @@ def check(g: Namespace) -> None:
 
 def run_parts(g: Namespace, argv: Sequence[str]) -> int:
     """Run each part in a process of its own, ended when its share of the time is over."""
-    from benchmarks import sheets  # not where numpy may be missing
-
     minutes = g.minutes or (3.0 if g.rehearse else 9.0)
     end, names = BEGAN + 60 * minutes - SPARE, [name for name in SHARES if name in g.parts]
     g.out, g.data_root = g.out.resolve(), g.data_root.resolve()
     check(g)
     with tempfile.TemporaryDirectory() as work:
-        runs, images = Path(work) / "runs", Path(work) / "images"
-        runs.mkdir()
+        runs = Path(work)
         ended: dict[str, Any] = {"parts": {}, "seconds": 0.0}
         if g.resume is not None:
             ended = resumed(g, runs)
-        if sheets.sheets_of(g.data_root):
-            sheets.unpack(g.data_root, images)
-            g.data_root = images
         g.out.mkdir(parents=True, exist_ok=True)
         ended["command"], before = ["bash", "scripts/gpu.sh", *argv], ended["seconds"]
 

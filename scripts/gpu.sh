@@ -7,8 +7,8 @@
 #     bash scripts/gpu.sh OUT --resume OLD --parts training    # train on from what an earlier call left in OLD
 #     python scripts/bench.py collect OUT      # then: tables and pictures in benchmarks/gpu/
 #
-# CIFAR-10 is read from --data_root (default: $HDGE_DATA_ROOT, else ./datasets), or from sheets of images that
-# `python benchmarks/sheets.py pack FOLDER` makes small enough to travel with the code.
+# CIFAR-10 is read from --data_root (default: $HDGE_DATA_ROOT, else ./datasets), such as the part of it that
+# `python benchmarks/subset.py FOLDER` makes small enough to travel with the code.
 set -euo pipefail
 
 exec "${PYTHON:-python3}" "$(dirname "${BASH_SOURCE[0]}")/../benchmarks/gpu.py" "$@"

@@ -15,7 +15,7 @@ import pytest
 
 import eval_wrn_ebm
 from baselines import linear_probe, train_adversarial, train_contrastive, train_flow
-from benchmarks import contrastive, gpu, sheets
+from benchmarks import contrastive, gpu, subset
 from benchmarks import flags as benchmark_flags
 from evaluation import flags as questions
 from evaluation.questions import QUESTIONS
@@ -54,7 +54,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "scripts/experiments.py sweep": experiments.build_sweep_parser,
     "scripts/bench.py": benchmark_flags.build_parser,
     "scripts/gpu.sh": gpu.build_parser,
-    "benchmarks/sheets.py": sheets.build_parser,
+    "benchmarks/subset.py": subset.build_parser,
     "benchmarks/contrastive.py": contrastive.build_parser,
     "baselines/train_contrastive.py": train_contrastive.build_parser,
     "baselines/train_adversarial.py": train_adversarial.build_parser,
