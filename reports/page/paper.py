@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from reports.page.markup import number
 from reports.page.run import ROOT, Run
+from reports.tables import TABLES
 from runs import terms
 from runs.files import read_json
 from runs.names import IMAGE_SIZE, network_title
@@ -17,16 +18,13 @@ PUBLISHED: dict[str, Any] = read_json(ROOT / "scripts" / "published.json")
 NETWORK, EPOCHS = "WRN-28-10", 200
 SCORES = {"px": "log q(x)", "py": "max q(y|x)"}  # as HDGE's Table 1 has them
 
-# Terms of the run -> its name, and the rows' names in Tables 1 (OOD), 2 (batch norm), 3 (none).
-METHODS: dict[tuple[str, ...], tuple[str, str | None, str | None, str | None]] = {
-    ("pyxce",): (
-        *("Cross-entropy", "WideResNet-28-10 (cross-entropy)", "Supervised (cross-entropy)"),
-        "WideResNet (no batch norm)",
-    ),
-    ("pyxce", "pxsgld"): ("JEM", "JEM", "JEM", "JEM"),
-    ("pyxce", "pxycontrast"): ("HDGE", "HDGE", "HDGE", "HDGE"),
-    ("pyxce", "pxycontrast", "pxsgld"): ("HDGE + JEM", "JEM + HDGE", None, "HDGE + JEM"),
-    ("pxycontrast",): ("HDGE (log q(x|y) only)", None, "HDGE (log q(x|y) only)", None),
+# Terms of the run -> its name, and the experiment of the tables that has them.
+METHODS: dict[tuple[str, ...], tuple[str, str]] = {
+    ("pyxce",): ("Cross-entropy", "ce"),
+    ("pyxce", "pxsgld"): ("JEM", "jem"),
+    ("pyxce", "pxycontrast"): ("HDGE", "hdge"),
+    ("pyxce", "pxycontrast", "pxsgld"): ("HDGE + JEM", "hdge-jem"),
+    ("pxycontrast",): ("HDGE (log q(x|y) only)", "hdge-only"),
 }
 
 
@@ -62,33 +60,29 @@ def paper_of(run: Run) -> Paper:
         losses = [name.removesuffix("/loss") for name in run.rows[0] if name.endswith("/loss")]
         names += tuple(name for name in losses if name not in terms.TERMS)
     told = run.settings.get("method") or "Terms unknown"  # a baseline's own loss has no terms
-    method, *rows = METHODS.get(names, (" + ".join(names) or str(told), None, None, None))
-    norm = run.settings.get("norm") in (None, "none", "batch")
-    if run.settings.get("uncond") or not norm or others(run):
-        rows = [None] * 3  # the papers have no such head for log q(x), network or data
-    trained = canonical(run.settings.get("dataset"))
-    return Paper(str(method), published(run.settings, trained, rows), trained)
-
-
-def published(
-    settings: Mapping[str, Any], trained: str, rows: Sequence[str | None]
-) -> dict[str, list[float]]:
-    """Return the numbers of those of the rows that are about such a network and data set."""
-    ood, batch, hybrid = rows
-
-    def row(table: str, name: str | None) -> dict[str, list[float]]:
-        found: dict[str, list[float]] = PUBLISHED["tables"][table]["rows"].get(name, {})
-        return found
-
-    if settings.get("arch") == "resnet50":
-        return row("table1_ood", f"{ood} (ResNet-50)") if trained == "cifar10" else {}
-    if trained == "cifar10":
-        found = row("table1_ood", ood) | row("table3_hybrid", hybrid)
+    method, experiment = METHODS.get(names, (" + ".join(names) or str(told), ""))
+    norm, trained = run.settings.get("norm"), canonical(run.settings.get("dataset"))
+    data, numbers = "-c100" if trained == "cifar100" else "", dict[str, list[float]]()
+    if run.settings.get("uncond") or norm not in (None, "none", "batch") or others(run):
+        pass  # the papers have no such head for log q(x), network or data
+    elif run.settings.get("arch") == "resnet50":
+        numbers = published(f"{experiment}-resnet50{data}")
     else:
-        found = row("figure2_calibration", ood)
-    if settings.get("norm") == "batch":
-        found = {key: n for key, n in found.items() if "accuracy/" not in key}
-        found |= row("table2_classification", batch)
+        numbers = published(experiment + data)
+        if norm == "batch":
+            numbers = {key: n for key, n in numbers.items() if "accuracy/" not in key}
+            numbers |= published(f"{experiment}-bn{data}")
+    return Paper(method, numbers, trained)
+
+
+def published(experiment: str) -> dict[str, list[float]]:
+    """Return the numbers of the tables' rows that the experiment makes; of several the first's."""
+    found: dict[str, list[float]] = {}
+    for table, declared in TABLES.items():
+        printed = PUBLISHED["tables"].get(table, {}).get("rows", {})
+        for row, *experiments in declared["rows"]:
+            if experiment in experiments:
+                found = printed.get(row, {}) | found
     return found
 
 
