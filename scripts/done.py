@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runs.files import file_sha256, plain, read_json
-from runs.folder import LAST, PREVIOUS, SETTINGS, read_progress
+from runs.folder import LAST, PREVIOUS, SETTINGS
 from runs.shared import weights_file
 from scripts.rows import ADVERSARIAL, CONTRASTIVE, FLOW, PROBE, TABLES, question_words
 
@@ -45,58 +43,36 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def finished(run: Path) -> bool:
-    """Return whether the last epoch, or --max_steps, or a probe's checkpoint is on the disk."""
-    settings = read_object(run / SETTINGS)
-    if settings is None or not (run / LAST).exists():
+    """Return whether the run has come to its end."""
+    from reports.page import NoRun, read_run
+
+    try:
+        return read_run(run).finished
+    except NoRun:
         return False
-    if settings.get("program") == Path(PROBE).name:  # its checkpoint is the last that it writes
-        return True
-    epoch, step = last_row(run)
-    epochs, steps = settings.get("n_epochs"), settings.get("max_steps")
-    return step >= steps if steps else epochs is not None and epoch + 1 >= epochs
 
 
-def last_row(run: Path) -> tuple[int, int]:
-    """Return epoch and step of the last whole row of progress.csv; (-1, -1) if there is none."""
-    with contextlib.suppress(OSError, UnicodeDecodeError, csv.Error):
-        for row in reversed(read_progress(run)):
-            epoch, step = row.get("epoch") or "", row.get("step") or ""
-            # One that was cut off has None for its last fields.
-            if None not in row.values() and epoch.isdecimal() and step.isdecimal():
-                return int(epoch), int(step)
-    return -1, -1
-
-
-def other_recipe(run: Path, words: Sequence[str]) -> str | None:
+def other_recipe(run: Path, words: Sequence[str], *, every: bool = False) -> str | None:
     """Return the first setting that differs from the run's, "--lr 0.02, but the run has 0.002", or
-    None."""
+    None. `every`: flags that the command leaves out count, too, at their defaults."""
     from reports.tables.records import DEFAULTS, gist  # not of terms of weight 0
+    from training import flags
 
     settings = read_object(run / SETTINGS)
     if settings is None:
         return None
-    parser = importlib.import_module(FLAGS[words[0]]).build_parser()
-    asked, recorded = vars(parser.parse_args(words[1:])), {**DEFAULTS, **gist(settings)}
-    names = [word.removeprefix("--").removeprefix("no-") for word in words if word[:2] == "--"]
-    for name in (*names, *DEFAULTS):
-        if name in recorded and name in asked and asked[name] != recorded[name]:
-            return f"--{name} {asked[name]}, but the run has {recorded[name]}"
-    return None
-
-
-def other_point(run: Path, words: Sequence[str]) -> str | None:
-    """Return the first setting of a sweep's run that differs, as `other_recipe` does; flags that
-    the command leaves out count at their defaults."""
-    from reports.tables.records import DEFAULTS, gist
-    from training.flags import parse
-
-    settings = read_object(run / SETTINGS)
-    if settings is None:
-        return None
-    ours, theirs = ({**DEFAULTS, **gist(s)} for s in (vars(parse(words[1:])[0]), settings))
-    for name in sorted(ours | theirs):
-        if ours.get(name) != theirs.get(name):
-            return f"--{name} {ours.get(name)}, but the run has {theirs.get(name)}"
+    recorded = {**DEFAULTS, **gist(settings)}
+    if every:
+        asked = {**DEFAULTS, **gist(vars(flags.parse(words[1:])[0]))}
+        names = sorted(asked | recorded)
+    else:
+        parser = importlib.import_module(FLAGS[words[0]]).build_parser()
+        asked = vars(parser.parse_args(words[1:]))
+        given = [word.removeprefix("--").removeprefix("no-") for word in words if word[:2] == "--"]
+        names = [name for name in (*given, *DEFAULTS) if name in asked and name in recorded]
+    for name in names:
+        if asked.get(name) != recorded.get(name):
+            return f"--{name} {asked.get(name)}, but the run has {recorded.get(name)}"
     return None
 
 

@@ -49,7 +49,6 @@ from runs.screen import print_line  # noqa: E402
 from scripts.done import (  # noqa: E402
     answered,
     finished,
-    other_point,
     other_recipe,
     read_object,
     resumable,
@@ -179,7 +178,7 @@ class Runner:
         if not all(self.done[start] for start in needs(self.scale, job)):
             raise Failed(f"{run.name}: what it starts from has failed")
         words = train_command(self.root, self.scale, job)
-        other = (other_point if isinstance(job, Point) else other_recipe)(run, words)
+        other = other_recipe(run, words, every=isinstance(job, Point))
         if other is not None:
             raise Failed(
                 f"{run.name}: the recipe has {other}: move {run} away, or give another --root"

@@ -48,9 +48,8 @@ def about_one(folder: Path, eval_dirs: Sequence[Path]) -> str:
 def about_several(folders: Sequence[Path]) -> str:
     from reports.page import comparison
     from reports.tables.compare import compared, lines_of, notes_of, read_runs
-    from scripts.done import finished
 
-    runs, records = read_runs(folders, finished)
+    runs, records = read_runs(folders)
     table = compared(records)
     return comparison(runs, lines_of(records, table), notes_of(records, table))
 

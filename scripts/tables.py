@@ -74,9 +74,8 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
         if scale in rows.JUDGES and (name, seed) == rows.judge(scale):
             continue  # no row: it was trained to compare samples
         places = [rows.overlay(root, scale, place, seed) for place in overlays]
-        asked, ended = done.asks(wanted.get(name, {})), done.finished(run)
         try:
-            record = records.seed_record(run, finished=ended, places=places, asked=asked)
+            record = records.seed_record(run, places, done.asks(wanted.get(name, {})))
             found.setdefault(name, {})[seed] = record
         except NoRun:
             continue  # stopped before it wrote its settings
@@ -127,7 +126,7 @@ def compare(folders: Sequence[Path], output: Path | None) -> str:
     from reports.tables.compare import compared, comparison, read_runs
     from reports.tables.records import write
 
-    _, runs = read_runs(folders, done.finished)
+    _, runs = read_runs(folders)
     table = compared(runs)
     text = comparison(runs, table)
     if output is not None:

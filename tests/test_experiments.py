@@ -25,6 +25,7 @@ from baselines import flags as baseline_flags
 from baselines import train_flow
 from evaluation import flags as questions
 from evaluation.questions import QUESTIONS
+from reports.page import read_run
 from runs.cli import UsageError
 from scripts import done, experiments, report, rows
 from training import flags
@@ -529,7 +530,7 @@ def test_the_last_whole_row_is_read(tmp_path: Path) -> None:
         "epoch,step,train_acc\n1,4,\n": (1, 4),  # of a network that does not classify
     }.items():
         (tmp_path / "progress.csv").write_text(text)
-        assert done.last_row(tmp_path) == expected, text
+        assert read_run(tmp_path).last == expected, text
 
 
 # Processes.
@@ -549,7 +550,7 @@ sys.path.insert(0, {root!r})
 from scripts import experiments
 here = Path(__file__).parent
 experiments.train_command = lambda *_: [str(here / "sleeper.py")]
-experiments.other_recipe, experiments.GRACE = (lambda *_: None), 1.0
+experiments.other_recipe, experiments.GRACE = (lambda *_, **__: None), 1.0
 if __name__ == "__main__":
     sys.exit(experiments.main(["run", "figure5_negatives", "--root", str(here / "runs")]))
 """

@@ -297,7 +297,7 @@ def test_notes_tell_how_many_images_a_question_was_about(tmp_path: Path) -> None
 def recorded(run: Path, scale: str | None = None, name: str = "") -> dict[str, Any]:
     """The answers that are taken: of a scale those that its tables ask for, else the newest."""
     asked = done.asks(done.asked_settings(scale).get(name, {})) if scale else None
-    answers: dict[str, Any] = records.seed_record(run, finished=True, asked=asked)["answers"]
+    answers: dict[str, Any] = records.seed_record(run, asked=asked)["answers"]
     return answers
 
 

@@ -13,10 +13,11 @@ from markupsafe import Markup
 
 from reports.page.markup import show
 from runs.files import read_json, read_rows
-from runs.folder import ENVIRONMENTS, environments, holds_run
+from runs.folder import ENVIRONMENTS, LAST, environments, holds_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 T = TypeVar("T")
+PROBE = "linear_probe.py"  # a program whose only row of progress.csv is no epoch
 
 # Evaluation -> what its answer must have; with several checkpoints, in each of "models".
 KEYS: dict[str, tuple[str, ...]] = {
@@ -130,6 +131,26 @@ class Run:
         """Count the epochs that progress.csv has rows of."""
         epochs = [row.get("epoch") or "" for row in self.rows]
         return max((int(text) + 1 for text in epochs if text.isdecimal()), default=0)
+
+    @property
+    def last(self) -> tuple[int, int]:
+        """Return epoch and step of the last row of progress.csv that has both; (-1, -1) without."""
+        for row in reversed(self.rows):
+            epoch, step = row.get("epoch") or "", row.get("step") or ""
+            if epoch.isdecimal() and step.isdecimal():
+                return int(epoch), int(step)
+        return -1, -1
+
+    @property
+    def finished(self) -> bool:
+        """Return whether the last epoch, or --max_steps, or a probe's checkpoint is on the disk."""
+        if not self.settings or not (self.folder / LAST).exists():
+            return False
+        if self.settings.get("program") == PROBE:  # its checkpoint is the last that it writes
+            return True
+        (epoch, step), steps = self.last, self.settings.get("max_steps")
+        epochs = self.settings.get("n_epochs")
+        return step >= steps if steps else epochs is not None and epoch + 1 >= epochs
 
     def command(self, evaluation: str, *flags: str) -> str | None:
         """Return the command that answers this question, about the best checkpoint, else the last

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -21,16 +21,15 @@ from runs.cli import UsageError
 FAMILIES = {  # family of keys -> its block
     **{"accuracy": "Accuracy", "ece_accuracy": "Calibration", "ece": "Calibration"},
     **{"auroc": "AUROC, {}", "hist": "AUROC, {} of the histogram", "fid": "Samples"},
-    **{"is": "Samples", "robust": "Accuracy (%) under attack, {} radius"},
-    **{"samples": "Samples drawn", "ms_per_step": "Cost of a training step"},
+    **dict.fromkeys(("is", "chain_fid", "precision", "recall", "read_as_asked"), "Samples"),
+    **{"robust": "Accuracy (%) under attack, {} radius", "samples": "Samples drawn"},
+    **{"asked": "Samples drawn", "ms_per_step": "Cost of a training step"},
 }
 TRAINED = "test accuracy in training (%)"
 SHOWN_BY_NETWORK = ("arch", "depth", "width", "levels")
 
 
-def read_runs(
-    folders: Sequence[Path], finished: Callable[[Path], bool]
-) -> tuple[dict[str, Run], dict[str, Record]]:
+def read_runs(folders: Sequence[Path]) -> tuple[dict[str, Run], dict[str, Record]]:
     """Return label -> Run and label -> what `compared` takes. Raises NoRun for a folder that holds
     no run, and UsageError for one that is given twice."""
     labels = [folder.resolve().name for folder in folders]
@@ -41,7 +40,7 @@ def read_runs(
     runs, records = {}, {}
     for label, folder in zip(labels, folders, strict=True):
         runs[label] = run = read_run(folder)
-        record = seed_record(folder, finished=finished(folder))
+        record = seed_record(folder)
         limit, last = run.settings.get("max_steps"), last_epoch(run) or {"value": None}
         if limit and record["state"] == "finished":
             record["state"] = f"stopped by --max_steps {limit}"

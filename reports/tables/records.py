@@ -70,8 +70,6 @@ Asked = Callable[[str, Mapping[str, Any]], bool]
 
 def seed_record(
     folder: Path,
-    *,
-    finished: bool,
     places: Sequence[Path] = (),
     asked: Asked | None = None,
 ) -> Record:
@@ -81,7 +79,7 @@ def seed_record(
     """
     run = read_run(folder, places)
     rows = [row for row in run.rows if (row.get("step") or "").isdecimal()]
-    state, divergences = _state(folder, finished)
+    state, divergences = _state(folder, run.finished)
     speeds = [found for row in rows if (found := parsed(row.get("images_per_s")))]
     speed = median(speeds) if speeds else None
     start = run.settings.get("load_path")
@@ -310,7 +308,9 @@ def numbers_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:
             for eps, accuracy in radii.items()
             if eps is not None
         }
-    return {f"samples/{key}": value(key) for key in ("n", "steps")}
+    asked = mapping(value("read_as_asked"))
+    drawn = {f"samples/{key}": value(key) for key in ("n", "steps")}
+    return drawn | {f"asked/{images}": asked.get(images) for images in ("samples", "starts")}
 
 
 def fid_numbers(answer: Answer, model: Model) -> dict[str, Any]:
