@@ -70,12 +70,11 @@ def build_parser() -> Parser:
     add("--classes", type=number(int, low=2, high=10000), nargs="+", metavar="C",
         help="all terms are timed with the first number of classes, HDGE with each")
     add("--turns", type=COUNT, metavar="N", help="times that each step is timed; the median counts")
-    add = parser.add_argument_group("machine", "As train_wrn.py has them.").add_argument
+    group = parser.add_argument_group("machine", "As train_wrn.py has them.")
     for action in training.build_parser()._actions:
         if action.dest in ("device", "amp", "compile"):
-            add(*action.option_strings, choices=action.choices, default=action.default,
-                metavar=action.metavar, help=action.help)
-    add("--seed", type=WHOLE, default=0, metavar="N",
+            group._add_action(action)
+    group.add_argument("--seed", type=WHOLE, default=0, metavar="N",
         help="seed of weights, images and noise (default: %(default)s)")
     return parser
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +26,7 @@ import models
 import train_wrn
 from benchmarks import flags, measure
 from evaluation import flags as questions
-from runs.files import read_json, read_rows, write_json
+from runs.files import read_json, write_json
 from runs.screen import print_line
 from training import cost
 from training import flags as train_flags
@@ -109,12 +109,24 @@ class Part:
         self.found.update(more)
         write_json(self.g.out / "bench.json", self.found)
 
-    def plan(self, names: Iterable[str]) -> dict[str, str]:
-        """Save what is to be measured as left out, for a kill, and return all that is: it is to be
-        taken out of there once it is measured."""
-        left_out = {**self.found.get("left_out", {}), **dict.fromkeys(names, NO_TIME)}
+    def work_off(self, work: Sequence[tuple[str, str, Callable[[], list[Row]]]]) -> None:
+        """Save the rows of each (section, name, function) as soon as they are measured. Name those
+        for which there was no time, also where this is killed, or no memory."""
+        found: dict[str, list[Row]] = {section: [] for section, *_ in work}
+        left_out = {f"{section}: {name}": NO_TIME for section, name, _ in work}
+        left_out = self.found.get("left_out", {}) | left_out
         self.save(left_out=left_out)
-        return left_out
+        for section, name, rows in work:
+            if self.late:
+                return
+            what = f"{section}: {name}"
+            measure.say(what)
+            try:
+                found[section] += rows()
+                del left_out[what]
+            except Exception as error:  # of memory, a compiler or CUDA: the others are measured
+                left_out[what] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            self.save(**found)
 
     def bench(self, **changes: Any) -> measure.Bench:
         """Return the benchmark of its preset for a GPU, or of a small network to rehearse."""
@@ -155,46 +167,27 @@ def machine(part: Part) -> None:
 
 
 def steps(part: Part) -> None:
-    """Save a row for each step of CASES and each of WAYS to run a chain, as soon as it is measured,
-    those that are compiled last. Name the rows for which there was no time or no memory."""
+    """Measure each step of CASES and each of WAYS to run a chain, those that are compiled last."""
     rates = part.found.get("peaks") or measure.peaks(part.bench())
     ways = [way for way in WAYS if way != GRAPH or part.device.type == "cuda"]
     work: list[tuple[str, str, Callable[[], list[Row]]]] = [
         *(
-            ("steps", f"{case.name}, C = {case.classes}", partial(step_rows, part, case, rates))
+            ("steps", f"{case.name}, C = {case.classes}", partial(case_rows, part, case, rates))
             for case in CASES
         ),
         *(("chain", way, partial(chain_rows, part, way)) for way in ways),
     ]
-    found: dict[str, list[Row]] = {"steps": [], "chain": []}
-    left_out = part.plan(f"{section}: {name}" for section, name, _ in work)
-    for section, name, rows in sorted(work, key=lambda item: COMPILED in item[1]):
-        if part.late:
-            return
-        what = f"{section}: {name}"
-        measure.say(what)
-        try:
-            found[section] += rows()
-            del left_out[what]
-        except Exception as error:  # of memory, a compiler or CUDA: the others are measured still
-            left_out[what] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        part.save(**found)
+    part.work_off(sorted(work, key=lambda item: COMPILED in item[1]))
 
 
-def step_rows(part: Part, case: Case, rates: dict[str, float]) -> list[Row]:
+def case_rows(part: Part, case: Case, rates: dict[str, float]) -> list[Row]:
     """Return the rows of a step and, of those asked for, its straightforward twin."""
     bench = part.bench(straightforward=case.beside, amp=case.amp, compile=case.compile)
     bench.rates = rates
-    size = {"batch_size": case.batches * bench.b.batch_size}
-    with measure.contenders(bench, case.terms, case.classes, **size) as (s, contenders):
-        calls = {label: contender.step for label, contender in contenders.items()}
-        named: Row = {"terms": case.name, "classes": case.classes}
-        if case.compile == "on":
-            started = measure.clock()
-            calls[flags.PROJECT]()
-            named["first"] = measure.clock() - started
-        times = measure.alternate(calls, turns=bench.b.turns, seconds=bench.b.seconds)
-        return measure.step_rows(bench, contenders, times, named, s)
+    size, first = case.batches * bench.b.batch_size, case.compile == "on"
+    return measure.step_rows(
+        bench, case.terms, case.classes, name=case.name, first=first, batch_size=size
+    )
 
 
 def chain_rows(part: Part, way: str) -> list[Row]:
@@ -242,18 +235,15 @@ def captured(
 
 
 def profile(part: Part) -> None:
-    """Save for a step of HDGE and of JEM: the kernels that take most time, the share of the time in
-    which the GPU is idle, and how often the host waits."""
-    bench, rows = part.bench(straightforward=False), list[Row]()
-    left_out = part.plan(f"profile: {terms}" for terms in PROFILED)
-    for terms in PROFILED:
-        if part.late:
-            return
-        measure.say(f"profile: {terms}")
+    """Measure for a step of HDGE and of JEM: the kernels that take most time, the share of the time
+    in which the GPU is idle, and how often the host waits."""
+    bench = part.bench(straightforward=False)
+
+    def rows(terms: str) -> list[Row]:
         with measure.contenders(bench, terms, 10) as (_, found):
-            rows.append({"terms": terms, **profiled(found[flags.PROJECT].step, part.device)})
-        del left_out[f"profile: {terms}"]
-        part.save(profile=rows)
+            return [{"terms": terms, **profiled(found[flags.PROJECT].step, part.device)}]
+
+    part.work_off([("profile", terms, partial(rows, terms)) for terms in PROFILED])
 
 
 def profiled(step: Callable[[], None], device: torch.device) -> Row:
@@ -316,8 +306,8 @@ def training(part: Part) -> None:
         words = ["@m-jem", *size]
         plan = planned(words, make, seconds, part.g.calls)
         train([*words, *plan, *make, "--seed", "1", "--id", jem.name, "--plot_cond"])
-    part.archive()
     shutil.rmtree(jem / "eval", ignore_errors=True)  # an earlier call's, of fewer steps
+    part.archive()
     ask(part, jem, judge, place)
 
 
@@ -327,26 +317,21 @@ def train(words: Sequence[str]) -> None:
 
 
 def ask(part: Part, jem: Path, judge: Path, place: Sequence[str]) -> None:
-    """Save what was trained and, as it comes, each answer about it, or why there is none."""
+    """Ask about what was trained; each answer is archived with the run as it comes."""
     there = [name for name in ("svhn", "cifar100") if (part.g.data_root / f"{name}.npz").exists()]
     sets = " ".join(["cifar10interp", *there] * (not part.g.rehearse) + ["uniform"])
     images = 100 if part.g.rehearse else 1000
-    answers = {question.split()[0]: {"left_out": NO_TIME} for question in QUESTIONS}
-    # progress.csv has no row where not even an epoch was begun.
-    trained = {"progress": read_rows(jem / "progress.csv"), "answers": answers}
-    trained["settings"] = read_json(jem / "variant.json")
-    part.save(training=trained)
-    for question in QUESTIONS:
-        if part.late:
-            return
+
+    def answer(question: str) -> list[Row]:
         words = question.format(judge=judge / "last_ckpt.pt", images=images, sets=sets).split()
         words = ["--load_path", str(jem / "last_ckpt.pt"), "--eval", *words, *place]
         print_line(f"python eval_wrn_ebm.py {' '.join(words)}", sys.stdout)
-        code, name = eval_wrn_ebm.main(*questions.parse(words)), words[3]
-        answers[name] = {"left_out": f"exit code {code}"}
-        if code == 0:
-            answers[name] = read_json(jem / "eval" / f"{name}.json")
-        part.save(training=trained)
+        if code := eval_wrn_ebm.main(*questions.parse(words)):
+            raise RuntimeError(f"exit code {code}")
+        part.archive()
+        return []
+
+    part.work_off([("ask", each.split()[0], partial(answer, each)) for each in QUESTIONS])
 
 
 def planned(

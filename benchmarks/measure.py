@@ -320,35 +320,43 @@ def measured(b: Namespace, device: torch.device) -> Row:
 
 
 def steps(bench: Bench) -> list[Row]:
-    """Return a row a step and contender: seconds, images/s, FLOP, share of the peak, memory."""
+    """Return the rows of each step: HDGE with each number of classes, all others with the first."""
     b, rows = bench.b, []
     for terms in b.terms:
         for classes in b.classes[: None if terms == "HDGE" else 1]:
             say(f"step: {terms}, {classes} classes")
-            with contenders(bench, terms, classes, both=True) as (s, found):
-                calls = {name: contender.step for name, contender in found.items()}
-                times = alternate(calls, turns=b.turns, seconds=b.seconds)
-                rows += step_rows(bench, found, times, {"terms": terms, "classes": classes}, s)
+            rows += step_rows(bench, terms, classes, both=True)
     return rows
 
 
 def step_rows(
-    bench: Bench, found: dict[str, Contender], times: dict[str, list[float]], named: Row,
-    s: Namespace,
-) -> list[Row]:  # fmt: skip
-    """Return the rows of contenders that took `times`: one more step each, for its memory."""
+    bench: Bench, terms: str, classes: int, *, name: str = "", first: bool = False, **more: Any
+) -> list[Row]:
+    """Return a row a contender: seconds, images/s, FLOP, share of the peak, memory.
+
+    name: of the step, unless its terms are; first: also the seconds of the project's first step,
+    with what is compiled for it; more: as of `contenders`.
+    """
     rows = []
-    for name, contender in found.items():
-        memory = extra_memory(contender.step, bench.device)
-        contender.check()
-        low, median, high = np.percentile(times[name], (25, 50, 75)).tolist()
-        rate = contender.flops / median
-        rows.append({
-            **named, "contender": name,
-            "seconds": median, "low": low, "high": high, "turns": len(times[name]),
-            "images_per_s": s.batch_size / median,
-            "ratio": median / statistics.median(times[PROJECT]),
-            "flop": contender.flops, "format": contender.format,
-            "share": rate / bench.rates[contender.format], "memory": memory,
-        })  # fmt: skip
+    with contenders(bench, terms, classes, **more) as (s, found):
+        calls = {label: contender.step for label, contender in found.items()}
+        named: Row = {"terms": name or terms, "classes": classes}
+        if first:
+            started = clock()
+            calls[PROJECT]()
+            named["first"] = clock() - started
+        times = alternate(calls, turns=bench.b.turns, seconds=bench.b.seconds)
+        for label, contender in found.items():
+            memory = extra_memory(contender.step, bench.device)  # of one more step
+            contender.check()
+            low, median, high = np.percentile(times[label], (25, 50, 75)).tolist()
+            rate = contender.flops / median
+            rows.append({
+                **named, "contender": label,
+                "seconds": median, "low": low, "high": high, "turns": len(times[label]),
+                "images_per_s": s.batch_size / median,
+                "ratio": median / statistics.median(times[PROJECT]),
+                "flop": contender.flops, "format": contender.format,
+                "share": rate / bench.rates[contender.format], "memory": memory,
+            })  # fmt: skip
     return rows

@@ -180,54 +180,13 @@ def tests(found: Row) -> list[str]:
     ]
 
 
-def answers_of(found: Row) -> tuple[str, list[list[str]]]:
-    """Return what was trained, and a line for each number that it was asked for."""
-    s, answers = found["settings"], found["answers"]
-    last = found["progress"][-1] if found["progress"] else {"epoch": -1, "step": 0, "seconds": 0}
-    ran = (
-        f"@{s['recipe']}, WRN-{s['depth']}-{s['width']} on {s['dataset']}, batch "
-        f"{s['batch_size']}: {int(last['step']):,} steps, to epoch {int(last['epoch']) + 1} of "
-        f"{s['n_epochs']}, {float(last['seconds']):.0f} s, one seed."
-    )
-    asked = (("test_clf", "accuracy", "test accuracy"), ("eval_ece", "ece", "ECE"))
-    lines = [
-        [name, f"{100 * answer[key]:.2f} %", str(answer["n"])]
-        for question, key, name in asked
-        if key in (answer := answers.get(question, {}))
+def training(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return the run's settings and numbers, as scripts/tables.py compares runs."""
+    return [
+        table(["", "M-JEM"], lines),
+        "FID, precision and recall are in the features of a cross-entropy network that was trained "
+        "here, and not comparable with a published FID.",
     ]
-    asked_for = answers.get("cond_samples", {})
-    for name, share in asked_for.get("read_as_asked", {}).items():
-        if name in ("samples", "starts"):
-            named = f"class-conditional {name} that are read as asked"
-            lines.append([named, f"{100 * share:.1f} %", str(asked_for["n"])])
-    for row in answers.get("OOD", {}).get("rows", []):
-        named = f"AUROC of {row['score_fn']} against {row['ood_dataset']}"
-        lines.append([named, f"{row['auroc']:.3f}", str(row["n_out"])])
-    return ran, [["question", "answer", "images"], *lines]
-
-
-def training(found: Row) -> list[str]:
-    """Return the run's settings, its answers, and FID over the length of a chain."""
-    answers = found["answers"]
-    ran, (head, *lines) = answers_of(found)
-    pieces = [ran, table(head, lines)]
-    if rows := answers.get("fid", {}).get("rows"):
-        head_of_fid = ["images", "steps", "FID", "precision", "recall"]
-        pieces.append(table(head_of_fid, [
-            [
-                *(row["images"], "-" if row["steps"] is None else str(row["steps"])),
-                *(figures(row["fid"]), f"{row['precision']:.2f}", f"{row['recall']:.2f}"),
-            ]
-            for row in rows
-        ]))  # fmt: skip
-        pieces.append(
-            "FID, precision and recall are in the features of a cross-entropy network that was "
-            "trained here, and not comparable with a published FID."
-        )
-    left = [
-        f"{name}: {answer['left_out']}" for name, answer in answers.items() if "left_out" in answer
-    ]
-    return [*pieces, *left]
 
 
 def left_out(found: dict[str, str]) -> list[str]:
@@ -240,6 +199,6 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "chain": ("A chain alone", chain),
     "profile": ("A step under the profiler", profile),
     "tests": ("The tests that need a GPU", tests),
-    "training": ("A short training run", training),
+    "summary": ("A short training run", training),
     "left_out": ("Left out", left_out),
 }

@@ -20,7 +20,6 @@ from benchmarks import flags  # noqa: E402
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
     COMMAND_LINE = flags.parse(sys.argv[1:])
 
-import json  # noqa: E402
 import os  # noqa: E402
 import time  # noqa: E402
 from argparse import Namespace  # noqa: E402
@@ -32,7 +31,7 @@ from benchmarks import measure, report  # noqa: E402
 from benchmarks.collect import collect  # noqa: E402
 from runs.cli import UsageError  # noqa: E402
 from runs.endings import exit_code  # noqa: E402
-from runs.files import naming  # noqa: E402
+from runs.files import write_json, write_text  # noqa: E402
 from runs.screen import print_line  # noqa: E402
 from training.machine import choose_device, environment  # noqa: E402
 
@@ -64,9 +63,8 @@ def work(b: Namespace) -> int:
     found |= measure.measured(b, device)
     found["seconds"] = time.monotonic() - began
     page = report.markdown(found)
-    for name, text in (("bench.json", json.dumps(found, indent=1) + "\n"), ("bench.md", page)):
-        with naming(b.output / name):
-            (b.output / name).write_text(text, encoding="utf-8")
+    write_json(b.output / "bench.json", found, indent=1)
+    write_text(b.output / "bench.md", page)
     print_line(page, sys.stdout)
     print_line(f"{b.output / 'bench.md'} and bench.json", sys.stdout)
     return 0

@@ -1,4 +1,4 @@
-"""scripts/gpu.sh: every part writes what it has measured; sheets, archive and pages keep it."""
+"""scripts/gpu.sh: every part writes what it has measured; archive and pages keep it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import collect, gpu, gpu_parts, report, sheets
+from benchmarks import collect, gpu, gpu_parts, report, subset
 from reports.tables.page import write_results
 from runs.cli import UsageError
 from runs.files import read_json
@@ -20,42 +20,29 @@ from tests.pair import outcome
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_sheets_give_the_images_again(tmp_path: Path) -> None:
+def test_a_subset_has_the_first_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     arrays = {}
-    for split, n in (("train", 10_150), ("test", 120)):
+    for split, n in (("train", 150), ("test", 120)):
         arrays[f"{split}_images"] = rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
         arrays[f"{split}_labels"] = rng.integers(0, 10, n)
     for name in ("cifar10", "svhn"):
         np.savez(tmp_path / f"{name}.npz", **arrays)  # type: ignore[arg-type]
-    words = f"--data_root {tmp_path} --names cifar10 svhn --images 10100 --test_images 50"
-    sheets.main(["pack", str(tmp_path / "sheets"), *words.split()])
-    sheets.main(["unpack", str(tmp_path / "sheets"), str(tmp_path / "again")])
-    for name, n in (("cifar10", {"train": 10_100, "test": 50}), ("svhn", {"test": 50})):
-        with np.load(tmp_path / "again" / f"{name}.npz") as found:
+    words = f"--data_root {tmp_path} --names cifar10 svhn --images 100 --test_images 50"
+    subset.main([str(tmp_path / "part"), *words.split()])
+    for name, n in (("cifar10", {"train": 100, "test": 50}), ("svhn", {"test": 50})):
+        with np.load(tmp_path / "part" / f"{name}.npz") as found:
             assert set(found.files) == {
                 f"{split}_{kind}" for split in n for kind in ("images", "labels")
             }
             for key in found.files:
                 assert np.array_equal(found[key], arrays[key][: n[key.split("_")[0]]])
-
-
-def test_sheets_are_read_in_order_and_a_folder_without_any_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for i in (0, 2, 10):
-        for suffix in ("webp", "npy"):
-            (tmp_path / f"my-set-train-{i}.{suffix}").touch()
-    (tmp_path / "a-b-photo.webp").touch()
-    found = [path.stem.rsplit("-", 2) for path in sheets.sheets_of(tmp_path)]
-    assert found == [["my-set", "train", i] for i in ("0", "2", "10")]
     for words, said in (
-        (["unpack", str(tmp_path / "none"), str(tmp_path / "x")], "has no sheets"),
-        (["pack", str(tmp_path / "x"), "--data_root", str(tmp_path)], "cifar10.npz"),
-        (["pack", str(tmp_path / "x"), "--data_root", "/nope"], "/nope/cifar10.npz"),
+        ([str(tmp_path / "part"), "--data_root", str(tmp_path)], "part"),  # it is there already
+        ([str(tmp_path / "x"), "--data_root", "/nope"], "/nope/cifar10.npz"),
     ):
         with pytest.raises(SystemExit) as ended:
-            sheets.main(words)
+            subset.main(words)
         assert ended.value.code == 2 and said in capsys.readouterr().err
         assert not (tmp_path / "x").exists()
 
@@ -187,10 +174,8 @@ def test_a_rehearsal_measures_every_part(tmp_path: Path, monkeypatch: pytest.Mon
     assert {row["terms"] for row in found["steps"]} == {case.name for case in small}
     assert [row["terms"] for row in found["profile"]] == list(gpu_parts.PROFILED)
     assert all(len(row["kernels"]) == gpu_parts.LARGEST for row in found["profile"])
-    assert {*found["training"]["answers"]} == {
-        question.split()[0] for question in gpu_parts.QUESTIONS
-    }
-    assert not any("left_out" in answer for answer in found["training"]["answers"].values())
+    answers = {path.stem for path in (tmp_path / "runs" / "m-jem" / "eval").glob("*.json")}
+    assert answers == {question.split()[0] for question in gpu_parts.QUESTIONS}
     assert len(list(out.iterdir())) <= 8
     late = {"training": {"exit_code": gpu.LATE}, "profile": {"exit_code": 1}}
     (out / "parts.json").write_text(json.dumps({"command": ["x"], "parts": late, "seconds": 1}))
@@ -206,14 +191,14 @@ def test_a_rehearsal_measures_every_part(tmp_path: Path, monkeypatch: pytest.Mon
     assert "test accuracy" in page and "JEM-stable" in page and "FID" in page
     for name in re.findall(r"\]\((\S+\.png)\)", page):
         assert (tmp_path / "page" / name).read_bytes().startswith(b"\x89PNG")
-    assert "class-conditional samples that are read as asked" in page
+    assert "Class-conditional samples read as asked (%)" in page and "Recall of samples" in page
     assert "cond_samples_starts.png" in page
     results = tmp_path / "results"
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "page").rename(tmp_path / "benchmarks" / "gpu")
     write_results([], {}, results)
-    assert re.search(r"Minutes on a GPU\n\n@m-jem, WRN-10-1 .*\n\n(.*\n)+\| test accuracy ",
-                     (tmp_path / "RESULTS.md").read_text(encoding="utf-8"))  # fmt: skip
+    table = r"Minutes on a GPU\n\n.*\n\n(.*\n)+\| network +\| WRN-10-1 .*\n(.*\n)+\| AUROC px"
+    assert re.search(table, (tmp_path / "RESULTS.md").read_text(encoding="utf-8"))
 
 
 def test_a_gpu_s_page_has_the_machine_and_readme_its_table(tmp_path: Path) -> None:
@@ -257,16 +242,10 @@ def test_a_gpu_s_page_has_the_machine_and_readme_its_table(tmp_path: Path) -> No
 
 def test_what_a_kill_left_has_a_page(tmp_path: Path) -> None:
     record = read_json(ROOT / "benchmarks" / "cpu" / "bench.json")
-    run = {"recipe": "m-jem", "depth": 16, "width": 4, "dataset": "cifar10", "batch_size": 128}
     left = {
         "settings": {**record["settings"], "device": "cuda"},
         "environment": record["environment"],
-        "left_out": {"profile: HDGE": gpu_parts.NO_TIME},
-        "training": {
-            "progress": [],
-            "settings": {**run, "n_epochs": 9},
-            "answers": {"test_clf": {"left_out": gpu_parts.NO_TIME}},
-        },
+        "left_out": dict.fromkeys(("profile: HDGE", "ask: test_clf"), gpu_parts.NO_TIME),
     }
     (tmp_path / "bench.json").write_text(json.dumps(left))
     (tmp_path / "tests.xml").write_text("<testsuites><testsu")
@@ -278,8 +257,7 @@ def test_what_a_kill_left_has_a_page(tmp_path: Path) -> None:
         "The part `machine` was interrupted",
         "not measured",
         "- profile: HDGE: no time was left",
-        "0 steps, to epoch 0 of 9",
-        "test_clf: no time was left",
+        "- ask: test_clf: no time was left",
     ):
         assert said in page
     assert "![" not in page and "tests that need a GPU" not in page
