@@ -137,8 +137,8 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> tuple[str, Pat
         for question, every in found.items()
         for answer in every
         for model in answer.models
-        if answer.value(model, "checkpoint_sha256") == sha256 and not answer.missing
-        if answer.value(model, "weights") != "raw"  # of a run with --ema the averaged are exported
+        if model.get("checkpoint_sha256") == sha256 and not answer.missing
+        if model.get("weights") != "raw"  # of a run with --ema the averaged are exported
     ]
     pictures = [
         path

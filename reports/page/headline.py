@@ -8,10 +8,10 @@ from typing import Any
 
 from reports.page.markup import number, parsed
 from reports.page.paper import Paper, canonical
-from reports.page.questions import distance_of, own_features
+from reports.page.questions import own_features
 from reports.page.run import NOISY, Answer, Run
 
-Found = dict[str, Any]  # "value", "answer" and "model", and what else a card shows
+Found = dict[str, Any]  # "value", "model", and what else a card shows
 
 
 def own(run: Run, name: str, key: str) -> Iterator[Found]:
@@ -23,9 +23,8 @@ def own(run: Run, name: str, key: str) -> Iterator[Found]:
     for answer in sorted(run.answers[name], key=judged, reverse=True):
         model = answer.of_run()
         steps = number(answer.part("settings").get("n_steps")) if name in NOISY else None
-        if not steps and answer.value(model, key) is not None:
-            n = number(answer.value(model, "n"))
-            yield {"answer": answer, "model": model, "value": answer.value(model, key), "n": n}
+        if model and not steps and model.get(key) is not None:
+            yield {"model": model, "value": model.get(key), "n": number(model.get("n"))}
 
 
 def judged(answer: Answer) -> float:
@@ -33,16 +32,16 @@ def judged(answer: Answer) -> float:
     model = answer.of_run()
     if model is None:
         return 0
-    sets = {str(r.get("ood_dataset")): r for r in answer.rows(model, "rows")}.values()
+    sets = {str(r.get("ood_dataset")): r for r in model.rows("rows")}.values()
     ins = max((number(r.get("n_in")) or 0 for r in sets), default=0)
     outs = sum(number(r.get("n_out")) or 0 for r in sets)
-    return max(number(answer.value(model, "n")) or 0, ins + outs)
+    return max(number(model.get("n")) or 0, ins + outs)
 
 
 def of_test_split(run: Run, name: str, key: str) -> Found | None:
     """Return the answer about the test split of the run's data."""
     for found in own(run, name, key):
-        dataset = str(found["answer"].value(found["model"], "dataset"))
+        dataset = str(found["model"].get("dataset"))
         ours = canonical(dataset) == canonical(run.settings.get("dataset", dataset))
         if number(found["value"]) is not None and ours and not dataset.endswith(("train", "valid")):
             return {**found, "dataset": dataset}
@@ -60,12 +59,12 @@ def last_epoch(run: Run) -> Found | None:
 def ood(run: Run, paper: Paper) -> Found | None:
     """Return log q(x)'s mean AUROC over all sets of an answer, and the worst set."""
     for found in own(run, "OOD", "rows"):
-        rows = found["answer"].rows(found["model"], "rows")
+        rows = found["model"].rows("rows")
         px = [row for row in rows if row.get("score_fn") == "px"]
         values = {str(row.get("ood_dataset")): number(row.get("auroc")) for row in px}
         auroc = {name: value for name, value in values.items() if value is not None}
         if auroc:
-            inside = str(found["answer"].value(found["model"], "in_dataset"))
+            inside = str(found["model"].get("in_dataset"))
             known = [paper.auroc(inside, name, "px") for name in auroc]
             theirs = None if None in known else mean(pair[0] for pair in known if pair)
             told = details(inside, auroc)
@@ -88,19 +87,18 @@ def details(inside: str, auroc: dict[str, float]) -> list[str]:
 def fid(run: Run) -> Found | None:
     """Return FID in Inception's features: one in a classifier's own compares with nothing."""
     for found in own(run, "fid", "fid"):
-        if number(found["value"]) is not None and not own_features(found["answer"], found["model"]):
+        if number(found["value"]) is not None and not own_features([found["model"]]):
             return found
     return None
 
 
 def robust(run: Run) -> Found | None:
     """Return the row of an attack at 8/255 (L-infinity) or .5 (L2), or the radius nearest to it."""
-    answers = [{**f, "distance": distance_of(f["answer"])} for f in own(run, "attack", "rows")]
-    for found in sorted(answers, key=lambda found: found["distance"] != "Linf"):
-        rows = [r for r in found["answer"].rows(found["model"], "rows") if number(r.get("eps"))]
-        rows = [r for r in rows if r["eps"] > 0 and number(r.get("accuracy")) is not None]
-        goal = 8 / 255 if found["distance"] == "Linf" else 0.5
-        if rows:
-            row = min(rows, key=lambda r: abs(r["eps"] - goal))
-            return {**found, "value": row["accuracy"], "eps": row["eps"]}
+    for distance, goal in (("Linf", 8 / 255), ("L2", 0.5)):
+        for found in own(run, "attack", "rows"):
+            rows = [r for r in found["model"].rows("rows") if (number(r.get("eps")) or 0) > 0]
+            rows = [r for r in rows if number(r.get("accuracy")) is not None]
+            if rows and found["model"].get("distance") == distance:
+                row = min(rows, key=lambda r: abs(r["eps"] - goal))
+                return {**found, "distance": distance, "value": row["accuracy"], "eps": row["eps"]}
     return None

@@ -38,9 +38,9 @@ def ood_rows(answer: Answer, paper: Paper) -> list[dict[str, Any]]:
     rows = []
     for label, m in zip(answer.labels, answer.models, strict=True):
         several = {"model": m.label} if len(answer.models) > 1 else {}
-        for row in answer.rows(m, "rows"):
+        for row in m.rows("rows"):
             score, out = str(row.get("score_fn")), str(row.get("ood_dataset"))
-            known = paper.auroc(str(answer.value(m, "in_dataset")), out, score) if m.own else None
+            known = paper.auroc(str(m.get("in_dataset")), out, score) if m.own else None
             theirs = known and f"{known[0]:.2f} \N{PLUS-MINUS SIGN} {known[1]:.2f}"
             names = {"label": label, "ood_dataset": out, "score_fn": score, **several}
             rows.append({**row, **names, "auroc": number(row.get("auroc")), "theirs": theirs})
@@ -48,7 +48,7 @@ def ood_rows(answer: Answer, paper: Paper) -> list[dict[str, Any]]:
 
 
 def in_datasets(answer: Answer) -> str:
-    return ", ".join(sorted({str(answer.value(m, "in_dataset")) for m in answer.models}))
+    return ", ".join(sorted({str(m.get("in_dataset")) for m in answer.models}))
 
 
 def below_half(rows: list[dict[str, Any]]) -> str | None:
@@ -59,19 +59,19 @@ def histogram_rows(answer: Answer) -> list[tuple[Any, ...]]:
     """Return (model, data set, its numbers, its quantiles)."""
     rows = []
     for label, model in zip(answer.labels, answer.models, strict=True):
-        for name, found in mapping(answer.value(model, "sets")).items():
+        for name, found in mapping(model.get("sets")).items():
             rows.append((label, name, mapping(found), mapping(mapping(found).get("quantiles"))))
     return rows
 
 
 def distance_of(answer: Answer) -> str:
-    return str(answer.value(answer.of_run() or answer.first, "distance"))
+    return str((answer.of_run() or answer.first).get("distance"))
 
 
 def radii(answer: Answer) -> list[tuple[float, list[Any]]]:
     """Return each radius of an attack and the models' accuracies at it."""
     found = [
-        {number(row.get("eps")): row.get("accuracy") for row in answer.rows(model, "rows")}
+        {number(row.get("eps")): row.get("accuracy") for row in model.rows("rows")}
         for model in answer.models
     ]
     known = sorted({at for rows in found for at in rows if at is not None})
@@ -111,21 +111,20 @@ def sampled(answer: Answer) -> Pictures:
     return [(path, GRIDS.get(kind, GRIDS["uncond"]) + after[kind]) for kind, (_, path) in shown]
 
 
-def features(answer: Answer, model: Model) -> str:
+def features(model: Model) -> str:
     """Return 'inception', or 'model' with the classifier's file and folder."""
-    kind, _, place = plain(answer.value(model, "features")).partition(" ")
+    kind, _, place = plain(model.get("features")).partition(" ")
     return f"{kind} {'/'.join(place.split('/')[-2:])}" if place else kind
 
 
-def own_features(answer: Answer, model: Model | None = None) -> bool:
+def own_features(models: list[Model]) -> bool:
     """Return whether FID's features are a classifier's, of any model: no published number
     compares."""
-    models = answer.models if model is None else [model]
-    return any(str(answer.value(m, "features")).startswith("model") for m in models)
+    return any(str(model.get("features")).startswith("model") for model in models)
 
 
 def all_rows(answer: Answer) -> list[dict[str, Any]]:
-    return [row for model in answer.models for row in answer.rows(model, "rows")]
+    return [row for model in answer.models for row in model.rows("rows")]
 
 
 def class_names(told: dict[str, Any]) -> list[str]:

@@ -39,12 +39,23 @@ class NoRun(ValueError):
 
 @dataclass
 class Model:
-    """One checkpoint's part of an answer; `own`: the checkpoint belongs to this run."""
+    """One checkpoint's part of an answer, with what stands above all models, such as their data
+    set. `own`: the checkpoint belongs to this run."""
 
     label: str
     checkpoint: str
     values: dict[str, Any]
     own: bool
+
+    def get(self, key: str) -> Any:
+        return self.values.get(key)
+
+    def part(self, key: str) -> dict[str, Any]:
+        return mapping(self.get(key))
+
+    def rows(self, key: str) -> list[dict[str, Any]]:
+        """Return a list of objects; whatever else stands in its place is passed over."""
+        return items(self.get(key), dict)
 
 
 @dataclass
@@ -68,21 +79,13 @@ class Answer:
 
     @property
     def first(self) -> Model:
-        return self.models[0] if self.models else Model("", "", {}, False)
+        return self.models[0] if self.models else Model("", "", self.record, False)
 
     def of_run(self) -> Model | None:
         return next((model for model in self.models if model.own), None)
 
     def part(self, key: str) -> dict[str, Any]:
         return mapping(self.record.get(key))
-
-    def value(self, model: Model | None, key: str) -> Any:
-        """Return a model's value, or what stands above all models, such as their data set."""
-        return None if model is None else model.values.get(key, self.record.get(key))
-
-    def rows(self, model: Model, key: str) -> list[dict[str, Any]]:
-        """Return a list of objects; whatever else stands in its place is passed over."""
-        return items(self.value(model, key), dict)
 
     def pictures(self) -> list[Path]:
         """Return the answer's PNG files, beside it, in its order."""
@@ -91,16 +94,16 @@ class Answer:
 
     def reports(self) -> list[tuple[str, dict[str, Any]]]:
         """Return (model, section) for each section that the answer brings with it."""
-        found = [mapping(self.value(model, "report")) for model in self.models]
+        found = [model.part("report") for model in self.models]
         return [pair for pair in zip(self.labels, found, strict=True) if pair[1]]
 
     def facts(self) -> list[tuple[str, Any]]:
         """Return what the numbers depend on as (name, value), in the order of a reader's
         questions: split, images, noise, the rest of the protocol, checkpoint."""
         agreed, name, first = self.part("protocol"), self.record.get("eval"), self.first
-        n, noise = self.value(first, "n"), self.part("settings").get("sigma")
+        n, noise = first.get("n"), self.part("settings").get("sigma")
         images = show(n, ",.0f") if n else None
-        found = [("split", self.value(first, "dataset")), ("images", images)]
+        found = [("split", first.get("dataset")), ("images", images)]
         if name in (*NOISY, "attack"):
             found.append(("sigma", agreed.get("sigma", None if name == "attack" else noise)))
         above = {"version", "n", "dataset", "sigma", *(k for k, v in found if v is not None)}
@@ -243,9 +246,9 @@ def _answer(run: Run, name: str, path: Path, record: dict[str, Any]) -> Answer:
         beside = part is record and path.parent.resolve() == (run.folder / "eval").resolve()
         own = beside or Path(checkpoint).parent.name == run.name  # by name: a run may be moved
         label = str(part.get("label") or Path(checkpoint).parent.name or run.name)
-        models.append(Model(label, checkpoint, part, own))
+        models.append(Model(label, checkpoint, {**record, **part}, own))
     answer = Answer(path, record, models, [])
     for key in KEYS.get(name, ()):
-        if not models or any(answer.value(model, key) is None for model in models):
+        if not models or any(model.get(key) is None for model in models):
             answer.missing.append(key)
     return answer

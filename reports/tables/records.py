@@ -20,7 +20,7 @@ from typing import Any
 
 from reports.page.markup import number, parsed
 from reports.page.paper import canonical
-from reports.page.run import Answer, Model, Run, mapping, read_run
+from reports.page.run import Model, Run, mapping, read_run
 from reports.tables.titles import natural
 from runs.cli import UsageError
 from runs.files import file_sha256, plain, read_json, whole
@@ -224,19 +224,20 @@ def answers_of(run: Run, asked: Asked | None) -> dict[str, Any]:
     for name, answer in ((name, each) for name, every in run.answers.items() for each in every):
         model = answer.of_run()
         chains = name == "fid" or name.endswith("_samples")
-        refined = not chains and number(answer.part("protocol").get("n_steps"))
-        if model is None or refined or number(answer.value(model, "n_steps_refine")):
+        if model is None or number(model.get("n_steps_refine")):
+            continue
+        if not chains and number(model.part("protocol").get("n_steps")):
             continue
         last = Path(model.checkpoint).name == LAST
         if asked is not None and not (last and asked(name, answer.part("settings"))):
             continue
-        key = f"{name}/{answer.value(model, 'distance')}" if name == "attack" else name
-        if is_stale(run, answer, model, hash_of):
+        key = f"{name}/{model.get('distance')}" if name == "attack" else name
+        if is_stale(run, model, hash_of):
             stale.setdefault(key, answer.path)
         elif key not in found or last > found[key][0]:  # the newest of a question comes first
-            numbers = numbers_of(name, answer, model)
-            skipped = [str(r.get("ood_dataset")) for r in answer.rows(model, "skipped")]
-            record = {"protocol": protocol_of(name, answer, model), "skipped": skipped}
+            numbers = numbers_of(name, model)
+            skipped = [str(r.get("ood_dataset")) for r in model.rows("skipped")]
+            record = {"protocol": protocol_of(name, model), "skipped": skipped}
             record["numbers"] = {k: v for k, v in numbers.items() if number(v) is not None}
             found[key] = (last, record)
     for key in sorted(stale.keys() - found.keys()):
@@ -247,40 +248,36 @@ def answers_of(run: Run, asked: Asked | None) -> dict[str, Any]:
     return {key: answer for key, (_, answer) in found.items()}
 
 
-def protocol_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:
+def protocol_of(name: str, model: Model) -> dict[str, Any]:
     """Return what the numbers depend on, as far as the answer tells; "sets": name -> images."""
-    told = answer.part("protocol")
+    told = model.part("protocol")
     protocol = {key: told[key] for key in PROTOCOL if key in told}
     sizes = {key: IMAGES.search(str(text)) for key, text in mapping(told.get("sets")).items()}
     protocol["sets"] = {key: int(n[1].replace(",", "")) for key, n in sizes.items() if n}
-    protocol |= {key: answer.value(model, key) for key in OWN_PROTOCOL.get(name, ())}
-    if isinstance(weights := answer.value(model, "weights"), str):  # of a run with --ema
+    protocol |= {key: model.get(key) for key in OWN_PROTOCOL.get(name, ())}
+    if isinstance(weights := model.get("weights"), str):  # of a run with --ema
         protocol["weights"] = weights.split()[0]
     if name == "fid":
-        protocol["features"] = features_of(answer, model)
+        protocol["features"] = features_of(model)
         if protocol["features"] != "own":  # else of each seed its own
-            protocol["features_sha256"] = answer.value(model, "features_sha256")
+            protocol["features_sha256"] = model.get("features_sha256")
     return protocol
 
 
-def is_stale(run: Run, answer: Answer, model: Model, hash_of: Callable[[Path], Any]) -> bool:
+def is_stale(run: Run, model: Model, hash_of: Callable[[Path], Any]) -> bool:
     """Tell whether the run's checkpoint has changed since: by its hash, or, where a folder has no
     weights, by the last step. An answer with neither is believed."""
     path = run.folder / Path(model.checkpoint).name
-    told = answer.value(model, "checkpoint_sha256")
+    told = model.get("checkpoint_sha256")
     if isinstance(told, str) and hash_of(path) is not None:
         return bool(told != hash_of(path))
-    about = answer.value(model, "run")
-    step = number(about.get("step")) if isinstance(about, dict) else None
+    step = number(model.part("run").get("step"))
     steps = [int(text) for row in run.rows if (text := row.get("step") or "").isdecimal()]
     return path.name == LAST and step is not None and steps != [] and step != steps[-1]
 
 
-def numbers_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:
-    def value(key: str) -> Any:
-        return answer.value(model, key)
-
-    rows = answer.rows(model, "rows")
+def numbers_of(name: str, model: Model) -> dict[str, Any]:
+    value, rows = model.get, model.rows("rows")
     if name in OF_DATASET:
         dataset = canonical(str(value("dataset")))
         return {f"{key}/{dataset}": value(source) for key, source in OF_DATASET[name].items()}
@@ -293,14 +290,14 @@ def numbers_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:
         }
         return numbers | mean_aurocs(numbers)
     if name == "logp_hist":
-        sets = mapping(value("sets"))
+        sets = model.part("sets")
         known = canonical(next(iter(sets), "cifar10").removesuffix("_train"))
         return {
             f"hist/{value('score_fn')}/{out_of(known, out)}": mapping(found).get("auroc")
             for out, found in sets.items()
         }
     if name == "fid":
-        return fid_numbers(answer, model)
+        return fid_numbers(model)
     if name == "attack":
         radii = {number(row.get("eps")): row.get("accuracy") for row in rows}
         return {
@@ -308,14 +305,14 @@ def numbers_of(name: str, answer: Answer, model: Model) -> dict[str, Any]:
             for eps, accuracy in radii.items()
             if eps is not None
         }
-    asked = mapping(value("read_as_asked"))
+    asked = model.part("read_as_asked")
     drawn = {f"samples/{key}": value(key) for key in ("n", "steps")}
     return drawn | {f"asked/{images}": asked.get(images) for images in ("samples", "starts")}
 
 
-def fid_numbers(answer: Answer, model: Model) -> dict[str, Any]:
+def fid_numbers(model: Model) -> dict[str, Any]:
     """Return the numbers of the samples, and of chains of that length beside their starts."""
-    features = features_of(answer, model)
+    features = features_of(model)
     if features == f"{Path(model.checkpoint).parent.name}'s":
         features = "own"
 
@@ -323,10 +320,10 @@ def fid_numbers(answer: Answer, model: Model) -> dict[str, Any]:
         count = int(number(n) or 0)
         return features if count >= PUBLISHED_SAMPLES else f"{features}-{count}"
 
-    key, steps = of(answer.value(model, "n")), answer.value(model, "steps")
-    numbers = {f"fid/{key}": answer.value(model, "fid")}
-    numbers[f"is/{key}"] = answer.value(model, "inception_score_mean")
-    for row in answer.rows(model, "rows"):
+    key, steps = of(model.get("n")), model.get("steps")
+    numbers = {f"fid/{key}": model.get("fid")}
+    numbers[f"is/{key}"] = model.get("inception_score_mean")
+    for row in model.rows("rows"):
         if row.get("images") in ("starts", "samples") and row.get("steps") in (0, steps):
             for family, source in OF_CHAINS.items():
                 numbers[f"{family}/{row['images']}/{of(row.get('n'))}"] = row.get(source)
@@ -344,9 +341,9 @@ def mean_aurocs(numbers: Mapping[str, Any]) -> dict[str, float]:
     return {f"{key}/{len(v)}": fmean(v) for key, v in found.items() if len(v) > 1}
 
 
-def features_of(answer: Answer, model: Model) -> str:
+def features_of(model: Model) -> str:
     """Return inception, own (the very network's that made the samples) or --fid_model's folder."""
-    name, other = str(answer.value(model, "features")), answer.part("settings").get("fid_model")
+    name, other = str(model.get("features")), model.part("settings").get("fid_model")
     if not name.startswith("model"):
         return "inception" if name.startswith("inception") else name
     return f"{Path(other).parent.name}'s" if isinstance(other, str) else "own"
