@@ -310,15 +310,6 @@ def peaks(bench: Bench) -> dict[str, float]:
 # -------------------------------------------------------------------------------------- sections
 
 
-def measured(b: Namespace, device: torch.device) -> Row:
-    """Return the peaks, and the rows of the steps."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device.index or 0)  # clock() waits for the current GPU
-    bench = Bench(b, device)
-    bench.rates = peaks(bench)
-    return {"peaks": bench.rates, "steps": steps(bench)}
-
-
 def steps(bench: Bench) -> list[Row]:
     """Return the rows of each step: HDGE with each number of classes, all others with the first."""
     b, rows = bench.b, []

@@ -24,6 +24,7 @@ import os  # noqa: E402
 import time  # noqa: E402
 from argparse import Namespace  # noqa: E402
 from functools import partial  # noqa: E402
+from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 
@@ -54,13 +55,16 @@ def work(b: Namespace) -> int:
     if b.compile != "off":  # one network meets several batch sizes, and is compiled for each
         torch._dynamo.config.recompile_limit = 64
     b.output.mkdir(parents=True, exist_ok=True)
-    found = {
+    found: dict[str, Any] = {
         "settings": {**vars(b), "output": str(b.output), "device": str(device)},
         "environment": environment(device),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
-    began = time.monotonic()
-    found |= measure.measured(b, device)
+    began, bench = time.monotonic(), measure.Bench(b, device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)  # measure.clock waits for the current GPU
+    found["peaks"] = bench.rates = measure.peaks(bench)
+    found["steps"] = measure.steps(bench)
     found["seconds"] = time.monotonic() - began
     page = report.markdown(found)
     write_json(b.output / "bench.json", found, indent=1)

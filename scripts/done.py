@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runs.files import file_sha256, plain, read_json
-from runs.folder import LAST, PREVIOUS, SETTINGS
+from runs.folder import SETTINGS
 from runs.shared import weights_file
 from scripts.rows import ADVERSARIAL, CONTRASTIVE, FLOW, PROBE, TABLES, question_words
 
@@ -153,8 +153,3 @@ def sha256(path: Path) -> str:
 def sha256_of(path: Path, changed: int, size: int) -> str:
     """Return the sha256 of a file, which is read again only when it has changed."""
     return file_sha256(path)
-
-
-def resumable(run: Path) -> bool:
-    """Return whether a checkpoint is there, if only the one before the last."""
-    return any((run / name).exists() for name in (LAST, PREVIOUS))

@@ -44,14 +44,13 @@ from runs.cli import (  # noqa: E402
     open_streams,
 )
 from runs.files import alone  # noqa: E402
-from runs.folder import holds_run  # noqa: E402
+from runs.folder import LAST, PREVIOUS, holds_run  # noqa: E402
 from runs.screen import print_line  # noqa: E402
 from scripts.done import (  # noqa: E402
     answered,
     finished,
     other_recipe,
     read_object,
-    resumable,
 )
 from scripts.rows import (  # noqa: E402
     EXPERIMENTS,
@@ -191,7 +190,7 @@ class Runner:
                 f"{run.name}: diverged ({run / 'diverged.txt'}): the same seed would again; give "
                 "another seed, or change the recipe and remove the folder"
             )
-        if resumable(run) and words[0] != PROBE:
+        if any((run / n).exists() for n in (LAST, PREVIOUS)) and words[0] != PROBE:
             steps = (read_object(run / "variant.json") or {}).get("max_steps")
             limit = ["--max_steps", str(steps)] if steps else []  # --resume forgets it
             words = [words[0], "--resume", str(run), *limit]

@@ -38,27 +38,13 @@ def build_parser() -> Parser:
     return parser
 
 
-def about_one(folder: Path, eval_dirs: Sequence[Path]) -> str:
-    from reports.page import page, read_run
-    from training.flags import build_parser as flags
-
-    return page(read_run(folder, eval_dirs), vars(flags().parse_args([])))
-
-
-def about_several(folders: Sequence[Path]) -> str:
-    from reports.page import comparison
-    from reports.tables.compare import compared, lines_of, notes_of, read_runs
-
-    runs, records = read_runs(folders)
-    table = compared(records)
-    return comparison(runs, lines_of(records, table), notes_of(records, table))
-
-
 def main(argv: Sequence[str]) -> Path:
     """Write the page and return its path; a mistake is one line on stderr and exit code 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    from reports.page import NoRun  # --help and mistakes are answered first
+    from reports.page import NoRun, comparison, page, read_run  # mistakes are answered first
+    from reports.tables.compare import compared, lines_of, notes_of, read_runs
+    from training.flags import build_parser as flags
 
     folders, several = args.run_folders, len(args.run_folders) > 1
     if several and args.output is None:
@@ -72,7 +58,12 @@ def main(argv: Sequence[str]) -> Path:
     if output.suffix.lower() not in (".html", ".htm"):
         parser.error(f"--output {output} is no name of a page: give one that ends in .html")
     try:
-        text = about_several(folders) if several else about_one(folders[0], args.eval_dir)
+        if several:
+            runs, records = read_runs(folders)
+            table = compared(records)
+            text = comparison(runs, lines_of(records, table), notes_of(records, table))
+        else:
+            text = page(read_run(folders[0], args.eval_dir), vars(flags().parse_args([])))
     except (NoRun, UsageError) as error:
         parser.error(str(error))
     try:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -137,17 +136,6 @@ def compare(folders: Sequence[Path], output: Path | None) -> str:
     return text
 
 
-def act(args: Namespace) -> str:
-    """Do what was asked for; return what there is to print."""
-    if args.action == "compare":
-        return compare(args.run_folders, args.output).rstrip("\n")
-    if args.action == "write":
-        written = write(args.results, args.output)
-        return f"{len(written)} files: {args.results.resolve().parent / 'RESULTS.md'}"
-    written = [path for scale in args.scale for path in collect(args.root, scale, args.results)]
-    return "\n".join(map(str, written))
-
-
 def main(argv: Sequence[str]) -> int:
     """Run; a mistake is one line on stderr and exit code 2."""
     parser = build_parser()
@@ -155,7 +143,15 @@ def main(argv: Sequence[str]) -> int:
     from reports.page import NoRun  # --help and mistakes are answered first
 
     try:
-        print_line(act(args), sys.stdout)
+        if args.action == "compare":
+            told = compare(args.run_folders, args.output).rstrip("\n")
+        elif args.action == "write":
+            written = write(args.results, args.output)
+            told = f"{len(written)} files: {args.results.resolve().parent / 'RESULTS.md'}"
+        else:
+            found = (collect(args.root, scale, args.results) for scale in args.scale)
+            told = "\n".join(str(path) for written in found for path in written)
+        print_line(told, sys.stdout)
     except (UsageError, NoRun) as error:
         parser.error(str(error))
     except OSError as error:

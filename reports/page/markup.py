@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
+from runs.screen import reversed_order
+
 HERE = Path(__file__).resolve().parent
 PNG = b"\x89PNG\r\n\x1a\n"
 NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -101,5 +103,6 @@ TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.globals |= {f.__name__: f for f in (code, number, parsed, plain, png, show)}
+SHARED = (code, number, parsed, plain, png, reversed_order, show)
+TEMPLATES.globals |= {function.__name__: function for function in SHARED}
 TEXTS = TEMPLATES.overlay(autoescape=False)  # of the same functions and filters

@@ -10,7 +10,6 @@ from reports.page.markup import number, plain
 from reports.page.paper import Paper, canonical
 from reports.page.run import Answer, Model, Run, items, mapping
 from runs.names import SCORES
-from runs.screen import reversed_order
 
 Pictures = list[tuple[Path, str]]  # each with its caption
 NORM = {"Linf": "L\N{INFINITY}", "L2": "L2"}
@@ -49,10 +48,6 @@ def ood_rows(answer: Answer, paper: Paper) -> list[dict[str, Any]]:
 
 def in_datasets(answer: Answer) -> str:
     return ", ".join(sorted({str(m.get("in_dataset")) for m in answer.models}))
-
-
-def below_half(rows: list[dict[str, Any]]) -> str | None:
-    return reversed_order([row for row in rows if row["auroc"] is not None])
 
 
 def histogram_rows(answer: Answer) -> list[tuple[Any, ...]]:
