@@ -5,6 +5,7 @@ OUT has eight files at most: log.txt, parts.json, tests.xml, bench.json, and run
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import shutil
@@ -38,7 +39,7 @@ SPARE = 20  # seconds at the end, for a part that ends late and for the archive
 LATE = "took too long"  # in place of an exit code: what it had measured is there
 GRACE = 8  # seconds for a late part to write what it has
 PIECE = 15 * 2**20  # bytes of a file of the archive
-LEFT_OUT = ("prev_ckpt.pt", "best_valid_ckpt.pt", ".npz", ".pdf")  # of the archive
+LEFT_OUT = ("prev_ckpt.pt", "best_valid_ckpt.pt", "*.npz", "*.pdf", "*tfevents*")  # of the archive
 
 
 # fmt: off
@@ -194,23 +195,19 @@ def run_part(g: Namespace, name: str, seconds: str, runs: str) -> int:
 def archive(out: Path, runs: Path, piece: int = PIECE) -> None:
     """Write the run folders, without the files that neither resuming nor a page needs, as one zip
     in pieces that are small enough to be fetched."""
-    files = [path for path in sorted(runs.rglob("*")) if path.is_file()]
-    files = [p for p in files if not p.name.endswith(LEFT_OUT) and "tfevents" not in p.name]
-    if not files:
-        return
-    with tempfile.TemporaryFile() as whole:
-        with zipfile.ZipFile(whole, "w") as pack:
-            for path in files:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as pack:
+        for path in sorted(runs.rglob("*")):
+            if path.is_file() and not any(map(path.match, LEFT_OUT)):
                 pack.write(path, path.relative_to(runs))
-        whole.seek(0)
-        pieces = list[Path]()
-        while some := whole.read(piece):
-            pieces.append(out / f".run.zip.{len(pieces)}")
-            pieces[-1].write_bytes(some)
-    for path in pieces:  # only now: a kill while they are written leaves the archive before
-        path.replace(out / path.name[1:])
+    packed = whole.getvalue()
+    parts = [packed[at : at + piece] for at in range(0, len(packed), piece)]
+    for i, part in enumerate(parts):
+        (out / f".run.zip.{i}").write_bytes(part)
+    for i in range(len(parts)):  # only now: a kill while they are written leaves those before
+        (out / f".run.zip.{i}").replace(out / f"run.zip.{i}")
     for old in out.glob("run.zip.*"):
-        if int(old.suffix[1:]) >= len(pieces):
+        if int(old.suffix[1:]) >= len(parts):
             old.unlink()
 
 
@@ -219,16 +216,14 @@ def unpack_archive(old: Path, runs: Path) -> None:
     pieces = sorted(old.glob("run.zip.*"), key=lambda path: int(path.suffix[1:]))
     if not pieces:
         raise UsageError(f"{old} has no run.zip.0: give the OUT of a call that has trained")
-    if int(pieces[-1].suffix[1:]) != len(pieces) - 1:
-        raise UsageError(f"{old}: run.zip.* is not whole (a piece is missing)")
-    with tempfile.TemporaryFile() as whole:
-        for piece in pieces:
-            whole.write(piece.read_bytes())
-        try:
-            with zipfile.ZipFile(whole) as pack:
-                pack.extractall(runs)
-        except zipfile.BadZipFile as error:
-            raise UsageError(f"{old}: run.zip.* is not whole ({error})") from None
+    whole = io.BytesIO(b"".join(piece.read_bytes() for piece in pieces))
+    try:
+        if int(pieces[-1].suffix[1:]) != len(pieces) - 1:
+            raise zipfile.BadZipFile("a piece is missing")
+        with zipfile.ZipFile(whole) as pack:
+            pack.extractall(runs)
+    except zipfile.BadZipFile as error:
+        raise UsageError(f"{old}: run.zip.* is not whole ({error})") from None
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 
 from reports.page import Run, read_run
 from reports.page.headline import last_epoch
@@ -19,13 +18,13 @@ from reports.tables.titles import digits, full_title, natural
 from runs.cli import UsageError
 
 FAMILIES = {  # family of keys -> its block
+    "trained": "Training",
     **{"accuracy": "Accuracy", "ece_accuracy": "Calibration", "ece": "Calibration"},
     **{"auroc": "AUROC, {}", "hist": "AUROC, {} of the histogram", "fid": "Samples"},
     **dict.fromkeys(("is", "chain_fid", "precision", "recall", "read_as_asked"), "Samples"),
     **{"robust": "Accuracy (%) under attack, {} radius", "samples": "Samples drawn"},
     **{"asked": "Samples drawn", "ms_per_step": "Cost of a training step"},
 }
-TRAINED = "test accuracy in training (%)"
 SHOWN_BY_NETWORK = ("arch", "depth", "width", "levels")
 
 
@@ -41,16 +40,18 @@ def read_runs(folders: Sequence[Path]) -> tuple[dict[str, Run], dict[str, Record
     for label, folder in zip(labels, folders, strict=True):
         runs[label] = run = read_run(folder)
         record = seed_record(folder)
-        limit, last = run.settings.get("max_steps"), last_epoch(run) or {"value": None}
+        limit, last = run.settings.get("max_steps"), last_epoch(run)
         if limit and record["state"] == "finished":
             record["state"] = f"stopped by --max_steps {limit}"
-        records[label] = {**record, "seed": run.settings.get("seed"), "test_acc": last["value"]}
+        if last is not None:
+            answer = record["answers"].setdefault("training", {"numbers": {}})
+            answer["numbers"]["trained/test"] = last["value"]
+        records[label] = {**record, "seed": run.settings.get("seed")}
     return runs, records
 
 
 def compared(runs: Mapping[str, Record]) -> Table:
-    """Return the runs' numbers, a row a run; `runs`: label -> its record, of one seed, with "seed"
-    and "test_acc", the last test accuracy of its training.
+    """Return the runs' numbers, a row a run; `runs`: label -> its record, of one seed.
 
     Raises UsageError where the runs' numbers are of different protocol versions.
     """
@@ -100,7 +101,6 @@ def lines_of(runs: Mapping[str, Record], table: Table) -> list[list[str]]:
         for key in ("seed", "state", "epochs", "steps")
     ]
     lines += [
-        [TRAINED, *(shown(record["test_acc"], 100, 2) for record in every)],
         ["hours", *(shown(record["seconds"], 1 / 3600, 2) for record in every)],
         ["images a second", *(shown(record["images_per_s"], 1, 0) for record in every)],
         ["hardware", *(joined(record["devices"]) for record in every)],
@@ -123,21 +123,16 @@ def of_seeds(runs: Mapping[str, Record], table: Table) -> Iterator[str]:
     for label, record in runs.items():
         same = [record[name] for name in ("settings", "start", "steps")]
         groups.setdefault(repr(same), []).append(label)
-    rows = {row.model: row for row in table.rows}
-    keys = [key for _, found in table.blocks for key in found]
     for labels in groups.values():
         seeds = [str(runs[label]["seed"]) for label in labels]
         if len(set(seeds)) < max(2, len(labels)):
             continue
-        trained = [number(runs[label]["test_acc"]) for label in labels]
-        measured = [[rows[label].numbers[key].mean for label in labels] for key in keys]
-        scaled = [[None if value is None else 100 * value for value in trained], *measured]
+        group = {"seeds": {label: {**runs[label], "state": "finished"} for label in labels}}
+        numbers = {key: measured(group, key) for _, found in table.blocks for key in found}
         told = [
-            f"{title} {fmean(known):.{places}f} +- {stdev(known):.{places}f}"
-            for title, places, values in zip(
-                [TRAINED, *map(full_title, keys)], [2, *map(digits, keys)], scaled, strict=True
-            )
-            if len(known := [value for value in values if value is not None]) == len(labels)
+            f"{full_title(key)} {n.mean:.{digits(key)}f} +- {n.std:.{digits(key)}f}"
+            for key, n in numbers.items()
+            if n.n == len(labels)
         ]
         if told:
             named = f"{', '.join(labels)} differ in the seed alone ({', '.join(seeds)})"

@@ -9,7 +9,7 @@ from typing import Any
 from reports.page.questions import NORM
 from runs.names import TITLES
 
-PERCENT = ("accuracy", "ece", "ece_accuracy", "robust", "read_as_asked", "asked")
+PERCENT = ("accuracy", "ece", "ece_accuracy", "robust", "read_as_asked", "asked", "trained")
 DIGITS = {
     **dict.fromkeys(("auroc", "mean_auroc", "hist", "precision", "recall", "gradient"), 3),
     **{"cosine": 3, "read_as_asked": 1, "ms_per_step": 1, "samples": 0},
@@ -20,6 +20,7 @@ OF_SAMPLES = {
     **{"recall": "Recall", "read_as_asked": "Read as asked (%)"},
 }
 FIXED = {
+    "trained/test": "test accuracy in training (%)",
     "ms_per_step": "Time of a step (ms)",
     "samples/n": "Images",
     "samples/steps": "SGLD steps",
