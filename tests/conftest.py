@@ -257,11 +257,13 @@ class Asker:
         """The last one of `hdge` or `ce`, or the file or folder at a path."""
         return getattr(self, which) / "last_ckpt.pt" if which in ("hdge", "ce") else Path(which)
 
-    def __call__(self, flags: str, *more: str, load: str | Path = "hdge") -> Ran:
+    def __call__(
+        self, flags: str, *more: str, load: str | Path = "hdge", folder: Path | None = None
+    ) -> Ran:
         self.asked += 1
         words = ["--load_path", *(str(self.checkpoint(name)) for name in str(load).split())]
         words += ["--data_root", str(self.trainer.data), "--device", "cpu"]
-        folder = self.root / f"answer{self.asked}"
+        folder = folder or self.root / f"answer{self.asked}"
         words += ["--log_dir", str(folder)]
         return self.bare(*words, *flags.split(), *more, folder=folder)
 

@@ -4,8 +4,6 @@ They are started once and asked again and again: `pair(function, *args)` runs a 
 can import in both, at the same time, and gives its results by rank.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import multiprocessing
@@ -111,5 +109,12 @@ def outcome(program: Callable[[], int]) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
+def refusal(program: Callable[..., Any], *args: Any) -> str:
+    """The one line with which a program refuses what it was given, with exit code 2."""
+    code, _, err = outcome(lambda: program(*args))
+    assert code == 2 and err.count("\n") == 1, err
+    return err.rstrip("\n")
+
+
 if __name__ == "started":
-    serve(*given)  # type: ignore[name-defined]  # noqa: F821
+    serve(*given)  # noqa: F821

@@ -8,7 +8,7 @@ from data.sets import ALIASES, SPECS
 from training import flags
 
 
-def test_choices_and_names_are_those_of_models_and_data(tmp_path: object) -> None:
+def test_choices_and_names_are_those_of_models_and_data(tmp_path):
     choices = {action.dest: action.choices for action in flags.build_parser()._actions}
     assert set(choices["norm"]) == set(models.NORMS)
     assert set(choices["arch"]) == set(models.ARCHITECTURES)
@@ -19,7 +19,7 @@ def test_choices_and_names_are_those_of_models_and_data(tmp_path: object) -> Non
         assert data.canonical_name(alias) == name
 
 
-def test_flags_and_network_refuse_the_same_depths() -> None:
+def test_flags_and_network_refuse_the_same_depths():
     settings, _ = flags.parse(["--pyxce", "1"])
     for depth in range(1, 30):
         settings.depth = depth

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +27,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_readme_s_training_commands_mean_what_they_say(command: str) -> None:
+def test_the_readme_s_training_commands_mean_what_they_say(command):
     program, script, *words = shlex.split(command)
     assert (program, script) == ("python", "train_wrn.py")
     settings, given = flags.parse(words)
@@ -61,9 +60,7 @@ PLACEHOLDER = "{THE_MORE_THE_BETTER (1000 minimum)}"
 
 
 @pytest.mark.parametrize("command", QUESTIONS)
-def test_the_readme_s_evaluation_commands_run_with_their_placeholders_filled(
-    command: str, ask: Any
-) -> None:
+def test_the_readme_s_evaluation_commands_run_with_their_placeholders_filled(command, ask):
     """On a network of 10 layers; the last but one with less work than the README's."""
     settings, given = questions.parse(shlex.split(command.replace(PLACEHOLDER, "1000"))[2:])
     name, flags_given = QUESTIONS[command]
@@ -83,20 +80,18 @@ def test_the_readme_s_evaluation_commands_run_with_their_placeholders_filled(
 
 
 @pytest.mark.parametrize("side", ["variant.json", "params.txt", None])
-def test_their_checkpoints_are_evaluated(side: str | None, ask: Any, tmp_path: Path) -> None:
+def test_their_checkpoints_are_evaluated(side, ask, tmp_path):
     """Settings from the file beside the checkpoint, else from the tensors and from flags."""
     path = saved(tmp_path / "last_ckpt.pt", theirs())
     settings = {"dataset": "cifar10", "norm": None, "sgld_std": 0.02, "contrast_t": 0.2}
     if side is not None:
         (tmp_path / side).write_text(json.dumps(settings), encoding="utf-8")
-    words = ["--load_path", str(path), "--data_root", str(ask.trainer.data), "--device", "cpu"]
-    words += ["--log_dir", str(tmp_path / "out")]
     for question in (
         "OOD --score_fn px pxsim",
         "uncond_samples --n_sample_steps 1 --n_steps 1 --sgld_batch_size 4",
         "test_clf --depth 10 --width 1 --norm none --contrast_k 32",
     ):
-        found = ask.bare(*words, "--eval", *question.split(), folder=tmp_path / "out")
+        found = ask(f"--eval {question}", load=path)
         assert found.code == 0, found.err
     record = found.json("test_clf")
     assert record["dataset"] == "cifar10_test"
@@ -119,9 +114,7 @@ def start(run: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["HDGE", "of DataParallel", "JEM", "a bare state dict", "uncond"])
-def test_their_checkpoint_brings_weights_queue_and_buffer(
-    kind: str, train: Any, tmp_path: Path
-) -> None:
+def test_their_checkpoint_brings_weights_queue_and_buffer(kind, train, tmp_path):
     file = theirs()
     weights, queue = file["model_state_dict"], kind in ("HDGE", "of DataParallel")
     filled = [weights.pop(name) for name in ("queue_logit", "queue_ptr")]
@@ -164,9 +157,7 @@ def test_their_checkpoint_brings_weights_queue_and_buffer(
         ("--dataset cifar100 --buffer_size 400", "class_output.weight has shape (10, 64)"),
     ],
 )
-def test_a_checkpoint_of_other_sizes_is_refused_in_one_line(
-    changed: str, named: str, train: Any, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_other_sizes_is_refused_in_one_line(changed, named, train, tmp_path):
     path = saved(tmp_path / "ckpt.pt", theirs())
     train.write_images(tmp_path / "cifar100.npz")
     root = f"--data_root {tmp_path}" if "cifar100" in changed else ""
@@ -179,9 +170,7 @@ def test_a_checkpoint_of_other_sizes_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (7, 32), (40, 3), (40, 1, 32, 32)])
-def test_what_is_no_queue_and_no_replay_buffer_is_named(
-    shape: tuple[int, ...], train: Any, ask: Any, tmp_path: Path
-) -> None:
+def test_what_is_no_queue_and_no_replay_buffer_is_named(shape, train, ask, tmp_path):
     file = theirs()
     file["model_state_dict"]["queue_logit"] = odd = torch.zeros(shape)
     queue = train(f"{train.ALL} --max_steps 1 --load_path {saved(tmp_path / 'ckpt.pt', file)}")
@@ -195,7 +184,7 @@ def test_what_is_no_queue_and_no_replay_buffer_is_named(
         assert run.err[0].endswith("use another")
 
 
-def test_our_own_checkpoint_starts_a_new_run(train: Any) -> None:
+def test_our_own_checkpoint_starts_a_new_run(train):
     first = train(f"{train.ALL} --max_steps 7")
     path = first.folder / "last_ckpt.pt"
     run = train(f"{train.ALL} --max_steps 1 --seed 9 --lr .01 --load_path {path}")

@@ -1,7 +1,5 @@
 """WideResNet and ResNet-50: sizes, shapes, dropout, arguments refused."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -13,7 +11,7 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_wrn_28_10_is_the_default_and_has_the_ancestors_parameters() -> None:
+def test_wrn_28_10_is_the_default_and_has_the_ancestors_parameters():
     with torch.device("meta"):
         model = build()
     assert len(model.f.layer1) == 4 and forward_flops(model) / 1e9 == pytest.approx(11.9, abs=0.05)
@@ -22,7 +20,7 @@ def test_wrn_28_10_is_the_default_and_has_the_ancestors_parameters() -> None:
     assert parameters(model) + (640 * 10 + 10) + (640 + 1) == 36_478_389
 
 
-def test_flops_are_two_for_each_multiply_add_of_a_convolution() -> None:
+def test_flops_are_two_for_each_multiply_add_of_a_convolution():
     def convolution(c_in: int, c_out: int, size: int, kernel: int) -> int:
         return 2 * c_in * c_out * size**2 * kernel**2
 
@@ -40,16 +38,7 @@ def test_flops_are_two_for_each_multiply_add_of_a_convolution() -> None:
     assert forward_flops(build(depth=10, width=1, num_classes=7)) == by_hand
 
 
-def test_counting_flops_leaves_the_model_alone() -> None:
-    model = build(depth=10, width=1, norm="batch")
-    model.amp = True
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    forward_flops(model)
-    assert model.training and model.amp
-    assert all(before[name].equal(tensor) for name, tensor in model.state_dict().items())
-
-
-def test_channels_last_goes_through_to_the_last_map_and_changes_no_value() -> None:
+def test_channels_last_goes_through_to_the_last_map_and_changes_no_value():
     net = WideResNet(10, 2)
     x = torch.randn(2, 3, 32, 32)
     expected = net(x)
@@ -62,7 +51,7 @@ def test_channels_last_goes_through_to_the_last_map_and_changes_no_value() -> No
     assert seen == [True]
 
 
-def test_the_in_place_activation_leaves_the_gradient_right() -> None:
+def test_the_in_place_activation_leaves_the_gradient_right():
     for norm in NORMS:
         net = WideResNet(10, 1, norm=norm, dropout_rate=0.0).double().eval()
         x = torch.randn(1, 3, 4, 4, dtype=torch.float64)  # its last map is 1x1
@@ -76,7 +65,7 @@ def test_the_in_place_activation_leaves_the_gradient_right() -> None:
         torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-4, atol=1e-6)
 
 
-def test_dropout_acts_in_train_mode_alone() -> None:
+def test_dropout_acts_in_train_mode_alone():
     net, x = WideResNet(10, 1, dropout_rate=0.5), torch.randn(2, 3, 32, 32)
     assert not torch.equal(net(x), net(x))
     net.eval()
@@ -87,16 +76,10 @@ def test_dropout_acts_in_train_mode_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "remedy"), [(27, "22 or 28"), (29, "28 or 34"), (4, "10"), (0, "10"), (-2, "10")]
-)
-def test_a_wrong_depth_is_refused_with_the_nearest_right_ones(depth: int, remedy: str) -> None:
-    with pytest.raises(ValueError, match=rf"^depth {depth} is not 6n \+ 4.*: take {remedy}$"):
-        build(depth=depth, width=1)
-
-
-@pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"depth": 27}, r"^depth 27 is not 6n \+ 4.*: take 22 or 28$"),
+        ({"depth": -2}, "take 10$"),
         ({"width": 0}, "width 0 .* 1 or more"),
         ({"norm": "bacth"}, "norm 'bacth' is unknown.*none, batch, instance, layer, act"),
         ({"arch": "vgg"}, "arch 'vgg' is unknown.*wrn, resnet50"),
@@ -105,13 +88,13 @@ def test_a_wrong_depth_is_refused_with_the_nearest_right_ones(depth: int, remedy
         ({"num_classes": 1}, "num_classes 1 .* needs 2"),
     ],
 )
-def test_other_wrong_arguments_are_refused_in_one_line(wrong: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_are_refused_in_one_line(wrong, message):
     with pytest.raises(ValueError, match=message) as error:
         build(**({"depth": 10, "width": 1} | wrong))
     assert "\n" not in str(error.value)
 
 
-def test_resnet50_is_torchvision_s_but_for_stem_pool_and_head() -> None:
+def test_resnet50_is_torchvision_s_but_for_stem_pool_and_head():
     from torchvision.models import resnet50
 
     with torch.device("meta"):
@@ -125,7 +108,7 @@ def test_resnet50_is_torchvision_s_but_for_stem_pool_and_head() -> None:
     assert forward_flops(ours) / 1e9 == pytest.approx(2.596, abs=0.001)
 
 
-def test_resnet50_forward_equals_torchvision_s_with_the_stem_exchanged() -> None:
+def test_resnet50_forward_equals_torchvision_s_with_the_stem_exchanged():
     from torchvision.models import resnet50
 
     ours, theirs = build(arch="resnet50", norm="none").eval(), resnet50().eval()

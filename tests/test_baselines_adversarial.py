@@ -36,8 +36,8 @@ def objective(distance: str, eps: float, steps: int, step: float, init: bool) ->
 def linear(classes: int = 2) -> EnergyClassifier:
     torch.manual_seed(0)
     backbone = nn.Flatten()
-    backbone.num_features = 3 * 8 * 8  # type: ignore[assignment]
-    return EnergyClassifier(backbone, classes).double()  # type: ignore[arg-type]
+    backbone.num_features = 3 * 8 * 8
+    return EnergyClassifier(backbone, classes).double()
 
 
 def network() -> EnergyClassifier:
@@ -50,14 +50,9 @@ def images(n: int, size: int = 32, dtype: torch.dtype = torch.float32) -> Tensor
     return torch.rand(n, 3, size, size, generator=generator, dtype=dtype) * 2 - 1
 
 
-# ----------------------------------------------------------------------------------- the loss
-
-
 @pytest.mark.parametrize(("distance", "dual"), [("Linf", 1), ("L2", 2)])
 @pytest.mark.parametrize("random_init", [True, False])
-def test_the_worst_loss_of_a_linear_model_in_closed_form(
-    distance: str, dual: int, random_init: bool
-) -> None:
+def test_the_worst_loss_of_a_linear_model_in_closed_form(distance, dual, random_init):
     """max over ||d|| <= eps of softplus(-margin): the margin falls by eps ||2 (w_y - w_other)||
     in the dual norm, 2 since the network sees 2 x01 - 1."""
     model, x, y = linear(), images(16, 8, torch.float64) / 2, torch.arange(16) % 2
@@ -76,7 +71,7 @@ def test_the_worst_loss_of_a_linear_model_in_closed_form(
     )
 
 
-def test_one_step_by_hand_attacks_in_eval_mode_and_trains_in_train_mode() -> None:
+def test_one_step_by_hand_attacks_in_eval_mode_and_trains_in_train_mode():
     model, x, y = network(), images(6), torch.arange(6)
     x[0, :, :4], x[1] = 1, 1.5 * x[1]  # the ball leaves the pixel range here, and noise did
     model.train()
@@ -85,7 +80,7 @@ def test_one_step_by_hand_attacks_in_eval_mode_and_trains_in_train_mode() -> Non
     clean = x.clamp(-1, 1)
     leaf = clean.clone().requires_grad_(True)
     F.cross_entropy(model.eval()(leaf), y, reduction="sum").backward()
-    moved = (clean + 0.2 * leaf.grad.sign()).clamp(-1, 1)  # type: ignore[union-attr]
+    moved = (clean + 0.2 * leaf.grad.sign()).clamp(-1, 1)
     model.zero_grad()
     model.train()
     torch.testing.assert_close(loss.attack(model, x, y), moved, rtol=0, atol=1e-6)
@@ -99,7 +94,7 @@ def test_one_step_by_hand_attacks_in_eval_mode_and_trains_in_train_mode() -> Non
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("distance", ["Linf", "L2"])
-def test_a_step_never_waits_for_the_gpu(distance: str) -> None:
+def test_a_step_never_waits_for_the_gpu(distance):
     device = torch.device("cuda")
     s = settings(f"--depth 10 --width 1 --distance {distance} --norm batch --dropout_rate .1")
     run, guard = build_run(PROGRAM, s, 10, device), Guard(device)
@@ -114,10 +109,7 @@ def test_a_step_never_waits_for_the_gpu(distance: str) -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
-# ----------------------------------------------------------------------------------- the runs
-
-
-def test_a_run_is_a_run_folder_that_every_other_program_reads(baseline: Any) -> None:
+def test_a_run_is_a_run_folder_that_every_other_program_reads(baseline):
     words = "--distance L2 --eps 1/4 --n_epochs 2 --n_steps_pgd_attack 2"
     run = baseline(PROGRAM, words)
     assert run.code == 0 and not run.err
@@ -137,7 +129,7 @@ def test_a_run_is_a_run_folder_that_every_other_program_reads(baseline: Any) -> 
     assert baseline.bare(PROGRAM, f"--resume {run.folder} --eps .25").code == 0
 
 
-def test_defaults_depend_on_the_distance() -> None:
+def test_defaults_depend_on_the_distance():
     linf, l2 = settings(""), settings("--distance L2 --n_steps_pgd_attack 10 --no-random_init")
     assert (linf.eps, linf.attack_step, linf.random_init) == (8 / 255, 2.5 * 8 / 255 / 7, True)
     assert (l2.eps, l2.attack_step, l2.random_init) == (0.5, 0.125, False)

@@ -1,7 +1,6 @@
 """SupCon, SimCLR and JointLoss: losses and training."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -18,11 +17,8 @@ def unit(n: int) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(n, 5, generator=generator), dim=1).double()
 
 
-# ---------------------------------------------------------------------------------------- losses
-
-
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
-def test_supervised_contrastive_is_its_formula(temperature: float) -> None:
+def test_supervised_contrastive_is_its_formula(temperature):
     z, labels = unit(8), [0, 1, 2, 0, 0, 1, 2, 0]
     total = 0.0
     for i in range(8):
@@ -36,7 +32,7 @@ def test_supervised_contrastive_is_its_formula(temperature: float) -> None:
     assert found.item() == pytest.approx(total / 8, rel=1e-12)
 
 
-def test_nt_xent_is_its_formula() -> None:
+def test_nt_xent_is_its_formula():
     z, total = unit(6), 0.0
     for i in range(6):
         below = sum(math.exp(float(z[i] @ z[k]) / 0.5) for k in range(6) if k != i)
@@ -44,7 +40,7 @@ def test_nt_xent_is_its_formula() -> None:
     assert nt_xent(z, 0.5).item() == pytest.approx(total / 6, rel=1e-12)
 
 
-def test_projection_head() -> None:
+def test_projection_head():
     head = ProjectionHead(12, 7)
     z = head(torch.randn(5, 12, generator=generator()))
     assert z.shape == (5, 7) and torch.allclose(z.norm(dim=1), torch.ones(5))
@@ -52,7 +48,7 @@ def test_projection_head() -> None:
 
 
 @pytest.mark.parametrize("method", ["supcon", "simclr", "jointloss"])
-def test_objective(method: str) -> None:
+def test_objective(method):
     model = models.build(depth=10, width=1).train()
     words = f"--method {method} --temperature .3 --n_epochs 3"
     words += " --pretrain_epochs 2 --ntxent_weight 3 --smoothing .2" * (method == "jointloss")
@@ -78,10 +74,7 @@ def test_objective(method: str) -> None:
         assert (model.class_output.weight.grad is not None) == joint
 
 
-# -------------------------------------------------------------------------------------- training
-
-
-def test_phases_of_jointloss(baseline: Any) -> None:
+def test_phases_of_jointloss(baseline):
     words = "--method jointloss --n_epochs 2 --lr 1e-3 --batch_size 10 --projection 8"
     run = baseline(program.PROGRAM, words)
     first, second = run.rows
@@ -96,7 +89,7 @@ def test_phases_of_jointloss(baseline: Any) -> None:
     assert recorded == {"pretrain_epochs": 1, "temperature": 0.5, "smoothing": 0.1}
 
 
-def test_supcon_leaves_the_class_head_alone(baseline: Any) -> None:
+def test_supcon_leaves_the_class_head_alone(baseline):
     run = baseline(program.PROGRAM, "--method supcon --weight_decay .1 --max_steps 1")
     torch.manual_seed(1)
     fresh = models.build(depth=10, width=1)

@@ -19,7 +19,7 @@ from baselines import linear_probe as program
 from baselines.linear_probe import Features, features_of_splits, fitted_heads
 
 
-def test_heads_are_sklearns_on_standardised_features_and_work_on_raw_ones() -> None:
+def test_heads_are_sklearns_on_standardised_features_and_work_on_raw_ones():
     generator, y = torch.Generator().manual_seed(0), torch.arange(90) % 3
     x = torch.randn(3, 4, generator=generator)[y] + torch.randn(90, 4, generator=generator)
     raw = torch.cat([50 * x + 300, torch.full((90, 1), 7.0)], 1)  # the last one is constant
@@ -33,7 +33,7 @@ def test_heads_are_sklearns_on_standardised_features_and_work_on_raw_ones() -> N
         assert torch.allclose(ours, expected, atol=2e-3) and 1 < iterations < 200
 
 
-def test_best_penalty_is_chosen_by_validation() -> None:
+def test_best_penalty_is_chosen_by_validation():
     # A fifth of the training labels is wrong: a weak penalty fits them, too strong a one nothing.
     labels, generator = torch.arange(60) % 3, torch.Generator().manual_seed(1)
     centres = torch.randn(3, 40, generator=generator)
@@ -57,7 +57,7 @@ def test_best_penalty_is_chosen_by_validation() -> None:
     assert row["train_acc"] < 1 and alone[1e-6] < row["valid_acc"]
 
 
-def test_features_are_those_of_evaluation(train: Any) -> None:
+def test_features_are_those_of_evaluation(train):
     torch.manual_seed(0)
     model = models.build(depth=10, width=1, norm="batch", dropout_rate=0.5).train()
     dataset = data.load("cifar10", str(train.data))
@@ -96,7 +96,7 @@ def probe(train: Any, tmp_path: Path) -> Any:
     return start
 
 
-def test_a_probe_is_a_run_that_evaluation_reads(probe: Any, backbone: Any, ask: Any) -> None:
+def test_a_probe_is_a_run_that_evaluation_reads(probe, backbone, ask):
     before = backbone.state()["model_state_dict"]
     code, folder = probe(f"--load_path {backbone.folder / 'last_ckpt.pt'} --l2 .1 .01")
     assert code == 0
@@ -111,15 +111,13 @@ def test_a_probe_is_a_run_that_evaluation_reads(probe: Any, backbone: Any, ask: 
     assert settings["norm"] == state["settings"]["norm"] == "batch"
 
     (row,) = csv.DictReader((folder / "progress.csv").read_text().splitlines())
-    words = f"--load_path {folder / 'last_ckpt.pt'} --data_root {ask.trainer.data} --device cpu "
-    words += f"--eval test_clf --sigma .1 --seed 0 --log_dir {folder / 'a'}"
-    answer = ask.bare(*words.split(), folder=folder / "a")
+    answer = ask("--eval test_clf --sigma .1 --seed 0", load=folder / "last_ckpt.pt")
     assert answer.code == 0, answer.err
     assert answer.json("test_clf")["accuracy"] == pytest.approx(float(row["test_acc"]))
     assert float(row["loss"]) < math.log(10)
 
 
-def test_another_data_set_gets_its_own_classes(probe: Any, backbone: Any) -> None:
+def test_another_data_set_gets_its_own_classes(probe, backbone):
     code, folder = probe(f"--load_path {backbone.folder / 'last_ckpt.pt'} --dataset digits --l2 .1")
     settings = json.loads((folder / "variant.json").read_text())
     assert code == 0 and settings["dataset"] == "digits" and settings["n_valid"] is None
@@ -135,18 +133,14 @@ def test_another_data_set_gets_its_own_classes(probe: Any, backbone: Any) -> Non
         ("--load_path {file} --n_valid 60", "--n_valid 60"),
     ],
 )
-def test_a_mistake_is_one_line(
-    words: str, said: str, probe: Any, backbone: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mistake_is_one_line(words, said, probe, backbone, capsys):
     code, folder = probe(words.format(file=backbone.folder / "last_ckpt.pt"))
     lines = capsys.readouterr().err.splitlines()
     assert code == 2 and len(lines) == 1 and said in lines[0]
     assert not folder.exists()
 
 
-def test_it_empties_no_folder_that_another_process_has_begun_to_work_in(
-    probe: Any, backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_empties_no_folder_that_another_process_works_in(probe, backbone, tmp_path, monkeypatch):
     rows, real = "epoch,step\n0,5\n", program.features_of_splits
 
     def slow(*args: Any) -> Any:

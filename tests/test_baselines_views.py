@@ -32,7 +32,7 @@ def view(images: torch.Tensor, index: Any, seed: int = 0, **given: Any) -> torch
     )
 
 
-def test_no_strength_is_the_image_with_noise_and_range_is_kept() -> None:
+def test_no_strength_is_the_image_with_noise_and_range_is_kept():
     images = noise_images(5)
     same = view(images, [3, 0, 3], strength=STILL)
     assert torch.allclose(same, data.to_float(images)[[3, 0, 3]], atol=1e-5)
@@ -44,7 +44,7 @@ def test_no_strength_is_the_image_with_noise_and_range_is_kept() -> None:
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_mirrored_half_of_the_time() -> None:
+def test_mirrored_half_of_the_time():
     images = noise_images(1)
     found, x = view(images, 400, flip=True, strength=STILL), data.to_float(images)
     plain = (found - x).abs().amax((1, 2, 3)) < 1e-4
@@ -52,7 +52,7 @@ def test_mirrored_half_of_the_time() -> None:
     assert bool((plain ^ mirror).all()) and 160 < int(plain.sum()) < 240
 
 
-def test_views_of_one_image_differ_and_the_seed_decides() -> None:
+def test_views_of_one_image_differ_and_the_seed_decides():
     images, before = noise_images(2), torch.get_rng_state()
     first = view(images, 30, seed=1, flip=True, sigma=0.1)
     assert torch.equal(first, view(images, 30, seed=1, flip=True, sigma=0.1))
@@ -60,7 +60,7 @@ def test_views_of_one_image_differ_and_the_seed_decides() -> None:
     assert distance.min() > 1 and torch.equal(before, torch.get_rng_state())
 
 
-def test_grey_and_jitter_are_as_likely_as_said() -> None:
+def test_grey_and_jitter_are_as_likely_as_said():
     images = noise_images(1)
     found = view(images, 1000, strength=views.Strength(area=(1, 1), ratio=(1, 1)))
     grey = (found.amax(1) - found.amin(1)).amax((1, 2)) < 1e-5
@@ -69,7 +69,7 @@ def test_grey_and_jitter_are_as_likely_as_said() -> None:
     assert 110 < int(untouched.sum()) < 210  # (1 - .8) (1 - .2)
 
 
-def test_boxes_lie_in_the_image_and_have_the_area_and_ratio() -> None:
+def test_boxes_lie_in_the_image_and_have_the_area_and_ratio():
     left, top, width, height = views.random_boxes(4000, views.SUPCONTRAST, generator())
     assert min(left.min(), top.min()) >= 0
     assert max((left + width).max(), (top + height).max()) <= 1 + 1e-6
@@ -87,13 +87,13 @@ def test_boxes_lie_in_the_image_and_have_the_area_and_ratio() -> None:
     assert torch.allclose(ours.std(0), theirs.std(0), atol=0.015)
 
 
-def test_nothing_fits_takes_the_whole() -> None:
+def test_nothing_fits_takes_the_whole():
     strength = views.Strength(area=(1, 1), ratio=(2, 2.1))
     left, top, width, height = views.random_boxes(5, strength, generator())
     assert left.tolist() == top.tolist() == [0] * 5 and width.tolist() == height.tolist() == [1] * 5
 
 
-def test_crop_is_the_box() -> None:
+def test_crop_is_the_box():
     x = torch.arange(64.0).reshape(1, 1, 8, 8)
     box = [torch.tensor([part]) for part in (0.25, 0.5, 0.5, 0.25)]  # left, top, width, height
     found = views.crop(x, *box, torch.tensor([False]))
@@ -112,7 +112,7 @@ def test_crop_is_the_box() -> None:
         ("hue", (0.0, 0.1, -0.1, 0.5)),
     ],
 )
-def test_adjustments_are_torchvisions_image_by_image(name: str, amounts: tuple[float, ...]) -> None:
+def test_adjustments_are_torchvisions_image_by_image(name, amounts):
     reference = pytest.importorskip("torchvision.transforms.functional")
     x = noise_images(len(amounts)).permute(0, 3, 1, 2).float() / 255
     x[:, :, :4] = 0.5  # grey pixels have no hue
@@ -126,7 +126,7 @@ def test_adjustments_are_torchvisions_image_by_image(name: str, amounts: tuple[f
     assert torch.allclose(views.grey(x), reference.rgb_to_grayscale(x), atol=1e-6)
 
 
-def test_view_batches() -> None:
+def test_view_batches():
     index = torch.tensor([1, 2, 3, 4, 5, 6, 7])
 
     def make(seed: int = 1, size: int = 3) -> views.ViewBatches:
@@ -150,7 +150,7 @@ def test_view_batches() -> None:
         make(size=8)
 
 
-def test_pairs_show_one_image() -> None:
+def test_pairs_show_one_image():
     # Black stays black and white stays bright, whatever is done to them.
     images = torch.zeros(8, 32, 32, 3, dtype=torch.uint8)
     images[::2] = 255
@@ -160,10 +160,7 @@ def test_pairs_show_one_image() -> None:
     assert torch.equal(bright, y % 2 == 0) and int(bright.sum()) == 8
 
 
-# ------------------------------------------------------------------------------------------ LARS
-
-
-def test_lars_is_its_formula() -> None:
+def test_lars_is_its_formula():
     w = torch.tensor([[3.0, 0.0], [0.0, 4.0]], requires_grad=True)  # norm 5
     bias = torch.tensor([1.0, 2.0], requires_grad=True)
     norm = torch.full((1, 2, 1, 1), 2.0, requires_grad=True)
@@ -184,7 +181,7 @@ def test_lars_is_its_formula() -> None:
     assert torch.equal(unused.detach(), torch.ones(2, 2)) and unused not in lars.state
 
 
-def test_lars_skips_a_diverged_step() -> None:
+def test_lars_skips_a_diverged_step():
     w = torch.zeros(2, 2, requires_grad=True)
     lars = LARS([w], lr=1.0)
     w.grad, lars.found_inf = torch.full((2, 2), math.nan), torch.tensor(1.0)

@@ -26,7 +26,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_is_saved_is_read(tmp_path: Path) -> None:
+def test_what_is_saved_is_read(tmp_path):
     path = tmp_path / "ckpt.pt"
     save_checkpoint(STATE, path)
     state = read_checkpoint(path)
@@ -37,9 +37,7 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_keep_holds_the_one_before_and_a_second_name_is_as_good_as_a_second_file(
-    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keep_holds_the_one_before_with_links_and_without(links, tmp_path, monkeypatch):
     if not links:
         monkeypatch.setattr(os, "link", broken)
     best, last, keep = (tmp_path / f"{name}.pt" for name in ("best", "last", "prev"))
@@ -57,7 +55,7 @@ def test_keep_holds_the_one_before_and_a_second_name_is_as_good_as_a_second_file
     assert steps() == [4, 5, 4] and names(tmp_path) == ["best.pt", "last.pt", "prev.pt"]
 
 
-def test_the_archive_s_own_checksums_are_left_out_of_ours_alone(tmp_path: Path) -> None:
+def test_the_archive_s_own_checksums_are_left_out_of_ours_alone(tmp_path):
     save_checkpoint(STATE, tmp_path / "last.pt")
     assert get_crc32_options()
     torch.save(STATE, tmp_path / "other.pt")
@@ -66,9 +64,7 @@ def test_the_archive_s_own_checksums_are_left_out_of_ours_alone(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
-def test_a_file_system_that_knows_no_sync_of_folders_will_do(
-    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_system_that_knows_no_sync_of_folders_will_do(code, tmp_path, monkeypatch):
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
@@ -107,9 +103,7 @@ def interrupted(*_: Any) -> NoReturn:
         *(("torch.save", half_written), ("torch.save", interrupted)),
     ],
 )
-def test_a_failure_while_writing_leaves_the_old_file_and_no_other(
-    name: str, fault: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_while_writing_leaves_the_old_file_alone(name, fault, tmp_path, monkeypatch):
     path, keep = tmp_path / "last.pt", tmp_path / "prev.pt"
     save_checkpoint(STATE, path)
     monkeypatch.setattr(name, fault)
@@ -122,9 +116,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_other(
     assert names(tmp_path) == ["last.pt"] and read_checkpoint(path)["step"] == 3
 
 
-def test_the_file_is_flushed_before_it_is_renamed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_is_flushed_before_it_is_renamed(tmp_path, monkeypatch):
     order: list[str] = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
@@ -134,9 +126,7 @@ def test_the_file_is_flushed_before_it_is_renamed(
     assert order[2:] == ([] if os.name == "nt" else ["fsync"])
 
 
-def test_an_error_that_is_no_disk_s_is_not_taken_for_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_that_is_no_disk_s_is_not_taken_for_one(tmp_path, monkeypatch):
     def wrong(*_: Any) -> NoReturn:
         raise RuntimeError("a bug")
 
@@ -174,7 +164,7 @@ def damages(whole: bytes, seed: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_damaged_is_never_used(seed: int, tmp_path: Path) -> None:
+def test_what_is_damaged_is_never_used(seed, tmp_path):
     path = tmp_path / "ckpt.pt"
     save_checkpoint(STATE, path)
     for damaged in damages(path.read_bytes(), seed):
@@ -182,16 +172,14 @@ def test_what_is_damaged_is_never_used(seed: int, tmp_path: Path) -> None:
         refused(path)
 
 
-def test_the_last_line_is_what_sha256sum_says_of_the_rest(tmp_path: Path) -> None:
+def test_the_last_line_is_what_sha256sum_says_of_the_rest(tmp_path):
     save_checkpoint(STATE, tmp_path / "ckpt.pt")
     archive, _, digest = (tmp_path / "ckpt.pt").read_bytes().rpartition(b"sha256:")
     assert digest.decode() == hashlib.sha256(archive).hexdigest() + "\n"
 
 
 @pytest.mark.parametrize("sealed", [True, False])
-def test_the_hash_is_that_of_the_bytes_that_are_loaded(
-    sealed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hash_is_that_of_the_bytes_that_are_loaded(sealed, tmp_path, monkeypatch):
     path, load = tmp_path / "ckpt.pt", torch.load
     (save_checkpoint if sealed else torch.save)(STATE, path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -215,9 +203,7 @@ def test_the_hash_is_that_of_the_bytes_that_are_loaded(
     ],
 )
 @pytest.mark.parametrize("zipped", [False, True])
-def test_whatever_the_unpickler_makes_of_a_file_it_is_refused_in_one_line(
-    content: bytes, zipped: bool, tmp_path: Path
-) -> None:
+def test_whatever_the_unpickler_makes_of_a_file_is_refused_in_one_line(content, zipped, tmp_path):
     path = tmp_path / "ckpt.pt"
     path.write_bytes(content)
     if zipped:
@@ -227,14 +213,14 @@ def test_whatever_the_unpickler_makes_of_a_file_it_is_refused_in_one_line(
     refused(path)
 
 
-def test_a_missing_file_and_a_foreign_object_are_named(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_foreign_object_are_named(tmp_path):
     assert f"{tmp_path} has no checkpoint: give the path" in refused(tmp_path)
     assert f"{tmp_path}/none.pt is no file: give the path" in refused(tmp_path / "none.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     assert "list.pt holds a list, not a checkpoint's dict" in refused(tmp_path / "list.pt")
 
 
-def test_a_run_s_checkpoint_holds_plain_values_alone(train: Any) -> None:
+def test_a_run_s_checkpoint_holds_plain_values_alone(train):
     def leaves(value: Any) -> Iterator[Any]:
         if isinstance(value, dict | list | tuple):
             for item in value.values() if isinstance(value, dict) else value:

@@ -1,7 +1,6 @@
 """Accuracy, top-5, negative log-likelihood and logits of a model whose answers are known."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +29,7 @@ def answers() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("sizes", [[5], [1, 1, 3]])
-def test_accuracy_and_nll_are_means_over_images(sizes: list[int]) -> None:
+def test_accuracy_and_nll_are_means_over_images(sizes):
     logits, labels = answers()
     batches = zip(logits.split(sizes), labels.split(sizes), strict=True)
     result = classification(Fixed().train(), batches)
@@ -40,16 +39,8 @@ def test_accuracy_and_nll_are_means_over_images(sizes: list[int]) -> None:
     assert result["nll"] == pytest.approx((3 * math.log(2) + 2 * math.log(4)) / 5)
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("function", [classification, predictions])
-def test_the_mode_is_given_back(training: bool, function: Any) -> None:
-    model = Fixed().train(training)
-    function(model, [answers()])
-    assert model.training is training and model.dropout.training is training
-
-
 @pytest.mark.parametrize("classes", [5, 6])
-def test_top5_counts_labels_among_the_five_largest_logits(classes: int) -> None:
+def test_top5_counts_labels_among_the_five_largest_logits(classes):
     logits = torch.randn(200, classes, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(200) % classes
     largest = [sorted(range(classes), key=lambda c: -row[c])[:5] for row in logits.tolist()]
@@ -59,7 +50,7 @@ def test_top5_counts_labels_among_the_five_largest_logits(classes: int) -> None:
     assert (result["top5"] == 1) == (classes <= 5)
 
 
-def test_of_equal_logits_the_first_classes_are_taken() -> None:
+def test_of_equal_logits_the_first_classes_are_taken():
     labels = torch.arange(8)
     same = classification(Fixed(), [(torch.zeros(8, 8), labels)])
     assert (same["accuracy"], same["top5"]) == (1 / 8, 5 / 8)
@@ -69,13 +60,13 @@ def test_of_equal_logits_the_first_classes_are_taken() -> None:
         assert classification(Fixed(), [(logits, torch.tensor([label]))])["top5"] == top5
 
 
-def test_without_numbers_or_images() -> None:
+def test_without_numbers_or_images():
     batch = torch.full((3, 10), math.nan), torch.tensor([1, 5, 9])
     assert classification(Fixed(), [batch])["top5"] == 0
     assert classification(Fixed(), []) == {"n": 0}
 
 
-def test_predictions_are_every_batch_in_order() -> None:
+def test_predictions_are_every_batch_in_order():
     logits, labels = answers()
     batches = zip(logits.bfloat16().split([2, 3]), labels.split([2, 3]), strict=True)
     found, found_labels = predictions(Fixed().train(), batches)

@@ -1,8 +1,5 @@
 """A compiled network computes what the eager one does, also where only images take a gradient."""
 
-from __future__ import annotations
-
-import pytest
 import torch
 import torch._functorch.config
 
@@ -13,7 +10,7 @@ from training.build import build_model
 from training.session import term_gradients
 
 
-def test_compiled_steps_equal_eager_ones() -> None:
+def test_compiled_steps_equal_eager_ones():
     """aot_eager traces as the default back end does and generates no code, so it is quick."""
     results = []
     for compiled in (False, True):
@@ -37,9 +34,7 @@ def test_compiled_steps_equal_eager_ones() -> None:
 
 
 @torch._functorch.config.patch(donated_buffer=True)  # monkeypatch would leave it without a value
-def test_gradients_of_terms_can_be_measured_after_compiled_steps(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_gradients_of_terms_can_be_measured_after_compiled_steps(monkeypatch):
     """A backward pass that is compiled for one use gives its buffers away, unless told not to."""
     monkeypatch.setattr(build, "can_compile", lambda _: True)
     plain_compile = torch.nn.Module.compile

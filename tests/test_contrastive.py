@@ -40,7 +40,7 @@ def random_labels(n: int, classes: int) -> Tensor:
 
 def step_of(logits: Tensor, labels: Tensor) -> Step:
     nothing = torch.empty(0)
-    return Step(None, nothing, labels, nothing, logits)  # type: ignore[arg-type]
+    return Step(None, nothing, labels, nothing, logits)
 
 
 def brute_force(logits: Tensor, labels: Tensor, negatives: Tensor, score: ContrastScore) -> Tensor:
@@ -81,8 +81,8 @@ def assert_same_loss_and_gradient(
     ("classes", "kind", "form", "normalize", "t", "batches", "running"), QUEUES
 )
 def test_queue_loss_and_gradient_equal_brute_force(
-    classes: int, kind: str, form: Any, normalize: bool, t: float, batches: Any, running: bool
-) -> None:
+    classes, kind, form, normalize, t, batches, running
+):
     """Of a queue that is empty, filled in part, in whole and wrapped round."""
     queue = LogitQueue(classes, 20, running_above=0 if running else 20).double()
     term = Contrastive(score_of(kind, form, normalize, t), queue)
@@ -94,13 +94,13 @@ def test_queue_loss_and_gradient_equal_brute_force(
 
 
 @pytest.mark.parametrize(("classes", "score"), SCORES)
-def test_simclr_loss_and_gradient_equal_brute_force(classes: int, score: ContrastScore) -> None:
+def test_simclr_loss_and_gradient_equal_brute_force(classes, score):
     labels = random_labels(7, classes)
     assert_same_loss_and_gradient(Contrastive(score), randn(7, classes, seed=2), labels, None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_logits_are_divided_by_their_length_and_zeros_stay_finite(dtype: torch.dtype) -> None:
+def test_logits_are_divided_by_their_length_and_zeros_stay_finite(dtype):
     """A slot that was never written holds zeros, and so does a head that starts at zero."""
     score = ContrastScore("eq13", temperature=1.0)
     for length in (1e-3, 1.0, 1e8):
@@ -115,16 +115,14 @@ def test_logits_are_divided_by_their_length_and_zeros_stay_finite(dtype: torch.d
         assert torch.autograd.grad(scores.sum(), zeros)[0].isfinite().all()
 
 
-def test_softplus_is_exact_on_both_sides_of_its_threshold() -> None:
+def test_softplus_is_exact_on_both_sides_of_its_threshold():
     a = torch.tensor([-torch.inf, -800.0, -40.0, 0.0, 20.5, 39.9, 40.1, 800.0]).double()
     expected = torch.logaddexp(a, torch.zeros_like(a))
     torch.testing.assert_close(softplus(a), expected, rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize(("kind", "form", "style"), pairwise(KINDS, FORMS, ("queue", "simclr")))
-def test_raw_logits_of_200_do_not_overflow_in_float32(
-    kind: str, form: tuple[bool, float], style: str
-) -> None:
+def test_raw_logits_of_200_do_not_overflow_in_float32(kind, form, style):
     queue = LogitQueue(3, 64, running_above=0) if style == "queue" else None
     term = Contrastive(score_of(kind, form, False, 0.1), queue)
     logits = torch.tensor([[200.0, -200.0, 200.0], [-200.0, 200.0, 0.0]])
@@ -135,7 +133,7 @@ def test_raw_logits_of_200_do_not_overflow_in_float32(
 
 
 @pytest.mark.parametrize(("classes", "bound"), [(10, 2.24), (100, 0.23)])
-def test_the_loss_stays_near_log_of_the_negatives(classes: int, bound: float) -> None:
+def test_the_loss_stays_near_log_of_the_negatives(classes, bound):
     queue = LogitQueue(classes, 4096, init="random")
     term = Contrastive(ContrastScore(), queue)
     labels = random_labels(64, classes)
@@ -177,9 +175,7 @@ def largest_tensor(term: Contrastive, logits: Tensor, labels: Tensor) -> int:
 
 
 @pytest.mark.parametrize(("kind", "form", "normalize"), pairwise(KINDS, FORMS, YES_NO))
-def test_no_tensor_is_larger_than_the_queue(
-    kind: str, form: tuple[bool, float], normalize: bool
-) -> None:
+def test_no_tensor_is_larger_than_the_queue(kind, form, normalize):
     classes, n, size = 5, 64, 3000
     score = score_of(kind, form, normalize, 0.1)
     logits, labels = randn(n, classes, seed=0), random_labels(n, classes)
@@ -194,17 +190,17 @@ def test_no_tensor_is_larger_than_the_queue(
     assert largest_tensor(Contrastive(score), logits, labels) <= classes * n
 
 
-def test_a_score_outside_its_range_is_refused() -> None:
+def test_a_score_outside_its_range_is_refused():
     for name, wrong in (
         ("kind", "cosine"),
         *(("temperature", value) for value in (0.0, math.nan)),
         *(("smoothing", value) for value in (1.0, -0.1)),
     ):
         with pytest.raises(ValueError, match=f"{wrong}"):
-            ContrastScore(**{name: wrong})  # type: ignore[arg-type]
+            ContrastScore(**{name: wrong})
 
 
-def test_no_normalised_score_exceeds_its_bound() -> None:
+def test_no_normalised_score_exceeds_its_bound():
     """Unit vectors at the extremes and at random."""
     extremes = torch.cat([torch.eye(10), -torch.eye(10), torch.ones(10, 10)], 1).double()
     logits = torch.cat([extremes, randn(10, 500, seed=0)], 1)

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from losses import LogitQueue, ReplayBuffer, Step, build_objective
 from models import build, forward_flops
-from training.cost import memory_bytes, peak_memory, scaled, step_flops, step_seconds
+from training.cost import memory_bytes, scaled, step_flops, step_seconds
 from training.flags import build_parser, second_batch
 
 SMALL = "--pyxce 1 --batch_size 2 --sgld_batch_size 2 --n_steps 2 --buffer_size 50 --contrast_k 64"
@@ -50,20 +50,20 @@ def measured(s: argparse.Namespace) -> int:
     x, y = torch.rand(s.batch_size, 3, 32, 32), torch.arange(s.batch_size)
     second = torch.rand(s.px_batch_size or s.batch_size, 3, 32, 32)
     counter = FlopCounterMode(display=False)
-    counter.mod_tracker = NoModules()  # type: ignore[assignment]
+    counter.mod_tracker = NoModules()
     with counter:
         objective(Step.forward(model, x, y, second if second_batch(s) else None))[0].backward()
     return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_costs_what_pytorch_counts(case: str) -> None:
+def test_a_step_costs_what_pytorch_counts(case):
     s = settings(CASES[case])
     forward = forward_flops(build(depth=10, width=1))
     assert step_flops(forward, s) == pytest.approx(measured(s), rel=0.02)
 
 
-def test_memory_is_what_the_tensors_take() -> None:
+def test_memory_is_what_the_tensors_take():
     model = build(depth=10, width=1)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     queue, buffer = LogitQueue(10, 65536).queue_logit, ReplayBuffer(100, (3, 32, 32), 0.05, 10)
@@ -81,7 +81,7 @@ def test_memory_is_what_the_tensors_take() -> None:
     }
 
 
-def test_memory_counts_only_what_is_used() -> None:
+def test_memory_counts_only_what_is_used():
     model = build(depth=10, width=1).requires_grad_(False)
     model.class_output.requires_grad_(True)
 
@@ -98,12 +98,8 @@ def test_memory_counts_only_what_is_used() -> None:
         assert taken(f"--{term} 1")["replay buffer"] > 0
 
 
-def test_peak_memory_is_in_bytes() -> None:
-    assert 50e6 < peak_memory(torch.device("cpu")) < 1e12  # PyTorch alone takes more than 50 MB
-
-
 @pytest.mark.parametrize(("flops_per_second", "whole"), [(1e12, True), (1e9, False)])
-def test_the_time_of_a_step_is_measured_or_scaled_up(flops_per_second: float, whole: bool) -> None:
+def test_the_time_of_a_step_is_measured_or_scaled_up(flops_per_second, whole):
     """On a machine whose time is proportional to work the answer is exact in both cases."""
     s = settings("--batch_size 64 --sgld_batch_size 64 --n_steps 20 --pxsgld 1")
     spent = []
@@ -118,7 +114,7 @@ def test_the_time_of_a_step_is_measured_or_scaled_up(flops_per_second: float, wh
     assert max(spent) < 6 and 0 < part <= 1
 
 
-def test_a_scaled_step_keeps_the_rest() -> None:
+def test_a_scaled_step_keeps_the_rest():
     s = settings("--batch_size 64 --sgld_batch_size 32 --n_steps 20")
     small = scaled(s, 0.25)
     assert (small.batch_size, small.sgld_batch_size, small.n_steps) == (32, 16, 10)

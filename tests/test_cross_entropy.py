@@ -12,9 +12,7 @@ from tests.test_contrastive import randn, step_of
     ("classes", "smoothing", "scale"),
     [(2, 0.0, 4), (100, 0.0, 100), (2, 0.7, 4), (3, 0.1, 100), (10, 0.7, 100), (100, 0.1, 4)],
 )
-def test_smoothing_spreads_over_the_other_classes(
-    classes: int, smoothing: float, scale: int
-) -> None:
+def test_smoothing_spreads_over_the_other_classes(classes, smoothing, scale):
     """Logits of some hundreds would overflow a float32's exponential."""
     logits, labels = randn(9, classes, seed=0, scale=scale), torch.arange(9) % classes
     logits.requires_grad_()

@@ -30,7 +30,7 @@ def reference_crops(image: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_augment_is_a_reflected_crop_and_mirror_and_every_one_occurs(flip: bool) -> None:
+def test_augment_is_a_reflected_crop_and_mirror_and_every_one_occurs(flip):
     """Each result equals exactly one reference crop of the image that the index names."""
     images, index = made_up_images(3), torch.arange(1600 if flip else 800) % 2
     generator = torch.Generator().manual_seed(1)
@@ -45,7 +45,7 @@ def test_augment_is_a_reflected_crop_and_mirror_and_every_one_occurs(flip: bool)
     assert abs(np.mean([mirrored for *_, mirrored in chosen]) - flip / 2) < 0.05
 
 
-def test_augment_noise_is_gaussian_of_width_sigma_and_from_the_generator_alone() -> None:
+def test_augment_noise_is_gaussian_of_width_sigma_and_from_the_generator_alone():
     before = torch.get_rng_state()
 
     def augmented(sigma: float) -> torch.Tensor:
@@ -61,7 +61,7 @@ def test_augment_noise_is_gaussian_of_width_sigma_and_from_the_generator_alone()
     assert abs((noise.abs() < 1).float().mean() - 0.6827) < 0.01
 
 
-def test_evaluation_noise_belongs_to_the_image_not_to_the_batch() -> None:
+def test_evaluation_noise_belongs_to_the_image_not_to_the_batch():
     split, before = Split(made_up_images(257), torch.arange(257)), torch.get_rng_state()
 
     def walk(batch_size: int, seed: int = 0) -> torch.Tensor:
@@ -81,7 +81,7 @@ def test_evaluation_noise_belongs_to_the_image_not_to_the_batch() -> None:
     assert list(data.evaluation_batches(split.first(0), batch_size=2, sigma=0.1)) == []
 
 
-def test_epoch_order_is_a_pure_function_of_seed_and_epoch() -> None:
+def test_epoch_order_is_a_pure_function_of_seed_and_epoch():
     first = data.epoch_order(1000, seed=5, epoch=3)
     torch.randn(7)  # the default generator moves on and must not matter
     assert torch.equal(data.epoch_order(1000, seed=5, epoch=3), first)
@@ -128,7 +128,7 @@ def labelled(batches: data.TrainingBatches, steps: range) -> list[list[int]]:
     return seen
 
 
-def test_an_epoch_shows_every_image_at_most_once_and_epochs_all_of_them() -> None:
+def test_an_epoch_shows_every_image_at_most_once_and_epochs_all_of_them():
     batches = batches_of()
     assert batches.steps_per_epoch == 6 and batches(0)[2] is None
     orders = []
@@ -142,7 +142,7 @@ def test_an_epoch_shows_every_image_at_most_once_and_epochs_all_of_them() -> Non
 
 
 @pytest.mark.parametrize("unlabelled", [False, True])
-def test_a_step_depends_on_seed_and_step_alone(unlabelled: bool) -> None:
+def test_a_step_depends_on_seed_and_step_alone(unlabelled):
     """In any order of asking, as after a resume; not on the global random state."""
     forward, jumping = (batches_of(unlabelled=unlabelled) for _ in range(2))
     expected = {step: forward(step) for step in range(20)}
@@ -156,16 +156,14 @@ def test_a_step_depends_on_seed_and_step_alone(unlabelled: bool) -> None:
     assert others != [labels.tolist() for _, labels, _ in expected.values()]
 
 
-def test_no_epoch_of_the_second_batch_repeats_an_order_of_the_first() -> None:
+def test_no_epoch_of_the_second_batch_repeats_an_order_of_the_first():
     batches = batches_of(unlabelled=True, batch_size=25, augmented=(False, False))
     orders = {tuple(shown(images)) for step in range(4) for images in batches(step)[::2]}
     assert len(orders) == 8
 
 
 @pytest.mark.parametrize(("size", "augmented"), [(None, True), (7, False), (25, True)])
-def test_the_second_batch_is_of_all_images_in_an_order_of_its_own(
-    size: int | None, augmented: bool
-) -> None:
+def test_the_second_batch_is_of_all_images_in_an_order_of_its_own(size, augmented):
     """Of its own size and augmentation; the first batch is as without it."""
     plain = batches_of()
     batches = batches_of(unlabelled=True, second_size=size, augmented=(True, augmented))
@@ -187,7 +185,7 @@ def test_the_second_batch_is_of_all_images_in_an_order_of_its_own(
 
 @pytest.mark.parametrize("clamp", [True, False])
 @pytest.mark.parametrize("augment_second", [True, False])
-def test_both_batches_are_clamped_after_the_noise(clamp: bool, augment_second: bool) -> None:
+def test_both_batches_are_clamped_after_the_noise(clamp, augment_second):
     batches = batches_of(
         sigma=1.0, unlabelled=True, batch_size=25, clamp=clamp, augmented=(True, augment_second)
     )
@@ -201,7 +199,7 @@ def test_both_batches_are_clamped_after_the_noise(clamp: bool, augment_second: b
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_what_is_augmented_is_flipped_and_the_rest_is_the_image_itself(flip: bool) -> None:
+def test_what_is_augmented_is_flipped_and_the_rest_is_the_image_itself(flip):
     ramp = torch.arange(32, dtype=torch.uint8)[None, None, :, None].expand(N, 32, 32, 3)
     batches = batches_of(flip=flip, batch_size=25, unlabelled=True, augmented=(True, False))
     batches.train = Split(ramp, torch.arange(N))
@@ -211,7 +209,7 @@ def test_what_is_augmented_is_flipped_and_the_rest_is_the_image_itself(flip: boo
     assert torch.equal(second, data.to_float(ramp[:25]))
 
 
-def test_few_labels_cycle_and_the_epoch_stays_as_long() -> None:
+def test_few_labels_cycle_and_the_epoch_stays_as_long():
     few = torch.tensor([1, 3, 5, 7, 9, 11, 13, 15, 17])
     batches = batches_of(labelled=few, unlabelled=True)
     assert batches.steps_per_epoch == 6
@@ -228,7 +226,7 @@ def test_few_labels_cycle_and_the_epoch_stays_as_long() -> None:
     assert all(sorted(batch) == [1, 3] for batch in labelled(fewer, range(6)))
 
 
-def test_a_batch_may_be_all_images_and_no_more() -> None:
+def test_a_batch_may_be_all_images_and_no_more():
     assert len(batches_of(batch_size=25)(0)[1]) == 25
     with pytest.raises(data.DataError, match=r"--batch_size 26: exceeds the 25 .*use 25 at most"):
         batches_of(batch_size=26)

@@ -1,8 +1,6 @@
 """Sets in the files that their authors publish, read by torchvision, and the bundled digits."""
 
 import pickle
-from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -27,7 +25,7 @@ def reds(loaded: EvaluationSet) -> list[int]:
     return images[:, 0, 0, 0].tolist()
 
 
-def test_digits_are_real_stratified_and_the_same_every_time(tmp_path: Path) -> None:
+def test_digits_are_real_stratified_and_the_same_every_time(tmp_path):
     digits, again = (data.load("digits", tmp_path) for _ in range(2))
     train, test = digits.train, digits.test
     assert train.images.shape == (1437, 32, 32, 3) and test.images.shape == (360, 32, 32, 3)
@@ -45,9 +43,7 @@ def test_digits_are_real_stratified_and_the_same_every_time(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_cifars_own_files(
-    whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_cifars_own_files(whole, tmp_path, monkeypatch, capsys):
     """Two images a batch. For its test split the training batches need not even be there."""
     from torchvision.datasets import CIFAR10
 
@@ -76,7 +72,7 @@ def test_cifars_own_files(
     assert capsys.readouterr().out == ""
 
 
-def test_svhns_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_svhns_own_files(tmp_path, monkeypatch):
     from scipy.io import savemat
     from torchvision.datasets import SVHN
 
@@ -94,7 +90,7 @@ def test_svhns_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert loaded.test.labels.tolist() == [1, 0, 2] and loaded.test.labels.dtype == torch.int64
 
 
-def test_mnists_own_files_are_padded(tmp_path: Path) -> None:
+def test_mnists_own_files_are_padded(tmp_path):
     digits = RANDOM.randint(0, 256, (3, 28, 28)).astype(np.uint8)
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -115,7 +111,7 @@ def test_mnists_own_files_are_padded(tmp_path: Path) -> None:
     assert half.train.labels.tolist() == [7, 0, 9]
 
 
-def test_celebas_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_celebas_own_files(tmp_path, monkeypatch):
     from torchvision.datasets import CelebA
 
     monkeypatch.setattr(CelebA, "_check_integrity", lambda self: True)
@@ -141,7 +137,7 @@ def test_celebas_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         data.load_evaluation("celeba", tmp_path)
 
 
-def test_the_textures_own_files(tmp_path: Path) -> None:
+def test_the_textures_own_files(tmp_path):
     kinds = [f"kind{i:02}" for i in range(8)]
     for i, kind in enumerate(kinds):
         paint(tmp_path / "dtd" / "dtd" / "images" / kind / "a.png", (i, 0, 0), size=(50, 40))
@@ -161,9 +157,9 @@ def test_the_textures_own_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [*FILES, "cifar10interp"])
 @pytest.mark.parametrize("failure", [URLError("not\nknown"), RuntimeError("not known")])
-def test_what_cannot_be_downloaded_is_one_line_that_says_which_files_to_put_where(
-    name: str, failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_what_cannot_be_downloaded_is_named_with_its_remedy(
+    name, failure, tmp_path, monkeypatch, capsys
+):
     from torchvision import datasets
 
     def no_network(self: object) -> None:

@@ -43,10 +43,8 @@ def trained(train: Any, folder: Path, size: int = 32) -> Any:
     return run
 
 
-def asked(ask: Any, run: Any, tmp_path: Path, flags: str = "--eval test_clf", code: int = 0) -> Any:
-    words = ["--load_path", str(run.folder / "last_ckpt.pt"), "--log_dir", str(tmp_path / "answer")]
-    words += ["--device", "cpu", "--data_root", str(ask.trainer.data), *flags.split()]
-    found = ask.bare(*words, folder=tmp_path / "answer")
+def asked(ask: Any, run: Any, flags: str = "--eval test_clf", code: int = 0) -> Any:
+    found = ask(flags, load=run.folder / "last_ckpt.pt")
     assert found.code == code, found.err
     return found
 
@@ -58,11 +56,9 @@ def write(images: torch.Tensor, folder: Path, classes: tuple[str, str]) -> None:
         Image.fromarray(image.numpy()).save(path)
 
 
-def test_what_differs_from_the_run_is_one_line_and_in_the_answer(
-    train: Any, ask: Any, folder: Path, tmp_path: Path
-) -> None:
+def test_what_differs_from_the_run_is_one_line_and_in_the_answer(train, ask, folder, tmp_path):
     run, own = trained(train, folder), f"folder:{folder}"
-    same = asked(ask, run, tmp_path)
+    same = asked(ask, run)
     n = same.json("test_clf")["n"]
     expected = {"n": n, "trained_on": 0, "new": 0, "missing": 0}
     assert same.err == [] and same.json("test_clf")["data"] == {own: expected}
@@ -72,7 +68,7 @@ def test_what_differs_from_the_run_is_one_line_and_in_the_answer(
     for i, name in enumerate(classes):
         paint(other / "train" / name / "0.png", 100 + i)
     held_out = set(run.state()["data"]["valid"].tolist()) & {0, 1, 2}
-    found = asked(ask, run, tmp_path, f"--eval test_clf --dataset folder:{other}")
+    found = asked(ask, run, f"--eval test_clf --dataset folder:{other}")
     (line,) = found.err
     record = found.json("test_clf")["data"][f"folder:{other}"]
     assert record["trained_on"] == 3 - len(held_out) and record["missing"] == n
@@ -81,9 +77,7 @@ def test_what_differs_from_the_run_is_one_line_and_in_the_answer(
     assert record["run_class_names"] == ["apple", "bear"]
 
 
-def test_the_temperature_is_fitted_on_what_the_run_held_out(
-    train: Any, ask: Any, tmp_path: Path
-) -> None:
+def test_the_temperature_is_fitted_on_what_the_run_held_out(train, ask, tmp_path):
     root = tmp_path / "root"
     root.mkdir()
     train.write_images(root / "cifar10.npz")
@@ -94,7 +88,7 @@ def test_the_temperature_is_fitted_on_what_the_run_held_out(
     for name in ("train_images", "train_labels"):  # one image less, and the permutation is another
         arrays[name] = arrays[name][1:]
     np.savez(root / "cifar10.npz", **arrays)
-    answer = asked(ask, run, tmp_path, f"--eval eval_ece --data_root {root}")
+    answer = asked(ask, run, f"--eval eval_ece --data_root {root}")
     valid = answer.json("eval_ece")["data"]["cifar10_valid"]
     there = 40 - int((held_out["valid"] == 0).any())
     assert (valid["n"], valid["trained_on"], valid["new"]) == (there, 0, 0)
@@ -109,16 +103,14 @@ MORE = {
 
 
 @pytest.mark.parametrize("question", MORE)
-def test_a_folder_that_has_moved_is_found_by_its_images(
-    question: str, train: Any, ask: Any, folder: Path, tmp_path: Path
-) -> None:
+def test_a_folder_that_has_moved_is_found_by_its_images(question, train, ask, folder, tmp_path):
     run = trained(train, folder)
     moved = folder.rename(tmp_path / "moved")
     words = f"--eval {question} {MORE[question]} --dataset folder:{moved}"
-    found = asked(ask, run, tmp_path, words)
+    found = asked(ask, run, words)
     assert not [line for line in found.err if "is not as" in line or "no temperature" in line]
     assert str(folder) not in found.out
-    (lost,) = asked(ask, run, tmp_path, code=2).err
+    (lost,) = asked(ask, run, code=2).err
     assert lost.endswith("have moved: --dataset folder:PATH")
     again = train.resumed(run, "--max_steps", "4")
     assert again.code == 2 and "does not exist" in again.err[0]
@@ -130,9 +122,7 @@ def test_a_folder_that_has_moved_is_found_by_its_images(
     ("value", "code", "said"),
     [(97, 2, "its training images were others"), (99, 0, "not among the run's test images")],
 )
-def test_a_resumed_run_takes_no_other_training_images(
-    value: int, code: int, said: str, train: Any, folder: Path, tmp_path: Path
-) -> None:
+def test_a_resumed_run_takes_no_other_training_images(value, code, said, train, folder, tmp_path):
     """By their hashes, image 97 is one to train on and image 99 one to test."""
     run = trained(train, folder)
     other = Path(shutil.copytree(folder, tmp_path / "other"))
@@ -141,9 +131,7 @@ def test_a_resumed_run_takes_no_other_training_images(
     assert again.code == code and said in again.err[0]
 
 
-def test_a_relative_path_is_found_from_anywhere(
-    train: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_path_is_found_from_anywhere(train, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = train(RUN, "folder:images")
     assert run.settings["dataset"] == f"folder:{folder}"
@@ -160,9 +148,7 @@ def probed(run: Any, dataset: str, tmp_path: Path) -> dict[str, Any]:
     return read_checkpoint(tmp_path / "probe" / "last_ckpt.pt")
 
 
-def test_a_probe_says_how_many_of_its_images_the_network_was_trained_on(
-    train: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_probe_says_how_many_images_its_network_was_trained_on(train, folder, tmp_path, capsys):
     """The training images of one are the test images of the other."""
     run, other = trained(train, folder), tmp_path / "other"
     loaded = data.load(f"folder:{folder}", "nowhere")
@@ -175,16 +161,14 @@ def test_a_probe_says_how_many_of_its_images_the_network_was_trained_on(
     assert f"test: {n - 4} of {n} images were trained on" in line
 
 
-def test_an_empty_class_folder_makes_no_images_of_the_training_images(
-    train: Any, ask: Any, folder: Path, tmp_path: Path
-) -> None:
+def test_an_empty_class_folder_makes_no_images_of_the_training_images(train, ask, folder, tmp_path):
     run, words = trained(train, folder), "--eval OOD --ood_dataset uniform"
     (folder / "empty").mkdir()
-    (line,) = asked(ask, run, tmp_path, words, code=2).err
+    (line,) = asked(ask, run, words, code=2).err
     assert "has no image in its class folder empty" in line
     (folder / "empty").rmdir()
     shutil.rmtree(folder / "bear")
-    assert "has 1 class folders" in asked(ask, run, tmp_path, words, code=2).err[0]
+    assert "has 1 class folders" in asked(ask, run, words, code=2).err[0]
     for name in ("a", "b"):
         paint(tmp_path / "ood" / name / "1.png", 200)
     (tmp_path / "ood" / "empty").mkdir()
@@ -194,12 +178,10 @@ def test_an_empty_class_folder_makes_no_images_of_the_training_images(
 
 
 @pytest.mark.parametrize("damage", [{"class_names": 3}, {"valid": torch.tensor([4000])}])
-def test_a_record_of_others_is_refused_in_one_line(
-    damage: dict[str, Any], train: Any, ask: Any, folder: Path, tmp_path: Path
-) -> None:
+def test_a_record_of_others_is_refused_in_one_line(damage, train, ask, folder, tmp_path):
     run = trained(train, folder)
     state = run.state()
     state["data"] |= damage
     save_checkpoint(state, run.folder / "last_ckpt.pt")
-    (line,) = asked(ask, run, tmp_path, code=2).err
+    (line,) = asked(ask, run, code=2).err
     assert "--load_path" in line

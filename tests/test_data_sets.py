@@ -31,7 +31,7 @@ def refusal(name: str, root: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["imagenet", "fashion", "folder:", ""])
-def test_an_unknown_set_is_refused_with_the_known_ones(name: str, tmp_path: Path) -> None:
+def test_an_unknown_set_is_refused_with_the_known_ones(name, tmp_path):
     (tmp_path / "fashion.npz").touch()  # a file does not make a set trainable
     message = refusal(name, tmp_path)
     assert message.startswith(f"--dataset {name}: unknown data set")
@@ -40,7 +40,7 @@ def test_an_unknown_set_is_refused_with_the_known_ones(name: str, tmp_path: Path
         data.describe(name)
 
 
-def test_an_npz_is_read_as_it_is(tmp_path: Path) -> None:
+def test_an_npz_is_read_as_it_is(tmp_path):
     stored = arrays()
     np.savez(tmp_path / "cifar10.npz", **stored)
     loaded = data.load("cifar10", tmp_path)
@@ -51,7 +51,7 @@ def test_an_npz_is_read_as_it_is(tmp_path: Path) -> None:
     assert loaded.to("cpu").train.labels.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_an_npz_of_another_size_is_resized_from_its_centre_square(tmp_path: Path) -> None:
+def test_an_npz_of_another_size_is_resized_from_its_centre_square(tmp_path):
     """With antialias."""
     wide = np.zeros((6, 64, 100, 3), dtype=np.uint8)
     wide[:, :, 18:50], wide[:, :, 50:82] = 200, 100  # the centre square; the rest is cut off
@@ -65,7 +65,7 @@ def test_an_npz_of_another_size_is_resized_from_its_centre_square(tmp_path: Path
     assert (loaded.test.images[:, :, 2:-2].float() - 50).abs().max() <= 15
 
 
-def test_an_npz_without_test_images_or_without_labels(tmp_path: Path) -> None:
+def test_an_npz_without_test_images_or_without_labels(tmp_path):
     stored = {key: value for key, value in arrays().items() if key.startswith("train")}
     np.savez(tmp_path / "cifar_100.npz", **stored)  # the alias names no file
     np.savez(tmp_path / "cifar100.npz", **stored)
@@ -96,9 +96,7 @@ DEFECTS: list[tuple[str, Callable[[np.ndarray], np.ndarray], str]] = [
 
 
 @pytest.mark.parametrize(("key", "change", "expected"), DEFECTS)
-def test_a_defect_of_an_npz_is_one_line_that_names_the_file(
-    key: str, change: Callable[[np.ndarray], np.ndarray], expected: str, tmp_path: Path
-) -> None:
+def test_a_defect_of_an_npz_is_one_line_that_names_the_file(key, change, expected, tmp_path):
     np.savez(tmp_path / "cifar10.npz", **{**arrays(), key: change(arrays()[key])})
     message = refusal("cifar10", tmp_path)
     assert message.startswith(f"--data_root {tmp_path}: cifar10.npz {expected}")
@@ -106,7 +104,7 @@ def test_a_defect_of_an_npz_is_one_line_that_names_the_file(
 
 
 @pytest.mark.parametrize("damage", ["cut off", "not a zip", "empty", "a bit flipped", "an array"])
-def test_a_damaged_npz_is_one_line_that_names_the_file(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_npz_is_one_line_that_names_the_file(damage, tmp_path):
     path = tmp_path / "cifar10.npz"
     np.savez(path, **arrays())
     whole = path.read_bytes()
@@ -123,7 +121,7 @@ def test_a_damaged_npz_is_one_line_that_names_the_file(damage: str, tmp_path: Pa
     assert message.startswith(f"--data_root {tmp_path}: cifar10.npz {expected}")
 
 
-def test_grey_images_are_mnist_s_alone(tmp_path: Path) -> None:
+def test_grey_images_are_mnist_s_alone(tmp_path):
     images = np.random.RandomState(0).randint(0, 256, (10, 28, 28)).astype(np.uint8)
     for name in ("mnist", "cifar10"):
         np.savez(tmp_path / f"{name}.npz", train_images=images, train_labels=np.arange(10))

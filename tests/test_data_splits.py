@@ -9,7 +9,7 @@ from data import DataError
 from data.splits import TEST_BELOW, split_by_hash
 
 
-def test_validation_split_is_the_ancestors_and_disjoint() -> None:
+def test_validation_split_is_the_ancestors_and_disjoint():
     np.random.seed(0)
     expected = np.random.rand()
     np.random.seed(0)
@@ -22,7 +22,7 @@ def test_validation_split_is_the_ancestors_and_disjoint() -> None:
     assert torch.equal(again[0], train) and torch.equal(again[1], valid)
 
 
-def test_validation_may_be_empty_but_not_everything() -> None:
+def test_validation_may_be_empty_but_not_everything():
     train, valid = data.split_validation(10, 0)
     assert (len(train), len(valid)) == (10, 0)
     for n_valid in (10, -1):
@@ -31,7 +31,7 @@ def test_validation_may_be_empty_but_not_everything() -> None:
     assert [data.default_n_valid(n) for n in (50000, 73257, 1437, 9)] == [5000, 5000, 143, 0]
 
 
-def test_equal_images_of_a_folder_validate_together_or_train_together() -> None:
+def test_equal_images_of_a_folder_validate_together_or_train_together():
     random = np.random.RandomState(0)
     for _ in range(50):
         hashes = torch.from_numpy(random.randint(-(2**63), 2**63 - 1, 8)[random.randint(0, 8, 20)])
@@ -45,7 +45,7 @@ def test_equal_images_of_a_folder_validate_together_or_train_together() -> None:
             assert len(valid) > n_valid - kept  # no more than the images that the line is between
 
 
-def test_labelled_subset_takes_the_first_of_each_class_in_the_order_of_the_index() -> None:
+def test_labelled_subset_takes_the_first_of_each_class_in_the_order_of_the_index():
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2])
     index = torch.tensor([8, 6, 4, 3, 1, 2, 0])
     subset = data.labelled_subset(labels, index, 2, 3)
@@ -56,13 +56,13 @@ def test_labelled_subset_takes_the_first_of_each_class_in_the_order_of_the_index
 @pytest.mark.parametrize(
     ("per_class", "message"), [(3, "class 1 has only 2 training images"), (0, "give 1 or more")]
 )
-def test_labelled_subset_refuses_what_it_cannot_give(per_class: int, message: str) -> None:
+def test_labelled_subset_refuses_what_it_cannot_give(per_class, message):
     labels = torch.tensor([0, 1, 0, 1, 0])
     with pytest.raises(DataError, match=f"--labels_per_class {per_class}: {message}"):
         data.labelled_subset(labels, torch.arange(5), per_class, 2)
 
 
-def test_images_in_several_classes_take_no_class_its_last_training_image() -> None:
+def test_images_in_several_classes_take_no_class_its_last_training_image():
     """Of small sets at random: every class trains, equal images are on one side, and the names of
     the classes, which order them, decide nothing."""
     random = np.random.RandomState(0)
@@ -78,7 +78,7 @@ def test_images_in_several_classes_take_no_class_its_last_training_image() -> No
         assert set(renamed.tolist()) == set(train.tolist())
 
 
-def test_classes_that_share_no_image_are_split_each_by_itself() -> None:
+def test_classes_that_share_no_image_are_split_each_by_itself():
     random = np.random.RandomState(0)
     for _ in range(200):
         pool = torch.from_numpy(random.randint(-(2**63), 2**63 - 1, random.randint(2, 7)))

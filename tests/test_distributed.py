@@ -1,9 +1,6 @@
 """Two processes that train one run or answer one question, and what they need for it."""
 
-from __future__ import annotations
-
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -23,13 +19,12 @@ import models
 import train_wrn
 from baselines import flags as flags_of_baselines
 from baselines import linear_probe, train_adversarial, train_contrastive
-from evaluation.classification import classification, predictions
-from evaluation.robustness import PGD, classifier, robust_accuracy
-from evaluation.scores import feature_bank, scores
 from runs import processes as distributed
 from runs.checkpoint import CheckpointError, save_checkpoint
 from runs.cli import TORCHRUN
+from runs.names import SCORES
 from tests import pair as two
+from tests.conftest import Ran
 from training import divergence, flags
 from training.build import build_run, replicate
 from training.divergence import Guard
@@ -63,7 +58,7 @@ def exchanged() -> list[int]:
     return list(distributed.share(5))
 
 
-def test_what_two_processes_exchange(pair: Any) -> None:
+def test_what_two_processes_exchange(pair):
     first, second = pair(exchanged)
     assert first + second == [0, 1, 2, 3, 4]
 
@@ -87,15 +82,13 @@ def loaded() -> tuple[list[str], str]:
     return order, str(caught.value)
 
 
-def test_what_one_process_cannot_have_none_has(pair: Any) -> None:
+def test_what_one_process_cannot_have_none_has(pair):
     told = "--dataset photos: it is not there"
     assert pair(loaded) == [(["first"], told), (["then"], told)]
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_more_processes_than_gpus_are_refused_by_all(
-    rank: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_processes_than_gpus_are_refused_by_all(rank, monkeypatch):
     given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     for name, value in {**given, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -108,7 +101,7 @@ def test_more_processes_than_gpus_are_refused_by_all(
     assert distributed.own_device("cuda") == f"cuda:{rank}"
 
 
-def test_one_process_sends_nothing() -> None:
+def test_one_process_sends_nothing():
     part, agreement = torch.rand(3, 2), distributed.Agreement()
     assert distributed.size() == 1 and distributed.first()
     assert distributed.joined(part) is part and distributed.mean(part) is part
@@ -118,7 +111,7 @@ def test_one_process_sends_nothing() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 64])
-def test_shares_are_all_of_it_once(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_are_all_of_it_once(n, monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 3)
     found = []
     for rank in range(3):
@@ -142,7 +135,7 @@ def sent(words: str) -> dict[str, int]:
     return {name: names.count(name) for name in names if name.startswith("gloo:")}
 
 
-def test_gradients_are_reduced_once_however_many_steps_a_chain_has(pair: Any) -> None:
+def test_gradients_are_reduced_once_however_many_steps_a_chain_has(pair):
     """One message of gradients (this network's fill one bucket), one of metrics, one of logits."""
     words = (
         "--pyxce 1 --pxycontrast 1 --pxsgld 1 --pxysgld 1 --contrast_k 64 --batch_size 8 "
@@ -165,7 +158,6 @@ RUN = (
 @pytest.fixture
 def both(pair: Any, train: Any, tmp_path: Path) -> Any:
     """train_wrn.py in two processes, on the images of `train`: a Ran, with rank 1's in `other`."""
-    from tests.conftest import Ran
 
     def run(flags: str, *more: str, bare: bool = False, act: Any = None) -> Any:
         words = [] if bare else [*RUN.split(), "--data_root", str(train.data)]
@@ -175,13 +167,13 @@ def both(pair: Any, train: Any, tmp_path: Path) -> Any:
         words += [*flags.split(), *more]
         folder = tmp_path / (more[1] if "--id" in more else "run")
         first, second = pair(function, words, *arguments)
-        found, found.other = Ran(*first, folder), Ran(*second, folder)  # type: ignore[attr-defined]
+        found, found.other = Ran(*first, folder), Ran(*second, folder)
         return found
 
     return run
 
 
-def test_a_run_of_two_processes_leaves_what_one_leaves(both: Any, train: Any) -> None:
+def test_a_run_of_two_processes_leaves_what_one_leaves(both, train):
     drawn = "--n_epochs 2 --plot_uncond --plot_cond --sgld_batch_size 40 --buffer_size 40"
     run = both(drawn)
     alone = train(f"{train.ALL} --dropout_rate .1 --norm batch --contrast_k 80 {drawn}")
@@ -206,9 +198,7 @@ def test_a_run_of_two_processes_leaves_what_one_leaves(both: Any, train: Any) ->
     assert model.logits(torch.rand(1, 3, 32, 32)).isfinite().all()
 
 
-def test_the_same_command_gives_the_same_run_and_stopped_and_resumed_is_uninterrupted(
-    both: Any, train: Any
-) -> None:
+def test_the_same_command_gives_the_same_run_and_stopped_and_resumed_is_uninterrupted(both, train):
     flags = "--n_epochs 3 --ema .9"
     whole, again = (both(flags, "--id", name) for name in ("whole", "again"))
     assert whole.code == again.code == 0 and train.differences(whole, again) == []
@@ -217,7 +207,7 @@ def test_the_same_command_gives_the_same_run_and_stopped_and_resumed_is_uninterr
     assert train.differences(whole, parts) == []  # the row in the middle of an epoch is replaced
 
 
-def test_resumed_with_another_number_of_processes(both: Any, train: Any) -> None:
+def test_resumed_with_another_number_of_processes(both, train):
     run = both("--n_epochs 6 --max_steps 4 --reinit_freq .5")
     at = {4: run.state()}
 
@@ -249,9 +239,7 @@ def test_resumed_with_another_number_of_processes(both: Any, train: Any) -> None
 
 
 @pytest.mark.parametrize("kind", ["uniform", "class_gaussian"])
-def test_two_processes_begin_with_the_replay_buffer_of_one(
-    kind: str, both: Any, train: Any
-) -> None:
+def test_two_processes_begin_with_the_replay_buffer_of_one(kind, both, train):
     """The fit and the fill; the file from before the first step."""
     words = f"--chain_start {kind} --max_steps 1"
     alone = train(f"{train.ALL} --dropout_rate .1 --norm batch --contrast_k 80 {words}")
@@ -283,7 +271,7 @@ def signalled(words: list[str], where: str, nth: int) -> tuple[int, str, str]:
         return two.train(words)
 
 
-def test_a_signal_to_one_process_saves_and_ends_both(both: Any, train: Any) -> None:
+def test_a_signal_to_one_process_saves_and_ends_both(both, train):
     whole = both("--n_epochs 3", "--id", "whole")
     run = both("--n_epochs 3", act=(signalled, "step", 6))
     assert run.code == run.other.code == 143 and run.state()["progress"]["step"] == 7
@@ -293,7 +281,7 @@ def test_a_signal_to_one_process_saves_and_ends_both(both: Any, train: Any) -> N
 
 
 @pytest.mark.parametrize("nth", range(5, 13))
-def test_a_signal_while_one_process_waits_for_the_other_ends_both(nth: int, both: Any) -> None:
+def test_a_signal_while_one_process_waits_for_the_other_ends_both(nth, both):
     """Wherever it comes: in an epoch, between two, after an evaluation."""
     run = both("--n_epochs 3", act=(signalled, "wait", nth))
     assert (run.code, run.other.code) == (143, 143), (run.err, run.other.err)
@@ -315,7 +303,7 @@ def poisoned(words: list[str]) -> tuple[int, str, str]:
         return two.train(words)
 
 
-def test_what_diverges_in_one_process_is_healed_in_both(both: Any) -> None:
+def test_what_diverges_in_one_process_is_healed_in_both(both):
     run = both("--n_epochs 3 --norm none", act=(poisoned,))
     assert run.code == run.other.code == 0, run.err + run.other.err
     told = [line for line in run.text().splitlines() if "restart 1 of 5" in line]
@@ -337,14 +325,14 @@ def test_what_diverges_in_one_process_is_healed_in_both(both: Any) -> None:
         ("--data_root nowhere", "nowhere"),
     ],
 )
-def test_a_mistake_is_told_once_and_by_one_process(flags: str, words: str, both: Any) -> None:
+def test_a_mistake_is_told_once_and_by_one_process(flags, words, both):
     run = both(f"--n_epochs 1 {flags}")
     assert run.code == run.other.code == 2
     told = [*run.err, *run.other.err]
     assert len(told) == 1 and words in told[0] and not run.folder.exists()
 
 
-def test_one_process_tells_of_a_damaged_checkpoint_and_moves_it(both: Any, train: Any) -> None:
+def test_one_process_tells_of_a_damaged_checkpoint_and_moves_it(both, train):
     run = train("--pyxce 1 --max_steps 10")
     (run.folder / "variant.json").unlink()
     (run.folder / "last_ckpt.pt").unlink()
@@ -354,9 +342,7 @@ def test_one_process_tells_of_a_damaged_checkpoint_and_moves_it(both: Any, train
     assert len(again.err) == 2 and "last_ckpt.pt holds" in again.err[1]
 
 
-def test_processes_that_do_not_see_one_run_folder_are_refused(
-    pair: Any, both: Any, tmp_path: Path
-) -> None:
+def test_processes_that_do_not_see_one_run_folder_are_refused(pair, both, tmp_path):
     assert both("--n_epochs 2 --max_steps 2").code == 0
     words = ["--pyxce", "1", "--id", "run", "--resume", "auto", "--dataset", "cifar10"]
     told = pair(apart_auto, words, str(tmp_path))
@@ -370,9 +356,7 @@ def apart_auto(words: list[str], folder: str) -> tuple[int, str, str]:
     return two.train([*words, "--log_dir", where])
 
 
-def test_a_replay_buffer_that_the_processes_cannot_share_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_replay_buffer_that_the_processes_cannot_share_is_refused(monkeypatch, tmp_path):
     words = "--pyxce 1 --pxsgld 1 --depth 10 --width 1 --buffer_size 40 --sgld_batch_size 4"
     run = build_run(flags.parse(words.split())[0], 10, torch.device("cpu"))
     monkeypatch.setattr(distributed, "size", lambda: 3)
@@ -382,13 +366,7 @@ def test_a_replay_buffer_that_the_processes_cannot_share_is_refused(
         restore_last(run, tmp_path, "train_wrn.py")
 
 
-def test_dry_run_says_how_many_processes(both: Any) -> None:
-    run = both("--dry_run --batch_size 4")
-    assert run.code == run.other.code == 0 and run.other.out == ""
-    assert "processes               2;" in run.out and "images/s" in run.out
-
-
-def test_baselines_run_in_one_process(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_baselines_run_in_one_process(monkeypatch):
     for name in TORCHRUN:
         monkeypatch.setenv(name, "2")
     monkeypatch.setenv("RANK", "0")
@@ -398,63 +376,19 @@ def test_baselines_run_in_one_process(monkeypatch: pytest.MonkeyPatch, capsys: A
         (linear_probe.build_parser, linear_probe.check),
     ):
         given = [w for a in build()._actions if a.required for w in (a.option_strings[0], "Linf")]
-        with pytest.raises(SystemExit) as stop:
-            flags_of_baselines.parse(given, build, check)
-        (line,) = capsys.readouterr().err.splitlines()
-        assert stop.value.code == 2 and "start it without torchrun" in line
+        line = two.refusal(flags_of_baselines.parse, given, build, check)
+        assert "start it without torchrun" in line
 
 
 # ------------------------------------------------------------------------------------ evaluation
 
 
-def answers(size: int) -> dict[str, Any]:
-    """What evaluations give of 130 images in batches of `size`; of two processes, together."""
-    torch.manual_seed(0)
-    model = models.build(depth=10, width=1)
-    images = torch.randint(256, (130, 32, 32, 3), dtype=torch.uint8)
-    split = data.Split(images, torch.randint(10, (130,)))
-    part = distributed.share(data.number_of_batches(split, size))
-
-    def batches(sigma: float = 0.03) -> Any:
-        return data.evaluation_batches(split, batch_size=size, sigma=sigma, seed=1, part=part)
-
-    torch.manual_seed(5 + distributed.rank())  # nothing may depend on it
-    bank = feature_bank(model, batches())
-    logits, labels = predictions(model, batches())
-    queue = losses.LogitQueue(10, 64, init="random")
-    queue.queue_logit.copy_(torch.randn(10, 64, generator=torch.Generator().manual_seed(3)))
-    contrastive = losses.Contrastive(losses.ContrastScore(), queue)
-    names = ["px", "py", "pxy", "pxgrad", "pxsim", "knn", "entropy"]
-    return {
-        "classification": classification(model, batches()),
-        "predictions": (logits, labels),
-        "scores": scores(model, batches(), names, contrastive=contrastive, bank=bank, k=3),
-        "attack": robust_accuracy(
-            classifier(model),
-            batches(0.0),
-            [PGD("Linf", steps=2, random_init=True)],
-            [0, 1 / 255, 0.1],
-            first=part.start,
-        ),
-    }
-
-
-@pytest.mark.parametrize("size", [40, 64, 200], ids=["4 batches", "3 batches", "1 batch"])
-def test_two_processes_give_the_numbers_of_one(size: int, pair: Any) -> None:
-    one = answers(size)
-    for found in pair(answers, size):
-        assert found["classification"] == one["classification"]
-        assert found["attack"] == one["attack"] and found["classification"]["n"] == 130
-        assert all(map(torch.equal, found["predictions"], one["predictions"]))
-        for name, values in one["scores"].items():
-            np.testing.assert_array_equal(found["scores"][name], values)
-
-
-QUESTIONS = (
-    "test_clf",
+QUESTIONS = (  # of 20 images: three batches of 8, or a single one, of which a process has none
+    "test_clf --batch_size 8",
     "test_clf --n_steps 1",
     "eval_ece",
-    "OOD --score_fn px knn --knn_k 3 --ood_dataset interp uniform --max_images 20",
+    f"OOD --score_fn {' '.join(SCORES)} --knn_k 3 --ood_dataset interp uniform --batch_size 8 "
+    "--max_images 20",
     "logp_hist --datasets cifar10_train cifar10",
     "fid --fid_features model --n_samples 10 --sgld_batch_size 4 --n_steps 1",
     "uncond_samples --n_sample_steps 2 --n_steps 1 --sgld_batch_size 4 --print_every 1",
@@ -464,26 +398,18 @@ QUESTIONS = (
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_two_processes_give_the_answer_of_one(
-    question: str, pair: Any, train: Any, ask: Any, tmp_path: Path
-) -> None:
+def test_two_processes_give_the_answer_of_one(question, pair, train, ask, tmp_path):
     run = train.once(f"{train.ALL} --n_epochs 1")
-    words = ["--load_path", str(run.folder / "last_ckpt.pt"), "--data_root", str(train.data)]
-    words += ["--device", "cpu", "--eval", *question.split()]
-    one = ask.bare(*words, "--log_dir", str(tmp_path / "one"), folder=tmp_path / "one")
-    first, second = pair(two.ask, [*words, "--log_dir", str(tmp_path / "two")])
+    path, name = run.folder / "last_ckpt.pt", question.split()[0]
+    one = ask(f"--eval {question}", load=path)
+    words = f"--load_path {path} --data_root {train.data} --device cpu --log_dir {tmp_path}"
+    first, second = pair(two.ask, [*words.split(), "--eval", *question.split()])
     assert (one.code, first[0], second[0]) == (0, 0, 0), (one.err, first, second)
     assert second[1] == second[2] == "" and "the answer is in" in first[1]
-    names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
-    a, b = (answer(tmp_path / where) for where in ("one", "two"))
-    assert a == b and a["environment"] == {}
-
-
-def answer(folder: Path) -> dict[str, Any]:
-    (path,) = folder.glob("*.json")
-    found = json.loads(path.read_text())
-    return {**found, "seconds": 0, "environment": {}, "settings": {}}
+    both = Ran(*first, tmp_path)
+    assert one.files == both.files
+    own = {"seconds": 0, "environment": {}, "settings": {}}
+    assert one.json(name) | own == both.json(name) | own
 
 
 # -------------------------------------------------------------------------------------- torchrun
@@ -501,7 +427,7 @@ def torchrun(words: str, *more: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_dies_ends_the_others_with_one_message(victim: int, tmp_path: Path) -> None:
+def test_a_process_that_dies_ends_the_others_with_one_message(victim, tmp_path):
     command = torchrun(DIGITS, "--log_dir", str(tmp_path), "--ckpt_minutes", ".02")
     process = subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=os.setsid
@@ -529,7 +455,7 @@ def test_a_process_that_dies_ends_the_others_with_one_message(victim: int, tmp_p
 
 
 @pytest.mark.slow
-def test_processes_that_cannot_meet_say_why(tmp_path: Path) -> None:
+def test_processes_that_cannot_meet_say_why(tmp_path):
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "no_such_network"}
     command = torchrun(DIGITS, "--log_dir", str(tmp_path))
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -1,8 +1,6 @@
 """Two processes take the step that one takes with the whole batch: loss, gradients, queue, replay
 buffer, for every term."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator
@@ -184,7 +182,7 @@ IN_FLOAT32 = ("all", "SGLD as a classifier, clamped", "SimCLR style")
 @pytest.mark.parametrize(
     ("case", "double"), [*((case, True) for case in CASES), *((case, False) for case in IN_FLOAT32)]
 )
-def test_two_processes_take_the_step_of_one(case: str, double: bool, pair: Any) -> None:
+def test_two_processes_take_the_step_of_one(case, double, pair):
     first, second = pair(steps, CASES[case], double)
     one = steps(CASES[case], double)
     found = dict(differences(one, first))
@@ -197,9 +195,7 @@ SUBSETS = [s for n in range(1, 6) for s in itertools.combinations(flags.TERMS, n
 
 
 @pytest.mark.parametrize("terms", SUBSETS, ids="+".join)
-def test_parameters_without_a_gradient_are_looked_for_where_there_are_any(
-    terms: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parameters_without_a_gradient_are_looked_for_where_there_are_any(terms, monkeypatch):
     """With --uncond, which has two heads. DistributedDataParallel fails at parameters that get no
     gradient unless it is told to look for them, which takes time."""
     s, _ = flags.parse([*FLAGS.split(), "--uncond", *(f"--{term}=1" for term in terms)])
@@ -213,7 +209,7 @@ def test_parameters_without_a_gradient_are_looked_for_where_there_are_any(
 
 
 @pytest.mark.parametrize("words", ["", "--bn_chains batch", "--bn_chains running"])
-def test_with_batch_norm_the_processes_stay_equal(words: str, pair: Any) -> None:
+def test_with_batch_norm_the_processes_stay_equal(words, pair):
     """Each normalises by its own images, so the step is not that of one process."""
     first, second = pair(steps, f"--pyxce 1 --pxycontrast 1 --pxsgld 1 --norm batch {words}", True)
     assert unequal(first, second) == {}

@@ -2,7 +2,6 @@
 
 import math
 from contextlib import nullcontext
-from typing import Any
 
 import pytest
 import torch
@@ -25,14 +24,14 @@ def check(guard: Guard, loss: float, grad_norm: float = 1.0, step: int = 0) -> b
         *((2.3, 1e30, False), (2.3, math.nan, True), (2.3, math.inf, True)),
     ],
 )
-def test_which_steps_have_diverged(loss: float, grad_norm: float, diverged: bool) -> None:
+def test_which_steps_have_diverged(loss, grad_norm, diverged):
     guard = Guard(CPU)
     assert check(guard, loss, grad_norm) is diverged
     with pytest.raises(Diverged) if diverged else nullcontext():
         guard.raise_if_diverged("")
 
 
-def test_the_flag_stays_set_and_the_first_step_is_reported() -> None:
+def test_the_flag_stays_set_and_the_first_step_is_reported():
     guard = Guard(CPU)
     assert not check(guard, 2.0, step=39)
     assert check(guard, 2e9, 7.5, step=40)
@@ -46,7 +45,7 @@ def test_the_flag_stays_set_and_the_first_step_is_reported() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -2e8])
-def test_what_a_term_reports_is_watched_and_named(bad: float) -> None:
+def test_what_a_term_reports_is_watched_and_named(bad):
     """Energies that run away together leave a finite loss."""
     guard, norm = Guard(CPU), torch.tensor(1.0)
     fine = {name: torch.tensor(2.0) for name in ("loss", "pyxce/loss", "pxsgld/log_q_data")}
@@ -74,9 +73,7 @@ def snapshot(
 )
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e12])
-def test_a_fused_optimiser_does_not_take_a_diverged_step(
-    kind: Any, settings: dict[str, Any], weight_decay: float, bad: float
-) -> None:
+def test_a_fused_optimiser_does_not_take_a_diverged_step(kind, settings, weight_decay, bad):
     """Parameters, moments, momentum and step count; and once the flag is set, no later step."""
     torch.manual_seed(0)
     parameters = [torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.randn(5))]
@@ -100,7 +97,7 @@ def test_a_fused_optimiser_does_not_take_a_diverged_step(
         assert all(map(torch.equal, take(scale, step), good))
 
 
-def test_a_meter_is_the_mean_over_steps_and_sums_in_float64() -> None:
+def test_a_meter_is_the_mean_over_steps_and_sums_in_float64():
     meter, values = Meter(), torch.tensor([2.0**24, 10.0])
     for _ in range(2):
         assert meter.means() == {}
@@ -112,7 +109,7 @@ def test_a_meter_is_the_mean_over_steps_and_sums_in_float64() -> None:
     assert values.tolist() == [2.0**24, 10.0]
 
 
-def test_a_restored_meter_goes_on() -> None:
+def test_a_restored_meter_goes_on():
     meter, twin, new = Meter(), Meter(), Meter()
     meter.add(torch.tensor([1.0]), ["a"])
     twin.load_state_dict(meter.state_dict(), CPU)

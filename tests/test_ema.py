@@ -1,7 +1,5 @@
 """The averaged weights of --ema: what they are, and who takes them."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -42,9 +40,7 @@ def named(run: Any) -> dict[str, np.ndarray]:
     ("words", "decay"),  # one that the ramp passes, and one that it does not reach
     [("--norm batch", 0.25), ("--norm act", 0.9), ("--uncond", 0.25), ("--clf_only", 0.9)],
 )
-def test_an_average_is_the_recursion_over_the_steps_that_were_taken(
-    words: str, decay: float
-) -> None:
+def test_an_average_is_the_recursion_over_the_steps_that_were_taken(words, decay):
     run = tiny(f"{words} --lr .01 --ema {decay}")
     guard, expected, taken = Guard(run.device), named(run), 0
     for step in range(6):
@@ -64,9 +60,7 @@ def test_an_average_is_the_recursion_over_the_steps_that_were_taken(
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_model_has_its_averages_for_a_while_and_then_its_own_weights_exactly(
-    compiled: bool,
-) -> None:
+def test_a_model_has_its_averages_for_a_while_and_then_its_own_weights_exactly(compiled):
     run, (x, *_) = tiny("--norm batch --lr .01 --ema .9"), batch(2)
     if compiled:
         run.model.f.compile(dynamic=False, backend="aot_eager")
@@ -86,7 +80,7 @@ def test_a_model_has_its_averages_for_a_while_and_then_its_own_weights_exactly(
     assert not torch.equal(raw["f.conv1.weight"], averages["f.conv1.weight"])
 
 
-def test_the_average_moves_nothing_else(train: Any) -> None:
+def test_the_average_moves_nothing_else(train):
     """Chains, losses and the updates are those of the weights themselves."""
     words = f"{train.ALL} --norm batch --lr 1e-2 --contrast_k 80 --max_steps 7"
     plain, run = train.once(words), train(f"{words} --ema .9")
@@ -104,9 +98,7 @@ def by_hand(run: Any, averaged: bool = True) -> models.EnergyClassifier:
     return model.eval()
 
 
-def test_accuracy_within_a_run_and_sample_grids_are_those_of_the_average(
-    train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_accuracy_within_a_run_and_sample_grids_are_those_of_the_average(train, monkeypatch):
     seen = []
 
     def drawn(epoch: int, out: Any) -> None:
@@ -124,22 +116,12 @@ def test_accuracy_within_a_run_and_sample_grids_are_those_of_the_average(
     assert abs(nll[0] - nll[1]) > 1e-3
 
 
-# ------------------------------------------------------------------------- who reads checkpoints
-
-
 @pytest.fixture(scope="module")
 def trained(train: Any) -> Any:
     return train.once(EMA)
 
 
-def ask_of(ask: Any, path: Path, folder: Path, *words: str) -> Any:
-    place = ["--data_root", str(ask.trainer.data), "--log_dir", str(folder), "--device", "cpu"]
-    return ask.bare("--load_path", str(path), *place, *words, folder=folder)
-
-
-def test_evaluation_takes_the_average_unless_asked_for_raw_weights(
-    trained: Any, ask: Any, tmp_path: Path
-) -> None:
+def test_evaluation_takes_the_average_unless_asked_for_raw_weights(trained, ask, tmp_path):
     state = trained.state()
     plain = {k: v for k, v in state.items() if k != "ema"}
     plain["settings"] = {k: v for k, v in state["settings"].items() if k != "ema"}
@@ -149,18 +131,17 @@ def test_evaluation_takes_the_average_unless_asked_for_raw_weights(
     last = trained.folder / "last_ckpt.pt"
     export.main([str(last), str(tmp_path / "exported")])
     told = "averaged (--ema 0.9)"
-    cases: list[tuple[Path, tuple[str, ...], str | None]] = [
-        (tmp_path / "raw.pt", (), None),
-        (tmp_path / "raw.pt", ("--weights", "raw"), None),
-        (last, ("--weights", "raw"), "raw"),
-        (tmp_path / "averaged.pt", (), None),
-        (last, (), told),
-        (last, ("--weights", "ema"), told),
-        (tmp_path / "exported", (), told),
-    ]
     nll = []
-    for path, words, which in cases:
-        answer = ask_of(ask, path, tmp_path / "answer", "--eval", "test_clf", *words)
+    for path, words, which in (
+        (tmp_path / "raw.pt", "", None),
+        (tmp_path / "raw.pt", "--weights raw", None),
+        (last, "--weights raw", "raw"),
+        (tmp_path / "averaged.pt", "", None),
+        (last, "", told),
+        (last, "--weights ema", told),
+        (tmp_path / "exported", "", told),
+    ):
+        answer = ask(f"--eval test_clf {words}", load=path)
         assert answer.code == 0, answer.err
         assert answer.json("test_clf").get("weights") == which
         nll.append(answer.json("test_clf")["nll"])
@@ -169,15 +150,13 @@ def test_evaluation_takes_the_average_unless_asked_for_raw_weights(
         (tmp_path / "raw.pt", "ema", "it has no averaged weights"),
         (tmp_path / "exported", "raw", "it has the averaged weights alone"),
     ):
-        words = ("--eval", "test_clf", "--weights", which)
-        line = ask_of(ask, path, tmp_path / "refused", *words).refusal
-        assert f"--weights {which}: {why}: leave --weights out" in line and str(path) in line
-        assert not (tmp_path / "refused").exists()
+        refused = ask(f"--eval test_clf --weights {which}", load=path)
+        told = f"--weights {which}: {why}: leave --weights out"
+        assert told in refused.refusal and str(path) in refused.refusal
+        assert not refused.folder.exists()
 
 
-def test_all_that_reads_a_checkpoint_takes_the_average(
-    trained: Any, train: Any, tmp_path: Path
-) -> None:
+def test_all_that_reads_a_checkpoint_takes_the_average(trained, train, tmp_path):
     wanted, last = by_hand(trained).state_dict(), trained.folder / "last_ckpt.pt"
     of_run = Namespace(load_path=str(last), norm=None, dataset=None, n_valid=None, sigma=None)
     probed, *_ = load_backbone(of_run, torch.device("cpu"))
@@ -199,25 +178,20 @@ def run_without(train: Any) -> Path:
     return train.once("--pyxce 1 --max_steps 2").folder / "last_ckpt.pt"
 
 
-def test_an_exported_card_tells_no_number_of_the_raw_weights(
-    trained: Any, ask: Any, tmp_path: Path
-) -> None:
+def test_an_exported_card_tells_no_number_of_the_raw_weights(trained, ask, tmp_path):
     last = Path(shutil.copytree(trained.folder, tmp_path / "run")) / "last_ckpt.pt"
     for weights, accuracy in (("raw", 0.875), ("ema", 0.125)):
-        words = ("--eval", "test_clf", "--weights", weights)
-        record = ask_of(ask, last, last.parent / "eval", *words).json("test_clf")
-        path = last.parent / "eval" / "test_clf.json"
-        path.write_text(json.dumps({**record, "accuracy": accuracy}))
+        place = last.parent / "eval"
+        record = ask(f"--eval test_clf --weights {weights}", load=last, folder=place)
+        record = record.json("test_clf")
+        (place / "test_clf.json").write_text(json.dumps({**record, "accuracy": accuracy}))
     state = {**trained.state(), "environment": trained.settings["environment"]}
     text = export.card(state, last, record["checkpoint_sha256"])
     assert re.search(r"12\.5|0?\.125", text) and not re.search(r"87\.5|0?\.875", text)
 
 
-# --------------------------------------------------------------------------------------- resuming
-
-
 @pytest.mark.parametrize("fault", ["missing", "another network's"])
-def test_an_average_that_does_not_fit_is_one_line(fault: str, train: Any) -> None:
+def test_an_average_that_does_not_fit_is_one_line(fault, train):
     run = train("--pyxce 1 --ema .9 --max_steps 2")
     state = run.state()
     if fault == "missing":
@@ -228,7 +202,7 @@ def test_an_average_that_does_not_fit_is_one_line(fault: str, train: Any) -> Non
     assert "does not fit this run" in train.resumed(run, "--max_steps", "4").refusal
 
 
-def test_a_run_of_one_process_keeps_its_average_in_two(pair: Any, train: Any) -> None:
+def test_a_run_of_one_process_keeps_its_average_in_two(pair, train):
     run = train("--pyxce 1 --pxsgld 1 --lr 1e-2 --ema .9 --max_steps 4")
     before = run.state()["ema"]
     found = pair(two.train, ["--resume", str(run.folder), "--max_steps", "5"])

@@ -31,7 +31,7 @@ def y() -> Tensor:
 
 
 @pytest.mark.parametrize("uncond", [False, True])
-def test_the_densities_equal_brute_force(uncond: bool, x: Tensor, y: Tensor) -> None:
+def test_the_densities_equal_brute_force(uncond, x, y):
     """log q(x) is the sum over classes, or a head of its own; q(x, y) = q(x) q(y|x)."""
     model, n = small(uncond=uncond), torch.arange(6)
     features, head = model.features(x), model.class_output
@@ -54,7 +54,7 @@ def test_the_densities_equal_brute_force(uncond: bool, x: Tensor, y: Tensor) -> 
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_bf16_stops_at_the_pooling(norm: str, x: Tensor) -> None:
+def test_bf16_stops_at_the_pooling(norm, x):
     model, x = small(norm=norm).float(), x.float()
     exact = model.log_px(x)
     model.amp = True
@@ -68,7 +68,7 @@ def test_bf16_stops_at_the_pooling(norm: str, x: Tensor) -> None:
     assert 0 < (log_px - exact).abs().max() < 0.02 * exact.abs().max()
 
 
-def test_bf16_gradients_reach_image_and_parameters_in_float32(x: Tensor) -> None:
+def test_bf16_gradients_reach_image_and_parameters_in_float32(x):
     model, x = small().float().train(), x.float().requires_grad_()
     model.amp = True
     model.log_px(x).sum().backward()

@@ -1,9 +1,5 @@
 """A mistake costs eval_wrn_ebm.py one line on stderr and exit code 2: no traceback, no answer."""
 
-from __future__ import annotations
-
-import pickle
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -36,13 +32,11 @@ def odd(tmp_path: Path) -> Path:
     state = models.build(depth=10, width=1).state_dict()
     network = {"depth": 10, "width": 1, "norm": "none"}
     files: dict[str, Any] = {
-        "nan": {"model_state_dict": {n: t * float("nan") for n, t in state.items()}},
         "empty_queue": {
             "model_state_dict": {**state, "queue_logit": torch.zeros(10, 8)},
             "objective": {"memories.queue.queue_filled": torch.zeros((), dtype=torch.int64)},
         },
         "foreign": {"weights": torch.zeros(3)},
-        "bare": state,  # the oldest JEM files: no settings, no buffer
         "three": {
             "model_state_dict": models.build(depth=10, width=1, num_classes=3).state_dict(),
             "settings": network,
@@ -54,10 +48,7 @@ def odd(tmp_path: Path) -> Path:
     }
     for name, content in files.items():
         save_checkpoint(content, tmp_path / f"{name}.pt")
-    whole = (tmp_path / "bare.pt").read_bytes()
-    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.pt").write_text("no checkpoint")
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Path))
     np.savez(tmp_path / "empty.npz", test_images=np.zeros((0, 32, 32, 3), np.uint8))
     return tmp_path
 
@@ -68,10 +59,8 @@ COMMANDS = [
     (f"{CLF} --dataset svhn", "--dataset svhn_test", "no labels"),
     (f"{CLF} --dataset cifar100test", "cifar100_test", "100 classes", "10"),
     (f"{OOD} --ood_dataset nonsense", "--ood_dataset nonsense"),
-    (f"{OOD} --ood_dataset nonsense textures", "--ood_dataset nonsense"),
     (f"{OOD} --ood_dataset textures faces", "--ood_dataset textures", "--ood_dataset faces"),
     (f"{OOD} --ood_dataset cifar10", "--ood_dataset cifar10", "in-distribution"),
-    (f"{OOD} --ood_dataset textures", "--ood_dataset textures"),
     (f"{OOD} --score_fn knn --knn_k 1000", "--knn_k 1000"),
     ("--eval logp_hist --score_fn px py", "--score_fn px py"),
     ("--eval logp_hist --datasets cifar10", "--datasets cifar10"),
@@ -79,7 +68,6 @@ COMMANDS = [
     ("--eval uncond_samples --n_sample_steps {THE_MORE_THE_BETTER", "--n_sample_steps"),
     ("--eval uncond_samples --n_steps 0", "--n_steps 0"),
     ("--eval uncond_samples --sgld_batch_size 41", "--sgld_batch_size 41", "40"),
-    ("--eval cond_samples --sgld_batch_size 50", "--sgld_batch_size 50", "40"),
     ("--eval cond_samples --chain_start gaussian", "--chain_start gaussian", "no such Gaussians"),
     (f"{CLF} --n_steps 1 --chain_start uniform", "--chain_start", "uncond_samples", "leave it out"),
     ("--eval attack --sgld_grad_clip 1", "--sgld_grad_clip", "--n_steps_refine 0"),
@@ -119,7 +107,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
-def test_a_mistaken_command_is_named_with_its_remedy(command: tuple[str, ...], ask: Any) -> None:
+def test_a_mistaken_command_is_named_with_its_remedy(command, ask):
     refused(ask(command[0]), *command[1:])
 
 
@@ -132,7 +120,7 @@ def test_a_mistaken_command_is_named_with_its_remedy(command: tuple[str, ...], a
         ("--eval fid --fid_features model --sampling buffer", ("replay buffer", "--sampling")),
     ],
 )
-def test_what_a_classifier_does_not_have(flags: str, words: Any, ask: Any) -> None:
+def test_what_a_classifier_does_not_have(flags, words, ask):
     refused(ask(flags, load="ce"), *words)
 
 
@@ -141,26 +129,23 @@ def test_what_a_classifier_does_not_have(flags: str, words: Any, ask: Any) -> No
     [
         ("missing.pt", ("is no file",)),
         ("a" * 256, ("File name too long",)),
-        ("cut.pt", ("damaged",)),
         ("text.pt", ("no checkpoint",)),
-        ("evil.pt", ("could run code",)),
         ("foreign.pt", ("no classifier",)),
-        ("nan.pt", ("is not finite",)),
         ("three.pt", ("--dataset is missing", "3 classes")),
     ],
 )
-def test_a_file_that_cannot_be_used(name: str, words: Any, ask: Any, odd: Path) -> None:
+def test_a_file_that_cannot_be_used(name, words, ask, odd):
     found = ask(CLF, load=odd / name)
     refused(found, name, *words)
     assert sum(line.count(name) for line in found.err) == 1
 
 
-def test_the_queue_of_a_run_that_has_not_begun_scores_nothing(ask: Any, odd: Path) -> None:
+def test_the_queue_of_a_run_that_has_not_begun_scores_nothing(ask, odd):
     found = ask(f"{OOD} --score_fn pxsim --depth 10 --width 1", load=odd / "empty_queue.pt")
     refused(found, "--score_fn pxsim: the queue of", "still empty")
 
 
-def test_an_empty_set_and_knn_without_training_images(ask: Any, odd: Path) -> None:
+def test_an_empty_set_and_knn_without_training_images(ask, odd):
     refused(ask(f"{OOD} --ood_dataset empty", "--data_root", str(odd)), "--dataset cifar10")
     for name in ("cifar10", "svhn"):
         with np.load(ask.trainer.data / f"{name}.npz") as found:
@@ -171,14 +156,14 @@ def test_an_empty_set_and_knn_without_training_images(ask: Any, odd: Path) -> No
     refused(ask(f"{OOD} --score_fn knn", "--data_root", str(odd)), "--score_fn knn", "training")
 
 
-def test_a_separate_head_has_class_conditional_scores_and_samples(ask: Any, odd: Path) -> None:
+def test_a_separate_head_has_class_conditional_scores_and_samples(ask, odd):
     found = ask(f"{OOD} --score_fn px pxy px_logits", load=odd / "uncond.pt")
     assert found.code == 0 and not found.err
     sample = "--eval cond_samples --fresh_samples --buffer_size 40 --n_sample_steps 1 --n_steps 1"
     assert ask(f"{sample} --sgld_batch_size 10", load=odd / "uncond.pt").code == 0
 
 
-def test_several_checkpoints_need_a_folder_and_a_question_for_several(ask: Any) -> None:
+def test_several_checkpoints_need_a_folder_and_a_question_for_several(ask):
     refused(ask("--eval uncond_samples", load="hdge ce"), "--load_path", "one checkpoint")
     refused(ask(f"{CLF} --labels one one", load="hdge ce"), "--labels one one", "of its own")
     two = [str(ask.checkpoint(name)) for name in ("hdge", "ce")]
@@ -186,22 +171,14 @@ def test_several_checkpoints_need_a_folder_and_a_question_for_several(ask: Any) 
     assert found.code == 2 and "--log_dir is missing" in found.err[0]
 
 
-def test_a_folder_that_cannot_be_written_is_refused_at_once(ask: Any, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    found = ask(CLF, "--log_dir", str(tmp_path / "file" / "out"))
-    assert found.code == 2 and "--log_dir" in found.err[0] and len(found.err) == 1
-
-
-def test_a_missing_library_is_named_with_its_remedy(
-    ask: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_library_is_named_with_its_remedy(ask, monkeypatch):
     for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3", "pyautoattack"):
         monkeypatch.setitem(sys.modules, name, None)
     refused(ask("--eval fid"), "pip install torch-fidelity", "--fid_features model")
     refused(ask("--eval attack --attack autoattack --eps .1"), "pip install pyautoattack")
 
 
-def test_a_full_disk_is_one_line(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line(ask, monkeypatch):
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -209,7 +186,7 @@ def test_a_full_disk_is_one_line(ask: Any, monkeypatch: pytest.MonkeyPatch) -> N
     refused(ask(CLF), "test_clf.json", "No space left")
 
 
-def test_ctrl_c_leaves_no_answer(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_no_answer(ask, monkeypatch):
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -220,27 +197,14 @@ def test_ctrl_c_leaves_no_answer(ask: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert not list(found.folder.glob("*.json"))
 
 
-@pytest.mark.parametrize("words", ["--help", "--eval nonsense --load_path a"])
-def test_help_and_mistakes_do_not_wait_for_torch(words: str) -> None:
-    code = (
-        "import sys; sys.argv[1:] = " + repr(words.split()) + "; sys.path.insert(0, '.')\n"
-        "import runpy\n"
-        "try: runpy.run_path('eval_wrn_ebm.py', run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-
-
-def test_every_flag_has_help_and_flags_of_questions_exist() -> None:
+def test_every_flag_has_help_and_flags_of_questions_exist():
     parser = flags.build_parser()
     assert all(action.help for action in parser._actions)
     assert all(name in parser.format_help() for name in QUESTIONS)
     assert flags.BELONGS.keys() <= {action.dest for action in parser._actions}
 
 
-def test_defaults_are_the_ancestors() -> None:
+def test_defaults_are_the_ancestors():
     s, given = flags.parse(["--load_path", "a.pt", "--eval", "OOD"])
     assert given == {"load_path", "eval"}
     ancestors = {

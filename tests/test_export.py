@@ -1,7 +1,5 @@
 """scripts/export.py: a model as a folder of safetensors, settings and a card."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import models
 from runs.checkpoint import (
@@ -25,6 +22,8 @@ from runs.checkpoint import (
     read_with_sha256,
 )
 from scripts import export
+from tests.pair import refusal
+from tests.test_data_record import paint
 from training import flags
 
 HYBRID = "--pyxce 1 --pxycontrast 1 --pxsgld 1 --max_steps 3"
@@ -34,7 +33,7 @@ def exported(checkpoint: Path, folder: Path) -> Path:
     return export.main([str(checkpoint), str(folder)])
 
 
-def test_it_is_the_same_model(train: Any, tmp_path: Path) -> None:
+def test_it_is_the_same_model(train, tmp_path):
     run = train.once(HYBRID)
     folder = exported(run.folder / "last_ckpt.pt", tmp_path / "model")
     assert sorted(path.name for path in folder.iterdir()) == [export.CARD, CONFIG, WEIGHTS]
@@ -58,12 +57,11 @@ def test_it_is_the_same_model(train: Any, tmp_path: Path) -> None:
     assert changed == {"data_root", "log_dir"}
 
 
-def test_a_data_set_of_one_s_own_is_known_by_its_last_part(train: Any, tmp_path: Path) -> None:
+def test_a_data_set_of_one_s_own_is_known_by_its_last_part(train, tmp_path):
+    folder = tmp_path / "private" / "me" / "shapes"
     for i in range(12):
-        place = tmp_path / "private" / "me" / "shapes" / "ab"[i % 2]
-        place.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (32, 32), (i, i, i)).save(place / f"{i}.png")
-    dataset = f"folder:{tmp_path / 'private' / 'me' / 'shapes'}"
+        paint(folder / "ab"[i % 2] / f"{i}.png", i)
+    dataset = f"folder:{folder}"
     run = train("--pyxce 1 --max_steps 1 --n_valid 4 --dataset", dataset)
     assert run.code == 0, run.err
     kept = read_checkpoint(exported(run.folder / "last_ckpt.pt", tmp_path / "g"))
@@ -74,48 +72,42 @@ def test_a_data_set_of_one_s_own_is_known_by_its_last_part(train: Any, tmp_path:
 
 
 @pytest.mark.parametrize(("flag", "told"), [("", "logsumexp f(x). "), ("--uncond", "e(x), a ")])
-def test_the_card_says_what_log_q_is(flag: str, told: str, train: Any, tmp_path: Path) -> None:
+def test_the_card_says_what_log_q_is(flag, told, train, tmp_path):
     run = train(f"--pyxce 1 --pxsgld 1 --max_steps 1 {flag}")
     card = exported(run.folder / "last_ckpt.pt", tmp_path / "model") / export.CARD
     assert f"log q(x) = {told}" in card.read_text()
 
 
-def test_chains_begin_where_the_run_s_did(train: Any, ask: Any, tmp_path: Path) -> None:
+def test_chains_begin_where_the_run_s_did(train, ask, tmp_path):
     run = train("--pxsgld 1 --max_steps 2 --chain_start class_gaussian --sgld_clamp")
     checkpoint = run.folder / "last_ckpt.pt"
     small = exported(checkpoint, tmp_path / "model")
-    words = "--eval cond_samples --fresh_samples --buffer_size 20 --sgld_batch_size 20 --device cpu"
-    words += f" --n_sample_steps 1 --n_steps 2 --data_root {ask.trainer.data}"
+    words = "--eval cond_samples --fresh_samples --buffer_size 20 --sgld_batch_size 20"
+    words += " --n_sample_steps 1 --n_steps 2"
 
     def starts(path: Path, *more: str) -> Any:
-        place = tmp_path / path.stem
-        where = f"--load_path {path} --log_dir {place}"
-        found = ask.bare(*where.split(), *words.split(), *more, folder=place)
+        found = ask(words, *more, load=path)
         assert found.code == 0, found.err
-        return np.load(place / "cond_samples.npz")["start_images"]
+        return np.load(found.folder / "cond_samples.npz")["start_images"]
 
     ours = starts(checkpoint)
     assert np.array_equal(ours, starts(small))
     assert not np.array_equal(ours, starts(small, "--chain_start", "uniform"))
 
 
-def test_it_is_evaluated_and_trained_on_as_a_checkpoint_is(ask: Any, tmp_path: Path) -> None:
+def test_it_is_evaluated_and_trained_on_as_a_checkpoint_is(ask, tmp_path):
     checkpoint = ask.hdge / "last_ckpt.pt"
     folder = exported(checkpoint, tmp_path / "model")
-    common = ["--data_root", str(ask.trainer.data), "--device", "cpu", "--eval", "test_clf"]
-    answers = []
-    for path in (folder, checkpoint):
-        place = ["--log_dir", str(tmp_path / path.name)]
-        found = ask.bare("--load_path", str(path), *place, *common, folder=tmp_path / path.name)
-        assert found.code == 0, found.err
-        answers.append(found.json("test_clf"))
-    assert answers[0]["accuracy"] == answers[1]["accuracy"]
-    assert answers[0]["nll"] == answers[1]["nll"] and answers[0]["label"] == "model"
+    ours, theirs = (
+        ask("--eval test_clf", load=path).json("test_clf") for path in (folder, checkpoint)
+    )
+    assert ours["accuracy"] == theirs["accuracy"]
+    assert ours["nll"] == theirs["nll"] and ours["label"] == "model"
     words = "--pyxce 1 --pxycontrast 1 --max_steps 1"
     assert ask.trainer(words, "--load_path", str(folder)).code == 0
 
 
-def test_the_card_has_the_command_that_trains_it_again(train: Any, tmp_path: Path) -> None:
+def test_the_card_has_the_command_that_trains_it_again(train, tmp_path):
     run = train(f"{HYBRID} --no-contrast_normalize --adam_betas 0 .99 --max_minutes 30")
     card = (exported(run.folder / "last_ckpt.pt", tmp_path / "model") / export.CARD).read_text()
     (command,) = re.findall(r"^    python train_wrn.py (.*)$", card, re.MULTILINE)
@@ -126,7 +118,7 @@ def test_the_card_has_the_command_that_trains_it_again(train: Any, tmp_path: Pat
     assert "--no-contrast_normalize" in command and "--log_dir" not in command
 
 
-def test_the_card_has_the_numbers_of_this_checkpoint_alone(train: Any, tmp_path: Path) -> None:
+def test_the_card_has_the_numbers_of_this_checkpoint_alone(train, tmp_path):
     from runs.files import file_sha256
 
     run = train(HYBRID)
@@ -170,9 +162,7 @@ def test_the_card_has_the_numbers_of_this_checkpoint_alone(train: Any, tmp_path:
     assert bare == card
 
 
-def test_a_folder_stands_for_its_checkpoint_and_an_exported_one_is_exported_again(
-    train: Any, tmp_path: Path
-) -> None:
+def test_a_folder_stands_for_its_checkpoint_and_an_exported_one_is_exported_again(train, tmp_path):
     run = train.once(HYBRID)
     first = exported(run.folder, tmp_path / "first")
     best, _ = read_with_sha256(run.folder)
@@ -196,7 +186,7 @@ TOLD = ('"x"', "[[1], [1, 2]]", "1e400", "null", '{"a": 1}', "[" * 99999)
         *((CONFIG, lambda _, told=told: f'{{"queue_filled": {told}}}'.encode()) for told in TOLD),
     ],
 )
-def test_damage_is_refused_in_one_line(place: str, damage: Any, train: Any, tmp_path: Path) -> None:
+def test_damage_is_refused_in_one_line(place, damage, train, tmp_path):
     folder = exported(train.once(HYBRID).folder / "last_ckpt.pt", tmp_path / "model")
     (folder / place).write_bytes(damage((folder / place).read_bytes()))
     with pytest.raises(CheckpointError, match=f"{WEIGHTS} is damaged") as error:
@@ -204,7 +194,7 @@ def test_damage_is_refused_in_one_line(place: str, damage: Any, train: Any, tmp_
     assert "\n" not in str(error.value)
 
 
-def test_an_empty_queue_stays_empty(train: Any, tmp_path: Path) -> None:
+def test_an_empty_queue_stays_empty(train, tmp_path):
     from runs.checkpoint import save_checkpoint
 
     state = train.once(HYBRID).state()
@@ -214,9 +204,7 @@ def test_an_empty_queue_stays_empty(train: Any, tmp_path: Path) -> None:
     assert int(found["objective"][FILLED]) == 0
 
 
-def test_mistakes_are_one_line(
-    train: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mistakes_are_one_line(train, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     checkpoint = str(train.once(HYBRID).folder / "last_ckpt.pt")
     (tmp_path / "file").write_text("x")
@@ -228,8 +216,5 @@ def test_mistakes_are_one_line(
         (["hf://owner/name", str(tmp_path / "new")], "hf://owner/name needs huggingface_hub"),
         ([checkpoint, str(tmp_path / "file" / "new")], "writable"),
     ):
-        with pytest.raises(SystemExit) as stop:
-            export.main(words)
-        said = capsys.readouterr().err
-        assert stop.value.code == 2 and said.count("\n") == 1 and named in said
+        assert named in refusal(export.main, words)
     assert not (tmp_path / "new").exists()

@@ -1,6 +1,5 @@
 """Pictures: files are written, and what is drawn is what was given."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from evaluation.figures import (
     grid,
     save_curves,
     save_grid,
-    save_grids,
 )
 
 Model = dict[str, Any]
@@ -50,7 +48,7 @@ def robustness_model(label: str = "CE") -> Model:
 def lengths() -> list[Model]:
     """Chains after 0, 20 and 1000 steps, the last one's recall unknown; and real images."""
     values = [(0, 300.0, 0.1, 0.0), (20, 80.0, 0.5, 0.25), (1000, 90.0, 0.4, None)]
-    values += [(None, 5.0, 0.75, 0.7)]  # type: ignore[list-item]
+    values += [(None, 5.0, 0.75, 0.7)]
     names = ("steps", "fid", "precision", "recall")
     return [dict(zip(names, row, strict=True)) for row in values]
 
@@ -68,7 +66,7 @@ NAME = r"run $\x$ v1.2"  # is a name, not a formula
     ],
     ids=lambda drawn: drawn[0].__name__,
 )
-def test_png_and_pdf_are_written_the_same_every_time(drawn: Any, tmp_path: Path) -> None:
+def test_png_and_pdf_are_written_the_same_every_time(drawn, tmp_path):
     first, second = (figures.save(tmp_path / name, *drawn) for name in ("v1.2", "again"))
     assert first == [tmp_path / "v1.2.png", tmp_path / "v1.2.pdf"]
     assert sorted(tmp_path.iterdir()) == sorted(first + second)
@@ -82,7 +80,7 @@ def colour(patch: Any) -> str:
     return to_hex(patch.get_facecolor()[:3])
 
 
-def test_histograms_are_densities_in_bins_that_a_row_shares() -> None:
+def test_histograms_are_densities_in_bins_that_a_row_shares():
     models = [histogram_model(2, "CE"), histogram_model(2, "HDGE", shift=-1000)]
     axes = draw_histograms(models).axes
     assert len(axes) == 4
@@ -107,26 +105,13 @@ def test_histograms_are_densities_in_bins_that_a_row_shares() -> None:
     assert [t.get_text() for t in axes[2].texts] == ["AUROC 0.500", "HDGE"]
 
 
-@pytest.mark.parametrize(("sets", "places"), [(1, (1, 1)), (4, (1, 4)), (5, (2, 3)), (7, (2, 4))])
-def test_more_than_four_panels_wrap(sets: int, places: tuple[int, int]) -> None:
-    axes: Any = draw_histograms([histogram_model(sets)]).axes
-    assert len(axes) == sets
-    assert axes[0].get_subplotspec().get_gridspec().get_geometry() == places
-
-
-def test_scores_that_are_all_the_same_and_a_long_name_are_drawn() -> None:
-    name = "m" * 40
-    model = {"label": name, "in": ("a", np.full(5, 7.0)), "out": [("b", np.full(3, 7.0), 0.5)]}
-    figure: Any = draw_histograms([model])
-    values, edges, _ = figure.axes[0].patches[0].get_data()
+def test_scores_that_are_all_the_same_are_drawn():
+    model = {"label": "x", "in": ("a", np.full(5, 7.0)), "out": [("b", np.full(3, 7.0), 0.5)]}
+    values, edges, _ = draw_histograms([model]).axes[0].patches[0].get_data()
     assert edges[0] < 7 < edges[-1] and np.sum(values * np.diff(edges)) == pytest.approx(1)
-    figure.canvas.draw()
-    (text,) = (t for t in figure.axes[0].texts if t.get_text() == name)
-    box = text.get_window_extent()
-    assert box.y0 >= 0 and box.y1 <= figure.bbox.height
 
 
-def test_reliability_bars_end_at_the_accuracy_and_gaps_at_the_confidence() -> None:
+def test_reliability_bars_end_at_the_accuracy_and_gaps_at_the_confidence():
     axes: Any = draw_reliability([reliability_model("CE"), reliability_model("HDGE")]).axes
     top, below = axes[1], axes[3]
     bars, gaps = (container.patches for container in top.containers)
@@ -143,7 +128,7 @@ def test_reliability_bars_end_at_the_accuracy_and_gaps_at_the_confidence() -> No
     assert accuracy == 0.79 and confidence == pytest.approx(0.1 * 0.4 + 0.3 * 0.7 + 0.6 * 0.8)
 
 
-def test_robustness_is_in_percent_against_the_radius_in_its_unit() -> None:
+def test_robustness_is_in_percent_against_the_radius_in_its_unit():
     models = [robustness_model("CE"), robustness_model("JEM")]
     for distance, unit, radius in (("Linf", "1/255", 8), ("L2", "[0, 1]", 8 / 255)):
         (axes,) = draw_robustness(models, distance, "PGD").axes
@@ -153,7 +138,7 @@ def test_robustness_is_in_percent_against_the_radius_in_its_unit() -> None:
         assert len({line.get_color() for line in axes.lines}) == 2
 
 
-def test_lengths_are_drawn_over_the_steps_and_real_images_dashed() -> None:
+def test_lengths_are_drawn_over_the_steps_and_real_images_dashed():
     rows = lengths()
     axes: Any = draw_lengths(rows).axes
     fid, both = axes
@@ -167,12 +152,10 @@ def test_lengths_are_drawn_over_the_steps_and_real_images_dashed() -> None:
     assert [axes.get_title() for axes in draw_lengths(rows).axes][2:] == ["read as asked"]
 
 
-# --- grids and curves
-
-
-def test_images_fill_the_grid_row_by_row() -> None:
+def test_images_fill_the_grid_row_by_row():
     values = torch.tensor([10, 20, 30, 40, 50])
     shades = (values / 127.5 - 1)[:, None, None, None].expand(-1, 3, 4, 3)
+    assert grid(torch.rand(7, 3, 4, 3), gap=1).shape == (3 * 5 + 1, 3 * 4 + 1, 3)  # about square
     picture = grid(shades, columns=3, gap=2)
     assert picture.shape == (2 * 6 + 2, 3 * 5 + 2, 3) and picture.dtype == torch.uint8
     expected = torch.zeros(14, 17, dtype=torch.uint8)
@@ -181,39 +164,18 @@ def test_images_fill_the_grid_row_by_row() -> None:
     assert torch.equal(picture, expected[:, :, None].expand(-1, -1, 3))
 
 
-def test_without_columns_the_grid_is_about_square_and_values_are_clipped() -> None:
-    image = torch.rand(7, 3, 4, 3) * 4 - 2
-    picture = grid(image, gap=1)
-    assert picture.shape == (3 * 5 + 1, 3 * 4 + 1, 3)
-    expected = ((image[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).round()
-    assert torch.equal(picture[1:5, 1:4], expected.byte())
-
-
-def test_a_saved_grid_is_the_grid_twice_as_large(tmp_path: Path) -> None:
+def test_a_saved_grid_is_the_grid_twice_as_large(tmp_path):
     picture = save_grid(tmp_path / "grid.png", torch.rand(4, 3, 8, 8, requires_grad=True) * 2 - 1)
     saved = np.array(Image.open(tmp_path / "grid.png"))
     assert np.array_equal(saved, picture.numpy().repeat(2, 0).repeat(2, 1))
 
 
-def test_grids_with_words_are_written_twice(tmp_path: Path) -> None:
-    images = torch.rand(6, 3, 32, 32)
-    words: dict[str, Any] = {"row_labels": ["cat", "dog"], "column_labels": ["0", "5", "10"]}
-    paths = save_grids(tmp_path / "v1.5", {"start": images, "sample": images}, columns=3, **words)
-    assert [path.name for path in paths] == ["v1.5.png", "v1.5.pdf"]
-    assert paths[0].read_bytes()[:4] == b"\x89PNG" and paths[1].read_bytes()[:4] == b"%PDF"
-
-
-def test_every_term_has_curves_of_its_own() -> None:
+def test_every_term_has_curves_of_its_own():
     terms = {"pyxce/loss": "2", "pxsgld/loss": "-.1", "valid_loss": "2.1", "valid_acc": ".25"}
     names = ["accuracy (%)", "cross-entropy (nats)", "loss", "pxsgld/loss", "learning rate"]
     axes: Any = draw_curves([row(0, **terms)]).axes
     assert [panel.get_ylabel() for panel in axes] == names
     assert axes[0].lines[0].get_ydata() == [25] and len(axes[1].lines) == 2
-    axes[0].figure.draw_without_rendering()
-    left, right = axes[0].get_xlim()
-    assert [tick for tick in axes[0].get_xticks() if left <= tick <= right] == [0]
-    legend, box = axes[1].get_legend().get_window_extent(), axes[1].get_window_extent()
-    assert legend.y0 >= box.y1 and legend.x1 <= axes[2].get_window_extent().x0
     del terms["pxsgld/loss"]  # the sum is of one term
     drawn = [panel.get_ylabel() for panel in draw_curves([row(0, **terms)]).axes]
     assert drawn == [name for name in names if "loss" not in name]
@@ -232,9 +194,7 @@ def row(epoch: int, **columns: str) -> dict[str, str]:
     ],
     ids=["evaluated now and then", "diverging", "never evaluated"],
 )
-def test_curves_are_drawn_from_the_text_of_progress(
-    rows: list[dict[str, str]], tmp_path: Path
-) -> None:
+def test_curves_are_drawn_from_the_text_of_progress(rows, tmp_path):
     save_curves(tmp_path / "curves.png", rows)
     with Image.open(tmp_path / "curves.png") as image:
         pixels = np.array(image.convert("RGB"))

@@ -22,7 +22,7 @@ def network(arch: str = "glow", levels: int = 2, *, class_cond: bool = True) -> 
     """In float64 and eval mode, with no weight at its initial zero."""
     torch.manual_seed(0)
     sizes = {"levels": levels, "depth": 2, "width": 5, "image_size": SIDE, "num_classes": CLASSES}
-    model = Flow(arch=arch, class_cond=class_cond, **sizes).double()  # type: ignore[arg-type]
+    model = Flow(arch=arch, class_cond=class_cond, **sizes).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -58,7 +58,7 @@ def log_normal(model: Flow, z: list[Tensor], y: int | None) -> Tensor:
 
 
 @pytest.mark.parametrize(("levels", "class_cond"), [*product((1, 2), (True, False))])
-def test_glow_s_log_p_is_the_change_of_variables(levels: int, class_cond: bool) -> None:
+def test_glow_s_log_p_is_the_change_of_variables(levels, class_cond):
     """v = 127.5 (x + 1) has 127.5 levels a unit of x: log p(v) = log p(x) - D log 127.5."""
     model, x = network(levels=levels, class_cond=class_cond), images(1)
 
@@ -78,7 +78,7 @@ def test_glow_s_log_p_is_the_change_of_variables(levels: int, class_cond: bool) 
 
 
 @pytest.mark.parametrize("arch", ["glow", "residual_flow"])
-def test_logits_are_each_class_s_log_p(arch: str) -> None:
+def test_logits_are_each_class_s_log_p(arch):
     model, x = network(arch), images(5)
     z, log_det = model.flow.inverse_and_log_det(((x + 1) * 127.5 + 0.5) / 256 - 0.5)
     each = torch.stack([log_normal(model, z, y) + log_det for y in range(CLASSES)], 1)
@@ -92,13 +92,10 @@ def test_logits_are_each_class_s_log_p(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["glow", "residual_flow"])
-def test_the_inverse_undoes_the_flow(arch: str) -> None:
+def test_the_inverse_undoes_the_flow(arch):
     model, x = network(arch), images(5)
     h, _ = model.flow.forward_and_log_det(latents(model, x))
     torch.testing.assert_close((h + 0.5) * 256 - 0.5, (x + 1) * 127.5, rtol=0, atol=0.01)
-
-
-# ------------------------------------------------------------------------- the residual block
 
 
 def block() -> tuple[ResidualBlock, Tensor, Any]:
@@ -118,9 +115,7 @@ def estimate(found: ResidualBlock, x: Tensor) -> Tensor:
     return found.log_det(x, found.g(x), graph=True).sum()
 
 
-def test_a_residual_block_s_series_and_its_gradient_are_the_log_determinant_s(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_residual_block_s_series_and_its_gradient_are_the_log_determinant_s(monkeypatch):
     found, x, expected = block()
     monkeypatch.setattr(flows, "TERMS", 150)
     torch.testing.assert_close(estimate(found, x), expected, rtol=1e-9, atol=0)
@@ -129,7 +124,7 @@ def test_a_residual_block_s_series_and_its_gradient_are_the_log_determinant_s(
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
 
 
-def test_cut_at_random_the_series_is_right_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cut_at_random_the_series_is_right_on_average(monkeypatch):
     found, x, expected = block()
     found.train()
     monkeypatch.setattr(torch, "randn_like", lambda _: found.probe)
@@ -140,7 +135,7 @@ def test_cut_at_random_the_series_is_right_on_average(monkeypatch: pytest.Monkey
     torch.testing.assert_close(mean, expected.detach(), rtol=1e-6, atol=0)
 
 
-def test_a_training_step_draws_the_probe_and_keeps_the_block_contractive() -> None:
+def test_a_training_step_draws_the_probe_and_keeps_the_block_contractive():
     model = network("residual_flow").train()
     with torch.no_grad():
         for layer in model.modules():
@@ -154,9 +149,6 @@ def test_a_training_step_draws_the_probe_and_keeps_the_block_contractive() -> No
         j = jacobian(found.g, torch.randn(found.probe.shape, dtype=torch.float64))
         d = found.probe.numel()
         assert torch.linalg.matrix_norm(j.view(d, d), 2) < 1
-
-
-# -------------------------------------------------------------------- levels and bits
 
 
 class Plain(nn.Module):
@@ -180,7 +172,7 @@ def plain(log_density: Any) -> Flow:
     return model
 
 
-def test_a_uniform_model_has_8_bits() -> None:
+def test_a_uniform_model_has_8_bits():
     model = plain(lambda h: torch.where(h.abs() <= 0.5, 0.0, -torch.inf))
     levels = torch.arange(256).double()[:, None, None, None].expand(-1, 3, SIDE, SIDE)
     for training in (False, True):
@@ -188,7 +180,7 @@ def test_a_uniform_model_has_8_bits() -> None:
         torch.testing.assert_close(bits, torch.full((256,), 8.0, dtype=torch.float64))
 
 
-def test_the_levels_of_a_pixel_share_its_probability() -> None:
+def test_the_levels_of_a_pixel_share_its_probability():
     """p(v) of 256 levels sums to 1, and bits are their mean -log2 p(v)."""
     model = plain(Normal(0.05, 0.08).log_prob)
     levels = torch.arange(256).double()[:, None, None, None].expand(-1, 3, SIDE, SIDE)
@@ -200,7 +192,7 @@ def test_the_levels_of_a_pixel_share_its_probability() -> None:
     torch.testing.assert_close(bits[60:200], -share.log2()[60:200], rtol=0, atol=3e-3)
 
 
-def test_training_draws_a_colour_s_place_within_its_level() -> None:
+def test_training_draws_a_colour_s_place_within_its_level():
     model, x = plain(torch.zeros_like), images(200)
     model.train().logits(x)
     u = (model.flow.seen + 0.5) * 256 - (x + 1) * 127.5
@@ -210,11 +202,8 @@ def test_training_draws_a_colour_s_place_within_its_level() -> None:
     torch.testing.assert_close((model.flow.seen + 0.5) * 256, (x + 1) * 127.5 + 0.5)
 
 
-# ----------------------------------------------------------------------- samples, first batch
-
-
 @pytest.mark.parametrize("arch", ["glow", "residual_flow"])
-def test_samples_are_images_of_their_class_and_draw_from_a_seed(arch: str) -> None:
+def test_samples_are_images_of_their_class_and_draw_from_a_seed(arch):
     model, labels = network(arch), torch.arange(30) % CLASSES
     model.initialise(images(50))
     with torch.no_grad():
@@ -237,7 +226,7 @@ def test_samples_are_images_of_their_class_and_draw_from_a_seed(arch: str) -> No
     assert network(arch, class_cond=False).sample(2, None, 1).shape == (2, 3, SIDE, SIDE)
 
 
-def test_the_first_batch_sets_every_act_norm() -> None:
+def test_the_first_batch_sets_every_act_norm():
     model, x = network(), images(50)
     seen: list[Tensor] = []
     norms = [m for m in model.modules() if isinstance(m, nf.flows.ActNorm)]
@@ -257,7 +246,7 @@ def test_the_first_batch_sets_every_act_norm() -> None:
     assert torch.equal(model.logits(x), other)  # once
 
 
-def test_sizes_that_do_not_fit_are_refused() -> None:
+def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="image_size 4 is no multiple of 8"):
         network(levels=3)
     assert issubclass(Flow, models.EnergyClassifier)

@@ -13,11 +13,11 @@ from data.generated import interpolate, interpolation_pairs
 
 
 def images_of(name: str, root: str | Path = "nowhere", **options: object) -> np.ndarray:
-    return data.load_evaluation(name, root, **options).split.images.numpy()  # type: ignore[arg-type]
+    return data.load_evaluation(name, root, **options).split.images.numpy()
 
 
 @pytest.mark.parametrize("n", [2, 3, 17, 1000])
-def test_pairs_are_of_two_different_images_and_use_every_image_twice(n: int) -> None:
+def test_pairs_are_of_two_different_images_and_use_every_image_twice(n):
     a, b = interpolation_pairs(n, seed=1)
     assert len(a) == len(b) == n and (a != b).all()
     assert torch.cat([a, b]).bincount(minlength=n).tolist() == [2] * n
@@ -27,13 +27,13 @@ def test_pairs_are_of_two_different_images_and_use_every_image_twice(n: int) -> 
     assert torch.equal(interpolation_pairs(n, seed=1)[1], b)
 
 
-def test_the_mean_is_rounded_half_up_for_every_two_values() -> None:
+def test_the_mean_is_rounded_half_up_for_every_two_values():
     a, b = (grid.reshape(-1) for grid in np.meshgrid(np.arange(256), np.arange(256)))
     means = interpolate(*(torch.from_numpy(values.astype(np.uint8)) for values in (a, b)))
     assert (means.numpy() == np.floor((a + b) / 2 + 0.5)).all()
 
 
-def test_interpolations_are_of_the_test_images(tmp_path: Path) -> None:
+def test_interpolations_are_of_the_test_images(tmp_path):
     pixels = np.random.RandomState(0).randint(0, 256, (30, 32, 32, 3)).astype(np.uint8)
     np.savez(tmp_path / "cifar10.npz", train_images=pixels[:10], test_images=pixels[10:])
     np.savez(tmp_path / "svhn.npz", train_images=pixels[:10], test_images=pixels[20:])
@@ -58,22 +58,22 @@ def test_interpolations_are_of_the_test_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["uniform", "gaussian"])
-def test_noise_is_the_same_for_any_number_of_images(name: str) -> None:
-    before = np.random.get_state()[1].copy(), torch.get_rng_state()  # type: ignore[index]
+def test_noise_is_the_same_for_any_number_of_images(name):
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()
     found = images_of(name, max_images=1001)
     assert found.shape == (1001, 32, 32, 3)
     for n in (1, 500, 501):
         assert (images_of(name, max_images=n) == found[:n]).all()
     assert (images_of(name, max_images=2, seed=2) != found[:2]).mean() > 0.9
     assert len({image.tobytes() for image in found}) == 1001
-    assert (np.random.get_state()[1] == before[0]).all()  # type: ignore[index]
+    assert (np.random.get_state()[1] == before[0]).all()
     assert torch.equal(torch.get_rng_state(), before[1])
     about = data.load_evaluation(name, "nowhere", max_images=5).about
     assert "the first 5 of 10,000 images" in about and "seed 1" in about
 
 
 @pytest.mark.parametrize("name", ["uniform", "gaussian"])
-def test_noise_has_its_distribution(name: str) -> None:
+def test_noise_has_its_distribution(name):
     """Counts of the 256 values; the tails of the normal are clipped to -1 and 1."""
     values = images_of(name, max_images=400).reshape(-1)
     edges = [(k / 127.5 - 1) / 0.5 for k in np.arange(0.5, 255)]
@@ -84,7 +84,7 @@ def test_noise_has_its_distribution(name: str) -> None:
     assert (abs(found - expected) < 5 * np.sqrt(expected)).all()  # 5 standard deviations
 
 
-def test_photos_are_the_patches_of_both_photographs() -> None:
+def test_photos_are_the_patches_of_both_photographs():
     from sklearn import datasets
 
     found = images_of("photos")

@@ -1,7 +1,5 @@
 """What only a GPU can show: no host synchronisation, masked steps and exact resuming there."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -48,7 +46,7 @@ def steps(run: Run, batches: data.TrainingBatches, which: range) -> Guard:
 
 @pytest.mark.parametrize("words", ["", "--amp off", "--norm batch", "--optimizer sgd"])
 @pytest.mark.parametrize("style", ["queue", "simclr"])
-def test_a_step_never_waits_for_the_gpu(words: str, style: str) -> None:
+def test_a_step_never_waits_for_the_gpu(words, style):
     run, batches = build(f"{words} --contrast_style {style}")
     steps(run, batches, range(2))
     torch.cuda.set_sync_debug_mode("error")
@@ -58,7 +56,7 @@ def test_a_step_never_waits_for_the_gpu(words: str, style: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_diverged_step_leaves_no_trace() -> None:
+def test_a_diverged_step_leaves_no_trace():
     run, batches = build("")
     steps(run, batches, range(2))
     before = {k: v.clone() for k, v in {**run.model.state_dict()}.items()}
@@ -73,7 +71,7 @@ def test_a_diverged_step_leaves_no_trace() -> None:
     assert torch.equal(buffer, run.memory("replay_buffer").images)
 
 
-def test_a_restored_run_draws_the_same_numbers() -> None:
+def test_a_restored_run_draws_the_same_numbers():
     """Not the same bits: cuDNN may choose other kernels. The same slots and noise, though."""
     run, batches = build("--amp off")
     steps(run, batches, range(3))
@@ -85,24 +83,12 @@ def test_a_restored_run_draws_the_same_numbers() -> None:
     assert torch.equal(slots, again.memory("replay_buffer").draw(8)[1])
 
 
-def test_bf16_moves_the_loss_by_little() -> None:
-    values = []
-    for amp in ("bf16", "off"):
-        run, batches = build(f"--amp {amp} --pxsgld 0 --pxysgld 0")
-        images, labels, _ = batches(0)
-        values.append(run.objective(losses.Step.forward(run.model, images, labels))[0].item())
-    assert values[0] == pytest.approx(values[1], abs=0.05)
-
-
-# Evaluation
-
-
 def small_model() -> models.EnergyClassifier:
     torch.manual_seed(0)
     return models.build(depth=10, width=1).to(memory_format=torch.channels_last).eval()
 
 
-def test_scores_are_those_of_the_cpu() -> None:
+def test_scores_are_those_of_the_cpu():
     model, device = small_model(), choose_device("cuda", exact=True)
     x = torch.rand(40, 3, 32, 32) * 2 - 1
     names = ["px", "py", "pxy", "pxgrad", "entropy"]
@@ -112,7 +98,7 @@ def test_scores_are_those_of_the_cpu() -> None:
         np.testing.assert_allclose(here[name], there[name], atol=1e-4)
 
 
-def test_sampling_never_wait_for_the_gpu() -> None:
+def test_sampling_never_wait_for_the_gpu():
     device = choose_device("cuda", exact=True)
     model = small_model().to(device)
     slots = sampling.Slots(losses.ReplayBuffer(40, (3, 32, 32), 0.05, 10).to(device))

@@ -1,22 +1,17 @@
 """A run that diverges goes back and on: it ends with a finite network and says what happened."""
 
-from __future__ import annotations
-
-import io
 import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from tqdm import tqdm
 
 import losses
 import train_wrn
 from losses import sgld
 from runs import checkpoint
 from runs import folder as records
-from runs.screen import rewind
 from training import divergence, flags, output, session
 from training.build import build_run
 from training.divergence import Diverged, Healer, snapshot
@@ -88,7 +83,7 @@ FAULTS: dict[str, Callable[[Any], None]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_one_fault_is_survived(name: str, train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_fault_is_survived(name, train, monkeypatch):
     at_step(monkeypatch, FAULTS[name])
     run = train(f"{train.ALL} {FLAGS}")
     assert run.code == 0 and not run.err and "complete: 3 epochs" in run.text()
@@ -104,9 +99,7 @@ def test_one_fault_is_survived(name: str, train: Any, monkeypatch: pytest.Monkey
     assert [row["step"] for row in run.rows] == ["5", "10", "15"]
 
 
-def test_a_restart_is_on_the_disk_before_a_row_goes(
-    train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_restart_is_on_the_disk_before_a_row_goes(train, monkeypatch):
     """Else a full disk at that moment would cost the rows of the state that stays."""
 
     def full(*_: Any, **__: Any) -> None:
@@ -122,9 +115,7 @@ def test_a_restart_is_on_the_disk_before_a_row_goes(
     assert [row["step"] for row in run.rows] == ["5"] and run.state()["progress"]["step"] == 5
 
 
-def test_after_a_restart_both_checkpoints_are_of_it(
-    train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_a_restart_both_checkpoints_are_of_it(train, monkeypatch):
     monkeypatch.setattr(records.Records, "go_back", lambda *_: 1 / 0)  # the process dies there
     at_step(monkeypatch, poison)
     with pytest.raises(ZeroDivisionError):
@@ -140,9 +131,7 @@ def test_after_a_restart_both_checkpoints_are_of_it(
     [([0.2, 0.9, 0.6, 0.6, 0.6], 5, 16, 10), ([0.2, 0.9, 0.6, 0.8, 0.7, 0.6], 100, 12, 0)],
     ids=["from before the snapshot", "from after it"],
 )
-def test_the_best_checkpoint_stays_the_best_after_a_restart(
-    accuracies: list[float], every: int, at: int, back: int, train: Any, monkeypatch: Any
-) -> None:
+def test_the_best_stays_the_best_after_a_restart(accuracies, every, at, back, train, monkeypatch):
     found = ({"valid": {"accuracy": accuracy, "nll": 1.0}} for accuracy in accuracies)
     monkeypatch.setattr(session.Session, "evaluate", lambda _: next(found))
     monkeypatch.setattr(divergence, "SNAPSHOT_EVERY", every)  # 5: at the ends of epochs
@@ -154,9 +143,7 @@ def test_the_best_checkpoint_stays_the_best_after_a_restart(
     assert run.state()["progress"]["best_valid"] == 0.9
 
 
-def test_a_healed_run_is_the_same_run_when_it_is_run_again(
-    train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_healed_run_is_the_same_run_when_it_is_run_again(train, monkeypatch):
     runs = []
     for _ in range(2):
         with monkeypatch.context() as patch:
@@ -165,9 +152,7 @@ def test_a_healed_run_is_the_same_run_when_it_is_run_again(
     assert train.differences(*runs) == []
 
 
-def test_what_diverges_again_and_again_is_given_up(
-    train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_diverges_again_and_again_is_given_up(train, monkeypatch):
     at_step(monkeypatch, poison, times=99)
     run = train(f"{train.ALL} {FLAGS} --max_restarts 2")
     (line,) = run.err
@@ -181,9 +166,7 @@ def test_what_diverges_again_and_again_is_given_up(
 
 
 @pytest.mark.parametrize(("stop", "back"), [("12", "4"), ("7", "5"), ("5", "0")])
-def test_a_resumed_run_remembers_its_restarts_and_goes_back_to_the_checkpoint_before_the_last(
-    stop: str, back: str, train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_remembers_its_restarts(stop, back, train, monkeypatch):
     """The divergence comes before the run is stopped, or after it is resumed."""
     at_step(monkeypatch, poison)
     run = train(f"{train.ALL} {FLAGS} --max_steps {stop}")
@@ -210,7 +193,7 @@ def take_step(run: Any) -> None:
     run.progress.step += 1
 
 
-def test_a_restart_takes_the_older_of_two_snapshots_and_spoils_it_not() -> None:
+def test_a_restart_takes_the_older_of_two_snapshots_and_spoils_it_not():
     run = tiny("--ema .9")
     healer, states = Healer(run), [snapshot(run)]
     for _ in range(11):
@@ -228,14 +211,14 @@ def test_a_restart_takes_the_older_of_two_snapshots_and_spoils_it_not() -> None:
         take_step(run)  # changes what the optimiser was given
 
 
-def test_without_restarts_the_first_divergence_ends_the_run() -> None:
+def test_without_restarts_the_first_divergence_ends_the_run():
     run = tiny("--max_restarts 0")
     with pytest.raises(Diverged) as caught:
         Healer(run).heal(run, Diverged("diverged at step 5 (loss nan)", "try a lower --lr"))
     assert str(caught.value) == "diverged at step 5 (loss nan); try a lower --lr"
 
 
-def test_only_chains_that_blew_up_begin_anew() -> None:
+def test_only_chains_that_blew_up_begin_anew():
     buffer = losses.ReplayBuffer(40, (3, 32, 32), 0.05, 10)
     buffer.images[3, 0, 0, 0], buffer.images[5, 1, 2, 3] = math.nan, -11.0
     buffer.images[7, 0, 0, 0], buffer.images[8] = math.inf, 9.0
@@ -244,13 +227,3 @@ def test_only_chains_that_blew_up_begin_anew() -> None:
     changed = (buffer.images != before).flatten(1).any(1)
     assert changed.nonzero().flatten().tolist() == [3, 5, 7]
     assert buffer.images[[3, 5, 7]].abs().max() <= 1
-
-
-def test_the_bar_goes_back_and_on() -> None:
-    shown = io.StringIO()
-    with tqdm(total=100, file=shown, mininterval=0, miniters=1) as bar:
-        bar.update(80)
-        rewind(bar, 10)
-        bar.update(1)
-        while_it_runs = shown.getvalue()
-    assert "80/100" in while_it_runs and "10/100" in while_it_runs and "11/100" in while_it_runs

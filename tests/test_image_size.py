@@ -1,7 +1,6 @@
 """--image_size: what is resized where, and one size from training to a loaded model."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ SIZES = (16, 64)
 TERMS = "--pyxce 1 --pxycontrast 1 --pxsgld 1"
 
 
-def test_shrinking_weighs_every_pixel_and_enlarging_is_bilinear() -> None:
+def test_shrinking_weighs_every_pixel_and_enlarging_is_bilinear():
     columns = torch.tensor([0, 104, 200, 40], dtype=torch.uint8)
     image = columns.repeat(2)[None, None, :, None].expand(1, 8, 8, 3)
     # Half the size: (1 3 3 1) / 8 of four neighbours, where there are so many.
@@ -32,7 +31,7 @@ def test_shrinking_weighs_every_pixel_and_enlarging_is_bilinear() -> None:
 
 
 @pytest.mark.parametrize("size", [8, 12, 16, 40])
-def test_a_random_crop_s_padding_is_an_eighth_of_the_side(size: int) -> None:
+def test_a_random_crop_s_padding_is_an_eighth_of_the_side(size):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (1, size, size, 3), dtype=torch.uint8, generator=generator)
     pad = size // 8
@@ -46,9 +45,7 @@ def test_a_random_crop_s_padding_is_an_eighth_of_the_side(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_set_is_read_in_the_size_and_known_by_its_own_pixels(
-    size: int, tmp_path: Path
-) -> None:
+def test_every_set_is_read_in_the_size_and_known_by_its_own_pixels(size, tmp_path):
     random = np.random.RandomState(0)
     pixels = random.randint(0, 256, (12, 32, 32, 3)).astype(np.uint8)
     for name in ("cifar10", "celeba", "mnist"):
@@ -74,7 +71,7 @@ def test_every_set_is_read_in_the_size_and_known_by_its_own_pixels(
     assert (means.mean() - pixels.mean()).abs() < 2
 
 
-def test_patches_larger_than_a_photograph_are_refused(tmp_path: Path) -> None:
+def test_patches_larger_than_a_photograph_are_refused(tmp_path):
     with pytest.raises(data.DataError, match="has no images"):
         data.load_evaluation("photos", tmp_path, trained_on=TrainedOn(size=428))
 
@@ -83,7 +80,7 @@ def run_of(train: Any) -> Any:
     return train.once(f"{TERMS} --image_size 16 --max_steps 4 --plot_uncond --plot_cond")
 
 
-def test_a_run_of_another_size_resumes_and_keeps_its_size(train: Any) -> None:
+def test_a_run_of_another_size_resumes_and_keeps_its_size(train):
     whole, run = run_of(train), train(f"{TERMS} --image_size 16 --max_steps 2")
     assert run.code == 0 and "images of 16 x 16" in run.out, run.err
     again = train.bare("--resume", str(run.folder), "--max_steps", "4")
@@ -106,7 +103,7 @@ QUESTIONS = (
 )
 
 
-def test_a_run_of_another_size_is_evaluated_on_images_of_its_own(train: Any, ask: Any) -> None:
+def test_a_run_of_another_size_is_evaluated_on_images_of_its_own(train, ask):
     path = run_of(train).folder / "last_ckpt.pt"
     other = ask.checkpoint("ce")  # features of a network of 32 x 32
     for question in (*QUESTIONS, f"{QUESTIONS[-1]} --fid_model {other}"):
@@ -126,7 +123,7 @@ def test_a_run_of_another_size_is_evaluated_on_images_of_its_own(train: Any, ask
     assert "images of 16 x 16 (" in told and "and 32 x 32 (" in told
 
 
-def test_an_exported_model_knows_its_size(train: Any, tmp_path: Path) -> None:
+def test_an_exported_model_knows_its_size(train, tmp_path):
     path, folder = run_of(train).folder / "last_ckpt.pt", tmp_path / "exported"
     export.main([str(path), str(folder)])
     assert json.loads((folder / "config.json").read_text())["settings"]["image_size"] == 16
@@ -137,7 +134,7 @@ def test_an_exported_model_knows_its_size(train: Any, tmp_path: Path) -> None:
     assert torch.equal(ours.logits(x), theirs.logits(x))
 
 
-def test_weights_of_another_size_load_and_the_replay_buffer_starts_fresh(train: Any) -> None:
+def test_weights_of_another_size_load_and_the_replay_buffer_starts_fresh(train):
     first = train.once(f"{TERMS} --n_epochs 1")
     path = str(first.folder / "last_ckpt.pt")
     words = f"{TERMS} --max_steps 1 --lr 1e-12 --image_size 16 --buffer_size 50"
@@ -158,31 +155,15 @@ def test_weights_of_another_size_load_and_the_replay_buffer_starts_fresh(train: 
         ({"image_size": "x"}, "image_size 'x' is no whole number"),
     ],
 )
-def test_a_network_is_not_built_for_a_size_that_its_strides_do_not_divide(
-    settings: dict[str, Any], said: str
-) -> None:
+def test_a_network_is_not_built_for_a_size_that_its_strides_do_not_divide(settings, said):
     with pytest.raises(ValueError, match=said):
         models.build(depth=10, width=1, **settings)
 
 
 @pytest.mark.parametrize(("arch", "stride"), [("wrn", 4), ("resnet50", 8)])
-def test_cost_counts_pixels(arch: str, stride: int) -> None:
+def test_cost_counts_pixels(arch, stride):
     flops = [
         models.forward_flops(models.build(arch=arch, depth=10, width=1, image_size=size))
         for size in (4 * stride, 8 * stride)
     ]
     assert flops[1] / flops[0] == pytest.approx(4, rel=0.01)
-
-
-def test_mnist_is_a_set_to_train_on(train: Any, tmp_path: Path) -> None:
-    random = np.random.RandomState(0)
-    arrays: dict[str, Any] = {}
-    for part, n in (("train", 60), ("test", 20)):
-        arrays[f"{part}_images"] = random.randint(0, 256, (n, 28, 28)).astype(np.uint8)
-        arrays[f"{part}_labels"] = np.arange(n) % 10
-    np.savez(tmp_path / "mnist.npz", **arrays)
-    words = "--pyxce 1 --max_steps 2 --dataset mnist --image_size 28 --data_root"
-    run = train(words, str(tmp_path))
-    assert run.code == 0 and "mnist: 60 training and 20 test images" in run.out, run.err
-    found = data.load_evaluation("mnist", tmp_path)
-    assert found.name == "mnist_test" and found.split.images.shape == (20, 32, 32, 3)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 # A file imports from its own floor and from those before it; reports from runs and itself alone.
 FLOORS = (
@@ -50,7 +52,7 @@ def graph() -> dict[str, set[str]]:
     return {name: set(imported(name, known)) - {name} for name in known}
 
 
-def test_no_import_runs_upward() -> None:
+def test_no_import_runs_upward():
     found = set()
     for name, others in graph().items():
         own = name.split(".")[0]
@@ -61,7 +63,7 @@ def test_no_import_runs_upward() -> None:
     assert found == set()
 
 
-def test_no_imports_run_in_a_circle() -> None:
+def test_no_imports_run_in_a_circle():
     left = graph()
 
     def outermost() -> set[str]:
@@ -73,7 +75,7 @@ def test_no_imports_run_in_a_circle() -> None:
     assert left == {}
 
 
-def test_what_takes_seconds_to_import_is_imported_where_it_is_used() -> None:
+def test_what_takes_seconds_to_import_is_imported_where_it_is_used():
     slow, found = {"torchvision", "sklearn", "PIL", "matplotlib"}, set()
     for name, path in modules().items():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -85,7 +87,41 @@ def test_what_takes_seconds_to_import_is_imported_where_it_is_used() -> None:
     assert found == set()
 
 
-def test_reports_need_no_torch() -> None:
+def test_reports_need_no_torch():
     names = [name for name in modules() if name.split(".")[0] == "reports"]
     code = f"import sys, {', '.join(names)}\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+STARTED = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as stop:
+    heavy = {"torch", "torchvision", "sklearn", "numpy", "matplotlib", "jinja2", "tqdm"}
+    print("code", stop.code, "imported", heavy & set(sys.modules))
+"""
+PROGRAMS = (
+    "train_wrn.py eval_wrn_ebm.py baselines/train_contrastive.py baselines/train_adversarial.py "
+    "baselines/train_flow.py baselines/linear_probe.py benchmarks/contrastive.py benchmarks/gpu.py "
+    "scripts/report.py scripts/tables.py scripts/experiments.py scripts/export.py "
+    "scripts/predict.py scripts/bench.py scripts/torture.py"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        *((f"{program} --help", 0) for program in PROGRAMS.split()),
+        *(("train_wrn.py --lr x", 2), ("train_wrn.py --depth 11", 2)),
+        ("eval_wrn_ebm.py --eval nonsense --load_path a", 2),
+    ],
+)
+def test_help_and_mistakes_are_answered_before_anything_heavy_is_imported(words, code):
+    """From another folder, as a user may start it: the program finds the packages itself."""
+    program, *more = words.split()
+    command = [sys.executable, "-c", STARTED, str(ROOT / program), *more]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    assert ran.stdout.endswith(f"code {code} imported set()\n"), ran.stderr
+    assert len(ran.stderr.splitlines()) == (code != 0)

@@ -29,9 +29,7 @@ class Harmful:
         return os.mkdir, (str(self.path),)
 
 
-def test_another_file_than_the_published_weights_is_not_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_file_than_the_published_weights_is_not_opened(tmp_path, monkeypatch):
     mark, path = tmp_path / "unpickled", tmp_path / "checkpoints" / inception.WEIGHTS
     path.parent.mkdir()
     path.write_bytes(pickle.dumps(Harmful(mark)))
@@ -48,9 +46,7 @@ def test_another_file_than_the_published_weights_is_not_opened(
     assert mark.exists()  # the file would have done harm
 
 
-def test_weights_that_cannot_be_downloaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_that_cannot_be_downloaded(tmp_path, monkeypatch, capsys):
     asked = []
 
     def refuse(url: str, dst: str, hash_prefix: str) -> None:
@@ -68,9 +64,7 @@ def test_weights_that_cannot_be_downloaded(
     assert inception.URL in capsys.readouterr().err
 
 
-def test_the_published_weights_are_handed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_published_weights_are_handed_over(tmp_path, monkeypatch):
     """With a small network in Inception's place, and the hash of its file for the published one."""
     path = tmp_path / "weights.pth"
     path.write_bytes(b"weights")

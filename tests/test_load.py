@@ -112,9 +112,7 @@ def float64(model: EnergyClassifier, state: State) -> EnergyClassifier:
 
 
 @pytest.mark.parametrize(("n", "width", "classes", "batch"), [(1, 1, 10, False), (2, 2, 7, True)])
-def test_a_checkpoint_of_the_ancestors_gives_their_logits(
-    n: int, width: int, classes: int, batch: bool, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_the_ancestors_gives_their_logits(n, width, classes, batch, tmp_path):
     state = ancestors_state(n, width, classes, batch=batch)
     x = torch.rand(2, 3, 32, 32, dtype=torch.float64) * 2 - 1
     expected = linear(state, "class_output", plain_features(state, n, x))
@@ -128,7 +126,7 @@ def test_a_checkpoint_of_the_ancestors_gives_their_logits(
     torch.testing.assert_close(float64(model, state)(x), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_energy_head_of_an_uncond_model_is_loaded(tmp_path: Path) -> None:
+def test_the_energy_head_of_an_uncond_model_is_loaded(tmp_path):
     state = ancestors_state(1, 1, 10, batch=False)
     x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
     path = saved(tmp_path / "ckpt.pt", {"model_state_dict": state, "replay_buffer": x})
@@ -143,7 +141,7 @@ def changed(state: State, drop: str = "", **more: Tensor) -> State:
     return {name: t for name, t in state.items() if name != drop} | more
 
 
-def test_weights_that_do_not_fit_are_refused_and_change_nothing() -> None:
+def test_weights_that_do_not_fit_are_refused_and_change_nothing():
     model = build(depth=10, width=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = {name: tensor + 1 for name, tensor in before.items()}
@@ -157,14 +155,11 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing() -> None:
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
 
 
-# ------------------------------------------------------------------------------------- settings
-
-
 SHAPES = [("wrn", 10, 1, 10), ("wrn", 16, 2, 7), ("wrn", 22, 3, 100), ("resnet50", 28, 10, 100)]
 
 
 @pytest.mark.parametrize(("shape", "norm"), pairwise(SHAPES[::3], ("none", "batch", "act")))
-def test_the_tensors_tell_the_network(shape: Any, norm: str) -> None:
+def test_the_tensors_tell_the_network(shape, norm):
     names = ("arch", "depth", "width", "num_classes")
     told: dict[str, Any] = {**dict(zip(names, shape, strict=True)), "norm": norm}
     with torch.device("meta"):
@@ -176,7 +171,7 @@ def test_the_tensors_tell_the_network(shape: Any, norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["instance", "layer"])
-def test_what_tensors_cannot_tell_is_asked_for(tmp_path: Path, norm: str) -> None:
+def test_what_tensors_cannot_tell_is_asked_for(tmp_path, norm):
     model = build(depth=10, width=1, norm=norm).eval()
     path = saved(tmp_path / "ckpt.pt", dict(model.state_dict()))
     message = refusal(path)
@@ -186,9 +181,7 @@ def test_what_tensors_cannot_tell_is_asked_for(tmp_path: Path, norm: str) -> Non
 
 
 @pytest.mark.parametrize("only_jem", [{}, {"p_x_weight": 1.0}])
-def test_the_settings_beside_an_ancestor_s_file_are_read(
-    tmp_path: Path, only_jem: dict[str, Any]
-) -> None:
+def test_the_settings_beside_an_ancestor_s_file_are_read(tmp_path, only_jem):
     beside: dict[str, Any] = {"depth": 16, "width": 1, "norm": "layer", "uncond": True}
     model = build(**beside, dropout_rate=0.3).eval()
     foreign = {"model_state_dict": model.state_dict(), "replay_buffer": torch.zeros(1)}
@@ -202,7 +195,7 @@ def test_the_settings_beside_an_ancestor_s_file_are_read(
     assert network_settings(state, run_settings(state, path))["norm"] == "none"
 
 
-def test_our_own_checkpoint_carries_its_settings(tmp_path: Path) -> None:
+def test_our_own_checkpoint_carries_its_settings(tmp_path):
     settings: dict[str, Any] = {"arch": "wrn", "depth": 10, "width": 1, "norm": "instance"}
     settings |= {"uncond": True, "dropout_rate": 0.2, "num_classes": 4, "image_size": 16}
     model = build(**settings).eval()
@@ -233,14 +226,12 @@ REFUSED: list[tuple[Callable[[State], Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "given", "said"), REFUSED)
-def test_what_is_foreign_or_contradicts_is_refused_in_one_line(
-    change: Callable[[State], Any], given: dict[str, Any], said: str, tmp_path: Path
-) -> None:
+def test_what_is_foreign_or_contradicts_is_refused_in_one_line(change, given, said, tmp_path):
     path = saved(tmp_path / "ckpt.pt", change(ancestors_state(1, 1, 10, batch=False)))
     assert refusal(path, **given).startswith(f"{path}: {said}")
 
 
-def test_settings_that_are_damaged_or_contradict_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_settings_that_are_damaged_or_contradict_are_refused_in_one_line(tmp_path):
     path = saved(tmp_path / "ckpt.pt", dict(build(depth=10, width=1).state_dict()))
     for text, message in (
         ("{", "params.txt beside it"),

@@ -1,7 +1,5 @@
 """How a program sets up the machine that it runs on."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess
@@ -36,9 +34,7 @@ PAGES = 10 * 4 * 2**24 // os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") e
     [("machine.choose_device('cpu')", 0.0, 0.05), ("", 0.5, 1.1)],
     ids=["kept", "given back"],
 )
-def test_memory_that_a_step_frees_is_kept_for_the_next(
-    set_up: str, fewest: float, most: float
-) -> None:
+def test_memory_that_a_step_frees_is_kept_for_the_next(set_up, fewest, most):
     program = ROUNDS.format(set_up=set_up)
     root = Path(__file__).resolve().parent.parent
     told = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
@@ -46,9 +42,7 @@ def test_memory_that_a_step_frees_is_kept_for_the_next(
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_heads_are_float32_proper_and_convolutions_where_scores_are_compared(
-    exact: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_heads_are_float32_proper_and_convolutions_where_scores_are_compared(exact, monkeypatch):
     """Matrix products are those of the heads alone: a logit near 60 in TF32 is .03 off."""
     cudnn = torch.backends.cudnn
     for name in ("allow_tf32", "benchmark", "deterministic"):
@@ -66,14 +60,7 @@ def test_heads_are_float32_proper_and_convolutions_where_scores_are_compared(
     ("asked", "load", "threads", "warns"),
     [(3, 9.0, 3, False), (None, 9.0, 2, True), (None, 1.0, 2, False)],
 )
-def test_threads_are_set_or_a_line_names_the_flag_where_the_cores_are_busy(
-    asked: int | None,
-    load: float,
-    threads: int,
-    warns: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_threads_are_set_or_busy_cores_are_named(asked, load, threads, warns, monkeypatch, capsys):
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     before, settings = torch.get_num_threads(), Namespace(threads=asked, seed=1)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -47,7 +46,7 @@ MODES = [
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("fails", [False, True])
-def test_modes_give_everything_back(mode: Mode, fails: bool) -> None:
+def test_modes_give_everything_back(mode, fails):
     model = mixed()
     before = state(model)
     assert len(set(before[0])) == len(set(before[1])) == 2
@@ -68,9 +67,7 @@ def statistics_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("mode", [sampling_mode, scoring_mode])
 @pytest.mark.parametrize("statistics", ["jem", "batch", "running", "frozen"])
-def test_samples_are_normalised_by_their_own_or_the_running_statistics(
-    mode: Any, statistics: str
-) -> None:
+def test_samples_are_normalised_by_their_own_or_the_running_statistics(mode, statistics):
     """And move neither; dropout is as the mode says, whatever batch norm is."""
     torch.manual_seed(0)
     model = build(depth=10, width=1, norm="batch").train()
@@ -93,7 +90,7 @@ def test_samples_are_normalised_by_their_own_or_the_running_statistics(
     assert not any(torch.equal(before[name], after[name]) for name in before)  # ... and remembers
 
 
-def test_a_backward_pass_from_before_a_chain_is_that_of_the_parameters() -> None:
+def test_a_backward_pass_from_before_a_chain_is_that_of_the_parameters():
     torch.manual_seed(0)
     model, images = build(depth=10, width=1), torch.rand(2, 3, 32, 32)
     model.amp = True

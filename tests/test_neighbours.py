@@ -25,7 +25,7 @@ def distances(a: Tensor, b: Tensor, unit: float = 1.0) -> np.ndarray:
 
 @pytest.mark.parametrize("largest", [1, 30, 130, 2**24])
 @pytest.mark.parametrize("k", [1, 2])
-def test_nearest_against_brute_force(k: int, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearest_against_brute_force(k, largest, monkeypatch):
     monkeypatch.setattr(neighbours, "LARGEST", largest)
     images, bank = pictures(9), pictures(20, seed=1)
     images[3] = bank[17]
@@ -41,7 +41,7 @@ def test_nearest_against_brute_force(k: int, largest: int, monkeypatch: pytest.M
         nearest(images, bank[: k - 1], k)
 
 
-def test_samples_are_compared_with_the_training_images_of_their_class() -> None:
+def test_samples_are_compared_with_the_training_images_of_their_class():
     labels = torch.tensor([0, 1, 0, 1, 1])
     data_labels = torch.tensor([1, 0] * 6)
     samples, starts, data = pictures(5), pictures(5, 1), pictures(12, 2)
@@ -69,7 +69,7 @@ def test_samples_are_compared_with_the_training_images_of_their_class() -> None:
     assert numbers["variety"] == pytest.approx(vary, rel=1e-6)
 
 
-def test_few_samples_have_no_variety_and_copies_no_distance() -> None:
+def test_few_samples_have_no_variety_and_copies_no_distance():
     data, labels = pictures(6), torch.tensor([0, 0, 0, 1, 1, 1])
     numbers, index = compare_with_training(data[[5]], data[[4]], labels[[5]], data, labels)
     assert index.tolist() == [5] and numbers["variety"]["samples"] is None
@@ -91,9 +91,7 @@ SETS = {
 
 @pytest.mark.parametrize("largest", [50, 2**24])
 @pytest.mark.parametrize("name", SETS)
-def test_precision_and_recall_against_brute_force(
-    name: str, largest: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_precision_and_recall_against_brute_force(name, largest, monkeypatch):
     monkeypatch.setattr(neighbours, "LARGEST", largest)
     samples, real = SETS[name]
 

@@ -61,7 +61,7 @@ def objective_of(weights: dict[str, float]) -> Objective:
 
 def step_of(dtype: torch.dtype = torch.float32) -> Step:
     torch.manual_seed(0)
-    model = EnergyClassifier(Backbone(), CLASSES).to(dtype)  # type: ignore[arg-type]
+    model = EnergyClassifier(Backbone(), CLASSES).to(dtype)
     return Step.forward(model, torch.rand(5, 3, 2, 2, dtype=dtype) * 2 - 1, torch.arange(5) % 3)
 
 
@@ -73,7 +73,7 @@ def loss_and_gradient(weights: dict[str, float]) -> tuple[Tensor, Tensor, Metric
     return loss, torch.cat([g.flatten() for g in found if g is not None]), metrics
 
 
-def test_the_gradient_is_the_weighted_sum_of_the_terms_gradients() -> None:
+def test_the_gradient_is_the_weighted_sum_of_the_terms_gradients():
     weights = dict(zip(NAMES, (0.3, 2.0, 0.7, 5.0, 11.0), strict=True))
     total, gradient, metrics = loss_and_gradient(weights)
     alone = {name: loss_and_gradient({name: 1.0}) for name in NAMES}
@@ -86,7 +86,7 @@ def test_the_gradient_is_the_weighted_sum_of_the_terms_gradients() -> None:
         assert alone[name][1].norm() > 1e-3
 
 
-def test_metrics_are_detached_scalars_under_the_terms_names() -> None:
+def test_metrics_are_detached_scalars_under_the_terms_names():
     loss, _, metrics = loss_and_gradient(dict.fromkeys(NAMES, 1.0))
     told = ("log_q_data", "log_q_samples", "auc", "age", "travel", "clamped", "clamped_data")
     chains = [f"{name}/{of}" for name in NAMES[3:] for of in told]
@@ -95,7 +95,7 @@ def test_metrics_are_detached_scalars_under_the_terms_names() -> None:
     assert all(value.shape == () and not value.requires_grad for value in metrics.values())
 
 
-def test_memories_are_registered_and_saved_once_and_follow_the_objective() -> None:
+def test_memories_are_registered_and_saved_once_and_follow_the_objective():
     made = terms()
     objective = Objective({name: (1.0, made[name]) for name in NAMES}).double()
     state = objective.state_dict()
@@ -110,7 +110,7 @@ def test_memories_are_registered_and_saved_once_and_follow_the_objective() -> No
     ("name", "pair"),
     [("queue", ("pxycontrast", "pxcontrast")), ("replay_buffer", ("pxsgld", "pxysgld"))],
 )
-def test_no_term_and_two_memories_of_one_name_are_refused(name: str, pair: tuple[str, str]) -> None:
+def test_no_term_and_two_memories_of_one_name_are_refused(name, pair):
     with pytest.raises(ValueError, match="objective is empty"):
         Objective({})
     with pytest.raises(ValueError, match=f"different memories named '{name}'"):
@@ -122,7 +122,7 @@ def tensors_of(objective: Objective) -> dict[str, Any]:
     return {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def test_a_skipped_step_leaves_every_memory_as_it_was() -> None:
+def test_a_skipped_step_leaves_every_memory_as_it_was():
     objective, step = objective_of(dict.fromkeys(NAMES, 1.0)), step_of()
     before = tensors_of(objective)
     objective(step)
@@ -139,7 +139,7 @@ def test_a_skipped_step_leaves_every_memory_as_it_was() -> None:
     assert 6 <= changed.flatten(1).any(1).sum() <= 11  # six chains and five, slots may be shared
 
 
-def test_the_terms_share_the_forward_pass_of_the_data_and_sgld_adds_its_chains() -> None:
+def test_the_terms_share_the_forward_pass_of_the_data_and_sgld_adds_its_chains():
     step, passes = step_of(), []
     step.model.f.register_forward_hook(lambda _, inputs, __: passes.append(len(inputs[0])))
     objective_of(dict.fromkeys(NAMES, 1.0))(step)

@@ -19,10 +19,7 @@ def pyproject() -> str:
     return (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
-# The lists
-
-
-def test_conda_yaml_lists_what_pyproject_lists() -> None:
+def test_conda_yaml_lists_what_pyproject_lists():
     lines = (ROOT / "conda.yaml").read_text(encoding="utf-8").split("dependencies:\n")[1]
     found = re.findall(r"^ +- (\S+)$", lines, re.MULTILINE)
     conda = [line for line in found if line not in ("pip", "pip:")]  # what conda-forge lacks
@@ -31,7 +28,7 @@ def test_conda_yaml_lists_what_pyproject_lists() -> None:
     assert conda[0] == f"python>={supported()[0]},<3.{int(supported()[-1].split('.')[1]) + 1}"
 
 
-def test_the_list_read_by_hand_is_the_one_of_a_toml_library() -> None:
+def test_the_list_read_by_hand_is_the_one_of_a_toml_library():
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
     project = tomllib.loads(pyproject())["project"]
     assert requirements.listed("base") == project["dependencies"]
@@ -43,7 +40,7 @@ def supported() -> list[str]:
     return re.findall(r"Python :: (3\.\d+)", pyproject())
 
 
-def test_python_versions_agree() -> None:
+def test_python_versions_agree():
     assert supported() == ["3.10", "3.11", "3.12", "3.13"]
     assert f'requires-python = ">={supported()[0]}"' in pyproject()
     assert f'python_version = "{supported()[0]}"' in pyproject()
@@ -52,7 +49,7 @@ def test_python_versions_agree() -> None:
     assert f"hdge_oldest={supported()[0]}\nhdge_newest={supported()[-1]}\n" in environment
 
 
-def test_citation_has_the_version_of_pyproject() -> None:
+def test_citation_has_the_version_of_pyproject():
     version = re.search(r'^version = "(.+)"$', pyproject(), re.MULTILINE)
     assert version
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
@@ -67,9 +64,7 @@ def test_citation_has_the_version_of_pyproject() -> None:
         *(("built>=2.10", True), ("built<2.10", False)),
     ],
 )
-def test_a_requirement_is_met_by_the_version_that_is_there(
-    requirement: str, met: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_requirement_is_met_by_the_version_that_is_there(requirement, met, tmp_path, monkeypatch):
     for name, version in (("whole", "1.2.3"), ("built", "2.15.0rc1+cpu")):
         path = tmp_path / f"{name}-{version}.dist-info"
         path.mkdir()
@@ -141,10 +136,9 @@ def assert_refused(answer: subprocess.CompletedProcess[str], *words: str) -> Non
     assert answer.returncode == 2 and all(word in line for word in words)
 
 
-def test_what_is_missing_goes_into_a_venv_by_one_call_of_pip_and_only_once(
-    machine: Machine,
-) -> None:
+def test_what_is_missing_goes_into_a_venv_by_one_call_of_pip_and_only_once(machine):
     machine.add_python("python3")
+    assert_refused(machine.source(PIP="fails"), "the reason stands above", "run this again")
     answer = machine.source(PIP="fine")
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.count("pip was called") == 1
@@ -155,15 +149,7 @@ def test_what_is_missing_goes_into_a_venv_by_one_call_of_pip_and_only_once(
         assert f"PYTHON is {machine.root}/.venv/bin/python" in each.stdout
 
 
-def test_a_failed_installation_is_one_line_and_the_next_run_goes_on(machine: Machine) -> None:
-    machine.add_python("python3")
-    assert_refused(machine.source(PIP="fails"), "the reason stands above", "run this again")
-    answer = machine.source(PIP="fine")
-    assert answer.returncode == 0
-    assert "pip was called" in answer.stdout
-
-
-def test_a_venv_that_no_longer_starts_is_made_anew(machine: Machine) -> None:
+def test_a_venv_that_no_longer_starts_is_made_anew(machine):
     machine.add_python("python3")
     broken = machine.root / ".venv" / "bin" / "python"
     broken.parent.mkdir(parents=True)
@@ -173,9 +159,7 @@ def test_a_venv_that_no_longer_starts_is_made_anew(machine: Machine) -> None:
     assert f"making {machine.root}/.venv" in answer.stdout
 
 
-def test_a_named_python_an_active_environment_and_one_that_starts_come_first(
-    machine: Machine,
-) -> None:
+def test_a_named_python_an_active_environment_and_one_that_starts_come_first(machine):
     """In this order; what has everything is used as it is."""
     machine.add_python("python3", "#!/bin/sh\necho not installed >&2\nexit 127\n")
     found = machine.add_python("python3.12")
@@ -198,9 +182,7 @@ def test_a_named_python_an_active_environment_and_one_that_starts_come_first(
         ({"WHICH": "all"}, "base or test"),
     ],
 )
-def test_what_cannot_be_mended_is_one_line(
-    variables: dict[str, str], told: str, machine: Machine
-) -> None:
+def test_what_cannot_be_mended_is_one_line(variables, told, machine):
     machine.add_python("python3", "#!/bin/sh\nexit 1\n")
     machine.add_python("named")
     given = {name: value.format(bin=machine.bin) for name, value in variables.items()}
@@ -208,7 +190,7 @@ def test_what_cannot_be_mended_is_one_line(
     assert not (machine.root / ".venv").exists()
 
 
-def test_the_running_python_is_told_from_one_that_lacks_something() -> None:
+def test_the_running_python_is_told_from_one_that_lacks_something():
     script = str(ROOT / "scripts" / "requirements.py")
     bare = [sys.executable, "-S", script, "missing", "base"]  # -S: without site-packages
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -218,11 +200,8 @@ def test_the_running_python_is_told_from_one_that_lacks_something() -> None:
     assert subprocess.run(here, capture_output=True, text=True, check=True).stdout == ""
 
 
-# The scripts
-
-
 @pytest.mark.parametrize(
     "script", [*sorted(ROOT.glob("scripts/*.sh")), ROOT / ".ci" / "run"], ids=str
 )
-def test_shell_scripts_parse(script: Path) -> None:
+def test_shell_scripts_parse(script):
     subprocess.run([BASH, "-n", str(script)], check=True)

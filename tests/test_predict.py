@@ -1,7 +1,6 @@
 """scripts/predict.py, and the names of an image folder's classes wherever they are shown."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,15 @@ from PIL import Image
 import models
 from scripts import export, predict
 from tests.pair import outcome
+from tests.test_data_record import paint
 
 
 @pytest.fixture(scope="module")
 def run(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run of 2 classes of 20 pictures of 40 x 30, 8 of them for validation."""
     folder = tmp_path_factory.mktemp("own")
-    for i, name in enumerate(["cat", "dog"] * 20):
-        (folder / name).mkdir(exist_ok=True)
-        pixels = np.random.RandomState(i).randint(0, 256, (30, 40, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    for i in range(40):
+        paint(folder / ("cat", "dog")[i % 2] / f"{i}.png", i, (30, 40))
     words = f"--pyxce 1 --pxsgld 1 --max_steps 2 --n_valid 8 --dataset folder:{folder}"
     found = train(words)
     assert found.code == 0, found.err
@@ -29,9 +27,7 @@ def run(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return found
 
 
-def test_a_prediction_names_classes_and_places_log_q_among_validation_images(
-    run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prediction_names_classes_and_places_log_q_among_validation_images(run, monkeypatch):
     monkeypatch.setattr(predict, "BATCH", 1)
     words = [str(run.folder), *map(str, run.pictures), "--device", "cpu", "--top", "1"]
     code, out, err = outcome(lambda: predict.main(words))
@@ -49,9 +45,7 @@ def test_a_prediction_names_classes_and_places_log_q_among_validation_images(
         assert re.search(r"above \d+ % of 8 validation images$", line)
 
 
-def test_what_cannot_be_read_is_a_mistake_and_lost_images_are_none(
-    run: Any, tmp_path: Path
-) -> None:
+def test_what_cannot_be_read_is_a_mistake_and_lost_images_are_none(run, tmp_path):
     (tmp_path / "a.png").write_text("no picture")
     code, _, err = outcome(lambda: predict.main([str(run.folder), str(tmp_path / "a.png")]))
     assert code == 2 and "predict.py: error: IMAGE: cannot read the image" in err
@@ -64,7 +58,7 @@ def test_what_cannot_be_read_is_a_mistake_and_lost_images_are_none(
     assert code == 0 and "log q(x) is compared with nothing" in err and "validation" not in out
 
 
-def test_names_are_in_the_settings_and_label_the_samples_of_a_run(run: Any, train: Any) -> None:
+def test_names_are_in_the_settings_and_label_the_samples_of_a_run(run, train):
     assert run.settings["class_names"] == ["cat", "dog"]
     assert train.resumed(run, "--max_steps", "3", "--plot_cond").code == 0
     assert run.settings["class_names"] == ["cat", "dog"]
@@ -74,10 +68,9 @@ def test_names_are_in_the_settings_and_label_the_samples_of_a_run(run: Any, trai
     assert (left == 255).mean() > 0.9 and (left < 128).any()  # words on white; else it is black
 
 
-def test_names_reach_samples_and_the_card(run: Any, ask: Any, tmp_path: Path) -> None:
-    words = "--eval cond_samples --fresh_samples --buffer_size 8 --sgld_batch_size 8 --device cpu"
-    words += f" --n_sample_steps 1 --n_steps 1 --log_dir {tmp_path} --load_path {run.folder}"
-    found = ask.bare(*words.split(), folder=tmp_path)
+def test_names_reach_samples_and_the_card(run, ask, tmp_path):
+    words = "--eval cond_samples --fresh_samples --buffer_size 8 --sgld_batch_size 8"
+    found = ask(f"{words} --n_sample_steps 1 --n_steps 1", load=run.folder)
     assert found.json("cond_samples")["class_names"] == ["cat", "dog"]
     pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
     folder = export.main([str(run.folder / "last_ckpt.pt"), str(tmp_path / "model")])
@@ -85,7 +78,6 @@ def test_names_reach_samples_and_the_card(run: Any, ask: Any, tmp_path: Path) ->
     assert "The classes, in the order of f(x): cat, dog." in card and "license" not in card
 
 
-def test_the_share_among_five_is_none_of_two_classes(run: Any, ask: Any, tmp_path: Path) -> None:
-    words = f"--eval test_clf --load_path {run.folder} --log_dir {tmp_path} --device cpu"
-    found = ask.bare(*words.split(), folder=tmp_path)
+def test_the_share_among_five_is_none_of_two_classes(run, ask):
+    found = ask("--eval test_clf", load=run.folder)
     assert found.json("test_clf")["top5"] is None and "top5" not in found.out

@@ -1,7 +1,5 @@
 """Trained models are found by name, path and hub; the tour and lines for other libraries run."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -22,6 +20,7 @@ from runs.checkpoint import FILLED, CheckpointError, read_checkpoint
 from runs.cli import UsageError
 from runs.files import read_json
 from scripts import export
+from tests.pair import refusal
 from training import flags as training_flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,9 +49,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return asked
 
 
-def test_a_model_is_found_by_name_path_and_hub(
-    hub: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_is_found_by_name_path_and_hub(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     x = torch.rand(2, 3, 16, 16)
     right = models.load(DIGITS).logits(x)
@@ -67,21 +64,20 @@ def test_a_model_is_found_by_name_path_and_hub(
         models.load("hf://owner/other")
 
 
-def test_a_mistyped_name_is_answered_with_the_nearest() -> None:
+def test_a_mistyped_name_is_answered_with_the_nearest():
     with pytest.raises(CheckpointError, match="is no file: did you mean hdge-jem-digits"):
         models.load("hdge-jem-digit")
 
 
-def test_without_the_hub_s_library_a_line_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_hub_s_library_a_line_says_how(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UsageError, match="pip install huggingface_hub"):
         models.load("hf://owner/name")
 
 
-def test_a_hub_s_model_is_asked(hub: list[Any], tmp_path: Path, capsys: Any) -> None:
+def test_a_hub_s_model_is_asked(hub, tmp_path):
     words = ["--load_path", "hf://owner/name", "--eval", "test_clf", "--device", "cpu"]
-    assert eval_wrn_ebm.main(*flags.parse(words)) == 2
-    assert "give --log_dir" in capsys.readouterr().err
+    assert "give --log_dir" in refusal(eval_wrn_ebm.main, *flags.parse(words))
     assert eval_wrn_ebm.main(*flags.parse([*words, "--log_dir", str(tmp_path / "answers")])) == 0
     answer = json.loads((tmp_path / "answers" / "test_clf.json").read_text(encoding="utf-8"))
     assert answer["label"] == "name"
@@ -89,9 +85,7 @@ def test_a_hub_s_model_is_asked(hub: list[Any], tmp_path: Path, capsys: Any) -> 
     assert told and float(told[1]) == round(100 * answer["accuracy"], 1)
 
 
-def test_an_export_is_pushed_only_when_it_is_sent(
-    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_an_export_is_pushed_only_when_it_is_sent(train, tmp_path, monkeypatch, capsys):
     sent: list[Any] = []
 
     class HfApi:
@@ -110,30 +104,25 @@ def test_an_export_is_pushed_only_when_it_is_sent(
     export.main([checkpoint, str(tmp_path / "b"), "--push", "owner/name", "--send"])
     files = ["README.md", "config.json", "model.safetensors"]
     assert sent == [("owner/name", True), ("owner/name", files)]
-    for words, said in (
-        (["--push", "owner/full", "--send"], "--push owner/full: no room"),
-        (["--send"], "--send has no effect without --push"),
-    ):
-        with pytest.raises(SystemExit) as ended:
-            export.main(
-                [checkpoint, str(tmp_path / words[1 % len(words)].replace("/", "-")), *words]
-            )
-        assert ended.value.code == 2 and said in capsys.readouterr().err
+    full = [checkpoint, str(tmp_path / "c"), "--push", "owner/full", "--send"]
+    assert "--push owner/full: no room" in refusal(export.main, full)
+    alone = [checkpoint, str(tmp_path / "d"), "--send"]
+    assert "--send has no effect without --push" in refusal(export.main, alone)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_torch_hub_loads_a_clone() -> None:
+def test_torch_hub_loads_a_clone():
     model = torch.hub.load(str(ROOT), "load", "hdge-jem-digits", source="local", trust_repo=True)
     assert model.class_output.out_features == 10
 
 
-def test_pixels_are_the_classifier_of_images_in_0_to_1() -> None:
+def test_pixels_are_the_classifier_of_images_in_0_to_1():
     model, x01 = models.load(DIGITS), torch.rand(2, 3, 16, 16)
     assert torch.equal(models.Pixels(model)(x01), model(2 * x01 - 1))
 
 
 @pytest.mark.parametrize("code", BLOCKS)
-def test_the_page_s_lines_run(code: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_s_lines_run(code, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     for library in re.findall(r"from (\w+)", code):
         pytest.importorskip(library)
@@ -148,9 +137,7 @@ def test_the_page_s_lines_run(code: str, capsys: Any, monkeypatch: pytest.Monkey
         torch.testing.assert_close(found, -names["model"].log_px(names["x"][:9]))
 
 
-def test_the_tour_runs_and_says_what_it_shows(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_tour_runs_and_says_what_it_shows(monkeypatch, capsys):
     """Its cells in order, without Jupyter; what they print is what the page has."""
     import matplotlib
 
@@ -172,7 +159,7 @@ def numbers(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"\d+\.?\d*", text)]
 
 
-def test_the_shipped_model_is_small_and_says_what_made_it() -> None:
+def test_the_shipped_model_is_small_and_says_what_made_it():
     assert SHIPPED.stat().st_size < 2_000_000
     state = read_checkpoint(SHIPPED)
     assert state["environment"]["git_commit"] and state["settings"]["dataset"] == "cifar10"
@@ -189,9 +176,7 @@ def test_the_shipped_model_is_small_and_says_what_made_it() -> None:
     ("name", "question"),
     [(path.parent.name, question) for path in TOLD for question in read_json(path)["expected"]],
 )
-def test_the_shipped_models_numbers_are_those_that_are_told(
-    name: str, question: str, ask: Any, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_the_shipped_models_numbers_are_those_that_are_told(name, question, ask, request, tmp_path):
     expected = read_json(ROOT / "pretrained" / name / "expected.json")["expected"][question]
     words, place = question.split(), ["--load_path", name, "--device", "cpu"]
     if "digits" not in name:  # which need no files

@@ -1,7 +1,5 @@
 """The logit queue: first in first out, only what is filled counts, and its running sums."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -45,7 +43,7 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[3], [8], [3, 5], [5, 5], [8, 8, 1], [20], [3, 20, 2], [0, 4]])
-def test_the_last_k_stay_in_ring_order(sizes: list[int]) -> None:
+def test_the_last_k_stay_in_ring_order(sizes):
     """Against a ring written slot by slot: new logits overwrite the oldest."""
     queue, ring, pointer, seen = queue_of(3, 8), torch.zeros(8, 3).double(), 0, 0
     for batch in batches(sizes):
@@ -62,9 +60,7 @@ def test_the_last_k_stay_in_ring_order(sizes: list[int]) -> None:
     ("score", "init", "dtype", "running"),
     pairwise(SCORES, ("empty", "random"), (torch.float32, torch.float64), (True, False)),
 )
-def test_the_normaliser_is_that_of_the_definition_after_many_enqueues(
-    score: ContrastScore, init: str, dtype: torch.dtype, running: bool
-) -> None:
+def test_the_normaliser_is_that_of_the_definition_after_many_enqueues(score, init, dtype, running):
     """Uneven batches, some larger than the queue, past the sum that is due after 1,024. The running
     sums are float64 whatever the logits are."""
     queue = LogitQueue(3, 50, init=init, running_above=0 if running else 50).to(dtype)
@@ -84,7 +80,7 @@ def test_the_normaliser_is_that_of_the_definition_after_many_enqueues(
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.02, 0.01])
-def test_the_running_sum_survives_that_its_largest_terms_leave(temperature: float) -> None:
+def test_the_running_sum_survives_that_its_largest_terms_leave(temperature):
     """Logits that fit class 0 perfectly, then only such that fit it worst: nothing may cancel."""
     score = ContrastScore("eq13", temperature=temperature)
     queue = LogitQueue(2, 50, running_above=0).double()
@@ -107,9 +103,7 @@ def test_the_running_sum_survives_that_its_largest_terms_leave(temperature: floa
     ],
 )
 @pytest.mark.parametrize("filled", [[], [3], [5, 6]], ids=["empty", "part", "wrapped"])
-def test_what_is_not_finite_or_skipped_never_enters(
-    bad: float, skip: Tensor | None, running: bool, filled: list[int]
-) -> None:
+def test_what_is_not_finite_or_skipped_never_enters(bad, skip, running, filled):
     queue = queue_of(3, 8, running=running)
     for batch in batches(filled):
         queue.enqueue(batch)
@@ -124,7 +118,7 @@ def test_what_is_not_finite_or_skipped_never_enters(
     assert queue.queue_ptr == (sum(filled) + 4) % 8
 
 
-def test_a_restored_queue_goes_on_bit_for_bit(tmp_path: Any) -> None:
+def test_a_restored_queue_goes_on_bit_for_bit(tmp_path):
     """From a file of plain values, with its drift, also across the 1,024th enqueue, which a saved
     counter sets off."""
     queue, twin = queue_of(3, 50), queue_of(3, 50)
@@ -143,7 +137,7 @@ def test_a_restored_queue_goes_on_bit_for_bit(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("other", [ContrastScore(temperature=0.2), ContrastScore(kind="eq13")])
-def test_a_sum_of_other_settings_is_summed_afresh(other: ContrastScore) -> None:
+def test_a_sum_of_other_settings_is_summed_afresh(other):
     queue, twin = (LogitQueue(3, 50, running_above=0).double() for _ in range(2))
     queue.track(CONDITIONAL)
     key = twin.track(other)
@@ -169,12 +163,12 @@ def test_a_sum_of_other_settings_is_summed_afresh(other: ContrastScore) -> None:
     ],
     ids=["large", "small", "raw", "cold"],
 )
-def test_when_a_sum_is_kept(score: ContrastScore, running_above: int, running: bool) -> None:
+def test_when_a_sum_is_kept(score, running_above, running):
     queue = LogitQueue(3, 50, running_above=running_above)
     assert queue.normalisers[queue.track(score)].running is running
 
 
-def test_what_a_queue_cannot_be_is_refused() -> None:
+def test_what_a_queue_cannot_be_is_refused():
     queue = LogitQueue(3, 8)
     assert queue.track(ContrastScore()) == queue.track(ContrastScore())
     for refused, message in (

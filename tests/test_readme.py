@@ -1,7 +1,5 @@
 """README.md, docs/ and the scripts: commands parse, Python runs, flags and links exist."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -72,14 +70,14 @@ SCRIPT_COMMANDS = [
 ]
 
 
-def test_there_are_commands_to_check() -> None:
+def test_there_are_commands_to_check():
     assert sum("train_wrn.py" in line for line in PAGE_COMMANDS) >= 8
     assert sum("eval_wrn_ebm.py" in line for line in PAGE_COMMANDS) >= 12
     assert SCRIPT_COMMANDS
 
 
 @pytest.mark.parametrize("line", dict.fromkeys(PAGE_COMMANDS + SCRIPT_COMMANDS))
-def test_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_parses(line, monkeypatch):
     program, script, *arguments = shlex.split(line)
     if program == "torchrun":
         from torch.distributed.run import get_args_parser
@@ -105,7 +103,7 @@ def test_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert settings.resume or any(getattr(settings, term) > 0 for term in flags.TERMS)
 
 
-def test_the_quickstart_s_questions_parse() -> None:
+def test_the_quickstart_s_questions_parse():
     text = (ROOT / "scripts" / "quickstart.sh").read_text(encoding="utf-8")
     loop = re.search(r"for question in (.*?); do", text, re.DOTALL)
     assert loop
@@ -116,16 +114,16 @@ def test_the_quickstart_s_questions_parse() -> None:
 
 
 @pytest.mark.parametrize("code", blocks(PAGES["README.md"], "python"))
-def test_python_block_runs(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_block_runs(code, monkeypatch):
     monkeypatch.chdir(ROOT)
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     if "metrics" in names:
         said = {"pyxce/loss", "penalty/loss", "penalty/largest", "loss"}
-        assert set(names["metrics"]) == said  # type: ignore[call-overload]
+        assert set(names["metrics"]) == said
 
 
-def test_own_question_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_question_is_answered(tmp_path, monkeypatch):
     (code,) = blocks(PAGES["docs/protocol.md"], "python")
     names: dict[str, Any] = {}
     exec(compile(code, "protocol.md", "exec"), names)
@@ -145,7 +143,7 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_relative_links_and_anchors_exist(page: str) -> None:
+def test_relative_links_and_anchors_exist(page):
     for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
         path, _, anchor = link.partition("#")
         if re.match(r"https?:", path):
@@ -156,7 +154,7 @@ def test_relative_links_and_anchors_exist(page: str) -> None:
             assert anchor in anchors(target.read_text(encoding="utf-8")), link
 
 
-def test_every_flag_in_the_pages_exists() -> None:
+def test_every_flag_in_the_pages_exists():
     parsers = [flags.build_parser(), questions.build_parser()]
     parsers += [build() for name, build in PARSERS.items()]
     known = {o for parser in parsers for action in parser._actions for o in action.option_strings}

@@ -44,7 +44,7 @@ def epochs(folder: Path) -> list[str]:
     return [row["epoch"] for row in read_progress(folder)]
 
 
-def test_rows_and_lines_are_on_the_disk_once_they_are_written(tmp_path: Path) -> None:
+def test_rows_and_lines_are_on_the_disk_once_they_are_written(tmp_path):
     book = Records(tmp_path)
     for epoch in range(3):
         book.row({"epoch": epoch, "loss": 0.5} if epoch != 1 else {"loss": 0.5, "epoch": epoch})
@@ -56,9 +56,7 @@ def test_rows_and_lines_are_on_the_disk_once_they_are_written(tmp_path: Path) ->
     book.close()
 
 
-def test_tensorboard_s_thread_leaves_its_error_to_the_next_call(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_tensorboard_s_thread_leaves_its_error_to_the_next_call(capsys):
     from tensorboard.summary.writer import event_file_writer
 
     full = OSError(errno.ENOSPC, "No space left on device")
@@ -83,9 +81,7 @@ def test_tensorboard_s_thread_leaves_its_error_to_the_next_call(
         (None, 15, (3, 20), "9"),  # a torn header
     ],
 )
-def test_a_resumed_run_keeps_the_whole_rows_up_to_its_step(
-    torn: str | None, step: int, row: tuple[int, int], losses: str, folder: Path
-) -> None:
+def test_a_resumed_run_keeps_the_whole_rows_up_to_its_step(torn, step, row, losses, folder):
     path = folder / "progress.csv"
     path.write_text("epoch,st" if torn is None else path.read_text() + torn)
     book = Records(folder, resume_from=(step, len("epoch 0\nepoch 1\n")))
@@ -97,14 +93,14 @@ def test_a_resumed_run_keeps_the_whole_rows_up_to_its_step(
 
 
 @pytest.mark.parametrize("spoilt", [b"\xff\xfe", b"epoch,step\n0,ten\n", b"a,b\n0,1\n"])
-def test_a_spoilt_progress_is_refused_and_stays(spoilt: bytes, folder: Path) -> None:
+def test_a_spoilt_progress_is_refused_and_stays(spoilt, folder):
     (folder / "progress.csv").write_bytes(spoilt)
     with pytest.raises(RunFolderError, match=r"^--resume: .*progress\.csv cannot be read \("):
         Records(folder, resume_from=(15, 0))
     assert (folder / "progress.csv").read_bytes() == spoilt
 
 
-def test_overwriting_removes_the_run_s_own_files_alone(folder: Path) -> None:
+def test_overwriting_removes_the_run_s_own_files_alone(folder):
     write_settings(folder, {"lr": 1}, machine.environment(CPU))
     own = ["best_valid_ckpt.pt", "ckpt_3.pt", "last_ckpt.pt", "samples/cond_0001.png", "curves.png"]
     mine = ["notes.txt", "samples/notes.txt", "eval/OOD.json", "mine.pt", "ckpt_final.pt"]
@@ -121,9 +117,7 @@ def test_overwriting_removes_the_run_s_own_files_alone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("known", [("environment",), ("environment", "environments")])
-def test_a_resumed_run_remembers_where_its_earlier_processes_ran(
-    known: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_resumed_run_remembers_where_its_earlier_processes_ran(known, tmp_path):
     settings, path = {"lr": 1e-4, "id": None, "decay_epochs": [1, 2]}, tmp_path / "variant.json"
 
     def ran(commit: str) -> dict[str, Any]:
@@ -146,9 +140,7 @@ def test_a_resumed_run_remembers_where_its_earlier_processes_ran(
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1]", "\xff"])
-def test_settings_that_cannot_be_read_are_refused_in_one_line(
-    content: str | None, tmp_path: Path
-) -> None:
+def test_settings_that_cannot_be_read_are_refused_in_one_line(content, tmp_path):
     if content is not None:
         (tmp_path / "variant.json").write_text(content, encoding="latin-1")
     with pytest.raises(RunFolderError, match=f"--resume: {tmp_path}") as caught:
@@ -157,7 +149,7 @@ def test_settings_that_cannot_be_read_are_refused_in_one_line(
 
 
 @pytest.mark.parametrize("name", ["last_ckpt.pt", "mine.pt", "params.txt", "notes.txt"])
-def test_a_run_of_another_program_is_a_run_and_is_never_emptied(name: str, tmp_path: Path) -> None:
+def test_a_run_of_another_program_is_a_run_and_is_never_emptied(name, tmp_path):
     (tmp_path / name).write_text("precious")
     with nullcontext() if name == "notes.txt" else pytest.raises(RunFolderError, match="--overw"):
         check_free(tmp_path, overwrite=False)
@@ -165,7 +157,7 @@ def test_a_run_of_another_program_is_a_run_and_is_never_emptied(name: str, tmp_p
     assert (tmp_path / name).read_text() == "precious" and (tmp_path / "samples").is_dir()
 
 
-def test_the_file_to_start_from_is_not_overwritten(tmp_path: Path) -> None:
+def test_the_file_to_start_from_is_not_overwritten(tmp_path):
     file = tmp_path / "run" / ".." / "run" / "best_valid_ckpt.pt"
     (tmp_path / "run").mkdir()
     with pytest.raises(RunFolderError, match="--load_path"):

@@ -17,7 +17,7 @@ def numbered(size: int, classes: int, reinit_freq: float = 0.0) -> ReplayBuffer:
     return buffer
 
 
-def test_slots_are_distinct_uniform_and_all_may_be_drawn() -> None:
+def test_slots_are_distinct_uniform_and_all_may_be_drawn():
     torch.manual_seed(0)
     buffer, counts = numbered(20, 10), Counter[int]()
     for _ in range(1000):
@@ -28,7 +28,7 @@ def test_slots_are_distinct_uniform_and_all_may_be_drawn() -> None:
     assert sorted(buffer.draw(20)[1].tolist()) == list(range(20))
 
 
-def test_conditional_slots_are_of_the_class_distinct_and_uniform_within_it() -> None:
+def test_conditional_slots_are_of_the_class_distinct_and_uniform_within_it():
     """The first chain of a class, and the third, may use any of its slots."""
     torch.manual_seed(0)
     buffer, labels = numbered(30, 3), torch.tensor([2, 0, 2, 1, 2])
@@ -44,9 +44,7 @@ def test_conditional_slots_are_of_the_class_distinct_and_uniform_within_it() -> 
 
 @pytest.mark.parametrize("labels", [None, torch.arange(2000) % 2], ids=["free", "conditional"])
 @pytest.mark.parametrize(("share", "slack"), [(0.0, 0.0), (0.05, 0.015), (0.8, 0.03), (1.0, 0.0)])
-def test_this_share_of_the_chains_restarts(
-    labels: torch.Tensor | None, share: float, slack: float
-) -> None:
+def test_this_share_of_the_chains_restarts(labels, share, slack):
     torch.manual_seed(0)
     buffer = numbered(4000, 2, reinit_freq=share)
     start, slots = buffer.draw(2000, labels)
@@ -58,13 +56,13 @@ def test_this_share_of_the_chains_restarts(
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_staged_samples_are_stored_once_by_the_commit(skip: bool) -> None:
+def test_staged_samples_are_stored_once_by_the_commit(skip):
     buffer, slots = numbered(20, 10), torch.tensor([7, 2])
     before = buffer.images.clone()
     buffer.stage(slots, before[slots], torch.zeros(2, *SHAPE))
     buffer.stage(slots[:1] + 1, before[slots[:1] + 1], torch.ones(1, *SHAPE))
     assert torch.equal(buffer.images, before)
-    buffer.commit(None, torch.tensor(skip))  # type: ignore[arg-type]
+    buffer.commit(None, torch.tensor(skip))
     expected = before if skip else before.index_fill(0, slots, 0.0)
     if not skip:
         expected[8] = 1
@@ -72,7 +70,7 @@ def test_staged_samples_are_stored_once_by_the_commit(skip: bool) -> None:
     assert buffer.staged == []
 
 
-def test_ages_count_the_updates_since_a_chain_began() -> None:
+def test_ages_count_the_updates_since_a_chain_began():
     """Steps: chains of slots 3 and 4 go on, 4 begins anew, a step is skipped, both go on."""
     buffer, slots = numbered(20, 10), torch.tensor([3, 4])
 
@@ -80,7 +78,7 @@ def test_ages_count_the_updates_since_a_chain_began() -> None:
         kept = buffer.images[slots]
         start = torch.where(torch.tensor(restarts)[:, None, None, None], kept - 0.5, kept)
         ages = buffer.stage(slots, start, kept + 1)
-        buffer.commit(None, torch.tensor(skip))  # type: ignore[arg-type]
+        buffer.commit(None, torch.tensor(skip))
         return ages.tolist()
 
     found = [
@@ -97,7 +95,7 @@ def test_ages_count_the_updates_since_a_chain_began() -> None:
     assert buffer.renew() == 1 and buffer.began.tolist() == [0, 0, 0, 0, 5, *15 * [0]]
 
 
-def test_more_chains_than_slots_and_sizes_that_classes_do_not_divide_are_refused() -> None:
+def test_more_chains_than_slots_and_sizes_that_classes_do_not_divide_are_refused():
     buffer = numbered(20, 10)
     with pytest.raises(ValueError, match="21 chains"):
         buffer.draw(21)
@@ -108,7 +106,7 @@ def test_more_chains_than_slots_and_sizes_that_classes_do_not_divide_are_refused
             ReplayBuffer(size, SHAPE, 0.05, 10)
 
 
-def test_a_generator_decides_everything_and_nothing_else_moves() -> None:
+def test_a_generator_decides_everything_and_nothing_else_moves():
     buffer, labels = numbered(20, 2, reinit_freq=0.5), torch.tensor([0, 1, 1])
     before = torch.get_rng_state()
     for chosen in (None, labels):

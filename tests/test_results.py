@@ -1,7 +1,5 @@
 """What an answer leaves on disk, and what becomes of an earlier one."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -25,7 +23,7 @@ def content(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in sorted(folder.iterdir())}
 
 
-def test_an_answer_names_its_files_and_the_same_question_replaces_it(tmp_path: Path) -> None:
+def test_an_answer_names_its_files_and_the_same_question_replaces_it(tmp_path):
     folder = tmp_path / "new" / "folder"
     for text in ("first", "second"):
         answer(folder, {"seed": 1}, text)
@@ -40,7 +38,7 @@ def test_an_answer_names_its_files_and_the_same_question_replaces_it(tmp_path: P
     assert set(content(folder)) == {"OOD.json", "OODother.txt"}
 
 
-def test_an_answer_to_other_settings_stays_with_all_its_files(tmp_path: Path) -> None:
+def test_an_answer_to_other_settings_stays_with_all_its_files(tmp_path):
     for seed, text in ((1, "first"), (2, "second"), (3, "third")):
         answer(tmp_path, {"seed": seed}, text)
     found = content(tmp_path)
@@ -51,7 +49,7 @@ def test_an_answer_to_other_settings_stays_with_all_its_files(tmp_path: Path) ->
         assert [found[name] for name in record["files"]] == [text] * 3
 
 
-def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
+def test_numbers_that_json_does_not_have_become_null(tmp_path):
     """And a foreign or damaged JSON is no obstacle."""
     (tmp_path / "fid.json").write_text("{")
     one = Results(tmp_path, "fid", {})
@@ -62,7 +60,7 @@ def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stopped", ["write_text", "replace"])
-def test_an_answer_that_is_being_set_aside_is_never_lost(stopped: str, tmp_path: Path) -> None:
+def test_an_answer_that_is_being_set_aside_is_never_lost(stopped, tmp_path):
     answer(tmp_path, {"seed": 1}, "first")
     write_text = Path.write_text
 

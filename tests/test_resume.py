@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,7 @@ from training.flags import FIXED_ON_RESUME, TERMS
 # name: (flags, steps of the first process, ...). An epoch has 5 steps. Queues of more than
 # 64 slots keep running sums.
 STOPS = {
-    "adam, no norm, mid-epoch": ("--norm none --contrast_k 80", 3, 8),
+    "adam, no norm, mid-epoch": ("--norm none --contrast_k 80 --log_gradients 2", 3, 8),
     "adam, no norm, end of an epoch": ("--norm none --contrast_k 80 --queue_init random", 5, 8),
     "sgd, batch norm, mid-epoch": ("--norm batch --optimizer sgd --lr .01 --contrast_k 80", 7, 12),
     "adam, batch norm, end of an epoch": ("--norm batch --contrast_k 16", 5, 10),
@@ -51,7 +50,7 @@ STOPS = {
 
 
 @pytest.mark.parametrize("name", STOPS)
-def test_stopped_and_resumed_is_uninterrupted(name: str, train: Any) -> None:
+def test_stopped_and_resumed_is_uninterrupted(name, train):
     flags, first, *later = STOPS[name]
     flags = f"{train.ALL} --dropout_rate .1 {flags}"
     whole = train(f"{flags} --max_steps {later[-1]}")
@@ -182,9 +181,7 @@ DISTURBED |= {
 
 
 @pytest.mark.parametrize("name", DISTURBED)
-def test_disturbed_and_resumed_is_undisturbed(
-    name: str, train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disturbed_and_resumed_is_undisturbed(name, train, monkeypatch):
     case = DISTURBED[name]
     whole = train.once(f"{case.flags} {case.limit}")
     if case.during:
@@ -202,10 +199,12 @@ def test_disturbed_and_resumed_is_undisturbed(
     assert train.differences(run, whole) == []
     best = [each.moving("best_valid_ckpt.pt") for each in (run, whole)]
     assert train.same(*best) and run.settings["lr"] == whole.settings["lr"]
+    ended = run.left()
     assert "nothing to do" in train.resumed(run, *case.limit.split()).out
+    assert train.same(run.left(), ended)
 
 
-def test_resume_by_log_dir_and_id(train: Any, tmp_path: Path) -> None:
+def test_resume_by_log_dir_and_id(train, tmp_path):
     run = train("--pyxce 1 --max_steps 3")
     where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name)
     assert train.bare("--resume", *where, "--max_steps", "4").code == 0
@@ -222,20 +221,7 @@ def test_resume_by_log_dir_and_id(train: Any, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("stop", ["--n_epochs 2", "--max_steps 10", "--max_steps 7"])
-def test_resuming_a_finished_run_changes_nothing(stop: str, train: Any) -> None:
-    run = train(f"{train.ALL} {stop}")
-    files = {name: run.state(name) for name in run.files if name.endswith(".pt")}
-    rows, lines = run.rows, run.reports
-    limit = stop.split() if "max_steps" in stop else []
-    again = train.resumed(run, *limit)
-    assert again.code == 0 and not again.err
-    assert all(train.same(run.state(name), state) for name, state in files.items())
-    assert run.reports == lines
-    assert run.rows == rows
-
-
-def test_a_finished_run_goes_on_with_more_epochs(train: Any) -> None:
+def test_a_finished_run_goes_on_with_more_epochs(train):
     run = train("--pyxce 1 --n_epochs 1")
     assert train.resumed(run, "--n_epochs", "3").code == 0
     assert [row["epoch"] for row in run.rows] == ["0", "1", "2"] and run.settings["n_epochs"] == 3
@@ -243,7 +229,7 @@ def test_a_finished_run_goes_on_with_more_epochs(train: Any) -> None:
     assert seconds == sorted(seconds) and all(float(row["images_per_s"]) > 1 for row in run.rows)
 
 
-def test_flags_given_on_resume_win_and_are_recorded(train: Any) -> None:
+def test_flags_given_on_resume_win_and_are_recorded(train):
     run = train("--pyxce 1 --pxycontrast 1 --pxsgld 1 --contrast_k 80 --max_steps 5")
     given = {"lr": 0.02, "pyxce": 3.0, "print_every": 1, "weight_decay": 10.0, "sigma": 1.0}
     given |= {"contrast_t": 5.0, "smoothing": 0.2, "contrast_score": "eq13", "n_steps": 2}
@@ -260,7 +246,7 @@ def test_flags_given_on_resume_win_and_are_recorded(train: Any) -> None:
 
 
 @pytest.mark.parametrize("words", ["--no-contrast_normalize", "--contrast_t .001"])
-def test_a_queue_whose_sums_no_longer_fit_can_be_resumed(words: str, train: Any) -> None:
+def test_a_queue_whose_sums_no_longer_fit_can_be_resumed(words, train):
     """With raw logits, or so low a temperature, a long queue keeps no running sums."""
     run = train("--pxycontrast 1 --contrast_k 80 --max_steps 5")
     again = train.resumed(run, *words.split(), "--max_steps", "8")
@@ -277,13 +263,13 @@ CHANGED = """--arch resnet50; --depth 16; --width 2; --norm batch; --uncond; --c
 --pxysgld 1"""
 
 
-def test_every_fixed_flag_is_tried() -> None:
+def test_every_fixed_flag_is_tried():
     names = {words.split()[0].removeprefix("--") for words in CHANGED.split(";")}
     assert names - {"pyxce", "pxysgld"} == set(FIXED_ON_RESUME)
 
 
 @pytest.mark.parametrize("words", CHANGED.split(";"), ids=str.strip)
-def test_a_flag_that_would_change_the_run_is_refused(words: str, train: Any) -> None:
+def test_a_flag_that_would_change_the_run_is_refused(words, train):
     run = train.once("--pyxce 1 --pxycontrast 1 --pxsgld 1 --max_steps 2")
     before = listed(run.folder)
     again = train.resumed(run, *words.split(), "--max_steps", "3")
@@ -296,7 +282,7 @@ def listed(folder: Path) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
 
 
-def test_a_run_does_not_go_on_with_other_training_images(train: Any, tmp_path: Path) -> None:
+def test_a_run_does_not_go_on_with_other_training_images(train, tmp_path):
     file = tmp_path / "cifar10.npz"
     train.write_images(file)
     run = train(f"--pyxce 1 --n_epochs 2 --max_steps 7 --data_root {tmp_path}")
@@ -323,9 +309,7 @@ FULL = RuntimeError("[enforce fail at alloc.cpp:1] . DefaultCPUAllocator: can't 
         ("torch.nn.Module.load_state_dict", FULL),
     ],
 )
-def test_what_the_machine_fails_at_sets_no_good_checkpoint_aside(
-    where: str, error: Exception, train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_machine_fails_at_sets_no_good_checkpoint_aside(where, error, train, monkeypatch):
     run = train("--pyxce 1 --n_epochs 2 --max_steps 7")
     before = listed(run.folder)
 
@@ -340,14 +324,14 @@ def test_what_the_machine_fails_at_sets_no_good_checkpoint_aside(
     assert train.resumed(run).code == 0
 
 
-def test_a_copy_without_its_empty_folder_goes_on(train: Any) -> None:
+def test_a_copy_without_its_empty_folder_goes_on(train):
     run = train(f"{train.ALL} --plot_uncond 1 --max_steps 7")
     shutil.rmtree(run.folder / "samples")
     assert train.resumed(run, "--n_epochs", "2").code == 0
     assert list((run.folder / "samples").iterdir())
 
 
-def test_without_a_good_checkpoint_the_run_cannot_be_resumed(train: Any) -> None:
+def test_without_a_good_checkpoint_the_run_cannot_be_resumed(train):
     run = train("--pyxce 1 --max_steps 10")
     last, previous = (run.folder / name for name in ("last_ckpt.pt", "prev_ckpt.pt"))
     damage(last)
@@ -364,25 +348,12 @@ def test_without_a_good_checkpoint_the_run_cannot_be_resumed(train: Any) -> None
 # Limits
 
 
-def test_max_minutes_ends_cleanly(train: Any) -> None:
-    started = time.monotonic()
-    run = train("--pyxce 1 --max_minutes .02")
-    assert time.monotonic() - started < 20
-    assert run.code == 0 and not run.err and "stopped by --max_minutes 0.02" in run.text()
-    step = run.state()["progress"]["step"]
-    assert 0 < step < 1000 and run.last["step"] == str(step) and run.last["test_acc"]
-    assert train.resumed(run, "--max_steps", str(step + 1)).code == 0
-    assert run.state()["progress"]["step"] == step + 1
-
-
 @pytest.mark.parametrize(
     ("stop", "words"),
     [(7, ""), (5, "--eval_every 2")],
     ids=["within an epoch", "after an epoch that has no evaluation"],
 )
-def test_an_evaluation_that_a_limit_forces_does_not_count_for_the_best(
-    stop: int, words: str, train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_evaluation_that_a_limit_forces_is_never_the_best(stop, words, train, monkeypatch):
     """A stopped and resumed run keeps the best checkpoint of a run that was not stopped."""
 
     def evaluate(self: Any) -> dict[str, dict[str, float]]:
@@ -399,7 +370,7 @@ def test_an_evaluation_that_a_limit_forces_does_not_count_for_the_best(
     assert train.same(*best) and best[0]["step"] == 10
 
 
-def test_warm_up_counts_from_where_the_optimiser_is_new(train: Any) -> None:
+def test_warm_up_counts_from_where_the_optimiser_is_new(train):
     """Also where --start_epoch counts epochs from a later one, and after a restart."""
     flags = "--pyxce 1 --n_epochs 9 --lr .01 --warmup_iters 8 --decay_epochs 3 --print_every 1"
     fresh = train(f"{flags} --decay_rate 1 --max_steps 10")
@@ -413,19 +384,18 @@ def test_warm_up_counts_from_where_the_optimiser_is_new(train: Any) -> None:
     assert rates(later) == pytest.approx([rate / 2 for rate in rates(fresh)], rel=1e-2)
 
 
-@pytest.mark.parametrize("how", ["--resume", "--overwrite"])
-def test_two_processes_do_not_train_in_one_folder(how: str, train: Any) -> None:
+def test_two_processes_do_not_train_in_one_folder(train):
     run = train("--pyxce 1 --max_steps 1")
     before = listed(run.folder)
-    where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name)
+    where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name, "--overwrite")
     with alone(run.folder, flag="--log_dir", program="train_wrn.py"):
-        other = train("--pyxce 1 --max_steps 2", *where, how)
+        other = train("--pyxce 1 --max_steps 2", *where)
     assert f"--log_dir: another train_wrn.py works in {run.folder}: wait" in other.refusal
     assert listed(run.folder) == before
-    assert train("--pyxce 1 --max_steps 2", *where, how).code == 0
+    assert train("--pyxce 1 --max_steps 2", *where).code == 0
 
 
-def test_resume_auto_starts_a_run_and_goes_on_with_it(train: Any) -> None:
+def test_resume_auto_starts_a_run_and_goes_on_with_it(train):
     whole = train.once("--pyxce 1 --n_epochs 2")
     run = train("--pyxce 1 --n_epochs 2 --max_steps 7 --resume auto")
     assert run.code == 0 and run.state()["progress"]["step"] == 7
@@ -438,7 +408,7 @@ def test_resume_auto_starts_a_run_and_goes_on_with_it(train: Any) -> None:
     assert refused.code == 2 and "--width 2 cannot change" in refused.err[0]
 
 
-def test_resume_auto_starts_over_what_died_before_its_first_checkpoint(train: Any) -> None:
+def test_resume_auto_starts_over_what_died_before_its_first_checkpoint(train):
     run = train("--pyxce 1 --max_steps 1")
     where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name, "--resume", "auto")
     for path in run.folder.glob("*.pt"):
@@ -451,7 +421,7 @@ def test_resume_auto_starts_over_what_died_before_its_first_checkpoint(train: An
     assert refused.code == 2 and "already holds a run" in refused.err[0]
 
 
-def test_settings_of_other_hands_are_read_or_refused(train: Any) -> None:
+def test_settings_of_other_hands_are_read_or_refused(train):
     run = train("--pyxce 1 --n_epochs 2 --max_steps 5")
     path = run.folder / "variant.json"
     settings = run.settings
@@ -463,7 +433,7 @@ def test_settings_of_other_hands_are_read_or_refused(train: Any) -> None:
 
 
 @pytest.mark.parametrize("variant", [True, False])
-def test_a_run_of_another_program_is_named(variant: bool, train: Any) -> None:
+def test_a_run_of_another_program_is_named(variant, train):
     run = train("--pyxce 1 --max_steps 1")
     settings = {n: v for n, v in run.settings.items() if n not in TERMS}
     settings["program"] = "train_contrastive.py"
@@ -474,7 +444,7 @@ def test_a_run_of_another_program_is_named(variant: bool, train: Any) -> None:
     assert "a run of train_contrastive.py, not of train_wrn.py" in train.resumed(run).refusal
 
 
-def test_frozen_statistics_are_those_of_the_checkpoint(train: Any) -> None:
+def test_frozen_statistics_are_those_of_the_checkpoint(train):
     """In every step, and still after a resume."""
     first = train.once("--pyxce 1 --norm batch --max_steps 2")
     path = first.folder / "last_ckpt.pt"

@@ -33,28 +33,20 @@ def answers(classify: Classifier, x: Tensor) -> Tensor:
         return classify(x).argmax(1)
 
 
-class Backbone(nn.Module):
+def backbone(*, noisy: bool = False) -> nn.Sequential:
     """Images of any size -> features (N, 8): smooth, and strongly curved."""
-
-    num_features = 8
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm, self.dropout = (
-            nn.Conv2d(3, 8, 3, padding=1),
-            nn.BatchNorm2d(8),
-            nn.Dropout(0.5),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(torch.tanh(self.norm(self.conv(x))).mean((2, 3)))
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8) if noisy else nn.Identity()]
+    layers += [nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5 * noisy)]
+    made = nn.Sequential(*layers)
+    made.num_features = 8
+    return made
 
 
 @pytest.fixture
 def model() -> EnergyClassifier:
     """In train mode, in which its batch norm and its dropout would spoil every answer."""
-    torch.manual_seed(0)
-    model = EnergyClassifier(Backbone(), CLASSES).double()  # type: ignore[arg-type]
+    model = EnergyClassifier(backbone(noisy=True), CLASSES).double()
     nn.init.normal_(model.class_output.weight, std=8)
     return model.train()
 
@@ -87,9 +79,7 @@ def pgd(
 
 
 @pytest.mark.parametrize("gradient", ["full", "identity"])
-def test_refined_logits_are_the_mean_over_copies_that_climb(
-    gradient: str, model: EnergyClassifier
-) -> None:
+def test_refined_logits_are_the_mean_over_copies_that_climb(gradient, model):
     """Against a loop over images and steps that draws the same noise."""
     x, noise = images(2), generator_of(7)
     refine = classifier(model, **SGLD, gradient=gradient, generator=generator_of(7))
@@ -129,14 +119,12 @@ def check_gradient(model: EnergyClassifier, x: Tensor, sgld: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("clamps", [None, {}, {"grad_clip": 0.2}, {"clamp": True}])
-def test_the_full_gradient_is_that_of_finite_differences(
-    clamps: dict[str, Any] | None, model: EnergyClassifier
-) -> None:
+def test_the_full_gradient_is_that_of_finite_differences(clamps, model):
     sgld = {} if clamps is None else SGLD | {"chain": replace(SGLD["chain"], **clamps)}
     check_gradient(model, images(3), sgld)
 
 
-def test_the_full_gradient_of_a_wide_resnet_is_that_of_finite_differences() -> None:
+def test_the_full_gradient_of_a_wide_resnet_is_that_of_finite_differences():
     torch.manual_seed(0)
     model = models.build(depth=10, width=1, num_classes=4).double()
     nn.init.normal_(model.class_output.weight)
@@ -144,7 +132,7 @@ def test_the_full_gradient_of_a_wide_resnet_is_that_of_finite_differences() -> N
     check_gradient(model, x, {"chain": Chain(2, 3.0), "copies": 2})
 
 
-def test_the_identity_gradient_is_that_at_the_end_of_the_chain(model: EnergyClassifier) -> None:
+def test_the_identity_gradient_is_that_at_the_end_of_the_chain(model):
     x, chain = images(3), Chain(2, 0.4, 0.05)
     refine = classifier(model, chain, copies=1, gradient="identity", generator=generator_of(5))
     with models.sampling_mode(model):
@@ -157,9 +145,7 @@ def test_the_identity_gradient_is_that_at_the_end_of_the_chain(model: EnergyClas
 @pytest.mark.parametrize(
     ("refine", "training"), [(None, True), ("full", True), ("identity", False)]
 )
-def test_an_attack_leaves_the_model_as_it_was(
-    refine: str | None, training: bool, model: EnergyClassifier
-) -> None:
+def test_an_attack_leaves_the_model_as_it_was(refine, training, model):
     x, before = images(3), {n: value.clone() for n, value in model.state_dict().items()}
     settings = SGLD | {"gradient": refine, "generator": generator_of()} if refine else {}
     classify = classifier(model.train(training), **settings)
@@ -173,11 +159,7 @@ def test_an_attack_leaves_the_model_as_it_was(
 
 
 def network(dtype: torch.dtype = torch.float64, classes: int = 5) -> EnergyClassifier:
-    torch.manual_seed(0)
-    layers = nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    backbone = nn.Sequential(*layers)
-    backbone.num_features = 8  # type: ignore[assignment]
-    model = EnergyClassifier(backbone, classes)  # type: ignore[arg-type]
+    model = EnergyClassifier(backbone(), classes)
     nn.init.normal_(model.class_output.weight, std=30)
     with torch.no_grad():  # no class is far ahead of the others on all images
         model.class_output.bias.copy_(-model(images(64, torch.float32)).mean(0))
@@ -186,7 +168,7 @@ def network(dtype: torch.dtype = torch.float64, classes: int = 5) -> EnergyClass
 
 @pytest.mark.parametrize(("distance", "eps"), BALLS)
 @pytest.mark.parametrize("random_init", [True, False])
-def test_every_image_is_attacked_on_its_own(distance: str, eps: float, random_init: bool) -> None:
+def test_every_image_is_attacked_on_its_own(distance, eps, random_init):
     classify, x = network(), images(4)
     y = answers(classify, x)
     settings: dict[str, Any] = {"distance": distance, "eps": eps, "steps": 8}
@@ -202,7 +184,7 @@ def test_every_image_is_attacked_on_its_own(distance: str, eps: float, random_in
 
 @pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("margin", [0, 10, 17, 100, 200])
-def test_the_direction_is_cross_entropy_s_at_every_margin(margin: float, classes: int) -> None:
+def test_the_direction_is_cross_entropy_s_at_every_margin(margin, classes):
     """float32 against cross-entropy in float64; the label leads by `margin`."""
     logits = torch.randn(8, classes, generator=generator_of())
     y = torch.arange(8) % classes
@@ -218,22 +200,14 @@ def test_the_direction_is_cross_entropy_s_at_every_margin(margin: float, classes
 
 
 @pytest.mark.parametrize(("distance", "eps"), BALLS)
-def test_attacks_keep_to_the_ball_and_to_the_pixels(distance: str, eps: float) -> None:
+def test_attacks_keep_to_the_ball_and_to_the_pixels(distance, eps):
     """float32, from images that touch 0 and 1, steps far beyond the ball."""
     classify = network(torch.float32)
     x = torch.rand(8, 3, 32, 32, generator=generator_of()).mul(2).sub(0.5).clamp(0, 1)
     for random_init in (True, False):
-        adversarial = pgd(
-            classify,
-            x,
-            answers(classify, x),
-            distance=distance,
-            eps=eps,
-            steps=3,
-            step=3 * eps,
-            random_init=random_init,
-            generator=generator_of(),
-        )
+        attack = PGD(distance, steps=3, step=3 * eps, random_init=random_init)
+        y = answers(classify, x)
+        adversarial = attack(classify, x, y, eps=eps, generator=generator_of())
         size = (adversarial.double() - x.double()).flatten(1)
         size = size.abs().amax(1) if distance == "Linf" else size.norm(dim=1)
         assert size.max() <= eps + 1e-6 and size.min() > 0.5 * eps
@@ -242,9 +216,7 @@ def test_attacks_keep_to_the_ball_and_to_the_pixels(distance: str, eps: float) -
 
 @pytest.mark.parametrize(("distance", "eps"), BALLS)
 @pytest.mark.parametrize("fault", ["ball", "range", "nan"])
-def test_what_leaves_the_ball_or_the_pixels_raises(
-    monkeypatch: pytest.MonkeyPatch, distance: str, eps: float, fault: str
-) -> None:
+def test_what_leaves_the_ball_or_the_pixels_raises(monkeypatch, distance, eps, fault):
     wrong = {"ball": 1.2 * eps, "range": -0.05 * eps, "nan": float("nan")}[fault]
     for name in ("_project_linf", "_project_l2"):
         monkeypatch.setattr(robustness, name, lambda x, moved, eps: x + wrong)
@@ -258,7 +230,7 @@ def test_what_leaves_the_ball_or_the_pixels_raises(
 
 
 @pytest.mark.parametrize(("distance", "eps"), BALLS)
-def test_random_starts_fill_the_ball_evenly(distance: str, eps: float) -> None:
+def test_random_starts_fill_the_ball_evenly(distance, eps):
     x = torch.full((4000, 3, 1, 1), 0.5, dtype=torch.float64)
     offset = robustness._random_offset(x, distance, eps, generator_of()).flatten(1) / eps
     if distance == "Linf":
@@ -270,7 +242,7 @@ def test_random_starts_fill_the_ball_evenly(distance: str, eps: float) -> None:
     assert (offset.mean(0).abs() < 0.03).all()
 
 
-def test_l2_steps_have_length_one_however_small_the_gradient() -> None:
+def test_l2_steps_have_length_one_however_small_the_gradient():
     gradient = torch.randn(3, *SHAPE, generator=generator_of())
     direction = gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
     scale = torch.tensor([1e-30, 1.0, 1e30])[:, None, None, None]
@@ -279,7 +251,7 @@ def test_l2_steps_have_length_one_however_small_the_gradient() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"distance": "L1"}, {"eps": -0.1}, {"steps": 0}])
-def test_an_attack_that_makes_no_sense_is_refused(settings: dict[str, Any]) -> None:
+def test_an_attack_that_makes_no_sense_is_refused(settings):
     attack: dict[str, Any] = {"distance": "Linf", "eps": 0.1} | settings
     classify, x, y = network(), images(2), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ValueError, match="L1|-0.1|0 steps"):
@@ -287,7 +259,7 @@ def test_an_attack_that_makes_no_sense_is_refused(settings: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize(("distance", "name", "eps"), [("Linf", "PGD", 0.05), ("L2", "PGDL2", 0.3)])
-def test_torchattacks_makes_the_same_images(distance: str, name: str, eps: float) -> None:
+def test_torchattacks_makes_the_same_images(distance, name, eps):
     torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is a test extra")
 
     classify = network(torch.float32).eval()
@@ -306,9 +278,7 @@ def test_torchattacks_makes_the_same_images(distance: str, name: str, eps: float
 
 @pytest.mark.parametrize(("distance", "dual"), [("Linf", 1), ("L2", 2)])
 @pytest.mark.parametrize("start", [{}, {"restarts": 3}, {"random_init": True}])
-def test_a_linear_model_is_as_robust_as_its_closed_form(
-    distance: str, dual: int, start: dict[str, Any]
-) -> None:
+def test_a_linear_model_is_as_robust_as_its_closed_form(distance, dual, start):
     """The smallest change that breaks it is margin / ||w_y - w_c||, in the dual norm."""
     weight = torch.randn(2, 75, generator=generator_of(2), dtype=torch.float64)
     bias = torch.tensor([0.05, -0.05], dtype=torch.float64) - 0.5 * weight.sum(1)  # 0 at mid-grey
@@ -334,7 +304,7 @@ def test_a_linear_model_is_as_robust_as_its_closed_form(
     assert robust_accuracy(classify, [], pgds(distance), [0.1]) == []
 
 
-def test_an_image_counts_only_where_no_restart_breaks_it() -> None:
+def test_an_image_counts_only_where_no_restart_breaks_it():
     """Run r of a radius breaks image r alone; survivors are attacked further, and nothing else."""
     seen: list[tuple[float, bool, int]] = []
 
@@ -366,7 +336,7 @@ def quick_autoattack(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     versions: list[str] = []
     pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is an extra")
 
-    class Quick(pyautoattack.AutoAttack):  # type: ignore[name-defined]
+    class Quick(pyautoattack.AutoAttack):
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **settings)
             versions.append(self.version)
@@ -379,9 +349,7 @@ def quick_autoattack(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize(("distance", "eps"), [("Linf", 0.005), ("L2", 0.05)])
-def test_autoattack_breaks_what_pgd_breaks(
-    quick_autoattack: list[str], distance: str, eps: float
-) -> None:
+def test_autoattack_breaks_what_pgd_breaks(quick_autoattack, distance, eps):
     model = network(torch.float32).to(memory_format=torch.channels_last)
     x = images(24, dtype=torch.float32)
     x = x.contiguous(memory_format=torch.channels_last)  # which it cannot take itself
@@ -399,9 +367,7 @@ def test_autoattack_breaks_what_pgd_breaks(
     assert set(quick_autoattack) == {"standard"}
 
 
-def test_autoattack_takes_the_refinement_and_needs_four_classes(
-    quick_autoattack: list[str],
-) -> None:
+def test_autoattack_takes_the_refinement_and_needs_four_classes(quick_autoattack):
     x = images(6, dtype=torch.float32)
     model = network(torch.float32).to(memory_format=torch.channels_last)
     chain = Chain(1, step_size=0.1, noise_std=0)

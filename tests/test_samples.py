@@ -13,7 +13,7 @@ import models
 from data import generator_of
 from evaluation.neighbours import compare_with_training
 from evaluation.sampling import BUFFER, to_uint8
-from scripts import done, export
+from scripts import done
 
 FEW = "--n_sample_steps 1 --n_steps 1"
 
@@ -33,7 +33,7 @@ def table_of(found: Any) -> list[str]:
     return [line for line in found.out.splitlines() if line.startswith("|")]
 
 
-def test_samples_are_the_slots_that_chains_moved_and_can_be_a_data_set(ask: Any) -> None:
+def test_samples_are_the_slots_that_chains_moved_and_can_be_a_data_set(ask):
     flags = "--eval uncond_samples --sgld_batch_size 40 --n_sample_steps 3 --n_steps 2"
     found = ask(f"{flags} --print_every 2 --reinit_freq 0")
     record = found.json("uncond_samples")
@@ -55,7 +55,7 @@ def test_samples_are_the_slots_that_chains_moved_and_can_be_a_data_set(ask: Any)
     assert found.code == 0 and found.json("OOD")["rows"][0]["ood_dataset"] == "mysamples"
 
 
-def test_one_chain_a_slot_beside_its_start_and_training_images(ask: Any) -> None:
+def test_one_chain_a_slot_beside_its_start_and_training_images(ask):
     flags = "--eval cond_samples --fresh_samples --buffer_size 30 --sgld_batch_size 30 "
     flags += "--n_sample_steps 1 --n_steps 2 --reinit_freq 0 --seed 5"
     found = ask(flags, "--fid_model", str(ask.checkpoint("ce")))
@@ -91,7 +91,7 @@ def test_one_chain_a_slot_beside_its_start_and_training_images(ask: Any) -> None
         assert done.answered(found.folder, words) is known
 
 
-def test_a_buffer_that_the_classes_cannot_share(ask: Any, tmp_path: Path) -> None:
+def test_a_buffer_that_the_classes_cannot_share(ask, tmp_path):
     """In half precision; the model's training set is unknown, and its classes are not the judge's.
     A class has its turn though there are fewer chains than classes."""
     path = checkpoint(tmp_path, num_classes=3, buffer=torch.rand(20, 3, 32, 32).half())
@@ -115,7 +115,7 @@ def test_a_buffer_that_the_classes_cannot_share(ask: Any, tmp_path: Path) -> Non
     assert found.json("cond_samples")["steps_per_sample"] == pytest.approx(1, abs=0.21)
 
 
-def test_without_training_images_and_a_replay_buffer(ask: Any, tmp_path: Path) -> None:
+def test_without_training_images_and_a_replay_buffer(ask, tmp_path):
     (tmp_path / "cifar10.npz").write_bytes(b"no images")  # so that nothing is downloaded
     flags = f"--eval uncond_samples --fresh_samples --buffer_size 8 --sgld_batch_size 8 {FEW}"
     found = ask(flags, "--data_root", str(tmp_path), load="ce")
@@ -129,18 +129,12 @@ STILL = "--n_steps 1 --sgld_lr 1e-9 --sgld_std 0 --sgld_batch_size 20"
 
 
 @pytest.mark.parametrize("question", ["cond_samples", "uncond_samples", "fid"])
-def test_chains_start_from_the_checkpoint_s_gaussians(
-    question: str, train: Any, ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where its run was resumed; no training image is asked for. The made-up images are
-    brighter by class, from -.76 on, and .16 a class."""
+def test_chains_start_from_the_checkpoint_s_gaussians(question, train, ask, tmp_path, monkeypatch):
+    """No training image is asked for. The made-up images are brighter by class, from -.76 on, and
+    .16 a class."""
     run = train(GAUSSIAN)
-    fitted = run.state()["objective"]
     monkeypatch.setattr(losses.GaussianStart, "fit", lambda *_: pytest.fail("fitted again"))
-    assert train.bare("--resume", str(run.folder), "--max_steps", "3").code == 0
-    for name in ("mean", "root"):
-        key = f"memories.replay_buffer.start.{name}"
-        assert torch.equal(run.state()["objective"][key], fitted[key])
+    assert train.resumed(run, "--max_steps", "3").code == 0
     root, more = tmp_path, "--fresh_samples --buffer_size 40 --n_sample_steps 4"
     if question == "fid":
         root, more = train.data, "--reference cifar10_test --fid_features model --n_samples 40"
@@ -169,27 +163,12 @@ def test_chains_start_from_the_checkpoint_s_gaussians(
         assert words in refusal
 
 
-def test_an_exported_model_refines_and_samples_as_its_run_did(
-    train: Any, ask: Any, tmp_path: Path
-) -> None:
-    run = train.once(GAUSSIAN)
-    folder = export.main([str(run.folder / "last_ckpt.pt"), str(tmp_path / "model")])
-    sample = f"uncond_samples --fresh_samples --sgld_batch_size 20 {FEW}"
-    for words in (
-        "test_clf --n_steps 1",  # a refined image is its own start
-        "attack --eps 0 --n_steps_refine 1 --max_images 4",
-        sample,
-        f"{sample} --chain_start uniform",
-    ):
-        assert ask(f"--eval {words}", load=folder).code == 0
-
-
 # --- fid
 
 FID = "--eval fid --fid_features model"
 
 
-def test_fid_names_its_protocol_and_warns_of_few_images(ask: Any) -> None:
+def test_fid_names_its_protocol_and_warns_of_few_images(ask):
     found = ask(f"{FID} --n_samples 12 --n_steps 2")
     record = found.json("fid")
     assert record["fid"] > 0 and record["inception_score_mean"] >= 1
@@ -200,7 +179,7 @@ def test_fid_names_its_protocol_and_warns_of_few_images(ask: Any) -> None:
 
 
 @pytest.mark.parametrize("sampling", ["buffer", "confident"])
-def test_fid_of_the_replay_buffer(sampling: str, ask: Any) -> None:
+def test_fid_of_the_replay_buffer(sampling, ask):
     found = ask(f"{FID} --sampling {sampling}", "--fid_model", str(ask.checkpoint("ce")))
     record = found.json("fid")
     assert record["sampling"] == sampling and record["steps"] is None
@@ -213,7 +192,7 @@ def test_fid_of_the_replay_buffer(sampling: str, ask: Any) -> None:
     assert str(ask.checkpoint("ce")) in record["features"]
 
 
-def test_fid_over_the_length_of_class_conditional_chains(ask: Any) -> None:
+def test_fid_over_the_length_of_class_conditional_chains(ask):
     flags = f"{FID} --sampling class --n_samples 20 --sgld_batch_size 8"
     judge = ("--fid_model", str(ask.checkpoint("ce")))
     found = ask(f"{flags} --n_steps 2 --chain_lengths 1 4", *judge)

@@ -24,6 +24,7 @@ from evaluation.sampling import (
 )
 from losses import Chain, ReplayBuffer, langevin
 from models import EnergyClassifier
+from tests.test_sgld import Backbone
 
 CLASSES, PER_CLASS = 3, 5
 SGLD: dict[str, Any] = {"steps": 2, "step_size": 20.0, "noise_std": 0.1}
@@ -32,23 +33,10 @@ STEEP = Chain(1, 50.0, 0.0)
 CPU = torch.device("cpu")
 
 
-class Backbone(nn.Module):
-    """Images (N, 3, 32, 32) -> features (N, 6)."""
-
-    num_features = 6
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.dropout = nn.Linear(3072, 6), nn.Dropout(0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.linear(x.flatten(1)).tanh())
-
-
 @pytest.fixture
 def model() -> EnergyClassifier:
     torch.manual_seed(0)
-    return EnergyClassifier(Backbone(), CLASSES).train()  # type: ignore[arg-type]
+    return EnergyClassifier(Backbone(3072, dropout=0.5), CLASSES).train()
 
 
 def numbered() -> ReplayBuffer:
@@ -82,13 +70,8 @@ def by_hand(model: EnergyClassifier, x: Tensor, y: Tensor | None, g: torch.Gener
     return end
 
 
-# --- grids of a training run
-
-
 @pytest.mark.parametrize("buffered", [False, True])
-def test_chains_climb_the_density_that_is_asked_for(
-    buffered: bool, model: EnergyClassifier
-) -> None:
+def test_chains_climb_the_density_that_is_asked_for(buffered, model):
     buffer = ReplayBuffer(60, (3, 32, 32), 0.05, CLASSES) if buffered else None
 
     def sampler(chain: Chain) -> Sampler:
@@ -111,7 +94,7 @@ def test_chains_climb_the_density_that_is_asked_for(
     torch.testing.assert_close(half, (end + unguided) / 2, rtol=0, atol=1e-4)  # one step is linear
 
 
-def test_chains_start_from_slots_of_their_class(model: EnergyClassifier) -> None:
+def test_chains_start_from_slots_of_their_class(model):
     sampler = Sampler(model, numbered(), Chain(0), seed=0)
     slots = sampler.conditional(CLASSES, 4)[:, 0, 0, 0].long() - 10
     assert torch.equal(slots // PER_CLASS, torch.arange(CLASSES).repeat_interleave(4))
@@ -120,12 +103,10 @@ def test_chains_start_from_slots_of_their_class(model: EnergyClassifier) -> None
     assert sorted(slots.tolist()) == list(range(15))
 
 
-def test_sampling_leaves_buffer_random_state_and_model_as_they_were(
-    model: EnergyClassifier,
-) -> None:
+def test_sampling_leaves_buffer_random_state_and_model_as_they_were(model):
     buffer, stored = numbered(), numbered()
     buffer.reinit_freq = stored.reinit_freq = 0.5
-    model.f.dropout.eval()  # type: ignore[operator]
+    model.f.layers.eval()
     model.class_output.bias.requires_grad_(False)
 
     def state() -> tuple[list[Any], list[Tensor]]:
@@ -152,24 +133,7 @@ def test_sampling_leaves_buffer_random_state_and_model_as_they_were(
     assert buffer.staged == [] and all(p.grad is None for p in model.parameters())
 
 
-def test_a_seed_decides_the_samples(model: EnergyClassifier) -> None:
-    def drawn(seed: int) -> Tensor:
-        torch.rand(7)  # nothing may depend on the global state
-        slots = Slots(numbered())
-        pictures = Sampler(model, numbered(), CHAIN, seed=seed).unconditional(4)
-        rounds = sampling_rounds(model, slots, CHAIN, rounds=2, chains=4, seed=seed)
-        blocks = refined(model, [(pictures, pictures)], CHAIN, seed=seed)
-        return torch.cat([pictures, *rounds, next(blocks)[0]])
-
-    first, second, other = map(drawn, (3, 3, 4))
-    assert torch.equal(first, second)
-    assert all(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
-
-
-# --- rounds on a replay buffer
-
-
-def test_a_round_draws_climbs_and_stores(model: EnergyClassifier) -> None:
+def test_a_round_draws_climbs_and_stores(model):
     buffer, expected = numbered(), numbered()
     buffer.reinit_freq = expected.reinit_freq = 0.5
     generator, count = generator_of(CPU, 7, ROUNDS), 0
@@ -187,9 +151,7 @@ def test_a_round_draws_climbs_and_stores(model: EnergyClassifier) -> None:
 
 
 @pytest.mark.parametrize("chains", [2, 7, 15])
-def test_conditional_rounds_use_and_fill_slots_of_their_class(
-    chains: int, model: EnergyClassifier
-) -> None:
+def test_conditional_rounds_use_and_fill_slots_of_their_class(chains, model):
     buffer, labels = numbered(), torch.arange(chains) % CLASSES
     settings: dict[str, Any] = {"rounds": 1, "chains": chains, "seed": 0, "conditional": True}
     (start,) = sampling_rounds(model, Slots(buffer), Chain(0), **settings)
@@ -206,7 +168,7 @@ def test_conditional_rounds_use_and_fill_slots_of_their_class(
 
 
 @pytest.mark.parametrize("conditional", [False, True])
-def test_more_chains_than_slots_are_refused(conditional: bool, model: EnergyClassifier) -> None:
+def test_more_chains_than_slots_are_refused(conditional, model):
     settings: dict[str, Any] = {"rounds": 1, "seed": 0, "conditional": conditional}
     with pytest.raises(ValueError, match="slots"):
         next(sampling_rounds(model, Slots(numbered()), CHAIN, chains=16, **settings))
@@ -228,14 +190,12 @@ class Rising(nn.Module):
 
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("reinit_freq", [0.0, 0.4])
-def test_the_start_of_a_slot_s_present_chain_is_known(
-    conditional: bool, reinit_freq: float
-) -> None:
+def test_the_start_of_a_slot_s_present_chain_is_known(conditional, reinit_freq):
     buffer = ReplayBuffer(24, (3, 4, 4), reinit_freq, 3)
     buffer.images.copy_((100.0 + torch.arange(24))[:, None, None, None].expand(24, 3, 4, 4))
     first, slots = buffer.images.clone(), Slots(buffer)
     settings: dict[str, Any] = {"rounds": 9, "chains": 6, "seed": 0, "conditional": conditional}
-    list(sampling_rounds(Rising(), slots, Chain(1, 0.5, 0.0), **settings))  # type: ignore[arg-type]
+    list(sampling_rounds(Rising(), slots, Chain(1, 0.5, 0.0), **settings))
     risen = (buffer.images - slots.starts).flatten(1)
     turns = (risen / 0.5).round()
     torch.testing.assert_close(risen, 0.5 * turns, rtol=0, atol=1e-5)
@@ -245,13 +205,8 @@ def test_the_start_of_a_slot_s_present_chain_is_known(
     assert turns[:, 0].sum() == 9 * 6 if not reinit_freq else turns[~kept].max() > 1
 
 
-# --- new chains, and refined images
-
-
 @pytest.mark.parametrize("conditional", [False, True])
-def test_fresh_chains_against_the_sampler_batch_by_batch(
-    conditional: bool, model: EnergyClassifier
-) -> None:
+def test_fresh_chains_against_the_sampler_batch_by_batch(conditional, model):
     """And on their way, and of fewer chains, they are the same chains."""
     labels = torch.arange(8) % 3 if conditional else None
     settings: dict[str, Any] = {"batch_size": 4, "seed": 2}
@@ -274,9 +229,7 @@ def test_fresh_chains_against_the_sampler_batch_by_batch(
     torch.testing.assert_close(few[1], end[:6])
 
 
-def test_an_image_is_refined_by_noise_of_its_own_whatever_follows(
-    model: EnergyClassifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_is_refined_by_noise_of_its_own_whatever_follows(model, monkeypatch):
     """Of streams that no other noise has."""
     streams = {sampling.BUFFER, ROUNDS, FRESH, REFINEMENT}
     assert len(streams) == 4 and streams.isdisjoint({batches._ORDER, batches._NOISE})
@@ -294,11 +247,8 @@ def test_an_image_is_refined_by_noise_of_its_own_whatever_follows(
     torch.testing.assert_close(images, whole[1][0][:3], rtol=0, atol=1e-5)
 
 
-# --- what is shown of them
-
-
 @pytest.mark.parametrize("scale", [1, 60])  # 60: many q(y|x) are 1
-def test_the_most_confident_against_a_loop(scale: float, model: EnergyClassifier) -> None:
+def test_the_most_confident_against_a_loop(scale, model):
     model.class_output.bias.data.copy_(torch.tensor([0.6, 0.0, -9.0]))  # nobody is of class 2
     for parameter in model.class_output.parameters():
         parameter.data *= scale
@@ -314,7 +264,7 @@ def test_the_most_confident_against_a_loop(scale: float, model: EnergyClassifier
     assert len(found[0]) > len(found[1]) > 0 == len(found[2])
 
 
-def test_chains_that_ran_away_are_counted() -> None:
+def test_chains_that_ran_away_are_counted():
     images = torch.rand(5, 3, 32, 32)
     check_finite(images, 10)
     images[1, 0, 3, 4], images[1, 2, 0, 0], images[3, 1, 1, 1] = torch.nan, torch.inf, -torch.inf
@@ -322,7 +272,7 @@ def test_chains_that_ran_away_are_counted() -> None:
         check_finite(images, 10)
 
 
-def test_pixels_come_back_from_the_scale_of_the_network() -> None:
+def test_pixels_come_back_from_the_scale_of_the_network():
     pixels = torch.arange(256, dtype=torch.uint8).repeat(24)[: 2 * 32 * 32 * 3].view(2, 32, 32, 3)
     assert torch.equal(to_uint8(to_float(pixels)), pixels)
     odd = torch.tensor([-torch.inf, -1.2, torch.nan, 0.0, 1.003, torch.inf]).view(6, 1, 1, 1)

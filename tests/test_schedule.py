@@ -30,9 +30,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("steps_taken", "epoch", "warmup", "decay_epochs", "factor"), TABLE)
-def test_the_rate_is_that_of_the_table(
-    steps_taken: int, epoch: int, warmup: int, decay_epochs: tuple[int, ...], factor: float
-) -> None:
+def test_the_rate_is_that_of_the_table(steps_taken, epoch, warmup, decay_epochs, factor):
     """A pure function of the place: a run that starts at epoch 185 passed both decays."""
     s = Namespace(lr=2e-4, warmup_iters=warmup, decay_epochs=decay_epochs, decay_rate=0.3)
     assert learning_rate(s, steps_taken, epoch) == pytest.approx(2e-4 * factor, rel=1e-12)

@@ -1,7 +1,5 @@
 """Where chains begin: Gaussians against numpy, and that a chain's label decides its own."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -49,7 +47,7 @@ def fitted(labelled: bool = True) -> GaussianStart:
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_moments_are_those_of_each_class_shrunk_to_all(labelled: bool) -> None:
+def test_moments_are_those_of_each_class_shrunk_to_all(labelled):
     """Also of the class without images; an image without a label counts for the mean of all."""
     images, labels = pictures()
     mean, covariance = reference(images, labels if labelled else None)
@@ -63,7 +61,7 @@ def test_moments_are_those_of_each_class_shrunk_to_all(labelled: bool) -> None:
         assert np.abs(mean[0] - mean[1]).max() > 0.3
 
 
-def test_samples_have_these_moments_before_they_are_clipped() -> None:
+def test_samples_have_these_moments_before_they_are_clipped():
     """Small images are drawn as they are, at the fit's own size; a Gaussian so narrow is never
     clipped."""
     start, y = fitted(), 1
@@ -80,9 +78,7 @@ def test_samples_have_these_moments_before_they_are_clipped() -> None:
 
 @pytest.mark.parametrize("kind", STARTS)
 @pytest.mark.parametrize("labelled", [True, False])
-def test_images_are_within_the_pixel_range_and_from_the_generator(
-    kind: str, labelled: bool
-) -> None:
+def test_images_are_within_the_pixel_range_and_from_the_generator(kind, labelled):
     start = UniformStart() if kind == "uniform" else fitted(kind == "class_gaussian")
     if isinstance(start, GaussianStart):
         start.root *= 20  # many pixels are clipped
@@ -98,7 +94,7 @@ def test_images_are_within_the_pixel_range_and_from_the_generator(
     assert start.draw(like.double(), labels).dtype == torch.float64
 
 
-def test_a_chain_s_label_decides_its_gaussian() -> None:
+def test_a_chain_s_label_decides_its_gaussian():
     """With no spread every chain begins as the mean of its class, enlarged."""
     start, n = fitted(), 600  # more than the images drawn at once
     start.root.zero_()
@@ -109,7 +105,7 @@ def test_a_chain_s_label_decides_its_gaussian() -> None:
     torch.testing.assert_close(images, expected.clamp(-1, 1)[labels])
 
 
-def test_without_a_label_the_class_is_random() -> None:
+def test_without_a_label_the_class_is_random():
     start = fitted()
     start.root.zero_()
     start.mean.copy_(torch.arange(CLASSES)[:, None] / 4)
@@ -134,7 +130,7 @@ def shades(images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("labels", [None, torch.tensor([3, 0, 0, 2])])
-def test_a_slot_begins_and_restarts_as_one_of_its_class(labels: Any) -> None:
+def test_a_slot_begins_and_restarts_as_one_of_its_class(labels):
     buffer = buffer_of(CLASSES, reinit_freq=1.0)
     classes = torch.arange(40) // 10
     assert torch.equal(shades(buffer.images), classes)
@@ -147,7 +143,7 @@ def test_a_slot_begins_and_restarts_as_one_of_its_class(labels: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", STARTS)
-def test_parts_of_a_buffer_are_shards_of_the_whole(kind: str) -> None:
+def test_parts_of_a_buffer_are_shards_of_the_whole(kind):
     start = UniformStart() if kind == "uniform" else fitted(kind == "class_gaussian")
     made = []
     for part in ((0, 1), (0, 2), (1, 2)):

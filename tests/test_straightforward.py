@@ -4,8 +4,6 @@ Two steps of the project, a checkpoint, and two steps of the run that it is rest
 of 10 slots is partly filled at first, full at the third batch of 4, and wraps round.
 """
 
-from __future__ import annotations
-
 from argparse import Namespace
 from collections.abc import Iterator
 
@@ -19,6 +17,7 @@ import models
 import train_wrn
 from benchmarks import straightforward
 from tests.pairwise import pairwise
+from tests.test_cost import NoModules
 from training import flags
 from training.build import build_model, build_optimizer
 from training.divergence import Guard
@@ -102,9 +101,7 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("classes", "smoothing", "score", "no"), CASES)
-def test_every_number_of_a_step_is_the_straightforward_one(
-    classes: int, smoothing: float, score: str, no: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_is_the_straightforward_one(classes, smoothing, score, no, monkeypatch):
     words = f"--smoothing {smoothing} --contrast_score {score} --{no}contrast_normalize"
     s = settings_of(f"{ALL} {words}")
     running = s.contrast_normalize  # where it may be: the normaliser is a running sum
@@ -149,7 +146,7 @@ def test_every_number_of_a_step_is_the_straightforward_one(
     ],
     ids=["CE", "HDGE", "JEM", "HDGE + JEM"],
 )
-def test_the_straightforward_step_costs_what_is_said(words: str, passes: int) -> None:
+def test_the_straightforward_step_costs_what_is_said(words, passes):
     run = project(settings_of(words), 10, torch.float32)
     state = straight(run)
     state.model.float()
@@ -158,19 +155,10 @@ def test_the_straightforward_step_costs_what_is_said(words: str, passes: int) ->
     images = images.float()
     straightforward.train_step(state, images, labels, images)
     counter = FlopCounterMode(display=False)
-    counter.mod_tracker = NoModules()  # type: ignore[assignment]
+    counter.mod_tracker = NoModules()
     with counter:
         straightforward.train_step(state, images, labels, images)
     forward = models.forward_flops(run.model) * SIDE**2 / 32**2
     said = straightforward.step_flops(int(forward), run.settings)
     assert said == pytest.approx(passes * BATCH * forward, rel=1e-6)
     assert counter.get_total_flops() == pytest.approx(said, rel=0.02)
-
-
-class NoModules:
-    """In place of the counter's tracker of modules, which cannot follow autograd.grad."""
-
-    parents = ("Global",)
-
-    def __enter__(self) -> None: ...
-    def __exit__(self, *error: object) -> None: ...

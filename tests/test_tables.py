@@ -14,9 +14,10 @@ import pytest
 from scipy.special import stdtr
 
 from reports.page.paper import PUBLISHED
-from reports.tables import TABLES, about, claims, formats, page, pictures, records, titles
+from reports.tables import TABLES, claims, formats, page, pictures, records, titles
 from reports.tables.table import OTHER_FEATURES, Number, Row, Table, build, mean_of
 from scripts import done, rows, tables
+from tests.pair import refusal
 
 ROOT = Path(__file__).resolve().parent.parent
 DIVERGED = "diverged at step 63 (loss -1.5e+08, gradient norm 4.5e+08); that step was not taken\n"
@@ -102,18 +103,14 @@ def seed_with(state: str = "finished", **numbers: float) -> dict[str, Any]:
     return {"seeds": {"1": {**seed, "settings": {}, "seconds": None}}}
 
 
-def error(capsys: Capsys, *argv: object) -> str:
-    with pytest.raises(SystemExit) as stop:
-        tables.main([str(word) for word in argv])
-    message = capsys.readouterr().err
-    assert stop.value.code == 2 and message.count("\n") == 1
-    return message
+def error(*argv: object) -> str:
+    return refusal(tables.main, [str(word) for word in argv])
 
 
 # ------------------------------------------------------------------- numbers, and why there is none
 
 
-def test_numbers_are_means_and_sample_deviations_over_seeds(tmp_path: Path) -> None:
+def test_numbers_are_means_and_sample_deviations_over_seeds(tmp_path):
     for seed, accuracy, auroc in ((1, 0.70, 0.6), (2, 0.74, 0.8), (10, 0.75, 0.7)):
         run = fake_run(tmp_path, "ce", seed)
         classified(run, accuracy)
@@ -134,7 +131,7 @@ def test_numbers_are_means_and_sample_deviations_over_seeds(tmp_path: Path) -> N
     }
 
 
-def test_an_empty_cell_says_why(tmp_path: Path) -> None:
+def test_an_empty_cell_says_why(tmp_path):
     start = {"load_path": "save/small/ce-s1/last_ckpt.pt", "pxsgld": 1.0}
     gone = [{"ood_dataset": "celeba", "reason": "gone"}]
     for seed, device in ((1, "AMD EPYC"), (2, "NVIDIA H200")):
@@ -166,7 +163,7 @@ def test_an_empty_cell_says_why(tmp_path: Path) -> None:
     assert (verdict.group, verdict.text) == ("undecided", "no number")
 
 
-def test_diverged_runs_are_counted_and_give_no_number(tmp_path: Path) -> None:
+def test_diverged_runs_are_counted_and_give_no_number(tmp_path):
     for seed in (1, 2, 3):
         run = fake_run(tmp_path, "jem", seed, pxsgld=1.0, epochs=6 if seed == 1 else 2)
         detected(run, {"svhn_test": 0.6 if seed == 1 else 0.9})
@@ -184,7 +181,7 @@ def test_diverged_runs_are_counted_and_give_no_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_table_without_records_has_every_row_and_every_published_number(name: str) -> None:
+def test_a_table_without_records_has_every_row_and_every_published_number(name):
     table = built(name, {}, "paper")
     for found in table.rows:
         expected = "not run" if found.experiments else "quoted"
@@ -200,26 +197,24 @@ def test_a_table_without_records_has_every_row_and_every_published_number(name: 
 # ----------------------------------------------------- what may be averaged, and stand side by side
 
 
-def test_protocol_versions_are_never_mixed(tmp_path: Path, capsys: Capsys) -> None:
+def test_protocol_versions_are_never_mixed(tmp_path):
     for name, version in (("ce", 1), ("hdge", 2)):
         classified(fake_run(tmp_path, name), 0.7, version=version)
     collect(tmp_path)
-    message = error(capsys, "write", "--results", tmp_path / "results")
+    message = error("write", "--results", tmp_path / "results")
     assert "versions 1 (ce), 2 (hdge) of test_clf" in message and "table3_hybrid" in message
     folders = [tmp_path / "small" / name for name in ("ce-s1", "hdge-s1")]
-    assert "mix protocol versions" in error(capsys, "compare", *folders)
+    assert "mix protocol versions" in error("compare", *folders)
 
 
-def test_image_sizes_are_never_mixed_and_the_papers_stand_beside_32_alone(
-    tmp_path: Path, capsys: Capsys
-) -> None:
+def test_image_sizes_are_never_mixed_and_the_papers_stand_beside_32_alone(tmp_path):
     for name, more in (("ce", {"image_size": 16}), ("jem", {"image_size": 16}), ("hdge", {})):
         classified(fake_run(tmp_path, name, **more), 0.7)
     found = collect(tmp_path)
-    message = error(capsys, "write", "--results", tmp_path / "results")
+    message = error("write", "--results", tmp_path / "results")
     assert "images of 16 x 16 (ce) and 32 x 32 (hdge)" in message
     folders = [tmp_path / "small" / f"{name}-s1" for name in ("ce", "hdge", "jem")]
-    assert "images of 16 x 16 (ce-s1) and 32 x 32 (hdge-s1)" in error(capsys, "compare", *folders)
+    assert "images of 16 x 16 (ce-s1) and 32 x 32 (hdge-s1)" in error("compare", *folders)
     assert tables.main(["compare", str(folders[0]), str(folders[2])]) == 0
     del found["hdge"]
     table = built("table3_hybrid", found)
@@ -256,9 +251,7 @@ ALIKE = "CIFAR-10 (test): 9,977 images; cifar10.npz (this copy has 9,977, not 10
         ({"asked": {}}, {"asked": {"amp": "off"}}, ""),  # which an older version does not tell
     ],
 )
-def test_seeds_trained_or_asked_differently_are_not_averaged_and_rows_asked_so_are_noted(
-    first: Any, second: Any, said: str, tmp_path: Path, capsys: Capsys
-) -> None:
+def test_seeds_trained_or_asked_differently_are_not_averaged(first, second, said, tmp_path):
     def run(name: str, seed: int, asked: Any = None, **settings: Any) -> None:
         classified(fake_run(tmp_path, name, seed, **settings), 0.7, protocol=asked or {})
 
@@ -267,7 +260,7 @@ def test_seeds_trained_or_asked_differently_are_not_averaged_and_rows_asked_so_a
     run("ce", 1, **first)
     found = collect(tmp_path)
     if said:
-        message = error(capsys, "write", "--results", tmp_path / "results")
+        message = error("write", "--results", tmp_path / "results")
         assert "hdge-s1 and hdge-s2 are no seeds of one row (" in message and said in message
         found["hdge"]["seeds"]["2"]["state"] = "unfinished"  # has no number to be averaged
     built("table3_hybrid", found)
@@ -277,18 +270,6 @@ def test_seeds_trained_or_asked_differently_are_not_averaged_and_rows_asked_so_a
         notes = built("table3_hybrid", found).notes
         asked = any("rows were asked test_clf alike" in note for note in notes)
         assert asked == ("asked" in first and bool(said))
-
-
-def test_notes_tell_how_many_images_a_question_was_about(tmp_path: Path) -> None:
-    images = "SVHN (test): 1,083 images; x", "CIFAR-10 (test): the first 2,000 of 9,977 images; x"
-    sets = dict(zip(("svhn_test", "cifar10_test"), images, strict=True))
-    for name, n in (("jem", 50_000), ("ce", 1000)):
-        run = fake_run(tmp_path, name)
-        classified(run, 0.5, protocol={"sets": sets})
-        sampled(run, n=n, protocol={"sets": {"train": "CIFAR-10 (train): 2,000 images; x"}})
-    notes = built("table3_hybrid", collect(tmp_path)).notes
-    assert "Images (test_clf): cifar10_test 2,000, svhn_test 1,083." in notes
-    assert "Images (fid): samples 1,000 or 50,000, train 2,000." in notes
 
 
 # ------------------------------------------------------------------------- which answers are taken
@@ -311,9 +292,7 @@ def settings_of(scale: str, name: str, question: str) -> dict[str, Any]:
     ("scale", "by_hand"),
     [("paper", {"max_images": 10}), ("small", {"amp": "bf16"}), ("small", {"sigma": 0.0})],
 )
-def test_an_answer_by_hand_never_stands_for_the_tables_own(
-    scale: str, by_hand: dict[str, Any], tmp_path: Path
-) -> None:
+def test_an_answer_by_hand_never_stands_for_the_tables_own(scale, by_hand, tmp_path):
     run = fake_run(tmp_path, "ce", scale=scale)
     settings = settings_of(scale, "ce", "test_clf")
     earlier = classified(run, 0.5, settings=settings, max_images=settings["max_images"])
@@ -328,9 +307,7 @@ def test_an_answer_by_hand_never_stands_for_the_tables_own(
     assert "test_clf" not in recorded(run)
 
 
-def test_the_reference_of_samples_is_any_seed_s_cross_entropy_model_and_one_for_all(
-    tmp_path: Path, capsys: Capsys
-) -> None:
+def test_the_reference_of_samples_is_any_seed_s_cross_entropy_model_and_one_for_all(tmp_path):
     run = fake_run(tmp_path, "jem")
     settings = settings_of("small", "jem", "fid")
     for folder, there in (("ce-s1", 1), ("ce-s12", 1), ("ce-bn-s1", 0), ("ce", 0), (None, 0)):
@@ -341,14 +318,12 @@ def test_the_reference_of_samples_is_any_seed_s_cross_entropy_model_and_one_for_
         run, judge = fake_run(tmp_path, "jem", seed), {"fid_model": "a/ce-s1/last_ckpt.pt"}
         sampled(run, settings | judge, features_sha256=str(seed) * 64)
     collect(tmp_path)
-    message = error(capsys, "write", "--results", tmp_path / "results")
+    message = error("write", "--results", tmp_path / "results")
     assert f"(fid features_sha256 {'1' * 64}; fid features_sha256 {'2' * 64})" in message
 
 
 @pytest.mark.parametrize("weights", ["there", "gone"])
-def test_an_answer_about_earlier_weights_is_left_out_and_named(
-    weights: str, tmp_path: Path, capsys: Capsys
-) -> None:
+def test_an_answer_about_earlier_weights_is_left_out_and_named(weights, tmp_path, capsys):
     run = fake_run(tmp_path, "ce")
     ours = hashlib.sha256(b"new").hexdigest()
     (run / "last_ckpt.pt").write_bytes(b"new")
@@ -368,7 +343,7 @@ def test_an_answer_about_earlier_weights_is_left_out_and_named(
     assert taken("0" * 64, 60) == (weights == "gone")
 
 
-def test_raw_and_averaged_weights_are_told_apart(tmp_path: Path) -> None:
+def test_raw_and_averaged_weights_are_told_apart(tmp_path):
     run, found = fake_run(tmp_path, "ce"), []
     for weights in ("averaged (--ema 0.9)", "averaged (--ema 0.99)", "raw", None):
         classified(run, 0.7, weights=weights)
@@ -376,9 +351,7 @@ def test_raw_and_averaged_weights_are_told_apart(tmp_path: Path) -> None:
     assert found == ["averaged", "averaged", "raw", None]
 
 
-def test_collecting_again_replaces_a_seed_unless_its_record_alone_is_finished(
-    tmp_path: Path, capsys: Capsys
-) -> None:
+def test_collecting_again_replaces_a_seed_unless_its_record_alone_is_finished(tmp_path, capsys):
     def accuracies(seed: int, epochs: int) -> dict[str, float]:
         shutil.rmtree(tmp_path / "small", ignore_errors=True)
         classified(fake_run(tmp_path, "ce", seed, epochs=epochs), epochs / 10)
@@ -397,58 +370,21 @@ def test_collecting_again_replaces_a_seed_unless_its_record_alone_is_finished(
 # --------------------------------------------------------------------------- how rows were made
 
 
-def test_a_name_says_what_is_not_the_papers(tmp_path: Path) -> None:
+def test_a_row_says_what_is_not_the_papers(tmp_path):
     start = {"load_path": "a/hdge-s1/last_ckpt.pt"}
     fake_run(tmp_path, "hdge", contrast_k=16384, **CONTRAST)
-    fake_run(tmp_path, "hdge-k64", contrast_k=64, **CONTRAST)
-    fake_run(tmp_path, "jem", **start, pxsgld=1.0, sgld_batch_size=32, n_steps=10)
-    fake_run(tmp_path, "hdge-resnet50")
-    fake_run(tmp_path, "jointloss-resnet50", arch="resnet50")
-    fake_run(tmp_path, "ce", **start)
-    found = collect(tmp_path)
-    negatives, ood = built("table6_negatives", found), built("table1_ood", found)
-    assert row(negatives, "hdge").about["setting"].endswith("batch 64, K = 16384")
-    assert "32 chains of 10 SGLD steps" in row(negatives, "jem").about["setting"]
-    assert [row(negatives, name).model for name in ("hdge", "hdge-k64", "jem")] == [
-        *("HDGE (K=65536, here 16384)", "HDGE (K=64)"),
-        "JEM (N=64, here 32), the papers' sampler, from HDGE",
-    ]
-    names = ("hdge-resnet50", "jointloss-resnet50", "ce", "jem")
-    assert [row(ood, name).model for name in names] == [
-        *("HDGE (ResNet-50, here WRN-10-2)", "JointLoss (ResNet-50)"),
-        "WideResNet-28-10, here WRN-10-2 (cross-entropy)",
-        "JEM, the papers' sampler, from HDGE",
-    ]
-    papers = {"seeds": {"1": {"settings": {"depth": 28, "width": 10}}}}
-    assert about.shown_name("WideResNet-28-10", papers) == "WideResNet-28-10"
-    assert [about.start_name(run) for run in ("ce-s1", "mine-s2")] == ["cross-entropy", "mine"]
-
-
-def test_a_setting_tells_what_helped_the_row_and_which_later_flags_it_had(tmp_path: Path) -> None:
-    helped = {"sgld_l2": 0.1, "clip_grad": 5.0, "pxsgld": 1.0, "norm": "batch", "sigma": 0.1}
-    later = {"sgld_clamp": True, "chain_start": "class_gaussian", "ema": 0.999, "augment": "off"}
-    default = {"sgld_clamp": False, "chain_start": "uniform", "adam_betas": [0.9, 0.999]}
-    fake_run(tmp_path, "jem", n_steps=10, sgld_batch_size=32, optimizer="adam", **helped, **later)
-    fake_run(tmp_path, "hdge", **default)
-    probe = {"method": "linear-probe", "program": "linear_probe.py"}
-    fake_run(tmp_path, "simclr-linear", epochs=1, load_path="a/simclr-s1/last_ckpt.pt", **probe)
-    found = collect(tmp_path)
-    assert later.items() <= found["jem"]["seeds"]["1"]["settings"].items()
-    assert not default.keys() & found["hdge"]["seeds"]["1"]["settings"].keys()
-    table = built("table1_ood", found)
-    told = ("batch norm", "adam 0.002", "noise 0.1", "L2 penalty 0.1", "gradients clipped at 5")
-    told += ("--sgld_clamp", "--chain_start class_gaussian", "--ema 0.999", "--augment off")
-    assert {*told} <= {*row(table, "jem").about["setting"].split(", ")}
-    text = page.summary("small", found)
-    assert "of those with SGLD: 0 of 1 (1 with an L2 penalty on the energies or clipped" in text
-    made = row(table, "simclr-linear").about
-    assert made["epochs"] == "a linear probe" and "from simclr" in made["setting"]
+    fake_run(tmp_path, "jem", **start, pxsgld=1.0, sgld_batch_size=32, n_steps=10, ema=0.999)
+    table = built("table6_negatives", collect(tmp_path))
+    names = ["HDGE (K=65536, here 16384)", "JEM (N=64, here 32), the papers' sampler, from HDGE"]
+    assert [row(table, name).model for name in ("hdge", "jem")] == names
+    setting = row(table, "jem").about["setting"].split(", ")
+    assert {"32 chains of 10 SGLD steps", "--ema 0.999"} <= {*setting}
 
 
 # ------------------------------------------------------------------------------ rows and columns
 
 
-def test_digits_in_place_of_cifar_have_columns_of_their_own(tmp_path: Path) -> None:
+def test_digits_in_place_of_cifar_have_columns_of_their_own(tmp_path):
     run = fake_run(tmp_path, "ce", scale="smoke", dataset="digits", max_steps=60)
     detected(run, {"interp": 0.6, "photos": 0.9}, "digits_test", max_images=40)
     for name in ("ce-bn", "ce-bn-c100"):
@@ -464,7 +400,7 @@ def test_digits_in_place_of_cifar_have_columns_of_their_own(tmp_path: Path) -> N
     assert {("ce-bn",), ("ce-bn-c100",)} <= {each.experiments for each in both.rows}
 
 
-def test_questions_about_several_models_belong_to_each(tmp_path: Path) -> None:
+def test_questions_about_several_models_belong_to_each(tmp_path):
     for seed, more in ((2, 0.0), (10, 0.25)):
         runs = [fake_run(tmp_path, name, seed) for name in ("ce", "hdge")]
         for norm, eps in (("Linf", 8 / 255), ("L2", 0.5)):
@@ -485,42 +421,17 @@ def test_questions_about_several_models_belong_to_each(tmp_path: Path) -> None:
             assert (found.mean, found.n) == (expected, 2)
 
 
-def test_rows_that_have_no_number_at_all_are_named_below_the_table(tmp_path: Path) -> None:
-    """With a published number they stay: what is missing is to be seen beside it."""
-    assert len(built("alpha", {}).rows) == len(rows.TABLES["alpha"].rows)  # nothing was run
-    classified(fake_run(tmp_path, "ce"), 0.7)
-    found = collect(tmp_path)
-    table = built("alpha", found)
-    assert [row.experiments for row in table.rows] == [("ce",)]
-    unrun = "alpha = 0; alpha = 0.25; alpha = 0.5; alpha = 0.75"
-    assert f"Not run at scale small: {unrun}." in table.notes
-    assert row(built("table1_ood", found), "jem").about == {"runs": "not run"}
-
-
-@pytest.mark.parametrize(("name", "papers"), [("alpha", False), ("table5_variants", True)])
-def test_a_picture_compares_two_rows_or_is_not_drawn(
-    name: str, papers: bool, tmp_path: Path
-) -> None:
-    path = tmp_path / "picture.png"
-    for experiment, enough in zip(rows.TABLES[name].rows, (papers, True), strict=False):
-        classified(fake_run(tmp_path, experiment), 0.7)
-        table = built(name, collect(tmp_path))
-        assert pictures.save_picture(table, path) == path.exists() == enough
-
-
 @pytest.mark.parametrize(
     ("key", "largest", "scale"),
     [("fid/own", 200, "linear"), ("fid/own", 201, "log"), ("accuracy/cifar10", 500, "linear")],
 )
-def test_numbers_over_more_than_two_decades_have_a_log_axis(
-    key: str, largest: float, scale: str
-) -> None:
+def test_numbers_over_more_than_two_decades_have_a_log_axis(key, largest, scale):
     lines = [Row(str(x), (), {}, {key: Number(mean=x, n=1)}) for x in (2, largest)]
     figure = pictures.dots(Table("x", "small", "X", [("", [key])], lines, []))
     assert figure.axes[0].get_xscale() == scale
 
 
-def test_copied_pictures_are_those_of_now(tmp_path: Path) -> None:
+def test_copied_pictures_are_those_of_now(tmp_path):
     runs, results = tmp_path / "small", tmp_path / "results" / "small"
 
     def copied() -> dict[str, bytes]:
@@ -550,32 +461,7 @@ def test_copied_pictures_are_those_of_now(tmp_path: Path) -> None:
     assert f"Figure 3: class-conditional samples, as evaluated: {samples} of hdge-jem-s1." in text
 
 
-def test_a_row_of_both_cifars_is_one_line_and_may_be_half_missing(tmp_path: Path) -> None:
-    for i, (name, seed) in enumerate(
-        (("ce-bn", 1), ("ce-bn-c100", 1), ("ce-bn-c100", 2), ("hdge-bn", 1), ("jem-bn-c100", 1))
-    ):
-        data = "cifar100" if name.endswith("c100") else "cifar10"
-        run = fake_run(tmp_path, name, seed, dataset=data)
-        classified(run, i / 8, f"{data}_test")
-    table = built("table2_classification", collect(tmp_path))
-    experiments = [each.experiments for each in table.rows]
-    assert experiments.count(("ce-bn", "ce-bn-c100")) == 1 and len(experiments) == 6
-    found = row(table, "ce-bn")
-    ten, hundred = found.numbers[ACCURACY], found.numbers["accuracy/cifar100"]
-    assert (ten.mean, hundred.mean, ten.paper, hundred.paper) == (0, 18.75, 95.8, 79.9)
-    assert found.about["runs"] == "1 seed; CIFAR-100: 2 seeds"
-    text = page.missing([table])
-    assert text.startswith("Table 2: classification with batch norm: 0 of 6 rows")
-    listed = set(text.partition("at no scale: ")[2].rstrip(".").split(", "))
-    halves = {"HDGE on CIFAR-100", "JEM on CIFAR-10", "Supervised contrastive (SupCon)"}
-    assert halves <= listed and not {"HDGE", "JEM", "Supervised (cross-entropy)"} & listed
-    paper = built("table2_classification", {}, "paper")
-    assert page.missing([paper, table]) == text
-    paper.rows[0] = found
-    assert "1 of 6 rows at the paper's scale" in page.missing([paper])
-
-
-def test_fid_of_other_features_or_fewer_samples_is_another_column(tmp_path: Path) -> None:
+def test_fid_of_other_features_or_fewer_samples_is_another_column(tmp_path):
     inception = "inception-v3-compat (torch-fidelity)"
     sampled(fake_run(tmp_path, "jem"), fid=41.0, n=50_000, features=inception)
     judge = {"fid_model": str(tmp_path / "small" / "ce-s1" / "last_ckpt.pt")}
@@ -594,9 +480,7 @@ def test_fid_of_other_features_or_fewer_samples_is_another_column(tmp_path: Path
     assert str(tmp_path) not in json.dumps(found)
 
 
-def test_the_ladder_shows_samples_beside_their_starts_and_the_mean_over_sets(
-    tmp_path: Path,
-) -> None:
+def test_the_ladder_shows_samples_beside_their_starts_and_the_mean_over_sets(tmp_path):
     def climbed(name: str, judge: str, sets: dict[str, float]) -> None:
         """Chains of 0, 40 and 200 steps, as evaluation.generation compares them."""
         run = fake_run(tmp_path, name, scale="half", image_size=16, pxsgld=1.0)
@@ -647,7 +531,7 @@ def compare(relation: str, *values: Any, name: str = "") -> claims.Test:
     return claims.Test(name or relation, relation, *measure)
 
 
-def test_a_difference_is_tested_with_two_seeds_and_without_spread() -> None:
+def test_a_difference_is_tested_with_two_seeds_and_without_spread():
     # standard error 1.25 ** .5, degrees of freedom 1.25 ** 2 / (.25 ** 2 + 1)
     p = 2 * stdtr(1.5625 / 1.0625, -1.5 / 1.25**0.5)
     assert compare(">", [1, 2], [2, 4]).welch()[0] == pytest.approx(p)
@@ -658,7 +542,7 @@ def test_a_difference_is_tested_with_two_seeds_and_without_spread() -> None:
     assert compare(">", [2], [1, 2]).welch()[0] is None
 
 
-def test_the_claims_of_a_table_are_judged_together_by_holm_s_procedure() -> None:
+def test_the_claims_of_a_table_are_judged_together_by_holm_s_procedure():
     """Written out: p in order against .05 / 4, .05 / 3, ...; the intervals agree with it."""
     random, seen = np.random.RandomState(1), set()
     for _ in range(100):
@@ -686,15 +570,13 @@ def test_the_claims_of_a_table_are_judged_together_by_holm_s_procedure() -> None
     [(0, 0.001, "holds"), (0.01, 0.001, "holds"), (0.1, 0.001, "contradicted")]
     + [(0.021, 0.002, "undecided"), (0, 0.1, "undecided")],
 )
-def test_no_difference_needs_an_interval_within_the_margin(
-    shift: float, spread: float, group: str
-) -> None:
+def test_no_difference_needs_an_interval_within_the_margin(shift, spread, group):
     values = [0.7 - spread, 0.7, 0.7 + spread]
     (verdict,) = claims.family("x", [compare("=", [v + shift for v in values], values)])
     assert verdict.group == group
 
 
-def test_a_claim_has_one_measure_and_two_sides_of_experiments() -> None:
+def test_a_claim_has_one_measure_and_two_sides_of_experiments():
     for table, found in claims.CLAIMS.items():
         assert table in TABLES
         for text, first, relation, second, keys in found:
@@ -716,7 +598,7 @@ def test_a_claim_has_one_measure_and_two_sides_of_experiments() -> None:
     assert judged[verdict.claim] == "no number"
 
 
-def test_a_claim_needs_two_sides_and_a_diverged_one_is_told() -> None:
+def test_a_claim_needs_two_sides_and_a_diverged_one_is_told():
     jem = seed_with(**{"fid/own-100": 3.0, "fid/x-1000": 30.0, ACCURACY: 0.25})
     jem["seeds"]["1"]["start"] = "ce-s1"
     stable = seed_with(**{ACCURACY: 0.5})
@@ -747,14 +629,12 @@ def test_a_claim_needs_two_sides_and_a_diverged_one_is_told() -> None:
         ("own own-1000", ""),
     ],
 )
-def test_the_claim_about_samples_is_judged_by_the_best_features_in_common(
-    names: str, best: str
-) -> None:
+def test_the_claim_about_samples_is_judged_by_the_best_features_in_common(names, best):
     found = seed_with(**{f"fid/{name}": 1.0 for name in names.split()})
     assert claims.common("fid/", [found, found]) == f"fid/{best}"
 
 
-def test_gradients_are_means_over_the_epochs_that_were_measured(tmp_path: Path) -> None:
+def test_gradients_are_means_over_the_epochs_that_were_measured(tmp_path):
     head = "epoch,step,seconds,images_per_s,loss,pyxce/gradient,pxycontrast/gradient"
     for seed in (1, 2):
         rows_of = f"0,10,1,640,1,,,\n1,20,2,640,1,2,{seed},.5\n5,30,3,640,1,4,{seed},.25\n"
@@ -786,9 +666,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "results"
 
 
-def test_written_again_all_is_the_same_byte_for_byte(
-    hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_written_again_all_is_the_same_byte_for_byte(hostile, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "TABLES", SOME)
     shutil.copytree(hostile / "small", tmp_path / "results" / "small")
     (tmp_path / "tables").mkdir()
@@ -809,7 +687,7 @@ def test_written_again_all_is_the_same_byte_for_byte(
             assert data.startswith(b"\x89PNG") and b"Software" not in data[:200]
 
 
-def test_results_open_with_findings_and_verdicts_and_link_only_what_is_there(hostile: Path) -> None:
+def test_results_open_with_findings_and_verdicts_and_link_only_what_is_there(hostile):
     text = (hostile.parent / "RESULTS.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)]*)\)", text)
     assert len(links) == 3 and all((hostile.parent / link).is_file() for link in links)
@@ -823,7 +701,7 @@ def test_results_open_with_findings_and_verdicts_and_link_only_what_is_there(hos
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
 
 
-def test_csv_and_latex_have_the_numbers_and_are_escaped(hostile: Path) -> None:
+def test_csv_and_latex_have_the_numbers_and_are_escaped(hostile):
     text = (hostile.parent / "tables" / "table1_ood-small.csv").read_text()
     found = list(csv.DictReader(text.splitlines()))
     assert all(None not in line and None not in line.values() for line in found)
@@ -846,9 +724,7 @@ def test_csv_and_latex_have_the_numbers_and_are_escaped(hostile: Path) -> None:
     assert heads and all(len(spec) == len(head.split(" & ")) for spec, head in heads)
 
 
-def test_the_committed_page_is_that_of_the_committed_records(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_committed_page_is_that_of_the_committed_records(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "results", tmp_path / "results")
     monkeypatch.setattr(page, "save_picture", lambda table, path: path.exists())
     tables.write(tmp_path / "results")
@@ -859,9 +735,7 @@ def test_the_committed_page_is_that_of_the_committed_records(
 # -------------------------------------------------------------------------- compare, and mistakes
 
 
-def test_comparing_runs_shows_where_they_differ_in_every_format(
-    tmp_path: Path, capsys: Capsys
-) -> None:
+def test_comparing_runs_shows_where_they_differ_in_every_format(tmp_path, capsys):
     for name, epochs, images in (("good", 6, 2000), ("bad", 2, 100), ("young", 2, 100)):
         run = fake_run(tmp_path, name, epochs=epochs, lr=epochs / 10)
         classified(run, epochs / 8, max_images=images)
@@ -886,9 +760,7 @@ def test_comparing_runs_shows_where_they_differ_in_every_format(
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_comparing_runs_that_differ_in_the_seed_alone_tells_mean_and_deviation(
-    tmp_path: Path, capsys: Capsys
-) -> None:
+def test_comparing_runs_that_differ_in_the_seed_alone_tells_mean_and_deviation(tmp_path, capsys):
     """Without an answer: the test accuracy is that of the training."""
     folders = []
     for seed, accuracy, steps in ((1, 0.25, None), (2, 0.75, None), (3, 0.5, 20)):
@@ -909,22 +781,20 @@ def test_comparing_runs_that_differ_in_the_seed_alone_tells_mean_and_deviation(
     assert f"{told} (%) 50.00 +- 35.36; " in text and "Hdge-s3 differ" not in text
 
 
-def test_mistakes_are_one_line_and_what_cannot_be_written_is_named(
-    tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert "--scale small" in error(capsys, "collect", "--root", tmp_path)
-    assert "holds no run" in error(capsys, "compare", tmp_path)
-    assert "not a folder" in error(capsys, "compare", tmp_path / "none")
-    assert "ACTION" in error(capsys)
+def test_mistakes_are_one_line_and_what_cannot_be_written_is_named(tmp_path, monkeypatch):
+    assert "--scale small" in error("collect", "--root", tmp_path)
+    assert "holds no run" in error("compare", tmp_path)
+    assert "not a folder" in error("compare", tmp_path / "none")
+    assert "ACTION" in error()
     run, other, results = fake_run(tmp_path, "ce"), fake_run(tmp_path, "hdge"), tmp_path / "results"
-    assert "given twice" in error(capsys, "compare", run, run)
+    assert "given twice" in error("compare", run, run)
     classified(run, 0.7)
     classified(other, 0.6)
     (tmp_path / "file").touch()
     bad = tmp_path / "file" / "x"
-    message = error(capsys, "compare", run, "--output", bad)
+    message = error("compare", run, "--output", bad)
     assert "compare: " in message and str(bad) in message
-    assert str(bad.parent) in error(capsys, "write", "--results", bad)
+    assert str(bad.parent) in error("write", "--results", bad)
     collect(tmp_path)
     picture = results / "table1_ood-small.png"
     picture.write_bytes(b"earlier")
@@ -936,10 +806,10 @@ def test_mistakes_are_one_line_and_what_cannot_be_written_is_named(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    message = error(capsys, "write", "--results", results)
+    message = error("write", "--results", results)
     assert f"cannot write {picture}: No space left on device" in message
     assert picture.read_bytes() == b"earlier" and not list(results.glob(".*"))
-    message = error(capsys, "compare", run, other, "--output", tmp_path / "new")
+    message = error("compare", run, other, "--output", tmp_path / "new")
     assert f"cannot write {tmp_path / 'new' / 'comparison.png'}: No space" in message
     records.write(results / "small" / "ce.json", "[]")
-    assert "is no record" in error(capsys, "write", "--results", results)
+    assert "is no record" in error("write", "--results", results)

@@ -1,7 +1,5 @@
 """scripts/torture.py: what it counts, and that its runs are what it says."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -16,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.slow
-def test_it_writes_what_was_reached(tmp_path: Path) -> None:
+def test_it_writes_what_was_reached(tmp_path):
     words = ["--sections", "faults", "--rounds", "1", "--output", str(tmp_path / "out")]
     command = [sys.executable, "scripts/torture.py", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -30,7 +28,7 @@ def test_it_writes_what_was_reached(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", torture.FAULTS)
-def test_one_call_alone_goes_wrong(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_call_alone_goes_wrong(kind, monkeypatch):
     owner, name, _ = torture.FAULTS[kind]
     monkeypatch.setattr(owner, name, lambda *args, **kwargs: "right")
     monkeypatch.setitem(torture.FAULTS, kind, (owner, name, lambda real, *args: real() + ", not"))
@@ -40,7 +38,7 @@ def test_one_call_alone_goes_wrong(kind: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("other", [{"a": torch.zeros(3)}, {"b": torch.ones(3)}, {"a": [1]}, {}])
-def test_states_that_differ_are_not_equal(other: dict) -> None:
+def test_states_that_differ_are_not_equal(other):
     state = {"a": torch.ones(3), "more": [1, {"x": (2, torch.arange(2))}]}
     assert torture.equal(state, {**state})
     assert not torture.equal({"a": state["a"]}, other)

@@ -26,9 +26,6 @@ BEFORE = ["epoch", "step", "seconds", "images_per_s", "lr", "loss"]
 AFTER = ["train_acc", "valid_acc", "valid_loss", "test_acc", "test_loss"]
 
 
-# The terms, and what a run leaves
-
-
 def moved(run: Any) -> set[str]:
     """The tensors that training moved."""
     start, end = (run.state(f"{name}_ckpt.pt")["model_state_dict"] for name in ("prev", "last"))
@@ -36,7 +33,7 @@ def moved(run: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("terms", [*([term] for term in TERMS), TERMS], ids=" ".join)
-def test_terms_train_alone_and_together(terms: list[str], train: Any) -> None:
+def test_terms_train_alone_and_together(terms, train):
     flags = " ".join(f"--{term} 1" for term in terms)
     run = train.once(f"{flags} --max_steps 3 --queue_init random")
     assert run.code == 0 and not run.err
@@ -50,7 +47,7 @@ def test_terms_train_alone_and_together(terms: list[str], train: Any) -> None:
     assert moved(run)
 
 
-def test_a_run_leaves_every_file_of_its_folder(train: Any) -> None:
+def test_a_run_leaves_every_file_of_its_folder(train):
     plots = "--plot_uncond --plot_cond --plot_contrast --plot_every 1 --ckpt_every 1"
     run = train(f"{train.ALL} --n_epochs 2 {plots}", curves=True)
     assert run.code == 0, run.err
@@ -71,7 +68,7 @@ def test_a_run_leaves_every_file_of_its_folder(train: Any) -> None:
         assert picture.std() > 10 and min(picture.shape[:2]) > 64
 
 
-def test_variant_json_is_flat_settings_and_where_it_ran(train: Any) -> None:
+def test_variant_json_is_flat_settings_and_where_it_ran(train):
     settings = train.once("--pyxce 1 --max_steps 2").settings
     environment = settings.pop("environment")
     assert settings.pop("environments") == [environment]
@@ -84,26 +81,23 @@ def test_variant_json_is_flat_settings_and_where_it_ran(train: Any) -> None:
         assert re.fullmatch(r"[0-9a-f]{40}\+?", environment["git_commit"])
 
 
-def test_log_txt_tells_data_network_reports_and_the_end(train: Any) -> None:
+def test_log_txt_tells_data_network_reports_and_the_end(train):
     run = train.once("--pyxce 1 --max_steps 2")
     text = run.text()
-    assert "20 training images, 20 labelled; 40 valid, 20 test" in text
-    assert "WRN-10-1, norm none, 77,706 parameters; loss 1 pyxce" in text
-    assert re.search(r"^epoch 0 step 2 lr 0.0001 pyxce/loss \d.+accuracy", text, re.MULTILINE)
-    assert "stopped by --max_steps 2; --resume goes on" in text
     accuracy = f"test accuracy {100 * float(run.last['test_acc']):.2f} %, best validation accuracy "
-    assert accuracy in text and "next: python eval_wrn_ebm.py --load_path" in text
-    assert text.endswith(f"python scripts/report.py {run.folder}\n")
+    for said in ("20 training images, 20 labelled; 40 valid, 20 test", "77,706 parameters",
+                 "stopped by --max_steps 2; --resume goes on", accuracy):  # fmt: skip
+        assert said in text
 
 
-def test_a_row_has_the_means_of_its_own_epoch(train: Any) -> None:
+def test_a_row_has_the_means_of_its_own_epoch(train):
     run = train("--pyxce 1 --n_epochs 3 --print_every 5 --lr 1e-3")  # one report an epoch
     reported = re.findall(r"^epoch \d+ step .* pyxce/loss (\S+) .*", run.text(), re.MULTILINE)
     assert [f"{float(row['pyxce/loss']):.6g}" for row in run.rows] == reported
     assert len(set(reported)) == 3
 
 
-def test_tensorboard_has_the_terms_the_evaluation_and_the_grids(train: Any) -> None:
+def test_tensorboard_has_the_terms_the_evaluation_and_the_grids(train):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = train("--pyxce 1 --pxsgld 1 --n_epochs 1 --plot_uncond")
@@ -117,7 +111,7 @@ def test_tensorboard_has_the_terms_the_evaluation_and_the_grids(train: Any) -> N
     assert event.step == 5 and event.value == pytest.approx(float(run.last["test_loss"]), rel=1e-6)
 
 
-def test_a_name_and_a_seed_that_are_not_given_are_made_printed_and_recorded(train: Any) -> None:
+def test_a_name_and_a_seed_that_are_not_given_are_made_printed_and_recorded(train):
     words = re.sub("--seed 1", "", train.BASE).split() + ["--data_root", str(train.data)]
     words += ["--pyxce", "1", "--pxsgld", ".5", "--max_steps", "1"]
     words += ["--log_dir", str(train.root / "x")]
@@ -128,10 +122,7 @@ def test_a_name_and_a_seed_that_are_not_given_are_made_printed_and_recorded(trai
     assert seeds[0] != seeds[1] and all(f"seed {s}" in r.out for s, r in zip(seeds, runs, strict=1))
 
 
-# Evaluation
-
-
-def test_valid_and_test_are_not_mixed_up(train: Any, tmp_path: Path) -> None:
+def test_valid_and_test_are_not_mixed_up(train, tmp_path):
     path = tmp_path / "cifar10.npz"
     train.write_images(path)
     arrays = dict(np.load(path))
@@ -153,9 +144,7 @@ def test_valid_and_test_are_not_mixed_up(train: Any, tmp_path: Path) -> None:
     assert float(run.last["valid_acc"]) > 0.3 > float(run.last["test_acc"])
 
 
-def test_the_best_checkpoint_has_the_first_highest_validation_accuracy(
-    train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_checkpoint_has_the_first_highest_validation_accuracy(train, monkeypatch):
     accuracies = iter([(0.2, 0.9), (0.6, 0.1), (0.4, 0.95), (0.6, 0.99)])
 
     def evaluate(_: Any) -> dict:
@@ -169,7 +158,7 @@ def test_the_best_checkpoint_has_the_first_highest_validation_accuracy(
     assert run.state()["progress"]["best_valid"] == 0.6
 
 
-def test_without_validation_or_test_images_columns_stay_empty(train: Any, tmp_path: Path) -> None:
+def test_without_validation_or_test_images_columns_stay_empty(train, tmp_path):
     run = train("--pyxce 1 --max_steps 2 --n_valid 0")
     assert run.last["valid_acc"] == run.last["valid_loss"] == "" != run.last["test_acc"]
     assert "best_valid_ckpt.pt" not in run.files and "last_ckpt.pt" in run.files
@@ -178,7 +167,7 @@ def test_without_validation_or_test_images_columns_stay_empty(train: Any, tmp_pa
     assert run.last["test_acc"] == run.last["test_loss"] == "" != run.last["valid_acc"]
 
 
-def test_pictures_and_evaluation_do_not_disturb_a_run(train: Any) -> None:
+def test_pictures_and_evaluation_do_not_disturb_a_run(train):
     words = f"{train.ALL} --n_epochs 2 --dropout_rate .1 --norm batch"
     plain = train(f"{words} --eval_every 2")
     plots = "--plot_uncond 1 --plot_cond 1 --plot_contrast 1 --plot_every 1"
@@ -187,32 +176,8 @@ def test_pictures_and_evaluation_do_not_disturb_a_run(train: Any) -> None:
     assert train.same(a, b) and plain.steady[1] == pictures.steady[1]
 
 
-# Variants
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "{all} --norm instance --contrast_score eq13 --smoothing .1",
-        "{all} --norm layer --queue_init random --no-contrast_normalize",
-        "--pxycontrast 1 --pxcontrast 1 --contrast_style simclr --optimizer sgd",
-        "{all} --uncond --plot_uncond --plot_cond --plot_contrast --class_cond_p_x_sample",
-        "{all} --chain_start class_gaussian --labels_per_class 1 --n_valid 20 --plot_cond",
-        "{all} --augment_px none --px_batch_size 7 --norm batch --bn_chains running --amp bf16",
-    ],
-)
-def test_a_variant_trains(flags: str, train: Any) -> None:
-    run = train(f"{flags.format(all=train.ALL)} --max_steps 3")
-    assert run.code == 0 and not run.err
-    filled = {name: text for name, text in run.last.items() if text}
-    assert all(math.isfinite(float(text)) for text in filled.values()) and len(filled) >= 12
-    assert all(t.isfinite().all() for t in run.state()["model_state_dict"].values())
-
-
 @pytest.mark.parametrize("kind", ["gaussian", "class_gaussian"])
-def test_a_start_is_fitted_to_the_training_images_and_the_labels_that_may_be_used(
-    kind: str, train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_start_is_fitted_to_what_may_be_used(kind, train, monkeypatch):
     """Not to those that are held out; with --labels_per_class 1 two of the three have no label."""
     given: list[Any] = []
     monkeypatch.setattr(losses.GaussianStart, "fit", lambda _, *what: given.append(what))
@@ -228,15 +193,7 @@ def test_a_start_is_fitted_to_the_training_images_and_the_labels_that_may_be_use
         assert torch.equal(labels[labels >= 0], brightness[labels >= 0])
 
 
-def test_clf_only_trains_class_output_alone(train: Any) -> None:
-    run = train("--pyxce 1 --pxsgld 1 --clf_only --max_steps 3 --norm batch --lr .1")
-    running = {name for name in moved(run) if "running" in name or "num_batches" in name}
-    assert moved(run) - running == {"class_output.weight", "class_output.bias"}
-
-
-def test_with_few_labels_only_these_labels_are_shown(
-    train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_few_labels_only_these_labels_are_shown(train, monkeypatch):
     seen, whole = [], losses.Step.forward
     monkeypatch.setattr(
         losses.Step, "forward", lambda *args: seen.append(args[1:4]) or whole(*args)
@@ -248,9 +205,6 @@ def test_with_few_labels_only_these_labels_are_shown(
     assert len({f"{image.mean():.2f}" for _, _, images in seen for image in images}) > 10
 
 
-# Divergence
-
-
 @pytest.mark.parametrize(
     "flags",
     [
@@ -259,9 +213,7 @@ def test_with_few_labels_only_these_labels_are_shown(
         "{all} --lr 1e9 --n_epochs 2 --norm batch",
     ],
 )
-def test_a_diverging_run_says_so_in_one_line_and_keeps_the_last_good_state(
-    flags: str, train: Any
-) -> None:
+def test_a_diverging_run_says_so_in_one_line_and_keeps_the_last_good_state(flags, train):
     run = train(flags.format(all=train.ALL))
     (line,), state = run.err, run.state()
     told = re.match(r"train_wrn.py: diverged at step (\d+) \(loss ", line)
@@ -274,10 +226,7 @@ def test_a_diverging_run_says_so_in_one_line_and_keeps_the_last_good_state(
     assert all(tensor.isfinite().all() for tensor in tensors)
 
 
-# On real images
-
-
-def test_hdge_learns_the_digits(train: Any) -> None:
+def test_hdge_learns_the_digits(train):
     run = train(
         "--dataset digits --pyxce 1 --pxycontrast 1 --contrast_k 1280 --batch_size 32 "
         "--n_valid 137 --norm batch --lr 3e-3 --max_steps 60 --print_every 40"
@@ -286,7 +235,7 @@ def test_hdge_learns_the_digits(train: Any) -> None:
     assert float(run.last["test_acc"]) > 0.6 and float(run.last["valid_acc"]) > 0.6
 
 
-def test_the_program_itself_trains(train: Any, tmp_path: Path) -> None:
+def test_the_program_itself_trains(train, tmp_path):
     words = [*train.BASE.split(), "--data_root", str(train.data), "--log_dir", str(tmp_path)]
     command = [sys.executable, "train_wrn.py", *words, "--id", "run", "--pyxce", "1"]
     run = subprocess.run([*command, "--max_steps", "2"], cwd=ROOT, capture_output=True, text=True)
