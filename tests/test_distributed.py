@@ -24,7 +24,7 @@ from runs.checkpoint import CheckpointError, save_checkpoint
 from runs.cli import TORCHRUN
 from runs.names import SCORES
 from tests import pair as two
-from tests.conftest import Ran
+from tests.conftest import Ran, Trainer
 from training import divergence, flags
 from training.build import build_run, replicate
 from training.divergence import Guard
@@ -147,12 +147,7 @@ def test_gradients_are_reduced_once_however_many_steps_a_chain_has(pair):
 
 # ------------------------------------------------------------------------------------------ runs
 
-RUN = (
-    "--dataset cifar10 --depth 10 --width 1 --batch_size 4 --sgld_batch_size 4 --n_steps 1 "
-    "--buffer_size 40 --contrast_k 80 --n_valid 40 --device cpu --seed 1 --print_every 2 "
-    "--pyxce 1 --pxycontrast 1 --pxcontrast 1 --pxsgld 1 --pxysgld 1 --dropout_rate .1 "
-    "--norm batch"
-)  # 20 training images: 5 steps an epoch
+RUN = f"{Trainer.BASE} {Trainer.ALL} --contrast_k 80 --dropout_rate .1 --norm batch"
 
 
 @pytest.fixture
