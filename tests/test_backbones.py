@@ -38,19 +38,6 @@ def test_flops_are_two_for_each_multiply_add_of_a_convolution():
     assert forward_flops(build(depth=10, width=1, num_classes=7)) == by_hand
 
 
-def test_channels_last_goes_through_to_the_last_map_and_changes_no_value():
-    net = WideResNet(10, 2)
-    x = torch.randn(2, 3, 32, 32)
-    expected = net(x)
-    seen: list[bool] = []
-    net.layer3.register_forward_hook(
-        lambda _, __, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
-    )
-    net = net.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(net(x.to(memory_format=torch.channels_last)), expected)
-    assert seen == [True]
-
-
 def test_the_in_place_activation_leaves_the_gradient_right():
     for norm in NORMS:
         net = WideResNet(10, 1, norm=norm, dropout_rate=0.0).double().eval()

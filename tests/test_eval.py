@@ -256,16 +256,6 @@ def test_attack_at_radius_0_is_the_clean_accuracy(answers, ask):
     assert (record["distance"], record["steps"], record["restarts"]) == ("Linf", 2, 1)
 
 
-def test_attack_through_the_refinement(ask):
-    flags = "--eval attack --eps 0 .1 --distance L2 --n_steps_pgd_attack 2 --max_images 4 "
-    flags += "--n_steps_refine 2 --n_dup_chains 2 --n_restarts 2"
-    full = ask(flags).json("attack")
-    assert (full["n_steps_refine"], full["refine_sigma"], full["restarts"]) == (2, 0, 2)
-    identity = ask(flags + " --refine_gradient identity --random_init").json("attack")
-    assert identity["refine_gradient"] == "identity" and identity["random_init"] is True
-    assert "not finite" in ask(flags + " --refine_sigma 3e38").refusal  # it reaches the network
-
-
 @pytest.mark.parametrize("name", ["test_clf", "eval_ece", "OOD", "logp_hist", "attack"])
 def test_several_checkpoints_side_by_side(name, ask, answers):
     more = FLAGS[name]

@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -226,27 +225,6 @@ def test_a_run_waits_for_the_one_that_it_starts_from(jobs):
     fails["--id simclr-s1"] = 2
     assert run("table1_ood", scale="small", n=1) == 1
     assert "simclr-linear-s1" not in trained(ran)
-
-
-def test_a_job_that_ends_makes_room_for_one_that_can_run(tmp_path, monkeypatch):
-    """ce takes as long as hdge does not run: of two jobs, neither jem, which needs ce, nor alpha0,
-    which has ended, may keep hdge's place."""
-    hdge = threading.Event()
-
-    def in_process(words: list[str], log: Path, device: int | None) -> int:
-        where = log.with_suffix("")
-        if where.name == "ce-s1":
-            assert hdge.wait(20), "hdge was never started"
-        if where.name == "hdge-s1":
-            hdge.set()
-        where.mkdir(parents=True)
-        leave(words, where, 0)
-        log.touch()
-        return 0
-
-    monkeypatch.setattr(experiments, "in_process", in_process)
-    jobs = [rows.Train(name, 1) for name in ("ce", "alpha0", "jem", "hdge")]
-    assert experiments.Runner(tmp_path, "small", 2).run(jobs) == 0
 
 
 @pytest.mark.parametrize(("scale", "n", "judge"), [("small", 9, "ce-s1"), ("half", 8, "ce-s9")])

@@ -232,14 +232,6 @@ def test_the_papers_numbers_are_kept_away_from_what_they_are_not_about(make):
         assert "they have no numbers for such a run" in page
 
 
-@pytest.mark.parametrize("method", ["supcon", None])
-def test_a_baseline_is_named_by_its_method(make, method):
-    found = read(make({}, pyxce=0.0, pxycontrast=0.0, method=method))
-    assert f"a-run {method or 'Terms unknown'} · cifar10" in found.strip
-    assert f"none of the terms that this page knows: {method or 'Terms unknown'}." in found.text
-    assert "L =" not in found.text and "paper (WRN-28-10)" not in found.text
-
-
 def test_without_evaluations_the_page_says_how_to_make_them(make):
     run = make({}, data_root="some where")
     (run / "last_ckpt.pt").touch()

@@ -620,20 +620,6 @@ def test_a_claim_needs_two_sides_and_a_diverged_one_is_told():
     assert "HDGE + JEM samples better than JEM" in unjudged
 
 
-@pytest.mark.parametrize(
-    ("names", "best"),
-    [
-        ("ce-s1's-1000 inception-100 inception-5000 own-50 own", "inception-5000"),
-        ("inception-5000 inception", "inception"),
-        ("ce-s1's-20 own ce-s1's-1000 own-100", "ce-s1's-1000"),
-        ("own own-1000", ""),
-    ],
-)
-def test_the_claim_about_samples_is_judged_by_the_best_features_in_common(names, best):
-    found = seed_with(**{f"fid/{name}": 1.0 for name in names.split()})
-    assert claims.common("fid/", [found, found]) == f"fid/{best}"
-
-
 def test_gradients_are_means_over_the_epochs_that_were_measured(tmp_path):
     head = "epoch,step,seconds,images_per_s,loss,pyxce/gradient,pxycontrast/gradient"
     for seed in (1, 2):
