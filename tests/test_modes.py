@@ -1,7 +1,5 @@
 """A model borrowed for a while comes back as it was."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 
 import pytest
@@ -17,8 +15,6 @@ from models import (
     sampling_mode,
     scoring_mode,
 )
-
-Mode = Callable[[nn.Module], AbstractContextManager[None]]
 
 
 def mixed() -> EnergyClassifier:

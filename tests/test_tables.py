@@ -25,7 +25,6 @@ SOME = {name: tables.TABLES[name] for name in ("table1_ood", "table6_negatives",
 HOSTILE = 'a|b <script>alert("1")</script> & 5% $x_1^2$ {y} ~\\ #'
 CONTRAST: dict[str, Any] = {"pxycontrast": 1.0, "contrast_style": "queue"}
 SVHN, CELEBA, ACCURACY = "auroc/px/svhn", "auroc/px/celeba", "accuracy/cifar10"
-Capsys = pytest.CaptureFixture[str]
 
 
 def fake_run(
