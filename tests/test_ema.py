@@ -186,7 +186,7 @@ def test_an_exported_card_tells_no_number_of_the_raw_weights(trained, ask, tmp_p
         record = record.json("test_clf")
         (place / "test_clf.json").write_text(json.dumps({**record, "accuracy": accuracy}))
     state = {**trained.state(), "environment": trained.settings["environment"]}
-    text = export.card(state, last, record["checkpoint_sha256"])
+    text, _ = export.card(state, last, record["checkpoint_sha256"])
     assert re.search(r"12\.5|0?\.125", text) and not re.search(r"87\.5|0?\.875", text)
 
 

@@ -94,8 +94,9 @@ def test_reports_need_no_torch():
 
 
 STARTED = """
-import runpy, sys
+import os, runpy, sys
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))  # as Python does
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as stop:
