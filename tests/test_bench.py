@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import flags, measure
+from benchmarks import flags, measure, report
 from benchmarks.flags import PROJECT, STRAIGHT, STRAIGHT_TF32
 from scripts import bench
 from tests.pair import refusal
@@ -43,6 +43,7 @@ def test_every_step_is_timed_beside_the_straightforward_one(measured):
         rate = row["flop"] / row["seconds"]
         assert row["share"] == pytest.approx(rate / found["peaks"][row["format"]])
         assert 0 < row["low"] <= row["seconds"] <= row["high"] and row["turns"] == 2
+    assert "busy" in report.markdown({**found, "load": 2.0})  # its times are no results
 
 
 def bench_of(words: str) -> measure.Bench:

@@ -221,14 +221,6 @@ def test_resume_by_log_dir_and_id(train, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_finished_run_goes_on_with_more_epochs(train):
-    run = train("--pyxce 1 --n_epochs 1")
-    assert train.resumed(run, "--n_epochs", "3").code == 0
-    assert [row["epoch"] for row in run.rows] == ["0", "1", "2"] and run.settings["n_epochs"] == 3
-    seconds = [float(row["seconds"]) for row in run.rows]
-    assert seconds == sorted(seconds) and all(float(row["images_per_s"]) > 1 for row in run.rows)
-
-
 def test_flags_given_on_resume_win_and_are_recorded(train):
     run = train("--pyxce 1 --pxycontrast 1 --pxsgld 1 --contrast_k 80 --max_steps 5")
     given = {"lr": 0.02, "pyxce": 3.0, "print_every": 1, "weight_decay": 10.0, "sigma": 1.0}
