@@ -5,23 +5,13 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from runs.files import file_sha256, plain, read_json
 from runs.folder import SETTINGS
 from runs.shared import weights_file
-from scripts.rows import ADVERSARIAL, CONTRASTIVE, FLOW, PROBE, TABLES, question_words
-
-# The module that has each program's flags, as `build_parser`.
-FLAGS = {
-    "train_wrn.py": "training.flags",
-    CONTRASTIVE: "baselines.train_contrastive",
-    ADVERSARIAL: "baselines.train_adversarial",
-    FLOW: "baselines.train_flow",
-    PROBE: "baselines.linear_probe",
-}
+from scripts.rows import TABLES, question_words
 
 Settings = Mapping[str, Any]
 JUDGE = re.compile(r"ce-s[0-9]+")  # the run whose features compare samples
@@ -52,6 +42,12 @@ def finished(run: Path) -> bool:
         return False
 
 
+def flags_of(program: str) -> Any:
+    """Return the module that has the program's flags, as `build_parser`."""
+    own = program.removesuffix(".py").replace("/", ".")
+    return importlib.import_module("training.flags" if program == "train_wrn.py" else own)
+
+
 def other_recipe(run: Path, words: Sequence[str], *, every: bool = False) -> str | None:
     """Return the first setting that differs from the run's, "--lr 0.02, but the run has 0.002", or
     None. `every`: flags that the command leaves out count, too, at their defaults."""
@@ -66,8 +62,7 @@ def other_recipe(run: Path, words: Sequence[str], *, every: bool = False) -> str
         asked = {**DEFAULTS, **gist(vars(flags.parse(words[1:])[0]))}
         names = sorted(asked | recorded)
     else:
-        parser = importlib.import_module(FLAGS[words[0]]).build_parser()
-        asked = vars(parser.parse_args(words[1:]))
+        asked = vars(flags_of(words[0]).build_parser().parse_args(words[1:]))
         given = [word.removeprefix("--").removeprefix("no-") for word in words if word[:2] == "--"]
         names = [name for name in (*given, *DEFAULTS) if name in asked and name in recorded]
     for name in names:
@@ -141,15 +136,7 @@ def asks(wanted: Mapping[str, Sequence[Settings]]) -> Callable[[str, Settings], 
 
 def sha256(path: Path) -> str:
     """Return the sha256 of the file, or of an exported folder's weights; "" if there is none."""
-    file = weights_file(path)
     try:
-        state = file.stat()
-        return sha256_of(file, state.st_mtime_ns, state.st_size)
+        return file_sha256(weights_file(path))
     except OSError:
         return ""
-
-
-@cache
-def sha256_of(path: Path, changed: int, size: int) -> str:
-    """Return the sha256 of a file, which is read again only when it has changed."""
-    return file_sha256(path)

@@ -66,7 +66,6 @@ from scripts.rows import (  # noqa: E402
     ask_command,
     folder,
     needs,
-    overlay,
     rows_at,
     train_command,
 )
@@ -173,7 +172,7 @@ class Runner:
         return False
 
     def train(self, job: Train | Point) -> None:
-        run = folder(self.root, self.scale, job)
+        run = folder(self.root, self.scale, job.name, job.seed)
         if not all(self.done[start] for start in needs(self.scale, job)):
             raise Failed(f"{run.name}: what it starts from has failed")
         words = train_command(self.root, self.scale, job)
@@ -209,10 +208,10 @@ class Runner:
         if not there or not all(others):
             raise Failed
         words = ask_command(self.root, self.scale, job, there)
-        place = folder(self.root, self.scale, there[0]) / "eval"
+        place = folder(self.root, self.scale, there[0].name, there[0].seed) / "eval"
         what = f"{place.parent.name} eval"
         if job.place is not None:
-            place = overlay(self.root, self.scale, job.place, there[0].seed)
+            place = folder(self.root, self.scale, job.place, there[0].seed)
             what = place.name
         if answered(place, words):
             print_line(f"{what}: {job.question.split()[0]} answered already", sys.stdout)
@@ -321,7 +320,7 @@ def plan(table: Table, root: Path, scale: str, seeds: Sequence[int]) -> Iterator
             yield from with_needs(job)
         for place, question, rows in table.overlays:
             every = [Train(row, seed) for row in rows]
-            shown = [run for run in every if run in runs or finished(folder(root, scale, run))]
+            shown = [run for run in every if run in runs or finished(folder(root, scale, *run))]
             if set(shown) & set(runs):
                 yield from with_needs(Ask(question, tuple(shown), place))
 
@@ -446,7 +445,8 @@ def sweep(argv: Sequence[str]) -> int:
     try:
         with alone(args.root, flag="--root", program="experiments.py"):
             code = Runner(args.root, "", n, args.gpus).run(points)
-            there = [run for point in points if holds_run(run := folder(args.root, "", point))]
+            places = [folder(args.root, "", point.name, point.seed) for point in points]
+            there = list(filter(holds_run, places))
             if there and code != INTERRUPTED:
                 print_line(compare(there, None).rstrip("\n"), sys.stdout)
             return code

@@ -387,22 +387,18 @@ def needs(scale: str, job: Job) -> list[Train]:
     return []
 
 
-def folder(root: Path, scale: str, run: Train | Point) -> Path:
-    return root / scale / f"{run.name}-s{run.seed}"
-
-
-def overlay(root: Path, scale: str, place: str, seed: int) -> Path:
-    """Return the folder of an answer about several models of one seed."""
-    return root / scale / f"{place}-s{seed}"
+def folder(root: Path, scale: str, name: str, seed: int) -> Path:
+    """Return the folder of a run, or of an answer about several models of one seed."""
+    return root / scale / f"{name}-s{seed}"
 
 
 def checkpoint(root: Path, scale: str, run: Train) -> str:
-    return str(folder(root, scale, run) / "last_ckpt.pt")
+    return str(folder(root, scale, run.name, run.seed) / "last_ckpt.pt")
 
 
 def train_command(root: Path, scale: str, run: Train | Point) -> list[str]:
     """Return the words after the interpreter's that train a run from its beginning."""
-    place = folder(root, scale, run)
+    place = folder(root, scale, run.name, run.seed)
     where = ["--log_dir", str(place.parent), "--id", place.name]
     if isinstance(run, Point):
         return ["train_wrn.py", *run.flags, "--seed", str(run.seed), *where]
@@ -465,5 +461,5 @@ def ask_command(root: Path, scale: str, job: Ask, there: Sequence[Train] = ()) -
     words = [checkpoint(root, scale, judge(scale)) if word == REFERENCE else word for word in words]
     if job.place is None:
         return words
-    place = overlay(root, scale, job.place, runs[0].seed)
+    place = folder(root, scale, job.place, runs[0].seed)
     return [*words, "--labels", *(run.name for run in runs), "--log_dir", str(place)]

@@ -72,7 +72,7 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
         name, seed = match["name"], int(match["seed"])
         if scale in rows.JUDGES and (name, seed) == rows.judge(scale):
             continue  # no row: it was trained to compare samples
-        places = [rows.overlay(root, scale, place, seed) for place in overlays]
+        places = [rows.folder(root, scale, place, seed) for place in overlays]
         try:
             record = records.seed_record(run, places, done.asks(wanted.get(name, {})))
             found.setdefault(name, {})[seed] = record

@@ -1,7 +1,6 @@
 """The rows of the tables: every command parses, nothing is done twice, what failed is said."""
 
 import argparse
-import importlib
 import json
 import os
 import re
@@ -38,7 +37,7 @@ def parse(words: list[str]) -> Any:
         return flags.parse(arguments)[0]
     if program == "eval_wrn_ebm.py":
         return questions.parse(arguments)[0]
-    own = importlib.import_module(done.FLAGS[program])
+    own = done.flags_of(program)
     assert (ROOT / program).is_file()
     return baseline_flags.parse(arguments, own.build_parser, own.check)[0]
 
