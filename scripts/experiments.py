@@ -46,29 +46,8 @@ from runs.cli import (  # noqa: E402
 from runs.files import alone  # noqa: E402
 from runs.folder import LAST, PREVIOUS, holds_run  # noqa: E402
 from runs.screen import print_line  # noqa: E402
-from scripts.done import (  # noqa: E402
-    answered,
-    finished,
-    other_recipe,
-    read_object,
-)
-from scripts.rows import (  # noqa: E402
-    EXPERIMENTS,
-    JUDGES,
-    PROBE,
-    SCALES,
-    TABLES,
-    Ask,
-    Job,
-    Point,
-    Table,
-    Train,
-    ask_command,
-    folder,
-    needs,
-    rows_at,
-    train_command,
-)
+from scripts import done, rows  # noqa: E402
+from scripts.rows import Ask, Job, Point, Table, Train  # noqa: E402
 
 # Programs are forked from a process that has imported what takes seconds to import.
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -139,7 +118,7 @@ class Runner:
             try:
                 while waiting or running:
                     ready = [
-                        job for job in waiting if self.done.keys() >= {*needs(self.scale, job)}
+                        job for job in waiting if self.done.keys() >= {*rows.needs(self.scale, job)}
                     ]
                     for job in ready[: self.jobs - len(running)]:
                         waiting.remove(job)
@@ -172,16 +151,16 @@ class Runner:
         return False
 
     def train(self, job: Train | Point) -> None:
-        run = folder(self.root, self.scale, job.name, job.seed)
-        if not all(self.done[start] for start in needs(self.scale, job)):
+        run = rows.folder(self.root, self.scale, job.name, job.seed)
+        if not all(self.done[start] for start in rows.needs(self.scale, job)):
             raise Failed(f"{run.name}: what it starts from has failed")
-        words = train_command(self.root, self.scale, job)
-        other = other_recipe(run, words, every=isinstance(job, Point))
+        words = rows.train_command(self.root, self.scale, job)
+        other = done.other_recipe(run, words, every=isinstance(job, Point))
         if other is not None:
             raise Failed(
                 f"{run.name}: the recipe has {other}: move {run} away, or give another --root"
             )
-        if finished(run):
+        if done.finished(run):
             print_line(f"{run.name}: trained already", sys.stdout)
             return
         if (run / "diverged.txt").exists():
@@ -189,8 +168,8 @@ class Runner:
                 f"{run.name}: diverged ({run / 'diverged.txt'}): the same seed would again; give "
                 "another seed, or change the recipe and remove the folder"
             )
-        if any((run / n).exists() for n in (LAST, PREVIOUS)) and words[0] != PROBE:
-            steps = (read_object(run / "variant.json") or {}).get("max_steps")
+        if any((run / n).exists() for n in (LAST, PREVIOUS)) and words[0] != rows.PROBE:
+            steps = (done.read_object(run / "variant.json") or {}).get("max_steps")
             limit = ["--max_steps", str(steps)] if steps else []  # --resume forgets it
             words = [words[0], "--resume", str(run), *limit]
         elif run.exists():
@@ -204,16 +183,16 @@ class Runner:
     def ask(self, job: Ask) -> None:
         """Ask about those of the models that are trained."""
         there = [run for run in job.runs if self.done[run]]
-        others = [self.done[need] for need in needs(self.scale, job) if need not in job.runs]
+        others = [self.done[need] for need in rows.needs(self.scale, job) if need not in job.runs]
         if not there or not all(others):
             raise Failed
-        words = ask_command(self.root, self.scale, job, there)
-        place = folder(self.root, self.scale, there[0].name, there[0].seed) / "eval"
+        words = rows.ask_command(self.root, self.scale, job, there)
+        place = rows.folder(self.root, self.scale, there[0].name, there[0].seed) / "eval"
         what = f"{place.parent.name} eval"
         if job.place is not None:
-            place = folder(self.root, self.scale, job.place, there[0].seed)
+            place = rows.folder(self.root, self.scale, job.place, there[0].seed)
             what = place.name
-        if answered(place, words):
+        if done.answered(place, words):
             print_line(f"{what}: {job.question.split()[0]} answered already", sys.stdout)
             return
         code, error = self.call(words, place, f"{self.numbered(job)} {what}")
@@ -275,30 +254,30 @@ def said(code: int, error: str, where: Path) -> str:
     return f"{ended}: {error.strip() or f'see {log_of(where)}'}"
 
 
-def only(name: str, scale: str, rows: Sequence[str] = ()) -> Table:
-    """Return the table with the rows that the scale has and, unless `rows` is empty, that are in
-    `rows`. Raises UsageError if no row is left."""
-    table = TABLES[name]
-    there = rows_at(scale, table.rows)
+def only(name: str, scale: str, asked: Sequence[str] = ()) -> Table:
+    """Return the table with the rows that the scale has and, unless `asked` is empty, that are
+    asked for. Raises UsageError if no row is left."""
+    table = rows.TABLES[name]
+    there = rows.rows_at(scale, table.rows)
     if not there:
-        scales = " or ".join(each for each in SCALES if rows_at(each, table.rows))
+        scales = " or ".join(each for each in rows.SCALES if rows.rows_at(each, table.rows))
         raise UsageError(f"--scale {scale} has no rows of {name}: use {scales}")
-    chosen = tuple(row for row in there if not rows or row in rows)
+    chosen = tuple(row for row in there if not asked or row in asked)
     if not chosen:
         raise UsageError(
-            f"--rows {' '.join(rows)}: {name} has none of them at scale {scale}: use some of "
+            f"--rows {' '.join(asked)}: {name} has none of them at scale {scale}: use some of "
             f"{', '.join(there)}"
         )
-    overlays = tuple((place, q, rows_at(scale, names)) for place, q, names in table.overlays)
+    overlays = tuple((place, q, rows.rows_at(scale, names)) for place, q, names in table.overlays)
     return Table(chosen, table.questions, overlays)
 
 
 def check_seeds(scale: str, seeds: Sequence[int]) -> None:
     """Raise UsageError for the seed of a network that judges samples and is no row."""
-    if JUDGES.get(scale) in seeds:
+    if rows.JUDGES.get(scale) in seeds:
         raise UsageError(
-            f"--seeds {JUDGES[scale]}: cross-entropy of that seed judges samples at scale {scale}: "
-            "give others"
+            f"--seeds {rows.JUDGES[scale]}: cross-entropy of that seed judges samples at scale "
+            f"{scale}: give others"
         )
 
 
@@ -307,7 +286,7 @@ def plan(table: Table, root: Path, scale: str, seeds: Sequence[int]) -> Iterator
     overlay shows the rows that were trained before beside those that are chosen."""
 
     def with_needs(job: Job) -> Iterator[Job]:
-        for first in needs(scale, job):
+        for first in rows.needs(scale, job):
             yield from with_needs(first)
         yield job
 
@@ -318,9 +297,10 @@ def plan(table: Table, root: Path, scale: str, seeds: Sequence[int]) -> Iterator
             *(Ask(question, (run,)) for question in table.questions for run in runs),
         ]:
             yield from with_needs(job)
-        for place, question, rows in table.overlays:
-            every = [Train(row, seed) for row in rows]
-            shown = [run for run in every if run in runs or finished(folder(root, scale, *run))]
+        for place, question, names in table.overlays:
+            every = [Train(name, seed) for name in names]
+            there = {run for run in every if done.finished(rows.folder(root, scale, *run))}
+            shown = [run for run in every if run in runs or run in there]
             if set(shown) & set(runs):
                 yield from with_needs(Ask(question, tuple(shown), place))
 
@@ -333,7 +313,7 @@ def show(tables: dict[str, Table], root: Path, scale: str, seeds: Sequence[int])
         for job in plan(table, root, scale, seeds):
             if job not in shown:
                 shown.add(job)
-                command = ask_command if isinstance(job, Ask) else train_command
+                command = rows.ask_command if isinstance(job, Ask) else rows.train_command
                 print_line(f"python {shlex.join(command(root, scale, job))}", sys.stdout)
 
 
@@ -341,14 +321,16 @@ def cost(name: str, scale: str) -> str:
     """Return what a table, or all, takes at a scale: jobs a seed and, by the FLOPs that its script
     tells and the speed of a step of HDGE on this machine, hours of training a seed."""
     tables = [
-        each for each in TABLES if name in (each, "all") and rows_at(scale, TABLES[each].rows)
+        each
+        for each, table in rows.TABLES.items()
+        if name in (each, "all") and rows.rows_at(scale, table.rows)
     ]
     jobs = {job for each in tables for job in plan(only(each, scale), Path(), scale, [1])}
     text = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
     told = re.search(rf"^#   {scale}  ([\d.]+) ([EP])FLOP", text, re.MULTILINE)
     if told is None:
         return f"SCALE={scale}: {len(jobs)} jobs, minutes"
-    words = [sys.executable, *train_command(Path(), scale, Train("hdge", 1)), "--dry_run"]
+    words = [sys.executable, *rows.train_command(Path(), scale, Train("hdge", 1)), "--dry_run"]
     ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     speed = dict(
         re.findall(r"^(training step|time a step) +([\d.,e+-]+)", ran.stdout, re.MULTILINE)
@@ -366,12 +348,12 @@ def build_parser() -> Parser:
     add("action", choices=("run", "show", "cost"),
         help="run what is not done yet, show the commands, or say what each scale takes on this "
         "machine for a seed; `sweep --help` is about runs of your own")  # fmt: skip
-    add("tables", nargs="+", choices=(*TABLES, "all"), metavar="TABLE",
-        help="one or several of " + ", ".join(TABLES)
+    add("tables", nargs="+", choices=(*rows.TABLES, "all"), metavar="TABLE",
+        help="one or several of " + ", ".join(rows.TABLES)
         + "; all: those that the scale has rows of")  # fmt: skip
-    add("--scale", choices=tuple(SCALES), default="paper",
-        help=f"one of {', '.join(SCALES)} (default: %(default)s)")  # fmt: skip
-    add("--rows", nargs="+", choices=tuple(EXPERIMENTS), default=[], metavar="EXPERIMENT",
+    add("--scale", choices=tuple(rows.SCALES), default="paper",
+        help=f"one of {', '.join(rows.SCALES)} (default: %(default)s)")  # fmt: skip
+    add("--rows", nargs="+", choices=tuple(rows.EXPERIMENTS), default=[], metavar="EXPERIMENT",
         help="only these rows of the tables, such as ce jem hdge (default: all)")  # fmt: skip
     add("--root", type=Path, default=Path("save/tables"), metavar="FOLDER",
         help="runs are in <root>/<scale>/<experiment>-s<seed> (default: %(default)s)")  # fmt: skip
@@ -430,7 +412,7 @@ def parse_sweep(argv: Sequence[str]) -> tuple[Namespace, list[Point]]:
         for value, seed in product(dict.fromkeys(values), dict.fromkeys(args.seeds))
     ]
     for point in points:
-        flags.parse(train_command(args.root, "", point)[1:])
+        flags.parse(rows.train_command(args.root, "", point)[1:])
     return args, points
 
 
@@ -445,7 +427,7 @@ def sweep(argv: Sequence[str]) -> int:
     try:
         with alone(args.root, flag="--root", program="experiments.py"):
             code = Runner(args.root, "", n, args.gpus).run(points)
-            places = [folder(args.root, "", point.name, point.seed) for point in points]
+            places = [rows.folder(args.root, "", point.name, point.seed) for point in points]
             there = list(filter(holds_run, places))
             if there and code != INTERRUPTED:
                 print_line(compare(there, None).rstrip("\n"), sys.stdout)
@@ -462,14 +444,14 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.action == "cost":
         for name in args.tables:
-            listed = [*TABLES] if name == "all" else [name]
-            for scale in SCALES:
-                if any(rows_at(scale, TABLES[each].rows) for each in listed):
+            listed = [*rows.TABLES] if name == "all" else [name]
+            for scale in rows.SCALES:
+                if any(rows.rows_at(scale, rows.TABLES[each].rows) for each in listed):
                     print_line(f"{name}: {cost(name, scale)}", sys.stdout)
         return 0
     names = list(dict.fromkeys(args.tables))
     if "all" in names:
-        names = [name for name, table in TABLES.items() if rows_at(args.scale, table.rows)]
+        names = [n for n, table in rows.TABLES.items() if rows.rows_at(args.scale, table.rows)]
     root = args.root.expanduser().resolve()  # programs run in the repository's folder
     n = max(args.jobs, len(args.gpus))
     try:

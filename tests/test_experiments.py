@@ -498,8 +498,8 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from scripts import experiments
 here = Path(__file__).parent
-experiments.train_command = lambda *_: [str(here / "sleeper.py")]
-experiments.other_recipe, experiments.GRACE = (lambda *_, **__: None), 1.0
+experiments.rows.train_command = lambda *_: [str(here / "sleeper.py")]
+experiments.done.other_recipe, experiments.GRACE = (lambda *_, **__: None), 1.0
 if __name__ == "__main__":
     sys.exit(experiments.main(["run", "figure5_negatives", "--root", str(here / "runs")]))
 """
