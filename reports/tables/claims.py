@@ -9,25 +9,16 @@ from dataclasses import dataclass
 
 from scipy.stats import ttest_ind
 
-from reports.tables import DECLARED
+from reports.tables import DECLARED, table
 from reports.tables.about import NOT_RUN
 from reports.tables.formats import value_text
 from reports.tables.records import Record, finished_seeds
-from reports.tables.table import (
-    NO_DATA,
-    NOT_ASKED,
-    OTHER_FEATURES,
-    Number,
-    keys_of,
-    mean_of,
-    measured,
-    value_of,
-)
 from reports.tables.titles import digits, features_and_count, full_title, natural
 
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted", "undecided"
 CLAIMS: Mapping[str, Sequence[tuple[str, str, str, str, Sequence[str]]]] = DECLARED["claims"]
-OPEN = (NOT_RUN, NOT_ASKED, NO_DATA, OTHER_FEATURES)  # a diverged run will have no number
+# A diverged run will have no number.
+OPEN = (NOT_RUN, table.NOT_ASKED, table.NO_DATA, table.OTHER_FEATURES)
 LEVEL = 0.05  # of the claims of a table and scale together
 MARGINS = {"auroc": 0.02, "robust": 1.0}  # of no difference; the second in points
 
@@ -41,7 +32,7 @@ class Test:
     key: str  # the measure's, or the first of several whose mean it is
     title: str
     names: tuple[str, str]
-    sides: tuple[Number, Number]
+    sides: tuple[table.Number, table.Number]
     values: tuple[tuple[float, ...], ...] = ()
 
     @property
@@ -102,12 +93,12 @@ def compared(
     names = [known(name, records) for name in (first, second)]
     found = [records.get(name) for name in names]
     keys = [common(key, found) for key in keys]
-    in_both = [k for k in keys if all(measured(r, k).mean is not None for r in found)]
+    in_both = [k for k in keys if all(table.measured(r, k).mean is not None for r in found)]
     values = tuple(per_seed(record, in_both) for record in found) if in_both else ()
     if all(values) and values:
-        sides = [mean_of(each) for each in values]
+        sides = [table.mean_of(each) for each in values]
     else:
-        values, sides = (), [measured(record, keys[0]) for record in found]
+        values, sides = (), [table.measured(record, keys[0]) for record in found]
         if any(side.state in OPEN or "unfinished" in side.state for side in sides):
             return text
     shown = [
@@ -121,7 +112,7 @@ def compared(
 def per_seed(record: Record | None, keys: Sequence[str]) -> tuple[float, ...]:
     """Return of each finished seed that has all of the columns their mean."""
     seeds = finished_seeds(record).values() if record else ()
-    rows = [[value_of(seed, key) for key in keys] for seed in seeds]
+    rows = [[table.value_of(seed, key) for key in keys] for seed in seeds]
     return tuple(
         statistics.fmean(v for v in row if v is not None) for row in rows if None not in row
     )
@@ -206,7 +197,7 @@ def common(key: str, records: Sequence[Record | None]) -> str:
         features, n = features_and_count(found.removeprefix(key))
         return features == "inception", math.inf if n is None else n
 
-    both = set.intersection(*(keys_of(record) if record else set() for record in records))
+    both = set.intersection(*(table.keys_of(record) if record else set() for record in records))
     found = [k for k in sorted(both) if k.startswith(key) and not k.startswith(f"{key}own")]
     return max(found, key=rank, default=key)
 
@@ -217,11 +208,11 @@ def gradient_rows(records: Mapping[str, Record]) -> list[list[str]]:
     return [
         [name, key.partition("/")[2]]
         + [
-            value_text(measured(record, of), 3) if of in found else "-"
+            value_text(table.measured(record, of), 3) if of in found else "-"
             for of in (key, key.replace("gradient/", "cosine/"))
         ]
         for name, record in records.items()
-        for found in [keys_of(record)]
+        for found in [table.keys_of(record)]
         for key in sorted(found, key=natural)
         if key.startswith("gradient/")
     ]

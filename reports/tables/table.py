@@ -9,17 +9,7 @@ from typing import Any
 
 from reports.page.markup import number
 from reports.page.paper import PUBLISHED, image_size
-from reports.tables import DECLARED, TABLES
-from reports.tables.about import (
-    COLUMNS,
-    NOT_RUN,
-    QUOTED,
-    UNKNOWN,
-    about,
-    dataset,
-    shown_name,
-    states,
-)
+from reports.tables import DECLARED, TABLES, about
 from reports.tables.protocols import check_protocols
 from reports.tables.records import Record, finished_seeds
 from reports.tables.titles import OF_SAMPLES, PERCENT, natural, set_title
@@ -79,7 +69,7 @@ def build(
     notes = [DECLARED["notes"].get(note, note) for note in declared["notes"]]
     notes += check_protocols(f"--results: {name} at scale {scale}", used, prefixes)
     seeds = [seed for record in used.values() for seed in record["seeds"].values()]
-    other_sets = {dataset(seed) for seed in seeds} - {UNKNOWN}
+    other_sets = {about.dataset(seed) for seed in seeds} - {about.UNKNOWN}
     other_sets = set() if other_sets & {"cifar10", "cifar100"} else other_sets
     other_sizes = {image_size(seed["settings"]) for seed in seeds} - {IMAGE_SIZE}
     left_out = "the paper's numbers are about {} and are left out."
@@ -105,9 +95,9 @@ def build(
             lines = [(experiment,) for experiment in own]
         for line in lines:
             found = [used.get(experiment) for experiment in line]
-            texts = [about(scale, record) for record in found] or [{"runs": QUOTED}]
+            texts = [about.about(scale, record) for record in found] or [{"runs": about.QUOTED}]
             numbers = {key: cell(key, Number(*printed.get(key, [])), found) for key in keys}
-            shown = shown_name(model, found[0]) if found else model
+            shown = about.shown_name(model, found[0]) if found else model
             if used and not printed and line and not any(found):
                 not_run.append(shown)  # a row without any number
             else:
@@ -119,7 +109,7 @@ def build(
 
 def joint(texts: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Say where the row of CIFAR-100, the second text, was made differently."""
-    found = {key: [text.get(key, "-") for text in texts] for key in COLUMNS}
+    found = {key: [text.get(key, "-") for text in texts] for key in about.COLUMNS}
     return {
         key: "; CIFAR-100: ".join(dict.fromkeys(each))
         for key, each in found.items()
@@ -130,7 +120,7 @@ def joint(texts: Sequence[Mapping[str, str]]) -> dict[str, str]:
 def cell(key: str, paper: Number, records: Sequence[Record | None]) -> Number:
     """Return the mean over seeds beside the paper's number; of two records one is CIFAR-100's."""
     if not records:
-        return replace(paper, state="" if paper.paper is None else QUOTED)
+        return replace(paper, state="" if paper.paper is None else about.QUOTED)
     ours = measured(records[key.endswith("/cifar100") and len(records) > 1], key)
     return replace(ours, paper=paper.paper, paper_std=paper.paper_std)
 
@@ -138,10 +128,10 @@ def cell(key: str, paper: Number, records: Sequence[Record | None]) -> Number:
 def measured(record: Record | None, key: str) -> Number:
     """Return the mean over the finished seeds that have the number, or why there is none."""
     if record is None or not record["seeds"]:
-        return Number(state=NOT_RUN)
+        return Number(state=about.NOT_RUN)
     seeds = list(finished_seeds(record).values())
     if not seeds:
-        return Number(state=states(record))
+        return Number(state=about.states(record))
     found = [(value, seed) for seed in seeds if (value := value_of(seed, key)) is not None]
     values = [value for value, _ in found]
     if key == "ms_per_step" and len({each for _, seed in found for each in seed["devices"]}) > 1:
