@@ -10,7 +10,6 @@ again, it is the same bytes.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from itertools import product
@@ -24,8 +23,6 @@ from runs.cli import Parser, UsageError  # noqa: E402
 from runs.screen import print_line  # noqa: E402
 from scripts import done, rows  # noqa: E402
 from scripts.rows import SCALES, TABLES  # noqa: E402
-
-SEED = re.compile(r"(?P<name>.+)-s(?P<seed>[0-9]+)")
 
 
 def build_parser() -> Parser:
@@ -66,16 +63,15 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
     wanted = done.asked_settings(scale)
     found: dict[str, dict[int, records.Record]] = {}
     for run in sorted(folder.iterdir()) if folder.is_dir() else []:
-        match = SEED.fullmatch(run.name)
-        if match is None or match["name"] not in rows.EXPERIMENTS or not run.is_dir():
+        name, _, seed = run.name.rpartition("-s")
+        if name not in rows.EXPERIMENTS or not seed.isdecimal() or not run.is_dir():
             continue
-        name, seed = match["name"], int(match["seed"])
-        if scale in rows.JUDGES and (name, seed) == rows.judge(scale):
+        if scale in rows.JUDGES and (name, int(seed)) == rows.judge(scale):
             continue  # no row: it was trained to compare samples
-        places = [rows.folder(root, scale, place, seed) for place in overlays]
+        places = [rows.folder(root, scale, place, int(seed)) for place in overlays]
         try:
             record = records.seed_record(run, places, done.asks(wanted.get(name, {})))
-            found.setdefault(name, {})[seed] = record
+            found.setdefault(name, {})[int(seed)] = record
         except NoRun:
             continue  # stopped before it wrote its settings
     if not found:

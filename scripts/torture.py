@@ -127,9 +127,9 @@ class Runs:
         path = self.place / f"{name}.out"
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
-    def disturbed(self, name: str, seed: int, disturb: Callable[[Any, float], None]) -> bool:
+    def disturbed(self, name: str, seed: int, disturb: Callable[[Any, float, str], None]) -> bool:
         """Disturb a run ten times, each time resumed, and let it end; return whether it ends with
-        the undisturbed run's bits. `disturb`: of the process, and the seconds that a run takes."""
+        the undisturbed run's bits. `disturb`: of process, seconds that a run takes, and name."""
         began, resume = time.monotonic(), ["--resume", str(self.place / name), "--max_steps", "300"]
         assert self.run("whole", self.words(f"whole{seed}", seed)) == 0, self.said("whole")
         took = time.monotonic() - began
@@ -137,7 +137,7 @@ class Runs:
         for _ in range(10):
             (self.place / f"{name}.out").unlink()
             process = self.start(name, resume)
-            disturb(process, took)
+            disturb(process, took, name)
             process.join(60)
         self.run(name, resume)
         return equal(left(self.place / f"whole{seed}"), left(self.place / name))
@@ -173,20 +173,18 @@ def equal(a: Any, b: Any) -> bool:
 def kills(runs: Runs, rounds: int) -> Counts:
     """Kill each run at random moments."""
     count: Counter[str] = Counter()
-    for seed in range(rounds):
-        name = f"killed{seed}"
 
-        def kill(process: Any, took: float, name: str = name) -> None:
-            process.join(runs.random.uniform(0.02, 0.2) * took)
-            count["killed"] += process.is_alive()
-            process.kill()
-            process.join()
-            found = [runs.place / name / file for file in (LAST, PREVIOUS)]
-            count["loaded"] += sum(map(loads, found))
+    def kill(process: Any, took: float, name: str) -> None:
+        process.join(runs.random.uniform(0.02, 0.2) * took)
+        count["killed"] += process.is_alive()
+        process.kill()
+        process.join()
+        found = [runs.place / name / file for file in (LAST, PREVIOUS)]
+        count["loaded"] += sum(map(loads, found))
 
-        count["same"] += runs.disturbed(name, seed, kill)
+    same = sum(runs.disturbed(f"killed{seed}", seed, kill) for seed in range(rounds))
     return [
-        (count["same"], rounds, SAME),
+        (same, rounds, SAME),
         (count["loaded"], 20 * rounds, f"checkpoints load, {count['killed']} SIGKILLs met a run"),
     ]
 
@@ -204,24 +202,23 @@ def signals(runs: Runs, rounds: int) -> Counts:
     """Send SIGTERM and SIGINT at random moments."""
     count: Counter[str] = Counter()
     of = math.ceil(rounds * 3 / 10)
-    for seed in range(100, 100 + of):
-        name = f"signalled{seed}"
 
-        def send(process: Any, took: float, name: str = name) -> None:
-            while process.is_alive() and "steps done" not in runs.said(name):
-                time.sleep(0.02)  # its last line before the first step
-            process.join(runs.random.uniform(0, 0.08 * took))
-            if process.is_alive():
-                number = runs.random.choice((signal.SIGTERM, signal.SIGINT))
-                os.kill(process.pid, number)
-                process.join(60)
-                finished = process.exitcode == 0 and "stopped by --max_steps" in runs.said(name)
-                count["right"] += finished or process.exitcode == 128 + number
+    def send(process: Any, took: float, name: str) -> None:
+        while process.is_alive() and "steps done" not in runs.said(name):
+            time.sleep(0.02)  # its last line before the first step
+        process.join(runs.random.uniform(0, 0.08 * took))
+        if process.is_alive():
+            number = runs.random.choice((signal.SIGTERM, signal.SIGINT))
+            os.kill(process.pid, number)
+            process.join(60)
+            finished = process.exitcode == 0 and "stopped by --max_steps" in runs.said(name)
+            count["right"] += finished or process.exitcode == 128 + number
 
-        count["same"] += runs.disturbed(name, seed, send)
+    seeds = range(100, 100 + of)
+    same = sum(runs.disturbed(f"signalled{seed}", seed, send) for seed in seeds)
     return [
         (count["right"], 10 * of, "signals with the right exit code"),
-        (count["same"], of, SAME),
+        (same, of, SAME),
     ]
 
 
