@@ -12,35 +12,14 @@ import data
 TRIES = 10  # boxes drawn an image before its whole is taken, as in torchvision
 GREY = (0.2989, 0.587, 0.114)  # weights of red, green, blue, as in torchvision
 _VIEWS = 2  # a stream of the seed that orders of epochs (0) and evaluation noise (1) do not use
-
-
-@dataclass(frozen=True)
-class Strength:
-    """The randomness of a view; the defaults are SupContrast's (Khosla et al. 2020) for CIFAR.
-
-    area: smallest and largest part of the image that is cut out; ratio: of its width to height.
-    jitter: largest change of brightness, contrast, saturation (factors 1 +- it) and hue (turns).
-    p_jitter, p_grey: probabilities, per image.
-    """
-
-    area: tuple[float, float] = (0.2, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    p_jitter: float = 0.8
-    p_grey: float = 0.2
-
-
-SUPCONTRAST = Strength()
+# SupContrast's randomness (Khosla et al. 2020) for CIFAR.
+AREA, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)  # smallest and largest: of the image, width to height
+JITTER = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation: factors 1 +- it; hue: turns
+P_JITTER, P_GREY = 0.8, 0.2  # per image
 
 
 def random_view(
-    images: Tensor,
-    index: Tensor,
-    *,
-    flip: bool,
-    sigma: float,
-    generator: torch.Generator,
-    strength: Strength = SUPCONTRAST,
+    images: Tensor, index: Tensor, *, flip: bool, sigma: float, generator: torch.Generator
 ) -> Tensor:
     """Make a view of each chosen image: random resized crop, mirror (p = 1/2), colour jitter, grey,
     and N(0, sigma^2) noise like that of every other input.
@@ -52,17 +31,17 @@ def random_view(
     """
     n, device = len(index), images.device
     x = images[index].permute(0, 3, 1, 2).float() / 255  # (n, 3, H, W) in [0, 1]
-    left, top, width, height = random_boxes(n, strength, generator)
+    left, top, width, height = random_boxes(n, generator)
     mirrored = _rand(generator, n) < 0.5 if flip else torch.zeros(n, device=device).bool()
     x = crop(x, left, top, width, height, mirrored)
 
-    change = (2 * _rand(generator, n, 4) - 1) * (_rand(generator, n, 1) < strength.p_jitter)
-    brightness, contrast, saturation, hue = strength.jitter
+    change = (2 * _rand(generator, n, 4) - 1) * (_rand(generator, n, 1) < P_JITTER)
+    brightness, contrast, saturation, hue = JITTER
     x = adjust_brightness(x, 1 + brightness * change[:, 0])
     x = adjust_contrast(x, 1 + contrast * change[:, 1])
     x = adjust_saturation(x, 1 + saturation * change[:, 2])
     x = adjust_hue(x, hue * change[:, 3])
-    turned_grey = _rand(generator, n) < strength.p_grey
+    turned_grey = _rand(generator, n) < P_GREY
     x = torch.where(turned_grey[:, None, None, None], grey(x), x)
     x = (2 * x - 1).to(memory_format=torch.channels_last)
     if sigma > 0:
@@ -70,14 +49,12 @@ def random_view(
     return x
 
 
-def random_boxes(
-    n: int, strength: Strength, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def random_boxes(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw left, top, width and height (n,) of boxes in the image, as parts of its side.
 
     The area is uniform, the ratio log-uniform; of ten boxes the first that fits, else the whole.
     """
-    (low, high), (narrow, wide) = strength.area, strength.ratio
+    (low, high), (narrow, wide) = AREA, RATIO
     area = low + (high - low) * _rand(generator, n, TRIES)
     span = math.log(wide) - math.log(narrow)
     ratio = torch.exp(math.log(narrow) + span * _rand(generator, n, TRIES))
@@ -159,18 +136,15 @@ class ViewBatches:
     seed: int
     sigma: float
     flip: bool
-    _order: tuple[int, Tensor] | None = None  # epoch, indices in its order
 
     def __post_init__(self) -> None:
         self.steps_per_epoch = data.steps_per_epoch(len(self.index), self.batch_size)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         epoch, place = divmod(step, self.steps_per_epoch)
-        device = self.index.device
-        if self._order is None or self._order[0] != epoch:
-            order = data.epoch_order(len(self.index), seed=self.seed, epoch=epoch, device=device)
-            self._order = epoch, self.index[order]
-        chosen = self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
+        device, n = self.index.device, self.batch_size
+        order = data.epoch_order(len(self.index), seed=self.seed, epoch=epoch, device=device)
+        chosen = self.index[order[place * n : (place + 1) * n]]
         both = random_view(
             self.train.images,
             chosen.repeat(2),

@@ -21,15 +21,21 @@ def noise_images(n: int) -> torch.Tensor:
     return torch.from_numpy(random.randint(0, 256, (n, 32, 32, 3)).astype(np.uint8))
 
 
-STILL = views.Strength(area=(1, 1), ratio=(1, 1), jitter=(0, 0, 0, 0), p_grey=0)
+WHOLE = {"AREA": (1, 1), "RATIO": (1, 1)}
+STILL = {**WHOLE, "JITTER": (0, 0, 0, 0), "P_GREY": 0}
 
 
-def view(images: torch.Tensor, index: Any, seed: int = 0, **given: Any) -> torch.Tensor:
+def view(
+    images: torch.Tensor, index: Any, seed: int = 0, strength: Any = None, **given: Any
+) -> torch.Tensor:
     """Views of the images with these numbers, or of the first image so many times."""
     index = torch.zeros(index, dtype=torch.long) if isinstance(index, int) else torch.tensor(index)
-    return views.random_view(
-        images, index, generator=generator(seed), **{"flip": False, "sigma": 0.0, **given}
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (strength or {}).items():
+            patch.setattr(views, name, value)
+        return views.random_view(
+            images, index, generator=generator(seed), **{"flip": False, "sigma": 0.0, **given}
+        )
 
 
 def test_no_strength_is_the_image_with_noise_and_range_is_kept():
@@ -62,7 +68,7 @@ def test_views_of_one_image_differ_and_the_seed_decides():
 
 def test_grey_and_jitter_are_as_likely_as_said():
     images = noise_images(1)
-    found = view(images, 1000, strength=views.Strength(area=(1, 1), ratio=(1, 1)))
+    found = view(images, 1000, strength=WHOLE)
     grey = (found.amax(1) - found.amin(1)).amax((1, 2)) < 1e-5
     untouched = (found - data.to_float(images)).abs().amax((1, 2, 3)) < 1e-4
     assert 150 < int(grey.sum()) < 250  # p = .2
@@ -70,7 +76,7 @@ def test_grey_and_jitter_are_as_likely_as_said():
 
 
 def test_boxes_lie_in_the_image_and_have_the_area_and_ratio():
-    left, top, width, height = views.random_boxes(4000, views.SUPCONTRAST, generator())
+    left, top, width, height = views.random_boxes(4000, generator())
     assert min(left.min(), top.min()) >= 0
     assert max((left + width).max(), (top + height).max()) <= 1 + 1e-6
     area, ratio = width * height, width / height
@@ -87,9 +93,10 @@ def test_boxes_lie_in_the_image_and_have_the_area_and_ratio():
     assert torch.allclose(ours.std(0), theirs.std(0), atol=0.015)
 
 
-def test_nothing_fits_takes_the_whole():
-    strength = views.Strength(area=(1, 1), ratio=(2, 2.1))
-    left, top, width, height = views.random_boxes(5, strength, generator())
+def test_nothing_fits_takes_the_whole(monkeypatch):
+    monkeypatch.setattr(views, "AREA", (1, 1))
+    monkeypatch.setattr(views, "RATIO", (2, 2.1))
+    left, top, width, height = views.random_boxes(5, generator())
     assert left.tolist() == top.tolist() == [0] * 5 and width.tolist() == height.tolist() == [1] * 5
 
 
