@@ -102,31 +102,26 @@ class Features(NamedTuple):
 
 
 @torch.no_grad()
-def features_of(model: models.EnergyClassifier, batches: Any) -> Features:
-    """Compute the features in eval mode, and restore the mode."""
-    with models.eval_mode(model):
-        parts = [(model.features(images), labels) for images, labels in batches]
-    x, y = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Features(x, y)
-
-
 def features_of_splits(
     model: models.EnergyClassifier, dataset: data.DataSet, s: Namespace
 ) -> dict[str, Features]:
-    """Return the features of "train", and of "valid" and "test" where there are images.
-
-    Images have noise of width --sigma.
+    """Return the features of "train", and of "valid" and "test" where there are images, in eval
+    mode; images have noise of width --sigma. The model's mode is restored.
 
     Raises DataError for an --n_valid that leaves no image.
     """
     index, splits = held_out(s, dataset)
     index = index.to(dataset.train.images.device)
 
-    def plain(split: data.Split, seed: int = 0) -> Any:
-        return data.evaluation_batches(split, batch_size=BATCH, sigma=s.sigma, seed=seed)
+    def features(split: data.Split, seed: int = 0) -> Features:
+        batches = data.evaluation_batches(split, batch_size=BATCH, sigma=s.sigma, seed=seed)
+        parts = [(model.features(images), labels) for images, labels in batches]
+        x, y = (torch.cat(part) for part in zip(*parts, strict=True))
+        return Features(x, y)
 
-    found = {"train": features_of(model, plain(dataset.train.take(index), TRAIN_NOISE))}
-    return found | {name: features_of(model, plain(split)) for name, split in splits.items()}
+    with models.eval_mode(model):
+        found = {"train": features(dataset.train.take(index), TRAIN_NOISE)}
+        return found | {name: features(split) for name, split in splits.items()}
 
 
 def fitted_heads(

@@ -68,11 +68,7 @@ PUBLISHED_SAMPLES = 50_000  # a FID of fewer samples is another quantity
 Asked = Callable[[str, Mapping[str, Any]], bool]
 
 
-def seed_record(
-    folder: Path,
-    places: Sequence[Path] = (),
-    asked: Asked | None = None,
-) -> Record:
+def seed_record(folder: Path, places: Sequence[Path] = (), asked: Asked | None = None) -> Record:
     """Return the record of one run, with the answers in its eval/ and in `places`.
 
     asked: see `answers_of`. Raises reports.page.run.NoRun where the folder holds no run.
