@@ -38,34 +38,22 @@ def check_protocols(
             for question, key, value in asked(seed, prefixes):
                 rows = facts.setdefault(question, {}).setdefault(key, {}).setdefault(value, [])
                 rows += [name] * (name not in rows)
-    versions = {  # of both distances of an attack the same
-        note: None
-        for question, found in sorted(facts.items())
-        for note in check_version(place, question.partition("/")[0], found.pop("version", {}))
-    }
-    return [*images_of(facts), *versions, *differing(facts)]
-
-
-def images_of(facts: Facts) -> list[str]:
-    """Say how many images each question was about."""
-    questions: dict[str, list[str]] = {}  # with the same numbers
+    images: dict[str, list[str]] = {}  # how many -> the questions that were about as many
+    versions, differing = dict[str, None](), list[str]()
     for question, found in sorted(facts.items()):
+        name = question.partition("/")[0]  # of both distances of an attack the same
+        versions |= dict.fromkeys(check_version(place, name, found.pop("version", {})))
         counts = [
             f"{key.removeprefix(IMAGES)} {' or '.join(f'{n:,}' for n in sorted(numbers))}"
             for key, numbers in sorted(found.items())
             if key.startswith(IMAGES)
         ]
-        questions.setdefault(", ".join(counts), []).append(question)
-    return [f"Images ({', '.join(names)}): {text}." for text, names in questions.items() if text]
-
-
-def differing(facts: Facts) -> list[str]:
-    """Say which questions not all rows were asked alike."""
-    notes = []
-    for question, found in sorted(facts.items()):
+        images.setdefault(", ".join(counts), []).append(question)
         told = [f"{key} {listed(rows)}" for key, rows in sorted(found.items()) if len(rows) > 1]
-        notes += [f"Not all rows were asked {question} alike ({'; '.join(told)})."] if told else []
-    return notes
+        if told:
+            differing.append(f"Not all rows were asked {question} alike ({'; '.join(told)}).")
+    asked_about = [f"Images ({', '.join(of)}): {text}." for text, of in images.items() if text]
+    return [*asked_about, *versions, *differing]
 
 
 def check_sizes(place: str, records: Mapping[str, Record]) -> None:
