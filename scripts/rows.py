@@ -407,7 +407,7 @@ def train_command(root: Path, scale: str, run: Train | Point) -> list[str]:
     if experiment.program != PROBE:  # which is deterministic, and its network is the start's
         words += ["--dataset", STAND_IN.get(scale, experiment.dataset), *experiment.flags.split()]
         # What diverges is told, not healed: a restart would change the setting.
-        words = [*last_wins(words), "--max_restarts", "0"]
+        words = [*chain.from_iterable(by_flag(words).values()), "--max_restarts", "0"]
     for start in needs(scale, run):
         words += ["--load_path", checkpoint(root, scale, start)]
     if experiment.program != PROBE:
@@ -415,13 +415,8 @@ def train_command(root: Path, scale: str, run: Train | Point) -> list[str]:
     return [experiment.program, *words, *where]
 
 
-def last_wins(words: Sequence[str]) -> list[str]:
-    """Keep of a flag that is given several times the last alone, as a parser reads it."""
-    return list(chain.from_iterable(by_flag(words).values()))
-
-
 def by_flag(words: Sequence[str]) -> dict[str, list[str]]:
-    """Return each flag's words, those of the last where there are several."""
+    """Return each flag's words, of several times the last alone, as a parser reads them."""
     flags: dict[str, list[str]] = {}
     for word in words:
         if word.startswith("--"):

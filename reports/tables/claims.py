@@ -102,7 +102,7 @@ def compared(
         if any(side.state in OPEN or "unfinished" in side.state for side in sides):
             return text
     shown = [
-        f"{name}, from {other}" if other in starts_of(record) else name
+        f"{name}, from {other}" if record and other in starts_of(record) else name
         for name, other, record in zip(names, reversed(names), found, strict=True)
     ]
     measure = (keys[0], title_of(in_both or keys[:1]))
@@ -118,10 +118,9 @@ def per_seed(record: Record | None, keys: Sequence[str]) -> tuple[float, ...]:
     )
 
 
-def starts_of(record: Record | None) -> set[str]:
+def starts_of(record: Record) -> set[str]:
     """Return the experiments from whose checkpoints the runs went on."""
-    seeds = record["seeds"].values() if record else ()
-    return {(seed.get("start") or "").rpartition("-s")[0] for seed in seeds}
+    return {(seed.get("start") or "").rpartition("-s")[0] for seed in record["seeds"].values()}
 
 
 def title_of(keys: Sequence[str]) -> str:

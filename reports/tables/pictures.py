@@ -110,7 +110,9 @@ def _panel(axes: Any, key: str, lines: Sequence[Row]) -> None:
     else:
         axes.locator_params(axis="x", nbins=4)
     axes.set_title(textwrap.fill(column_title(key), 22))
-    axes.set_yticks(range(len(lines)), [_short(line.model) for line in lines])
+    names = [line.model for line in lines]
+    short = [n if len(n) <= 50 else n[:49] + "\N{HORIZONTAL ELLIPSIS}" for n in names]
+    axes.set_yticks(range(len(lines)), short)
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.grid(alpha=0.3)
     axes.margins(x=0.12)
@@ -187,10 +189,6 @@ def _figure(
 ) -> tuple[Figure, Any]:
     figure = new_figure(width, height, w_pad=0.08, h_pad=0.06)
     return figure, figure.subplots(rows, columns, squeeze=False, **more)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 50 else name[:49] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 # ----------------------------------------------------------------- the evaluations' own pictures
