@@ -103,12 +103,12 @@ def complete(b: Namespace, preset: str) -> Namespace:
     return found
 
 
-def step_settings(b: Namespace, terms: str, classes: int, **changes: Any) -> Namespace:
+def step_settings(b: Namespace, terms: str, classes: int) -> Namespace:
     """Return the settings of train_wrn.py for such a step. Raises UsageError."""
     s = training.build_parser().parse_args(TERMS[terms].split())
     for name in ("depth", "width", "batch_size", "n_steps", "contrast_k", "amp", "compile", "seed"):
         setattr(s, name, getattr(b, name))
-    vars(s).update(lr=LR, queue_init="random", **changes)
+    vars(s).update(lr=LR, queue_init="random")
     s.sgld_batch_size = s.batch_size
     s.n_steps = -(-s.n_steps // 4) if terms == STABLE else s.n_steps
     s.buffer_size = -(-s.buffer_size // classes) * classes

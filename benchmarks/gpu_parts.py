@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.autograd import DeviceType
@@ -36,30 +36,17 @@ from training.machine import choose_device, environment
 Row = dict[str, Any]
 
 
-class Case(NamedTuple):
-    """A training step: its terms and classes, how many times the preset's batch, flags of the
-    machine, and whether the straightforward step is timed beside it."""
-
-    name: str
-    terms: str
-    classes: int = 10
-    batches: int = 1
-    amp: str = "auto"
-    compile: str = "off"
-    beside: bool = False
-
-
 COMPILED, GRAPH = "compiled", "CUDA graph of a step"
-CASES = (
-    Case("CE", "CE"),
-    Case("HDGE", "HDGE", beside=True),
-    Case("HDGE", "HDGE", classes=100, beside=True),
-    Case("JEM", "JEM", beside=True),
-    Case(flags.STABLE, flags.STABLE),
-    Case("HDGE+JEM", "HDGE+JEM"),
-    Case("HDGE, batch x 4", "HDGE", batches=4),
-    Case("HDGE, without bf16", "HDGE", amp="off"),
-    Case(f"HDGE, {COMPILED}", "HDGE", compile="on"),
+CASES = (  # a training step's name, and the flags of scripts/bench.py that make it
+    ("CE", "--terms CE"),
+    ("HDGE", "--terms HDGE --straightforward"),
+    ("HDGE", "--terms HDGE --straightforward --classes 100"),
+    ("JEM", "--terms JEM --straightforward"),
+    (flags.STABLE, f"--terms {flags.STABLE}"),
+    ("HDGE+JEM", "--terms HDGE+JEM"),
+    ("HDGE, batch x 4", "--terms HDGE --batch_size 256"),
+    ("HDGE, without bf16", "--terms HDGE --amp off"),
+    (f"HDGE, {COMPILED}", "--terms HDGE --compile on"),
 )
 WAYS = ("as in training", GRAPH, COMPILED)  # to run a chain
 PROFILED = ("HDGE", "JEM")
@@ -128,12 +115,14 @@ class Part:
                 left_out[what] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             self.save(**found)
 
-    def bench(self, **changes: Any) -> measure.Bench:
-        """Return the benchmark of its preset for a GPU, or of a small network to rehearse."""
+    def bench(self, words: str = "") -> measure.Bench:
+        """Return the benchmark of these flags and its preset for a GPU, or of a small network to
+        rehearse; of one step without the straightforward one, and not compiled."""
         preset = "quick" if self.g.rehearse else "gpu"
-        b = flags.parse(["--preset", preset, "--device", self.device.type])
-        vars(b).update({"compile": "off", **({"workers": 0} if self.g.rehearse else {}), **changes})
-        return measure.Bench(flags.complete(b, preset), self.device)
+        own = f"--preset {preset} --device {self.device.type} --no-straightforward --compile off"
+        own += " --workers 0" * self.g.rehearse
+        return measure.Bench(flags.complete(flags.parse([*own.split(), *words.split()]), preset),
+                             self.device)  # fmt: skip
 
 
 def run(name: str, part: Part) -> None:
@@ -172,27 +161,25 @@ def steps(part: Part) -> None:
     ways = [way for way in WAYS if way != GRAPH or part.device.type == "cuda"]
     work: list[tuple[str, str, Callable[[], list[Row]]]] = [
         *(
-            ("steps", f"{case.name}, C = {case.classes}", partial(case_rows, part, case, rates))
-            for case in CASES
+            ("steps", f"{name} ({words})", partial(step_rows, part, name, words, rates))
+            for name, words in CASES
         ),
         *(("chain", way, partial(chain_rows, part, way)) for way in ways),
     ]
     part.work_off(sorted(work, key=lambda item: COMPILED in item[1]))
 
 
-def case_rows(part: Part, case: Case, rates: dict[str, float]) -> list[Row]:
+def step_rows(part: Part, name: str, words: str, rates: dict[str, float]) -> list[Row]:
     """Return the rows of a step and, of those asked for, its straightforward twin."""
-    bench = part.bench(straightforward=case.beside, amp=case.amp, compile=case.compile)
+    bench = part.bench(words)
     bench.rates = rates
-    size, first = case.batches * bench.b.batch_size, case.compile == "on"
-    return measure.step_rows(
-        bench, case.terms, case.classes, name=case.name, first=first, batch_size=size
-    )
+    found = measure.step_rows(bench, bench.b.terms[0], bench.b.classes[0])
+    return [{**row, "terms": name} for row in found]
 
 
 def chain_rows(part: Part, way: str) -> list[Row]:
     """Return the row of a chain that is run in one of WAYS: its first and its median seconds."""
-    bench = part.bench(compile="on" if way == COMPILED else "off")
+    bench = part.bench("--compile on" * (way == COMPILED))
     s = flags.step_settings(bench.b, "JEM", 10)
     x = torch.rand(s.sgld_batch_size, 3, 32, 32, device=part.device) * 2 - 1
     x = x.contiguous(memory_format=torch.channels_last)
@@ -237,7 +224,7 @@ def captured(
 def profile(part: Part) -> None:
     """Measure for a step of HDGE and of JEM: the kernels that take most time, the share of the time
     in which the GPU is idle, and how often the host waits."""
-    bench = part.bench(straightforward=False)
+    bench = part.bench()
 
     def rows(terms: str) -> list[Row]:
         with measure.contenders(bench, terms, 10) as (_, found):

@@ -107,11 +107,11 @@ class Bench:
 
 @contextmanager
 def contenders(
-    bench: Bench, terms: str, classes: int, *, both: bool = False, **changes: Any
+    bench: Bench, terms: str, classes: int, *, both: bool = False
 ) -> Iterator[tuple[Namespace, dict[str, Contender]]]:
     """Yield the settings of the step, and by name the contenders that there is memory for. `both`:
     on a GPU the straightforward one in TF32, too."""
-    s = step_settings(bench.b, terms, classes, **changes)
+    s = step_settings(bench.b, terms, classes)
     found = {PROJECT: project(bench, s, classes)}
     if bench.b.straightforward and terms != STABLE and bench.room_for(s, classes):
         found[STRAIGHT] = plain(bench, s, classes)
@@ -320,19 +320,14 @@ def steps(bench: Bench) -> list[Row]:
     return rows
 
 
-def step_rows(
-    bench: Bench, terms: str, classes: int, *, name: str = "", first: bool = False, **more: Any
-) -> list[Row]:
-    """Return a row a contender: seconds, images/s, FLOP, share of the peak, memory.
-
-    name: of the step, unless its terms are; first: also the seconds of the project's first step,
-    with what is compiled for it; more: as of `contenders`.
-    """
-    rows = []
-    with contenders(bench, terms, classes, **more) as (s, found):
+def step_rows(bench: Bench, terms: str, classes: int, *, both: bool = False) -> list[Row]:
+    """Return a row a contender: seconds, images/s, FLOP, share of the peak, memory; of what is
+    compiled also the seconds of the first step. `both`: as of `contenders`."""
+    rows: list[Row] = []
+    with contenders(bench, terms, classes, both=both) as (s, found):
         calls = {label: contender.step for label, contender in found.items()}
-        named: Row = {"terms": name or terms, "classes": classes}
-        if first:
+        named: Row = {"terms": terms, "classes": classes}
+        if bench.b.compile == "on":
             started = clock()
             calls[PROJECT]()
             named["first"] = clock() - started

@@ -52,9 +52,9 @@ def bench_of(words: str) -> measure.Bench:
 
 def test_without_room_for_its_tensor_only_the_project_is_timed(monkeypatch):
     monkeypatch.setattr(measure, "free_memory", lambda device: 1e5)
-    bench = bench_of("--workers 0")
     for k, both in ((64, True), (4096, False)):
-        with measure.contenders(bench, "HDGE", 10, contrast_k=k) as (_, found):
+        bench = bench_of(f"--workers 0 --contrast_k {k}")
+        with measure.contenders(bench, "HDGE", 10) as (_, found):
             assert (STRAIGHT in found) is both
 
 
