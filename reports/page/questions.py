@@ -8,7 +8,7 @@ from typing import Any
 
 from reports.page.markup import number, plain
 from reports.page.paper import Paper, canonical
-from reports.page.run import Answer, Model, Run, items, mapping
+from reports.page.run import Answer, Model, Run, items
 from runs.names import SCORES
 
 Pictures = list[tuple[Path, str]]  # each with its caption
@@ -48,15 +48,6 @@ def ood_rows(answer: Answer, paper: Paper) -> list[dict[str, Any]]:
 
 def in_datasets(answer: Answer) -> str:
     return ", ".join(sorted({str(m.get("in_dataset")) for m in answer.models}))
-
-
-def histogram_rows(answer: Answer) -> list[tuple[Any, ...]]:
-    """Return (model, data set, its numbers, its quantiles)."""
-    rows = []
-    for label, model in zip(answer.labels, answer.models, strict=True):
-        for name, found in mapping(model.get("sets")).items():
-            rows.append((label, name, mapping(found), mapping(mapping(found).get("quantiles"))))
-    return rows
 
 
 def distance_of(answer: Answer) -> str:
