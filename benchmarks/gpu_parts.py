@@ -121,8 +121,8 @@ class Part:
         preset = "quick" if self.g.rehearse else "gpu"
         own = f"--preset {preset} --device {self.device.type} --no-straightforward --compile off"
         own += " --workers 0" * self.g.rehearse
-        return measure.Bench(flags.complete(flags.parse([*own.split(), *words.split()]), preset),
-                             self.device)  # fmt: skip
+        b = flags.parse([*own.split(), *words.split()])
+        return measure.Bench(flags.complete(b, preset), self.device)
 
 
 def run(name: str, part: Part) -> None:
