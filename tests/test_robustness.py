@@ -365,3 +365,16 @@ def test_autoattack_takes_the_refinement_and_needs_four_classes(quick_autoattack
     few: dict[str, Any] = {"eps": 0.1, "generator": generator_of()}
     with pytest.raises(UsageError, match="needs 4 classes or more and the model has 3"):
         AutoAttack("L2")(network(classes=3), images(2), torch.arange(2), **few)
+
+
+@pytest.mark.parametrize(
+    ("refine", "training"), [(None, True), ("full", True), ("identity", False)]
+)
+def test_an_attack_leaves_the_model_as_it_was(refine, training, model):
+    x, before = images(3), {n: value.clone() for n, value in model.state_dict().items()}
+    settings = SGLD | {"gradient": refine, "generator": generator_of()} if refine else {}
+    classify = classifier(model.train(training), **settings)
+    robust_accuracy(classify, [(2 * x - 1, answers(classify, x))], pgds("Linf", 2), [0.1])
+    assert all(module.training is training for module in model.modules())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
