@@ -19,6 +19,8 @@ from runs.cli import check_utf8
 from runs.names import FOLDER
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
+# With folders in them these are no classes, but parts under other names than train/ and test/.
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 Files = list[tuple[Path, int]]  # an image and its class
 
 
@@ -66,8 +68,8 @@ def in_order(split: Split) -> Split:
 def list_folder(path: Path, *, allow_empty: bool = False) -> Listing:
     """List classes in the order of their names, files in the order of their paths.
 
-    Raises DataError: no such folder, fewer than two classes, a class without images unless
-    `allow_empty`, classes that differ between train/ and test/.
+    Raises DataError: no such folder, fewer than two classes, splits by other names, a class without
+    images unless `allow_empty`, classes that differ between train/ and test/.
     """
     if not path.is_dir():
         raise _defect(path, "is not a folder" if path.exists() else "does not exist")
@@ -117,6 +119,8 @@ def _list_classes(
     folders = _folders(path)
     if len(folders) < 2:
         raise _defect(path, f"has {len(folders)} class folders, at least 2 are needed")
+    if {folder.name.lower() for folder in folders} <= SPLITS and any(map(_folders, folders)):
+        raise _defect(path, f"has no classes but {' and '.join(f.name for f in folders)}")
     for entry in _entries(path):
         if entry.name.startswith("."):
             left_out["hidden"] += 1

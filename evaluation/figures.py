@@ -65,7 +65,9 @@ def draw_histograms(models: Models, *, xlabel: str = "log q(x)") -> Figure:
             axes.set_ylim(0, axes.dataLim.ymax * 1.22)  # room for the number above the curves
             axes.text(0.02, 0.98, f"AUROC {auroc:.3f}", transform=axes.transAxes, va="top")
             if not m or lines > 1 or titles[m] != titles[m - 1]:
-                axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, borderpad=0)
+                above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
+                # All are named: of itself matplotlib leaves out names that begin with "_".
+                axes.legend(handles=axes.patches, borderaxespad=0.2, borderpad=0, **above)
             axes.locator_params(nbins=4)
             if p % columns == 0:
                 axes.set_ylabel("density")
@@ -123,7 +125,7 @@ def draw_robustness(models: Models, distance: str, title: str) -> Figure:
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(handles=axes.lines)  # also those whose name begins with "_"
     return figure
 
 
@@ -243,12 +245,14 @@ def save_grid(
 ) -> Tensor:
     """Write the grid as PNG, enlarged so that small images can be seen. Return the grid, which has
     no labels."""
+    from matplotlib import rc_context
     from PIL import Image
 
     picture = grid(images, columns)
     if row_labels and columns:
-        figure = draw_grids({"": images}, columns=columns, row_labels=row_labels)
-        figure.savefig(path, dpi=150, bbox_inches="tight")
+        with rc_context(STYLE):
+            figure = draw_grids({"": images}, columns=columns, row_labels=row_labels)
+            figure.savefig(path, dpi=150, bbox_inches="tight")
         return picture
     image = Image.fromarray(picture.numpy())
     image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)
@@ -265,8 +269,11 @@ def save_grids(
 ) -> list[Path]:
     """Write what `draw_grids` draws as PNG and PDF, `path` plus those suffixes; return both
     paths."""
-    figure = draw_grids(grids, columns=columns, row_labels=row_labels, column_labels=column_labels)
-    return save_twice(figure, path, bbox_inches="tight")
+    from matplotlib import rc_context
+
+    labels = {"row_labels": row_labels, "column_labels": column_labels}
+    with rc_context(STYLE):
+        return save_twice(draw_grids(grids, columns=columns, **labels), path, bbox_inches="tight")
 
 
 def draw_grids(
@@ -280,7 +287,8 @@ def draw_grids(
     left of the first grid, or none has; so have columns."""
     rows = math.ceil(max(map(len, grids.values())) / columns)
     inch = min(0.55, 7.5 / (columns * len(grids)))  # of an image; the whole fits a page
-    figure = new_figure((inch * columns + 0.1) * len(grids) + 0.6, inch * rows + 0.5)
+    room = 0.6 + 0.09 * max(map(len, row_labels), default=0)  # inches for the labels
+    figure = new_figure((inch * columns + 0.1) * len(grids) + room, inch * rows + 0.5)
     all_axes: Any = figure.subplots(1, len(grids), squeeze=False)
     for i, (name, images) in enumerate(grids.items()):
         axes = all_axes[0, i]

@@ -90,8 +90,9 @@ def add_question(parser: argparse.ArgumentParser) -> None:
 def add_data(parser: argparse.ArgumentParser) -> None:
     add = adder(parser, "data")
     add("--dataset NAME", None, None, "JEM", "the split that is asked about: cifar10, cifar100, "
-        "svhn, mnist, digits or folder:PATH, with _train, _valid or _test at the name's end; a "
-        "bare name is the test split; cifar_test, cifar100test and the like are understood",
+        "svhn, mnist, digits or folder:PATH, with _train, _valid or _test at the name's end, as in "
+        "folder_train:PATH; a bare name is the test split; cifar_test, cifar100test and the like "
+        "are understood",
         shown="the test split of what the model was trained on")
     add("--datasets NAME", None, None, "JEM", "logp_hist: the in-distribution set, in green, then "
         "the others, in red", nargs="+", shown="the test split and --ood_dataset all")

@@ -32,7 +32,9 @@ def build_parser() -> Parser:
     add("images", nargs="+", type=Path, metavar="IMAGE", help="a picture of any size and format")
     add("--top", type=COUNT, default=3, metavar="N", help="classes to name (default: %(default)s)")
     of_eval = {action.dest: action for action in flags.build_parser()._actions}
-    for name in ("dataset", "data_root", "device"):
+    add("--dataset", metavar="NAME", help="what the model was trained on, if its file does not "
+        "tell, as JEM's, or if the images are at another folder:PATH now")  # fmt: skip
+    for name in ("data_root", "device"):
         parser._add_action(of_eval[name])
     add("--threads", **THREADS)
     return parser
@@ -73,6 +75,8 @@ def main(argv: Sequence[str]) -> int:
         except data.DataError as error:
             raise UsageError(f"IMAGE: {error.said}") from None
         context = Context(s, None, device)  # type: ignore[arg-type]  # it writes no files
+        if s.dataset is not None:
+            context.own_set(model, "leave it out")
         try:
             found = context.images(data.split_name(context.known(model), "valid"), model)
             known = scores(model.network, context.batches(found, model), ["px"])["px"]

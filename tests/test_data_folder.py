@@ -106,6 +106,10 @@ def test_what_is_no_folder_of_classes_is_refused(tmp_path):
     make_classes(tmp_path / "both" / "train", {"a": 1, "b": 1, "c": 1})
     make_classes(tmp_path / "both" / "test", {"a": 1, "b": 1, "d": 1})
     assert "has c, d in only one of train/ and test/" in refusal(tmp_path / "both")
+    make_classes(tmp_path / "other", {"Train/a": 1, "Train/b": 1, "val/a": 1, "val/b": 1})
+    assert "has no classes but Train and val; give a folder" in refusal(tmp_path / "other")
+    make_classes(tmp_path / "other", {"car": 1})  # among others a train is one
+    assert data.describe(f"folder:{tmp_path / 'other'}").num_classes == 3
 
 
 def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path):

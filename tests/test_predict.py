@@ -51,6 +51,10 @@ def test_what_cannot_be_read_is_a_mistake_and_lost_images_are_none(run, tmp_path
     assert code == 2 and "predict.py: error: IMAGE: cannot read the image" in err
     code, _, err = outcome(lambda: predict.main([str(tmp_path / "run"), str(run.pictures[0])]))
     assert code == 2 and err.startswith(f"predict.py: error: RUN {tmp_path / 'run'} is no file")
+    words = [str(run.folder), str(run.pictures[0]), "--dataset"]
+    for name in ("cifar10", "cifra10", f"folder:{tmp_path}"):
+        code, _, err = outcome(lambda name=name: predict.main([*words, name]))
+        assert code == 2 and f"--dataset {name}: {run.folder}" in err and "leave it out" in err
     picture, root = run.pictures[0].rename(tmp_path / "b.png"), run.pictures[0].parents[1]
     away = root.rename(root.with_name("away"))
     code, out, err = outcome(lambda: predict.main([str(run.folder), str(picture)]))

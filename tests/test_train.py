@@ -165,6 +165,8 @@ def test_without_validation_or_test_images_columns_stay_empty(train, tmp_path):
     train.write_images(tmp_path / "cifar10.npz", test=0)
     run = train(f"--pyxce 1 --max_steps 2 --data_root {tmp_path}")
     assert run.last["test_acc"] == run.last["test_loss"] == "" != run.last["valid_acc"]
+    run = train(f"--pyxce 1 --max_steps 2 --n_valid 0 --data_root {tmp_path}")
+    assert "; no validation or test images; images of" in run.out
 
 
 def test_pictures_and_evaluation_do_not_disturb_a_run(train):

@@ -297,8 +297,10 @@ def whole_name(dataset: str) -> str:
 
 def resolve_auto(s: argparse.Namespace) -> None:
     """--resume auto: the run that --log_dir and --id name goes on, or starts if it has no
-    checkpoint. Raises UsageError without --id."""
+    checkpoint. Raises UsageError without --id, and for another --resume beside --overwrite."""
     if s.resume != AUTO:
+        if s.resume is not None and s.overwrite:
+            raise UsageError("--resume goes on with the run that --overwrite replaces: give one")
         return
     if not s.id:
         raise UsageError("--resume auto: which run? give --id, and --log_dir if it is not ./save")

@@ -200,6 +200,7 @@ def describe(run: Run, images: str, loss: str, splits: dict[str, data.Split]) ->
     """Return what is trained, in three lines; `images` and `loss` in the program's words."""
     s = run.settings
     sizes = ", ".join(f"{len(split.labels):,} {name}" for name, split in splits.items())
+    sizes = sizes or "no validation or test images"
     network = f"{network_title(vars(s))}" + f", norm {s.norm}" * (s.arch == "wrn")
     parameters = sum(p.numel() for p in run.model.parameters())
     threads = f", threads {torch.get_num_threads()}" if run.device.type == "cpu" else ""
