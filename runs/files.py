@@ -42,7 +42,8 @@ def whole(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
             if os.name != "nt":  # Windows cannot open folders, and its renames last
                 sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # which would hide that the file system is read-only
+            temporary.unlink(missing_ok=True)
 
 
 def keep_old(path: Path, keep: Path) -> None:

@@ -116,6 +116,16 @@ def test_a_failure_while_writing_leaves_the_old_file_alone(name, fault, tmp_path
     assert names(tmp_path) == ["last.pt"] and read_checkpoint(path)["step"] == 3
 
 
+def test_the_file_is_named_where_the_file_system_has_become_read_only(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("torch.save", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OSError, match=f"cannot write {tmp_path / 'last.pt'}: Read-only"):
+        save_checkpoint(STATE, tmp_path / "last.pt")
+
+
 def test_the_file_is_flushed_before_it_is_renamed(tmp_path, monkeypatch):
     order: list[str] = []
     for name in ("fsync", "replace"):

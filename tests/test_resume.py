@@ -406,6 +406,16 @@ def test_resume_auto_starts_over_what_died_before_its_first_checkpoint(train):
     assert refused.code == 2 and "already holds a run" in refused.err[0]
 
 
+def test_a_run_that_has_become_read_only_is_refused_at_once(train, monkeypatch):
+    run = train("--pyxce 1 --max_steps 1")
+
+    def refuse(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    assert f"--resume: cannot write to {run.folder} (Read-only" in train.resumed(run).refusal
+
+
 def test_settings_of_other_hands_are_read_or_refused(train):
     run = train("--pyxce 1 --n_epochs 2 --max_steps 5")
     path = run.folder / "variant.json"

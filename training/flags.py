@@ -360,6 +360,8 @@ def check_files(
             raise
         check_program(saved, program, folder)
         resume(s, given, saved, build, verify)
+        if not vars(s).get("dry_run"):
+            check_writable("--resume", folder)
         return
     if (path := vars(s).get("load_path")) is not None:
         check_weights("--load_path", path)
