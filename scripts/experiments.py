@@ -78,6 +78,11 @@ def run_program(words: Sequence[str], log: Path, device: int | None, sender: Any
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
+        import torch  # which this process has already
+
+        if not torch.cuda.is_available():  # --device auto would train on the CPU
+            print(f"{Path(words[0]).name}: --gpus {device}: PyTorch sees no such GPU")
+            return sender.send(2)
     os.chdir(ROOT)
     program = ROOT / words[0]
     sys.argv, sys.path[0] = list(words), str(program.parent)
@@ -401,10 +406,12 @@ def parse_sweep(argv: Sequence[str]) -> tuple[Namespace, list[Point]]:
     of_recipe, typed, _ = recipe.expand(argv[at + 1 :], flags.build_parser())
     words = [*of_recipe, *typed]
     name, *values = args.vary
-    own = {name, "seed", "log_dir", "id", "resume", "overwrite", "dry_run"}
-    if taken := sorted(own & given_flags(flags.build_parser(), typed)):
+    own = {"seed", "log_dir", "id", "resume", "overwrite", "dry_run"}
+    if name in own:
+        parser.error(f"--vary {name}: the sweep sets it: give another flag; --seeds has the seeds")
+    if taken := sorted((own | {name}) & given_flags(flags.build_parser(), typed)):
         parser.error(f"--{taken[0]} is the sweep's own: leave it out after --")
-    if len(values) < 2:
+    if len(set(values)) < 2:
         parser.error(f"--vary {name}: give two values or more")
     args.root = args.root.expanduser().resolve()
     points = [

@@ -568,6 +568,12 @@ def test_ctrl_c_is_one_line_and_ends_everything(sleeping):
     assert said == "interrupted: the same command goes on from here\n"
 
 
+@pytest.mark.slow
+def test_a_gpu_that_is_not_there_ends_a_job_that_would_take_the_cpu(tmp_path):
+    assert experiments.in_process(["train_wrn.py", "--help"], tmp_path / "log", 99) == 2
+    assert "--gpus 99: PyTorch sees no such GPU" in (tmp_path / "log").read_text()
+
+
 def test_a_root_that_another_works_in_or_that_cannot_be_written_to_is_a_mistake(sleeping, tmp_path):
     (tmp_path / "file").write_text("")
     for root, told in (("runs", "another experiments.py"), ("file", "cannot write to")):
@@ -642,6 +648,8 @@ def test_the_flags_of_a_sweep_need_to_make_sense_only_together(words, flags):
     ("vary", "more", "said"),
     [
         ("contrast_t .05", "", "--vary contrast_t: give two values or more"),
+        ("contrast_t .05 .05", "", "--vary contrast_t: give two values or more"),
+        ("seed 1 2", "", "--vary seed: the sweep sets it: give another flag; --seeds has"),
         ("contrast_t .05 x", "", "argument --contrast_t: 'x' is not a number"),
         ("temprature .05 .1", "", "unrecognized arguments: --temprature"),
         ("contrast_t .05 .1", "--seed 3", "--seed is the sweep's own: leave it out after --"),
