@@ -21,6 +21,7 @@ from runs.cli import UsageError, check_program, rank_is_0
 from runs.endings import Signals, tell
 from runs.files import alone
 from runs.folder import (
+    SETTINGS,
     NoRecords,
     Records,
     RunFolderError,
@@ -68,7 +69,8 @@ def settings_of(folder: Path, program: str) -> dict[str, Any]:
             settings = dict(read_last(folder)[1]["settings"])
         except (CheckpointError, OSError, KeyError, TypeError, ValueError):
             raise error from None
-        warning = f"{program}: warning: {error}; settings are the checkpoint's"
+        lost = f"{folder / SETTINGS} is missing or damaged"
+        warning = f"{program}: warning: {lost}; settings are the checkpoint's"
     check_program(settings, program, folder)
     if warning and rank_is_0():
         print_line(warning, sys.stderr)
