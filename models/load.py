@@ -47,8 +47,11 @@ def load(path: str | Path, device: str | torch.device = "cpu", **given: Any) -> 
 
 def read_images(model: EnergyClassifier, *paths: str | Path) -> Tensor:
     """Return pictures as the model sees those of an image folder: (N, 3, S, S) in [-1, 1], the
-    centre square in RGB, resized to its image_size. Raises DataError for one that is unreadable."""
-    split = data.read_images([(Path(path), -1) for path in paths], model.image_size)
+    centre square in RGB, resized to its image_size. Raises ValueError for an unreadable one."""
+    try:
+        split = data.read_images([(Path(path), -1) for path in paths], model.image_size)
+    except data.DataError as error:  # which names a flag
+        raise ValueError(error.said) from None
     return data.to_float(split.images)
 
 

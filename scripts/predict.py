@@ -72,8 +72,8 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError(f"RUN {args.run} is a flow without classes: it predicts none")
         try:
             images = models.read_images(model.network, *args.images).to(device)
-        except data.DataError as error:
-            raise UsageError(f"IMAGE: {error.said}") from None
+        except ValueError as error:
+            raise UsageError(f"IMAGE: {error}") from None
         context = Context(s, None, device)  # type: ignore[arg-type]  # it writes no files
         if s.dataset is not None:
             context.own_set(model, "leave it out")

@@ -49,6 +49,8 @@ def test_what_cannot_be_read_is_a_mistake_and_lost_images_are_none(run, tmp_path
     (tmp_path / "a.png").write_text("no picture")
     code, _, err = outcome(lambda: predict.main([str(run.folder), str(tmp_path / "a.png")]))
     assert code == 2 and "predict.py: error: IMAGE: cannot read the image" in err
+    with pytest.raises(ValueError, match="^cannot read the image"):
+        models.read_images(models.load(run.folder), tmp_path / "a.png")
     code, _, err = outcome(lambda: predict.main([str(tmp_path / "run"), str(run.pictures[0])]))
     assert code == 2 and err.startswith(f"predict.py: error: RUN {tmp_path / 'run'} is no file")
     words = [str(run.folder), str(run.pictures[0]), "--dataset"]
