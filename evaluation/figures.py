@@ -251,29 +251,11 @@ def save_grid(
     picture = grid(images, columns)
     if row_labels and columns:
         with rc_context(STYLE):
-            figure = draw_grids({"": images}, columns=columns, row_labels=row_labels)
-            figure.savefig(path, dpi=150, bbox_inches="tight")
+            draw_grids({"": images}, columns=columns, row_labels=row_labels).savefig(path, dpi=150)
         return picture
     image = Image.fromarray(picture.numpy())
     image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)
     return picture
-
-
-def save_grids(
-    path: Path,
-    grids: Mapping[str, Tensor],
-    *,
-    columns: int,
-    row_labels: Sequence[str] = (),
-    column_labels: Sequence[str] = (),
-) -> list[Path]:
-    """Write what `draw_grids` draws as PNG and PDF, `path` plus those suffixes; return both
-    paths."""
-    from matplotlib import rc_context
-
-    labels = {"row_labels": row_labels, "column_labels": column_labels}
-    with rc_context(STYLE):
-        return save_twice(draw_grids(grids, columns=columns, **labels), path, bbox_inches="tight")
 
 
 def draw_grids(

@@ -7,10 +7,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from evaluation import figures
 from runs import processes as distributed
 from runs.files import naming, plain, read_json, unwritable, whole, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Results:
@@ -51,12 +55,13 @@ class Results:
             with naming(path):
                 write(path, *args, **more)
 
-    def picture(self, name: str, save: Callable[..., Any], /, *args: Any, **more: Any) -> None:
-        """Write a picture by `save(path, *args, **more)`, as both path.png and path.pdf."""
+    def picture(self, name: str, draw: Callable[..., Figure], /, *args: Any, **more: Any) -> None:
+        """Write the figure that `draw(*args, **more)` returns, as PNG and PDF."""
         if distributed.first():
-            paths = [self.path(name + suffix) for suffix in (".png", ".pdf")]
-            with naming(paths[1].with_suffix("")):
-                save(paths[1].with_suffix(""), *args, **more)
+            path = self.path(f"{name}.png").with_suffix("")
+            self.path(f"{name}.pdf")
+            with naming(path):
+                figures.save(path, draw, *args, **more)
 
     def save(self, numbers: dict[str, Any]) -> Path:
         """Write the JSON, whole or not at all; a number that is not finite becomes null."""

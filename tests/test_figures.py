@@ -170,22 +170,18 @@ def test_a_saved_grid_is_the_grid_twice_as_large(tmp_path):
     assert np.array_equal(saved, picture.numpy().repeat(2, 0).repeat(2, 1))
 
 
-def test_names_are_drawn_as_they_are_and_leave_room_for_the_images(tmp_path):
-    names = [r"$\frac$", "a class whose name is longer than its row of images", *"abcdefgh"]
-    images = torch.rand(30, 3, 8, 8)
-    save_grid(tmp_path / "grid.png", images, 3, names)  # a formula would be no valid one
-    figures.save_grids(tmp_path / "grids", {"": images}, columns=3, row_labels=names)
-    figure = figures.draw_grids({"": images}, columns=3, row_labels=["", *names[1:]])
-    figure.draw_without_rendering()
-    assert figure.axes[0].get_window_extent().width > 1.5 * figure.dpi  # inches
-    (robust,) = draw_robustness([robustness_model("_a"), robustness_model("b")], "L2", "PGD").axes
-    assert [text.get_text() for text in robust.get_legend().get_texts()] == ["_a", "b"]
-    model = histogram_model(1) | {"in": ("_c", np.arange(9.0))}
-    legend = draw_histograms([model]).axes[0].get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["_c", "set0 test"]
+def test_grids_with_words_are_written_twice(tmp_path: Path) -> None:
+    images = torch.rand(6, 3, 32, 32)
+    words: dict[str, Any] = {"row_labels": [NAME, "dog"], "column_labels": ["0", "5", "10"]}
+    grids = {NAME: images, "sample": images}
+    paths = figures.save(tmp_path / "v1.5", figures.draw_grids, grids, columns=3, **words)
+    assert [path.name for path in paths] == ["v1.5.png", "v1.5.pdf"]
+    assert paths[0].read_bytes()[:4] == b"\x89PNG" and paths[1].read_bytes()[:4] == b"%PDF"
+    save_grid(tmp_path / "one.png", images, 3, [NAME, "dog"])
+    assert (tmp_path / "one.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_every_term_has_curves_of_its_own():
+def test_every_term_has_curves_of_its_own() -> None:
     terms = {"pyxce/loss": "2", "pxsgld/loss": "-.1", "valid_loss": "2.1", "valid_acc": ".25"}
     names = ["accuracy (%)", "cross-entropy (nats)", "loss", "pxsgld/loss", "learning rate"]
     axes: Any = draw_curves([row(0, **terms)]).axes

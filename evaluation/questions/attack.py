@@ -75,7 +75,7 @@ def show(context: Context, results: list[Numbers]) -> None:
     ]
     context.table(rows, ["eps", "accuracy"])
     more = results, distance, title_of(results[0])
-    context.files.picture("attack", figures.save, figures.draw_robustness, *more)
+    context.files.picture("attack", figures.draw_robustness, *more)
 
 
 def title_of(result: dict[str, Any]) -> str:

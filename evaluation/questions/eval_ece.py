@@ -44,7 +44,7 @@ def show(context: Context, results: list[Numbers]) -> None:
     from evaluation import figures
 
     context.table(results, COLUMNS)
-    context.files.picture("eval_ece", figures.save, figures.draw_reliability, results)
+    context.files.picture("eval_ece", figures.draw_reliability, results)
 
 
 SUMMARY = "calibration: ECE, reliability diagram, Brier score, temperature"

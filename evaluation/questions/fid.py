@@ -198,7 +198,7 @@ def show(context: Context, results: list[Numbers]) -> None:
     context.say_values(result)
     context.say(f"\n{rows[0]['n']:,} images each, against as many others:\n\n{fid_table(rows)}")
     if context.s.chain_lengths:
-        context.files.picture("fid_lengths", figures.save, figures.draw_lengths, rows)
+        context.files.picture("fid_lengths", figures.draw_lengths, rows)
         if told := generation.decline(rows):
             context.say(f"\n{told}")
 

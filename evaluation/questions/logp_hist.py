@@ -79,8 +79,8 @@ def show(context: Context, results: list[Numbers]) -> None:
     if told := reversed_order([row for row in rows if row["auroc"] is not None]):
         context.say(f"\n{told}")
     pictures = [r["_picture"] for r in results]
-    draw = figures.draw_histograms
-    context.files.picture("logp_hist", figures.save, draw, pictures, xlabel=SCORES[score])
+    xlabel = SCORES[score]
+    context.files.picture("logp_hist", figures.draw_histograms, pictures, xlabel=xlabel)
     context.save_scores(results)
 
 

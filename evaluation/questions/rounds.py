@@ -4,7 +4,6 @@ functions."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from evaluation.context import Context
 from evaluation.loading import LoadedModel
 from runs import processes as distributed
 from runs.cli import UsageError
-from runs.files import naming
 
 COLUMNS = 10  # of a class-conditional grid, and chains of a trajectory
 BESIDE = 6  # columns and rows of the samples beside their starts and training images
@@ -57,27 +55,33 @@ class Rounds:
         return self.slots.buffer.classes(self.slots.drawn.nonzero().flatten())
 
     def run(
-        self, name: str, draw: Callable[[Tensor, Path, bool], None], *, conditional: bool = False
+        self,
+        name: str,
+        of_class: Callable[[], Sequence[Tensor]] | None = None,
+        *,
+        conditional: bool = False,
     ) -> None:
         """Run the rounds under a progress bar, with a picture every --print_every rounds and at the
-        end by draw(the round's images, path without suffix, whether it is the last).
+        end: of the round's images, or of the moved slots of each class, one class a row, whose
+        indices `of_class` returns. The last one also has the classes' names.
 
         Raises NotFinite.
         """
         s, context, network = self.context.s, self.context, self.model.network
+        files, last = context.files, s.n_sample_steps
         rounds = sampling.sampling_rounds(
             network,
             self.slots,
             self.model.chain(s.n_steps, self.model.start()),
-            rounds=s.n_sample_steps,
+            rounds=last,
             chains=s.sgld_batch_size,
             seed=s.seed,
             conditional=conditional,
         )
-        with context.bar(s.n_sample_steps, f"{self.model.label}: {name}", "round") as shown:
+        with context.bar(last, f"{self.model.label}: {name}", "round") as shown:
             for done, images in enumerate(rounds, 1):
                 shown.update()
-                if done % s.print_every and done != s.n_sample_steps:
+                if done % s.print_every and done != last:
                     continue
                 sampling.check_finite(images, done * s.n_steps)
                 with torch.no_grad(), models.eval_mode(network):
@@ -85,21 +89,16 @@ class Rounds:
                 if not distributed.first():
                     continue
                 shown.set_postfix({"log q(x)": f"{height:.4g}"})
-                path = context.files.path(f"{name}_{done * s.n_steps}.png")
-                with naming(path):
-                    draw(images, path.with_suffix(""), done == s.n_sample_steps)
-                if path.with_suffix(".pdf").exists():
-                    context.files.path(path.with_suffix(".pdf").name)
-
-    def draw_class_rows(self, of_class: Sequence[Tensor], path: Path, last: bool) -> None:
-        """Draw the moved slots of each class, given by their indices, one class a row, with its
-        name; before the last round a plain grid, which is quicker to make."""
-        images = class_rows(self.moved, of_class, COLUMNS)
-        if last:
-            names = self.model.class_names
-            figures.save_grids(path, {"": images}, columns=COLUMNS, row_labels=names)
-        else:
-            figures.save_grid(path.with_suffix(".png"), images, COLUMNS)
+                picture = f"{name}_{done * s.n_steps}"
+                if of_class is None:
+                    files.add(f"{picture}.png", figures.save_grid, images)
+                    continue
+                rows = class_rows(self.moved, of_class(), COLUMNS)
+                if done == last:
+                    words: Any = {"columns": COLUMNS, "row_labels": self.model.class_names}
+                    files.picture(picture, figures.draw_grids, {"": rows}, **words)
+                else:  # a plain grid, which is quicker to make
+                    files.add(f"{picture}.png", figures.save_grid, rows, COLUMNS)
 
     def save(self) -> dict[str, Any]:
         """Save the samples and where they began, and return their numbers."""
@@ -138,7 +137,7 @@ class Rounds:
             rows = of_each_class(labels, len(names))
             grids = {n: class_rows(data.to_float(x), rows, columns) for n, x in sets.items()}
         more: dict[str, Any] = {"columns": columns, "row_labels": names}
-        context.files.picture(f"{context.s.eval}_starts", figures.save_grids, grids, **more)
+        context.files.picture(f"{context.s.eval}_starts", figures.draw_grids, grids, **more)
         return numbers
 
     def draw_trajectory(self) -> None:
@@ -156,7 +155,7 @@ class Rounds:
         )
         self.context.files.picture(
             f"{s.eval}_trajectory",
-            figures.save_grids,
+            figures.draw_grids,
             {"SGLD steps": torch.stack(frames, 1).flatten(0, 1)},
             columns=len(seen),
             row_labels=[] if labels is None else self.model.class_names[:n],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from evaluation.questions.base import ROUNDS, Context, LoadedModel, Numbers, Question, Tensor
@@ -30,24 +29,19 @@ def ask_flow(context: Context, model: LoadedModel, flow: Any) -> Numbers:
     judge, rows = load_judge(context, model), of_each_class(labels, model.num_classes)
     grid, names = class_rows(images, rows, COLUMNS), model.class_names
     more: Mapping[str, Any] = {"columns": COLUMNS, "row_labels": names}
-    files.picture("cond_samples", figures.save_grids, {"": grid}, **more)
+    files.picture("cond_samples", figures.draw_grids, {"": grid}, **more)
     context.save_images("cond_samples.npz", pixels, None, labels)
     read = {} if judge is None else {"read_as_asked": reading(judge, pixels, None, labels)}
     return {"n": len(pixels), **read}
 
 
 def ask_unconditional(context: Context, model: LoadedModel) -> Numbers:
-    from evaluation import figures
     from evaluation.questions.rounds import Rounds
 
     if model.flow is not None:
         return ask_flow(context, model, model.flow)
     rounds, training = Rounds(context, model, 1), training_images(context, model)
-
-    def draw(images: Tensor, path: Path, last: bool) -> None:
-        figures.save_grid(path.with_suffix(".png"), images)
-
-    rounds.run("uncond_samples", draw)
+    rounds.run("uncond_samples")
     numbers = rounds.save()
     rounds.draw_trajectory()
     return {**numbers, **rounds.beside_training(training)}
@@ -63,23 +57,20 @@ def ask_conditional(context: Context, model: LoadedModel) -> Numbers:
     rounds = Rounds(context, model, classes)
     judge, training = load_judge(context, model), training_images(context, model)
 
-    def draw(_: Tensor, path: Path, last: bool) -> None:
-        """One class a row: slots that chains of that class have moved."""
-        rounds.draw_class_rows(of_each_class(rounds.labels, classes), path, last)
+    def asked_classes() -> list[Tensor]:
+        return of_each_class(rounds.labels, classes)
 
-    rounds.run("cond_samples_direct", draw, conditional=True)
+    rounds.run("cond_samples_direct", asked_classes, conditional=True)
     numbers = {**rounds.save(), **rounds.beside_training(training)}
 
     # The ancestors' way: unconditional samples, in the row of the class that they look like.
-    looking, counts = Rounds(context, model, classes), list[int]()
+    looking = Rounds(context, model, classes)
 
-    def draw_classified(_: Tensor, path: Path, last: bool) -> None:
-        of_class = most_confident(model.network, looking.moved)
-        counts[:] = map(len, of_class)
-        looking.draw_class_rows(of_class, path, last)
+    def read_classes() -> list[Tensor]:
+        return most_confident(model.network, looking.moved)
 
-    looking.run("cond_samples_classified", draw_classified)
-    numbers["classified_per_class"] = counts
+    looking.run("cond_samples_classified", read_classes)
+    numbers["classified_per_class"] = [len(index) for index in read_classes()]
     if model.dataset.startswith(FOLDER):
         numbers["class_names"] = model.class_names
     if judge is not None:
