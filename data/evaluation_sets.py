@@ -98,29 +98,33 @@ def all_ood(in_dataset: str) -> tuple[str, ...]:
 
 def title(place: Place, in_dataset: str) -> str:
     """Return the name for pictures and tables: "CIFAR-10 (test)", "CelebA", a folder's name."""
+    dataset = in_dataset if place.dataset == "interp" else place.dataset
+    plain = TITLES.get(dataset, dataset)
+    if dataset.startswith(FOLDER):
+        plain = folder_path(dataset).resolve().name or dataset
     if place.dataset == "interp":
-        return f"{_plain_title(in_dataset)} interpolations"
-    plain = _plain_title(place.dataset)
-    if place.dataset in SPECS or place.split != "test":
+        return f"{plain} interpolations"
+    if dataset in SPECS or place.split != "test":
         return f"{plain} ({_SPLIT_TITLES[place.split]})"
     return plain
-
-
-def _plain_title(dataset: str) -> str:
-    if dataset.startswith(FOLDER):
-        return folder_path(dataset).resolve().name or dataset
-    return TITLES.get(dataset, dataset)
 
 
 class EvaluationSet(NamedTuple):
     """A set to evaluate on, of one image at least."""
 
-    name: str  # canonical: "cifar10_test", "celeba", "interp", "folder:PATH"
-    title: str  # for pictures and tables: "CIFAR-10 (test)", "faces (not CelebA)"
     split: Split  # images uint8 (N, size, size, 3), labels int64 (N,): -1 where there is none
+    total: int  # images of the whole split
     num_classes: int | None  # None where an image has no label
-    about: str  # one line: source, split, crop and resizing, pairs, seed, number of images
+    source: str  # one line: source, split, crop and resizing, pairs, seed
     class_names: tuple[str, ...] | None = None  # of a folder
+    name: str = ""  # canonical: "cifar10_test", "celeba", "interp", "folder:PATH"
+    title: str = ""  # for pictures and tables: "CIFAR-10 (test)", "faces (not CelebA)"
+
+    @property
+    def about(self) -> str:
+        n = len(self.split.images)
+        count = f"{n:,}" if n == self.total else f"the first {n:,} of {self.total:,}"
+        return f"{self.title}: {count} images; {self.source}"
 
 
 class TrainedOn(NamedTuple):
@@ -165,23 +169,9 @@ def load_evaluation(
         found = reader.read(place, max_images)
     except DataError as error:
         raise error.asked_as("dataset", name) from error
-    n, heading = len(found.split.images), title(place, trained_on.dataset)
-    if n == 0:
+    if not len(found.split.images):
         raise DataError("dataset", name, f"has no images ({found.source}); give another set")
-    count = f"{n:,} images" if n == found.total else f"the first {n:,} of {found.total:,} images"
-    about = f"{heading}: {count}; {found.source}"
-    names = found.class_names
-    return EvaluationSet(place.name, heading, found.split, found.num_classes, about, names)
-
-
-class _Found(NamedTuple):
-    """The first images of a place, before they are named."""
-
-    split: Split
-    total: int  # images of the whole split
-    num_classes: int | None
-    source: str
-    class_names: tuple[str, ...] | None = None  # of a folder
+    return found._replace(name=place.name, title=title(place, trained_on.dataset))
 
 
 class _Reader(NamedTuple):
@@ -193,7 +183,7 @@ class _Reader(NamedTuple):
     strict: bool
     folders: dict[Any, DataSet]  # those that were read already
 
-    def read(self, place: Place, first: int | None) -> _Found:
+    def read(self, place: Place, first: int | None) -> EvaluationSet:
         dataset = place.dataset
         if dataset.startswith(FOLDER):
             return self.folder(place, first)
@@ -209,7 +199,7 @@ class _Reader(NamedTuple):
             return self.made(dataset, first)
         return self.other_set(dataset, first)
 
-    def folder(self, place: Place, first: int | None) -> _Found:
+    def folder(self, place: Place, first: int | None) -> EvaluationSet:
         """Read a split of a folder to train on, or all images of any other folder, without labels.
         The folder that the run was trained on is never taken for such a one."""
         own, size = place.dataset == self.run.dataset, self.run.size
@@ -219,7 +209,7 @@ class _Reader(NamedTuple):
             files = listing.parts["all"]
             source = f"all images below the folder, in a fixed random order, {square(size)}"
             source += f"; {listing.about()}"
-            return _Found(read_images(files[:first], size), len(files), None, source)
+            return EvaluationSet(read_images(files[:first], size), len(files), None, source)
         strict = own or self.strict
         key = place.dataset, size, strict
         if key not in self.folders:
@@ -227,8 +217,8 @@ class _Reader(NamedTuple):
         dataset = self.folders[key]
         split, source = self.part(dataset, place)
         source += f", {square(size)}; {dataset.about.removeprefix(place.dataset + ': ')}"
-        found = split.first(first), len(split.labels), dataset.num_classes
-        return _Found(*found, source, dataset.class_names)
+        cut = _cut(split, first, dataset.num_classes, source)
+        return cut._replace(class_names=dataset.class_names)
 
     def part(self, dataset: DataSet, place: Place) -> tuple[Split, str]:
         """Return a split of a set to train on, and what it is. Of the run's set the validation
@@ -246,7 +236,7 @@ class _Reader(NamedTuple):
             return train.take(held_out), "those that the run held out of its training images"
         return train.take(hold_out(dataset, self.run.n_valid)[1]), "held out of the training images"
 
-    def training_set(self, place: Place, first: int | None) -> _Found:
+    def training_set(self, place: Place, first: int | None) -> EvaluationSet:
         name, part = place.dataset, "test" if place.split == "test" else "train"
         spec = SPECS[name]
         splits, source, _ = find(name, self.root, (part,), size=self.run.size)
@@ -262,7 +252,7 @@ class _Reader(NamedTuple):
             source += f", {said}"
         return _cut(whole, first, spec.num_classes, source)
 
-    def other_set(self, name: str, first: int | None) -> _Found:
+    def other_set(self, name: str, first: int | None) -> EvaluationSet:
         """Read <name>.npz, its test images or else its training images, or torchvision's files."""
         file, size = archive(self.root, name), self.run.size
         if file.exists():
@@ -290,7 +280,7 @@ class _Reader(NamedTuple):
         said = f"{name}.npz in {self.root} has no {what}"
         return DataError("dataset", name, f"{said}; add them, or give another set or split")
 
-    def interpolations(self, whole: _Found, first: int | None) -> _Found:
+    def interpolations(self, whole: EvaluationSet, first: int | None) -> EvaluationSet:
         images, n = whole.split.images, whole.total
         if n < 2:
             said = f"has no images: a pair takes 2 test images, there is {n}"
@@ -303,7 +293,7 @@ class _Reader(NamedTuple):
         )
         return _unlabelled(means, n, source)
 
-    def made(self, name: str, first: int | None) -> _Found:
+    def made(self, name: str, first: int | None) -> EvaluationSet:
         size = self.run.size
         if name == "photos":
             patches = generated.photo_patches(size)
@@ -324,11 +314,11 @@ def _shortage(n: int, published: int) -> str:
     return "" if n == published else f" (this copy has {n:,}, the published split {published:,})"
 
 
-def _unlabelled(images: Tensor, total: int, source: str) -> _Found:
-    return _Found(Split(images, torch.full((len(images),), -1)), total, None, source)
+def _unlabelled(images: Tensor, total: int, source: str) -> EvaluationSet:
+    return EvaluationSet(Split(images, torch.full((len(images),), -1)), total, None, source)
 
 
-def _cut(whole: Split, first: int | None, num_classes: int | None, source: str) -> _Found:
+def _cut(whole: Split, first: int | None, num_classes: int | None, source: str) -> EvaluationSet:
     """Take the first images, without a number of classes if an image has no label."""
-    labelled = bool((whole.labels >= 0).all())
-    return _Found(whole.first(first), len(whole.images), num_classes if labelled else None, source)
+    classes = num_classes if (whole.labels >= 0).all() else None
+    return EvaluationSet(whole.first(first), len(whole.images), classes, source)

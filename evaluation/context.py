@@ -41,14 +41,13 @@ class Context:
         # A set, or the error of a set that cannot be had.
         self._sets: dict[Any, data.EvaluationSet | data.DataError] = {}
         self._folders: dict[Any, data.DataSet] = {}
-        self._same: dict[str, bool] = {}  # label of a model -> are --dataset's images its own?
         self._warnings: set[str] = set()
 
     def images(self, name: str, model: LoadedModel, flag: str = "--dataset") -> data.EvaluationSet:
         """Return the named set, read once and compared with what the model was trained on. Raises
         DataError."""
-        own = self.dataset_of(model)
-        size, n_valid = model.network.image_size, data.held_out_by(model.settings)
+        own, size = model.dataset, model.network.image_size
+        n_valid = data.held_out_by(model.settings)
         trained_on = data.TrainedOn(own or "cifar10", size, n_valid, model.record)
         key = name, own, size, n_valid, flag == "--dataset", model.record.fingerprint
         if key not in self._sets:  # nor looked for, or downloaded, again for every checkpoint
@@ -72,31 +71,16 @@ class Context:
         found = self._sets[key]
         if isinstance(found, data.DataError):
             raise found
-        self.compare(found, model, own, flag)
+        self.compare(found, model, flag)
         if self.sets_used.setdefault(found.name, found.about) != found.about:
             self.sets_used[f"{found.name} of {model.label}"] = found.about
         return found
 
-    def dataset_of(self, model: LoadedModel) -> str:
-        """Return the data set that the model was trained on: the folder of --dataset if its
-        training images are the run's, else the set that the run names; "" if unknown."""
-        asked = None if self.s.dataset is None else trainable(self.s.dataset)
-        folders = [name for name in (asked, model.dataset) if name and name.startswith(FOLDER)]
-        if asked is None or asked == model.dataset or len(folders) < 2:
-            return model.dataset
-        if folder_path(asked).resolve() == folder_path(model.dataset).resolve():
-            return asked
-        if model.label not in self._same:
-            size = model.network.image_size
-            same = data.same_training_images(model.record, asked, self.s.data_root, size)
-            self._same[model.label] = same
-        return asked if self._same[model.label] else model.dataset
-
-    def compare(self, found: data.EvaluationSet, model: LoadedModel, own: str, flag: str) -> None:
+    def compare(self, found: data.EvaluationSet, model: LoadedModel, flag: str) -> None:
         """Record how the set differs from the run's images, and say so in a line."""
         place = data.locate(found.name, data_root=self.s.data_root)
-        both = place.dataset.startswith(FOLDER) and own.startswith(FOLDER)
-        ours = place.dataset == own or (flag == "--dataset" and both)
+        both = place.dataset.startswith(FOLDER) and model.dataset.startswith(FOLDER)
+        ours = place.dataset == model.dataset or (flag == "--dataset" and both)
         part = place.split if ours else None
         whole = self.s.max_images is None
         differences = model.record.compare(found.split.hashes, part, found.class_names, whole=whole)
@@ -108,12 +92,12 @@ class Context:
 
     def known(self, model: LoadedModel) -> str:
         """Return the set that the model was trained on. Raises UsageError if it is unknown."""
-        if not (own := self.dataset_of(model)):
+        if not model.dataset:
             raise UsageError(
                 f"--dataset is missing: {model.path} does not tell what it was trained on, "
                 f"with {model.num_classes} classes"
             )
-        return own
+        return model.dataset
 
     def own_set(self, model: LoadedModel, remedy: str) -> str:
         """Return the set that the model was trained on. Raises UsageError, with the remedy, if
@@ -132,7 +116,7 @@ class Context:
 
     def warn_of_other_data(self, model: LoadedModel) -> None:
         """Warn of a --dataset that the model was not trained on; of folders `compare` does."""
-        asked, own = self.s.dataset, self.dataset_of(model)
+        asked, own = self.s.dataset, model.dataset
         base = asked and (trainable(asked) or asked)
         if base and own and base != own and not all(x.startswith(FOLDER) for x in (base, own)):
             self.warn(f"--dataset {asked}: {model.label} was trained on {own}")
@@ -179,7 +163,7 @@ class Context:
         set has."""
         for name in names:
             try:
-                data.locate(name, self.dataset_of(model), data_root=self.s.data_root)
+                data.locate(name, model.dataset, data_root=self.s.data_root)
             except data.DataError as error:
                 raise error.asked_as(flag.removeprefix("--"), name) from None
         found, reasons = dict[str, data.EvaluationSet](), dict[str, str]()

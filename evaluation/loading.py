@@ -14,6 +14,7 @@ from torch import Tensor
 import data
 import losses
 import models
+from data.folder import folder_path
 from evaluation.sampling import BUFFER
 from runs.checkpoint import FILLED, START, CheckpointError, read_with_sha256
 from runs.cli import UsageError, fits
@@ -221,7 +222,7 @@ def load(
     if s.contrast_k is not None and s.contrast_k != slots:
         has = "no queue" if slots is None else f"a queue of {slots}"
         raise CheckpointError(f"--contrast_k {s.contrast_k}: {path} has {has}: leave the flag out")
-    dataset = trained_on(told.settings, classes, s.dataset)
+    dataset = dataset_of(told.settings, classes, record, s, network.image_size)
     run = told.settings, dataset, record
     return LoadedModel(file, label, network, s, *run, weights, state, sha256, average)
 
@@ -265,6 +266,19 @@ def average_of(state: dict[str, Any], asked: str | None) -> str:
     if not (decay or both):
         return ""
     return "raw" if asked == "raw" else f"averaged (--ema {decay})"
+
+
+def dataset_of(
+    settings: dict[str, Any], classes: int, record: data.Record, s: Namespace, size: int
+) -> str:
+    """Return `trained_on`; where that and --dataset are folders, the latter if its training images
+    are the run's, whose folder may have moved."""
+    own, asked = trained_on(settings, classes, s.dataset), trainable(s.dataset or "")
+    if asked is None or not (asked.startswith(FOLDER) and own.startswith(FOLDER)):
+        return own
+    same = folder_path(asked).resolve() == folder_path(own).resolve()
+    same = same or data.same_training_images(record, asked, s.data_root, size)
+    return asked if same else own
 
 
 def trained_on(settings: dict[str, Any], num_classes: int, asked: str | None) -> str:

@@ -164,7 +164,7 @@ def load_judge(context: Context, model: LoadedModel) -> LoadedModel | None:
     s = context.s
     if s.fid_model is None:
         return None
-    plain = Namespace(**{**vars(s), **dict.fromkeys((*NETWORK, "weights"))})
+    plain = Namespace(**{**vars(s), **dict.fromkeys((*NETWORK, "weights", "dataset"))})
     judge = load(s.fid_model, "features", plain, context.device, flag="--fid_model")
     if judge.flow is not None:
         raise UsageError(f"--fid_model {judge.path} is a flow: give a classifier")
