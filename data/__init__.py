@@ -14,7 +14,6 @@ from data.batches import (
     epoch_order,
     evaluation_batches,
     generator_of,
-    number_of_batches,
     steps_per_epoch,
     to_float,
 )

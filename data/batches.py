@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.base import DataError, Split
-from runs.processes import mixed
+from runs.processes import mixed, share
 
 EVAL_NOISE_BLOCK = 100  # images whose evaluation noise comes from one generator
 _ORDER, _NOISE = 0, 1  # streams of one seed that must not share their numbers
@@ -65,19 +65,19 @@ def noisy(
 
 
 def evaluation_batches(
-    split: Split, *, batch_size: int, sigma: float, seed: int = 0, part: range | None = None
+    split: Split, *, batch_size: int, sigma: float, seed: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Walk a split in order, unaugmented: images float32 (n, 3, size, size), labels int64 (n,).
 
     The noise belongs to the image's index: images are bit-identical for every batch size and call
-    (on one kind of device; its generators differ from another's). seed >= 0. `part`: the numbers
-    of the batches to walk, consecutive; all where it is None.
+    (on one kind of device; its generators differ from another's). seed >= 0. Of several processes
+    each walks its share of the batches.
     """
     size, device = split.images.shape[1], split.images.device
-    part = range(number_of_batches(split, batch_size)) if part is None else part
-    block, within = divmod(part.start * batch_size, EVAL_NOISE_BLOCK)
+    part = share(len(split.images), batch_size)
+    block, within = divmod(part.start, EVAL_NOISE_BLOCK)
     noise = torch.empty(0, 3, size, size, device=device)
-    for start in range(part.start * batch_size, part.stop * batch_size, batch_size):
+    for start in part:
         batch = to_float(split.images[start : start + batch_size])
         while sigma > 0 and len(noise) < len(batch):
             generator = generator_of(device, seed, _NOISE, block)
@@ -87,10 +87,6 @@ def evaluation_batches(
             batch += noise[: len(batch)]
             noise = noise[len(batch) :]
         yield batch, split.labels[start : start + batch_size]
-
-
-def number_of_batches(split: Split, batch_size: int) -> int:
-    return -(-len(split.images) // batch_size)
 
 
 def epoch_order(n: int, *, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:

@@ -191,23 +191,22 @@ class Context:
         return data.EVAL_NOISE_BLOCK if self.s.n_steps else self.s.batch_size
 
     def share_of(self, found: data.EvaluationSet) -> range:
-        """Return the numbers of the batches that this process takes, of several processes."""
-        return distributed.share(data.number_of_batches(found.split, self.batch_size))
+        """Return the images, range(first, last, batch size), that this process takes."""
+        return distributed.share(len(found.split.labels), self.batch_size)
 
     def batches(
         self, found: data.EvaluationSet, model: LoadedModel
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of the set with --sigma noise, refined by --n_steps, under a progress bar.
         Of several processes each walks its share of the same batches."""
-        s, size, part = self.s, self.batch_size, self.share_of(found)
+        s, part = self.s, self.share_of(found)
         batches: Iterable[tuple[Tensor, Tensor]] = data.evaluation_batches(
-            found.split, batch_size=size, sigma=s.sigma, seed=s.seed, part=part
+            found.split, batch_size=part.step, sigma=s.sigma, seed=s.seed
         )
         if s.n_steps:
-            chain = model.chain(s.n_steps)
-            batches = refined(model.network, batches, chain, seed=s.seed, first=part.start)
-        images = min(part.stop * size, len(found.split.labels)) - part.start * size
-        with self.bar(images, f"{model.label}: {found.title}") as shown:
+            chain, first = model.chain(s.n_steps), part.start // part.step
+            batches = refined(model.network, batches, chain, seed=s.seed, first=first)
+        with self.bar(part.stop - part.start, f"{model.label}: {found.title}") as shown:
             for batch in batches:
                 yield batch
                 shown.update(len(batch[1]))

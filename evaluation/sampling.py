@@ -189,29 +189,27 @@ def sampling_rounds(
 def fresh_chains(
     model: EnergyClassifier,
     chain: Chain,
-    n: int,
+    chains: range,
     *,
     seen: Sequence[int],
     seed: int,
-    batch_size: int = 100,
     labels: Tensor | None = None,
-    part: range | None = None,
 ) -> Iterator[list[Tensor]]:
-    """Run n new chains, as `climb` does, in batches; yield the images (b, 3, H, W) of a batch after
-    each of the numbers of steps `seen`, which ascend. labels: (n,).
+    """Run new chains, as `climb` does; yield the images (b, 3, H, W) of a batch after each of the
+    numbers of steps `seen`, which ascend.
 
-    Chain i does not depend on n or on what is seen of it, but on batch_size: each batch has a
-    generator of its own. `part`: the numbers of the batches to sample; all where it is None.
+    `chains`: the numbers of those to run, range(first, last, batch size), of which first is a
+    multiple of the batch size. labels (n,): the i-th is chain i's. A chain depends on its number
+    and on the batch size alone: each batch has a generator of its own.
     """
     device = next(model.parameters()).device
     legs = [replace(chain, steps=b - a) for a, b in zip((0, *seen), seen, strict=False)]
-    for batch in range(-(-n // batch_size)) if part is None else part:
-        first = batch * batch_size
-        generator = generator_of(device, seed, FRESH, batch)
-        real = min(batch_size, n - first)
+    for first in chains:
+        generator = generator_of(device, seed, FRESH, first // chains.step)
+        real = min(chains.step, chains.stop - first)
         y = None if labels is None else labels[first : first + real]
-        all_y = None if y is None else F.pad(y, (0, batch_size - real))
-        x = begin(chain, batch_size, all_y, generator, model.image_size)
+        all_y = None if y is None else F.pad(y, (0, chains.step - real))
+        x = begin(chain, chains.step, all_y, generator, model.image_size)
         images = []
         for leg in legs:
             if leg.steps:

@@ -247,9 +247,12 @@ def joined(part: Tensor) -> Tensor:
     return torch.cat(parts).to(part.device) if parts else part
 
 
-def share(n: int) -> range:
-    """Return which of n things in a row are this process's: as many as the others', or one more."""
-    return range(n * rank() // size(), n * (rank() + 1) // size())
+def share(n: int, batch: int = 1) -> range:
+    """Return which of n things in a row are this process's: range(first, last, batch), as many
+    batches as the others', or one more."""
+    batches = -(-n // batch)
+    first, last = (batches * (rank() + i) // size() for i in (0, 1))
+    return range(first * batch, min(last * batch, n), batch)
 
 
 class Agreement:

@@ -345,8 +345,8 @@ def chains_of(place: Place, model: models.EnergyClassifier) -> Iterator[Tensor]:
     for conditional in (False, True):
         sgld = {"chain": CHAIN, "rounds": 2, "chains": 15, "seed": 1, "conditional": conditional}
         yield from sampling.sampling_rounds(model, slots, **sgld)
-    more = {"seen": [0, 1, CHAIN.steps], "batch_size": 4, "seed": 1, "labels": place.labels(5)}
-    yield from itertools.chain(*sampling.fresh_chains(model, CHAIN, 5, **more))
+    more = {"seen": [0, 1, CHAIN.steps], "seed": 1, "labels": place.labels(5)}
+    yield from itertools.chain(*sampling.fresh_chains(model, CHAIN, range(0, 5, 4), **more))
 
 
 def attacks_of(place: Place, model: models.EnergyClassifier) -> Iterator[Tensor]:

@@ -200,10 +200,7 @@ class Session:
         with run.averaged(), torch.compiler.set_stance("force_eager"):  # the last batch is smaller
             for name, split in self.splits.items():
                 batches = data.evaluation_batches(
-                    split,
-                    batch_size=EVAL_BATCH,
-                    sigma=run.settings.sigma,
-                    part=distributed.share(data.number_of_batches(split, EVAL_BATCH)),
+                    split, batch_size=EVAL_BATCH, sigma=run.settings.sigma
                 )
                 results[name] = classification(run.model, self.signals.polled(batches))
                 (signal,) = self.agreement.now(self.signals.received)

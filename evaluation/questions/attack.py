@@ -22,6 +22,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     from evaluation import robustness
 
     s, found = context.s, context.labelled_set(model)
+    part = context.share_of(found)
     generator = torch.Generator(context.device).manual_seed(s.seed)
     classify = robustness.classifier(
         model.network,
@@ -49,7 +50,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
         s.eps or (LINF_RADII if s.distance == "Linf" else L2_RADII),
         seed=s.seed,
         generator=generator,
-        first=context.share_of(found).start,
+        first=part.start // part.step,
     )
     refined = {"refine_sigma": s.refine_sigma, "refine_gradient": s.refine_gradient}
     return {

@@ -104,20 +104,17 @@ def sampled(context: Context, model: LoadedModel, steps: int | None) -> dict[int
         images = images[: s.max_images]
         sampling.check_finite(images, 0)
         return {None: images}
-    part = distributed.share(-(-n // s.sgld_batch_size))
+    part = distributed.share(n, s.sgld_batch_size)
     seen = sorted({0, steps, *(s.chain_lengths or ())})
     chains = sampling.fresh_chains(
         model.network,
         model.chain(seen[-1], model.start()),
-        n,
+        part,
         seen=seen,
         seed=s.seed,
-        batch_size=s.sgld_batch_size,
         labels=classes_in_turn(context, model, n),
-        part=part,
     )
-    size = min(part.stop * s.sgld_batch_size, n) - part.start * s.sgld_batch_size
-    with context.bar(size, f"{model.label}: {seen[-1]} SGLD steps") as shown:
+    with context.bar(part.stop - part.start, f"{model.label}: {seen[-1]} SGLD steps") as shown:
         batches = []
         for batch in chains:
             batches.append(batch)

@@ -151,7 +151,7 @@ class Rounds:
             labels = torch.arange(n, device=self.context.device)
         chain = self.model.chain(steps, self.model.start())
         (frames,) = sampling.fresh_chains(
-            network, chain, n, seen=seen, seed=s.seed, batch_size=n, labels=labels
+            network, chain, range(0, n, n), seen=seen, seed=s.seed, labels=labels
         )
         self.context.files.picture(
             f"{s.eval}_trajectory",
