@@ -41,29 +41,29 @@ def save(path: Path, draw: Callable[..., Figure], *args: Any, **options: Any) ->
 def draw_histograms(models: Models, *, xlabel: str = "log q(x)") -> Figure:
     """Figure 1 of HDGE: how scores of in-distribution and OOD images overlap.
 
-    One row a model {"label", "in": (title, scores), "out": [(title, scores, auroc), ...]} and one
-    panel an OOD set, four in a row at most. Scores are (n,) arrays; densities are over all of a
-    set's scores. The 60 bins are shared by all of a model's panels and reach from the lowest
-    0.5 % quantile of its sets to the highest 99.5 % quantile; what lies beyond is not drawn.
+    One row a model {"label", "sets": [(title, scores, auroc), ...]}, of which the first is the
+    in-distribution set, and one panel an OOD set, four in a row at most. Scores are (n,) arrays;
+    densities are over all of a set's scores. The 60 bins are shared by all of a model's panels and
+    reach from the lowest 0.5 % quantile of its sets to the highest 99.5 % quantile; scores beyond
+    are not drawn.
     """
-    lines, columns = _arranged(max(len(model["out"]) for model in models))  # lines a model
+    lines, columns = _arranged(max(len(model["sets"]) - 1 for model in models))  # lines a model
     figure, grid = _subplots(lines * len(models), columns, width=2.5, height=2.15)
-    titles = [[title for title, *_ in (model["in"], *model["out"])] for model in models]
+    titles = [[title for title, *_ in model["sets"]] for model in models]
     for m, model in enumerate(models):
         panels = grid[m * lines : (m + 1) * lines].ravel()
-        edges = _shared_bins([scores for _, scores, *_ in (model["in"], *model["out"])])
-        for p, axes in enumerate(panels):
-            if p >= len(model["out"]):
-                axes.remove()
-                continue
-            *outside, auroc = model["out"][p]
-            for (title, scores), colour, alpha in ((model["in"], IN, 0.55), (outside, OUT, 0.3)):
+        inside, *others = model["sets"]
+        edges = _shared_bins([scores for _, scores, _ in model["sets"]])
+        for axes in panels[len(others) :]:
+            axes.remove()
+        for p, (axes, outside) in enumerate(zip(panels, others, strict=False)):
+            for (title, scores, _), colour, alpha in ((inside, IN, 0.55), (outside, OUT, 0.3)):
                 density = np.histogram(scores, edges)[0] / (len(scores) * np.diff(edges))
                 line = {"edgecolor": colour, "linewidth": 1.2, "label": title}
                 axes.stairs(density, edges, fill=True, facecolor=(colour, alpha), **line)
             axes.set(xlim=(edges[0], edges[-1]), xlabel=xlabel)
             axes.set_ylim(0, axes.dataLim.ymax * 1.22)  # room for the number above the curves
-            axes.text(0.02, 0.98, f"AUROC {auroc:.3f}", transform=axes.transAxes, va="top")
+            axes.text(0.02, 0.98, f"AUROC {outside[2]:.3f}", transform=axes.transAxes, va="top")
             if not m or lines > 1 or titles[m] != titles[m - 1]:
                 above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
                 # All are named: of itself matplotlib leaves out names that begin with "_".
@@ -107,8 +107,8 @@ def draw_robustness(models: Models, distance: str, title: str) -> Figure:
 
     One line a model {"label", "rows": [{"eps" (pixels in [0, 1]), "accuracy" (0..1)}, ...]}.
     """
-    figure, grid = _subplots(1, 1, width=4.4, height=3.3)
-    axes, (unit, xlabel) = grid[0, 0], BUDGETS[distance]
+    figure, (axes,) = _panels(1, width=4.4, height=3.3)
+    unit, xlabel = BUDGETS[distance]
     for i, model in enumerate(models):
         rows = sorted(model["rows"], key=lambda row: row["eps"])
         axes.plot(
@@ -140,8 +140,8 @@ def draw_lengths(rows: Sequence[Mapping[str, Any]]) -> Figure:
     if any(row.get("read_as_asked") is not None for row in rows):
         panels["read as asked"] = ["read_as_asked"]
     steps = [row["steps"] for row in rows if row["steps"] is not None]
-    figure, grid = _subplots(1, len(panels), width=3.1, height=2.8)
-    for axes, (title, keys) in zip(grid[0], panels.items(), strict=True):
+    figure, all_axes = _panels(len(panels), width=3.1, height=2.8)
+    for axes, (title, keys) in zip(all_axes, panels.items(), strict=True):
         for key, colour, marker in zip(keys, COLOURS, MARKERS, strict=False):
             known = [(row["steps"], row[key]) for row in rows if row.get(key) is not None]
             chains = [(at, value) for at, value in known if at is not None]
@@ -193,6 +193,14 @@ def _arranged(n: int) -> tuple[int, int]:
     """Return rows and columns for n panels, as equally long as PER_ROW allows."""
     rows = math.ceil(n / PER_ROW)
     return rows, math.ceil(n / rows)
+
+
+def _panels(n: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """Return a figure with n axes of the given size in inches, as `_arranged`."""
+    figure, grid = _subplots(*_arranged(n), width, height)
+    for axes in grid.ravel()[n:]:
+        axes.remove()
+    return figure, grid.ravel()[:n]
 
 
 def _shared_bins(sets: Sequence[np.ndarray], n: int = 60) -> np.ndarray:
@@ -315,11 +323,8 @@ def draw_curves(rows: list[dict[str, str]]) -> Figure:
         "learning rate": ["lr"],
     }
     panels = {title: columns for title, columns in chosen.items() if columns}
-    lines, across = _arranged(len(panels))
-    figure, grid = _subplots(lines, across, width=3.3, height=2.4)
-    for axes in grid.ravel()[len(panels) :]:
-        axes.remove()
-    for axes, (title, columns) in zip(grid.ravel(), panels.items(), strict=False):
+    figure, all_axes = _panels(len(panels), width=3.3, height=2.4)
+    for axes, (title, columns) in zip(all_axes, panels.items(), strict=True):
         _curves(axes, title, {c: [(row["epoch"], row[c]) for row in rows] for c in columns})
     return figure
 

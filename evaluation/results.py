@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation import figures
 from runs import processes as distributed
-from runs.files import naming, plain, read_json, unwritable, whole, write_json
+from runs.files import naming, plain, read_json, whole, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,23 +23,14 @@ class Results:
     Earlier results stay: the newest have the plain names, and those of other settings are renamed
     to `<eval>-<n>...` first. The same question asked again replaces its own results. Of several
     processes the first one alone writes.
-
-    Raises UsageError if the folder cannot be written to: before the work starts.
     """
 
     def __init__(self, folder: Path, name: str, settings: dict[str, Any]) -> None:
         self.folder, self.name, self.settings = folder, name, settings
         self.files: list[str] = []
         self.replaced: list[str] | None = None  # files of the results that these replace
-        if not distributed.first():
-            return
-        try:
+        if distributed.first():
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".{name}.{os.getpid()}.tmp"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise unwritable("--log_dir", folder, error) from None
 
     def path(self, name: str) -> Path:
         """Return the path of a file of these results; `name` begins with the evaluation's."""

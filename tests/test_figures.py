@@ -29,7 +29,8 @@ Model = dict[str, Any]
 def histogram_model(sets: int = 2, label: str = "HDGE", shift: float = 0.0) -> Model:
     rng = np.random.default_rng(0)
     out = [(f"set{i} test", rng.normal(300 + shift, 30, 300), 0.5 + i / 10) for i in range(sets)]
-    return {"label": label, "in": ("cifar10 train", rng.normal(350, 50, 500)), "out": out}
+    inside = ("cifar10 train", rng.normal(350, 50, 500), None)
+    return {"label": label, "sets": [inside, *out]}
 
 
 def reliability_model(label: str = "HDGE") -> Model:
@@ -85,10 +86,10 @@ def test_histograms_are_densities_in_bins_that_a_row_shares():
     axes = draw_histograms(models).axes
     assert len(axes) == 4
     for i, panel in enumerate(axes):
-        model, (_, scores, auroc) = models[i // 2], models[i // 2]["out"][i % 2]
+        model, (_, scores, auroc) = models[i // 2], models[i // 2]["sets"][1 + i % 2]
         (values_in, edges, _), (values_out, _, _) = (s.get_data() for s in panel.patches)
         assert [colour(s) for s in panel.patches] == [IN, OUT]
-        sets = [model["in"][1], *(scores for _, scores, _ in model["out"])]
+        sets = [scores for _, scores, _ in model["sets"]]
         assert edges[0] == min(np.quantile(s, 0.005) for s in sets)
         assert edges[-1] == pytest.approx(max(np.quantile(s, 0.995) for s in sets))
         assert len(edges) == 61
@@ -105,9 +106,18 @@ def test_histograms_are_densities_in_bins_that_a_row_shares():
     assert [t.get_text() for t in axes[2].texts] == ["AUROC 0.500", "HDGE"]
 
 
-def test_scores_that_are_all_the_same_are_drawn():
-    model = {"label": "x", "in": ("a", np.full(5, 7.0)), "out": [("b", np.full(3, 7.0), 0.5)]}
-    values, edges, _ = draw_histograms([model]).axes[0].patches[0].get_data()
+@pytest.mark.parametrize(("sets", "places"), [(1, (1, 1)), (4, (1, 4)), (5, (2, 3)), (7, (2, 4))])
+def test_more_than_four_panels_wrap(sets: int, places: tuple[int, int]) -> None:
+    axes: Any = draw_histograms([histogram_model(sets)]).axes
+    assert len(axes) == sets
+    assert axes[0].get_subplotspec().get_gridspec().get_geometry() == places
+
+
+def test_scores_that_are_all_the_same_and_a_long_name_are_drawn() -> None:
+    name = "m" * 40
+    model = {"label": name, "sets": [("a", np.full(5, 7.0), None), ("b", np.full(3, 7.0), 0.5)]}
+    figure: Any = draw_histograms([model])
+    values, edges, _ = figure.axes[0].patches[0].get_data()
     assert edges[0] < 7 < edges[-1] and np.sum(values * np.diff(edges)) == pytest.approx(1)
 
 

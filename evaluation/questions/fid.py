@@ -48,12 +48,11 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     if labels is not None:
         numbers["guidance"] = model.guidance
     if labels is not None and judge is not None:
-        starts = pixels.get(0)
-        read = {at: reading(judge, images, starts, labels) for at, images in pixels.items()}
-        for row in numbers["rows"]:
-            own = row is not numbers["rows"][-1]  # the reference images'
-            row["read_as_asked"] = read[row["steps"]]["samples"] if own else None
-        numbers["read_as_asked"] = read[steps]
+        for row in numbers["rows"][:-1]:
+            images = pixels[row["steps"]]
+            row["read_as_asked"] = reading(judge, images, None, labels)["samples"]
+        numbers["rows"][-1]["read_as_asked"] = None  # of the reference images
+        numbers["read_as_asked"] = reading(judge, pixels[steps], pixels.get(0), labels)
     if not numbers["full_rank"]:
         context.warn(
             f"{min(numbers['n'], numbers['n_reference']):,} images give no covariance of full rank "

@@ -24,29 +24,21 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     scores_of = scorer(context, model, [name])
     sets, skipped = sets_of(context, model)
     raw = {found.name: scores_of(found) for found in sets}
-    (inside, x_in), *outside = [(found.title, raw[found.name][name]) for found in sets]
-    aurocs = [None, *(detection(x_in, x)["auroc"] for _, x in outside)]
-    summary = {
-        found.name: {
+    inside, summary = sets[0].name, dict[str, Numbers]()
+    for found in sets:
+        x = raw[found.name][name]
+        summary[found.name] = {
             "title": found.title,
-            "n": len(x := raw[found.name][name]),
+            "n": len(x),
             "mean": float(x.mean()),
             "std": float(x.std()),
             "quantiles": {f"{q:g}": float(np.quantile(x, q)) for q in QUANTILES},
-            "auroc": auroc,
-            **bits(model, name, float(x.mean())),
+            "auroc": None if found is sets[0] else detection(raw[inside][name], x)["auroc"],
         }
-        for found, auroc in zip(sets, aurocs, strict=True)
-    }
-    others = [(*each, auroc) for each, auroc in zip(outside, aurocs[1:], strict=True)]
-    picture = {"label": model.label, "in": (inside, x_in), "out": others}
+        if model.flow and name == "px":
+            summary[found.name]["bits_per_dim"] = model.flow.bits(float(x.mean()))
     numbers = {"datasets": list(summary), "score_fn": name, "sets": summary, "skipped": skipped}
-    return {**numbers, "_raw": raw, "_picture": picture}
-
-
-def bits(model: LoadedModel, score: str, mean: float) -> Numbers:
-    """Return the mean log p(x) of a flow in bits per dimension, too."""
-    return {"bits_per_dim": model.flow.bits(mean)} if model.flow and score == "px" else {}
+    return {**numbers, "_raw": raw}
 
 
 def sets_of(context: Context, model: LoadedModel) -> tuple[list[Any], list[dict[str, str]]]:
@@ -78,7 +70,13 @@ def show(context: Context, results: list[Numbers]) -> None:
     context.table(rows, ["set", "n", "mean", *more, "std", "auroc"])
     if told := reversed_order([row for row in rows if row["auroc"] is not None]):
         context.say(f"\n{told}")
-    pictures = [r["_picture"] for r in results]
+    pictures = [
+        {
+            "label": r["label"],
+            "sets": [(s["title"], r["_raw"][n][score], s["auroc"]) for n, s in r["sets"].items()],
+        }
+        for r in results
+    ]
     xlabel = SCORES[score]
     context.files.picture("logp_hist", figures.draw_histograms, pictures, xlabel=xlabel)
     context.save_scores(results)
