@@ -1,8 +1,8 @@
 """What the network is shown: data sets as uint8 tensors, their splits, batches made on the device.
 
 `load(name, data_root)` reads a set once, `Split.to(device)` puts it where the network is, `augment`
-makes a training batch there and `evaluation_batches` walks a split unaugmented. `load_evaluation`
-reads or makes whatever a trained model is asked about. A user's mistake is a `DataError`: one line
+makes a training batch there and `evaluation_batches` walks a split unaugmented. `EvaluationSets`
+read or make whatever a trained model is asked about. A user's mistake is a `DataError`: one line
 with the setting, its value and the remedy.
 """
 
@@ -19,9 +19,8 @@ from data.batches import (
 )
 from data.evaluation_sets import (
     EvaluationSet,
-    TrainedOn,
+    EvaluationSets,
     all_ood,
-    load_evaluation,
     locate,
     split_name,
 )

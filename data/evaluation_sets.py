@@ -1,6 +1,7 @@
 """The sets that a trained model is asked about: their names in every spelling, and their images."""
 
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,82 +128,64 @@ class EvaluationSet(NamedTuple):
         return f"{self.title}: {count} images; {self.source}"
 
 
-class TrainedOn(NamedTuple):
-    """The facts of a model's run that evaluation sets depend on."""
+@dataclass(frozen=True)
+class EvaluationSets:
+    """The sets that a trained model can be asked about.
 
-    dataset: str = "cifar10"  # what `interp` interpolates
-    size: int = IMAGE_SIZE  # of the images' side, in pixels
-    n_valid: int | None = None  # images of the `_valid` splits; None: the default number
-    record: Record = Record()  # which images it held out
-
-
-def load_evaluation(
-    name: str,
-    data_root: str | Path,
-    *,
-    trained_on: TrainedOn | None = None,
-    seed: int = 1,
-    max_images: int | None = None,
-    strict: bool = True,
-    folders: dict[Any, DataSet] | None = None,
-) -> EvaluationSet:
-    """Read or make the set called `name`; `max_images`: the first N of its split.
-
-    A set is <data_root>/<name>.npz where that exists (test images alone, or images without labels,
-    are fine), else torchvision's own files in data_root, downloaded where missing. Images are
-    resized before they are interpolated; noise and patches are made in the size. `seed` >= 0
-    chooses pairs and noise images, which no number of images changes. `strict`: a folder's classes
-    all have images, as for training. `folders` keeps what is read of them for the next call. No
-    global random state is read or moved.
-
-    Raises DataError about `name`: unknown, missing or damaged sets, splits that are not there, sets
-    without images; and for max_images < 1.
+    A set is <root>/<name>.npz where that exists (test images alone, or images without labels, are
+    fine), else torchvision's own files in `root`, downloaded where missing. Images are resized
+    before they are interpolated; noise and patches are made in the size. `seed` >= 0 chooses pairs
+    and noise images, which no number of images changes. No global random state is read or moved.
     """
-    trained_on = TrainedOn() if trained_on is None else trained_on
-    trained_on = trained_on._replace(dataset=canonical_name(trained_on.dataset))
-    root = Path(data_root).expanduser()
-    if max_images is not None and max_images < 1:
-        raise DataError("max_images", max_images, "give 1 or more, or leave it out for all")
-    place = locate(name, trained_on.dataset, data_root=root)
-    reader = _Reader(root, trained_on, seed, strict, {} if folders is None else folders)
-    try:
-        found = reader.read(place, max_images)
-    except DataError as error:
-        raise error.asked_as("dataset", name) from error
-    if not len(found.split.images):
-        raise DataError("dataset", name, f"has no images ({found.source}); give another set")
-    return found._replace(name=place.name, title=title(place, trained_on.dataset))
-
-
-class _Reader(NamedTuple):
-    """Reads at least the `first` images of places; None: all."""
 
     root: Path
-    run: TrainedOn
-    seed: int
-    strict: bool
-    folders: dict[Any, DataSet]  # those that were read already
+    dataset: str = "cifar10"  # that the model was trained on, of SPECS or a folder
+    size: int = IMAGE_SIZE  # of the images' side, in pixels
+    n_valid: int | None = None  # images of the `_valid` splits; None: the default number
+    record: Record = Record()  # of the images that the run held out
+    seed: int = 1
+    folders: dict[Any, DataSet] = field(default_factory=dict)  # that were read already
 
-    def read(self, place: Place, first: int | None) -> EvaluationSet:
+    def load(
+        self, name: str, max_images: int | None = None, *, strict: bool = True
+    ) -> EvaluationSet:
+        """Read or make the set called `name`; `max_images`: the first N of its split. `strict`: a
+        folder's classes all have images, as for training.
+
+        Raises DataError about `name`: unknown, missing or damaged sets, splits that are not there,
+        sets without images.
+        """
+        place = locate(name, self.dataset, data_root=self.root)
+        try:
+            found = self.read(place, max_images, strict)
+        except DataError as error:
+            raise error.asked_as("dataset", name) from error
+        if not len(found.split.images):
+            raise DataError("dataset", name, f"has no images ({found.source}); give another set")
+        return found._replace(name=place.name, title=title(place, self.dataset))
+
+    def read(self, place: Place, first: int | None, strict: bool = True) -> EvaluationSet:
+        """Read at least the `first` images of a place; None: all."""
         dataset = place.dataset
         if dataset.startswith(FOLDER):
-            return self.folder(place, first)
+            return self.folder(place, first, strict)
         if dataset.startswith(OPENOOD):
             source = f"{list_file(dataset)} of OpenOOD, shorter side to 32, centre cut out"
-            return _cut(read_list(dataset, self.root, self.run.size), first, None, source)
+            return _cut(read_list(dataset, self.root, self.size), first, None, source)
         if dataset in SPECS:
             return self.training_set(place, first)
         if dataset in ("interp", "cifar10interp"):
-            parent = self.run.dataset if dataset == "interp" else "cifar10"
+            parent = self.dataset if dataset == "interp" else "cifar10"
             return self.interpolations(self.read(Place(parent), None), first)
         if dataset in ("uniform", "gaussian", "photos"):
             return self.made(dataset, first)
         return self.other_set(dataset, first)
 
-    def folder(self, place: Place, first: int | None) -> EvaluationSet:
+    def folder(self, place: Place, first: int | None, strict: bool) -> EvaluationSet:
         """Read a split of a folder to train on, or all images of any other folder, without labels.
         The folder that the run was trained on is never taken for such a one."""
-        own, size = place.dataset == self.run.dataset, self.run.size
+        own, size = place.dataset == self.dataset, self.size
+        strict = strict or own
         path = folder_path(place.dataset)
         if not own and place.split == "test" and path.is_dir() and not has_classes(path):
             listing = list_images(path)
@@ -210,7 +193,6 @@ class _Reader(NamedTuple):
             source = f"all images below the folder, in a fixed random order, {square(size)}"
             source += f"; {listing.about()}"
             return EvaluationSet(read_images(files[:first], size), len(files), None, source)
-        strict = own or self.strict
         key = place.dataset, size, strict
         if key not in self.folders:
             self.folders[key] = load_folder(place.dataset, size=size, allow_empty=not strict)
@@ -227,19 +209,19 @@ class _Reader(NamedTuple):
             return dataset.test, "test images"
         if place.split == "train":
             return dataset.train, "training images"
-        record, train = self.run.record, dataset.train
-        if place.dataset == self.run.dataset and record.train is not None:
+        record, train = self.record, dataset.train
+        if place.dataset == self.dataset and record.train is not None:
             assert train.hashes is not None and record.valid is not None
             if torch.equal(record.train, train.hashes):
                 return train.take(record.valid), "held out of the training images"
             held_out = torch.isin(train.hashes, record.hashes("valid")).nonzero().squeeze(1)
             return train.take(held_out), "those that the run held out of its training images"
-        return train.take(hold_out(dataset, self.run.n_valid)[1]), "held out of the training images"
+        return train.take(hold_out(dataset, self.n_valid)[1]), "held out of the training images"
 
     def training_set(self, place: Place, first: int | None) -> EvaluationSet:
         name, part = place.dataset, "test" if place.split == "test" else "train"
         spec = SPECS[name]
-        splits, source, _ = find(name, self.root, (part,), size=self.run.size)
+        splits, source, _ = find(name, self.root, (part,), size=self.size)
         if part not in splits:
             raise self.lacking(name, f"{part}_images")
         whole = splits[part]
@@ -254,7 +236,7 @@ class _Reader(NamedTuple):
 
     def other_set(self, name: str, first: int | None) -> EvaluationSet:
         """Read <name>.npz, its test images or else its training images, or torchvision's files."""
-        file, size = archive(self.root, name), self.run.size
+        file, size = archive(self.root, name), self.size
         if file.exists():
             part, splits = "test", read_npz(file, CLASSES.get(name), ("test",), size=size)
             if "test" not in splits or not len(splits["test"].images):
@@ -294,7 +276,7 @@ class _Reader(NamedTuple):
         return _unlabelled(means, n, source)
 
     def made(self, name: str, first: int | None) -> EvaluationSet:
-        size = self.run.size
+        size = self.size
         if name == "photos":
             patches = generated.photo_patches(size)
             source = f"patches of {size} x {size} on a grid over scikit-learn's two photographs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,23 +47,14 @@ class Context:
     def images(self, name: str, model: LoadedModel, flag: str = "--dataset") -> data.EvaluationSet:
         """Return the named set, read once and compared with what the model was trained on. Raises
         DataError."""
-        own, size = model.dataset, model.network.image_size
-        n_valid = data.held_out_by(model.settings)
-        trained_on = data.TrainedOn(own or "cifar10", size, n_valid, model.record)
-        key = name, own, size, n_valid, flag == "--dataset", model.record.fingerprint
+        s, own, strict = self.s, model.dataset, flag == "--dataset"
+        run = own or "cifar10", model.network.image_size, data.held_out_by(model.settings)
+        key = name, *run, strict, model.record.fingerprint
         if key not in self._sets:  # nor looked for, or downloaded, again for every checkpoint
             try:
-                read = distributed.in_turn(
-                    lambda: data.load_evaluation(
-                        name,
-                        self.s.data_root,
-                        trained_on=trained_on,
-                        seed=self.s.seed,
-                        max_images=self.s.max_images,
-                        strict=flag == "--dataset",
-                        folders=self._folders,
-                    )
-                )
+                root = Path(s.data_root).expanduser()
+                sets = data.EvaluationSets(root, *run, model.record, s.seed, self._folders)
+                read = distributed.in_turn(lambda: sets.load(name, s.max_images, strict=strict))
                 self.say(read.about)
                 self._sets[key] = read._replace(split=read.split.to(self.device))
             except data.DataError as error:

@@ -170,7 +170,7 @@ def test_images_below_and_behind_links_are_read_and_the_rest_is_counted(tmp_path
         "1 links to nothing"
     )
     (far / "more").symlink_to(folder / "apple", target_is_directory=True)
-    unlabelled = data.load_evaluation(f"folder:{far}", "nowhere")
+    unlabelled = data.EvaluationSets(Path("nowhere")).load(f"folder:{far}")
     assert len(unlabelled.split.labels) == 24 and "24 images of 24 files" in unlabelled.about
 
 

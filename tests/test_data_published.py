@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import data
-from data import DataError, EvaluationSet, TrainedOn
+from data import DataError, EvaluationSet, EvaluationSets
 from data.images import resize_batch
 from data.published import FILES
 from runs.names import CLASSES
@@ -60,7 +60,7 @@ def test_cifars_own_files(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(CIFAR10, "test_list", [[names[-1], None]])
     monkeypatch.setitem(CIFAR10.meta, "md5", None)
     expected = pixels.transpose(0, 2, 3, 1)
-    found = data.load_evaluation("cifar10", tmp_path)
+    found = data.EvaluationSets(tmp_path).load("cifar10")
     assert (found.split.images.numpy() == expected[-2:]).all() and "published" in found.about
     assert found.split.labels.tolist() == ([5, 4] if whole else [0, 9])
     if whole:
@@ -99,7 +99,7 @@ def test_mnists_own_files_are_padded(tmp_path):
         (raw / f"{part}-images-idx3-ubyte").write_bytes(shape + digits.tobytes())
         labels = np.array([0x801, 3], dtype=">i4").tobytes() + bytes([7, 0, 9])
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
-    loaded = data.load_evaluation("mnist", tmp_path, max_images=2)
+    loaded = data.EvaluationSets(tmp_path).load("mnist", 2)
     padded = np.pad(digits[:2], ((0, 0), (2, 2), (2, 2)))
     assert (loaded.split.images.numpy() == padded[..., None]).all()
     assert loaded.split.labels.tolist() == [7, 0] and loaded.num_classes == 10
@@ -128,13 +128,13 @@ def test_celebas_own_files(tmp_path, monkeypatch):
         (folder / f"{name}.txt").write_text("\n".join(rows))
     for name in ("list_bbox_celeba", "list_landmarks_align_celeba", "list_attr_celeba"):
         (folder / f"{name}.txt").write_text("\n".join(["5", "heading", *rows]))
-    loaded = data.load_evaluation("celeba", tmp_path, max_images=2)
+    loaded = data.EvaluationSets(tmp_path).load("celeba", 2)
     inside = torch.tensor([[200, 0, 0], [120, 0, 0]])[:, None, None]
     assert (loaded.split.images[:, 1:31].int() - inside).abs().max() <= 3  # JPEG is not exact
     assert loaded.split.labels.tolist() == [-1, -1] and loaded.num_classes is None
     assert "the first 2 of 3 images" in loaded.about and "centre square" in loaded.about
     with pytest.raises(DataError, match="cannot identify"):
-        data.load_evaluation("celeba", tmp_path)
+        data.EvaluationSets(tmp_path).load("celeba")
 
 
 def test_the_textures_own_files(tmp_path):
@@ -144,13 +144,13 @@ def test_the_textures_own_files(tmp_path):
     labels = tmp_path / "dtd" / "dtd" / "labels"
     labels.mkdir()
     (labels / "test1.txt").write_text("\n".join(f"{kind}/a.png" for kind in kinds))
-    loaded = data.load_evaluation("textures", tmp_path)
+    loaded = data.EvaluationSets(tmp_path).load("textures")
     found = reds(loaded)
     assert sorted(found) == list(range(8)) and found != sorted(found)  # not kind after kind
     assert loaded.split.labels.tolist() == found and loaded.num_classes == 47
-    first = data.load_evaluation("textures", tmp_path, max_images=3)
+    first = data.EvaluationSets(tmp_path).load("textures", 3)
     assert reds(first) == found[:3] and "3 of 8" in first.about
-    small = data.load_evaluation("textures", tmp_path, trained_on=TrainedOn(size=16))
+    small = data.EvaluationSets(tmp_path, size=16).load("textures")
     assert small.split.images.shape == (8, 16, 16, 3) and "16 x 16" in small.about
     assert torch.equal(small.split.hashes, loaded.split.hashes)
 
@@ -171,7 +171,8 @@ def test_what_cannot_be_downloaded_is_named_with_its_remedy(
     method = "_download" if kind == "DTD" else "download"
     monkeypatch.setattr(getattr(datasets, kind), method, no_network)
     with pytest.raises(DataError) as caught:
-        (data.load if name in CLASSES else data.load_evaluation)(name, tmp_path / "new")
+        folder = tmp_path / "new"
+        data.load(name, folder) if name in CLASSES else EvaluationSets(folder).load(name)
     assert not (tmp_path / "new").exists()
     message = str(caught.value)
     assert message.startswith(f"--dataset {name}: ") and "\n" not in message

@@ -173,7 +173,7 @@ def test_an_empty_class_folder_makes_no_images_of_the_training_images(train, ask
         paint(tmp_path / "ood" / name / "1.png", 200)
     (tmp_path / "ood" / "empty").mkdir()
     name = f"folder_train:{tmp_path / 'ood'}"
-    about = data.load_evaluation(name, "nowhere", strict=False).about
+    about = data.EvaluationSets(Path("nowhere")).load(name, strict=False).about
     assert "left out: 1 empty class folder empty" in about
 
 

@@ -109,7 +109,7 @@ def test_accuracy_within_a_run_and_sample_grids_are_those_of_the_average(train, 
     assert run.code == 0, run.err
     ema = run.state()["ema"]["parameters"]
     assert len(seen) == 1 and train.same(seen[0], ema)
-    test = data.load_evaluation("cifar10_test", train.data).split
+    test = data.EvaluationSets(train.data).load("cifar10_test").split
     batches = list(data.evaluation_batches(test, batch_size=session.EVAL_BATCH, sigma=0.03))
     nll = [classification(by_hand(run, averaged), batches)["nll"] for averaged in (True, False)]
     assert float(run.last["test_loss"]) == pytest.approx(nll[0], rel=1e-5)

@@ -53,7 +53,7 @@ def answers(ask: Any) -> dict[str, Any]:
 
 def reference(ask: Any, name: str = "cifar10", sigma: float = 0.03) -> tuple[Any, Any]:
     """(model, batches) of what was asked, put together anew."""
-    split = data.load_evaluation(name, ask.trainer.data).split
+    split = data.EvaluationSets(ask.trainer.data).load(name).split
     model = models.load(ask.checkpoint("hdge"))
     return model, data.evaluation_batches(split, batch_size=7, sigma=sigma, seed=1)
 
@@ -164,7 +164,7 @@ def test_pxsim_scores_as_the_run_was_trained(words, ask):
     queue = term.memories["queue"]
     queue.queue_logit.copy_(state["model_state_dict"]["queue_logit"])
     queue.queue_filled.copy_(state["objective"]["memories.queue.queue_filled"])
-    split = data.load_evaluation("cifar10", ask.trainer.data).split
+    split = data.EvaluationSets(ask.trainer.data).load("cifar10").split
     batches = data.evaluation_batches(split, batch_size=7, sigma=0.03, seed=1)
     logits, _ = predictions(models.load(path), batches)
     each = term.per_image(logits.double(), logits.argmax(1))

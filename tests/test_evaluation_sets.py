@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import data
-from data import DataError, EvaluationSet, TrainedOn
+from data import DataError, EvaluationSet
 from tests.test_data_folder import paint
 
 RANDOM = np.random.RandomState(0)
@@ -25,9 +25,9 @@ def colours(loaded: EvaluationSet) -> list[tuple[int, int, int]]:
     return [tuple(colour) for colour in images[:, 0, 0].tolist()]
 
 
-def refusal(name: str, root: Path, **options: Any) -> str:
+def refusal(name: str, root: Path, **run: Any) -> str:
     with pytest.raises(DataError) as caught:
-        data.load_evaluation(name, root, strict=False, **options)
+        data.EvaluationSets(root, **run).load(name, strict=False)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -64,7 +64,6 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name, tmp_path):
     assert message.startswith(f"--dataset {name}: unknown data set; ")
     assert ("did you mean faces? give one of cifar10" in message) == (name == "faces_x")
     assert all(known in message for known in ("celeba", "interp", "folder:PATH", "_valid"))
-    assert "unknown data set" in refusal("interp", tmp_path, trained_on=TrainedOn("nothing"))
 
 
 def test_all_is_the_papers_four_less_the_models_own_set():
@@ -85,39 +84,37 @@ def test_splits_of_an_archive(tmp_path):
         test_images=test,
         test_labels=labels[:4],
     )
-    loaded = data.load_evaluation("cifar_test", tmp_path)
+    loaded = data.EvaluationSets(tmp_path).load("cifar_test")
     assert loaded.name == "cifar10_test" and loaded.title == "CIFAR-10 (test)"
     assert (loaded.split.images.numpy() == test).all() and loaded.num_classes == 10
     assert loaded.split.labels.tolist() == [0, 1, 2, 3] and loaded.split.labels.dtype == torch.int64
     expected = "4 images; cifar10.npz (this copy has 4, the published split 10,000)"
     assert loaded.about == f"CIFAR-10 (test): {expected}"
 
-    loaded = data.load_evaluation("cifar10_train", tmp_path, max_images=7)
+    loaded = data.EvaluationSets(tmp_path).load("cifar10_train", 7)
     assert (loaded.split.images.numpy() == train[:7]).all() and "first 7 of 50 " in loaded.about
-    assert len(data.load_evaluation("cifar10_train", tmp_path).split.images) == 50
+    assert len(data.EvaluationSets(tmp_path).load("cifar10_train").split.images) == 50
 
     for n_valid, n in ((None, 5), (12, 12)):  # a tenth where nothing is said
         held_out = data.split_validation(50, n)[1].numpy()
-        run = TrainedOn(n_valid=n_valid)
-        loaded = data.load_evaluation("cifar10_valid", tmp_path, trained_on=run)
+        loaded = data.EvaluationSets(tmp_path, n_valid=n_valid).load("cifar10_valid")
         assert loaded.title == "CIFAR-10 (validation)"
         assert (loaded.split.images.numpy() == train[held_out]).all()
         assert loaded.split.labels.tolist() == labels[held_out].tolist()
     for n_valid, said in ((0, "has no images"), (50, "--n_valid 50: ")):
-        assert said in refusal("cifar10_valid", tmp_path, trained_on=TrainedOn(n_valid=n_valid))
-    assert refusal("cifar", tmp_path, max_images=0).startswith("--max_images 0: ")
+        assert said in refusal("cifar10_valid", tmp_path, n_valid=n_valid)
 
 
 def test_the_split_that_nobody_asked_for_is_not_read(tmp_path):
     pickled = np.array([None])  # refused as soon as it is read
     np.savez(tmp_path / "svhn.npz", test_images=made_up(2), train_images=pickled)
-    assert len(data.load_evaluation("svhn", tmp_path).split.images) == 2
+    assert len(data.EvaluationSets(tmp_path).load("svhn").split.images) == 2
     assert "svhn.npz cannot be read" in refusal("svhn_train", tmp_path)
 
 
 def test_a_part_of_an_archive_is_fine_until_the_rest_is_asked_for(tmp_path):
     np.savez(tmp_path / "svhn.npz", test_images=made_up(3), test_labels=np.array([1, -1, 2]))
-    loaded = data.load_evaluation("svhn", tmp_path)
+    loaded = data.EvaluationSets(tmp_path).load("svhn")
     assert loaded.split.labels.tolist() == [1, -1, 2] and loaded.num_classes is None
     for name in ("svhn_train", "svhn_valid"):
         expected = f"--dataset {name}: svhn.npz in {tmp_path} has no train_images; "
@@ -132,13 +129,13 @@ def test_any_archive_has_a_name(tmp_path):
     """Its test images, else its training images; 32 x 32 after the centre square."""
     test, train = made_up(3, 32, 40), made_up(2)
     np.savez(tmp_path / "mine.npz", test_images=test, train_images=train, more_images=train)
-    loaded = data.load_evaluation("mine", tmp_path)
+    loaded = data.EvaluationSets(tmp_path).load("mine")
     assert "left out of mine.npz: more_images, train_images" in loaded.about
     assert (loaded.split.images.numpy() == test[:, :, 4:36]).all()
     assert (loaded.name, loaded.title, loaded.num_classes) == ("mine", "mine", None)
     assert loaded.split.labels.tolist() == [-1, -1, -1] and "centre square" in loaded.about
     np.savez(tmp_path / "mine.npz", train_images=train, train_labels=np.array([4, 0]))
-    loaded = data.load_evaluation("mine", tmp_path, max_images=1)
+    loaded = data.EvaluationSets(tmp_path).load("mine", 1)
     assert (loaded.split.images.numpy() == train[:1]).all() and loaded.num_classes == 5
     np.savez(tmp_path / "mine.npz", other=train)
     assert "--dataset mine: mine.npz" in refusal("mine", tmp_path)
@@ -150,7 +147,7 @@ def test_what_only_an_archive_can_give_says_so(tmp_path):
     expected = f"--dataset faces: there is no faces.npz in {tmp_path}; put it there"
     assert refusal("faces", tmp_path).startswith(expected)
     np.savez(tmp_path / "faces.npz", test_images=made_up(1))
-    loaded = data.load_evaluation("faces", tmp_path)
+    loaded = data.EvaluationSets(tmp_path).load("faces")
     assert loaded.title == "faces (not CelebA)" and loaded.about.startswith(loaded.title)
 
 
@@ -159,16 +156,14 @@ def test_a_folder_to_train_on_keeps_its_splits_and_labels(tmp_path):
         for i in range(10):
             paint(tmp_path / name / f"{i}.png", (c, i, 0))
     whole = data.load(f"folder:{tmp_path}", tmp_path)
-    test = data.load_evaluation(f"folder:{tmp_path}", "nowhere")
+    test = data.EvaluationSets(Path("nowhere")).load(f"folder:{tmp_path}")
     assert torch.equal(test.split.images, whole.test.images) and test.num_classes == 2
     assert torch.equal(test.split.labels, whole.test.labels)
     assert (test.name, test.title) == (f"folder:{tmp_path}", tmp_path.name)
-    train = data.load_evaluation(f"folder_train:{tmp_path}", "nowhere")
+    train = data.EvaluationSets(Path("nowhere")).load(f"folder_train:{tmp_path}")
     assert torch.equal(train.split.images, whole.train.images)
     assert train.title == f"{tmp_path.name} (training)"
-    valid = data.load_evaluation(
-        f"folder_valid:{tmp_path}", "nowhere", trained_on=TrainedOn(n_valid=3)
-    )
+    valid = data.EvaluationSets(Path("nowhere"), n_valid=3).load(f"folder_valid:{tmp_path}")
     held_out = data.hold_out(whole, 3)[1]
     assert torch.equal(valid.split.images, whole.train.images[held_out])
     assert torch.equal(valid.split.labels, whole.train.labels[held_out])
@@ -180,12 +175,12 @@ def test_any_folder_of_images_serves_without_labels(tmp_path):
     for i, name in enumerate(names):
         paint(folder / name, (i, 0, 0), size=(40, 32))
     (folder / "notes.txt").write_text("no image")
-    loaded = data.load_evaluation(f"folder:{folder}", "nowhere")
+    loaded = data.EvaluationSets(Path("nowhere")).load(f"folder:{folder}")
     found = [red for red, _, _ in colours(loaded)]
     assert sorted(found) == list(range(7)) and found != sorted(found)
     assert loaded.num_classes is None and (loaded.split.labels == -1).all()
     (folder / f"{found[-1]}.png").write_bytes(b"broken")  # beyond the first 3: never opened
-    first = data.load_evaluation(f"folder:{folder}", "nowhere", max_images=3)
+    first = data.EvaluationSets(Path("nowhere")).load(f"folder:{folder}", 3)
     assert [red for red, _, _ in colours(first)] == found[:3] and "3 of 7" in first.about
     message = refusal(f"folder:{folder}", tmp_path)
     assert message.startswith(f"--dataset folder:{folder}: cannot read the image")
@@ -197,3 +192,19 @@ def test_any_folder_of_images_serves_without_labels(tmp_path):
     ):
         message = refusal(name, tmp_path)
         assert message.startswith(f"--dataset {name}: ") and said in message
+
+
+def test_the_real_sets(data_root: Path) -> None:
+    for name in ("cifar10", "svhn", "faces", "textures", "mnist", "cifar10interp"):
+        if not (data_root / f"{name.removesuffix('interp')}.npz").exists():
+            continue
+        loaded = data.EvaluationSets(data_root).load(name)
+        images, labels, hashes = loaded.split
+        assert images.dtype == torch.uint8 and images.shape == (len(labels), 32, 32, 3)
+        assert len(images) > 500 and images[:2000].float().std() > 40
+        if name == "cifar10":
+            mean = images[:2000].float().mean((0, 1, 2)) / 255
+            published = torch.tensor([0.4914, 0.4822, 0.4465])
+            torch.testing.assert_close(mean, published, atol=0.02, rtol=0)
+        assert (loaded.num_classes is None) == bool((labels == -1).any())
+        assert (hashes is None) == name.endswith("interp")

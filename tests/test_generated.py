@@ -2,18 +2,22 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import data
-from data import TrainedOn
 from data.generated import interpolate, interpolation_pairs
 
+NOWHERE = Path("nowhere")
 
-def images_of(name: str, root: str | Path = "nowhere", **options: object) -> np.ndarray:
-    return data.load_evaluation(name, root, **options).split.images.numpy()
+
+def images_of(
+    name: str, root: Path = NOWHERE, *, max_images: int | None = None, **run: Any
+) -> np.ndarray:
+    return data.EvaluationSets(root, **run).load(name, max_images).split.images.numpy()
 
 
 @pytest.mark.parametrize("n", [2, 3, 17, 1000])
@@ -37,7 +41,7 @@ def test_interpolations_are_of_the_test_images(tmp_path):
     pixels = np.random.RandomState(0).randint(0, 256, (30, 32, 32, 3)).astype(np.uint8)
     np.savez(tmp_path / "cifar10.npz", train_images=pixels[:10], test_images=pixels[10:])
     np.savez(tmp_path / "svhn.npz", train_images=pixels[:10], test_images=pixels[20:])
-    loaded = data.load_evaluation("interp", tmp_path, trained_on=TrainedOn("cifar10"), seed=3)
+    loaded = data.EvaluationSets(tmp_path, "cifar10", seed=3).load("interp")
     found, test = loaded.split.images.numpy(), pixels[10:].astype(np.int64)
     means = np.floor((test[:, None] + test[None]) / 2 + 0.5).reshape(400, -1)
     matches = [np.flatnonzero((means == image.reshape(-1)).all(1)).tolist() for image in found]
@@ -47,14 +51,14 @@ def test_interpolations_are_of_the_test_images(tmp_path):
     assert (loaded.name, loaded.title) == ("cifar10interp", "CIFAR-10 interpolations")
     assert "20 pairs of seed 3" in loaded.about
 
-    first = images_of("cifar_interp", tmp_path, trained_on=TrainedOn("svhn"), seed=3, max_images=6)
+    first = images_of("cifar_interp", tmp_path, dataset="svhn", seed=3, max_images=6)
     assert (first == found[:6]).all()
     assert not np.array_equal(images_of("interp", tmp_path, seed=4), found)
-    of_svhn = data.load_evaluation("interp", tmp_path, trained_on=TrainedOn("svhn"))
+    of_svhn = data.EvaluationSets(tmp_path, "svhn").load("interp")
     assert (of_svhn.title, len(of_svhn.split.images)) == ("SVHN interpolations", 10)
     np.savez(tmp_path / "cifar10.npz", test_images=pixels[:1])
     with pytest.raises(data.DataError, match="^--dataset interp: has no images: a pair takes 2"):
-        data.load_evaluation("interp", tmp_path)
+        data.EvaluationSets(tmp_path).load("interp")
 
 
 @pytest.mark.parametrize("name", ["uniform", "gaussian"])
@@ -68,7 +72,7 @@ def test_noise_is_the_same_for_any_number_of_images(name):
     assert len({image.tobytes() for image in found}) == 1001
     assert (np.random.get_state()[1] == before[0]).all()
     assert torch.equal(torch.get_rng_state(), before[1])
-    about = data.load_evaluation(name, "nowhere", max_images=5).about
+    about = data.EvaluationSets(Path("nowhere")).load(name, 5).about
     assert "the first 5 of 10,000 images" in about and "seed 1" in about
 
 

@@ -10,7 +10,6 @@ from PIL import Image
 
 import data
 import models
-from data import TrainedOn
 from data.images import resize_batch
 from scripts import export
 
@@ -61,19 +60,17 @@ def test_every_set_is_read_in_the_size_and_known_by_its_own_pixels(size, tmp_pat
             assert two.images.shape == (len(one.images), size, size, 3)
             assert torch.equal(one.hashes, two.hashes) and torch.equal(one.labels, two.labels)
     for name in ("cifar10", "celeba", "cifar10interp", f"folder:{tmp_path / 'f'}", *MADE):
-        found = data.load_evaluation(name, tmp_path, max_images=5, trained_on=TrainedOn(size=size))
+        found = data.EvaluationSets(tmp_path, size=size).load(name, 5)
         assert found.split.images.shape == (min(5, len(found.split.labels)), size, size, 3)
         if name != "uniform" and name != "gaussian":
             assert f"{size} x {size}" in found.about
-    means = data.load_evaluation(
-        "cifar10interp", tmp_path, trained_on=TrainedOn(size=size)
-    ).split.images.float()
+    means = data.EvaluationSets(tmp_path, size=size).load("cifar10interp").split.images.float()
     assert (means.mean() - pixels.mean()).abs() < 2
 
 
 def test_patches_larger_than_a_photograph_are_refused(tmp_path):
     with pytest.raises(data.DataError, match="has no images"):
-        data.load_evaluation("photos", tmp_path, trained_on=TrainedOn(size=428))
+        data.EvaluationSets(tmp_path, size=428).load("photos")
 
 
 def run_of(train: Any) -> Any:
@@ -167,3 +164,17 @@ def test_cost_counts_pixels(arch, stride):
         for size in (4 * stride, 8 * stride)
     ]
     assert flops[1] / flops[0] == pytest.approx(4, rel=0.01)
+
+
+def test_mnist_is_a_set_to_train_on(train: Any, tmp_path: Path) -> None:
+    random = np.random.RandomState(0)
+    arrays: dict[str, Any] = {}
+    for part, n in (("train", 60), ("test", 20)):
+        arrays[f"{part}_images"] = random.randint(0, 256, (n, 28, 28)).astype(np.uint8)
+        arrays[f"{part}_labels"] = np.arange(n) % 10
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    words = "--pyxce 1 --max_steps 2 --dataset mnist --image_size 28 --data_root"
+    run = train(words, str(tmp_path))
+    assert run.code == 0 and "mnist: 60 training and 20 test images" in run.out, run.err
+    found = data.EvaluationSets(tmp_path).load("mnist")
+    assert found.name == "mnist_test" and found.split.images.shape == (20, 32, 32, 3)
