@@ -7,6 +7,7 @@ JEM, section 5.4; HDGE, Figure 4.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -186,18 +187,18 @@ class PGD:
         if eps == 0 or len(x) == 0:
             return x
         step = 2.5 * eps / self.steps if self.step is None else self.step
-        linf = self.distance == "Linf"
-        ascent, project = (torch.sign, _project_linf) if linf else (_unit, _project_l2)
-        adversarial = x.clone()
+        ascent, adversarial = torch.sign if self.distance == "Linf" else _unit, x.clone()
         if self.random_init:
-            adversarial = project(x, x + _random_offset(x, self.distance, eps, generator), eps)
+            start = x + _random_offset(x, self.distance, eps, generator)
+            adversarial = _projected(x, start, self.distance, eps)
         for _ in range(self.steps):
             adversarial.requires_grad_(True)
             with torch.enable_grad():
                 # a sum, not a mean: no image's gradient depends on how many others there are
                 total = loss(classify(adversarial), y).sum()
             (gradient,) = torch.autograd.grad(total, adversarial)
-            adversarial = project(x, adversarial.detach() + step * ascent(gradient), eps)
+            moved = adversarial.detach() + step * ascent(gradient)
+            adversarial = _projected(x, moved, self.distance, eps)
         if self.check:
             check_perturbation(x, adversarial, self.distance, eps)
         return adversarial
@@ -223,12 +224,10 @@ def _unit(gradient: Tensor) -> Tensor:
     return gradient / _per_image(gradient.flatten(1).norm(dim=1)).clamp_min(1)
 
 
-def _project_linf(x: Tensor, moved: Tensor, eps: float) -> Tensor:
-    return torch.clamp(moved, x - eps, x + eps).clamp(0, 1)
-
-
-def _project_l2(x: Tensor, moved: Tensor, eps: float) -> Tensor:
+def _projected(x: Tensor, moved: Tensor, distance: str, eps: float) -> Tensor:
     """Clipping to [0, 1] comes last and keeps an image in the ball, since x lies in [0, 1]."""
+    if distance == "Linf":
+        return torch.clamp(moved, x - eps, x + eps).clamp(0, 1)
     offset = moved - x
     shrink = (eps / _per_image(offset.flatten(1).norm(dim=1))).clamp(max=1)
     return (x + shrink * offset).clamp(0, 1)
@@ -275,12 +274,23 @@ class AutoAttack:
     "rand" is for randomised classifiers (SGLD refinement): APGD on cross-entropy and on DLR, with
     20 gradients averaged a step. Cross-entropy is taken in float32 there, and so has no gradient
     where a model is confident (see `loss`); the other losses are differences of
-    logits, which multiplied logits leave as strong.
+    logits, which multiplied logits leave as strong. Raises UsageError without pyautoattack and for
+    fewer than the 4 `classes` that its losses need.
     """
 
     distance: str
+    classes: int
     batch_size: int = 250
     version: str = "standard"
+
+    def __post_init__(self) -> None:
+        if importlib.util.find_spec("pyautoattack") is None:
+            raise UsageError("--attack autoattack needs pyautoattack: pip install pyautoattack")
+        if self.classes < 4:
+            raise UsageError(
+                f"--attack autoattack needs 4 classes or more and the model has {self.classes}: "
+                "use --attack pgd"
+            )
 
     def __call__(
         self,
@@ -293,23 +303,11 @@ class AutoAttack:
     ) -> Tensor:
         """Return adversarial images for x01 `x` and labels `y`, seeded as the generator was.
 
-        Bound and range are asserted as by `PGD`, and the global random state is restored. Raises
-        UsageError without pyautoattack and for fewer than the 4 classes that its losses need.
+        Bound and range are asserted as by `PGD`, and the global random state is restored.
         """
-        try:
-            from pyautoattack import AutoAttack as Suite  # type: ignore[import-untyped, import-not-found]
-        except ImportError:
-            raise UsageError(
-                "--attack autoattack needs pyautoattack: pip install pyautoattack"
-            ) from None
+        from pyautoattack import AutoAttack as Suite  # type: ignore[import-untyped, import-not-found]
+
         x = x.detach().contiguous()  # it takes views, which other memory formats do not allow
-        with torch.no_grad():
-            classes = classify(x[:1]).shape[1]
-        if classes < 4:
-            raise UsageError(
-                f"--attack autoattack needs 4 classes or more and the model has {classes}: "
-                "use --attack pgd"
-            )
         seed = generator.initial_seed() % 2**31
         # One of its checks ends tracing, and with it debuggers and coverage.
         tracer = sys.gettrace()
@@ -324,7 +322,7 @@ class AutoAttack:
                     version=self.version,
                 )
                 for part in (attack.apgd_targeted, attack.fab):  # 9 other classes unless told
-                    part.n_target_classes = min(9, classes - 1)
+                    part.n_target_classes = min(9, self.classes - 1)
                 adversarial, _ = attack.run_standard_evaluation(x, y, batch_size=self.batch_size)
         finally:
             sys.settrace(tracer)

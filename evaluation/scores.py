@@ -16,7 +16,6 @@ from evaluation import NotFinite
 from losses import Contrastive
 from models import EnergyClassifier, eval_mode, sampling_mode
 from runs import processes as distributed
-from runs.cli import UsageError
 
 TRUE_POSITIVES = 0.95  # at which a false positive rate is taken
 LARGEST = 2**25  # similarities that exist at once in `knn`: 256 MiB in float64
@@ -111,14 +110,6 @@ def _scores_of_batches(
     return found
 
 
-def check_neighbour(k: int, n: int) -> None:
-    """Raise UsageError unless a bank of n images has a k-th nearest."""
-    if not 1 <= k <= n:
-        raise UsageError(
-            f"--knn_k {k} is no neighbour among {n} training images: use 1 to {n}, or more images"
-        )
-
-
 @torch.no_grad()
 def feature_bank(model: EnergyClassifier, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Return the penultimate features of all images, float32 (M, D), each divided by its length.
@@ -163,7 +154,7 @@ def detection(score_in: np.ndarray, score_out: np.ndarray) -> dict[str, float | 
 
     inside, outside = checked(score_in, "in-distribution"), checked(score_out, "OOD")
     score = np.concatenate([inside, outside])
-    positive = np.concatenate([np.ones(len(inside), bool), np.zeros(len(outside), bool)])
+    positive = np.repeat([True, False], [len(inside), len(outside)])
     # Without drop_intermediate=False thresholds that no corner of the curve needs are left out.
     false_rate, true_rate, _ = roc_curve(positive, score, drop_intermediate=False)
     return {

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from evaluation import scores as module
-from evaluation.scores import check_neighbour, feature_bank, scores
+from evaluation.scores import feature_bank, scores
 from losses import Contrastive, ContrastScore, LogitQueue
 from models import EnergyClassifier, build
-from runs.cli import UsageError
 from runs.names import SCORES
 
 N, CLASSES = 23, 10
@@ -196,13 +195,6 @@ def test_the_model_is_given_back(training):
     scores(model, [(x, x)], ["pxgrad"])
     assert not x.requires_grad and x.grad is None and not bank.requires_grad
     assert all(before[name].equal(tensor) for name, tensor in model.state_dict().items())
-
-
-@pytest.mark.parametrize("k", [0, 50])
-def test_a_bank_has_so_many_neighbours(k):
-    check_neighbour(49, 49)
-    with pytest.raises(UsageError, match=f"--knn_k {k} .* 49 training images: use 1 to 49"):
-        check_neighbour(k, 49)
 
 
 @torch.no_grad()

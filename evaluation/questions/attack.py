@@ -42,7 +42,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     else:
         of_pgd = dict.fromkeys(of_pgd)
         version = "rand" if s.n_steps_refine else "standard"
-        attacks = [robustness.AutoAttack(s.distance, s.batch_size, version)]
+        attacks = [robustness.AutoAttack(s.distance, model.num_classes, s.batch_size, version)]
     rows = robustness.robust_accuracy(
         classify,
         context.batches(found, model),

@@ -36,7 +36,7 @@ def scorer(
     Raises UsageError for what knn and pxsim need and do not have.
     """
     import data
-    from evaluation.scores import check_neighbour, feature_bank, scores
+    from evaluation.scores import feature_bank, scores
 
     bank, k = None, context.s.knn_k
     contrastive = model.contrastive() if "pxsim" in names else None
@@ -45,7 +45,11 @@ def scorer(
             train = context.images(data.split_name(context.known(model), "train"), model)
         except data.DataError as error:
             raise UsageError(f"--score_fn knn needs the training images: {error}") from None
-        check_neighbour(k, len(train.split.labels))
+        if k > (n := len(train.split.labels)):
+            raise UsageError(
+                f"--knn_k {k} is no neighbour among {n} training images: use 1 to {n}, or more "
+                "images"
+            )
         bank = feature_bank(model.network, context.batches(train, model))
 
     def scores_of(found: data.EvaluationSet) -> dict[str, Any]:
