@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from data.base import DataError, DataSet, Split
 from data.images import decoded_split
@@ -95,7 +94,8 @@ def list_images(path: Path) -> Listing:
     """List every image below `path`, without a class (-1), in a fixed random order."""
     left_out: Counter[str] = Counter()
     files = [(file, -1) for file in sorted(_walk(path, left_out))]
-    return Listing((), {"all": [files[i] for i in _shuffle(len(files))]}, left_out)
+    order = np.random.RandomState(TEST_SEED).permutation(len(files))
+    return Listing((), {"all": [files[i] for i in order]}, left_out)
 
 
 def sizes(listing: Listing) -> tuple[int, int]:
@@ -103,7 +103,8 @@ def sizes(listing: Listing) -> tuple[int, int]:
     if "all" not in listing.parts:
         return len(listing.parts["train"]), len(listing.parts["test"])
     files = listing.parts["all"]
-    test = sum(_fifths(torch.tensor([label for _, label in files]), len(listing.class_names)))
+    counts = Counter(label for _, label in files).values()
+    test = sum(max(n // 5, min(1, n - 1)) for n in counts)  # a fifth of a class, and not all
     return len(files) - test, test
 
 
@@ -166,16 +167,6 @@ def _entries(path: Path) -> list[Path]:
         return sorted(path.iterdir())
     except OSError as error:
         raise _defect(path, f"cannot be listed ({error.strerror})") from error
-
-
-def _fifths(labels: torch.Tensor, classes: int) -> list[int]:
-    """Return each class's number of test images: a fifth, at least 1 and less than all if n > 1."""
-    counts = labels.bincount(minlength=classes).tolist()
-    return [max(n // 5, min(1, n - 1)) for n in counts]
-
-
-def _shuffle(n: int) -> list[int]:
-    return np.random.RandomState(TEST_SEED).permutation(n).tolist()
 
 
 def read_image(file: Path, *, upright: bool = True) -> Any:

@@ -177,14 +177,11 @@ class Context:
         if names:
             self.say(f"left out, see the warnings above: {', '.join(dict.fromkeys(names))}")
 
-    @property
-    def batch_size(self) -> int:
-        # A block that is refined has noise of its own, and must not be divided.
-        return data.EVAL_NOISE_BLOCK if self.s.n_steps else self.s.batch_size
-
     def share_of(self, found: data.EvaluationSet) -> range:
         """Return the images, range(first, last, batch size), that this process takes."""
-        return distributed.share(len(found.split.labels), self.batch_size)
+        # A block that is refined has noise of its own, and must not be divided.
+        size = data.EVAL_NOISE_BLOCK if self.s.n_steps else self.s.batch_size
+        return distributed.share(len(found.split.labels), size)
 
     def batches(
         self, found: data.EvaluationSet, model: LoadedModel

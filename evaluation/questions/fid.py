@@ -22,6 +22,7 @@ JEM_SPLIT = 5000  # images of a split of the score there
 def ask(context: Context, model: LoadedModel) -> Numbers:
     import torch
 
+    import data
     from evaluation import figures, generation, sampling
     from runs import processes as distributed
 
@@ -37,6 +38,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     if s.sampling == "confident":
         of_class = sampling.most_confident(model.network, chains[None])
         best, few = (torch.cat([c[: int(len(c) * share)] for c in of_class]) for share in SHARES)
+        best = best[data.epoch_order(len(best), seed=s.seed, epoch=0)]
         chains, score_part = {None: chains[None][best]}, sampling.to_uint8(chains[None][few])
         splits = max(1, len(score_part) // JEM_SPLIT)
     pixels = {at: sampling.to_uint8(images) for at, images in chains.items()}
@@ -91,6 +93,7 @@ def sampled(context: Context, model: LoadedModel, steps: int | None) -> dict[int
     """
     import torch
 
+    import data
     from evaluation import sampling
     from runs import processes as distributed
 
@@ -100,7 +103,9 @@ def sampled(context: Context, model: LoadedModel, steps: int | None) -> dict[int
         return {None: sampling.flow_samples(model.flow, n, seed=s.seed)[0]}
     if steps is None:
         images = model.buffer_images("--sampling fresh samples from noise").to(context.device)
-        images = images[: s.max_images]
+        # Its slots are sorted by class, and rows are of the first images.
+        order = data.epoch_order(len(images), seed=s.seed, epoch=0, device=context.device)
+        images = images[order[: s.max_images]]
         sampling.check_finite(images, 0)
         return {None: images}
     part = distributed.share(n, s.sgld_batch_size)
