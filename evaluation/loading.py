@@ -15,6 +15,7 @@ import data
 import losses
 import models
 from data.folder import folder_path
+from evaluation.questions.base import ROUNDS, SGLD
 from evaluation.sampling import BUFFER
 from runs.checkpoint import FILLED, START, CheckpointError, read_with_sha256
 from runs.cli import UsageError, fits
@@ -22,11 +23,8 @@ from runs.names import CLASSES, FOLDER
 from runs.shared import name_of, weights_file
 
 T = TypeVar("T")
-OF_CHAINS = (  # flags that a flow has no use for
-    *("n_steps", "chain_lengths", "chain_start", "n_sample_steps", "print_every"),
-    *("fresh_samples", "buffer_size", "reinit_freq", "guidance"),
-    *("sgld_lr", "sgld_std", "sgld_grad_clip", "sgld_clamp"),
-)
+# Flags that a flow has no use for.
+OF_CHAINS = {*ROUNDS, *SGLD, "chain_lengths", "guidance"} - {"dataset", "sgld_batch_size"}
 SHAPE = ("arch", "depth", "width", "norm", "uncond", "image_size")
 NETWORK = (*SHAPE, "contrast_k")  # flags that must agree with the checkpoint
 
@@ -37,7 +35,7 @@ class LoadedModel:
     flags: the command line's, which win over the run's settings.
     settings: the run's; {} where neither the file nor its folder has them.
     dataset: what it was trained on, as far as is known; record: which images these were.
-    weights: the network's tensors and the queue's; state: the whole checkpoint.
+    queue: the logits (C, K) of its queue, if it has one; state: the whole checkpoint.
     sha256: of the file that was loaded.
     average: which weights of a run with --ema these are; "" of any other run.
     """
@@ -49,7 +47,7 @@ class LoadedModel:
     settings: dict[str, Any]
     dataset: str
     record: data.Record
-    weights: dict[str, Tensor]
+    queue: Tensor | None
     state: dict[str, Any]
     sha256: str
     average: str
@@ -79,8 +77,7 @@ class LoadedModel:
 
         Raises UsageError where the checkpoint holds no queue, and for a score that does not exist.
         """
-        logits = self.weights.get("queue_logit")
-        if logits is None:
+        if (logits := self.queue) is None:
             raise UsageError(
                 f"--score_fn pxsim: {self.path} has no queue: it takes a run with --pxycontrast or "
                 "--pxcontrast and --contrast_style queue"
@@ -201,30 +198,28 @@ def load(
         given = {name: getattr(s, name) for name in SHAPE}
         raw = s.weights == "raw"
         network = models.from_checkpoint(state, told, raw=raw, **given)
-        weights = {}
-        if not isinstance(network, models.Flow):
-            weights = models.network_weights(state, raw=raw)
+        queue, classes, flow = None, network.num_classes, isinstance(network, models.Flow)
+        if not flow:
+            queue = models.network_weights(state, raw=raw).get("queue_logit")
         record = data.Record.read(state.get("data"))
-        slots, classes = None, network.num_classes
-        if (queue := weights.get("queue_logit")) is not None:
-            if queue.ndim != 2 or len(queue) != classes:
-                said = f"its queue has shape {tuple(queue.shape)}, not ({classes}, K)"
-                raise CheckpointError(f"{said}: use another")
-            slots = queue.shape[1]
+        if queue is not None and (queue.ndim != 2 or len(queue) != classes):
+            said = f"its queue has shape {tuple(queue.shape)}, not ({classes}, K)"
+            raise CheckpointError(f"{said}: use another")
     except (CheckpointError, ValueError) as error:
         said = str(error)
         where = "" if str(file) in said else f" {path}"
         raise CheckpointError(f"{flag}{where}: {said}") from None
     network.amp = s.amp == "bf16"
     network = network.to(device).eval()
-    if not isinstance(network, models.Flow):  # normflows needs weights as they are
+    if not flow:  # normflows needs weights as they are
         network = network.to(memory_format=torch.channels_last)
-    if s.contrast_k is not None and s.contrast_k != slots:
-        has = "no queue" if slots is None else f"a queue of {slots}"
+    slots = 0 if queue is None else queue.shape[1]
+    if s.contrast_k not in (None, slots):
+        has = f"a queue of {slots}" if slots else "no queue"
         raise CheckpointError(f"--contrast_k {s.contrast_k}: {path} has {has}: leave the flag out")
     dataset = dataset_of(told.settings, classes, record, s, network.image_size)
     run = told.settings, dataset, record
-    return LoadedModel(file, label, network, s, *run, weights, state, sha256, average)
+    return LoadedModel(file, label, network, s, *run, queue, state, sha256, average)
 
 
 def check_flow(model: LoadedModel, given: set[str]) -> None:
@@ -245,7 +240,7 @@ def check_flow(model: LoadedModel, given: set[str]) -> None:
         (s.sampling in ("buffer", "confident"), f"--sampling {s.sampling}", "has no buffer"),
         (own_features, "--fid_features model", "has no features: give --fid_model"),
         *((n not in scores, f"--score_fn {n}", f"has {' '.join(scores)}") for n in s.score_fn),
-        *((n in given, f"--{n}", "needs no SGLD: leave it out") for n in OF_CHAINS),
+        *((n in given, f"--{n}", "needs no SGLD: leave it out") for n in sorted(OF_CHAINS)),
         (s.amp == "bf16", "--amp bf16", "needs float32: leave it out"),
     ]
     for wrong, flag, why in rules:
