@@ -117,14 +117,12 @@ def said(differences: dict[str, Any], part: str | None) -> str | None:
         if count := differences.get(key):
             parts.append(f"{count:,} {text}")
     if "class_names" in differences:
-        ours, theirs = (_shown(differences[key]) for key in ("class_names", "run_class_names"))
+        ours, theirs = (
+            ", ".join(names[:10]) + (f", ... ({len(names)} in all)" if names[10:] else "")
+            for names in (differences["class_names"], differences["run_class_names"])
+        )
         parts.append(f"its classes are {ours}; the run's were {theirs}, in this order")
     return "; ".join(parts) or None
-
-
-def _shown(names: list[str]) -> str:
-    more = f", ... ({len(names)} in all)" if len(names) > 10 else ""
-    return ", ".join(names[:10]) + more
 
 
 def same_training_images(record: Record, name: str, data_root: str, size: int) -> bool:

@@ -27,11 +27,9 @@ def inception_extractor(weights: Path | None, device: torch.device | str) -> tup
     the logits without their bias (`logits_unbiased`), as in the published FIDs and scores. It
     takes uint8 images of any size and scales them to 299 x 299 as TensorFlow 1 did.
 
-    weights: a file with the published weights. None: PyTorch's hub cache, into which they are
-    downloaded, with a progress bar, if they are not there yet. Only a file with the published
-    sha256 is opened: torch-fidelity unpickles it, and a pickle can run code.
-
-    Raises UsageError if torch-fidelity or the weights are missing, or the file is another one.
+    weights: see `read_weights`. Only a file with the published sha256 is opened: torch-fidelity
+    unpickles it, and a pickle can run code. Raises UsageError if torch-fidelity or the weights are
+    missing, or the file is another one.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -39,9 +37,7 @@ def inception_extractor(weights: Path | None, device: torch.device | str) -> tup
         raise UsageError(
             "--fid_features inception needs torch-fidelity: pip install torch-fidelity, " + ELSE
         ) from error
-    path = cached_weights() if weights is None else weights
-    content = verified(path, cached=weights is None)
-    layers = ["2048", "logits_unbiased"]
+    content, layers = read_weights(weights), ["2048", "logits_unbiased"]
     network = FeatureExtractorInceptionV3(
         "inception-v3-compat", layers, feature_extractor_weights_path=content
     ).to(device)
@@ -54,37 +50,29 @@ def inception_extractor(weights: Path | None, device: torch.device | str) -> tup
     return extract, SHA256
 
 
-def cached_weights() -> Path:
-    """Return the path of the weights in PyTorch's hub cache; download them if they are missing."""
-    path = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS)
-    if path.exists():
-        return path
+def read_weights(given: Path | None) -> io.BytesIO:
+    """Return the bytes of the published weights, for torch.load: read again from the path they
+    might be others. Nothing is unpickled.
+
+    given: their file; None: the one in PyTorch's hub cache, which is downloaded if it is missing.
+    Raises UsageError where they cannot be had, and unless their sha256 is the published one.
+    """
+    path = given or Path(torch.hub.get_dir(), "checkpoints", WEIGHTS)
+    flag = f"--inception_weights {path}" if given else f"--fid_features inception: {path}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        print_line(f"downloading {URL} to {path}", sys.stderr)
-        torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256)
+        if given is None and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            print_line(f"downloading {URL} to {path}", sys.stderr)
+            torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256)
+        content = path.read_bytes()
     except (OSError, RuntimeError) as error:  # no network, no disk; or other bytes arrived
         reason = " ".join(str(error).split())
         raise UsageError(
-            f"--fid_features inception: {WEIGHTS} cannot be downloaded ({reason}): "
-            f"give a copy by --inception_weights PATH, {ELSE}"
+            f"{flag} cannot be read ({reason}): give {WEIGHTS} by --inception_weights PATH, {ELSE}"
         ) from error
-    return path
-
-
-def verified(path: Path, *, cached: bool) -> io.BytesIO:
-    """Return the file's bytes, for torch.load: read again from `path` they might be others.
-
-    Raises UsageError unless their sha256 is the published one. Nothing is unpickled.
-    """
-    flag = f"--fid_features inception: {path}" if cached else f"--inception_weights {path}"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{flag}: {error.strerror}: give {WEIGHTS}, {ELSE}") from error
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != SHA256:
-        remedy = "delete it to download it again" if cached else f"give {WEIGHTS}"
+        remedy = f"give {WEIGHTS}" if given else "delete it to download it again"
         raise UsageError(
             f"{flag} is another file (its sha256 begins with {sha256[:8]}, "
             f"not {SHA256[:8]}) and was not opened: {remedy}, {ELSE}"

@@ -47,12 +47,10 @@ def classifier(
         x_c <- x_c + step_size * d/dx log q(x_c) + noise_std * N(0, I)    k times
         logits = mean_c f(x_c)
 
-    with the chain's clamps. step_size, noise_std and sigma (0: none) are in the network's units, of
-    range [-1, 1].
-    `gradient` is what an attacker learns of the chain: "full" differentiates it, which takes
-    second derivatives and the memory of `steps` double passes over all copies; "identity" takes
-    d/dx f at the chains' ends for the gradient at x01, as JEM's released code does. Both compute
-    the same logits. `generator` is on the images' device; every call draws new noise.
+    with the chain's clamps; step_size, noise_std and sigma are of pixels in [-1, 1]. `gradient`:
+    "full" differentiates the chain, which takes second derivatives and the memory of k double
+    passes over all copies; "identity" takes d/dx f at the chains' ends, as JEM's released code.
+    `generator` is on the images' device; every call draws new noise.
     """
 
     def classify(x01: Tensor) -> Tensor:
@@ -103,12 +101,11 @@ def robust_accuracy(
     noise, and labels.
 
     accuracy is the share of the images that are right before and after all attacks at this and each
-    smaller radius: an image that is broken at a radius lies in the ball of every larger one, and is
-    attacked no further. A randomised classifier is asked once for each attack, so an error by
-    chance counts as broken. `generator`, by default a new one, is seeded anew for each batch, by
-    `seed` and the batch's number, counted from `first`: a randomised classifier that draws from it
-    gives a batch the same answers whatever came before. Returns [] without images.
-    Several processes, each with a part of the batches, all get the rows of all.
+    smaller radius: a broken image is attacked no further. A randomised classifier is asked once for
+    each attack, so an error by chance counts as broken. `generator`, by default a new one, is
+    seeded anew for each batch, by `seed` and the batch's number, counted from `first`: it gives a
+    batch the same answers whatever came before. Returns [] without images. Several processes, each
+    with a part of the batches, all get the rows of all.
     """
     radii = sorted(set(radii))
     survivors, n = [0] * len(radii), 0
