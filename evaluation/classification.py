@@ -21,9 +21,8 @@ def classification(
 
     top5 is the share of images whose label is among the 5 classes with the largest logits (among
     all where there are fewer than 5). Of equal logits the class with the lower index comes first,
-    so that a model that tells nothing apart gets 5/C and not 1.
-    Restores the model's mode. Returns {"n": 0} alone without images. Several processes, each with
-    a part of the batches in order, all get the numbers of all batches.
+    so that a model that tells nothing apart gets 5/C and not 1. Returns {"n": 0} alone without
+    images.
     """
     rows = []
     with eval_mode(model):
@@ -44,21 +43,13 @@ def classification(
 def predictions(
     model: EnergyClassifier, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """Return the logits, float32 (N, C), and labels, int64 (N,), of all batches, on the CPU.
-
-    Restores the model's mode. Several processes, each with a part of the batches in order, all get
-    all of them.
-    """
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
+    """Return the logits, float32 (N, C), and labels, int64 (N,), of all batches, on the CPU."""
     with eval_mode(model):
-        for images, y in batches:
-            logits.append(model.logits(images).float())
-            labels.append(y)
+        found = [(model.logits(images).float(), labels) for images, labels in batches]
+    found = found or [(torch.empty(0), torch.empty(0))]
     # Moved once: no wait in every batch.
-    found = [torch.cat(parts).cpu() if parts else torch.empty(0) for parts in (logits, labels)]
-    all_logits, all_labels = map(distributed.joined, found)
-    return all_logits, all_labels
+    all_logits, all_labels = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+    return distributed.joined(all_logits), distributed.joined(all_labels)
 
 
 def _top(k: int, logits: Tensor, labels: Tensor) -> Tensor:

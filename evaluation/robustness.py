@@ -104,8 +104,7 @@ def robust_accuracy(
     smaller radius: a broken image is attacked no further. A randomised classifier is asked once for
     each attack, so an error by chance counts as broken. `generator`, by default a new one, is
     seeded anew for each batch, by `seed` and the batch's number, counted from `first`: it gives a
-    batch the same answers whatever came before. Returns [] without images. Several processes, each
-    with a part of the batches, all get the rows of all.
+    batch the same answers whatever came before. Returns [] without images.
     """
     radii = sorted(set(radii))
     survivors, n = [0] * len(radii), 0

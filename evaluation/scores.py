@@ -55,8 +55,7 @@ def scores(
         entropy  sum_y q(y|x) log q(y|x): minus the entropy, in nats          [-log C, 0]
 
     Softmax, logsumexp and distances are taken in float64: in float32 every confident image has
-    py = 1. The model is in eval mode and its parameters take no gradient; both are restored.
-    Where several processes have a part of the batches each, in order, all get the scores of all.
+    py = 1. The model is in eval mode and its parameters take no gradient.
 
     Arguments:
         batches: images (n, 3, H, W) on the model's device; labels are not looked at.
@@ -112,11 +111,7 @@ def _scores_of_batches(
 
 @torch.no_grad()
 def feature_bank(model: EnergyClassifier, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the penultimate features of all images, float32 (M, D), each divided by its length.
-
-    The model is in eval mode, and its own mode is restored.
-    Where several processes have a part of the batches each, in order, all get the whole bank.
-    """
+    """Return the penultimate features of all images, float32 (M, D), each divided by its length."""
     with eval_mode(model):
         parts = [F.normalize(model.features(images).float(), dim=1) for images, _ in batches]
     none = model.class_output.weight.new_empty(0, model.f.num_features)

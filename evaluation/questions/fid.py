@@ -123,11 +123,10 @@ def sampled(context: Context, model: LoadedModel, steps: int | None) -> dict[int
         for batch in chains:
             batches.append(batch)
             shown.update(len(batch[0]))
-    none = torch.empty(0, device=context.device)  # of a process without a batch
+    batches = batches or [[torch.empty(0, device=context.device)] * len(seen)]
     found: dict[int | None, Tensor] = {}
-    for i, at in enumerate(seen):
-        parts = [batch[i] for batch in batches]
-        found[at] = distributed.joined(torch.cat(parts) if parts else none)
+    for at, parts in zip(seen, zip(*batches, strict=True), strict=True):
+        found[at] = distributed.joined(torch.cat(parts))
         sampling.check_finite(found[at], at)
     return found
 
