@@ -70,8 +70,9 @@ def draw_histograms(models: Models, *, xlabel: str = "log q(x)") -> Figure:
                 axes.legend(handles=axes.patches, borderaxespad=0.2, borderpad=0, **above)
             axes.locator_params(nbins=4)
             if p % columns == 0:
-                axes.set_ylabel("density")
-                _row_label(axes, model["label"])
+                name = model["label"]
+                # 18 letters are as long as a panel is high.
+                axes.set_ylabel(f"{name}\ndensity", fontsize=10 * min(1, 18 / max(len(name), 1)))
     return figure
 
 
@@ -208,22 +209,6 @@ def _shared_bins(sets: Sequence[np.ndarray], n: int = 60) -> np.ndarray:
     if high - low <= 1e-9 * max(abs(low), abs(high), 1):  # every score is the same
         low, high = low - 0.5, high + 0.5
     return np.linspace(low, high, n + 1)
-
-
-def _row_label(axes: Any, label: str) -> None:
-    """Write the model's name left of the axis label, wherever the layout puts that."""
-    axes.annotate(
-        label,
-        xy=(0, 0.5),
-        xycoords=axes.yaxis.label,
-        xytext=(-4, 0),
-        textcoords="offset points",
-        rotation=90,
-        ha="right",
-        va="center",
-        weight="bold",
-        fontsize=10 * min(1, 18 / max(len(label), 1)),  # 18 letters are as long as a panel is high
-    )
 
 
 def _subplots(

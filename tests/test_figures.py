@@ -103,7 +103,8 @@ def test_histograms_are_densities_in_bins_that_a_row_shares():
     legends = [panel.get_legend() for panel in axes]
     assert legends[2] is None and legends[3] is None  # the row above says it
     assert [t.get_text() for t in legends[1].get_texts()] == ["cifar10 train", "set1 test"]
-    assert [t.get_text() for t in axes[2].texts] == ["AUROC 0.500", "HDGE"]
+    assert [t.get_text() for t in axes[2].texts] == ["AUROC 0.500"]
+    assert [panel.get_ylabel() for panel in axes[1:]] == ["", "HDGE\ndensity", ""]
 
 
 @pytest.mark.parametrize(("sets", "places"), [(1, (1, 1)), (4, (1, 4)), (5, (2, 3)), (7, (2, 4))])
@@ -119,6 +120,10 @@ def test_scores_that_are_all_the_same_and_a_long_name_are_drawn() -> None:
     figure: Any = draw_histograms([model])
     values, edges, _ = figure.axes[0].patches[0].get_data()
     assert edges[0] < 7 < edges[-1] and np.sum(values * np.diff(edges)) == pytest.approx(1)
+    figure.canvas.draw()
+    text = figure.axes[0].yaxis.label
+    box = text.get_window_extent()
+    assert text.get_text() == f"{name}\ndensity" and box.y0 >= 0 and box.y1 <= figure.bbox.height
 
 
 def test_reliability_bars_end_at_the_accuracy_and_gaps_at_the_confidence():
