@@ -32,11 +32,10 @@ DECLINE = 0.05  # of the best FID: what is more is a decline
 def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, float]:
     """Return mean and deviation over splits of exp(mean_x KL(p(y|x) || p(y))), each in 1..C.
 
-    Salimans et al. (2016). probabilities (N, C), computed in float64; p(y) is the split's mean.
-    Splits are consecutive, in the order given, of N // splits samples or one more; the deviation
-    is the population's (divided by `splits`), as in the literature. Samples sorted by class need
-    shuffling first, since a split that shows one class alone scores 1: see `evaluate_samples`.
-    There are as many samples as splits at least.
+    Salimans et al. (2016). probabilities (N, C), N >= splits, computed in float64; p(y) is the
+    split's mean. Splits are consecutive, of N // splits samples or one more; the deviation is the
+    population's (divided by `splits`), as in the literature. Samples sorted by class need shuffling
+    first, since a split that shows one class alone scores 1: see `evaluate_samples`.
     """
     n = len(probabilities)
     bounds = [i * n // splits for i in range(splits + 1)]
@@ -68,9 +67,7 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 
     With S = A A', the last trace is the sum of the singular values of A1' A2. Unlike the square
     roots of the eigenvalues of S1 S2, they carry an eigenvalue's rounding of 1e-16 as it is and
-    not as its root, 1e-8: covariances without full rank lose no digits.
-
-    Raises NotFinite.
+    not as its root: covariances without full rank lose no digits. Raises NotFinite.
     """
     m1, s1, m2, s2 = (
         torch.as_tensor(each, dtype=torch.float64, device="cpu")
@@ -91,11 +88,8 @@ def _factor(cov: Tensor) -> Tensor:
 
 
 def model_extractor(model: EnergyClassifier) -> Extractor:
-    """Return an extractor of a classifier's penultimate features and q(y|x). It resizes images to
-    the classifier's size, and restores the classifier's mode.
-
-    The distance is then that of this classifier: name its checkpoint beside the number.
-    """
+    """Return an extractor of a classifier's penultimate features and q(y|x) of images that are
+    resized to its size. Distances are then its own: name its checkpoint beside them."""
     device = next(model.parameters()).device
 
     @torch.no_grad()
@@ -137,12 +131,10 @@ def evaluate_samples(
     order of torch-fidelity, a fixed permutation, so that samples sorted by class are no trap.
 
     Returns fid, inception_score_mean, inception_score_std, splits, n = N, n_reference = M,
-    n_score = K, n_features = D, and full_rank: whether N and M exceed D. Where they do not, the
-    covariances have no full rank and the FID depends on N and M even more than it always does.
-    And `rows`, those of `compared`.
-
-    Raises UsageError for fewer than 2 samples or 4 reference images, fewer scored than splits, and
-    for features that are not finite.
+    n_score = K, n_features = D, full_rank: whether N and M exceed D (else the FID depends on them
+    even more than it always does), and `rows`, those of `compared`. Raises UsageError for fewer
+    than 2 samples or 4 reference images, fewer scored than splits, and features that are not
+    finite.
     """
     scored = chains[steps] if score_part is None else score_part
     for what, n, least in (

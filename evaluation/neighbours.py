@@ -20,9 +20,8 @@ def nearest(images: Tensor, bank: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """Find the k-th nearest image of `bank` (M, H, W, 3) for each of `images` (N, H, W, 3):
     distances float32 (N,) and indices int64 (N,). An image in the bank is its own first.
 
-    Candidates of each part of the bank are ranked by |b|^2/2 - x.b, a matrix product. The distance
-    is that of the difference, so that a copy has exactly 0. Raises ValueError for a bank of fewer
-    than k images.
+    Candidates are ranked by |b|^2/2 - x.b, a matrix product; the distance is that of the
+    difference: of a copy exactly 0. Raises ValueError for a bank of fewer than k images.
     """
     if len(bank) < k:
         raise ValueError(f"{len(bank)} images to be near to: {k} are needed")
@@ -59,17 +58,16 @@ def compare_with_training(
     of its class, and
 
         nearest: mean distance to the nearest training image of the class: of `samples`, of their
-                 `starts`, and of `data`, training images to the others of their class; and the
-                 first over the other two
+                 `starts`, and of `data`: of each class as many training images as samples (or
+                 all), evenly spaced, to the others; and the first over the other two
         variety: mean distance within a class, averaged over the classes: of the same three, and the
                  first over the last; None without two samples of a class
 
-    `data` are as many training images of each class as there are samples (or all), evenly spaced.
     Raises ValueError for a class with fewer than 2 training images.
     """
     index = torch.zeros(len(samples), dtype=torch.int64, device=data.device)
     far: dict[str, list[Tensor]] = {"samples": [], "starts": [], "data": []}
-    apart: dict[str, list[float]] = {"samples": [], "starts": [], "data": []}
+    apart: dict[str, list[float]] = {name: [] for name in far}
     for y in labels.unique().tolist():
         mine, theirs = ((each == y).nonzero().flatten() for each in (labels, data_labels))
         if len(theirs) < 2:
@@ -99,9 +97,8 @@ def precision_recall(
     (M, D).
 
     Precision is the share of samples that lie within the distance r_k(y) of some real y, to the
-    k-th nearest other real one; recall the same with the two sets exchanged. `radii` (M,) are
-    r_k of the real features where they are known (`neighbour_radii`). By brute force in chunks, of
-    differences: copies have distance 0. (None, None) where a set has no more than k.
+    k-th nearest other real one; recall the same with the two sets exchanged. `radii` (M,): r_k of
+    the real features where known. (None, None) where a set has no more than k.
     """
     if min(len(samples), len(real)) <= k:
         return None, None

@@ -69,12 +69,11 @@ def refined(
     seed: int,
     first: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images, labels) after `chain`'s steps up log q(x).
+    """Yield (images, labels) after `chain`'s steps up log q(x): Grathwohl et al. (2020), section
+    5.4 and their --n_steps_refine.
 
-    Grathwohl et al. (2020), section 5.4 and their --n_steps_refine. `blocks`: consecutive batches
-    of EVAL_NOISE_BLOCK images, of which the last of a set may have fewer; `first`: the number of
-    the first. Noise belongs to the image's index, so an image's result does not depend on how many
-    follow. Images may leave [-1, 1].
+    `blocks`: consecutive batches of EVAL_NOISE_BLOCK images, of which the last of a set may have
+    fewer; `first`: the number of the first. Noise belongs to the image's index, whatever follows.
     """
     for index, (images, labels) in enumerate(blocks, first):
         n = len(images)
@@ -87,11 +86,8 @@ def refined(
 
 
 class Sampler:
-    """SGLD chains for pictures. They draw from a generator of their own and store nothing, so that
-    a training run stays as it was.
-
-    Chains start from the slots of `buffer` as in training, or anew if it is None.
-    """
+    """SGLD chains for pictures, from the slots of `buffer` as in training, or anew if it is None.
+    They draw from a generator of their own and store nothing."""
 
     def __init__(
         self, model: EnergyClassifier, buffer: ReplayBuffer | None, chain: Chain, *, seed: int
@@ -128,11 +124,8 @@ class Sampler:
 
 
 class Slots:
-    """The slots of a replay buffer, which keep where the present chain of each began.
-
-    `starts`, like the buffer's images: at first these, and the start image from where a chain
-    restarts. `drawn` bool (size,): whether a chain has used the slot.
-    """
+    """The slots of a replay buffer. `starts`, like its images: where the present chain of each
+    began; `drawn` bool (size,): whether a chain has used the slot."""
 
     def __init__(self, buffer: ReplayBuffer) -> None:
         self.buffer, self.starts = buffer, buffer.images.clone()
@@ -163,9 +156,9 @@ def sampling_rounds(
     """Sample as JEM does: draw `chains` slots, climb log q(x), store; `rounds` times.
 
     If `conditional`, climb as `climb` does for labels: chain i of round r is of class
-    y = (i + r * chains) mod C, so that every class has its turn, and starts from a slot of it.
-    Yields the images (chains, 3, H, W) of each round. The buffer is changed, and is on the model's
-    device. Raises ValueError if there are more chains than slots, or than those of a class.
+    y = (i + r * chains) mod C and starts from a slot of it. Yields the images (chains, 3, H, W) of
+    each round. The buffer is changed, and is on the model's device. Raises ValueError if there are
+    more chains than slots, or than those of a class.
     """
     classes, device = slots.buffer.num_classes, slots.starts.device
     generator = generator_of(device, seed, ROUNDS)
