@@ -100,11 +100,11 @@ def generator_of(device: torch.device, *key: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(mixed(*key))
 
 
-def steps_per_epoch(images: int, batch_size: int) -> int:
+def steps_per_epoch(images: int, batch_size: int, flag: str = "batch_size") -> int:
     """Return floor(images / batch_size). Raises DataError if that is 0."""
     if images < batch_size:
-        said = f"exceeds the {images} training images; use {images} at most"
-        raise DataError("batch_size", batch_size, said)
+        said = f"exceeds the {images} training images of an epoch; use {images} at most"
+        raise DataError(flag, batch_size, said)
     return images // batch_size
 
 
@@ -136,10 +136,8 @@ class TrainingBatches:
 
     def __post_init__(self) -> None:
         self.steps_per_epoch = steps_per_epoch(len(self.index), self.batch_size)
-        if self.unlabelled and self.second_size is not None and self.second_size > len(self.index):
-            n = len(self.index)
-            said = f"exceeds the {n} training images of an epoch; use {n} at most"
-            raise DataError("px_batch_size", self.second_size, said)
+        if self.unlabelled and self.second_size is not None:
+            steps_per_epoch(len(self.index), self.second_size, "px_batch_size")
         if len(self.labelled) % self.part[1] and len(self.labelled) < self.batch_size:
             said = (
                 f"{len(self.labelled)} labelled images are not divisible by the {self.part[1]} "

@@ -12,7 +12,7 @@ from data import generated
 from data.base import DataError, DataSet, Split
 from data.folder import folder_path, has_classes, list_images, load_folder, read_images
 from data.npz import left_out, read_npz
-from data.openood import OPENOOD, list_file, read_list
+from data.openood import PREFIX, list_file, read_list
 from data.published import FILES, read_published
 from data.record import Record
 from data.sets import ALIASES, SPECS, archive, canonical_name, find, square
@@ -56,7 +56,7 @@ def locate(
     """
     if match := _FOLDER_SPLIT.fullmatch(name):
         return Place(FOLDER + match[2], match[1] or "test")
-    if name.startswith(OPENOOD):
+    if name.startswith(PREFIX):
         return Place(name)
     if match := _SET.fullmatch(name):
         return Place(_ALIASES.get(match[1], match[1]), match[2] or "test")
@@ -169,7 +169,7 @@ class EvaluationSets:
         dataset = place.dataset
         if dataset.startswith(FOLDER):
             return self.folder(place, first, strict)
-        if dataset.startswith(OPENOOD):
+        if dataset.startswith(PREFIX):
             source = f"{list_file(dataset)} of OpenOOD, shorter side to 32, centre cut out"
             return _cut(read_list(dataset, self.root, self.size), first, None, source)
         if dataset in SPECS:

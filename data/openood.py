@@ -5,16 +5,16 @@ from pathlib import Path
 from data.base import DataError, Split
 from data.folder import read_image
 from data.images import decoded_split
-from runs.names import IMAGE_SIZE
+from runs.names import IMAGE_SIZE, OPENOOD
 
-OPENOOD = "openood:"  # and <benchmark>/<set>: the name of the images of one list
+PREFIX = f"{OPENOOD}:"
 NEAR = {"cifar10": ("cifar100", "tin"), "cifar100": ("cifar10", "tin")}  # by benchmark
 FAR = ("mnist", "svhn", "texture", "places365")
 REMEDY = "OpenOOD's download script writes benchmark_imglist/ and images_classic/ to one folder"
 
 
 def list_file(name: str) -> str:
-    benchmark, _, images = name.removeprefix(OPENOOD).partition("/")
+    benchmark, _, images = name.removeprefix(PREFIX).partition("/")
     return f"benchmark_imglist/{benchmark}/test_{images}.txt"
 
 

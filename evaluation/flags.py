@@ -32,10 +32,9 @@ from runs.cli import (
     rank_is_0,
 )
 from runs.files import check_writable
-from runs.names import CONTRAST_SCORES, NORMS, SCORES, STARTS, data_root
+from runs.names import CONTRAST_SCORES, NORMS, OPENOOD, SCORES, STARTS, data_root
 from runs.shared import HUB, check_weights, weights_file
 
-OPENOOD = "openood"  # OOD's protocol of its own question
 # Flags that not every question takes, and the questions that take them.
 BELONGS = {
     flag: [name for name, question in QUESTIONS.items() if flag in question.takes]

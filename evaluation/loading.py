@@ -19,7 +19,7 @@ from evaluation.questions.base import ROUNDS, SGLD
 from evaluation.sampling import BUFFER
 from runs.checkpoint import FILLED, START, CheckpointError, read_with_sha256
 from runs.cli import UsageError, fits
-from runs.names import CLASSES, FOLDER
+from runs.names import CLASSES, FOLDER, OPENOOD
 from runs.shared import name_of, weights_file
 
 T = TypeVar("T")
@@ -230,7 +230,7 @@ def check_flow(model: LoadedModel, given: set[str]) -> None:
         return
     classless, fid = not flow.class_cond, s.eval == "fid"
     own_features = fid and s.fid_features == "model" and not s.fid_model
-    of_class = s.eval in ("test_clf", "eval_ece", "openood", "cond_samples")
+    of_class = s.eval in ("test_clf", "eval_ece", OPENOOD, "cond_samples")
     no_class = "has no classes: give one that was trained with --class_cond"
     scores = ("px",) if classless else ("px", "py", "pxy", "entropy")
     rules = [

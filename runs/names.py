@@ -44,6 +44,7 @@ TITLES = {  # of data sets, in pictures and tables
     "places365": "Places365",
 }
 FOLDER = "folder:"  # and a path: a data set of the user's own
+OPENOOD = "openood"  # a question; openood:<benchmark>/<set> are the images of one of its lists
 
 
 def data_root() -> str:

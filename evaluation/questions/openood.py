@@ -11,13 +11,14 @@ from typing import Any
 from evaluation.questions.base import SCORED, Context, LoadedModel, Numbers, Question, unrefined
 from evaluation.questions.ood import scorer
 from runs.cli import UsageError
+from runs.names import OPENOOD
 from runs.screen import Row, markdown
 
 COLUMNS = ("FPR@95", "AUROC", "AUPR_IN", "AUPR_OUT", "ACC")  # of OpenOOD's CSV, in per cent
 
 
 def ask(context: Context, model: LoadedModel) -> Numbers:
-    from data.openood import FAR, NEAR, OPENOOD
+    from data.openood import FAR, NEAR, PREFIX
     from evaluation.classification import classification
 
     own = context.own_set(model, "leave it out")
@@ -27,8 +28,8 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
             f"{' and '.join(NEAR)}"
         )
     groups = {"nearood": NEAR[own], "farood": FAR}
-    names = {name: f"{OPENOOD}{own}/{name}" for name in (*NEAR[own], *FAR)}
-    inside = context.images(f"{OPENOOD}{own}/{own}", model)
+    names = {name: f"{PREFIX}{own}/{name}" for name in (*NEAR[own], *FAR)}
+    inside = context.images(f"{PREFIX}{own}/{own}", model)
     if not all(0 <= label < model.num_classes for label in inside.split.labels.tolist()):
         raise UsageError(f"--data_root: {inside.name} has labels that are no class of {own}")
     found, skipped = context.available([*names.values()], model, "--ood_dataset")
@@ -94,12 +95,12 @@ def show(context: Context, results: list[Numbers]) -> None:
 
 
 QUESTION = Question(
-    "openood",
+    OPENOOD,
     "OpenOOD v1.5's near- and far-OOD sets by its metrics, for models of CIFAR",
     ask,
     show,
     takes=tuple(flag for flag in SCORED if flag not in ("ood_dataset", "max_images")),
     several=False,
-    defaults={"sigma": 0.0, "ood_dataset": ["openood"]},
+    defaults={"sigma": 0.0, "ood_dataset": [OPENOOD]},
     idle=unrefined,
 )

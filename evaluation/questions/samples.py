@@ -19,17 +19,16 @@ def ask_flow(context: Context, model: LoadedModel, flow: Any) -> Numbers:
     from evaluation.questions.rounds import COLUMNS, class_rows, of_each_class
     from evaluation.sampling import flow_samples, to_uint8
 
-    s, files = context.s, context.files
+    s, files, judge = context.s, context.files, load_judge(context, model)
     images, labels = flow_samples(flow, s.sgld_batch_size, seed=s.seed)
     pixels = to_uint8(images)
     if labels is None or s.eval == "uncond_samples":
         files.add("uncond_samples.png", figures.save_grid, images)
         context.save_images("uncond_samples.npz", pixels, None)
         return {"n": len(pixels)}
-    judge, rows = load_judge(context, model), of_each_class(labels, model.num_classes)
-    grid, names = class_rows(images, rows, COLUMNS), model.class_names
-    more: Mapping[str, Any] = {"columns": COLUMNS, "row_labels": names}
-    files.picture("cond_samples", figures.draw_grids, {"": grid}, **more)
+    rows = class_rows(images, of_each_class(labels, model.num_classes), COLUMNS)
+    more: Mapping[str, Any] = {"columns": COLUMNS, "row_labels": model.class_names}
+    files.picture("cond_samples", figures.draw_grids, {"": rows}, **more)
     context.save_images("cond_samples.npz", pixels, None, labels)
     read = {} if judge is None else {"read_as_asked": reading(judge, pixels, None, labels)}
     return {"n": len(pixels), **read}
