@@ -85,9 +85,10 @@ class Context:
     def known(self, model: LoadedModel) -> str:
         """Return the set that the model was trained on. Raises UsageError if it is unknown."""
         if not model.dataset:
+            asked = "is missing" if self.s.dataset is None else self.s.dataset
             raise UsageError(
-                f"--dataset is missing: {model.path} does not tell what it was trained on, "
-                f"with {model.num_classes} classes"
+                f"--dataset {asked}: {model.path} does not tell what it was trained on, with "
+                f"{model.num_classes} classes"
             )
         return model.dataset
 
@@ -132,8 +133,12 @@ class Context:
     ) -> tuple[list[data.EvaluationSet], list[dict[str, str]]]:
         """Return the sets of --ood_dataset, and those left out. Raises UsageError if none is left,
         and for the in-distribution set itself."""
-        base, asked = trainable(inside.name) or self.known(model), self.s.ood_dataset
-        names = [each for n in asked for each in (data.all_ood(base) if n == "all" else [n])]
+        asked, names = self.s.ood_dataset, list[str]()
+        for name in asked:
+            if name == "all":
+                names += data.all_ood(trainable(inside.name) or self.known(model))
+            else:
+                names.append(name)
         found, skipped = self.available(names, model, "--ood_dataset")
         for own in [name for name, each in found.items() if each.name == inside.name]:
             if len(self.s.load_path) == 1:

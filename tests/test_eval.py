@@ -244,7 +244,23 @@ def test_dataset_tells_what_a_file_without_settings_was_trained_on(ask, tmp_path
     assert not any("cifar10" in about for about in sets.values()) and len(sets) == 3
 
 
-def test_attack_at_radius_0_is_the_clean_accuracy(answers, ask):
+def test_any_labelled_set_is_asked_about_whatever_the_run_has_seen(
+    ask: Any, tmp_path: Path
+) -> None:
+    images = np.random.RandomState(0).randint(0, 256, (12, 32, 32, 3)).astype(np.uint8)
+    np.savez(tmp_path / "mine.npz", test_images=images, test_labels=np.arange(12) % 3)
+    path, root = checkpoint(tmp_path, 3), ("--data_root", str(tmp_path))
+    found = ask("--eval eval_ece --dataset mine", *root, load=path)
+    assert found.json("eval_ece")["n"] == 12 and found.json("eval_ece")["temperature"] is None
+    unknown = f"--dataset mine: {path} does not tell what it was trained on"
+    assert f"no temperature scaling: {unknown}" in found.err[0]
+    question = "--eval OOD --max_images 12 --dataset mine --ood_dataset"
+    (row,) = ask(f"{question} uniform", *root, load=path).json("OOD")["rows"]
+    assert (row["n_in"], row["n_out"]) == (12, 12)
+    assert unknown in ask(f"{question} all", *root, load=path).refusal
+
+
+def test_attack_at_radius_0_is_the_clean_accuracy(answers: Any, ask: Any) -> None:
     record = answers["attack"].json("attack")
     model, batches = reference(ask, sigma=0.0)
     logits, labels = predictions(model, batches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evaluation.questions.base import NOISY, Context, LoadedModel, Numbers, Question, unrefined
+from runs.cli import Mistake
 
 COLUMNS = ["dataset", "n", "accuracy", "ece", "nll", "brier", "temperature", "ece_temperature"]
 
@@ -28,7 +29,7 @@ def validation_temperature(context: Context, model: LoadedModel) -> float | None
 
     try:
         found = context.images(data.split_name(context.known(model), "valid"), model)
-    except data.DataError as error:
+    except Mistake as error:  # no such images, or a set that is not known
         context.warn(f"no temperature scaling: {error}")
         return None
     temperature = fit_temperature(*predictions(model.network, context.batches(found, model)))
