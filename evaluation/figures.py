@@ -111,23 +111,21 @@ def draw_robustness(models: Models, distance: str, title: str) -> Figure:
     figure, (axes,) = _panels(1, width=4.4, height=3.3)
     unit, xlabel = BUDGETS[distance]
     for i, model in enumerate(models):
-        rows = sorted(model["rows"], key=lambda row: row["eps"])
-        axes.plot(
-            [row["eps"] * unit for row in rows],
-            [100 * row["accuracy"] for row in rows],
-            color=COLOURS[i % len(COLOURS)],
-            marker=MARKERS[i % len(MARKERS)],
-            markersize=5,
-            label=model["label"],
-            clip_on=False,
-            zorder=3,
-        )
+        points = sorted((row["eps"] * unit, 100 * row["accuracy"]) for row in model["rows"])
+        _line(axes, points, i, model["label"])
     axes.set(xlabel=xlabel, ylabel="accuracy (%)", title=title)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(handles=axes.lines)  # also those whose name begins with "_"
     return figure
+
+
+def _line(axes: Any, points: Sequence[tuple[float, float]], i: int, label: str) -> None:
+    """Draw the i-th line of a panel, over its frame."""
+    style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+    more: dict[str, Any] = {"markersize": 5, "clip_on": False, "zorder": 3, "label": label}
+    axes.plot(*zip(*points, strict=True), **style, **more)
 
 
 def draw_lengths(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -143,14 +141,12 @@ def draw_lengths(rows: Sequence[Mapping[str, Any]]) -> Figure:
     steps = [row["steps"] for row in rows if row["steps"] is not None]
     figure, all_axes = _panels(len(panels), width=3.1, height=2.8)
     for axes, (title, keys) in zip(all_axes, panels.items(), strict=True):
-        for key, colour, marker in zip(keys, COLOURS, MARKERS, strict=False):
+        for i, key in enumerate(keys):
             known = [(row["steps"], row[key]) for row in rows if row.get(key) is not None]
-            chains = [(at, value) for at, value in known if at is not None]
-            line: dict[str, Any] = {"color": colour, "label": key, "clip_on": False}
-            if chains:
-                axes.plot(*zip(*chains, strict=True), marker=marker, markersize=5, **line)
+            if chains := [(at, value) for at, value in known if at is not None]:
+                _line(axes, chains, i, key)
             for value in (value for at, value in known if at is None):
-                axes.axhline(value, color=colour, linestyle="--", linewidth=1)
+                axes.axhline(value, color=COLOURS[i], linestyle="--", linewidth=1)
         axes.set(title=title, xlabel="SGLD steps")
         axes.set_xscale("symlog", linthresh=10)
         axes.set_xticks(steps, [str(at) for at in steps])
