@@ -114,10 +114,8 @@ class TrainingBatches:
     run goes on in the middle of an epoch; crops, flips and noise come from the global generator.
 
     An epoch is floor(len(index) / batch_size) steps. `labelled` are the members of `index` whose
-    labels may be used; they cycle, in batches of min(batch_size, len(labelled)).
-
-    Raises DataError if there are fewer images than one batch, and for a batch that the processes
-    cannot share equally.
+    labels may be used; they cycle, in batches of min(batch_size, len(labelled)). Raises DataError
+    for fewer images than one batch, and for a batch that the processes cannot share equally.
     """
 
     train: Split
@@ -194,10 +192,8 @@ def _crops(size: int, device: torch.device) -> Tensor:
 def _noise(
     n: int, size: int, sigma: float, generator: torch.Generator | None, device: torch.device
 ) -> Tensor:
-    """Draw N(0, sigma^2), float32 (n, 3, size, size) in channels_last.
-
-    The noise is scaled before it is added: add(alpha=) may fuse differently at the end of a vector,
-    and evaluation noise must be the same bits at every batch size.
-    """
+    """Draw N(0, sigma^2), float32 (n, 3, size, size) in channels_last."""
+    # Scaled before it is added: add(alpha=) may fuse differently at the end of a vector, and
+    # evaluation noise must be the same bits at every batch size.
     noise = torch.empty(n, size, size, 3, device=device)
     return noise.normal_(0, sigma, generator=generator).permute(0, 3, 1, 2)

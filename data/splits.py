@@ -26,9 +26,8 @@ def default_n_valid(n: int) -> int:
 def split_validation(n: int, n_valid: int) -> tuple[Tensor, Tensor]:
     """Return train and validation indices into n images, int64 (n - n_valid,) and (n_valid,).
 
-    The first `n_valid` of a permutation of seed 1234 validate, in every run. Raises DataError
-    unless 0 <= n_valid < n.
-    """
+    The first `n_valid` of a permutation of seed 1234 validate. Raises DataError unless
+    0 <= n_valid < n."""
     if not 0 <= n_valid < n:
         raise DataError("n_valid", n_valid, f"give a number from 0 to {n - 1} ({n} images)")
     order = torch.from_numpy(np.random.RandomState(VALIDATION_SEED).permutation(n)).long()
@@ -38,9 +37,8 @@ def split_validation(n: int, n_valid: int) -> tuple[Tensor, Tensor]:
 def hold_out(dataset: DataSet, n_valid: int | None) -> tuple[Tensor, Tensor]:
     """Apply `split_validation` to a set's training images; `n_valid` None: the default number.
 
-    Of a folder the images with the lowest last 32 bits of their hashes validate: the choice does
-    not depend on the files' names. Equal images are on one side, so that a few less than `n_valid`
-    may validate.
+    Of a folder the images with the lowest last 32 bits of their hashes validate, whatever the
+    files' names. Equal images are on one side: a few less than `n_valid` may validate.
     """
     n = len(dataset.train.labels)
     train, valid = split_validation(n, default_n_valid(n) if n_valid is None else n_valid)
@@ -56,9 +54,8 @@ def hold_out(dataset: DataSet, n_valid: int | None) -> tuple[Tensor, Tensor]:
 def labelled_subset(labels: Tensor, index: Tensor, per_class: int, num_classes: int) -> Tensor:
     """Return the first `per_class` members of `index` of each class, class after class.
 
-    labels int64 (N,), index int64 (n,) into it -> int64 (per_class * num_classes,).
-    Raises DataError where a class has fewer.
-    """
+    labels int64 (N,), index int64 (n,) into it -> int64 (per_class * num_classes,). Raises
+    DataError where a class has fewer."""
     if per_class < 1:
         said = "give 1 or more, or -1 to use every label"
         raise DataError("labels_per_class", per_class, said)

@@ -72,9 +72,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
         mean over images of  sum_c softmax(b f)_c f_c - f_y
 
     grows with b: T is where it is 0, found by Brent's method to a relative 1e-10. Returns None
-    where the images determine no T, as the derivative is 0 nowhere inside: where all are right the
-    NLL falls to 0 with T, where they are worse than chance it falls with 1/T, and where all logits
-    of an image are equal it depends on no T. Raises NotFinite.
+    where it is 0 nowhere inside: where all images are right the NLL falls to 0 with T, where they
+    are worse than chance with 1/T, and equal logits depend on no T. Raises NotFinite.
     """
     from scipy.optimize import brentq
 

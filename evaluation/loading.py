@@ -251,8 +251,7 @@ def check_flow(model: LoadedModel, given: set[str]) -> None:
 
 def average_of(state: dict[str, Any], asked: str | None) -> str:
     """Return which weights of a run with --ema are loaded where --weights is `asked`; "" for any
-    other run. Raises CheckpointError where it has not those that are asked for: an exported model
-    of such a run has the averaged weights alone."""
+    other run. Raises CheckpointError where it lacks them, as an exported model lacks the raw."""
     settings, both = state.get("settings"), bool(models.averaged_weights(state))
     decay = settings.get("ema") if isinstance(settings, dict) else None
     has = "the averaged weights alone" if decay else "no averaged weights"

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 class Results:
     """The files of one evaluation, all named `<eval>` or `<eval>_...`.
 
-    Earlier results stay: the newest have the plain names, and those of other settings are renamed
-    to `<eval>-<n>...` first. The same question asked again replaces its own results. Of several
-    processes the first one alone writes.
+    Earlier results of other settings are renamed to `<eval>-<n>...` first; those of the same
+    settings are replaced. Of several processes the first one alone writes.
     """
 
     def __init__(self, folder: Path, name: str, settings: dict[str, Any]) -> None:

@@ -144,10 +144,10 @@ class PGD:
 
         Linf: x' <- P(x' + step * sign(g))        L2: x' <- P(x' + step * g / ||g||_2)
 
-    P projects onto the ball of radius eps around x, then onto [0, 1]; g is 0 where the gradient
-    is. `step` is 2.5 eps / steps unless given. `random_init` starts uniformly in the ball, else the
-    attack starts at x. `check=False` leaves out what waits for the device, which a training step
-    must not: see `__call__`. Raises ValueError for an unknown distance or steps < 1.
+    P projects onto the ball of radius eps around x, then onto [0, 1]. `step` is 2.5 eps / steps
+    unless given. `random_init` starts uniformly in the ball, else the attack starts at x.
+    `check=False` leaves out what waits for the device, which a training step must not: see
+    `__call__`. Raises ValueError for an unknown distance or steps < 1.
     """
 
     distance: str
@@ -203,10 +203,9 @@ class PGD:
 def loss(logits: Tensor, y: Tensor) -> Tensor:
     """Return log sum over c != y of e^f_c, minus f_y: (N,) of logits f (N, C) and labels y (N,).
 
-    Its gradient is that of cross-entropy, divided by 1 - q(y|x), which changes no direction.
-    Cross-entropy itself would not do: in float32 the label's part of its gradient is lost once
-    1 - q(y|x) nears 6e-8, and all of it where f_y leads by 100, so that a confident model would
-    seem robust.
+    Its gradient is that of cross-entropy, divided by 1 - q(y|x), which changes no direction. In
+    float32 cross-entropy's own is lost in part once 1 - q(y|x) nears 6e-8, and all of it where f_y
+    leads by 100: a confident model would seem robust.
     """
     others = logits.scatter(1, y[:, None], -torch.inf)
     return others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
@@ -268,10 +267,9 @@ class AutoAttack:
 
     `version` "standard" is APGD on cross-entropy and on targeted DLR, targeted FAB and Square;
     "rand" is for randomised classifiers (SGLD refinement): APGD on cross-entropy and on DLR, with
-    20 gradients averaged a step. Cross-entropy is taken in float32 there, and so has no gradient
-    where a model is confident (see `loss`); the other losses are differences of
-    logits, which multiplied logits leave as strong. Raises UsageError without pyautoattack and for
-    fewer than the 4 `classes` that its losses need.
+    20 gradients averaged a step. Cross-entropy is in float32 there, and so has no gradient where a
+    model is confident (see `loss`); the other losses are differences of logits. Raises UsageError
+    without pyautoattack and for fewer than the 4 `classes` that its losses need.
     """
 
     distance: str
