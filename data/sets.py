@@ -12,15 +12,15 @@ from data.images import resized_split
 from data.npz import SPLITS, left_out, read_npz, trainable
 from data.published import read_published
 from data.splits import stratified_split
-from runs.names import FOLDER, IMAGE_SIZE
+from runs.names import CLASSES, FOLDER, IMAGE_SIZE
 
 ALIASES = {"cifar_100": "cifar100"}  # JEM's spelling
 SPECS = {
-    "cifar10": Spec(num_classes=10, train_size=50000, test_size=10000, flips=True),
-    "cifar100": Spec(num_classes=100, train_size=50000, test_size=10000, flips=True),
-    "svhn": Spec(num_classes=10, train_size=73257, test_size=26032, flips=False),
-    "mnist": Spec(num_classes=10, train_size=60000, test_size=10000, flips=False, grey=True),
-    "digits": Spec(num_classes=10, train_size=1437, test_size=360, flips=False),
+    "cifar10": Spec(CLASSES["cifar10"], train_size=50000, test_size=10000, flips=True),
+    "cifar100": Spec(CLASSES["cifar100"], train_size=50000, test_size=10000, flips=True),
+    "svhn": Spec(CLASSES["svhn"], train_size=73257, test_size=26032, flips=False),
+    "mnist": Spec(CLASSES["mnist"], train_size=60000, test_size=10000, flips=False, grey=True),
+    "digits": Spec(CLASSES["digits"], train_size=1437, test_size=360, flips=False),
 }
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 DIGITS_TEST = 36  # a class, of 174 to 183
