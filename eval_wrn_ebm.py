@@ -28,13 +28,17 @@ from evaluation import NotFinite, loading
 from evaluation.context import Context
 from evaluation.loading import LoadedModel
 from evaluation.questions import QUESTIONS
+from evaluation.questions.base import ROUNDS, SGLD
 from evaluation.results import Results
 from runs import processes as distributed
 from runs.cli import UsageError
 from runs.endings import exit_code, leave
+from runs.names import OPENOOD
 from training.machine import choose_device, environment, use_threads
 
 PROGRAM = "eval_wrn_ebm.py"
+# Flags that a flow has no use for.
+OF_CHAINS = {*ROUNDS, *SGLD, "chain_lengths", "guidance"} - {"dataset", "sgld_batch_size"}
 
 
 def answer(s: Namespace, given: set[str], device: torch.device) -> int:
@@ -68,7 +72,7 @@ def answer(s: Namespace, given: set[str], device: torch.device) -> int:
 
 def asked(context: Context, model: LoadedModel, given: set[str]) -> dict[str, Any]:
     """Return the numbers of one model, and their subject. Raises UsageError for a broken model."""
-    loading.check_flow(model, given)
+    check_flow(model, given)
     question, own = QUESTIONS[context.s.eval], model.settings.get("sigma")
     noisy = "sigma" in question.takes and not {"sigma"} & {*given, *question.defaults}
     if noisy and isinstance(own, int | float) and own != context.s.sigma:
@@ -91,6 +95,33 @@ def asked(context: Context, model: LoadedModel, given: set[str]) -> dict[str, An
         **({"weights": model.average} if model.average else {}),
         "data": context.differences.get(model.label),
     }
+
+
+def check_flow(model: LoadedModel, given: set[str]) -> None:
+    """Raise UsageError for a question or a flag that makes no sense of a flow. Its samples take no
+    steps of SGLD, as the answer records."""
+    s, flow = model.flags, model.flow
+    if flow is None:
+        return
+    classless, fid = not flow.class_cond, s.eval == "fid"
+    own_features = fid and s.fid_features == "model" and not s.fid_model
+    of_class = s.eval in ("test_clf", "eval_ece", OPENOOD, "cond_samples")
+    no_class = "has no classes: give one that was trained with --class_cond"
+    scores = ("px",) if classless else ("px", "py", "pxy", "entropy")
+    rules = [
+        (s.eval == "attack", "--eval attack", "is not attacked here: give a classifier"),
+        (of_class and classless, f"--eval {s.eval}", no_class),
+        (fid and s.sampling == "class" and classless, "--sampling class", no_class),
+        (s.sampling in ("buffer", "confident"), f"--sampling {s.sampling}", "has no buffer"),
+        (own_features, "--fid_features model", "has no features: give --fid_model"),
+        *((n not in scores, f"--score_fn {n}", f"has {' '.join(scores)}") for n in s.score_fn),
+        *((n in given, f"--{n}", "needs no SGLD: leave it out") for n in sorted(OF_CHAINS)),
+        (s.amp == "bf16", "--amp bf16", "needs float32: leave it out"),
+    ]
+    for wrong, flag, why in rules:
+        if wrong:
+            raise UsageError(f"{flag}: {model.path} is a flow, which {why}")
+    s.n_steps = 0
 
 
 def one_size(models: Sequence[LoadedModel]) -> int:

@@ -15,16 +15,13 @@ import data
 import losses
 import models
 from data.folder import folder_path
-from evaluation.questions.base import ROUNDS, SGLD
 from evaluation.sampling import BUFFER
 from runs.checkpoint import FILLED, START, CheckpointError, read_with_sha256
 from runs.cli import UsageError, fits
-from runs.names import CLASSES, FOLDER, OPENOOD
+from runs.names import CLASSES, FOLDER
 from runs.shared import name_of, weights_file
 
 T = TypeVar("T")
-# Flags that a flow has no use for.
-OF_CHAINS = {*ROUNDS, *SGLD, "chain_lengths", "guidance"} - {"dataset", "sgld_batch_size"}
 SHAPE = ("arch", "depth", "width", "norm", "uncond", "image_size")
 NETWORK = (*SHAPE, "contrast_k")  # flags that must agree with the checkpoint
 
@@ -220,33 +217,6 @@ def load(
     dataset = dataset_of(told.settings, classes, record, s, network.image_size)
     run = told.settings, dataset, record
     return LoadedModel(file, label, network, s, *run, queue, state, sha256, average)
-
-
-def check_flow(model: LoadedModel, given: set[str]) -> None:
-    """Raise UsageError for a question or a flag that makes no sense of a flow. Its samples take no
-    steps of SGLD, as the answer records."""
-    s, flow = model.flags, model.flow
-    if flow is None:
-        return
-    classless, fid = not flow.class_cond, s.eval == "fid"
-    own_features = fid and s.fid_features == "model" and not s.fid_model
-    of_class = s.eval in ("test_clf", "eval_ece", OPENOOD, "cond_samples")
-    no_class = "has no classes: give one that was trained with --class_cond"
-    scores = ("px",) if classless else ("px", "py", "pxy", "entropy")
-    rules = [
-        (s.eval == "attack", "--eval attack", "is not attacked here: give a classifier"),
-        (of_class and classless, f"--eval {s.eval}", no_class),
-        (fid and s.sampling == "class" and classless, "--sampling class", no_class),
-        (s.sampling in ("buffer", "confident"), f"--sampling {s.sampling}", "has no buffer"),
-        (own_features, "--fid_features model", "has no features: give --fid_model"),
-        *((n not in scores, f"--score_fn {n}", f"has {' '.join(scores)}") for n in s.score_fn),
-        *((n in given, f"--{n}", "needs no SGLD: leave it out") for n in sorted(OF_CHAINS)),
-        (s.amp == "bf16", "--amp bf16", "needs float32: leave it out"),
-    ]
-    for wrong, flag, why in rules:
-        if wrong:
-            raise UsageError(f"{flag}: {model.path} is a flow, which {why}")
-    s.n_steps = 0
 
 
 def average_of(state: dict[str, Any], asked: str | None) -> str:
