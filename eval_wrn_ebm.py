@@ -48,6 +48,8 @@ def answer(s: Namespace, given: set[str], device: torch.device) -> int:
     paths = zip(s.load_path, s.labels, strict=True)
     models = [loading.load(path, label, s, device) for path, label in paths]
     image_size = one_size(models)
+    for model in models:
+        check_flow(model, given)
     context = Context(s, Results(flags.results_folder(s), s.eval, dict(vars(s))), device)
     if "workers" in given:
         context.say(f"--workers {s.workers} has no effect: the images live on the device")
@@ -72,7 +74,6 @@ def answer(s: Namespace, given: set[str], device: torch.device) -> int:
 
 def asked(context: Context, model: LoadedModel, given: set[str]) -> dict[str, Any]:
     """Return the numbers of one model, and their subject. Raises UsageError for a broken model."""
-    check_flow(model, given)
     question, own = QUESTIONS[context.s.eval], model.settings.get("sigma")
     noisy = "sigma" in question.takes and not {"sigma"} & {*given, *question.defaults}
     if noisy and isinstance(own, int | float) and own != context.s.sigma:
