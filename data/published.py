@@ -3,7 +3,6 @@
 import contextlib
 import io
 import socket
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,9 @@ def read_published(
             if name == "textures":  # its file goes from class to class
                 order = np.random.RandomState(TEST_SEED).permutation(len(dataset))
             index = order[:first].tolist()
-            return decoded_split(_pictures(dataset, index), len(index), size), len(order), classes
+            read = (dataset[i] for i in index)
+            pictures = ((image.convert("RGB"), -1 if y is None else y) for image, y in read)
+            return decoded_split(pictures, len(index), size), len(order), classes
     except Exception as error:  # a download of Google Drive's, or a decoder, may raise anything
         raise DataError(
             "dataset",
@@ -92,9 +93,3 @@ def _arrays(dataset: Any, name: str, size: int) -> Split:
         images = torch.from_numpy(dataset.data)
         labels = torch.from_numpy(np.array(dataset.targets, dtype=np.int64))
     return resized_split(images.contiguous(), labels, size)
-
-
-def _pictures(dataset: Any, index: list[int]) -> Iterable[tuple[Any, int]]:
-    for i in index:
-        picture, label = dataset[i]
-        yield picture.convert("RGB"), -1 if label is None else label
