@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the packages 
 
 from baselines.flags import make_parser, parse
 from runs.cli import COUNT, WEIGHT, WHOLE, Parser, UsageError, check_id, check_utf8
-from runs.names import FOLDER, NORMS
+from runs.names import NORMS
 from runs.shared import weights_file
 from training.flags import check_dataset
 
@@ -82,7 +82,7 @@ from torch import Tensor, nn
 
 import data
 import models
-from evaluation.loading import trained_on
+from evaluation.loading import dataset_of
 from runs import folder as records
 from runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from runs.endings import exit_code
@@ -236,15 +236,12 @@ def load_backbone(
         raise CheckpointError(f"--load_path{where}: {error}") from None
     settings = {**told.settings, **network}
     s.image_size = model.image_size
-    own = trained_on(settings, network["num_classes"], s.dataset)
+    own = dataset_of(settings, network["num_classes"], record, s, s.image_size)
     s.dataset = s.dataset or own
     if not s.dataset:
         raise UsageError(
             f"--load_path {s.load_path} does not tell its data set: give --dataset NAME"
         )
-    moved = s.dataset != own and s.dataset.startswith(FOLDER)
-    if moved and data.same_training_images(record, s.dataset, s.data_root, s.image_size):
-        own = s.dataset
     if s.dataset == own:
         s.n_valid = data.held_out_by(settings) if s.n_valid is None else s.n_valid
     if s.sigma is None:

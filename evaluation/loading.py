@@ -235,26 +235,20 @@ def average_of(state: dict[str, Any], asked: str | None) -> str:
 def dataset_of(
     settings: dict[str, Any], classes: int, record: data.Record, s: Namespace, size: int
 ) -> str:
-    """Return `trained_on`; where that and --dataset are folders, the latter if its training images
-    are the run's, whose folder may have moved."""
-    own, asked = trained_on(settings, classes, s.dataset), trainable(s.dataset or "")
-    if asked is None or not (asked.startswith(FOLDER) and own.startswith(FOLDER)):
+    """Return the data set's name: the run's own, or that of --dataset where both are folders with
+    the same training images; else that of --dataset if it has as many classes; else 10 classes mean
+    cifar10 and 100 cifar100. Return "" if it is unknown."""
+    own = str(settings.get("dataset") or "").replace("cifar_100", "cifar100")
+    asked = trainable(s.dataset or "")
+    if own.startswith(FOLDER) and asked is not None and asked.startswith(FOLDER):
+        same = folder_path(asked).resolve() == folder_path(own).resolve()
+        same = same or data.same_training_images(record, asked, s.data_root, size)
+        return asked if same else own
+    if CLASSES.get(own) == classes or own.startswith(FOLDER):
         return own
-    same = folder_path(asked).resolve() == folder_path(own).resolve()
-    same = same or data.same_training_images(record, asked, s.data_root, size)
-    return asked if same else own
-
-
-def trained_on(settings: dict[str, Any], num_classes: int, asked: str | None) -> str:
-    """Return the data set's name: the run's own, else that of --dataset if it has as many classes;
-    else 10 classes mean cifar10 and 100 cifar100. Return "" if it is unknown."""
-    name = str(settings.get("dataset") or "").replace("cifar_100", "cifar100")
-    if CLASSES.get(name) == num_classes or name.startswith(FOLDER):
-        return name
-    base = None if asked is None else trainable(asked)
-    if base is not None and CLASSES.get(base, num_classes) == num_classes:
-        return base
-    return {10: "cifar10", 100: "cifar100"}.get(num_classes, "")
+    if asked is not None and CLASSES.get(asked, classes) == classes:
+        return asked
+    return {10: "cifar10", 100: "cifar100"}.get(classes, "")
 
 
 def trainable(name: str) -> str | None:
