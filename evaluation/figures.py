@@ -35,7 +35,7 @@ def save(path: Path, draw: Callable[..., Figure], *args: Any, **options: Any) ->
     from matplotlib import rc_context
 
     with rc_context(STYLE):
-        return save_twice(draw(*args, **options), path)
+        return save_twice(draw(*args, **options), path, bbox_inches="tight")
 
 
 def draw_histograms(models: Models, *, xlabel: str = "log q(x)") -> Figure:
@@ -240,7 +240,8 @@ def save_grid(
     picture = grid(images, columns)
     if row_labels and columns:
         with rc_context(STYLE):
-            draw_grids({"": images}, columns=columns, row_labels=row_labels).savefig(path, dpi=150)
+            figure = draw_grids({"": images}, columns=columns, row_labels=row_labels)
+            figure.savefig(path, dpi=150, bbox_inches="tight")
         return picture
     image = Image.fromarray(picture.numpy())
     image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)
