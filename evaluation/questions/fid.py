@@ -34,7 +34,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
         return {}
     judge = load_judge(context, model)
     extractor, network = feature_extractor(context, judge or model)
-    chains, score_part, splits = sampled(context, model, steps), None, 10
+    (chains, labels), score_part, splits = sampled(context, model, steps), None, 10
     if s.sampling == "confident":
         of_class = sampling.most_confident(model.network, chains[None])
         best, few = (torch.cat([c[: int(len(c) * share)] for c in of_class]) for share in SHARES)
@@ -46,7 +46,6 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
         pixels, steps, reference, extractor, score_part=score_part, splits=splits
     )
     numbers["rows"][-1]["images"] = real
-    labels = classes_in_turn(context, model, numbers["n"])
     if labels is not None:
         numbers["guidance"] = model.guidance
     if labels is not None and judge is not None:
@@ -84,10 +83,12 @@ def reference_images(context: Context, model: LoadedModel) -> tuple[Tensor, str,
     return images, names, "training images" if names == train else "reference images"
 
 
-def sampled(context: Context, model: LoadedModel, steps: int | None) -> dict[int | None, Tensor]:
+def sampled(
+    context: Context, model: LoadedModel, steps: int | None
+) -> tuple[dict[int | None, Tensor], Tensor | None]:
     """Return images float (N, 3, S, S) by their number of SGLD steps: new chains after 0, `steps`
     and --chain_lengths; or, without `steps`, the checkpoint's replay buffer or a flow's samples by
-    None.
+    None. With --sampling class also return their classes (N,).
 
     Raises UsageError and NotFinite.
     """
@@ -99,15 +100,18 @@ def sampled(context: Context, model: LoadedModel, steps: int | None) -> dict[int
 
     s = context.s
     n = min(s.n_samples, s.max_images or s.n_samples)
+    labels = None
+    if s.sampling == "class":
+        labels = torch.arange(n, device=context.device) % model.num_classes
     if model.flow is not None:
-        return {None: sampling.flow_samples(model.flow, n, seed=s.seed)[0]}
+        return {None: sampling.flow_samples(model.flow, n, seed=s.seed)[0]}, labels
     if steps is None:
         images = model.buffer_images("--sampling fresh samples from noise").to(context.device)
         # Its slots are sorted by class, and rows are of the first images.
         order = data.epoch_order(len(images), seed=s.seed, epoch=0, device=context.device)
         images = images[order[: s.max_images]]
         sampling.check_finite(images, 0)
-        return {None: images}
+        return {None: images}, None
     part = distributed.share(n, s.sgld_batch_size)
     seen = sorted({0, steps, *(s.chain_lengths or ())})
     chains = sampling.fresh_chains(
@@ -116,7 +120,7 @@ def sampled(context: Context, model: LoadedModel, steps: int | None) -> dict[int
         part,
         seen=seen,
         seed=s.seed,
-        labels=classes_in_turn(context, model, n),
+        labels=labels,
     )
     with context.bar(part.stop - part.start, f"{model.label}: {seen[-1]} SGLD steps") as shown:
         batches = []
@@ -128,16 +132,7 @@ def sampled(context: Context, model: LoadedModel, steps: int | None) -> dict[int
     for at, parts in zip(seen, zip(*batches, strict=True), strict=True):
         found[at] = distributed.joined(torch.cat(parts))
         sampling.check_finite(found[at], at)
-    return found
-
-
-def classes_in_turn(context: Context, model: LoadedModel, n: int) -> Tensor | None:
-    """Return the classes (n,) of --sampling class."""
-    import torch
-
-    if context.s.sampling != "class":
-        return None
-    return torch.arange(n, device=context.device) % model.num_classes
+    return found, labels
 
 
 def feature_extractor(context: Context, network: LoadedModel) -> tuple[Any, dict[str, str]]:
