@@ -71,8 +71,8 @@ def draw_histograms(models: Models, *, xlabel: str = "log q(x)") -> Figure:
             axes.locator_params(nbins=4)
             if p % columns == 0:
                 name = model["label"]
-                # 18 letters are as long as a panel is high.
-                axes.set_ylabel(f"{name}\ndensity", fontsize=10 * min(1, 18 / max(len(name), 1)))
+                # 17 letters are as long as a panel is high.
+                axes.set_ylabel(f"{name}\ndensity", fontsize=10 * min(1, 17 / max(len(name), 1)))
     return figure
 
 
