@@ -159,15 +159,13 @@ def test_what_makes_no_sense_is_refused_in_a_line(name, words, said, trained, as
     assert found.code == 2 and len(found.err) == 1 and said in found.err[0]
 
 
-def test_a_flow_is_refused_before_another_model_is_asked(trained: dict[str, Any], ask: Any) -> None:
+def test_a_flow_is_refused_before_another_model_is_asked(trained, ask):
     both = f"ce {trained['glow'].folder}"
     found = ask("--eval attack --eps .1 --max_images 1", load=both)
     assert "is a flow, which is not attacked here" in found.refusal and not found.out
 
 
-def test_a_flow_is_no_classifier_s_network(
-    trained: dict[str, Any], ask: Any, capsys: Any, tmp_path: Path
-) -> None:
+def test_a_flow_is_no_classifier_s_network(trained, ask, capsys, tmp_path):
     folder = trained["glow"].folder
     found = ask(f"--eval fid --fid_features model --fid_model {folder}/last_ckpt.pt")
     assert found.code == 2 and "--fid_model" in found.err[-1] and "a flow" in found.err[-1]

@@ -244,9 +244,7 @@ def test_dataset_tells_what_a_file_without_settings_was_trained_on(ask, tmp_path
     assert not any("cifar10" in about for about in sets.values()) and len(sets) == 3
 
 
-def test_any_labelled_set_is_asked_about_whatever_the_run_has_seen(
-    ask: Any, tmp_path: Path
-) -> None:
+def test_any_labelled_set_is_asked_about_whatever_the_run_has_seen(ask, tmp_path):
     images = np.random.RandomState(0).randint(0, 256, (12, 32, 32, 3)).astype(np.uint8)
     np.savez(tmp_path / "mine.npz", test_images=images, test_labels=np.arange(12) % 3)
     path, root = checkpoint(tmp_path, 3), ("--data_root", str(tmp_path))
@@ -260,7 +258,7 @@ def test_any_labelled_set_is_asked_about_whatever_the_run_has_seen(
     assert unknown in ask(f"{question} all", *root, load=path).refusal
 
 
-def test_attack_at_radius_0_is_the_clean_accuracy(answers: Any, ask: Any) -> None:
+def test_attack_at_radius_0_is_the_clean_accuracy(answers, ask):
     record = answers["attack"].json("attack")
     model, batches = reference(ask, sigma=0.0)
     logits, labels = predictions(model, batches)

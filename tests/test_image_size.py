@@ -164,17 +164,3 @@ def test_cost_counts_pixels(arch, stride):
         for size in (4 * stride, 8 * stride)
     ]
     assert flops[1] / flops[0] == pytest.approx(4, rel=0.01)
-
-
-def test_mnist_is_a_set_to_train_on(train: Any, tmp_path: Path) -> None:
-    random = np.random.RandomState(0)
-    arrays: dict[str, Any] = {}
-    for part, n in (("train", 60), ("test", 20)):
-        arrays[f"{part}_images"] = random.randint(0, 256, (n, 28, 28)).astype(np.uint8)
-        arrays[f"{part}_labels"] = np.arange(n) % 10
-    np.savez(tmp_path / "mnist.npz", **arrays)
-    words = "--pyxce 1 --max_steps 2 --dataset mnist --image_size 28 --data_root"
-    run = train(words, str(tmp_path))
-    assert run.code == 0 and "mnist: 60 training and 20 test images" in run.out, run.err
-    found = data.EvaluationSets(tmp_path).load("mnist")
-    assert found.name == "mnist_test" and found.split.images.shape == (20, 32, 32, 3)

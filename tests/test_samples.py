@@ -192,7 +192,7 @@ def test_fid_of_the_replay_buffer(sampling, ask):
     assert str(ask.checkpoint("ce")) in record["features"]
 
 
-def test_the_first_images_of_a_replay_buffer_are_of_all_classes(ask: Any, tmp_path: Path) -> None:
+def test_the_first_images_of_a_replay_buffer_are_of_all_classes(ask, tmp_path):
     """Its slots are sorted by class: rows of fewer images must not be of the first classes."""
     shades = torch.linspace(-1, 1, 200).round(decimals=2)
     path = checkpoint(tmp_path, 10, shades[:, None, None, None].expand(200, 3, 32, 32))
@@ -202,7 +202,7 @@ def test_the_first_images_of_a_replay_buffer_are_of_all_classes(ask: Any, tmp_pa
     assert all(np.histogram(seen[:20], 4, (0, 255))[0] > 1)
 
 
-def test_fid_over_the_length_of_class_conditional_chains(ask: Any) -> None:
+def test_fid_over_the_length_of_class_conditional_chains(ask):
     flags = f"{FID} --sampling class --n_samples 20 --sgld_batch_size 8"
     judge = ("--fid_model", str(ask.checkpoint("ce")))
     found = ask(f"{flags} --n_steps 2 --chain_lengths 1 4", *judge)
