@@ -160,9 +160,9 @@ def test_what_makes_no_sense_is_refused_in_a_line(name, words, said, trained, as
 
 
 def test_a_flow_is_refused_before_another_model_is_asked(trained, ask):
-    both = f"ce {trained['glow'].folder}"
-    found = ask("--eval attack --eps .1 --max_images 1", load=both)
-    assert "is a flow, which is not attacked here" in found.refusal and not found.out
+    both = f"{trained['class'].folder} {trained['glow'].folder}"
+    found = ask("--eval test_clf --sigma 0", load=both)
+    assert "is a flow, which has no classes" in found.refusal and not found.out
 
 
 def test_a_flow_is_no_classifier_s_network(trained, ask, capsys, tmp_path):
