@@ -172,12 +172,20 @@ def test_a_saved_grid_is_the_grid_twice_as_large(tmp_path):
     assert np.array_equal(saved, picture.numpy().repeat(2, 0).repeat(2, 1))
 
 
-def test_a_dollar_in_a_class_s_name_is_a_dollar_in_grids(tmp_path):
-    images = torch.rand(6, 3, 32, 32)
-    words = {"row_labels": [NAME, "dog"], "column_labels": ["0", "5", "10"]}
-    figures.save(tmp_path / "two", figures.draw_grids, {NAME: images}, columns=3, **words)
-    save_grid(tmp_path / "one.png", images, 3, [NAME, "dog"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "two.pdf", "two.png"]
+def test_names_are_drawn_as_they_are_and_leave_room_for_the_images(tmp_path):
+    names = [r"$\frac$", "a class whose name is longer than its row of images", *"abcdefgh"]
+    images = torch.rand(30, 3, 8, 8)
+    save_grid(tmp_path / "grid.png", images, 3, names)  # a formula would be no valid one
+    figures.save(tmp_path / "grids", figures.draw_grids, {"": images}, columns=3, row_labels=names)
+    figure = figures.draw_grids({"": images}, columns=3, row_labels=["", *names[1:]])
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_window_extent().width > 1.5 * figure.dpi  # inches
+    (robust,) = draw_robustness([robustness_model("_a"), robustness_model("b")], "L2", "PGD").axes
+    assert [text.get_text() for text in robust.get_legend().get_texts()] == ["_a", "b"]
+    inside, outside = histogram_model(1)["sets"]
+    model = {"label": "CE", "sets": [("_c", *inside[1:]), outside]}
+    legend = draw_histograms([model]).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["_c", "set0 test"]
 
 
 def test_every_term_has_curves_of_its_own():
