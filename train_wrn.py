@@ -28,7 +28,7 @@ import losses
 from evaluation import figures
 from evaluation.sampling import Sampler
 from runs import terms
-from runs.endings import Signals, exit_code, leave
+from runs.endings import exit_code, leave
 from runs.files import naming
 from runs.names import FOLDER
 from training import cost
@@ -36,7 +36,6 @@ from training.build import build_batches, replicate, start_run
 from training.divergence import Guard
 from training.flags import PROGRAM
 from training.machine import load_data
-from training.output import Output
 from training.session import Session, term_gradients, update
 from training.setup import begin, describe, run_in_folder
 from training.state import Run
@@ -45,7 +44,7 @@ from training.state import Run
 def work(s: Namespace, given: set[str]) -> int:
     """Train, or time a few steps for --dry_run. Return the exit code."""
     what = "-".join(term.name for term in terms.used(vars(s)))
-    with begin(PROGRAM, s, given, flags.resume, what) as start:
+    with begin(PROGRAM, s, given, what) as start:
         s, device = start.settings, start.device
         if s.dry_run:
             cost.dry_run(s, device, train_step)
@@ -57,23 +56,18 @@ def work(s: Namespace, given: set[str]) -> int:
         # Before there is a folder, so that a mistake in --load_path leaves none.
         run = start_run(s, dataset, batches)
 
-        def train(out: Output, signals: Signals) -> str:
-            """Take all steps of the run, and return why it ended. Raises Diverged."""
-            labelled = f"{len(batches.labelled):,} labelled"
-            images = f"{len(batches.index):,} training images, {labelled}"
+        with run_in_folder(start, run, splits, plot_samples) as session:
+            images = f"{len(batches.index):,} training images, {len(batches.labelled):,} labelled"
             weights = run.objective.weights.items()
             loss = "loss " + " + ".join(f"{weight:g} {name}" for name, weight in weights)
-            out.records.say(f"{dataset.about}\n{describe(run, images, loss, splits)}")
+            session.records.say(f"{dataset.about}\n{describe(run, images, loss, splits)}")
             if "workers" in given:
                 told = f"--workers {s.workers} has no effect: images live on the training device"
-                out.records.say(told)
+                session.records.say(told)
             replicate(run)
-            session = Session(run, splits, out, signals, start.began, plot=plot_samples)
             for step in session:
                 session.took(train_step(run, session.guard, batches(step), step))
-            return session.ending
-
-        return run_in_folder(start, run, train)
+        return session.code
 
 
 def train_step(
@@ -81,7 +75,8 @@ def train_step(
 ) -> losses.Metrics:
     """Take one update; its metrics are scalars on the device. Nothing here waits for the device."""
     if run.replicas is None:
-        loss, each, metrics, seen = losses.batch_loss(run.model, run.objective, *batch)
+        seen = losses.Step.forward(run.model, *batch)
+        loss, each, metrics = run.objective(seen)
     else:
         loss = run.replicas(*batch)
         each, metrics, seen = run.replicas.module.rest
@@ -96,9 +91,10 @@ def train_step(
 
 
 @torch.compiler.set_stance("force_eager")
-def plot_samples(epoch: int, out: Output) -> None:
+def plot_samples(epoch: int, session: Session) -> None:
     """Draw the grids of --plot_uncond, --plot_cond and --plot_contrast."""
-    run, s, buffer = out.run, out.run.settings, out.run.memory("replay_buffer")
+    run = session.run
+    s, buffer = run.settings, run.memory("replay_buffer")
     chain = losses.Chain.of(s, None if buffer is None else buffer.start)
     sampler = Sampler(run.model, buffer, chain, seed=epoch)
     slots = s.buffer_size if buffer is None else len(buffer.images)  # of several processes, a part
@@ -116,12 +112,12 @@ def plot_samples(epoch: int, out: Output) -> None:
         )
         grids["contrast"] = images, columns
     for name, (images, width) in grids.items():
-        path = out.folder / "samples" / f"{name}_{epoch:04d}.png"
+        path = session.folder / "samples" / f"{name}_{epoch:04d}.png"
         names = run.data.class_names if run.data and s.dataset.startswith(FOLDER) else ()
         with naming(path):
             picture = figures.save_grid(path, images, width, names if width else ()).numpy()
         step = run.progress.step  # what is drawn again after a kill replaces this
-        out.records.picture(f"samples/{name}", picture, step)
+        session.records.picture(f"samples/{name}", picture, step)
 
 
 def main(settings: Namespace, given: set[str]) -> int:

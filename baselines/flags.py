@@ -1,8 +1,7 @@
 """The flags that the programs of this folder share: train_wrn.py's, by name, default and help.
 
 A program builds its parser with `make_parser`, adds its own flags, and reads the command line
-with `parse` before it imports torch, so that `--help` and a mistake are answered at once. Its
-`check` raises UsageError for what no single flag can tell, and sets `method`.
+with `parse` before it imports torch, so that `--help` and a mistake are answered at once.
 """
 
 from argparse import Namespace
@@ -26,16 +25,21 @@ SHARED = (
 def make_parser(
     program: str,
     description: str,
+    check: Callable[[Namespace], None],
     *,
     share: Sequence[str] = SHARED,
     defaults: dict[str, Any] | None = None,
+    fixed: Sequence[str] = (),
 ) -> Parser:
     """Return a parser with the flags of `share`, in train_wrn.py's groups and with its help.
 
-    `program`: the file's name. `share`: names without dashes, of SHARED; leave out what the
-    program declares itself. `defaults`: where the program's differ from train_wrn.py's.
+    `program`: the file's name. `check` raises UsageError for what no single flag can tell, and sets
+    `method`. `share`: names without dashes, of SHARED; leave out what the program declares itself.
+    `defaults`: where the program's differ from train_wrn.py's. `fixed`: names of flags of its own
+    that may not change on --resume.
     """
     parser = Parser(prog=program, allow_abbrev=False, description=description)
+    parser.fixed, parser.verify = (*flags.FIXED_ON_RESUME, *fixed), check
     for group in flags.build_parser()._action_groups:
         chosen = [action for action in group._group_actions if action.dest in share]
         if not chosen:
@@ -48,30 +52,19 @@ def make_parser(
 
 
 def parse(
-    argv: Sequence[str],
-    build: Callable[[], Parser],
-    check: Callable[[Namespace], None],
-    files: bool = False,
+    argv: Sequence[str], build: Callable[[], Parser], files: bool = False
 ) -> tuple[Namespace, set[str]]:
     """Return the checked settings, and the names of the flags that the command line gives.
 
-    A mistake is one line on stderr and exit code 2. With --resume the check comes later, of the
-    run's settings under those of the command line. `files`: also training.flags.check_files.
+    A mistake is one line on stderr and exit code 2. `files`: as of training.flags.checked.
     """
     parser = build()
     settings = parser.parse_args(argv)
     given = given_flags(build(), argv)
     try:
-        if getattr(settings, "dataset", None):
-            settings.dataset = flags.whole_name(settings.dataset)
         if processes() > 1:
             raise UsageError(f"{parser.prog} runs in one process: start it without torchrun")
-        if hasattr(settings, "resume"):
-            flags.resolve_auto(settings)
-        if getattr(settings, "resume", None) is None:
-            check(settings)
-        if files:
-            flags.check_files(settings, given, parser.prog, build, check)
+        settings = flags.checked(settings, given, parser, files)
     except Mistake as error:
         parser.error(str(error))
     return settings, given

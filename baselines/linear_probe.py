@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the packages 
 from baselines.flags import make_parser, parse
 from runs.cli import COUNT, WEIGHT, WHOLE, Parser, UsageError, check_id, check_utf8
 from runs.names import NORMS
-from runs.shared import weights_file
 from training.flags import check_dataset
 
 PROGRAM = "linear_probe.py"
@@ -32,6 +31,7 @@ def build_parser() -> Parser:
         PROGRAM,
         "Fit a class head to the frozen features of a trained network, by logistic regression, "
         "and write it as a run folder that eval_wrn_ebm.py reads.",
+        check,
         share=("data_root", "log_dir", "overwrite", "device", "threads"),
     )
     add = parser.add_argument_group("linear probe").add_argument
@@ -65,11 +65,10 @@ def check(s: Namespace) -> None:
         check_dataset(s.dataset)
     check_id(s.id)
     check_utf8("--load_path", os.path.abspath(s.load_path))  # its folder names the probe
-    s.load_path = str(weights_file(s.load_path))
 
 
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
-    COMMAND_LINE = parse(sys.argv[1:], build_parser, check, files=True)
+    COMMAND_LINE = parse(sys.argv[1:], build_parser, files=True)
 
 import contextlib
 import time

@@ -17,13 +17,11 @@ import data
 import models
 from losses import Metrics
 from runs.cli import Parser
-from runs.endings import Signals, exit_code
-from training import flags
+from runs.endings import exit_code
 from training.build import build_model, build_optimizer, held_out
 from training.divergence import Guard
 from training.machine import load_data
-from training.output import Output
-from training.session import Session, update
+from training.session import update
 from training.setup import begin, describe, run_in_folder
 from training.state import Run
 
@@ -40,18 +38,13 @@ class Objective(nn.Module):
         super().__init__()
         self.memories = nn.ModuleDict()  # no queue, no replay buffer: checkpoints look for them
 
-    def classifies(self, epoch: int) -> bool:
-        """Return whether the class head is trained in this epoch: else its accuracy means
-        nothing."""
-        return True
-
     def forward(
         self, model: Any, images: Tensor, labels: Tensor, epoch: int
     ) -> tuple[Tensor, Metrics]:
         """Return (loss, metrics) of a batch, model in train mode. Do not wait for the device.
 
-        metrics: scalars on the device: '<term>/loss' and, where it classifies, 'accuracy'; the
-        same names in all steps of an epoch.
+        metrics: scalars on the device: '<term>/loss' and, where the class head is trained,
+        'accuracy', without which nothing is evaluated; the same names in all steps of an epoch.
         """
         raise NotImplementedError
 
@@ -75,10 +68,9 @@ def augmented_batches(s: Namespace, dataset: data.DataSet, index: Tensor) -> Bat
 class Program:
     """What a program brings.
 
-    build_parser, check: as in baselines.flags. The settings must have a `method`, the name of what
-        is trained, in variant.json and in the default --id.
+    build_parser: as in baselines.flags. The settings must have a `method`, the name of what is
+        trained, in variant.json and in the default --id.
     objective: (settings, model) -> Objective; its parameters are trained with the model's.
-    fixed: its own flags that may not change on --resume.
     batches: (settings, data set on the device, indices of its training images) -> Batches, whose
         random numbers come from the global generator or are a function of the step.
     optimizer: (settings, model, objective) -> an optimiser that heeds `found_inf`.
@@ -87,9 +79,7 @@ class Program:
     """
 
     build_parser: Callable[[], Parser]
-    check: Callable[[Namespace], None]
     objective: Callable[[Namespace, models.EnergyClassifier], Objective]
-    fixed: tuple[str, ...] = ()
     batches: Callable[[Namespace, data.DataSet, Tensor], Batches] = augmented_batches
     optimizer: Callable[[Namespace, nn.Module, nn.Module], torch.optim.Optimizer] = build_optimizer
     model: Callable[[Namespace, int, torch.device], models.EnergyClassifier] = build_model
@@ -98,9 +88,6 @@ class Program:
     @property
     def name(self) -> str:
         return self.build_parser().prog
-
-    def resume(self, s: Namespace, given: set[str], saved: dict[str, Any]) -> Namespace:
-        return flags.resume(s, given, saved, self.build_parser, self.check, self.fixed)
 
 
 def main(program: Program, settings: Namespace, given: set[str]) -> int:
@@ -116,8 +103,7 @@ def main(program: Program, settings: Namespace, given: set[str]) -> int:
 
 def work(program: Program, s: Namespace, given: set[str]) -> int:
     s.program = program.name
-    what = getattr(s, "method", "")  # on --resume there is none yet
-    with begin(program.name, s, given, program.resume, what) as start:
+    with begin(program.name, s, given, s.method) as start:
         s, device = start.settings, start.device
         dataset = load_data(s, device)
         index, splits = held_out(s, dataset)
@@ -126,17 +112,12 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
         run.data, run.steps_per_epoch = data.Record.of(dataset, s.n_valid), batches.steps_per_epoch
         if s.resume is None:
             program.initialise(run.model, batches(0)[0])
-
-        def train(out: Output, signals: Signals) -> str:
+        with run_in_folder(start, run, splits) as session:
             about = describe(run, f"{len(index):,} training images", f"method {s.method}", splits)
-            out.records.say(f"{dataset.about}\n{about}")
-            classifies = run.objective.classifies
-            session = Session(run, splits, out, signals, start.began, classifies=classifies)
+            session.records.say(f"{dataset.about}\n{about}")
             for step in session:
                 session.took(train_step(run, session.guard, batches(step), step))
-            return session.ending
-
-        return run_in_folder(start, run, train)
+        return session.code
 
 
 def build_run(program: Program, s: Namespace, num_classes: int, device: torch.device) -> Run:

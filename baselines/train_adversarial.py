@@ -35,7 +35,9 @@ def build_parser() -> Parser:
         "Adversarial training (Madry et al., 2018): each step attacks its images by projected "
         "gradient ascent, the network in evaluation mode, and then takes cross-entropy on them. "
         "train_acc is on the attacked images, valid_acc and test_acc are on clean ones.",
+        check,
         defaults={"sigma": 0.0},
+        fixed=FIXED,
     )
     add = parser.add_argument_group("attack").add_argument
     add("--distance", choices=tuple(DEFAULT_EPS), default="Linf",
@@ -75,7 +77,7 @@ def check(s: Namespace) -> None:
 
 
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
-    COMMAND_LINE = parse(sys.argv[1:], build_parser, check, files=True)
+    COMMAND_LINE = parse(sys.argv[1:], build_parser, files=True)
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -121,7 +123,7 @@ class Adversarial(Objective):
         return loss, {"pyxce/loss": loss, "accuracy": accuracy}
 
 
-PROGRAM = Program(build_parser, check, lambda s, model: Adversarial(s), FIXED)
+PROGRAM = Program(build_parser, lambda s, model: Adversarial(s))
 
 if __name__ == "__main__":
     sys.exit(main(PROGRAM, *COMMAND_LINE))

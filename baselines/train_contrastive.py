@@ -31,7 +31,9 @@ def build_parser() -> Parser:
         "linear_probe.py gives them a classifier afterwards. Each differs from its paper in the "
         "network, in the noise --sigma, in the schedule (steps instead of a cosine) and in the "
         "fixed order of the colour changes.",
+        check,
         share=[name for name in SHARED if name != "optimizer"],
+        fixed=FIXED,
     )
     add = parser.add_argument_group("contrastive learning").add_argument
     add("--method", choices=tuple(TEMPERATURES), default="supcon",
@@ -81,7 +83,7 @@ def check(s: Namespace) -> None:
 
 
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
-    COMMAND_LINE = parse(sys.argv[1:], build_parser, check, files=True)
+    COMMAND_LINE = parse(sys.argv[1:], build_parser, files=True)
 
 import torch
 import torch.nn.functional as F
@@ -155,9 +157,6 @@ class ContrastiveObjective(Objective):
         self.cross_entropy = losses.CrossEntropy(s.smoothing or 0.0)
         self.terms = TERMS[s.method]
 
-    def classifies(self, epoch: int) -> bool:
-        return self.method == "jointloss" and epoch >= self.pretrain_epochs
-
     def forward(
         self, model: models.EnergyClassifier, images: Tensor, labels: Tensor, epoch: int
     ) -> tuple[Tensor, losses.Metrics]:
@@ -167,7 +166,7 @@ class ContrastiveObjective(Objective):
             loss = supervised_contrastive(z, labels, self.temperature)
             return loss, {"supcon/loss": loss}
         contrast = nt_xent(z, self.temperature)
-        if not self.classifies(epoch):
+        if self.method == "simclr" or epoch < self.pretrain_epochs:
             return contrast, {"ntxent/loss": contrast}
         logits = model.logits_from(features)
         step = losses.Step(model, images, labels, features, logits)
@@ -188,7 +187,7 @@ def with_lars(s: Namespace, model: nn.Module, objective: nn.Module) -> torch.opt
     return LARS(parameters, s.lr, weight_decay=s.weight_decay)
 
 
-PROGRAM = Program(build_parser, check, ContrastiveObjective, FIXED, view_batches, with_lars)
+PROGRAM = Program(build_parser, ContrastiveObjective, view_batches, with_lars)
 
 if __name__ == "__main__":
     sys.exit(main(PROGRAM, *COMMAND_LINE))

@@ -33,8 +33,10 @@ def build_parser() -> Parser:
         "train_flow.py",
         "Train a normalising flow by maximum likelihood (pip install normflows). Losses are in "
         "bits per dimension; those of a Residual Flow are estimates.",
+        check,
         share=[name for name in SHARED if name not in WITHOUT],
         defaults={"lr": 1e-3},
+        fixed=OWN,
     )
     add = parser.add_argument_group("flow").add_argument
     add("--arch", choices=tuple(FLOWS), default="glow",
@@ -68,7 +70,7 @@ def check(s: Namespace) -> None:
 
 
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
-    COMMAND_LINE = parse(sys.argv[1:], build_parser, check, files=True)
+    COMMAND_LINE = parse(sys.argv[1:], build_parser, files=True)
 
 import torch
 from torch import Tensor
@@ -88,9 +90,6 @@ class Likelihood(Objective):
     def __init__(self, s: Namespace) -> None:
         super().__init__()
         self.class_cond = s.class_cond
-
-    def classifies(self, epoch: int) -> bool:
-        return self.class_cond
 
     def forward(
         self, model: Flow, images: Tensor, labels: Tensor, epoch: int
@@ -127,9 +126,7 @@ def build_flow(s: Namespace, num_classes: int, device: torch.device) -> Flow:
 
 PROGRAM = Program(
     build_parser,
-    check,
     lambda s, model: Likelihood(s),
-    OWN,
     mirrored_batches,
     model=build_flow,
     initialise=Flow.initialise,

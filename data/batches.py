@@ -143,15 +143,12 @@ class TrainingBatches:
             )
             raise DataError("labels_per_class", None, said)
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return (images, labels, unlabelled images or None) of a step, augmented."""
-        return self._batch(step, self.part)
-
-    def whole(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the same of all processes together."""
-        return self._batch(step, (0, 1))
-
-    def _batch(self, step: int, part: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __call__(
+        self, step: int, part: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return (images, labels, unlabelled images or None) of a step, augmented; `part`: another
+        one than this process's."""
+        part = part or self.part
         index = self._chosen(self.labelled, step, 0, part, self.batch_size)
         unlabelled = None
         if self.unlabelled:

@@ -8,7 +8,6 @@ from losses.objective import (
     Metrics,
     Objective,
     Step,
-    batch_loss,
     build_objective,
 )
 from losses.queue import LogitQueue

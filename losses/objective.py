@@ -78,24 +78,10 @@ class Step:
             return self.model.log_px(self.unlabelled)
 
 
-def batch_loss(
-    model: EnergyClassifier,
-    objective: Objective,
-    images: Tensor,
-    labels: Tensor,
-    unlabelled: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor], Metrics, Step]:
-    """Return a batch's weighted loss, each term's loss, metrics, and the step: see Objective."""
-    seen = Step.forward(model, images, labels, unlabelled)
-    each, metrics = objective.each(seen)
-    loss, metrics = objective.weigh(each, metrics)
-    return loss, each, metrics, seen
-
-
 class BatchLoss(nn.Module):
-    """`batch_loss` as one forward pass, for DistributedDataParallel. Chains run within it, on the
-    bare model. `rest` holds what `batch_loss` returns besides the loss: the wrapper would search
-    it for parameters that were used."""
+    """The loss of a batch as one forward pass, for DistributedDataParallel. Chains run within it,
+    on the bare model. `rest` holds what else came of it: the wrapper would search it for parameters
+    that were used."""
 
     rest: tuple[dict[str, Tensor], Metrics, Step]
 
@@ -104,8 +90,9 @@ class BatchLoss(nn.Module):
         self.model, self.objective = model, objective
 
     def forward(self, images: Tensor, labels: Tensor, unlabelled: Tensor | None = None) -> Tensor:
-        loss, *rest = batch_loss(self.model, self.objective, images, labels, unlabelled)
-        self.rest = tuple(rest)  # type: ignore[assignment]
+        step = Step.forward(self.model, images, labels, unlabelled)
+        loss, *found = self.objective(step)
+        self.rest = (*found, step)
         return loss
 
 
@@ -133,25 +120,17 @@ class Objective(nn.Module):
                     raise ValueError(f"two terms bring different memories named {name!r}")
                 self.memories[name] = memory
 
-    def forward(self, step: Step) -> tuple[Tensor, Metrics]:
-        """Return the weighted loss and metrics: detached scalars '<term>/<name>', and 'loss'."""
-        return self.weigh(*self.each(step))
-
-    def each(self, step: Step) -> tuple[dict[str, Tensor], Metrics]:
-        """Return every term's loss, with its graph and without its weight, and all metrics."""
+    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor], Metrics]:
+        """Return the weighted loss; every term's loss, with its graph and without its weight; and
+        metrics: detached scalars '<term>/<name>', and 'loss'."""
         each, metrics = {}, Metrics()
+        total = torch.zeros((), device=step.logits.device)
         for name, term in self.terms.items():
             each[name], extras = term(step)
+            total = total + self.weights[name] * each[name]
             found = {"loss": each[name], **extras}
             metrics |= {f"{name}/{key}": value.detach() for key, value in found.items()}
-        return each, metrics
-
-    def weigh(self, each: dict[str, Tensor], metrics: Metrics) -> tuple[Tensor, Metrics]:
-        """Return what `forward` returns, from the results of `each`."""
-        total = torch.zeros_like(next(iter(each.values())))
-        for name, loss in each.items():
-            total = total + self.weights[name] * loss
-        return total, {**metrics, "loss": total.detach()}
+        return total, each, {**metrics, "loss": total.detach()}
 
     def commit(self, step: Step, skip: Tensor | None = None) -> None:
         """Let every memory take in this step; where the flag `skip` () is set, nothing changes."""

@@ -350,7 +350,7 @@ def pxsgld(build: Build) -> MarginalSGLD:
     s = build.settings
     return MarginalSGLD(
         **_shared(build),
-        chains=max(1, s.sgld_batch_size // distributed.size()),  # less is timed by --dry_run alone
+        chains=s.sgld_batch_size // distributed.size(),
         class_conditional=s.class_cond_p_x_sample,
     )
 

@@ -13,7 +13,6 @@ import errno
 import hashlib
 import os
 import pickle
-import shutil
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,17 +56,6 @@ def save_checkpoint(state: dict[str, Any], path: Path, *, keep: Path | None = No
         file.flush()
         with open(temporary, "rb") as written:
             file.write(seal(digest_of(written)))
-
-
-def copy_checkpoint(source: Path, path: Path, *, keep: Path | None = None) -> None:
-    """Make `path` a second name of the file at `source` or, where the file system has no hard
-    links, a copy of it. `keep` and errors are those of `save_checkpoint`."""
-    with whole(path, keep=keep) as temporary:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:

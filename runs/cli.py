@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 from runs.names import SMALLEST_IMAGE
@@ -25,6 +24,11 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 def processes() -> int:
     """Return how many processes torchrun has started for this command; 1 without it."""
     return int(os.environ["WORLD_SIZE"]) if all(n in os.environ for n in TORCHRUN) else 1
+
+
+def first_here() -> bool:
+    """Return whether this process is the first on its machine."""
+    return processes() == 1 or os.environ["LOCAL_RANK"] == "0"
 
 
 def rank_is_0() -> bool:
@@ -74,6 +78,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 class Parser(argparse.ArgumentParser):
     source = ""  # begins an error message: the file of the flags, if not the command line
+    fixed: Sequence[str] = ()  # names of flags that may not change when a run is resumed
+    verify: Callable[[argparse.Namespace], None]  # checks the settings against each other
     words: Sequence[str] = ()  # of the command line
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -113,8 +119,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line, without the usage text that would hide it, and exit with code 2. Of
-        several processes, which all notice the same, one prints."""
-        if rank_is_0():
+        several processes on a machine, which all notice the same, one prints."""
+        if first_here():
             from runs.screen import one_line, print_line
 
             near = self.meant(message).rstrip()
@@ -279,16 +285,6 @@ def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str
         action.default = argparse.SUPPRESS
     parser._defaults.clear()
     return set(vars(parser.parse_args(argv)))
-
-
-def check_program(saved: dict[str, Any], program: str, folder: Path | str) -> None:
-    """Raise UsageError for the settings of a run of another program."""
-    other = saved.get("program") or "train_wrn.py"  # which does not name itself
-    if other != program:
-        raise UsageError(
-            f"--resume {folder}: that is a run of {other}, not of {program}: give a run of "
-            f"{program}"
-        )
 
 
 def check_id(name: str | None) -> None:

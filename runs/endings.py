@@ -6,10 +6,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import torch
 
@@ -18,17 +18,7 @@ from runs.checkpoint import out_of_memory
 from runs.cli import Mistake
 from runs.screen import one_line, print_line
 
-T = TypeVar("T")
 ENDS = (signal.SIGTERM, signal.SIGHUP)
-
-
-class Stopped(Exception):
-    """A signal came in the middle of what leaves nothing behind, such as an evaluation."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP (the argument), where a program ends at once, with what it has to clean up
-    cleaned up."""
 
 
 @contextmanager
@@ -46,7 +36,8 @@ def handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.S
 
 
 def terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated(number)
+    """End the program at once, with what it has to clean up cleaned up."""
+    raise KeyboardInterrupt(number)
 
 
 def exit_code(
@@ -76,7 +67,7 @@ def exit_code(
         return 2
     except KeyboardInterrupt as error:
         tell(interrupted)
-        return 128 + error.args[0] if isinstance(error, Terminated) else 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
 
 
 def tell(line: str) -> None:
@@ -99,13 +90,12 @@ class Signals:
     """Remember SIGINT, SIGTERM and SIGHUP, so that a loop can end between two steps.
 
     `received`: the number of the first one since `listen` began; 0: none. A second SIGINT raises
-    KeyboardInterrupt, wherever the program is. `obeyed`: the run was ended for it, and did not
-    happen to be complete.
+    KeyboardInterrupt, wherever the program is.
     """
 
     def __init__(self, program: str, quiet: bool = False) -> None:
-        self.program, self.received, self.obeyed = program, 0, False
-        self.interrupts, self.quiet = 0, quiet
+        self.program, self.quiet = program, quiet
+        self.received = self.interrupts = 0
 
     @property
     def name(self) -> str:
@@ -134,10 +124,3 @@ class Signals:
     def receive(self, number: int) -> None:
         """Remember a signal that this process, or another one of its run, has received; 0: none."""
         self.received = self.received or number
-
-    def polled(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items until a signal comes: the caller then looks at `received`."""
-        for item in items:
-            if self.received:
-                return
-            yield item

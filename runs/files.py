@@ -37,7 +37,7 @@ def whole(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
             if keep is not None and path.exists():
-                keep_old(path, keep)
+                second_name(path, keep)
             os.replace(temporary, path)
             if os.name != "nt":  # Windows cannot open folders, and its renames last
                 sync_folder(path.parent)
@@ -46,19 +46,15 @@ def whole(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def keep_old(path: Path, keep: Path) -> None:
-    """Make `keep` a second name of the file at `path`: at no moment is there no checkpoint."""
-    link = keep.with_name(f".{keep.name}.{os.getpid()}.tmp")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # no hard links here: rename, then `keep` is the checkpoint for a moment
-        os.replace(path, keep)
-        return
-    try:
-        os.replace(link, keep)
-    finally:
-        link.unlink(missing_ok=True)
+def second_name(path: Path, name: Path, *, keep: Path | None = None) -> None:
+    """Make `name` a second name of the file at `path` or, where the file system has no hard links,
+    a copy of it. `keep` and errors are those of `whole`."""
+    with whole(name, keep=keep) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
 
 
 def sync_folder(folder: Path) -> None:

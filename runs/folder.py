@@ -182,17 +182,9 @@ class Records:
         """
         if self.rows and str(self.rows[-1]["epoch"]) == str(values["epoch"]):
             self.rows.pop()
-            self._write_rows()
-        new = [name for name in values if name not in self.columns]
-        if new:
-            self.columns += new
-            self._write_rows()
         self.rows.append(values)
-        path = self.folder / PROGRESS
-        with naming(path), open(path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns).writerow(values)
-            file.flush()
-            os.fsync(file.fileno())
+        self.columns += [name for name in values if name not in self.columns]
+        self._write_rows()
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         with naming(self.folder):
@@ -203,15 +195,6 @@ class Records:
         """Show an image, uint8 (H, W, 3), in TensorBoard."""
         with naming(self.folder):
             self.board.add_image(name, pixels, step, dataformats="HWC")
-
-    def go_back(self, step: int) -> None:
-        """Remove the rows after a step that the run goes on from; log.txt keeps what happened."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.rows = [row for row in self.rows if int(row["step"]) <= step]
-        self._write_rows()
-        self.board.close()
-        self.board = SummaryWriter(str(self.folder), purge_step=step + 1)
 
     def close(self) -> None:
         self.text.close()
@@ -255,7 +238,7 @@ class NoRecords(Records):
     def _nothing(self, *_: Any) -> None:
         pass
 
-    say = line = row = scalars = picture = go_back = close = _nothing  # type: ignore[assignment]
+    say = line = row = scalars = picture = close = _nothing  # type: ignore[assignment]
 
     def flush(self) -> int:
         return 0

@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from runs.cli import Mistake, UsageError, processes
+from runs.cli import Mistake, UsageError, first_here, processes
 from runs.screen import print_line
 
 T = TypeVar("T")
@@ -109,10 +108,8 @@ def own_device(name: str) -> str:
 
 def first_to_report() -> bool:
     """Return whether this process is the first to report why it ends: one line is enough."""
-    if processes() == 1:
-        return True
     if _store is None:  # a mistake that all on this machine notice before they meet
-        return os.environ["LOCAL_RANK"] == "0"
+        return first_here()
     try:
         return int(_store.add("spoken", 1)) == 1
     except RuntimeError:  # the process that kept the store has ended
@@ -170,26 +167,6 @@ def same(model: nn.Module) -> None:
             dist.broadcast(tensor.data, 0)
 
 
-def replicated(loss: nn.Module, *, find_unused: bool) -> nn.Module:
-    """Return the module in DistributedDataParallel: the gradients of one backward pass after one
-    forward pass are averaged over processes while they arrive. Buffers are left alone."""
-    if size() == 1:
-        return loss
-    # A warning of the first backward pass about loc and scale of act norm, whose strides either
-    # memory format may have.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    with warnings.catch_warnings():
-        # PyTorch 2.14 warns that this name will go, and to keep it where buffers are not shared.
-        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        return nn.parallel.DistributedDataParallel(
-            loss,
-            broadcast_buffers=False,  # the queue is equal, and each has its own replay buffer
-            init_sync=False,  # see `same`
-            find_unused_parameters=find_unused,
-            gradient_as_bucket_view=True,
-        )
-
-
 # ---------------------------------------------------------------------------------------- hosts
 
 
@@ -219,7 +196,7 @@ def in_turn(load: Callable[[], T]) -> T:
     found, failed = None, None
     for turn in (True, False):
         try:
-            if (os.environ["LOCAL_RANK"] == "0") == turn:
+            if first_here() == turn:
                 found = load()
         except Mistake as error:
             failed = error
@@ -255,40 +232,14 @@ def share(n: int, batch: int = 1) -> range:
     return range(first * batch, min(last * batch, n), batch)
 
 
-class Agreement:
-    """Let processes act together on what each notices by itself (a signal, the time): each gives
-    some numbers, and all get the largest of each."""
-
-    def __init__(self) -> None:
-        self.pending: tuple[Any, Tensor] | None = None
-
-    def soon(self, *numbers: int) -> tuple[int, ...]:
-        """Send the numbers, and return what was agreed on at the last call; zeros the first time.
-
-        Nobody waits: numbers travel during the next step. One process agrees at once.
-        """
-        if size() == 1:
-            return numbers
-        before = self.arrived() or (0,) * len(numbers)
-        tensor = torch.tensor(numbers, dtype=torch.int64)
-        work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_hosts, async_op=True)
-        self.pending = work, tensor
-        return before
-
-    def now(self, *numbers: int) -> tuple[int, ...]:
-        """Return what all agree on now, which waits. All must call it at the same place, after as
-        many calls of `soon`."""
-        before = self.soon(*numbers)
-        return tuple(map(max, before, self.arrived() or numbers))
-
-    def arrived(self) -> tuple[int, ...] | None:
-        """Wait for the numbers on their way, and return them; None: there are none."""
-        if self.pending is None:
-            return None
-        work, tensor = self.pending
-        self.pending = None
-        work.wait()
-        return tuple(tensor.tolist())
+def largest(*numbers: int) -> tuple[int, ...]:
+    """Return the largest of each number that processes notice by themselves (a signal, the time),
+    so that they act together on it."""
+    if size() == 1:
+        return numbers
+    found = torch.tensor(numbers, dtype=torch.int64)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_hosts)
+    return tuple(found.tolist())
 
 
 def mixed(*key: int) -> int:

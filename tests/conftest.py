@@ -222,7 +222,7 @@ class Baselines:
         from baselines import flags, run
 
         return self.trainer.run(
-            lambda: flags.parse(words.split(), program.build_parser, program.check, files=True),
+            lambda: flags.parse(words.split(), program.build_parser, files=True),
             lambda s, given: run.main(program, s, given),
         )
 

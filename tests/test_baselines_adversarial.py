@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import models
 from baselines.flags import parse
 from baselines.run import build_run, train_step
-from baselines.train_adversarial import PROGRAM, Adversarial, build_parser, check
+from baselines.train_adversarial import PROGRAM, Adversarial, build_parser
 from evaluation import robustness as attacks
 from models import EnergyClassifier
 from training.divergence import Guard
@@ -22,7 +22,7 @@ COLUMNS += " valid_acc valid_loss test_acc test_loss"
 
 
 def settings(words: str) -> Any:
-    return parse(words.split(), build_parser, check)[0]
+    return parse(words.split(), build_parser)[0]
 
 
 def objective(distance: str, eps: float, steps: int, step: float, init: bool) -> Adversarial:

@@ -52,7 +52,7 @@ def test_objective(method):
     model = models.build(depth=10, width=1).train()
     words = f"--method {method} --temperature .3 --n_epochs 3"
     words += " --pretrain_epochs 2 --ntxent_weight 3 --smoothing .2" * (method == "jointloss")
-    settings, _ = flags.parse(words.split(), program.build_parser, program.check)
+    settings, _ = flags.parse(words.split(), program.build_parser)
     objective = program.ContrastiveObjective(settings, model)
     x, y = torch.rand(6, 3, 32, 32, generator=generator()), torch.tensor([0, 1, 0, 0, 1, 0])
     z = objective.head(model.features(x))
@@ -60,7 +60,7 @@ def test_objective(method):
     for epoch in (1, 2):
         loss, metrics = objective(model, x, y, epoch)
         joint = method == "jointloss" and epoch == 2
-        assert objective.classifies(epoch) == joint == ("accuracy" in metrics)
+        assert joint == ("accuracy" in metrics)
         want = contrast
         if joint:
             logits = model.logits(x)

@@ -31,7 +31,7 @@ def trained(baseline: Any) -> dict[str, Any]:
 
 
 def settings(words: str) -> Any:
-    return parse(f"--image_size 8 {words}".split(), PROGRAM.build_parser, PROGRAM.check)[0]
+    return parse(f"--image_size 8 {words}".split(), PROGRAM.build_parser)[0]
 
 
 @pytest.mark.parametrize("words", ["", "--class_cond"])
@@ -173,7 +173,7 @@ def test_a_flow_is_no_classifier_s_network(trained, ask, capsys, tmp_path):
     assert predict.main([str(folder), str(tmp_path / "x.png"), "--device", "cpu"]) == 2
     assert "a flow without classes" in capsys.readouterr().err
     words = f"--load_path {folder} --log_dir {tmp_path} --data_root {ask.trainer.data}".split()
-    s, given = parse(words, linear_probe.build_parser, linear_probe.check)
+    s, given = parse(words, linear_probe.build_parser)
     assert linear_probe.main(s, given) == 2 and "no classifier" in capsys.readouterr().err
 
 

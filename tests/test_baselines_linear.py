@@ -89,9 +89,7 @@ def backbone(train: Any) -> Any:
 def probe(train: Any, tmp_path: Path) -> Any:
     def start(words: str) -> tuple[int, Path]:
         words = f"--data_root {train.data} --log_dir {tmp_path} --id p --device cpu {words}"
-        return program.main(
-            *flags.parse(words.split(), program.build_parser, program.check)
-        ), tmp_path / "p"
+        return program.main(*flags.parse(words.split(), program.build_parser)), tmp_path / "p"
 
     return start
 

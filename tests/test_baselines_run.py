@@ -22,21 +22,22 @@ class Plain(Objective):
         self.silent, self.factor = silent, factor
         self.extra = torch.nn.Parameter(torch.zeros(3))
 
-    def classifies(self, epoch: int) -> bool:
-        return epoch >= self.silent
-
     def forward(self, model: Any, images: Any, labels: Any, epoch: int) -> Any:
         logits = model.logits(images)
         log_q = logits.log_softmax(1).gather(1, labels[:, None])
         loss = self.factor * -log_q.mean() + 0 * self.extra.sum()
         metrics = {"pyxce/loss": loss}
-        if self.classifies(epoch):
+        if epoch >= self.silent:
             metrics["accuracy"] = (logits.argmax(1) == labels).float().mean()
         return loss, metrics
 
 
 def build_parser() -> Any:
-    parser = flags.make_parser("train_plain.py", "Cross-entropy.", defaults={"lr": 1e-3})
+    parser = flags.make_parser(
+        *("train_plain.py", "Cross-entropy.", flags.check_shared),
+        defaults={"lr": 1e-3},
+        fixed=("silent",),
+    )
     parser.add_argument("--silent", type=int, default=0)
     parser.add_argument("--factor", type=float, default=1.0)
     parser.set_defaults(method="plain")
@@ -47,7 +48,7 @@ def plain_objective(s: Any, model: Any) -> Plain:
     return Plain(s.silent, s.factor)
 
 
-PLAIN = Program(build_parser, flags.check_shared, plain_objective, fixed=("silent",))
+PLAIN = Program(build_parser, plain_objective)
 CONTRASTIVE, ADVERSARIAL = train_contrastive.PROGRAM, train_adversarial.PROGRAM
 FLOW, TINY = train_flow.PROGRAM, "--levels 2 --depth 1 --width 4 --image_size 8"
 
@@ -139,7 +140,7 @@ def test_diverged(program, words, advice, baseline):
     ],
 )
 def test_a_mistake_is_one_line(program, words, said):
-    assert said in refusal(flags.parse, words.split(), program.build_parser, program.check)
+    assert said in refusal(flags.parse, words.split(), program.build_parser)
 
 
 def test_resume_keeps_the_run_s_settings_and_refuses_others(baseline):

@@ -17,6 +17,7 @@ from torch.serialization import get_crc32_options
 
 from runs import checkpoint
 from runs.checkpoint import CheckpointError, read_checkpoint, read_with_sha256, save_checkpoint
+from runs.files import second_name
 
 STATE = {"weights": torch.arange(9.0), "names": ["a", "b"], "step": 3, "more": {"lr": 1e-4}}
 OTHER = {"step": 4}
@@ -49,7 +50,7 @@ def test_keep_holds_the_one_before_with_links_and_without(links, tmp_path, monke
         save_checkpoint({"step": step}, last, keep=keep)
         assert steps() == [step, step - 1][: 1 + (step > 1)]
     save_checkpoint({"step": 4}, best)
-    checkpoint.copy_checkpoint(best, last, keep=keep)
+    second_name(best, last, keep=keep)
     assert steps() == [4, 4, 3] and os.path.samefile(best, last) == links
     save_checkpoint({"step": 5}, last, keep=keep)
     assert steps() == [4, 5, 4] and names(tmp_path) == ["best.pt", "last.pt", "prev.pt"]

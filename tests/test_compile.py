@@ -24,7 +24,7 @@ def test_compiled_steps_equal_eager_ones():
         images, labels = torch.rand(4, 3, 32, 32), torch.arange(4)
         for _ in range(2):  # the second step finds both graphs, with and without weight gradients
             model.zero_grad()
-            loss, _ = objective(losses.Step.forward(model, images, labels))
+            loss, *_ = objective(losses.Step.forward(model, images, labels))
             loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         results.append((loss.detach(), gradient))

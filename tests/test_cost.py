@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from losses import LogitQueue, ReplayBuffer, Step, build_objective
 from models import build, forward_flops
+from runs import processes as distributed
 from training.cost import memory_bytes, scaled, step_flops, step_seconds
 from training.flags import build_parser, second_batch
 
@@ -114,7 +115,7 @@ def test_the_time_of_a_step_is_measured_or_scaled_up(flops_per_second, whole):
     assert max(spent) < 6 and 0 < part <= 1
 
 
-def test_a_scaled_step_keeps_the_rest():
+def test_a_scaled_step_keeps_the_rest(monkeypatch):
     s = settings("--batch_size 64 --sgld_batch_size 32 --n_steps 20")
     small = scaled(s, 0.25)
     assert (small.batch_size, small.sgld_batch_size, small.n_steps) == (32, 16, 10)
@@ -123,3 +124,7 @@ def test_a_scaled_step_keeps_the_rest():
     assert s.batch_size == 64
     assert scaled(settings("--px_batch_size 8"), 0.25).px_batch_size == 4
     assert vars(small) | {"batch_size": 64, "sgld_batch_size": 32, "n_steps": 20} == vars(s)
+    monkeypatch.setattr(distributed, "size", lambda: 3)  # which share images and chains
+    shared, least = scaled(settings("--batch_size 96 --sgld_batch_size 30"), 0.25), scaled(s, 0.0)
+    assert (shared.batch_size, shared.sgld_batch_size) == (48, 15)
+    assert (least.batch_size, least.sgld_batch_size, least.n_steps) == (3, 3, 1)

@@ -143,7 +143,7 @@ def test_a_relative_path_is_found_from_anywhere(train, folder, tmp_path, monkeyp
 def probed(run: Any, dataset: str, tmp_path: Path) -> dict[str, Any]:
     words = ["--load_path", str(run.folder / "last_ckpt.pt"), "--log_dir", str(tmp_path)]
     words += ["--id", "probe", "--device", "cpu", "--l2", ".1", "--dataset", dataset]
-    command = flags.parse(words, linear_probe.build_parser, linear_probe.check)
+    command = flags.parse(words, linear_probe.build_parser)
     assert linear_probe.main(*command) == 0
     return read_checkpoint(tmp_path / "probe" / "last_ckpt.pt")
 

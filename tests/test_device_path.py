@@ -31,7 +31,7 @@ from evaluation.classification import classification
 from evaluation.scores import feature_bank, scores
 from runs.names import CONTRAST_SCORES, CONTRAST_STYLES, SCORES
 from training import flags
-from training.build import batches_of, build_model, build_optimizer
+from training.build import build_batches, build_model, build_optimizer
 from training.divergence import Guard, snapshot
 from training.state import Run
 
@@ -130,8 +130,9 @@ class Place:
         self.put(objective)
         optimizer = build_optimizer(settings, model, objective)
         optimizer.step = lambda: None  # a fused one needs a device
-        index = torch.arange(64, device=self.device)
-        batches = batches_of(settings, self.split(64), index, index, flip=True)
+        settings.independent_batches = flags.second_batch(settings)
+        settings.n_valid, settings.labels_per_class, split = 0, -1, self.split(64)
+        batches, _ = build_batches(settings, data.DataSet("", 10, (), True, split, split.first(0)))
         run = Run(settings, 10, model, objective, optimizer)
         run.start_average()
         return run, batches

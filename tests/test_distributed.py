@@ -38,12 +38,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def exchanged() -> list[int]:
     """What each of both processes checks; return its share of five things."""
-    rank, agreement = distributed.rank(), distributed.Agreement()
+    rank = distributed.rank()
     assert distributed.size() == 2 and distributed.first() == (rank == 0)
-    assert agreement.now(rank, 7 * (rank == 0)) == (1, 7) and agreement.now(0, 0) == (0, 0)
-    assert [agreement.soon(n, 0) for n in (rank, 0, 0)] == [(0, 0), (1, 0), (0, 0)]
-    agreement.soon(rank, rank)
-    assert agreement.now(0, 0) == (1, 1)  # of what was under way
+    assert distributed.largest(rank, 7 * (rank == 0)) == (1, 7)
+    assert distributed.largest(False, 0) == (0, 0)
     assert distributed.mean(torch.tensor([1.0, float(rank)])).tolist() == [1.0, 0.5]
     rows = distributed.joined(torch.full((1 + 2 * rank, 2), float(rank)))
     assert rows.tolist() == [[0.0, 0.0]] + 3 * [[1.0, 1.0]]
@@ -102,11 +100,11 @@ def test_more_processes_than_gpus_are_refused_by_all(rank, monkeypatch):
 
 
 def test_one_process_sends_nothing():
-    part, agreement = torch.rand(3, 2), distributed.Agreement()
+    part = torch.rand(3, 2)
     assert distributed.size() == 1 and distributed.first()
     assert distributed.joined(part) is part and distributed.mean(part) is part
     assert losses.queue.gathered_with_gradient(part) is part
-    assert agreement.soon(1, 2) == agreement.now(1, 2) == (1, 2)
+    assert distributed.largest(1, 2) == (1, 2)
     assert list(distributed.share(7)) == list(range(7))
     assert distributed.share(7, 3) == range(0, 7, 3)
 
@@ -257,9 +255,7 @@ def test_two_processes_begin_with_the_replay_buffer_of_one(kind, both, train):
 def signalled(words: list[str], where: str, nth: int) -> tuple[int, str, str]:
     """The second process alone gets SIGTERM, when it is asked for `where` for the nth time; in an
     agreement, while it waits for the first one."""
-    module, name = {"step": (train_wrn, "train_step"), "wait": (distributed.Agreement, "arrived")}[
-        where
-    ]
+    module, name = {"step": (train_wrn, "train_step"), "wait": (distributed, "largest")}[where]
     plain, seen = getattr(module, name), itertools.count(1)
 
     def counted(*arguments: Any) -> Any:
@@ -276,8 +272,8 @@ def signalled(words: list[str], where: str, nth: int) -> tuple[int, str, str]:
 def test_a_signal_to_one_process_saves_and_ends_both(both, train):
     whole = both("--n_epochs 3", "--id", "whole")
     run = both("--n_epochs 3", act=(signalled, "step", 6))
-    assert run.code == run.other.code == 143 and run.state()["progress"]["step"] == 7
-    assert "stopped by SIGTERM at step 7" in run.out and not run.err and not run.other.err
+    assert run.code == run.other.code == 143 and run.state()["progress"]["step"] == 6
+    assert "stopped by SIGTERM at step 6" in run.out and not run.err and not run.other.err
     assert both("", "--resume", str(run.folder), bare=True).code == 0
     assert train.differences(whole, run) == []
 
@@ -371,14 +367,11 @@ def test_a_replay_buffer_that_the_processes_cannot_share_is_refused(monkeypatch,
 def test_baselines_run_in_one_process(monkeypatch):
     for name in TORCHRUN:
         monkeypatch.setenv(name, "2")
-    monkeypatch.setenv("RANK", "0")
-    for build, check in (
-        (train_contrastive.build_parser, train_contrastive.check),
-        (train_adversarial.build_parser, train_adversarial.check),
-        (linear_probe.build_parser, linear_probe.check),
-    ):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    for program in (train_contrastive, train_adversarial, linear_probe):
+        build = program.build_parser
         given = [w for a in build()._actions if a.required for w in (a.option_strings[0], "Linf")]
-        line = two.refusal(flags_of_baselines.parse, given, build, check)
+        line = two.refusal(flags_of_baselines.parse, given, build)
         assert "start it without torchrun" in line
 
 

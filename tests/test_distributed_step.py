@@ -4,6 +4,7 @@ buffer, for every term."""
 import contextlib
 import itertools
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -201,9 +202,12 @@ def test_parameters_without_a_gradient_are_looked_for_where_there_are_any(terms,
     s, _ = flags.parse([*FLAGS.split(), "--uncond", *(f"--{term}=1" for term in terms)])
     run, told = build_run(s, 10, torch.device("cpu")), []
     images, labels, _ = images_of(0, torch.float32)
-    losses.batch_loss(run.model, run.objective, images, labels)[0].backward()
+    losses.BatchLoss(run.model, run.objective)(images, labels).backward()
     monkeypatch.setattr(distributed, "size", lambda: PARTS)
-    monkeypatch.setattr(distributed, "replicated", lambda _, find_unused: told.append(find_unused))
+    fake = SimpleNamespace(
+        DistributedDataParallel=lambda _, **given: told.append(given["find_unused_parameters"])
+    )
+    monkeypatch.setattr(torch.nn, "parallel", fake)
     replicate(run)
     assert told == [any(p.grad is None for p in run.model.parameters())]
 

@@ -39,7 +39,7 @@ def parse(words: list[str]) -> Any:
         return questions.parse(arguments)[0]
     own = done.flags_of(program)
     assert (ROOT / program).is_file()
-    return baseline_flags.parse(arguments, own.build_parser, own.check)[0]
+    return baseline_flags.parse(arguments, own.build_parser)[0]
 
 
 def settings_of(scale: str, name: str, seed: int = 1, root: Path = Path("x")) -> Any:

@@ -12,7 +12,7 @@ import train_wrn
 from losses import sgld
 from runs import checkpoint
 from runs import folder as records
-from training import divergence, flags, output, session
+from training import divergence, flags, session
 from training.build import build_run
 from training.divergence import Diverged, Healer, snapshot
 
@@ -107,7 +107,7 @@ def test_a_restart_is_on_the_disk_before_a_row_goes(train, monkeypatch):
 
     def act(run: Any) -> None:
         poison(run)
-        monkeypatch.setattr(output.Output, "save", full)
+        monkeypatch.setattr(session.Session, "save", full)
 
     at_step(monkeypatch, act)
     run = train(f"{train.ALL} {FLAGS}")
@@ -116,7 +116,7 @@ def test_a_restart_is_on_the_disk_before_a_row_goes(train, monkeypatch):
 
 
 def test_after_a_restart_both_checkpoints_are_of_it(train, monkeypatch):
-    monkeypatch.setattr(records.Records, "go_back", lambda *_: 1 / 0)  # the process dies there
+    monkeypatch.setattr(records.Records, "close", lambda *_: 1 / 0)  # the process dies there
     at_step(monkeypatch, poison)
     with pytest.raises(ZeroDivisionError):
         train(f"{train.ALL} {FLAGS} --id dead")

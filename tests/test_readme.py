@@ -99,6 +99,7 @@ def test_command_parses(line, monkeypatch):
         PARSERS[script]().parse_args(arguments)
     else:
         assert script == "train_wrn.py"
+        monkeypatch.setattr(flags, "read_settings", lambda _: {"pyxce": 1.0})  # of --resume
         settings, _ = flags.parse(arguments)
         assert settings.resume or any(getattr(settings, term) > 0 for term in flags.TERMS)
 

@@ -1,5 +1,6 @@
 """Recipes by name: `train_wrn.py @NAME`."""
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,6 @@ def test_resume_auto_goes_on_with_a_recipe_to_its_limit(train, write):
 
 
 def test_a_run_without_a_recipe_does_not_take_one_on_resume():
-    settings, given = flags.parse(["--resume", "x", "@jem"])
+    settings, saved = Namespace(resume="x", recipe="jem"), {"pyxce": 1.0}  # of an older version
     with pytest.raises(flags.UsageError, match="@jem cannot change .*the run has no recipe"):
-        flags.resume(settings, given, {"pyxce": 1.0})  # of a version without recipes
+        flags.resume(settings, set(), saved, flags.build_parser())

@@ -21,7 +21,7 @@ import train_wrn
 from runs.checkpoint import save_checkpoint
 from runs.files import alone
 from tests.conftest import Trainer
-from training import output, session
+from training import session
 from training.flags import FIXED_ON_RESUME, TERMS
 
 # name: (flags, steps of the first process, ...). An epoch has 5 steps. Queues of more than
@@ -133,7 +133,7 @@ PLACES = {  # module, function that a signal comes in, which call of it
     "a step": (train_wrn, "train_step", 8),
     "an epoch's last step": (train_wrn, "train_step", 5),
     "an evaluation": (session, "classification", 2),
-    "a save": (output, "save_checkpoint", 3),
+    "a save": (session, "save_checkpoint", 3),
     "a picture": (train_wrn, "plot_samples", 1),
 }
 FROM_PREVIOUS = "warning: .*last_ckpt.pt .*; resuming from .*prev_ckpt.pt"
@@ -162,7 +162,7 @@ DISTURBED |= {
         SHORT, "", (train_wrn, "train_step", 8, partial(send, signal.SIGINT, 2)), 130, "(step 5)"
     ),
     "killed at the best checkpoint": Disturbed(
-        f"{SHORT} --lr 1e-9", "", (output, "save_checkpoint", 2, kill), 130
+        f"{SHORT} --lr 1e-9", "", (session, "save_checkpoint", 2, kill), 130
     ),
     "torn records": Disturbed(SHORT, "--max_steps 10", after=tear),
     "last_ckpt.pt is truncated": Disturbed(

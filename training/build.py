@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import warnings
 from argparse import Namespace
 from typing import Any
 
@@ -106,35 +107,21 @@ def build_batches(
     if s.labels_per_class > 0:
         labels = train.labels.cpu()
         labelled = data.labelled_subset(labels, index, s.labels_per_class, dataset.num_classes)
-    part = (distributed.rank(), distributed.size())
-    batches = batches_of(s, train, index.to(device), labelled.to(device), dataset.flips, part)
-    return batches, splits
-
-
-def batches_of(
-    s: Namespace,
-    train: data.Split,
-    index: Tensor,
-    labelled: Tensor,
-    flip: bool,
-    part: tuple[int, int] = (0, 1),
-) -> data.TrainingBatches:
-    """Return the batches of the settings, of the images `index` of which `labelled` have labels;
-    of several processes `part` is (rank, size)."""
-    return data.TrainingBatches(
+    batches = data.TrainingBatches(
         train,
-        index,
-        labelled,
+        index.to(device),
+        labelled.to(device),
         batch_size=s.batch_size,
         seed=s.seed,
         sigma=s.sigma,
-        flip=flip,
+        flip=dataset.flips,
         unlabelled=flags.second_batch(s),
-        part=part,
+        part=(distributed.rank(), distributed.size()),
         clamp=s.sgld_clamp,
         second_size=s.px_batch_size,
         augmented=flags.augmented(s),
     )
+    return batches, splits
 
 
 def build_run(s: Namespace, num_classes: int, device: torch.device) -> Run:
@@ -149,18 +136,16 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
     run = build_run(s, dataset.num_classes, dataset.train.images.device)
     run.steps_per_epoch = batches.steps_per_epoch
     run.data = data.Record.of(dataset, s.n_valid)
-    if s.resume is not None:
-        run.start_average()
-        return run
-    fit_start(run, batches)
-    if s.load_path is not None:
-        load_file(run, dataset)
-    models.initialise_act_norm(run.model, batches.whole(0)[0])
-    if distributed.size() > 1:  # up to here all have drawn the same random numbers
-        distributed.same(run.model)
-        torch.manual_seed(distributed.mixed(s.seed, distributed.rank()))
+    if s.resume is None:
+        fit_start(run, batches)
+        if s.load_path is not None:
+            load_file(run, dataset)
+        models.initialise_act_norm(run.model, batches(0, part=(0, 1))[0])
+        if distributed.size() > 1:  # up to here all have drawn the same random numbers
+            distributed.same(run.model)
+            torch.manual_seed(distributed.mixed(s.seed, distributed.rank()))
+        run.progress = Progress(step=run.first_step)
     run.start_average()
-    run.progress = Progress(step=run.first_step)
     return run
 
 
@@ -171,32 +156,33 @@ def load_file(run: Run, dataset: data.DataSet) -> None:
 
     Raises CheckpointError, which names the flags to change where the networks differ.
     """
-    path = run.settings.load_path
+    s = run.settings
     try:
-        state = read_checkpoint(path)
-        load_state(run, state)
-        record = data.Record.read(state.get("data"))
+        state = read_checkpoint(s.load_path)
+        weights, record = models.network_weights(state), data.Record.read(state.get("data"))
+        try:
+            models.load_weights(run.model, weights)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}: use {other_network(run, weights)}") from None
+        load_memories(run, state, weights)
     except (CheckpointError, ValueError) as error:
-        raise CheckpointError(f"--load_path {path}: {error}") from None
+        raise CheckpointError(f"--load_path {s.load_path}: {error}") from None
     if models.averaged_weights(state) and distributed.first():
-        line = f"{flags.PROGRAM}: --load_path {path}: starts from the averaged weights"
+        line = f"{flags.PROGRAM}: --load_path {s.load_path}: starts from the averaged weights"
         print_line(line, sys.stdout)
-    warn_of_leaks(run.settings, dataset, record, flags.PROGRAM)
+    warn_of_leaks(s, dataset, record, flags.PROGRAM)
 
 
-def load_state(run: Run, state: dict[str, Any]) -> None:
-    s, weights = run.settings, models.network_weights(state)
+def other_network(run: Run, weights: dict[str, Tensor]) -> str:
+    """Return the flags with which the run's network would be that of the weights."""
     found = models.network_shape(weights)
-    other = [f"--{n} {v}" for n, v in found.items() if getattr(s, n, v) != v and n != "uncond"]
-    if s.uncond and not found.get("uncond", True):
+    own = vars(run.settings)
+    other = [f"--{n} {v}" for n, v in found.items() if own.get(n, v) != v and n != "uncond"]
+    if own["uncond"] and not found.get("uncond", True):
         other.append("no --uncond")
     if (theirs := found["num_classes"]) != run.num_classes:
         other.append(f"a --dataset of {theirs} classes, not {run.num_classes}")
-    try:
-        models.load_weights(run.model, weights)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}: use {' '.join(other) or 'another file'}") from None
-    load_memories(run, state, weights)
+    return " ".join(other) or "another file"
 
 
 def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -> None:
@@ -256,10 +242,24 @@ def fit_start(run: Run, batches: data.TrainingBatches) -> None:
 
 
 def replicate(run: Run) -> None:
-    """Put the loss in DistributedDataParallel, under torchrun. Everything within it is equal in all
-    processes by now, but for the replay buffer."""
-    if distributed.size() > 1:
-        loss = losses.BatchLoss(run.model, run.objective)
-        s = run.settings  # a head of its own for log q(x), and one of the two heads has no loss
-        heads = {head for term in terms.used(vars(s)) for head in term.heads}
-        run.replicas = distributed.replicated(loss, find_unused=s.uncond and len(heads) < 2)
+    """Put the loss in DistributedDataParallel, under torchrun: the gradients of one backward pass
+    after one forward pass are averaged over processes while they arrive. Everything within it is
+    equal in all processes by now, but for the replay buffer."""
+    if distributed.size() == 1:
+        return
+    s = run.settings
+    heads = {head for term in terms.used(vars(s)) for head in term.heads}
+    # A warning of the first backward pass about loc and scale of act norm, whose strides either
+    # memory format may have.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    with warnings.catch_warnings():
+        # PyTorch 2.14 warns that this name will go, and to keep it where buffers are not shared.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        run.replicas = nn.parallel.DistributedDataParallel(
+            losses.BatchLoss(run.model, run.objective),
+            broadcast_buffers=False,  # the queue is equal, and each has its own replay buffer
+            init_sync=False,  # see `distributed.same`
+            # A head of its own for log q(x), and one of the two heads has no loss.
+            find_unused_parameters=s.uncond and len(heads) < 2,
+            gradient_as_bucket_view=True,
+        )

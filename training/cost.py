@@ -20,7 +20,7 @@ from runs.cli import UsageError
 from runs.names import FOLDER
 from runs.screen import print_line
 from runs.terms import has_chains, used
-from training.build import batches_of, build_model, build_optimizer, replicate
+from training.build import build_batches, build_model, build_optimizer, replicate
 from training.divergence import Guard
 from training.flags import check_classes, second_batch
 from training.state import Run
@@ -94,12 +94,13 @@ def step_seconds(
 
 
 def scaled(s: Namespace, share: float) -> Namespace:
-    """Return the settings of a step with about `share` of the work: fewer images, chains and SGLD
-    steps."""
-    result = Namespace(**vars(s))
+    """Return the settings of a step with about `share` of the work: fewer images and chains, which
+    the processes share, and SGLD steps."""
+    result, count = Namespace(**vars(s)), distributed.size()
     sizes = ("batch_size", "sgld_batch_size", *(["px_batch_size"] if s.px_batch_size else []))
     for name in sizes:
-        setattr(result, name, max(1, round(getattr(s, name) * math.sqrt(share))))
+        part = round(getattr(s, name) * math.sqrt(share) / count) * count
+        setattr(result, name, max(count, part))
     result.n_steps = max(1, round(s.n_steps * math.sqrt(share)))
     return result
 
@@ -117,7 +118,25 @@ def dry_run(s: Namespace, device: torch.device, train_step: TrainStep) -> None:
         most = images // spec.num_classes
         raise UsageError(f"--labels_per_class {s.labels_per_class}: {s.dataset} has {most} at most")
     model = build_model(s, spec.num_classes, device)
-    facts = measured(s, model, spec, images, train_step)
+    forward, steps = forward_flops(model), data.steps_per_epoch(images, s.batch_size)
+    seconds, part = step_seconds(
+        s, forward, lambda timed, repeats: time_steps(model, timed, spec, repeats, train_step)
+    )
+    hours = steps * (s.n_epochs - s.start_epoch) * seconds / 3600
+    smaller = "" if part == 1 else f", of a step with {part:.1%} of the work"
+    scaled_up = ", scaled up from that step" if smaller else ""
+    memory = memory_bytes(s, model, images, spec.num_classes).items()
+    facts = {
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "forward pass": f"{forward / 1e9:,.3f} GFLOP an image",
+        "training step": f"{step_flops(forward, s) / 1e12:,.4g} TFLOP",
+        **{f"memory: {name}": f"{size / 2**20:,.1f} MiB" for name, size in memory},
+        "memory: peak": f"{peak_memory(device) / 2**20:,.1f} MiB without snapshots{smaller}",
+        "time a step": f"{seconds * 1000:,.1f} ms, {s.batch_size / seconds:,.1f} images/s"
+        f"{scaled_up}",
+        "time an epoch": f"{steps * seconds / 60:,.1f} minutes, {steps:,} steps",
+        "time of the run": f"{hours:,.2f} hours on {device}, without evaluation",
+    }
     if s.dataset.startswith(FOLDER):
         facts["images"] = f"about {spec.train_size:,} for training: each image's content decides"
     if distributed.size() > 1:
@@ -126,32 +145,6 @@ def dry_run(s: Namespace, device: torch.device, train_step: TrainStep) -> None:
     for name, value in [*facts.items(), ("", ""), *sorted({**vars(s), **resolved}.items())]:
         if distributed.first():
             print_line(f"{name:23} {value}", sys.stdout)
-
-
-def measured(
-    s: Namespace, model: EnergyClassifier, spec: data.Spec, images: int, train_step: TrainStep
-) -> dict[str, str]:
-    """Return what a run on so many images takes, in words."""
-    device, forward = next(model.parameters()).device, forward_flops(model)
-    seconds, part = step_seconds(
-        s, forward, lambda timed, repeats: time_steps(model, timed, spec, repeats, train_step)
-    )
-    steps = data.steps_per_epoch(images, s.batch_size)
-    hours = steps * (s.n_epochs - s.start_epoch) * seconds / 3600
-    smaller = "" if part == 1 else f", of a step with {part:.1%} of the work"
-    scaled_up = ", scaled up from that step" if smaller else ""
-    rate = s.batch_size / seconds
-    memory = memory_bytes(s, model, images, spec.num_classes).items()
-    return {
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "forward pass": f"{forward / 1e9:,.3f} GFLOP an image",
-        "training step": f"{step_flops(forward, s) / 1e12:,.4g} TFLOP",
-        **{f"memory: {name}": f"{size / 2**20:,.1f} MiB" for name, size in memory},
-        "memory: peak": f"{peak_memory(device) / 2**20:,.1f} MiB without snapshots{smaller}",
-        "time a step": f"{seconds * 1000:,.1f} ms, {rate:,.1f} images/s{scaled_up}",
-        "time an epoch": f"{steps * seconds / 60:,.1f} minutes, {steps:,} steps",
-        "time of the run": f"{hours:,.2f} hours on {device}, without evaluation",
-    }
 
 
 def time_steps(
@@ -163,14 +156,12 @@ def time_steps(
     run = Run(s, spec.num_classes, model, objective, build_optimizer(s, model, objective))
     run.start_average()
     replicate(run)
-    n, second = (max(1, (of or 0) // distributed.size()) for of in (s.batch_size, s.px_batch_size))
-    most = max(n, second)
-    shape = (most, s.image_size, s.image_size, 3)
-    images = torch.randint(256, shape, dtype=torch.uint8, device=device)
-    split = data.Split(images, torch.randint(spec.num_classes, (most,), device=device))
-    own = {"batch_size": n, "px_batch_size": s.px_batch_size and second, "seed": 0}
-    every = torch.arange(most, device=device)
-    batches = batches_of(Namespace(**{**vars(s), **own}), split, every, every, spec.flips)
+    n = max(s.batch_size, s.px_batch_size or 0)
+    images = torch.randint(256, (n, s.image_size, s.image_size, 3), dtype=torch.uint8)
+    split = data.Split(images, torch.randint(spec.num_classes, (n,)))
+    made_up = data.DataSet("", spec.num_classes, (), spec.flips, split, split.first(0)).to(device)
+    own = {"n_valid": 0, "labels_per_class": -1, "independent_batches": second_batch(s), "seed": 0}
+    batches, _ = build_batches(Namespace(**{**vars(s), **own}), made_up)
     initialise_act_norm(model, batches(0)[0])
     model.train()
     guard, times = Guard(device), []

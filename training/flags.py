@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from runs.cli import (
     UsageError,
     adder,
     check_id,
-    check_program,
     check_shared,
     check_utf8,
     did_you_mean,
@@ -40,7 +40,7 @@ from runs.cli import (
     switch,
 )
 from runs.files import check_writable
-from runs.folder import LAST, PREVIOUS, RunFolderError, check_free, read_settings
+from runs.folder import LAST, PREVIOUS, SETTINGS, RunFolderError, check_free, read_settings
 from runs.names import (
     ADAM_BETAS,
     CLASSES,
@@ -54,6 +54,7 @@ from runs.names import (
     data_root,
     misfit_size,
 )
+from runs.screen import print_line
 from runs.shared import check_weights, weights_file
 from runs.terms import TERMS
 from training import recipe
@@ -88,6 +89,7 @@ def build_parser() -> Parser:
         ),
     )
     add_flags(parser)
+    parser.fixed, parser.verify = FIXED_ON_RESUME, check
     parser.set_defaults(recipe=None)
     return parser
 
@@ -263,25 +265,47 @@ def add_flags(parser: Parser) -> None:
 # fmt: on
 def parse(argv: Sequence[str], files: bool = False) -> tuple[argparse.Namespace, set[str]]:
     """Return the checked settings, and the names of the flags that the command line gives; a
-    recipe's flags are not given, and stand before all that are. `files`: also `check_files`."""
+    recipe's flags are not given, and stand before all that are. `files`: as of `checked`."""
     parser = build_parser()
     words, typed, names = recipe.expand(argv, parser)
     settings = parser.parse_args([*words, *typed])
     settings.recipe = names
     given = given_flags(build_parser(), typed)
     try:
-        settings.dataset = whole_name(settings.dataset)
-        if settings.load_path is not None:
-            settings.load_path = str(weights_file(settings.load_path))
-        resolve_auto(settings)
-        if settings.resume is None:
-            check(settings)
-        if files:
-            check_files(settings, given, PROGRAM)
+        settings = checked(settings, given, parser, files)
     except Mistake as error:
         parser.source = f"with {recipe.shown(names)}: " if names else ""
         parser.error(str(error))
     return settings, given
+
+
+def checked(
+    s: argparse.Namespace, given: set[str], parser: Parser, files: bool
+) -> argparse.Namespace:
+    """Return the settings of a command line, resolved and checked: of a new run, or with --resume
+    the saved run's under the flags that are `given`.
+
+    parser: the program's.
+    files: also refuse files that are not there, and a run folder that is taken or cannot be written
+        to: before PyTorch is imported, which takes seconds.
+
+    Raises UsageError or RunFolderError.
+    """
+    if s.dataset:
+        s.dataset = whole_name(s.dataset)
+    if vars(s).get("load_path") is not None:
+        s.load_path = str(weights_file(s.load_path))
+    folder = resumed_folder(s, given) if "resume" in s else None
+    if folder is not None:
+        s = resume(s, given, saved_settings(folder, parser.prog), parser)
+        s.log_dir, s.id = str(folder.parent), folder.name
+        if files and rank_is_0() and not vars(s).get("dry_run"):
+            check_writable("--resume", folder)
+        return s
+    parser.verify(s)
+    if files and rank_is_0():  # other machines may not see the folders
+        check_files(s)
+    return s
 
 
 def whole_name(dataset: str) -> str:
@@ -295,35 +319,35 @@ def whole_name(dataset: str) -> str:
     return whole
 
 
-def resolve_auto(s: argparse.Namespace) -> None:
-    """--resume auto: the run that --log_dir and --id name goes on, or starts if it has no
-    checkpoint. Raises UsageError without --id, and for another --resume beside --overwrite."""
-    if s.resume != AUTO:
-        if s.resume is not None and s.overwrite:
-            raise UsageError("--resume goes on with the run that --overwrite replaces: give one")
-        return
-    if not s.id:
-        raise UsageError("--resume auto: which run? give --id, and --log_dir if it is not ./save")
-    folder = Path(s.log_dir) / s.id
-    try:
-        found = [(folder / name).exists() for name in ("last_ckpt.pt", "prev_ckpt.pt")]
-    except OSError as error:
+def resumed_folder(s: argparse.Namespace, given: set[str]) -> Path | None:
+    """Return the folder of the run that goes on: which --resume names, or --log_dir and --id.
+    Return None for a new run, as of --resume auto where there is no checkpoint: what died before
+    its first one is no loss and is replaced. Raises UsageError."""
+    if s.resume is None:
+        return None
+    if s.overwrite and s.resume != AUTO:
+        raise UsageError("--resume goes on with the run that --overwrite replaces: give one")
+    named = s.resume not in ("", AUTO)
+    if not named and not s.id:
+        other = " auto" if s.resume else ""
         raise UsageError(
-            f"--log_dir {s.log_dir}, --id {s.id}: {error.strerror}: give others"
-        ) from None
-    if any(found):
-        s.resume = ""
-    else:  # what died before its first checkpoint is no loss; a checkpoint of others would be
-        s.resume, s.overwrite = None, s.overwrite or not any(folder.glob("*.pt"))
-
-
-def resumed_folder(s: argparse.Namespace, given: set[str]) -> Path:
-    """Return the folder that --resume names, or --log_dir and --id. Raises UsageError."""
-    if not s.resume and not s.id:
-        raise UsageError("--resume: which run? give --resume RUN_FOLDER, or --log_dir and --id")
-    if s.resume and {"id", "log_dir"} & given:
+            f"--resume{other}: which run? give --id, and --log_dir if it is not ./save, or "
+            "--resume RUN_FOLDER"
+        )
+    if named and {"id", "log_dir"} & given:
         raise UsageError(f"--resume {s.resume} names the run: leave --id and --log_dir out")
-    folder = Path(s.resume) if s.resume else Path(s.log_dir) / s.id
+    folder = Path(s.resume) if named else Path(s.log_dir) / s.id
+    if s.resume == AUTO:
+        s.resume = ""
+        try:
+            found = any((folder / name).exists() for name in (LAST, PREVIOUS))
+        except OSError as error:
+            raise UsageError(
+                f"--log_dir {s.log_dir}, --id {s.id}: {error.strerror}: give others"
+            ) from None
+        if not found:  # a checkpoint of others would be a loss
+            s.resume, s.overwrite = None, s.overwrite or not any(folder.glob("*.pt"))
+            return None
     if os.path.isfile(folder):
         if folder.name != LAST:
             raise UsageError(
@@ -334,35 +358,42 @@ def resumed_folder(s: argparse.Namespace, given: set[str]) -> Path:
     return folder
 
 
-def check_files(
-    s: argparse.Namespace,
-    given: set[str],
-    program: str,
-    build: Callable[[], Parser] = build_parser,
-    verify: Callable[[argparse.Namespace], None] | None = None,
-) -> None:
-    """Refuse files that are not there, and a run folder that is taken, holds no run or cannot be
-    made: before PyTorch is imported, which takes seconds. Of several processes the first looks.
+def saved_settings(folder: Path, program: str) -> dict[str, Any]:
+    """Return the run's settings: those of variant.json or, where it is missing or damaged, those of
+    the last checkpoint, which a line on stderr says.
 
-    program: the name; for `build` and `verify` see `resume`.
-
-    Raises UsageError or RunFolderError.
+    Every process comes here before they meet, and before the folder is locked: nothing is moved.
+    Raises RunFolderError where neither has them, and UsageError for a run of another program.
     """
-    if not rank_is_0():
-        return
-    if vars(s).get("resume") is not None:
-        folder = resumed_folder(s, given)
-        try:
-            saved = read_settings(folder)
-        except RunFolderError:
-            if any(os.path.exists(folder / name) for name in (LAST, PREVIOUS)):
-                return  # which have the settings, too
+    warning = None
+    try:
+        settings = read_settings(folder)
+    except RunFolderError as error:
+        if not any(os.path.exists(folder / name) for name in (LAST, PREVIOUS)):
             raise
-        check_program(saved, program, folder)
-        resume(s, given, saved, build, verify)
-        if not vars(s).get("dry_run"):
-            check_writable("--resume", folder)
-        return
+        from training.state import read_last  # takes seconds to import
+
+        try:
+            settings = dict(read_last(folder)[1]["settings"])
+        except (OSError, KeyError, TypeError, ValueError):
+            raise error from None
+        lost = f"{folder / SETTINGS} is missing or damaged"
+        warning = f"{program}: warning: {lost}; settings are the checkpoint's"
+    other = settings.get("program") or PROGRAM  # which does not name itself
+    if other != program:
+        raise UsageError(
+            f"--resume {folder}: that is a run of {other}, not of {program}: give a run of "
+            f"{program}"
+        )
+    if warning and rank_is_0():
+        print_line(warning, sys.stderr)
+    for name in ("num_classes", "class_names"):  # of the data
+        settings.pop(name, None)
+    return settings
+
+
+def check_files(s: argparse.Namespace) -> None:
+    """Raise UsageError or RunFolderError for files of a new run: see `checked`."""
     if (path := vars(s).get("load_path")) is not None:
         check_weights("--load_path", path)
     dataset = s.dataset or ""
@@ -379,20 +410,11 @@ def check_files(
 
 
 def resume(
-    settings: argparse.Namespace,
-    given: set[str],
-    saved: dict[str, Any],
-    build: Callable[[], Parser] = build_parser,
-    verify: Callable[[argparse.Namespace], None] | None = None,
-    fixed: Sequence[str] = (),
+    settings: argparse.Namespace, given: set[str], saved: dict[str, Any], parser: Parser
 ) -> argparse.Namespace:
-    """Return the saved run's settings, under the flags that were given now.
-
-    Other programs bring what builds their parser, what checks their settings, and the names of
-    their own flags that may not change. Raises UsageError for a flag that would change what the
-    checkpoint depends on.
-    """
-    merged = vars(build().parse_args([])) | saved
+    """Return the saved run's settings, under the flags that were given now. Raises UsageError for a
+    flag that would change what the checkpoint depends on."""
+    merged = vars(parser.parse_args([])) | saved
     remedy = "leave it out, or start a new run" + " with --load_path" * ("load_path" in settings)
     if getattr(settings, "recipe", None) not in (None, merged.get("recipe")):
         raise UsageError(
@@ -403,7 +425,7 @@ def resume(
         new, old = getattr(settings, name), merged.get(name)
         # A folder may have moved: restoring compares the images.
         moves = name == "dataset" and new.startswith(FOLDER) and str(old).startswith(FOLDER)
-        changes = name in (*FIXED_ON_RESUME, *fixed) and not moves
+        changes = name in parser.fixed and not moves
         changes |= name in TERMS and (new == 0) != (old == 0)
         if new != old and changes:
             words, had = (" ".join(map(str, v)) if isinstance(v, list) else v for v in (new, old))
@@ -420,7 +442,7 @@ def resume(
         merged["norm"] = "none"
     result = argparse.Namespace(**merged)
     try:
-        (verify or check)(result)
+        parser.verify(result)
     except (TypeError, AttributeError) as error:  # a number that somebody made a text
         raise UsageError(f"--resume: variant.json cannot be used ({error}): mend it") from None
     return result
@@ -482,16 +504,13 @@ def check_network(s: argparse.Namespace) -> None:
         raise UsageError(f"--depth {s.depth} is not 6n + 4 with n >= 1: use {near}, for example")
     if found := misfit_size(s.image_size, s.arch):
         raise UsageError(f"--{found}")
-    if s.arch == "resnet50" and s.norm != "none":
-        raise UsageError(
-            f"--norm {s.norm} does not go with --arch resnet50, which has batch norm of its own: "
-            "leave --norm out"
-        )
-    if s.arch == "resnet50" and s.dropout_rate > 0:
-        raise UsageError(
-            f"--dropout_rate {s.dropout_rate} does not go with --arch resnet50, which has none: "
-            "leave it out"
-        )
+    own = {"norm": ("none", "batch norm of its own"), "dropout_rate": (0, "no dropout")}
+    for name, (default, has) in own.items():
+        if s.arch == "resnet50" and getattr(s, name) != default:
+            raise UsageError(
+                f"--{name} {getattr(s, name)} does not go with --arch resnet50, which has {has}: "
+                f"leave --{name} out"
+            )
     head_alone = all(term.heads == ("energy",) for term in terms.used(vars(s)))
     if getattr(s, "uncond", False) and s.clf_only and head_alone:
         raise UsageError(

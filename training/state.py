@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,9 @@ class Meter:
         if self.names != names:
             self.reset()
             self.names = names
-        self.sums = values.double() if self.sums is None else self.sums + values
+        # A resumed run's are on the CPU at first.
+        sums = values.double() if self.sums is None else self.sums.to(values.device) + values
+        self.sums = sums
         self.steps += 1
 
     def means(self) -> dict[str, float]:
@@ -53,9 +55,8 @@ class Meter:
         sums = None if self.sums is None else self.sums.cpu()
         return {"names": self.names, "sums": sums, "steps": self.steps}
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        self.names, self.steps = list(state["names"]), int(state["steps"])
-        self.sums = None if state["sums"] is None else state["sums"].to(device)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.names, self.sums, self.steps = list(state["names"]), state["sums"], state["steps"]
 
 
 class Ema:
@@ -110,6 +111,18 @@ class Ema:
             raise ValueError("its averaged weights are another network's")
         torch._foreach_copy_(self.averages, list(saved.values()))
         self.updates.copy_(state["updates"])
+
+
+class Start(NamedTuple):
+    """The settings, folder, device and environment of a run that begins or is resumed."""
+
+    program: str
+    settings: Namespace  # the same in all processes
+    given: set[str]  # the flags of the command line
+    folder: Path  # of the run
+    device: torch.device
+    here: dict[str, Any]  # the environment of this process
+    began: float  # time.monotonic()
 
 
 @dataclass
@@ -252,67 +265,43 @@ def own_shard(run: Run, images: Tensor) -> Tensor:
 def restore(run: Run, state: dict[str, Any]) -> None:
     """Make `run` what it was when `checkpoint_state` saw it.
 
-    Raises CheckpointError, one line, for a checkpoint of another run or of another program, and of
-    a run on other training images: which of them are for validation, and the position within an
-    epoch, would mean something else.
+    Raises KeyError, TypeError, ValueError, AttributeError or RuntimeError for the checkpoint of
+    another run or of another program.
     """
-    before, now = record_of(state), run.data
-    if before.fingerprint and now.fingerprint and before.fingerprint != now.fingerprint:
-        raise CheckpointError(
-            f"its training images were others ({before.fingerprint}; now {now.fingerprint}): put "
-            "them back, or give the --data_root or the --dataset folder:PATH that they are in"
-        )
-    with fitting():
-        model, objective = dict(state["model_state_dict"]), dict(state["objective"])
-        if run.memory("queue") is not None:
-            for name in QUEUE:
-                objective[f"memories.queue.{name}"] = model.pop(name)
-        if run.memory("replay_buffer") is not None:
-            objective[IMAGES] = state["replay_buffer"]
-        run.model.load_state_dict(model)
-        run.objective.load_state_dict(objective)
-        if run.ema is not None:
-            run.ema.load_state_dict(state["ema"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        for group in run.optimizer.param_groups:  # the checkpoint's, where a flag may be new
-            group["weight_decay"] = run.settings.weight_decay
-        run.progress = Progress(**state["progress"])
-        for name in METERS:
-            getattr(run, name).load_state_dict(state["meters"][name], run.device)
-        random = state["random"]
-        if "seed" in random:
-            torch.manual_seed(random["seed"])
-        else:
-            torch.set_rng_state(random["cpu"])
-        if run.device.type == "cuda" and "cuda" in random:
-            torch.cuda.set_rng_state(random["cuda"], run.device)
-
-
-@contextmanager
-def fitting() -> Iterator[None]:
-    """Raise CheckpointError, one line, where a checkpoint is another run's or program's."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        full = out_of_memory(error) or isinstance(error, torch.OutOfMemoryError)
-        if full or isinstance(error, CheckpointError):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"it does not fit this run's settings ({reason})") from None
-
-
-def record_of(state: dict[str, Any]) -> Record:
-    """Return the record of a checkpoint's training images. Raises CheckpointError."""
-    try:
-        return Record.read(state.get("data"))
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
+    model, objective = dict(state["model_state_dict"]), dict(state["objective"])
+    if run.memory("queue") is not None:
+        for name in QUEUE:
+            objective[f"memories.queue.{name}"] = model.pop(name)
+    if run.memory("replay_buffer") is not None:
+        objective[IMAGES] = state["replay_buffer"]
+    run.model.load_state_dict(model)
+    run.objective.load_state_dict(objective)
+    if run.ema is not None:
+        run.ema.load_state_dict(state["ema"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    for group in run.optimizer.param_groups:  # the checkpoint's, where a flag may be new
+        group["weight_decay"] = run.settings.weight_decay
+    run.progress = Progress(**state["progress"])
+    for name in METERS:
+        getattr(run, name).load_state_dict(state["meters"][name])
+    random = state["random"]
+    if "seed" in random:
+        torch.manual_seed(random["seed"])
+    else:
+        torch.set_rng_state(random["cpu"])
+    if run.device.type == "cuda" and "cuda" in random:
+        torch.cuda.set_rng_state(random["cuda"], run.device)
 
 
 def restore_last(run: Run, folder: Path, program: str) -> None:
     """Restore the run from the folder's last checkpoint or, if that is damaged, the one before it.
     Where restarts are allowed, keep the one before the last as `run.earlier`, if it is of an
-    earlier step. Raises CheckpointError."""
+    earlier step.
+
+    Raises CheckpointError, one line, for a checkpoint of another run or of another program, and of
+    a run on other training images: which of them are for validation, and the position within an
+    epoch, would mean something else.
+    """
     # Rank 0 reads: one line about a damaged file is enough, and others may not see the folder.
     found = None
     if distributed.first():
@@ -330,14 +319,26 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
         found = path, state, earlier
     path, state, earlier = distributed.from_first(found)  # type: ignore[misc]
     try:
-        with fitting():
-            state = own_state(run, state)
-            run.earlier = None if earlier is None else own_state(run, earlier)
-        restore(run, state)
-        if difference := record_of(state).others(run.data):
-            distributed.warn(program, f"--dataset {run.settings.dataset}: {difference}")
+        record = Record.read(state.get("data"))
+        then, now = record.fingerprint, run.data.fingerprint
+        if then and now and then != now:
+            raise CheckpointError(
+                f"its training images were others ({then}; now {now}): put them back, or give "
+                "the --data_root or the --dataset folder:PATH that they are in"
+            )
+        run.earlier = None if earlier is None else own_state(run, earlier)
+        restore(run, own_state(run, state))
     except CheckpointError as error:
         raise CheckpointError(f"--resume {path}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"--resume {path}: it does not fit this run's settings ({reason})"
+        ) from None
+    if difference := record.others(run.data):
+        distributed.warn(program, f"--dataset {run.settings.dataset}: {difference}")
 
 
 def read_last(folder: Path) -> tuple[Path, dict[str, Any], CheckpointError | None]:
