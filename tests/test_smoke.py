@@ -10,7 +10,7 @@ import pytest
 
 from reports.tables.records import read_records
 from reports.tables.table import OTHER_FEATURES, build
-from scripts.experiments import EXPERIMENTS, TABLES
+from scripts.rows import EXPERIMENTS, TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
