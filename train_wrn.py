@@ -76,7 +76,7 @@ def train_step(
     """Take one update; its metrics are scalars on the device. Nothing here waits for the device."""
     if run.replicas is None:
         seen = losses.Step.forward(run.model, *batch)
-        loss, each, metrics = run.objective(seen)
+        loss, each, metrics = run.objective.with_terms(seen)
     else:
         loss = run.replicas(*batch)
         each, metrics, seen = run.replicas.module.rest

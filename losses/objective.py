@@ -91,8 +91,8 @@ class BatchLoss(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor, unlabelled: Tensor | None = None) -> Tensor:
         step = Step.forward(self.model, images, labels, unlabelled)
-        loss, *found = self.objective(step)
-        self.rest = (*found, step)
+        loss, each, metrics = self.objective.with_terms(step)
+        self.rest = each, metrics, step
         return loss
 
 
@@ -120,9 +120,14 @@ class Objective(nn.Module):
                     raise ValueError(f"two terms bring different memories named {name!r}")
                 self.memories[name] = memory
 
-    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor], Metrics]:
-        """Return the weighted loss; every term's loss, with its graph and without its weight; and
-        metrics: detached scalars '<term>/<name>', and 'loss'."""
+    def forward(self, step: Step) -> tuple[Tensor, Metrics]:
+        """Return the weighted loss and metrics: detached scalars '<term>/<name>', and 'loss'."""
+        loss, _, metrics = self.with_terms(step)
+        return loss, metrics
+
+    def with_terms(self, step: Step) -> tuple[Tensor, dict[str, Tensor], Metrics]:
+        """Return what `forward` returns, and between its two every term's loss, with its graph and
+        without its weight."""
         each, metrics = {}, Metrics()
         total = torch.zeros((), device=step.logits.device)
         for name, term in self.terms.items():

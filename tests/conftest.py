@@ -25,6 +25,14 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Let a test draw the same random numbers in every run, whichever tests run before it."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder with real images, `<name>.npz`; without one the test that asks is skipped."""

@@ -68,7 +68,7 @@ def step_of(dtype: torch.dtype = torch.float32) -> Step:
 def loss_and_gradient(weights: dict[str, float]) -> tuple[Tensor, Tensor, Metrics]:
     step = step_of(torch.float64)
     objective = objective_of(weights).double()
-    loss, _, metrics = objective(step)
+    loss, metrics = objective(step)
     found = torch.autograd.grad(loss, list(step.model.parameters()), allow_unused=True)
     return loss, torch.cat([g.flatten() for g in found if g is not None]), metrics
 
