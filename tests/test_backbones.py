@@ -38,6 +38,26 @@ def test_flops_are_two_for_each_multiply_add_of_a_convolution():
     assert forward_flops(build(depth=10, width=1, num_classes=7)) == by_hand
 
 
+def test_counting_flops_leaves_the_model_alone():
+    model = build(depth=10, width=1, norm="batch")
+    model.amp = True
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    forward_flops(model)
+    assert model.training and model.amp
+    assert all(before[name].equal(tensor) for name, tensor in model.state_dict().items())
+
+
+def test_channels_last_goes_through_to_the_last_map_and_changes_no_value():
+    net, x, seen = WideResNet(10, 2), torch.randn(2, 3, 32, 32), []
+    expected, last = net(x), torch.channels_last
+    net.layer3.register_forward_hook(
+        lambda _, __, out: seen.append(out.is_contiguous(memory_format=last))
+    )
+    found = net.to(memory_format=last)(x.to(memory_format=last))
+    torch.testing.assert_close(found, expected)
+    assert seen == [True]
+
+
 def test_the_in_place_activation_leaves_the_gradient_right():
     for norm in NORMS:
         net = WideResNet(10, 1, norm=norm, dropout_rate=0.0).double().eval()

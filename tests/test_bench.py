@@ -43,6 +43,7 @@ def test_every_step_is_timed_beside_the_straightforward_one(measured):
         rate = row["flop"] / row["seconds"]
         assert row["share"] == pytest.approx(rate / found["peaks"][row["format"]])
         assert 0 < row["low"] <= row["seconds"] <= row["high"] and row["turns"] == 2
+    assert {"git_commit", "device", "torch_build", "threads"} <= found["environment"].keys()
     assert "busy" in report.markdown({**found, "load": 2.0})  # its times are no results
 
 

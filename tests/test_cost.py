@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from losses import LogitQueue, ReplayBuffer, Step, build_objective
 from models import build, forward_flops
 from runs import processes as distributed
-from training.cost import memory_bytes, scaled, step_flops, step_seconds
+from training.cost import memory_bytes, peak_memory, scaled, step_flops, step_seconds
 from training.flags import build_parser, second_batch
 
 SMALL = "--pyxce 1 --batch_size 2 --sgld_batch_size 2 --n_steps 2 --buffer_size 50 --contrast_k 64"
@@ -97,6 +97,10 @@ def test_memory_counts_only_what_is_used():
         assert taken(f"--{term} 1 --contrast_style simclr")["queue"] == 0
     for term in ("pxsgld", "pxysgld"):
         assert taken(f"--{term} 1")["replay buffer"] > 0
+
+
+def test_peak_memory_is_in_bytes():
+    assert 50e6 < peak_memory(torch.device("cpu")) < 1e12  # PyTorch alone takes more than 50 MB
 
 
 @pytest.mark.parametrize(("flops_per_second", "whole"), [(1e12, True), (1e9, False)])

@@ -93,6 +93,18 @@ def test_every_common_format_and_mode_is_read_as_rgb(tmp_path):
     assert off[-1] == 77 and off[-2] <= 4  # the palette's colour 0 is black
 
 
+def test_a_wide_image_is_cut_to_its_centre_and_antialiased(tmp_path):
+    make_classes(tmp_path, {"b": 1})
+    pixels = np.zeros((64, 128, 3), dtype=np.uint8)
+    pixels[:, 32:96] = (np.indices((64, 64)).sum(0) % 2 * 200)[..., None]  # a chequerboard
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a" / "0.png")
+    loaded = data.load(f"folder:{tmp_path}", "nowhere")
+    image = loaded.train.images[loaded.train.labels == 0][0].float()
+    assert (image - 100).abs().max() <= 30  # the chequerboard's mean; its border none of the black
+    assert (image[1:-1, 1:-1] - 100).abs().max() <= 2
+
+
 def test_what_is_no_folder_of_classes_is_refused(tmp_path):
     assert f"{tmp_path / 'none'} does not exist; give a folder" in refusal(tmp_path / "none")
     (tmp_path / "file").touch()

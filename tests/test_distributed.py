@@ -364,6 +364,12 @@ def test_a_replay_buffer_that_the_processes_cannot_share_is_refused(monkeypatch,
         restore_last(run, tmp_path, "train_wrn.py")
 
 
+def test_a_dry_run_tells_the_number_of_processes_once(both):
+    run = both("--dry_run")
+    assert run.code == run.other.code == 0 and run.other.out == ""
+    assert "\nprocesses               2; " in run.out
+
+
 def test_baselines_run_in_one_process(monkeypatch):
     for name in TORCHRUN:
         monkeypatch.setenv(name, "2")

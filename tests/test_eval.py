@@ -136,6 +136,8 @@ def test_ood_has_a_row_for_each_set_and_score(answers, ask):
     table = (answers["OOD"].folder / "OOD.md").read_text()
     assert table.startswith("In-distribution: cifar10_test\n")
     assert table.strip() in answers["OOD"].out and "20:12" in table
+    below = any(row["auroc"] < 0.5 for row in record["rows"])
+    assert ("AUROC below 0.5" in table) == below
 
 
 def test_a_temperature_that_the_images_do_not_determine_is_not_given(answers, ask, monkeypatch):
@@ -268,6 +270,24 @@ def test_attack_at_radius_0_is_the_clean_accuracy(answers, ask):
     assert accuracies[0] == pytest.approx(clean) and accuracies == sorted(accuracies)[::-1]
     assert record["protocol"]["sigma"] == 0
     assert (record["distance"], record["steps"], record["restarts"]) == ("Linf", 2, 1)
+
+
+def test_attack_through_the_refinement(ask):
+    flags = "--eval attack --eps 0 .1 --distance L2 --n_steps_pgd_attack 2 --max_images 4 "
+    flags += "--n_steps_refine 2 --n_dup_chains 2 --n_restarts 2"
+    full = ask(flags).json("attack")
+    assert (full["n_steps_refine"], full["refine_sigma"], full["restarts"]) == (2, 0, 2)
+    identity = ask(f"{flags} --refine_gradient identity --random_init").json("attack")
+    assert identity["refine_gradient"] == "identity" and identity["random_init"] is True
+    assert "not finite" in ask(f"{flags} --refine_sigma 3e38").refusal  # it reaches the network
+
+
+def test_refined_images_are_the_same_for_every_batch_size(ask):
+    one, other = (
+        ask(f"--eval test_clf --n_steps 2 --batch_size {size}").json("test_clf") for size in (3, 50)
+    )
+    assert one["nll"] == pytest.approx(other["nll"], abs=1e-4)
+    assert one["accuracy"] == other["accuracy"]
 
 
 @pytest.mark.parametrize("name", ["test_clf", "eval_ece", "OOD", "logp_hist", "attack"])

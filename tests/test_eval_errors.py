@@ -59,6 +59,7 @@ COMMANDS = [
     (f"{CLF} --dataset svhn", "--dataset svhn_test", "no labels"),
     (f"{CLF} --dataset cifar100test", "cifar100_test", "100 classes", "10"),
     (f"{OOD} --ood_dataset nonsense", "--ood_dataset nonsense"),
+    (f"{OOD} --ood_dataset uniform unifrom", "--ood_dataset unifrom", "did you mean uniform?"),
     (f"{OOD} --ood_dataset textures faces", "--ood_dataset textures", "--ood_dataset faces"),
     (f"{OOD} --ood_dataset cifar10", "--ood_dataset cifar10", "in-distribution"),
     (f"{OOD} --score_fn knn --knn_k 1000", "--knn_k 1000"),

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,22 @@ def test_a_run_waits_for_the_one_that_it_starts_from(jobs):
     fails["--id simclr-s1"] = 2
     assert run("table1_ood", scale="small", n=1) == 1
     assert "simclr-linear-s1" not in trained(ran)
+
+
+def test_a_job_that_ends_makes_room_for_one_that_can_run(tmp_path, monkeypatch):
+    """ce takes as long as hdge does not run: of two jobs, neither jem, which needs ce, nor alpha0,
+    which has ended, may keep hdge's place."""
+    hdge = threading.Event()
+
+    def call(self: Any, words: list[str], where: Path, what: str) -> tuple[int, str]:
+        assert where.name != "ce-s1" or hdge.wait(20), "hdge was never started"
+        if where.name == "hdge-s1":
+            hdge.set()
+        return 0, ""
+
+    monkeypatch.setattr(experiments.Runner, "call", call)
+    jobs = [rows.Train(name, 1) for name in ("ce", "alpha0", "jem", "hdge")]
+    assert experiments.Runner(tmp_path, "small", 2).run(jobs) == 0
 
 
 @pytest.mark.parametrize(("scale", "n", "judge"), [("small", 9, "ce-s1"), ("half", 8, "ce-s9")])

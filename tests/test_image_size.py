@@ -164,3 +164,14 @@ def test_cost_counts_pixels(arch, stride):
         for size in (4 * stride, 8 * stride)
     ]
     assert flops[1] / flops[0] == pytest.approx(4, rel=0.01)
+
+
+def test_mnist_is_a_set_to_train_on(train, tmp_path):
+    with np.load(train.data / "cifar10.npz") as found:
+        arrays = dict(found)
+    for name in ("train_images", "test_images"):
+        arrays[name] = arrays[name][:, 2:30, 2:30, 0]
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    words = "--pyxce 1 --max_steps 2 --dataset mnist --image_size 28 --data_root"
+    run = train(words, str(tmp_path))
+    assert run.code == 0 and "mnist: 60 training and 20 test images" in run.out, run.err

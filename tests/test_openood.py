@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn import metrics
 from torchvision import transforms
 
+import data
 import models
 from evaluation import NotFinite, flags
 from evaluation.scores import detection, openood_detection
@@ -131,6 +132,14 @@ def test_every_number_is_that_of_openoods_code(found, ask, tree):
     assert set(found.json("openood")["files"]) == names
 
 
+def test_an_image_is_prepared_as_by_openoods_transforms(tree):
+    images = data.EvaluationSets(tree).load("openood:cifar10/texture").split.images
+    for k, image in zip(sorted(map(str, range(len(images)))), images, strict=True):
+        with Image.open(tree / f"images_classic/texture/class {k}/1.png") as picture:
+            expected = 255 * OPENOODS_TRANSFORM(picture).permute(1, 2, 0)
+        assert torch.equal(image, expected.round().to(torch.uint8))
+
+
 def test_a_model_of_cifar100_has_its_own_lists(ask, tmp_path):
     network = {"depth": 10, "width": 1, "norm": "none", "dataset": "cifar100"}
     torch.manual_seed(0)
@@ -237,6 +246,21 @@ def test_metrics_are_those_of_scikit_learn_as_openood_calls_it(kind):
     found = openood_detection(inside, outside)
     assert found == expected
     assert found["AUROC"] == pytest.approx(100 * detection(inside, outside)["auroc"])
+
+
+def test_metrics_by_hand():
+    """Own 4 3 1, others 2 0: both others are below 3, and so is one of three own ones. Precision
+    of the own is 1, 1, 2/3, 3/4 at recall 1/3, 2/3, 2/3, 1; of the others 1, 1/2, 2/3 at 1/2, 1/2,
+    1."""
+    found = openood_detection(np.array([4, 3, 1]), np.array([2, 0]))
+    assert found == pytest.approx(
+        {
+            "FPR@95": 100 / 3,
+            "AUROC": 500 / 6,
+            "AUPR_IN": 100 * (2 / 3 + 1 / 3 * (2 / 3 + 3 / 4) / 2),
+            "AUPR_OUT": 100 * (1 / 2 + 1 / 2 * (1 / 2 + 2 / 3) / 2),
+        }
+    )
 
 
 def test_scores_that_are_not_finite_are_refused():

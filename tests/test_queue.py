@@ -136,7 +136,13 @@ def test_a_restored_queue_goes_on_bit_for_bit(tmp_path):
         assert (drift.abs().min() > 1e-10) == (number < 23)
 
 
-@pytest.mark.parametrize("other", [ContrastScore(temperature=0.2), ContrastScore(kind="eq13")])
+@pytest.mark.parametrize(
+    "other",
+    [
+        *(ContrastScore(temperature=0.2), ContrastScore(kind="eq13")),
+        *(ContrastScore(temperature=1e-3), ContrastScore(normalize=False)),  # which keep no sum
+    ],
+)
 def test_a_sum_of_other_settings_is_summed_afresh(other):
     queue, twin = (LogitQueue(3, 50, running_above=0).double() for _ in range(2))
     queue.track(CONDITIONAL)

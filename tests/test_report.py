@@ -203,6 +203,7 @@ def test_numbers_on_the_page_are_those_of_the_answers(make):
 @pytest.mark.parametrize("terms, auroc", [
     ({"pxycontrast": 0}, "0.46"), ({"pxycontrast": 0, "pxsgld": 1}, "0.67"), ({}, "0.96"),
     ({"pxsgld": 1}, "0.95"), ({"pxcontrast": 1}, None), ({"uncond": True}, None),
+    ({"pyxce": 0, "pxycontrast": 0, "method": "supcon"}, None),
 ])  # fmt: skip
 def test_the_papers_row_is_that_of_the_runs_terms(make, terms, auroc):
     cells = next(row for row in read(make(ANSWERS, **terms)).rows if row[:1] == ["svhn"])

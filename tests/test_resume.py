@@ -164,6 +164,12 @@ DISTURBED |= {
     "killed at the best checkpoint": Disturbed(
         f"{SHORT} --lr 1e-9", "", (session, "save_checkpoint", 2, kill), 130
     ),
+    "a limit of time": Disturbed(
+        LONG, "--max_minutes 1e-4", told="stopped by --max_minutes 0.0001; --resume goes on"
+    ),
+    "more epochs": Disturbed(
+        "--pyxce 1", "--n_epochs 1", told="complete: 1 epochs", limit="--n_epochs 3"
+    ),
     "torn records": Disturbed(SHORT, "--max_steps 10", after=tear),
     "last_ckpt.pt is truncated": Disturbed(
         LONG, "--max_steps 7", after=truncate, warned=(FROM_PREVIOUS,)
@@ -199,6 +205,8 @@ def test_disturbed_and_resumed_is_undisturbed(name, train, monkeypatch):
     assert train.differences(run, whole) == []
     best = [each.moving("best_valid_ckpt.pt") for each in (run, whole)]
     assert train.same(*best) and run.settings["lr"] == whole.settings["lr"]
+    seconds = [float(row["seconds"]) for row in run.rows]
+    assert seconds == sorted(seconds)  # of all processes together
     ended = run.left()
     assert "nothing to do" in train.resumed(run, *case.limit.split()).out
     assert train.same(run.left(), ended)

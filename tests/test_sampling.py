@@ -133,6 +133,19 @@ def test_sampling_leaves_buffer_random_state_and_model_as_they_were(model):
     assert buffer.staged == [] and all(p.grad is None for p in model.parameters())
 
 
+def test_a_seed_decides_the_samples(model):
+    def drawn(seed: int) -> Tensor:
+        torch.rand(7)  # nothing may depend on the global state
+        pictures = Sampler(model, numbered(), CHAIN, seed=seed).unconditional(4)
+        rounds = sampling_rounds(model, Slots(numbered()), CHAIN, rounds=2, chains=4, seed=seed)
+        blocks = refined(model, [(pictures, pictures)], CHAIN, seed=seed)
+        return torch.cat([pictures, *rounds, next(blocks)[0]])
+
+    first, second, other = map(drawn, (3, 3, 4))
+    assert torch.equal(first, second)
+    assert all(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
 def test_a_round_draws_climbs_and_stores(model):
     buffer, expected = numbered(), numbered()
     buffer.reinit_freq = expected.reinit_freq = 0.5

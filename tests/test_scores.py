@@ -158,6 +158,16 @@ def test_all_together_are_each_alone_in_batches_of_any_size(norm):
         np.testing.assert_allclose(alone, together[name], rtol=0, atol=1e-7)
 
 
+def test_one_pass_of_the_backbone_and_no_gradient_unless_asked(model):
+    seen = []
+    watch = model.f.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    bank = torch.eye(64)[:, : model.f.num_features]
+    for names in (SCORES, [name for name in SCORES if name != "pxgrad"]):
+        scores(model, batches(images(), 8), names, contrastive=term(), bank=bank, k=1)
+    watch.remove()
+    assert seen == [True] * 3 + [False] * 3
+
+
 def test_confident_images_stay_apart():
     """q(y|x) = 1 - 1e-9 and 1 - 1e-12 are one number in float32."""
     sharp = network()

@@ -195,6 +195,12 @@ def test_a_start_is_fitted_to_what_may_be_used(kind, train, monkeypatch):
         assert torch.equal(labels[labels >= 0], brightness[labels >= 0])
 
 
+def test_clf_only_trains_class_output_alone(train):
+    run = train("--pyxce 1 --pxsgld 1 --clf_only --max_steps 3 --norm batch --lr .1")
+    running = {name for name in moved(run) if "running" in name or "num_batches" in name}
+    assert moved(run) - running == {"class_output.weight", "class_output.bias"}
+
+
 def test_with_few_labels_only_these_labels_are_shown(train, monkeypatch):
     seen, whole = [], losses.Step.forward
     monkeypatch.setattr(
