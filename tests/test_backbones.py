@@ -47,15 +47,16 @@ def test_counting_flops_leaves_the_model_alone():
     assert all(before[name].equal(tensor) for name, tensor in model.state_dict().items())
 
 
-def test_channels_last_goes_through_to_the_last_map_and_changes_no_value():
-    net, x, seen = WideResNet(10, 2), torch.randn(2, 3, 32, 32), []
-    expected, last = net(x), torch.channels_last
-    net.layer3.register_forward_hook(
-        lambda _, __, out: seen.append(out.is_contiguous(memory_format=last))
-    )
-    found = net.to(memory_format=last)(x.to(memory_format=last))
-    torch.testing.assert_close(found, expected)
-    assert seen == [True]
+def test_channels_last_goes_through_every_convolution_and_changes_no_value():
+    net, x, last, seen = WideResNet(10, 2), torch.randn(2, 3, 32, 32), torch.channels_last, []
+    expected = net(x)
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_pre_hook(
+                lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=last))
+            )
+    torch.testing.assert_close(net.to(memory_format=last)(x.to(memory_format=last)), expected)
+    assert seen and all(seen)
 
 
 def test_the_in_place_activation_leaves_the_gradient_right():
