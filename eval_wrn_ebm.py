@@ -48,9 +48,10 @@ def answer(s: Namespace, given: set[str], device: torch.device) -> int:
     paths = zip(s.load_path, s.labels, strict=True)
     models = [loading.load(path, label, s, device) for path, label in paths]
     image_size = one_size(models)
+    settings = dict(vars(s))  # before those of a flow are changed
     for model in models:
         check_flow(model, given)
-    context = Context(s, Results(flags.results_folder(s), s.eval, dict(vars(s))), device)
+    context = Context(s, Results(flags.results_folder(s), s.eval, settings), device)
     if "workers" in given:
         context.say(f"--workers {s.workers} has no effect: the images live on the device")
     results = [asked(context, model, given) for model in models]
