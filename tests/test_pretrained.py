@@ -155,6 +155,14 @@ def test_the_tour_runs_and_says_what_it_shows(monkeypatch, capsys):
     assert (read == names["labels"]).float().mean() > 0.95
 
 
+def test_the_page_has_the_accuracy_of_every_card():
+    for config in (ROOT / "pretrained").glob("*/config.json"):
+        name, card = config.parent.name, config.with_name("README.md").read_text(encoding="utf-8")
+        (accuracy,) = re.findall(r"^\| accuracy \| .* \| ([\d.]+) \|$", card, re.MULTILINE)
+        (told,) = re.findall(rf"^\| \[`{name}`\].* ([\d.]+) % \| \S", PAGE, re.MULTILINE)
+        assert float(told) == pytest.approx(100 * float(accuracy), abs=0.05), name
+
+
 def numbers(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"\d+\.?\d*", text)]
 
