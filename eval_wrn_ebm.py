@@ -100,8 +100,8 @@ def asked(context: Context, model: LoadedModel, given: set[str]) -> dict[str, An
 
 
 def check_flow(model: LoadedModel, given: set[str]) -> None:
-    """Raise UsageError for a question or a flag that makes no sense of a flow. Its samples take no
-    steps of SGLD, as the answer records."""
+    """Raise UsageError for a question or a flag that a flow cannot be asked with. Set --n_steps to
+    0 for a flow, whose samples take no SGLD steps."""
     s, flow = model.flags, model.flow
     if flow is None:
         return

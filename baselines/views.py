@@ -136,6 +136,7 @@ class ViewBatches:
     seed: int
     sigma: float
     flip: bool
+    _order: tuple[int, Tensor] | None = None  # epoch, indices in its order: made once an epoch
 
     def __post_init__(self) -> None:
         self.steps_per_epoch = data.steps_per_epoch(len(self.index), self.batch_size)
@@ -143,8 +144,10 @@ class ViewBatches:
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         epoch, place = divmod(step, self.steps_per_epoch)
         device, n = self.index.device, self.batch_size
-        order = data.epoch_order(len(self.index), seed=self.seed, epoch=epoch, device=device)
-        chosen = self.index[order[place * n : (place + 1) * n]]
+        if self._order is None or self._order[0] != epoch:
+            order = data.epoch_order(len(self.index), seed=self.seed, epoch=epoch, device=device)
+            self._order = epoch, self.index[order]
+        chosen = self._order[1][place * n : (place + 1) * n]
         both = random_view(
             self.train.images,
             chosen.repeat(2),

@@ -80,8 +80,8 @@ class Step:
 
 class BatchLoss(nn.Module):
     """The loss of a batch as one forward pass, for DistributedDataParallel. Chains run within it,
-    on the bare model. `rest` holds what else came of it: the wrapper would search it for parameters
-    that were used."""
+    on the bare model. `rest` holds the terms' losses, the metrics and the step: the wrapper would
+    search them for parameters that were used."""
 
     rest: tuple[dict[str, Tensor], Metrics, Step]
 
@@ -126,8 +126,8 @@ class Objective(nn.Module):
         return loss, metrics
 
     def with_terms(self, step: Step) -> tuple[Tensor, dict[str, Tensor], Metrics]:
-        """Return what `forward` returns, and between its two every term's loss, with its graph and
-        without its weight."""
+        """Return the weighted loss; each term's loss, with its graph and without its weight; and
+        the metrics of `forward`."""
         each, metrics = {}, Metrics()
         total = torch.zeros((), device=step.logits.device)
         for name, term in self.terms.items():

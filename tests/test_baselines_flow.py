@@ -127,6 +127,7 @@ def test_fid_is_of_the_inverse_s_samples(sampling, trained, ask):
     answer = ask(words, load=trained["residual"].folder)
     record = answer.json("fid")
     assert record["steps"] is None and record["n"] == 20 and record["fid"] > 0
+    assert "guidance" not in record
     assert [row["images"] for row in record["rows"]] == ["samples", "training images"]
     read = [row.get("read_as_asked") for row in record["rows"]]
     assert (read[0] is not None) == (sampling == "class") and read[1] is None

@@ -157,6 +157,21 @@ def test_view_batches():
         make(size=8)
 
 
+def test_the_order_of_an_epoch_is_made_once(monkeypatch):
+    made, order_of = [], data.epoch_order
+
+    def order(*args: Any, **options: Any) -> torch.Tensor:
+        made.append(options["epoch"])
+        return order_of(*args, **options)
+
+    monkeypatch.setattr(data, "epoch_order", order)
+    split = data.Split(noise_images(8), torch.arange(8))
+    batches = views.ViewBatches(split, torch.arange(8), 2, 1, 0, True)
+    for step in range(8):
+        batches(step)
+    assert made == [0, 1]
+
+
 def test_pairs_show_one_image():
     # Black stays black and white stays bright, whatever is done to them.
     images = torch.zeros(8, 32, 32, 3, dtype=torch.uint8)

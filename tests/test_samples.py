@@ -77,6 +77,7 @@ def test_one_chain_a_slot_beside_its_start_and_training_images(ask):
     for name in ("nearest", "variety"):
         assert record[name] == pytest.approx(expected[name])
     read = record["read_as_asked"]
+    assert record["guidance"] == 1
     assert read["classifier"] == str(ask.checkpoint("ce")) and len(read["classifier_sha256"]) == 64
     assert 0 <= read["samples"] <= 1 and 0 <= read["starts"] <= 1
     assert [row["n"] for row in read["per_class"]] == [3] * 10

@@ -320,9 +320,10 @@ def whole_name(dataset: str) -> str:
 
 
 def resumed_folder(s: argparse.Namespace, given: set[str]) -> Path | None:
-    """Return the folder of the run that goes on: which --resume names, or --log_dir and --id.
-    Return None for a new run, as of --resume auto where there is no checkpoint: what died before
-    its first one is no loss and is replaced. Raises UsageError."""
+    """Return the folder of the run to go on with, which --resume names, or --log_dir and --id.
+    Return None for a new run. Turn --resume auto, in `s`, into --resume where the folder has a
+    checkpoint, and else into a new run, which replaces a run that died before its first one.
+    Raises UsageError."""
     if s.resume is None:
         return None
     if s.overwrite and s.resume != AUTO:

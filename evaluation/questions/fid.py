@@ -46,14 +46,17 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
         pixels, steps, reference, extractor, score_part=score_part, splits=splits
     )
     numbers["rows"][-1]["images"] = real
-    if labels is not None:
+    if labels is not None and model.flow is None:  # which has no chains
         numbers["guidance"] = model.guidance
     if labels is not None and judge is not None:
+        found = reading(judge, pixels[steps], pixels.get(0), labels)
+        shares = {0: found.get("starts"), steps: found["samples"]}
         for row in numbers["rows"][:-1]:
-            images = pixels[row["steps"]]
-            row["read_as_asked"] = reading(judge, images, None, labels)["samples"]
+            if (at := row["steps"]) not in shares:
+                shares[at] = reading(judge, pixels[at], None, labels)["samples"]
+            row["read_as_asked"] = shares[at]
         numbers["rows"][-1]["read_as_asked"] = None  # of the reference images
-        numbers["read_as_asked"] = reading(judge, pixels[steps], pixels.get(0), labels)
+        numbers["read_as_asked"] = found
     if not numbers["full_rank"]:
         context.warn(
             f"{min(numbers['n'], numbers['n_reference']):,} images give no covariance of full rank "
