@@ -245,7 +245,7 @@ SCALES: dict[str, dict[str, str]] = {
         "batch256": f"{HALF} --batch_size 256",
         # As many updates as cross-entropy takes, so twice the images.
         "large-batch": f"{HALF} --batch_size 128 --n_epochs 24 --decay_epochs 18 22",
-        "ladder": f"{HALF} --n_epochs 4 --decay_epochs 3",
+        "ladder": f"{HALF} --n_epochs 2 --decay_epochs 1",
         "stable": f"{HALF} {STABLE}",
         "head": f"{HALF} {HEAD}",
         **{f"stable-n{n}": f"{HALF} {STABLE} --sgld_batch_size {n}" for n in (128, 256)},

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From JEM's sampler to a stable one, a change a row: accuracy, ECE, AUROC of log q(x), samples, runs that diverged.
 # Cost of a seed's training, shared experiments included (what was measured: scripts/reproduce.sh):
-#   half  1.9 PFLOP, 2.7 core hours at 0.2 TFLOP/s a core
+#   half  1.0 PFLOP, 1.3 core hours at 0.2 TFLOP/s a core
 # SCALE=half or smoke, SEEDS, JOBS and GPUS: see scripts/reproduce.sh. One seed of each row, SEEDS=1, and
 # then two more of both ends:
 #   python scripts/experiments.py run sampler --scale half --rows ladder-jem ladder-bce --seeds 2 3
