@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks import report
 from benchmarks.gpu import unpack_archive
 from reports.page import NoRun
-from reports.tables.compare import compared, lines_of, read_runs
+from reports.tables.compare import compared
 from runs.cli import UsageError
 from runs.files import read_json, write_json, write_text
 
@@ -57,8 +57,7 @@ def collect(out: Path, target: Path | None) -> Path:
                 (place / Path(name).name).write_bytes((Path(work) / name).read_bytes())
                 found["pictures"][Path(name).name] = title
         with suppress(NoRun):  # nothing was trained
-            _, records = read_runs([Path(work) / "m-jem"])
-            found["summary"] = lines_of(records, compared(records))  # also for RESULTS.md
+            found["summary"] = compared([Path(work) / "m-jem"]).lines  # also for RESULTS.md
     write_json(place / "gpu.json", found)
     write_text(place / "gpu.md", report.markdown(found))
     if target is None and found.get("steps"):

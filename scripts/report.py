@@ -42,8 +42,8 @@ def main(argv: Sequence[str]) -> Path:
     """Write the page and return its path; a mistake is one line on stderr and exit code 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    from reports.page import NoRun, comparison, page, read_run  # mistakes are answered first
-    from reports.tables.compare import compared, lines_of, notes_of, read_runs
+    from reports.page import NoRun, page, read_run  # mistakes are answered first
+    from reports.tables.compare import compared
     from training.flags import build_parser as flags
 
     folders, several = args.run_folders, len(args.run_folders) > 1
@@ -59,9 +59,7 @@ def main(argv: Sequence[str]) -> Path:
         parser.error(f"--output {output} is no name of a page: give one that ends in .html")
     try:
         if several:
-            runs, records = read_runs(folders)
-            table = compared(records)
-            text = comparison(runs, lines_of(records, table), notes_of(records, table))
+            text = compared(folders).html()
         else:
             text = page(read_run(folders[0], args.eval_dir), vars(flags().parse_args([])))
     except (NoRun, UsageError) as error:

@@ -55,13 +55,13 @@ def build_parser() -> Parser:
 
 def collect(root: Path, scale: str, results: Path) -> list[Path]:
     """Return the records and pictures that were written."""
-    from reports.page import NoRun
+    from reports.page import NoRun, read_run
     from reports.tables import pictures, records
 
     folder = root / scale
     overlays = [place for table in TABLES.values() for place, _, _ in table.overlays]
     wanted = done.asked_settings(scale)
-    found: dict[str, dict[int, records.Record]] = {}
+    found: dict[str, dict[int, records.Seed]] = {}
     for run in sorted(folder.iterdir()) if folder.is_dir() else []:
         name, _, seed = run.name.rpartition("-s")
         if name not in rows.EXPERIMENTS or not seed.isdecimal() or not run.is_dir():
@@ -70,8 +70,8 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
             continue  # no row: it was trained to compare samples
         places = [rows.folder(root, scale, place, int(seed)) for place in overlays]
         try:
-            record = records.seed_record(run, places, done.asks(wanted.get(name, {})))
-            found.setdefault(name, {})[int(seed)] = record
+            asked = done.asks(wanted.get(name, {}))
+            found.setdefault(name, {})[int(seed)] = records.seed_of(read_run(run, places), asked)
         except NoRun:
             continue  # stopped before it wrote its settings
     if not found:
@@ -116,20 +116,18 @@ def write(results: Path, output: Path | None = None) -> list[Path]:
 
 def compare(folders: Sequence[Path], output: Path | None) -> str:
     """Return the Markdown; with `output` it is written there, too, and the numbers as CSV, LaTeX
-    and a picture. Raises as `read_runs`."""
+    and a picture. Raises as `compared`."""
     from reports.tables import formats, pictures
-    from reports.tables.compare import compared, comparison, read_runs
+    from reports.tables.compare import compared
     from reports.tables.records import write
 
-    _, runs = read_runs(folders)
-    table = compared(runs)
-    text = comparison(runs, table)
+    found = compared(folders)
     if output is not None:
-        texts = {"md": text, "csv": formats.csv_text(table), "tex": formats.latex(table)}
-        for suffix, content in texts.items():
-            write(output / f"comparison.{suffix}", content)
-        pictures.save_picture(table, output / "comparison.png")
-    return text
+        write(output / "comparison.md", found.markdown())
+        write(output / "comparison.csv", formats.csv_text(found.table))
+        write(output / "comparison.tex", formats.latex(found.table))
+        pictures.save_picture(found.table, output / "comparison.png")
+    return found.markdown()
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy.special import stdtr
 
+from reports.page import read_run
 from reports.page.paper import PUBLISHED
 from reports.tables import TABLES, claims, formats, page, pictures, records, titles
 from reports.tables.table import OTHER_FEATURES, Number, Row, Table, build, mean_of
@@ -93,13 +94,13 @@ def row(table: Table, experiment: str) -> Row:
 
 def cell(table: Table, experiment: str, key: str) -> str:
     """The text of a cell of ours."""
-    return formats.value_text(row(table, experiment).numbers[key], titles.digits(key))
+    return formats.value_text(row(table, experiment).numbers[key], key)
 
 
 def seed_with(state: str = "finished", **numbers: float) -> dict[str, Any]:
     """A record of one seed; numbers are those of an answer."""
     seed = {"state": state, "answers": {"x": {"numbers": numbers}}, "divergences": 0}
-    return {"seeds": {"1": {**seed, "settings": {}, "seconds": None}}}
+    return {"1": {**seed, "settings": {}, "seconds": None}}
 
 
 def error(*argv: object) -> str:
@@ -174,7 +175,7 @@ def test_diverged_runs_are_counted_and_give_no_number(tmp_path):
     assert cell(table, "jem", SVHN) == "0.600 (1)"
     told = "1 seed, diverged 2 of 3, 3 divergences in all, retries included"
     assert row(table, "jem").about["runs"] == told
-    del found["jem"]["seeds"]["1"]
+    del found["jem"]["1"]
     assert cell(built("table1_ood", found), "jem", SVHN) == "diverged 2 of 2"
     assert "with SGLD: 2 of 2." in page.summary("small", found)
 
@@ -261,10 +262,10 @@ def test_seeds_trained_or_asked_differently_are_not_averaged(first, second, said
     if said:
         message = error("write", "--results", tmp_path / "results")
         assert "hdge-s1 and hdge-s2 are no seeds of one row (" in message and said in message
-        found["hdge"]["seeds"]["2"]["state"] = "unfinished"  # has no number to be averaged
+        found["hdge"]["2"]["state"] = "unfinished"  # has no number to be averaged
     built("table3_hybrid", found)
-    del found["hdge"]["seeds"]["1"]
-    found["hdge"]["seeds"]["2"]["state"] = "finished"
+    del found["hdge"]["1"]
+    found["hdge"]["2"]["state"] = "finished"
     if "version" not in said:  # which are never in one table
         notes = built("table3_hybrid", found).notes
         asked = any("rows were asked test_clf alike" in note for note in notes)
@@ -277,7 +278,7 @@ def test_seeds_trained_or_asked_differently_are_not_averaged(first, second, said
 def recorded(run: Path, scale: str | None = None, name: str = "") -> dict[str, Any]:
     """The answers that are taken: of a scale those that its tables ask for, else the newest."""
     asked = done.asks(done.asked_settings(scale).get(name, {})) if scale else None
-    answers: dict[str, Any] = records.seed_record(run, asked=asked)["answers"]
+    answers: dict[str, Any] = records.seed_of(read_run(run), asked)["answers"]
     return answers
 
 
@@ -354,7 +355,7 @@ def test_collecting_again_replaces_a_seed_unless_its_record_alone_is_finished(tm
     def accuracies(seed: int, epochs: int) -> dict[str, float]:
         shutil.rmtree(tmp_path / "small", ignore_errors=True)
         classified(fake_run(tmp_path, "ce", seed, epochs=epochs), epochs / 10)
-        seeds = collect(tmp_path)["ce"]["seeds"].items()
+        seeds = collect(tmp_path)["ce"].items()
         return {s: r["answers"]["test_clf"]["numbers"][ACCURACY] for s, r in seeds}
 
     assert accuracies(2, 6) == {"2": 0.6}
@@ -592,14 +593,14 @@ def test_a_claim_has_one_measure_and_two_sides_of_experiments():
     assert verdict.sides == ("hdge: 0.550 (1)", "ce: 0.550 (1)")
     halves = [{"auroc/px/svhn": 0.5}, {"auroc/px/cifar10interp": 0.6}]  # no seed has both
     for seed, numbers in zip("12", halves, strict=True):
-        found["hdge"]["seeds"][seed] = seed_with(**numbers)["seeds"]["1"]
+        found["hdge"][seed] = seed_with(**numbers)["1"]
     judged = {v.claim: v.text for v in claims.verdicts("x", found)[0]}
     assert judged[verdict.claim] == "no number"
 
 
 def test_a_claim_needs_two_sides_and_a_diverged_one_is_told():
     jem = seed_with(**{"fid/own-100": 3.0, "fid/x-1000": 30.0, ACCURACY: 0.25})
-    jem["seeds"]["1"]["start"] = "ce-s1"
+    jem["1"]["start"] = "ce-s1"
     stable = seed_with(**{ACCURACY: 0.5})
     found = {"hdge": seed_with(**{SVHN: 0.5}), "hdge-raw": seed_with("diverged"), "jem": jem}
     found["hdge-jem"] = seed_with(**{"fid/a-1000": 2.0, "fid/x-1000": 20.0})

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from reports.page.markup import parsed
+from reports.page.run import Run
 
 WIDTH, HEIGHT = 400, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 34
@@ -53,13 +54,13 @@ def panels(rows: Sequence[dict[str, str]]) -> list[Panel]:
     return drawn
 
 
-def overlaid(runs: Mapping[str, Sequence[dict[str, str]]]) -> list[Panel]:
-    """Return a chart of each of these columns, with a line for each run; label -> rows."""
+def overlaid(runs: Mapping[str, Run]) -> list[Panel]:
+    """Return a chart of each of these columns, with a line for each run, by its label."""
     drawn = []
     for title, pattern, scale, from_zero in PANELS:
-        columns = [name for rows in runs.values() if rows for name in rows[0]]
+        columns = [name for run in runs.values() if run.rows for name in run.rows[0]]
         for name in dict.fromkeys(each for each in columns if re.fullmatch(pattern, each)):
-            series = {label: _points(rows, name, scale) for label, rows in runs.items()}
+            series = {label: _points(run.rows, name, scale) for label, run in runs.items()}
             if any(y is not None for points in series.values() for _, y in points):
                 drawn.append(_panel(f"{title}: {name}", series, from_zero=from_zero))
     return drawn

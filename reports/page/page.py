@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from reports.page import curves, headline, paper, questions
-from reports.page.markup import HERE, NONE, document, plain
+from reports.page.markup import NONE, document, plain
 from reports.page.run import KEYS, Run
 from runs import terms
 from runs.names import network_title
@@ -27,21 +27,6 @@ SECTIONS = {
 }
 
 
-def comparison(
-    runs: Mapping[str, Run], lines: Sequence[Sequence[str]], notes: Sequence[str]
-) -> str:
-    """Return several runs as one HTML document: a table of `lines`, a name and a cell for each run;
-    and a chart of each quantity, with a line for each run."""
-    return document(
-        "comparison.html",
-        script=(HERE / "page.js").read_text(encoding="utf-8"),
-        runs={label: run.rows for label, run in runs.items()},
-        lines=lines,
-        notes=notes,
-        curves=curves,
-    )
-
-
 def page(run: Run, defaults: Mapping[str, Any]) -> str:
     """Return the run as one HTML document; `defaults`: of the flags of train_wrn.py."""
     theirs, has_chains = paper.paper_of(run), terms.has_chains(run.settings)
@@ -52,7 +37,6 @@ def page(run: Run, defaults: Mapping[str, Any]) -> str:
     sections["settings"] = sections.pop("settings")
     return document(
         "page.html",
-        script=(HERE / "page.js").read_text(encoding="utf-8"),
         run=run,
         paper=theirs,
         sources=paper.PUBLISHED["sources"],

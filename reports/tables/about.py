@@ -21,11 +21,11 @@ STATED = re.compile("WideResNet-28-10|ResNet-50|(?<=K=)[0-9]+|(?<=N=)[0-9]+")  #
 SIZES = {"K": "contrast_k", "N": "sgld_batch_size"}
 
 
-def about(scale: str, record: Record | None) -> dict[str, str]:
+def about(scale: str, record: Record) -> dict[str, str]:
     """Return a text for each of COLUMNS, about the finished runs, or all if none has finished."""
-    if record is None or not record["seeds"]:
+    if not record:
         return {"runs": NOT_RUN}
-    finished, every = list(finished_seeds(record).values()), list(record["seeds"].values())
+    finished, every = list(finished_seeds(record).values()), list(record.values())
     seeds = finished or every
     runs = [plural(len(finished), "seed")] if finished else []
     hours = [found / 3600 for seed in seeds if (found := number(seed["seconds"])) is not None]
@@ -78,10 +78,10 @@ def details(seed: Seed, scale: str) -> list[str]:
     return found + [text.format_map(s) for shown, text in texts if shown and scale != "paper"]
 
 
-def shown_name(model: str, record: Record | None) -> str:
+def shown_name(model: str, record: Record) -> str:
     """Put our K, N or network beside that of a row's name, and name the model that SGLD went on
     from."""
-    seeds = list(record["seeds"].values()) if record else []
+    seeds = list(record.values())
     if seeds and (match := STATED.search(model)):
         stated = match[0].replace("WideResNet", "WRN")
         key = SIZES.get(model[match.start() - 2])
@@ -129,6 +129,6 @@ def dataset(seed: Seed) -> str:
 
 def states(record: Record) -> str:
     """'diverged 1 of 3, unfinished 2 of 3'; '' where every run has finished."""
-    found = [seed["state"] for seed in record["seeds"].values()]
+    found = [seed["state"] for seed in record.values()]
     counts = ((state, found.count(state)) for state in ("diverged", "failed", "unfinished"))
     return ", ".join(f"{state} {n} of {len(found)}" for state, n in counts if n)

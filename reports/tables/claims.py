@@ -91,7 +91,7 @@ def compared(
     text where a side was not run."""
     text, first, relation, second, keys = claim
     names = [known(name, records) for name in (first, second)]
-    found = [records.get(name) for name in names]
+    found = [records.get(name, {}) for name in names]
     keys = [common(key, found) for key in keys]
     in_both = [k for k in keys if all(table.measured(r, k).mean is not None for r in found)]
     values = tuple(per_seed(record, in_both) for record in found) if in_both else ()
@@ -102,16 +102,16 @@ def compared(
         if any(side.state in OPEN or "unfinished" in side.state for side in sides):
             return text
     shown = [
-        f"{name}, from {other}" if record and other in starts_of(record) else name
+        f"{name}, from {other}" if other in starts_of(record) else name
         for name, other, record in zip(names, reversed(names), found, strict=True)
     ]
     measure = (keys[0], title_of(in_both or keys[:1]))
     return Test(text, relation, *measure, (shown[0], shown[1]), (sides[0], sides[1]), values)
 
 
-def per_seed(record: Record | None, keys: Sequence[str]) -> tuple[float, ...]:
+def per_seed(record: Record, keys: Sequence[str]) -> tuple[float, ...]:
     """Return of each finished seed that has all of the columns their mean."""
-    seeds = finished_seeds(record).values() if record else ()
+    seeds = finished_seeds(record).values()
     rows = [[table.value_of(seed, key) for key in keys] for seed in seeds]
     return tuple(
         statistics.fmean(v for v in row if v is not None) for row in rows if None not in row
@@ -120,7 +120,7 @@ def per_seed(record: Record | None, keys: Sequence[str]) -> tuple[float, ...]:
 
 def starts_of(record: Record) -> set[str]:
     """Return the experiments from whose checkpoints the runs went on."""
-    return {(seed.get("start") or "").rpartition("-s")[0] for seed in record["seeds"].values()}
+    return {(seed.get("start") or "").rpartition("-s")[0] for seed in record.values()}
 
 
 def title_of(keys: Sequence[str]) -> str:
@@ -171,9 +171,8 @@ def judge(scale: str, test: Test, level: float, decided: bool) -> Verdict:
     if p is not None:
         span = f"{test.difference:+.{n}f} [{low:.{n}f}, {high:.{n}f}]"
         beyond = 2 * abs(test.difference) / (high - low) if high > low else math.inf
-    first, second = (
-        f"{name}: {value_text(side, n)}" for name, side in zip(test.names, test.sides, strict=True)
-    )
+    texts = (value_text(side, test.key) for side in test.sides)
+    first, second = (f"{name}: {text}" for name, text in zip(test.names, texts, strict=True))
     return Verdict(test.claim, scale, test.title, (first, second), span, group, text, beyond)
 
 
@@ -183,7 +182,7 @@ def known(name: str, records: Mapping[str, Record]) -> str:
     return stable if name not in records and stable in records else name
 
 
-def common(key: str, records: Sequence[Record | None]) -> str:
+def common(key: str, records: Sequence[Record]) -> str:
     """Return the key that a claim is judged by; itself where there is none in common.
 
     Of several Inception's goes first, then the most samples; a network's own features tell nothing
@@ -196,7 +195,7 @@ def common(key: str, records: Sequence[Record | None]) -> str:
         features, n = features_and_count(found.removeprefix(key))
         return features == "inception", math.inf if n is None else n
 
-    both = set.intersection(*(table.keys_of(record) if record else set() for record in records))
+    both = set.intersection(*map(table.keys_of, records))
     found = [k for k in sorted(both) if k.startswith(key) and not k.startswith(f"{key}own")]
     return max(found, key=rank, default=key)
 
@@ -207,7 +206,7 @@ def gradient_rows(records: Mapping[str, Record]) -> list[list[str]]:
     return [
         [name, key.partition("/")[2]]
         + [
-            value_text(table.measured(record, of), 3) if of in found else "-"
+            value_text(table.measured(record, of), of) if of in found else "-"
             for of in (key, key.replace("gradient/", "cosine/"))
         ]
         for name, record in records.items()

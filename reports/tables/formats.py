@@ -36,7 +36,7 @@ def grids(table: Table) -> list[tuple[str, list[list[str]]]]:
         lines = [["Model"], *([row.model] for row in table.rows)]
         for key in keys:
             numbers = [row.numbers[key] for row in table.rows]
-            shown, ours = column_title(key), [value_text(n, digits(key)) for n in numbers]
+            shown, ours = column_title(key), [value_text(n, key) for n in numbers]
             in_paper = any(number.paper is not None for number in numbers)
             columns = [[f"{shown}, paper", *map(paper_text, numbers)]] if in_paper else []
             columns.append([f"{shown}, ours" if in_paper else shown, *ours])
@@ -64,10 +64,11 @@ def _printed(value: float) -> str:
     return f"{value:.2f}" if round(value, 2) == value else f"{value:g}"
 
 
-def value_text(number: Number, places: int) -> str:
+def value_text(number: Number, key: str) -> str:
     """Write mean, standard deviation and, in brackets, the number of seeds; or the state."""
     if number.mean is None:
         return number.state or "-"
+    places = digits(key)
     spread = "" if number.std is None else f" {PLUS_MINUS} {number.std:.{places}f}"
     return f"{number.mean:.{places}f}{spread} ({number.n})"
 

@@ -82,7 +82,7 @@ def findings(judged: Iterable[Verdict], n: int = 3) -> list[str]:
 
 def summary(scale: str, records: Mapping[str, Record]) -> str:
     """Say how much was run, how often training diverged, and how many runs with SGLD had help."""
-    seeds = [seed for record in records.values() for seed in record["seeds"].values()]
+    seeds = [seed for record in records.values() for seed in record.values()]
     hours = sum(seed["seconds"] or 0 for seed in seeds) / 3600
     runs: dict[bool, list[Seed]] = {False: [], True: []}  # without SGLD, and with it
     for seed in seeds:

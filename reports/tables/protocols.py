@@ -60,7 +60,7 @@ def check_sizes(place: str, records: Mapping[str, Record]) -> None:
     """Raise UsageError where the runs were trained on images of different sizes."""
     found: Rows = {}
     for name, record in records.items():
-        for seed in record["seeds"].values():
+        for seed in record.values():
             size = image_size(seed["settings"])
             found.setdefault(f"{size} x {size}", []).append(name)
     if len(found) > 1:

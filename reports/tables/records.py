@@ -1,10 +1,11 @@
 """What the tables need of a run folder, small enough to be kept: numbers, settings, cost.
 
-A record is {"experiment", "scale", "seeds": {seed: {"state", "divergences", "settings", "epochs",
-"steps", "seconds", "images_per_s", "device", "commit", "devices", "commits", "start", "answers":
-{question: {"protocol", "numbers", "skipped"}}}}}. "device" and "commit" are the last process's,
-"devices" and "commits" those of all of the run, the oldest first. `numbers` has flat keys, such as
-"auroc/px/svhn" or "accuracy/cifar10"; rates are 0..1.
+A record is the runs of one experiment, by their seeds; its file has them as "seeds". A run, a Seed,
+is {"state", "divergences", "settings", "epochs", "steps", "seconds", "images_per_s", "device",
+"commit", "devices", "commits", "start", "answers": {question: {"protocol", "numbers", "skipped"}}}.
+"device" and "commit" are the last process's, "devices" and "commits" those of all of the run, the
+oldest first. `numbers` has flat keys, such as "auroc/px/svhn" or "accuracy/cifar10"; rates are
+0..1.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from reports.page.markup import number, parsed
 from reports.page.paper import canonical
-from reports.page.run import Model, Run, mapping, read_run
+from reports.page.run import Model, Run, mapping
 from reports.tables.titles import natural
 from runs.cli import UsageError
 from runs.files import file_sha256, plain, read_json, whole
@@ -29,8 +30,8 @@ from runs.names import ADAM_BETAS, IMAGE_SIZE
 from runs.screen import print_line
 from runs.terms import used
 
-Record = dict[str, Any]
-Seed = Mapping[str, Any]  # a seed's part of a record
+Seed = dict[str, Any]
+Record = Mapping[str, Seed]  # in the order of the seeds
 SEED = re.compile(r"-s[0-9]+$")  # at the end of a run's name
 
 ALWAYS = (
@@ -68,14 +69,10 @@ PUBLISHED_SAMPLES = 50_000  # a FID of fewer samples is another quantity
 Asked = Callable[[str, Mapping[str, Any]], bool]
 
 
-def seed_record(folder: Path, places: Sequence[Path] = (), asked: Asked | None = None) -> Record:
-    """Return the record of one run, with the answers in its eval/ and in `places`.
-
-    asked: see `answers_of`. Raises reports.page.run.NoRun where the folder holds no run.
-    """
-    run = read_run(folder, places)
+def seed_of(run: Run, asked: Asked | None = None) -> Seed:
+    """Return what is kept of a run; `asked`: see `answers_of`."""
     rows = [row for row in run.rows if (row.get("step") or "").isdecimal()]
-    state, divergences = _state(folder, run.finished)
+    state, divergences = _state(run.folder, run.finished)
     speeds = [found for row in rows if (found := parsed(row.get("images_per_s")))]
     speed = median(speeds) if speeds else None
     start = run.settings.get("load_path")
@@ -123,13 +120,13 @@ def gist(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in names if settings.get(name) is not None}
 
 
-def collect(scale: str, runs: Mapping[str, Mapping[int, Record]], results: Path) -> list[Path]:
+def collect(scale: str, runs: Mapping[str, Mapping[int, Seed]], results: Path) -> list[Path]:
     """Write results/<scale>/<experiment>.json; seeds that are recorded already and not among
     `runs` stay, and a finished one stays where the run is not."""
     written = []
     for name, seeds in sorted(runs.items()):
         path = results / scale / f"{name}.json"
-        merged = dict(read_record(path)["seeds"]) if path.exists() else {}
+        merged = dict(read_record(path)) if path.exists() else {}
         for seed, found in seeds.items():
             if merged.get(str(seed), found)["state"] == "finished" != found["state"]:
                 warn(
@@ -138,8 +135,8 @@ def collect(scale: str, runs: Mapping[str, Mapping[int, Record]], results: Path)
                 )
             else:
                 merged[str(seed)] = found
-        record = plain({"experiment": name, "scale": scale, "seeds": merged})
-        text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
+        content = plain({"experiment": name, "scale": scale, "seeds": merged})
+        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
         written.append(write(path, text + "\n"))
     return written
 
@@ -162,20 +159,17 @@ def read_records(results: Path, scales: Iterable[str]) -> dict[str, dict[str, Re
 
 def read_record(path: Path) -> Record:
     try:
-        record = read_json(path)
-        seeds = record["seeds"]
+        seeds = read_json(path)["seeds"]
         ok = all(isinstance(seed["answers"], dict) and seed["state"] for seed in seeds.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         ok = False
     if not ok:
         raise UsageError(f"--results: {path} is no record of a run: remove it and collect again")
-    return record
+    return {n: seeds[n] for n in sorted(seeds, key=natural)}
 
 
-def finished_seeds(record: Record) -> dict[str, dict[str, Any]]:
-    """Return number -> seed, in the order of their numbers."""
-    seeds = sorted(record["seeds"].items(), key=lambda item: natural(item[0]))
-    return {n: seed for n, seed in seeds if seed["state"] == "finished"}
+def finished_seeds(record: Record) -> dict[str, Seed]:
+    return {n: seed for n, seed in record.items() if seed["state"] == "finished"}
 
 
 def write(path: Path, content: str | bytes) -> Path:

@@ -68,7 +68,7 @@ def build(
     prefixes = tuple(prefix for *_, found in layout for prefix in found)
     notes = [DECLARED["notes"].get(note, note) for note in declared["notes"]]
     notes += check_protocols(f"--results: {name} at scale {scale}", used, prefixes)
-    seeds = [seed for record in used.values() for seed in record["seeds"].values()]
+    seeds = [seed for record in used.values() for seed in record.values()]
     other_sets = {about.dataset(seed) for seed in seeds} - {about.UNKNOWN}
     other_sets = set() if other_sets & {"cifar10", "cifar100"} else other_sets
     other_sizes = {image_size(seed["settings"]) for seed in seeds} - {IMAGE_SIZE}
@@ -94,7 +94,7 @@ def build(
         if other_sets:  # which stand in for both CIFARs
             lines = [(experiment,) for experiment in own]
         for line in lines:
-            found = [used.get(experiment) for experiment in line]
+            found = [used.get(experiment, {}) for experiment in line]
             texts = [about.about(scale, record) for record in found] or [{"runs": about.QUOTED}]
             numbers = {key: cell(key, Number(*printed.get(key, [])), found) for key in keys}
             shown = about.shown_name(model, found[0]) if found else model
@@ -117,7 +117,7 @@ def joint(texts: Sequence[Mapping[str, str]]) -> dict[str, str]:
     }
 
 
-def cell(key: str, paper: Number, records: Sequence[Record | None]) -> Number:
+def cell(key: str, paper: Number, records: Sequence[Record]) -> Number:
     """Return the mean over seeds beside the paper's number; of two records one is CIFAR-100's."""
     if not records:
         return replace(paper, state="" if paper.paper is None else about.QUOTED)
@@ -125,9 +125,9 @@ def cell(key: str, paper: Number, records: Sequence[Record | None]) -> Number:
     return replace(ours, paper=paper.paper, paper_std=paper.paper_std)
 
 
-def measured(record: Record | None, key: str) -> Number:
+def measured(record: Record, key: str) -> Number:
     """Return the mean over the finished seeds that have the number, or why there is none."""
-    if record is None or not record["seeds"]:
+    if not record:
         return Number(state=about.NOT_RUN)
     seeds = list(finished_seeds(record).values())
     if not seeds:
