@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from reports.tables import DECLARED
+from reports.tables import TABLES as DECLARED
 
 
 @dataclass(frozen=True)
@@ -292,10 +292,10 @@ class Table:
 TABLES = {
     name: Table(
         tuple(row for _, *own in declared["rows"] for row in own),
-        tuple(DECLARED["questions"].get(text, text) for text in declared.get("questions", ())),
+        tuple(declared["questions"]),
         tuple((place, q, tuple(own)) for place, q, own in declared.get("overlays", ())),
     )
-    for name, declared in DECLARED["tables"].items()
+    for name, declared in DECLARED.items()
 }
 # Where Inception is too much for a CPU, samples are compared in the features of one network for
 # all rows and seeds: see `judge`.

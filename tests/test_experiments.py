@@ -489,14 +489,15 @@ def test_a_run_with_other_settings_is_of_another_recipe(scale, name, change, sai
 
 def test_the_last_whole_row_is_read(tmp_path):
     for text, expected in {
-        "epoch,step\n1,4\n,\n": (1, 4),
-        "epoch,step\n1,4\nabc,5\n": (1, 4),
-        "epoch,step\n1": (-1, -1),
-        "epoch,step,train_acc\n1,4,.5\n2,9": (1, 4),
-        "epoch,step,train_acc\n1,4,\n": (1, 4),  # of a network that does not classify
+        "epoch,step\n1,4\n,\n": (2, 4),
+        "epoch,step\n1,4\nabc,5\n": (2, 4),
+        "epoch,step\n1": (0, 0),
+        "epoch,step,train_acc\n1,4,.5\n2,9": (2, 4),
+        "epoch,step,train_acc\n1,4,\n": (2, 4),  # of a network that does not classify
     }.items():
         (tmp_path / "progress.csv").write_text(text)
-        assert read_run(tmp_path).last == expected, text
+        run = read_run(tmp_path)
+        assert (run.epochs, run.steps) == expected, text
 
 
 # Processes.

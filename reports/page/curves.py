@@ -39,30 +39,23 @@ PANELS = (  # title, columns of progress.csv, factor, whether the axis begins at
 )
 
 
-def panels(rows: Sequence[dict[str, str]]) -> list[Panel]:
-    """Return charts of accuracy, losses, log q(x), learning rate and speed over epochs."""
-    drawn = []
+def panels(runs: Mapping[str, Run]) -> list[Panel]:
+    """Return charts of accuracy, losses, log q(x), learning rate and speed over epochs: of one run
+    a line a column, of several, by their labels, a chart a column with a line for each run."""
+    drawn, several = [], len(runs) > 1
+    columns = dict.fromkeys(name for run in runs.values() for row in run.rows[:1] for name in row)
     for title, pattern, scale, from_zero in PANELS:
-        names = [name for name in (rows[0] if rows else ()) if re.fullmatch(pattern, name)]
-        names = names[1:] if names[:1] == ["loss"] and len(names) == 2 else names  # one is the sum
-        series = {name: _points(rows, name, scale) for name in names}
-        series = {n: p for n, p in series.items() if any(y is not None for _, y in p)}
-        charts = {title: series} if series else {}
-        if title == APART:
-            charts = {f"{title}: {name}": {name: points} for name, points in series.items()}
-        drawn += [_panel(name, found, from_zero=from_zero) for name, found in charts.items()]
-    return drawn
-
-
-def overlaid(runs: Mapping[str, Run]) -> list[Panel]:
-    """Return a chart of each of these columns, with a line for each run, by its label."""
-    drawn = []
-    for title, pattern, scale, from_zero in PANELS:
-        columns = [name for run in runs.values() if run.rows for name in run.rows[0]]
-        for name in dict.fromkeys(each for each in columns if re.fullmatch(pattern, each)):
-            series = {label: _points(run.rows, name, scale) for label, run in runs.items()}
-            if any(y is not None for points in series.values() for _, y in points):
-                drawn.append(_panel(f"{title}: {name}", series, from_zero=from_zero))
+        names = [name for name in columns if re.fullmatch(pattern, name)]
+        if names[:1] == ["loss"] and len(names) == 2 and not several:
+            names = names[1:]  # one is the sum
+        charts: dict[str, dict[str, Points]] = {}
+        for name in names:
+            lines = {label: _points(run.rows, name, scale) for label, run in runs.items()}
+            if any(y is not None for points in lines.values() for _, y in points):
+                apart = several or title == APART
+                chart = charts.setdefault(f"{title}: {name}" if apart else title, {})
+                chart |= lines if several else {name: next(iter(lines.values()))}
+        drawn += [_panel(each, found, from_zero=from_zero) for each, found in charts.items()]
     return drawn
 
 

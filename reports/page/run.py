@@ -130,19 +130,18 @@ class Run:
         return self.folder.resolve().name
 
     @property
-    def epochs(self) -> int:
-        """Count the epochs that progress.csv has rows of."""
-        epochs = [row.get("epoch") or "" for row in self.rows]
-        return max((int(text) + 1 for text in epochs if text.isdecimal()), default=0)
+    def last(self) -> dict[str, str]:
+        """Return the last row of progress.csv that has an epoch and a step; {} without one."""
+        rows = (row for row in reversed(self.rows) if row.get("epoch", "").isdecimal())
+        return next((row for row in rows if row.get("step", "").isdecimal()), {})
 
     @property
-    def last(self) -> tuple[int, int]:
-        """Return epoch and step of the last row of progress.csv that has both; (-1, -1) without."""
-        for row in reversed(self.rows):
-            epoch, step = row.get("epoch") or "", row.get("step") or ""
-            if epoch.isdecimal() and step.isdecimal():
-                return int(epoch), int(step)
-        return -1, -1
+    def epochs(self) -> int:
+        return int(self.last.get("epoch", -1)) + 1
+
+    @property
+    def steps(self) -> int:
+        return int(self.last.get("step", 0))
 
     @property
     def finished(self) -> bool:
@@ -151,9 +150,8 @@ class Run:
             return False
         if self.settings.get("program") == PROBE:  # its checkpoint is the last that it writes
             return True
-        (epoch, step), steps = self.last, self.settings.get("max_steps")
-        epochs = self.settings.get("n_epochs")
-        return step >= steps if steps else epochs is not None and epoch + 1 >= epochs
+        steps, epochs = (self.settings.get(name) for name in ("max_steps", "n_epochs"))
+        return self.steps >= steps if steps else epochs is not None and self.epochs >= epochs
 
     def command(self, evaluation: str, *flags: str) -> str | None:
         """Return the command that answers this question, about the best checkpoint, else the last

@@ -33,16 +33,15 @@ def grids(table: Table) -> list[tuple[str, list[list[str]]]]:
     """Return (title, head and rows of texts) for each block."""
     found = []
     for title, keys in table.blocks:
-        lines = [["Model"], *([row.model] for row in table.rows)]
+        columns = [["Model", *(row.model for row in table.rows)]]
         for key in keys:
             numbers = [row.numbers[key] for row in table.rows]
             shown, ours = column_title(key), [value_text(n, key) for n in numbers]
-            in_paper = any(number.paper is not None for number in numbers)
-            columns = [[f"{shown}, paper", *map(paper_text, numbers)]] if in_paper else []
-            columns.append([f"{shown}, ours" if in_paper else shown, *ours])
-            for column in columns:
-                lines = [[*line, text] for line, text in zip(lines, column, strict=True)]
-        found += [(title, lines)] if keys else []
+            if any(number.paper is not None for number in numbers):
+                columns.append([f"{shown}, paper", *map(paper_text, numbers)])
+                shown += ", ours"
+            columns.append([shown, *ours])
+        found += [(title, [list(line) for line in zip(*columns, strict=True)])] if keys else []
     return found
 
 

@@ -11,7 +11,7 @@ from reports.tables import TABLES, formats
 from reports.tables.claims import CONTRADICTED, HOLDS, UNDECIDED, Verdict, gradient_rows, verdicts
 from reports.tables.pictures import SEPARATOR, copies_of, save_picture
 from reports.tables.records import Record, Seed, write
-from reports.tables.table import Row, Table
+from reports.tables.table import Table, keys_of, starts_of
 from runs.files import read_json
 from runs.terms import has_chains
 
@@ -47,7 +47,7 @@ def write_results(
         "unjudged": {scale: left for scale, (_, left) in judged.items()},
         "summaries": [summary(scale, found) for scale, found in records.items()],
         "gradients": [[s, *row] for s, found in records.items() for row in gradient_rows(found)],
-        "missing": [missing([table for table, _ in scales]) for scales in tables.values()],
+        "missing": [missing(name, records) for name in tables],
         "gpu": read_json(gpu).get("summary") if gpu.exists() else None,
         "tables": list(tables.values()),
         "base": results.parent,
@@ -102,28 +102,24 @@ def summary(scale: str, records: Mapping[str, Record]) -> str:
     )
 
 
-def missing(scales: Sequence[Table]) -> str:
+def missing(name: str, records: Mapping[str, Mapping[str, Record]]) -> str:
     """Say which rows of a table have no number at any scale, and how many at the paper's."""
-    nowhere, at_paper, rows = list[str](), 0, 0
-    for model, *own in TABLES[scales[0].name]["rows"]:
-        found = {
-            name: {table.scale for table in scales for row in table.rows if has_number(row, name)}
-            for name in own
+    declared, starts = TABLES[name], starts_of(name)
+    known = {
+        scale: {
+            experiment
+            for experiment, record in found.items()
+            if any(key.startswith(starts) for key in keys_of(record))
         }
-        rows += bool(own)
-        at_paper += bool(own) and all("paper" in of_name for of_name in found.values())
-        without = [name for name, of_name in found.items() if not of_name]
+        for scale, found in records.items()
+    }
+    anywhere, at_paper = set[str]().union(*known.values()), known.get("paper", set())
+    rows = [(model, own) for model, *own in declared["rows"] if own]
+    nowhere: list[str] = []
+    for model, own in rows:
+        without = [name for name in own if name not in anywhere]
         parts = [f"{model} on CIFAR-10{'0' * name.endswith('-c100')}" for name in without]
-        nowhere += [model] if own and without == own else parts
+        nowhere += [model] if without == own else parts
     listed = f"; at no scale: {', '.join(nowhere)}" if nowhere else ""
-    return f"{scales[0].title}: {at_paper} of {rows} rows at the paper's scale{listed}."
-
-
-def has_number(row: Row, experiment: str) -> bool:
-    """Tell whether an experiment of the row has a number; of two one is CIFAR-100's."""
-    first = row.experiments[:1] == (experiment,)
-    return experiment in row.experiments and any(
-        number.mean is not None
-        for key, number in row.numbers.items()
-        if len(row.experiments) == 1 or key.endswith("/cifar100") != first
-    )
+    whole = sum(at_paper >= set(own) for _, own in rows)
+    return f"{declared['title']}: {whole} of {len(rows)} rows at the paper's scale{listed}."

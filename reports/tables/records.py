@@ -71,9 +71,8 @@ Asked = Callable[[str, Mapping[str, Any]], bool]
 
 def seed_of(run: Run, asked: Asked | None = None) -> Seed:
     """Return what is kept of a run; `asked`: see `answers_of`."""
-    rows = [row for row in run.rows if (row.get("step") or "").isdecimal()]
     state, divergences = _state(run.folder, run.finished)
-    speeds = [found for row in rows if (found := parsed(row.get("images_per_s")))]
+    speeds = [found for row in run.rows if (found := parsed(row.get("images_per_s")))]
     speed = median(speeds) if speeds else None
     start = run.settings.get("load_path")
     devices, commits = (
@@ -86,14 +85,14 @@ def seed_of(run: Run, asked: Asked | None = None) -> Seed:
         "settings": gist(run.settings),
         "start": Path(start).parent.name if isinstance(start, str) else None,
         "epochs": run.epochs,
-        "steps": int(rows[-1]["step"]) if rows else 0,
-        "seconds": parsed(rows[-1].get("seconds")) if rows else None,
+        "steps": run.steps,
+        "seconds": parsed(run.last.get("seconds")),
         "images_per_s": speed,
         "device": run.environment.get("device"),
         "commit": run.environment.get("git_commit"),
         "devices": devices,
         "commits": commits,
-        "answers": answers_of(run, asked) | training(rows, speed, run.settings),
+        "answers": answers_of(run, asked) | training(run.rows, speed, run.settings),
     }
 
 
@@ -262,8 +261,7 @@ def is_stale(run: Run, model: Model, hash_of: Callable[[Path], Any]) -> bool:
     if isinstance(told, str) and hash_of(path) is not None:
         return bool(told != hash_of(path))
     step = number(model.part("run").get("step"))
-    steps = [int(text) for row in run.rows if (text := row.get("step") or "").isdecimal()]
-    return path.name == LAST and step is not None and steps != [] and step != steps[-1]
+    return path.name == LAST and step is not None and run.last != {} and step != run.steps
 
 
 def numbers_of(name: str, model: Model) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from reports.page.markup import number
 from reports.page.paper import PUBLISHED, image_size
-from reports.tables import DECLARED, TABLES, about
+from reports.tables import TABLES, about
 from reports.tables.protocols import check_protocols
 from reports.tables.records import Record, finished_seeds
 from reports.tables.titles import OF_SAMPLES, PERCENT, natural, set_title
@@ -63,11 +63,9 @@ def build(
     Raises UsageError where numbers of different protocols would stand in one table or be averaged.
     """
     declared = TABLES[name]
-    layout = [DECLARED["blocks"].get(str(block), block) for block in declared["blocks"]]
     used = {name: records[name] for name in experiments if name in records}
-    prefixes = tuple(prefix for *_, found in layout for prefix in found)
-    notes = [DECLARED["notes"].get(note, note) for note in declared["notes"]]
-    notes += check_protocols(f"--results: {name} at scale {scale}", used, prefixes)
+    place = f"--results: {name} at scale {scale}"
+    notes = [*declared["notes"], *check_protocols(place, used, starts_of(name))]
     seeds = [seed for record in used.values() for seed in record.values()]
     other_sets = {about.dataset(seed) for seed in seeds} - {about.UNKNOWN}
     other_sets = set() if other_sets & {"cifar10", "cifar100"} else other_sets
@@ -81,7 +79,7 @@ def build(
     paper = {} if other_sets or other_sizes else PUBLISHED["tables"].get(name, {}).get("rows", {})
     measured = {key for record in used.values() for key in keys_of(record)}
     blocks = []
-    for title, keys, starts in layout:
+    for title, keys, starts in declared["blocks"]:
         more = {key for key in measured if key.startswith(tuple(starts))} - set(keys)
         fixed = [key for key in keys if key in measured or not other_sets]
         blocks.append((title, [*fixed, *sorted(more, key=natural)]))
@@ -105,6 +103,11 @@ def build(
     if not_run:
         notes.append(f"Not run at scale {scale}: {'; '.join(not_run)}.")
     return Table(name, scale, declared["title"], blocks, rows, notes)
+
+
+def starts_of(name: str) -> tuple[str, ...]:
+    """Return how the keys of the table's numbers begin."""
+    return tuple(start for *_, starts in TABLES[name]["blocks"] for start in starts)
 
 
 def joint(texts: Sequence[Mapping[str, str]]) -> dict[str, str]:
