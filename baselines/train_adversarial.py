@@ -101,13 +101,12 @@ class Adversarial(Objective):
     def __init__(self, s: Namespace) -> None:
         super().__init__()
         self.eps = s.eps
-        self.pgd = PGD(s.distance, s.n_steps_pgd_attack, s.attack_step, s.random_init, check=False)
+        self.pgd = PGD(s.distance, s.n_steps_pgd_attack, s.attack_step, s.random_init)
 
     def attack(self, model: EnergyClassifier, images: Tensor, labels: Tensor) -> Tensor:
         """Images of [-1, 1] -> within eps of them, made by `PGD` on the model in eval mode.
 
-        Mode and gradients of the model stay as they were. Nothing waits for the device, so
-        nothing here checks the bound: `evaluation.robustness` has tests for it.
+        Mode and gradients of the model stay as they were. Nothing waits for the device.
         """
         with sampling_mode(model):
             x01 = ((images + 1) / 2).clamp(0, 1)

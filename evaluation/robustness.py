@@ -18,15 +18,12 @@ from torch import Tensor
 
 from evaluation import NotFinite
 from losses import Chain
-from losses.sgld import LogDensity
 from models import EnergyClassifier, sampling_mode
 from runs import processes as distributed
 from runs.cli import UsageError
 
 Classifier = Callable[[Tensor], Tensor]  # x01 (N, 3, H, W) -> logits (N, C)
-Attack = Callable[..., Tensor]  # (classify, x01, y, eps=, generator=) -> adversarial x01
 
-DISTANCES = ("Linf", "L2")
 ROUNDING = 1e-6  # what float32 pixels may add to a perturbation of size eps
 
 
@@ -63,34 +60,19 @@ def classifier(
         if sigma > 0:
             x = x + sigma * torch.empty_like(x).normal_(generator=generator)
         with sampling_mode(model):
-            if gradient == "full" and torch.is_grad_enabled() and x.requires_grad:
-                end = _differentiable_langevin(model.log_px, x, chain, generator)
-            else:
-                end = chain.climb(model.log_px, x, generator)
+            full = gradient == "full" and torch.is_grad_enabled() and x.requires_grad
+            end = chain.climb(model.log_px, x, generator, differentiable=full)
+            if not full:
                 end = x + (end - x).detach()
             return model.logits(end).unflatten(0, (len(x01), copies)).mean(1)
 
     return classify
 
 
-def _differentiable_langevin(
-    log_density: LogDensity, x: Tensor, chain: Chain, generator: torch.Generator | None
-) -> Tensor:
-    """Run `chain`, number for number, with a gradient from its end to its start."""
-    for _ in range(chain.steps):
-        (slope,) = torch.autograd.grad(log_density(x).sum(), x, create_graph=True)
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        slope = slope.clamp(-chain.grad_clip, chain.grad_clip)
-        x = x + chain.step_size * slope + chain.noise_std * noise
-        if chain.clamp:
-            x = x.clamp(-1, 1)
-    return x
-
-
 def robust_accuracy(
     classify: Classifier,
     batches: Iterable[tuple[Tensor, Tensor]],
-    attacks: Sequence[Attack],
+    attacks: Sequence[PGD | AutoAttack],
     radii: Sequence[float],
     *,
     seed: int = 0,
@@ -104,7 +86,8 @@ def robust_accuracy(
     smaller radius: a broken image is attacked no further. A randomised classifier is asked once for
     each attack, so an error by chance counts as broken. `generator`, by default a new one, is
     seeded anew for each batch, by `seed` and the batch's number, counted from `first`: it gives a
-    batch the same answers whatever came before. Returns [] without images.
+    batch the same answers whatever came before. Returns [] without images. Raises as
+    `check_perturbation`, and NotFinite for logits that are not.
     """
     radii = sorted(set(radii))
     survivors, n = [0] * len(radii), 0
@@ -118,6 +101,7 @@ def robust_accuracy(
             for attack in attacks if eps > 0 else ():
                 if len(x):
                     adversarial = attack(classify, x, y, eps=eps, generator=generator)
+                    check_perturbation(x, adversarial, attack.distance, eps)
                     x, y = _still_right(classify, adversarial, x, y)
             survivors[i] += len(y)
     n, *survivors = map(sum, zip(*distributed.all_of([n, *survivors]), strict=True))
@@ -145,22 +129,14 @@ class PGD:
         Linf: x' <- P(x' + step * sign(g))        L2: x' <- P(x' + step * g / ||g||_2)
 
     P projects onto the ball of radius eps around x, then onto [0, 1]. `step` is 2.5 eps / steps
-    unless given. `random_init` starts uniformly in the ball, else the attack starts at x.
-    `check=False` leaves out what waits for the device, which a training step must not: see
-    `__call__`. Raises ValueError for an unknown distance or steps < 1.
+    unless given. `random_init` starts uniformly in the ball, else the attack starts at x. Nothing
+    here waits for the device, which a training step must not.
     """
 
     distance: str
     steps: int = 40
     step: float | None = None
     random_init: bool = False
-    check: bool = True
-
-    def __post_init__(self) -> None:
-        if self.distance not in DISTANCES:
-            raise ValueError(f"distance {self.distance!r} is unknown: take Linf or L2")
-        if self.steps < 1:
-            raise ValueError(f"{self.steps} steps: take at least 1")
 
     def __call__(
         self,
@@ -172,13 +148,7 @@ class PGD:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return adversarial images for x01 `x` and labels `y`: the last iterate, x for eps = 0.
-        `generator` is on x's device.
-
-        Raises ValueError for eps < 0 and, with `check`, AssertionError with the numbers if an image
-        leaves the ball by more than 1e-6 or [0, 1] at all, and NotFinite.
-        """
-        if eps < 0:
-            raise ValueError(f"eps {eps}: it must be at least 0")
+        `generator` is on x's device."""
         x = x.detach()
         if eps == 0 or len(x) == 0:
             return x
@@ -195,8 +165,6 @@ class PGD:
             (gradient,) = torch.autograd.grad(total, adversarial)
             moved = adversarial.detach() + step * ascent(gradient)
             adversarial = _projected(x, moved, self.distance, eps)
-        if self.check:
-            check_perturbation(x, adversarial, self.distance, eps)
         return adversarial
 
 
@@ -295,10 +263,8 @@ class AutoAttack:
         eps: float,
         generator: torch.Generator,
     ) -> Tensor:
-        """Return adversarial images for x01 `x` and labels `y`, seeded as the generator was.
-
-        Bound and range are asserted as by `PGD`, and the global random state is restored.
-        """
+        """Return adversarial images for x01 `x` and labels `y`, seeded as the generator was. The
+        global random state is restored."""
         from pyautoattack import AutoAttack as Suite  # type: ignore[import-untyped, import-not-found]
 
         x = x.detach().contiguous()  # it takes views, which other memory formats do not allow
@@ -320,5 +286,4 @@ class AutoAttack:
                 adversarial, _ = attack.run_standard_evaluation(x, y, batch_size=self.batch_size)
         finally:
             sys.settrace(tracer)
-        check_perturbation(x, adversarial, self.distance, eps)
         return adversarial

@@ -33,6 +33,7 @@ def langevin(
     grad_clip: float = math.inf,
     clamp: bool = False,
     generator: torch.Generator | None = None,
+    differentiable: bool = False,
 ) -> Tensor:
     """Run stochastic gradient Langevin dynamics.
 
@@ -42,20 +43,22 @@ def langevin(
     Eq. 5. `log_density` maps (N, ...) to (N,); each image is a chain of its own. In this order:
     each pixel's gradient is clamped to [-grad_clip, grad_clip], the step is taken, the noise is
     added, and with `clamp` the pixels are clamped to [-1, 1] (JEM++'s stabilisers). Returns the end
-    points, without gradient; `x` itself is left as it was.
+    points; `x` itself is left as it was. They have no gradient or, if `differentiable`, that to x,
+    which then requires one: of second derivatives of log q, and a graph of all steps.
     """
-    x = x.detach()
+    x = x if differentiable else x.detach()
     for _ in range(steps):
-        x.requires_grad_(True)
+        x = x if differentiable else x.detach().requires_grad_(True)
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(log_density(x).sum(), x)
+            (gradient,) = torch.autograd.grad(log_density(x).sum(), x, create_graph=differentiable)
         # Not in x's memory format: to fill a channels_last tensor takes the CPU 7 times as long.
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         if grad_clip < math.inf:
             gradient = gradient.clamp(-grad_clip, grad_clip)
-        x = x.detach().add(gradient, alpha=step_size).add_(noise, alpha=noise_std)
-        if clamp:
-            x.clamp_(-1, 1)
+        with torch.set_grad_enabled(differentiable):
+            x = x.add(gradient, alpha=step_size).add_(noise, alpha=noise_std)
+            if clamp:
+                x.clamp_(-1, 1)
     return x
 
 
@@ -87,7 +90,12 @@ class Chain:
         )
 
     def climb(
-        self, log_density: LogDensity, x: Tensor, generator: torch.Generator | None = None
+        self,
+        log_density: LogDensity,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        differentiable: bool = False,
     ) -> Tensor:
         """Run `langevin` from x (N, ...)."""
         return langevin(
@@ -99,6 +107,7 @@ class Chain:
             grad_clip=self.grad_clip,
             clamp=self.clamp,
             generator=generator,
+            differentiable=differentiable,
         )
 
 

@@ -137,5 +137,5 @@ def test_defaults_depend_on_the_distance():
     assert settings("--eps 0").attack_step == 0 and linf.sigma == 0
     words = "--distance L2 --eps .3 --n_steps_pgd_attack 5 --attack_step .1 --no-random_init"
     built = PROGRAM.objective(settings(words), network())
-    expected = attacks.PGD("L2", 5, 0.1, random_init=False, check=False)
+    expected = attacks.PGD("L2", 5, 0.1, random_init=False)
     assert (built.eps, built.pgd) == (0.3, expected)

@@ -33,7 +33,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
         gradient=s.refine_gradient,
     )
     of_pgd = {"steps": s.n_steps_pgd_attack, "restarts": s.n_restarts, "random_init": s.random_init}
-    attacks: list[robustness.Attack]
+    attacks: list[Any]
     if s.attack == "pgd":
         attacks = [
             robustness.PGD(s.distance, s.n_steps_pgd_attack, random_init=s.random_init or run > 0)
