@@ -22,6 +22,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from evaluation import NotFinite, loading
@@ -54,11 +55,12 @@ def answer(s: Namespace, given: set[str], device: torch.device) -> int:
     context = Context(s, Results(flags.results_folder(s), s.eval, settings), device)
     if "workers" in given:
         context.say(f"--workers {s.workers} has no effect: the images live on the device")
-    results = [asked(context, model, given) for model in models]
+    found = [asked(context, model, given) for model in models]
     if not distributed.first():
         return 0
-    QUESTIONS[s.eval].show(context, results)
-    found = [{k: v for k, v in r.items() if not k.startswith("_")} for r in results]
+    QUESTIONS[s.eval].show(context, found)
+    if context.scores:
+        context.files.add(f"{s.eval}_scores.npz", np.savez_compressed, **context.scores)
     numbers = found[0] if len(found) == 1 else {"checkpoint": s.load_path, "models": found}
     path = context.files.save(
         {

@@ -32,13 +32,15 @@ IN_DISTRIBUTION = "in-distribution"  # why a set is left out for one of several 
 class Context:
     """
     s: the settings; files: those of the answer; sets_used: name -> what was read, in a line;
-    differences: label of a model -> set -> how it differs from what the run was trained with.
+    differences: label of a model -> set -> how it differs from what the run was trained with;
+    scores: "label of a model/set/score" -> float64 (N,).
     """
 
     def __init__(self, s: Namespace, files: Results, device: torch.device) -> None:
         self.s, self.files, self.device = s, files, device
         self.sets_used: dict[str, str] = {}
         self.differences: dict[str, dict[str, Any]] = {}
+        self.scores: dict[str, np.ndarray] = {}
         # A set, or the error of a set that cannot be had.
         self._sets: dict[Any, data.EvaluationSet | data.DataError] = {}
         self._folders: dict[Any, data.DataSet] = {}
@@ -227,20 +229,9 @@ class Context:
     def say_values(self, result: Row) -> None:
         """Print the numbers and names of a result, a line each."""
         for name, value in result.items():
-            unsaid = value is None or isinstance(value, list | dict) or name in UNSAID
-            if not unsaid and not name.startswith("_"):
+            if not (value is None or isinstance(value, list | dict) or name in UNSAID):
                 text = f"{value:.6g}" if isinstance(value, float) else f"{value}"
                 self.say(f"{name:22} {text}")
-
-    def save_scores(self, results: Sequence[Row]) -> None:
-        """Write the arrays of each result's "_raw", by set and score."""
-        raw = {
-            f"{result['label']}/{name}/{score}": values
-            for result in results
-            for name, found in result["_raw"].items()
-            for score, values in found.items()
-        }
-        self.files.add(f"{self.s.eval}_scores.npz", np.savez_compressed, **raw)
 
     def save_images(
         self, name: str, images: Tensor, starts: Tensor | None, labels: Tensor | None = None

@@ -33,8 +33,8 @@ SGLD = ("sgld_lr", "sgld_std", "sgld_grad_clip", "sgld_clamp")  # which every qu
 class Question:
     """
     name: of --eval and of the answer's files; summary: its line in --help.
-    ask: the numbers of one model, as JSON has them; keys that begin with "_" stay out of it. A
-        "report" {"title", "text", "head", "rows"} among them is a section of the run's page.
+    ask: the numbers of one model, as JSON has them. A "report" {"title", "text", "head", "rows"}
+        among them is a section of the run's page.
     show: print the numbers of all models, which also have a "label", and draw pictures.
     takes: the flags that not every question takes; defaults: of those that depend on it.
     add_flags: declare the flags of this question alone.

@@ -23,22 +23,20 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     (name,) = context.s.score_fn
     scores_of = scorer(context, model, [name])
     sets, skipped = sets_of(context, model)
-    raw = {found.name: scores_of(found) for found in sets}
-    inside, summary = sets[0].name, dict[str, Numbers]()
-    for found in sets:
-        x = raw[found.name][name]
+    scored = [scores_of(found)[name] for found in sets]
+    summary = dict[str, Numbers]()
+    for found, x in zip(sets, scored, strict=True):
         summary[found.name] = {
             "title": found.title,
             "n": len(x),
             "mean": float(x.mean()),
             "std": float(x.std()),
             "quantiles": {f"{q:g}": float(np.quantile(x, q)) for q in QUANTILES},
-            "auroc": None if found is sets[0] else detection(raw[inside][name], x)["auroc"],
+            "auroc": None if found is sets[0] else detection(scored[0], x)["auroc"],
         }
         if model.flow and name == "px":
             summary[found.name]["bits_per_dim"] = model.flow.bits(float(x.mean()))
-    numbers = {"datasets": list(summary), "score_fn": name, "sets": summary, "skipped": skipped}
-    return {**numbers, "_raw": raw}
+    return {"datasets": list(summary), "score_fn": name, "sets": summary, "skipped": skipped}
 
 
 def sets_of(context: Context, model: LoadedModel) -> tuple[list[Any], list[dict[str, str]]]:
@@ -73,13 +71,15 @@ def show(context: Context, results: list[Numbers]) -> None:
     pictures = [
         {
             "label": r["label"],
-            "sets": [(s["title"], r["_raw"][n][score], s["auroc"]) for n, s in r["sets"].items()],
+            "sets": [
+                (each["title"], context.scores[f"{r['label']}/{name}/{score}"], each["auroc"])
+                for name, each in r["sets"].items()
+            ],
         }
         for r in results
     ]
     xlabel = SCORES[score]
     context.files.picture("logp_hist", figures.draw_histograms, pictures, xlabel=xlabel)
-    context.save_scores(results)
 
 
 def idle(s: Namespace) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -25,13 +25,14 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
         for found in outside
         for name in names
     ]
-    return {"in_dataset": inside.name, "rows": rows, "skipped": skipped, "_raw": raw}
+    return {"in_dataset": inside.name, "rows": rows, "skipped": skipped}
 
 
 def scorer(
     context: Context, model: LoadedModel, names: Sequence[str]
-) -> Callable[[Any], dict[str, Any]]:
-    """Return a function from an evaluation set to {score: float64 (N,)}.
+) -> Callable[..., dict[str, Any]]:
+    """Return a function from an evaluation set to {score: float64 (N,)}, which the answer's files
+    have, too, under the set's name or another one.
 
     Raises UsageError for what knn and pxsim need and do not have.
     """
@@ -52,9 +53,12 @@ def scorer(
             )
         bank = feature_bank(model.network, context.batches(train, model))
 
-    def scores_of(found: data.EvaluationSet) -> dict[str, Any]:
+    def scores_of(found: data.EvaluationSet, name: str | None = None) -> dict[str, Any]:
         batches = context.batches(found, model)
-        return scores(model.network, batches, names, contrastive=contrastive, bank=bank, k=k)
+        of_set = scores(model.network, batches, names, contrastive=contrastive, bank=bank, k=k)
+        place = f"{model.label}/{name or found.name}"
+        context.scores |= {f"{place}/{score}": values for score, values in of_set.items()}
+        return of_set
 
     return scores_of
 
@@ -68,7 +72,6 @@ def show(context: Context, results: list[Numbers]) -> None:
     text = "\n\n".join(part for part in parts if part)
     context.say(text)
     context.files.add("OOD.md", Path.write_text, text + "\n", encoding="utf-8")
-    context.save_scores(results)
 
 
 def ood_table(rows: Sequence[Row]) -> str:

@@ -34,15 +34,15 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
         raise UsageError(f"--data_root: {inside.name} has labels that are no class of {own}")
     found, skipped = context.available([*names.values()], model, "--ood_dataset")
     scores_of = scorer(context, model, list(dict.fromkeys(context.s.score_fn)))
-    scored = scores_of(inside)
-    outside = {name: scores_of(found[full]) for name, full in names.items() if full in found}
+    scored = scores_of(inside, own)
+    outside = {name: scores_of(found[full], name) for name, full in names.items() if full in found}
     right = classification(model.network, context.batches(inside, model))["accuracy"]
     rows = table(groups, scored, outside, 100 * right)
     lacking = {group: [n for n in members if n not in outside] for group, members in groups.items()}
     missing = {group: absent for group, absent in lacking.items() if absent}
     report = section(own, rows, missing, context.s.sigma)
     numbers = {"in_dataset": inside.name, "rows": rows, "missing": missing, "skipped": skipped}
-    return {**numbers, "report": report, "_raw": {own: scored, **outside}}
+    return {**numbers, "report": report}
 
 
 def table(
@@ -91,7 +91,6 @@ def show(context: Context, results: list[Numbers]) -> None:
         lines += [",".join(cells[1:]) for cells in report["rows"] if cells[0] == score]
         text = "\n".join(lines) + "\n"
         context.files.add(f"openood_{score}.csv", Path.write_text, text, encoding="utf-8")
-    context.save_scores(results)
 
 
 QUESTION = Question(
