@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.sampling import to_uint8
@@ -215,18 +215,14 @@ def _subplots(
     return figure, figure.subplots(rows, columns, squeeze=False, **ratios)
 
 
-def grid(images: Tensor, columns: int | None = None, gap: int = BLACK) -> Tensor:
-    """Return images (n, 3, h, w), clipped to [-1, 1], row by row in a picture uint8 (H, W, 3)."""
-    n, channels, height, width = images.shape
+def grid(images: Tensor, columns: int | None = None) -> Tensor:
+    """Return images (n, 3, h, w), clipped to [-1, 1], row by row in a picture uint8 (H, W, 3), each
+    with BLACK pixels around it. Without `columns` it is about square."""
+    n = len(images)
     columns = columns or math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
-    picture = torch.zeros(
-        rows * (height + gap) + gap, columns * (width + gap) + gap, channels, dtype=torch.uint8
-    )
-    for i, image in enumerate(to_uint8(images).cpu()):
-        top, left = (gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap))
-        picture[top : top + height, left : left + width] = image
-    return picture
+    cells = F.pad(to_uint8(images).cpu(), (0, 0, BLACK, 0, BLACK, 0, 0, -n % columns))
+    picture = cells.unflatten(0, (-1, columns)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    return F.pad(picture, (0, 0, 0, BLACK, 0, BLACK))
 
 
 def save_grid(

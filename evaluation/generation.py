@@ -16,7 +16,6 @@ from torch import Tensor
 
 from data import to_float
 from data.images import resize_batch
-from evaluation import NotFinite
 from evaluation.neighbours import neighbour_radii, precision_recall
 from models import EnergyClassifier, eval_mode
 from runs.cli import UsageError
@@ -63,20 +62,14 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
         |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)
 
     Dowson & Landau (1982); of Inception's features it is the FID of Heusel et al. (2017). Means
-    (D,) and covariances (D, D), tensors or arrays; computed in float64.
+    (D,) and covariances (D, D) as `moments` returns them.
 
     With S = A A', the last trace is the sum of the singular values of A1' A2. Unlike the square
     roots of the eigenvalues of S1 S2, they carry an eigenvalue's rounding of 1e-16 as it is and
-    not as its root: covariances without full rank lose no digits. Raises NotFinite.
+    not as its root: covariances without full rank lose no digits.
     """
-    m1, s1, m2, s2 = (
-        torch.as_tensor(each, dtype=torch.float64, device="cpu")
-        for each in (mean1, cov1, mean2, cov2)
-    )
-    if not all(each.isfinite().all() for each in (m1, s1, m2, s2)):
-        raise NotFinite("means and covariances must be finite")
-    root_trace = torch.linalg.svdvals(_factor(s1).T @ _factor(s2)).sum()
-    distance = (m1 - m2).square().sum() + s1.trace() + s2.trace() - 2 * root_trace
+    root_trace = torch.linalg.svdvals(_factor(cov1).T @ _factor(cov2)).sum()
+    distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * root_trace
     return max(0.0, distance.item())
 
 

@@ -21,24 +21,20 @@ def nearest(images: Tensor, bank: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     distances float32 (N,) and indices int64 (N,). An image in the bank is its own first.
 
     Candidates are ranked by |b|^2/2 - x.b, a matrix product; the distance is that of the
-    difference: of a copy exactly 0. Raises ValueError for a bank of fewer than k images.
+    difference: of a copy exactly 0. M is k at least.
     """
-    if len(bank) < k:
-        raise ValueError(f"{len(bank)} images to be near to: {k} are needed")
-    size = max(1, LARGEST // bank[0].numel())  # so that a part of the bank is no larger in float32
-    near = torch.full((len(images), k), torch.inf, device=images.device)  # so far, in their order
-    index = torch.zeros(near.shape, dtype=torch.int64, device=images.device)
-    for first, b in zip(range(0, len(bank), size), map(_pixels, bank.split(size)), strict=True):
-        half, step = b.square().sum(1) / 2, max(1, LARGEST // len(b))
-        for rows in (slice(low, low + step) for low in range(0, len(images), step)):
-            x = _pixels(images[rows])
-            rank = torch.addmm(half, x, b.T, alpha=-1)
-            candidates = rank.topk(min(k, len(b)), dim=1, largest=False).indices
-            distances = (x[:, None] - b[candidates]).norm(dim=2)
-            merged, order = torch.cat([near[rows], distances], 1).sort(dim=1, stable=True)
-            among = torch.cat([index[rows], first + candidates], 1)
-            near[rows], index[rows] = merged[:, :k], among.gather(1, order[:, :k])
-    return near[:, -1], index[:, -1]
+    size, step = max(1, LARGEST // bank[0].numel()), max(1, LARGEST // len(bank))
+    distances, indices = [], []
+    for x in map(_pixels, images.split(step)):
+        # Part by part: float32 takes four times the memory of uint8.
+        parts = map(_pixels, bank.split(size))
+        rank = torch.cat([torch.addmm(b.square().sum(1) / 2, x, b.T, alpha=-1) for b in parts], 1)
+        index = rank.topk(k, dim=1, largest=False).indices
+        near = _pixels(bank[index.flatten()]).unflatten(0, index.shape)
+        distance, order = (x[:, None] - near).norm(dim=2).sort(dim=1, stable=True)
+        distances.append(distance[:, -1])
+        indices.append(index.gather(1, order)[:, -1])
+    return torch.cat(distances), torch.cat(indices)
 
 
 def variety(images: Tensor) -> float | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -117,10 +118,9 @@ class Sampler:
         `climb` does."""
         labels = torch.arange(num_classes, device=self.device).repeat_interleave(per_class)
         x = torch.cat([self.start(per_class, label) for label in range(num_classes)])
-        if log_density is None:
-            return climb(self.model, x, labels, self.chain, self.generator)
+        density = log_density or partial(self.model.log_pxy, guidance=self.chain.guidance)
         with sampling_mode(self.model):
-            return self.chain.climb(lambda x: log_density(x, labels), x, self.generator)
+            return self.chain.climb(lambda x: density(x, labels), x, self.generator)
 
 
 class Slots:

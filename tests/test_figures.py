@@ -157,8 +157,8 @@ def test_lengths_are_drawn_over_the_steps_and_real_images_dashed():
 def test_images_fill_the_grid_row_by_row():
     values = torch.tensor([10, 20, 30, 40, 50])
     shades = (values / 127.5 - 1)[:, None, None, None].expand(-1, 3, 4, 3)
-    assert grid(torch.rand(7, 3, 4, 3), gap=1).shape == (3 * 5 + 1, 3 * 4 + 1, 3)  # about square
-    picture = grid(shades, columns=3, gap=2)
+    assert grid(torch.rand(7, 3, 4, 3)).shape == (3 * 6 + 2, 3 * 5 + 2, 3)  # about square
+    picture = grid(shades, columns=3)
     assert picture.shape == (2 * 6 + 2, 3 * 5 + 2, 3) and picture.dtype == torch.uint8
     expected = torch.zeros(14, 17, dtype=torch.uint8)
     for value, top, left in [(10, 2, 2), (20, 2, 7), (30, 2, 12), (40, 8, 2), (50, 8, 7)]:
