@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from runs.cli import Mistake, Parser, UsageError, check_id, given_flags, processes
+from runs.cli import Parser, check_id, processes
 from training import flags
 
 SHARED = (
@@ -33,13 +33,14 @@ def make_parser(
 ) -> Parser:
     """Return a parser with the flags of `share`, in train_wrn.py's groups and with its help.
 
-    `program`: the file's name. `check` raises UsageError for what no single flag can tell, and sets
-    `method`. `share`: names without dashes, of SHARED; leave out what the program declares itself.
-    `defaults`: where the program's differ from train_wrn.py's. `fixed`: names of flags of its own
-    that may not change on --resume.
+    `program`: the file's name, which is also a setting. `check` raises UsageError for what no
+    single flag can tell, and sets `method`. `share`: names without dashes, of SHARED; leave out
+    what the program declares itself. `defaults`: where the program's differ from train_wrn.py's.
+    `fixed`: names of flags of its own that may not change on --resume.
     """
     parser = Parser(prog=program, allow_abbrev=False, description=description)
     parser.fixed, parser.verify = (*flags.FIXED_ON_RESUME, *fixed), check
+    parser.set_defaults(program=program)
     for group in flags.build_parser()._action_groups:
         chosen = [action for action in group._group_actions if action.dest in share]
         if not chosen:
@@ -54,20 +55,11 @@ def make_parser(
 def parse(
     argv: Sequence[str], build: Callable[[], Parser], files: bool = False
 ) -> tuple[Namespace, set[str]]:
-    """Return the checked settings, and the names of the flags that the command line gives.
-
-    A mistake is one line on stderr and exit code 2. `files`: as of training.flags.checked.
-    """
-    parser = build()
-    settings = parser.parse_args(argv)
-    given = given_flags(build(), argv)
-    try:
-        if processes() > 1:
-            raise UsageError(f"{parser.prog} runs in one process: start it without torchrun")
-        settings = flags.checked(settings, given, parser, files)
-    except Mistake as error:
-        parser.error(str(error))
-    return settings, given
+    """Return what training.flags.parse does, of a program that torchrun may not start."""
+    if processes() > 1:
+        parser = build()
+        parser.error(f"{parser.prog} runs in one process: start it without torchrun")
+    return flags.parse(argv, files, build)
 
 
 def check_shared(s: Namespace) -> None:

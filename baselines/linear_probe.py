@@ -59,8 +59,9 @@ def build_parser() -> Parser:
 
 # fmt: on
 def check(s: Namespace) -> None:
-    """Raise UsageError."""
+    """Name the new run. Raises UsageError."""
     s.dataset = s.dataset or None
+    s.id = s.id or f"{Path(s.load_path).resolve().parent.name}-probe"
     if s.dataset:
         check_dataset(s.dataset)
     check_id(s.id)
@@ -81,9 +82,9 @@ from torch import Tensor, nn
 
 import data
 import models
-from evaluation.loading import dataset_of
+from evaluation import loading
 from runs import folder as records
-from runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from runs.checkpoint import CheckpointError, save_checkpoint
 from runs.endings import exit_code
 from runs.files import alone
 from training.build import held_out
@@ -223,41 +224,32 @@ def load_backbone(
     s: Namespace, device: torch.device
 ) -> tuple[models.EnergyClassifier, dict[str, Any], data.Record]:
     """Return the model of --load_path, its run's settings, and the record of its training images.
-    Set in `s` what is left to them."""
-    try:
-        state = read_checkpoint(s.load_path)
-        told = models.run_settings(state, Path(s.load_path))
-        network = models.network_settings(state, told, norm=s.norm)
-        model = models.from_checkpoint(state, told, norm=s.norm).to(device).eval()
-        record = data.Record.read(state.get("data"))
-    except (ValueError, TypeError) as error:  # a CheckpointError is one too
-        where = "" if s.load_path in str(error) else f" {s.load_path}"
-        raise CheckpointError(f"--load_path{where}: {error}") from None
-    settings = {**told.settings, **network}
-    s.image_size = model.image_size
-    own = dataset_of(settings, network["num_classes"], record, s, s.image_size)
-    s.dataset = s.dataset or own
+    Set in `s` what is left to them. Raises CheckpointError or UsageError."""
+    untold = dict.fromkeys((*loading.NETWORK, "weights", "amp"))
+    loaded = loading.load(s.load_path, "", Namespace(**{**untold, **vars(s)}), device)
+    if loaded.flow is not None:
+        raise UsageError(f"--load_path {s.load_path} is a flow, no classifier: give another")
+    told = models.run_settings(loaded.state, loaded.path)
+    settings = told.settings | models.network_settings(loaded.state, told, norm=s.norm)
+    s.image_size = loaded.network.image_size
+    s.dataset = s.dataset or loaded.dataset
     if not s.dataset:
         raise UsageError(
             f"--load_path {s.load_path} does not tell its data set: give --dataset NAME"
         )
-    if s.dataset == own:
-        s.n_valid = data.held_out_by(settings) if s.n_valid is None else s.n_valid
+    if s.dataset == loaded.dataset and s.n_valid is None:
+        s.n_valid = data.held_out_by(settings)
     if s.sigma is None:
         s.sigma = float(settings.get("sigma", 0.03))
-    return model, settings, record
+    return loaded.network, settings, loaded.record
 
 
 def work(s: Namespace) -> int:
-    path = Path(s.load_path)
-    s.id = s.id or f"{path.resolve().parent.name}-probe"
     folder = Path(s.log_dir) / s.id
     device = choose_device(s.device, exact=True)
     use_threads(s, device, PROGRAM)
     here = environment(device)
-    records.check_free(folder, overwrite=s.overwrite, load_path=s.load_path)
     model, settings, record = load_backbone(s, device)
-    model = model.to(memory_format=torch.channels_last)
     dataset = load_data(s, device)
     warn_of_leaks(s, dataset, record, PROGRAM)
     found = features_of_splits(model, dataset, s)
@@ -268,11 +260,11 @@ def work(s: Namespace) -> int:
             "--n_valid 0 leaves no images to choose between the values of --l2: give one --l2"
         )
     with alone(folder, flag="--log_dir", program=PROGRAM):
-        records.check_free(folder, overwrite=s.overwrite, load_path=s.load_path)
+        records.check_free(folder, overwrite=s.overwrite, load_path=s.load_path, resumes=False)
         records.create_run_folder(folder, overwrite=s.overwrite)
         # The backbone's settings, so that what reads runs knows its network, and over them ours.
         own = {**vars(s), "norm": settings["norm"], "num_classes": dataset.num_classes}
-        settings = {**settings, **own, "program": PROGRAM, "method": "linear-probe", "resume": None}
+        settings = {**settings, **own, "method": "linear-probe", "resume": None}
         records.write_settings(folder, settings, here)
         book = records.Records(folder)
         try:

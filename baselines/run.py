@@ -85,25 +85,21 @@ class Program:
     model: Callable[[Namespace, int, torch.device], models.EnergyClassifier] = build_model
     initialise: Callable[[Any, Tensor], None] = models.initialise_act_norm
 
-    @property
-    def name(self) -> str:
-        return self.build_parser().prog
-
 
 def main(program: Program, settings: Namespace, given: set[str]) -> int:
     """Return the exit code: 0, 1 for a run that diverged, 2 for a user's mistake or a disk that
     failed, 130 for Ctrl-C; each with one line on stderr."""
+    s = settings
     return exit_code(
-        program.name,
-        lambda: work(program, settings, given),
-        interrupted=f"{program.name}: interrupted before the run began",
-        lower=f"--batch_size {settings.batch_size} or --image_size",
+        s.program,
+        lambda: work(program, s, given),
+        interrupted=f"{s.program}: interrupted before the run began",
+        lower=f"--batch_size {s.batch_size} or --image_size",
     )
 
 
 def work(program: Program, s: Namespace, given: set[str]) -> int:
-    s.program = program.name
-    with begin(program.name, s, given, s.method) as start:
+    with begin(s.program, s, given, s.method) as start:
         s, device = start.settings, start.device
         dataset = load_data(s, device)
         index, splits = held_out(s, dataset)

@@ -37,7 +37,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", **given: Any) -> 
     `given`.
     """
     file = weights_file(path)
-    checkpoint = read_checkpoint(file, map_location="cpu")
+    checkpoint = read_checkpoint(file)
     try:
         model = from_checkpoint(checkpoint, run_settings(checkpoint, file), **given)
     except (ValueError, TypeError) as error:  # a CheckpointError is one too

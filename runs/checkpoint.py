@@ -58,15 +58,13 @@ def save_checkpoint(state: dict[str, Any], path: Path, *, keep: Path | None = No
             file.write(seal(digest_of(written)))
 
 
-def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    return read_with_sha256(path, map_location)[0]
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    return read_with_sha256(path)[0]
 
 
-def read_with_sha256(
-    path: str | Path, map_location: str | torch.device = "cpu"
-) -> tuple[dict[str, Any], str]:
-    """Return the dict that a checkpoint, or the folder of an exported model, holds, and the sha256
-    of the file that it was read from. Nothing in the file is executed.
+def read_with_sha256(path: str | Path) -> tuple[dict[str, Any], str]:
+    """Return the dict that a checkpoint, or the folder of an exported model, holds, its tensors on
+    the CPU, and the sha256 of the file that it was read from. Nothing in the file is executed.
 
     The file is opened once: another file that takes its name meanwhile changes neither.
 
@@ -80,7 +78,7 @@ def read_with_sha256(
     try:
         with open(path, "rb") as file:
             sealed, sha256 = check_seal(file, path)
-            state = torch.load(file, map_location=map_location, weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError):
         raise CheckpointError(no_checkpoint(path)) from None
     except CheckpointError:

@@ -80,6 +80,7 @@ class Parser(argparse.ArgumentParser):
     source = ""  # begins an error message: the file of the flags, if not the command line
     fixed: Sequence[str] = ()  # names of flags that may not change when a run is resumed
     verify: Callable[[argparse.Namespace], None]  # checks the settings against each other
+    recipes = False  # @NAME on the command line stands for a recipe's flags
     words: Sequence[str] = ()  # of the command line
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -35,18 +35,24 @@ def holds_run(folder: Path) -> bool:
 
 
 def check_free(
-    folder: Path, *, overwrite: bool, given: bool = True, load_path: str | None = None
+    folder: Path,
+    *,
+    overwrite: bool,
+    given: bool = True,
+    load_path: str | None = None,
+    resumes: bool = True,
 ) -> None:
     """Raise RunFolderError if the folder holds a run that may not be overwritten, or the file that
     the new run is to start from.
 
     given: --overwrite was; else --resume auto found nothing to lose, which another process may have
         changed.
+    resumes: the program has --resume.
     """
     lost = overwrite and not given and any(folder.glob("*.pt"))
     if (holds_run(folder) and not overwrite) or lost:
         raise RunFolderError(
-            f"--id: {folder} already holds a run: continue it with --resume, "
+            f"--id: {folder} already holds a run: {'continue it with --resume, ' * resumes}"
             "replace it with --overwrite, or give another --id"
         )
     if load_path is not None and Path(load_path).resolve().parent == folder.resolve():
@@ -201,22 +207,19 @@ class Records:
         self.board.close()
 
     def _read_rows(self, step: int) -> None:
-        """Keep the rows up to this step; a line that a crash cut off has too few fields. Raises
-        RunFolderError for a file that another program has spoilt."""
-        path = self.folder / PROGRESS
-        if not path.exists():
-            return
+        """Keep the rows up to this step. Raises RunFolderError for a file that another program has
+        spoilt."""
         try:
-            header, *lines = path.read_text(encoding="utf-8").split("\n")
-            if lines:  # else the header itself was cut off
-                self.columns = next(csv.reader([header]), [])
-            whole = [row for row in csv.DictReader(lines, self.columns) if None not in row.values()]
-            self.rows = [row for row in whole if int(row["step"]) <= step]
-        except (ValueError, KeyError, csv.Error) as error:
+            rows = read_progress(self.folder)
+            self.rows = [row for row in rows if int(row["step"]) <= step]
+        except (ValueError, TypeError, KeyError, csv.Error) as error:
             raise RunFolderError(
-                f"--resume: {path} cannot be read ({error}): mend it, or move it away"
+                f"--resume: {self.folder / PROGRESS} cannot be read ({error}): mend it, or move it "
+                "away"
             ) from None
-        self._write_rows()
+        if rows:
+            self.columns = list(rows[0])
+            self._write_rows()
 
     def _write_rows(self) -> None:
         with (
@@ -224,8 +227,7 @@ class Records:
             open(temporary, "w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.DictWriter(file, self.columns)
-            if self.columns:
-                writer.writeheader()
+            writer.writeheader()
             writer.writerows(self.rows)
 
 

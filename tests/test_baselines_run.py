@@ -169,4 +169,4 @@ def test_resume_keeps_the_run_s_settings_and_refuses_others(baseline):
 def test_shared_flags_are_those_of_train_wrn():
     ours, theirs = (vars(p.parse_args([])) for p in (build_parser(), train_parser()))
     assert {n: ours[n] for n in flags.SHARED} == {n: theirs[n] for n in flags.SHARED} | {"lr": 1e-3}
-    assert ours.keys() == {*flags.SHARED, "silent", "factor", "method"}
+    assert ours.keys() == {*flags.SHARED, "silent", "factor", "method", "program"}

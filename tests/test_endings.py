@@ -79,7 +79,9 @@ def test_a_program_names_flags_of_its_own(module, work, flag, monkeypatch, capsy
 
     monkeypatch.setattr(module, work, full)
     first = (train_adversarial.PROGRAM,) if module is run else ()
-    settings = Namespace(batch_size=64, sgld_batch_size=8, device="cpu", threads=None)
+    settings = Namespace(
+        batch_size=64, sgld_batch_size=8, device="cpu", threads=None, program="a.py"
+    )
     assert module.main(*first, settings, set()) == 2 and flag in capsys.readouterr().err
 
 
@@ -184,6 +186,7 @@ def test_a_machine_that_cannot_import_pytorch_is_told_in_a_line(lacks):
 
 
 CE, OOD = "train_wrn.py --pyxce 1", "eval_wrn_ebm.py --eval OOD"
+PROBE = "baselines/linear_probe.py --load_path hdge"
 
 
 @pytest.mark.parametrize(
@@ -201,6 +204,7 @@ CE, OOD = "train_wrn.py --pyxce 1", "eval_wrn_ebm.py --eval OOD"
         (f"{OOD} --load_path hdge {{}}/no --log_dir {{}}", "--load_path {}/no is no file: give"),
         ("baselines/train_adversarial.py --resume {}/run", "is a run of train_wrn.py, not of"),
         ("baselines/linear_probe.py --load_path {}", "--load_path {} has no checkpoint: give"),
+        (f"{PROBE} --log_dir {{}} --id run", "--id: {}/run already holds a run: replace it with"),
         ("scripts/bench.py --output {}/file/a", "--output: cannot write to {}/file/a (Not a"),
         ("scripts/export.py {}/no {}/model", "CHECKPOINT {}/no is no file: give"),
         ("scripts/predict.py {}/no a.png", "RUN {}/no is no file: give"),

@@ -92,9 +92,8 @@ def kill() -> NoReturn:
 
 
 def tear(folder: Path) -> None:
-    for name, line in (("progress.csv", "2,15,0.9"), ("log.txt", "epoch 2 step 12 lr 0.0")):
-        with open(folder / name, "a") as file:
-            file.write(line)
+    with open(folder / "log.txt", "a") as file:
+        file.write("epoch 2 step 12 lr 0.0")
 
 
 def truncate(folder: Path) -> None:
@@ -170,7 +169,7 @@ DISTURBED |= {
     "more epochs": Disturbed(
         "--pyxce 1", "--n_epochs 1", told="complete: 1 epochs", limit="--n_epochs 3"
     ),
-    "torn records": Disturbed(SHORT, "--max_steps 10", after=tear),
+    "a torn report": Disturbed(SHORT, "--max_steps 10", after=tear),
     "last_ckpt.pt is truncated": Disturbed(
         LONG, "--max_steps 7", after=truncate, warned=(FROM_PREVIOUS,)
     ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def build_parser() -> Parser:
         ),
     )
     add_flags(parser)
-    parser.fixed, parser.verify = FIXED_ON_RESUME, check
+    parser.fixed, parser.verify, parser.recipes = FIXED_ON_RESUME, check, True
     parser.set_defaults(recipe=None)
     return parser
 
@@ -263,14 +263,21 @@ def add_flags(parser: Parser) -> None:
 
 
 # fmt: on
-def parse(argv: Sequence[str], files: bool = False) -> tuple[argparse.Namespace, set[str]]:
+def parse(
+    argv: Sequence[str], files: bool = False, build: Callable[[], Parser] = build_parser
+) -> tuple[argparse.Namespace, set[str]]:
     """Return the checked settings, and the names of the flags that the command line gives; a
-    recipe's flags are not given, and stand before all that are. `files`: as of `checked`."""
-    parser = build_parser()
-    words, typed, names = recipe.expand(argv, parser)
+    recipe's flags are not given, and stand before all that are. A mistake ends the program with one
+    line and exit code 2.
+
+    files: as of `checked`. build: makes the program's parser.
+    """
+    parser = build()
+    words, typed, names = recipe.expand(argv, parser) if parser.recipes else ([], argv, None)
     settings = parser.parse_args([*words, *typed])
-    settings.recipe = names
-    given = given_flags(build_parser(), typed)
+    if names is not None:
+        settings.recipe = names
+    given = given_flags(build(), typed)
     try:
         settings = checked(settings, given, parser, files)
     except Mistake as error:
@@ -406,7 +413,7 @@ def check_files(s: argparse.Namespace) -> None:
         return
     folder = Path(s.log_dir) / (s.id or "")
     if s.id:
-        check_free(folder, overwrite=s.overwrite, load_path=path)
+        check_free(folder, overwrite=s.overwrite, load_path=path, resumes="resume" in s)
     check_writable("--log_dir", folder)
 
 
