@@ -43,19 +43,13 @@ from losses import Contrastive, ContrastScore, LogitQueue  # noqa: E402
 from reports.tables.formats import aligned  # noqa: E402
 from runs.checkpoint import read_checkpoint  # noqa: E402
 from runs.shared import weights_file  # noqa: E402
+from training.session import term_gradients  # noqa: E402
 
 N, SIGMA = 64, 0.03  # images of a batch, and their noise
 VARIED = [("algorithm1", t, 16384) for t in (0.05, 0.1, 0.2, 0.5)]
 VARIED += [("algorithm1", 0.1, k) for k in (64, 1024)]
 VARIED += [("eq13", t, 16384) for t in (0.1, 0.5)]
 HEAD = ["Weights of", "Score", "T", "K", "Most", "Loss", "Norm", "Over cross-entropy's", "Cosine"]
-
-
-def gradient(model: models.EnergyClassifier, loss: Tensor) -> Tensor:
-    """Return the gradient of the loss with respect to all weights, flat; 0 where there is none."""
-    weights = list(model.parameters())
-    found = torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)
-    return torch.cat([part.flatten() for part in found])
 
 
 def rows(
@@ -77,12 +71,13 @@ def rows(
     found = torch.zeros(len(terms), 4, dtype=torch.float64)
     for first in at:
         now, y = model.logits(x[first : first + N]), labels[first : first + N]
-        ours = gradient(model, F.cross_entropy(now, y))
-        for i, term in enumerate(terms):
-            loss = term.per_image(now, y).mean()
-            its = gradient(model, loss)
-            ratio, cosine = its.norm() / ours.norm(), F.cosine_similarity(its, ours, dim=0)
-            found[i] += torch.stack([loss.detach(), its.norm(), ratio, cosine]).double()
+        losses = {str(i): term.per_image(now, y).mean() for i, term in enumerate(terms)}
+        cross_entropy = {"pyxce": F.cross_entropy(now, y)}
+        measured = term_gradients(cross_entropy | losses, list(model.parameters()))
+        for i, (name, loss) in enumerate(losses.items()):
+            norm, cosine = measured[f"{name}/gradient"], measured[f"{name}/cosine"]
+            ratio = norm / measured["pyxce/gradient"]
+            found[i] += torch.stack([loss.detach(), norm, ratio, cosine]).double()
     for (kind, t, k), term, mean in zip(VARIED, terms, found / batches, strict=True):
         low, high = term.score.bounds(logits.shape[1])
         cells = [f"{t:g}", f"{k:,}", f"{(high - low) / t:.2f}", *(f"{x:.3f}" for x in mean)]

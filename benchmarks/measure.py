@@ -23,17 +23,15 @@ import torch
 from torch import Tensor
 
 import data
-import losses
 import models
 import train_wrn
 from benchmarks import straightforward
 from benchmarks.flags import PROJECT, STABLE, STRAIGHT, STRAIGHT_TF32, step_settings
 from runs.screen import print_line
-from training.build import build_model, build_optimizer, fit_start
-from training.cost import step_flops
+from training.build import build_model, fit_start
+from training.cost import run_on, step_flops
 from training.divergence import Guard
 from training.machine import keep_freed_memory, set_malloc
-from training.state import Run
 
 Row = dict[str, Any]
 Call = Callable[[], object]
@@ -132,14 +130,8 @@ def project(bench: Bench, s: Namespace, classes: int) -> Contender:
     if classes not in bench.project:
         bench.project[classes] = build_model(s, classes, device)
     model = bench.project[classes].train()
-    objective = losses.build_objective(s, classes).to(device)
-    optimizer = build_optimizer(s, model, objective)
-    run, guard = Run(s, classes, model, objective, optimizer), Guard(device)
-    split = data.Split(bench.images, bench.labels(classes)).to(device)
-    every = torch.arange(len(split.labels), device=device)
-    batches = data.TrainingBatches(
-        split, every, every, s.batch_size, s.seed, s.sigma, flip=True, unlabelled=False
-    )
+    split, guard = data.Split(bench.images, bench.labels(classes)), Guard(device)
+    run, batches = run_on(split, s, model, classes, flips=True)
     fit_start(run, batches)
 
     def learn(batch: tuple[Tensor, Tensor, Tensor | None]) -> None:

@@ -29,7 +29,6 @@ from typing import Any  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks import measure, report  # noqa: E402
-from benchmarks.collect import collect  # noqa: E402
 from runs.cli import UsageError  # noqa: E402
 from runs.endings import exit_code  # noqa: E402
 from runs.files import write_json, write_text  # noqa: E402
@@ -48,7 +47,7 @@ def preset_for(name: str, device: torch.device) -> str:
 
 def work(b: Namespace) -> int:
     if b.collect:
-        print_line(str(collect(Path(b.collect[1]), b.output)), sys.stdout)
+        print_line(str(report.collect(Path(b.collect[1]), b.output)), sys.stdout)
         return 0
     device = choose_device(b.device)
     b = flags.complete(b, preset_for(b.preset, device))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import collect, gpu, gpu_parts, report, subset
+from benchmarks import gpu, gpu_parts, report, subset
 from reports.tables.page import write_results
 from runs.cli import UsageError
 from runs.files import read_json
@@ -138,7 +138,7 @@ def test_a_late_part_is_ended_and_its_tests_are_known(tmp_path, monkeypatch):
         assert gpu.call_part(g, "tests", 3, tmp_path) == gpu.LATE
     finally:
         signal.signal(signal.SIGINT, before)
-    assert collect.tests(tmp_path / "tests.xml")["passed"] >= 1
+    assert report.tests(tmp_path / "tests.xml")["passed"] >= 1
 
 
 @pytest.mark.slow
@@ -173,8 +173,8 @@ def test_a_rehearsal_measures_every_part(tmp_path, monkeypatch):
         '<testcase name="c"><skipped/></testcase></testsuite></testsuites>'
     )
     with pytest.raises(UsageError, match="rehearsal"):
-        collect.collect(out, None)
-    page = collect.collect(out, tmp_path / "page").read_text(encoding="utf-8")
+        report.collect(out, None)
+    page = report.collect(out, tmp_path / "page").read_text(encoding="utf-8")
     assert "**A rehearsal on the CPU**" in page and "1 passed, 1 failed, 1 skipped: a." in page
     assert "`training` took too long" in page and "`profile` ended with code 1" in page
     assert "test accuracy" in page and "JEM-stable" in page and "FID" in page
@@ -214,7 +214,7 @@ def test_a_gpu_s_page_names_what_a_kill_left_out_and_readme_has_its_table(tmp_pa
     stopped = {"machine": {"exit_code": "was interrupted", "seconds": 0}}
     ended = {"command": ["bash", "scripts/gpu.sh", "OUT"], "parts": stopped, "seconds": 500}
     (tmp_path / "parts.json").write_text(json.dumps(ended))
-    page = collect.collect(tmp_path, tmp_path / "page").read_text(encoding="utf-8")
+    page = report.collect(tmp_path, tmp_path / "page").read_text(encoding="utf-8")
     for said in (
         "139 GiB, 132 multiprocessors",
         "The first step of HDGE, compiled took 42.0 s.",
@@ -228,7 +228,7 @@ def test_a_gpu_s_page_names_what_a_kill_left_out_and_readme_has_its_table(tmp_pa
         assert said in page, said
     assert not any(word in page for word in ("rehearsal", "![", "tests that need a GPU"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    told = collect.with_speed(readme, report.speed(found))
+    told = report.with_speed(readme, report.speed(found))
     assert "| HDGE, C = 10 | 10.0 | 6,400 | 30% of bf16 | 1.00 |" in told
-    assert collect.with_speed(told, "again").count("again") == readme.count("again") + 1
+    assert report.with_speed(told, "again").count("again") == readme.count("again") + 1
     assert len(told.splitlines()) > len(readme.splitlines())

@@ -151,19 +151,15 @@ def time_steps(
     model: EnergyClassifier, s: Namespace, spec: data.Spec, repeats: int, train_step: TrainStep
 ) -> float:
     """Return the median seconds of a training step on made-up images, after one to warm up."""
-    device = next(model.parameters()).device
-    objective = build_objective(s, spec.num_classes).to(device)
-    run = Run(s, spec.num_classes, model, objective, build_optimizer(s, model, objective))
-    run.start_average()
-    replicate(run)
     n = max(s.batch_size, s.px_batch_size or 0)
     images = torch.randint(256, (n, s.image_size, s.image_size, 3), dtype=torch.uint8)
     split = data.Split(images, torch.randint(spec.num_classes, (n,)))
-    made_up = data.DataSet("", spec.num_classes, (), spec.flips, split, split.first(0)).to(device)
-    own = {"n_valid": 0, "labels_per_class": -1, "independent_batches": second_batch(s), "seed": 0}
-    batches, _ = build_batches(Namespace(**{**vars(s), **own}), made_up)
+    run, batches = run_on(split, s, model, spec.num_classes, spec.flips)
+    run.start_average()
+    replicate(run)
     initialise_act_norm(model, batches(0)[0])
     model.train()
+    device = run.device
     guard, times = Guard(device), []
     for step in range(repeats + 1):
         started = time.perf_counter()
@@ -173,3 +169,17 @@ def time_steps(
         times.append(time.perf_counter() - started)
     median = torch.tensor(sorted(times[1:])[repeats // 2], dtype=torch.float64, device=device)
     return float(distributed.mean(median))  # one number, from which all decide what to time next
+
+
+def run_on(
+    split: data.Split, s: Namespace, model: EnergyClassifier, num_classes: int, flips: bool
+) -> tuple[Run, data.TrainingBatches]:
+    """Return a run of the model on images without a data set, all of which have labels that may be
+    used, and its batches."""
+    device = next(model.parameters()).device
+    objective = build_objective(s, num_classes).to(device)
+    run = Run(s, num_classes, model, objective, build_optimizer(s, model, objective))
+    dataset = data.DataSet("", num_classes, (), flips, split, split.first(0)).to(device)
+    own = {"n_valid": 0, "labels_per_class": -1, "independent_batches": second_batch(s), "seed": 0}
+    batches, _ = build_batches(Namespace(**{**vars(s), **own}), dataset)
+    return run, batches
