@@ -8,7 +8,7 @@ train_adversarial.py is a short example.
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,21 +49,6 @@ class Objective(nn.Module):
         raise NotImplementedError
 
 
-class Batches(Protocol):
-    """(step) -> images float32 (n, 3, H, W), labels int64 (n,). More than these two is not read."""
-
-    steps_per_epoch: int
-
-    def __call__(self, step: int, /) -> tuple[Any, ...]: ...
-
-
-def augmented_batches(s: Namespace, dataset: data.DataSet, index: Tensor) -> Batches:
-    """Make train_wrn.py's labelled batches: padded crops, mirrored, with noise --sigma."""
-    return data.TrainingBatches(
-        dataset.train, index, index, s.batch_size, s.seed, s.sigma, dataset.flips, unlabelled=False
-    )
-
-
 @dataclass(frozen=True)
 class Program:
     """What a program brings.
@@ -71,8 +56,8 @@ class Program:
     build_parser: as in baselines.flags. The settings must have a `method`, the name of what is
         trained, in variant.json and in the default --id.
     objective: (settings, model) -> Objective; its parameters are trained with the model's.
-    batches: (settings, data set on the device, indices of its training images) -> Batches, whose
-        random numbers come from the global generator or are a function of the step.
+    batches: of train_wrn.py padded crops, mirrored, with noise --sigma. Random numbers come from
+        the global generator or are a function of the step.
     optimizer: (settings, model, objective) -> an optimiser that heeds `found_inf`.
     model: (settings, classes, device) -> the network.
     initialise: given the network of a new run and its first images.
@@ -80,7 +65,7 @@ class Program:
 
     build_parser: Callable[[], Parser]
     objective: Callable[[Namespace, models.EnergyClassifier], Objective]
-    batches: Callable[[Namespace, data.DataSet, Tensor], Batches] = augmented_batches
+    batches: type[data.TrainingBatches] = data.TrainingBatches
     optimizer: Callable[[Namespace, nn.Module, nn.Module], torch.optim.Optimizer] = build_optimizer
     model: Callable[[Namespace, int, torch.device], models.EnergyClassifier] = build_model
     initialise: Callable[[Any, Tensor], None] = models.initialise_act_norm
@@ -103,7 +88,8 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
         s, device = start.settings, start.device
         dataset = load_data(s, device)
         index, splits = held_out(s, dataset)
-        batches = program.batches(s, dataset, index.to(device))
+        index, sizes = index.to(device), (s.batch_size, s.seed, s.sigma, dataset.flips)
+        batches = program.batches(dataset.train, index, index, *sizes, unlabelled=False)
         run = build_run(program, s, dataset.num_classes, device)
         run.data, run.steps_per_epoch = data.Record.of(dataset, s.n_valid), batches.steps_per_epoch
         if s.resume is None:
@@ -122,7 +108,7 @@ def build_run(program: Program, s: Namespace, num_classes: int, device: torch.de
     return Run(s, num_classes, model, objective, program.optimizer(s, model, objective))
 
 
-def train_step(run: Run, guard: Guard, batch: tuple[Tensor, ...], step: int) -> Metrics:
+def train_step(run: Run, guard: Guard, batch: tuple[Any, ...], step: int) -> Metrics:
     """Take one step and return its metrics, scalars on the device, without waiting for it."""
     epoch = step // run.steps_per_epoch
     loss, metrics = run.objective(run.model, *batch[:2], epoch)

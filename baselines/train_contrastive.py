@@ -89,11 +89,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import data
 import losses
 import models
 from baselines.lars import LARS
-from baselines.run import Batches, Objective, Program, build_optimizer, main
+from baselines.run import Objective, Program, build_optimizer, main
 from baselines.views import ViewBatches
 
 
@@ -176,10 +175,6 @@ class ContrastiveObjective(Objective):
         return cross_entropy + self.ntxent_weight * contrast, metrics
 
 
-def view_batches(s: Namespace, dataset: data.DataSet, index: Tensor) -> Batches:
-    return ViewBatches(dataset.train, index, s.batch_size, s.seed, s.sigma, dataset.flips)
-
-
 def with_lars(s: Namespace, model: nn.Module, objective: nn.Module) -> torch.optim.Optimizer:
     if s.optimizer != "lars":
         return build_optimizer(s, model, objective)
@@ -187,7 +182,7 @@ def with_lars(s: Namespace, model: nn.Module, objective: nn.Module) -> torch.opt
     return LARS(parameters, s.lr, weight_decay=s.weight_decay)
 
 
-PROGRAM = Program(build_parser, ContrastiveObjective, view_batches, with_lars)
+PROGRAM = Program(build_parser, ContrastiveObjective, ViewBatches, with_lars)
 
 if __name__ == "__main__":
     sys.exit(main(PROGRAM, *COMMAND_LINE))

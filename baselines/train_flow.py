@@ -112,12 +112,6 @@ class MirroredBatches(data.TrainingBatches):
         return torch.where(mirrored, images.flip(3), images) if self.flip else images
 
 
-def mirrored_batches(s: Namespace, dataset: data.DataSet, index: Tensor) -> MirroredBatches:
-    return MirroredBatches(
-        dataset.train, index, index, s.batch_size, s.seed, 0.0, dataset.flips, unlabelled=False
-    )
-
-
 def build_flow(s: Namespace, num_classes: int, device: torch.device) -> Flow:
     sizes = {name: getattr(s, name) for name in (*OWN, "image_size")}
     with fits(f"--depth {s.depth} --width {s.width}"):
@@ -127,7 +121,7 @@ def build_flow(s: Namespace, num_classes: int, device: torch.device) -> Flow:
 PROGRAM = Program(
     build_parser,
     lambda s, model: Likelihood(s),
-    mirrored_batches,
+    MirroredBatches,
     model=build_flow,
     initialise=Flow.initialise,
 )

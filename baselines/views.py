@@ -1,7 +1,6 @@
 """SimCLR's random views of images, made where the images live: batched, and random per image."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -121,41 +120,26 @@ def grey(x: Tensor) -> Tensor:
     return sum(weight * x[:, i : i + 1] for i, weight in enumerate(GREY))  # type: ignore[return-value]
 
 
-@dataclass
-class ViewBatches:
-    """`(step)` -> two views of each of `batch_size` images, (2 batch_size, 3, H, W), the first
-    views and then the second, and their labels, (2 batch_size,).
+class ViewBatches(data.TrainingBatches):
+    """Two views of each image of a batch, (2 batch_size, 3, H, W), the first views and then the
+    second, and their labels, (2 batch_size,): a pure function of (seed, step) on one kind of
+    device."""
 
-    A pure function of (seed, step) on one kind of device, so that a resumed run goes on anywhere;
-    an epoch is floor(len(index) / batch_size) steps. Raises DataError if that is 0.
-    """
+    streams = 1
 
-    train: data.Split
-    index: Tensor
-    batch_size: int
-    seed: int
-    sigma: float
-    flip: bool
-    _order: tuple[int, Tensor] | None = None  # epoch, indices in its order: made once an epoch
-
-    def __post_init__(self) -> None:
-        self.steps_per_epoch = data.steps_per_epoch(len(self.index), self.batch_size)
-
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        epoch, place = divmod(step, self.steps_per_epoch)
-        device, n = self.index.device, self.batch_size
-        if self._order is None or self._order[0] != epoch:
-            order = data.epoch_order(len(self.index), seed=self.seed, epoch=epoch, device=device)
-            self._order = epoch, self.index[order]
-        chosen = self._order[1][place * n : (place + 1) * n]
+    def __call__(
+        self, step: int, part: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        chosen = self._chosen(self.labelled, step, 0, part or self.part, self.batch_size)
+        generator = data.generator_of(chosen.device, self.seed, _VIEWS, step)
         both = random_view(
             self.train.images,
             chosen.repeat(2),
             flip=self.flip,
             sigma=self.sigma,
-            generator=data.generator_of(device, self.seed, _VIEWS, step),
+            generator=generator,
         )
-        return both, self.train.labels[chosen].repeat(2)
+        return both, self.train.labels[chosen].repeat(2), None
 
 
 def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -118,6 +119,8 @@ class TrainingBatches:
     for fewer images than one batch, and for a batch that the processes cannot share equally.
     """
 
+    streams: ClassVar[int] = 2  # of batches in an epoch, each in an order of its own
+
     train: Split
     index: Tensor
     labelled: Tensor
@@ -163,7 +166,7 @@ class TrainingBatches:
         size = min(size, len(index))
         cycle, place = divmod(step, len(index) // size)
         if self._orders.get(stream, (-1,))[0] != cycle:
-            epoch = 2 * cycle + stream  # the two streams never share an order
+            epoch = self.streams * cycle + stream
             order = epoch_order(len(index), seed=self.seed, epoch=epoch, device=index.device)
             self._orders[stream] = (cycle, index[order])
         first, last = (place * size + size * i // part[1] for i in (part[0], part[0] + 1))

@@ -133,43 +133,32 @@ def test_adjustments_are_torchvisions_image_by_image(name, amounts):
     assert torch.allclose(views.grey(x), reference.rgb_to_grayscale(x), atol=1e-6)
 
 
+def of(split: data.Split, index: torch.Tensor, *given: Any) -> views.ViewBatches:
+    return views.ViewBatches(split, index, index, *given, flip=True, unlabelled=False)
+
+
 def test_view_batches():
     index = torch.tensor([1, 2, 3, 4, 5, 6, 7])
 
     def make(seed: int = 1, size: int = 3) -> views.ViewBatches:
         split = data.Split(noise_images(10), torch.arange(10))
-        return views.ViewBatches(split, index, size, seed, 0.03, True)
+        return of(split, index, size, seed, 0.03)
 
     batches = make()
     assert batches.steps_per_epoch == 2
     seen = [batches(step) for step in range(4)]
-    for x, y in seen:
+    for x, y, _ in seen:
         assert x.shape == (6, 3, 32, 32) and torch.equal(y[:3], y[3:])
         assert not torch.allclose(x[:3], x[3:])
     first, second = ({*a[1].tolist(), *b[1].tolist()} for a, b in (seen[:2], seen[2:]))
     assert len(first) == len(second) == 6 and first <= set(index.tolist())
     for step in (3, 0, 2, 1):  # a fresh one, at any step
-        x, y = make()(step)
+        x, y, _ = make()(step)
         assert torch.equal(x, seen[step][0]) and torch.equal(y, seen[step][1])
     assert not torch.equal(make(2)(0)[0], seen[0][0])
-    assert len({x.sum().item() for x, _ in seen}) == 4
+    assert len({x.sum().item() for x, *_ in seen}) == 4
     with pytest.raises(data.DataError, match="batch_size 8"):
         make(size=8)
-
-
-def test_the_order_of_an_epoch_is_made_once(monkeypatch):
-    made, order_of = [], data.epoch_order
-
-    def order(*args: Any, **options: Any) -> torch.Tensor:
-        made.append(options["epoch"])
-        return order_of(*args, **options)
-
-    monkeypatch.setattr(data, "epoch_order", order)
-    split = data.Split(noise_images(8), torch.arange(8))
-    batches = views.ViewBatches(split, torch.arange(8), 2, 1, 0, True)
-    for step in range(8):
-        batches(step)
-    assert made == [0, 1]
 
 
 def test_pairs_show_one_image():
@@ -177,7 +166,7 @@ def test_pairs_show_one_image():
     images = torch.zeros(8, 32, 32, 3, dtype=torch.uint8)
     images[::2] = 255
     split = data.Split(images, torch.arange(8))
-    x, y = views.ViewBatches(split, torch.arange(8), 8, 1, 0, True)(0)
+    x, y, _ = of(split, torch.arange(8), 8, 1, 0)(0)
     bright = x.mean((1, 2, 3)) > 0
     assert torch.equal(bright, y % 2 == 0) and int(bright.sum()) == 8
 
