@@ -63,21 +63,13 @@ def check_free(
 
 
 def create_run_folder(folder: Path, *, overwrite: bool) -> None:
-    """Make a run folder; with `overwrite` remove the files of an earlier run, and only those.
-
-    Raises RunFolderError if it cannot be made.
-    """
+    """Make a run folder; with `overwrite` remove the files of an earlier run, and only those."""
     if overwrite:
         names = (SETTINGS, PROGRESS, LOG, "curves.png", LAST, PREVIOUS, BEST, DAMAGED)
         patterns = ("ckpt_[0-9]*.pt", "events.out.tfevents.*", "samples/*.png", LEFTOVERS)
         for path in [path for pattern in (*names, *patterns) for path in folder.glob(pattern)]:
             path.unlink()
-    try:
-        (folder / "samples").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(
-            f"--log_dir: cannot make {folder} ({error.strerror}): give a folder that is writable"
-        ) from None
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
 
 
 def write_settings(folder: Path, settings: dict[str, Any], here: dict[str, Any]) -> None:

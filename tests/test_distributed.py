@@ -109,20 +109,16 @@ def test_one_process_sends_nothing():
     assert distributed.share(7, 3) == range(0, 7, 3)
 
 
+@pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 64])
-def test_shares_are_all_of_it_once(n, monkeypatch):
+def test_shares_are_all_of_it_once(n, batch, monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 3)
-    found = []
+    parts = []
     for rank in range(3):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        found.append(list(distributed.share(n)))
-    assert sum(found, []) == list(range(n))
-    assert max(map(len, found)) - min(map(len, found)) <= 1
-    found = []
-    for rank in range(3):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        part = distributed.share(n, 4)
-        found += [i for first in part for i in range(first, min(first + part.step, part.stop))]
+        parts.append(distributed.share(n, batch))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    found = [i for part in parts for at in part for i in range(at, min(at + batch, part.stop))]
     assert found == list(range(n))
 
 

@@ -50,8 +50,8 @@ def moved(run: Any) -> Tensor:
 
 def trained(run: Any) -> set[str]:
     """The tensors that training moved."""
-    start = initial(run)["model_state_dict"]
-    return {name for name, t in weights(run).items() if not t.equal(start[name])}
+    start, end = initial(run)["model_state_dict"], weights(run)
+    return {n for n, t in end.items() if n.endswith(("weight", "bias")) and not t.equal(start[n])}
 
 
 def first_gradient(run: Any) -> float:
@@ -150,7 +150,6 @@ SEEN: dict[str, dict[str, Seen]] = {
         "--start_epoch 7": values(
             lambda r: (r.last["epoch"], r.last["step"]), ("0", "2"), ("7", "37")
         ),
-        "--clf_only": lambda a, b: trained(b) == HEAD < trained(a),
         "--max_steps 3": values(lambda r: r.last["step"], "2", "3"),
         "--max_minutes .004 --max_steps 999": log("stopped by --max_minutes 0.004"),
         "--log_dir {files}/elsewhere": only(
@@ -176,6 +175,9 @@ SEEN: dict[str, dict[str, Seen]] = {
             abs(number(a, name) - number(b, name)) > 1e-4
             for name in ("pyxce/loss", "valid_loss", "test_loss")
         )
+    },
+    "--pyxce 1 --pxsgld 1 --max_steps 2 --norm batch --lr .1": {
+        "--clf_only": lambda a, b: trained(b) == HEAD < trained(a)
     },
     "--pyxce 1 --max_steps 1": {"--augment off": differ("loss")},
     "--pyxce 1 --max_steps 1 --n_valid 0": {

@@ -554,10 +554,8 @@ def check_chains(s: argparse.Namespace) -> None:
             "--bn_chains frozen needs statistics to begin with: give --load_path, or take "
             "--bn_chains batch"
         )
-    classes = CLASSES.get(s.dataset)
-    if classes is None:
-        return  # the classes of a folder are known once it is read: see check_classes
-    check_classes(s, classes)
+    if s.dataset in CLASSES:  # those of a folder are known once it is read
+        check_classes(s, CLASSES[s.dataset])
 
 
 def check_processes(s: argparse.Namespace) -> None:
