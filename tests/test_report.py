@@ -340,9 +340,12 @@ def test_older_answers_follow_the_newest_and_other_models_have_rows_of_their_own
     models = [{"label": "CE", "checkpoint": "save/ce/last_ckpt.pt", **ANSWERS["OOD"]}]
     models.append({**models[0], "label": "HDGE", "checkpoint": "save/a-run/last_ckpt.pt"})
     save(tmp_path / "together", "OOD", {"models": models, "checkpoint": ["a", "b"]})
+    hist = {"models": [ANSWERS["logp_hist"]] * 2, "files": ["logp_hist.png"]}
+    save(tmp_path / "together", "logp_hist", hist)
     found = read(run, tmp_path / "together")
     shown = [row[1] for row in found.rows if row[2:3] == ["98.17 %"]]
     assert shown == ["73.91 %", "91.00 %", "90.20 %", "90.10 %"] and "73.91" in found.strip
+    assert "px: log q(x); green: in-distribution" in found.text
     ours = [row[:5] for row in found.rows if row[1:3] == ["svhn", "px: log q(x)"]]
     assert ours == [
         ["CE", "svhn", "px: log q(x)", "0.5678", NONE],

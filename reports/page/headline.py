@@ -22,7 +22,8 @@ def own(run: Run, name: str, key: str) -> Iterator[Found]:
     """
     for answer in sorted(run.answers[name], key=judged, reverse=True):
         model = answer.of_run()
-        steps = number(answer.part("settings").get("n_steps")) if name in NOISY else None
+        settings = answer.first.part("settings")
+        steps = number(settings.get("n_steps")) if name in NOISY else None
         if model and not steps and model.get(key) is not None:
             yield {"model": model, "value": model.get(key), "n": number(model.get("n"))}
 

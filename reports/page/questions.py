@@ -35,13 +35,13 @@ def score_name(score: object) -> str:
 def ood_rows(answer: Answer, paper: Paper) -> list[dict[str, Any]]:
     """Return a row for each model, OOD set and score; "theirs" is None where no paper has it."""
     rows = []
-    for label, m in zip(answer.labels, answer.models, strict=True):
+    for m in answer.models:
         several = {"model": m.label} if len(answer.models) > 1 else {}
         for row in m.rows("rows"):
             score, out = str(row.get("score_fn")), str(row.get("ood_dataset"))
             known = paper.auroc(str(m.get("in_dataset")), out, score) if m.own else None
             theirs = known and f"{known[0]:.2f} \N{PLUS-MINUS SIGN} {known[1]:.2f}"
-            names = {"label": label, "ood_dataset": out, "score_fn": score, **several}
+            names = {"label": m.shown, "ood_dataset": out, "score_fn": score, **several}
             rows.append({**row, **names, "auroc": number(row.get("auroc")), "theirs": theirs})
     return rows
 

@@ -40,9 +40,11 @@ class NoRun(ValueError):
 @dataclass
 class Model:
     """One checkpoint's part of an answer, with what stands above all models, such as their data
-    set. `own`: the checkpoint belongs to this run."""
+    set. `own`: the checkpoint belongs to this run. `shown`: the label, bold if it is such a model
+    among several."""
 
     label: str
+    shown: str
     checkpoint: str
     values: dict[str, Any]
     own: bool
@@ -60,18 +62,11 @@ class Model:
 
 @dataclass
 class Answer:
-    """One evaluation's JSON file."""
+    """One evaluation's JSON file; it has a model at least."""
 
     path: Path
-    record: dict[str, Any]
     models: list[Model]
     missing: list[str]
-
-    @property
-    def labels(self) -> list[str]:
-        """Return the models' names, the run's own marked where there are several."""
-        bold = Markup("<b>{}</b>") if len(self.models) > 1 else "{}"
-        return [bold.format(m.label) if m.own else m.label for m in self.models]
 
     @property
     def names(self) -> str:
@@ -79,29 +74,26 @@ class Answer:
 
     @property
     def first(self) -> Model:
-        return self.models[0] if self.models else Model("", "", self.record, False)
+        return self.models[0]
 
     def of_run(self) -> Model | None:
         return next((model for model in self.models if model.own), None)
 
-    def part(self, key: str) -> dict[str, Any]:
-        return mapping(self.record.get(key))
-
     def pictures(self) -> list[Path]:
         """Return the answer's PNG files, beside it, in its order."""
-        names = [Path(file).name for file in items(self.record.get("files"), str)]
+        names = [Path(file).name for file in items(self.first.get("files"), str)]
         return [self.path.parent / n for n in names if n.endswith(".png") and "\0" not in n]
 
     def reports(self) -> list[tuple[str, dict[str, Any]]]:
         """Return (model, section) for each section that the answer brings with it."""
-        found = [model.part("report") for model in self.models]
-        return [pair for pair in zip(self.labels, found, strict=True) if pair[1]]
+        found = [(model.shown, model.part("report")) for model in self.models]
+        return [(label, told) for label, told in found if told]
 
     def facts(self) -> list[tuple[str, Any]]:
         """Return what the numbers depend on as (name, value), in the order of a reader's
         questions: split, images, noise, the rest of the protocol, checkpoint."""
-        agreed, name, first = self.part("protocol"), self.record.get("eval"), self.first
-        n, noise = first.get("n"), self.part("settings").get("sigma")
+        first, name, n = self.first, self.first.get("eval"), self.first.get("n")
+        agreed, noise = first.part("protocol"), first.part("settings").get("sigma")
         images = show(n, ",.0f") if n else None
         found = [("split", first.get("dataset")), ("images", images)]
         if name in (*NOISY, "attack"):
@@ -237,16 +229,16 @@ def _versions(folder: Path, name: str) -> list[Path]:
 
 
 def _answer(run: Run, name: str, path: Path, record: dict[str, Any]) -> Answer:
-    parts = items(record["models"], dict) if "models" in record else [record]
+    several = items(record.get("models"), dict)
+    beside = path.parent.resolve() == (run.folder / "eval").resolve()
     models = []
-    for part in parts:
+    for part in several or [record]:
         checkpoint = str(part.get("checkpoint", ""))
-        beside = part is record and path.parent.resolve() == (run.folder / "eval").resolve()
-        own = beside or Path(checkpoint).parent.name == run.name  # by name: a run may be moved
-        label = str(part.get("label") or Path(checkpoint).parent.name or run.name)
-        models.append(Model(label, checkpoint, {**record, **part}, own))
-    answer = Answer(path, record, models, [])
-    for key in KEYS.get(name, ()):
-        if not models or any(model.get(key) is None for model in models):
-            answer.missing.append(key)
-    return answer
+        folder = Path(checkpoint).parent.name
+        own = (beside and not several) or folder == run.name  # by name: a run may be moved
+        label = str(part.get("label") or folder or run.name)
+        shown = Markup("<b>{}</b>").format(label) if own and len(several) > 1 else label
+        models.append(Model(label, shown, checkpoint, {**record, **part}, own))
+    needed = KEYS.get(name, ())
+    missing = [key for key in needed if any(model.get(key) is None for model in models)]
+    return Answer(path, models, missing)

@@ -218,7 +218,7 @@ def answers_of(run: Run, asked: Asked | None) -> dict[str, Any]:
         if not chains and number(model.part("protocol").get("n_steps")):
             continue
         last = Path(model.checkpoint).name == LAST
-        if asked is not None and not (last and asked(name, answer.part("settings"))):
+        if asked is not None and not (last and asked(name, model.part("settings"))):
             continue
         key = f"{name}/{model.get('distance')}" if name == "attack" else name
         if is_stale(run, model, hash_of):
