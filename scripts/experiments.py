@@ -26,6 +26,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from datetime import timedelta
 from itertools import chain, product
 from pathlib import Path
@@ -108,8 +109,9 @@ class Runner:
     """Runs each job once what it needs is there, several at a time if asked to."""
 
     def __init__(self, root: Path, scale: str, jobs: int = 1, gpus: Sequence[int] = ()) -> None:
-        self.root, self.scale, self.jobs = root, scale, jobs
-        self.devices = [gpus[i % len(gpus)] if gpus else None for i in range(jobs)]  # free ones
+        self.root, self.scale, self.jobs = root, scale, max(jobs, len(gpus))
+        # The free ones.
+        self.devices = [gpus[i % len(gpus)] if gpus else None for i in range(self.jobs)]
         self.done: dict[Job, bool] = {}
         self.stopped = False  # by Ctrl-C
         self.plan: list[Job] = []
@@ -119,6 +121,9 @@ class Runner:
         """Return the exit code: 1 if anything failed, 130 for Ctrl-C. The others go on."""
         self.plan = list(jobs)
         waiting, running = self.plan[:], dict[Future[bool], Job]()
+        if self.jobs > 1:  # else each would start a thread on every core
+            threads = max(1, (os.cpu_count() or 1) // self.jobs)
+            os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         with ThreadPoolExecutor(len(self.devices)) as pool:
             try:
                 while waiting or running:
@@ -262,19 +267,17 @@ def said(code: int, error: str, where: Path) -> str:
 def only(name: str, scale: str, asked: Sequence[str] = ()) -> Table:
     """Return the table with the rows that the scale has and, unless `asked` is empty, that are
     asked for. Raises UsageError if no row is left."""
-    table = rows.TABLES[name]
-    there = rows.rows_at(scale, table.rows)
-    if not there:
-        scales = " or ".join(each for each in rows.SCALES if rows.rows_at(each, table.rows))
+    table = rows.tables_at(scale).get(name)
+    if table is None:
+        scales = " or ".join(each for each in rows.SCALES if name in rows.tables_at(each))
         raise UsageError(f"--scale {scale} has no rows of {name}: use {scales}")
-    chosen = tuple(row for row in there if not asked or row in asked)
+    chosen = tuple(row for row in table.rows if not asked or row in asked)
     if not chosen:
         raise UsageError(
             f"--rows {' '.join(asked)}: {name} has none of them at scale {scale}: use some of "
-            f"{', '.join(there)}"
+            f"{', '.join(table.rows)}"
         )
-    overlays = tuple((place, q, rows.rows_at(scale, names)) for place, q, names in table.overlays)
-    return Table(chosen, table.questions, overlays)
+    return replace(table, rows=chosen)
 
 
 def check_seeds(scale: str, seeds: Sequence[int]) -> None:
@@ -322,15 +325,14 @@ def show(tables: dict[str, Table], root: Path, scale: str, seeds: Sequence[int])
                 print_line(f"python {shlex.join(command(root, scale, job))}", sys.stdout)
 
 
-def cost(name: str, scale: str) -> str:
+def cost(name: str, scale: str) -> str | None:
     """Return what a table, or all, takes at a scale: jobs a seed and, by the FLOPs that its script
-    tells and the speed of a step of HDGE on this machine, hours of training a seed."""
-    tables = [
-        each
-        for each, table in rows.TABLES.items()
-        if name in (each, "all") and rows.rows_at(scale, table.rows)
-    ]
-    jobs = {job for each in tables for job in plan(only(each, scale), Path(), scale, [1])}
+    tells and the speed of a step of HDGE on this machine, hours of training a seed. None: the scale
+    has no rows of it."""
+    tables = [table for each, table in rows.tables_at(scale).items() if name in (each, "all")]
+    if not tables:
+        return None
+    jobs = {job for table in tables for job in plan(table, Path(), scale, [1])}
     text = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
     told = re.search(rf"^#   {scale}  ([\d.]+) ([EP])FLOP", text, re.MULTILINE)
     if told is None:
@@ -372,12 +374,6 @@ def add_jobs(parser: Parser) -> None:
     add("--jobs", type=COUNT, default=1, metavar="N", help="programs at a time (default: 1)")
     add("--gpus", nargs="+", type=WHOLE, default=[], metavar="GPU",
         help="give each job one of these GPUs, in turn")  # fmt: skip
-
-
-def share_cores(n: int) -> None:
-    """Divide the cores among n programs: else each would start a thread on every core."""
-    if n > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
 
 
 def build_sweep_parser() -> Parser:
@@ -429,11 +425,9 @@ def sweep(argv: Sequence[str]) -> int:
     args, points = parse_sweep(argv)
     from scripts.tables import compare
 
-    n = max(args.jobs, len(args.gpus))
-    share_cores(n)
     try:
         with alone(args.root, flag="--root", program="experiments.py"):
-            code = Runner(args.root, "", n, args.gpus).run(points)
+            code = Runner(args.root, "", args.jobs, args.gpus).run(points)
             places = [rows.folder(args.root, "", point.name, point.seed) for point in points]
             there = list(filter(holds_run, places))
             if there and code != INTERRUPTED:
@@ -450,17 +444,12 @@ def main(argv: Sequence[str]) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.action == "cost":
-        for name in args.tables:
-            listed = [*rows.TABLES] if name == "all" else [name]
-            for scale in rows.SCALES:
-                if any(rows.rows_at(scale, rows.TABLES[each].rows) for each in listed):
-                    print_line(f"{name}: {cost(name, scale)}", sys.stdout)
+        for name, scale in product(args.tables, rows.SCALES):
+            if told := cost(name, scale):
+                print_line(f"{name}: {told}", sys.stdout)
         return 0
-    names = list(dict.fromkeys(args.tables))
-    if "all" in names:
-        names = [n for n, table in rows.TABLES.items() if rows.rows_at(args.scale, table.rows)]
+    names = [*rows.tables_at(args.scale)] if "all" in args.tables else args.tables
     root = args.root.expanduser().resolve()  # programs run in the repository's folder
-    n = max(args.jobs, len(args.gpus))
     try:
         check_utf8("--root", str(root))
         check_seeds(args.scale, args.seeds)
@@ -468,11 +457,10 @@ def main(argv: Sequence[str]) -> int:
         if args.action == "show":
             show(tables, args.root, args.scale, args.seeds)
             return 0
-        share_cores(n)
         with alone(root / args.scale, flag="--root", program="experiments.py"):
             plans = (plan(table, root, args.scale, args.seeds) for table in tables.values())
             jobs = dict.fromkeys(chain.from_iterable(plans))
-            return Runner(root, args.scale, n, args.gpus).run(jobs)
+            return Runner(root, args.scale, args.jobs, args.gpus).run(jobs)
     except UsageError as error:
         parser.error(str(error))
 

@@ -369,6 +369,15 @@ def rows_at(scale: str, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if EXPERIMENTS[name].setting in SCALES[scale])
 
 
+def tables_at(scale: str) -> dict[str, Table]:
+    """Return the tables that the scale has rows of, with those rows alone."""
+    found = {}
+    for name, table in TABLES.items():
+        overlays = tuple((place, q, rows_at(scale, names)) for place, q, names in table.overlays)
+        found[name] = Table(rows_at(scale, table.rows), table.questions, overlays)
+    return {name: table for name, table in found.items() if table.rows}
+
+
 def judge(scale: str) -> Train:
     """Return the network whose features compare samples, one for all rows and seeds."""
     return Train("ce", JUDGES.get(scale, 1))

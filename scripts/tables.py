@@ -94,12 +94,11 @@ def write(results: Path, output: Path | None = None) -> list[Path]:
     for scale, of_scale in found.items():  # the claims compare rows of several tables
         check_sizes(f"--results: RESULTS.md at scale {scale}", of_scale)
     built = []
-    for name, declared in TABLES.items():
-        at = [scale for scale in SCALES if rows.rows_at(scale, declared.rows)]
-        known = [s for s in at if found.get(s, {}).keys() & set(declared.rows)]
-        for scale in known or at[:1]:
-            names = rows.rows_at(scale, declared.rows)
-            built.append(table.build(name, scale, names, found.get(scale, {})))
+    for name in TABLES:
+        at = {s: each[name].rows for s in SCALES if name in (each := rows.tables_at(s))}
+        known = [scale for scale in at if found.get(scale, {}).keys() & set(TABLES[name].rows)]
+        for scale in known or [*at][:1]:
+            built.append(table.build(name, scale, at[scale], found.get(scale, {})))
     written = page.write_results(built, found, results)
     places = {"png": results}
     if output is not None:

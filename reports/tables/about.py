@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from reports.page import paper
 from reports.page.markup import number
-from reports.tables.records import DEFAULTS, SEED, Record, Seed, finished_seeds
+from reports.tables.records import DEFAULTS, Record, Seed, finished_seeds, start_of
 from runs.names import IMAGE_SIZE, network_title
 from runs.terms import has_chains, used
 
@@ -18,6 +18,7 @@ COLUMNS = {
     **{"hardware": "Hardware", "hours": "Hours a run", "commit": "Commit"},
 }
 STATED = re.compile("WideResNet-28-10|ResNet-50|(?<=K=)[0-9]+|(?<=N=)[0-9]+")  # in a row's name
+STARTS = {"ce": "cross-entropy", "hdge": "HDGE"}  # of experiments that SGLD went on from
 SIZES = {"K": "contrast_k", "N": "sgld_batch_size"}
 
 
@@ -73,7 +74,7 @@ def details(seed: Seed, scale: str) -> list[str]:
             if key != "image_size"
         ),
     ]
-    found = [f"from {SEED.sub('', str(seed['start']))}"] if seed.get("start") else []
+    found = [f"from {start}"] if (start := start_of(seed)) else []
     found += [f"images of {size} x {size}"] if size != IMAGE_SIZE else []
     return found + [text.format_map(s) for shown, text in texts if shown and scale != "paper"]
 
@@ -88,14 +89,9 @@ def shown_name(model: str, record: Record) -> str:
         ours = {str(seed["settings"].get(key, stated)) if key else network(seed) for seed in seeds}
         here = f", here {', '.join(sorted(ours - {stated}))}" * (ours != {stated})
         model = model[: match.end()] + here + model[match.end() :]
-    chains = [seed for seed in seeds if seed.get("start") and has_chains(seed["settings"])]
-    starts = joined(start_name(str(seed["start"])) for seed in chains)
-    return f"{model}, the papers' sampler, from {starts}" if chains else model
-
-
-def start_name(run: str) -> str:
-    name = SEED.sub("", run)
-    return {"ce": "cross-entropy", "hdge": "HDGE"}.get(name.partition("-")[0], name)
+    starts = {start_of(seed) for seed in seeds if has_chains(seed["settings"])}
+    names = [STARTS.get(start.partition("-")[0], start) for start in starts if start]
+    return f"{model}, the papers' sampler, from {joined(names)}" if names else model
 
 
 def joined(texts: Iterable[object]) -> str:

@@ -12,7 +12,7 @@ from scipy.stats import ttest_ind
 from reports.tables import DECLARED, table
 from reports.tables.about import NOT_RUN
 from reports.tables.formats import value_text
-from reports.tables.records import Record, finished_seeds
+from reports.tables.records import Record, finished_seeds, start_of
 from reports.tables.titles import digits, features_and_count, full_title, natural
 
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted", "undecided"
@@ -102,7 +102,7 @@ def compared(
         if any(side.state in OPEN or "unfinished" in side.state for side in sides):
             return text
     shown = [
-        f"{name}, from {other}" if other in starts_of(record) else name
+        f"{name}, from {other}" if other in map(start_of, record.values()) else name
         for name, other, record in zip(names, reversed(names), found, strict=True)
     ]
     measure = (keys[0], title_of(in_both or keys[:1]))
@@ -116,11 +116,6 @@ def per_seed(record: Record, keys: Sequence[str]) -> tuple[float, ...]:
     return tuple(
         statistics.fmean(v for v in row if v is not None) for row in rows if None not in row
     )
-
-
-def starts_of(record: Record) -> set[str]:
-    """Return the experiments from whose checkpoints the runs went on."""
-    return {(seed.get("start") or "").rpartition("-s")[0] for seed in record.values()}
 
 
 def title_of(keys: Sequence[str]) -> str:

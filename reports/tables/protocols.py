@@ -9,7 +9,7 @@ from typing import Any
 
 from reports.page.paper import image_size
 from reports.tables import DECLARED
-from reports.tables.records import DEFAULTS, SEED, Record, Seed, finished_seeds
+from reports.tables.records import DEFAULTS, Record, Seed, finished_seeds, start_of
 from runs.cli import UsageError
 from runs.terms import TERMS
 
@@ -103,8 +103,7 @@ def recipe(seed: Seed) -> dict[str, Any]:
     """Return what all seeds of a row share: settings, those with it that a record leaves out at
     their default, and the experiment that it started from."""
     settings = {**dict.fromkeys(TERMS, 0), "max_steps": None, **DEFAULTS, **seed["settings"]}
-    start = SEED.sub("", str(seed["start"])) if seed["start"] else None
-    return {f"--{key}": value for key, value in settings.items()} | {"--load_path": start}
+    return {f"--{key}": value for key, value in settings.items()} | {"--load_path": start_of(seed)}
 
 
 def asked(seed: Seed, prefixes: tuple[str, ...]) -> Iterator[tuple[str, str, Any]]:

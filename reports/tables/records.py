@@ -171,6 +171,11 @@ def finished_seeds(record: Record) -> dict[str, Seed]:
     return {n: seed for n, seed in record.items() if seed["state"] == "finished"}
 
 
+def start_of(seed: Seed) -> str | None:
+    """Return the experiment from whose checkpoint the run went on."""
+    return SEED.sub("", seed["start"]) if seed.get("start") else None
+
+
 def write(path: Path, content: str | bytes) -> Path:
     """Write a file whole or not at all; an OSError names it."""
     path.parent.mkdir(parents=True, exist_ok=True)
