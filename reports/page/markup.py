@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import struct
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,10 +61,7 @@ def number(value: object) -> float | None:
     """Return the value where it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an int beyond what a float holds
-        return None
+    return float(value) if abs(value) <= sys.float_info.max else None  # nor is nan
 
 
 def parsed(text: str | None) -> float | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from scipy.stats import ttest_ind
 
@@ -37,7 +37,7 @@ class Test:
 
     @property
     def difference(self) -> float:
-        first, second = map(statistics.fmean, self.values)
+        first, second = map(fmean, self.values)
         return first - second
 
     def welch(self, level: float = LEVEL) -> tuple[float | None, float, float]:
@@ -111,11 +111,8 @@ def compared(
 
 def per_seed(record: Record, keys: Sequence[str]) -> tuple[float, ...]:
     """Return of each finished seed that has all of the columns their mean."""
-    seeds = finished_seeds(record).values()
-    rows = [[table.value_of(seed, key) for key in keys] for seed in seeds]
-    return tuple(
-        statistics.fmean(v for v in row if v is not None) for row in rows if None not in row
-    )
+    found = map(table.values_of, finished_seeds(record).values())
+    return tuple(fmean(each[key] for key in keys) for each in found if each.keys() >= {*keys})
 
 
 def title_of(keys: Sequence[str]) -> str:

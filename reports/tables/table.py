@@ -5,13 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from reports.page.markup import number
 from reports.page.paper import PUBLISHED, image_size
 from reports.tables import TABLES, about
 from reports.tables.protocols import check_protocols
-from reports.tables.records import Record, finished_seeds
+from reports.tables.records import Record, Seed, finished_seeds
 from reports.tables.titles import OF_SAMPLES, PERCENT, natural, set_title
 from runs.names import IMAGE_SIZE
 
@@ -135,12 +133,11 @@ def measured(record: Record, key: str) -> Number:
     seeds = list(finished_seeds(record).values())
     if not seeds:
         return Number(state=about.states(record))
-    found = [(value, seed) for seed in seeds if (value := value_of(seed, key)) is not None]
-    values = [value for value, _ in found]
-    if key == "ms_per_step" and len({each for _, seed in found for each in seed["devices"]}) > 1:
+    found = [seed for seed in seeds if key in values_of(seed)]
+    if key == "ms_per_step" and len({each for seed in found for each in seed["devices"]}) > 1:
         return Number(state=DEVICES)
-    if values:
-        return mean_of(values)
+    if found:
+        return mean_of([values_of(seed)[key] for seed in found])
     kind, _, out = key.rpartition("/")
     if kind.split("/")[0] in OF_SAMPLES and any(k.startswith(f"{kind}/") for k in keys_of(record)):
         return Number(state=OTHER_FEATURES)
@@ -154,14 +151,11 @@ def mean_of(values: Sequence[float]) -> Number:
     return Number(mean=statistics.fmean(values), std=std, n=len(values))
 
 
-def value_of(seed: Mapping[str, Any], key: str) -> float | None:
-    for answer in seed["answers"].values():
-        found = number(answer["numbers"].get(key))
-        if found is not None:
-            return 100 * found if key.split("/")[0] in PERCENT else found
-    return None
+def values_of(seed: Seed) -> dict[str, float]:
+    """Return the numbers of all answers, rates in percent where their columns are."""
+    found = (item for answer in seed["answers"].values() for item in answer["numbers"].items())
+    return {key: 100 * n if key.split("/")[0] in PERCENT else n for key, n in found}
 
 
 def keys_of(record: Record) -> set[str]:
-    answers = [seed["answers"].values() for seed in finished_seeds(record).values()]
-    return {key for found in answers for answer in found for key in answer["numbers"]}
+    return {key for seed in finished_seeds(record).values() for key in values_of(seed)}
