@@ -24,6 +24,7 @@ from runs.checkpoint import (
 from scripts import export
 from tests.pair import refusal
 from tests.test_data_record import paint
+from tests.test_report import ANSWERS, save
 from training import flags
 
 HYBRID = "--pyxce 1 --pxycontrast 1 --pxsgld 1 --max_steps 3"
@@ -119,45 +120,39 @@ def test_the_card_has_the_command_that_trains_it_again(train, tmp_path):
 
 
 def test_the_card_has_the_numbers_of_this_checkpoint_alone(train, tmp_path):
-    from runs.files import file_sha256
-
     run = train(HYBRID)
     place, checkpoint = run.folder / "eval", run.folder / "last_ckpt.pt"
     place.mkdir()
-    about = {"eval": "test_clf", "dataset": "cifar10_test", "n": 20, "accuracy": 0.125, "nll": 2}
-    ours = {**about, "checkpoint_sha256": file_sha256(checkpoint)}
-    (place / "test_clf.json").write_text(json.dumps(ours))
-    others = {**about, "accuracy": 0.875, "checkpoint_sha256": "0" * 64}
-    (place / "test_clf-1.json").write_text(json.dumps(others))
-    rows = [{"ood_dataset": "svhn_test", "score_fn": "px", "auroc": 0.75, "n_in": 20, "n_out": 9}]
-    ood = {"eval": "OOD", "in_dataset": "cifar10_test", "rows": rows}
-    (place / "OOD.json").write_text(json.dumps({**ours, **ood}))
-    read = {"classifier": "/private/ce/last_ckpt.pt", "samples": 0.75, "starts": 0.5}
-    grid = {"eval": "cond_samples", "n": 40, "steps": 7, "guidance": 0.1, "read_as_asked": read}
-    grid["files"] = ["direct.png", "cond_samples_starts.png"]
-    (place / "cond_samples_starts.png").write_bytes(b"grid")
-    (place / "cond_samples.json").write_text(json.dumps({**ours, **grid}))
-    rows = [{"images": "starts", "steps": 0, "n": 9, "fid": 30}, {"images": "samples", "fid": 20}]
-    fid = {
-        "eval": "fid",
-        "fid": 20,
-        "inception_score_mean": 2,
-        "features": "inception",
-        "sampling": "fresh",
-        "rows": rows,
-    }
-    (place / "fid.json").write_text(json.dumps({**ours, **fid}))
+    sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    read = {"classifier": "/private/ce/last_ckpt.pt", "samples": 0.625, "starts": 0.125}
+    guided = {"guidance": 0.1, "read_as_asked": read, "files": ["a.png", "cond_samples_starts.png"]}
+    for name, answer in ANSWERS.items():
+        more = guided if name == "cond_samples" else {}
+        save(place, name, {**answer, **more, "checkpoint_sha256": sha256})
+    other = {**ANSWERS["test_clf"], "accuracy": 0.875, "checkpoint_sha256": "0" * 64}
+    save(place, "test_clf-1", other)
     (place / "cut.json").write_text("{")
     folder = exported(checkpoint, tmp_path / "model")
     card = (folder / export.CARD).read_text()
-    assert "| accuracy | cifar10_test, 20 images | 0.1250 |" in card and "0.875" not in card
-    assert "| AUROC, px | cifar10_test (20) against svhn_test (9) | 0.7500 |" in card
     assert card.startswith("---\nlicense: mit\n") and "datasets:\n- cifar10\n" in card
     assert "1 x -log q(y|x) (cross-entropy) + 1 x -log q(x|y) (contrastive)" in card
-    asked = "| samples read as the class asked for | 40 after 7 SGLD steps, guidance 0.1, by "
-    assert f"{asked}ce/last_ckpt.pt | 0.750 |" in card and "private" not in card
-    assert "| FID of starts | 9 images, sampling fresh, features: inception | 30.00 |" in card
-    assert f"]({export.SAMPLES})" in card and (folder / export.SAMPLES).read_bytes() == b"grid"
+    test, asked = "cifar10_test, 1,234 images", "as the class asked for | 6,400 after"
+    by = "SGLD steps, guidance 0.1, by ce/last_ckpt.pt"
+    judged = "10,000 images, sampling fresh, features: inception"
+    for line in (
+        f"| accuracy | {test} | 0.7391 |",
+        f"| ECE | {test} | 0.0523 |",
+        "| AUROC, px | cifar10_test (1,234) against svhn (4,321) | 0.5678 |",
+        f"| samples read {asked} 4000 {by} | 0.625 |",
+        f"| starts read {asked} 0 {by} | 0.125 |",
+        f"| FID of samples after 100 SGLD steps | {judged} | 85.75 |",
+        f"| FID of training images | {judged} | 2.50 |",
+    ):
+        assert f"\n{line}\n" in card
+    assert "0.875" not in card and "private" not in card
+    assert f"]({export.SAMPLES})" in card
+    picture = (place / "cond_samples_starts.png").read_bytes()
+    assert (folder / export.SAMPLES).read_bytes() == picture
     bare = (exported(checkpoint, tmp_path / "b") / export.CARD).read_text()
     assert bare == card
 
