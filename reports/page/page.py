@@ -9,6 +9,7 @@ from typing import Any
 from reports.page import curves, headline, paper, questions
 from reports.page.markup import NONE, document, plain
 from reports.page.run import KEYS, Run
+from reports.tables import DECLARED
 from runs import terms
 from runs.names import network_title
 
@@ -39,7 +40,7 @@ def page(run: Run, defaults: Mapping[str, Any]) -> str:
         "page.html",
         run=run,
         paper=theirs,
-        sources=paper.PUBLISHED["sources"],
+        sources=DECLARED["sources"],
         network=paper.NETWORK,
         epochs=paper.EPOCHS,
         trained=network_title(run.settings),

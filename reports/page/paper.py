@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.page.markup import number
-from reports.page.run import ROOT, Run
+from reports.page.run import Run
 from reports.tables import TABLES
 from runs import terms
-from runs.files import read_json
 from runs.names import IMAGE_SIZE, network_title
 
-PUBLISHED: dict[str, Any] = read_json(ROOT / "scripts" / "published.json")
 NETWORK, EPOCHS = "WRN-28-10", 200
 SCORES = {"px": "log q(x)", "py": "max q(y|x)"}  # as HDGE's Table 1 has them
 
@@ -78,11 +76,10 @@ def paper_of(run: Run) -> Paper:
 def published(experiment: str) -> dict[str, list[float]]:
     """Return the numbers of the tables' rows that the experiment makes; of several the first's."""
     found: dict[str, list[float]] = {}
-    for table, declared in TABLES.items():
-        printed = PUBLISHED["tables"].get(table, {}).get("rows", {})
-        for row, *experiments in declared["rows"]:
+    for table in TABLES.values():
+        for row, *experiments in table["rows"]:
             if experiment in experiments:
-                found = printed.get(row, {}) | found
+                found = table["paper"].get(row, {}) | found
     return found
 
 

@@ -14,3 +14,4 @@ for _table in TABLES.values():  # what several have in common stands there once,
     for _part in ("blocks", "notes", "questions"):
         _found = _table.get(_part, ())
         _table[_part] = [DECLARED[_part].get(str(each), each) for each in _found]
+    _table.setdefault("paper", {})

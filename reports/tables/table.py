@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from reports.page.paper import PUBLISHED, image_size
+from reports.page.paper import image_size
 from reports.tables import TABLES, about
 from reports.tables.protocols import check_protocols
 from reports.tables.records import Record, Seed, finished_seeds
@@ -74,7 +74,7 @@ def build(
         notes.append(f"Trained on {sets} in place of CIFAR: {left_out.format('other data')}")
     size = f"{IMAGE_SIZE} x {IMAGE_SIZE}"
     notes += [f"Trained on images of {n} x {n}: {left_out.format(size)}" for n in other_sizes]
-    paper = {} if other_sets or other_sizes else PUBLISHED["tables"].get(name, {}).get("rows", {})
+    paper = {} if other_sets or other_sizes else declared["paper"]
     measured = {key for record in used.values() for key in keys_of(record)}
     blocks = []
     for title, keys, starts in declared["blocks"]:
