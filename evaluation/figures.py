@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.sampling import to_uint8
-from runs.style import BUDGETS, COLOURS, MARKERS, STYLE, new_figure, save_twice
+from runs.style import BUDGETS, COLOURS, MARKERS, STYLE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,11 +31,16 @@ BLACK = 2  # pixels around the images of a grid
 
 
 def save(path: Path, draw: Callable[..., Figure], *args: Any, **options: Any) -> list[Path]:
-    """Write a figure as PNG and PDF, `path` plus those suffixes; return both paths."""
+    """Write a figure as PNG and PDF, `path` plus those suffixes; return both paths. The same
+    numbers give the same bytes."""
     from matplotlib import rc_context
 
+    paths = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
     with rc_context(STYLE):
-        return save_twice(draw(*args, **options), path, bbox_inches="tight")
+        figure = draw(*args, **options)
+        figure.savefig(paths[0], bbox_inches="tight", dpi=150)
+        figure.savefig(paths[1], bbox_inches="tight", metadata={"CreationDate": None})
+    return paths
 
 
 def draw_histograms(models: Models, *, xlabel: str = "log q(x)") -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,12 +36,3 @@ def new_figure(width: float, height: float, **padding: float) -> Figure:
     figure.set_layout_engine("constrained", **padding)
     FigureCanvasAgg(figure)
     return figure
-
-
-def save_twice(figure: Figure, path: Path, **options: Any) -> list[Path]:
-    """Write PNG and PDF at `path` plus those suffixes and return both paths; the same numbers give
-    the same bytes."""
-    paths = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
-    figure.savefig(paths[0], dpi=150, **options)
-    figure.savefig(paths[1], metadata={"CreationDate": None}, **options)
-    return paths

@@ -39,14 +39,6 @@ def test_accuracy_and_nll_are_means_over_images(sizes):
     assert result["nll"] == pytest.approx((3 * math.log(2) + 2 * math.log(4)) / 5)
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("function", [classification, predictions])
-def test_the_mode_is_given_back(training, function):
-    model = Fixed().train(training)
-    function(model, [answers()])
-    assert model.training is training and model.dropout.training is training
-
-
 @pytest.mark.parametrize("classes", [5, 6])
 def test_top5_counts_labels_among_the_five_largest_logits(classes):
     logits = torch.randn(200, classes, generator=torch.Generator().manual_seed(0))

@@ -1,11 +1,19 @@
 """A model borrowed for a while comes back as it was."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from evaluation import sampling
+from evaluation.classification import classification, predictions
+from evaluation.generation import model_extractor, read
+from evaluation.robustness import PGD, classifier, robust_accuracy
+from evaluation.scores import feature_bank, scores
+from losses import Chain, Contrastive, ContrastScore, LogitQueue, ReplayBuffer
 from losses.sgld import langevin
 from models import (
     EnergyClassifier,
@@ -15,6 +23,7 @@ from models import (
     sampling_mode,
     scoring_mode,
 )
+from runs.names import SCORES
 
 
 def mixed() -> EnergyClassifier:
@@ -102,3 +111,69 @@ def test_a_backward_pass_from_before_a_chain_is_that_of_the_parameters():
 
     plain, after = gradients(False), gradients(True)
     assert len(plain) == len(after) and all(map(torch.equal, plain, after))
+
+
+CHAIN = Chain(2, 20.0, 0.1)
+
+
+def sampled(model: EnergyClassifier, x: Tensor, y: Tensor) -> None:
+    """Pictures leave the replay buffer as it was."""
+    with torch.random.fork_rng():
+        buffer = ReplayBuffer(20, (3, 32, 32), 0.5, 10)
+    images = buffer.images.clone()
+    for each in (buffer, None):
+        sampler = sampling.Sampler(model, each, CHAIN, seed=0)
+        sampler.unconditional(4)
+        sampler.conditional(10, 1)
+    assert buffer.images.equal(images) and buffer.staged == []
+    slots, more = sampling.Slots(buffer), {"rounds": 2, "chains": 4, "seed": 0}
+    list(sampling.sampling_rounds(model, slots, CHAIN, **more))
+    list(sampling.sampling_rounds(model, slots, CHAIN, **more, conditional=True))
+    for pair in sampling.fresh_chains(model, CHAIN, range(0, 3, 2), seen=[0, 2], seed=0):
+        sampling.most_confident(model, torch.cat(pair))
+
+
+def refined(model: EnergyClassifier, x: Tensor, y: Tensor) -> None:
+    before = state(model)
+    for images, _ in sampling.refined(model, [(x, y)] * 2, CHAIN, seed=0):
+        assert not images.requires_grad and state(model) == before  # between two blocks, too
+
+
+def scored(model: EnergyClassifier, x: Tensor, y: Tensor) -> None:
+    bank, term = feature_bank(model, [(x, y)]), Contrastive(ContrastScore(), LogitQueue(10, 8))
+    scores(model, [(x, y)], SCORES, contrastive=term, bank=bank, k=3)
+    assert not bank.requires_grad
+
+
+def attacked(model: EnergyClassifier, x: Tensor, y: Tensor, gradient: str, steps: int) -> None:
+    random = torch.Generator()
+    classify = classifier(model, Chain(steps), gradient=gradient, copies=2, generator=random)
+    with torch.no_grad():
+        right = classify(x / 2 + 0.5).argmax(1)
+    robust_accuracy(classify, [(x, right)], [PGD("Linf", 2)], [0.1], generator=random)
+
+
+MEASURES: dict[str, Callable[[EnergyClassifier, Tensor, Tensor], Any]] = {
+    "samples": sampled,
+    "refined images": refined,
+    "scores": scored,
+    "classification": lambda model, x, y: classification(model, [(x, y)]),
+    "predictions": lambda model, x, y: predictions(model, [(x, y)]),
+    "features": lambda model, x, y: read(sampling.to_uint8(x), model_extractor(model)),
+    "attack": partial(attacked, gradient="full", steps=0),
+    "attack through the chain": partial(attacked, gradient="full", steps=2),
+    "attack past the chain": partial(attacked, gradient="identity", steps=2),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_measure_gives_everything_back(name):
+    """The random state, too, and the images; no gradient is left behind."""
+    model, x, y = mixed(), torch.rand(4, 3, 16, 16) * 2 - 1, torch.arange(4)
+    before, tensors = state(model), {n: t.clone() for n, t in model.state_dict().items()}
+    images, random = x.clone(), torch.get_rng_state()
+    MEASURES[name](model, x, y)
+    assert torch.get_rng_state().equal(random)
+    assert state(model) == before and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(tensors[n], t) for n, t in model.state_dict().items())
+    assert x.equal(images) and not x.requires_grad and x.grad is None

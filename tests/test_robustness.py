@@ -141,19 +141,6 @@ def test_the_identity_gradient_is_that_at_the_end_of_the_chain(model):
     torch.testing.assert_close(loss_gradient(refine, x), expected)
 
 
-@pytest.mark.parametrize(
-    ("refine", "training"), [(None, True), ("full", True), ("identity", False)]
-)
-def test_an_attack_leaves_the_model_as_it_was(refine, training, model):
-    x, before = images(3), {n: value.clone() for n, value in model.state_dict().items()}
-    settings = SGLD | {"gradient": refine, "generator": generator_of()} if refine else {}
-    classify = classifier(model.train(training), **settings)
-    robust_accuracy(classify, [(2 * x - 1, answers(classify, x))], pgds("Linf", 2), [0.1])
-    assert all(module.training is training for module in model.modules())
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-
-
 # ------------------------------------------------------------------------------------ pgd
 
 

@@ -103,36 +103,6 @@ def test_chains_start_from_slots_of_their_class(model):
     assert sorted(slots.tolist()) == list(range(15))
 
 
-def test_sampling_leaves_buffer_random_state_and_model_as_they_were(model):
-    buffer, stored = numbered(), numbered()
-    buffer.reinit_freq = stored.reinit_freq = 0.5
-    model.f.layers.eval()
-    model.class_output.bias.requires_grad_(False)
-
-    def state() -> tuple[list[Any], list[Tensor]]:
-        flags = [m.training for m in model.modules()]
-        flags += [p.requires_grad for p in model.parameters()]
-        tensors = [torch.get_rng_state(), buffer.images, *model.parameters()]
-        return flags, [tensor.detach().clone() for tensor in tensors]
-
-    flags, tensors = state()
-    for each in (buffer, None):
-        sampler = Sampler(model, each, CHAIN, seed=0)
-        sampler.unconditional(4)
-        sampler.conditional(CLASSES, 2)
-    for conditional in (False, True):
-        settings: dict[str, Any] = {"rounds": 2, "chains": 4, "conditional": conditional}
-        list(sampling_rounds(model, Slots(stored), CHAIN, seed=0, **settings))
-    for pair in fresh_chains(model, CHAIN, range(0, 3, 2), seen=[0, 2], seed=0):
-        most_confident(model, torch.cat(pair))
-    for images, _ in refined(model, [(stored.images, stored.images)] * 3, CHAIN, seed=0):
-        assert not images.requires_grad and state()[0] == flags  # between two blocks, too
-        break
-    later_flags, later_tensors = state()
-    assert flags == later_flags and all(map(torch.equal, tensors, later_tensors))
-    assert buffer.staged == [] and all(p.grad is None for p in model.parameters())
-
-
 def test_a_seed_decides_the_samples(model):
     def drawn(seed: int) -> Tensor:
         torch.rand(7)  # nothing may depend on the global state

@@ -183,30 +183,6 @@ def test_confident_images_stay_apart():
     assert found[0]["entropy"][0] < found[1]["entropy"][0] < 0
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_given_back(training):
-    model = network(norm="batch", dropout_rate=0.5).train(training)
-    model.f.bn1.eval()  # a sub-module with a mode of its own
-    model.class_output.bias.requires_grad_(False)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    modes = [m.training for m in model.modules()]
-    x = images()
-    bank = feature_bank(model, batches(x))
-    random = torch.get_rng_state()
-    runs = [
-        scores(model, batches(x, 8), SCORES, contrastive=term(), bank=bank, k=3) for _ in range(2)
-    ]
-    assert all((runs[0][name] == runs[1][name]).all() for name in SCORES)
-    assert torch.get_rng_state().equal(random)
-    assert [m.training for m in model.modules()] == modes
-    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-    assert frozen == ["class_output.bias"]
-    assert all(p.grad is None for p in model.parameters())
-    scores(model, [(x, x)], ["pxgrad"])
-    assert not x.requires_grad and x.grad is None and not bank.requires_grad
-    assert all(before[name].equal(tensor) for name, tensor in model.state_dict().items())
-
-
 @torch.no_grad()
 def test_uncond_scores_by_both_heads():
     model, names = network(uncond=True), ["px", "px_logits", "pxy", "pxsim"]
