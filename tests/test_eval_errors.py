@@ -54,6 +54,7 @@ def odd(tmp_path: Path) -> Path:
 
 
 CLF, OOD = "--eval test_clf", "--eval OOD"
+PXSIM = f"{OOD} --score_fn pxsim"
 COMMANDS = [
     (f"{CLF} --dataset nonsense", "--dataset nonsense", "cifar10"),
     (f"{CLF} --dataset svhn", "--dataset svhn_test", "no labels"),
@@ -101,49 +102,47 @@ COMMANDS = [
     (f"--eval uncond_samples --fresh_samples --buffer_size {2**63 - 1}", "--buffer_size", "memory"),
     (f"{CLF} --depth 16", "--load_path", "depth", "16", "10"),
     (f"{CLF} --uncond", "--load_path", "uncond"),
-    (f"{OOD} --score_fn pxsim --contrast_k 99", "--contrast_k 99", "32"),
+    (f"{PXSIM} --contrast_k 99", "--contrast_k 99", "32"),
     (f"{CLF} --labels one two", "--labels", "1 checkpoints"),
     (f"{CLF} --id a/b", "--id"),
 ]
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
-def test_a_mistaken_command_is_named_with_its_remedy(command, ask):
-    refused(ask(command[0]), *command[1:])
+OF_CE = [
+    (PXSIM, "--score_fn pxsim", "queue"),
+    (f"{CLF} --contrast_k 32", "--contrast_k 32", "no queue"),
+    ("--eval uncond_samples", "replay buffer", "--fresh_samples"),
+    ("--eval fid --fid_features model --sampling buffer", "replay buffer", "--sampling"),
+]
+OF_BOTH = [
+    ("--eval uncond_samples", "--load_path", "one checkpoint"),
+    (f"{CLF} --labels one one", "--labels one one", "of its own"),
+]
+REFUSED = {"hdge": COMMANDS, "ce": OF_CE, "hdge ce": OF_BOTH}
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (f"{OOD} --score_fn pxsim", ("--score_fn pxsim", "queue")),
-        (f"{CLF} --contrast_k 32", ("--contrast_k 32", "no queue")),
-        ("--eval uncond_samples", ("replay buffer", "--fresh_samples")),
-        ("--eval fid --fid_features model --sampling buffer", ("replay buffer", "--sampling")),
-    ],
+    ("load", "command"),
+    [(load, command) for load, commands in REFUSED.items() for command in commands],
+    ids=lambda each: each if isinstance(each, str) else each[0],
 )
-def test_what_a_classifier_does_not_have(flags, words, ask):
-    refused(ask(flags, load="ce"), *words)
+def test_a_mistaken_command_is_named_with_its_remedy(load, command, ask):
+    refused(ask(command[0], load=load), *command[1:])
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("missing.pt", ("is no file",)),
-        ("a" * 256, ("File name too long",)),
-        ("text.pt", ("no checkpoint",)),
-        ("foreign.pt", ("no classifier",)),
-        ("three.pt", ("--dataset is missing", "3 classes")),
+        ("missing.pt", (CLF, "is no file")),
+        ("a" * 256, (CLF, "File name too long")),
+        ("text.pt", (CLF, "no checkpoint")),
+        ("foreign.pt", (CLF, "no classifier")),
+        ("three.pt", (CLF, "--dataset is missing", "3 classes")),
+        ("empty_queue.pt", (f"{PXSIM} --depth 10 --width 1", "pxsim: the queue of", "still empty")),
     ],
 )
 def test_a_file_that_cannot_be_used(name, words, ask, odd):
-    found = ask(CLF, load=odd / name)
-    refused(found, name, *words)
+    found = ask(words[0], load=odd / name)
+    refused(found, name, *words[1:])
     assert sum(line.count(name) for line in found.err) == 1
-
-
-def test_the_queue_of_a_run_that_has_not_begun_scores_nothing(ask, odd):
-    found = ask(f"{OOD} --score_fn pxsim --depth 10 --width 1", load=odd / "empty_queue.pt")
-    refused(found, "--score_fn pxsim: the queue of", "still empty")
 
 
 def test_an_empty_set_and_knn_without_training_images(ask, odd):
@@ -164,9 +163,7 @@ def test_a_separate_head_has_class_conditional_scores_and_samples(ask, odd):
     assert ask(f"{sample} --sgld_batch_size 10", load=odd / "uncond.pt").code == 0
 
 
-def test_several_checkpoints_need_a_folder_and_a_question_for_several(ask):
-    refused(ask("--eval uncond_samples", load="hdge ce"), "--load_path", "one checkpoint")
-    refused(ask(f"{CLF} --labels one one", load="hdge ce"), "--labels one one", "of its own")
+def test_several_checkpoints_need_a_folder(ask):
     two = [str(ask.checkpoint(name)) for name in ("hdge", "ce")]
     found = ask.bare("--load_path", *two, "--eval", "test_clf")
     assert found.code == 2 and "--log_dir is missing" in found.err[0]
