@@ -18,6 +18,7 @@ import losses
 import models
 from evaluation import calibration
 from evaluation.classification import predictions
+from evaluation.loading import labels_of
 from evaluation.questions import QUESTIONS
 from runs.checkpoint import save_checkpoint
 from runs.files import file_sha256
@@ -306,6 +307,12 @@ def test_several_checkpoints_side_by_side(name, ask, answers):
     assert "one" in found.out and "two" in found.out
 
 
+def test_names_of_checkpoints_are_short_and_distinct():
+    assert labels_of(["a/x.pt", "b/x.pt"]) == ["a", "b"]
+    assert labels_of(["a/x.pt", "a/y.pt"]) == ["a/x", "a/y"]
+    assert labels_of(["a/x.pt", "a/x.pt"]) == ["a/x (1)", "a/x (2)"]
+
+
 def test_a_run_with_other_noise_is_told(ask, tmp_path):
     state = torch.load(ask.checkpoint("ce"), weights_only=True)
     state["settings"]["sigma"] = 0.1
@@ -315,20 +322,14 @@ def test_a_run_with_other_noise_is_told(ask, tmp_path):
     assert ask("--eval test_clf --sigma .1", load=tmp_path / "noisy.pt").err == []
 
 
-def test_the_default_folder_is_the_run_s_and_an_id_is_a_folder_in_it(ask, tmp_path):
+def test_the_program_answers_in_the_run_s_folder_and_an_id_is_a_folder_in_it(ask, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(ask.ce, run)
     words = ["--load_path", str(run / "last_ckpt.pt"), "--data_root", str(ask.trainer.data)]
-    assert ask.bare(*words, "--eval", "test_clf", "--device", "cpu").code == 0
-    assert ask.bare(*words, "--eval", "test_clf", "--device", "cpu", "--id", "two").code == 0
-    assert (run / "eval" / "test_clf.json").exists()
-    assert (run / "eval" / "two" / "test_clf.json").exists()
-
-
-def test_the_program_itself_answers(ask, tmp_path):
-    words = ["--load_path", str(ask.checkpoint("ce")), "--data_root", str(ask.trainer.data)]
-    words += ["--log_dir", str(tmp_path), "--eval", "test_clf", "--device", "cpu"]
-    command = [sys.executable, str(ROOT / "eval_wrn_ebm.py"), *words]
+    words += ["--eval", "test_clf", "--device", "cpu"]
+    assert ask.bare(*words).code == 0
+    command = [sys.executable, str(ROOT / "eval_wrn_ebm.py"), *words, "--id", "two"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "test_clf.json").read_text())["n"] == 20
+    for folder in (run / "eval", run / "eval" / "two"):
+        assert json.loads((folder / "test_clf.json").read_text())["n"] == 20

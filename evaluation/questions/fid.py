@@ -249,9 +249,9 @@ def idle(s: Namespace) -> Iterator[Rule]:
         yield f"fid_features inception --sampling {s.sampling}", ("fid_model",)
 
 
-def check(s: Namespace) -> None:
+def check_steps(s: Namespace) -> None:
     if s.n_steps == 0:
-        raise UsageError("--n_steps 0 samples nothing: give fid 1 or more")
+        raise UsageError(f"--n_steps 0 samples nothing: give {s.eval} 1 or more")
 
 
 QUESTION = Question(
@@ -265,5 +265,5 @@ QUESTION = Question(
     defaults={"n_steps": 100},
     add_flags=add_flags,
     idle=idle,
-    check=check,
+    check=check_steps,
 )

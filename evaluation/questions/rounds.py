@@ -54,6 +54,14 @@ class Rounds:
     def labels(self) -> Tensor:
         return self.slots.buffer.classes(self.slots.drawn.nonzero().flatten())
 
+    def as_asked(self) -> list[Tensor]:
+        """Return which of the moved slots are of each class."""
+        return of_each_class(self.labels, self.classes)
+
+    def as_read(self) -> list[Tensor]:
+        """Return which of the moved slots the model classifies as each class, the surest first."""
+        return sampling.most_confident(self.model.network, self.moved)
+
     def run(
         self,
         name: str,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from evaluation.questions.base import ROUNDS, Context, LoadedModel, Numbers, Question, Tensor
-from evaluation.questions.fid import load_judge, reading
+from evaluation.questions.base import ROUNDS, Context, LoadedModel, Numbers, Question
+from evaluation.questions.fid import check_steps, load_judge, reading
 from runs.cli import UsageError
 from runs.names import FOLDER
 from runs.screen import markdown
@@ -47,29 +46,19 @@ def ask_unconditional(context: Context, model: LoadedModel) -> Numbers:
 
 
 def ask_conditional(context: Context, model: LoadedModel) -> Numbers:
-    from evaluation.questions.rounds import Rounds, of_each_class
-    from evaluation.sampling import most_confident
+    from evaluation.questions.rounds import Rounds
 
     if model.flow is not None:
         return ask_flow(context, model, model.flow)
-    classes = model.num_classes
-    rounds = Rounds(context, model, classes)
+    rounds = Rounds(context, model, model.num_classes)
     judge, training = load_judge(context, model), training_images(context, model)
-
-    def asked_classes() -> list[Tensor]:
-        return of_each_class(rounds.labels, classes)
-
-    rounds.run("cond_samples_direct", asked_classes, conditional=True)
+    rounds.run("cond_samples_direct", rounds.as_asked, conditional=True)
     numbers = {**rounds.save(), **rounds.beside_training(training)}
 
     # The ancestors' way: unconditional samples, in the row of the class that they look like.
-    looking = Rounds(context, model, classes)
-
-    def read_classes() -> list[Tensor]:
-        return most_confident(model.network, looking.moved)
-
-    looking.run("cond_samples_classified", read_classes)
-    numbers["classified_per_class"] = [len(index) for index in read_classes()]
+    looking = Rounds(context, model, model.num_classes)
+    looking.run("cond_samples_classified", looking.as_read)
+    numbers["classified_per_class"] = [len(index) for index in looking.as_read()]
     if model.dataset.startswith(FOLDER):
         numbers["class_names"] = model.class_names
     if judge is not None:
@@ -110,12 +99,7 @@ def samples_table(result: Mapping[str, Any]) -> str | None:
     return markdown(rows, columns, headers={"data": "training"}, digits=3) if rows else None
 
 
-def check(s: Namespace) -> None:
-    if s.n_steps == 0:
-        raise UsageError(f"--n_steps 0 samples nothing: give {s.eval} 1 or more")
-
-
-SHARED: Mapping[str, Any] = {"several": False, "defaults": {"n_steps": 40}, "check": check}
+SHARED: Mapping[str, Any] = {"several": False, "defaults": {"n_steps": 40}, "check": check_steps}
 UNCONDITIONAL = Question(
     "uncond_samples", "SGLD samples of q(x)", ask_unconditional, show, takes=ROUNDS, **SHARED
 )
