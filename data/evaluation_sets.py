@@ -15,10 +15,10 @@ from data.npz import left_out, read_npz
 from data.openood import PREFIX, list_file, read_list
 from data.published import FILES, read_published
 from data.record import Record
-from data.sets import ALIASES, SPECS, archive, canonical_name, find, square
+from data.sets import SPECS, archive, canonical_name, find, square
 from data.splits import hold_out
 from runs.cli import did_you_mean
-from runs.names import FOLDER, IMAGE_SIZE, TITLES
+from runs.names import ALIASES, FOLDER, IMAGE_SIZE, TITLES
 
 ALL_OOD = ("svhn", "cifar10interp", "cifar100", "celeba")  # the columns of the HDGE paper's Table 1
 NO_DOWNLOAD = ("interp", "photos", "uniform", "gaussian")  # `all` of a model of the digits

@@ -12,9 +12,8 @@ from data.images import resized_split
 from data.npz import SPLITS, left_out, read_npz, trainable
 from data.published import read_published
 from data.splits import stratified_split
-from runs.names import CLASSES, FOLDER, IMAGE_SIZE
+from runs.names import ALIASES, CLASSES, FOLDER, IMAGE_SIZE
 
-ALIASES = {"cifar_100": "cifar100"}  # JEM's spelling
 SPECS = {
     "cifar10": Spec(CLASSES["cifar10"], train_size=50000, test_size=10000, flips=True),
     "cifar100": Spec(CLASSES["cifar100"], train_size=50000, test_size=10000, flips=True),

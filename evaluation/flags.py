@@ -32,7 +32,7 @@ from runs.cli import (
     rank_is_0,
 )
 from runs.files import check_writable
-from runs.names import CONTRAST_SCORES, NORMS, OPENOOD, SCORES, STARTS, data_root
+from runs.names import CONTRAST_SCORES, NORMS, OPENOOD, SCORES, STARTS, STRIDES, data_root
 from runs.shared import HUB, check_weights, weights_file
 
 # Flags that not every question takes, and the questions that take them.
@@ -147,7 +147,7 @@ def add_chains(parser: argparse.ArgumentParser) -> None:
 def add_network(parser: argparse.ArgumentParser) -> None:
     about = "Read from the checkpoint; a flag must agree with it, and tells what it cannot."
     add = adder(parser, "network", about)
-    add("--arch", ("wrn", "resnet50"), None, None, "architecture", shown=None)
+    add("--arch", tuple(STRIDES), None, None, "architecture", shown=None)
     add("--depth 6N+4", DEPTH, None, "JEM", "layers of the WideResNet", shown=None)
     add("--width TIMES", WIDTH, None, "JEM", "its width multiplier", shown=None)
     add("--norm", NORMS, None, "JEM", "normalisation", shown=None)

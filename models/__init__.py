@@ -1,7 +1,7 @@
 """The density: networks from images to logits, and the logits read as log densities."""
 
 from models.backbones import ResNet50, WideResNet
-from models.energy import ARCHITECTURES, EnergyClassifier, Pixels, build, forward_flops
+from models.energy import EnergyClassifier, Pixels, build, forward_flops
 from models.flow import Flow
 from models.load import (
     RunSettings,
@@ -16,4 +16,4 @@ from models.load import (
     run_settings,
 )
 from models.modes import batch_statistics_only, eval_mode, sampling_mode, scoring_mode
-from models.norms import NORMS, initialise_act_norm
+from models.norms import initialise_act_norm

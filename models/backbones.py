@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.norms import make_norm
+from runs.names import misfit_depth
 
 SLOPE = 0.2  # of LeakyReLU below zero
 
@@ -45,7 +46,7 @@ class WideResNet(nn.Module):
     Arguments:
         depth: number of layers, 6n + 4 with n >= 1: n blocks in each of the three stages.
         width: factor of the stages' 16, 32 and 64 channels, 1 or more.
-        norm: one of `models.norms.NORMS`.
+        norm: one of `runs.names.NORMS`.
         dropout_rate: share of activations dropped between a block's convolutions, in [0, 1).
 
     Raises ValueError, in one sentence, for an argument outside its range.
@@ -114,10 +115,8 @@ def pooled(x: Tensor) -> Tensor:
 
 
 def _check(depth: int, width: int, dropout_rate: float) -> None:
-    if depth < 10 or depth % 6 != 4:
-        below = (depth - 4) // 6 * 6 + 4
-        nearest = f"{below} or {below + 6}" if below >= 10 else "10"
-        raise ValueError(f"depth {depth} is not 6n + 4 with n >= 1: take {nearest}")
+    if found := misfit_depth(depth):
+        raise ValueError(found)
     if width < 1:
         raise ValueError(f"width {width} is too small: take 1 or more")
     if not 0 <= dropout_rate < 1:

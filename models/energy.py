@@ -12,9 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.backbones import ResNet50, WideResNet
 from models.modes import batch_norms
-from runs.names import IMAGE_SIZE, misfit_size
-
-ARCHITECTURES = ("wrn", "resnet50")
+from runs.names import IMAGE_SIZE, STRIDES, misfit_size
 
 
 class EnergyClassifier(nn.Module):
@@ -139,11 +137,11 @@ def build(
 ) -> EnergyClassifier:
     """Build a classifier with PyTorch's default initialisation.
 
-    `arch` is one of `ARCHITECTURES`. depth, width, norm and dropout_rate are those of WideResNet;
+    `arch` is "wrn" or "resnet50". depth, width, norm and dropout_rate are those of WideResNet;
     ResNet-50 ignores them. Raises ValueError, in one sentence, for an argument outside its range.
     """
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"arch {arch!r} is unknown: take one of {', '.join(ARCHITECTURES)}")
+    if arch not in STRIDES:
+        raise ValueError(f"arch {arch!r} is unknown: take one of {', '.join(STRIDES)}")
     if found := misfit_size(image_size, arch):
         raise ValueError(found)
     backbone: WideResNet | ResNet50

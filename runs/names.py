@@ -23,6 +23,7 @@ SCORES = {  # of an image, the higher the more it looks like the training images
     "px_logits": "logsumexp f(x)",
 }
 CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "mnist": 10, "digits": 10}
+ALIASES = {"cifar_100": "cifar100"}  # JEM's spelling
 IMAGE_SIZE = 32  # default side in pixels, and that of runs whose settings do not have it
 SMALLEST_IMAGE = 8
 FLOWS = {"glow": "Glow", "residual_flow": "Residual Flow"}  # normalising flows; their titles
@@ -62,6 +63,16 @@ def network_title(settings: Mapping[str, Any]) -> str | None:
     if flow := FLOWS.get(str(arch)):
         return f"{flow}, {settings.get('levels')} x {depth} blocks of width {width}"
     return f"WRN-{depth}-{width}"
+
+
+def misfit_depth(depth: int) -> str | None:
+    """Return why there is no WideResNet of this depth, in a line with those that are near; None if
+    there is one."""
+    if depth >= 10 and depth % 6 == 4:
+        return None
+    below = (depth - 4) // 6 * 6 + 4
+    near = f"{below} or {below + 6}" if below >= 10 else "10"
+    return f"depth {depth} is not 6n + 4 with n >= 1: use {near}"
 
 
 def misfit_size(size: object, arch: str) -> str | None:

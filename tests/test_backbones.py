@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from models import NORMS, WideResNet, build, forward_flops
+from models import WideResNet, build, forward_flops
+from runs.names import NORMS
 
 
 def parameters(module: nn.Module) -> int:
@@ -86,8 +87,8 @@ def test_dropout_acts_in_train_mode_alone():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"depth": 27}, r"^depth 27 is not 6n \+ 4.*: take 22 or 28$"),
-        ({"depth": -2}, "take 10$"),
+        ({"depth": 27}, r"^depth 27 is not 6n \+ 4.*: use 22 or 28$"),
+        ({"depth": -2}, "use 10$"),
         ({"width": 0}, "width 0 .* 1 or more"),
         ({"norm": "bacth"}, "norm 'bacth' is unknown.*none, batch, instance, layer, act"),
         ({"arch": "vgg"}, "arch 'vgg' is unknown.*wrn, resnet50"),

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import NORMS, EnergyClassifier, build
+from models import EnergyClassifier, build
+from runs.names import NORMS
 
 SMALL: dict[str, Any] = {"depth": 10, "width": 1, "num_classes": 5}
 

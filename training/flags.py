@@ -43,6 +43,7 @@ from runs.files import check_writable
 from runs.folder import LAST, PREVIOUS, SETTINGS, RunFolderError, check_free, read_settings
 from runs.names import (
     ADAM_BETAS,
+    ALIASES,
     CLASSES,
     CONTRAST_SCORES,
     CONTRAST_STYLES,
@@ -51,7 +52,9 @@ from runs.names import (
     NORMS,
     QUEUE_STARTS,
     STARTS,
+    STRIDES,
     data_root,
+    misfit_depth,
     misfit_size,
 )
 from runs.screen import print_line
@@ -177,7 +180,7 @@ def add_flags(parser: Parser) -> None:
         "random y: better samples, lower accuracy")
 
     add = adder(parser, "network")
-    add("--arch", ("wrn", "resnet50"), "wrn", None, "WideResNet, or ResNet-50 with a 3x3 stem and "
+    add("--arch", tuple(STRIDES), "wrn", None, "WideResNet, or ResNet-50 with a 3x3 stem and "
         "its own batch norm, for HDGE's Table 1")
     add("--depth 6N+4", DEPTH, 28, "JEM", "layers of the WideResNet: 10, 16, 22, 28, ...")
     add("--width TIMES", WIDTH, 10, "JEM", "width multiplier of the WideResNet")
@@ -320,7 +323,7 @@ def whole_name(dataset: str) -> str:
     finds it from anywhere. Raises UsageError where that is not UTF-8."""
     path = dataset.removeprefix(FOLDER)
     if not dataset.startswith(FOLDER) or not path:
-        return {"cifar_100": "cifar100"}.get(dataset, dataset)
+        return ALIASES.get(dataset, dataset)
     whole = FOLDER + os.path.abspath(os.path.expanduser(path))
     check_utf8("--dataset", whole)
     return whole
@@ -507,10 +510,8 @@ def check_dataset(name: str) -> None:
 
 
 def check_network(s: argparse.Namespace) -> None:
-    if s.arch == "wrn" and (s.depth < 10 or (s.depth - 4) % 6):
-        near = max(10, 4 + 6 * round((s.depth - 4) / 6))
-        raise UsageError(f"--depth {s.depth} is not 6n + 4 with n >= 1: use {near}, for example")
-    if found := misfit_size(s.image_size, s.arch):
+    depth = misfit_depth(s.depth) if s.arch == "wrn" else None
+    if found := depth or misfit_size(s.image_size, s.arch):
         raise UsageError(f"--{found}")
     own = {"norm": ("none", "batch norm of its own"), "dropout_rate": (0, "no dropout")}
     for name, (default, has) in own.items():
