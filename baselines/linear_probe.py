@@ -199,7 +199,7 @@ def probe(
     """Return the head of the best --l2 and its row of progress.csv; `say` is told about each. Of
     equal validation accuracies the stronger penalty wins."""
     began, iterations = time.monotonic(), 0
-    best: tuple[float, nn.Linear, dict[str, Any]] | None = None
+    tried: list[tuple[float, nn.Linear, dict[str, Any]]] = []
     for l2, head, took in fitted_heads(found["train"], num_classes, s.l2, s.max_iter):
         iterations += took
         measured = {name: scores(head, part) for name, part in found.items()}
@@ -213,11 +213,9 @@ def probe(
         row["l2"] = l2
         shown = (f"{name}_acc {part['accuracy']:.4g}" for name, part in measured.items())
         say(f"l2 {l2:g}: {took} iterations, {', '.join(shown)}")
-        chosen_by = measured.get("valid", measured["train"])["accuracy"]
-        if best is None or chosen_by > best[0]:
-            best = chosen_by, head, row
-    assert best is not None
-    return best[1], best[2]
+        tried.append((measured.get("valid", measured["train"])["accuracy"], head, row))
+    _, head, row = max(tried, key=lambda each: each[0])  # the first of equal ones
+    return head, row
 
 
 def load_backbone(

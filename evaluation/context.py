@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from evaluation.sampling import refined
 from runs import processes as distributed
 from runs.cli import UsageError
 from runs.names import FOLDER
-from runs.screen import Row, make_bar, markdown, print_line
+from runs.screen import Row, make_bar, markdown
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -211,8 +210,7 @@ class Context:
         return make_bar(total, unit, desc=title, leave=False, disable=not distributed.first())
 
     def say(self, text: str) -> None:
-        if distributed.first():
-            print_line(text, sys.stdout)
+        distributed.say(text)
 
     def warn(self, message: str) -> None:
         """Print a warning on stderr, once."""

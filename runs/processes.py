@@ -116,6 +116,12 @@ def first_to_report() -> bool:
         return True
 
 
+def say(line: str) -> None:
+    """Print a line on the screen, in the first process alone."""
+    if first():
+        print_line(line, sys.stdout)
+
+
 def warn(program: str, line: str) -> None:
     """Print a warning on stderr, in the first process alone."""
     if first():

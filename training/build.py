@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import warnings
 from argparse import Namespace
 from typing import Any
@@ -19,7 +18,6 @@ from runs import terms
 from runs.checkpoint import CheckpointError, read_checkpoint
 from runs.cli import fits
 from runs.names import ADAM_BETAS
-from runs.screen import print_line
 from training import flags
 from training.machine import warn_of_leaks
 from training.state import QUEUE, Progress, Run, own_shard
@@ -73,8 +71,8 @@ def can_compile(device: torch.device) -> bool:
             torch.compile(torch.neg)(torch.ones(2, device=device))
         except Exception as error:  # of many kinds, none of which is a reason not to train
             why = " ".join(str(error).split())[:100]
-    if why is not None and distributed.first():
-        print_line(f"{flags.PROGRAM}: --compile: {why}, so nothing is compiled", sys.stdout)
+    if why is not None:
+        distributed.say(f"{flags.PROGRAM}: --compile: {why}, so nothing is compiled")
     return why is None
 
 
@@ -167,9 +165,9 @@ def load_file(run: Run, dataset: data.DataSet) -> None:
         load_memories(run, state, weights)
     except (CheckpointError, ValueError) as error:
         raise CheckpointError(f"--load_path {s.load_path}: {error}") from None
-    if models.averaged_weights(state) and distributed.first():
-        line = f"{flags.PROGRAM}: --load_path {s.load_path}: starts from the averaged weights"
-        print_line(line, sys.stdout)
+    if models.averaged_weights(state):
+        told = f"{flags.PROGRAM}: --load_path {s.load_path}: starts from the averaged weights"
+        distributed.say(told)
     warn_of_leaks(s, dataset, record, flags.PROGRAM)
 
 

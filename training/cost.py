@@ -18,7 +18,6 @@ from models import EnergyClassifier, forward_flops, initialise_act_norm
 from runs import processes as distributed
 from runs.cli import UsageError
 from runs.names import FOLDER
-from runs.screen import print_line
 from runs.terms import has_chains, used
 from training.build import build_batches, build_model, build_optimizer, replicate
 from training.divergence import Guard
@@ -143,8 +142,7 @@ def dry_run(s: Namespace, device: torch.device, train_step: TrainStep) -> None:
         facts["processes"] = f"{distributed.size()}; memory is that of each one"
     resolved = {"device": device, "amp": "bf16" if model.amp else "off", "n_valid": n_valid}
     for name, value in [*facts.items(), ("", ""), *sorted({**vars(s), **resolved}.items())]:
-        if distributed.first():
-            print_line(f"{name:23} {value}", sys.stdout)
+        distributed.say(f"{name:23} {value}")
 
 
 def time_steps(
