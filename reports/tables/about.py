@@ -126,5 +126,5 @@ def dataset(seed: Seed) -> str:
 def states(record: Record) -> str:
     """'diverged 1 of 3, unfinished 2 of 3'; '' where every run has finished."""
     found = [seed["state"] for seed in record.values()]
-    counts = ((state, found.count(state)) for state in ("diverged", "failed", "unfinished"))
+    counts = ((state, found.count(state)) for state in ("diverged", "unfinished"))
     return ", ".join(f"{state} {n} of {len(found)}" for state, n in counts if n)

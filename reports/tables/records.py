@@ -185,20 +185,18 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 def _state(folder: Path, finished: bool) -> tuple[str, int]:
-    """Return finished, diverged, failed or unfinished, and how often the run diverged in all."""
-    mark = folder / "diverged.txt"
+    """Return finished, diverged or unfinished, and how often the run diverged in all."""
+    mark = folder / "diverged.txt"  # of scripts/experiments.py
     texts = [
         path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         for path in (folder / "log.txt", folder.with_name(folder.name + ".log"), mark)
     ]
     divergences = len({found for text in texts for found in DIVERGED.findall(text)})
-    if mark.exists():
-        return ("diverged" if DIVERGED.search(texts[2]) else "failed"), divergences
-    if finished:
-        return "finished", divergences
     last = texts[0].strip().rpartition("\n")[2]
     ended = DIVERGED.match(last) and "; restart " not in last
-    return ("diverged" if ended else "unfinished"), divergences
+    if mark.exists() or (ended and not finished):
+        return "diverged", divergences
+    return ("finished" if finished else "unfinished"), divergences
 
 
 # ------------------------------------------------------------------------- answers as flat numbers
