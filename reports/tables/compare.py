@@ -112,14 +112,21 @@ def lines_of(seeds: Mapping[str, Seed], table: Table) -> list[list[str]]:
             settings.append([f"--{name}", *found])
     speeds = [number(seed["images_per_s"]) for seed in every]
     numbers = []
-    for key in (key for _, found in table.blocks for key in found):
+    for key in table.keys:
         texts = [value_text(row.numbers[key], key) for row in table.rows]
         numbers.append([full_title(key), *(text.removesuffix(" (1)") for text in texts)])
     return [
-        *(made("network"), *settings, told("seed"), told("state", "ended")),
-        *(told("epochs"), told("steps"), made("hours")),
+        made("network"),
+        *settings,
+        told("seed"),
+        told("state", "ended"),
+        told("epochs"),
+        told("steps"),
+        made("hours"),
         ["images a second", *("-" if n is None else f"{n:.0f}" for n in speeds)],
-        *(made("hardware"), made("commit"), *numbers),
+        made("hardware"),
+        made("commit"),
+        *numbers,
     ]
 
 
@@ -135,7 +142,7 @@ def of_seeds(seeds: Mapping[str, Seed], table: Table) -> Iterator[str]:
         if len(set(known)) < max(2, len(labels)):
             continue
         group = {label: seeds[label] for label in labels}
-        numbers = {key: measured(group, key) for _, found in table.blocks for key in found}
+        numbers = {key: measured(group, key) for key in table.keys}
         told = [
             f"{full_title(key)} {n.mean:.{digits(key)}f} +- {n.std:.{digits(key)}f}"
             for key, n in numbers.items()

@@ -52,6 +52,10 @@ class Table:
     rows: list[Row]
     notes: list[str]
 
+    @property
+    def keys(self) -> list[str]:
+        return [key for _, keys in self.blocks for key in keys]
+
 
 def build(
     name: str, scale: str, experiments: Sequence[str], records: Mapping[str, Record]
