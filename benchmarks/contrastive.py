@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from runs.cli import COUNT, Parser, UsageError  # noqa: E402
-from runs.names import data_root  # noqa: E402
+from runs.cli import COUNT, Parser, UsageError
+from runs.names import data_root
 
 
 def build_parser() -> Parser:
@@ -33,17 +33,17 @@ def build_parser() -> Parser:
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
     ARGS = build_parser().parse_args(sys.argv[1:])
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-import data  # noqa: E402
-import models  # noqa: E402
-from losses import Contrastive, ContrastScore, LogitQueue  # noqa: E402
-from reports.tables.formats import aligned  # noqa: E402
-from runs.checkpoint import read_checkpoint  # noqa: E402
-from runs.shared import weights_file  # noqa: E402
-from training.session import term_gradients  # noqa: E402
+import data
+import models
+from losses import Contrastive, ContrastScore, LogitQueue
+from reports.tables.formats import aligned
+from runs.checkpoint import read_checkpoint
+from runs.shared import weights_file
+from training.session import term_gradients
 
 N, SIGMA = 64, 0.03  # images of a batch, and their noise
 VARIED = [("algorithm1", t, 16384) for t in (0.05, 0.1, 0.2, 0.5)]

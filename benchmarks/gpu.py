@@ -27,10 +27,10 @@ BEGAN = time.monotonic()
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from runs.cli import COUNT, POSITIVE, Parser, UsageError  # noqa: E402
-from runs.files import read_json, write_json  # noqa: E402
-from runs.names import data_root  # noqa: E402
-from runs.screen import print_line  # noqa: E402
+from runs.cli import COUNT, POSITIVE, Parser, UsageError
+from runs.files import read_json, write_json
+from runs.names import data_root
+from runs.screen import print_line
 
 PROGRAM = "gpu.sh"
 # Seconds of 9 minutes; training has what the others leave.

@@ -17,8 +17,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from runs.cli import COUNT, Parser  # noqa: E402
-from runs.names import data_root  # noqa: E402
+from runs.cli import COUNT, Parser
+from runs.names import data_root
 
 
 # fmt: off

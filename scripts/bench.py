@@ -15,25 +15,25 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from benchmarks import flags  # noqa: E402
+from benchmarks import flags
 
 if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
     COMMAND_LINE = flags.parse(sys.argv[1:])
 
-import os  # noqa: E402
-import time  # noqa: E402
-from argparse import Namespace  # noqa: E402
-from functools import partial  # noqa: E402
-from typing import Any  # noqa: E402
+import os
+import time
+from argparse import Namespace
+from functools import partial
+from typing import Any
 
-import torch  # noqa: E402
+import torch
 
-from benchmarks import measure, report  # noqa: E402
-from runs.cli import UsageError  # noqa: E402
-from runs.endings import exit_code  # noqa: E402
-from runs.files import write_json, write_text  # noqa: E402
-from runs.screen import print_line  # noqa: E402
-from training.machine import choose_device, environment  # noqa: E402
+from benchmarks import measure, report
+from runs.cli import UsageError
+from runs.endings import exit_code
+from runs.files import write_json, write_text
+from runs.screen import print_line
+from training.machine import choose_device, environment
 
 PROGRAM = "bench.py"
 

@@ -35,20 +35,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from runs.cli import (  # noqa: E402
-    COUNT,
-    WHOLE,
-    Parser,
-    UsageError,
-    check_utf8,
-    given_flags,
-    open_streams,
-)
-from runs.files import alone  # noqa: E402
-from runs.folder import LAST, PREVIOUS, holds_run  # noqa: E402
-from runs.screen import print_line  # noqa: E402
-from scripts import done, rows  # noqa: E402
-from scripts.rows import Ask, Job, Point, Table, Train  # noqa: E402
+from runs.cli import COUNT, WHOLE, Parser, UsageError, check_utf8, given_flags, open_streams
+from runs.files import alone
+from runs.folder import LAST, PREVIOUS, holds_run
+from runs.screen import print_line
+from scripts import done, rows
+from scripts.rows import Ask, Job, Point, Table, Train
 
 # Programs are forked from a process that has imported what takes seconds to import.
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -300,17 +292,16 @@ def plan(table: Table, root: Path, scale: str, seeds: Sequence[int]) -> Iterator
 
     for seed in seeds:
         runs = [Train(row, seed) for row in table.rows]
-        for job in [
-            *runs,
-            *(Ask(question, (run,)) for question in table.questions for run in runs),
-        ]:
-            yield from with_needs(job)
+        jobs: list[Job] = [*runs]
+        jobs += [Ask(question, (run,)) for question in table.questions for run in runs]
         for place, question, names in table.overlays:
             every = [Train(name, seed) for name in names]
             there = {run for run in every if done.finished(rows.folder(root, scale, *run))}
             shown = [run for run in every if run in runs or run in there]
             if set(shown) & set(runs):
-                yield from with_needs(Ask(question, tuple(shown), place))
+                jobs.append(Ask(question, tuple(shown), place))
+        for job in jobs:
+            yield from with_needs(job)
 
 
 def show(tables: dict[str, Table], root: Path, scale: str, seeds: Sequence[int]) -> None:
@@ -321,8 +312,11 @@ def show(tables: dict[str, Table], root: Path, scale: str, seeds: Sequence[int])
         for job in plan(table, root, scale, seeds):
             if job not in shown:
                 shown.add(job)
-                command = rows.ask_command if isinstance(job, Ask) else rows.train_command
-                print_line(f"python {shlex.join(command(root, scale, job))}", sys.stdout)
+                if isinstance(job, Ask):
+                    words = rows.ask_command(root, scale, job)
+                else:
+                    words = rows.train_command(root, scale, job)
+                print_line(f"python {shlex.join(words)}", sys.stdout)
 
 
 def cost(name: str, scale: str) -> str | None:

@@ -26,11 +26,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from runs import terms  # noqa: E402
-from runs.cli import Parser, UsageError  # noqa: E402
-from runs.names import FOLDER, network_title  # noqa: E402
-from runs.screen import print_line  # noqa: E402
-from runs.shared import check_weights, weights_file  # noqa: E402
+from runs import terms
+from runs.cli import Parser, UsageError
+from runs.names import FOLDER, network_title
+from runs.screen import print_line
+from runs.shared import check_weights, weights_file
 
 CARD, SAMPLES = "README.md", "samples.png"
 # Where a run was, not what it is; each gets its default back.

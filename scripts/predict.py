@@ -16,9 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from evaluation import flags  # noqa: E402
-from runs.cli import COUNT, THREADS, Mistake, Parser, UsageError  # noqa: E402
-from runs.shared import check_weights  # noqa: E402
+from evaluation import flags
+from runs.cli import COUNT, THREADS, Mistake, Parser, UsageError
+from runs.shared import check_weights
 
 PROGRAM = "predict.py"
 REFERENCE = 1000  # images at most

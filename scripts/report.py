@@ -15,9 +15,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from runs.cli import Parser, UsageError  # noqa: E402
-from runs.files import write_text  # noqa: E402
-from runs.screen import print_line  # noqa: E402
+from runs.cli import Parser, UsageError
+from runs.files import write_text
+from runs.screen import print_line
 
 COLOURS = 6  # of lines in a chart
 

@@ -19,10 +19,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from runs.cli import Parser, UsageError  # noqa: E402
-from runs.screen import print_line  # noqa: E402
-from scripts import done, rows  # noqa: E402
-from scripts.rows import SCALES, TABLES  # noqa: E402
+from runs.cli import Parser, UsageError
+from runs.screen import print_line
+from scripts import done, rows
+from scripts.rows import SCALES, TABLES
 
 
 def build_parser() -> Parser:

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
-from runs.cli import COUNT, WHOLE, Parser  # noqa: E402
+from runs.cli import COUNT, WHOLE, Parser
 
 SECTIONS = {  # and what each one tests
     "kills": "a killed run ends where it would have ended",
@@ -47,33 +47,33 @@ def build_parser() -> Parser:
 if __name__ == "__main__":  # --help and a mistake are answered before torch is imported
     ARGS = build_parser().parse_args()
 
-import itertools  # noqa: E402
-import math  # noqa: E402
-import multiprocessing  # noqa: E402
-import os  # noqa: E402
-import random  # noqa: E402
-import re  # noqa: E402
-import signal  # noqa: E402
-import subprocess  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
-from argparse import Namespace  # noqa: E402
-from collections import Counter  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
-from typing import Any  # noqa: E402
+import itertools
+import math
+import multiprocessing
+import os
+import random
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-import torch  # noqa: E402
+import torch
 
-import losses  # noqa: E402
-import train_wrn  # noqa: E402
-from losses import sgld  # noqa: E402
-from runs import folder as records  # noqa: E402
-from runs.checkpoint import CheckpointError, read_checkpoint  # noqa: E402
-from runs.files import write_json, write_text  # noqa: E402
-from runs.folder import LAST, PREVIOUS  # noqa: E402
-from runs.screen import markdown, print_line  # noqa: E402
-from training import divergence, flags, machine  # noqa: E402
+import losses
+import train_wrn
+from losses import sgld
+from runs import folder as records
+from runs.checkpoint import CheckpointError, read_checkpoint
+from runs.files import write_json, write_text
+from runs.folder import LAST, PREVIOUS
+from runs.screen import markdown, print_line
+from training import divergence, flags, machine
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
