@@ -126,8 +126,9 @@ def test_the_card_has_the_numbers_of_this_checkpoint_alone(train, tmp_path):
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     read = {"classifier": "/private/ce/last_ckpt.pt", "samples": 0.625, "starts": 0.125}
     guided = {"guidance": 0.1, "read_as_asked": read, "files": ["a.png", "cond_samples_starts.png"]}
+    refined = {"dataset": "cifar10_test", "n_steps_refine": 3}
     for name, answer in ANSWERS.items():
-        more = guided if name == "cond_samples" else {}
+        more = {"cond_samples": guided, "attack": refined}.get(name, {})
         save(place, name, {**answer, **more, "checkpoint_sha256": sha256})
     other = {**ANSWERS["test_clf"], "accuracy": 0.875, "checkpoint_sha256": "0" * 64}
     save(place, "test_clf-1", other)
@@ -147,6 +148,7 @@ def test_the_card_has_the_numbers_of_this_checkpoint_alone(train, tmp_path):
         f"| starts read {asked} 0 {by} | 0.125 |",
         f"| FID of samples after 100 SGLD steps | {judged} | 85.75 |",
         f"| FID of training images | {judged} | 2.50 |",
+        "| accuracy under pgd, Linf 8/255 after 3 SGLD steps | cifar10_test, 200 images | 0.0875 |",
     ):
         assert f"\n{line}\n" in card
     assert "0.875" not in card and "private" not in card

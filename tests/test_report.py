@@ -357,11 +357,12 @@ def test_answers_that_are_no_headline(make):
     """Of training images, of refined images, of another run, of a classifier's own features."""
     train = {**ANSWERS["test_clf"], "dataset": "cifar10_train", "accuracy": 0.999}
     own = {**ANSWERS["fid"], "features": "model x.pt", "n": 50000, "fid": 3.21}
-    refined = {**ANSWERS["eval_ece"], "settings": {"n_steps": 9}}
-    run = make({"test_clf": train, "fid": own, "eval_ece": refined})
+    refined = {**ANSWERS["eval_ece"], "protocol": {"n_steps": 9}}
+    attack = {**ANSWERS["attack"], "n_steps_refine": 9}
+    run = make({"test_clf": train, "fid": own, "eval_ece": refined, "attack": attack})
     save(run / "eval", "OOD", {"models": [{"checkpoint": "o/other/x.pt", **ANSWERS["OOD"]}]})
     found = read(run)
-    assert "43.75 %" in found.strip and not re.search("99.9|5.23|0.5678|FID", found.strip)
+    assert "43.75 %" in found.strip and not re.search("99.9|5.23|0.5678|FID|Robust", found.strip)
     assert "OOD.json is about checkpoints of other runs." in found.text and "3.21" in found.text
     save(run / "eval", "fid-1", ANSWERS["fid"])
     assert "FID 85.31 inception features" in read(run).strip

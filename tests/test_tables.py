@@ -723,6 +723,7 @@ def test_comparing_runs_shows_where_they_differ_in_every_format(tmp_path, capsys
         run = fake_run(tmp_path, name, epochs=epochs, lr=epochs / 10)
         classified(run, epochs / 8, max_images=images)
         detected(run, {"svhn_test": epochs / 8})
+        answer(run / "eval", run, "shape", n=7, report={"title": "of a question of one's own"})
         if name == "bad":
             (run / "diverged.txt").write_text(DIVERGED)
     folders = [str(tmp_path / "small" / f"{name}-s1") for name in ("good", "bad", "young")]
@@ -733,7 +734,7 @@ def test_comparing_runs_shows_where_they_differ_in_every_format(tmp_path, capsys
     assert re.search(r"\| +\| good-s1 +\| bad-s1 +\| young-s1 +\|", text)
     assert re.search(r"--lr +\| 0\.6 +\| 0\.2", text) and "--batch_size" not in text
     assert re.search(r"Accuracy, CIFAR-10 \(%\) +\| 75\.00 +\| 25\.00", text)
-    assert "Not all rows were asked test_clf alike" in text
+    assert "Not all rows were asked test_clf alike" in text and "| Images " not in text
     lines = list(csv.DictReader((out / "comparison.csv").read_text().splitlines()))
     found = {(line["model"], line["column"]): line["mean"] for line in lines}
     assert found["good-s1", ACCURACY] == "75"

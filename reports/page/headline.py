@@ -9,7 +9,7 @@ from typing import Any
 from reports.page.markup import number, parsed
 from reports.page.paper import Paper, canonical
 from reports.page.questions import own_features
-from reports.page.run import NOISY, Answer, Run
+from reports.page.run import Answer, Run
 
 Found = dict[str, Any]  # "value", "model", and what else a card shows
 
@@ -22,9 +22,7 @@ def own(run: Run, name: str, key: str) -> Iterator[Found]:
     """
     for answer in sorted(run.answers[name], key=judged, reverse=True):
         model = answer.of_run()
-        settings = answer.first.part("settings")
-        steps = number(settings.get("n_steps")) if name in NOISY else None
-        if model and not steps and model.get(key) is not None:
+        if model and not model.refined and model.get(key) is not None:
             yield {"model": model, "value": model.get(key), "n": number(model.get("n"))}
 
 

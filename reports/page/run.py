@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
-from reports.page.markup import show
+from reports.page.markup import number, show
 from runs.files import read_json, read_rows
 from runs.folder import ENVIRONMENTS, LAST, environments, holds_run
 
@@ -51,6 +51,13 @@ class Model:
 
     def get(self, key: str) -> Any:
         return self.values.get(key)
+
+    @property
+    def refined(self) -> float:
+        """Return the SGLD steps that changed the images before they were evaluated."""
+        noisy = self.get("eval") in NOISY
+        steps = self.part("protocol").get("n_steps") if noisy else self.get("n_steps_refine")
+        return number(steps) or 0
 
     def part(self, key: str) -> dict[str, Any]:
         return mapping(self.get(key))

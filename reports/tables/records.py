@@ -215,10 +215,7 @@ def answers_of(run: Run, asked: Asked | None) -> dict[str, Any]:
     hash_of = cache(lambda path: file_sha256(path) if path.is_file() else None)
     for name, answer in ((name, each) for name, every in run.answers.items() for each in every):
         model = answer.of_run()
-        chains = name == "fid" or name.endswith("_samples")
-        if model is None or number(model.get("n_steps_refine")):
-            continue
-        if not chains and number(model.part("protocol").get("n_steps")):
+        if model is None or model.refined:
             continue
         last = Path(model.checkpoint).name == LAST
         if asked is not None and not (last and asked(name, model.part("settings"))):
@@ -296,6 +293,8 @@ def numbers_of(name: str, model: Model) -> dict[str, Any]:
             for eps, accuracy in radii.items()
             if eps is not None
         }
+    if not name.endswith("_samples"):
+        return {}  # a question of the user's own
     asked = model.part("read_as_asked")
     drawn = {f"samples/{key}": value(key) for key in ("n", "steps")}
     return drawn | {f"asked/{images}": asked.get(images) for images in ("samples", "starts")}

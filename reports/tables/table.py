@@ -156,9 +156,12 @@ def mean_of(values: Sequence[float]) -> Number:
 
 
 def values_of(seed: Seed) -> dict[str, float]:
-    """Return the numbers of all answers, rates in percent where their columns are."""
-    found = (item for answer in seed["answers"].values() for item in answer["numbers"].items())
-    return {key: 100 * n if key.split("/")[0] in PERCENT else n for key, n in found}
+    """Return the numbers of all answers, of two with one key the first's; rates in percent where
+    their columns are."""
+    found: dict[str, float] = {}
+    for answer in seed["answers"].values():
+        found = answer["numbers"] | found
+    return {key: 100 * n if key.split("/")[0] in PERCENT else n for key, n in found.items()}
 
 
 def keys_of(record: Record) -> set[str]:
