@@ -178,6 +178,6 @@ def run_on(
     objective = build_objective(s, num_classes).to(device)
     run = Run(s, num_classes, model, objective, build_optimizer(s, model, objective))
     dataset = data.DataSet("", num_classes, (), flips, split, split.first(0)).to(device)
-    own = {"n_valid": 0, "labels_per_class": -1, "independent_batches": second_batch(s), "seed": 0}
-    batches, _ = build_batches(Namespace(**{**vars(s), **own}), dataset)
+    own = {"n_valid": 0, "labels_per_class": -1, "independent_batches": second_batch(s)}
+    batches, _ = build_batches(Namespace(**{**vars(s), **own, "seed": s.seed or 0}), dataset)
     return run, batches

@@ -384,13 +384,8 @@ def term_gradients(losses: dict[str, Tensor], parameters: Sequence[Tensor]) -> d
     """
     flat = {}
     for name, loss in losses.items():
-        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        own = torch.cat(
-            [
-                (torch.zeros_like(p) if g is None else g).flatten().float()
-                for p, g in zip(parameters, found, strict=True)
-            ]
-        )
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
+        own = torch.cat([gradient.flatten().float() for gradient in found])
         flat[name] = distributed.mean(own)  # of the whole batch
     measured = {f"{name}/gradient": gradient.norm() for name, gradient in flat.items()}
     if REFERENCE in flat:
