@@ -52,6 +52,13 @@ def predictions(
     return distributed.joined(all_logits), distributed.joined(all_labels)
 
 
+def log_odds_against(logits: Tensor, y: Tensor) -> Tensor:
+    """Return log((1 - q(y|x)) / q(y|x)) = log sum over c != y of e^f_c, minus f_y: (N,) of logits
+    f (N, C) and labels y (N,). Digits stay where q(y|x) itself is rounded to 1."""
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
+
+
 def _top(k: int, logits: Tensor, labels: Tensor) -> Tensor:
     """Return whether fewer than k classes come before the label, bool (N,). NaN comes first."""
     own = logits.gather(1, labels[:, None])

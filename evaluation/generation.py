@@ -48,12 +48,10 @@ def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, flo
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean (D,) and unbiased covariance (D, D) of features (N, D), N > 1, in float64 on the
-    CPU."""
+    """Return mean (D,) and unbiased covariance (D, D) of features (N, D), N and D above 1, in
+    float64 on the CPU."""
     x = features.detach().to("cpu", torch.float64)
-    mean = x.mean(0)
-    centred = x - mean
-    return mean, centred.T @ centred / (len(x) - 1)
+    return x.mean(0), x.T.cov()
 
 
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from evaluation import NotFinite
+from evaluation.classification import log_odds_against
 from losses import Chain
 from models import EnergyClassifier, sampling_mode
 from runs import processes as distributed
@@ -123,11 +124,14 @@ def _still_right(
 
 @dataclass(frozen=True)
 class PGD:
-    """Projected gradient ascent on `loss`. Madry et al., "Towards deep learning models resistant to
+    """Projected gradient ascent. Madry et al., "Towards deep learning models resistant to
     adversarial attacks" (2018).
 
         Linf: x' <- P(x' + step * sign(g))        L2: x' <- P(x' + step * g / ||g||_2)
 
+    g is the gradient of `log_odds_against`, that of cross-entropy divided by 1 - q(y|x), which
+    changes no direction. In float32 cross-entropy's own is lost in part once 1 - q(y|x) nears 6e-8,
+    and all of it where f_y leads by 100: a confident model would seem robust.
     P projects onto the ball of radius eps around x, then onto [0, 1]. `step` is 2.5 eps / steps
     unless given. `random_init` starts uniformly in the ball, else the attack starts at x. Nothing
     here waits for the device, which a training step must not.
@@ -161,22 +165,11 @@ class PGD:
             adversarial.requires_grad_(True)
             with torch.enable_grad():
                 # a sum, not a mean: no image's gradient depends on how many others there are
-                total = loss(classify(adversarial), y).sum()
+                total = log_odds_against(classify(adversarial), y).sum()
             (gradient,) = torch.autograd.grad(total, adversarial)
             moved = adversarial.detach() + step * ascent(gradient)
             adversarial = _projected(x, moved, self.distance, eps)
         return adversarial
-
-
-def loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Return log sum over c != y of e^f_c, minus f_y: (N,) of logits f (N, C) and labels y (N,).
-
-    Its gradient is that of cross-entropy, divided by 1 - q(y|x), which changes no direction. In
-    float32 cross-entropy's own is lost in part once 1 - q(y|x) nears 6e-8, and all of it where f_y
-    leads by 100: a confident model would seem robust.
-    """
-    others = logits.scatter(1, y[:, None], -torch.inf)
-    return others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
 
 
 def _unit(gradient: Tensor) -> Tensor:
@@ -236,7 +229,7 @@ class AutoAttack:
     `version` "standard" is APGD on cross-entropy and on targeted DLR, targeted FAB and Square;
     "rand" is for randomised classifiers (SGLD refinement): APGD on cross-entropy and on DLR, with
     20 gradients averaged a step. Cross-entropy is in float32 there, and so has no gradient where a
-    model is confident (see `loss`); the other losses are differences of logits. Raises UsageError
+    model is confident (see `PGD`); the other losses are differences of logits. Raises UsageError
     without pyautoattack and for fewer than the 4 `classes` that its losses need.
     """
 

@@ -8,6 +8,7 @@ host reads nothing back from the device.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from data import EVAL_NOISE_BLOCK, generator_of
 from evaluation import NotFinite
+from evaluation.classification import log_odds_against
 from losses import Chain, ReplayBuffer
 from models import EnergyClassifier, Flow, eval_mode, sampling_mode
 from runs.processes import mixed
@@ -166,10 +168,11 @@ def sampling_rounds(
         labels = None
         if conditional:
             labels = (torch.arange(chains, device=device) + r * chains) % classes
-            # Drawing puts the chains of a class side by side: chain i is the one at place[i].
+            # Drawing puts the chains of a class side by side: chain i is the one at place[i]. They
+            # are counted on the host, which need not wait for the device.
             place = labels.argsort(stable=True).argsort()
-            host = [(i + r * chains) % classes for i in range(chains)]  # no wait for the device
-            of_class = [torch.full((host.count(y),), y, device=device) for y in sorted(set(host))]
+            counts = Counter((i + r * chains) % classes for i in range(chains))
+            of_class = [torch.full((n,), y, device=device) for y, n in sorted(counts.items())]
             drawn = [slots.draw(len(y), y, generator) for y in of_class]
             start, at = (torch.cat(parts)[place] for parts in zip(*drawn, strict=True))
         else:
@@ -232,7 +235,7 @@ def most_confident(model: EnergyClassifier, images: Tensor, batch_size: int = 10
     """Return, for each class, which of the images (N, 3, H, W) are classified as it: indices on the
     CPU, the image of highest q(y|x) first.
 
-    Ordered by q(y|x)/(1 - q(y|x)): q(y|x) itself is 1 for many confident images, in float64, too.
+    Ordered by `log_odds_against`: q(y|x) itself is 1 for many confident images, in float64, too.
     """
     device = next(model.parameters()).device
     with eval_mode(model):
@@ -242,8 +245,7 @@ def most_confident(model: EnergyClassifier, images: Tensor, batch_size: int = 10
         ]
     logits = torch.cat(outputs).double().cpu()
     labels = logits.argmax(1)
-    others = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1)
-    order = (others - logits.amax(1)).argsort(stable=True)
+    order = log_odds_against(logits, labels).argsort(stable=True)
     return [order[labels[order] == y] for y in range(logits.shape[1])]
 
 

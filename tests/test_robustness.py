@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import models
 from evaluation import NotFinite, robustness
+from evaluation.classification import log_odds_against
 from evaluation.robustness import PGD, AutoAttack, Classifier, classifier, robust_accuracy
 from losses import Chain
 from models import EnergyClassifier
@@ -177,7 +178,7 @@ def test_the_direction_is_cross_entropy_s_at_every_margin(margin, classes):
     best = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
     logits.scatter_(1, y[:, None], (best + margin)[:, None])
     ours = logits.requires_grad_()
-    (found,) = torch.autograd.grad(robustness.loss(ours, y).sum(), ours)
+    (found,) = torch.autograd.grad(log_odds_against(ours, y).sum(), ours)
     exact = logits.detach().double().softmax(1)
     exact.scatter_(1, y[:, None], 0)  # the label's part is q(y|x) - 1, which float64 rounds to 0
     exact.scatter_(1, y[:, None], -exact.sum(1, keepdim=True))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import data
@@ -178,9 +179,6 @@ def of_each_class(labels: Tensor, classes: int) -> list[Tensor]:
 def class_rows(images: Tensor, of_class: Sequence[Tensor], columns: int) -> Tensor:
     """Return the first `columns` images of each class, given by their indices, a class a row;
     missing images are black."""
-    rows = []
-    for index in of_class:
-        row = images[index[:columns]]
-        black = row.new_full((columns - len(row), *row.shape[1:]), -1.0)
-        rows.append(torch.cat([row, black]))
-    return torch.cat(rows)
+    rows = [images[index[:columns]] for index in of_class]
+    padded = [F.pad(row, (0, 0, 0, 0, 0, 0, 0, columns - len(row)), value=-1.0) for row in rows]
+    return torch.cat(padded)
