@@ -81,14 +81,14 @@ def robust_accuracy(
     first: int = 0,
 ) -> list[dict[str, float]]:
     """Return [{"eps", "accuracy"}, ...] by rising radius, of batches of images in [-1, 1] without
-    noise, and labels.
+    noise, and labels: one image at least, of all processes.
 
     accuracy is the share of the images that are right before and after all attacks at this and each
     smaller radius: a broken image is attacked no further. A randomised classifier is asked once for
     each attack, so an error by chance counts as broken. `generator`, by default a new one, is
     seeded anew for each batch, by `seed` and the batch's number, counted from `first`: it gives a
-    batch the same answers whatever came before. Returns [] without images. Raises as
-    `check_perturbation`, and NotFinite for logits that are not.
+    batch the same answers whatever came before. Raises as `check_perturbation`, and NotFinite for
+    logits that are not.
     """
     radii = sorted(set(radii))
     survivors, n = [0] * len(radii), 0
@@ -106,8 +106,7 @@ def robust_accuracy(
                     x, y = _still_right(classify, adversarial, x, y)
             survivors[i] += len(y)
     n, *survivors = map(sum, zip(*distributed.all_of([n, *survivors]), strict=True))
-    pairs = zip(radii, survivors, strict=True)
-    return [{"eps": eps, "accuracy": right / n} for eps, right in pairs] if n else []
+    return [{"eps": e, "accuracy": right / n} for e, right in zip(radii, survivors, strict=True)]
 
 
 @torch.no_grad()
