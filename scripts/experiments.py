@@ -24,12 +24,14 @@ import threading
 import time
 import traceback
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import timedelta
 from itertools import chain, product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,7 +109,7 @@ class Runner:
         self.done: dict[Job, bool] = {}
         self.stopped = False  # by Ctrl-C
         self.plan: list[Job] = []
-        self.began, self.worked = time.monotonic(), 0  # jobs that were not done already
+        self.seconds: dict[bool, list[float]] = {}  # of questions and of trainings, by job
 
     def run(self, jobs: Iterable[Job]) -> int:
         """Return the exit code: 1 if anything failed, 130 for Ctrl-C. The others go on."""
@@ -176,7 +178,7 @@ class Runner:
             words = [words[0], "--resume", str(run), *limit]
         elif run.exists():
             words.append("--overwrite")  # stopped before its first checkpoint
-        code, error = self.call(words, run, f"{self.numbered(job)} {run.name}")
+        code, error = self.call(job, words, run, run.name)
         if code == 1 and "diverged at step" in error and run.exists():
             (run / "diverged.txt").write_text(error, encoding="utf-8")
         if code != 0:
@@ -197,34 +199,36 @@ class Runner:
         if done.answered(place, words):
             print_line(f"{what}: {job.question.split()[0]} answered already", sys.stdout)
             return
-        code, error = self.call(words, place, f"{self.numbered(job)} {what}")
+        code, error = self.call(job, words, place, what)
         if code != 0:
             raise Failed(f"{what}: {job.question}: {said(code, error, place)}")
 
-    def numbered(self, job: Job) -> str:
-        return f"[{self.plan.index(job) + 1}/{len(self.plan)}]"
-
     def left(self) -> str:
-        """Return the time that what is left takes at the mean of the jobs that this process did."""
-        if not self.worked:
+        """Return the time that what is left takes, at the mean of the jobs that this process did:
+        of questions and of trainings, which take longer."""
+        kinds = Counter(isinstance(job, Ask) for job in self.plan if job not in self.done)
+        known = kinds.keys() & self.seconds.keys()
+        if not known:
             return ""
-        each = (time.monotonic() - self.began) / self.worked
-        seconds = round(each * (len(self.plan) - len(self.done)))
-        return f"; about {timedelta(seconds=seconds)} left"
+        seconds = sum(kinds[kind] * fmean(self.seconds[kind]) for kind in known) / self.jobs
+        near = "about" if known == kinds.keys() else "more than"
+        return f"; {near} {timedelta(seconds=round(seconds))} left"
 
-    def call(self, words: list[str], where: Path, what: str) -> tuple[int, str]:
+    def call(self, job: Job, words: list[str], where: Path, what: str) -> tuple[int, str]:
         """Run the program; its output goes to <where>.log. Return its exit code and, unless that
         is 0, its last line of errors."""
         log = log_of(where)
         log.parent.mkdir(parents=True, exist_ok=True)
         start = log.stat().st_size if log.exists() else 0
-        print_line(f"{what}: {shlex.join(words)}{self.left()}", sys.stdout)
-        device = self.devices.pop()
+        place = f"[{self.plan.index(job) + 1}/{len(self.plan)}]"
+        print_line(f"{place} {what}: {shlex.join(words)}{self.left()}", sys.stdout)
+        device, began = self.devices.pop(), time.monotonic()
         try:
             code = in_process(words, log, device)
         finally:
             self.devices.append(device)
-        self.worked += 1
+        seconds = time.monotonic() - began
+        self.seconds.setdefault(isinstance(job, Ask), []).append(seconds)
         with open(log, encoding="utf-8", errors="replace") as file:
             file.seek(start)
             text = file.read().replace("\r", "\n")

@@ -142,7 +142,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     ran: list[str] = []
     fails: dict[str, int] = {}
 
-    def call(self: Any, words: list[str], where: Path, what: str) -> tuple[int, str]:
+    def call(self: Any, job: Any, words: list[str], where: Path, what: str) -> tuple[int, str]:
         ran.append(shlex.join(words))
         code = next((code for part, code in fails.items() if part in ran[-1]), 0)
         where.mkdir(parents=True, exist_ok=True)
@@ -220,7 +220,7 @@ def test_a_job_that_ends_makes_room_for_one_that_can_run(tmp_path, monkeypatch):
     which has ended, may keep hdge's place."""
     hdge = threading.Event()
 
-    def call(self: Any, words: list[str], where: Path, what: str) -> tuple[int, str]:
+    def call(self: Any, job: Any, words: list[str], where: Path, what: str) -> tuple[int, str]:
         assert where.name != "ce-s1" or hdge.wait(20), "hdge was never started"
         if where.name == "hdge-s1":
             hdge.set()
@@ -258,10 +258,10 @@ def test_a_job_that_breaks_leaves_the_others_running(jobs, monkeypatch, capsys):
     run, ran, _ = jobs
     plain = experiments.Runner.call
 
-    def call(self: Any, words: list[str], where: Path, what: str) -> tuple[int, str]:
+    def call(self: Any, job: Any, words: list[str], where: Path, what: str) -> tuple[int, str]:
         if where.name == "jem-s1":
             raise OSError(28, "No space left on device")
-        return plain(self, words, where, what)
+        return plain(self, job, words, where, what)
 
     monkeypatch.setattr(experiments.Runner, "call", call)
     assert run("figure1_histograms") == 1
@@ -269,6 +269,19 @@ def test_a_job_that_breaks_leaves_the_others_running(jobs, monkeypatch, capsys):
     assert {"ce-s1", "hdge-s1"} <= set(trained(ran))
     (line,) = (line for line in ran if "logp_hist" in line)
     assert "--labels ce jem-stable hdge " in line  # what there is
+
+
+def test_the_time_left_is_of_trainings_and_questions_apart(tmp_path):
+    """Two trainings and three questions to go, two at a time."""
+    runner = experiments.Runner(tmp_path, "half", jobs=2)
+    trainings = [rows.Train("ce", seed) for seed in range(3)]
+    questions = [rows.Ask(f"question {i}", tuple(trainings)) for i in range(3)]
+    runner.plan, runner.done = [*trainings, *questions], {trainings[0]: True}
+    assert runner.left() == ""
+    runner.seconds[False] = [3000.0, 4200.0]
+    assert runner.left() == "; more than 1:00:00 left"
+    runner.seconds[True] = [40.0]
+    assert runner.left() == "; about 1:01:00 left"
 
 
 @pytest.mark.parametrize(
