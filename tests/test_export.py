@@ -138,14 +138,14 @@ def test_the_card_has_the_numbers_of_this_checkpoint_alone(train, tmp_path):
     assert card.startswith("---\nlicense: mit\n") and "datasets:\n- cifar10\n" in card
     assert "1 x -log q(y|x) (cross-entropy) + 1 x -log q(x|y) (contrastive)" in card
     test, asked = "cifar10_test, 1,234 images", "as the class asked for | 6,400 after"
-    by = "SGLD steps, guidance 0.1, by ce/last_ckpt.pt"
+    by = "by ce/last_ckpt.pt"
     judged = "10,000 images, sampling fresh, features: inception"
     for line in (
         f"| accuracy | {test} | 0.7391 |",
         f"| ECE | {test} | 0.0523 |",
         "| AUROC, px | cifar10_test (1,234) against svhn (4,321) | 0.5678 |",
-        f"| samples read {asked} 4000 {by} | 0.625 |",
-        f"| starts read {asked} 0 {by} | 0.125 |",
+        f"| samples read {asked} 4000 SGLD steps, guidance 0.1, {by} | 0.625 |",
+        f"| starts read {asked} 0 SGLD steps, {by} | 0.125 |",
         f"| FID of samples after 100 SGLD steps | {judged} | 85.75 |",
         f"| FID of training images | {judged} | 2.50 |",
         "| accuracy under pgd, Linf 8/255 after 3 SGLD steps | cifar10_test, 200 images | 0.0875 |",
