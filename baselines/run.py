@@ -56,8 +56,8 @@ class Program:
     build_parser: as in baselines.flags. The settings must have a `method`, the name of what is
         trained, in variant.json and in the default --id.
     objective: (settings, model) -> Objective; its parameters are trained with the model's.
-    batches: of train_wrn.py padded crops, mirrored, with noise --sigma. Random numbers come from
-        the global generator or are a function of the step.
+    batches: the class of the training batches; train_wrn.py's by default. Their random numbers
+        come from the global generator or are a function of the step.
     optimizer: (settings, model, objective) -> an optimiser that heeds `found_inf`.
     model: (settings, classes, device) -> the network.
     initialise: given the network of a new run and its first images.
@@ -88,8 +88,17 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
         s, device = start.settings, start.device
         dataset = load_data(s, device)
         index, splits = held_out(s, dataset)
-        index, sizes = index.to(device), (s.batch_size, s.seed, s.sigma, dataset.flips)
-        batches = program.batches(dataset.train, index, index, *sizes, unlabelled=False)
+        index = index.to(device)
+        batches = program.batches(
+            dataset.train,
+            index,
+            index,
+            s.batch_size,
+            s.seed,
+            s.sigma,
+            dataset.flips,
+            unlabelled=False,
+        )
         run = build_run(program, s, dataset.num_classes, device)
         run.data, run.steps_per_epoch = data.Record.of(dataset, s.n_valid), batches.steps_per_epoch
         if s.resume is None:

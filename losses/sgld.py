@@ -46,9 +46,9 @@ def langevin(
     points; `x` itself is left as it was. They have no gradient or, if `differentiable`, that to x,
     which then requires one: of second derivatives of log q, and a graph of all steps.
     """
-    x = x if differentiable else x.detach()
     for _ in range(steps):
-        x = x if differentiable else x.detach().requires_grad_(True)
+        if not differentiable:
+            x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(log_density(x).sum(), x, create_graph=differentiable)
         # Not in x's memory format: to fill a channels_last tensor takes the CPU 7 times as long.
@@ -59,7 +59,7 @@ def langevin(
             x = x.add(gradient, alpha=step_size).add_(noise, alpha=noise_std)
             if clamp:
                 x.clamp_(-1, 1)
-    return x
+    return x if differentiable else x.detach()
 
 
 @dataclass(frozen=True)
