@@ -11,7 +11,7 @@ from typing import Any
 from runs.files import file_sha256, plain, read_json
 from runs.folder import SETTINGS
 from runs.shared import weights_file
-from scripts.rows import TABLES, question_words
+from scripts.rows import REFERENCE, TABLES, question_words
 
 Settings = Mapping[str, Any]
 JUDGE = re.compile(r"ce-s[0-9]+")  # the run whose features compare samples
@@ -126,12 +126,18 @@ def asks(wanted: Mapping[str, Sequence[Settings]]) -> Callable[[str, Settings], 
     --fid_model REFERENCE stands for any seed's cross-entropy model."""
 
     def asked(question: str, settings: Settings) -> bool:
-        judge = settings.get("fid_model")
-        if judge and not JUDGE.fullmatch(Path(str(judge)).parent.name):
-            return False
-        return any(same_question(settings, each) for each in wanted.get(question, ()))
+        every = wanted.get(question, ())
+        return any(same_question(settings, each) and judged_alike(settings, each) for each in every)
 
     return asked
+
+
+def judged_alike(found: Settings, wanted: Settings) -> bool:
+    """Return whether an answer's --fid_model, if it has one, is the network that is asked for."""
+    judge, asked = found.get("fid_model"), wanted.get("fid_model")
+    if judge and asked == REFERENCE:
+        return JUDGE.fullmatch(Path(judge).parent.name) is not None
+    return not judge or judge == asked
 
 
 def sha256(path: Path) -> str:

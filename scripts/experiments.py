@@ -276,15 +276,6 @@ def only(name: str, scale: str, asked: Sequence[str] = ()) -> Table:
     return replace(table, rows=chosen)
 
 
-def check_seeds(scale: str, seeds: Sequence[int]) -> None:
-    """Raise UsageError for the seed of a network that judges samples and is no row."""
-    if rows.JUDGES.get(scale) in seeds:
-        raise UsageError(
-            f"--seeds {rows.JUDGES[scale]}: cross-entropy of that seed judges samples at scale "
-            f"{scale}: give others"
-        )
-
-
 def plan(table: Table, root: Path, scale: str, seeds: Sequence[int]) -> Iterator[Job]:
     """Yield the jobs of the table, each after the jobs it needs; some occur more than once. An
     overlay shows the rows that were trained before beside those that are chosen."""
@@ -450,7 +441,6 @@ def main(argv: Sequence[str]) -> int:
     root = args.root.expanduser().resolve()  # programs run in the repository's folder
     try:
         check_utf8("--root", str(root))
-        check_seeds(args.scale, args.seeds)
         tables = {name: only(name, args.scale, args.rows) for name in names}
         if args.action == "show":
             show(tables, args.root, args.scale, args.seeds)

@@ -298,10 +298,9 @@ TABLES = {
     for name, declared in DECLARED.items()
 }
 # Where Inception is too much for a CPU, samples are compared in the features of one network for
-# all rows and seeds: see `judge`.
+# all rows and seeds: JUDGE's, or those of a model that the repository has, so that numbers of
+# several machines compare, too.
 REFERENCE = "REFERENCE"
-# Seed of that network, cross-entropy, at scales where it judges alone and is no row; else it is 1.
-JUDGES = {"half": 9}
 # What the questions leave open, by scale.
 BLANKS: dict[str, dict[str, str]] = {
     "paper": {
@@ -321,11 +320,11 @@ BLANKS: dict[str, dict[str, str]] = {
     "half": {
         "ood": "all textures faces uniform",
         "few": "200",
-        "fid": f"--fid_features model --fid_model {REFERENCE} --sampling fresh --n_samples 1000 "
+        "fid": "--fid_features model --fid_model ce-cifar10-half --sampling fresh --n_samples 1000 "
         "--n_steps 40 --chain_lengths 0 5 40 100 200",
         "hist": "--ood_dataset all",
         "samples": "--fresh_samples --buffer_size 1000 --sgld_batch_size 1000 --n_sample_steps 1 "
-        f"--n_steps 40 --guidance .1 --fid_model {REFERENCE}",
+        "--n_steps 40 --guidance .1 --fid_model ce-cifar10-half",
     },
     "smoke": {
         "ood": "all",
@@ -362,6 +361,7 @@ class Ask(NamedTuple):
 
 
 Job = Train | Point | Ask
+JUDGE = Train("ce", 1)
 
 
 def rows_at(scale: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -378,16 +378,11 @@ def tables_at(scale: str) -> dict[str, Table]:
     return {name: table for name, table in found.items() if table.rows}
 
 
-def judge(scale: str) -> Train:
-    """Return the network whose features compare samples, one for all rows and seeds."""
-    return Train("ce", JUDGES.get(scale, 1))
-
-
 def needs(scale: str, job: Job) -> list[Train]:
     """Return the runs that have to be trained before."""
     if isinstance(job, Ask):
-        reference = REFERENCE in question_words(scale, job.question, job.runs[0].name)
-        return [*job.runs, *([judge(scale)] if reference else [])]
+        judged = REFERENCE in question_words(scale, job.question, job.runs[0].name)
+        return [*job.runs, *[JUDGE] * judged]
     if isinstance(job, Point):
         return []
     experiment = EXPERIMENTS[job.name]
@@ -462,7 +457,7 @@ def ask_command(root: Path, scale: str, job: Ask, there: Sequence[Train] = ()) -
     runs = there or job.runs
     words = ["eval_wrn_ebm.py", "--load_path", *(checkpoint(root, scale, run) for run in runs)]
     words += ["--eval", *question_words(scale, job.question, runs[0].name)]
-    words = [checkpoint(root, scale, judge(scale)) if word == REFERENCE else word for word in words]
+    words = [checkpoint(root, scale, JUDGE) if word == REFERENCE else word for word in words]
     if job.place is None:
         return words
     place = folder(root, scale, job.place, runs[0].seed)

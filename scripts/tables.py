@@ -66,8 +66,6 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
         name, _, seed = run.name.rpartition("-s")
         if name not in rows.EXPERIMENTS or not seed.isdecimal() or not run.is_dir():
             continue
-        if scale in rows.JUDGES and (name, int(seed)) == rows.judge(scale):
-            continue  # no row: it was trained to compare samples
         places = [rows.folder(root, scale, place, int(seed)) for place in overlays]
         try:
             asked = done.asks(wanted.get(name, {}))

@@ -15,7 +15,7 @@ from scipy.special import stdtr
 
 from reports.page import read_run
 from reports.tables import TABLES, claims, formats, page, pictures, records, titles
-from reports.tables.table import OTHER_FEATURES, Number, Row, Table, build, mean_of
+from reports.tables.table import NOT_ASKED, OTHER_FEATURES, Number, Row, Table, build, mean_of
 from scripts import done, rows, tables
 from tests.pair import refusal
 
@@ -73,8 +73,10 @@ def detected(run: Path, aurocs: dict[str, float], known: str = "cifar10_test", *
 
 
 def sampled(run: Path, settings: dict[str, Any] | None = None, **more: Any) -> Path:
-    values = {"fid": 40.0, "inception_score_mean": 5.0, "n": 1000, "features": "model x"} | more
-    return answer(run / "eval", run, "fid", settings=settings or {}, **values)
+    settings = settings or {}
+    features = {"features": f"model {settings.get('fid_model')}"}
+    values = {"fid": 40.0, "inception_score_mean": 5.0, "n": 1000, **features} | more
+    return answer(run / "eval", run, "fid", settings=settings, **values)
 
 
 def collect(root: Path, scale: str = "small") -> dict[str, Any]:
@@ -316,7 +318,14 @@ def test_the_reference_of_samples_is_any_seed_s_cross_entropy_model_and_one_for_
         sampled(run, settings | judge, features_sha256=str(seed) * 64)
     collect(tmp_path)
     message = error("write", "--results", tmp_path / "results")
-    assert f"(fid features_sha256 {'1' * 64}; fid features_sha256 {'2' * 64})" in message
+    texts = (f"fid/ce-s1's features_sha256 {str(seed) * 64}" for seed in (1, 2))
+    assert f"({'; '.join(texts)})" in message
+    # Of another network they have a column of their own.
+    other = {"fid_model": "a/ce-s2/last_ckpt.pt"}
+    sampled(run, settings | other, features_sha256="2" * 64)
+    table = built("table3_hybrid", collect(tmp_path))
+    for n in (1, 2):
+        assert cell(table, "jem", f"fid/ce-s{n}'s-1000") == "40.00 (1)"
 
 
 @pytest.mark.parametrize("weights", ["there", "gone"])
@@ -481,7 +490,7 @@ def test_the_ladder_shows_samples_beside_their_starts_and_the_mean_over_sets(tmp
     def climbed(name: str, judge: str, sets: dict[str, float]) -> None:
         """Chains of 0, 40 and 200 steps, as evaluation.generation compares them."""
         run = fake_run(tmp_path, name, scale="half", image_size=16, pxsgld=1.0)
-        settings = settings_of("half", name, "fid") | {"fid_model": f"a/{judge}/last_ckpt.pt"}
+        settings = settings_of("half", name, "fid") | {"fid_model": judge}
         one = {"n": 500, "precision": 0.75, "recall": 0.5, "read_as_asked": 0.625}
         found = [
             {**one, "images": "starts", "steps": 0, "fid": 80.0},
@@ -489,19 +498,19 @@ def test_the_ladder_shows_samples_beside_their_starts_and_the_mean_over_sets(tmp
             {**one, "images": "samples", "steps": 200, "fid": 9.0, "recall": None},
             {**one, "images": "training images", "steps": None, "fid": 1.0, "read_as_asked": None},
         ]
-        sampled(run, settings, fid=20.0, steps=40, rows=found)
+        features = f"model pretrained/{judge}/model.safetensors"
+        sampled(run, settings, fid=20.0, steps=40, rows=found, features=features)
         detected(run, sets, settings=settings_of("half", name, "OOD"))
 
-    climbed("ladder-jem", "ce-s9", {"svhn_test": 0.5, "textures": 0.75, "faces": 1.0})
-    climbed("ladder-start", "ce-s1", {"svhn_test": 0.5})
+    judge = "ce-cifar10-half"
+    climbed("ladder-jem", judge, {"svhn_test": 0.5, "textures": 0.75, "faces": 1.0})
+    climbed("ladder-start", "ce-cifar10-small", {"svhn_test": 0.5})
     run = fake_run(tmp_path, "ladder-clamp", scale="half", image_size=16, epochs=1)
     (run / "diverged.txt").write_text(DIVERGED)
-    fake_run(tmp_path, "ce", 9, scale="half", image_size=16)
     found = collect(tmp_path, "half")
-    assert "ce" not in found  # its features compare samples: it is no row
     table = built("sampler", found, "half")
     (samples,) = (keys for title, keys in table.blocks if title == "Samples")
-    of = " (ce-s9's features, 500 samples)"
+    of = f" ({judge}'s features, 500 samples)"
     shown = {titles.column_title(key): cell(table, "ladder-jem", key) for key in samples}
     assert {title.removesuffix(of): text for title, text in shown.items() if of in title} == {
         **{"FID of samples": "40.00 (1)", "FID of starts": "80.00 (1)"},
@@ -509,7 +518,8 @@ def test_the_ladder_shows_samples_beside_their_starts_and_the_mean_over_sets(tmp
         "Read as asked (%) of samples": "62.5 (1)",
         "Read as asked (%) of starts": "62.5 (1)",
     }
-    assert cell(table, "ladder-start", "chain_fid/starts/ce-s9's-500") == OTHER_FEATURES
+    # An answer in the features of another network is not the one that the table asks for.
+    assert cell(table, "ladder-start", f"chain_fid/starts/{judge}'s-500") == NOT_ASKED
     (mean,) = (key for key in table.keys if key.startswith("mean_auroc"))
     assert titles.column_title(mean) == "mean of 3 sets"
     names = ("ladder-jem", "ladder-start", "ladder-clamp")  # one set has no mean
@@ -609,6 +619,11 @@ def test_a_claim_needs_two_sides_and_a_diverged_one_is_told():
     # samples are compared in features that both sides have
     assert sides["HDGE + JEM samples better than JEM"] == ("hdge-jem: 20.00 (1)", "jem: 30.00 (1)")
     assert sides["JEM costs accuracy"] == ("jem, from ce: 25.00 (1)", "ce: 75.00 (1)")
+    for name, fid in (("hdge-jem", 1.0), ("jem", 3.0)):  # and of these of the most seeds
+        found[name]["1"]["answers"]["x"]["numbers"]["fid/a-1000"] = fid
+        found[name]["2"] = seed_with(**{"fid/x-1000": 10.0 + fid})["1"] | {"start": None}
+    sides = {verdict.claim: verdict.sides for verdict in claims.verdicts("x", found)[0]}
+    assert sides["HDGE + JEM samples better than JEM"][0] == "hdge-jem: 15.50 ± 6.36 (2)"
     assert "HDGE detects OOD better than cross-entropy (px)" in unjudged
     del found["jem"]  # where only the stable sampler was run, claims are about that
     judged, unjudged = claims.verdicts("x", found)

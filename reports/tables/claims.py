@@ -177,15 +177,16 @@ def known(name: str, records: Mapping[str, Record]) -> str:
 def common(key: str, records: Sequence[Record]) -> str:
     """Return the key that a claim is judged by; itself where there is none in common.
 
-    Of several Inception's goes first, then the most samples; a network's own features tell nothing
-    about another network's samples.
+    Of several Inception's goes first, then the most samples, then the most seeds of the side that
+    has fewer; a network's own features tell nothing about another network's samples.
     """
     if not key.endswith("/"):
         return key
 
-    def rank(found: str) -> tuple[bool, float]:
+    def rank(found: str) -> tuple[bool, float, int]:
         features, n = features_and_count(found.removeprefix(key))
-        return features == "inception", math.inf if n is None else n
+        seeds = min(table.measured(record, found).n for record in records)
+        return features == "inception", math.inf if n is None else n, seeds
 
     both = set.intersection(*map(table.keys_of, records))
     found = [k for k in sorted(both) if k.startswith(key) and not k.startswith(f"{key}own")]

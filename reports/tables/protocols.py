@@ -108,10 +108,12 @@ def recipe(seed: Seed) -> dict[str, Any]:
 
 def asked(seed: Seed, prefixes: tuple[str, ...]) -> Iterator[tuple[str, str, Any]]:
     """Yield (question, key of its protocol, value), of those that gave numbers whose keys begin so;
-    a set's number of images is a key of its own."""
+    a set's number of images is a key of its own. The same of other features is another question."""
     for question, answer in seed["answers"].items():
         if "protocol" in answer and any(key.startswith(prefixes) for key in answer["numbers"]):
             protocol = dict(answer["protocol"])
+            if features := protocol.pop("features", None):
+                question = f"{question}/{features}"
             counts = protocol.pop("sets", {}) | {"samples": protocol.pop("n", None)}
             protocol |= {IMAGES + name: n for name, n in counts.items() if n is not None}
             yield from ((question, key, value) for key, value in protocol.items())

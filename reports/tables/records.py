@@ -333,10 +333,11 @@ def mean_aurocs(numbers: Mapping[str, Any]) -> dict[str, float]:
 
 def features_of(model: Model) -> str:
     """Return inception, own (the very network's that made the samples) or --fid_model's folder."""
-    name, other = str(model.get("features")), model.part("settings").get("fid_model")
+    name = str(model.get("features"))
     if not name.startswith("model"):
         return "inception" if name.startswith("inception") else name
-    return f"{Path(other).parent.name}'s" if isinstance(other, str) else "own"
+    other = model.part("settings").get("fid_model")
+    return "own" if other is None else f"{Path(name.removeprefix('model ')).parent.name}'s"
 
 
 def out_of(known: str, out: object) -> str:
