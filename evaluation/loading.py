@@ -18,7 +18,7 @@ from data.folder import folder_path
 from evaluation.sampling import BUFFER
 from runs.checkpoint import FILLED, START, CheckpointError, read_with_sha256
 from runs.cli import UsageError, fits
-from runs.names import CLASSES, FOLDER
+from runs.names import ALIASES, CLASSES, FOLDER
 from runs.shared import name_of, weights_file
 
 T = TypeVar("T")
@@ -238,7 +238,8 @@ def dataset_of(
     """Return the data set's name: the run's own, or that of --dataset where both are folders with
     the same training images; else that of --dataset if it has as many classes; else 10 classes mean
     cifar10 and 100 cifar100. Return "" if it is unknown."""
-    own = str(settings.get("dataset") or "").replace("cifar_100", "cifar100")
+    own = str(settings.get("dataset") or "")
+    own = ALIASES.get(own, own)
     asked = trainable(s.dataset or "")
     if own.startswith(FOLDER) and asked is not None and asked.startswith(FOLDER):
         same = folder_path(asked).resolve() == folder_path(own).resolve()

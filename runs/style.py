@@ -26,6 +26,11 @@ BUDGETS = {
 }
 
 
+def radius(eps: float, distance: str) -> str:
+    """Write an attack's radius, pixels in [0, 1]: 8/255 of Linf, .25 of L2."""
+    return f"{255 * eps:.4g}/255" if distance == "Linf" else f"{eps:.4g}"
+
+
 def new_figure(width: float, height: float, **padding: float) -> Figure:
     """Return an empty figure of this size in inches that no window shows; `padding` as of
     matplotlib's constrained layout."""

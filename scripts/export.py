@@ -126,7 +126,7 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> tuple[str, Pat
     run's answers about the file with this hash; and the picture of its samples, if it has one."""
     from reports.page import NoRun, paper, read_run
     from reports.page.markup import TEXTS
-    from reports.page.questions import radius
+    from runs.style import radius
 
     s, where, progress = state["settings"], state["environment"], state["progress"]
     found: dict[str, Any] = {}

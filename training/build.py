@@ -15,7 +15,7 @@ import losses
 import models
 from runs import processes as distributed
 from runs import terms
-from runs.checkpoint import CheckpointError, read_checkpoint
+from runs.checkpoint import FILLED, CheckpointError, read_checkpoint
 from runs.cli import fits
 from runs.names import ADAM_BETAS
 from training import flags
@@ -220,7 +220,7 @@ def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -
     if QUEUE[1] in weights:
         queue.queue_ptr.copy_(weights["queue_ptr"].reshape(1) % queue.size)
     objective = state.get("objective")
-    filled = objective.get("memories.queue.queue_filled") if isinstance(objective, dict) else None
+    filled = objective.get(FILLED) if isinstance(objective, dict) else None
     # The ancestors' queue starts full, of noise.
     queue.queue_filled.fill_(queue.size if filled is None else int(filled)).clamp_(0, queue.size)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from evaluation.questions.base import SGLD, Context, LoadedModel, Numbers, Question, Rule
 from runs.cli import COUNT, WEIGHT, WHOLE, UsageError, adder
+from runs.style import radius as shown_radius
 
 LINF_RADII = tuple(i / 255 for i in range(0, 17, 2))
 L2_RADII = tuple(i / 8 for i in range(9))
@@ -84,10 +85,6 @@ def title_of(result: dict[str, Any]) -> str:
     steps, sigma = result["n_steps_refine"], result["refine_sigma"]
     noise = f"noise {sigma:g} and " if sigma else ""
     return f"{title}; {noise}{steps} SGLD steps before classifying" if steps else title
-
-
-def shown_radius(eps: float, distance: str) -> str:
-    return f"{eps * 255:.3g}/255" if distance == "Linf" else f"{eps:.4g}"
 
 
 def radius(text: str) -> float:

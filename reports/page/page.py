@@ -12,6 +12,7 @@ from reports.page.run import KEYS, Run
 from reports.tables import DECLARED
 from runs import terms
 from runs.names import network_title
+from runs.style import radius
 
 # A section's template in sections/ and its id -> its name in the list of contents, its title
 SECTIONS = {
@@ -52,6 +53,7 @@ def page(run: Run, defaults: Mapping[str, Any]) -> str:
         curves=curves,
         headline=headline,
         questions=questions,
+        radius=radius,
         defaults=defaults,
         same=same,
     )

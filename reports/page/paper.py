@@ -11,7 +11,7 @@ from reports.page.markup import number
 from reports.page.run import Run
 from reports.tables import TABLES
 from runs import terms
-from runs.names import IMAGE_SIZE, network_title
+from runs.names import ALIASES, IMAGE_SIZE, network_title
 
 NETWORK, EPOCHS = "WRN-28-10", 200
 SCORES = {"px": "log q(x)", "py": "max q(y|x)"}  # as HDGE's Table 1 has them
@@ -86,7 +86,7 @@ def published(experiment: str) -> dict[str, list[float]]:
 def canonical(dataset: object) -> str:
     """Return cifar10 for cifar_test and cifar10_test, say. Names of other splits stay."""
     name = re.sub(r"_?test$", "", str(dataset).strip().lower())
-    return {"cifar": "cifar10", "cifar_100": "cifar100", "cifar_interp": "interp"}.get(name, name)
+    return {**ALIASES, "cifar": "cifar10", "cifar_interp": "interp"}.get(name, name)
 
 
 def image_size(settings: Mapping[str, Any]) -> Any:

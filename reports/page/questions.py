@@ -64,14 +64,6 @@ def radii(answer: Answer) -> list[tuple[float, list[Any]]]:
     return [(at, [rows.get(at) for rows in found]) for at in known]
 
 
-def radius(eps: float, distance: str) -> str:
-    """Return 8/255 where it is such a fraction, else digits."""
-    steps = 255 * eps
-    if distance == "Linf" and abs(steps - round(steps)) < 1e-6:
-        return f"{round(steps)}/255"
-    return f"{eps:.4g}"
-
-
 def while_training(run: Run) -> tuple[Pictures, Pictures]:
     """Return the last grid of each kind that training drew, and the first one of several."""
     found: dict[str, Pictures] = {}

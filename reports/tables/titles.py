@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
 from reports.page.questions import NORM
 from runs.names import TITLES
+from runs.style import radius
 
 PERCENT = ("accuracy", "ece", "ece_accuracy", "robust", "read_as_asked", "asked", "trained")
 DIGITS = {
@@ -64,10 +64,7 @@ def column_title(key: str) -> str:
         return f"{title} ({', '.join(notes)})" if notes else title
     if family == "robust":
         distance, _, eps = rest.partition("/")
-        radius = 255 * float(eps) if distance == "Linf" else float(eps)
-        near = math.isclose(radius, round(radius), abs_tol=0.01)
-        shown = f"{round(radius)}" if near else f"{radius:.3g}"
-        return f"{shown}/255" if distance == "Linf" else shown
+        return radius(float(eps), distance)
     return FIXED.get(key, key)
 
 
