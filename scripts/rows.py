@@ -122,6 +122,7 @@ EXPERIMENTS = {
         name: Experiment(" ".join([JEM, *list(LADDER.values())[: i + 1]]), "ladder")
         for i, name in enumerate(LADDER)
     },
+    "ladder-ce": Experiment(CE, "ladder"),
 }
 
 WRN = "--depth 28 --width 10"

@@ -108,6 +108,8 @@ def test_a_step_of_the_ladder_changes_one_thing():
     for step, name in enumerate(changed):
         before, after = found[step : step + 2]
         assert {key for key in before if before[key] != after[key]} == {name, "id"}
+    jem, ce = found[0], vars(settings_of("half", "ladder-ce"))
+    assert {key for key in jem if jem[key] != ce[key]} == {"pxsgld", "id"}
 
 
 # Jobs: on a program that only notes that it was called.
