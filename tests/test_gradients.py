@@ -41,6 +41,9 @@ def test_a_term_that_pulls_nowhere_and_terms_without_cross_entropy():
     found = term_gradients({"pyxce": a.sum(), "pxcontrast": 0 * a.sum()}, [a])
     assert found["pxcontrast/gradient"] == 0 and found["pxcontrast/cosine"] == 0
     assert list(term_gradients({"pxycontrast": a.sum()}, [a])) == ["pxycontrast/gradient"]
+    # --clf_only --uncond: log q(x) is a head that is not trained
+    found = term_gradients({"pyxce": a.sum(), "pxsgld": torch.ones(())}, [a])
+    assert found["pxsgld/gradient"] == 0 and found["pxsgld/cosine"] == 0
 
 
 MEASURED = {
