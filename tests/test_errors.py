@@ -288,10 +288,11 @@ def test_a_disk_that_is_full_for_a_record_is_named(name, train, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", ["--n_valid 5000", "--batch_size 2000", "--labels_per_class 5000"]
+    "words",
+    ["--n_valid 5000", "--batch_size 2000", "--px_batch_size 2000", "--labels_per_class 5000"],
 )
 def test_a_dry_run_refuses_what_training_refuses(words, train):
-    base = "--dataset digits --pyxce 1 --depth 10 --width 1 --dry_run"
+    base = "--dataset digits --pxsgld 1 --depth 10 --width 1 --dry_run"
     assert words in train.bare(*base.split(), *words.split()).refusal
 
 

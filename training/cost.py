@@ -116,8 +116,11 @@ def dry_run(s: Namespace, device: torch.device, train_step: TrainStep) -> None:
     if s.labels_per_class * spec.num_classes > images:
         most = images // spec.num_classes
         raise UsageError(f"--labels_per_class {s.labels_per_class}: {s.dataset} has {most} at most")
+    steps = data.steps_per_epoch(images, s.batch_size)
+    if second_batch(s) and s.px_batch_size is not None:
+        data.steps_per_epoch(images, s.px_batch_size, "px_batch_size")
     model = build_model(s, spec.num_classes, device)
-    forward, steps = forward_flops(model), data.steps_per_epoch(images, s.batch_size)
+    forward = forward_flops(model)
     seconds, part = step_seconds(
         s, forward, lambda timed, repeats: time_steps(model, timed, spec, repeats, train_step)
     )
