@@ -351,6 +351,16 @@ def test_dry_run_needs_no_data_and_leaves_nothing(train, tmp_path):
     assert re.search(r"memory: replay buffer +7\.5 MiB", run.out)  # 640 x 3 x 32 x 32 floats
 
 
+def test_a_dry_run_with_few_labels_counts_the_images_that_a_step_has(train):
+    words = "--dataset digits --image_size 8 --depth 10 --width 1 --pxsgld 1 --pxysgld 1 --dry_run "
+    words += "--buffer_size 100 --sgld_batch_size 2 --n_steps 1 "
+    few, same = (
+        re.search("training step .*", train.bare(*words.split(), *more.split()).out)
+        for more in ("--labels_per_class 1 --batch_size 64", "--batch_size 10 --px_batch_size 64")
+    )
+    assert few and same and few[0] == same[0]
+
+
 OWN_TEST: dict[str, Callable[..., None]] = {
     "--resume": test_resume.test_resume_by_log_dir_and_id,
     "--overwrite": test_errors.test_a_folder_with_a_run_is_refused_unless_overwritten,

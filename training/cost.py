@@ -21,7 +21,7 @@ from runs.names import FOLDER
 from runs.terms import has_chains, used
 from training.build import build_batches, build_model, build_optimizer, replicate
 from training.divergence import Guard
-from training.flags import check_classes, second_batch
+from training.flags import check_classes, labelled_batch, second_batch
 from training.state import Run
 
 TrainStep = Callable[[Run, Guard, Any, int], Any]
@@ -121,8 +121,16 @@ def dry_run(s: Namespace, device: torch.device, train_step: TrainStep) -> None:
         data.steps_per_epoch(images, s.px_batch_size, "px_batch_size")
     model = build_model(s, spec.num_classes, device)
     forward = forward_flops(model)
+    real = Namespace(**{**vars(s), "batch_size": labelled_batch(s, spec.num_classes)})
+    if real.batch_size % distributed.size():
+        raise UsageError(
+            f"--labels_per_class {s.labels_per_class}: {real.batch_size} labelled images are not "
+            f"divisible by the {distributed.size()} processes: use another number"
+        )
+    if second_batch(s):
+        real.px_batch_size = s.px_batch_size or s.batch_size
     seconds, part = step_seconds(
-        s, forward, lambda timed, repeats: time_steps(model, timed, spec, repeats, train_step)
+        real, forward, lambda timed, repeats: time_steps(model, timed, spec, repeats, train_step)
     )
     hours = steps * (s.n_epochs - s.start_epoch) * seconds / 3600
     smaller = "" if part == 1 else f", of a step with {part:.1%} of the work"
@@ -131,7 +139,7 @@ def dry_run(s: Namespace, device: torch.device, train_step: TrainStep) -> None:
     facts = {
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "forward pass": f"{forward / 1e9:,.3f} GFLOP an image",
-        "training step": f"{step_flops(forward, s) / 1e12:,.4g} TFLOP",
+        "training step": f"{step_flops(forward, real) / 1e12:,.4g} TFLOP",
         **{f"memory: {name}": f"{size / 2**20:,.1f} MiB" for name, size in memory},
         "memory: peak": f"{peak_memory(device) / 2**20:,.1f} MiB without snapshots{smaller}",
         "time a step": f"{seconds * 1000:,.1f} ms, {s.batch_size / seconds:,.1f} images/s"

@@ -466,6 +466,12 @@ def second_batch(s: argparse.Namespace) -> bool:
     return reads and (asked or s.independent_batches or s.labels_per_class > 0)
 
 
+def labelled_batch(s: argparse.Namespace, classes: int) -> int:
+    """Return the number of labelled images a step: with few labels less than --batch_size."""
+    few = s.labels_per_class > 0
+    return min(s.batch_size, s.labels_per_class * classes) if few else s.batch_size
+
+
 def augmented(s: argparse.Namespace) -> tuple[bool, bool]:
     """Return whether the labelled batch, and that of --pxsgld, is cropped and flipped."""
     return s.augment == "on", s.augment == "on" and s.augment_px == "same"
@@ -585,6 +591,8 @@ def check_classes(s: argparse.Namespace, classes: int) -> None:
         anywhere = term.name == "pxsgld" and not s.class_cond_p_x_sample
         slots = s.buffer_size if anywhere else s.buffer_size // classes
         flag, chains = f"--{term.chains}", getattr(s, str(term.chains))
+        if term.chains == "batch_size":
+            chains = labelled_batch(s, classes)
         if chains > slots:
             need = chains * classes if slots < s.buffer_size else -(-chains // classes) * classes
             raise UsageError(
