@@ -119,6 +119,17 @@ def test_the_time_of_a_step_is_measured_or_scaled_up(flops_per_second, whole):
     assert max(spent) < 6 and 0 < part <= 1
 
 
+def test_a_step_is_timed_whole_where_small_ones_take_as_long():
+    """As on a GPU, where few images take the time that their operations take to be launched."""
+    s = settings("--batch_size 64 --sgld_batch_size 64 --n_steps 20 --pxsgld 1 --pxysgld 1")
+
+    def seconds_of(timed: argparse.Namespace, repeats: int) -> float:
+        launched = 0.005 * (6 + 2 * timed.n_steps)  # seconds: 3 passes that learn, two chains
+        return launched + step_flops(10**10, timed) / 2.5e14
+
+    assert step_seconds(s, 10**10, seconds_of) == (seconds_of(s, 1), 1)
+
+
 def test_a_scaled_step_keeps_the_rest(monkeypatch):
     s = settings("--batch_size 64 --sgld_batch_size 32 --n_steps 20")
     small = scaled(s, 0.25)

@@ -85,11 +85,17 @@ def step_seconds(
     """
     flops = step_flops(forward, s)
     small = scaled(s, 0.0)
-    rate = step_flops(forward, small) / seconds_of(small, 1)  # low: small batches are slow
-    share = longest * rate / flops
-    timed = s if share > 0.3 else scaled(s, share)
-    part = step_flops(forward, timed) / flops
-    return seconds_of(timed, 3) / part, part
+    rate = step_flops(forward, small) / seconds_of(small, 1)
+    # A small step is slow for its work, much so on a GPU: a larger one may show that all fits.
+    for _ in range(2):
+        share = longest * rate / flops
+        timed = s if share > 0.3 else scaled(s, share)
+        part = step_flops(forward, timed) / flops
+        seconds = seconds_of(timed, 3)
+        rate = part * flops / seconds
+        if part == 1 or longest * rate / flops <= 0.3:
+            break
+    return seconds / part, part
 
 
 def scaled(s: Namespace, share: float) -> Namespace:
