@@ -74,7 +74,8 @@ def initialise_act_norm(model: nn.Module, images: Tensor) -> None:
 
     hooks = [layer.register_forward_pre_hook(initialise) for layer in layers]
     try:
-        with eval_mode(model), torch.no_grad():
+        # Compiled it would be a graph of its own, for one call.
+        with torch.compiler.set_stance("force_eager"), eval_mode(model), torch.no_grad():
             model(images)
     finally:
         for hook in hooks:

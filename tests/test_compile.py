@@ -48,3 +48,14 @@ def test_gradients_of_terms_can_be_measured_after_compiled_steps(monkeypatch):
     model(images).mean().backward()
     measured = term_gradients({"pyxce": model(images).mean()}, list(model.parameters()))
     assert measured["pyxce/gradient"] > 0
+
+
+def test_act_norm_is_set_without_a_graph_of_its_own():
+    """It is set by one pass in eval mode, which no later step repeats."""
+    model = models.build(depth=10, width=1, norm="act")
+    compiled = []
+    model.f.compile(dynamic=False, backend=lambda graph, _: compiled.append(graph) or graph)
+    models.initialise_act_norm(model, torch.rand(4, 3, 32, 32))
+    assert model.f.bn1.initialized and not compiled
+    model(torch.rand(4, 3, 32, 32))
+    assert len(compiled) == 1
