@@ -59,8 +59,6 @@ def together(device: torch.device) -> Iterator[None]:
     if processes() == 1 or dist.is_initialized():
         yield
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     try:
         store, own, count = next(dist.rendezvous("env://", timeout=MEETING))
         dist.init_process_group(

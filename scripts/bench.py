@@ -60,8 +60,6 @@ def work(b: Namespace) -> int:
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
     began, bench = time.monotonic(), measure.Bench(b, device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device.index or 0)  # measure.clock waits for the current GPU
     found["peaks"] = bench.rates = measure.peaks(bench)
     found["steps"] = measure.steps(bench)
     found["seconds"] = time.monotonic() - began

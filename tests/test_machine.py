@@ -56,6 +56,23 @@ def test_heads_are_float32_proper_and_convolutions_where_scores_are_compared(exa
         torch.set_float32_matmul_precision("highest")
 
 
+def test_bf16_is_asked_of_the_gpu_that_device_names(monkeypatch):
+    """PyTorch answers for the current GPU, which is the first one unless it is told another."""
+    for name in ("allow_tf32", "benchmark", "deterministic"):
+        cudnn = torch.backends.cudnn
+        monkeypatch.setattr(cudnn, name, getattr(cudnn, name))  # given back after the test
+    current = [0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(device.index))
+    gpus = [Namespace(major=7), Namespace(major=9)]  # a V100 and an H100
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: gpus[i])
+    for name, has in (("cuda", False), ("cuda:1", True), ("cuda:0", False)):
+        machine.choose_device(name)
+        assert torch.cuda.is_bf16_supported(including_emulation=False) is has
+
+
 @pytest.mark.parametrize(
     ("asked", "load", "threads", "warns"),
     [(3, 9.0, 3, False), (None, 9.0, 2, True), (None, 1.0, 2, False)],
