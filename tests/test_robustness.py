@@ -196,6 +196,16 @@ def test_attacks_keep_to_the_ball_and_to_the_pixels(distance, eps, random_init):
     assert row["accuracy"] < 1
 
 
+def test_float32_rounds_more_in_a_larger_ball():
+    """Radius 3 of 224 x 224 pixels is usual, and the float32 norm is 3e-6 off."""
+    x = torch.full((4, 3, 224, 224), 0.5)
+    moved = x + 0.02 * torch.randn(x.shape, generator=generator_of())
+    adversarial = robustness._projected(x, moved, "L2", 3.0)
+    robustness.check_perturbation(x, adversarial, "L2", 3.0)
+    with pytest.raises(AssertionError, match="3 is allowed"):
+        robustness.check_perturbation(x, x + 1.0001 * (adversarial - x), "L2", 3.0)
+
+
 @pytest.mark.parametrize(("distance", "eps"), BALLS)
 @pytest.mark.parametrize("fault", ["ball", "range", "nan"])
 def test_what_leaves_the_ball_or_the_pixels_raises(monkeypatch, distance, eps, fault):
