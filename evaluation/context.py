@@ -49,6 +49,7 @@ class Context:
         """Return the named set, read once and compared with what the model was trained on. Raises
         DataError."""
         s, own, strict = self.s, model.dataset, flag == "--dataset"
+        name = as_the_run_says(name, own)
         run = own or "cifar10", model.network.image_size, data.held_out_by(model.settings)
         key = name, *run, strict, model.record.fingerprint
         if key not in self._sets:  # nor looked for, or downloaded, again for every checkpoint
@@ -239,6 +240,15 @@ class Context:
         sets = {"test_images": images, "start_images": starts, "test_labels": labels}
         arrays: dict[str, Any] = {k: x.cpu().numpy() for k, x in sets.items() if x is not None}
         self.files.add(name, np.savez_compressed, **arrays)
+
+
+def as_the_run_says(name: str, own: str) -> str:
+    """Return the name of a split; of the run's own folder, whose path may be written otherwise, by
+    the path that the run has."""
+    folders = [each for each in (trainable(name), own) if each and each.startswith(FOLDER)]
+    if len(folders) < 2 or len({folder_path(each).resolve() for each in folders}) > 1:
+        return name
+    return data.split_name(own, data.locate(name).split)
 
 
 def where_moved(error: data.DataError, name: str, own: str) -> data.DataError:

@@ -118,6 +118,15 @@ def test_a_folder_that_has_moved_is_found_by_its_images(question, train, ask, fo
     assert again.code == 0 and run.settings["dataset"] == f"folder:{moved}"
 
 
+def test_the_own_folder_by_another_path_is_no_ood_set(train, ask, folder):
+    run, other = trained(train, folder), folder / ".." / folder.name
+    found = asked(ask, run, f"--eval OOD --ood_dataset folder:{other}", code=2)
+    assert found.err[-1].endswith("is the in-distribution set: give another")
+    words = f"--datasets folder:{other} folder_valid:{other}"
+    sets = asked(ask, run, f"--eval logp_hist {words}").json("logp_hist")["sets"]
+    assert list(sets) == [f"folder:{folder}", f"folder_valid:{folder}"]
+
+
 @pytest.mark.parametrize(
     ("value", "code", "said"),
     [(97, 2, "its training images were others"), (99, 0, "not among the run's test images")],
