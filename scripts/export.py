@@ -14,7 +14,6 @@ checkpoint: what lies in eval/ of its run folder and tells its sha256. samples.p
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import shutil
 import sys
@@ -56,6 +55,12 @@ def build_parser() -> Parser:
     return parser
 
 
+def last_part(name: str) -> str:
+    """Return the name of a data set or of a split; of a folder with the last part of its path."""
+    kind, colon, path = name.partition(":")
+    return kind + colon + Path(path).name if kind.startswith("folder") else name
+
+
 def shared_part(state: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a checkpoint to publish; `environment`: of the run's variant.json.
 
@@ -66,9 +71,8 @@ def shared_part(state: dict[str, Any], environment: dict[str, Any]) -> dict[str,
 
     network = state["model_state_dict"] | models.averaged_weights(state)
     settings = {**state["settings"], **PLACES}
-    dataset = str(settings.get("dataset") or "")
-    if dataset.startswith(FOLDER):
-        settings["dataset"] = FOLDER + Path(dataset.removeprefix(FOLDER)).name
+    if settings.get("dataset"):
+        settings["dataset"] = last_part(str(settings["dataset"]))
     # Chains begin without the training images, wherever the file goes.
     objective = {n: t for n, t in state["objective"].items() if n.startswith(START)}
     if "queue_logit" in network:
@@ -155,6 +159,7 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> tuple[str, Pat
         own=str(s["dataset"]).startswith(FOLDER),
         class_names=data.get("class_names") if isinstance(data, dict) else None,
         radius=radius,
+        last_part=lambda name: last_part(str(name)),
         place=lambda text: "/".join(str(text).split("/")[-2:]),
         network=network_title(s),
         size=paper.image_size(s),
@@ -167,8 +172,7 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> tuple[str, Pat
         picture=SAMPLES if pictures else None,
         made_with={"device": where.get("device"), "packages": versions, "commit": commit},
     )
-    # A data set of the user's own is known by the last part of its path.
-    return re.sub(rf"{FOLDER}\S*/", FOLDER, text), pictures[0] if pictures else None
+    return text, pictures[0] if pictures else None
 
 
 def main(argv: Sequence[str]) -> Path:

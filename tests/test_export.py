@@ -65,9 +65,20 @@ def test_a_data_set_of_one_s_own_is_known_by_its_last_part(train, tmp_path):
     dataset = f"folder:{folder}"
     run = train("--pyxce 1 --max_steps 1 --n_valid 4 --dataset", dataset)
     assert run.code == 0, run.err
+    (run.folder / "eval").mkdir()
+    sha256 = hashlib.sha256((run.folder / "last_ckpt.pt").read_bytes()).hexdigest()
+    for i, name in enumerate((f"folder_train:{folder}", f"folder:{folder}/")):
+        answer = {**ANSWERS["test_clf"], "dataset": name, "checkpoint_sha256": sha256}
+        save(run.folder / "eval", f"test_clf-{i + 1}", answer)
+    rows = [{**ANSWERS["OOD"]["rows"][0], "ood_dataset": f"folder:{folder.parent}/my own/x"}]
+    save(run.folder / "eval", "OOD", {**ANSWERS["OOD"], "rows": rows, "checkpoint_sha256": sha256})
     kept = read_checkpoint(exported(run.folder / "last_ckpt.pt", tmp_path / "g"))
     assert kept["settings"]["dataset"] == "folder:shapes"
     kept.pop("model_state_dict")
+    card = (tmp_path / "g" / export.CARD).read_text()
+    for told in ("folder_train:shapes, 1,234", "folder:shapes, 1,234", "against folder:x (4,321)"):
+        assert told in card
+    assert "private" not in card and str(tmp_path) not in card
     assert "private" not in str(kept) and str(tmp_path) not in str(kept)
     assert models.load(tmp_path / "g").logits(torch.rand(1, 3, 32, 32)).shape == (1, 2)
 
