@@ -204,7 +204,7 @@ def parse(argv: Sequence[str], files: bool = False) -> tuple[argparse.Namespace,
 def results_folder(s: argparse.Namespace) -> Path:
     """Return the folder of the answers. Raises UsageError where there is none."""
     path = s.load_path[0]
-    if s.log_dir is None and path.startswith(HUB):
+    if not s.log_dir and path.startswith(HUB):
         raise UsageError(f"--load_path {path} has no folder for answers: give --log_dir FOLDER")
     folder = Path(s.log_dir) if s.log_dir else weights_file(path).resolve().parent / "eval"
     return folder / s.id if s.id else folder
@@ -227,7 +227,7 @@ def check(s: argparse.Namespace, given: set[str]) -> None:
     n = len(s.load_path)
     if n > 1 and not question.several:
         raise UsageError(f"--load_path: {s.eval} takes one checkpoint, not {n}: ask one by one")
-    if n > 1 and s.log_dir is None:
+    if n > 1 and not s.log_dir:
         raise UsageError(f"--log_dir is missing: say where the answer of {n} checkpoints goes")
     if s.labels is not None and (len(s.labels) != n or len(set(s.labels)) != n):
         raise UsageError(

@@ -167,8 +167,9 @@ def test_a_separate_head_has_class_conditional_scores_and_samples(ask, odd):
 
 def test_several_checkpoints_need_a_folder(ask):
     two = [str(ask.checkpoint(name)) for name in ("hdge", "ce")]
-    found = ask.bare("--load_path", *two, "--eval", "test_clf")
-    assert found.code == 2 and "--log_dir is missing" in found.err[0]
+    for given in ([], ["--log_dir", ""]):  # of a shell's variable that is not set
+        found = ask.bare("--load_path", *two, "--eval", "test_clf", *given)
+        assert found.code == 2 and "--log_dir is missing" in found.err[0]
 
 
 def test_a_missing_library_is_named_with_its_remedy(ask, monkeypatch):
