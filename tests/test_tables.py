@@ -583,6 +583,14 @@ def test_no_difference_needs_an_interval_within_the_margin(shift, spread, group)
     assert verdict.group == group
 
 
+def test_the_findings_name_a_claim_once_with_each_of_its_scales():
+    higher, same = compare(">", [2, 2.1], [1, 1.1], name="x"), compare(">", [1, 2], [1, 2])
+    judged = [v for s in ("small", "half") for t in (higher, same) for v in claims.family(s, [t])]
+    (found,) = page.findings(judged)
+    assert found.startswith("x: holds at scale small (x, a: 2.050 ")
+    assert found.count("holds at scale") == 2
+
+
 def test_a_claim_has_one_measure_and_two_sides_of_experiments():
     for table, found in claims.CLAIMS.items():
         assert table in TABLES
@@ -691,7 +699,7 @@ def test_results_open_with_findings_and_verdicts_and_link_only_what_is_there(hos
     assert len(links) == 3 and all((hostile.parent / link).is_file() for link in links)
     head, _, rest = text.partition("## Which claims hold")
     assert head.count("holds at scale small") == 3 and "- alpha = 0.5 classifies better" in head
-    assert "### Holds: 4" in rest
+    assert "Nothing was trained at the paper's scale" in head and "### Holds: 4" in rest
     assert rest.index("<details><summary>Undecided") < rest.index("## How")
     assert "3 experiments, 6 runs" in text and text.count("<details>") == text.count("</details>")
     assert "without SGLD: 0 of 6; of those with SGLD: 0 of 0." in text and "<script" not in text

@@ -67,16 +67,18 @@ TEMPLATES.filters["common_notes"] = common_notes
 
 def findings(judged: Iterable[Verdict], n: int = 3) -> list[str]:
     """Return the n claims that are decided by the largest margin, with what decided them."""
-    claims: dict[tuple[str, str, str], list[Verdict]] = {}
+    claims: dict[tuple[str, str], list[Verdict]] = {}
     for v in judged:
         if v.group != UNDECIDED:
-            claims.setdefault((v.claim, v.group, v.scale), []).append(v)
+            claims.setdefault((v.claim, v.group), []).append(v)
     found = sorted(claims.items(), key=lambda item: -max(v.margin for v in item[1]))[:n]
     return [
-        f"{claim}: {group} at scale {scale}. "
-        + "; ".join(f"{v.what}, {' against '.join(v.sides)}" for v in group_of)
+        f"{claim}: "
+        + "; ".join(
+            f"{group} at scale {v.scale} ({v.what}, {' against '.join(v.sides)})" for v in group_of
+        )
         + "."
-        for (claim, group, scale), group_of in found
+        for (claim, group), group_of in found
     ]
 
 
