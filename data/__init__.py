@@ -11,6 +11,7 @@ from data.batches import (
     EVAL_NOISE_BLOCK,
     TrainingBatches,
     augment,
+    check_labelled,
     epoch_order,
     evaluation_batches,
     generator_of,

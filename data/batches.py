@@ -109,6 +109,16 @@ def steps_per_epoch(images: int, batch_size: int, flag: str = "batch_size") -> i
     return images // batch_size
 
 
+def check_labelled(images: int, processes: int) -> None:
+    """Raise DataError for a batch of labelled images that the processes cannot share equally."""
+    if images % processes:
+        said = (
+            f"{images} labelled images are not divisible by the {processes} processes: use another "
+            "number"
+        )
+        raise DataError("labels_per_class", None, said)
+
+
 @dataclass
 class TrainingBatches:
     """The images of each step: which ones is a pure function of (seed, step), so that a resumed
@@ -139,12 +149,7 @@ class TrainingBatches:
         self.steps_per_epoch = steps_per_epoch(len(self.index), self.batch_size)
         if self.unlabelled and self.second_size is not None:
             steps_per_epoch(len(self.index), self.second_size, "px_batch_size")
-        if len(self.labelled) % self.part[1] and len(self.labelled) < self.batch_size:
-            said = (
-                f"{len(self.labelled)} labelled images are not divisible by the {self.part[1]} "
-                "processes: use another number"
-            )
-            raise DataError("labels_per_class", None, said)
+        check_labelled(min(len(self.labelled), self.batch_size), self.part[1])
 
     def __call__(
         self, step: int, part: tuple[int, int] | None = None

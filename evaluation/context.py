@@ -243,8 +243,8 @@ class Context:
 
 
 def as_the_run_says(name: str, own: str) -> str:
-    """Return the name of a split; of the run's own folder, whose path may be written otherwise, by
-    the path that the run has."""
+    """Return the split's name. A split of the run's own folder gets the path that the run has,
+    however the name writes it."""
     folders = [each for each in (trainable(name), own) if each and each.startswith(FOLDER)]
     if len(folders) < 2 or len({folder_path(each).resolve() for each in folders}) > 1:
         return name

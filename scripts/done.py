@@ -11,10 +11,10 @@ from typing import Any
 from runs.files import file_sha256, plain, read_json
 from runs.folder import SETTINGS
 from runs.shared import weights_file
-from scripts.rows import REFERENCE, TABLES, question_words
+from scripts.rows import JUDGE, REFERENCE, TABLES, question_words
 
 Settings = Mapping[str, Any]
-JUDGE = re.compile(r"ce-s[0-9]+")  # the run whose features compare samples
+JUDGES = re.compile(rf"{JUDGE.name}-s[0-9]+")  # runs whose features may compare samples
 # What may differ between two askings of one question: where things are, and on what device. (The
 # network of --fid_model is known by its hash, not by its path.)
 INDIFFERENT = frozenset(
@@ -136,7 +136,7 @@ def judged_alike(found: Settings, wanted: Settings) -> bool:
     """Return whether an answer's --fid_model, if it has one, is the network that is asked for."""
     judge, asked = found.get("fid_model"), wanted.get("fid_model")
     if judge and asked == REFERENCE:
-        return JUDGE.fullmatch(Path(judge).parent.name) is not None
+        return JUDGES.fullmatch(Path(judge).parent.name) is not None
     return not judge or judge == asked
 
 

@@ -55,10 +55,10 @@ def build_parser() -> Parser:
     return parser
 
 
-def last_part(name: str) -> str:
+def last_part(name: object) -> str:
     """Return the name of a data set or of a split; of a folder with the last part of its path."""
-    kind, colon, path = name.partition(":")
-    return kind + colon + Path(path).name if kind.startswith("folder") else name
+    kind, colon, path = str(name).partition(":")
+    return kind + colon + Path(path).name if kind.startswith("folder") else str(name)
 
 
 def shared_part(state: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def shared_part(state: dict[str, Any], environment: dict[str, Any]) -> dict[str,
     network = state["model_state_dict"] | models.averaged_weights(state)
     settings = {**state["settings"], **PLACES}
     if settings.get("dataset"):
-        settings["dataset"] = last_part(str(settings["dataset"]))
+        settings["dataset"] = last_part(settings["dataset"])
     # Chains begin without the training images, wherever the file goes.
     objective = {n: t for n, t in state["objective"].items() if n.startswith(START)}
     if "queue_logit" in network:
@@ -159,7 +159,7 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> tuple[str, Pat
         own=str(s["dataset"]).startswith(FOLDER),
         class_names=data.get("class_names") if isinstance(data, dict) else None,
         radius=radius,
-        last_part=lambda name: last_part(str(name)),
+        last_part=last_part,
         place=lambda text: "/".join(str(text).split("/")[-2:]),
         network=network_title(s),
         size=paper.image_size(s),

@@ -299,9 +299,9 @@ TABLES = {
     for name, declared in DECLARED.items()
 }
 # Where Inception is too much for a CPU, samples are compared in the features of one network for
-# all rows and seeds: JUDGE's, or those of a model that the repository has, so that numbers of
-# several machines compare, too.
-REFERENCE = "REFERENCE"
+# all rows and seeds: JUDGE's or, so that numbers of several machines compare, those of a model of
+# pretrained/.
+REFERENCE, HALF_JUDGE = "REFERENCE", "ce-cifar10-half"
 # What the questions leave open, by scale.
 BLANKS: dict[str, dict[str, str]] = {
     "paper": {
@@ -321,11 +321,11 @@ BLANKS: dict[str, dict[str, str]] = {
     "half": {
         "ood": "all textures faces uniform",
         "few": "200",
-        "fid": "--fid_features model --fid_model ce-cifar10-half --sampling fresh --n_samples 1000 "
+        "fid": f"--fid_features model --fid_model {HALF_JUDGE} --sampling fresh --n_samples 1000 "
         "--n_steps 40 --chain_lengths 0 5 40 100 200",
         "hist": "--ood_dataset all",
         "samples": "--fresh_samples --buffer_size 1000 --sgld_batch_size 1000 --n_sample_steps 1 "
-        "--n_steps 40 --guidance .1 --fid_model ce-cifar10-half",
+        f"--n_steps 40 --guidance .1 --fid_model {HALF_JUDGE}",
     },
     "smoke": {
         "ood": "all",

@@ -298,7 +298,7 @@ def test_the_time_left_is_of_trainings_and_questions_apart(tmp_path):
     "words",
     [
         *("run nonsense", "run table1_ood --scale huge", "run all --jobs 0", "run all --seeds x"),
-        *("show sampler --scale paper"),
+        "show sampler --scale paper",
         *("show table1_ood --scale half --rows jem", "run table2_classification --rows ce"),
     ],
 )

@@ -128,11 +128,7 @@ def dry_run(s: Namespace, device: torch.device, train_step: TrainStep) -> None:
     model = build_model(s, spec.num_classes, device)
     forward = forward_flops(model)
     real = Namespace(**{**vars(s), "batch_size": labelled_batch(s, spec.num_classes)})
-    if real.batch_size % distributed.size():
-        raise UsageError(
-            f"--labels_per_class {s.labels_per_class}: {real.batch_size} labelled images are not "
-            f"divisible by the {distributed.size()} processes: use another number"
-        )
+    data.check_labelled(real.batch_size, distributed.size())
     if second_batch(s):
         real.px_batch_size = s.px_batch_size or s.batch_size
     seconds, part = step_seconds(

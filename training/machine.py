@@ -39,7 +39,7 @@ def choose_device(name: str, *, exact: bool = False) -> torch.device:
         raise UsageError(
             f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA GPUs: use --device cpu"
         )
-    if device.index is not None:  # what PyTorch tells or waits for is the current GPU's
+    if device.index is not None:  # PyTorch answers and waits for the current GPU
         torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = not exact

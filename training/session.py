@@ -384,9 +384,9 @@ def term_gradients(losses: dict[str, Tensor], parameters: Sequence[Tensor]) -> d
     """
     flat = {}
     for name, loss in losses.items():
-        if not loss.requires_grad:  # of a term that none of the parameters moves
-            loss = parameters[0].flatten()[0] * 0
-        found = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
+        found: Sequence[Tensor] = [torch.zeros_like(p) for p in parameters]
+        if loss.requires_grad:  # else none of the parameters moves the term
+            found = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
         own = torch.cat([gradient.flatten().float() for gradient in found])
         flat[name] = distributed.mean(own)  # of the whole batch
     measured = {f"{name}/gradient": gradient.norm() for name, gradient in flat.items()}
