@@ -1,1 +1,1 @@
-"""Training programs that need another step than train_wrn.py's, on the same models and data."""
+"""Training programs whose training step differs from train_wrn.py's; same models and data."""

@@ -1,7 +1,7 @@
-"""The flags that the programs of this folder share: train_wrn.py's, by name, default and help.
+"""Flags that the programs of this folder share with train_wrn.py: same names, defaults and help.
 
-A program builds its parser with `make_parser`, adds its own flags, and reads the command line
-with `parse` before it imports torch, so that `--help` and a mistake are answered at once.
+A program builds its parser with `make_parser`, adds flags of its own, and reads the command line
+with `parse` before it imports torch, so that `--help` and error messages appear at once.
 """
 
 from argparse import Namespace
@@ -33,29 +33,29 @@ def make_parser(
 ) -> Parser:
     """Return a parser with the flags of `share`, in train_wrn.py's groups and with its help.
 
-    `program`: the file's name, which is also a setting. `check` raises UsageError for what no
-    single flag can tell, and sets `method`. `share`: names without dashes, of SHARED; leave out
-    what the program declares itself. `defaults`: where the program's differ from train_wrn.py's.
-    `fixed`: names of flags of its own that may not change on --resume.
+    `program`: the program's file name, also recorded as a setting. `check(settings)` sets `method`
+    and raises UsageError for flags that contradict each other. `share`: names of SHARED, without
+    the flags that the program declares itself. `defaults`: the defaults, by name, that differ from
+    train_wrn.py's. `fixed`: names of the program's own flags that may not change on --resume.
     """
     parser = Parser(prog=program, allow_abbrev=False, description=description)
     parser.fixed, parser.verify = (*flags.FIXED_ON_RESUME, *fixed), check
     parser.set_defaults(program=program)
     for group in flags.build_parser()._action_groups:
-        chosen = [action for action in group._group_actions if action.dest in share]
-        if not chosen:
+        actions = [action for action in group._group_actions if action.dest in share]
+        if not actions:
             continue
-        target = parser.add_argument_group(group.title, group.description)
-        for action in chosen:
+        new_group = parser.add_argument_group(group.title, group.description)
+        for action in actions:
             action.default = (defaults or {}).get(action.dest, action.default)
-            target._add_action(action)  # as argparse's own `parents` does, but not all of them
+            new_group._add_action(action)  # argparse's `parents` does this too, for all flags
     return parser
 
 
 def parse(
     argv: Sequence[str], build: Callable[[], Parser], files: bool = False
 ) -> tuple[Namespace, set[str]]:
-    """Return what training.flags.parse does, of a program that torchrun may not start."""
+    """Return settings and given flags as training.flags.parse does; refuse a torchrun start."""
     if processes() > 1:
         parser = build()
         parser.error(f"{parser.prog} runs in one process: start it without torchrun")

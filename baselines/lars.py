@@ -8,17 +8,17 @@ from torch import Tensor
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose step is scaled, layer by layer, to the size of the weights.
+    """SGD with momentum; the step of each layer is scaled to the norm of the layer's weights.
 
         trust = eta ||w|| / (||g|| + weight_decay ||w||)     1 where either norm is 0
         v <- momentum v + lr trust (g + weight_decay w)
         w <- w - v
 
-    Algorithm 1 of the paper. Biases and norms - parameters with no more than one axis longer than
-    1 - take neither weight decay nor the trust ratio, as is usual (SimCLR, SupContrast): they are
-    updated by plain SGD with momentum.
-    `found_inf`: a tensor on the device; the step is not taken where it is set, as with torch's
-    fused optimisers. Nothing here waits for the device.
+    Algorithm 1 of the paper. Biases and the weights of norm layers - parameters with at most one
+    axis longer than 1 - get neither weight decay nor the trust ratio, as is usual (SimCLR,
+    SupContrast): plain SGD with momentum updates them.
+    `found_inf`: a tensor on the device; unless it is 0, `step` changes nothing, as in torch's fused
+    optimisers. The host does not wait for the device.
 
     Raises ValueError for a rate, momentum, decay or eta below 0.
     """
@@ -41,23 +41,23 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update once from the gradients; parameters without one stay. `closure` is not used."""
+        """Update every parameter that has a gradient. `closure` is not used."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     self._update(p, p.grad, group)
 
     def _update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        if max(p.shape, default=1) < p.numel():  # neither bias nor norm
-            decay, size, slope = group["weight_decay"], p.norm(), gradient.norm()
-            trust = group["eta"] * size / (slope + decay * size)
-            trust = torch.where((size > 0) & (slope > 0), trust, 1.0)
+        if max(p.shape, default=1) < p.numel():  # neither a bias nor a norm layer's weight
+            decay, w_norm, g_norm = group["weight_decay"], p.norm(), gradient.norm()
+            trust = group["eta"] * w_norm / (g_norm + decay * w_norm)
+            trust = torch.where((w_norm > 0) & (g_norm > 0), trust, 1.0)
             gradient = trust * (gradient + decay * p)
         state = self.state[p]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         velocity: Tensor = state["momentum"]
-        moved = group["momentum"] * velocity + group["lr"] * gradient
-        skip = self.found_inf.bool()  # a masked nan is still nan: choose, do not multiply
-        p.copy_(torch.where(skip, p, p - moved))
-        velocity.copy_(torch.where(skip, velocity, moved))
+        new_velocity = group["momentum"] * velocity + group["lr"] * gradient
+        skip = self.found_inf.bool()  # 0 * nan is nan: select with `where`, do not multiply
+        p.copy_(torch.where(skip, p, p - new_velocity))
+        velocity.copy_(torch.where(skip, velocity, new_velocity))

@@ -4,10 +4,9 @@
     python baselines/linear_probe.py --load_path save/supcon/last_ckpt.pt
     python eval_wrn_ebm.py --load_path save/supcon-probe/last_ckpt.pt --eval test_clf
 
-For networks that were trained without a classifier, and to ask what the features of any other
-are worth. Features are computed once, in eval mode, standardised and fitted by L-BFGS for every
---l2; the one with the best validation accuracy becomes `class_output`. The backbone's weights are
-untouched.
+Use it for a network trained without a classifier, or to measure the features of any network.
+Features are computed once, in eval mode, and standardised. L-BFGS fits a head for each --l2; the
+head with the best validation accuracy becomes `class_output`. The backbone does not change.
 """
 
 import os
@@ -73,7 +72,7 @@ if __name__ == "__main__":  # before torch is imported: --help and a mistake are
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -83,15 +82,15 @@ from torch import Tensor, nn
 import data
 import models
 from evaluation import loading
-from runs import folder as records
 from runs.checkpoint import CheckpointError, save_checkpoint
 from runs.endings import exit_code
 from runs.files import alone
+from runs.folder import LAST, Records, check_free, create_run_folder, write_settings
 from training.build import held_out
 from training.machine import choose_device, environment, load_data, use_threads, warn_of_leaks
 
-BATCH = 200  # images; as in evaluation, and results do not depend on it
-TRAIN_NOISE = 1  # seed of the training images' noise: evaluation's is 0
+BATCH = 200  # images per forward pass, as in evaluation; results do not depend on it
+TRAIN_NOISE = 1  # seed of the noise on training images; evaluation's noise has seed 0
 
 
 class Features(NamedTuple):
@@ -105,45 +104,45 @@ class Features(NamedTuple):
 def features_of_splits(
     model: models.EnergyClassifier, dataset: data.DataSet, s: Namespace
 ) -> dict[str, Features]:
-    """Return the features of "train", and of "valid" and "test" where there are images, in eval
-    mode; images have noise of width --sigma. The model's mode is restored.
+    """Return the features of "train", and of "valid" and "test" unless they have no images.
 
-    Raises DataError for an --n_valid that leaves no image.
+    The model is in eval mode, and its mode is restored. Images get noise of deviation --sigma.
+    Raises DataError where --n_valid leaves no training image.
     """
     index, splits = held_out(s, dataset)
     index = index.to(dataset.train.images.device)
 
-    def features(split: data.Split, seed: int = 0) -> Features:
+    def features_of(split: data.Split, seed: int = 0) -> Features:
         batches = data.evaluation_batches(split, batch_size=BATCH, sigma=s.sigma, seed=seed)
         parts = [(model.features(images), labels) for images, labels in batches]
-        x, y = (torch.cat(part) for part in zip(*parts, strict=True))
-        return Features(x, y)
+        return Features(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     with models.eval_mode(model):
-        found = {"train": features(dataset.train.take(index), TRAIN_NOISE)}
-        return found | {name: features(split) for name, split in splits.items()}
+        train = features_of(dataset.train.take(index), TRAIN_NOISE)
+        return {"train": train, **{name: features_of(split) for name, split in splits.items()}}
 
 
 def fitted_heads(
     train: Features, num_classes: int, penalties: Sequence[float], max_iter: int
 ) -> Iterator[tuple[float, nn.Linear, int]]:
-    """Fit a head for each penalty l2, the strongest first, each from where the last one ended.
+    """Fit a head for each penalty l2, from the strongest to the weakest. Each fit starts from the
+    weights of the fit before it.
 
-    Yields (l2, head, iterations). The head is fitted to z = (x - mean) / std, feature by feature (a
-    constant one is divided by 1), and works on x itself.
+    Yields (l2, head, iterations). The fit is to z = (x - mean) / std, feature by feature (a
+    constant feature has std 1); the yielded head takes x itself.
     """
     std, mean = torch.std_mean(train.x.double(), dim=0, correction=0)
     std = torch.where(std > 1e-12, std, 1.0)
     z, start = (train.x.double() - mean) / std, None
     for l2 in sorted(penalties, reverse=True):
-        weight, bias, took = fit_linear(
+        weight, bias, iterations = fit_linear(
             z, train.y, num_classes, l2=l2, max_iter=max_iter, start=start
         )
         start = weight, bias
         head = nn.Linear(z.shape[1], num_classes, device=z.device).requires_grad_(False)
         head.weight.copy_(weight / std)
         head.bias.copy_(bias - weight / std @ mean)
-        yield l2, head, took
+        yield l2, head, iterations
 
 
 def fit_linear(
@@ -164,8 +163,8 @@ def fit_linear(
     """
     if start is None:
         start = x.new_zeros(num_classes, x.shape[1]), x.new_zeros(num_classes)
-    weight, bias = (part.clone().requires_grad_(True) for part in start)
-    search = torch.optim.LBFGS(
+    weight, bias = (tensor.clone().requires_grad_(True) for tensor in start)
+    optimizer = torch.optim.LBFGS(
         [weight, bias],
         max_iter=max_iter,
         history_size=20,
@@ -175,46 +174,46 @@ def fit_linear(
     )
 
     def objective() -> Tensor:
-        search.zero_grad()
+        optimizer.zero_grad()
         loss = F.cross_entropy(F.linear(x, weight, bias), labels) + l2 / 2 * weight.square().sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
-        search.step(objective)
-    return weight.detach(), bias.detach(), search.state_dict()["state"][0]["n_iter"]
+        optimizer.step(objective)
+    return weight.detach(), bias.detach(), optimizer.state_dict()["state"][0]["n_iter"]
 
 
 @torch.no_grad()
-def scores(head: nn.Linear, part: Features) -> dict[str, float]:
+def scores(head: nn.Linear, features: Features) -> dict[str, float]:
     """Return accuracy (0..1) and nll (nats) of the head's logits."""
-    logits = head(part.x)
-    right = (logits.argmax(1) == part.y).double().mean()
-    return {"accuracy": right.item(), "nll": F.cross_entropy(logits, part.y).item()}
+    logits = head(features.x)
+    accuracy = (logits.argmax(1) == features.y).double().mean()
+    return {"accuracy": accuracy.item(), "nll": F.cross_entropy(logits, features.y).item()}
 
 
 def probe(
-    s: Namespace, found: dict[str, Features], num_classes: int, say: Any
+    s: Namespace, splits: dict[str, Features], num_classes: int, log: Callable[[str], object]
 ) -> tuple[nn.Linear, dict[str, Any]]:
-    """Return the head of the best --l2 and its row of progress.csv; `say` is told about each. Of
-    equal validation accuracies the stronger penalty wins."""
-    began, iterations = time.monotonic(), 0
-    tried: list[tuple[float, nn.Linear, dict[str, Any]]] = []
-    for l2, head, took in fitted_heads(found["train"], num_classes, s.l2, s.max_iter):
-        iterations += took
-        measured = {name: scores(head, part) for name, part in found.items()}
+    """Return the head of the best --l2 and its row of progress.csv; `log` gets a line for each
+    --l2. Of equal validation accuracies the stronger penalty wins."""
+    began, total_iterations = time.monotonic(), 0
+    candidates: list[tuple[float, nn.Linear, dict[str, Any]]] = []
+    for l2, head, iterations in fitted_heads(splits["train"], num_classes, s.l2, s.max_iter):
+        total_iterations += iterations
+        measured = {name: scores(head, features) for name, features in splits.items()}
         nll = measured["train"]["nll"]
-        row: dict[str, Any] = {"epoch": 0, "step": iterations}
+        row: dict[str, Any] = {"epoch": 0, "step": total_iterations}
         row |= {"seconds": round(time.monotonic() - began, 3), "images_per_s": "", "lr": ""}
         row |= {"loss": nll, "pyxce/loss": nll, "train_acc": measured["train"]["accuracy"]}
         for name in ("valid", "test"):
             row[f"{name}_acc"] = measured.get(name, {}).get("accuracy", "")
             row[f"{name}_loss"] = measured.get(name, {}).get("nll", "")
         row["l2"] = l2
-        shown = (f"{name}_acc {part['accuracy']:.4g}" for name, part in measured.items())
-        say(f"l2 {l2:g}: {took} iterations, {', '.join(shown)}")
-        tried.append((measured.get("valid", measured["train"])["accuracy"], head, row))
-    _, head, row = max(tried, key=lambda each: each[0])  # the first of equal ones
+        accuracies = (f"{name}_acc {score['accuracy']:.4g}" for name, score in measured.items())
+        log(f"l2 {l2:g}: {iterations} iterations, {', '.join(accuracies)}")
+        candidates.append((measured.get("valid", measured["train"])["accuracy"], head, row))
+    _, head, row = max(candidates, key=lambda candidate: candidate[0])  # the first of equal maxima
     return head, row
 
 
@@ -222,13 +221,14 @@ def load_backbone(
     s: Namespace, device: torch.device
 ) -> tuple[models.EnergyClassifier, dict[str, Any], data.Record]:
     """Return the model of --load_path, its run's settings, and the record of its training images.
-    Set in `s` what is left to them. Raises CheckpointError or UsageError."""
-    untold = dict.fromkeys((*loading.NETWORK, "weights", "amp"))
-    loaded = loading.load(s.load_path, "", Namespace(**{**untold, **vars(s)}), device)
+    Set `s.image_size`, and where no flag sets them `dataset`, `sigma` and (for the run's own data
+    set) `n_valid`, from the run. Raises CheckpointError or UsageError."""
+    unset = dict.fromkeys((*loading.NETWORK, "weights", "amp"))
+    loaded = loading.load(s.load_path, "", Namespace(**{**unset, **vars(s)}), device)
     if loaded.flow is not None:
         raise UsageError(f"--load_path {s.load_path} is a flow, no classifier: give another")
-    told = models.run_settings(loaded.state, loaded.path)
-    settings = told.settings | models.network_settings(loaded.state, told, norm=s.norm)
+    run = models.run_settings(loaded.state, loaded.path)
+    settings = run.settings | models.network_settings(loaded.state, run, norm=s.norm)
     s.image_size = loaded.network.image_size
     s.dataset = s.dataset or loaded.dataset
     if not s.dataset:
@@ -246,31 +246,31 @@ def work(s: Namespace) -> int:
     folder = Path(s.log_dir) / s.id
     device = choose_device(s.device, exact=True)
     use_threads(s, device, PROGRAM)
-    here = environment(device)
+    versions = environment(device)
     model, settings, record = load_backbone(s, device)
     dataset = load_data(s, device)
     warn_of_leaks(s, dataset, record, PROGRAM)
-    found = features_of_splits(model, dataset, s)
-    if not all(bool(part.x.isfinite().all()) for part in found.values()):
+    splits = features_of_splits(model, dataset, s)
+    if not all(bool(features.x.isfinite().all()) for features in splits.values()):
         raise CheckpointError(f"--load_path {s.load_path}: its features are not finite")
-    if "valid" not in found and len(s.l2) > 1:
+    if "valid" not in splits and len(s.l2) > 1:
         raise UsageError(
             "--n_valid 0 leaves no images to choose between the values of --l2: give one --l2"
         )
     with alone(folder, flag="--log_dir", program=PROGRAM):
-        records.check_free(folder, overwrite=s.overwrite, load_path=s.load_path, resumes=False)
-        records.create_run_folder(folder, overwrite=s.overwrite)
-        # The backbone's settings, so that what reads runs knows its network, and over them ours.
-        own = {**vars(s), "norm": settings["norm"], "num_classes": dataset.num_classes}
-        settings = {**settings, **own, "method": "linear-probe", "resume": None}
-        records.write_settings(folder, settings, here)
-        book = records.Records(folder)
+        check_free(folder, overwrite=s.overwrite, load_path=s.load_path, resumes=False)
+        create_run_folder(folder, overwrite=s.overwrite)
+        # Other programs rebuild the backbone from its settings; the probe's settings override them.
+        settings |= {**vars(s), "norm": settings["norm"], "num_classes": dataset.num_classes}
+        settings |= {"method": "linear-probe", "resume": None}
+        write_settings(folder, settings, versions)
+        records = Records(folder)
         try:
-            sizes = ", ".join(f"{len(part.y):,} {name}" for name, part in found.items())
-            count = found["train"].x.shape[1]
-            book.say(f"{dataset.about}\n{s.dataset}: features ({count}) of {sizes} images")
-            model.class_output, row = probe(s, found, dataset.num_classes, book.say)
-            book.row(row)
+            sizes = ", ".join(f"{len(features.y):,} {name}" for name, features in splits.items())
+            width = splits["train"].x.shape[1]
+            records.say(f"{dataset.about}\n{s.dataset}: features ({width}) of {sizes} images")
+            model.class_output, row = probe(s, splits, dataset.num_classes, records.say)
+            records.row(row)
             state = {
                 "model_state_dict": model.state_dict(),
                 "optimizer": {},
@@ -279,16 +279,16 @@ def work(s: Namespace) -> int:
                 "random": {"cpu": torch.get_rng_state()},
                 "data": data.Record.of(dataset, s.n_valid).state(),
             }
-            save_checkpoint(state, folder / records.LAST)
-            book.say(f"the best is l2 {row['l2']:g}; the run is in {folder}")
+            save_checkpoint(state, folder / LAST)
+            records.say(f"the best is l2 {row['l2']:g}; the run is in {folder}")
         finally:
             with contextlib.suppress(OSError):
-                book.close()
+                records.close()
     return 0
 
 
 def main(settings: Namespace, given: set[str]) -> int:
-    """Return the exit code: 0, 2 for a user's mistake or a disk that failed, 130 for Ctrl-C."""
+    """Return the exit code: 0; 2 for a user's mistake or a failed disk; 130 for Ctrl-C."""
     del given
     return exit_code(PROGRAM, lambda: work(settings), interrupted=f"{PROGRAM}: interrupted")
 

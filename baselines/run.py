@@ -1,4 +1,4 @@
-"""What the training programs of this folder share: build, open the run folder, train, resume.
+"""Run a training program of this folder: build, open the run folder, train or resume.
 
 A program is a `Program`: its flags, and an `Objective` that turns a batch into a loss. Everything
 else - data, network, optimiser, schedule, records, checkpoints - is train_wrn.py's.
@@ -27,16 +27,16 @@ from training.state import Run
 
 
 class Objective(nn.Module):
-    """What a program minimises. A subclass brings `terms` and `forward`.
+    """The loss that a program minimises. A subclass defines `terms` and `forward`.
 
-    terms: names of the loss's parts: the columns '<term>/loss' of progress.csv.
+    terms: names of the loss's parts, for the columns '<term>/loss' of progress.csv.
     """
 
     terms: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
-        self.memories = nn.ModuleDict()  # no queue, no replay buffer: checkpoints look for them
+        self.memories = nn.ModuleDict()  # Run.memory reads it; no queue, no replay buffer
 
     def forward(
         self, model: Any, images: Tensor, labels: Tensor, epoch: int
@@ -44,23 +44,23 @@ class Objective(nn.Module):
         """Return (loss, metrics) of a batch, model in train mode. Do not wait for the device.
 
         metrics: scalars on the device: '<term>/loss' and, where the class head is trained,
-        'accuracy', without which nothing is evaluated; the same names in all steps of an epoch.
+        'accuracy', without which no split is evaluated; the same names in all steps of an epoch.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Program:
-    """What a program brings.
+    """The parts of a training program that differ from train_wrn.py.
 
-    build_parser: as in baselines.flags. The settings must have a `method`, the name of what is
-        trained, in variant.json and in the default --id.
+    build_parser: as in baselines.flags. The settings must have `method`, the name of the training
+        method, for variant.json and the default --id.
     objective: (settings, model) -> Objective; its parameters are trained with the model's.
-    batches: the class of the training batches; train_wrn.py's by default. Their random numbers
-        come from the global generator or are a function of the step.
-    optimizer: (settings, model, objective) -> an optimiser that heeds `found_inf`.
+    batches: the class of the training batches. Their random numbers come from the global generator
+        or are a function of the step.
+    optimizer: (settings, model, objective) -> an optimiser that skips its step for `found_inf`.
     model: (settings, classes, device) -> the network.
-    initialise: given the network of a new run and its first images.
+    initialise: (network of a new run, images of its first batch) -> None.
     """
 
     build_parser: Callable[[], Parser]
@@ -72,8 +72,8 @@ class Program:
 
 
 def main(program: Program, settings: Namespace, given: set[str]) -> int:
-    """Return the exit code: 0, 1 for a run that diverged, 2 for a user's mistake or a disk that
-    failed, 130 for Ctrl-C; each with one line on stderr."""
+    """Return the exit code: 0; 1 for a run that diverged; 2 for a user's mistake or a failed disk;
+    130 for Ctrl-C. All but 0 come with one line on stderr."""
     s = settings
     return exit_code(
         s.program,
@@ -92,7 +92,7 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
         batches = program.batches(
             dataset.train,
             index,
-            index,
+            index,  # all training images are labelled
             s.batch_size,
             s.seed,
             s.sigma,
@@ -104,8 +104,8 @@ def work(program: Program, s: Namespace, given: set[str]) -> int:
         if s.resume is None:
             program.initialise(run.model, batches(0)[0])
         with run_in_folder(start, run, splits) as session:
-            about = describe(run, f"{len(index):,} training images", f"method {s.method}", splits)
-            session.records.say(f"{dataset.about}\n{about}")
+            setup = describe(run, f"{len(index):,} training images", f"method {s.method}", splits)
+            session.records.say(f"{dataset.about}\n{setup}")
             for step in session:
                 session.took(train_step(run, session.guard, batches(step), step))
         return session.code
@@ -118,9 +118,9 @@ def build_run(program: Program, s: Namespace, num_classes: int, device: torch.de
 
 
 def train_step(run: Run, guard: Guard, batch: tuple[Any, ...], step: int) -> Metrics:
-    """Take one step and return its metrics, scalars on the device, without waiting for it."""
+    """Take one step and return its metrics, scalars on the device; do not wait for the device."""
     epoch = step // run.steps_per_epoch
     loss, metrics = run.objective(run.model, *batch[:2], epoch)
-    kept = {name: value.detach() for name, value in {**metrics, "loss": loss}.items()}
-    metrics, _ = update(run, guard, loss, kept, step)
+    detached = {name: value.detach() for name, value in {**metrics, "loss": loss}.items()}
+    metrics, _ = update(run, guard, loss, detached, step)
     return metrics

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Adversarial training: cross-entropy on images that an attack has just made as bad as it can.
+"""Adversarial training: cross-entropy on images that an attack on the current weights perturbs.
 
     python baselines/train_adversarial.py --dataset cifar10 --distance Linf --norm batch --id at
     python eval_wrn_ebm.py --load_path save/at/last_ckpt.pt --eval attack
@@ -7,23 +7,22 @@
     min over weights  E  max over ||d|| <= eps  -log q(y | x + d)
 
 Madry et al., "Towards deep learning models resistant to adversarial attacks" (2018), Eq. 2.1: each
-step attacks its batch by projected gradient ascent and then descends on the attacked images.
+step attacks its batch by projected gradient ascent on the loss, and then takes a training step on
+the attacked images.
 """
 
 import sys
 from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the packages are not installed
 
 from baselines.flags import check_shared, make_parser, parse
 from evaluation.questions.attack import radius
 from runs.cli import COUNT, Parser, UsageError
 
-NAME = "train_adversarial.py"
 DEFAULT_EPS = {"Linf": 8 / 255, "L2": 0.5}
-# An attack of another strength is another run.
+# Flags that may not change on --resume: all steps of a run use the same attack.
 FIXED = ("distance", "eps", "n_steps_pgd_attack", "attack_step", "random_init")
 
 
@@ -31,7 +30,7 @@ FIXED = ("distance", "eps", "n_steps_pgd_attack", "attack_step", "random_init")
 # One flag a paragraph reads better than one keyword a line.
 def build_parser() -> Parser:
     parser = make_parser(
-        NAME,
+        "train_adversarial.py",
         "Adversarial training (Madry et al., 2018): each step attacks its images by projected "
         "gradient ascent, the network in evaluation mode, and then takes cross-entropy on them. "
         "train_acc is on the attacked images, valid_acc and test_acc are on clean ones.",
@@ -63,7 +62,7 @@ def check(s: Namespace) -> None:
     s.method = f"adversarial-{s.distance}"
     if s.eps is None:
         s.eps = DEFAULT_EPS[s.distance]
-    # From any image to any other.
+    # The largest distance between two images with pixels in [0, 1].
     largest = 1.0 if s.distance == "Linf" else (3 * s.image_size**2) ** 0.5
     if s.eps > largest:
         raise UsageError(
@@ -89,11 +88,11 @@ from models import EnergyClassifier, sampling_mode
 
 
 class Adversarial(Objective):
-    """Mean cross-entropy on attacked images, model in train mode; `attack` makes the images.
+    """Mean cross-entropy on the images of `attack`, model in train mode.
 
-    The attack sees x01 = (x + 1) / 2, clipped to [0, 1] where --sigma adds noise: radii are in
-    pixels of [0, 1], as in evaluation.robustness. It starts from the global generator's numbers,
-    which a checkpoint keeps.
+    The attack perturbs x01 = (x + 1) / 2, clipped to [0, 1] since --sigma may add noise: radii are
+    in pixels of [0, 1], as in evaluation.robustness. Its random starts come from the global
+    generator, whose state is in the checkpoint.
     """
 
     terms = ("pyxce",)
@@ -104,14 +103,14 @@ class Adversarial(Objective):
         self.pgd = PGD(s.distance, s.n_steps_pgd_attack, s.attack_step, s.random_init)
 
     def attack(self, model: EnergyClassifier, images: Tensor, labels: Tensor) -> Tensor:
-        """Images of [-1, 1] -> within eps of them, made by `PGD` on the model in eval mode.
+        """Return images in [-1, 1] within eps of `images`, by `PGD` on the model in eval mode.
 
-        Mode and gradients of the model stay as they were. Nothing waits for the device.
+        The model's mode and gradients do not change. The host does not wait for the device.
         """
         with sampling_mode(model):
             x01 = ((images + 1) / 2).clamp(0, 1)
-            found = self.pgd(lambda x: model.logits(2 * x - 1), x01, labels, eps=self.eps)
-        return 2 * found - 1
+            attacked = self.pgd(lambda x: model.logits(2 * x - 1), x01, labels, eps=self.eps)
+        return 2 * attacked - 1
 
     def forward(
         self, model: EnergyClassifier, images: Tensor, labels: Tensor, epoch: int

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Train a network by contrast between random views: SupCon, SimCLR, JointLoss.
+"""Train a network by contrastive learning on random views: SupCon, SimCLR, JointLoss.
 
     python baselines/train_contrastive.py --method supcon --dataset cifar10 --id supcon
     python baselines/linear_probe.py --load_path save/supcon/last_ckpt.pt
 
-A batch's path: two random views of each uint8 image on the device -> one forward pass of both ->
-projection head -> contrastive loss and, in JointLoss's second phase, cross-entropy.
+A training step: two random views of each uint8 image, made on the device -> one forward pass of all
+views -> projection head -> contrastive loss and, in JointLoss's second phase, cross-entropy.
 """
 
 import sys
@@ -18,8 +18,8 @@ from baselines.flags import SHARED, check_shared, make_parser, parse
 from runs.cli import COUNT, WEIGHT, WHOLE, Parser, UsageError, number
 from training.flags import TEMPERATURE
 
-FIXED = ("method", "pretrain_epochs", "projection")  # on --resume, besides the shared ones
-TEMPERATURES = {"supcon": 0.1, "simclr": 0.5, "jointloss": 0.5}  # by method
+FIXED = ("method", "pretrain_epochs", "projection")  # on --resume, beside the shared flags
+TEMPERATURES = {"supcon": 0.1, "simclr": 0.5, "jointloss": 0.5}  # the default of each --method
 TERMS = {"supcon": ("supcon",), "simclr": ("ntxent",), "jointloss": ("pyxce", "ntxent")}
 
 
@@ -99,8 +99,8 @@ from baselines.views import ViewBatches
 class ProjectionHead(nn.Module):
     """Features (N, D) -> unit vectors (N, size): linear D -> D, ReLU, linear D -> size, L2 norm.
 
-    Chen et al. 2020, section 2.1. Used in contrastive training alone: classifiers read the
-    features before it.
+    Chen et al. 2020, section 2.1. Only the contrastive loss reads its output; classifiers read
+    the features.
     """
 
     def __init__(self, features: int, size: int) -> None:
@@ -113,39 +113,39 @@ class ProjectionHead(nn.Module):
 
 
 def supervised_contrastive(z: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """L_out of Khosla et al. 2020 (Eq. 2), averaged over the anchors i.
+    """Return L_out of Khosla et al. 2020 (Eq. 2), averaged over the anchors i.
 
         loss[i] = -1/|P(i)| sum_{p in P(i)} log(exp(z_i.z_p / T) / sum_{a != i} exp(z_i.z_a / T))
 
-    z: unit vectors (M, d) of all views of a batch; labels (M,), equal for what belongs together;
-    P(i) are the others with i's label, of which there must be one or more (a second view is one).
-    temperature T > 0. Returns a scalar in nats; it is near log(M - 1) for an untrained network.
-    The SupContrast code multiplies it by T / 0.07 besides; the paper's formula, and this, do not.
+    z: unit vectors (M, d) of all views of a batch; labels (M,), equal for positive pairs; P(i): the
+    views p != i with i's label, at least one (such as the second view of i's image); temperature
+    T > 0. The loss is a scalar in nats, near log(M - 1) for an untrained network.
+    The SupContrast code also multiplies it by T / 0.07, which the paper's formula does not.
     """
     scores = z @ z.T / temperature  # (M, M)
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    log_sum = scores.masked_fill(itself, -torch.inf).logsumexp(1)  # (M,)
-    positive = (labels[:, None] == labels) & ~itself
+    diagonal = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    log_sum = scores.masked_fill(diagonal, -torch.inf).logsumexp(1)  # (M,)
+    positive = (labels[:, None] == labels) & ~diagonal
     mean_positive = (scores * positive).sum(1) / positive.sum(1)
     return (log_sum - mean_positive).mean()
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
-    """NT-Xent of Chen et al. 2020 (Eq. 1), averaged over all 2N anchors; in nats.
+    """Return NT-Xent of Chen et al. 2020 (Eq. 1), averaged over all 2N anchors; in nats.
 
-    z: unit vectors (2N, d), the first views of N images and then, in the same order, the second.
-    The one positive of a view is the other view of its image; the 2N - 2 others are negatives,
-    whatever they show: no labels are used.
+    z: unit vectors (2N, d) of the first views of N images, then of the second views in the same
+    order. The positive of a view is the other view of its image; the 2N - 2 views of other images
+    are negatives, also those of the same class: no labels are used.
     """
     image = torch.arange(len(z) // 2, device=z.device).repeat(2)
     return supervised_contrastive(z, image, temperature)
 
 
 class ContrastiveObjective(Objective):
-    """SupCon's, SimCLR's or JointLoss's loss of pairs of views; it owns the projection head.
+    """The loss of SupCon, SimCLR or JointLoss on pairs of views, with the projection head.
 
-    Images are (2N, 3, H, W), the first views and then the second; JointLoss's cross-entropy
-    reads the logits of both.
+    `forward` takes images (2N, 3, H, W): the first views, then the second views. JointLoss's
+    cross-entropy reads the logits of all 2N views.
     """
 
     def __init__(self, s: Namespace, model: models.EnergyClassifier) -> None:
@@ -175,14 +175,14 @@ class ContrastiveObjective(Objective):
         return cross_entropy + self.ntxent_weight * contrast, metrics
 
 
-def with_lars(s: Namespace, model: nn.Module, objective: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(s: Namespace, model: nn.Module, objective: nn.Module) -> torch.optim.Optimizer:
     if s.optimizer != "lars":
         return build_optimizer(s, model, objective)
     parameters = [*model.parameters(), *objective.parameters()]
     return LARS(parameters, s.lr, weight_decay=s.weight_decay)
 
 
-PROGRAM = Program(build_parser, ContrastiveObjective, ViewBatches, with_lars)
+PROGRAM = Program(build_parser, ContrastiveObjective, ViewBatches, make_optimizer)
 
 if __name__ == "__main__":
     sys.exit(main(PROGRAM, *COMMAND_LINE))

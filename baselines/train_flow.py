@@ -7,7 +7,7 @@
     min over weights  E  -log p(x|y) / (D log 2)    with --class_cond, else  -log p(x) / (D log 2)
 
 in bits per dimension of the 8-bit image, D = 3 S^2: models/flow.py has the density. Images are
-mirrored and otherwise as they are: a crop's padding would be learned, too.
+mirrored but not cropped: the flow would learn the padding of a crop, too.
 """
 
 import math
@@ -23,8 +23,8 @@ from runs.cli import COUNT, Parser, UsageError, check_id
 from runs.names import FLOWS
 from training.flags import check_dataset
 
-OWN = ("arch", "levels", "depth", "width", "class_cond")
-WITHOUT = ("arch", "depth", "width", "norm", "dropout_rate", "sigma", "amp")
+NETWORK = ("arch", "levels", "depth", "width", "class_cond")  # fixed on --resume
+NOT_SHARED = ("arch", "depth", "width", "norm", "dropout_rate", "sigma", "amp")
 
 
 # fmt: off
@@ -34,9 +34,9 @@ def build_parser() -> Parser:
         "Train a normalising flow by maximum likelihood (pip install normflows). Losses are in "
         "bits per dimension; those of a Residual Flow are estimates.",
         check,
-        share=[name for name in SHARED if name not in WITHOUT],
+        share=[name for name in SHARED if name not in NOT_SHARED],
         defaults={"lr": 1e-3},
-        fixed=OWN,
+        fixed=NETWORK,
     )
     add = parser.add_argument_group("flow").add_argument
     add("--arch", choices=tuple(FLOWS), default="glow",
@@ -50,7 +50,7 @@ def build_parser() -> Parser:
         help="blocks at each scale (default: %(default)s; Glow)")
     add("--width", type=COUNT, default=512, metavar="CHANNELS",
         help="channels within a block's network (default: %(default)s; Glow)")
-    parser.set_defaults(norm="none", sigma=0.0)  # which every run's settings have
+    parser.set_defaults(norm="none", sigma=0.0)  # settings that every run records
     return parser
 
 
@@ -99,12 +99,12 @@ class Likelihood(Objective):
             bits = model.bits(logits.mean())
             return bits, {"bits/loss": bits}
         log_p = logits.gather(1, labels[:, None]).mean() + math.log(model.num_classes)
-        bits, right = model.bits(log_p), logits.argmax(1) == labels
-        return bits, {"bits/loss": bits, "accuracy": right.float().mean()}
+        bits, correct = model.bits(log_p), logits.argmax(1) == labels
+        return bits, {"bits/loss": bits, "accuracy": correct.float().mean()}
 
 
 class MirroredBatches(data.TrainingBatches):
-    """Labelled batches whose images are mirrored with p = 1/2 where their set allows it."""
+    """Labelled batches; where the data set allows it, images are mirrored with p = 1/2."""
 
     def _images(self, index: Tensor, augmented: bool) -> Tensor:
         images = data.to_float(self.train.images[index])
@@ -113,9 +113,9 @@ class MirroredBatches(data.TrainingBatches):
 
 
 def build_flow(s: Namespace, num_classes: int, device: torch.device) -> Flow:
-    sizes = {name: getattr(s, name) for name in (*OWN, "image_size")}
+    settings = {name: getattr(s, name) for name in (*NETWORK, "image_size")}
     with fits(f"--depth {s.depth} --width {s.width}"):
-        return Flow(**sizes, num_classes=num_classes).to(device)
+        return Flow(**settings, num_classes=num_classes).to(device)
 
 
 PROGRAM = Program(
