@@ -1,4 +1,4 @@
-"""The parts of scripts/gpu.sh but its tests: each saves what it measures as it goes."""
+"""The parts of scripts/gpu.sh, except its tests. Each part saves every measurement at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import losses
 import models
 import train_wrn
 from benchmarks import flags, measure
-from evaluation import flags as questions
+from evaluation import flags as eval_flags
 from runs.files import read_json, write_json
 from runs.screen import print_line
 from training import cost
@@ -35,9 +35,8 @@ from training.machine import choose_device, environment
 
 Row = dict[str, Any]
 
-
 COMPILED, GRAPH = "compiled", "CUDA graph of a step"
-CASES = (  # a training step's name, and the flags of scripts/bench.py that make it
+CASES = (  # a training step's name in the table, and its flags of scripts/bench.py
     ("CE", "--terms CE"),
     ("HDGE", "--terms HDGE --straightforward"),
     ("HDGE", "--terms HDGE --straightforward --classes 100"),
@@ -48,11 +47,11 @@ CASES = (  # a training step's name, and the flags of scripts/bench.py that make
     ("HDGE, without bf16", "--terms HDGE --amp off"),
     (f"HDGE, {COMPILED}", "--terms HDGE --compile on"),
 )
-WAYS = ("as in training", GRAPH, COMPILED)  # to run a chain
+WAYS = ("as in training", GRAPH, COMPILED)  # ways to run a chain
 PROFILED = ("HDGE", "JEM")
-LARGEST = 10  # kernels that the profile names
+LARGEST = 10  # number of kernels in the profile's table
 NO_TIME = "no time was left"
-# The network that is trained, and the one whose features compare its samples.
+# Flags of the trained network, and of the judge: a classifier whose features the FID uses.
 NETWORK = "--depth 16 --width 4 --batch_size 128 --buffer_size 1000"
 JUDGE = (
     "--dataset cifar10 --pyxce 1 --depth 16 --width 2 --norm batch --optimizer sgd --lr .1 "
@@ -60,7 +59,7 @@ JUDGE = (
 )
 REHEARSED = "--dataset digits --image_size 16 --depth 10 --width 1 --batch_size 32"
 REHEARSED_CHAINS = "--buffer_size 100 --sgld_batch_size 32"
-QUESTIONS = (  # the most telling ones first
+QUESTIONS = (  # flags of eval_wrn_ebm.py, in order of importance: time may run out
     "test_clf --sigma 0",
     "cond_samples --fresh_samples --buffer_size {images} --sgld_batch_size {images} "
     "--n_sample_steps 1 --n_steps 40 --guidance .1 --fid_model {judge}",
@@ -73,61 +72,60 @@ QUESTIONS = (  # the most telling ones first
 
 @dataclass
 class Part:
-    """The flags, the folder of the runs, when to end (of time.monotonic()), and what archives the
-    runs; `found`: what OUT's bench.json has."""
+    """A part's flags, the folder of its runs, and its time limit."""
 
-    g: Namespace
+    args: Namespace
     runs: Path
-    until: float
-    archive: Callable[[], None]
+    deadline: float  # in time.monotonic()
+    archive: Callable[[], None]  # writes the runs to OUT
     device: torch.device = field(init=False)
-    found: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)  # the content of OUT's bench.json
 
     def __post_init__(self) -> None:
-        self.device = choose_device("cpu" if self.g.rehearse else "cuda")
+        self.device = choose_device("cpu" if self.args.rehearse else "cuda")
         with suppress(FileNotFoundError):
-            self.found = read_json(self.g.out / "bench.json")
+            self.record = read_json(self.args.out / "bench.json")
 
     @property
     def late(self) -> bool:
-        return time.monotonic() > self.until
+        return time.monotonic() > self.deadline
 
-    def save(self, **more: Any) -> None:
-        self.found.update(more)
-        write_json(self.g.out / "bench.json", self.found)
+    def save(self, **entries: Any) -> None:
+        self.record.update(entries)
+        write_json(self.args.out / "bench.json", self.record)
 
-    def work_off(self, work: Sequence[tuple[str, str, Callable[[], list[Row]]]]) -> None:
-        """Save the rows of each (section, name, function) as soon as they are measured. Name those
-        for which there was no time, also where this is killed, or no memory."""
-        found: dict[str, list[Row]] = {section: [] for section, *_ in work}
-        left_out = {f"{section}: {name}": NO_TIME for section, name, _ in work}
-        left_out = self.found.get("left_out", {}) | left_out
+    def measure_all(self, tasks: Sequence[tuple[str, str, Callable[[], list[Row]]]]) -> None:
+        """Save the rows of each task (section, name, function) as soon as they are measured, and as
+        "left_out" the tasks that fail or that, after the deadline or a kill, are not measured."""
+        sections: dict[str, list[Row]] = {section: [] for section, *_ in tasks}
+        unmeasured = {f"{section}: {name}": NO_TIME for section, name, _ in tasks}
+        left_out = self.record.get("left_out", {}) | unmeasured
         self.save(left_out=left_out)
-        for section, name, rows in work:
+        for section, name, rows in tasks:
             if self.late:
                 return
-            what = f"{section}: {name}"
-            measure.say(what)
+            title = f"{section}: {name}"
+            measure.log(title)
             try:
-                found[section] += rows()
-                del left_out[what]
-            except Exception as error:  # of memory, a compiler or CUDA: the others are measured
-                left_out[what] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            self.save(**found)
+                sections[section] += rows()
+                del left_out[title]
+            except Exception as error:  # of memory, a compiler or CUDA: go on with the next task
+                left_out[title] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            self.save(**sections, left_out=left_out)
 
-    def bench(self, words: str = "") -> measure.Bench:
-        """Return the benchmark of these flags and its preset for a GPU, or of a small network to
-        rehearse; of one step without the straightforward one, and not compiled."""
-        preset = "quick" if self.g.rehearse else "gpu"
-        own = f"--preset {preset} --device {self.device.type} --no-straightforward --compile off"
-        own += " --workers 0" * self.g.rehearse
-        b = flags.parse([*own.split(), *words.split()])
-        return measure.Bench(flags.complete(b, preset), self.device)
+    def bench(self, options: str = "") -> measure.Bench:
+        """Return the benchmark of these options of scripts/bench.py. Defaults: the preset for a GPU
+        or a rehearsal, no straightforward step, no compilation."""
+        preset = "quick" if self.args.rehearse else "gpu"
+        argv = f"--preset {preset} --device {self.device.type} --no-straightforward --compile off"
+        argv += " --workers 0" * self.args.rehearse
+        args = flags.parse(f"{argv} {options}".split())
+        return measure.Bench(flags.complete(args, preset), self.device)
 
 
 def run(name: str, part: Part) -> None:
     parts = {"machine": machine, "steps": steps, "profile": profile, "training": training}
-    settings = {**vars(part.bench().b), "output": "", "device": str(part.device)}
+    settings = {**vars(part.bench().args), "output": "", "device": str(part.device)}
     part.save(settings=settings, environment=environment(part.device))
     parts[name](part)
 
@@ -135,18 +133,18 @@ def run(name: str, part: Part) -> None:
 def machine(part: Part) -> None:
     """Save the GPU's name, versions, matrix rates and the bandwidth of a copy in memory."""
     if part.device.type == "cuda":
-        about, driver = torch.cuda.get_device_properties(part.device), ""
+        gpu, driver = torch.cuda.get_device_properties(part.device), ""
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        with suppress(OSError):  # it is not everywhere
-            told = subprocess.run(query, capture_output=True, text=True, check=False)
-            driver = told.stdout.partition("\n")[0]
+        with suppress(OSError):  # not every machine has nvidia-smi
+            process = subprocess.run(query, capture_output=True, text=True, check=False)
+            driver = process.stdout.partition("\n")[0]
         part.save(machine={
-            "name": about.name, "memory": about.total_memory,
-            "multiprocessors": about.multi_processor_count, "driver": driver or None,
+            "name": gpu.name, "memory": gpu.total_memory,
+            "multiprocessors": gpu.multi_processor_count, "driver": driver or None,
             "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
         })  # fmt: skip
     part.save(peaks=measure.peaks(part.bench()))
-    source = torch.rand(2**24 if part.g.rehearse else 2**28, device=part.device)
+    source = torch.rand(2**24 if part.args.rehearse else 2**28, device=part.device)
     target = torch.empty_like(source)
     seconds = min(measure.alternate({"": lambda: target.copy_(source)}, turns=8)[""])
     part.save(copy_bytes_per_s=2 * 4 * source.numel() / seconds)
@@ -156,114 +154,115 @@ def machine(part: Part) -> None:
 
 
 def steps(part: Part) -> None:
-    """Measure each step of CASES and each of WAYS to run a chain, those that are compiled last."""
-    rates = part.found.get("peaks") or measure.peaks(part.bench())
+    """Measure each training step of CASES and a chain in each of WAYS; compiled tasks are last."""
+    rates = part.record.get("peaks") or measure.peaks(part.bench())
     ways = [way for way in WAYS if way != GRAPH or part.device.type == "cuda"]
-    work: list[tuple[str, str, Callable[[], list[Row]]]] = [
+    tasks: list[tuple[str, str, Callable[[], list[Row]]]] = [
         *(
-            ("steps", f"{name} ({words})", partial(step_rows, part, name, words, rates))
-            for name, words in CASES
+            ("steps", f"{name} ({options})", partial(step_rows, part, name, options, rates))
+            for name, options in CASES
         ),
         *(("chain", way, partial(chain_rows, part, way)) for way in ways),
     ]
-    part.work_off(sorted(work, key=lambda item: COMPILED in item[1]))
+    part.measure_all(sorted(tasks, key=lambda task: COMPILED in task[1]))
 
 
-def step_rows(part: Part, name: str, words: str, rates: dict[str, float]) -> list[Row]:
-    """Return the rows of a step and, of those asked for, its straightforward twin."""
-    bench = part.bench(words)
+def step_rows(part: Part, name: str, options: str, rates: dict[str, float]) -> list[Row]:
+    """Return the row of a step and, with --straightforward, of the straightforward step."""
+    bench = part.bench(options)
     bench.rates = rates
-    found = measure.step_rows(bench, bench.b.terms[0], bench.b.classes[0])
-    return [{**row, "terms": name} for row in found]
+    rows = measure.step_rows(bench, bench.args.terms[0], bench.args.classes[0])
+    return [{**row, "terms": name} for row in rows]
 
 
 def chain_rows(part: Part, way: str) -> list[Row]:
-    """Return the row of a chain that is run in one of WAYS: its first and its median seconds."""
+    """Return the row of a chain run in one of WAYS: seconds of the first call, and the median."""
     bench = part.bench("--compile on" * (way == COMPILED))
-    s = flags.step_settings(bench.b, "JEM", 10)
+    s = flags.step_settings(bench.args, "JEM", 10)
     x = torch.rand(s.sgld_batch_size, 3, 32, 32, device=part.device) * 2 - 1
     x = x.contiguous(memory_format=torch.channels_last)
     model = build_model(s, 10, part.device).eval().requires_grad_(False)
     chain = losses.Chain.of(s)
     started = measure.clock()
-    call = captured(chain, model, x) if way == GRAPH else partial(chain.climb, model.log_px, x)
+    call = capture(chain, model, x) if way == GRAPH else partial(chain.climb, model.log_px, x)
     call()
     first = measure.clock() - started
-    times = measure.alternate({"": call}, turns=bench.b.turns, seconds=bench.b.seconds)[""]
+    times = measure.alternate({"": call}, turns=bench.args.turns, seconds=bench.args.seconds)[""]
     flop = 2 * s.n_steps * s.sgld_batch_size * bench.forward_flops(10)
     return [{"way": way, "steps": s.n_steps, "flop": flop, "first": first,
              "seconds": median(times)}]  # fmt: skip
 
 
-def captured(
+def capture(
     chain: losses.Chain, model: models.EnergyClassifier, x: torch.Tensor
 ) -> Callable[[], object]:
-    """Capture one Langevin step as a CUDA graph; return the chain: as many replays of it."""
-    one, held = losses.Chain(1, chain.step_size, chain.noise_std), x.clone()
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):  # what only the first calls do must not be captured
-            one.climb(model.log_px, held)
+    """Capture one Langevin step as a CUDA graph. Return a function that runs the chain from x: it
+    replays the graph chain.steps times."""
+    step, samples = losses.Chain(1, chain.step_size, chain.noise_std), x.clone()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # the graph must not contain the set-up work of first calls
+            step.climb(model.log_px, samples)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        held.copy_(one.climb(model.log_px, held))
+        samples.copy_(step.climb(model.log_px, samples))
 
-    def replays() -> None:
-        held.copy_(x)
+    def replay() -> None:
+        samples.copy_(x)
         for _ in range(chain.steps):
             graph.replay()
 
-    return replays
+    return replay
 
 
 # ------------------------------------------------------------------------------------ the profile
 
 
 def profile(part: Part) -> None:
-    """Measure for a step of HDGE and of JEM: the kernels that take most time, the share of the time
-    in which the GPU is idle, and how often the host waits."""
+    """Profile a step of HDGE and of JEM: the kernels that take most time, the share of the time in
+    which the GPU is idle, and how often the host waits."""
     bench = part.bench()
 
     def rows(terms: str) -> list[Row]:
-        with measure.contenders(bench, terms, 10) as (_, found):
-            return [{"terms": terms, **profiled(found[flags.PROJECT].step, part.device)}]
+        with measure.contenders(bench, terms, 10) as (_, by_label):
+            return [{"terms": terms, **profile_step(by_label[flags.PROJECT].step, part.device)}]
 
-    part.work_off([("profile", terms, partial(rows, terms)) for terms in PROFILED])
+    part.measure_all([("profile", terms, partial(rows, terms)) for terms in PROFILED])
 
 
-def profiled(step: Callable[[], None], device: torch.device) -> Row:
-    """Return what torch.profiler sees of one step, after three that warm up."""
+def profile_step(step: Callable[[], None], device: torch.device) -> Row:
+    """Return the row of one step under torch.profiler, after three steps to warm up."""
     gpu = device.type == "cuda"
     for _ in range(3):
         step()
     measure.clock()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
-    with torch.profiler.profile(activities=activities) as seen:
+    with torch.profiler.profile(activities=activities) as profiler:
         with record_function("whole step"):
             step()
         measure.clock()
-    every = list(seen.events() or [])
-    where = DeviceType.CUDA if gpu else DeviceType.CPU
-    events = [e for e in every if e.device_type == where and not e.is_user_annotation]
-    kernels: dict[str, list[float]] = {}
-    for event in events:
-        took = event.time_range.elapsed_us() if gpu else event.self_cpu_time_total
-        kernels.setdefault(event.name, []).append(took)
+    events = list(profiler.events() or [])
+    kernel_device = DeviceType.CUDA if gpu else DeviceType.CPU
+    launches = [e for e in events if e.device_type == kernel_device and not e.is_user_annotation]
+    kernels: dict[str, list[float]] = {}  # microseconds of each launch, by kernel
+    for event in launches:
+        duration = event.time_range.elapsed_us() if gpu else event.self_cpu_time_total
+        kernels.setdefault(event.name, []).append(duration)
     busy = sum(map(sum, kernels.values()))
-    begins = min(e.time_range.start for e in events)
-    span = max(e.time_range.end for e in events) - begins
-    on_host = [e for e in every if e.device_type == DeviceType.CPU]
+    begin = min(e.time_range.start for e in launches)
+    span = max(e.time_range.end for e in launches) - begin
+    on_host = [e for e in events if e.device_type == DeviceType.CPU]
     (whole,) = (e.time_range for e in on_host if e.name == "whole step")
-    # Of cudaStreamSynchronize and its like; the wait after the step is this function's own.
+    # Calls such as cudaStreamSynchronize, without the call of measure.clock() after the step.
     waits = sum("Synchronize" in e.name and e.time_range.start < whole.end for e in on_host)
-    largest = sorted(kernels.items(), key=lambda item: -sum(item[1]))[:LARGEST]
+    largest = sorted(kernels.items(), key=lambda kernel: -sum(kernel[1]))[:LARGEST]
     return {
         "span": span / 1e6,
         "idle": max(0.0, 1 - busy / span) if gpu else None,
         "waits": waits if gpu else None,
-        "launches": len(events),
+        "launches": len(launches),
         "kernels": [
             {"name": name, "calls": len(times), "share": sum(times) / busy}
             for name, times in largest
@@ -275,66 +274,67 @@ def profiled(step: Callable[[], None], device: torch.device) -> Row:
 
 
 def training(part: Part) -> None:
-    """Train a judge, then M-JEM for as many epochs as there is time for, and ask about it."""
-    place = ["--data_root", str(part.g.data_root), "--device", part.device.type]
-    make = [*place, "--log_dir", str(part.runs), "--compile", "off"]
-    small = REHEARSED.split() if part.g.rehearse else []
+    """Train a judge, then M-JEM for as many epochs as fit in the time, and evaluate M-JEM."""
+    data_flags = ["--data_root", str(part.args.data_root)]
+    common = [*data_flags, "--device", part.device.type]
+    new_run = [*common, "--log_dir", str(part.runs), "--compile", "off"]
+    small = REHEARSED.split() if part.args.rehearse else []
     judge, jem = part.runs / "judge", part.runs / "m-jem"
     if not (judge / "last_ckpt.pt").exists():
-        words = [*JUDGE.split(), *small]
-        plan = planned(words, make, min(60, 0.15 * (part.until - time.monotonic())))
-        train([*words, *plan, *make, "--seed", "9", "--id", judge.name])
-    left = part.until - time.monotonic()
-    seconds = left - max(0.2 * left, min(40, 0.5 * left))  # the rest is for the questions
+        argv = [*JUDGE.split(), *small]
+        schedule = plan([*argv, *new_run], min(60, 0.15 * (part.deadline - time.monotonic())))
+        train([*argv, *schedule, *new_run, "--seed", "9", "--id", judge.name])
+    total = part.deadline - time.monotonic()
+    seconds = total - max(0.2 * total, min(40, 0.5 * total))  # the rest is for `evaluate`
     if (jem / "last_ckpt.pt").exists():
-        train(["--resume", str(jem), "--max_minutes", str(seconds / 60), *place[:2]])
+        train(["--resume", str(jem), "--max_minutes", str(seconds / 60), *data_flags])
     else:
         size = [*small, *REHEARSED_CHAINS.split()] if small else NETWORK.split()
-        words = ["@m-jem", *size]
-        plan = planned(words, make, seconds, part.g.calls)
-        train([*words, *plan, *make, "--seed", "1", "--id", jem.name, "--plot_cond"])
-    shutil.rmtree(jem / "eval", ignore_errors=True)  # an earlier call's, of fewer steps
+        argv = ["@m-jem", *size]
+        schedule = plan([*argv, *new_run], seconds, part.args.calls)
+        train([*argv, *schedule, *new_run, "--seed", "1", "--id", jem.name, "--plot_cond"])
+    shutil.rmtree(jem / "eval", ignore_errors=True)  # of an earlier call, after fewer steps
     part.archive()
-    ask(part, jem, judge, place)
+    evaluate(part, jem, judge, common)
 
 
-def train(words: Sequence[str]) -> None:
-    print_line(f"python train_wrn.py {' '.join(words)}", sys.stdout)
-    train_wrn.main(*train_flags.parse(words))
+def train(argv: Sequence[str]) -> None:
+    print_line(f"python train_wrn.py {' '.join(argv)}", sys.stdout)
+    train_wrn.main(*train_flags.parse(argv))
 
 
-def ask(part: Part, jem: Path, judge: Path, place: Sequence[str]) -> None:
-    """Ask about what was trained; each answer is archived with the run as it comes."""
-    there = [name for name in ("svhn", "cifar100") if (part.g.data_root / f"{name}.npz").exists()]
-    sets = " ".join(["cifar10interp", *there] * (not part.g.rehearse) + ["uniform"])
-    images = 100 if part.g.rehearse else 1000
+def evaluate(part: Part, jem: Path, judge: Path, common: Sequence[str]) -> None:
+    """Run the QUESTIONS on M-JEM; archive the runs with the results after each question."""
+    root = part.args.data_root
+    optional = [name for name in ("svhn", "cifar100") if (root / f"{name}.npz").exists()]
+    sets = " ".join(["cifar10interp", *optional] * (not part.args.rehearse) + ["uniform"])
+    images = 100 if part.args.rehearse else 1000
 
-    def answer(question: str) -> list[Row]:
-        words = question.format(judge=judge / "last_ckpt.pt", images=images, sets=sets).split()
-        words = ["--load_path", str(jem / "last_ckpt.pt"), "--eval", *words, *place]
-        print_line(f"python eval_wrn_ebm.py {' '.join(words)}", sys.stdout)
-        if code := eval_wrn_ebm.main(*questions.parse(words)):
+    def run_question(question: str) -> list[Row]:
+        argv = question.format(judge=judge / "last_ckpt.pt", images=images, sets=sets).split()
+        argv = ["--load_path", str(jem / "last_ckpt.pt"), "--eval", *argv, *common]
+        print_line(f"python eval_wrn_ebm.py {' '.join(argv)}", sys.stdout)
+        if code := eval_wrn_ebm.main(*eval_flags.parse(argv)):
             raise RuntimeError(f"exit code {code}")
         part.archive()
         return []
 
-    part.work_off([("ask", each.split()[0], partial(answer, each)) for each in QUESTIONS])
+    part.measure_all([("ask", q.split()[0], partial(run_question, q)) for q in QUESTIONS])
 
 
-def planned(
-    words: Sequence[str], place: Sequence[str], seconds: float, calls: float = 1
-) -> list[str]:
-    """Return the flags of the schedule that fills the seconds of so many calls, from the time that
-    a step takes here: epochs, warm-up, decays at 30, 60 and 90 % of them, and a limit."""
-    s, _ = train_flags.parse([*words, *place])
+def plan(argv: Sequence[str], seconds: float, calls: float = 1) -> list[str]:
+    """Return the flags of a schedule that fills `calls` calls of so many seconds, by the measured
+    time of a step: epochs, warm-up, decays at 30, 60 and 90 % of the epochs, and a time limit."""
+    s, _ = train_flags.parse(argv)
     dataset, spec = data.load(s.dataset, s.data_root, size=s.image_size), data.describe(s.dataset)
     model = build_model(s, dataset.num_classes, choose_device(s.device))
     n, forward = len(dataset.train.labels), models.forward_flops(model)
     n_valid = data.default_n_valid(n)
     per_epoch = data.steps_per_epoch(n - n_valid, s.batch_size)
-    evaluated = (n_valid + len(dataset.test.labels)) * forward / cost.step_flops(forward, s)
-    step = cost.time_steps(model, s, spec, 5, train_wrn.train_step)
-    epochs = max(4, int(0.9 * calls * seconds / ((per_epoch + evaluated) * step)))
+    # The evaluation of an epoch costs as much as this many training steps.
+    eval_steps = (n_valid + len(dataset.test.labels)) * forward / cost.step_flops(forward, s)
+    step_seconds = cost.time_steps(model, s, spec, 5, train_wrn.train_step)
+    epochs = max(4, int(0.9 * calls * seconds / ((per_epoch + eval_steps) * step_seconds)))
     decays = sorted({max(1, round(share * epochs)) for share in (0.3, 0.6, 0.9)})
     warm_up = max(1, min(1000, per_epoch * epochs // 10))
     return ["--n_epochs", str(epochs), "--decay_epochs", *map(str, decays), "--warmup_iters",

@@ -1,4 +1,4 @@
-"""Time steps: rows of plain numbers, seconds, bytes, FLOP."""
+"""Measure training steps: rows of plain numbers in seconds, bytes and FLOP."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ Row = dict[str, Any]
 Call = Callable[[], object]
 
 BEGAN = time.monotonic()
-IMAGES = 10_000  # that the batches are drawn from
-SHORTEST_TURN, WARMED_UP = 0.05, 0.5  # seconds
+IMAGES = 10_000  # made-up images from which the batches are drawn
+SHORTEST_TURN, WARMED_UP = 0.05, 0.5  # seconds; see `alternate`
 LEAST_TURNS = 3
-COPIES = 2.5  # of the (N, C, K) tensor that the straightforward step holds at once
+COPIES = 2.5  # copies of the (N, C, K) tensor that the straightforward step holds at once
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     print_line(f"{time.monotonic() - BEGAN:5.0f} s  {message}", sys.stderr)
 
 
@@ -52,8 +52,8 @@ def say(message: str) -> None:
 
 @dataclass
 class Contender:
-    """A training step: `learn` from the batch that `draw` makes. It takes `flops` in numbers of
-    `format`. `check` raises if a step was skipped; `close` ends the processes of `draw`."""
+    """A training step: `learn` takes the batch that `draw` makes. It costs `flops` FLOP in number
+    format `format`. `check` raises if a step was skipped; `close` ends the processes of `draw`."""
 
     draw: Callable[[], Any]
     learn: Callable[[Any], object]
@@ -68,18 +68,18 @@ class Contender:
 
 @dataclass
 class Bench:
-    """The flags; made-up images (n, 32, 32, 3), uint8 on the host; FLOP/s of the machine by number
-    format; and a network for each contender and number of classes, so that it is compiled once."""
+    """The flags, images and networks of a benchmark. A network serves all steps with its number of
+    classes, so that it is compiled once."""
 
-    b: Namespace
+    args: Namespace
     device: torch.device
-    images: Tensor = field(init=False)
-    rates: dict[str, float] = field(default_factory=dict)
-    project: dict[int, models.EnergyClassifier] = field(default_factory=dict)
-    plain: dict[int, straightforward.Classifier] = field(default_factory=dict)
+    images: Tensor = field(init=False)  # made-up, (IMAGES, 32, 32, 3) uint8, on the host
+    rates: dict[str, float] = field(default_factory=dict)  # `peaks`, for the rows' shares
+    project: dict[int, models.EnergyClassifier] = field(default_factory=dict)  # by classes
+    plain: dict[int, straightforward.Classifier] = field(default_factory=dict)  # by classes
 
     def __post_init__(self) -> None:
-        torch.manual_seed(self.b.seed)
+        torch.manual_seed(self.args.seed)
         self.images = torch.randint(256, (IMAGES, 32, 32, 3), dtype=torch.uint8)
 
     def labels(self, classes: int) -> Tensor:
@@ -91,7 +91,7 @@ class Bench:
 
     def forward_flops(self, classes: int) -> int:
         """Count the FLOP of a forward pass of one image."""
-        size = {"depth": self.b.depth, "width": self.b.width}
+        size = {"depth": self.args.depth, "width": self.args.width}
         return models.forward_flops(models.build(**size, num_classes=classes))
 
     def room_for(self, s: Namespace, classes: int) -> bool:
@@ -99,33 +99,33 @@ class Bench:
         needed = COPIES * 4 * s.batch_size * classes * s.contrast_k if s.pxycontrast > 0 else 0
         if needed <= free_memory(self.device):
             return True
-        say(f"  the straightforward step needs {needed / 2**30:.1f} GiB, which are not free")
+        log(f"  the straightforward step needs {needed / 2**30:.1f} GiB, which are not free")
         return False
 
 
 @contextmanager
 def contenders(
-    bench: Bench, terms: str, classes: int, *, both: bool = False
+    bench: Bench, terms: str, classes: int, *, with_tf32: bool = False
 ) -> Iterator[tuple[Namespace, dict[str, Contender]]]:
-    """Yield the settings of the step, and by name the contenders that there is memory for. `both`:
-    on a GPU the straightforward one in TF32, too."""
-    s = step_settings(bench.b, terms, classes)
-    found = {PROJECT: project(bench, s, classes)}
-    if bench.b.straightforward and terms != STABLE and bench.room_for(s, classes):
-        found[STRAIGHT] = plain(bench, s, classes)
-        if both and bench.device.type == "cuda":
-            found[STRAIGHT_TF32] = plain(bench, s, classes, in_tf32=True)
+    """Yield the settings of the step, and by label the contenders that fit in memory. `with_tf32`:
+    on a GPU also the straightforward step in TF32."""
+    s = step_settings(bench.args, terms, classes)
+    by_label = {PROJECT: project(bench, s, classes)}
+    if bench.args.straightforward and terms != STABLE and bench.room_for(s, classes):
+        by_label[STRAIGHT] = plain(bench, s, classes)
+        if with_tf32 and bench.device.type == "cuda":
+            by_label[STRAIGHT_TF32] = plain(bench, s, classes, in_tf32=True)
     try:
-        yield s, found
+        yield s, by_label
     finally:
-        for contender in found.values():
+        for contender in by_label.values():
             contender.close()
-        found.clear()
+        by_label.clear()
         gc.collect()
 
 
 def project(bench: Bench, s: Namespace, classes: int) -> Contender:
-    """Return train_wrn.py's step, with its guard and with batches made on the device."""
+    """Return train_wrn.py's step, with its divergence guard and with batches made on the device."""
     device = bench.device
     if classes not in bench.project:
         bench.project[classes] = build_model(s, classes, device)
@@ -148,8 +148,8 @@ def project(bench: Bench, s: Namespace, classes: int) -> Contender:
 
 
 def plain(bench: Bench, s: Namespace, classes: int, *, in_tf32: bool = False) -> Contender:
-    """Return the straightforward step, with batches made by PIL: with JEM two, the second one for
-    log q(x)."""
+    """Return the straightforward step on batches made by PIL. With JEM a step draws two batches,
+    the second for log q(x)."""
     device = bench.device
     if classes not in bench.plain:
         model = straightforward.Classifier(s.depth, s.width, classes)
@@ -157,17 +157,17 @@ def plain(bench: Bench, s: Namespace, classes: int, *, in_tf32: bool = False) ->
     state = straightforward.build(s, bench.plain[classes], classes, device)
     dataset, streams = bench.dataset(classes, s.sigma), 2 if s.pxsgld > 0 else 1
     loaders = [
-        straightforward.endless(dataset, s.batch_size, bench.b.workers) for _ in range(streams)
+        straightforward.endless(dataset, s.batch_size, bench.args.workers) for _ in range(streams)
     ]
 
     def learn(batches: list[list[Tensor]]) -> None:
         (images, labels), *second = batches
-        with tf32(in_tf32), malloc_as_found(device):
+        with tf32(in_tf32), default_malloc(device):
             straightforward.train_step(state, images, labels, second[0][0] if second else None)
 
     def close() -> None:
-        """Left to the garbage collector, the loaders' queues would go first, and each process would
-        be waited for in vain, 5 seconds long."""
+        """End the worker processes. The garbage collector would delete a loader's queues first, and
+        then wait 5 seconds in vain for each process."""
         for loader in loaders:
             loader.close()
 
@@ -184,7 +184,7 @@ def plain(bench: Bench, s: Namespace, classes: int, *, in_tf32: bool = False) ->
 
 
 def clock() -> float:
-    """time.perf_counter() once the GPU has done all that was asked of it."""
+    """Wait for the GPU to finish all queued work, and return time.perf_counter()."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -193,16 +193,17 @@ def clock() -> float:
 def alternate(
     calls: Mapping[str, Call], *, turns: int, seconds: float = math.inf
 ) -> dict[str, list[float]]:
-    """Time calls turn by turn, in an order that is reversed each time, so that whatever else the
-    machine does meets all of them alike; return the seconds a call of each turn. Each is called
-    once before, for what only a first call does: the optimiser's state, compilation, the sums.
+    """Time the functions `calls` in turns; return by name the seconds per call of every turn.
 
-    A turn is one call, or as many as take 50 ms, after one that is not timed: caches and allocator
-    are as the others left them. What takes half a second or more would not notice, and its first
-    call counts. After `seconds` no further turn begins, if there were 3.
+    The order is reversed every turn, so that other load on the machine affects all alike. An
+    untimed call of each comes first: it creates the optimiser's state, compiles, sums the queue.
+
+    A turn times one call of each function. If it takes less than WARMED_UP seconds, the caches and
+    the allocator, as other functions left them, may have slowed it: the turn then times as many
+    further calls as take SHORTEST_TURN. After `seconds` no turn begins but the first LEAST_TURNS.
     """
     began, names = time.monotonic(), list(calls)
-    found: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
     for call in calls.values():
         call()
     for turn in range(turns):
@@ -213,13 +214,13 @@ def alternate(
             if spent < WARMED_UP:
                 number = math.ceil(SHORTEST_TURN / spent)
                 spent = timeit.timeit(calls[name], timer=clock, number=number)
-            found[name].append(spent / number)
-    return found
+            times[name].append(spent / number)
+    return times
 
 
 @contextmanager
 def tf32(on: bool) -> Iterator[None]:
-    """Compute float32 products and convolutions on a GPU in TF32, or not."""
+    """Compute float32 matrix products and convolutions on a GPU in TF32, or in full precision."""
     precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if on else "highest")
     torch.backends.cudnn.allow_tf32 = on
@@ -231,9 +232,9 @@ def tf32(on: bool) -> Iterator[None]:
 
 
 @contextmanager
-def malloc_as_found(device: torch.device) -> Iterator[None]:
-    """Give a CPU's memory allocator the largest thresholds that glibc comes to by itself: this
-    project's programs set others."""
+def default_malloc(device: torch.device) -> Iterator[None]:
+    """Set glibc's malloc thresholds to the largest values that glibc chooses by itself; this
+    project's programs set larger values."""
     if device.type == "cpu":
         set_malloc(trim_threshold=2**26, mmap_threshold=2**25)
     try:
@@ -244,36 +245,36 @@ def malloc_as_found(device: torch.device) -> Iterator[None]:
 
 
 def extra_memory(call: Call, device: torch.device) -> int | None:
-    """Return the bytes that the call needs at most, above those allocated before it: of the GPU's
-    allocations, or of this process' resident memory on Linux. None where the system cannot tell."""
+    """Return the peak memory of `call` in bytes, above the memory in use before it: of the GPU's
+    allocations, or of this process' resident memory on Linux. Return None on other systems."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
         return torch.cuda.max_memory_allocated(device) - before
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what glibc keeps for later would hide what is needed
+        ctypes.CDLL(None).malloc_trim(0)  # memory cached by glibc would hide the call's own use
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak
-        resident = told("/proc/self/status", "VmRSS")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the peak, VmHWM
+        resident = proc_bytes("/proc/self/status", "VmRSS")
         call()
-        return max(0, told("/proc/self/status", "VmHWM") - resident)
+        return max(0, proc_bytes("/proc/self/status", "VmHWM") - resident)
     except OSError:
         return None
 
 
 def free_memory(device: torch.device) -> float:
-    """Return the free bytes; infinity where the system does not tell."""
+    """Return the free memory in bytes; infinity on a system without /proc/meminfo."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
-        return told("/proc/meminfo", "MemAvailable")
+        return proc_bytes("/proc/meminfo", "MemAvailable")
     except OSError:
         return math.inf
 
 
-def told(path: str, name: str) -> int:
-    """Return the bytes of a line of Linux's file `path`. Raises OSError if there is none."""
+def proc_bytes(path: str, name: str) -> int:
+    """Return the bytes in the line `name` of a file of Linux's /proc. Raises OSError without it."""
     match = re.search(rf"^{name}: +(\d+) kB", Path(path).read_text(encoding="ascii"), re.M)
     if match is None:
         raise OSError(f"{path} has no {name}")
@@ -281,56 +282,55 @@ def told(path: str, name: str) -> int:
 
 
 def peaks(bench: Bench) -> dict[str, float]:
-    """Return by number format the FLOP/s of the best of 8 products of two large matrices. The
-    steps' rates are given as shares of them."""
-    size, gpu = bench.b.matrix, bench.device.type == "cuda"
-    say(f"peak: products of {size} x {size} matrices")
+    """Return the peak FLOP/s by number format: the best of 8 products of two large matrices."""
+    size, gpu = bench.args.matrix, bench.device.type == "cuda"
+    log(f"peak: products of {size} x {size} matrices")
 
     def rate(dtype: torch.dtype, in_tf32: bool = False) -> float:
         a, b = (torch.randn(size, size, device=bench.device).to(dtype) for _ in range(2))
         with tf32(in_tf32):
             return 2 * size**3 / min(alternate({"": lambda: a @ b}, turns=8)[""])
 
-    found = {"float32": rate(torch.float32)}
+    rates = {"float32": rate(torch.float32)}
     if gpu:
-        found["TF32"] = rate(torch.float32, in_tf32=True)
-    if gpu or bench.b.amp == "bf16":
-        found["bf16"] = rate(torch.bfloat16)
-    return found
+        rates["TF32"] = rate(torch.float32, in_tf32=True)
+    if gpu or bench.args.amp == "bf16":
+        rates["bf16"] = rate(torch.bfloat16)
+    return rates
 
 
 # -------------------------------------------------------------------------------------- sections
 
 
 def steps(bench: Bench) -> list[Row]:
-    """Return the rows of each step: HDGE with each number of classes, all others with the first."""
-    b, rows = bench.b, []
-    for terms in b.terms:
-        for classes in b.classes[: None if terms == "HDGE" else 1]:
-            say(f"step: {terms}, {classes} classes")
-            rows += step_rows(bench, terms, classes, both=True)
+    """Return the rows of all terms: HDGE with each number of classes, the rest with the first."""
+    args, rows = bench.args, []
+    for terms in args.terms:
+        for classes in args.classes[: None if terms == "HDGE" else 1]:
+            log(f"step: {terms}, {classes} classes")
+            rows += step_rows(bench, terms, classes, with_tf32=True)
     return rows
 
 
-def step_rows(bench: Bench, terms: str, classes: int, *, both: bool = False) -> list[Row]:
-    """Return a row a contender: seconds, images/s, FLOP, share of the peak, memory; of what is
-    compiled also the seconds of the first step. `both`: as of `contenders`."""
+def step_rows(bench: Bench, terms: str, classes: int, *, with_tf32: bool = False) -> list[Row]:
+    """Return a row per contender: seconds, images/s, FLOP, share of the peak, memory; with
+    --compile on also the seconds of the first step. `with_tf32`: as in `contenders`."""
     rows: list[Row] = []
-    with contenders(bench, terms, classes, both=both) as (s, found):
-        calls = {label: contender.step for label, contender in found.items()}
-        named: Row = {"terms": terms, "classes": classes}
-        if bench.b.compile == "on":
+    with contenders(bench, terms, classes, with_tf32=with_tf32) as (s, by_label):
+        calls = {label: contender.step for label, contender in by_label.items()}
+        head: Row = {"terms": terms, "classes": classes}
+        if bench.args.compile == "on":
             started = clock()
             calls[PROJECT]()
-            named["first"] = clock() - started
-        times = alternate(calls, turns=bench.b.turns, seconds=bench.b.seconds)
-        for label, contender in found.items():
+            head["first"] = clock() - started
+        times = alternate(calls, turns=bench.args.turns, seconds=bench.args.seconds)
+        for label, contender in by_label.items():
             memory = extra_memory(contender.step, bench.device)  # of one more step
             contender.check()
             low, median, high = np.percentile(times[label], (25, 50, 75)).tolist()
             rate = contender.flops / median
             rows.append({
-                **named, "contender": label,
+                **head, "contender": label,
                 "seconds": median, "low": low, "high": high, "turns": len(times[label]),
                 "images_per_s": s.batch_size / median,
                 "ratio": median / statistics.median(times[PROJECT]),

@@ -1,4 +1,4 @@
-"""Pages of the measurements. `found` is the content of bench.json."""
+"""Write the pages of the measurements. `record` is the content of bench.json."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from runs.cli import UsageError
 from runs.files import read_json, write_json, write_text
 
 HERE = Path(__file__).resolve().parent
-RECORD = HERE / "gpu"
-# What of the run folder is kept beside the page.
+# Pictures of the run folders that are copied beside the page, and their titles.
 PICTURES = {
     "m-jem/eval/cond_samples_starts.png": "the chains' starts",
     "m-jem/eval/cond_samples_direct_40.png": "class-conditional samples, 40 steps from them",
     "m-jem/eval/fid_lengths.png": "FID over the length of a chain",
     "m-jem/curves.png": "the training run",
 }
-ENDINGS = ("failure", "error", "skipped")  # of a test in a JUnit file, unless it has passed
+ENDINGS = ("failure", "error", "skipped")  # tags of a JUnit file; a passed test has none of them
 BLOCK = re.compile(r"(<!-- speed on a GPU -->).*?(<!-- end -->)", re.DOTALL)
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(record: dict[str, Any]) -> str:
     """Return the whole page."""
-    return rendered("bench.md.jinja", found=found, command=shlex.join(found["settings"]["command"]))
+    argv = record["settings"]["command"]
+    return rendered("bench.md.jinja", record=record, command=shlex.join(argv))
 
 
-def speed(found: dict[str, Any]) -> str:
-    """Return the project's steps as the table of README.md, and where they were measured."""
-    return rendered("speed.md.jinja", found=found).rstrip("\n")
+def speed(record: dict[str, Any]) -> str:
+    """Return README.md's table of the project's steps, with the machine that they ran on."""
+    return rendered("speed.md.jinja", record=record).rstrip("\n")
 
 
 def rendered(template: str, **values: object) -> str:
@@ -46,12 +46,12 @@ def rendered(template: str, **values: object) -> str:
 
 
 def figures(value: float | None, times: float = 1) -> str:
-    """Return three digits, and no exponent for numbers that occur here."""
+    """Return value * times with three digits; "-" for None. Numbers above 1 get no exponent."""
     if value is None:
         return "-"
     value *= times
-    digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.995 else None
-    return f"{value:.3g}" if digits is None else f"{value:,.{digits}f}"
+    decimals = 0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.995 else None
+    return f"{value:.3g}" if decimals is None else f"{value:,.{decimals}f}"
 
 
 def ms(seconds: float) -> str:
@@ -65,55 +65,55 @@ def percent(share: float | None) -> str:
 TEXTS.filters |= {"figures": figures, "ms": ms, "percent": percent}
 
 
-# ----------------------------------------------------------------------------- of scripts/gpu.sh
+# ------------------------------------------------------------------------ pages of scripts/gpu.sh
 
 
 def collect(out: Path, target: Path | None) -> Path:
-    """Write gpu.md, gpu.json and the run's pictures of what gpu.sh left in `out` into `target`; by
-    default into benchmarks/gpu, and the table of speed into README.md. Return the page.
+    """Write gpu.md, gpu.json and pictures from `out`, an OUT of gpu.sh, to `target`. Without a
+    target write them to benchmarks/gpu, and the table of speed to README.md. Return gpu.md's path.
 
-    Raises UsageError for a folder that gpu.sh has not filled, and by default for a rehearsal.
+    Raises UsageError where `out` is no OUT of gpu.sh, or without a target a rehearsal's.
     """
     try:
-        found, ended = read_json(out / "bench.json"), read_json(out / "parts.json")
+        record, calls = read_json(out / "bench.json"), read_json(out / "parts.json")
     except (OSError, ValueError) as error:
         raise UsageError(f"collect {out}: {error}: give an OUT of scripts/gpu.sh") from None
-    rehearsed = found["settings"]["device"] == "cpu"
+    rehearsed = record["settings"]["device"] == "cpu"
     if rehearsed and target is None:
         raise UsageError(f"collect {out}: it is a rehearsal's: give --output to look at its page")
-    found["settings"]["command"] = ended["command"]
-    found |= {"parts_of_it": ended["parts"], "seconds": ended["seconds"], "rehearsed": rehearsed}
-    with suppress(OSError, ElementTree.ParseError):  # not run, or killed while it was written
-        found["tests"] = tests(out / "tests.xml")
-    place = target or RECORD
-    place.mkdir(parents=True, exist_ok=True)
-    found["pictures"] = {}
+    record["settings"]["command"] = calls["command"]
+    record |= {"parts_of_it": calls["parts"], "seconds": calls["seconds"], "rehearsed": rehearsed}
+    with suppress(OSError, ElementTree.ParseError):  # no tests were run, or the file is cut short
+        record["tests"] = tests(out / "tests.xml")
+    folder = target or HERE / "gpu"
+    folder.mkdir(parents=True, exist_ok=True)
+    record["pictures"] = {}
     with tempfile.TemporaryDirectory() as work:
         if list(out.glob("run.zip.*")):
             unpack_archive(out, Path(work))
         for name, title in PICTURES.items():
-            if (Path(work) / name).exists():
-                (place / Path(name).name).write_bytes((Path(work) / name).read_bytes())
-                found["pictures"][Path(name).name] = title
-        with suppress(NoRun):  # nothing was trained
-            found["summary"] = compared([Path(work) / "m-jem"]).lines  # also for RESULTS.md
-    write_json(place / "gpu.json", found)
-    write_text(place / "gpu.md", markdown(found))
-    if target is None and found.get("steps"):
+            if (picture := Path(work) / name).exists():
+                (folder / picture.name).write_bytes(picture.read_bytes())
+                record["pictures"][picture.name] = title
+        with suppress(NoRun):  # the call did not train
+            record["summary"] = compared([Path(work) / "m-jem"]).lines  # also for RESULTS.md
+    write_json(folder / "gpu.json", record)
+    write_text(folder / "gpu.md", markdown(record))
+    if target is None and record.get("steps"):
         readme = HERE.parent / "README.md"
-        write_text(readme, with_speed(readme.read_text(encoding="utf-8"), speed(found)))
-    return place / "gpu.md"
+        write_text(readme, with_speed(readme.read_text(encoding="utf-8"), speed(record)))
+    return folder / "gpu.md"
 
 
 def with_speed(page: str, table: str) -> str:
     """Return README.md with the table between its two marks."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n\n{table}\n\n{found[2]}", page)
+    return BLOCK.sub(lambda match: f"{match[1]}\n\n{table}\n\n{match[2]}", page)
 
 
 def tests(path: Path) -> dict[str, Any]:
-    """Return how many tests of a JUnit file passed and were skipped, and those that failed."""
+    """Return a JUnit file's counts of passed and skipped tests, and the names of failed tests."""
     cases = list(ElementTree.parse(path).iter("testcase"))
-    ended = {kind: [c for c in cases if c.find(kind) is not None] for kind in ENDINGS}
-    failed = [str(case.get("name")) for case in ended["failure"] + ended["error"]]
-    skipped = len(ended["skipped"])
+    by_ending = {tag: [case for case in cases if case.find(tag) is not None] for tag in ENDINGS}
+    failed = [str(case.get("name")) for case in by_ending["failure"] + by_ending["error"]]
+    skipped = len(by_ending["skipped"])
     return {"passed": len(cases) - len(failed) - skipped, "skipped": skipped, "failed": failed}
