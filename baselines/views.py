@@ -60,7 +60,7 @@ def random_boxes(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Te
     ratio = torch.exp(math.log(narrow) + span * _rand(generator, n, TRIES))
     width, height = (area * ratio).sqrt(), (area / ratio).sqrt()  # (n, TRIES)
     fits = (width <= 1) & (height <= 1)
-    first = fits.int().argmax(1, keepdim=True)  # 0 where none fits
+    first = fits.int().argmax(1, keepdim=True)  # 0 where no box fits
     sides = [torch.where(fits, side, 1.0).gather(1, first).squeeze(1) for side in (width, height)]
     left, top = ((1 - side) * _rand(generator, n) for side in sides)
     return left, top, sides[0], sides[1]

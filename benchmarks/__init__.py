@@ -1,1 +1,1 @@
-"""What scripts/bench.py measures: this project's training step beside the straightforward one."""
+"""Measurements of scripts/bench.py and gpu.sh: speed, gradients, and the straightforward step."""

@@ -3,8 +3,8 @@
     python benchmarks/contrastive.py save/ce save/hdge
 
 For scores, temperatures T and queue lengths K: norm and cosine, means over batches of 64 training
-images, with a queue of the K training images before them. `most` is how far the term can get from
-its start, log(K + 1), whatever the weights: (s_max - s_min) / T of losses.ContrastScore.
+images; the queue holds the K training images before the first batch. `Most` bounds how far any
+weights move the loss from log(K + 1), its value at the start: (s_max - s_min) / T of ContrastScore.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the packages are not installed
 
 from runs.cli import COUNT, Parser, UsageError
 from runs.names import data_root
@@ -45,8 +44,8 @@ from runs.checkpoint import read_checkpoint
 from runs.shared import weights_file
 from training.session import term_gradients
 
-N, SIGMA = 64, 0.03  # images of a batch, and their noise
-VARIED = [("algorithm1", t, 16384) for t in (0.05, 0.1, 0.2, 0.5)]
+N, SIGMA = 64, 0.03  # images of a batch, and the standard deviation of their noise
+VARIED = [("algorithm1", t, 16384) for t in (0.05, 0.1, 0.2, 0.5)]  # score, T, K of each table row
 VARIED += [("algorithm1", 0.1, k) for k in (64, 1024)]
 VARIED += [("eq13", t, 16384) for t in (0.1, 0.5)]
 HEAD = ["Weights of", "Score", "T", "K", "Most", "Loss", "Norm", "Over cross-entropy's", "Cosine"]
@@ -55,33 +54,33 @@ HEAD = ["Weights of", "Score", "T", "K", "Most", "Loss", "Norm", "Over cross-ent
 def rows(
     model: models.EnergyClassifier, images: Tensor, labels: Tensor, batches: int
 ) -> Iterator[list[str]]:
-    """Yield the cells after the first of each of VARIED. The last `batches` of the images are the
-    batches, those before them the queue."""
+    """Yield the table row of each of VARIED, without the first cell. The last batches * N images
+    are the batches; the images before them fill the queues."""
     x = data.to_float(images)
     x += SIGMA * torch.randn_like(x)
     with torch.no_grad():
-        logits = torch.cat([model.logits(part) for part in x.split(1000)])
-    at = list(range(len(x) - batches * N, len(x), N))
+        past = torch.cat([model.logits(chunk) for chunk in x.split(1000)])
+    starts = list(range(len(x) - batches * N, len(x), N))
     terms = []
     for kind, t, k in VARIED:
-        queue = LogitQueue(logits.shape[1], k)
+        queue = LogitQueue(past.shape[1], k)
         term = Contrastive(ContrastScore(kind, temperature=t), queue)
-        queue.enqueue(logits[max(0, at[0] - k) : at[0]])
+        queue.enqueue(past[max(0, starts[0] - k) : starts[0]])
         terms.append(term)
-    found = torch.zeros(len(terms), 4, dtype=torch.float64)
-    for first in at:
-        now, y = model.logits(x[first : first + N]), labels[first : first + N]
-        losses = {str(i): term.per_image(now, y).mean() for i, term in enumerate(terms)}
-        cross_entropy = {"pyxce": F.cross_entropy(now, y)}
-        measured = term_gradients(cross_entropy | losses, list(model.parameters()))
+    sums = torch.zeros(len(terms), 4, dtype=torch.float64)
+    for start in starts:
+        logits, y = model.logits(x[start : start + N]), labels[start : start + N]
+        losses = {str(i): term.per_image(logits, y).mean() for i, term in enumerate(terms)}
+        cross_entropy = {"pyxce": F.cross_entropy(logits, y)}
+        gradients = term_gradients(cross_entropy | losses, list(model.parameters()))
         for i, (name, loss) in enumerate(losses.items()):
-            norm, cosine = measured[f"{name}/gradient"], measured[f"{name}/cosine"]
-            ratio = norm / measured["pyxce/gradient"]
-            found[i] += torch.stack([loss.detach(), norm, ratio, cosine]).double()
-    for (kind, t, k), term, mean in zip(VARIED, terms, found / batches, strict=True):
-        low, high = term.score.bounds(logits.shape[1])
-        cells = [f"{t:g}", f"{k:,}", f"{(high - low) / t:.2f}", *(f"{x:.3f}" for x in mean)]
-        yield [kind, *cells]
+            norm, cosine = gradients[f"{name}/gradient"], gradients[f"{name}/cosine"]
+            ratio = norm / gradients["pyxce/gradient"]
+            sums[i] += torch.stack([loss.detach(), norm, ratio, cosine]).double()
+    for (kind, t, k), term, means in zip(VARIED, terms, sums / batches, strict=True):
+        low, high = term.score.bounds(past.shape[1])
+        numbers = [f"{(high - low) / t:.2f}", *(f"{mean:.3f}" for mean in means)]
+        yield [kind, f"{t:g}", f"{k:,}", *numbers]
 
 
 def main(args: Namespace) -> int:
@@ -91,18 +90,19 @@ def main(args: Namespace) -> int:
         for run in args.runs:
             file = weights_file(run)
             checkpoint = read_checkpoint(file)
-            told = models.run_settings(checkpoint, file)
-            model, name = models.from_checkpoint(checkpoint, told).eval(), told.settings["dataset"]
+            saved = models.run_settings(checkpoint, file)
+            model = models.from_checkpoint(checkpoint, saved).eval()
+            name = saved.settings["dataset"]
             train = data.load(name, args.data_root, size=model.image_size).train
             torch.manual_seed(1)
             if len(train.labels) <= args.batches * N:
                 most = (len(train.labels) - 1) // N
                 raise UsageError(f"--batches {args.batches} is more than the {most} of {name}")
-            held = max(k for *_, k in VARIED) + args.batches * N
-            chosen = torch.randperm(len(train.labels))[:held]
-            found = rows(model, train.images[chosen], train.labels[chosen], args.batches)
+            n = max(k for *_, k in VARIED) + args.batches * N
+            index = torch.randperm(len(train.labels))[:n]
             label = Path(run).name if Path(run).is_dir() else Path(run).parent.name
-            table += [[label, *cells] for cells in found]
+            cells_of_rows = rows(model, train.images[index], train.labels[index], args.batches)
+            table += [[label, *cells] for cells in cells_of_rows]
     except (UsageError, ValueError, KeyError, data.DataError) as error:
         build_parser().error(f"RUN {run}: {error}")
     print(aligned(table))

@@ -1,4 +1,4 @@
-"""The flags of scripts/bench.py. Nothing heavy is imported here, as in training/flags.py."""
+"""Flags of scripts/bench.py. Like training/flags.py, this module does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from runs.cli import COUNT, DEPTH, WHOLE, WIDTH, Parser, number
 from runs.files import check_writable
-from training import flags as training
+from training import flags as train_flags
 
 STABLE = "JEM-stable"
 TERMS = {
@@ -19,12 +19,12 @@ TERMS = {
     "HDGE": "--pyxce 1 --pxycontrast 1",
     "JEM": "--pyxce 1 --pxsgld 1",
     "HDGE+JEM": "--pyxce 1 --pxycontrast 1 --pxsgld 1",
-    # The recipe @jem-stable's, a quarter of the steps; the ancestors have no such chains.
+    # As the recipe @jem-stable: a quarter of the SGLD steps. The ancestors have no such chains.
     STABLE: "--pyxce 1 --pxsgld 1 --sgld_clamp --chain_start class_gaussian",
 }
 PAPER = {"batch_size": 64, "n_steps": 20, "contrast_k": 65536, "classes": [10, 100]}
-# The network and the step's sizes; `turns` of each contender in a row, and the `seconds` after
-# which a row ends sooner; the side of the matrices whose product is the peak.
+# Sizes of network and step; `turns`: how often each step is timed for a table row; `seconds`: no
+# turn begins later; `matrix`: the side of the matrices multiplied to measure the peak FLOP/s.
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {**PAPER, "depth": 10, "width": 2, "turns": 5, "seconds": 30.0, "matrix": 2048},
     "gpu": {**PAPER, "depth": 28, "width": 10, "turns": 7, "seconds": 15.0, "matrix": 8192},
@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
               "classes": [10, 100], "turns": 3, "seconds": 2.0, "matrix": 256},
 }  # fmt: skip
 PROJECT, STRAIGHT, STRAIGHT_TF32 = "project", "straightforward", "straightforward, TF32"
-LR = 1e-6  # nothing moves far enough to diverge
+LR = 1e-6  # small, so that the weights hardly move and no step diverges
 
 
 # fmt: off
@@ -71,7 +71,7 @@ def build_parser() -> Parser:
         help="all terms are timed with the first number of classes, HDGE with each")
     add("--turns", type=COUNT, metavar="N", help="times that each step is timed; the median counts")
     group = parser.add_argument_group("machine", "As train_wrn.py has them.")
-    for action in training.build_parser()._actions:
+    for action in train_flags.build_parser()._actions:
         if action.dest in ("device", "amp", "compile"):
             group._add_action(action)
     group.add_argument("--seed", type=WHOLE, default=0, metavar="N",
@@ -81,36 +81,36 @@ def build_parser() -> Parser:
 
 # fmt: on
 def parse(argv: Sequence[str]) -> Namespace:
-    """Read the flags; those that the preset is to set are None until `complete`. A mistake, also
-    one of any preset, ends the program with one line and exit code 2."""
+    """Parse the command line; flags that the preset sets are None until `complete`. A mistake,
+    alone or together with the preset, ends the program with one line and exit code 2."""
     parser = build_parser()
-    b = parser.parse_args(argv)
-    b.command = ["python", "scripts/bench.py", *argv]
-    if b.collect and (len(b.collect) != 2 or b.collect[0] != "collect"):
-        parser.error(f"{' '.join(b.collect)}: give flags alone, or: collect OUT")
-    parser.check(complete, b, "quick" if b.preset == "auto" else b.preset)
-    if not b.collect:
-        b.output = b.output or Path("save/bench")
-        parser.check(check_writable, "--output", b.output)
-    return b
+    args = parser.parse_args(argv)
+    args.command = ["python", "scripts/bench.py", *argv]
+    if args.collect and (len(args.collect) != 2 or args.collect[0] != "collect"):
+        parser.error(f"{' '.join(args.collect)}: give flags alone, or: collect OUT")
+    parser.check(complete, args, "quick" if args.preset == "auto" else args.preset)
+    if not args.collect:
+        args.output = args.output or Path("save/bench")
+        parser.check(check_writable, "--output", args.output)
+    return args
 
 
-def complete(b: Namespace, preset: str) -> Namespace:
-    """Return the flags above the preset's values. Raises UsageError for what cannot be built."""
-    given = {name: value for name, value in vars(b).items() if value is not None}
-    found = Namespace(**{**PRESETS[preset], **given, "preset": preset})
-    step_settings(found, "HDGE+JEM", found.classes[0])
-    return found
+def complete(args: Namespace, preset: str) -> Namespace:
+    """Return the preset's values, overridden by the flags given. Raises UsageError."""
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    args = Namespace(**{**PRESETS[preset], **given, "preset": preset})
+    step_settings(args, "HDGE+JEM", args.classes[0])  # raises UsageError for invalid sizes
+    return args
 
 
-def step_settings(b: Namespace, terms: str, classes: int) -> Namespace:
-    """Return the settings of train_wrn.py for such a step. Raises UsageError."""
-    s = training.build_parser().parse_args(TERMS[terms].split())
+def step_settings(args: Namespace, terms: str, classes: int) -> Namespace:
+    """Return train_wrn.py's settings for the step of these TERMS. Raises UsageError."""
+    s = train_flags.build_parser().parse_args(TERMS[terms].split())
     for name in ("depth", "width", "batch_size", "n_steps", "contrast_k", "amp", "compile", "seed"):
-        setattr(s, name, getattr(b, name))
+        setattr(s, name, getattr(args, name))
     vars(s).update(lr=LR, queue_init="random")
     s.sgld_batch_size = s.batch_size
-    s.n_steps = -(-s.n_steps // 4) if terms == STABLE else s.n_steps
-    s.buffer_size = -(-s.buffer_size // classes) * classes
-    training.check_network(s)
+    s.n_steps = -(-s.n_steps // 4) if terms == STABLE else s.n_steps  # a quarter, rounded up
+    s.buffer_size = -(-s.buffer_size // classes) * classes  # all classes get as many slots
+    train_flags.check_network(s)
     return s

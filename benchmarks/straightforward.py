@@ -1,9 +1,9 @@
-"""The training step written the straightforward way, as the ancestors' released code does it.
+"""The training step written the straightforward way, as in the released code of JEM and HDGE.
 
-From the formulas and with that code's habits: PIL makes the batches image by image, each term runs
-the network on its own, the queue term builds an (N, C, K) tensor, the replay buffer lives on the
-host, sampling differentiates a graph that includes the weights and keeps it, numbers are float32 in
-NCHW, and the host reads the loss in every step. It computes what the project's step computes
+It is written from the formulas, with the habits of that code: PIL makes the batches image by image,
+each term runs its own forward pass, the queue term builds an (N, C, K) tensor, the replay buffer is
+in host memory, each SGLD step keeps a graph that includes the weights, numbers are float32 in NCHW,
+and the host reads the loss in every step. It computes the same update as the project's step
 (tests/test_straightforward.py), and shares no code with it.
 
 Shapes: N batch, C classes, K queue slots.
@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-LARGEST_LOSS = 1e8  # JEM's code stops there
+LARGEST_LOSS = 1e8  # JEM's code stops above it
 SLOPE = 0.2  # of LeakyReLU below zero
 PAD = 4  # pixels of reflection on every side
 
@@ -72,8 +72,8 @@ class WideResNet(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Images (N, 3, H, W) -> logits f(x) (N, C), without normalisation. The weights have the names
-    that they have in models/: either loads the other's."""
+    """Images (N, 3, H, W) -> logits f(x) (N, C), without norm layers. The weights have the names of
+    models.EnergyClassifier, so that each can load the other's state_dict."""
 
     def __init__(self, depth: int, width: int, num_classes: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class State:
 
 
 def build(s: Namespace, model: Classifier, num_classes: int, device: torch.device) -> State:
-    """Make the ancestors' first state: the queue full of N(0, 1), the replay buffer of U(-1, 1)."""
+    """Return the ancestors' initial state: a queue full of N(0, 1), a buffer full of U(-1, 1)."""
     contrast, sgld = s.pxycontrast > 0, s.pxsgld > 0
     return State(
         s,
@@ -119,7 +119,7 @@ def build(s: Namespace, model: Classifier, num_classes: int, device: torch.devic
 
 
 def train_step(state: State, images: Tensor, labels: Tensor, unlabelled: Tensor | None) -> float:
-    """Take one update from a batch on the host; return its loss. `unlabelled`: images for pxsgld.
+    """Take one step on a batch from the host; return its loss. `unlabelled`: images for pxsgld.
 
     Raises FloatingPointError where the loss exceeds 1e8.
     """
@@ -149,7 +149,7 @@ def train_step(state: State, images: Tensor, labels: Tensor, unlabelled: Tensor 
 
 
 def target_rows(labels: Tensor, num_classes: int, smoothing: float, dtype: torch.dtype) -> Tensor:
-    """(N, C): 1 - s on the label, s / (C - 1) elsewhere."""
+    """Return the targets (N, C): 1 - s on the label, s / (C - 1) elsewhere, s = `smoothing`."""
     one_hot = F.one_hot(labels, num_classes).to(dtype)
     return one_hot * (1 - smoothing) + (1 - one_hot) * smoothing / (num_classes - 1)
 
@@ -159,7 +159,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def contrastive(state: State, logits: Tensor, targets: Tensor) -> Tensor:
-    """-s_pos/T + log(exp(s_pos/T) + sum_k exp(s_neg[k]/T)) of HDGE, averaged over the batch."""
+    """Return the batch's mean -s_pos/T + log(exp(s_pos/T) + sum_k exp(s_neg[k]/T)), as in HDGE."""
     s, u = state.settings, logits
     queue = state.queue[:, : state.filled].clone().detach()
     if s.contrast_normalize:
@@ -171,13 +171,13 @@ def contrastive(state: State, logits: Tensor, targets: Tensor) -> Tensor:
         positive = (targets * u.exp()).sum(1, keepdim=True).log()
         negative = torch.einsum("nc,ck->nck", targets, queue.exp()).sum(1).log()
     scores = torch.cat([positive, negative], 1) / s.contrast_t
-    first = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-    return F.cross_entropy(scores, first)
+    positives = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)  # in column 0
+    return F.cross_entropy(scores, positives)
 
 
 @torch.no_grad()
 def enqueue(state: State, logits: Tensor) -> None:
-    """Write logits (N, C) over the oldest slots; the host asks the device where they begin."""
+    """Overwrite the oldest slots with logits (N, C). The host reads the pointer from the device."""
     n, size = len(logits), state.queue.shape[1]
     slots = (int(state.pointer) + torch.arange(n, device=state.device)) % size
     state.queue[:, slots] = logits.detach().T
@@ -186,7 +186,7 @@ def enqueue(state: State, logits: Tensor) -> None:
 
 
 def sample(state: State) -> Tensor:
-    """x <- x + step_size * d/dx log q(x) + noise_std * N(0, I), from the replay buffer and back."""
+    """Run chains x <- x + step_size * d/dx log q(x) + noise_std * N(0, I) of `draw`; store them."""
     s, model = state.settings, state.model
     model.eval()
     start, slots = draw(state)
@@ -203,7 +203,7 @@ def sample(state: State) -> Tensor:
 
 
 def draw(state: State) -> tuple[Tensor, Tensor]:
-    """(start images, their slots), on the host. Two chains may have the same slot."""
+    """Return start images and their slots, on the host. Two chains may have the same slot."""
     s = state.settings
     slots = torch.randint(len(state.replay), (s.sgld_batch_size,))
     fresh = torch.rand(s.sgld_batch_size, *state.replay.shape[1:]) * 2 - 1
@@ -220,7 +220,7 @@ def langevin(
     noise_std: float,
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Tensor:
-    """Return the end points of the chains. Each step's graph reaches the weights and is kept."""
+    """Return the ends of the chains. The graph of each step includes the weights and is kept."""
     x = start.clone().requires_grad_(True)
     for _ in range(steps):
         (gradient,) = torch.autograd.grad(log_density(x).sum(), [x], retain_graph=True)
@@ -229,8 +229,8 @@ def langevin(
 
 
 def step_flops(forward: int, s: Namespace) -> float:
-    """FLOP of a step, from those of one image's forward pass: 3 for each pass that is learned
-    from, and there is one a term; 2 an SGLD step."""
+    """Return the FLOP of a step, from those of one image's forward pass: 3 for each image and term
+    (forward and backward pass); for each chain 2 an SGLD step, and 3 for its sample."""
     passes = (s.pyxce > 0) + (s.pxycontrast > 0) + (s.pxsgld > 0)
     chains = s.sgld_batch_size * (2 * s.n_steps + 3) if s.pxsgld > 0 else 0
     return float(forward) * (3 * s.batch_size * passes + chains)
@@ -240,7 +240,7 @@ def step_flops(forward: int, s: Namespace) -> float:
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """uint8 images (n, 32, 32, 3) and labels (n,), each transformed when it is asked for."""
+    """uint8 images (n, 32, 32, 3) and labels (n,); indexing transforms an image."""
 
     def __init__(
         self, images: np.ndarray, labels: np.ndarray, transform: Callable[[Image.Image], Tensor]
@@ -255,8 +255,8 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def pipeline(*, sigma: float, flip: bool) -> Any:
-    """PIL image -> float32 (3, 32, 32): pad, crop, mirror, scale to [-1, 1], N(0, sigma^2)."""
-    from torchvision import transforms  # takes seconds to import
+    """Return PIL image -> float32 (3, 32, 32): pad, crop, mirror, scale to [-1, 1], add noise."""
+    from torchvision import transforms  # slow import: only where batches are made
 
     return transforms.Compose(
         [
@@ -275,7 +275,7 @@ def add_noise(image: Tensor, sigma: float) -> Tensor:
 
 
 def endless(dataset: Images, batch_size: int, workers: int) -> Generator[list[Tensor], None, None]:
-    """[images (N, 3, 32, 32), labels (N,)] on the host, epoch after epoch."""
+    """Yield [images (N, 3, 32, 32), labels (N,)] on the host, epoch after epoch."""
     loader = DataLoader(
         dataset,
         batch_size,

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the packages are not installed
 
 from runs.cli import COUNT, Parser
 from runs.names import data_root
@@ -41,18 +40,18 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str]) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
-    most = {"train": args.images, "test": args.test_images}
+    counts = {"train": args.images, "test": args.test_images}
     try:
         for name in args.names:
             with np.load(args.data_root / f"{name}.npz", allow_pickle=False) as file:
-                kept = {
+                arrays = {
                     f"{split}_{kind}": file[f"{split}_{kind}"][:n]
-                    for split, n in most.items()
+                    for split, n in counts.items()
                     for kind in ("images", "labels")
                 }
             args.folder.mkdir(parents=True, exist_ok=name != args.names[0])
-            np.savez_compressed(args.folder / f"{name}.npz", **kept)
-            most.pop("train", None)
+            np.savez_compressed(args.folder / f"{name}.npz", **arrays)
+            counts.pop("train", None)  # the data sets after the first have test images only
     except (OSError, ValueError, KeyError) as error:
         parser.error(f"{args.folder}: {error}")
 
