@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"{error}: set PYTHON to a Python that has PyTorch")
     if args.part is not None:
         return run_part(args, *args.part)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs begin without it
     interrupted = f"{PROGRAM}: interrupted: {args.out} has what there is"
     return exit_code(PROGRAM, partial(run_parts, args, argv), interrupted=interrupted)
 
