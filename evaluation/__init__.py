@@ -1,9 +1,9 @@
-"""Measures of a model that return numbers, figures of them, and the questions that ask for both.
+"""Measures of a model that return numbers, figures of these numbers, and the questions of --eval.
 
-A measure restores the model's mode. Of several processes, each with its share of the batches in
-order, all get the numbers of all batches.
+A measure restores the model's mode (train or eval). With several processes each one passes its
+share of the batches, in order of rank, and every process gets the numbers of all batches.
 """
 
 
 class NotFinite(ValueError):
-    """A model that is broken computes numbers that are not finite. The message is one line."""
+    """A broken model's logits, scores or images are not finite. The message is one line."""

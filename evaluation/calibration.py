@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evaluation import NotFinite
 
-T_RANGE = (0.01, 100.0)  # where `fit_temperature` looks; fitted ones of networks are 0.5 to 5
+T_RANGE = (0.01, 100.0)  # searched by `fit_temperature`; a network's temperature is 0.5 to 5
 
 
 def calibration(logits: Tensor, labels: Tensor, n_bins: int = 20) -> dict[str, Any]:
@@ -20,8 +20,8 @@ def calibration(logits: Tensor, labels: Tensor, n_bins: int = 20) -> dict[str, A
         ECE = sum_m |B_m|/n |accuracy(B_m) - confidence(B_m)|,   B_m: ((m-1)/M, m/M]
 
     Equation 16 of HDGE (Liu and Abbeel 2020) after Guo et al. (2017): images go to M equal bins
-    by confidence max_y q(y|x); accuracy(B) is the share of B that is right, confidence(B) its mean
-    confidence. brier is the mean of sum_c (q_c - [c = y])^2, 0..2 (Brier 1950).
+    by confidence max_y q(y|x); accuracy(B) is the share of B classified correctly, confidence(B)
+    its mean confidence. brier is the mean of sum_c (q_c - [c = y])^2, 0..2 (Brier 1950).
 
     Arguments: logits (N, C) and labels (N,) on the CPU, N and n_bins = M at least 1.
     Returns n; accuracy, ece (0..1); n_bins; bins, a list of M dicts {lower, upper, count,
@@ -30,15 +30,15 @@ def calibration(logits: Tensor, labels: Tensor, n_bins: int = 20) -> dict[str, A
     """
     logits, n = _float64(logits), len(labels)
     log_q = logits.log_softmax(1)
-    # Not exp(log q): one rounding more would lift a confidence of 1/2 over its bin's edge.
+    # Not log_q.exp(): its further rounding would lift a confidence of 1/2 over its bin's edge.
     q = logits.softmax(1)
     confidence, predicted = q.max(1)
-    right = (predicted == labels).double()
+    correct = (predicted == labels).double()
 
     edges = torch.arange(n_bins + 1, dtype=torch.float64) / n_bins
     bin_of = torch.bucketize(confidence, edges[1:-1])  # edges[m] < confidence <= edges[m + 1]
     count = torch.bincount(bin_of, minlength=n_bins)
-    sums = [torch.bincount(bin_of, weights, n_bins) for weights in (confidence, right)]
+    sums = [torch.bincount(bin_of, weights, n_bins) for weights in (confidence, correct)]
     ece = (sums[1] - sums[0]).abs().sum() / n
     mean_confidence, accuracy = ((total / count).tolist() for total in sums)
     bins = [
@@ -54,7 +54,7 @@ def calibration(logits: Tensor, labels: Tensor, n_bins: int = 20) -> dict[str, A
     one_hot = torch.nn.functional.one_hot(labels, logits.shape[1])
     return {
         "n": n,
-        "accuracy": right.mean().item(),
+        "accuracy": correct.mean().item(),
         "ece": ece.item(),
         "n_bins": n_bins,
         "bins": bins,
@@ -66,20 +66,20 @@ def calibration(logits: Tensor, labels: Tensor, n_bins: int = 20) -> dict[str, A
 def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
     """Find the T within (0.01, 100) that minimises the mean NLL of softmax(logits / T).
 
-    Temperature scaling (Guo et al. 2017); fit on validation images, not on those it is tested on.
+    Temperature scaling (Guo et al. 2017): fit it on validation images, not on the test images.
     The NLL is convex in b = 1/T, and its derivative
 
         mean over images of  sum_c softmax(b f)_c f_c - f_y
 
-    grows with b: T is where it is 0, found by Brent's method to a relative 1e-10. Returns None
-    where it is 0 nowhere inside: where all images are right the NLL falls to 0 with T, where they
-    are worse than chance with 1/T, and equal logits depend on no T. Raises NotFinite.
+    increases with b. T is its zero, found by Brent's method to a relative 1e-10. Returns None if
+    there is no zero in the range: the NLL falls to 0 with T (all images are right), falls with 1/T
+    (logits worse than chance) or does not depend on T (equal logits). Raises NotFinite.
     """
     from scipy.optimize import brentq
 
     logits = _float64(logits)
-    own = logits.gather(1, labels[:, None])
-    excess = logits - own  # f_c - f_y, so that a perfect classifier's derivative is not cancelled
+    # f_c - f_y first: in sum_c q_c f_c - f_y the digits of a perfect classifier would cancel.
+    excess = logits - logits.gather(1, labels[:, None])
 
     def slope(log_t: float) -> float:
         q = (logits * math.exp(-log_t)).softmax(1)
@@ -93,7 +93,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
 
 
 def _float64(logits: Tensor) -> Tensor:
-    """Raises NotFinite."""
+    """Return the logits in float64. Raises NotFinite."""
     if bad := int((~logits.isfinite()).any(1).sum()):
         raise NotFinite(f"{bad} of {len(logits)} images have logits that are not finite")
     return logits.double()

@@ -1,4 +1,4 @@
-"""The common ground of the questions of one command: settings, sets and batches, screen, files."""
+"""The context of eval_wrn_ebm.py's questions: settings, evaluation sets, batches, screen, files."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from runs.screen import Row, make_bar, markdown
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-UNSAID = ("label", "checkpoint_sha256")  # on the screen
-IN_DISTRIBUTION = "in-distribution"  # why a set is left out for one of several models
+NOT_PRINTED = ("label", "checkpoint_sha256")  # keys of a result that `say_values` skips
+IN_DISTRIBUTION = "in-distribution"  # reason for leaving out an OOD set that is the model's own
 
 
 class Context:
-    """
-    s: the settings; files: those of the answer; sets_used: name -> what was read, in a line;
-    differences: label of a model -> set -> how it differs from what the run was trained with;
-    scores: "label of a model/set/score" -> float64 (N,).
+    """The state that the questions of one command share.
+
+    s: the parsed flags; files: writes the answer's files; sets_used: set -> `EvaluationSet.about`;
+    differences: model's label -> set -> `Record.compare` of the set with the run's images;
+    scores: "model's label/set/score" -> float64 (N,).
     """
 
     def __init__(self, s: Namespace, files: Results, device: torch.device) -> None:
@@ -40,19 +41,18 @@ class Context:
         self.sets_used: dict[str, str] = {}
         self.differences: dict[str, dict[str, Any]] = {}
         self.scores: dict[str, np.ndarray] = {}
-        # A set, or the error of a set that cannot be had.
+        # Keys as in `images`; a value is the set, or the error that reading it raised.
         self._sets: dict[Any, data.EvaluationSet | data.DataError] = {}
         self._folders: dict[Any, data.DataSet] = {}
         self._warnings: set[str] = set()
 
     def images(self, name: str, model: LoadedModel, flag: str = "--dataset") -> data.EvaluationSet:
-        """Return the named set, read once and compared with what the model was trained on. Raises
-        DataError."""
-        s, own, strict = self.s, model.dataset, flag == "--dataset"
-        name = as_the_run_says(name, own)
-        run = own or "cifar10", model.network.image_size, data.held_out_by(model.settings)
+        """Return the set `name`, read once, and `compare` it. Raises DataError."""
+        s, run_set, strict = self.s, model.dataset, flag == "--dataset"
+        name = with_run_path(name, run_set)
+        run = run_set or "cifar10", model.network.image_size, data.held_out_by(model.settings)
         key = name, *run, strict, model.record.fingerprint
-        if key not in self._sets:  # nor looked for, or downloaded, again for every checkpoint
+        if key not in self._sets:  # a missing set is not searched or downloaded again either
             try:
                 root = Path(s.data_root).expanduser()
                 sets = data.EvaluationSets(root, *run, model.record, s.seed, self._folders)
@@ -61,151 +61,153 @@ class Context:
                 self._sets[key] = read._replace(split=read.split.to(self.device))
             except data.DataError as error:
                 error = error.asked_as(flag.removeprefix("--"), name)
-                self._sets[key] = where_moved(error, name, own)
-        found = self._sets[key]
-        if isinstance(found, data.DataError):
-            raise found
-        self.compare(found, model, flag)
-        if self.sets_used.setdefault(found.name, found.about) != found.about:
-            self.sets_used[f"{found.name} of {model.label}"] = found.about
-        return found
+                self._sets[key] = with_remedy_for_moved_folder(error, name, run_set)
+        eval_set = self._sets[key]
+        if isinstance(eval_set, data.DataError):
+            raise eval_set
+        self.compare(eval_set, model, flag)
+        if self.sets_used.setdefault(eval_set.name, eval_set.about) != eval_set.about:
+            self.sets_used[f"{eval_set.name} of {model.label}"] = eval_set.about
+        return eval_set
 
-    def compare(self, found: data.EvaluationSet, model: LoadedModel, flag: str) -> None:
-        """Record how the set differs from the run's images, and say so in a line."""
-        place = data.locate(found.name, data_root=self.s.data_root)
-        both = place.dataset.startswith(FOLDER) and model.dataset.startswith(FOLDER)
-        ours = place.dataset == model.dataset or (flag == "--dataset" and both)
-        part = place.split if ours else None
-        whole = self.s.max_images is None
-        differences = model.record.compare(found.split.hashes, part, found.class_names, whole=whole)
+    def compare(self, eval_set: data.EvaluationSet, model: LoadedModel, flag: str) -> None:
+        """Record how the set's images differ from the run's images, and warn about it."""
+        dataset, split = data.locate(eval_set.name, data_root=self.s.data_root)
+        folders = dataset.startswith(FOLDER) and model.dataset.startswith(FOLDER)
+        # A folder that is given as --dataset counts as the run's folder, wherever it is now.
+        same_set = dataset == model.dataset or (flag == "--dataset" and folders)
+        part, whole = split if same_set else None, self.s.max_images is None
+        hashes, class_names = eval_set.split.hashes, eval_set.class_names
+        differences = model.record.compare(hashes, part, class_names, whole=whole)
         if not differences:
             return
-        self.differences.setdefault(model.label, {})[found.name] = differences
-        if said := data.said(differences, part):
-            self.warn(f"{flag} {found.name} is not as {model.label} was trained with: {said}")
+        self.differences.setdefault(model.label, {})[eval_set.name] = differences
+        if text := data.said(differences, part):
+            self.warn(f"{flag} {eval_set.name} is not as {model.label} was trained with: {text}")
 
     def known(self, model: LoadedModel) -> str:
-        """Return the set that the model was trained on. Raises UsageError if it is unknown."""
+        """Return the name of the model's training set. Raises UsageError if it is unknown."""
         if not model.dataset:
-            asked = "is missing" if self.s.dataset is None else self.s.dataset
+            value = "is missing" if self.s.dataset is None else self.s.dataset
             raise UsageError(
-                f"--dataset {asked}: {model.path} does not tell what it was trained on, with "
+                f"--dataset {value}: {model.path} does not tell what it was trained on, with "
                 f"{model.num_classes} classes"
             )
         return model.dataset
 
     def own_set(self, model: LoadedModel, remedy: str) -> str:
-        """Return the set that the model was trained on. Raises UsageError, with the remedy, if
+        """Return the name of the model's training set. Raises UsageError, with `remedy`, if
         --dataset is another set."""
-        own = self.known(model)
-        if self.s.dataset is not None and trainable(self.s.dataset) != own:
+        run_set = self.known(model)
+        if self.s.dataset is not None and trainable(self.s.dataset) != run_set:
             raise UsageError(
-                f"--dataset {self.s.dataset}: {model.path} was trained on {own}; {remedy}"
+                f"--dataset {self.s.dataset}: {model.path} was trained on {run_set}; {remedy}"
             )
-        return own
+        return run_set
 
     def asked_set(self, model: LoadedModel) -> data.EvaluationSet:
-        """Return --dataset, by default the test split of what the model was trained on."""
+        """Return the set of --dataset, by default the test split of the model's training set."""
         name = self.known(model) if self.s.dataset is None else self.s.dataset
         return self.images(name, model)
 
     def warn_of_other_data(self, model: LoadedModel) -> None:
-        """Warn of a --dataset that the model was not trained on; of folders `compare` does."""
-        asked, own = self.s.dataset, model.dataset
-        base = asked and (trainable(asked) or asked)
-        if base and own and base != own and not all(x.startswith(FOLDER) for x in (base, own)):
-            self.warn(f"--dataset {asked}: {model.label} was trained on {own}")
+        """Warn if the model was not trained on --dataset; `compare` warns about two folders."""
+        name, run_set = self.s.dataset, model.dataset
+        dataset = name and (trainable(name) or name)
+        differs = dataset and run_set and dataset != run_set
+        if differs and not (dataset.startswith(FOLDER) and run_set.startswith(FOLDER)):
+            self.warn(f"--dataset {name}: {model.label} was trained on {run_set}")
 
     def labelled_set(self, model: LoadedModel) -> data.EvaluationSet:
-        """Return `asked_set`. Raises UsageError for labels that the model does not have."""
-        found = self.asked_set(model)
-        if found.num_classes is None:
-            raise UsageError(f"--dataset {found.name} has no labels: use it with OOD or logp_hist")
-        # Any other NPZ may lack images of the last classes: its labels only have to fit.
-        fewer = trainable(found.name) is None and found.num_classes < model.num_classes
-        if found.num_classes != model.num_classes and not fewer:
+        """Return `asked_set`. Raises UsageError if it has no labels or not the model's classes."""
+        eval_set = self.asked_set(model)
+        name, classes = eval_set.name, eval_set.num_classes
+        if classes is None:
+            raise UsageError(f"--dataset {name} has no labels: use it with OOD or logp_hist")
+        # An NPZ that is no training set may lack images of the last classes.
+        fewer = trainable(name) is None and classes < model.num_classes
+        if classes != model.num_classes and not fewer:
             raise UsageError(
-                f"--dataset {found.name} has labels of {found.num_classes} classes, the model of "
+                f"--dataset {name} has labels of {classes} classes, the model of "
                 f"{model.path} has {model.num_classes}: give the set that it was trained on"
             )
-        return found
+        return eval_set
 
     def ood_sets(
         self, model: LoadedModel, inside: data.EvaluationSet
     ) -> tuple[list[data.EvaluationSet], list[dict[str, str]]]:
-        """Return the sets of --ood_dataset, and those left out. Raises UsageError if none is left,
-        and for the in-distribution set itself."""
-        asked, names = self.s.ood_dataset, list[str]()
-        for name in asked:
+        """Return the sets of --ood_dataset, and {"ood_dataset", "reason"} of each set left out.
+        Raises UsageError if no set is left, and with one model for the in-distribution set."""
+        names = list[str]()
+        for name in self.s.ood_dataset:
             if name == "all":
                 names += data.all_ood(trainable(inside.name) or self.known(model))
             else:
                 names.append(name)
-        found, skipped = self.available(names, model, "--ood_dataset")
-        for own in [name for name, each in found.items() if each.name == inside.name]:
+        sets, skipped = self.available(names, model, "--ood_dataset")
+        for name in [name for name, each in sets.items() if each.name == inside.name]:
             if len(self.s.load_path) == 1:
-                raise UsageError(f"--ood_dataset {own} is the in-distribution set: give another")
-            # One model's own set is another's OOD set.
-            skipped.append({"ood_dataset": own, "reason": IN_DISTRIBUTION})
-            del found[own]
-        if not found:
-            raise UsageError(
-                f"--ood_dataset {' '.join(asked)}: no set is left for {model.path}: give another"
-            )
-        return list({each.name: each for each in found.values()}.values()), skipped
+                raise UsageError(f"--ood_dataset {name} is the in-distribution set: give another")
+            # It stays an OOD set of the models that were trained on another set.
+            skipped.append({"ood_dataset": name, "reason": IN_DISTRIBUTION})
+            del sets[name]
+        if not sets:
+            flag = f"--ood_dataset {' '.join(self.s.ood_dataset)}"
+            raise UsageError(f"{flag}: no set is left for {model.path}: give another")
+        return list({each.name: each for each in sets.values()}.values()), skipped
 
     def available(
         self, names: Sequence[str], model: LoadedModel, flag: str
     ) -> tuple[dict[str, data.EvaluationSet], list[dict[str, str]]]:
-        """Return the sets that can be had, by these names, and the others with the reason, which a
-        line on stderr says. Raises UsageError if there is none, and DataError for a name that no
-        set has."""
+        """Return the sets that can be read, by their names, and {"ood_dataset", "reason"} of each
+        set that cannot, after a warning. Raises UsageError if no set can be read, and DataError for
+        an unknown name."""
         for name in names:
             try:
                 data.locate(name, model.dataset, data_root=self.s.data_root)
             except data.DataError as error:
                 raise error.asked_as(flag.removeprefix("--"), name) from None
-        found, reasons = dict[str, data.EvaluationSet](), dict[str, str]()
+        sets, reasons = dict[str, data.EvaluationSet](), dict[str, str]()
         for name in names:
             try:
-                found[name] = self.images(name, model, flag)
+                sets[name] = self.images(name, model, flag)
             except data.DataError as error:
                 reasons[name] = str(error)
-        if not found:
+        if not sets:
             raise UsageError("; ".join(reasons.values()))
         for reason in reasons.values():
             self.warn(f"left out: {reason}")
-        return found, [{"ood_dataset": n, "reason": reason} for n, reason in reasons.items()]
+        return sets, [{"ood_dataset": n, "reason": reason} for n, reason in reasons.items()]
 
     def say_what_is_left_out(self, results: Sequence[Row]) -> None:
-        """Print the names of the sets that no model was asked about."""
-        told = [each for result in results for each in result.get("skipped", ())]
-        names = [each["ood_dataset"] for each in told if each["reason"] != IN_DISTRIBUTION]
+        """Print the names of the sets that were left out because they cannot be read."""
+        skipped = [entry for result in results for entry in result.get("skipped", ())]
+        names = [entry["ood_dataset"] for entry in skipped if entry["reason"] != IN_DISTRIBUTION]
         if names:
             self.say(f"left out, see the warnings above: {', '.join(dict.fromkeys(names))}")
 
-    def share_of(self, found: data.EvaluationSet) -> range:
-        """Return the images, range(first, last, batch size), that this process takes."""
-        # A block that is refined has noise of its own, and must not be divided.
+    def share_of(self, eval_set: data.EvaluationSet) -> range:
+        """Return this process's share of the images, range(first, last, batch size)."""
+        # Refinement draws one noise tensor per block of images, so a block must stay whole.
         size = data.EVAL_NOISE_BLOCK if self.s.n_steps else self.s.batch_size
-        return distributed.share(len(found.split.labels), size)
+        return distributed.share(len(eval_set.split.labels), size)
 
     def batches(
-        self, found: data.EvaluationSet, model: LoadedModel
+        self, eval_set: data.EvaluationSet, model: LoadedModel
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches of the set with --sigma noise, refined by --n_steps, under a progress bar.
-        Of several processes each walks its share of the same batches."""
-        s, part = self.s, self.share_of(found)
+        """Yield this process's share of the set in batches (images, labels), with --sigma noise and
+        refined by --n_steps, under a progress bar."""
+        s, part = self.s, self.share_of(eval_set)
         batches: Iterable[tuple[Tensor, Tensor]] = data.evaluation_batches(
-            found.split, batch_size=part.step, sigma=s.sigma, seed=s.seed
+            eval_set.split, batch_size=part.step, sigma=s.sigma, seed=s.seed
         )
         if s.n_steps:
             chain, first = model.chain(s.n_steps), part.start // part.step
             batches = refined(model.network, batches, chain, seed=s.seed, first=first)
-        with self.bar(part.stop - part.start, f"{model.label}: {found.title}") as shown:
+        with self.bar(part.stop - part.start, f"{model.label}: {eval_set.title}") as bar:
             for batch in batches:
                 yield batch
-                shown.update(len(batch[1]))
+                bar.update(len(batch[1]))
 
     def bar(self, total: int, title: str, unit: str = "img") -> tqdm:
         return make_bar(total, unit, desc=title, leave=False, disable=not distributed.first())
@@ -220,41 +222,39 @@ class Context:
         self._warnings.add(message)
 
     def table(self, rows: Sequence[Row], columns: Sequence[str]) -> None:
-        """Print these columns of rows with a "label"; the label, too, of several models."""
-        named = [{**row, "model": row["label"]} for row in rows]
-        first = ["model"] if len(self.s.load_path) > 1 else []
-        self.say(markdown(named, [*first, *columns]))
+        """Print `columns` of the rows; with several models also a row's "label", as "model"."""
+        columns = ["model", *columns] if len(self.s.load_path) > 1 else columns
+        self.say(markdown([{**row, "model": row["label"]} for row in rows], columns))
 
     def say_values(self, result: Row) -> None:
-        """Print the numbers and names of a result, a line each."""
+        """Print each number and each string of a result on a line of its own."""
         for name, value in result.items():
-            if not (value is None or isinstance(value, list | dict) or name in UNSAID):
+            if not (value is None or isinstance(value, list | dict) or name in NOT_PRINTED):
                 text = f"{value:.6g}" if isinstance(value, float) else f"{value}"
                 self.say(f"{name:22} {text}")
 
     def save_images(
         self, name: str, images: Tensor, starts: Tensor | None, labels: Tensor | None = None
     ) -> None:
-        """Write images uint8 (N, H, W, 3), and where their chains began, under the names that a
-        data set has, so that it can be one."""
-        sets = {"test_images": images, "start_images": starts, "test_labels": labels}
-        arrays: dict[str, Any] = {k: x.cpu().numpy() for k, x in sets.items() if x is not None}
+        """Write images and the starts of their chains, uint8 (N, H, W, 3), and labels (N,), in the
+        format of a data set's NPZ, so that it can be read as a set."""
+        tensors = {"test_images": images, "start_images": starts, "test_labels": labels}
+        arrays: dict[str, Any] = {k: x.cpu().numpy() for k, x in tensors.items() if x is not None}
         self.files.add(name, np.savez_compressed, **arrays)
 
 
-def as_the_run_says(name: str, own: str) -> str:
-    """Return the split's name. A split of the run's own folder gets the path that the run has,
-    however the name writes it."""
-    folders = [each for each in (trainable(name), own) if each and each.startswith(FOLDER)]
-    if len(folders) < 2 or len({folder_path(each).resolve() for each in folders}) > 1:
+def with_run_path(name: str, run_set: str) -> str:
+    """Return the split's name; if it is of the run's folder, with the path as the run wrote it."""
+    folders = [x for x in (trainable(name), run_set) if x and x.startswith(FOLDER)]
+    if len(folders) < 2 or len({folder_path(folder).resolve() for folder in folders}) > 1:
         return name
-    return data.split_name(own, data.locate(name).split)
+    return data.split_name(run_set, data.locate(name).split)
 
 
-def where_moved(error: data.DataError, name: str, own: str) -> data.DataError:
-    """Return the error, with the remedy if it is about the folder that the run names."""
-    ours = {data.split_name(own, part) for part in ("train", "valid", "test")}
-    if name not in ours or not own.startswith(FOLDER) or folder_path(own).is_dir():
+def with_remedy_for_moved_folder(error: data.DataError, name: str, run_set: str) -> data.DataError:
+    """Return the error; if the run's folder is gone, with a hint how to give its new path."""
+    run_splits = {data.split_name(run_set, part) for part in ("train", "valid", "test")}
+    if name not in run_splits or not run_set.startswith(FOLDER) or folder_path(run_set).is_dir():
         return error
-    said = f"{error.said}; where the images have moved: --dataset folder:PATH"
-    return data.DataError(error.setting, error.value, said)
+    message = f"{error.said}; where the images have moved: --dataset folder:PATH"
+    return data.DataError(error.setting, error.value, message)
