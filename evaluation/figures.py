@@ -1,7 +1,7 @@
 """Pictures: results of evaluations, grids of samples, and a run's curves.
 
-Every `draw_*` returns the matplotlib Figure, in the style that is set, for notebooks and changes;
-`save` writes it in the project's style.
+Every `draw_*` returns a matplotlib Figure in matplotlib's current style, which a notebook can show
+and change; `save` writes it in the project's style.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 Models = Sequence[Mapping[str, Any]]
 
 PER_ROW = 4  # panels side by side that stay legible in a page's width
-# The paper's green and red, one light and one dark, to be told apart in grey as well.
+# The paper's green and red: a light and a dark colour, which also differ when printed in grey.
 IN, OUT = "#3dba6f", "#a50f25"
 BAR, GAP = "#4477aa", "#cc3311"
-BLACK = 2  # pixels around the images of a grid
+FRAME = 2  # black pixels around each image of a grid
 
 
 def save(path: Path, draw: Callable[..., Figure], *args: Any, **options: Any) -> list[Path]:
-    """Write a figure as PNG and PDF, `path` plus those suffixes; return both paths. The same
-    numbers give the same bytes."""
+    """Write the figure that `draw(*args, **options)` returns as PNG and PDF, at `path` plus the
+    suffix. Return both paths. The same numbers give the same bytes."""
     from matplotlib import rc_context
 
     paths = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
@@ -44,24 +44,23 @@ def save(path: Path, draw: Callable[..., Figure], *args: Any, **options: Any) ->
 
 
 def draw_histograms(models: Models, *, xlabel: str = "log q(x)") -> Figure:
-    """Figure 1 of HDGE: how scores of in-distribution and OOD images overlap.
+    """Draw Figure 1 of HDGE: densities of the scores of in-distribution and OOD images.
 
-    One row a model {"label", "sets": [(title, scores, auroc), ...]}, of which the first is the
-    in-distribution set, and one panel an OOD set, four in a row at most. Scores are (n,) arrays;
-    densities are over all of a set's scores. The 60 bins are shared by all of a model's panels and
-    reach from the lowest 0.5 % quantile of its sets to the highest 99.5 % quantile; scores beyond
-    are not drawn.
+    Each model {"label", "sets": [(title, scores (n,), auroc), ...]} has rows of panels: its first
+    set is in-distribution, and each OOD set after it has a panel, at most PER_ROW in a row. All of
+    a model's panels share 60 bins, from the lowest 0.5 % quantile of its sets to the highest 99.5 %
+    quantile; scores outside are not drawn, but count in the densities.
     """
-    lines, columns = _arranged(max(len(model["sets"]) - 1 for model in models))  # lines a model
-    figure, grid = _subplots(lines * len(models), columns, width=2.5, height=2.15)
+    rows, columns = _grid_shape(max(len(model["sets"]) - 1 for model in models))  # of a model
+    figure, grid = _subplots(rows * len(models), columns, width=2.5, height=2.15)
     titles = [[title for title, *_ in model["sets"]] for model in models]
     for m, model in enumerate(models):
-        panels = grid[m * lines : (m + 1) * lines].ravel()
-        inside, *others = model["sets"]
+        panels = grid[m * rows : (m + 1) * rows].ravel()
+        inside, *ood_sets = model["sets"]
         edges = _shared_bins([scores for _, scores, _ in model["sets"]])
-        for axes in panels[len(others) :]:
+        for axes in panels[len(ood_sets) :]:
             axes.remove()
-        for p, (axes, outside) in enumerate(zip(panels, others, strict=False)):
+        for p, (axes, outside) in enumerate(zip(panels, ood_sets, strict=False)):
             for (title, scores, _), colour, alpha in ((inside, IN, 0.55), (outside, OUT, 0.3)):
                 density = np.histogram(scores, edges)[0] / (len(scores) * np.diff(edges))
                 line = {"edgecolor": colour, "linewidth": 1.2, "label": title}
@@ -69,31 +68,31 @@ def draw_histograms(models: Models, *, xlabel: str = "log q(x)") -> Figure:
             axes.set(xlim=(edges[0], edges[-1]), xlabel=xlabel)
             axes.set_ylim(0, axes.dataLim.ymax * 1.22)  # room for the number above the curves
             axes.text(0.02, 0.98, f"AUROC {outside[2]:.3f}", transform=axes.transAxes, va="top")
-            if not m or lines > 1 or titles[m] != titles[m - 1]:
+            if not m or rows > 1 or titles[m] != titles[m - 1]:
                 above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
-                # All are named: of itself matplotlib leaves out names that begin with "_".
+                # With handles: otherwise a legend leaves out labels that begin with "_".
                 axes.legend(handles=axes.patches, borderaxespad=0.2, borderpad=0, **above)
             axes.locator_params(nbins=4)
             if p % columns == 0:
                 name = model["label"]
-                # 17 letters are as long as a panel is high.
+                # A name of 17 letters is as long as a panel is high.
                 axes.set_ylabel(f"{name}\ndensity", fontsize=10 * min(1, 17 / max(len(name), 1)))
     return figure
 
 
 def draw_reliability(models: Models) -> Figure:
-    """Figure 2 of HDGE: accuracy against confidence, and below how often each confidence occurs.
+    """Draw Figure 2 of HDGE: accuracy against confidence, and below it the share of each bin.
 
-    One column a model {"label", "accuracy", "ece", "bins"}, the last three as `calibration`
-    returns them. A gap goes from a bin's accuracy to its mean confidence: ECE is the mean length
-    of the gaps, weighted by the bins' shares of images. It is light where the model is surer than
-    right and dark, on the bar, where it is less sure.
+    Each model {"label", "accuracy", "ece", "bins"}, the last three as `calibration` returns them,
+    has a column. A gap goes from a bin's accuracy to its mean confidence: ECE is the mean length
+    of the gaps, weighted by the bins' shares of images. A gap above its bar shows overconfidence; a
+    gap drawn over its bar, which looks darker, shows underconfidence.
     """
-    lines, columns = _arranged(len(models))
-    width = 3.2 if columns == 1 else 2.5  # the legend needs that
-    heights = [2.6, 1] * lines
-    figure, grid = _subplots(2 * lines, columns, width, 2.1, height_ratios=heights)
-    for i in range(lines * columns):
+    rows, columns = _grid_shape(len(models))
+    width = 3.2 if columns == 1 else 2.5  # a single column has to be as wide as the legend
+    heights = [2.6, 1] * rows
+    figure, grid = _subplots(2 * rows, columns, width, 2.1, height_ratios=heights)
+    for i in range(rows * columns):
         top, below = grid[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
         if i < len(models):
             _reliability(top, below, models[i], first=i % columns == 0)
@@ -109,9 +108,9 @@ def draw_reliability(models: Models) -> Figure:
 
 
 def draw_robustness(models: Models, distance: str, title: str) -> Figure:
-    """Figure 4 of HDGE: accuracy in % against the attack's radius in `distance`, Linf or L2.
+    """Draw Figure 4 of HDGE: accuracy in % against the attack's radius in `distance`, Linf or L2.
 
-    One line a model {"label", "rows": [{"eps" (pixels in [0, 1]), "accuracy" (0..1)}, ...]}.
+    Each model has a line: {"label", "rows": [{"eps" (pixels in [0, 1]), "accuracy" (0..1)}, ...]}.
     """
     figure, (axes,) = _panels(1, width=4.4, height=3.3)
     unit, xlabel = BUDGETS[distance]
@@ -122,23 +121,23 @@ def draw_robustness(models: Models, distance: str, title: str) -> Figure:
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(handles=axes.lines)  # also those whose name begins with "_"
+    axes.legend(handles=axes.lines)  # otherwise it leaves out labels that begin with "_"
     return figure
 
 
 def _line(axes: Any, points: Sequence[tuple[float, float]], i: int, label: str) -> None:
-    """Draw the i-th line of a panel, over its frame."""
+    """Draw the i-th line of a panel, with markers that the panel's frame does not cover."""
     style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-    more: dict[str, Any] = {"markersize": 5, "clip_on": False, "zorder": 3, "label": label}
-    axes.plot(*zip(*points, strict=True), **style, **more)
+    options: dict[str, Any] = {"markersize": 5, "clip_on": False, "zorder": 3, "label": label}
+    axes.plot(*zip(*points, strict=True), **style, **options)
 
 
 def draw_lengths(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Quality of samples over the SGLD steps of their chains: FID, precision and recall, and the
-    share read as asked where it is known; dashed, what as many training images have.
+    """Draw FID, precision and recall of samples against the SGLD steps of their chains, and, where
+    rows have it, the share that a classifier reads as the requested class ("read_as_asked").
 
-    `rows` as `evaluation.generation.compared` returns them, of chains and, without steps, of
-    training images.
+    `rows`: see `evaluation.generation.compared`. A row whose steps are None is of real images: a
+    dashed line.
     """
     panels = {"FID": ["fid"], "precision and recall": ["precision", "recall"]}
     if any(row.get("read_as_asked") is not None for row in rows):
@@ -147,14 +146,14 @@ def draw_lengths(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure, all_axes = _panels(len(panels), width=3.1, height=2.8)
     for axes, (title, keys) in zip(all_axes, panels.items(), strict=True):
         for i, key in enumerate(keys):
-            known = [(row["steps"], row[key]) for row in rows if row.get(key) is not None]
-            if chains := [(at, value) for at, value in known if at is not None]:
+            points = [(row["steps"], row[key]) for row in rows if row.get(key) is not None]
+            if chains := [point for point in points if point[0] is not None]:
                 _line(axes, chains, i, key)
-            for value in (value for at, value in known if at is None):
+            for value in (value for step, value in points if step is None):
                 axes.axhline(value, color=COLOURS[i], linestyle="--", linewidth=1)
         axes.set(title=title, xlabel="SGLD steps")
         axes.set_xscale("symlog", linthresh=10)
-        axes.set_xticks(steps, [str(at) for at in steps])
+        axes.set_xticks(steps, [str(step) for step in steps])
         axes.minorticks_off()
         axes.set_xlim(0, max(1, *steps))
         axes.set_ylim(bottom=0)
@@ -165,21 +164,21 @@ def draw_lengths(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _reliability(top: Any, below: Any, model: Mapping[str, Any], *, first: bool) -> None:
+    """Draw one column of `draw_reliability`; the first column labels the y axes."""
     bins = [b for b in model["bins"] if b["count"]]
-    left, count, confidence, accuracy = (
-        np.array([b[key] for b in bins]) for key in ("lower", "count", "confidence", "accuracy")
-    )
-    width = np.array([b["upper"] for b in bins]) - left
+    keys = ("lower", "count", "confidence", "accuracy")
+    lower, count, confidence, accuracy = (np.array([b[key] for b in bins]) for key in keys)
+    width = np.array([b["upper"] for b in bins]) - lower
     share = count / count.sum()
-    edge: dict[str, Any] = {"align": "edge", "width": width, "linewidth": 0.5}
-    top.bar(left, accuracy, color=BAR, edgecolor="white", label="accuracy of a bin", **edge)
-    gap: dict[str, Any] = {"facecolor": GAP + "40", "edgecolor": GAP, "hatch": "////", **edge}
-    top.bar(left, confidence - accuracy, bottom=accuracy, label="gap to its confidence", **gap)
+    bar: dict[str, Any] = {"align": "edge", "width": width, "linewidth": 0.5}
+    top.bar(lower, accuracy, color=BAR, edgecolor="white", label="accuracy of a bin", **bar)
+    gap: dict[str, Any] = {"facecolor": GAP + "40", "edgecolor": GAP, "hatch": "////", **bar}
+    top.bar(lower, confidence - accuracy, bottom=accuracy, label="gap to its confidence", **gap)
     top.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
     numbers = f"accuracy {100 * model['accuracy']:.1f} %, ECE {100 * model['ece']:.1f} %"
     top.set(title=f"{model['label']}\n{numbers}", xlim=(0, 1), ylim=(0, 1))
 
-    below.bar(left, 100 * share, color="#bbbbbb", edgecolor="white", **edge)
+    below.bar(lower, 100 * share, color="#bbbbbb", edgecolor="white", **bar)
     mean = (share * confidence).sum()
     below.axvline(model["accuracy"], color=BAR, linewidth=1.5, label="mean accuracy")
     below.axvline(mean, color=GAP, linewidth=1.5, linestyle="--", label="mean confidence")
@@ -191,21 +190,22 @@ def _reliability(top: Any, below: Any, model: Mapping[str, Any], *, first: bool)
         below.set_ylabel("images (%)")
 
 
-def _arranged(n: int) -> tuple[int, int]:
-    """Return rows and columns for n panels, as equally long as PER_ROW allows."""
+def _grid_shape(n: int) -> tuple[int, int]:
+    """Return (rows, columns) for n panels: the fewest rows with at most PER_ROW columns."""
     rows = math.ceil(n / PER_ROW)
     return rows, math.ceil(n / rows)
 
 
 def _panels(n: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """Return a figure with n axes of the given size in inches, as `_arranged`."""
-    figure, grid = _subplots(*_arranged(n), width, height)
+    """Return a figure with n axes of the given size in inches, arranged by `_grid_shape`."""
+    figure, grid = _subplots(*_grid_shape(n), width, height)
     for axes in grid.ravel()[n:]:
         axes.remove()
     return figure, grid.ravel()[:n]
 
 
 def _shared_bins(sets: Sequence[np.ndarray], n: int = 60) -> np.ndarray:
+    """Return the edges of n bins over the sets' quantiles, see `draw_histograms`."""
     low, high = (pick(np.quantile(s, q) for s in sets) for pick, q in ((min, 0.005), (max, 0.995)))
     if high - low <= 1e-9 * max(abs(low), abs(high), 1):  # every score is the same
         low, high = low - 0.5, high + 0.5
@@ -221,20 +221,20 @@ def _subplots(
 
 
 def grid(images: Tensor, columns: int | None = None) -> Tensor:
-    """Return images (n, 3, h, w), clipped to [-1, 1], row by row in a picture uint8 (H, W, 3), each
-    with BLACK pixels around it. Without `columns` it is about square."""
+    """Arrange images (n, 3, h, w), clipped to [-1, 1], in rows of a picture uint8 (H, W, 3), each
+    with FRAME black pixels around it. Without `columns` the grid is about square."""
     n = len(images)
     columns = columns or math.ceil(math.sqrt(n))
-    cells = F.pad(to_uint8(images).cpu(), (0, 0, BLACK, 0, BLACK, 0, 0, -n % columns))
+    cells = F.pad(to_uint8(images).cpu(), (0, 0, FRAME, 0, FRAME, 0, 0, -n % columns))
     picture = cells.unflatten(0, (-1, columns)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
-    return F.pad(picture, (0, 0, 0, BLACK, 0, BLACK))
+    return F.pad(picture, (0, 0, 0, FRAME, 0, FRAME))
 
 
 def save_grid(
     path: Path, images: Tensor, columns: int | None = None, row_labels: Sequence[str] = ()
 ) -> Tensor:
-    """Write the grid as PNG, enlarged so that small images can be seen. Return the grid, which has
-    no labels."""
+    """Write the grid of the images as PNG, twice as large or with row labels. Return the grid, in
+    its own size and without labels."""
     from matplotlib import rc_context
     from PIL import Image
 
@@ -256,12 +256,12 @@ def draw_grids(
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
 ) -> Figure:
-    """Grids of images (n, 3, h, w) beside each other, each under its name. Every row has a label,
-    left of the first grid, or none has; so have columns."""
+    """Draw grids of images (n, 3, h, w) side by side, each under its name. `row_labels`, left of
+    the first grid, and `column_labels` label all rows and all columns, or are empty."""
     rows = math.ceil(max(map(len, grids.values())) / columns)
-    inch = min(0.55, 7.5 / (columns * len(grids)))  # of an image; the whole fits a page
-    room = 0.6 + 0.09 * max(map(len, row_labels), default=0)  # inches for the labels
-    figure = new_figure((inch * columns + 0.1) * len(grids) + room, inch * rows + 0.5)
+    size = min(0.55, 7.5 / (columns * len(grids)))  # inches of an image; the figure fits a page
+    label_width = 0.6 + 0.09 * max(map(len, row_labels), default=0)  # inches
+    figure = new_figure((size * columns + 0.1) * len(grids) + label_width, size * rows + 0.5)
     all_axes: Any = figure.subplots(1, len(grids), squeeze=False)
     for i, (name, images) in enumerate(grids.items()):
         axes = all_axes[0, i]
@@ -277,8 +277,8 @@ def draw_grids(
 
 
 def _middles(n: int, size: int) -> list[float]:
-    """Return where the middles of a grid's first n images of `size` pixels are, in pixels."""
-    return [BLACK + (size + BLACK) * i + (size - 1) / 2 for i in range(n)]
+    """Return the centres, in pixels of the grid, of its first n images of `size` pixels."""
+    return [FRAME + (size + FRAME) * i + (size - 1) / 2 for i in range(n)]
 
 
 def save_curves(path: Path, rows: list[dict[str, str]]) -> None:
@@ -289,23 +289,23 @@ def save_curves(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def draw_curves(rows: list[dict[str, str]]) -> Figure:
-    """Accuracy, losses, log q(x) and learning rate over epochs, from the rows of progress.csv.
+    """Draw accuracy, losses, log q(x) and learning rate over epochs, from rows of progress.csv.
 
-    Each term has axes of its own, as their losses differ by orders of magnitude; cross-entropy
-    shares its axes with that of the held-out images.
+    Each term's loss has a panel of its own, as losses differ by orders of magnitude; the training
+    cross-entropy shares a panel with the cross-entropy of the validation and test images.
     """
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     nll: list[str] = [n for n in ("pyxce/loss", "valid_loss", "test_loss") if n in names]
     terms = [n for n in names if n.endswith("/loss")]
-    alone = [n for n in names if n.endswith("loss") and n not in nll]
-    chosen: dict[str, list[str]] = {
+    other_losses = [n for n in names if n.endswith("loss") and n not in nll]
+    candidates: dict[str, list[str]] = {
         "accuracy (%)": [n for n in ("train_acc", "valid_acc", "test_acc") if n in names],
         "cross-entropy (nats)": nll,
-        **{n: [n] for n in alone if n != "loss" or len(terms) != 1},  # one is the sum
+        **{n: [n] for n in other_losses if n != "loss" or len(terms) != 1},  # "loss" is the sum
         "log q(x) + const (nats)": [n for n in names if "/log_q_" in n],
         "learning rate": ["lr"],
     }
-    panels = {title: columns for title, columns in chosen.items() if columns}
+    panels = {title: columns for title, columns in candidates.items() if columns}
     figure, all_axes = _panels(len(panels), width=3.3, height=2.4)
     for axes, (title, columns) in zip(all_axes, panels.items(), strict=True):
         _curves(axes, title, {c: [(row["epoch"], row[c]) for row in rows] for c in columns})
@@ -313,7 +313,7 @@ def draw_curves(rows: list[dict[str, str]]) -> Figure:
 
 
 def _curves(axes: Any, title: str, series: Mapping[str, Sequence[tuple[str, str]]]) -> None:
-    """Draw the lines of one panel; accuracies in %."""
+    """Draw a panel with a line for each of `series`, (epoch, value) texts; accuracies in %."""
     scale = 100 if title.startswith("accuracy") else 1
     for (name, texts), colour in zip(series.items(), COLOURS, strict=False):
         points = [(int(x), scale * float(y)) for x, y in texts if y]
@@ -326,6 +326,6 @@ def _curves(axes: Any, title: str, series: Mapping[str, Sequence[tuple[str, str]
     if title == "learning rate":
         axes.set_ylim(bottom=0)
     if len(series) > 1:  # above the curves
-        small: dict[str, Any] = {"fontsize": 8, "columnspacing": 0.8, "handlelength": 1}
-        small["ncols"] = 3 if max(map(len, series)) < 12 else 1  # no wider than the axes
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.1, 1), borderpad=0, **small)
+        style: dict[str, Any] = {"fontsize": 8, "columnspacing": 0.8, "handlelength": 1}
+        style["ncols"] = 3 if max(map(len, series)) < 12 else 1  # no wider than the axes
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.1, 1), borderpad=0, **style)
