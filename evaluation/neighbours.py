@@ -1,8 +1,8 @@
 """Distances between images, and between features of images: nearest neighbours, variety, and the
 precision and recall of samples.
 
-Images are uint8 (N, H, W, 3); a distance between two is the L2 norm over all pixels, which are in
-[0, 1], as those of the radii of attacks.
+Images are uint8 (N, H, W, 3). The distance of two images is the L2 norm of their difference, with
+pixels in [0, 1] as for the radii of attacks.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LARGEST = 2**24  # distances that exist at once: 64 MiB in float32
-PAIRED = 1000  # images of a class whose pairs `variety` takes
+LARGEST = 2**24  # distances, or pixels of the bank, in memory at once: 64 MiB in float32
+PAIRED = 1000  # images of a class of which `variety` compares all pairs
 
 
 def nearest(images: Tensor, bank: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """Find the k-th nearest image of `bank` (M, H, W, 3) for each of `images` (N, H, W, 3):
-    distances float32 (N,) and indices int64 (N,). An image in the bank is its own first.
+    distances float32 (N,) and indices int64 (N,). An image in the bank is its own first neighbour.
 
-    Candidates are ranked by |b|^2/2 - x.b, a matrix product; the distance is that of the
-    difference: of a copy exactly 0. M is k at least.
+    Candidates are ranked by |b|^2/2 - x.b, a matrix product; distances are then computed from
+    differences, so that the distance of a copy is exactly 0. M is at least k.
     """
     size, step = max(1, LARGEST // bank[0].numel()), max(1, LARGEST // len(bank))
     distances, indices = [], []
     for x in map(_pixels, images.split(step)):
-        # Part by part: float32 takes four times the memory of uint8.
+        # In parts: the whole bank in float32 would take four times its memory in uint8.
         parts = map(_pixels, bank.split(size))
         rank = torch.cat([torch.addmm(b.square().sum(1) / 2, x, b.T, alpha=-1) for b in parts], 1)
         index = rank.topk(k, dim=1, largest=False).indices
@@ -38,7 +38,7 @@ def nearest(images: Tensor, bank: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def variety(images: Tensor) -> float | None:
-    """Return the mean distance of pairs of the first PAIRED images; None for fewer than two."""
+    """Return the mean distance of all pairs of the first PAIRED images, or None without a pair."""
     if len(images) < 2:
         return None
     return float(torch.pdist(_pixels(images[:PAIRED])).double().mean())
@@ -50,51 +50,51 @@ def compare_with_training(
     """Measure how far samples are from the training images of their class and from each other.
 
     samples and starts uint8 (N, H, W, 3) with labels (N,), data (M, H, W, 3) with labels (M,); all
-    labels 0 compare without classes. Returns the index (N,) of each sample's nearest training image
-    of its class, and
+    labels 0 compare without classes. Returns the following numbers, and the index (N,) of each
+    sample's nearest training image of its class.
 
-        nearest: mean distance to the nearest training image of the class: of `samples`, of their
-                 `starts`, and of `data`: of each class as many training images as samples (or
-                 all), evenly spaced, to the others; and the first over the other two
-        variety: mean distance within a class, averaged over the classes: of the same three, and the
-                 first over the last; None without two samples of a class
+        nearest: mean distance to the nearest training image of the class, of `samples`, `starts`
+                 and, as `data`, training images to the rest (of each class as many as samples, or
+                 all, evenly spaced); and the ratios of samples to starts and of samples to data
+        variety: mean distance within a class, averaged over the classes, of the same three sets,
+                 and the ratio of samples to data; None where no class has two images
 
     Raises ValueError for a class with fewer than 2 training images.
     """
     index = torch.zeros(len(samples), dtype=torch.int64, device=data.device)
-    far: dict[str, list[Tensor]] = {"samples": [], "starts": [], "data": []}
-    apart: dict[str, list[float]] = {name: [] for name in far}
+    distances: dict[str, list[Tensor]] = {"samples": [], "starts": [], "data": []}
+    spreads: dict[str, list[float]] = {name: [] for name in distances}
     for y in labels.unique().tolist():
-        mine, theirs = ((each == y).nonzero().flatten() for each in (labels, data_labels))
-        if len(theirs) < 2:
-            raise ValueError(f"class {y} has {len(theirs)} training images: 2 are needed")
-        bank, n = data[theirs], min(len(mine), len(theirs))
-        chosen = bank[torch.arange(n, device=data.device) * len(theirs) // n]
-        sets = {"samples": samples[mine], "starts": starts[mine], "data": chosen}
+        of_y, data_of_y = ((each == y).nonzero().flatten() for each in (labels, data_labels))
+        if len(data_of_y) < 2:
+            raise ValueError(f"class {y} has {len(data_of_y)} training images: 2 are needed")
+        bank, n = data[data_of_y], min(len(of_y), len(data_of_y))
+        spaced = bank[torch.arange(n, device=data.device) * len(data_of_y) // n]
+        sets = {"samples": samples[of_y], "starts": starts[of_y], "data": spaced}
         for name, images in sets.items():
-            distance, at = nearest(images, bank, 2 if name == "data" else 1)
-            far[name].append(distance)
+            distance, neighbour = nearest(images, bank, 2 if name == "data" else 1)
+            distances[name].append(distance)
             if name == "samples":
-                index[mine] = theirs[at]
+                index[of_y] = data_of_y[neighbour]
             if (spread := variety(images)) is not None:
-                apart[name].append(spread)
-    near: dict[str, Any] = {n: float(torch.cat(parts).double().mean()) for n, parts in far.items()}
-    vary: dict[str, Any] = {n: sum(a) / len(a) if a else None for n, a in apart.items()}
-    near["samples_over_starts"] = _ratio(near["samples"], near["starts"])
-    near["samples_over_data"] = _ratio(near["samples"], near["data"])
-    vary["samples_over_data"] = _ratio(vary["samples"], vary["data"])
-    return {"nearest": near, "variety": vary}, index
+                spreads[name].append(spread)
+    means: dict[str, Any] = {n: float(torch.cat(d).double().mean()) for n, d in distances.items()}
+    varieties: dict[str, Any] = {n: sum(s) / len(s) if s else None for n, s in spreads.items()}
+    means["samples_over_starts"] = _ratio(means["samples"], means["starts"])
+    means["samples_over_data"] = _ratio(means["samples"], means["data"])
+    varieties["samples_over_data"] = _ratio(varieties["samples"], varieties["data"])
+    return {"nearest": means, "variety": varieties}, index
 
 
 def precision_recall(
     samples: Tensor, real: Tensor, k: int = 3, radii: Tensor | None = None
 ) -> tuple[float | None, float | None]:
-    """Return improved precision and recall (Kynkaanniemi et al. 2019) of features (N, D) against
-    (M, D).
+    """Return improved precision and recall (Kynkaanniemi et al. 2019) of features `samples` (N, D)
+    against features `real` (M, D).
 
-    Precision is the share of samples that lie within the distance r_k(y) of some real y, to the
-    k-th nearest other real one; recall the same with the two sets exchanged. `radii` (M,): r_k of
-    the real features where known. (None, None) where a set has no more than k.
+    Precision is the share of samples within r_k(y) of some real feature y, where r_k(y) is y's
+    distance to its k-th nearest neighbour in `real`; recall exchanges the two sets. `radii` (M,):
+    r_k of `real`, if already computed. Returns (None, None) if a set has k features or fewer.
     """
     if min(len(samples), len(real)) <= k:
         return None, None
@@ -103,17 +103,17 @@ def precision_recall(
     recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     precise = 0
     size = max(1, LARGEST // len(real))
-    for part, own in zip(samples.split(size), sample_radii.split(size), strict=True):
+    for part, part_radii in zip(samples.split(size), sample_radii.split(size), strict=True):
         distance = _distances(part, real)
         precise += int((distance <= real_radii).any(1).sum())
-        recalled |= (distance <= own[:, None]).any(0)
+        recalled |= (distance <= part_radii[:, None]).any(0)
     return precise / len(samples), int(recalled.sum()) / len(real)
 
 
 def neighbour_radii(features: Tensor, k: int = 3) -> Tensor:
-    """Return the distance (N,) of each of the features (N, D) to its k-th nearest other; N > k."""
+    """Return each feature's distance to its k-th nearest neighbour: (N,) of (N, D), N > k."""
     parts = features.split(max(1, LARGEST // len(features)))
-    # The nearest of all is the feature itself, or a copy of it: at 0 in both cases.
+    # k + 1: the nearest of all is the feature itself, or a copy of it, at distance 0.
     return torch.cat([_distances(part, features).kthvalue(k + 1, dim=1).values for part in parts])
 
 
@@ -122,7 +122,7 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _pixels(images: Tensor) -> Tensor:
-    """uint8 (n, H, W, 3) -> float32 (n, 3 H W) in [0, 1]."""
+    """Convert uint8 (n, H, W, 3) to float32 (n, 3 H W) in [0, 1]."""
     return images.flatten(1).float().div_(255)
 
 

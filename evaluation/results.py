@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 class Results:
     """The files of one evaluation, all named `<eval>` or `<eval>_...`.
 
-    Earlier results of other settings are renamed to `<eval>-<n>...` first; those of the same
-    settings are replaced. Of several processes the first one alone writes.
+    Earlier results with other settings are first renamed to `<eval>-<n>...`; earlier results with
+    the same settings are replaced. Of several processes only the first writes.
     """
 
     def __init__(self, folder: Path, name: str, settings: dict[str, Any]) -> None:
         self.folder, self.name, self.settings = folder, name, settings
         self.files: list[str] = []
-        self.replaced: list[str] | None = None  # files of the results that these replace
+        self.replaced: list[str] | None = None  # files of earlier results with these settings
         if distributed.first():
             folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, name: str) -> Path:
-        """Return the path of a file of these results; `name` begins with the evaluation's."""
+        """List a file among these results and return its path; `name` begins with `<eval>`."""
         self._set_aside()
         if name not in self.files:
             self.files.append(name)
         return self.folder / name
 
     def add(self, name: str, write: Callable[..., Any], /, *args: Any, **more: Any) -> None:
-        """Write a file by `write(path, *args, **more)`; a failed write says which file it was."""
+        """Write a file by `write(path, *args, **more)`. An OSError names the file."""
         if distributed.first():
             path = self.path(name)
             with naming(path):
@@ -54,7 +54,8 @@ class Results:
                 figures.save(path, draw, *args, **more)
 
     def save(self, numbers: dict[str, Any]) -> Path:
-        """Write the JSON, whole or not at all; a number that is not finite becomes null."""
+        """Write the JSON, whole or not at all, with null for numbers that are not finite; then
+        delete the replaced results' files that were not written again. Return the JSON's path."""
         replaced = self._set_aside()
         record = {"eval": self.name, **numbers, "settings": self.settings, "files": self.files}
         path = self.folder / f"{self.name}.json"
@@ -65,14 +66,13 @@ class Results:
         return path
 
     def _owns(self, name: str) -> bool:
+        """Return whether `name`, from a JSON file, is a plain file name of this evaluation."""
         return name.startswith(self.name) and Path(name).name == name
 
     def _set_aside(self) -> list[str]:
-        """Rename earlier results of other settings, once, before anything is written. Return the
-        files of those of the same settings.
-
-        Their JSON goes last: stopped before that, they are set aside again, to the same number.
-        """
+        """Rename earlier results with other settings, once, before a file is written. Return the
+        files of earlier results with the same settings. `<eval>-<n>.json` is written last: a
+        process that is killed before leaves n free, and the next goes on renaming with this n."""
         if self.replaced is not None:
             return self.replaced
         self.replaced = []
@@ -81,7 +81,7 @@ class Results:
             earlier = read_json(path)
             names = [str(name) for name in earlier.get("files", [])]
         except (OSError, ValueError, AttributeError, TypeError):
-            return []  # none, or a file that is none: it is left, and the new one takes its place
+            return []  # no earlier results, or a damaged JSON, which `save` overwrites
         if earlier.get("settings") == plain(self.settings):
             self.replaced = names
             return names
@@ -92,9 +92,9 @@ class Results:
         with whole(self.folder / f"{self.name}-{n}.json") as temporary:
             text = json.dumps({**earlier, "files": renamed}, indent=2)
             temporary.write_text(text + "\n", encoding="utf-8")
-            for name, new in zip(names, renamed, strict=True):
+            for name, new_name in zip(names, renamed, strict=True):
                 if self._owns(name):
                     with contextlib.suppress(FileNotFoundError):
-                        os.replace(self.folder / name, self.folder / new)
+                        os.replace(self.folder / name, self.folder / new_name)
         path.unlink()
         return []

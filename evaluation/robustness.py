@@ -1,4 +1,4 @@
-"""Robust accuracy: how many images stay rightly classified under the worst small change.
+"""Robust accuracy: the share of images that stay correctly classified under adversarial attack.
 
 Images here are x01, `(N, 3, H, W)` in [0, 1], and radii are in these units, as is usual for
 attacks. The network sees 2 * x01 - 1, and the gradients of an attack go through that scaling.
@@ -25,7 +25,7 @@ from runs.cli import UsageError
 
 Classifier = Callable[[Tensor], Tensor]  # x01 (N, 3, H, W) -> logits (N, C)
 
-# What float32 may add to a perturbation: its pixels, and of a radius its norm, a sum of D squares.
+# Excess over eps by float32 rounding: of a pixel, and, relative to eps, of a norm of D pixels.
 ROUNDING, OF_NORM = 1e-6, 1e-5
 
 
@@ -38,7 +38,7 @@ def classifier(
     sigma: float = 0.0,
     gradient: str = "full",
 ) -> Classifier:
-    """Return x01 -> f(2 x01 - 1) in eval mode, with gradients of images and none of weights.
+    """Return the function x01 -> f(2 x01 - 1), in eval mode; only images get gradients.
 
     With a `chain` of k SGLD steps it is JEM-k: images climb log q(x) before they are classified.
 
@@ -57,7 +57,7 @@ def classifier(
         if chain is None or chain.steps == 0:
             with sampling_mode(model):
                 return model.logits(x)
-        # repeat_interleave loses the memory format in which convolutions are fastest
+        # repeat_interleave loses channels_last, in which convolutions are fastest
         x = x.repeat_interleave(copies, 0).contiguous(memory_format=torch.channels_last)
         if sigma > 0:
             x = x + sigma * torch.empty_like(x).normal_(generator=generator)
@@ -81,15 +81,15 @@ def robust_accuracy(
     generator: torch.Generator | None = None,
     first: int = 0,
 ) -> list[dict[str, float]]:
-    """Return [{"eps", "accuracy"}, ...] by rising radius, of batches of images in [-1, 1] without
-    noise, and labels: one image at least, of all processes.
+    """Return [{"eps", "accuracy"}, ...] by rising radius, over all processes' batches: images in
+    [-1, 1] without noise, and labels. They have one image at least.
 
-    accuracy is the share of the images that are right before and after all attacks at this and each
-    smaller radius: a broken image is attacked no further. A randomised classifier is asked once for
-    each attack, so an error by chance counts as broken. `generator`, by default a new one, is
-    seeded anew for each batch, by `seed` and the batch's number, counted from `first`: it gives a
-    batch the same answers whatever came before. Raises as `check_perturbation`, and NotFinite for
-    logits that are not.
+    accuracy is the share of images that are classified correctly before and after every attack at
+    this and each smaller radius: a misclassified image is not attacked again. A randomised
+    classifier runs once for each attack, so an error by chance counts, too. `generator`, by default
+    a new one, is seeded with `seed` and the batch's number, counted from `first`: a batch's result
+    does not depend on earlier batches. Raises as `check_perturbation`, and NotFinite for logits
+    that are not finite.
     """
     radii = sorted(set(radii))
     survivors, n = [0] * len(radii), 0
@@ -98,28 +98,28 @@ def robust_accuracy(
         generator = generator or torch.Generator(images.device)
         generator.manual_seed(distributed.mixed(seed, number))
         x = (images + 1) / 2
-        x, y = _still_right(classify, x, x, y)
+        x, y = _keep_correct(classify, x, x, y)
         for i, eps in enumerate(radii):
             for attack in attacks if eps > 0 else ():
                 if len(x):
                     adversarial = attack(classify, x, y, eps=eps, generator=generator)
                     check_perturbation(x, adversarial, attack.distance, eps)
-                    x, y = _still_right(classify, adversarial, x, y)
+                    x, y = _keep_correct(classify, adversarial, x, y)
             survivors[i] += len(y)
     n, *survivors = map(sum, zip(*distributed.all_of([n, *survivors]), strict=True))
-    return [{"eps": e, "accuracy": right / n} for e, right in zip(radii, survivors, strict=True)]
+    return [{"eps": eps, "accuracy": s / n} for eps, s in zip(radii, survivors, strict=True)]
 
 
 @torch.no_grad()
-def _still_right(
-    classify: Classifier, shown: Tensor, x: Tensor, y: Tensor
+def _keep_correct(
+    classify: Classifier, adversarial: Tensor, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the (x, y) whose `shown` image is classified as y."""
-    logits = classify(shown)
-    if not logits.isfinite().all():  # else argmax would call them class 0
+    """Return the rows of x and y at which `classify` maps `adversarial` to y."""
+    logits = classify(adversarial)
+    if not logits.isfinite().all():  # the argmax of NaN would count as a class
         raise NotFinite("the logits are not finite")
-    right = logits.argmax(1) == y
-    return x[right], y[right]
+    correct = logits.argmax(1) == y
+    return x[correct], y[correct]
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ class PGD:
 
         Linf: x' <- P(x' + step * sign(g))        L2: x' <- P(x' + step * g / ||g||_2)
 
-    g is the gradient of `log_odds_against`, that of cross-entropy divided by 1 - q(y|x), which
-    changes no direction. In float32 cross-entropy's own is lost in part once 1 - q(y|x) nears 6e-8,
-    and all of it where f_y leads by 100: a confident model would seem robust.
+    g is the gradient of `log_odds_against`: that of cross-entropy divided by 1 - q(y|x), which has
+    the same direction. In float32 cross-entropy's gradient loses digits once 1 - q(y|x) nears 6e-8,
+    and is 0 where f_y leads by 100: a confident model would seem robust.
     P projects onto the ball of radius eps around x, then onto [0, 1]. `step` is 2.5 eps / steps
-    unless given. `random_init` starts uniformly in the ball, else the attack starts at x. Nothing
-    here waits for the device, which a training step must not.
+    unless given. With `random_init` the attack starts uniformly in the ball, else at x. The host
+    never waits for the device, so that a training step can use the attack.
     """
 
     distance: str
@@ -157,31 +157,31 @@ class PGD:
         if eps == 0 or len(x) == 0:
             return x
         step = 2.5 * eps / self.steps if self.step is None else self.step
-        ascent, adversarial = torch.sign if self.distance == "Linf" else _unit, x.clone()
+        direction, adversarial = torch.sign if self.distance == "Linf" else _unit, x.clone()
         if self.random_init:
             start = x + _random_offset(x, self.distance, eps, generator)
             adversarial = _projected(x, start, self.distance, eps)
         for _ in range(self.steps):
             adversarial.requires_grad_(True)
             with torch.enable_grad():
-                # a sum, not a mean: no image's gradient depends on how many others there are
+                # a sum, not a mean: an image's gradient does not depend on the batch size
                 total = log_odds_against(classify(adversarial), y).sum()
             (gradient,) = torch.autograd.grad(total, adversarial)
-            moved = adversarial.detach() + step * ascent(gradient)
+            moved = adversarial.detach() + step * direction(gradient)
             adversarial = _projected(x, moved, self.distance, eps)
         return adversarial
 
 
 def _unit(gradient: Tensor) -> Tensor:
     """Divide every image's gradient by its L2 norm; 0 stays 0."""
-    # Where the classifier is sure, the gradient is so small that its square is 0 in float32.
+    # Where the classifier is confident, the gradient's square would underflow to 0 in float32.
     largest = _per_image(gradient.flatten(1).abs().amax(1))
     gradient = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
     return gradient / _per_image(gradient.flatten(1).norm(dim=1)).clamp_min(1)
 
 
 def _projected(x: Tensor, moved: Tensor, distance: str, eps: float) -> Tensor:
-    """Clipping to [0, 1] comes last and keeps an image in the ball, since x lies in [0, 1]."""
+    """Project onto the ball around x, then onto [0, 1]. As x is in [0, 1], it stays in the ball."""
     if distance == "Linf":
         return torch.clamp(moved, x - eps, x + eps).clamp(0, 1)
     offset = moved - x
@@ -196,7 +196,7 @@ def _per_image(values: Tensor) -> Tensor:
 def _random_offset(
     x: Tensor, distance: str, eps: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Draw uniformly from the ball of radius eps."""
+    """Draw an offset for each image of x, uniformly from the ball of radius eps."""
     if distance == "Linf":
         return torch.empty_like(x).uniform_(-eps, eps, generator=generator)
     direction = _unit(torch.empty_like(x).normal_(generator=generator))
@@ -207,8 +207,8 @@ def _random_offset(
 
 @torch.no_grad()
 def check_perturbation(x: Tensor, adversarial: Tensor, distance: str, eps: float) -> None:
-    """Raise NotFinite, or AssertionError unless every image is within [0, 1] and, but for rounding,
-    within eps of x."""
+    """Raise NotFinite for pixels that are not finite, and AssertionError unless every image lies in
+    [0, 1] and, but for rounding, within eps of x."""
     offset = (adversarial.double() - x.double()).flatten(1)
     size = offset.abs().amax(1) if distance == "Linf" else offset.norm(dim=1)
     numbers = torch.stack([size.max(), adversarial.min().double(), adversarial.max().double()])
@@ -228,9 +228,9 @@ class AutoAttack:
 
     `version` "standard" is APGD on cross-entropy and on targeted DLR, targeted FAB and Square;
     "rand" is for randomised classifiers (SGLD refinement): APGD on cross-entropy and on DLR, with
-    20 gradients averaged a step. Cross-entropy is in float32 there, and so has no gradient where a
-    model is confident (see `PGD`); the other losses are differences of logits. Raises UsageError
-    without pyautoattack and for fewer than the 4 `classes` that its losses need.
+    20 gradients averaged a step. Its cross-entropy is in float32, and so has no gradient where a
+    model is confident (see `PGD`); its other losses are differences of logits. Raises UsageError if
+    pyautoattack is missing, and for fewer than the 4 `classes` that its losses need.
     """
 
     distance: str
@@ -256,13 +256,13 @@ class AutoAttack:
         eps: float,
         generator: torch.Generator,
     ) -> Tensor:
-        """Return adversarial images for x01 `x` and labels `y`, seeded as the generator was. The
+        """Return adversarial images for x01 `x` and labels `y`, with the seed of `generator`. The
         global random state is restored."""
         from pyautoattack import AutoAttack as Suite  # type: ignore[import-untyped, import-not-found]
 
-        x = x.detach().contiguous()  # it takes views, which other memory formats do not allow
+        x = x.detach().contiguous()  # pyautoattack's .view() calls fail on channels_last
         seed = generator.initial_seed() % 2**31
-        # One of its checks ends tracing, and with it debuggers and coverage.
+        # A check of pyautoattack resets sys.settrace, which debuggers and coverage need.
         tracer = sys.gettrace()
         try:
             with torch.random.fork_rng([x.device] if x.is_cuda else []):
@@ -274,7 +274,7 @@ class AutoAttack:
                     device=x.device,
                     version=self.version,
                 )
-                for part in (attack.apgd_targeted, attack.fab):  # 9 other classes unless told
+                for part in (attack.apgd_targeted, attack.fab):  # default: 9
                     part.n_target_classes = min(9, self.classes - 1)
                 adversarial, _ = attack.run_standard_evaluation(x, y, batch_size=self.batch_size)
         finally:

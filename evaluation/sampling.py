@@ -1,9 +1,9 @@
-"""Samples of a model, by SGLD: chains that begin anew or on a replay buffer, and images that climb
-log q(x) before the model is asked about them, as JEM refines them.
+"""Sampling by SGLD: chains from new starts or from a replay buffer, and JEM's refinement of images:
+SGLD steps before they are scored or classified.
 
-Images are float32 (N, 3, H, W), meant for [-1, 1], where the chain's clamp keeps them. Every
-function draws from generators of its own and restores the model's mode; between SGLD steps the
-host reads nothing back from the device.
+Images are float32 (N, 3, H, W) with pixels in [-1, 1], which chains without a clamp may leave.
+Every function draws from generators of its own and restores the model's mode. Between SGLD steps
+the host does not wait for the device.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from losses import Chain, ReplayBuffer
 from models import EnergyClassifier, Flow, eval_mode, sampling_mode
 from runs.processes import mixed
 
-# Streams of one seed. Those of data.batches are 0 and 1: noise of a chain must not repeat the
-# noise that was added to the image it starts from.
+# Random streams of one seed. data.batches has the streams 0 and 1: a chain's noise must not repeat
+# the noise that was added to its start image.
 BUFFER, ROUNDS, FRESH, REFINEMENT, INVERSE = 2, 3, 4, 6, 7
 
 
@@ -40,8 +40,8 @@ def climb(
     """Run SGLD from x (N, 3, H, W) up log q(x), or for labels y (n,) up
     log q(x) + chain.guidance * log q(y|x), and return the end points of all N.
 
-    Noise is drawn for all N, and the network sees the first n: a chain's noise belongs to its
-    place, not to how many chains there are. Chains beyond n only diffuse.
+    Noise is drawn for all N chains and the network sees the first n of them, so that a chain's
+    noise does not depend on n. The chains after the first n have no gradient and only diffuse.
     """
     n = len(x) if n is None else n
 
@@ -76,11 +76,11 @@ def refined(
     5.4 and their --n_steps_refine.
 
     `blocks`: consecutive batches of EVAL_NOISE_BLOCK images, of which the last of a set may have
-    fewer; `first`: the number of the first. Noise belongs to the image's index, whatever follows.
+    fewer; `first`: the first block's number. An image's noise depends on its index alone.
     """
     for index, (images, labels) in enumerate(blocks, first):
         n = len(images)
-        # A full block in one memory format: langevin's noise is filled in the order of memory.
+        # A full block: the noise of a smaller tensor's first images may be another.
         shape = (EVAL_NOISE_BLOCK, *images.shape[1:])
         x = torch.zeros(shape, device=images.device).to(memory_format=torch.channels_last)
         x[:n] = images
@@ -89,8 +89,8 @@ def refined(
 
 
 class Sampler:
-    """SGLD chains for pictures, from the slots of `buffer` as in training, or anew if it is None.
-    They draw from a generator of their own and store nothing."""
+    """Runs SGLD chains for pictures, from slots of `buffer` as in training or, if it is None, from
+    new starts. Chains draw from a generator of the sampler and are not stored in the buffer."""
 
     def __init__(
         self, model: EnergyClassifier, buffer: ReplayBuffer | None, chain: Chain, *, seed: int
@@ -100,7 +100,7 @@ class Sampler:
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def start(self, n: int, label: int | None = None) -> Tensor:
-        """Draw start images (n, 3, H, W), with a `label` from the slots of that class."""
+        """Draw start images (n, 3, H, W), of the class `label` if given."""
         labels = None if label is None else torch.full((n,), label, device=self.device)
         if self.buffer is None:
             return begin(self.chain, n, labels, self.generator, self.model.image_size)
@@ -116,8 +116,8 @@ class Sampler:
         per_class: int,
         log_density: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Run per_class chains for each class in turn, up log_density(x, y), by default as
-        `climb` does."""
+        """Run per_class chains for each class in turn, up log_density(x, y), by default the
+        density of `climb` for labels."""
         labels = torch.arange(num_classes, device=self.device).repeat_interleave(per_class)
         x = torch.cat([self.start(per_class, label) for label in range(num_classes)])
         density = log_density or partial(self.model.log_pxy, guidance=self.chain.guidance)
@@ -126,8 +126,8 @@ class Sampler:
 
 
 class Slots:
-    """The slots of a replay buffer. `starts`, like its images: where the present chain of each
-    began; `drawn` bool (size,): whether a chain has used the slot."""
+    """The slots of a replay buffer. `starts`, of the shape of its images: the start image of each
+    slot's present chain; `drawn` bool (size,): whether the slot has been drawn."""
 
     def __init__(self, buffer: ReplayBuffer) -> None:
         self.buffer, self.starts = buffer, buffer.images.clone()
@@ -136,8 +136,8 @@ class Slots:
     def draw(
         self, n: int, labels: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Begin n chains: images (n, 3, H, W) and their slots (n,). A chain starts from its slot,
-        of its class where labels (n,) are given, or anew with probability `buffer.reinit_freq`."""
+        """Return start images (n, 3, H, W) and slots (n,), which are of the classes `labels` (n,)
+        if given. A chain starts from its slot's image or, with `buffer.reinit_freq`, anew."""
         start, slots = self.buffer.draw(n, labels, generator)
         restarted = self.buffer.restarted(slots, start)[:, None, None, None]
         self.starts[slots] = torch.where(restarted, start, self.starts[slots])
@@ -158,9 +158,9 @@ def sampling_rounds(
     """Sample as JEM does: draw `chains` slots, climb log q(x), store; `rounds` times.
 
     If `conditional`, climb as `climb` does for labels: chain i of round r is of class
-    y = (i + r * chains) mod C and starts from a slot of it. Yields the images (chains, 3, H, W) of
-    each round. The buffer is changed, and is on the model's device. Raises ValueError if there are
-    more chains than slots, or than those of a class.
+    y = (i + r * chains) mod C and starts from a slot of y. Yields the images (chains, 3, H, W) of
+    each round. The buffer, on the model's device, is changed. Raises ValueError if there are more
+    chains than slots, or more chains of a class than slots of the class.
     """
     classes, device = slots.buffer.num_classes, slots.starts.device
     generator = generator_of(device, seed, ROUNDS)
@@ -168,17 +168,17 @@ def sampling_rounds(
         labels = None
         if conditional:
             labels = (torch.arange(chains, device=device) + r * chains) % classes
-            # Drawing puts the chains of a class side by side: chain i is the one at place[i]. They
-            # are counted on the host, which need not wait for the device.
-            place = labels.argsort(stable=True).argsort()
+            # Slots are drawn class by class: chain i has entry position[i] of the drawn chains. A
+            # class's chains are counted on the host, so that it does not wait for the device.
+            position = labels.argsort(stable=True).argsort()
             counts = Counter((i + r * chains) % classes for i in range(chains))
             of_class = [torch.full((n,), y, device=device) for y, n in sorted(counts.items())]
             drawn = [slots.draw(len(y), y, generator) for y in of_class]
-            start, at = (torch.cat(parts)[place] for parts in zip(*drawn, strict=True))
+            start, index = (torch.cat(parts)[position] for parts in zip(*drawn, strict=True))
         else:
-            start, at = slots.draw(chains, None, generator)
+            start, index = slots.draw(chains, None, generator)
         images = climb(model, start, labels, chain, generator)
-        slots.buffer.store(at, images)
+        slots.buffer.store(index, images)
         yield images
 
 
@@ -191,34 +191,34 @@ def fresh_chains(
     seed: int,
     labels: Tensor | None = None,
 ) -> Iterator[list[Tensor]]:
-    """Run new chains, as `climb` does; yield the images (b, 3, H, W) of a batch after each of the
-    numbers of steps `seen`, which ascend.
+    """Run new chains, as `climb` does. For each batch yield a list: its images (b, 3, H, W) after
+    each of the numbers of steps in `seen`, in ascending order.
 
-    `chains`: the numbers of those to run, range(first, last, batch size), of which first is a
-    multiple of the batch size. labels (n,): the i-th is chain i's. A chain depends on its number
-    and on the batch size alone: each batch has a generator of its own.
+    `chains`: the chains' numbers, range(first, last, batch size), where first is a multiple of the
+    batch size. labels (n,): labels[i] is chain i's. A chain depends on its number and on the batch
+    size alone: each batch has a generator of its own, and noise for a full batch.
     """
     device = next(model.parameters()).device
     legs = [replace(chain, steps=b - a) for a, b in zip((0, *seen), seen, strict=False)]
     for first in chains:
         generator = generator_of(device, seed, FRESH, first // chains.step)
-        real = min(chains.step, chains.stop - first)
-        y = None if labels is None else labels[first : first + real]
-        all_y = None if y is None else F.pad(y, (0, chains.step - real))
-        x = begin(chain, chains.step, all_y, generator, model.image_size)
+        n = min(chains.step, chains.stop - first)
+        y = None if labels is None else labels[first : first + n]
+        padded_y = None if y is None else F.pad(y, (0, chains.step - n))
+        x = begin(chain, chains.step, padded_y, generator, model.image_size)
         images = []
         for leg in legs:
             if leg.steps:
-                x = climb(model, x, y, leg, generator, real)
-            images.append(x[:real])
+                x = climb(model, x, y, leg, generator, n)
+            images.append(x[:n])
         yield images
 
 
 def flow_samples(
     model: Flow, n: int, *, seed: int, batch_size: int = 100
 ) -> tuple[Tensor, Tensor | None]:
-    """Draw n images of a flow by its inverse; with class_cond also return their classes (n,), which
-    take turns, as equal priors have it. Images do not depend on n, but on batch_size."""
+    """Draw n images of a flow by its inverse; with class_cond also return their classes (n,), each
+    class in turn, as their priors are equal. Images depend on batch_size, but not on n."""
     labels = None
     if model.class_cond:
         labels = torch.arange(n, device=next(model.parameters()).device) % model.num_classes
@@ -232,10 +232,10 @@ def flow_samples(
 
 @torch.no_grad()
 def most_confident(model: EnergyClassifier, images: Tensor, batch_size: int = 100) -> list[Tensor]:
-    """Return, for each class, which of the images (N, 3, H, W) are classified as it: indices on the
-    CPU, the image of highest q(y|x) first.
+    """Return, for each class, the indices of the images (N, 3, H, W) that are classified as it, on
+    the CPU, highest q(y|x) first.
 
-    Ordered by `log_odds_against`: q(y|x) itself is 1 for many confident images, in float64, too.
+    Sorted by `log_odds_against`: q(y|x) itself rounds to 1 for many images, even in float64.
     """
     device = next(model.parameters()).device
     with eval_mode(model):

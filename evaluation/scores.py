@@ -1,4 +1,4 @@
-"""One number an image, the higher the more it looks like what the model was trained on.
+"""Scores: a number for each image, the higher, the more it looks like the training images.
 
 Shapes: N images, C classes, D features, M images in the bank of nearest neighbours.
 """
@@ -17,10 +17,10 @@ from losses import Contrastive
 from models import EnergyClassifier, eval_mode, sampling_mode
 from runs import processes as distributed
 
-TRUE_POSITIVES = 0.95  # at which a false positive rate is taken
-LARGEST = 2**25  # similarities that exist at once in `knn`: 256 MiB in float64
+TRUE_POSITIVES = 0.95  # true positive rate at which the false positive rate is measured
+LARGEST = 2**25  # similarities of `knn` in memory at once: 256 MiB in float64
 
-# What the logits (N, C), in float64, alone decide.
+# Scores that are functions of the logits (N, C), in float64.
 OF_LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
     "py": lambda logits: logits.log_softmax(1).amax(1).exp(),
     "pxy": lambda logits: logits.amax(1),
@@ -58,27 +58,27 @@ def scores(
     py = 1. The model is in eval mode and its parameters take no gradient.
 
     Arguments:
-        batches: images (n, 3, H, W) on the model's device; labels are not looked at.
+        batches: images (n, 3, H, W) on the model's device, and labels, which are not used.
         contrastive: the term, with the queue of the checkpoint, that `pxsim` needs.
         bank: (M, D) that `knn` needs, see `feature_bank`. An image that is itself in the bank
             is its own first neighbour.
-        k: which neighbour, 1 to M.
+        k: the neighbour's rank, 1 to M.
     """
     unit_bank = None if bank is None or "knn" not in names else F.normalize(bank.double(), dim=1)
     parts = _scores_of_batches(model, batches, "pxgrad" in names, unit_bank, k)
-    none = next(model.parameters()).new_empty(0)
-    found = {n: distributed.joined(torch.cat(p) if p else none) for n, p in parts.items()}
-    logits = found.pop("logits")
+    empty = next(model.parameters()).new_empty(0)
+    values = {n: distributed.joined(torch.cat(p) if p else empty) for n, p in parts.items()}
+    logits = values.pop("logits")
     with torch.no_grad():
-        result = found | {n: score(logits) for n, score in OF_LOGITS.items() if n in names}
+        values |= {n: score(logits) for n, score in OF_LOGITS.items() if n in names}
         if "pxy" in names and model.energy_output is not None:
-            result["pxy"] = result["px"] + logits.log_softmax(1).amax(1)
+            values["pxy"] = values["px"] + logits.log_softmax(1).amax(1)
         if "pxsim" in names:
             assert contrastive is not None
-            # Of all images at once: a queue of raw logits is summed anew at every call.
+            # All images in one call: each call sums over a queue of raw logits anew.
             log_k = contrastive.memories["queue"].queue_filled.double().log()
-            result["pxsim"] = log_k - contrastive.per_image(logits, logits.argmax(1))
-    return {name: result[name].cpu().numpy() for name in names}
+            values["pxsim"] = log_k - contrastive.per_image(logits, logits.argmax(1))
+    return {name: values[name].cpu().numpy() for name in names}
 
 
 def _scores_of_batches(
@@ -88,9 +88,9 @@ def _scores_of_batches(
     unit_bank: Tensor | None,
     k: int,
 ) -> dict[str, list[Tensor]]:
-    """Return the logits of each batch (n, C), and its px, and pxgrad and knn where asked: (n,)."""
-    found: dict[str, list[Tensor]] = {"logits": [], "px": []}
-    found |= {name: [] for name, on in (("pxgrad", gradient), ("knn", unit_bank is not None)) if on}
+    """Return by name each batch's logits (n, C), px (n,) and, if needed, pxgrad and knn (n,)."""
+    parts: dict[str, list[Tensor]] = {"logits": [], "px": []}
+    parts |= {name: [] for name, on in (("pxgrad", gradient), ("knn", unit_bank is not None)) if on}
     with sampling_mode(model), torch.set_grad_enabled(gradient):
         for images, _ in batches:
             x = images.detach().requires_grad_(gradient)
@@ -100,13 +100,13 @@ def _scores_of_batches(
             if gradient:
                 (slope,) = torch.autograd.grad(log_px.sum(), x)
                 norm = slope.double().flatten(1).norm(dim=1)
-                # A density that is flat to the last digit is the best score, not an infinite one.
-                found["pxgrad"].append(-norm.clamp_min(torch.finfo(torch.float32).tiny).log())
+                # A gradient of 0 gets the largest finite score, not an infinite one.
+                parts["pxgrad"].append(-norm.clamp_min(torch.finfo(torch.float32).tiny).log())
             if unit_bank is not None:
-                found["knn"].append(-kth_distance(features.detach(), unit_bank, k))
-            found["px"].append(log_px.detach().double())
-            found["logits"].append(logits.detach())
-    return found
+                parts["knn"].append(-kth_distance(features.detach(), unit_bank, k))
+            parts["px"].append(log_px.detach().double())
+            parts["logits"].append(logits.detach())
+    return parts
 
 
 @torch.no_grad()
@@ -114,16 +114,16 @@ def feature_bank(model: EnergyClassifier, batches: Iterable[tuple[Tensor, Tensor
     """Return the penultimate features of all images, float32 (M, D), each divided by its length."""
     with eval_mode(model):
         parts = [F.normalize(model.features(images).float(), dim=1) for images, _ in batches]
-    none = model.class_output.weight.new_empty(0, model.f.num_features)
-    return distributed.joined(torch.cat(parts) if parts else none)
+    empty = model.class_output.weight.new_empty(0, model.f.num_features)
+    return distributed.joined(torch.cat(parts) if parts else empty)
 
 
 def kth_distance(features: Tensor, unit_bank: Tensor, k: int) -> Tensor:
     """Return ||z - z_k||_2 (n,), float64 in [0, 2], of features z (n, D), divided by their length,
     and their k-th nearest z_k in `unit_bank` (M, D), whose rows have length 1.
 
-    By ||a - b||^2 = 2 - 2 a.b in float64: in float32 this loses all but the first 3 digits of a
-    small distance. Chunks of images, so that (n, M) stays small for any bank.
+    Computed as ||a - b||^2 = 2 - 2 a.b in float64: in float32 this loses all but the first 3 digits
+    of a small distance. Images are taken in chunks, so that (n, M) stays small for any bank.
     """
     rows = max(1, LARGEST // len(unit_bank))
     z = F.normalize(features.double(), dim=1)
@@ -132,7 +132,7 @@ def kth_distance(features: Tensor, unit_bank: Tensor, k: int) -> Tensor:
 
 
 def detection(score_in: np.ndarray, score_out: np.ndarray) -> dict[str, float | int]:
-    """Return {auroc, fpr95, aupr, n_in, n_out} of scores (n_in,) and (n_out,), which are
+    """Return {auroc, fpr95, aupr, n_in, n_out} of scores (n_in,) and (n_out,), which should be
     higher for in-distribution images.
 
         auroc  P(in > out) + P(in = out) / 2                                             0..1
@@ -150,7 +150,7 @@ def detection(score_in: np.ndarray, score_out: np.ndarray) -> dict[str, float | 
     inside, outside = checked(score_in, "in-distribution"), checked(score_out, "OOD")
     score = np.concatenate([inside, outside])
     positive = np.repeat([True, False], [len(inside), len(outside)])
-    # Without drop_intermediate=False thresholds that no corner of the curve needs are left out.
+    # By default roc_curve drops thresholds between the corners of the curve; fpr95 needs them.
     false_rate, true_rate, _ = roc_curve(positive, score, drop_intermediate=False)
     return {
         "auroc": float(roc_auc_score(positive, score)),
@@ -164,8 +164,8 @@ def detection(score_in: np.ndarray, score_out: np.ndarray) -> dict[str, float | 
 def openood_detection(score_in: np.ndarray, score_out: np.ndarray) -> dict[str, float]:
     """Return OpenOOD v1.5's metrics in per cent; arguments and Raises as `detection`.
 
-    FPR@95    the share of in-distribution images that are taken for OOD, at the first corner
-              of the ROC curve at which 95 % of the OOD images are; `detection` has the reverse
+    FPR@95    the share of in-distribution images taken for OOD, at the first corner of the ROC
+              curve where 95 % of the OOD images are taken for OOD; `detection` has the reverse
     AUROC     as `detection`
     AUPR_IN   area under the precision-recall curve, by trapezoids; in-distribution positive
     AUPR_OUT  the same; OOD positive
@@ -177,13 +177,13 @@ def openood_detection(score_in: np.ndarray, score_out: np.ndarray) -> dict[str, 
     false_rate, true_rate, _ = roc_curve(ood, -score)
     precision_in, recall_in, _ = precision_recall_curve(1 - ood, score)
     precision_out, recall_out, _ = precision_recall_curve(ood, -score)
-    found = {
+    metrics = {
         "FPR@95": false_rate[np.argmax(true_rate >= TRUE_POSITIVES)],
         "AUROC": auc(false_rate, true_rate),
         "AUPR_IN": auc(recall_in, precision_in),
         "AUPR_OUT": auc(recall_out, precision_out),
     }
-    return {name: 100 * float(value) for name, value in found.items()}
+    return {name: 100 * float(value) for name, value in metrics.items()}
 
 
 def checked(score: np.ndarray, kind: str) -> np.ndarray:
