@@ -35,12 +35,12 @@ from runs.files import check_writable
 from runs.names import CONTRAST_SCORES, NORMS, OPENOOD, SCORES, STARTS, STRIDES, data_root
 from runs.shared import HUB, check_weights, weights_file
 
-# Flags that not every question takes, and the questions that take them.
+# Flag that not every question takes -> the names of the questions that take it.
 BELONGS = {
     flag: [name for name, question in QUESTIONS.items() if flag in question.takes]
     for flag in dict.fromkeys(flag for question in QUESTIONS.values() for flag in question.takes)
 }
-DEFAULTS = {"n_steps": 0, "sigma": 0.03, "ood_dataset": ["svhn"]}  # unless a question has others
+DEFAULTS = {"n_steps": 0, "sigma": 0.03, "ood_dataset": ["svhn"]}  # a question's `defaults` win
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -179,7 +179,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 def parse(argv: Sequence[str], files: bool = False) -> tuple[argparse.Namespace, set[str]]:
     """Return the checked settings, and the names of the flags that the command line gives.
 
-    files: also refuse checkpoints that are not there, and a folder that cannot be written to.
+    files: also refuse a checkpoint that does not exist, and a --log_dir that is not writable.
     """
     parser = build_parser()
     settings = parser.parse_args(argv)
@@ -202,7 +202,7 @@ def parse(argv: Sequence[str], files: bool = False) -> tuple[argparse.Namespace,
 
 
 def results_folder(s: argparse.Namespace) -> Path:
-    """Return the folder of the answers. Raises UsageError where there is none."""
+    """Return the folder for the answer. Raises UsageError for hf://... without --log_dir."""
     path = s.load_path[0]
     if not s.log_dir and path.startswith(HUB):
         raise UsageError(f"--load_path {path} has no folder for answers: give --log_dir FOLDER")
@@ -213,16 +213,16 @@ def results_folder(s: argparse.Namespace) -> Path:
 def check(s: argparse.Namespace, given: set[str]) -> None:
     """Check flags against each other. Raises UsageError, one line with flag, value and remedy."""
     question = QUESTIONS[s.eval]
-    for name in sorted(given & BELONGS.keys()):  # who gives it believes in an effect
+    for name in sorted(given & BELONGS.keys()):  # its user would expect an effect
         if name not in question.takes:
-            asks = ", ".join(BELONGS[name])
-            raise UsageError(f"--{name} is for {asks}: leave it out of {s.eval}")
-    for flag, without in question.idle(s):
-        if idle := [f"--{name}" for name in without if name in given]:
-            raise UsageError(f"{', '.join(idle)} has no effect with --{flag}: leave it out")
+            takers = ", ".join(BELONGS[name])
+            raise UsageError(f"--{name} is for {takers}: leave it out of {s.eval}")
+    for flag, idle in question.idle(s):
+        if idle_given := [f"--{name}" for name in idle if name in given]:
+            raise UsageError(f"{', '.join(idle_given)} has no effect with --{flag}: leave it out")
     if OPENOOD in s.ood_dataset and s.eval != OPENOOD:
         raise UsageError(f"--ood_dataset {OPENOOD} is a protocol: give it alone, and to OOD alone")
-    for path in s.load_path:  # its folder names the model, and has the answer
+    for path in s.load_path:  # its folder's name is the model's label, and in the answer's path
         check_utf8("--load_path", os.path.abspath(path))
     n = len(s.load_path)
     if n > 1 and not question.several:

@@ -1,4 +1,4 @@
-"""A trained model as its checkpoint describes it: network, settings, queue and replay buffer."""
+"""Load a trained model from its checkpoint: network, run settings, queue and replay buffer."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ NETWORK = (*SHAPE, "contrast_k")  # flags that must agree with the checkpoint
 
 @dataclass
 class LoadedModel:
-    """
-    flags: the command line's, which win over the run's settings.
-    settings: the run's; {} where neither the file nor its folder has them.
-    dataset: what it was trained on, as far as is known; record: which images these were.
-    queue: the logits (C, K) of its queue, if it has one; state: the whole checkpoint.
-    sha256: of the file that was loaded.
-    average: which weights of a run with --ema these are; "" of any other run.
+    """A model, with the settings and the state of its checkpoint.
+
+    flags: the command line's settings, which win over `settings`, the run's ({} if unknown).
+    dataset: the training set's name, "" if unknown; record: the record of its images.
+    queue: the logits (C, K) of the run's queue, None without a queue; state: the whole checkpoint.
+    sha256: the checkpoint file's checksum; average: see `average_of`.
     """
 
     path: Path
@@ -60,7 +59,7 @@ class LoadedModel:
 
     @property
     def class_names(self) -> list[str]:
-        """Return the names of the run's classes; their numbers where the checkpoint lacks them."""
+        """Return the names of the run's classes; their numbers if the checkpoint has no names."""
         names, n = self.record.class_names, self.num_classes
         return list(names) if len(names) == n else [str(y) for y in range(n)]
 
@@ -69,10 +68,10 @@ class LoadedModel:
         return next(self.network.parameters()).device
 
     def contrastive(self) -> losses.Contrastive:
-        """Return the contrastive term log q(x|y) with the queue that the checkpoint holds, by the
-        score that the run trained with.
+        """Return the contrastive term log q(x|y) with the checkpoint's queue and the run's score.
 
-        Raises UsageError where the checkpoint holds no queue, and for a score that does not exist.
+        Raises UsageError if the checkpoint holds no queue or an empty queue, and for a score that
+        does not exist here.
         """
         if (logits := self.queue) is None:
             raise UsageError(
@@ -81,7 +80,7 @@ class LoadedModel:
             )
         queue = losses.LogitQueue(*logits.shape)
         queue.queue_logit.copy_(logits)
-        # The ancestors' queue starts full, of noise, and so is always full.
+        # HDGE's queue starts full of noise: without a count of filled slots the queue is full.
         full = queue.queue_filled.fill_(logits.shape[1])
         queue.queue_filled.copy_(self.state.get("objective", {}).get(FILLED, full))
         if not int(queue.queue_filled):
@@ -103,8 +102,8 @@ class LoadedModel:
         """Return the checkpoint's replay buffer, or with --fresh_samples a new one of --buffer_size
         images.
 
-        `classes` share its slots; 1 for unconditional chains. Raises UsageError where the
-        checkpoint has no buffer, and for a size that the classes cannot share.
+        classes: the number of classes that share its slots; 1 for unconditional chains. Raises
+        UsageError if the checkpoint has no buffer or its size is no multiple of `classes`.
         """
         fresh = self.flags.fresh_samples
         images = None if fresh else self.buffer_images("--fresh_samples starts a new one")
@@ -116,7 +115,7 @@ class LoadedModel:
             )
         shape = (3, self.network.image_size, self.network.image_size)
         reinit_freq = self.setting("reinit_freq", 0.05)
-        # It fills itself on the host from the global random state, which must not move.
+        # Its constructor draws from the host's global random state, which must not change.
         with fits(f"--buffer_size {size}"), torch.random.fork_rng(devices=[]):
             buffer = losses.ReplayBuffer(size, shape, reinit_freq, classes).to(self.device)
             buffer.start = self.start()
@@ -127,15 +126,15 @@ class LoadedModel:
 
     def buffer_images(self, remedy: str) -> Tensor:
         """Return the images (N, 3, H, W) of the checkpoint's replay buffer. Raises UsageError, with
-        the remedy, where it has no buffer."""
+        `remedy`, if it has no buffer of the network's image size."""
         images, side = self.state.get("replay_buffer"), self.network.image_size
         if not isinstance(images, Tensor) or images.shape[1:] != (3, side, side) or not len(images):
             raise UsageError(f"--load_path {self.path} holds no replay buffer: {remedy}")
         return images.float()
 
     def chain(self, steps: int, start: losses.Start | None = None) -> losses.Chain:
-        """Return the run's chain of so many steps, under the command line's flags; `start`: where
-        new chains begin."""
+        """Return a chain of `steps` steps with the run's SGLD settings, which flags override. New
+        chains begin at `start`, by default uniform noise."""
         return losses.Chain(
             steps=steps,
             step_size=self.setting("sgld_lr", 1.0),
@@ -148,29 +147,30 @@ class LoadedModel:
 
     @property
     def guidance(self) -> float:
-        """Return the weight of log q(y|x) in chains of a class."""
+        """Return the weight of log q(y|x) in class-conditional chains."""
         return self.setting("guidance", 1.0)
 
     def start(self) -> losses.Start:
-        """Return the start of chains. Raises UsageError if the checkpoint lacks its Gaussians."""
+        """Return the start of new chains. Raises UsageError if its Gaussians are missing."""
         kind = self.setting("chain_start", "uniform")
         if kind == "uniform":
             return losses.UniformStart()
         objective = self.state.get("objective", {})
-        found = {n: objective.get(START + n) for n in ("mean", "root")}
-        own = str(self.settings.get("chain_start", "uniform"))
-        if kind != own or not all(isinstance(t, Tensor) for t in found.values()):
-            remedy = "give uniform" if kind == own else f"its chains start from {own}: leave it out"
+        gaussians = {n: objective.get(START + n) for n in ("mean", "root")}
+        run_kind = str(self.settings.get("chain_start", "uniform"))
+        if kind != run_kind or not all(isinstance(t, Tensor) for t in gaussians.values()):
+            leave_out = f"its chains start from {run_kind}: leave it out"
+            remedy = "give uniform" if kind == run_kind else leave_out
             raise UsageError(f"--chain_start {kind}: {self.path} holds no such Gaussians: {remedy}")
-        start = losses.GaussianStart(len(found["mean"]))
-        start.load_state_dict(found)
+        start = losses.GaussianStart(len(gaussians["mean"]))
+        start.load_state_dict(gaussians)
         return start.to(self.device)
 
     def setting(self, name: str, default: T) -> T:
-        """Return the value of the command line, else of the run, else the default, in its type.
-        Raises UsageError for a run's setting that is no number where it should be one."""
-        given = (getattr(self.flags, name, None), self.settings.get(name), default)
-        value: Any = next(each for each in given if each is not None)
+        """Return the command line's value, else the run's, else the default, in the default's type.
+        Raises UsageError for a run's setting that cannot be converted to that type."""
+        values = (getattr(self.flags, name, None), self.settings.get(name), default)
+        value: Any = next(value for value in values if value is not None)
         try:
             return type(default)(value)  # type: ignore[call-arg]
         except (TypeError, ValueError):
@@ -183,77 +183,77 @@ class LoadedModel:
 def load(
     path: str, label: str, s: Namespace, device: torch.device, flag: str = "--load_path"
 ) -> LoadedModel:
-    """Return the model of a checkpoint or an exported folder, on the device, in eval mode.
+    """Load the model of a checkpoint or of an exported folder onto the device, in eval mode.
 
-    Raises CheckpointError, one line with the `flag`, for a file that cannot be used, and where a
-    flag of the network contradicts it.
+    Raises CheckpointError, one line with `flag`, for a file that cannot be used, and for a network
+    flag that contradicts the checkpoint.
     """
     file = weights_file(path)
     try:
         state, sha256 = read_with_sha256(file)
-        told, average = models.run_settings(state, file), average_of(state, s.weights)
+        run, average = models.run_settings(state, file), average_of(state, s.weights)
         given = {name: getattr(s, name) for name in SHAPE}
         raw = s.weights == "raw"
-        network = models.from_checkpoint(state, told, raw=raw, **given)
+        network = models.from_checkpoint(state, run, raw=raw, **given)
         queue, classes, flow = None, network.num_classes, isinstance(network, models.Flow)
         if not flow:
             queue = models.network_weights(state, raw=raw).get("queue_logit")
         record = data.Record.read(state.get("data"))
         if queue is not None and (queue.ndim != 2 or len(queue) != classes):
-            said = f"its queue has shape {tuple(queue.shape)}, not ({classes}, K)"
-            raise CheckpointError(f"{said}: use another")
+            defect = f"its queue has shape {tuple(queue.shape)}, not ({classes}, K)"
+            raise CheckpointError(f"{defect}: use another")
     except (CheckpointError, ValueError) as error:
-        said = str(error)
-        where = "" if str(file) in said else f" {path}"
-        raise CheckpointError(f"{flag}{where}: {said}") from None
+        subject = flag if str(file) in str(error) else f"{flag} {path}"
+        raise CheckpointError(f"{subject}: {error}") from None
     network.amp = s.amp == "bf16"
     network = network.to(device).eval()
-    if not flow:  # normflows needs weights as they are
+    if not flow:  # normflows needs weights in their own memory format
         network = network.to(memory_format=torch.channels_last)
     slots = 0 if queue is None else queue.shape[1]
     if s.contrast_k not in (None, slots):
         has = f"a queue of {slots}" if slots else "no queue"
         raise CheckpointError(f"--contrast_k {s.contrast_k}: {path} has {has}: leave the flag out")
-    dataset = dataset_of(told.settings, classes, record, s, network.image_size)
-    run = told.settings, dataset, record
-    return LoadedModel(file, label, network, s, *run, queue, state, sha256, average)
+    dataset = dataset_of(run.settings, classes, record, s, network.image_size)
+    training = run.settings, dataset, record
+    return LoadedModel(file, label, network, s, *training, queue, state, sha256, average)
 
 
-def average_of(state: dict[str, Any], asked: str | None) -> str:
-    """Return which weights of a run with --ema are loaded where --weights is `asked`; "" for any
-    other run. Raises CheckpointError where it lacks them, as an exported model lacks the raw."""
-    settings, both = state.get("settings"), bool(models.averaged_weights(state))
+def average_of(state: dict[str, Any], weights: str | None) -> str:
+    """Return which weights --weights loads, "raw" or "averaged (--ema DECAY)"; "" for a run without
+    --ema. Raises CheckpointError if they are missing, as raw weights are in an exported model."""
+    settings = state.get("settings")
+    both = bool(models.averaged_weights(state))  # in an exported model they replace the raw weights
     decay = settings.get("ema") if isinstance(settings, dict) else None
     has = "the averaged weights alone" if decay else "no averaged weights"
-    if (asked == "ema" and not (decay or both)) or (asked == "raw" and decay and not both):
-        raise CheckpointError(f"--weights {asked}: it has {has}: leave --weights out")
+    if (weights == "ema" and not (decay or both)) or (weights == "raw" and decay and not both):
+        raise CheckpointError(f"--weights {weights}: it has {has}: leave --weights out")
     if not (decay or both):
         return ""
-    return "raw" if asked == "raw" else f"averaged (--ema {decay})"
+    return "raw" if weights == "raw" else f"averaged (--ema {decay})"
 
 
 def dataset_of(
     settings: dict[str, Any], classes: int, record: data.Record, s: Namespace, size: int
 ) -> str:
-    """Return the data set's name: the run's own, or that of --dataset where both are folders with
-    the same training images; else that of --dataset if it has as many classes; else 10 classes mean
-    cifar10 and 100 cifar100. Return "" if it is unknown."""
-    own = str(settings.get("dataset") or "")
-    own = ALIASES.get(own, own)
-    asked = trainable(s.dataset or "")
-    if own.startswith(FOLDER) and asked is not None and asked.startswith(FOLDER):
-        same = folder_path(asked).resolve() == folder_path(own).resolve()
-        same = same or data.same_training_images(record, asked, s.data_root, size)
-        return asked if same else own
-    if CLASSES.get(own) == classes or own.startswith(FOLDER):
-        return own
-    if asked is not None and CLASSES.get(asked, classes) == classes:
-        return asked
+    """Return the training set's name: the run's, or that of --dataset where both are folders with
+    the same training images. If the run's is unknown, return that of --dataset if it has as many
+    classes; else cifar10 for 10 classes and cifar100 for 100; else ""."""
+    run_set = str(settings.get("dataset") or "")
+    run_set = ALIASES.get(run_set, run_set)
+    flag_set = trainable(s.dataset or "")
+    if run_set.startswith(FOLDER) and flag_set is not None and flag_set.startswith(FOLDER):
+        same = folder_path(flag_set).resolve() == folder_path(run_set).resolve()
+        same = same or data.same_training_images(record, flag_set, s.data_root, size)
+        return flag_set if same else run_set
+    if CLASSES.get(run_set) == classes or run_set.startswith(FOLDER):
+        return run_set
+    if flag_set is not None and CLASSES.get(flag_set, classes) == classes:
+        return flag_set
     return {10: "cifar10", 100: "cifar100"}.get(classes, "")
 
 
 def trainable(name: str) -> str | None:
-    """Return the set to train on that a split's name belongs to; None for any other set."""
+    """Return the training set (of CLASSES, or a folder) of a split's name; None for other sets."""
     try:
         dataset = data.locate(name).dataset
     except data.DataError:
@@ -262,8 +262,8 @@ def trainable(name: str) -> str | None:
 
 
 def labels_of(paths: list[str]) -> list[str]:
-    """Return short and distinct names: those of the run folders; where two are the same, with the
-    file's name or a number."""
+    """Return short and distinct names of checkpoints: their run folders' names; if two of these are
+    equal, with the file's name; if two are still equal, with a number."""
     names = [name_of(path) for path in paths]
     if len(set(names)) < len(paths):
         names = [f"{name}/{Path(path).stem}" for name, path in zip(names, paths, strict=True)]
