@@ -72,7 +72,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
         mean over images of  sum_c softmax(b f)_c f_c - f_y
 
     increases with b. T is its zero, found by Brent's method to a relative 1e-10. Returns None if
-    there is no zero in the range: the NLL falls to 0 with T (all images are right), falls with 1/T
+    the range has no zero: the NLL falls to 0 with T (all predictions are right), falls with 1/T
     (logits worse than chance) or does not depend on T (equal logits). Raises NotFinite.
     """
     from scipy.optimize import brentq

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 NOT_PRINTED = ("label", "checkpoint_sha256")  # keys of a result that `say_values` skips
-IN_DISTRIBUTION = "in-distribution"  # reason for leaving out an OOD set that is the model's own
+IN_DISTRIBUTION = "in-distribution"  # why a model's own set is left out as OOD set
 
 
 class Context:
@@ -145,7 +145,7 @@ class Context:
             else:
                 names.append(name)
         sets, skipped = self.available(names, model, "--ood_dataset")
-        for name in [name for name, each in sets.items() if each.name == inside.name]:
+        for name in [name for name, eval_set in sets.items() if eval_set.name == inside.name]:
             if len(self.s.load_path) == 1:
                 raise UsageError(f"--ood_dataset {name} is the in-distribution set: give another")
             # It stays an OOD set of the models that were trained on another set.
@@ -154,7 +154,7 @@ class Context:
         if not sets:
             flag = f"--ood_dataset {' '.join(self.s.ood_dataset)}"
             raise UsageError(f"{flag}: no set is left for {model.path}: give another")
-        return list({each.name: each for each in sets.values()}.values()), skipped
+        return list({eval_set.name: eval_set for eval_set in sets.values()}.values()), skipped
 
     def available(
         self, names: Sequence[str], model: LoadedModel, flag: str

@@ -222,7 +222,7 @@ def average_of(state: dict[str, Any], weights: str | None) -> str:
     """Return which weights --weights loads, "raw" or "averaged (--ema DECAY)"; "" for a run without
     --ema. Raises CheckpointError if they are missing, as raw weights are in an exported model."""
     settings = state.get("settings")
-    both = bool(models.averaged_weights(state))  # in an exported model they replace the raw weights
+    both = bool(models.averaged_weights(state))  # False of an exported model: averaged alone
     decay = settings.get("ema") if isinstance(settings, dict) else None
     has = "the averaged weights alone" if decay else "no averaged weights"
     if (weights == "ema" and not (decay or both)) or (weights == "raw" and decay and not both):

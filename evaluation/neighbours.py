@@ -53,9 +53,9 @@ def compare_with_training(
     labels 0 compare without classes. Returns the following numbers, and the index (N,) of each
     sample's nearest training image of its class.
 
-        nearest: mean distance to the nearest training image of the class, of `samples`, `starts`
-                 and, as `data`, training images to the rest (of each class as many as samples, or
-                 all, evenly spaced); and the ratios of samples to starts and of samples to data
+        nearest: mean distance to the nearest other training image of the class, of `samples`,
+                 `starts` and, as `data`, as many training images of the class as samples (or all),
+                 evenly spaced; and the ratios of samples to starts and of samples to data
         variety: mean distance within a class, averaged over the classes, of the same three sets,
                  and the ratio of samples to data; None where no class has two images
 
@@ -65,7 +65,7 @@ def compare_with_training(
     distances: dict[str, list[Tensor]] = {"samples": [], "starts": [], "data": []}
     spreads: dict[str, list[float]] = {name: [] for name in distances}
     for y in labels.unique().tolist():
-        of_y, data_of_y = ((each == y).nonzero().flatten() for each in (labels, data_labels))
+        of_y, data_of_y = ((x == y).nonzero().flatten() for x in (labels, data_labels))
         if len(data_of_y) < 2:
             raise ValueError(f"class {y} has {len(data_of_y)} training images: 2 are needed")
         bank, n = data[data_of_y], min(len(of_y), len(data_of_y))

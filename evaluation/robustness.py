@@ -86,8 +86,8 @@ def robust_accuracy(
 
     accuracy is the share of images that are classified correctly before and after every attack at
     this and each smaller radius: a misclassified image is not attacked again. A randomised
-    classifier runs once for each attack, so an error by chance counts, too. `generator`, by default
-    a new one, is seeded with `seed` and the batch's number, counted from `first`: a batch's result
+    classifier runs once for each attack, so an error by chance counts, too. `generator`, else a new
+    generator, is seeded with `seed` and the batch's number, counted from `first`: a batch's result
     does not depend on earlier batches. Raises as `check_perturbation`, and NotFinite for logits
     that are not finite.
     """

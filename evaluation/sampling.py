@@ -1,5 +1,5 @@
-"""Sampling by SGLD: chains from new starts or from a replay buffer, and JEM's refinement of images:
-SGLD steps before they are scored or classified.
+"""Sampling by SGLD: chains from new starts or from a replay buffer; and refinement, JEM's SGLD
+steps on images before they are scored or classified.
 
 Images are float32 (N, 3, H, W) with pixels in [-1, 1], which chains without a clamp may leave.
 Every function draws from generators of its own and restores the model's mode. Between SGLD steps
@@ -80,7 +80,7 @@ def refined(
     """
     for index, (images, labels) in enumerate(blocks, first):
         n = len(images)
-        # A full block: the noise of a smaller tensor's first images may be another.
+        # A full block: in a smaller noise tensor the same images could get other noise.
         shape = (EVAL_NOISE_BLOCK, *images.shape[1:])
         x = torch.zeros(shape, device=images.device).to(memory_format=torch.channels_last)
         x[:n] = images
@@ -89,7 +89,7 @@ def refined(
 
 
 class Sampler:
-    """Runs SGLD chains for pictures, from slots of `buffer` as in training or, if it is None, from
+    """Run SGLD chains for pictures, from slots of `buffer` as in training or, if it is None, from
     new starts. Chains draw from a generator of the sampler and are not stored in the buffer."""
 
     def __init__(
@@ -136,8 +136,8 @@ class Slots:
     def draw(
         self, n: int, labels: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Return start images (n, 3, H, W) and slots (n,), which are of the classes `labels` (n,)
-        if given. A chain starts from its slot's image or, with `buffer.reinit_freq`, anew."""
+        """Draw slots (n,), of the classes `labels` (n,) if given. Return start images (n, 3, H, W),
+        the slots' images or, with probability `buffer.reinit_freq`, new starts; and the slots."""
         start, slots = self.buffer.draw(n, labels, generator)
         restarted = self.buffer.restarted(slots, start)[:, None, None, None]
         self.starts[slots] = torch.where(restarted, start, self.starts[slots])

@@ -45,10 +45,10 @@ def scores(
         py       max_y q(y|x): Hendrycks & Gimpel (2017)                      (0, 1]
         pxy      max_y log q(x, y), up to log Z: the largest logit; with `uncond`
                  log q(x) + max_y log q(y|x)                                  any real number
-        pxgrad   -log ||d log q(x) / dx||_2: JEM's approximate mass, which is without the logarithm
-                 and so ranks alike; x in [-1, 1]                             any real number
+        pxgrad   -log ||d log q(x) / dx||_2, x in [-1, 1]: ranks as JEM's approximate mass, which
+                 has no logarithm                                             any real number
         pxsim    log K - loss[n] of the contrastive term, K the filled slots of its queue and y the
-                 predicted class, never the label: how much likelier than the queue's mean
+                 predicted class, never the label: how much likelier x is than the queue's mean
         knn      -||z - z_k||_2, z the features divided by their length and z_k the k-th nearest in
                  `bank`: Sun et al., "Out-of-distribution detection with deep nearest neighbors"
                  (2022)                                                       [-2, 0]
