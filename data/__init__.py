@@ -1,9 +1,9 @@
-"""What the network is shown: data sets as uint8 tensors, their splits, batches made on the device.
+"""Data sets as uint8 tensors, their splits, and batches that are made on the network's device.
 
-`load(name, data_root)` reads a set once, `Split.to(device)` puts it where the network is, `augment`
-makes a training batch there and `evaluation_batches` walks a split unaugmented. `EvaluationSets`
-read or make whatever a trained model is asked about. A user's mistake is a `DataError`: one line
-with the setting, its value and the remedy.
+`load(name, data_root)` reads a whole set into memory and `Split.to(device)` moves it to the device.
+`augment` makes a training batch there; `evaluation_batches` yields a split without augmentation.
+`EvaluationSets` reads or makes the images that a trained model is evaluated on. A user's mistake
+raises `DataError`: one line with the setting, its value and the remedy.
 """
 
 from data.base import DataError, DataSet, Spec, Split

@@ -1,4 +1,4 @@
-"""Types of the whole package."""
+"""Types that the whole package uses: splits, data sets and the error of a user's mistake."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from runs.cli import Mistake
 class DataError(Mistake):
     """A user's mistake about one setting, in one line: "--<setting> <value>: <said>".
 
-    `said` is what is wrong, and the remedy.
+    `said` names the defect and its remedy. A `value` of None is left out of the line.
     """
 
     def __init__(self, setting: str, value: object, said: str) -> None:
-        super().__init__(setting, value, said)  # processes send their errors to each other
+        super().__init__(setting, value, said)  # as pickle needs them: processes exchange errors
         self.setting, self.value, self.said = setting, value, " ".join(said.splitlines())
 
     def __str__(self) -> str:
@@ -27,8 +27,8 @@ class DataError(Mistake):
         return f"--{self.setting}{value}: {self.said}"
 
     def asked_as(self, setting: str, name: str) -> DataError:
-        """Return the error with the setting and the name that a program was given a data set by. An
-        error about another setting stays as it is."""
+        """Return the error with the flag and the name by which the user gave the data set. Return
+        an error about any other setting unchanged."""
         return DataError(setting, name, self.said) if self.setting == "dataset" else self
 
 
@@ -38,16 +38,16 @@ class Split(NamedTuple):
 
     images: Tensor  # uint8 (N, size, size, 3)
     labels: Tensor  # int64 (N,)
-    hashes: Tensor | None = None  # int64 (N,), see data.images; None for images that are made
+    hashes: Tensor | None = None  # int64 (N,), see data.images; None for generated images
 
     def to(self, device: torch.device | str) -> Split:
         return self._replace(images=self.images.to(device), labels=self.labels.to(device))
 
     def take(self, index: Tensor) -> Split:
         """Return the images of `index`, int64 (n,) on any device."""
-        here = index.to(self.labels.device)
+        index_here = index.to(self.labels.device)
         hashes = None if self.hashes is None else self.hashes[index.cpu()]
-        return Split(self.images[here], self.labels[here], hashes)
+        return Split(self.images[index_here], self.labels[index_here], hashes)
 
     def first(self, n: int | None) -> Split:
         """Return the first n images; None: all."""
@@ -65,11 +65,11 @@ class DataSet:
     flips: bool  # whether a mirrored image still shows its class
     train: Split
     test: Split
-    about: str = ""  # one line: how many images were read, of what, and what was left out
+    about: str = ""  # one line: number of images read, their source, files or arrays left out
 
     def fingerprint(self) -> str:
-        """Return the number of the training images and a checksum of their pixels and labels, in
-        their order."""
+        """Return the number of training images and a checksum of their pixels and labels, in
+        order."""
         tensors = self.train.images, self.train.labels
         images, labels = (tensor.cpu().contiguous().numpy().data for tensor in tensors)
         checksum = zlib.crc32(labels, zlib.crc32(images))
@@ -81,7 +81,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Spec:
-    """The facts about a set that need no images; the sizes are the published ones."""
+    """Facts about a set that are known before an image is read. Sizes count images."""
 
     num_classes: int
     train_size: int

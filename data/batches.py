@@ -1,6 +1,6 @@
-"""Batches made where the images live: no worker processes, no loop over samples, no host sync.
+"""Make batches on the images' device: no worker processes, no loop over samples, no host sync.
 
-`TrainingBatches` gives a training run's, step by step; `evaluation_batches` walks a split.
+`TrainingBatches` makes the batches of each training step; `evaluation_batches` those of a split.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from torch import Tensor
 from data.base import DataError, Split
 from runs.processes import mixed, share
 
-EVAL_NOISE_BLOCK = 100  # images whose evaluation noise comes from one generator
-_ORDER, _NOISE = 0, 1  # streams of one seed that must not share their numbers
+EVAL_NOISE_BLOCK = 100  # consecutive images whose evaluation noise comes from one generator
+_ORDER, _NOISE = 0, 1  # keys that keep two generators of one seed apart
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -32,24 +32,24 @@ def augment(
     clamp: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Make a training batch: reflect-pad by an eighth of the image's side (4 of 32), random crop,
-    mirror (p = 1/2), scale, `noisy`.
+    """Make a training batch: pad by reflection by an eighth of the image's side (4 of 32), crop at
+    random, mirror (p = 1/2), scale to [-1, 1], add noise with `noisy`.
 
     images uint8 (N, size, size, 3), index int64 (n,) and the generator on one device ->
     float32 (n, 3, size, size) in channels_last there. Padding, crop and mirror are one gather.
     """
     n, size, device = len(index), images.shape[1], images.device
-    places = 2 * (size // 8) + 1  # that a crop may have along an axis
-    offsets = torch.randint(places, (2, n, 1), device=device, generator=generator)
+    positions = 2 * (size // 8) + 1  # of a crop along an axis
+    offsets = torch.randint(positions, (2, n, 1), device=device, generator=generator)
     if flip:
         mirrored = torch.rand(n, 1, device=device, generator=generator) < 0.5
-        offsets[1].add_(mirrored, alpha=places)
+        offsets[1].add_(mirrored, alpha=positions)
     rows, columns = _crops(size, device).index_select(0, offsets.flatten()).view(2, n, size)
     rows += size * torch.arange(n, device=device, dtype=torch.int32)[:, None]
     pixels = torch.add(columns[:, None, :], rows[:, :, None], alpha=size).flatten()
-    # One index into a list of pixels: four times as fast on the CPU as three into the images.
-    chosen = images.index_select(0, index).flatten(0, 2).index_select(0, pixels)
-    batch = to_float(chosen.view(n, size, size, 3))
+    # One index into a flat list of pixels: four times as fast on the CPU as three into the images.
+    cropped = images.index_select(0, index).flatten(0, 2).index_select(0, pixels)
+    batch = to_float(cropped.view(n, size, size, 3))
     return noisy(batch, sigma, clamp, generator)
 
 
@@ -68,11 +68,11 @@ def noisy(
 def evaluation_batches(
     split: Split, *, batch_size: int, sigma: float, seed: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Walk a split in order, unaugmented: images float32 (n, 3, size, size), labels int64 (n,).
+    """Yield images float32 (n, 3, size, size) in order, not augmented, and labels int64 (n,).
 
-    The noise belongs to the image's index: images are bit-identical for every batch size and call
-    (on one kind of device; its generators differ from another's). seed >= 0. Of several processes
-    each walks its share of the batches.
+    An image's noise depends on its index and on `seed` >= 0 alone. Images are bit-identical for
+    every batch size and call on one kind of device: generators of another kind draw other numbers.
+    Each of several processes yields its share of the batches.
     """
     size, device = split.images.shape[1], split.images.device
     part = share(len(split.images), batch_size)
@@ -97,39 +97,37 @@ def epoch_order(n: int, *, seed: int, epoch: int, device: torch.device | str = "
 
 
 def generator_of(device: torch.device, *key: int) -> torch.Generator:
-    """Make a generator that is seeded by all the numbers of `key` (each >= 0), well mixed."""
+    """Make a generator whose seed is a hash of all the numbers of `key` (each >= 0)."""
     return torch.Generator(device).manual_seed(mixed(*key))
 
 
 def steps_per_epoch(images: int, batch_size: int, flag: str = "batch_size") -> int:
     """Return floor(images / batch_size). Raises DataError if that is 0."""
     if images < batch_size:
-        said = f"exceeds the {images} training images of an epoch; use {images} at most"
-        raise DataError(flag, batch_size, said)
+        problem = f"exceeds the {images} training images of an epoch; use {images} at most"
+        raise DataError(flag, batch_size, problem)
     return images // batch_size
 
 
 def check_labelled(images: int, processes: int) -> None:
     """Raise DataError for a batch of labelled images that the processes cannot share equally."""
     if images % processes:
-        said = (
-            f"{images} labelled images are not divisible by the {processes} processes: use another "
-            "number"
-        )
-        raise DataError("labels_per_class", None, said)
+        problem = f"{images} labelled images are not divisible by the {processes} processes"
+        raise DataError("labels_per_class", None, f"{problem}: use another number")
 
 
 @dataclass
 class TrainingBatches:
-    """The images of each step: which ones is a pure function of (seed, step), so that a resumed
-    run goes on in the middle of an epoch; crops, flips and noise come from the global generator.
+    """Make the batches of each training step.
 
-    An epoch is floor(len(index) / batch_size) steps. `labelled` are the members of `index` whose
-    labels may be used; they cycle, in batches of min(batch_size, len(labelled)). Raises DataError
-    for fewer images than one batch, and for a batch that the processes cannot share equally.
+    The indices of a batch are a pure function of (seed, step), so a resumed run continues in the
+    middle of an epoch. Crops, flips and noise come from the global generator. An epoch is
+    floor(len(index) / batch_size) steps. `labelled` are the members of `index` whose labels may be
+    used; they cycle, in batches of min(batch_size, len(labelled)). Raises DataError for fewer
+    images than one batch, and for a batch that the processes cannot share equally.
     """
 
-    streams: ClassVar[int] = 2  # of batches in an epoch, each in an order of its own
+    streams: ClassVar[int] = 2  # orders of the images per epoch: the labelled and the second batch
 
     train: Split
     index: Tensor
@@ -138,11 +136,11 @@ class TrainingBatches:
     seed: int
     sigma: float
     flip: bool
-    unlabelled: bool  # every step has a second batch, of all images in an order of its own
-    part: tuple[int, int] = (0, 1)  # (i, n): the i-th of n processes that share each batch
-    clamp: bool = False  # to [-1, 1], after the noise
-    second_size: int | None = None  # of the second batch; None: batch_size
-    augmented: tuple[bool, bool] = (True, True)  # the first and the second are cropped, mirrored
+    unlabelled: bool  # whether a step has a second batch, of all images in an order of its own
+    part: tuple[int, int] = (0, 1)  # (i, n): this is process i of n that share each batch
+    clamp: bool = False  # whether to clamp images to [-1, 1], after the noise
+    second_size: int | None = None  # size of the second batch; None: batch_size
+    augmented: tuple[bool, bool] = (True, True)  # whether to crop and mirror first, second batch
     _orders: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # stream -> cycle, order
 
     def __post_init__(self) -> None:
@@ -154,8 +152,8 @@ class TrainingBatches:
     def __call__(
         self, step: int, part: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return (images, labels, unlabelled images or None) of a step, augmented; `part`: another
-        one than this process's."""
+        """Return (images, labels, unlabelled images or None) of a step, augmented, for the process
+        `part`; None: self.part."""
         part = part or self.part
         index = self._chosen(self.labelled, step, 0, part, self.batch_size)
         unlabelled = None
@@ -168,13 +166,15 @@ class TrainingBatches:
     def _chosen(
         self, index: Tensor, step: int, stream: int, part: tuple[int, int], size: int
     ) -> Tensor:
+        """Return the members of `index` in a step's batch that process `part` takes. Each stream
+        and each cycle (pass over `index`) has an order of its own."""
         size = min(size, len(index))
-        cycle, place = divmod(step, len(index) // size)
+        cycle, position = divmod(step, len(index) // size)
         if self._orders.get(stream, (-1,))[0] != cycle:
             epoch = self.streams * cycle + stream
             order = epoch_order(len(index), seed=self.seed, epoch=epoch, device=index.device)
             self._orders[stream] = (cycle, index[order])
-        first, last = (place * size + size * i // part[1] for i in (part[0], part[0] + 1))
+        first, last = (position * size + size * i // part[1] for i in (part[0], part[0] + 1))
         return self._orders[stream][1][first:last]
 
     def _images(self, index: Tensor, augmented: bool) -> Tensor:
@@ -185,9 +185,9 @@ class TrainingBatches:
 
 @lru_cache
 def _crops(size: int, device: torch.device) -> Tensor:
-    """Return int32 (2 * (2 * pad + 1), size): the pixels of a crop along one axis for each offset,
-    then the same mirrored. Reflection does not repeat the edge: -1 is pixel 1 and, of 32, 32 is
-    pixel 30. int32 is half of int64's traffic."""
+    """Return int32 (2 * (2 * pad + 1), size): for each offset the pixels of a crop along one axis,
+    then the same crops mirrored. Reflection does not repeat the edge: position -1 is pixel 1 and,
+    for size 32, position 32 is pixel 30. int32 halves int64's memory traffic."""
     last, pad = size - 1, size // 8
     padded = torch.arange(-pad, size + pad, dtype=torch.int32)
     crops = (last - (last - padded.abs()).abs()).unfold(0, size, 1)
@@ -198,7 +198,7 @@ def _noise(
     n: int, size: int, sigma: float, generator: torch.Generator | None, device: torch.device
 ) -> Tensor:
     """Draw N(0, sigma^2), float32 (n, 3, size, size) in channels_last."""
-    # Scaled before it is added: add(alpha=) may fuse differently at the end of a vector, and
-    # evaluation noise must be the same bits at every batch size.
+    # Noise is scaled before it is added: add(alpha=) may fuse both differently at the end of a
+    # vector, but evaluation noise must have the same bits at every batch size.
     noise = torch.empty(n, size, size, 3, device=device)
     return noise.normal_(0, sigma, generator=generator).permute(0, 3, 1, 2)
