@@ -1,4 +1,4 @@
-"""The sets that a trained model is asked about: their names in every spelling, and their images."""
+"""Resolve the names of the sets that a trained model is evaluated on, and read or make them."""
 
 import re
 from dataclasses import dataclass, field
@@ -21,9 +21,10 @@ from runs.cli import did_you_mean
 from runs.names import ALIASES, FOLDER, IMAGE_SIZE, TITLES
 
 ALL_OOD = ("svhn", "cifar10interp", "cifar100", "celeba")  # the columns of the HDGE paper's Table 1
-NO_DOWNLOAD = ("interp", "photos", "uniform", "gaussian")  # `all` of a model of the digits
+NO_DOWNLOAD = ("interp", "photos", "uniform", "gaussian")  # `all` for a model of the digits
+# Sets beside SPECS, which a model can be evaluated on but not trained on.
 OUT = ("cifar10interp", "celeba", "textures", "faces", "uniform", "gaussian", "photos", "interp")
-PUBLISHED = {  # test images, and how torchvision's files are read
+PUBLISHED = {  # number of test images, description of torchvision's files
     "celeba": (19962, "test split of the aligned images"),
     "textures": (1880, "test split 1 of DTD in a fixed random order"),
 }
@@ -34,11 +35,11 @@ _SET = re.compile(rf"({'|'.join([*SPECS, *ALIASES, 'cifar'])})(?:_?(train|test|v
 _FOLDER_SPLIT = re.compile(r"folder(?:_(train|test|valid))?:(.+)", re.DOTALL)
 
 
-class Place(NamedTuple):
-    """The set and the split that a name stands for."""
+class Selection(NamedTuple):
+    """The data set and the split that a name stands for."""
 
-    dataset: str  # as in SPECS, folder:PATH, openood:LIST, or one of OUT, or <dataset>.npz
-    split: str = "test"  # or "train" or "valid", of SPECS and folders
+    dataset: str  # a key of SPECS, folder:PATH, openood:LIST, a member of OUT, or an NPZ's name
+    split: str = "test"  # "train" or "valid" for SPECS and folders alone
 
     @property
     def name(self) -> str:
@@ -48,33 +49,33 @@ class Place(NamedTuple):
 
 def locate(
     name: str, in_dataset: str | None = None, *, data_root: str | Path | None = None
-) -> Place:
-    """Resolve a name, whose default split is test, without reading a file. With a `data_root`, any
-    <data_root>/<name>.npz has a name; `interp` of a CIFAR-10 model (`in_dataset`) is cifar10interp.
+) -> Selection:
+    """Resolve a name without reading a file; the default split is test. With a `data_root`, the
+    name of any <data_root>/<name>.npz is valid. `interp` is cifar10interp for in_dataset cifar10.
 
     Raises DataError for an unknown set.
     """
     if match := _FOLDER_SPLIT.fullmatch(name):
-        return Place(FOLDER + match[2], match[1] or "test")
+        return Selection(FOLDER + match[2], match[1] or "test")
     if name.startswith(PREFIX):
-        return Place(name)
+        return Selection(name)
     if match := _SET.fullmatch(name):
-        return Place(_ALIASES.get(match[1], match[1]), match[2] or "test")
+        return Selection(_ALIASES.get(match[1], match[1]), match[2] or "test")
     plain = _ALIASES.get(name, name)
     if plain == "interp" and in_dataset == "cifar10":
-        return Place("cifar10interp")
+        return Selection("cifar10interp")
     if plain in OUT:
-        return Place(plain)
-    # A name, and not a way out of data_root.
+        return Selection(plain)
+    # A plain file name: a path could lead out of data_root.
     if plain and Path(plain).name == plain and data_root is not None:
         if archive(data_root, plain).is_file():
-            return Place(plain)
-    known = [*SPECS, *OUT, FOLDER + "PATH"]
-    near = did_you_mean(name, known)
+            return Selection(plain)
+    names = [*SPECS, *OUT, FOLDER + "PATH"]
+    hint = did_you_mean(name, names)
     raise DataError(
         "dataset",
         name,
-        f"unknown data set; {near}give one of {', '.join(known)} (the first {len(SPECS)} also as "
+        f"unknown data set; {hint}give one of {', '.join(names)} (the first {len(SPECS)} also as "
         "<name>_test, <name>_train, <name>_valid), or the <name> of a <data_root>/<name>.npz",
     )
 
@@ -89,35 +90,35 @@ def split_name(dataset: str, split: str = "test") -> str:
 
 
 def all_ood(in_dataset: str) -> tuple[str, ...]:
-    """Return the sets of `all`: the paper's four, CIFAR-10 in place of the model's own set; for the
-    digits those that need no files."""
+    """Return the sets that `all` stands for: the HDGE paper's four, with CIFAR-10 in place of the
+    model's own set; for the digits the sets that need no files."""
     in_dataset = canonical_name(in_dataset)
     if in_dataset == "digits":
         return NO_DOWNLOAD
     return tuple("cifar10" if name == in_dataset else name for name in ALL_OOD)
 
 
-def title(place: Place, in_dataset: str) -> str:
-    """Return the name for pictures and tables: "CIFAR-10 (test)", "CelebA", a folder's name."""
-    dataset = in_dataset if place.dataset == "interp" else place.dataset
+def title(selection: Selection, in_dataset: str) -> str:
+    """Return a set's name in pictures and tables: "CIFAR-10 (test)", "CelebA", a folder's name."""
+    dataset = in_dataset if selection.dataset == "interp" else selection.dataset
     plain = TITLES.get(dataset, dataset)
     if dataset.startswith(FOLDER):
         plain = folder_path(dataset).resolve().name or dataset
-    if place.dataset == "interp":
+    if selection.dataset == "interp":
         return f"{plain} interpolations"
-    if dataset in SPECS or place.split != "test":
-        return f"{plain} ({_SPLIT_TITLES[place.split]})"
+    if dataset in SPECS or selection.split != "test":
+        return f"{plain} ({_SPLIT_TITLES[selection.split]})"
     return plain
 
 
 class EvaluationSet(NamedTuple):
-    """A set to evaluate on, of one image at least."""
+    """A set to evaluate on, with at least one image."""
 
-    split: Split  # images uint8 (N, size, size, 3), labels int64 (N,): -1 where there is none
-    total: int  # images of the whole split
+    split: Split  # images uint8 (N, size, size, 3), labels int64 (N,): -1 for no label
+    total: int  # number of images of the whole split
     num_classes: int | None  # None where an image has no label
     source: str  # one line: source, split, crop and resizing, pairs, seed
-    class_names: tuple[str, ...] | None = None  # of a folder
+    class_names: tuple[str, ...] | None = None  # None unless the set is a folder with classes
     name: str = ""  # canonical: "cifar10_test", "celeba", "interp", "folder:PATH"
     title: str = ""  # for pictures and tables: "CIFAR-10 (test)", "faces (not CelebA)"
 
@@ -130,87 +131,87 @@ class EvaluationSet(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationSets:
-    """The sets that a trained model can be asked about.
+    """Read or make the sets that a trained model is evaluated on.
 
-    A set is <root>/<name>.npz where that exists (test images alone, or images without labels, are
-    fine), else torchvision's own files in `root`, downloaded where missing. Images are resized
-    before they are interpolated; noise and patches are made in the size. `seed` >= 0 chooses pairs
-    and noise images, which no number of images changes. No global random state is read or moved.
+    A set is <root>/<name>.npz where that file exists; it may lack training images or labels. Else
+    it is torchvision's own files in `root`, downloaded where missing. Images are resized before
+    they are interpolated; noise images and patches are made at `size`. `seed` >= 0 chooses pairs
+    and noise images, the same for every max_images. No global random state is read or changed.
     """
 
     root: Path
-    dataset: str = "cifar10"  # that the model was trained on, of SPECS or a folder
-    size: int = IMAGE_SIZE  # of the images' side, in pixels
-    n_valid: int | None = None  # images of the `_valid` splits; None: the default number
-    record: Record = Record()  # of the images that the run held out
+    dataset: str = "cifar10"  # the model's training set: a key of SPECS or folder:PATH
+    size: int = IMAGE_SIZE  # side of the images in pixels
+    n_valid: int | None = None  # number of images of `_valid` splits; None: the default number
+    record: Record = Record()  # of the run's images, with the images that it held out
     seed: int = 1
-    folders: dict[Any, DataSet] = field(default_factory=dict)  # that were read already
+    folders: dict[Any, DataSet] = field(default_factory=dict)  # cache of the folders read
 
     def load(
         self, name: str, max_images: int | None = None, *, strict: bool = True
     ) -> EvaluationSet:
-        """Read or make the set called `name`; `max_images`: the first N of its split. `strict`: a
-        folder's classes all have images, as for training.
+        """Read or make the set called `name`, with the first `max_images` of its split. `strict`:
+        refuse a folder that has a class without images, as training does.
 
-        Raises DataError about `name`: unknown, missing or damaged sets, splits that are not there,
-        sets without images.
+        Raises DataError about `name` for unknown, missing or damaged sets, missing splits, and sets
+        without images.
         """
-        place = locate(name, self.dataset, data_root=self.root)
+        selection = locate(name, self.dataset, data_root=self.root)
         try:
-            found = self.read(place, max_images, strict)
+            loaded = self.read(selection, max_images, strict)
         except DataError as error:
             raise error.asked_as("dataset", name) from error
-        if not len(found.split.images):
-            raise DataError("dataset", name, f"has no images ({found.source}); give another set")
-        return found._replace(name=place.name, title=title(place, self.dataset))
+        if not len(loaded.split.images):
+            raise DataError("dataset", name, f"has no images ({loaded.source}); give another set")
+        return loaded._replace(name=selection.name, title=title(selection, self.dataset))
 
-    def read(self, place: Place, first: int | None, strict: bool = True) -> EvaluationSet:
-        """Read at least the `first` images of a place; None: all."""
-        dataset = place.dataset
+    def read(self, selection: Selection, first: int | None, strict: bool = True) -> EvaluationSet:
+        """Read the first `first` images of a selection; None: all."""
+        dataset = selection.dataset
         if dataset.startswith(FOLDER):
-            return self.folder(place, first, strict)
+            return self.folder(selection, first, strict)
         if dataset.startswith(PREFIX):
             source = f"{list_file(dataset)} of OpenOOD, shorter side to 32, centre cut out"
             return _cut(read_list(dataset, self.root, self.size), first, None, source)
         if dataset in SPECS:
-            return self.training_set(place, first)
+            return self.training_set(selection, first)
         if dataset in ("interp", "cifar10interp"):
             parent = self.dataset if dataset == "interp" else "cifar10"
-            return self.interpolations(self.read(Place(parent), None), first)
+            return self.interpolations(self.read(Selection(parent), None), first)
         if dataset in ("uniform", "gaussian", "photos"):
-            return self.made(dataset, first)
+            return self.generate(dataset, first)
         return self.other_set(dataset, first)
 
-    def folder(self, place: Place, first: int | None, strict: bool) -> EvaluationSet:
-        """Read a split of a folder to train on, or all images of any other folder, without labels.
-        The folder that the run was trained on is never taken for such a one."""
-        own, size = place.dataset == self.dataset, self.size
-        strict = strict or own
-        path = folder_path(place.dataset)
-        if not own and place.split == "test" and path.is_dir() and not has_classes(path):
+    def folder(self, selection: Selection, first: int | None, strict: bool) -> EvaluationSet:
+        """Read a split of a folder with class folders, or all images below a folder without them,
+        unlabelled. The run's training folder always counts as a folder with class folders."""
+        of_run, size = selection.dataset == self.dataset, self.size
+        strict = strict or of_run
+        path = folder_path(selection.dataset)
+        if not of_run and selection.split == "test" and path.is_dir() and not has_classes(path):
             listing = list_images(path)
             files = listing.parts["all"]
             source = f"all images below the folder, in a fixed random order, {square(size)}"
             source += f"; {listing.about()}"
             return EvaluationSet(read_images(files[:first], size), len(files), None, source)
-        key = place.dataset, size, strict
+        key = selection.dataset, size, strict
         if key not in self.folders:
-            self.folders[key] = load_folder(place.dataset, size=size, allow_empty=not strict)
+            self.folders[key] = load_folder(selection.dataset, size=size, allow_empty=not strict)
         dataset = self.folders[key]
-        split, source = self.part(dataset, place)
-        source += f", {square(size)}; {dataset.about.removeprefix(place.dataset + ': ')}"
+        split, source = self.part(dataset, selection)
+        source += f", {square(size)}; {dataset.about.removeprefix(selection.dataset + ': ')}"
         cut = _cut(split, first, dataset.num_classes, source)
         return cut._replace(class_names=dataset.class_names)
 
-    def part(self, dataset: DataSet, place: Place) -> tuple[Split, str]:
-        """Return a split of a set to train on, and what it is. Of the run's set the validation
-        images are those that the run held out, as far as they are still there."""
-        if place.split == "test":
+    def part(self, dataset: DataSet, selection: Selection) -> tuple[Split, str]:
+        """Return a split of a training set and its description. The validation split of the run's
+        own set has the images that the run held out, as far as the set still has them."""
+        if selection.split == "test":
             return dataset.test, "test images"
-        if place.split == "train":
+        if selection.split == "train":
             return dataset.train, "training images"
         record, train = self.record, dataset.train
-        if place.dataset == self.dataset and record.train is not None:
+        if selection.dataset == self.dataset and record.train is not None:
             assert train.hashes is not None and record.valid is not None
             if torch.equal(record.train, train.hashes):
                 return train.take(record.valid), "held out of the training images"
@@ -218,20 +219,19 @@ class EvaluationSets:
             return train.take(held_out), "those that the run held out of its training images"
         return train.take(hold_out(dataset, self.n_valid)[1]), "held out of the training images"
 
-    def training_set(self, place: Place, first: int | None) -> EvaluationSet:
-        name, part = place.dataset, "test" if place.split == "test" else "train"
+    def training_set(self, selection: Selection, first: int | None) -> EvaluationSet:
+        name, part = selection.dataset, "test" if selection.split == "test" else "train"
         spec = SPECS[name]
         splits, source, _ = find(name, self.root, (part,), size=self.size)
         if part not in splits:
-            raise self.lacking(name, f"{part}_images")
+            raise self.missing_arrays(name, f"{part}_images")
         whole = splits[part]
-        source += _shortage(
-            len(whole.images), spec.test_size if part == "test" else spec.train_size
-        )
-        if place.split == "valid":
-            read = DataSet(name, spec.num_classes, (), spec.flips, whole, whole.first(0))
-            whole, said = self.part(read, place)
-            source += f", {said}"
+        published_size = spec.test_size if part == "test" else spec.train_size
+        source += _shortage(len(whole.images), published_size)
+        if selection.split == "valid":
+            dataset = DataSet(name, spec.num_classes, (), spec.flips, whole, whole.first(0))
+            whole, description = self.part(dataset, selection)
+            source += f", {description}"
         return _cut(whole, first, spec.num_classes, source)
 
     def other_set(self, name: str, first: int | None) -> EvaluationSet:
@@ -242,7 +242,7 @@ class EvaluationSets:
             if "test" not in splits or not len(splits["test"].images):
                 part, splits = "train", read_npz(file, CLASSES.get(name), ("train",), size=size)
             if part not in splits:
-                raise self.lacking(name, "test_images nor train_images")
+                raise self.missing_arrays(name, "test_images nor train_images")
             whole = splits[part]
             highest = int(whole.labels.max()) if len(whole.labels) else -1
             source = f"{part} images of {file.name}, {square(size)} where they have another size"
@@ -251,22 +251,22 @@ class EvaluationSets:
                 source += _shortage(len(whole.images), PUBLISHED[name][0])
             return _cut(whole, first, CLASSES.get(name, highest + 1), source)
         if name not in FILES:
-            said = f"there is no {file.name} in {self.root}; put it there"
+            problem = f"there is no {file.name} in {self.root}; put it there"
             remedy = "(test_images: uint8 N x H x W x 3), or give another --data_root"
-            raise DataError("dataset", name, f"{said} {remedy}")
+            raise DataError("dataset", name, f"{problem} {remedy}")
         split, total, _ = read_published(name, self.root, "test", size, first)
         source = f"{PUBLISHED[name][1]}, {square(size)}"
         return _cut(split, first, CLASSES.get(name), source)._replace(total=total)
 
-    def lacking(self, name: str, what: str) -> DataError:
-        said = f"{name}.npz in {self.root} has no {what}"
-        return DataError("dataset", name, f"{said}; add them, or give another set or split")
+    def missing_arrays(self, name: str, arrays: str) -> DataError:
+        problem = f"{name}.npz in {self.root} has no {arrays}"
+        return DataError("dataset", name, f"{problem}; add them, or give another set or split")
 
     def interpolations(self, whole: EvaluationSet, first: int | None) -> EvaluationSet:
         images, n = whole.split.images, whole.total
         if n < 2:
-            said = f"has no images: a pair takes 2 test images, there is {n}"
-            raise DataError("dataset", "interp", said)
+            problem = f"has no images: a pair takes 2 test images, there is {n}"
+            raise DataError("dataset", "interp", problem)
         a, b = generated.interpolation_pairs(n, self.seed)
         means = generated.interpolate(images[a[:first]], images[b[:first]])
         source = (
@@ -275,7 +275,7 @@ class EvaluationSets:
         )
         return _unlabelled(means, n, source)
 
-    def made(self, name: str, first: int | None) -> EvaluationSet:
+    def generate(self, name: str, first: int | None) -> EvaluationSet:
         size = self.size
         if name == "photos":
             patches = generated.photo_patches(size)
@@ -292,7 +292,7 @@ class EvaluationSets:
 
 
 def _shortage(n: int, published: int) -> str:
-    """Return a note for a set that is not whole, or is larger than the published one."""
+    """Return a note for a set whose number of images is not the published split's; else ""."""
     return "" if n == published else f" (this copy has {n:,}, the published split {published:,})"
 
 
@@ -301,6 +301,6 @@ def _unlabelled(images: Tensor, total: int, source: str) -> EvaluationSet:
 
 
 def _cut(whole: Split, first: int | None, num_classes: int | None, source: str) -> EvaluationSet:
-    """Take the first images, without a number of classes if an image has no label."""
+    """Return the `first` images of a split. An image without a label sets num_classes to None."""
     classes = num_classes if (whole.labels >= 0).all() else None
     return EvaluationSet(whole.first(first), len(whole.images), classes, source)

@@ -1,7 +1,7 @@
-"""`folder:PATH`: one sub-folder a class, any image size; `train/` and `test/` above them if wanted.
+"""Read `folder:PATH`: one sub-folder of images a class, optionally in `train/` and `test/`.
 
-Without these two, about a fifth is the test split. Classes and images are found as by torchvision's
-ImageFolder. Hidden files and files whose ending is not an image's are left out, and counted.
+Images have any size. Without `train/` and `test/`, about a fifth is the test split. Classes and
+images are found as by torchvision's ImageFolder. Hidden files and other endings are only counted.
 """
 
 from collections import Counter
@@ -18,17 +18,17 @@ from runs.cli import check_utf8
 from runs.names import FOLDER
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
-# With folders in them these are no classes, but parts under other names than train/ and test/.
+# Sub-folders of these names that contain folders are splits, not classes; see `list_folder`.
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
-Files = list[tuple[Path, int]]  # an image and its class
+Files = list[tuple[Path, int]]  # paths of images and their classes
 
 
 class Listing(NamedTuple):
-    """The files of a folder before any is opened."""
+    """The images of a folder, listed without opening a file."""
 
     class_names: tuple[str, ...]
     parts: dict[str, Files]  # "train" and "test", or "all" where the folder does not divide them
-    left_out: Counter[str]
+    left_out: Counter[str]  # kind of file -> number of files
 
     def about(self) -> str:
         """Return, for example, "5 images of 8 files; left out: 2 .txt, 1 hidden"."""
@@ -43,18 +43,17 @@ def folder_path(name: str) -> Path:
 
 
 def load_folder(name: str, *, size: int, allow_empty: bool = False) -> DataSet:
-    """Read `name`, folder:PATH. Raises DataError as `list_folder`, and for an image that cannot be
-    read."""
+    """Read folder:PATH. Raises DataError as `list_folder` does, and for an unreadable image."""
     listing = list_folder(folder_path(name), allow_empty=allow_empty)
     n, names = len(listing.class_names), listing.class_names
-    read = {part: read_images(files, size) for part, files in listing.parts.items()}
+    splits = {part: read_images(files, size) for part, files in listing.parts.items()}
     about = f"{name}: {listing.about()}"
-    if "all" in read:
-        whole = read["all"]
+    if "all" in splits:
+        whole = splits["all"]
         assert whole.hashes is not None
         train, test = map(whole.take, split_by_hash(whole.labels, whole.hashes))
     else:
-        train, test = (in_order(read[part]) for part in ("train", "test"))
+        train, test = (in_order(splits[part]) for part in ("train", "test"))
     return DataSet(name, n, names, True, train, test, about)
 
 
@@ -67,8 +66,8 @@ def in_order(split: Split) -> Split:
 def list_folder(path: Path, *, allow_empty: bool = False) -> Listing:
     """List classes in the order of their names, files in the order of their paths.
 
-    Raises DataError: no such folder, fewer than two classes, splits by other names, a class without
-    images unless `allow_empty`, classes that differ between train/ and test/.
+    Raises DataError for a missing folder, fewer than two classes, splits of other names, a class
+    without images unless `allow_empty`, and classes that differ between train/ and test/.
     """
     if not path.is_dir():
         raise _defect(path, "is not a folder" if path.exists() else "does not exist")
@@ -76,17 +75,17 @@ def list_folder(path: Path, *, allow_empty: bool = False) -> Listing:
     if not all((path / split).is_dir() and _folders(path / split) for split in ("train", "test")):
         names, files = _list_classes(path, left_out, allow_empty)
         return Listing(names, {"all": files}, left_out)
-    beside = [entry for entry in _entries(path) if entry.name not in ("train", "test")]
-    left_out["beside train/ and test/"] += len(beside)
+    extra = [entry for entry in _entries(path) if entry.name not in ("train", "test")]
+    left_out["beside train/ and test/"] += len(extra)
     names, train = _list_classes(path / "train", left_out, allow_empty)
-    others, test = _list_classes(path / "test", left_out, allow_empty)
-    if odd := set(names) ^ set(others):
-        raise _defect(path, f"has {', '.join(sorted(odd))} in only one of train/ and test/")
+    test_names, test = _list_classes(path / "test", left_out, allow_empty)
+    if unmatched := set(names) ^ set(test_names):
+        raise _defect(path, f"has {', '.join(sorted(unmatched))} in only one of train/ and test/")
     return Listing(names, {"train": train, "test": test}, left_out)
 
 
 def has_classes(path: Path) -> bool:
-    """Return whether two sub-folders at least hold images, at any depth."""
+    """Return whether at least two sub-folders hold images, at any depth."""
     return sum(any(_walk(folder, Counter())) for folder in _folders(path)) >= 2
 
 
@@ -99,17 +98,17 @@ def list_images(path: Path) -> Listing:
 
 
 def sizes(listing: Listing) -> tuple[int, int]:
-    """Count training and test images; where the images' hashes will divide them, estimate."""
+    """Return the numbers of training and test images, estimated where hashes will divide them."""
     if "all" not in listing.parts:
         return len(listing.parts["train"]), len(listing.parts["test"])
     files = listing.parts["all"]
     counts = Counter(label for _, label in files).values()
-    test = sum(max(n // 5, min(1, n - 1)) for n in counts)  # a fifth of a class, and not all
+    test = sum(max(n // 5, min(1, n - 1)) for n in counts)  # a fifth, at least 1, not all
     return len(files) - test, test
 
 
 def read_images(files: Sequence[tuple[Path, int]], size: int) -> Split:
-    """Decode every file once. Raises DataError naming the first that is unreadable."""
+    """Decode every file once. Raises DataError naming the first unreadable file."""
     pictures = ((read_image(file), label) for file, label in files)
     return decoded_split(pictures, len(files), size)
 
@@ -130,26 +129,26 @@ def _list_classes(
     files: Files = []
     for label, folder in enumerate(folders):
         check_utf8("--dataset folder: the class", folder.name)
-        found = sorted(_walk(folder, left_out))
-        if not found and not allow_empty:
+        images = sorted(_walk(folder, left_out))
+        if not images and not allow_empty:
             raise _defect(path, f"has no image in its class folder {folder.name}")
-        if not found:
+        if not images:
             left_out[f"empty class folder {folder.name}"] += 1
-        files += [(file, label) for file in found]
+        files += [(file, label) for file in images]
     return tuple(folder.name for folder in folders), files
 
 
-def _walk(folder: Path, left_out: Counter[str], above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yield the images in a folder, at any depth; count what else is there."""
-    above = (*above, folder.resolve())
+def _walk(folder: Path, left_out: Counter[str], parents: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the images in a folder, at any depth; count all other entries in `left_out`."""
+    parents = (*parents, folder.resolve())
     for entry in _entries(folder):
         if entry.name.startswith("."):
             left_out["hidden"] += 1
         elif entry.is_dir():
-            if entry.resolve() in above:
+            if entry.resolve() in parents:
                 left_out["links to a folder above"] += 1
             else:
-                yield from _walk(entry, left_out, above)
+                yield from _walk(entry, left_out, parents)
         elif not entry.is_file():
             left_out["links to nothing"] += 1
         elif entry.suffix.lower() not in ENDINGS:
@@ -170,7 +169,8 @@ def _entries(path: Path) -> list[Path]:
 
 
 def read_image(file: Path, *, upright: bool = True) -> Any:
-    """Read the first frame in RGB, by default upright. Raises DataError."""
+    """Read an image's first frame as RGB, turned by its EXIF orientation if `upright`. Raises
+    DataError."""
     from PIL import Image, ImageOps
 
     try:
@@ -179,10 +179,10 @@ def read_image(file: Path, *, upright: bool = True) -> Any:
                 raise ValueError(f"pixels of mode {image.mode} where 8 bits a channel are read")
             return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
     except Exception as error:  # a decoder may raise anything when a file is damaged
-        said = f"cannot read the image {file} ({error}); replace or remove it"
-        raise DataError("dataset", "folder", said) from error
+        problem = f"cannot read the image {file} ({error}); replace or remove it"
+        raise DataError("dataset", "folder", problem) from error
 
 
-def _defect(path: Path, found: str) -> DataError:
+def _defect(path: Path, problem: str) -> DataError:
     remedy = "give a folder with one sub-folder of images a class, or with such folders in train/"
-    return DataError("dataset", "folder", f"{path} {found}; {remedy} and in test/")
+    return DataError("dataset", "folder", f"{path} {problem}; {remedy} and in test/")

@@ -1,4 +1,4 @@
-"""Images that are made from a seed, or cut from what comes with scikit-learn: no download."""
+"""Make images from a seed, or cut them from scikit-learn's photographs: no download."""
 
 import zlib
 
@@ -14,26 +14,26 @@ CHUNK = 500  # images held as float64 at once
 
 
 def interpolation_pairs(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Pair n >= 2 images, int64 (n,) each: neighbours on a random circle of all of them, so that no
-    image is paired with itself and each is in two pairs."""
+    """Return n pairs of n >= 2 images, two indices int64 (n,): neighbours on a random circle of all
+    images, so that no image is paired with itself and every image is in two pairs."""
     order = torch.from_numpy(_random("interp", seed).permutation(n)).long()
     return order, order.roll(-1)
 
 
 def interpolate(a: Tensor, b: Tensor) -> Tensor:
     """Return (a + b) / 2 of uint8 images, rounded half up to uint8."""
-    return (a | b) - ((a ^ b) >> 1)  # = (a + b + 1) // 2, whose sum would overflow
+    return (a | b) - ((a ^ b) >> 1)  # = (a + b + 1) // 2, but a + b would overflow
 
 
 def uniform_noise(n: int, seed: int, size: int) -> Tensor:
-    """Draw every value from U{0, ..., 255}: uint8 (n, size, size, 3). Fewer images are the first of
-    more."""
+    """Draw every value from U{0, ..., 255}: uint8 (n, size, size, 3). A smaller n gives the first
+    images of a larger n."""
     shape = (n, size, size, 3)
     return torch.from_numpy(_random("uniform", seed).randint(0, 256, shape, dtype=np.uint8))
 
 
 def gaussian_noise(n: int, seed: int, size: int) -> Tensor:
-    """Draw the same from N(0, 0.5^2) in units of [-1, 1], clipped there."""
+    """Draw images as `uniform_noise` does, from N(0, 0.5^2) in units of [-1, 1], clipped there."""
     random = _random("gaussian", seed)
     images = np.empty((n, size, size, 3), dtype=np.uint8)
     for start in range(0, n, CHUNK):
@@ -46,10 +46,10 @@ def gaussian_noise(n: int, seed: int, size: int) -> Tensor:
 def photo_patches(size: int) -> Tensor:
     """Cut scikit-learn's two photographs (427 x 640) into patches: uint8 (n, size, size, 3).
 
-    A centred grid of patches that do not overlap, in a fixed random order: of 32 x 32 there are
-    2 x 13 x 20, of more than 427 x 427 none.
+    Patches form a centred grid without overlap, in a fixed random order. There are 2 x 13 x 20 of
+    32 x 32, and none above 427 x 427.
     """
-    from sklearn import datasets  # takes seconds, so only who needs it waits
+    from sklearn import datasets  # slow import: only on this path
 
     tiles = []
     for photo in datasets.load_sample_images().images:
@@ -64,7 +64,7 @@ def photo_patches(size: int) -> Tensor:
 
 
 def _random(name: str, seed: int) -> np.random.RandomState:
-    """Return random numbers for a kind of image and a seed >= 0, the same in every NumPy: those of
-    np.random.default_rng may differ between releases."""
+    """Return a random state for a kind of image and a seed >= 0. RandomState draws the same numbers
+    in every NumPy release; np.random.default_rng may not."""
     sequence = np.random.SeedSequence([seed, zlib.crc32(name.encode())])
     return np.random.RandomState(np.random.MT19937(sequence))

@@ -1,4 +1,4 @@
-"""Images of any size and kind to uint8 RGB of the size that the network reads, and their hashes."""
+"""Resize images of any size to the uint8 RGB images that the network reads, and hash them."""
 
 import hashlib
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ def resize_batch(images: Tensor, size: int) -> Tensor:
     """Resize the centre square: uint8 (N, H, W, 3) -> uint8 (N, size, size, 3).
 
     Enlarging is bilinear. Shrinking is bilinear with antialias: the triangle of weights is as wide
-    as two of the new pixels, so that every old pixel counts.
+    as two of the new pixels, so that every old pixel has a weight.
     """
     height, width = images.shape[1:3]
     if (height, width) == (size, size):
@@ -34,12 +34,12 @@ def resize_batch(images: Tensor, size: int) -> Tensor:
 
 
 def resized_split(images: Tensor, labels: Tensor, size: int) -> Split:
-    """Resize images uint8 (N, H, W, 3) and hash them as they were before."""
+    """Resize images uint8 (N, H, W, 3), and hash them at their original size."""
     return Split(resize_batch(images, size), labels, image_hashes(images.numpy()))
 
 
 def decoded_split(pictures: Iterable[tuple[Any, int]], n: int, size: int) -> Split:
-    """Resize n PIL images in RGB, of any size, and hash them as they were before; with labels."""
+    """Resize n (PIL image in RGB, label) of any size; hash the images at their original size."""
     from PIL import Image, ImageOps
 
     images = np.empty((n, size, size, 3), dtype=np.uint8)
@@ -57,8 +57,8 @@ def decoded_split(pictures: Iterable[tuple[Any, int]], n: int, size: int) -> Spl
 
 def image_hashes(images: Iterable[np.ndarray]) -> Tensor:
     """Return int64 (N,): BLAKE2b, 64 bits, of each image's shape and pixels, uint8 (H, W, 3)."""
-    found = np.fromiter(map(_digest, images), dtype=np.uint64)
-    return torch.from_numpy(found.view(np.int64))
+    hashes = np.fromiter(map(_digest, images), dtype=np.uint64)
+    return torch.from_numpy(hashes.view(np.int64))
 
 
 def _digest(image: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""Sets in one NPZ file: `{train,test}_images` and `{train,test}_labels`."""
+"""Read a set from one NPZ file: `{train,test}_images` and `{train,test}_labels`."""
 
 import zipfile
 from collections.abc import Sequence
@@ -24,42 +24,42 @@ def read_npz(
     size: int = IMAGE_SIZE,
     grey: bool = False,
 ) -> dict[str, Split]:
-    """Read those of `splits` that the file has, and no other array; resize images to size x size.
+    """Read the `splits` that the file has, and no other array; resize images to size x size.
 
-    `grey`: N x H x W images are read, too, as RGB of three equal channels. Labels are -1 (no label;
-    also where the file has none) or 0 .. num_classes - 1. Raises DataError, naming the file, for a
-    damaged file, a wrong dtype, shape, length or range.
+    `grey`: also read N x H x W images, as RGB with three equal channels. Labels are 0 to
+    num_classes - 1, or -1 for no label; a file without labels gives -1. Raises DataError, naming
+    the file, for a damaged file and for a wrong dtype, shape, length or range.
     """
     arrays = _read(path, splits)
-    found = {}
+    loaded = {}
     for split in splits:
         if f"{split}_images" in arrays:
             images = _images(path, f"{split}_images", arrays, grey)
             labels = _labels(path, f"{split}_labels", arrays, len(images), num_classes)
-            found[split] = resized_split(images, labels, size)
-    return found
+            loaded[split] = resized_split(images, labels, size)
+    return loaded
 
 
 def left_out(path: Path, splits: Sequence[str] = SPLITS) -> str:
-    """Return "; left out of <file>: <arrays>", those that `splits` do not use; "" for none."""
+    """Return "; left out of <file>: <arrays>" for arrays that `splits` do not use, else ""."""
     with np.load(path, allow_pickle=False) as archive:
         unused = sorted(set(archive.files) - _wanted(splits))
     return f"; left out of {path.name}: {', '.join(unused)}" if unused else ""
 
 
 def trainable(path: Path, splits: dict[str, Split]) -> dict[str, Split]:
-    """Return `splits`, of which "test" may be empty.
+    """Return `splits`, with an empty "test" where the file has no test images.
 
     Raises DataError if an image has no label, or if there are no training images.
     """
     if "train" not in splits or len(splits["train"].images) == 0:
-        found = "has no train_images, so it cannot be trained on"
-        raise _defect(path, found, "add them, or take the file away to use torchvision's")
+        problem = "has no train_images, so it cannot be trained on"
+        raise _defect(path, problem, "add them, or take the file away to use torchvision's")
     for name, split in splits.items():
         if (split.labels < 0).any():
-            found = f"has unlabelled {name} images (-1), so it cannot be trained on"
+            problem = f"has unlabelled {name} images (-1), so it cannot be trained on"
             remedy = f"give {name}_labels of 0 and above, or leave these images out"
-            raise _defect(path, found, remedy)
+            raise _defect(path, problem, remedy)
     return {"test": splits["train"].first(0), **splits}
 
 
@@ -73,7 +73,7 @@ def _read(path: Path, splits: Sequence[str]) -> Arrays:
             return {name: np.asarray(archive[name]) for name in wanted}
     except DataError:
         raise
-    except Exception as error:  # whatever damaged bytes make of the readers of zip and npy
+    except Exception as error:  # damaged bytes raise any error in the readers of zip and npy
         reason = " ".join(str(error).split()) or type(error).__name__
         raise _defect(path, f"cannot be read ({reason})", remedy) from error
 
@@ -102,10 +102,10 @@ def _labels(path: Path, key: str, arrays: Arrays, n: int, num_classes: int | Non
         raise _defect(path, f"{key} has shape {array.shape} for {n} images", f"store ({n},)")
     highest = np.iinfo(np.int64).max if num_classes is None else num_classes - 1
     if n and (array.min() < -1 or array.max() > highest):
-        found = f"{key} runs from {array.min()} to {array.max()}"
-        raise _defect(path, found, f"store 0 to {highest}, or -1 for no label")
+        problem = f"{key} runs from {array.min()} to {array.max()}"
+        raise _defect(path, problem, f"store 0 to {highest}, or -1 for no label")
     return torch.from_numpy(array.astype(np.int64))
 
 
-def _defect(path: Path, found: str, remedy: str) -> DataError:
-    return DataError("data_root", path.parent, f"{path.name} {found}; {remedy}")
+def _defect(path: Path, problem: str, remedy: str) -> DataError:
+    return DataError("data_root", path.parent, f"{path.name} {problem}; {remedy}")

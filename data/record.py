@@ -1,4 +1,4 @@
-"""The record of a run's images in its checkpoint, and how other images differ from them."""
+"""Record a run's images in its checkpoint, and compare other images with the record."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from runs import processes as distributed
 
 @dataclass(frozen=True)
 class Record:
-    """A run's images, as its checkpoint records them."""
+    """The images and classes of a run: hashes int64 (N,) as `image_hashes` returns them."""
 
     fingerprint: str = ""  # DataSet.fingerprint()
     class_names: tuple[str, ...] = ()
-    train: Tensor | None = None  # image_hashes
-    test: Tensor | None = None
+    train: Tensor | None = None  # hashes of the training images, validation images included
+    test: Tensor | None = None  # hashes of the test images
     valid: Tensor | None = None  # indices into train
 
     @classmethod
@@ -33,9 +33,9 @@ class Record:
 
     @classmethod
     def read(cls, state: Any) -> Record:
-        """Make a record of `state`, of a checkpoint; an empty one of None.
+        """Make a record from a checkpoint's `state`; None makes an empty record.
 
-        Raises ValueError for what no run has written.
+        Raises ValueError for a state that `state()` cannot have returned.
         """
         if state is None:
             return cls()
@@ -48,14 +48,14 @@ class Record:
             raise ValueError(f"its record of the data cannot be used ({error})") from None
 
     def state(self) -> dict[str, Any] | None:
-        """Return strings, a list and tensors for a checkpoint; None if it is empty."""
+        """Return strings, a list and tensors for a checkpoint; None if the record is empty."""
         if self.train is None:
             return None
-        named = {name: getattr(self, name) for name in ("fingerprint", "train", "test", "valid")}
-        return {**named, "class_names": list(self.class_names)}
+        fields = {name: getattr(self, name) for name in ("fingerprint", "train", "test", "valid")}
+        return {**fields, "class_names": list(self.class_names)}
 
     def hashes(self, part: str) -> Tensor:
-        """Return those of the run's "train", "valid" or "test" images; "train" includes "valid"."""
+        """Return the hashes of the "train", "valid" or "test" images; "train" includes "valid"."""
         assert self.train is not None and self.test is not None
         if part == "valid":
             return self.train[self.valid]
@@ -64,13 +64,13 @@ class Record:
     def trained_on(self) -> Tensor:
         """Return the hashes of the training images that were not held out for validation."""
         assert self.train is not None
-        kept = torch.ones(len(self.train), dtype=torch.bool)
-        kept[self.valid] = False
-        return self.train[kept]
+        trained = torch.ones(len(self.train), dtype=torch.bool)
+        trained[self.valid] = False
+        return self.train[trained]
 
     def others(self, now: Record) -> str | None:
-        """Return in words how test images and class names of `now`, whose training images are the
-        same, differ from these; None if they do not."""
+        """Return as text how the test images and class names of `now` differ from the record's, or
+        None if they do not. `now` has the same training images."""
         return said(self.compare(now.test, "test", now.class_names), "test")
 
     def compare(
@@ -81,57 +81,56 @@ class Record:
         *,
         whole: bool = True,
     ) -> dict[str, Any]:
-        """Return how images of these `hashes` differ from the run's `part`; None: they are another
-        set's.
+        """Compare images, given by their `hashes`, with the run's `part`; None: of another set.
 
-        `whole`: whether they are all images of their set. Returns n; trained_on, how many were
-        trained on; of a part, new and missing, how many of them the run's part does not have and
-        how many it has besides; the run's class names and these, where they differ. {} where the
-        record has no hashes or the images have none.
+        `whole`: whether the hashes are of all images of their set. Returns numbers of images: n;
+        trained_on, but for "train", those that the run trained on; with a part, new, those that the
+        part lacks, and missing, those that only the part has. Returns both sets' class names where
+        they differ. Returns {} where the record or the images have no hashes.
         """
         if self.train is None or hashes is None:
             return {}
-        found: dict[str, Any] = {"n": len(hashes)}
+        result: dict[str, Any] = {"n": len(hashes)}
         if part != "train":
-            found["trained_on"] = int(torch.isin(hashes, self.trained_on()).sum())
+            result["trained_on"] = int(torch.isin(hashes, self.trained_on()).sum())
         if part is None:
-            return found
-        ours = self.hashes(part)
-        found["new"] = int((~torch.isin(hashes, ours)).sum())
+            return result
+        of_run = self.hashes(part)
+        result["new"] = int((~torch.isin(hashes, of_run)).sum())
         if whole:
-            found["missing"] = int((~torch.isin(ours, hashes)).sum())
+            result["missing"] = int((~torch.isin(of_run, hashes)).sum())
         if class_names is not None and class_names != self.class_names:
-            found |= {"class_names": list(class_names), "run_class_names": list(self.class_names)}
-        return found
+            result |= {"class_names": list(class_names), "run_class_names": list(self.class_names)}
+        return result
 
 
 def said(differences: dict[str, Any], part: str | None) -> str | None:
-    """Return the differences that `Record.compare` found in words; None for none."""
+    """Describe the result of `Record.compare` in one line; None if nothing differs."""
     kind = {"train": "training", "valid": "validation", "test": "test"}.get(part or "", "")
-    n, parts = differences.get("n", 0), []
+    n, texts = differences.get("n", 0), []
     for key, text in (
         ("trained_on", f"of {n:,} images were trained on"),
         ("new", f"of {n:,} images are not among the run's {kind} images"),
         ("missing", f"of the run's {kind} images are missing"),
     ):
         if count := differences.get(key):
-            parts.append(f"{count:,} {text}")
+            texts.append(f"{count:,} {text}")
     if "class_names" in differences:
-        ours, theirs = (
+        names_now, names_of_run = (
             ", ".join(names[:10]) + (f", ... ({len(names)} in all)" if names[10:] else "")
             for names in (differences["class_names"], differences["run_class_names"])
         )
-        parts.append(f"its classes are {ours}; the run's were {theirs}, in this order")
-    return "; ".join(parts) or None
+        texts.append(f"its classes are {names_now}; the run's were {names_of_run}, in this order")
+    return "; ".join(texts) or None
 
 
 def same_training_images(record: Record, name: str, data_root: str, size: int) -> bool:
-    """Return whether the data set `name` has the training images of the record, both in images of
-    size x size."""
+    """Return whether the data set `name`, read in images of size x size, has the training images of
+    the record. Return False if it cannot be read."""
     if not record.fingerprint:
         return False
     try:
-        found = distributed.in_turn(lambda: load(name, data_root, size=size))
+        dataset = distributed.in_turn(lambda: load(name, data_root, size=size))
     except DataError:
         return False
-    return found.fingerprint() == record.fingerprint
+    return dataset.fingerprint() == record.fingerprint

@@ -1,4 +1,4 @@
-"""The sets to train on, by name, and where the images of a set are found."""
+"""Read the sets to train on, by their names, from the files where their images are found."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ SPECS = {
     "digits": Spec(CLASSES["digits"], train_size=1437, test_size=360, flips=False),
 }
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
-DIGITS_TEST = 36  # a class, of 174 to 183
+DIGITS_TEST = 36  # test images of each class, of 174 to 183
 
 
 def canonical_name(name: str) -> str:
@@ -35,9 +35,9 @@ def canonical_name(name: str) -> str:
 
 
 def describe(name: str) -> Spec:
-    """Return classes and nominal sizes without opening an image; of a folder, see `folder.sizes`.
+    """Return classes and nominal sizes without opening an image; for a folder see `folder.sizes`.
 
-    Raises DataError for an unknown name and for a folder that `load` would refuse unread.
+    Raises DataError for an unknown name and for a folder that `list_folder` refuses.
     """
     name = canonical_name(name)
     if name.startswith(FOLDER):
@@ -47,10 +47,10 @@ def describe(name: str) -> Spec:
 
 
 def load(name: str, data_root: str | Path, *, size: int = IMAGE_SIZE) -> DataSet:
-    """Read a set of SPECS from where `find` finds it, or folder:PATH.
+    """Read a set of SPECS with `find`, or folder:PATH.
 
-    Images of another size become size x size; their hashes are of them before. Raises DataError
-    for every defect of what is found there.
+    Images become size x size; their hashes are of the original size. Raises DataError for an
+    unknown name and for images that are missing, damaged or without labels.
     """
     name = canonical_name(name)
     if name.startswith(FOLDER):
@@ -70,9 +70,9 @@ def load(name: str, data_root: str | Path, *, size: int = IMAGE_SIZE) -> DataSet
 def find(
     name: str, root: Path, parts: Sequence[str] = SPLITS, *, size: int
 ) -> tuple[dict[str, Split], str, tuple[str, ...] | None]:
-    """Read those of `parts` that there are, of a set of SPECS: scikit-learn's digits,
-    `<root>/<name>.npz` if that exists, or else torchvision's files in root. Return them, what they
-    were read from and, where torchvision knows them, the class names. Raises DataError."""
+    """Read the `parts` that a set of SPECS has: scikit-learn's digits, `<root>/<name>.npz` if that
+    exists, or else torchvision's files in root. Return the splits, a description of their source,
+    and the class names or None if torchvision has none. Raises DataError."""
     if name == "digits":
         return read_digits(size), f"scikit-learn's 8 x 8 digits, bilinear to {size} x {size}", None
     spec, file, class_names = SPECS[name], archive(root, name), None
@@ -99,14 +99,14 @@ def square(size: int) -> str:
 
 def read_digits(size: int) -> dict[str, Split]:
     """Read scikit-learn's digits, 1797 real images of 8 x 8, as RGB in a fixed random order: 1437
-    to train on and 360 to test, 36 a class."""
-    from sklearn import datasets  # takes seconds, so only who needs it waits
+    training images and 360 test images, 36 of each class."""
+    from sklearn import datasets  # slow import: only on this path
 
-    bundled = datasets.load_digits()
-    grey = torch.from_numpy(np.rint(bundled.images * (255 / 16)).astype(np.uint8))
-    labels = torch.from_numpy(bundled.target.astype(np.int64))
+    digits = datasets.load_digits()
+    grey = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))
+    labels = torch.from_numpy(digits.target.astype(np.int64))
     whole = resized_split(grey[..., None].expand(-1, -1, -1, 3), labels, size)
-    train, test = stratified_split(bundled.target, [DIGITS_TEST] * 10)
+    train, test = stratified_split(digits.target, [DIGITS_TEST] * 10)
     return {
         "train": whole.take(torch.from_numpy(train)),
         "test": whole.take(torch.from_numpy(test)),
