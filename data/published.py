@@ -32,8 +32,8 @@ def read_published(
     names or None if torchvision has none.
 
     Downloads missing files. Reads only the `first` images of celeba, which has no labels (-1), and
-    of textures (partition 1 of DTD). Raises DataError, naming the files and their folder, without
-    a network, for damaged files and for a `data_root` that cannot be written.
+    of textures (partition 1 of DTD). Raises DataError, naming the files and their folder, if the
+    files are damaged, or missing and cannot be downloaded to `data_root`.
     """
     try:
         dataset = _open(name, data_root, part)
@@ -76,13 +76,13 @@ def _open(name: str, root: Path, part: str) -> Any:
         finally:
             socket.setdefaulttimeout(timeout)
             for folder in (*sorted(root.rglob("*"), reverse=True), root) if new_root else ():
-                with contextlib.suppress(OSError):  # a file, or a folder that is not empty
+                with contextlib.suppress(OSError):  # removes empty folders alone
                     folder.rmdir()
 
 
 def _arrays(dataset: Any, name: str, size: int) -> Split:
-    """Resize a set that torchvision holds as arrays: CIFAR in NHWC, SVHN in NCHW, MNIST as 28 x 28
-    grey images, which are padded to 32 x 32 first."""
+    """Make a split of torchvision's arrays: CIFAR in NHWC, SVHN in NCHW, MNIST in 28 x 28 grey
+    pixels, which are padded to 32 x 32 first."""
     if name == "mnist":
         grey = F.pad(dataset.data, (2, 2, 2, 2))
         images, labels = grey[..., None].expand(-1, -1, -1, 3), dataset.targets.long()

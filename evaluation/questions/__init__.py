@@ -1,4 +1,4 @@
-"""The questions of eval_wrn_ebm.py, a file each. Nothing heavy is imported here."""
+"""The questions of eval_wrn_ebm.py, one file each. Nothing heavy is imported here."""
 
 from evaluation.questions import attack, eval_ece, fid, logp_hist, ood, openood, samples, test_clf
 

@@ -1,4 +1,4 @@
-"""How many images stay rightly classified under the worst small change?"""
+"""Measure accuracy under adversarial attack, for each radius of the perturbation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from runs.style import radius as shown_radius
 
 LINF_RADII = tuple(i / 255 for i in range(0, 17, 2))
 L2_RADII = tuple(i / 8 for i in range(9))
-OF_PGD = ("n_steps_pgd_attack", "random_init", "n_restarts")
-OF_REFINEMENT = ("n_dup_chains", "refine_sigma", "refine_gradient")
+PGD_FLAGS = ("n_steps_pgd_attack", "random_init", "n_restarts")
+REFINEMENT_FLAGS = ("n_dup_chains", "refine_sigma", "refine_gradient")
 
 
 def ask(context: Context, model: LoadedModel) -> Numbers:
@@ -22,8 +22,8 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
 
     from evaluation import robustness
 
-    s, found = context.s, context.labelled_set(model)
-    part = context.share_of(found)
+    s, dataset = context.s, context.labelled_set(model)
+    part = context.share_of(dataset)
     generator = torch.Generator(context.device).manual_seed(s.seed)
     classify = robustness.classifier(
         model.network,
@@ -33,7 +33,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
         sigma=s.refine_sigma,
         gradient=s.refine_gradient,
     )
-    of_pgd = {"steps": s.n_steps_pgd_attack, "restarts": s.n_restarts, "random_init": s.random_init}
+    pgd = {"steps": s.n_steps_pgd_attack, "restarts": s.n_restarts, "random_init": s.random_init}
     attacks: list[Any]
     if s.attack == "pgd":
         attacks = [
@@ -41,27 +41,27 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
             for run in range(s.n_restarts)
         ]
     else:
-        of_pgd = dict.fromkeys(of_pgd)
+        pgd = dict.fromkeys(pgd)
         version = "rand" if s.n_steps_refine else "standard"
         attacks = [robustness.AutoAttack(s.distance, model.num_classes, s.batch_size, version)]
     rows = robustness.robust_accuracy(
         classify,
-        context.batches(found, model),
+        context.batches(dataset, model),
         attacks,
         s.eps or (LINF_RADII if s.distance == "Linf" else L2_RADII),
         seed=s.seed,
         generator=generator,
         first=part.start // part.step,
     )
-    refined = {"refine_sigma": s.refine_sigma, "refine_gradient": s.refine_gradient}
+    refinement = {"refine_sigma": s.refine_sigma, "refine_gradient": s.refine_gradient}
     return {
-        "dataset": found.name,
-        "n": len(found.split.labels),
+        "dataset": dataset.name,
+        "n": len(dataset.split.labels),
         "distance": s.distance,
         "attack": s.attack,
-        **of_pgd,
+        **pgd,
         "n_steps_refine": s.n_steps_refine,
-        **(refined if s.n_steps_refine else dict.fromkeys(refined)),
+        **(refinement if s.n_steps_refine else dict.fromkeys(refinement)),
         "rows": rows,
     }
 
@@ -76,8 +76,8 @@ def show(context: Context, results: list[Numbers]) -> None:
         for row in r["rows"]
     ]
     context.table(rows, ["eps", "accuracy"])
-    more = results, distance, title_of(results[0])
-    context.files.picture("attack", figures.draw_robustness, *more)
+    title = title_of(results[0])
+    context.files.picture("attack", figures.draw_robustness, results, distance, title)
 
 
 def title_of(result: dict[str, Any]) -> str:
@@ -88,10 +88,10 @@ def title_of(result: dict[str, Any]) -> str:
 
 
 def radius(text: str) -> float:
-    """Return a radius in pixels of [0, 1]: .03 or 8/255."""
-    top, _, bottom = text.partition("/")
+    """Parse a radius such as .03 or 8/255; pixels are in [0, 1]."""
+    numerator, _, denominator = text.partition("/")
     try:
-        value = float(top) / float(bottom or 1)
+        value = float(numerator) / float(denominator or 1)
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no radius: give numbers such as 0 .03 8/255, pixels being in [0, 1]"
@@ -129,9 +129,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 # fmt: on
 def idle(s: Namespace) -> Iterator[Rule]:
     if not s.n_steps_refine:
-        yield "n_steps_refine 0", (*OF_REFINEMENT, *SGLD)
+        yield "n_steps_refine 0", (*REFINEMENT_FLAGS, *SGLD)
     if s.attack == "autoattack":
-        yield "attack autoattack", OF_PGD
+        yield "attack autoattack", PGD_FLAGS
 
 
 def check(s: Namespace) -> None:
@@ -151,8 +151,8 @@ QUESTION = Question(
     "accuracy under adversarial attack, over radii (HDGE Figure 4)",
     ask,
     show,
-    takes=("dataset", "max_images", "sigma", "attack", "distance", "eps", *OF_PGD)
-    + ("n_steps_refine", *OF_REFINEMENT),
+    takes=("dataset", "max_images", "sigma", "attack", "distance", "eps", *PGD_FLAGS)
+    + ("n_steps_refine", *REFINEMENT_FLAGS),
     version=2,
     defaults={"sigma": 0.0},
     add_flags=add_flags,

@@ -1,6 +1,6 @@
-"""The parts of a question to a trained model.
+"""Define the parts of a question to a trained model.
 
-Flags are parsed before torch is imported: a question's file imports what is heavy in functions.
+Flags are parsed before torch is imported: a question's file imports heavy packages in functions.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 else:
     Context = LoadedModel = Tensor = Any
 
-Rule = tuple[str, tuple[str, ...]]  # a flag with its value; the flags that have no effect with it
+Rule = tuple[str, tuple[str, ...]]  # a flag and its value; the flags without effect beside it
 Numbers = dict[str, Any]
 # Flags that several questions take.
-NOISY = ("dataset", "max_images", "sigma", "n_steps")  # batches of a set, with noise, refined
+NOISY = ("dataset", "max_images", "sigma", "n_steps")  # for batches of noisy, refined images
 SCORED = (*NOISY, "score_fn", "ood_dataset", "knn_k", "contrast_t", "contrast_score")
 CHAINS = ("dataset", "n_steps", "sgld_batch_size", "chain_start")
 ROUNDS = (*CHAINS, "n_sample_steps", "print_every", "fresh_samples", "buffer_size", "reinit_freq")
-SGLD = ("sgld_lr", "sgld_std", "sgld_grad_clip", "sgld_clamp")  # which every question takes
+SGLD = ("sgld_lr", "sgld_std", "sgld_grad_clip", "sgld_clamp")  # flags that every question takes
 
 
 @dataclass(frozen=True)
 class Question:
     """
-    name: of --eval and of the answer's files; summary: its line in --help.
-    ask: the numbers of one model, as JSON has them. A "report" {"title", "text", "head", "rows"}
-        among them is a section of the run's page.
-    show: print the numbers of all models, which also have a "label", and draw pictures.
-    takes: the flags that not every question takes; defaults: of those that depend on it.
-    add_flags: declare the flags of this question alone.
-    idle: flags that have no effect with these settings; check: raise UsageError for others.
-    several: whether it takes several checkpoints; else its files belong to one.
-    version: numbers of one version can be compared: raise it with every change of what is computed
-        (docs/protocol.md), but not of the random numbers that it is computed with.
+    name: value of --eval and stem of the answer's files; summary: the question's line in --help.
+    ask: return one model's numbers as JSON values. A "report" {"title", "text", "head", "rows"}
+        among them becomes a section of the run's page.
+    show: print the numbers of all models, each with its "label", and draw pictures.
+    takes: names of the flags that this question takes and some other questions do not.
+    defaults: this question's default values of flags; add_flags: declare its own flags.
+    idle: return the flags without effect under the settings; check: raise UsageError for conflicts.
+    several: whether the question takes several checkpoints.
+    version: numbers of the same version are comparable. Raise it when the computation changes
+        (docs/protocol.md), but not when only its random numbers change.
     """
 
     name: str
@@ -58,4 +58,5 @@ class Question:
 
 
 def unrefined(s: Namespace) -> Iterable[Rule]:
+    """Return the rule that --n_steps 0 leaves SGLD flags without effect."""
     return () if s.n_steps else [("n_steps 0", SGLD)]

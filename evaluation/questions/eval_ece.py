@@ -1,4 +1,4 @@
-"""Does q(y|x) mean what it says?"""
+"""Measure the calibration of q(y|x), also after temperature scaling."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     from evaluation.calibration import calibration
     from evaluation.classification import predictions
 
-    found = context.labelled_set(model)
-    logits, labels = predictions(model.network, context.batches(found, model))
+    dataset = context.labelled_set(model)
+    logits, labels = predictions(model.network, context.batches(dataset, model))
     numbers, temperature = calibration(logits, labels), validation_temperature(context, model)
-    scaled = None if temperature is None else calibration(logits / temperature, labels)["ece"]
-    scaling = {"temperature": temperature, "ece_temperature": scaled}
-    return {"dataset": found.name, **numbers, **scaling}
+    scaled_ece = None if temperature is None else calibration(logits / temperature, labels)["ece"]
+    scaling = {"temperature": temperature, "ece_temperature": scaled_ece}
+    return {"dataset": dataset.name, **numbers, **scaling}
 
 
 def validation_temperature(context: Context, model: LoadedModel) -> float | None:
-    """Fit a temperature to the validation images. Return None, with a warning, without any images
-    and where they determine none."""
+    """Fit a temperature to the validation images. Return None, with a warning, if there are none or
+    if they determine no temperature."""
     import data
     from evaluation.calibration import fit_temperature
     from evaluation.classification import predictions
 
     try:
-        found = context.images(data.split_name(context.known(model), "valid"), model)
-    except Mistake as error:  # no such images, or a set that is not known
+        valid = context.images(data.split_name(context.known(model), "valid"), model)
+    except Mistake as error:  # no validation images, or an unknown training set
         context.warn(f"no temperature scaling: {error}")
         return None
-    temperature = fit_temperature(*predictions(model.network, context.batches(found, model)))
+    temperature = fit_temperature(*predictions(model.network, context.batches(valid, model)))
     if temperature is None:
         context.warn(
-            f"no temperature scaling: the {len(found.split.labels):,} validation images determine "
+            f"no temperature scaling: the {len(valid.split.labels):,} validation images determine "
             "no temperature (all are classified rightly, or no better than by chance)"
         )
     return temperature

@@ -1,4 +1,4 @@
-"""Are samples as good as images?"""
+"""Measure the quality of samples: FID, Inception Score, precision and recall."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from evaluation.questions.base import CHAINS, Context, LoadedModel, Numbers, Que
 from runs.cli import COUNT, WHOLE, UsageError, adder
 from runs.screen import Row, markdown
 
-FROM_STARTS = ("fresh", "class")  # what --sampling runs new chains for
-# The protocol of JEM++ and SADA-JEM (`cond_is_fid` in their code): of each predicted class of the
-# replay buffer the most confident part, int(.9 m) of m for the FID and int(.1 m) for the score.
+NEW_CHAINS = ("fresh", "class")  # values of --sampling that run new chains
+# JEM++ and SADA-JEM (`cond_is_fid` in their code) take the most confident images of each predicted
+# class of the replay buffer: of m, int(.9 m) for the FID and int(.1 m) for the Inception Score.
 SHARES = (0.9, 0.1)
-JEM_SPLIT = 5000  # images of a split of the score there
+JEM_SPLIT = 5000  # images of a split of the Inception Score in their code
 
 
 def ask(context: Context, model: LoadedModel) -> Numbers:
@@ -27,36 +27,36 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     from runs import processes as distributed
 
     s = context.s
-    steps = s.n_steps if s.sampling in FROM_STARTS and model.flow is None else None
-    reference, names, real = reference_images(context, model)
-    if not distributed.first():  # helps to sample; features are quick, and one network's to read
-        sampled(context, model, steps)
+    steps = s.n_steps if s.sampling in NEW_CHAINS and model.flow is None else None
+    reference, names, row_title = reference_images(context, model)
+    if not distributed.first():  # other processes only help to sample: features are quick
+        draw_samples(context, model, steps)
         return {}
     judge = load_judge(context, model)
     extractor, network = feature_extractor(context, judge or model)
-    (chains, labels), score_part, splits = sampled(context, model, steps), None, 10
+    (chains, labels), score_part, splits = draw_samples(context, model, steps), None, 10
     if s.sampling == "confident":
-        of_class = sampling.most_confident(model.network, chains[None])
-        best, few = (torch.cat([c[: int(len(c) * share)] for c in of_class]) for share in SHARES)
-        best = best[data.epoch_order(len(best), seed=s.seed, epoch=0)]
-        chains, score_part = {None: chains[None][best]}, sampling.to_uint8(chains[None][few])
+        classes = sampling.most_confident(model.network, chains[None])
+        top90, top10 = (torch.cat([c[: int(len(c) * p)] for c in classes]) for p in SHARES)
+        top90 = top90[data.epoch_order(len(top90), seed=s.seed, epoch=0)]
+        chains, score_part = {None: chains[None][top90]}, sampling.to_uint8(chains[None][top10])
         splits = max(1, len(score_part) // JEM_SPLIT)
-    pixels = {at: sampling.to_uint8(images) for at, images in chains.items()}
+    pixels = {step: sampling.to_uint8(images) for step, images in chains.items()}
     numbers = generation.evaluate_samples(
         pixels, steps, reference, extractor, score_part=score_part, splits=splits
     )
-    numbers["rows"][-1]["images"] = real
-    if labels is not None and model.flow is None:  # which has no chains
+    numbers["rows"][-1]["images"] = row_title
+    if labels is not None and model.flow is None:  # a flow has no chains to guide
         numbers["guidance"] = model.guidance
     if labels is not None and judge is not None:
-        found = reading(judge, pixels[steps], pixels.get(0), labels)
-        shares = {0: found.get("starts"), steps: found["samples"]}
+        judgement = assess(judge, pixels[steps], pixels.get(0), labels)
+        shares = {0: judgement.get("starts"), steps: judgement["samples"]}
         for row in numbers["rows"][:-1]:
-            if (at := row["steps"]) not in shares:
-                shares[at] = reading(judge, pixels[at], None, labels)["samples"]
-            row["read_as_asked"] = shares[at]
-        numbers["rows"][-1]["read_as_asked"] = None  # of the reference images
-        numbers["read_as_asked"] = found
+            if (step := row["steps"]) not in shares:
+                shares[step] = assess(judge, pixels[step], None, labels)["samples"]
+            row["read_as_asked"] = shares[step]
+        numbers["rows"][-1]["read_as_asked"] = None  # reference images have no class to match
+        numbers["read_as_asked"] = judgement
     if not numbers["full_rank"]:
         context.warn(
             f"{min(numbers['n'], numbers['n_reference']):,} images give no covariance of full rank "
@@ -70,28 +70,28 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
 
 
 def reference_images(context: Context, model: LoadedModel) -> tuple[Tensor, str, str]:
-    """Return the images uint8 (M, H, W, 3) to compare with, their sets' names and descriptions."""
+    """Return reference images uint8 (M, H, W, 3), their sets' names and their row's title."""
     import torch
 
     import data
 
     s = context.s
-    own = context.own_set(model, "to compare with other images give --reference")
-    train = data.split_name(own, "train")
+    dataset = context.own_set(model, "to compare with other images give --reference")
+    train = data.split_name(dataset, "train")
     sets = [context.images(s.reference or train, model, "--reference")]
     if s.sampling == "confident" and s.reference is None:  # as SADA-JEM
-        sets.append(context.images(own, model, "--reference"))
-    names = " + ".join(found.name for found in sets)
-    images = torch.cat([found.split.images for found in sets])
+        sets.append(context.images(dataset, model, "--reference"))
+    names = " + ".join(reference.name for reference in sets)
+    images = torch.cat([reference.split.images for reference in sets])
     return images, names, "training images" if names == train else "reference images"
 
 
-def sampled(
+def draw_samples(
     context: Context, model: LoadedModel, steps: int | None
 ) -> tuple[dict[int | None, Tensor], Tensor | None]:
     """Return images float (N, 3, S, S) by their number of SGLD steps: new chains after 0, `steps`
-    and --chain_lengths; or, without `steps`, the checkpoint's replay buffer or a flow's samples by
-    None. With --sampling class also return their classes (N,).
+    and --chain_lengths. If `steps` is None, return the checkpoint's replay buffer or a flow's
+    samples under the key None. With --sampling class also return their classes (N,).
 
     Raises UsageError and NotFinite.
     """
@@ -110,43 +110,43 @@ def sampled(
         return {None: sampling.flow_samples(model.flow, n, seed=s.seed)[0]}, labels
     if steps is None:
         images = model.buffer_images("--sampling fresh samples from noise").to(context.device)
-        # Its slots are sorted by class, and rows are of the first images.
+        # Shuffled: the buffer is sorted by class, and `compared` takes the first images of a set.
         order = data.epoch_order(len(images), seed=s.seed, epoch=0, device=context.device)
         images = images[order[: s.max_images]]
         sampling.check_finite(images, 0)
         return {None: images}, None
     part = distributed.share(n, s.sgld_batch_size)
-    seen = sorted({0, steps, *(s.chain_lengths or ())})
+    lengths = sorted({0, steps, *(s.chain_lengths or ())})
     chains = sampling.fresh_chains(
         model.network,
-        model.chain(seen[-1], model.start()),
+        model.chain(lengths[-1], model.start()),
         part,
-        seen=seen,
+        seen=lengths,
         seed=s.seed,
         labels=labels,
     )
-    with context.bar(part.stop - part.start, f"{model.label}: {seen[-1]} SGLD steps") as shown:
+    with context.bar(part.stop - part.start, f"{model.label}: {lengths[-1]} SGLD steps") as bar:
         batches = []
         for batch in chains:
             batches.append(batch)
-            shown.update(len(batch[0]))
-    batches = batches or [[torch.empty(0, device=context.device)] * len(seen)]
-    found: dict[int | None, Tensor] = {}
-    for at, parts in zip(seen, zip(*batches, strict=True), strict=True):
-        found[at] = distributed.joined(torch.cat(parts))
-        sampling.check_finite(found[at], at)
-    return found, labels
+            bar.update(len(batch[0]))
+    batches = batches or [[torch.empty(0, device=context.device)] * len(lengths)]
+    samples: dict[int | None, Tensor] = {}
+    for step, parts in zip(lengths, zip(*batches, strict=True), strict=True):
+        samples[step] = distributed.joined(torch.cat(parts))
+        sampling.check_finite(samples[step], step)
+    return samples, labels
 
 
-def feature_extractor(context: Context, network: LoadedModel) -> tuple[Any, dict[str, str]]:
-    """Return an extractor, Inception or the network; and its name and its weights' sha256."""
+def feature_extractor(context: Context, model: LoadedModel) -> tuple[Any, dict[str, str]]:
+    """Return the extractor of --fid_features, Inception or the model, and its name and sha256."""
     from evaluation.generation import model_extractor
     from evaluation.inception import inception_extractor
 
     s = context.s
     if s.fid_features == "model":
-        extractor, sha256 = model_extractor(network.network), network.sha256
-        name = f"model {network.path}"
+        extractor, sha256 = model_extractor(model.network), model.sha256
+        name = f"model {model.path}"
     else:
         weights = None if s.inception_weights is None else Path(s.inception_weights)
         extractor, sha256 = inception_extractor(weights, context.device)
@@ -155,15 +155,15 @@ def feature_extractor(context: Context, network: LoadedModel) -> tuple[Any, dict
 
 
 def load_judge(context: Context, model: LoadedModel) -> LoadedModel | None:
-    """Return the network of --fid_model. Raises UsageError if it has other classes and is to read
-    class-conditional samples."""
+    """Return the network of --fid_model or None. Raises UsageError for a flow, and where it would
+    classify class-conditional samples but has other classes."""
     from evaluation.loading import NETWORK, load
 
     s = context.s
     if s.fid_model is None:
         return None
-    plain = Namespace(**{**vars(s), **dict.fromkeys((*NETWORK, "weights", "dataset"))})
-    judge = load(s.fid_model, "features", plain, context.device, flag="--fid_model")
+    flags = Namespace(**{**vars(s), **dict.fromkeys((*NETWORK, "weights", "dataset"))})
+    judge = load(s.fid_model, "features", flags, context.device, flag="--fid_model")
     if judge.flow is not None:
         raise UsageError(f"--fid_model {judge.path} is a flow: give a classifier")
     if s.eval == "fid" and s.sampling != "class":
@@ -180,12 +180,12 @@ def load_judge(context: Context, model: LoadedModel) -> LoadedModel | None:
     return judge
 
 
-def reading(judge: LoadedModel, samples: Tensor, starts: Tensor | None, labels: Tensor) -> Numbers:
-    """Return `generation.read_as_asked` of a classifier, and which it is."""
+def assess(judge: LoadedModel, samples: Tensor, starts: Tensor | None, labels: Tensor) -> Numbers:
+    """Return `generation.read_as_asked` of the judge, with the judge's path and sha256."""
     from evaluation.generation import model_extractor, read_as_asked
 
-    found = read_as_asked(model_extractor(judge.network), samples, starts, labels)
-    return {"classifier": str(judge.path), "classifier_sha256": judge.sha256, **found}
+    shares = read_as_asked(model_extractor(judge.network), samples, starts, labels)
+    return {"classifier": str(judge.path), "classifier_sha256": judge.sha256, **shares}
 
 
 def show(context: Context, results: list[Numbers]) -> None:
@@ -197,25 +197,25 @@ def show(context: Context, results: list[Numbers]) -> None:
     context.say(f"\n{rows[0]['n']:,} images each, against as many others:\n\n{fid_table(rows)}")
     if context.s.chain_lengths:
         context.files.picture("fid_lengths", figures.draw_lengths, rows)
-        if told := generation.decline(rows):
-            context.say(f"\n{told}")
+        if message := generation.decline(rows):
+            context.say(f"\n{message}")
 
 
 def fid_table(rows: Sequence[Row]) -> str:
-    """Return a line for each row of `evaluation.generation.compared`, 60 characters wide."""
+    """Return a Markdown table of the rows of `evaluation.generation.compared`."""
     columns = ["images", "steps", "fid", "precision", "recall"]
     if any("read_as_asked" in row for row in rows):
         columns.append("read_as_asked")
     headers = {"fid": "FID", "read_as_asked": "asked"}
-    shown = [{**row, "images": row["images"].replace(" images", "")} for row in rows]
-    return markdown(shown, columns, headers=headers, digits=3)
+    short = [{**row, "images": row["images"].replace(" images", "")} for row in rows]
+    return markdown(short, columns, headers=headers, digits=3)
 
 
 # fmt: off
 # One flag a paragraph reads better than one keyword a line.
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = adder(parser, "fid, and reading cond_samples")
-    add("--sampling", (*FROM_STARTS, "buffer", "confident"), "fresh", "ours", "fresh: new chains "
+    add("--sampling", (*NEW_CHAINS, "buffer", "confident"), "fresh", "ours", "fresh: new chains "
         "up log q(x); class: new chains up log q(x, y), classes in turn; buffer: the checkpoint's "
         "replay buffer, as JEM++; confident: the most confident 90 %% (FID) and 10 %% (IS) of each "
         "class of the buffer against training and test images, as SADA-JEM")
@@ -238,7 +238,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 # fmt: on
 def idle(s: Namespace) -> Iterator[Rule]:
-    if s.sampling not in FROM_STARTS:
+    if s.sampling not in NEW_CHAINS:
         chains = ("n_steps", "n_samples", "sgld_batch_size", "chain_lengths", "chain_start")
         yield f"sampling {s.sampling}", chains
     if s.sampling != "class":

@@ -1,4 +1,4 @@
-"""How is a score distributed over several data sets?"""
+"""Compare the distributions of a score over several data sets."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     (name,) = context.s.score_fn
     scores_of = scorer(context, model, [name])
     sets, skipped = sets_of(context, model)
-    scored = [scores_of(found)[name] for found in sets]
+    scores = [scores_of(dataset)[name] for dataset in sets]
     summary = dict[str, Numbers]()
-    for found, x in zip(sets, scored, strict=True):
-        summary[found.name] = {
-            "title": found.title,
+    for dataset, x in zip(sets, scores, strict=True):
+        summary[dataset.name] = {
+            "title": dataset.title,
             "n": len(x),
             "mean": float(x.mean()),
             "std": float(x.std()),
             "quantiles": {f"{q:g}": float(np.quantile(x, q)) for q in QUANTILES},
-            "auroc": None if found is sets[0] else detection(scored[0], x)["auroc"],
+            "auroc": None if dataset is sets[0] else detection(scores[0], x)["auroc"],
         }
         if model.flow and name == "px":
-            summary[found.name]["bits_per_dim"] = model.flow.bits(float(x.mean()))
+            summary[dataset.name]["bits_per_dim"] = model.flow.bits(float(x.mean()))
     return {"datasets": list(summary), "score_fn": name, "sets": summary, "skipped": skipped}
 
 
 def sets_of(context: Context, model: LoadedModel) -> tuple[list[Any], list[dict[str, str]]]:
-    """Return the in-distribution set and the others, and what cannot be had."""
-    named = context.s.datasets
-    if named is None:
+    """Return the sets, in-distribution first, and the sets left out with their reasons."""
+    names = context.s.datasets
+    if names is None:
         inside = context.asked_set(model)
         outside, skipped = context.ood_sets(model, inside)
         return [inside, *outside], skipped
-    inside = context.images(named[0], model, "--datasets")
-    others, skipped = context.available(named[1:], model, "--datasets")
-    sets = [inside, *others.values()]
-    if len({found.name for found in sets}) < len(sets):
-        raise UsageError(f"--datasets {' '.join(named)} names a set twice: give each once")
+    inside = context.images(names[0], model, "--datasets")
+    available, skipped = context.available(names[1:], model, "--datasets")
+    sets = [inside, *available.values()]
+    if len({dataset.name for dataset in sets}) < len(sets):
+        raise UsageError(f"--datasets {' '.join(names)} names a set twice: give each once")
     return sets, skipped
 
 
@@ -59,21 +59,21 @@ def show(context: Context, results: list[Numbers]) -> None:
 
     score, several = context.s.score_fn[0], len(results) > 1
     rows = [
-        {"label": r["label"], "set": each["title"], **each, "ood_dataset": each["title"]}
+        {"label": r["label"], "set": summary["title"], **summary, "ood_dataset": summary["title"]}
         | {"score_fn": score, **({"model": r["label"]} if several else {})}
         for r in results
-        for each in r["sets"].values()
+        for summary in r["sets"].values()
     ]
-    more = ["bits_per_dim"] if any("bits_per_dim" in row for row in rows) else []
-    context.table(rows, ["set", "n", "mean", *more, "std", "auroc"])
-    if told := reversed_order([row for row in rows if row["auroc"] is not None]):
-        context.say(f"\n{told}")
+    bits = ["bits_per_dim"] if any("bits_per_dim" in row for row in rows) else []
+    context.table(rows, ["set", "n", "mean", *bits, "std", "auroc"])
+    if message := reversed_order([row for row in rows if row["auroc"] is not None]):
+        context.say(f"\n{message}")
     pictures = [
         {
             "label": r["label"],
             "sets": [
-                (each["title"], context.scores[f"{r['label']}/{name}/{score}"], each["auroc"])
-                for name, each in r["sets"].items()
+                (summary["title"], context.scores[f"{r['label']}/{name}/{score}"], summary["auroc"])
+                for name, summary in r["sets"].items()
             ],
         }
         for r in results

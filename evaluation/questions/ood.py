@@ -1,4 +1,4 @@
-"""How well do scores tell the model's own images from others?"""
+"""Measure OOD detection: separate in-distribution from other images by a score."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     scores_of = scorer(context, model, names)
     inside = context.asked_set(model)
     outside, skipped = context.ood_sets(model, inside)
-    raw = {found.name: scores_of(found) for found in [inside, *outside]}
+    raw = {dataset.name: scores_of(dataset) for dataset in [inside, *outside]}
     rows = [
-        {"ood_dataset": found.name, "score_fn": name}
-        | detection(raw[inside.name][name], raw[found.name][name])
-        for found in outside
+        {"ood_dataset": dataset.name, "score_fn": name}
+        | detection(raw[inside.name][name], raw[dataset.name][name])
+        for dataset in outside
         for name in names
     ]
     return {"in_dataset": inside.name, "rows": rows, "skipped": skipped}
@@ -31,10 +31,10 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
 def scorer(
     context: Context, model: LoadedModel, names: Sequence[str]
 ) -> Callable[..., dict[str, Any]]:
-    """Return a function from an evaluation set to {score: float64 (N,)}, which the answer's files
-    have, too, under the set's name or another one.
+    """Return a function from an evaluation set to {score: float64 (N,)}. It also keeps the values
+    for the answer's files, under a name that it takes or, by default, the set's.
 
-    Raises UsageError for what knn and pxsim need and do not have.
+    Raises UsageError where knn has too few training images or pxsim no queue.
     """
     import data
     from evaluation.scores import feature_bank, scores
@@ -53,12 +53,12 @@ def scorer(
             )
         bank = feature_bank(model.network, context.batches(train, model))
 
-    def scores_of(found: data.EvaluationSet, name: str | None = None) -> dict[str, Any]:
-        batches = context.batches(found, model)
-        of_set = scores(model.network, batches, names, contrastive=contrastive, bank=bank, k=k)
-        place = f"{model.label}/{name or found.name}"
-        context.scores |= {f"{place}/{score}": values for score, values in of_set.items()}
-        return of_set
+    def scores_of(dataset: data.EvaluationSet, name: str | None = None) -> dict[str, Any]:
+        batches = context.batches(dataset, model)
+        by_score = scores(model.network, batches, names, contrastive=contrastive, bank=bank, k=k)
+        prefix = f"{model.label}/{name or dataset.name}"
+        context.scores |= {f"{prefix}/{score}": values for score, values in by_score.items()}
+        return by_score
 
     return scores_of
 
@@ -75,15 +75,15 @@ def show(context: Context, results: list[Numbers]) -> None:
 
 
 def ood_table(rows: Sequence[Row]) -> str:
-    """Return a line for each OOD set and score and, where rows have a "model", for each model.
+    """Return a Markdown table of `rows`, with a column for the model where rows have a "model".
 
     Rows have ood_dataset, score_fn and the keys of `evaluation.scores.detection`. Rates are 0..1.
     """
     headers = {"model": "Model"} if any("model" in row for row in rows) else {}
     headers |= {"ood_dataset": "OOD set", "score_fn": "Score", "auroc": "AUROC"}
     headers |= {"fpr95": "FPR95", "aupr": "AUPR", "ratio": "in:out"}
-    shown = [{**row, "ratio": f"{row['n_in']}:{row['n_out']}"} for row in rows]
-    return markdown(shown, [*headers], headers=headers)
+    with_ratio = [{**row, "ratio": f"{row['n_in']}:{row['n_out']}"} for row in rows]
+    return markdown(with_ratio, [*headers], headers=headers)
 
 
 SUMMARY = "AUROC, FPR at 95 % TPR and AUPR against other data sets"

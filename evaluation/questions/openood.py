@@ -1,4 +1,4 @@
-"""Near- and far-OOD detection as OpenOOD v1.5 measures it: its lists, its images, its metrics."""
+"""Measure near- and far-OOD detection with the lists, images and metrics of OpenOOD v1.5."""
 
 from __future__ import annotations
 
@@ -21,34 +21,33 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     from data.openood import FAR, NEAR, PREFIX
     from evaluation.classification import classification
 
-    own = context.own_set(model, "leave it out")
-    if own not in NEAR:
+    benchmark = context.own_set(model, "leave it out")
+    if benchmark not in NEAR:
         raise UsageError(
-            f"--load_path {model.path} was trained on {own}: OpenOOD's protocol is for models of "
-            f"{' and '.join(NEAR)}"
+            f"--load_path {model.path} was trained on {benchmark}: OpenOOD's protocol is for "
+            f"models of {' and '.join(NEAR)}"
         )
-    groups = {"nearood": NEAR[own], "farood": FAR}
-    names = {name: f"{PREFIX}{own}/{name}" for name in (*NEAR[own], *FAR)}
-    inside = context.images(f"{PREFIX}{own}/{own}", model)
+    groups = {"nearood": NEAR[benchmark], "farood": FAR}
+    names = {name: f"{PREFIX}{benchmark}/{name}" for name in (*NEAR[benchmark], *FAR)}
+    inside = context.images(f"{PREFIX}{benchmark}/{benchmark}", model)
     if not all(0 <= label < model.num_classes for label in inside.split.labels.tolist()):
-        raise UsageError(f"--data_root: {inside.name} has labels that are no class of {own}")
-    found, skipped = context.available([*names.values()], model, "--ood_dataset")
+        raise UsageError(f"--data_root: {inside.name} has labels that are no class of {benchmark}")
+    sets, skipped = context.available([*names.values()], model, "--ood_dataset")
     scores_of = scorer(context, model, list(dict.fromkeys(context.s.score_fn)))
-    scored = scores_of(inside, own)
-    outside = {name: scores_of(found[full], name) for name, full in names.items() if full in found}
-    right = classification(model.network, context.batches(inside, model))["accuracy"]
-    rows = table(groups, scored, outside, 100 * right)
+    inside_scores = scores_of(inside, benchmark)
+    outside = {name: scores_of(sets[full], name) for name, full in names.items() if full in sets}
+    accuracy = classification(model.network, context.batches(inside, model))["accuracy"]
+    rows = table(groups, inside_scores, outside, 100 * accuracy)
     lacking = {group: [n for n in members if n not in outside] for group, members in groups.items()}
     missing = {group: absent for group, absent in lacking.items() if absent}
-    report = section(own, rows, missing, context.s.sigma)
     numbers = {"in_dataset": inside.name, "rows": rows, "missing": missing, "skipped": skipped}
-    return {**numbers, "report": report}
+    return {**numbers, "report": section(benchmark, rows, missing, context.s.sigma)}
 
 
 def table(
     groups: dict[str, tuple[str, ...]], inside: Any, outside: dict[str, Any], accuracy: float
 ) -> list[Row]:
-    """Return a row for each score and set, and the mean of each group whose sets are all there.
+    """Return a row for each score and set, and a row of means for each group without missing sets.
 
     inside: score -> (n_in,); outside: set -> score -> (n_out,); numbers in per cent.
     """
@@ -56,29 +55,29 @@ def table(
 
     rows: list[Row] = []
     for (score, x), (group, members) in product(inside.items(), groups.items()):
-        found = {
+        metrics = {
             name: openood_detection(x, outside[name][score]) for name in members if name in outside
         }
-        if len(found) == len(members):
-            found[group] = {
-                key: fmean(row[key] for row in found.values()) for key in found[members[0]]
+        if len(metrics) == len(members):
+            metrics[group] = {
+                key: fmean(row[key] for row in metrics.values()) for key in metrics[members[0]]
             }
         rows += [
             {"score_fn": score, "dataset": name, **numbers, "ACC": accuracy}
-            for name, numbers in found.items()
+            for name, numbers in metrics.items()
         ]
     return rows
 
 
-def section(own: str, rows: Sequence[Row], missing: dict[str, list[str]], sigma: float) -> Numbers:
-    """Return the table of the run's page; see `Question`."""
+def section(name: str, rows: Sequence[Row], missing: dict[str, list[str]], sigma: float) -> Numbers:
+    """Return the "report" of the answer: a section of the run's page, see `Question`."""
     head = ["score_fn", "dataset", *COLUMNS]
     text = [
         f"In per cent, in OpenOOD's conventions: OOD is positive. Noise: --sigma {sigma:g}.",
         *(f"{group} has no mean: {', '.join(names)} missing." for group, names in missing.items()),
     ]
     cells = [[r["score_fn"], r["dataset"], *(f"{r[key]:.2f}" for key in COLUMNS)] for r in rows]
-    return {"title": f"OpenOOD v1.5, {own}", "text": " ".join(text), "head": head, "rows": cells}
+    return {"title": f"OpenOOD v1.5, {name}", "text": " ".join(text), "head": head, "rows": cells}
 
 
 def show(context: Context, results: list[Numbers]) -> None:

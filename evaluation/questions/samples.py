@@ -1,4 +1,4 @@
-"""What do samples of q(x), or of q(x|y), look like, and is each of its class?"""
+"""Draw samples of q(x) or q(x|y), and measure whether each is of its class."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evaluation.questions.base import ROUNDS, Context, LoadedModel, Numbers, Question
-from evaluation.questions.fid import check_steps, load_judge, reading
+from evaluation.questions.fid import assess, check_steps, load_judge
 from runs.cli import UsageError
 from runs.names import FOLDER
 from runs.screen import markdown
@@ -26,11 +26,11 @@ def ask_flow(context: Context, model: LoadedModel, flow: Any) -> Numbers:
         context.save_images("uncond_samples.npz", pixels, None)
         return {"n": len(pixels)}
     rows = class_rows(images, of_each_class(labels, model.num_classes), COLUMNS)
-    more: Mapping[str, Any] = {"columns": COLUMNS, "row_labels": model.class_names}
-    files.picture("cond_samples", figures.draw_grids, {"": rows}, **more)
+    options: Mapping[str, Any] = {"columns": COLUMNS, "row_labels": model.class_names}
+    files.picture("cond_samples", figures.draw_grids, {"": rows}, **options)
     context.save_images("cond_samples.npz", pixels, None, labels)
-    read = {} if judge is None else {"read_as_asked": reading(judge, pixels, None, labels)}
-    return {"n": len(pixels), **read}
+    judgement = {} if judge is None else {"read_as_asked": assess(judge, pixels, None, labels)}
+    return {"n": len(pixels), **judgement}
 
 
 def ask_unconditional(context: Context, model: LoadedModel) -> Numbers:
@@ -52,28 +52,28 @@ def ask_conditional(context: Context, model: LoadedModel) -> Numbers:
         return ask_flow(context, model, model.flow)
     rounds = Rounds(context, model, model.num_classes)
     judge, training = load_judge(context, model), training_images(context, model)
-    rounds.run("cond_samples_direct", rounds.as_asked, conditional=True)
+    rounds.run("cond_samples_direct", rounds.by_label, conditional=True)
     numbers = {**rounds.save(), **rounds.beside_training(training)}
 
-    # The ancestors' way: unconditional samples, in the row of the class that they look like.
-    looking = Rounds(context, model, model.num_classes)
-    looking.run("cond_samples_classified", looking.as_read)
-    numbers["classified_per_class"] = [len(index) for index in looking.as_read()]
+    # As in JEM's and HDGE's code: unconditional samples, in the row of their predicted class.
+    classified = Rounds(context, model, model.num_classes)
+    classified.run("cond_samples_classified", classified.by_prediction)
+    numbers["classified_per_class"] = [len(index) for index in classified.by_prediction()]
     if model.dataset.startswith(FOLDER):
         numbers["class_names"] = model.class_names
     if judge is not None:
-        numbers["read_as_asked"] = reading(judge, rounds.samples, rounds.starts, rounds.labels)
+        numbers["read_as_asked"] = assess(judge, rounds.samples, rounds.starts, rounds.labels)
     rounds.draw_trajectory()
     return numbers
 
 
 def training_images(context: Context, model: LoadedModel) -> Any:
-    """Return the images that the model was trained on; None, with a warning, if that fails."""
+    """Return the model's training images. Without --dataset, warn and return None if that fails."""
     import data
 
     try:
-        own = context.own_set(model, "leave it out")
-        return context.images(data.split_name(own, "train"), model)
+        dataset = context.own_set(model, "leave it out")
+        return context.images(data.split_name(dataset, "train"), model)
     except (data.DataError, UsageError) as error:
         if context.s.dataset is not None:
             raise
@@ -90,8 +90,8 @@ def show(context: Context, results: list[Numbers]) -> None:
 
 
 def samples_table(result: Mapping[str, Any]) -> str | None:
-    """Return the numbers of samples, of their chains' starts and of training images, a line each;
-    None if there are none."""
+    """Return a Markdown table of the numbers of samples, their chains' starts and training images;
+    None if `result` has no such numbers."""
     titles = {"nearest": "distance to training", "variety": "variety"}
     titles["read_as_asked"] = "read as asked"
     rows = [{"": title, **result[key]} for key, title in titles.items() if result.get(key)]

@@ -1,4 +1,4 @@
-"""How many images are classified rightly?"""
+"""Measure accuracy, top-5 accuracy and negative log-likelihood of q(y|x)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from evaluation.questions.base import NOISY, Context, LoadedModel, Numbers, Ques
 def ask(context: Context, model: LoadedModel) -> Numbers:
     from evaluation.classification import classification
 
-    found = context.labelled_set(model)
-    numbers = classification(model.network, context.batches(found, model))
+    dataset = context.labelled_set(model)
+    numbers = classification(model.network, context.batches(dataset, model))
     if not math.isfinite(numbers["nll"]):
         raise NotFinite("the logits are not finite: use another")
-    trivial = {"top5": None} if model.num_classes <= 5 else {}
-    return {"dataset": found.name, **numbers, **trivial, "n_steps": context.s.n_steps}
+    top5 = {"top5": None} if model.num_classes <= 5 else {}  # it would always be 1
+    return {"dataset": dataset.name, **numbers, **top5, "n_steps": context.s.n_steps}
 
 
 def show(context: Context, results: list[Numbers]) -> None:
