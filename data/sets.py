@@ -30,8 +30,8 @@ def canonical_name(name: str) -> str:
     name = ALIASES.get(name, name)
     if name in SPECS or (name.startswith(FOLDER) and name != FOLDER):
         return name
-    known = ", ".join([*SPECS, FOLDER + "PATH"])
-    raise DataError("dataset", name, f"unknown data set; give one of {known}")
+    names = ", ".join([*SPECS, FOLDER + "PATH"])
+    raise DataError("dataset", name, f"unknown data set; give one of {names}")
 
 
 def describe(name: str) -> Spec:
