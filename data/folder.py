@@ -18,7 +18,7 @@ from runs.cli import check_utf8
 from runs.names import FOLDER
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
-# Sub-folders of these names that contain folders are splits, not classes; see `list_folder`.
+# Sub-folders of these names that contain folders are splits, not classes; see `_list_classes`.
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 Files = list[tuple[Path, int]]  # paths of images and their classes
 
