@@ -2,22 +2,7 @@
 
 from losses.contrastive import Contrastive, ContrastScore
 from losses.cross_entropy import CrossEntropy
-from losses.objective import (
-    BatchLoss,
-    Build,
-    Metrics,
-    Objective,
-    Step,
-    build_objective,
-)
+from losses.objective import BatchLoss, Build, Metrics, Objective, Step, build_objective
 from losses.queue import LogitQueue
-from losses.sgld import (
-    Chain,
-    ConditionalSGLD,
-    MarginalSGLD,
-    ReplayBuffer,
-    from_shards,
-    langevin,
-    shard,
-)
+from losses.sgld import Chain, ConditionalSGLD, MarginalSGLD, ReplayBuffer, langevin
 from losses.start import GaussianStart, Start, UniformStart, new_start

@@ -1,4 +1,4 @@
-"""`--pxycontrast` and `--pxcontrast`: maximise log q(x|y) or log q(x) against other images.
+"""`--pxycontrast` and `--pxcontrast`: maximise log q(x|y) or log q(x) against negative images.
 
 Shapes: N batch, C classes, K queue slots, M any number of images, R distinct target rows.
 """
@@ -19,17 +19,17 @@ from runs.names import CONTRAST_SCORES
 
 @dataclass(frozen=True)
 class ContrastScore:
-    """s[r, m]: how well image m fits target row r (HDGE, Algorithm 1 and Eq. 13).
+    """The score s[r, m] of image m for target row r (HDGE, Algorithm 1 and Eq. 13).
 
-    The target of class r is t[r] = 1 - s with s/(C-1) elsewhere (`smoothing` s; 0: one-hot), and
-    u = f(x)/||f(x)||_2 (`normalize`) or f(x) itself. Then
+    Row r is the target t of class r: with e = `smoothing`, t[r] = 1 - e and t[c] = e/(C-1) for
+    c != r (one-hot for e = 0). With u = f(x)/||f(x)||_2 (`normalize`) or u = f(x), the score is
 
-        algorithm1  s = log sum_c exp(t[c] u[c])      a one-hot t adds exp(0) for every other class
+        algorithm1  s = log sum_c exp(t[c] u[c])      each zero of a one-hot t adds exp(0)
         eq13        s = log sum_c t[c] exp(u[c])      u[r] for a one-hot t
 
-    so there are R = C distinct rows, whatever the batch. `marginal` marks all classes (t = 1):
+    There are R = C rows for a batch of any size. `marginal` marks all classes instead (t = 1):
     both scores are then logsumexp(u), a single row (R = 1), which is the score of log q(x).
-    `temperature` T > 0 divides the scores.
+    `temperature` T > 0: the loss takes s / T.
     """
 
     kind: str = "algorithm1"
@@ -53,7 +53,7 @@ class ContrastScore:
         return 1 if self.marginal else num_classes
 
     def __call__(self, logits_CM: Tensor) -> Tensor:
-        """Return s (R, M) of raw logits (C, M), in O(C M)."""
+        """Return s (R, M) for raw logits (C, M), in O(C M)."""
         u_CM = logits_CM * inverse_length(logits_CM) if self.normalize else logits_CM
         if self.marginal:
             return u_CM.logsumexp(0, keepdim=True)
@@ -62,54 +62,54 @@ class ContrastScore:
             return self.one_hot(u_CM, len(u_CM))
         if self.kind == "algorithm1":
             return torch.logaddexp(on * u_CM, leave_one_out_logsumexp(off * u_CM))
-        others_CM = leave_one_out_logsumexp(u_CM) + math.log(off)
-        return torch.logaddexp(u_CM + math.log(on), others_CM)
+        rest_CM = leave_one_out_logsumexp(u_CM) + math.log(off)
+        return torch.logaddexp(u_CM + math.log(on), rest_CM)
 
     def of_rows(self, logits_MC: Tensor, rows_M: Tensor) -> Tensor:
-        """Return s[rows[m], m] (M,) of raw logits (M, C): each image's score for one row alone."""
+        """Return s[rows[m], m] (M,) for raw logits (M, C): score image m for row rows[m] alone."""
         if self.marginal or self.smoothing > 0:
             return self(logits_MC.T).gather(0, rows_M[None]).squeeze(0)
-        u_M = logits_MC.gather(1, rows_M[:, None]).squeeze(1)  # all that a one-hot row reads
+        u_M = logits_MC.gather(1, rows_M[:, None]).squeeze(1)  # a one-hot row reads u[r] alone
         if self.normalize:
             u_M = u_M * inverse_length(logits_MC.T)
         return self.one_hot(u_M, logits_MC.shape[1])
 
     def one_hot(self, u: Tensor, num_classes: int) -> Tensor:
-        """Return s of one-hot rows, elementwise: u (any shape) holds each row's own class."""
+        """Return s for one-hot rows, elementwise: u (any shape) holds u[r] of each row r."""
         if self.kind == "eq13":
             return u
-        others = math.log(num_classes - 1)  # exp(0) for every other class
-        return softplus(u - others).add_(others)  # = log(exp(u) + num_classes - 1)
+        rest = math.log(num_classes - 1)  # log of the sum of C - 1 terms exp(0)
+        return softplus(u - rest).add_(rest)  # = log(exp(u) + C - 1)
 
     def bounds(self, num_classes: int) -> tuple[float, float]:
-        """Return a lower and an upper bound of every normalised score, since |u[c]| <= 1."""
+        """Return a lower and an upper bound of all normalised scores: |u[c]| <= 1."""
         if self.marginal:
             return math.log(num_classes) - 1, math.log(num_classes) + 1
         if self.kind == "eq13":
             return -1.0, 1.0  # the targets sum to 1
-        on, off = 1 - self.smoothing, self.smoothing / (num_classes - 1)
-        others = num_classes - 1
-        low = math.log(math.exp(-on) + others * math.exp(-off))
-        return low, math.log(math.exp(on) + others * math.exp(off))
+        rest = num_classes - 1
+        on, off = 1 - self.smoothing, self.smoothing / rest
+        low = math.log(math.exp(-on) + rest * math.exp(-off))
+        return low, math.log(math.exp(on) + rest * math.exp(off))
 
 
 def inverse_length(logits_CM: Tensor) -> Tensor:
-    """Return 1 / ||f(x)||_2 (M,), and 1e12 of f(x) = 0, as F.normalize has it. linalg.vector_norm
-    would take three times as long down the columns of a float64 matrix."""
+    """Return 1 / ||f(x)||_2 (M,); 1e12 for f(x) = 0, as in F.normalize. linalg.vector_norm would
+    take three times as long down the columns of a float64 matrix."""
     return (logits_CM * logits_CM).sum(0).add_(1e-24).rsqrt_()
 
 
 def softplus(a: Tensor) -> Tensor:
-    """Return log(1 + exp(a)) to float64's last digits. F.softplus' own threshold leaves an error of
-    2e-9; logaddexp(a, 0) takes two operations forward and four backward, this one each."""
+    """Return log(1 + exp(a)) to float64's last digits. F.softplus' default threshold, 20, leaves an
+    error of 2e-9; logaddexp(a, 0) takes two operations forward and four backward, not one each."""
     return F.softplus(a, threshold=40.0)
 
 
 def leave_one_out_logsumexp(a_CM: Tensor) -> Tensor:
-    """(C, M): row r is log sum over c != r of exp(a[c]), for C >= 2.
+    """Return (C, M) with row r = log sum over c != r of exp(a[c]), for C >= 2.
 
-    From cumulative sums of both sides: O(C M), and nothing is subtracted, so that no digits are
-    lost where row r dominates.
+    Adds the cumulative sums of both sides of row r. This is O(C M) and subtracts nothing, so no
+    digits are lost where row r dominates.
     """
     edge = torch.full_like(a_CM[:1], -torch.inf)
     before = torch.cat([edge, a_CM.logcumsumexp(0)[:-1]])
@@ -120,27 +120,27 @@ def leave_one_out_logsumexp(a_CM: Tensor) -> Tensor:
 class Contrastive(nn.Module):
     """loss[n] = -s_pos/T + log(exp(s_pos/T) + sum_k exp(s_neg[k]/T)), averaged over the batch.
 
-    `queue` (Algorithm 1): the negatives are past logits, scored for image n's own target row.
-    Their sum depends on n through that row alone, so it is R numbers that the queue keeps, and no
-    (N, K) tensor exists. `queue=None` (Algorithm 2, SimCLR style): the negatives are the batch's
-    own images, n included, with gradients; where the batch is divided over processes, those of all
-    of them.
+    `queue` (Algorithm 1): the negatives are the queue's past logits, scored for image n's target
+    row. Their sum depends on n only through that row, so the queue keeps R sums, and no (N, K)
+    tensor exists. `queue=None` (Algorithm 2, SimCLR style): the negatives are all images of the
+    batch, n included, with gradients; a batch that is divided over processes is gathered first.
 
-    With K negatives the loss stays near log(K + 1): it is bounded there by normalised logits.
+    With K negatives and normalised logits the loss differs from log(K + 1) by at most
+    (s_max - s_min) / T, with s_min and s_max from `ContrastScore.bounds`.
     """
 
     def __init__(self, score: ContrastScore, queue: LogitQueue | None = None) -> None:
         super().__init__()
         self.score = score
-        self.memories: dict[str, LogitQueue] = {}  # a dict, so that the Objective registers it
+        self.memories: dict[str, LogitQueue] = {}  # no submodule: the Objective registers it
         self.queue_key = None
         if queue is not None:
             self.memories["queue"] = queue
             self.queue_key = queue.track(score)
 
     def per_image(self, logits: Tensor, labels: Tensor, batch: Tensor | None = None) -> Tensor:
-        """Return loss[n] (N,) for logits (N, C) and labels (N,). `batch`: the logits (M, C) that
-        are the negatives without a queue, by default the same."""
+        """Return loss[n] (N,) for logits (N, C) and labels (N,). Without a queue the negatives are
+        the logits `batch` (M, C), by default `logits`."""
         rows = torch.zeros_like(labels) if self.score.marginal else labels
         positive = self.score.of_rows(logits, rows)
         if self.queue_key is None:
@@ -165,6 +165,7 @@ def pxcontrast(build: Build) -> Contrastive:
 
 
 def _contrastive(build: Build, *, marginal: bool) -> Contrastive:
+    """Build a term; both terms share one queue."""
     s = build.settings
     score = ContrastScore(
         kind=s.contrast_score,
@@ -175,12 +176,11 @@ def _contrastive(build: Build, *, marginal: bool) -> Contrastive:
     )
     if s.contrast_style == "simclr":
         return Contrastive(score)
-    above = 16 * s.batch_size
+
+    def new_queue() -> LogitQueue:
+        above = 16 * s.batch_size
+        return LogitQueue(build.num_classes, s.contrast_k, init=s.queue_init, running_above=above)
+
     with fits(f"--contrast_k {s.contrast_k}"):
-        queue = build.shared(
-            "queue",
-            lambda: LogitQueue(
-                build.num_classes, s.contrast_k, init=s.queue_init, running_above=above
-            ),
-        )
+        queue = build.shared("queue", new_queue)
     return Contrastive(score, queue)

@@ -6,10 +6,10 @@ from losses.objective import Build, Metrics, Step
 
 
 class CrossEntropy(nn.Module):
-    """-sum_c t[c] log q(c|x), averaged over the batch, with t[y] = 1 - s and s/(C-1) elsewhere.
+    """-sum_c t[c] log q(c|x), averaged over the batch; t[y] = 1 - s, t[c] = s/(C-1) for c != y.
 
-    `smoothing` s is in [0, 1). PyTorch's own label smoothing spreads s/C over all classes, the
-    label's included; the HDGE code spreads s/(C-1) over the others, and so does this term.
+    `smoothing` s is in [0, 1). PyTorch's own label smoothing gives s/C to every class, the label
+    included; this term, like the HDGE code, gives s/(C-1) to every class but the label.
     """
 
     def __init__(self, smoothing: float = 0.0) -> None:
@@ -18,12 +18,12 @@ class CrossEntropy(nn.Module):
 
     def forward(self, step: Step) -> tuple[Tensor, Metrics]:
         log_q = step.logits.log_softmax(1)  # (N, C)
-        label = log_q.gather(1, step.labels[:, None]).squeeze(1)  # (N,)
+        log_q_y = log_q.gather(1, step.labels[:, None]).squeeze(1)  # (N,)
         if self.smoothing == 0:
-            return -label.mean(), {}
+            return -log_q_y.mean(), {}
         off = self.smoothing / (log_q.shape[1] - 1)
-        target = (1 - self.smoothing - off) * label + off * log_q.sum(1)
-        return -target.mean(), {}
+        smoothed = (1 - self.smoothing - off) * log_q_y + off * log_q.sum(1)
+        return -smoothed.mean(), {}
 
 
 def pyxce(build: Build) -> CrossEntropy:

@@ -19,37 +19,37 @@ Metrics = dict[str, Tensor]
 
 @dataclass
 class Build:
-    """The settings of a run, and the memories that its terms share while they are built."""
+    """The arguments of a term's build function: a run's settings, and memories to share."""
 
     settings: Namespace
     num_classes: int
     memories: dict[str, Any] = field(default_factory=dict)
 
     def shared(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return the memory of this name, which the first term to need it makes."""
+        """Return the memory `name`. The first call makes it, by `make`."""
         if name not in self.memories:
             self.memories[name] = make()
         return self.memories[name]
 
 
 def build_objective(settings: Namespace, num_classes: int) -> Objective:
-    """Build the terms with a weight above 0, each by the function of its name in its file. Of
-    several processes each has its part of the chains and of the replay buffer, and the whole queue.
+    """Build each term with a weight above 0 by the function of the term's name in the term's file.
+    Each of several processes holds a part of the chains and the replay buffer, and the whole queue.
     """
-    build, found = Build(settings, num_classes), {}
+    build, weighted = Build(settings, num_classes), {}
     for term in terms.used(vars(settings)):
         make = getattr(import_module(f"losses.{term.file}"), term.name)
-        found[term.name] = (getattr(settings, term.name), make(build))
-    return Objective(found)
+        weighted[term.name] = (getattr(settings, term.name), make(build))
+    return Objective(weighted)
 
 
 @dataclass
 class Step:
-    """One batch and the one forward pass on it that every term reads.
+    """A batch, and its forward pass, which all terms share.
 
     images (N, 3, H, W) in [-1, 1] plus noise; labels (N,) int64; features (N, D);
-    logits (N, C) = f(x); unlabelled (M, 3, H, W), or None where the labelled batch also
-    stands for the unlabelled one (with all labels in use both have the same distribution).
+    logits (N, C) = f(x); unlabelled (M, 3, H, W), the images of `data_log_px`, or None:
+    `data_log_px` then takes `images`, which have the same distribution if all labels are in use.
     """
 
     model: EnergyClassifier
@@ -79,9 +79,9 @@ class Step:
 
 
 class BatchLoss(nn.Module):
-    """The loss of a batch as one forward pass, for DistributedDataParallel. Chains run within it,
-    on the bare model. `rest` holds the terms' losses, the metrics and the step: the wrapper would
-    search them for parameters that were used."""
+    """The loss of a batch as one forward pass, for DistributedDataParallel. SGLD chains run within
+    it, on the bare model. `rest` holds the terms' losses, the metrics and the step. `forward` does
+    not return them, since the wrapper would search them for parameters that were used."""
 
     rest: tuple[dict[str, Tensor], Metrics, Step]
 
@@ -91,20 +91,20 @@ class BatchLoss(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor, unlabelled: Tensor | None = None) -> Tensor:
         step = Step.forward(self.model, images, labels, unlabelled)
-        loss, each, metrics = self.objective.with_terms(step)
-        self.rest = each, metrics, step
+        loss, losses, metrics = self.objective.with_terms(step)
+        self.rest = losses, metrics, step
         return loss
 
 
 class Objective(nn.Module):
     """L = sum over terms of weight * loss; `terms` maps a name to (weight, term).
 
-    A term is an nn.Module with `forward(step) -> (loss, metrics)`. What terms remember between
-    steps (the queue, the replay buffer) is a *memory*: a module with `commit(step, skip)`, which
-    a term names in its dict `memories`. Two terms may share one; it is registered here once, so
-    it follows `.to(device)` and is saved once.
+    A term is an nn.Module with `forward(step) -> (loss, metrics)`. State that a term keeps between
+    steps (the queue, the replay buffer) is a *memory*: a module with `commit(step, skip)` in the
+    term's dict `memories`. Terms may share a memory. It is registered here, once, so that it
+    follows `.to(device)` and is saved once.
 
-    Raises ValueError for an empty objective, or if two terms give one name to two memories.
+    Raises ValueError for an empty objective, or if two terms give the same name to two memories.
     """
 
     def __init__(self, terms: dict[str, tuple[float, nn.Module]]) -> None:
@@ -126,19 +126,19 @@ class Objective(nn.Module):
         return loss, metrics
 
     def with_terms(self, step: Step) -> tuple[Tensor, dict[str, Tensor], Metrics]:
-        """Return the weighted loss; each term's loss, with its graph and without its weight; and
-        the metrics of `forward`."""
-        each, metrics = {}, Metrics()
+        """Return the weighted loss, the terms' losses (with graph, without weight) by name, and the
+        metrics of `forward`."""
+        losses, metrics = {}, Metrics()
         total = torch.zeros((), device=step.logits.device)
         for name, term in self.terms.items():
-            each[name], extras = term(step)
-            total = total + self.weights[name] * each[name]
-            found = {"loss": each[name], **extras}
-            metrics |= {f"{name}/{key}": value.detach() for key, value in found.items()}
-        return total, each, {**metrics, "loss": total.detach()}
+            losses[name], extras = term(step)
+            total = total + self.weights[name] * losses[name]
+            scalars = {"loss": losses[name], **extras}
+            metrics |= {f"{name}/{key}": value.detach() for key, value in scalars.items()}
+        return total, losses, {**metrics, "loss": total.detach()}
 
     def commit(self, step: Step, skip: Tensor | None = None) -> None:
-        """Let every memory take in this step; where the flag `skip` () is set, nothing changes."""
+        """Commit the step to every memory; where the flag `skip` () is set, no memory changes."""
         if skip is None:
             skip = torch.zeros((), dtype=torch.bool, device=step.logits.device)
         for memory in self.memories.values():

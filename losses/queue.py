@@ -1,5 +1,5 @@
-"""The queue of past logits that the contrastive terms take their negatives from, and the gathering
-of a batch that is divided over processes.
+"""The queue of past logits, the negatives of the contrastive terms, and functions that gather a
+batch that is divided over processes.
 
 Shapes: N batch, C classes, K slots, R distinct target rows of a score.
 """
@@ -14,14 +14,14 @@ from runs import processes as distributed
 from runs.names import QUEUE_STARTS
 
 RESUM_EVERY = 1024  # enqueues between two exact sums: the drift is 7e-15 after 2,000
-# Scores over T may differ by this much for a running sum: where its largest terms leave, what is
-# left has lost exp(21) of a float64's 1e-16, and is right to 1e-7. Algorithm 1's differ by 2.2 and
-# Eq. 13's by 20 at T = 0.1.
+# The largest (s_max - s_min) / T of a running sum. When its largest terms leave the queue, the sum
+# may become exp(21) times smaller, so that float64's relative error of 1e-16 becomes 1e-7. At
+# T = 0.1 Algorithm 1 has 2.2 (C = 10) and Eq. 13 has 20.
 LARGEST_SPREAD = 21.0
 
 
 class Score(Protocol):
-    """A score as a queue uses it: see losses.contrastive.ContrastScore."""
+    """The part of losses.contrastive.ContrastScore that a queue uses."""
 
     @property
     def normalize(self) -> bool: ...
@@ -36,13 +36,13 @@ class Score(Protocol):
 class LogitQueue(nn.Module):
     """The last K logit vectors, raw and without gradient, first in first out (MoCo's queue).
 
-    Buffers: `queue_logit` (C, K), `queue_ptr` (1,) the next slot to write, `queue_filled` (1,) how
-    many slots hold logits; the names of the first two are the HDGE code's. `init="random"` starts
-    full of N(0, 1), as that code does; "empty" counts only filled slots as negatives.
+    Buffers: `queue_logit` (C, K); `queue_ptr` (1,), the next slot to write; `queue_filled` (1,),
+    the number of slots that hold logits. The HDGE code has the first two names. `init="random"`
+    starts full of N(0, 1), like the HDGE code; "empty" counts only filled slots as negatives.
 
-    Pointer and count live on the device, so that a step that must leave no trace can be masked
-    there without the host waiting for the answer. A queue of more than `running_above` slots
-    keeps each normaliser as a running sum; a shorter one is summed afresh in each step.
+    Pointer and count live on the device, so that the enqueue of a diverged step is masked there,
+    and the host need not wait for the device. A queue of more than `running_above` slots keeps
+    its normalisers as running sums; a shorter queue sums its scores afresh in each step.
     """
 
     queue_logit: Tensor
@@ -66,7 +66,7 @@ class LogitQueue(nn.Module):
         self.normalisers = nn.ModuleDict()
 
     def track(self, score: Score) -> str:
-        """Keep the normaliser of this score up to date; return its key for `log_normaliser`.
+        """Keep a normaliser of this score from now on; return its key for `log_normaliser`.
 
         Raises ValueError for a second, different score of the same kind (conditional or marginal).
         """
@@ -82,20 +82,20 @@ class LogitQueue(nn.Module):
         return key
 
     def log_normaliser(self, key: str) -> Tensor:
-        """Return log sum over filled slots k of exp(s[r, k] / T), (R,); -inf of an empty queue."""
+        """Return log sum over filled slots k of exp(s[r, k] / T), (R,); -inf for an empty queue."""
         return self.normalisers[key].log_sum(self)  # type: ignore[operator]
 
     def enqueue(self, logits: Tensor, skip: Tensor | None = None) -> None:
-        """Write logits (N, C) over the oldest slots, wrapping round; of N > K the last K enter.
+        """Write logits (N, C) over the oldest slots, wrapping round; if N > K, only the last K.
 
-        Nothing changes where a logit is not finite, or where the flag `skip` () is set.
+        Changes nothing if one of these logits is not finite, or if the flag `skip` () is set.
         """
-        # Read once each: a module looks its buffers up in as long as a small operation takes.
+        # Read each buffer once: its look-up in the module takes as long as a small operation.
         queue_CK, pointer, filled = self.queue_logit, self.queue_ptr, self.queue_filled
         new_CN = logits.detach().T.to(queue_CK.dtype)
         if len(logits) > self.size:
             new_CN = new_CN[:, -self.size :]
-        keep = (new_CN - new_CN).any()  # nan, which counts as true, where a logit is not finite
+        keep = (new_CN - new_CN).any()  # nan if a logit is not finite; `any` counts it as true
         if skip is not None:
             keep = keep | skip
         count = new_CN.shape[1]
@@ -103,27 +103,27 @@ class LogitQueue(nn.Module):
         old_CN = queue_CK.index_select(1, slots)
         new_CN = torch.where(keep, old_CN, new_CN)
         take = ~keep
-        counted_N = slots < filled
+        had_logits_N = slots < filled
         for normaliser in self.normalisers.values():
-            normaliser.replace(self, old_CN, new_CN, counted_N, take)  # type: ignore[operator]
+            normaliser.replace(self, old_CN, new_CN, had_logits_N, take)  # type: ignore[operator]
         queue_CK.index_copy_(1, slots, new_CN)
         pointer.add_(take, alpha=count).remainder_(self.size)
         filled.add_(take, alpha=count).clamp_(max=self.size)
 
     def commit(self, step: Any, skip: Tensor) -> None:
-        """Enqueue the batch of all processes. Each has a part of it and enqueues all parts, so
-        their queues are equal, bit for bit."""
+        """Enqueue the batch's logits. Each process has a part of the batch and enqueues all parts,
+        so the processes' queues are equal, bit for bit."""
         self.enqueue(gathered(step.logits), skip)
 
 
 class Normaliser(nn.Module):
-    """log sum_k exp(s[r, k] / T) over the filled slots, for every row r of one score.
+    """log sum_k exp(s[r, k] / T) over the filled slots k, for every row r of one score.
 
-    running: normalised scores are bounded by s_max, so sum_k exp((s - s_max) / T) fits a float64
-    that each enqueue updates in O(C N): the slots' old terms go, their new ones come. It is summed
-    afresh every RESUM_EVERY enqueues, and when a loaded sum belongs to other settings.
-    Otherwise the (R, K) scores are summed in every step, shifted by their maximum: raw logits
-    would overflow even a float64.
+    If `running`, `total` (R,) holds sum_k exp((s[r, k] - s_max) / T) in float64, where s_max bounds
+    the normalised scores. An enqueue updates it in O(C N): it subtracts the old terms of the N
+    slots and adds the new terms. The sum is taken afresh every RESUM_EVERY enqueues, and if a
+    loaded sum belongs to other settings. Without `running` each step sums the (R, K) terms, shifted
+    by the largest score: exp of raw logits would overflow even a float64.
     """
 
     total: Tensor
@@ -139,22 +139,22 @@ class Normaliser(nn.Module):
         self.register_buffer("shift", shift, persistent=False)
 
     def log_sum(self, queue: LogitQueue) -> Tensor:
-        temperature = self.score.temperature
         if self.running:
             self.resum_if_due(queue)
             return self.total.log() - self.shift
-        scores_RK = self.score(queue.queue_logit) / temperature
+        scores_RK = self.score(queue.queue_logit) / self.score.temperature
         return scores_RK.masked_fill(~filled(queue), -torch.inf).logsumexp(1)
 
     def replace(
-        self, queue: LogitQueue, old_CN: Tensor, new_CN: Tensor, counted_N: Tensor, take: Tensor
+        self, queue: LogitQueue, old_CN: Tensor, new_CN: Tensor, had_logits_N: Tensor, take: Tensor
     ) -> None:
-        """Update the sum before slots change from old to new; `counted_N`: they were filled."""
+        """Update the running sum for N slots that change from old to new, where the flag `take` ()
+        is set; `had_logits_N`: the slots that were filled before."""
         if not self.running:
             return
         self.resum_if_due(queue)
         old_RN, new_RN = self.terms(torch.cat([old_CN, new_CN], 1)).chunk(2, 1)
-        change_R = (new_RN - old_RN * counted_N).sum(1)
+        change_R = (new_RN - old_RN * had_logits_N).sum(1)
         self.total.add_(change_R.mul_(take))
         self.enqueues += 1
 
@@ -178,18 +178,18 @@ class Normaliser(nn.Module):
 
 
 def filled(queue: LogitQueue) -> Tensor:
-    """Return which slots hold logits, (K,) bool: the first ones."""
+    """Return a mask (K,) bool of the slots that hold logits: the first `queue_filled`."""
     return torch.arange(queue.size, device=queue.queue_logit.device) < queue.queue_filled
 
 
 def gathered(part: Tensor) -> Tensor:
-    """Return (N, ...) of all processes, by rank and without gradient, from the (N / processes, ...)
-    of each. All parts have one length. Of a single process, return the part itself."""
+    """Concatenate the processes' parts (N / processes, ...), all of one length, by rank: return
+    (N, ...) without gradient. With a single process, return the part itself."""
     if distributed.size() == 1:
         return part.detach()
-    found = [torch.empty_like(part) for _ in range(distributed.size())]
-    dist.all_gather(found, part.detach().contiguous())
-    return torch.cat(found)
+    parts = [torch.empty_like(part) for _ in range(distributed.size())]
+    dist.all_gather(parts, part.detach().contiguous())
+    return torch.cat(parts)
 
 
 class _WithGradient(torch.autograd.Function):
@@ -205,6 +205,6 @@ class _WithGradient(torch.autograd.Function):
 
 
 def gathered_with_gradient(part: Tensor) -> Tensor:
-    """Return the same with a gradient. A part takes the sum of its gradients from the losses of all
-    processes, so that the mean of the processes' gradients is the gradient of their mean loss."""
+    """Gather like `gathered`, with gradient. The gradient of `part` is the sum over the losses of
+    all processes, so that the mean of the processes' gradients is that of their mean loss."""
     return part if distributed.size() == 1 else _WithGradient.apply(part)
