@@ -18,7 +18,7 @@ from models import EnergyClassifier, sampling_mode, scoring_mode
 from runs import processes as distributed
 from runs.cli import fits
 
-LARGEST_PIXEL = 10.0  # of a chain; images are in [-1, 1]
+LARGEST_PIXEL = 10.0  # a chain with a larger |pixel| has diverged; images are in [-1, 1]
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -39,19 +39,19 @@ def langevin(
 
         x <- x + step_size * d/dx log q(x) + noise_std * N(0, I)
 
-    JEM's sampler: two free numbers in place of the step alpha/2 and variance alpha of HDGE's
-    Eq. 5. `log_density` maps (N, ...) to (N,); each image is a chain of its own. In this order:
-    each pixel's gradient is clamped to [-grad_clip, grad_clip], the step is taken, the noise is
-    added, and with `clamp` the pixels are clamped to [-1, 1] (JEM++'s stabilisers). Returns the end
-    points; `x` itself is left as it was. They have no gradient or, if `differentiable`, that to x,
-    which then requires one: of second derivatives of log q, and a graph of all steps.
+    JEM's sampler: step_size and noise_std are free, where HDGE's Eq. 5 has the step alpha/2 and the
+    variance alpha. `log_density` maps (N, ...) to (N,); each image is a chain of its own. A step
+    clamps each pixel's gradient to [-grad_clip, grad_clip], moves x, adds the noise and, with
+    `clamp`, clamps the pixels to [-1, 1] (both clamps are JEM++'s). Returns the end points, without
+    gradient, and does not change `x`. With `differentiable`, x must require a gradient, and the end
+    points keep theirs to x: a graph of all steps with second derivatives of log q.
     """
     for _ in range(steps):
         if not differentiable:
             x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(log_density(x).sum(), x, create_graph=differentiable)
-        # Not in x's memory format: to fill a channels_last tensor takes the CPU 7 times as long.
+        # randn, not randn_like: filling a channels_last tensor takes the CPU 7 times as long.
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         if grad_clip < math.inf:
             gradient = gradient.clamp(-grad_clip, grad_clip)
@@ -64,8 +64,8 @@ def langevin(
 
 @dataclass(frozen=True)
 class Chain:
-    """The settings of a Langevin chain: the numbers of `langevin`, and where chains begin.
-    `guidance`: the weight of log q(y|x) in the chains of evaluation and pictures that have a class.
+    """The settings of a Langevin chain: the numbers of `langevin`, and the start images.
+    `guidance`: the weight of log q(y|x) in class-conditional chains of evaluation and pictures.
     """
 
     steps: int
@@ -78,7 +78,7 @@ class Chain:
 
     @classmethod
     def of(cls, s: Namespace, start: Start | None = None) -> Chain:
-        """Make the chain of the flags; `start`: that of the replay buffer, where there is one."""
+        """Make the chain of the flags. `start`: the replay buffer's; None without a buffer."""
         return cls(
             steps=s.n_steps,
             step_size=s.sgld_lr,
@@ -112,15 +112,16 @@ class Chain:
 
 
 class ReplayBuffer(nn.Module):
-    """The end points of past chains, from which new ones start (persistent contrastive divergence).
+    """End points of past chains, where new chains start (persistent contrastive divergence).
 
-    Slot y * (size / C) + r of `images` (size, *image_shape) belongs to class y. A slot begins as an
-    image that `start` draws for its class, U(-1, 1) by default. A chain starts from its slot with
-    probability 1 - `reinit_freq`, else anew from `start`. Slots are drawn without replacement: two
-    chains of one draw never write to one slot. `began` (size,) is the number of `updates` at which
-    the chain of a slot began. Of several processes, `part` (i, n), each has the i-th `shard`.
+    Slot y * (size / C) + r of `images` (size, *image_shape) belongs to class y. At first it holds
+    an image that `start` draws for class y, by default U(-1, 1). A chain starts from its slot's
+    image with probability 1 - `reinit_freq`, otherwise from a new draw of `start`. Slots are drawn
+    without replacement: the chains of one draw write to different slots. `updates` counts the steps
+    that were taken, and `began` (size,) is its value when the chain of a slot began. Process i of n
+    (`part` = (i, n)) holds the i-th `shard` of images and `began`.
 
-    Raises ValueError if size is no multiple of num_classes, or more chains than slots are drawn.
+    Raises ValueError if size is no multiple of num_classes, or for more chains than slots.
     """
 
     images: Tensor
@@ -149,45 +150,47 @@ class ReplayBuffer(nn.Module):
         self.staged: list[tuple[Tensor, ...]] = []
 
     def fill(self, generator: torch.Generator | None = None) -> None:
-        """Begin every slot anew, from `start`, with random numbers for all processes."""
+        """Draw new start images for all slots. Every process draws all, and keeps its `shard`."""
         labels = torch.arange(self.size, device=self.images.device)
         labels //= self.size // self.num_classes
-        images = self.fresh(self.images.new_empty(self.size, *self.image_shape), labels, generator)
+        like = self.images.new_empty(self.size, *self.image_shape)
+        images = self.start_images(like, labels, generator)
         self.images = shard(images, self.num_classes, *self.part)
 
     def draw(
         self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return start images (n, ...) and their slots (n,), with labels (n,) of these classes."""
-        slots = (
-            self.free_slots(n, generator) if labels is None else self.class_slots(labels, generator)
-        )
-        kept = self.images[slots]
-        fresh = self.fresh(kept, self.classes(slots), generator)
-        restart = torch.rand(n, device=kept.device, generator=generator) < self.reinit_freq
-        start = torch.where(restart[:, None, None, None], fresh, kept)
+        """Return start images (n, ...) and their distinct slots (n,), of classes `labels` (n,)."""
+        if labels is None:
+            slots = self.random_slots(n, generator)
+        else:
+            slots = self.class_slots(labels, generator)
+        stored = self.images[slots]
+        new = self.start_images(stored, self.classes(slots), generator)
+        restart = torch.rand(n, device=stored.device, generator=generator) < self.reinit_freq
+        start = torch.where(restart[:, None, None, None], new, stored)
         return start.contiguous(memory_format=torch.channels_last), slots
 
-    def fresh(
+    def start_images(
         self, like: Tensor, labels: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draw start images like `like` (n, ...) for labels (n,). A buffer that is not divided into
-        classes leaves the class to `start`."""
+        """Draw start images like `like` (n, ...) for labels (n,). In a buffer of a single class
+        `start` chooses the classes."""
         return self.start.draw(like, None if self.num_classes == 1 else labels, generator)
 
     def classes(self, slots: Tensor) -> Tensor:
-        """Return the classes (n,) that slots (n,) belong to."""
+        """Return the classes (n,) of slots (n,)."""
         return slots // (len(self.images) // self.num_classes)
 
-    def free_slots(self, n: int, generator: torch.Generator | None) -> Tensor:
+    def random_slots(self, n: int, generator: torch.Generator | None) -> Tensor:
         size = len(self.images)
         if n > size:
             raise ValueError(f"{n} chains need {n} slots, but the replay buffer has {size}")
         return torch.randperm(size, device=self.images.device, generator=generator)[:n]
 
     def class_slots(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return distinct slots, each of its label's class: chain i takes entry i of a random order
-        of that class's slots."""
+        """Return distinct slots (n,), slot i of class labels[i]: entry i of a random order of that
+        class's slots."""
         per_class = len(self.images) // self.num_classes
         if len(labels) > per_class:
             raise ValueError(f"{len(labels)} chains may meet {per_class} slots of one class")
@@ -196,7 +199,7 @@ class ReplayBuffer(nn.Module):
         return labels * per_class + order[labels, torch.arange(len(labels), device=labels.device)]
 
     def store(self, slots: Tensor, images: Tensor, skip: Tensor | None = None) -> None:
-        """Put images (n, ...) back into slots (n,), unless the flag `skip` () is set."""
+        """Write images (n, ...) to slots (n,), unless the flag `skip` () is set."""
         images = images.detach()
         if skip is not None:
             images = torch.where(skip, self.images[slots], images)
@@ -204,21 +207,21 @@ class ReplayBuffer(nn.Module):
 
     @torch.no_grad()
     def renew(self) -> int:
-        """Begin anew the chains with a pixel that is not finite or beyond 10 times the images'
-        range. Return their number."""
+        """Restart the chains with a pixel that is not finite or beyond LARGEST_PIXEL. Return their
+        number."""
         bad = (~(self.images.abs().amax((1, 2, 3)) <= LARGEST_PIXEL)).nonzero().flatten()
-        self.images[bad] = self.fresh(self.images[bad], self.classes(bad))
+        self.images[bad] = self.start_images(self.images[bad], self.classes(bad))
         self.began[bad] = self.updates
         return len(bad)
 
     def restarted(self, slots: Tensor, start: Tensor) -> Tensor:
-        """Return which chains, drawn from slots (n,), begin anew: bool (n,), true where `start`
-        (n, ...) is not the slot's image."""
+        """Return a mask (n,) bool of the chains that begin anew: their start image (n, ...) is not
+        the image in their slot (n,)."""
         return (start != self.images[slots]).flatten(1).any(1)
 
     def stage(self, slots: Tensor, start: Tensor, images: Tensor) -> Tensor:
-        """Remember samples until `commit` stores them, once the step is known to be good. Return
-        the updates since each chain began, int64 (n,); `start` (n, ...): where it went on from."""
+        """Hold the end points `images` of chains from `start` (n, ...) until `commit`, which drops
+        those of a diverged step. Return the updates since each chain began, int64 (n,)."""
         began = torch.where(self.restarted(slots, start), self.updates, self.began[slots])
         self.staged.append((slots, images, began))
         return self.updates - began
@@ -232,20 +235,21 @@ class ReplayBuffer(nn.Module):
 
 
 def shard(images: Tensor, num_classes: int, part: int, parts: int) -> Tensor:
-    """Return the slots of a replay buffer (S, ...) that one of several processes keeps: an equal
-    part of each class, so a replay buffer again. S is a multiple of num_classes * parts."""
+    """Return part number `part` of `parts` of a replay buffer's slots (S, ...): an equal share of
+    every class, so again a replay buffer. S is a multiple of num_classes * parts."""
     per_class = len(images) // num_classes
     first, last = (per_class * i // parts for i in (part, part + 1))
     return images.unflatten(0, (num_classes, per_class))[:, first:last].flatten(0, 1).clone()
 
 
 def from_shards(shards: Sequence[Tensor], num_classes: int) -> Tensor:
-    """Return the replay buffer whose `shard`s these are, in order."""
+    """Join all `shard`s of a replay buffer, in order, into its slots (S, ...)."""
     return torch.cat([s.unflatten(0, (num_classes, -1)) for s in shards], 1).flatten(0, 1)
 
 
 class _SGLD(nn.Module):
-    """The base of both terms: chains from the replay buffer, and the loss on data and samples."""
+    """The base of both terms: chains from the replay buffer, and a loss of data and samples.
+    `loss` and `l2`: see `divergence`; `statistics`: see `sampling_mode` and `scoring_mode`."""
 
     def __init__(
         self,
@@ -257,14 +261,14 @@ class _SGLD(nn.Module):
         statistics: str = "jem",
     ) -> None:
         super().__init__()
-        self.memories = {"replay_buffer": buffer}  # a dict, so that the Objective registers it
+        self.memories = {"replay_buffer": buffer}  # no submodule: the Objective registers it
         self.chain, self.loss, self.l2, self.statistics = chain, loss, l2, statistics
 
     def sample(
         self, model: EnergyClassifier, n: int, labels: Tensor | None
     ) -> tuple[Tensor, Metrics]:
-        """Run n chains up log q(x), or up log q(x, y) for labels y (n,); `commit` stores them.
-        Return the samples, and the metrics age, travel and clamped."""
+        """Run n chains up log q(x), or up log q(x, y) for labels y (n,), and stage the samples.
+        Return them, and the metrics age, travel (L2 distance from the start) and clamped."""
         buffer = self.memories["replay_buffer"]
         start, slots = buffer.draw(n, labels)
         with sampling_mode(model, self.statistics):
@@ -276,15 +280,15 @@ class _SGLD(nn.Module):
         return samples, {"age": age, "travel": travel, "clamped": _clamped(samples)}
 
     def divergence(self, data: Tensor, samples: Tensor) -> tuple[Tensor, Metrics]:
-        """Compare log q (up to log Z) of data (M,) and samples (n,); by `loss`:
+        """Return the loss, and metrics, for log q + log Z of data (M,) and samples (n,); `loss` is
 
             cd:   mean log q(samples) - mean log q(data)
             bce:  mean softplus(-log q(data)) + mean softplus(log q(samples))
 
-        The gradient of cd is that of the negative log-likelihood (HDGE, Eq. 4). bce tells data from
-        samples with log q as the logit (DAT, Wang et al. 2025), and so estimates log p(data) -
-        log p(sampler) and not log q. Both plus l2 * (mean log q(samples)^2 + mean log q(data)^2),
-        which keeps the two from running apart (IGEBM's regulariser; JEM's author advises .1).
+        The gradient of cd is that of the negative log-likelihood (HDGE, Eq. 4). bce classifies data
+        against samples with log q as the logit (DAT, Wang et al. 2025), so log q estimates
+        log p(data) - log p(sampler), not log p(data). Both losses add l2 * (mean log q(samples)^2 +
+        mean log q(data)^2), IGEBM's regulariser, so that the two stay close (JEM's author: l2 .1).
         """
         penalty = self.l2 * (samples.square().mean() + data.square().mean()) if self.l2 else 0.0
         metrics = {
@@ -293,16 +297,16 @@ class _SGLD(nn.Module):
             "auc": _auc(data.detach(), samples.detach()),
         }
         if self.loss == "bce":
-            found = F.softplus(-data).mean() + F.softplus(samples).mean()
+            loss = F.softplus(-data).mean() + F.softplus(samples).mean()
         else:
-            found = metrics["log_q_samples"] - metrics["log_q_data"]
-        return found + penalty, metrics
+            loss = metrics["log_q_samples"] - metrics["log_q_data"]
+        return loss + penalty, metrics
 
 
 def _auc(data: Tensor, samples: Tensor) -> Tensor:
     """Return the share of pairs of a data image and a sample in which the data image has the higher
-    log q; ties count half. At .5 chains are as likely as data, at 1 every chain is less likely.
-    Each of several processes compares its own pairs, and the metric is their mean."""
+    log q; ties count half. At .5 samples are as likely as data, at 1 every sample is less likely.
+    Each of several processes compares its own pairs, and the metric is the processes' mean."""
     difference = data[:, None] - samples
     return (difference > 0).float().mean() + 0.5 * (difference == 0).float().mean()
 
@@ -313,9 +317,9 @@ def _clamped(images: Tensor) -> Tensor:
 
 
 class MarginalSGLD(_SGLD):
-    """log q(x): `chains` chains climb log q(x), or, `class_conditional`, f(x)[y] for uniform y
-    (JEM's --class_cond_p_x_sample: better samples, lower accuracy); the loss is log q(x) in both.
-    """
+    """Maximise log q(x) against `chains` samples, whose log q(x) the loss compares with the data's.
+    Chains climb log q(x) or, if `class_conditional`, log q(x, y) for uniform y (JEM's
+    --class_cond_p_x_sample: better samples, lower accuracy)."""
 
     def __init__(
         self,
@@ -334,56 +338,52 @@ class MarginalSGLD(_SGLD):
         if self.class_conditional:
             classes = step.logits.shape[1]
             labels = torch.randint(classes, (self.chains,), device=step.logits.device)
-        samples, moved = self.sample(step.model, self.chains, labels)
+        samples, chain_metrics = self.sample(step.model, self.chains, labels)
         with scoring_mode(step.model, self.statistics):
             log_q_samples = step.model.log_px(samples)
         loss, metrics = self.divergence(step.data_log_px(), log_q_samples)
         data = step.images if step.unlabelled is None else step.unlabelled
-        return loss, {**metrics, **moved, "clamped_data": _clamped(data)}
+        return loss, {**metrics, **chain_metrics, "clamped_data": _clamped(data)}
 
 
 class ConditionalSGLD(_SGLD):
-    """log q(x|y): one chain an image of the batch climbs log q(x, y) for the image's own label, and
-    data and samples are scored by log q(x, y); log Z_y cancels in the gradient's two halves."""
+    """Maximise log q(x|y) = log q(x, y) - log Z_y. For each image of the batch a chain climbs
+    log q(x, y) with the image's label y. The loss compares log q(x, y) of data and samples: log Z_y
+    cancels in the difference."""
 
     def forward(self, step: Step) -> tuple[Tensor, Metrics]:
-        samples, moved = self.sample(step.model, len(step.labels), step.labels)
+        samples, chain_metrics = self.sample(step.model, len(step.labels), step.labels)
         with scoring_mode(step.model, self.statistics):
             log_q_samples = step.model.log_pxy(samples, step.labels)
         log_q_data = step.model.log_pxy_from(step.features, step.logits, step.labels)
         loss, metrics = self.divergence(log_q_data, log_q_samples)
-        return loss, {**metrics, **moved, "clamped_data": _clamped(step.images)}
+        return loss, {**metrics, **chain_metrics, "clamped_data": _clamped(step.images)}
 
 
 def pxsgld(build: Build) -> MarginalSGLD:
     s = build.settings
     return MarginalSGLD(
-        **_shared(build),
+        **_arguments(build),
         chains=s.sgld_batch_size // distributed.size(),
         class_conditional=s.class_cond_p_x_sample,
     )
 
 
 def pxysgld(build: Build) -> ConditionalSGLD:
-    return ConditionalSGLD(**_shared(build))
+    return ConditionalSGLD(**_arguments(build))
 
 
-def _shared(build: Build) -> dict[str, Any]:
-    """Return the arguments of both terms, with one replay buffer."""
+def _arguments(build: Build) -> dict[str, Any]:
+    """Return the arguments that both terms have; the terms share one replay buffer."""
     s, classes = build.settings, build.num_classes
-    shape, part = (3, s.image_size, s.image_size), (distributed.rank(), distributed.size())
+
+    def new_buffer() -> ReplayBuffer:
+        shape, part = (3, s.image_size, s.image_size), (distributed.rank(), distributed.size())
+        start = new_start(s.chain_start, classes)
+        return ReplayBuffer(s.buffer_size, shape, s.reinit_freq, classes, start, part)
+
     with fits(f"--buffer_size {s.buffer_size}"):
-        buffer = build.shared(
-            "replay_buffer",
-            lambda: ReplayBuffer(
-                s.buffer_size,
-                shape,
-                s.reinit_freq,
-                classes,
-                new_start(s.chain_start, classes),
-                part,
-            ),
-        )
+        buffer = build.shared("replay_buffer", new_buffer)
     return {
         "buffer": buffer,
         "chain": Chain.of(s, buffer.start),

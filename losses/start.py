@@ -1,4 +1,4 @@
-"""Where SGLD chains begin: uniform noise, or Gaussians fitted to the training images.
+"""The start images of SGLD chains: uniform noise, or Gaussians fitted to the training images.
 
 `draw(like, labels, generator)` returns start images of the shape, type and device of `like`
 (n, 3, H, W), within [-1, 1]; `labels` (n,) are the chains' classes, or None.
@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FIT = 8  # pixels on a side of the images that the Gaussians are fitted to
-CHUNK = 512  # images at once: each needs a square root of its own, 147 KB
+FIT = 8  # side in pixels of the images that the Gaussians are fitted to
+CHUNK = 512  # images drawn at once: each gets a copy of its class's square root, 147 KB
 
 
 class UniformStart(nn.Module):
-    """Every pixel U(-1, 1), whatever the class: JEM's start."""
+    """Every pixel U(-1, 1) for all classes: JEM's start."""
 
     def draw(
         self, like: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None
@@ -22,14 +22,14 @@ class UniformStart(nn.Module):
 
 
 class GaussianStart(nn.Module):
-    """A Gaussian, or one for each class, over images of FIT x FIT pixels.
+    """A Gaussian, or a Gaussian for each class, over images of FIT x FIT pixels.
 
         low ~ N(mean_y, Sigma_y),  image = clip(upsample(low), -1, 1)     (bilinear)
 
     `mean` (G, D) and `root` (G, D, D), the symmetric square root of Sigma_y, with D = 3 FIT^2 = 192
-    and G = 1 or the number of classes: 148 KB a class, whatever the images' size (15 MB for 100
-    classes). A chain without a label gets a class at random. As JEM++ and SADA-JEM (Yang and Ji
-    2021, 2023), which fit one Gaussian a class at full resolution.
+    and G = 1 or the number of classes: 148 KB a class for images of any size (15 MB for 100
+    classes). A chain without a label gets a class at random. JEM++ and SADA-JEM (Yang and Ji
+    2021, 2023) fit a Gaussian to each class at full resolution instead.
     """
 
     mean: Tensor
@@ -43,12 +43,12 @@ class GaussianStart(nn.Module):
 
     @torch.no_grad()
     def fit(self, images: Tensor, labels: Tensor | None = None) -> None:
-        """Fit to images uint8 (N, H, W, 3); a Gaussian a class to those with labels (N,) in [0, G),
-        which are -1 where they may not be used.
+        """Fit to images uint8 (N, H, W, 3). With labels (N,) in [0, G), fit a Gaussian to each
+        class; label -1 marks an image whose label may not be used.
 
             Sigma_y = (1 - w) S_y + w S,  w = D / (D + n_y)
 
-        S_y is the covariance of the class's n_y images and S the mean of S_y over all images, so
+        S_y is the covariance of the class's n_y images, and S the mean of S_y weighted by n_y, so
         that a class with few images takes most of its covariance from all classes.
         """
         low = _low(images)
@@ -58,7 +58,7 @@ class GaussianStart(nn.Module):
             labels = labels.cpu()
             groups = [low[labels == y] for y in range(len(self.mean))]
         size, total = low.shape[1], sum(map(len, groups))
-        if any(len(group) == 0 for group in groups):  # the mean of all stands for a class unseen
+        if any(len(group) == 0 for group in groups):  # a class without images gets this mean
             overall = low.mean(0)
         means = [group.mean(0) if len(group) else overall for group in groups]
         scatters = [(g - m).T @ (g - m) for g, m in zip(groups, means, strict=True)]
@@ -97,14 +97,14 @@ Start = UniformStart | GaussianStart
 
 
 def new_start(kind: str, num_classes: int) -> Start:
-    """Make the start of --chain_start `kind`; Gaussians are 0 until they are loaded or fitted."""
+    """Make the start of --chain_start `kind`; a Gaussian is 0 until it is loaded or fitted."""
     if kind == "uniform":
         return UniformStart()
     return GaussianStart(1 if kind == "gaussian" else num_classes)
 
 
 def _low(images: Tensor) -> Tensor:
-    """uint8 (N, H, W, 3) -> float64 (N, 3 FIT^2) on the CPU: means over blocks, in [-1, 1]."""
+    """Shrink images uint8 (N, H, W, 3) by block means: CPU float64 (N, 3 FIT^2) in [-1, 1]."""
     parts = [
         F.adaptive_avg_pool2d(part.permute(0, 3, 1, 2).double() / 127.5 - 1, FIT).flatten(1).cpu()
         for part in images.split(1000)
