@@ -1,4 +1,4 @@
-"""The networks that map images to features: WideResNet and, of the paper's Table 1, ResNet-50."""
+"""The networks that map images to features: WideResNet, and ResNet-50 for the paper's Table 1."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from models.norms import make_norm
 from runs.names import misfit_depth
 
-SLOPE = 0.2  # of LeakyReLU below zero
+SLOPE = 0.2  # slope of LeakyReLU below zero
 
 
 class Block(nn.Module):
@@ -30,9 +30,10 @@ class Block(nn.Module):
             self.shortcut.append(nn.Conv2d(channels_in, channels, 1, stride=stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, channels_in, H, W)` to `(N, channels, H / stride, W / stride)`."""
+        """Map `(N, channels_in, H, W)` to `(N, channels, H / stride, W / stride)`."""
         h = self.dropout(self.conv1(F.leaky_relu(self.bn1(x), SLOPE)))
-        # In place: nothing else reads bn2's output, and it is a quarter of the saved activations.
+        # In place: bn2's output has no other reader, and to keep it for the backward pass would take
+        # a quarter of the block's saved activations.
         h = self.conv2(F.leaky_relu(self.bn2(h), SLOPE, inplace=True))
         return h + self.shortcut(x)
 
@@ -41,7 +42,7 @@ class WideResNet(nn.Module):
     """Images `(N, 3, H, W)` in [-1, 1] to features `(N, 64 * width)`.
 
     Zagoruyko and Komodakis, "Wide Residual Networks" (2016), as JEM and HDGE use it: LeakyReLU, no
-    normalisation by default, biases in all convolutions, and a block's stride in its second one.
+    normalisation by default, a bias in every convolution, and a block's stride in `conv2`.
 
     Arguments:
         depth: number of layers, 6n + 4 with n >= 1: n blocks in each of the three stages.
@@ -49,7 +50,7 @@ class WideResNet(nn.Module):
         norm: one of `runs.names.NORMS`.
         dropout_rate: share of activations dropped between a block's convolutions, in [0, 1).
 
-    Raises ValueError, in one sentence, for an argument outside its range.
+    Raises ValueError, with a message of one sentence, for an argument outside its range.
     """
 
     def __init__(
@@ -61,9 +62,7 @@ class WideResNet(nn.Module):
 
         def stage(channels_in: int, channels: int, stride: int) -> nn.Sequential:
             shapes = [(channels_in, stride)] + [(channels, 1)] * ((depth - 4) // 6 - 1)
-            return nn.Sequential(
-                *(Block(before, channels, s, norm, dropout_rate) for before, s in shapes)
-            )
+            return nn.Sequential(*(Block(c, channels, s, norm, dropout_rate) for c, s in shapes))
 
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1)
         self.layer1 = stage(16, 16 * width, stride=1)
@@ -83,15 +82,15 @@ class WideResNet(nn.Module):
 class ResNet50(nn.Module):
     """Images `(N, 3, H, W)` in [-1, 1] to features `(N, 2048)`.
 
-    torchvision's resnet50 (He et al., 2015), untrained and with its own batch norm, but the stem
-    is a 3x3 convolution of stride 1 without max pool, as usual for CIFAR: the last map of a 32x32
-    image is 4x4.
+    torchvision's resnet50 (He et al., 2015), untrained, with torchvision's batch norm. The stem is
+    a 3x3 convolution of stride 1 without max pool, as usual for CIFAR: the last feature map of a
+    32x32 image is 4x4.
     """
 
     num_features = 2048
 
     def __init__(self) -> None:
-        from torchvision.models import resnet50  # here, since importing it takes seconds
+        from torchvision.models import resnet50  # slow import: only for this network
 
         super().__init__()
         net = resnet50(weights=None)
@@ -109,14 +108,14 @@ class ResNet50(nn.Module):
 
 
 def pooled(x: Tensor) -> Tensor:
-    """Return the mean (N, C) of a map (N, C, H, W), in float32 at least: a mean of bf16 activations
+    """Return the mean (N, C) of a feature map (N, C, H, W) in float32 or wider: in bf16 the mean
     would be rounded to 8 bits."""
     return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _check(depth: int, width: int, dropout_rate: float) -> None:
-    if found := misfit_depth(depth):
-        raise ValueError(found)
+    if message := misfit_depth(depth):
+        raise ValueError(message)
     if width < 1:
         raise ValueError(f"width {width} is too small: take 1 or more")
     if not 0 <= dropout_rate < 1:

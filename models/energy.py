@@ -16,19 +16,19 @@ from runs.names import IMAGE_SIZE, STRIDES, misfit_size
 
 
 class EnergyClassifier(nn.Module):
-    """A backbone with a linear head f(x), read as unnormalised log densities up to one log Z.
+    """A backbone with a linear head f(x), whose outputs are log densities up to a shared log Z.
 
         log q(y|x) = f(x)[y] - LSE_c f(x)[c]
         log q(x,y) = f(x)[y]
         log q(x)   = LSE_c f(x)[c]
 
     Grathwohl et al., "Your classifier is secretly an energy based model" (2020), equations 2-6.
-    With `uncond`, log q(x) = e(x) is a scalar head of its own instead, and
+    With `uncond`, a second, scalar head e(x) is log q(x) instead, and
     log q(x,y) = e(x) + log q(y|x).
 
-    Images are `(N, 3, S, S)` in [-1, 1], labels int64 `(N,)` in [0, C). `features`,
-    `logits_from` and `log_px_from` give several densities of one batch from one pass of the
-    backbone. `amp` runs the backbone's convolutions in bf16; pooling, heads and log densities stay
+    Images are `(N, 3, S, S)` in [-1, 1], labels int64 `(N,)` in [0, C). `features` runs the
+    backbone once; `logits_from`, `log_px_from` and `log_pxy_from` compute the densities from its
+    output. `amp` runs the backbone's convolutions in bf16; pooling, heads and log densities stay
     float32, since bf16 values near 60 are 0.25 apart. `image_size` is S, the side of training
     images and of samples; the network accepts other sizes, too.
 
@@ -41,7 +41,7 @@ class EnergyClassifier(nn.Module):
     """
 
     amp: bool = False
-    frozen_statistics: bool = False  # batch norm stays in eval mode, in training too
+    frozen_statistics: bool = False  # keep batch norm in eval mode, also in training
     image_size: int = IMAGE_SIZE
 
     def __init__(
@@ -72,11 +72,11 @@ class EnergyClassifier(nn.Module):
             return self.f(x)
 
     def logits_from(self, features: Tensor) -> Tensor:
-        """Return f(x), `(N, C)`, of `features(x)`."""
+        """Return f(x), `(N, C)`, from `features(x)`."""
         return self.class_output(features)
 
     def log_px_from(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Return log q(x) + log Z, `(N,)`, of `features(x)` and their logits."""
+        """Return log q(x) + log Z, `(N,)`, from `features(x)` and f(x)."""
         if self.energy_output is not None:
             return self.energy_output(features).squeeze(1)
         return logits.logsumexp(1)
@@ -84,7 +84,7 @@ class EnergyClassifier(nn.Module):
     def log_pxy_from(
         self, features: Tensor, logits: Tensor, y: Tensor, guidance: float = 1.0
     ) -> Tensor:
-        """Return `log_pxy` of `features(x)`, their logits and labels `(N,)`."""
+        """Return `log_pxy`, `(N,)`, from `features(x)`, f(x) and labels `(N,)`."""
         f_y = logits.gather(1, y[:, None]).squeeze(1)
         if self.energy_output is None and guidance == 1:
             return f_y
@@ -107,14 +107,14 @@ class EnergyClassifier(nn.Module):
         return self.log_px_from(features, self.logits_from(features))
 
     def log_pxy(self, x: Tensor, y: Tensor, guidance: float = 1.0) -> Tensor:
-        """Return log q(x) + guidance * log q(y|x) + log Z, `(N,)`: with guidance 1 log q(x, y),
-        which is f(x)[y], or with `uncond` e(x) + log q(y|x)."""
+        """Return log q(x) + guidance * log q(y|x) + log Z, `(N,)`. With guidance 1 this is
+        log q(x, y) + log Z: f(x)[y], or with `uncond` e(x) + log q(y|x)."""
         features = self.features(x)
         return self.log_pxy_from(features, self.logits_from(features), y, guidance)
 
 
 class Pixels(nn.Module):
-    """The logits of images in [0, 1], which attacks and benchmarks give: x01 -> f(2 x01 - 1)."""
+    """The classifier for images in [0, 1], as attack libraries give them: x01 -> f(2 x01 - 1)."""
 
     def __init__(self, model: EnergyClassifier) -> None:
         super().__init__()
@@ -137,13 +137,13 @@ def build(
 ) -> EnergyClassifier:
     """Build a classifier with PyTorch's default initialisation.
 
-    `arch` is "wrn" or "resnet50". depth, width, norm and dropout_rate are those of WideResNet;
-    ResNet-50 ignores them. Raises ValueError, in one sentence, for an argument outside its range.
+    `arch` is "wrn" or "resnet50". ResNet-50 ignores depth, width, norm and dropout_rate.
+    Raises ValueError, with a message of one sentence, for an argument outside its range.
     """
     if arch not in STRIDES:
         raise ValueError(f"arch {arch!r} is unknown: take one of {', '.join(STRIDES)}")
-    if found := misfit_size(image_size, arch):
-        raise ValueError(found)
+    if message := misfit_size(image_size, arch):
+        raise ValueError(message)
     backbone: WideResNet | ResNet50
     if arch == "resnet50":
         backbone = ResNet50()
@@ -157,15 +157,15 @@ def build(
 def forward_flops(model: EnergyClassifier) -> int:
     """Count the FLOP of one forward pass of one image of `model.image_size`.
 
-    Counts 2 for each multiply-add of convolutions and matrix products, as is usual. Computes
-    nothing: a copy whose tensors have shapes and no memory (PyTorch's meta device) runs instead.
+    Counts 2 for each multiply-add of convolutions and matrix products, as is usual. Runs a copy of
+    the model on PyTorch's meta device: its tensors have shapes and no memory, nothing is computed.
     """
     tensors = chain(model.parameters(), model.buffers())
     shapes = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
-    outline = copy.deepcopy(model, shapes).eval()  # deepcopy takes what `shapes` has, copies else
-    outline.amp = False  # there is no autocast on the meta device, and it changes no count
+    on_meta = copy.deepcopy(model, shapes).eval()  # takes meta tensors from its memo `shapes`
+    on_meta.amp = False  # the meta device has no autocast, which changes no count
     shape = (1, 3, model.image_size, model.image_size)
     image = torch.empty(shape, device="meta", dtype=next(model.parameters()).dtype)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        outline.log_px(image)
+        on_meta.log_px(image)
     return counter.get_total_flops()

@@ -1,4 +1,4 @@
-"""Context managers that change the mode of a model and restore it, also after an exception."""
+"""Context managers that change a model's mode and restore it, also after an exception."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,33 +8,33 @@ from torch import nn
 
 
 @contextmanager
-def kept(objects: Iterable[Any], attribute: str) -> Iterator[None]:
-    """Restore the attribute of every object."""
-    before = [(each, getattr(each, attribute)) for each in objects]
+def restored(objects: Iterable[Any], attribute: str) -> Iterator[None]:
+    """Restore the attribute's value in every object at the end."""
+    values = [(owner, getattr(owner, attribute)) for owner in objects]
     try:
         yield
     finally:
-        for each, value in before:
-            setattr(each, attribute, value)
+        for owner, value in values:
+            setattr(owner, attribute, value)
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Set evaluation mode; restore each sub-module's own mode afterwards."""
-    with kept(model.modules(), "training"):
+    """Set evaluation mode; afterwards restore the mode of every sub-module."""
+    with restored(model.modules(), "training"):
         model.eval()
         yield
 
 
 @contextmanager
 def sampling_mode(model: nn.Module, statistics: str = "jem") -> Iterator[None]:
-    """Set evaluation mode and let the images of a chain take gradients, but no parameter.
+    """Set evaluation mode, and let no parameter require a gradient: only a chain's images have one.
 
-    This also saves the activations that the weights' gradients would need. With `statistics`
-    "batch", batch norm normalises by the chains' own statistics, which it does not remember.
+    Without the parameters' gradients autograd stores fewer activations. With `statistics` "batch",
+    batch norm uses the chains' batch statistics and does not update the running statistics.
     """
     parameters = list(model.parameters())
-    with kept(parameters, "requires_grad"), eval_mode(model), batch_statistics_only(model):
+    with restored(parameters, "requires_grad"), eval_mode(model), batch_statistics_only(model):
         if statistics == "batch":
             for layer in batch_norms(model):
                 layer.train()
@@ -47,11 +47,11 @@ def sampling_mode(model: nn.Module, statistics: str = "jem") -> Iterator[None]:
 def scoring_mode(model: nn.Module, statistics: str = "jem") -> Iterator[None]:
     """Set the mode in which a training step scores SGLD samples.
 
-    Batch norm normalises by the samples' own statistics, which it does not remember, or, with
-    `statistics` "running" or "frozen", by the running ones. All other layers keep their mode.
+    Batch norm uses the samples' batch statistics and does not update the running statistics. With
+    `statistics` "running" or "frozen" it uses the running statistics. Other layers keep their mode.
     """
     layers = batch_norms(model)
-    with batch_statistics_only(model), kept(layers, "training"):
+    with batch_statistics_only(model), restored(layers, "training"):
         if statistics in ("running", "frozen"):
             for layer in layers:
                 layer.eval()
@@ -65,13 +65,13 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def batch_statistics_only(model: nn.Module) -> Iterator[None]:
-    """Let batch norm layers in train mode normalise by the batch without remembering it.
+    """Stop batch norm layers in train mode from updating their running statistics.
 
-    SGLD samples must not enter the running statistics, which are those of the data. Layers in
-    eval mode use their running statistics as ever.
+    The running statistics are those of the data: SGLD samples must not enter them. Layers in eval
+    mode use their running statistics as usual.
     """
     layers: list[Any] = batch_norms(model)
-    with kept(layers, "track_running_stats"):
+    with restored(layers, "track_running_stats"):
         for layer in layers:
             layer.track_running_stats = False
         yield

@@ -10,11 +10,11 @@ from models.modes import eval_mode
 
 
 class ActNorm(nn.Module):
-    """Activation normalisation: y = scale * (x + loc), one loc and scale a channel.
+    """Activation normalisation: y = scale * (x + loc), with a loc and a scale for each channel.
 
-    Kingma and Dhariwal, "Glow" (2018), section 3.1. The first labelled batch sets both so that y
-    has mean 0 and standard deviation 1 (`initialise_act_norm`); from then on they are parameters
-    like any other. Until then the layer is the identity.
+    Kingma and Dhariwal, "Glow" (2018), section 3.1. The layer is the identity until
+    `initialise_act_norm` sets loc and scale from the first labelled batch, so that y has mean 0 and
+    standard deviation 1. From then on both are trained like any parameter.
     """
 
     initialized: Tensor
@@ -26,13 +26,13 @@ class ActNorm(nn.Module):
         self.register_buffer("initialized", torch.tensor(0, dtype=torch.uint8))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, channels, H, W)` to the same shape and type."""
-        # The parameters are float32 in bf16 autocast: without the cast all that follows would be.
+        """Map `(N, channels, H, W)` to the same shape and type."""
+        # Under bf16 autocast loc and scale stay float32; the cast keeps activations in bf16.
         return (self.scale * (x + self.loc)).to(x.dtype)
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
-        """loc = -mean(x), scale = 1 / (std(x) + 1e-6), over all but the channels."""
+        """Set loc = -mean(x) and scale = 1 / (std(x) + 1e-6) for each channel of x."""
         std, mean = torch.std_mean(x.to(self.loc.dtype), dim=(0, 2, 3), keepdim=True)
         self.loc.copy_(-mean)
         self.scale.copy_(1 / (std + 1e-6))
@@ -49,8 +49,8 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def make_norm(name: str, channels: int) -> nn.Module:
-    """Make the normalisation `name` of `(N, channels, H, W)`. Raises ValueError for a name that
-    `NORMS` does not have."""
+    """Make the normalisation `name` for `(N, channels, H, W)`. Raises ValueError for a name that is
+    not in `NORMS`."""
     if name not in NORMS:
         raise ValueError(f"norm {name!r} is unknown: take one of {', '.join(NORMS)}")
     return NORMS[name](channels)
@@ -59,10 +59,10 @@ def make_norm(name: str, channels: int) -> nn.Module:
 def initialise_act_norm(model: nn.Module, images: Tensor) -> None:
     """Set the act norm layers of `model`, first to last, from one batch `(N, 3, H, W)`.
 
-    Each layer sees the batch as the layers before it, already set, pass it on, in eval mode (no
-    dropout). Layers that are already set do not change, and a model whose layers are all set is
-    not run. The ancestors read `initialized` in every forward pass, which stops a GPU each time;
-    no forward pass here does.
+    The batch runs through the model once, in eval mode (no dropout), and a layer's input comes from
+    layers that are already set. Layers that were set before do not change; if all were, the model
+    does not run. The ancestors read `initialized` in every forward pass, for which the host waits
+    for the GPU; here no forward pass reads it.
     """
     layers = [m for m in model.modules() if isinstance(m, ActNorm) and not m.initialized]
     if not layers:
@@ -74,7 +74,7 @@ def initialise_act_norm(model: nn.Module, images: Tensor) -> None:
 
     hooks = [layer.register_forward_pre_hook(initialise) for layer in layers]
     try:
-        # Compiled it would be a graph of its own, for one call.
+        # Eager: torch.compile would build a graph for this single call.
         with torch.compiler.set_stance("force_eager"), eval_mode(model), torch.no_grad():
             model(images)
     finally:
