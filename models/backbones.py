@@ -32,8 +32,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, channels_in, H, W)` to `(N, channels, H / stride, W / stride)`."""
         h = self.dropout(self.conv1(F.leaky_relu(self.bn1(x), SLOPE)))
-        # In place: bn2's output has no other reader, and to keep it for the backward pass would take
-        # a quarter of the block's saved activations.
+        # In place: bn2's output has no other reader. To keep it for the backward pass would take a
+        # quarter of the saved activations.
         h = self.conv2(F.leaky_relu(self.bn2(h), SLOPE, inplace=True))
         return h + self.shortcut(x)
 

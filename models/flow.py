@@ -36,7 +36,7 @@ class Flow(EnergyClassifier):
 
     Arguments:
         arch: glow or residual_flow.
-        levels: number of scales, of S/2, S/4, ... pixels; after each, half of the channels are latents.
+        levels: number of scales (S/2, S/4, ... pixels); after each, half of the channels leave.
         depth: blocks at each scale; width: channels within a block's network.
         num_classes: number of classes C of the data, also without class_cond.
 
