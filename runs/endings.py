@@ -1,4 +1,4 @@
-"""How a program ends: signals, the exit code and, unless that is 0, one line on stderr."""
+"""End a program: handle signals, choose the exit code and, unless it is 0, print one line."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator:
-    """Handle these signals inside, where this is the main thread, to which signals come. Leave one
-    alone that is ignored: nohup and a shell's background ask for that."""
+    """Install the handler of these signals inside the block, if this is the main thread: Python
+    delivers signals to no other. Leave signals ignored that nohup or a shell's `&` has ignored."""
     main = threading.current_thread() is threading.main_thread()
-    heard = [number for number in numbers if main and signal.getsignal(number) != signal.SIG_IGN]
-    found = {number: signal.signal(number, handler) for number in heard}
+    active = [number for number in numbers if main and signal.getsignal(number) != signal.SIG_IGN]
+    earlier_handlers = {number: signal.signal(number, handler) for number in active}
     try:
         yield
     finally:
-        for number, before in found.items():
-            signal.signal(number, before)
+        for number, earlier in earlier_handlers.items():
+            signal.signal(number, earlier)
 
 
 def terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """End the program at once, with what it has to clean up cleaned up."""
+    """Raise KeyboardInterrupt: the program ends at once, but its `finally` blocks still run."""
     raise KeyboardInterrupt(number)
 
 
 def exit_code(
     program: str, work: Callable[[], int], *, interrupted: str, lower: str | None = None
 ) -> int:
-    """Return what `work` returns; 2 for a user's mistake, a disk that failed or a memory that is
-    full, 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    """Call `work` and return its exit code; 1 if another process was lost; 2 for a user's mistake,
+    a failed disk or full memory; 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
 
-    interrupted: the line for all signals.
-    lower: the flags that take memory; None: an error of a full memory is raised.
+    interrupted: the line to print after a signal.
+    lower: the flags to lower where memory is full; None: raise the out-of-memory error.
     """
     try:
         with handled(terminate, *ENDS):
@@ -71,14 +71,14 @@ def exit_code(
 
 
 def tell(line: str) -> None:
-    """Print a line on stderr; of several processes that end, only the first one does."""
+    """Print a line on stderr. Where several processes end, only the first to call this prints."""
     if distributed.first_to_report():
         print_line(line, sys.stderr)
 
 
 def leave(code: int) -> NoReturn:
-    """End the process. One of several ends at once: others that have failed no longer send what a
-    regular exit would wait for."""
+    """Exit with `code`. Under torchrun exit without clean-up, which would wait for messages that a
+    failed process no longer sends."""
     if distributed.size() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -87,10 +87,10 @@ def leave(code: int) -> NoReturn:
 
 
 class Signals:
-    """Remember SIGINT, SIGTERM and SIGHUP, so that a loop can end between two steps.
+    """Remember SIGINT, SIGTERM and SIGHUP, so that a loop can end between two steps. A second
+    SIGINT raises KeyboardInterrupt at once.
 
-    `received`: the number of the first one since `listen` began; 0: none. A second SIGINT raises
-    KeyboardInterrupt, wherever the program is.
+    received: the number of the first signal; 0 before any signal.
     """
 
     def __init__(self, program: str, quiet: bool = False) -> None:
@@ -116,11 +116,11 @@ class Signals:
         if not self.quiet:
             again = " (Ctrl-C: at once)" if number == signal.SIGINT else ""
             line = f"\n{self.program}: {self.name}: the step is finished and saved{again}\n"
-            # Not print: the signal may have come in the middle of one, which allows no other. Who
-            # reads it may have died of the same signal.
+            # print would fail if the signal has interrupted another print. The write itself fails
+            # if the same signal has ended the reader of stderr, such as `tee`.
             with suppress(OSError):
                 os.write(2, line.encode())
 
     def receive(self, number: int) -> None:
-        """Remember a signal that this process, or another one of its run, has received; 0: none."""
+        """Remember the number of a signal that any process of this run has received; ignore 0."""
         self.received = self.received or number

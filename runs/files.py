@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all. Nothing heavy is imported here."""
+"""Read, write and lock files. A file is written whole or not at all. Nothing slow is imported."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LEFTOVERS = ".*.tmp"  # temporary files of a process that was killed
 
 @contextmanager
 def whole(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
-    """Give the name of a temporary file to write, then flush that to the disk and rename it to
-    `path`, which is whole at any moment: the old file or the new one.
+    """Yield the path of a temporary file to write; then flush that file to the disk and rename it
+    to `path`. At any moment `path` is the whole old file or the whole new file.
 
-    keep: where the old file stays.
+    keep: the path under which the old file stays.
 
-    Raises OSError, which names the file and leaves `path` as it was.
+    Raises OSError, which names `path`, and leaves `path` unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -39,16 +39,16 @@ def whole(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
             if keep is not None and path.exists():
                 second_name(path, keep)
             os.replace(temporary, path)
-            if os.name != "nt":  # Windows cannot open folders, and its renames last
+            if os.name != "nt":  # Windows cannot open folders, and needs no flush after a rename
                 sync_folder(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # which would hide that the file system is read-only
+        with contextlib.suppress(OSError):  # it would hide the first error: a read-only disk
             temporary.unlink(missing_ok=True)
 
 
 def second_name(path: Path, name: Path, *, keep: Path | None = None) -> None:
-    """Make `name` a second name of the file at `path` or, where the file system has no hard links,
-    a copy of it. `keep` and errors are those of `whole`."""
+    """Make `name` a hard link to the file `path` or, where the file system has no hard links, a
+    copy. For `keep` and errors see `whole`."""
     with whole(name, keep=keep) as temporary:
         temporary.unlink(missing_ok=True)
         try:
@@ -58,20 +58,20 @@ def second_name(path: Path, name: Path, *, keep: Path | None = None) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename durable."""
+    """Flush a folder's list of files to the disk, so that a rename in it outlasts a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise  # these say that the file system, a network's perhaps, has no such thing
+            raise  # the codes above: a file system, such as a network's, that flushes no folders
     finally:
         os.close(descriptor)
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Raise the OSError of a failed write with the file's name and, of a full disk, what is free.
+    """Raise a failed write's OSError with the file's name and, if the disk is full, the free space.
 
     torch.save hides the operating system's error in the context of a RuntimeError.
     """
@@ -92,7 +92,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON has it: str keys, lists, None for numbers that are not finite."""
+    """Convert a value for JSON: str for keys and paths, lists for tuples, None for nan and inf."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -112,7 +112,7 @@ def write_json(path: Path, value: Any, indent: int = 2) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises OSError or ValueError."""
+    """Return the content of a JSON file. Raises OSError or ValueError."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -145,10 +145,10 @@ def unwritable(flag: str, folder: Path, error: OSError) -> UsageError:
 
 
 def check_writable(flag: str, folder: Path) -> None:
-    """Raise UsageError where a folder can be neither written to nor made. Leave nothing behind."""
-    above = (folder, *folder.absolute().parents)
+    """Raise UsageError where a folder can be neither written to nor made. Leave no file behind."""
+    paths = (folder, *folder.absolute().parents)
     try:
-        with tempfile.TemporaryFile(dir=next(path for path in above if path.exists())):
+        with tempfile.TemporaryFile(dir=next(path for path in paths if path.exists())):
             pass
     except OSError as error:
         raise unwritable(flag, folder, error) from None
@@ -156,11 +156,11 @@ def check_writable(flag: str, folder: Path) -> None:
 
 @contextmanager
 def alone(folder: Path, *, flag: str, program: str) -> Iterator[None]:
-    """Make the folder and lock it: the system unlocks it for a process that dies. On Windows, and
-    on file systems without locks, nothing is locked.
+    """Make the folder, and lock it while the block runs. The operating system removes the lock of a
+    process that dies. Windows and file systems without locks lock nothing.
 
-    Raises UsageError, which names `flag`, where another process has the lock or nothing can be
-    written.
+    Raises UsageError, which names `flag`, where another process holds the lock or the folder cannot
+    be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -179,5 +179,5 @@ def alone(folder: Path, *, flag: str, program: str) -> Iterator[None]:
                     "another folder"
                 ) from None
             except OSError:
-                pass  # this file system has none
+                pass  # this file system has no locks
         yield
