@@ -1,10 +1,10 @@
-"""Checkpoints, and models as folders to be uploaded: read so that nothing in them can run.
+"""Read and write checkpoints and exported models. Reading executes no code of a file.
 
-A checkpoint ends with a line "sha256:<64 hex digits>" about all bytes before it, which torch.load
-ignores and `read_checkpoint` verifies: torch.load itself does not notice most flipped bits.
+The last line of a checkpoint is "sha256:<64 hex digits>", the checksum of all bytes before it.
+`read_checkpoint` verifies it. torch.load ignores it, and does not notice most flipped bits.
 
-An exported model is a folder with model.safetensors, which holds tensors and nothing that could run
-and needs the package of that name, and config.json about it, with the checksum of that file.
+An exported model is a folder: model.safetensors holds tensors alone; config.json holds the
+settings, the progress, the environment and the checksum of model.safetensors.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from runs.files import digest_of, read_json, whole, write_json
 from runs.folder import WEIGHTS
 from runs.shared import CONFIG, no_checkpoint, weights_file
 
-# What is wrong with the machine and not with the file.
+# Errors of the machine: the file may be good.
 UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM, errno.EMFILE)
 
 SEAL = b"sha256:"
 SEAL_SIZE = len(SEAL) + 64 + 1  # and a line end
-SEALED = "sealed"  # a key within the archive: this file is to end with its checksum
+SEALED = "sealed"  # a key of the saved dict: the file must end with its checksum
 
-IN_CONFIG = ("settings", "progress", "environment")
-DATA = "data."  # before the names of the tensors that are hashes of images
+IN_CONFIG = ("settings", "progress", "environment")  # keys of a checkpoint that go to config.json
+DATA = "data."  # prefix of an exported model's tensors of image hashes
 FILLED = "memories.queue.queue_filled"
-START = "memories.replay_buffer.start."  # before the names of the Gaussians that chains begin from
+START = "memories.replay_buffer.start."  # prefix of the Gaussians from which chains start
 
 
 class CheckpointError(Mistake):
@@ -45,12 +45,12 @@ class CheckpointError(Mistake):
 def save_checkpoint(state: dict[str, Any], path: Path, *, keep: Path | None = None) -> None:
     """Write `state` (tensors, numbers, strings, lists and dicts) to `path`, whole or not at all.
 
-    keep: where the old file stays.
+    keep: the path under which the old file stays.
 
-    Raises OSError (a full disk, a read-only folder) with `path` as it was.
+    Raises OSError (a full disk, a read-only folder) and leaves `path` unchanged.
     """
     with whole(path, keep=keep) as temporary, open(temporary, "wb") as file:
-        # The archive's own checksums take three quarters of the time, and the seal covers all.
+        # The zip archive's own checksums would take three quarters of the time. The seal suffices.
         with serialization.patch("save.compute_crc32", False):  # type: ignore[attr-defined]
             torch.save({**state, SEALED: True}, file)
         file.flush()
@@ -63,13 +63,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def read_with_sha256(path: str | Path) -> tuple[dict[str, Any], str]:
-    """Return the dict that a checkpoint, or the folder of an exported model, holds, its tensors on
-    the CPU, and the sha256 of the file that it was read from. Nothing in the file is executed.
+    """Return the dict of a checkpoint or of an exported model, with its tensors on the CPU, and the
+    sha256 of the file. No code in the file is executed.
 
-    The file is opened once: another file that takes its name meanwhile changes neither.
+    The file is opened once: a file that replaces it meanwhile changes neither result.
 
-    Raises CheckpointError for a missing, damaged or foreign file, and OSError or an error of the
-    memory (see `out_of_memory`) where the file may well be good.
+    Raises CheckpointError for a missing, damaged or foreign file, and OSError or an out-of-memory
+    error (see `out_of_memory`) where the file may be good.
     """
     path = weights_file(path)
     if path.suffix == Path(WEIGHTS).suffix:
@@ -92,8 +92,8 @@ def read_with_sha256(path: str | Path) -> tuple[dict[str, Any], str]:
         if error.errno not in UNREADABLE:
             raise damaged(path, error.strerror or str(error)) from None
         raise OSError(error.errno, f"cannot read {path}: {error.strerror}") from None
-    except Exception as error:  # whatever the bytes of a file that is none make of the reader
-        if sealed and out_of_memory(error):  # of a file that is whole
+    except Exception as error:  # the bytes of a foreign file can raise any error in torch.load
+        if sealed and out_of_memory(error):  # the checksum has shown that the file is intact
             raise
         raise damaged(path, str(error)) from None
     if not isinstance(state, dict):
@@ -107,7 +107,7 @@ def read_with_sha256(path: str | Path) -> tuple[dict[str, Any], str]:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that memory is full. On the CPU PyTorch has no class for it."""
+    """Return whether an error means that main memory is full: PyTorch has no class for that."""
     return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
@@ -117,76 +117,76 @@ def damaged(path: Path, reason: str) -> CheckpointError:
 
 
 def seal(digest: Any) -> bytes:
-    """Return the last line of a checkpoint whose other bytes have this digest."""
+    """Return the last line of a checkpoint. digest: sha256 object of all bytes before it."""
     return SEAL + digest.hexdigest().encode() + b"\n"
 
 
 def check_seal(file: IO[bytes], path: Path) -> tuple[bool, str]:
-    """Return whether the file ends with a checksum, as files of others do not, and the sha256 of
-    all its bytes. Leave the file at its beginning.
+    """Return whether the file ends with a checksum, which files of JEM and HDGE lack, and the
+    sha256 of all its bytes. Leave the file at its beginning.
 
-    Raises CheckpointError where the checksum is not that of the file.
+    Raises CheckpointError for a wrong checksum.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     digest = digest_of(file, size - SEAL_SIZE)
-    end = file.read()
+    last_line = file.read()
     file.seek(0)
-    sealed = end.startswith(SEAL)
-    if sealed and end != seal(digest):
+    sealed = last_line.startswith(SEAL)
+    if sealed and last_line != seal(digest):
         raise CheckpointError(f"{path} is damaged (its checksum is another): use another")
-    digest.update(end)
+    digest.update(last_line)
     return sealed, digest.hexdigest()
 
 
 def export(folder: Path, state: dict[str, Any]) -> None:
-    """Make a folder of a checkpoint's model_state_dict and objective, and what JSON can hold.
+    """Write a checkpoint's weights, queue and chain starts to model.safetensors in a new folder,
+    and its settings, progress, environment and data record to config.json.
 
     Raises OSError where the folder cannot be written.
     """
-    about: dict[str, Any] = {name: state[name] for name in IN_CONFIG}
+    config: dict[str, Any] = {name: state[name] for name in IN_CONFIG}
     objective, record = state.get("objective", {}), state.get("data")
-    tensors = state["model_state_dict"] | {
-        n: t for n, t in objective.items() if n.startswith(START)
-    }
+    starts = {name: tensor for name, tensor in objective.items() if name.startswith(START)}
+    tensors = state["model_state_dict"] | starts
     if isinstance(record, dict):
         hashes = {name: v for name, v in record.items() if isinstance(v, torch.Tensor)}
         tensors |= {DATA + name: tensor for name, tensor in hashes.items()}
         record = {name: v for name, v in record.items() if name not in hashes}
     if record:
-        about["data"] = record
+        config["data"] = record
     if FILLED in objective:
-        about["queue_filled"] = int(objective[FILLED])
+        config["queue_filled"] = int(objective[FILLED])
     content = save({name: t.contiguous() for name, t in tensors.items()})
     folder.mkdir(parents=True)
     (folder / WEIGHTS).write_bytes(content)
-    about["sha256"] = hashlib.sha256(content).hexdigest()
-    write_json(folder / CONFIG, about, indent=1)
+    config["sha256"] = hashlib.sha256(content).hexdigest()
+    write_json(folder / CONFIG, config, indent=1)
 
 
 def read_exported(path: Path) -> tuple[dict[str, Any], str]:
-    """Return the state that `export` was given (without config.json its tensors alone), and the
-    sha256 of the file of weights.
+    """Return the state that `export` has written to model.safetensors and config.json, and the
+    sha256 of model.safetensors. Without config.json the state holds tensors alone.
 
     Raises CheckpointError for a file that is damaged or no model.
     """
-    config = path.with_name(CONFIG)
+    config_path = path.with_name(CONFIG)
     try:
         content = path.read_bytes()
-        about = read_json(config) if config.exists() else {}
+        config = read_json(config_path) if config_path.exists() else {}
         sha256 = hashlib.sha256(content).hexdigest()
-        if about.get("sha256") not in (None, sha256):
+        if config.get("sha256") not in (None, sha256):
             raise ValueError("its checksum is another")
-        tensors, record = load(content), about.get("data")
+        tensors, record = load(content), config.get("data")
         hashes = {name: tensors.pop(name) for name in list(tensors) if name.startswith(DATA)}
         if isinstance(record, dict):
             record |= {name.removeprefix(DATA): tensor for name, tensor in hashes.items()}
         objective = {name: tensors.pop(name) for name in list(tensors) if name.startswith(START)}
         if "queue_logit" in tensors:
-            objective[FILLED] = torch.tensor([int(about["queue_filled"])])
-        kept = {name: about[name] for name in IN_CONFIG if isinstance(about.get(name), dict)}
-    except Exception as error:  # whatever the bytes of a file that is none make of the reader
+            objective[FILLED] = torch.tensor([int(config["queue_filled"])])
+        metadata = {name: config[name] for name in IN_CONFIG if isinstance(config.get(name), dict)}
+    except Exception as error:  # the bytes of a foreign file can raise any error in the readers
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise CheckpointError(f"{path} is damaged or no model ({reason}): use another") from None
-    more = {name: part for name, part in (("data", record), ("objective", objective)) if part}
-    return {"model_state_dict": tensors, **kept, **more}, sha256
+    optional = {name: part for name, part in (("data", record), ("objective", objective)) if part}
+    return {"model_state_dict": tensors, **metadata, **optional}, sha256

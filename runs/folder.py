@@ -1,6 +1,6 @@
-"""The run folder: its files, settings, progress.csv, log.txt and TensorBoard events.
+"""Read and write the files of a run folder: settings, progress.csv, log.txt, TensorBoard events.
 
-Nothing heavy is imported here.
+Nothing slow is imported at the top.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SETTINGS, PROGRESS, LOG = "variant.json", "progress.csv", "log.txt"
 LAST, PREVIOUS, BEST = "last_ckpt.pt", "prev_ckpt.pt", "best_valid_ckpt.pt"
 WEIGHTS = "model.safetensors"  # of an exported model
 DAMAGED = "damaged_ckpt.pt"  # a last checkpoint that could not be read
-ENVIRONMENTS = ("environment", "environments")  # of variant.json, and no settings
+ENVIRONMENTS = ("environment", "environments")  # keys of variant.json that are no settings
 
 
 class RunFolderError(Mistake):
@@ -29,9 +29,9 @@ class RunFolderError(Mistake):
 
 
 def holds_run(folder: Path) -> bool:
-    """Return whether a run is there. Of the ancestors' only checkpoints may have known names."""
-    marks = (SETTINGS, PROGRESS, "params.txt")
-    return any((folder / name).exists() for name in marks) or any(folder.glob("*.pt"))
+    """Return whether a folder holds a run. A run of JEM or HDGE may have checkpoints alone."""
+    names = (SETTINGS, PROGRESS, "params.txt")
+    return any((folder / name).exists() for name in names) or any(folder.glob("*.pt"))
 
 
 def check_free(
@@ -43,14 +43,14 @@ def check_free(
     resumes: bool = True,
 ) -> None:
     """Raise RunFolderError if the folder holds a run that may not be overwritten, or the file that
-    the new run is to start from.
+    the new run starts from.
 
-    given: --overwrite was; else --resume auto found nothing to lose, which another process may have
-        changed.
-    resumes: the program has --resume.
+    given: whether --overwrite was given. Otherwise --resume auto sets `overwrite` where it finds no
+        checkpoint; another process may have saved a checkpoint since.
+    resumes: whether the program has --resume.
     """
-    lost = overwrite and not given and any(folder.glob("*.pt"))
-    if (holds_run(folder) and not overwrite) or lost:
+    new_checkpoint = overwrite and not given and any(folder.glob("*.pt"))
+    if (holds_run(folder) and not overwrite) or new_checkpoint:
         raise RunFolderError(
             f"--id: {folder} already holds a run: {'continue it with --resume, ' * resumes}"
             "replace it with --overwrite, or give another --id"
@@ -63,7 +63,7 @@ def check_free(
 
 
 def create_run_folder(folder: Path, *, overwrite: bool) -> None:
-    """Make a run folder; with `overwrite` remove the files of an earlier run, and only those."""
+    """Make a run folder. With `overwrite` remove an earlier run's files and no other files."""
     if overwrite:
         names = (SETTINGS, PROGRESS, LOG, "curves.png", LAST, PREVIOUS, BEST, DAMAGED)
         patterns = ("ckpt_[0-9]*.pt", "events.out.tfevents.*", "samples/*.png", LEFTOVERS)
@@ -73,34 +73,34 @@ def create_run_folder(folder: Path, *, overwrite: bool) -> None:
 
 
 def write_settings(folder: Path, settings: dict[str, Any], here: dict[str, Any]) -> None:
-    """Write variant.json: one flat entry a setting (the layout that viskit reads), and where it
-    ran: "environment" is `here`, this process's, "environments" has those of all processes of the
-    run that differ, the oldest first."""
-    before: list[dict[str, Any]] = []
+    """Write variant.json: one flat entry per setting, the layout that viskit reads. "environment"
+    is `here`, that of this process; "environments" lists the different environments in which the
+    run was started or resumed, oldest first."""
+    earlier: list[dict[str, Any]] = []
     with suppress(RunFolderError):
-        before = environments(read_variant(folder))
-    ran = {"environment": here, "environments": before + [here] * (here not in before)}
-    write_json(folder / SETTINGS, {**settings, **ran})
+        earlier = environments(read_variant(folder))
+    all_of_run = earlier + [here] * (here not in earlier)
+    write_json(folder / SETTINGS, {**settings, "environment": here, "environments": all_of_run})
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings alone. Raises RunFolderError without a readable variant.json."""
+    """Return the settings of variant.json. Raises RunFolderError if it cannot be read."""
     return {n: v for n, v in read_variant(folder).items() if n not in ENVIRONMENTS}
 
 
 def environments(variant: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return where the run's processes ran, the oldest first; an older version kept the last one's
-    alone."""
-    known = variant.get("environments")
-    found = known if isinstance(known, list) else [variant.get("environment")]
-    return [each for each in found if isinstance(each, dict)]
+    """Return the environments in which the run was started or resumed, oldest first. Older versions
+    of this program recorded the last environment alone."""
+    listed = variant.get("environments")
+    entries = listed if isinstance(listed, list) else [variant.get("environment")]
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def read_variant(folder: Path) -> dict[str, Any]:
-    """Return the settings, and where it ran under the names of ENVIRONMENTS. Raises
+    """Return the content of variant.json: the settings, and the entries of ENVIRONMENTS. Raises
     RunFolderError."""
     try:
-        settings = read_json(folder / SETTINGS)
+        variant = read_json(folder / SETTINGS)
     except FileNotFoundError:
         raise RunFolderError(
             f"--resume: {folder} holds no run ({SETTINGS} is missing): "
@@ -108,50 +108,50 @@ def read_variant(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise RunFolderError(f"--resume: {folder / SETTINGS} cannot be read ({error})") from None
-    if not isinstance(settings, dict):
+    if not isinstance(variant, dict):
         raise RunFolderError(f"--resume: {folder / SETTINGS} holds no settings")
-    return settings
+    return variant
 
 
 def read_progress(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of progress.csv, as text; [] while there is none."""
+    """Return the rows of progress.csv, as text; [] where the file is missing."""
     return read_rows(folder / PROGRESS)
 
 
-def quiet_writers(caught: threading.ExceptHookArgs) -> None:
-    """Print no traceback of TensorBoard's writer thread: its next call raises the same error, which
-    ends the program with one line."""
-    thread = type(caught.thread).__name__
-    if not (isinstance(caught.exc_value, OSError) and "AsyncWriter" in thread):
-        threading.__excepthook__(caught)
+def quiet_writers(error: threading.ExceptHookArgs) -> None:
+    """Print no traceback for an OSError of TensorBoard's writer thread, as threading.excepthook:
+    the next call of the writer raises the same error, which ends the program with one line."""
+    thread = type(error.thread).__name__
+    if not (isinstance(error.exc_value, OSError) and "AsyncWriter" in thread):
+        threading.__excepthook__(error)
 
 
 class Records:
-    """Everything that a run writes line by line; a crash loses no line that was written.
+    """Write log.txt, progress.csv and TensorBoard events. A crash loses no line already written.
 
-    resume_from: (step, bytes of log.txt) when the loaded checkpoint was saved; what was written
-        after it is removed, so that nothing comes twice.
+    resume_from: (step, bytes of log.txt) when the loaded checkpoint was saved. Records of later
+        steps are removed, since the resumed run writes them again.
     """
 
     def __init__(self, folder: Path, *, resume_from: tuple[int, int] | None = None) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+        from torch.utils.tensorboard import SummaryWriter  # slow: takes a second to import
 
         self.folder = folder
         threading.excepthook = quiet_writers
         self.columns: list[str] = []
         self.rows: list[dict[str, Any]] = []
-        purge = None
+        purge_step = None
         if resume_from is not None:
             step, log_bytes = resume_from
-            (folder / "samples").mkdir(exist_ok=True)  # a copy may have lost an empty folder
+            (folder / "samples").mkdir(exist_ok=True)  # a copy of a run may lack its empty folders
             self._read_rows(step)
             if (folder / LOG).exists() and (folder / LOG).stat().st_size > log_bytes:
                 os.truncate(folder / LOG, log_bytes)
             for path in folder.glob(LEFTOVERS):
                 path.unlink()
-            purge = step + 1
+            purge_step = step + 1
         self.text = open(folder / LOG, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self.board = SummaryWriter(str(folder), purge_step=purge)
+        self.board = SummaryWriter(str(folder), purge_step=purge_step)
 
     def say(self, message: str) -> None:
         """Write a line to log.txt and to the screen."""
@@ -163,8 +163,8 @@ class Records:
             self.text.write(message + "\n")
 
     def flush(self) -> int:
-        """Write everything to the disk, so that one that is full is noticed now. Return the bytes
-        of log.txt."""
+        """Flush all records to the disk, so that a full disk is noticed now. Return the size of
+        log.txt in bytes."""
         with naming(self.folder / LOG):
             self.text.flush()
             os.fsync(self.text.fileno())
@@ -175,8 +175,8 @@ class Records:
     def row(self, values: dict[str, Any]) -> None:
         """Write one epoch's row of progress.csv.
 
-        The row of an epoch that an earlier process had only begun is replaced. A column that is
-        new, where a resumed run logs more than before, is empty in the earlier rows.
+        A row of the same epoch, which an earlier process had begun, is replaced. A new column,
+        where a resumed run logs more than before, is empty in the earlier rows.
         """
         if self.rows and str(self.rows[-1]["epoch"]) == str(values["epoch"]):
             self.rows.pop()
@@ -190,7 +190,7 @@ class Records:
                 self.board.add_scalar(name, value, step)
 
     def picture(self, name: str, pixels: Any, step: int) -> None:
-        """Show an image, uint8 (H, W, 3), in TensorBoard."""
+        """Write an image, uint8 (H, W, 3), for TensorBoard."""
         with naming(self.folder):
             self.board.add_image(name, pixels, step, dataformats="HWC")
 
@@ -199,8 +199,8 @@ class Records:
         self.board.close()
 
     def _read_rows(self, step: int) -> None:
-        """Keep the rows up to this step. Raises RunFolderError for a file that another program has
-        spoilt."""
+        """Read progress.csv, and drop the rows after this step. Raises RunFolderError for a file
+        that another program has damaged."""
         try:
             rows = read_progress(self.folder)
             self.rows = [row for row in rows if int(row["step"]) <= step]
@@ -224,7 +224,7 @@ class Records:
 
 
 class NoRecords(Records):
-    """The records of a process that is not the first of its run: it writes nothing."""
+    """Write nothing. Processes other than rank 0 use these records."""
 
     def __init__(self) -> None:
         pass
