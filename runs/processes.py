@@ -1,8 +1,8 @@
-"""Several processes that work on one run or one question: torchrun starts them, one for each GPU.
+"""Exchange values between the processes of one run, which torchrun starts, one process per GPU.
 
-Each has a rank from 0 to size - 1. With one process, which needs no torchrun, every function here
-returns what it was given and nothing is sent. Small things that the host has to know travel between
-the hosts (gloo), never through a GPU's queue, so that nobody waits for a device.
+Each process has a rank from 0 to size - 1. Without torchrun there is one process, and no function
+sends anything. Python values travel from CPU to CPU (gloo) and not through the queue of a GPU
+(NCCL), so that no process waits for a device.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from runs.cli import Mistake, UsageError, first_here, processes
 from runs.screen import print_line
 
 T = TypeVar("T")
-# Longer than any living process takes: rank 0 may draw pictures, or save to a slow disk. One that
-# has died is noticed at once, by its closed connection.
+# Longer than a living process keeps the others waiting, as when rank 0 draws pictures or saves to a
+# slow disk. A dead process is noticed at once, by its closed connection.
 PATIENCE = timedelta(hours=2)
-MEETING = timedelta(minutes=10)  # for all to start
+MEETING = timedelta(minutes=10)  # for all processes to start
 LOST = "another process of this run has ended, or cannot be reached"
 
-_hosts: dist.ProcessGroup | None = None  # the group of the hosts, whatever the device
-_store: dist.Store | None = None  # a key-value store that all of them share
-_parted = False  # this process ends without the others
+_hosts: dist.ProcessGroup | None = None  # group of all processes, gloo even where GPUs use NCCL
+_store: dist.Store | None = None  # key-value store that all processes share
+_parted = False  # whether this process ends without waiting for the other processes
 
 
 def size() -> int:
@@ -45,27 +45,27 @@ def rank() -> int:
 
 
 def first() -> bool:
-    """Return whether this is the process that writes files and lines."""
+    """Return whether this process has rank 0, which alone writes files and prints."""
     return rank() == 0
 
 
 @contextlib.contextmanager
 def together(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun has started, if it has; all must come here.
+    """Connect torchrun's processes, if there are any, while the block runs. All must call this.
 
-    Raises UsageError where they cannot meet.
+    Raises UsageError where the processes cannot connect.
     """
     global _hosts, _store
     if processes() == 1 or dist.is_initialized():
         yield
         return
     try:
-        store, own, count = next(dist.rendezvous("env://", timeout=MEETING))
+        store, own_rank, world_size = next(dist.rendezvous("env://", timeout=MEETING))
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=store,
-            rank=own,
-            world_size=count,
+            rank=own_rank,
+            world_size=world_size,
             timeout=PATIENCE,
         )
         _hosts = dist.new_group(backend="gloo", timeout=PATIENCE)  # type: ignore[assignment]
@@ -73,7 +73,7 @@ def together(device: torch.device) -> Iterator[None]:
         raise UsageError(f"torchrun: the processes cannot meet ({reason(error)})") from None
     _store = dist.PrefixStore("hdge", store)
     yield
-    # Not after an error: others may have gone, and to part from them would wait for them.
+    # Not after an error, which leaves at `yield`: this would wait for processes that have ended.
     if not _parted:
         all_of(None)
         _hosts = _store = None
@@ -81,14 +81,14 @@ def together(device: torch.device) -> Iterator[None]:
 
 
 def part() -> None:
-    """Let this process end without waiting for the others."""
+    """Let this process end without waiting for the other processes."""
     global _parted
     _parted = True
 
 
 def own_device(name: str) -> str:
-    """Return the device that --device means for this process: of several on a machine, each has a
-    GPU of its own. Raises UsageError."""
+    """Return the device of this process for --device `name`. Under torchrun each process on a
+    machine has a GPU of its own. Raises UsageError."""
     if processes() == 1 or name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return name
     if name not in ("auto", "cuda"):
@@ -105,17 +105,17 @@ def own_device(name: str) -> str:
 
 
 def first_to_report() -> bool:
-    """Return whether this process is the first to report why it ends: one line is enough."""
-    if _store is None:  # a mistake that all on this machine notice before they meet
+    """Return whether this process is the first to report why the run ends: one line suffices."""
+    if _store is None:  # not connected yet: all processes on this machine have the same error
         return first_here()
     try:
         return int(_store.add("spoken", 1)) == 1
-    except RuntimeError:  # the process that kept the store has ended
+    except RuntimeError:  # the process that held the store has ended
         return True
 
 
 def say(line: str) -> None:
-    """Print a line on the screen, in the first process alone."""
+    """Print a line on stdout, in the first process alone."""
     if first():
         print_line(line, sys.stdout)
 
@@ -127,14 +127,14 @@ def warn(program: str, line: str) -> None:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Return whether an error is one of communication. PyTorch has no class for gloo's."""
+    """Return whether an error comes from communication: PyTorch has no class for gloo's errors."""
     if size() == 1 or not isinstance(error, RuntimeError):
         return False
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def reason(error: BaseException) -> str:
-    """Return an error's message, short and in one line, without gloo's place in its source."""
+    """Return an error's message in one short line, without gloo's "[file:line]" before it."""
     return re.sub(r"^\[\S+\] ", "", " ".join(str(error).split()))[:150]
 
 
@@ -153,19 +153,19 @@ def mean(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_statistics(model: nn.Module) -> None:
-    """Average batch norm's running statistics over processes, in one message."""
+    """Average batch norm's running statistics over processes, with one all-reduce."""
     layers: list[Any] = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     if size() == 1 or not layers:
         return
-    found: list[Tensor] = [t for layer in layers for t in (layer.running_mean, layer.running_var)]
-    means = mean(torch.cat([t.flatten() for t in found])).split([t.numel() for t in found])
-    for t, new in zip(found, means, strict=True):
-        t.copy_(new.view_as(t))
+    buffers: list[Tensor] = [t for layer in layers for t in (layer.running_mean, layer.running_var)]
+    means = mean(torch.cat([t.flatten() for t in buffers])).split([t.numel() for t in buffers])
+    for buffer, average in zip(buffers, means, strict=True):
+        buffer.copy_(average.view_as(buffer))
 
 
 @torch.no_grad()
 def same(model: nn.Module) -> None:
-    """Make parameters and buffers those of rank 0, whatever this machine's own would be."""
+    """Copy rank 0's parameters and buffers to all processes, whose machines may differ."""
     if size() > 1:
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor.data, 0)
@@ -178,74 +178,74 @@ def from_first(value: T) -> T:
     """Return rank 0's value."""
     if size() == 1:
         return value
-    boxed = [value if first() else None]
-    dist.broadcast_object_list(boxed, 0, group=_hosts)
-    return boxed[0]  # type: ignore[return-value]
+    values = [value if first() else None]
+    dist.broadcast_object_list(values, 0, group=_hosts)
+    return values[0]  # type: ignore[return-value]
 
 
 def to_first(value: T) -> list[T]:
-    """Return each process's value, by rank, to rank 0, and [] to the others."""
+    """Return the values of all processes, by rank, in rank 0; [] in the other processes."""
     if size() == 1:
         return [value]
-    found: list[Any] = [None] * size()
-    dist.gather_object(value, found if first() else None, 0, group=_hosts)
-    return found if first() else []
+    values: list[Any] = [None] * size()
+    dist.gather_object(value, values if first() else None, 0, group=_hosts)
+    return values if first() else []
 
 
 def in_turn(load: Callable[[], T]) -> T:
-    """Call `load` in the first process of each machine, which may have to download something, and
-    then in the others. A Mistake that one raises, all raise."""
+    """Call `load` in the first process of each machine, where it may download files, and then in
+    the other processes. A Mistake in any process is raised in all of them."""
     if size() == 1:
         return load()
-    found, failed = None, None
+    value, mistake = None, None
     for turn in (True, False):
         try:
             if first_here() == turn:
-                found = load()
+                value = load()
         except Mistake as error:
-            failed = error
-        if errors := [each for each in all_of(failed) if each is not None]:
-            raise errors[0]
-    return found  # type: ignore[return-value]
+            mistake = error
+        if mistakes := [error for error in all_of(mistake) if error is not None]:
+            raise mistakes[0]
+    return value  # type: ignore[return-value]
 
 
 def all_of(value: T) -> list[T]:
-    """Return each process's value, by rank."""
+    """Return the values of all processes, by rank, in every process."""
     if size() == 1:
         return [value]
-    found: list[Any] = [None] * size()
-    dist.all_gather_object(found, value, group=_hosts)
-    return found
+    values: list[Any] = [None] * size()
+    dist.all_gather_object(values, value, group=_hosts)
+    return values
 
 
 @torch.no_grad()
 def joined(part: Tensor) -> Tensor:
-    """Return the parts of all processes, (sum of n, ...), one below the other by rank, on this
-    part's device. Their lengths n may differ; an empty part may have any shape of length 0."""
+    """Concatenate the parts (n, ...) of all processes by rank, to (sum of n, ...) on this part's
+    device. The lengths n may differ; an empty part may have any shape of length 0."""
     if size() == 1:
         return part
-    parts = [each for each in all_of(part.detach().cpu()) if len(each)]
+    parts = [tensor for tensor in all_of(part.detach().cpu()) if len(tensor)]
     return torch.cat(parts).to(part.device) if parts else part
 
 
 def share(n: int, batch: int = 1) -> range:
-    """Return which of n things in a row are this process's: range(first, last, batch), as many
-    batches as the others', or one more."""
+    """Return this process's part of n items as range(start, stop, batch), the starts of its
+    batches. Processes have the same number of batches, or one more."""
     batches = -(-n // batch)
-    first, last = (batches * (rank() + i) // size() for i in (0, 1))
-    return range(first * batch, min(last * batch, n), batch)
+    start, stop = (batches * (rank() + i) // size() for i in (0, 1))
+    return range(start * batch, min(stop * batch, n), batch)
 
 
 def largest(*numbers: int) -> tuple[int, ...]:
-    """Return the largest of each number that processes notice by themselves (a signal, the time),
-    so that they act together on it."""
+    """Return the maximum over processes of each number. A signal or a time limit that only some
+    processes have noticed thus reaches all of them in the same step."""
     if size() == 1:
         return numbers
-    found = torch.tensor(numbers, dtype=torch.int64)
-    dist.all_reduce(found, dist.ReduceOp.MAX, group=_hosts)
-    return tuple(found.tolist())
+    maxima = torch.tensor(numbers, dtype=torch.int64)
+    dist.all_reduce(maxima, dist.ReduceOp.MAX, group=_hosts)
+    return tuple(maxima.tolist())
 
 
 def mixed(*key: int) -> int:
-    """Return a seed from several numbers >= 0."""
+    """Return a random seed that several numbers >= 0 determine."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])

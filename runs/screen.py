@@ -1,6 +1,6 @@
-"""Text for a screen that may be closed: lines, and tables that are valid Markdown too.
+"""Print lines, progress bars and Markdown tables, also on a screen or pipe that may be closed.
 
-Nothing heavy is imported here.
+Nothing slow is imported at the top.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)  # a pipe, or a terminal that was closed
-LONGEST = 1000  # characters of a line about a mistake
+LONGEST = 1000  # characters of an error message, in one line
 LINE_EVERY = 60.0  # seconds between two lines of a progress bar in a log file
 
 
 class Unread:
-    """Wrap a stream whose reader may have gone, such as `| tee` that Ctrl-C has ended or a closed
-    terminal: that is no reason to end a run. None: the stream was closed from the start."""
+    """Wrap a stream and ignore that its reader has gone (a closed terminal, or `| tee` that Ctrl-C
+    has ended), which is no reason to end a run. stream: None if it was closed from the start."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self.stream = stream
@@ -35,7 +35,7 @@ class Unread:
             if self.stream is not None:
                 try:
                     self.stream.write(text)
-                except UnicodeEncodeError:  # an escape is better than the end of a run
+                except UnicodeEncodeError:  # better an escape sequence than the end of a run
                     encoded = text.encode(self.stream.encoding, "backslashreplace")
                     self.stream.write(encoded.decode(self.stream.encoding))
         return len(text)
@@ -47,32 +47,32 @@ class Unread:
 
     @contextmanager
     def unless_gone(self) -> Iterator[None]:
-        """Connect a stream whose reader has gone to nowhere: what is still in its buffer would fail
-        at exit."""
+        """If the stream's reader has gone, redirect the stream to os.devnull: else Python would
+        fail at exit, when it flushes the stream's buffer."""
         try:
             yield
         except OSError as error:
             if error.errno not in GONE:
                 raise
             with contextlib.suppress(OSError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self.stream.fileno())  # type: ignore[union-attr]
-                os.close(nowhere)
+                descriptor = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(descriptor, self.stream.fileno())  # type: ignore[union-attr]
+                os.close(descriptor)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
 
 class Lines(Unread):
-    """Write one of a progress bar's states every `LINE_EVERY` seconds, as a line: for a log file,
-    which can neither clear a bar nor draw over it."""
+    """Write a progress bar to a log file, which cannot redraw it: one line with the bar's state
+    every `LINE_EVERY` seconds."""
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__(stream)
         self.written_at = time.monotonic()
 
     def write(self, text: str) -> int:
-        line, now = text.strip(), time.monotonic()  # without \r, and the blanks that clear a bar
+        line, now = text.strip(), time.monotonic()  # strip \r and the spaces that clear a bar
         if line and now - self.written_at >= LINE_EVERY:
             self.written_at = now
             super().write(line + "\n")
@@ -96,33 +96,33 @@ def make_bar(total: int, unit: str = "img", **more: Any) -> tqdm:
 
 
 def rewind(bar: tqdm, n: int) -> None:
-    """Set the bar back to n. Otherwise it would stand still until it is past its old place."""
+    """Set the bar back to n. tqdm alone would not redraw it until it is past its old count."""
     bar.n = bar.last_print_n = n
     bar.last_print_t = bar._time()
     bar.refresh()
 
 
 def print_line(message: str, stream: TextIO | None) -> None:
-    """Print `message` on a line of its own: progress bars are cleared, and drawn again at their
+    """Print `message` on a line of its own. Progress bars are cleared, and drawn again at their
     next update.
 
-    tqdm.write would clear them for the very streams stdout and stderr alone. It also draws them
-    again at once, which is before `| tee` has shown the line.
+    tqdm.write would clear only bars on sys.stdout and sys.stderr themselves, and not on an `Unread`
+    around them. It also draws bars again at once, before `| tee` has shown the line.
     """
-    bars: Any = sys.modules.get("tqdm")  # to import it here would slow down what draws no bar
-    with nullcontext() if bars is None else bars.tqdm.get_lock():
-        for bar in list(getattr(bars.tqdm, "_instances", ())) if bars else ():
+    tqdm: Any = sys.modules.get("tqdm")  # not imported here: programs without bars start faster
+    with nullcontext() if tqdm is None else tqdm.tqdm.get_lock():
+        for bar in list(getattr(tqdm.tqdm, "_instances", ())) if tqdm else ():
             bar.clear(nolock=True)
-        # In one write: programs with several jobs print from threads.
+        # One write with the line end: programs with several jobs print from threads.
         print(f"{message}\n", end="", file=Unread(stream), flush=True)
 
 
 def one_line(message: str) -> str:
-    """Return a message with escapes for line ends and control characters, as in a file's name, and
-    without the middle of a very long one."""
-    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
+    """Escape line ends and control characters, which a file's name may have, in a message. Cut the
+    middle out of a very long message."""
+    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
     half = LONGEST // 2
-    return shown if len(shown) <= LONGEST else f"{shown[:half]} ... {shown[-half:]}"
+    return line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}"
 
 
 def markdown(
@@ -132,32 +132,32 @@ def markdown(
     headers: Mapping[str, str] | None = None,
     digits: int = 4,
 ) -> str:
-    """Return a Markdown table of `columns`, padded to one width a column, without last newline.
+    """Return a Markdown table of `columns`, each padded to one width, without a final newline.
 
-    A column whose values are all numbers is right-aligned; floats have `digits` decimals. A value
-    that is missing or None is "-". `headers` gives a column's title where it is not its key.
+    A column of numbers alone is right-aligned; floats have `digits` decimals. A value that is
+    missing or None is "-". headers: column -> title, where the title is not the column's key.
     """
     titles = [escaped((headers or {}).get(column, column)) for column in columns]
     lines = [[cell(row.get(column), digits) for column in columns] for row in rows]
     right = [all_numbers([row.get(column) for row in rows]) for column in columns]
     widths = [
-        max(3, *(len(line[i]) for line in [titles, *lines]))  # a rule has 3 characters at least
+        max(3, *(len(line[i]) for line in [titles, *lines]))  # Markdown's rule: at least "---"
         for i in range(len(columns))
     ]
     rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
 
-    def aligned(cells: Sequence[str]) -> str:
+    def padded_row(cells: Sequence[str]) -> str:
         padded = [
             c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)
         ]
         return f"| {' | '.join(padded)} |"
 
-    return "\n".join(aligned(line) for line in [titles, rule, *lines])
+    return "\n".join(padded_row(line) for line in [titles, rule, *lines])
 
 
 def reversed_order(rows: Sequence[Row]) -> str | None:
-    """Return a line that names the scores and OOD sets with an AUROC below .5 and explains it; None
-    if there are none. rows: each with score_fn, ood_dataset and auroc, and model if several."""
+    """Return a line that names the scores and OOD sets with an AUROC below .5 and explains it, or
+    None. rows: dicts with score_fn, ood_dataset, auroc and, if there are several models, model."""
     below: dict[str, list[str]] = {}
     for row in rows:
         if row["auroc"] < 0.5:
@@ -180,12 +180,12 @@ def cell(value: Any, digits: int) -> str:
 
 
 def escaped(text: str) -> str:
-    """Escape whatever Markdown would read as the end of a cell or of a row."""
+    """Escape the characters that end a cell or a row in Markdown."""
     return " ".join(text.split()).replace("|", r"\|")
 
 
 def all_numbers(values: Sequence[Any]) -> bool:
-    """Return whether there is a number and, apart from None, nothing else."""
+    """Return whether the values are numbers and None, with at least one number."""
     present = [value for value in values if value is not None]
     return bool(present) and all(
         isinstance(value, int | float) and not isinstance(value, bool) for value in present
