@@ -1,4 +1,4 @@
-"""Names and numbers that flags, data and models share. Nothing heavy is imported here."""
+"""Names and numbers that flags, data and models share. Nothing slow is imported here."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-STARTS = ("uniform", "gaussian", "class_gaussian")  # of chains
+STARTS = ("uniform", "gaussian", "class_gaussian")  # distributions from which SGLD chains start
 NORMS = ("none", "batch", "instance", "layer", "act")
 CONTRAST_SCORES = ("algorithm1", "eq13")
 CONTRAST_STYLES = ("queue", "simclr")
 QUEUE_STARTS = ("empty", "random")
 ADAM_BETAS = [0.9, 0.999]
-SCORES = {  # of an image, the higher the more it looks like the training images; their titles
+SCORES = {  # name -> title; the higher an image's score, the more it looks like training images
     "px": "log q(x)",
     "py": "max q(y|x)",
     "pxy": "max f(x)[y]",
@@ -24,11 +24,11 @@ SCORES = {  # of an image, the higher the more it looks like the training images
 }
 CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "mnist": 10, "digits": 10}
 ALIASES = {"cifar_100": "cifar100"}  # JEM's spelling
-IMAGE_SIZE = 32  # default side in pixels, and that of runs whose settings do not have it
+IMAGE_SIZE = 32  # side in pixels: the default, also for runs saved without image_size
 SMALLEST_IMAGE = 8
-FLOWS = {"glow": "Glow", "residual_flow": "Residual Flow"}  # normalising flows; their titles
-STRIDES = {"wrn": 4, "resnet50": 8}  # pixels of an image to a pixel of the last feature map
-TITLES = {  # of data sets, in pictures and tables
+FLOWS = {"glow": "Glow", "residual_flow": "Residual Flow"}  # normalising flow -> title
+STRIDES = {"wrn": 4, "resnet50": 8}  # side of an image / side of the last feature map
+TITLES = {  # data set -> title in pictures and tables
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
     "svhn": "SVHN",
@@ -44,17 +44,17 @@ TITLES = {  # of data sets, in pictures and tables
     "tinyimagenet": "TinyImageNet",
     "places365": "Places365",
 }
-FOLDER = "folder:"  # and a path: a data set of the user's own
-OPENOOD = "openood"  # a question; openood:<benchmark>/<set> are the images of one of its lists
+FOLDER = "folder:"  # prefix of the path of a user's data set
+OPENOOD = "openood"  # a question of --eval; prefix of its image lists, openood:<benchmark>/<set>
 
 
 def data_root() -> str:
-    """Return the folder of the images where --data_root is not given."""
+    """Return the default of --data_root, the folder of the data sets."""
     return os.environ.get("HDGE_DATA_ROOT", "./datasets")
 
 
 def network_title(settings: Mapping[str, Any]) -> str | None:
-    """Return WRN-10-2, say; None where the settings do not tell."""
+    """Return the network's title, such as WRN-10-2; None where the settings lack depth or width."""
     arch, depth, width = (settings.get(name) for name in ("arch", "depth", "width"))
     if arch == "resnet50":
         return "ResNet-50"
@@ -66,25 +66,25 @@ def network_title(settings: Mapping[str, Any]) -> str | None:
 
 
 def misfit_depth(depth: int) -> str | None:
-    """Return why there is no WideResNet of this depth, in a line with those that are near; None if
-    there is one."""
+    """Return an error message, with the nearest valid depths, if no WideResNet has this depth; else
+    None."""
     if depth >= 10 and depth % 6 == 4:
         return None
     below = (depth - 4) // 6 * 6 + 4
-    near = f"{below} or {below + 6}" if below >= 10 else "10"
-    return f"depth {depth} is not 6n + 4 with n >= 1: use {near}"
+    nearest = f"{below} or {below + 6}" if below >= 10 else "10"
+    return f"depth {depth} is not 6n + 4 with n >= 1: use {nearest}"
 
 
 def misfit_size(size: object, arch: str) -> str | None:
-    """Return why the network cannot take images of this size, in a line with the nearest size that
-    it can take; None if it can."""
+    """Return an error message, with the nearest valid size, if the network cannot take images of
+    this size; else None."""
     stride = STRIDES[arch]
     if not isinstance(size, int):
         return f"image_size {size!r} is no whole number: use {IMAGE_SIZE}, for example"
     if size >= SMALLEST_IMAGE and size % stride == 0:
         return None
-    near = max(SMALLEST_IMAGE, round(size / stride) * stride)
+    nearest = max(SMALLEST_IMAGE, round(size / stride) * stride)
     return (
         f"image_size {size} is not {SMALLEST_IMAGE} or more and a multiple of {stride}, the "
-        f"stride of {arch}: use {near}, for example"
+        f"stride of {arch}: use {nearest}, for example"
     )

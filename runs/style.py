@@ -1,4 +1,4 @@
-"""How every picture looks: settings of matplotlib, colours, markers, axes. Nothing heavy here."""
+"""Set the look of all pictures: matplotlib's settings, colours, markers. Imports nothing slow."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ STYLE: dict[Any, Any] = {
 }
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe-Ito
 MARKERS = "osD^vPX"
-BUDGETS = {
+BUDGETS = {  # attack's distance -> (factor from radius to axis, label of the axis)
     "Linf": (255, "L∞ radius ε, in 1/255 of the pixel range"),
     "L2": (1, "L2 radius ε, pixels in [0, 1]"),
 }
 
 
 def radius(eps: float, distance: str) -> str:
-    """Write an attack's radius, pixels in [0, 1]: 8/255 of Linf, .25 of L2."""
+    """Format an attack's radius, for pixels in [0, 1]: 8/255 for Linf, 0.25 for L2."""
     return f"{255 * eps:.4g}/255" if distance == "Linf" else f"{eps:.4g}"
 
 
 def new_figure(width: float, height: float, **padding: float) -> Figure:
-    """Return an empty figure of this size in inches that no window shows; `padding` as of
+    """Return an empty figure, width x height inches, without a window. padding: arguments of
     matplotlib's constrained layout."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

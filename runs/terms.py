@@ -1,14 +1,14 @@
-"""The terms of the loss, each declared once: L = sum over terms of weight * loss.
+"""Declare the terms of the loss L = sum over terms of weight * loss.
 
-The flags, the cost of a step, reports, tables and model cards read this declaration. To add a term
-is to add a `Term` here and, in its file in losses/, a function of the term's name that builds it:
+Flags, the cost of a step, reports, tables and model cards read these declarations. To add a term,
+add a `Term` to TERMS and, in its file in losses/, a function of the term's name that builds it:
 
     Term("penalty", "penalty", formula="|f(x)|^2", how="L2 penalty", help="mean |f(x)|^2")
 
     def penalty(build):  # in losses/penalty.py; `build`: see losses.objective.Build
         return LogitPenalty()
 
-Nothing heavy is imported here.
+Nothing slow is imported here.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ OF_CHAINS = ("n_steps", "sgld_batch_size", "sgld_lr", "sgld_std", "buffer_size",
 
 @dataclass(frozen=True)
 class Term:
-    """One term.
+    """Declare one term of the loss.
 
-    name: its flag, its key in an Objective, and its columns '<name>/...' of progress.csv.
-    file: of losses/, where the function `name` builds it.
-    formula: what it minimises, for one image; how: in a word.
-    help, source: of its flag; aliases: further names of the flag.
-    heads: what its loss reads of the network: "class", the logits, or "energy", log q(x).
-    queue: it takes negatives from the queue of logits. chains: the setting that is its number of
-        SGLD chains a step, for a term that has any.
-    second_batch: it reads the second, unlabelled batch, where there is one.
-    passes: what a step of it takes besides the shared forward and backward pass and its chains, in
-        forward passes of the batch.
-    settings: those of the run that belong to it, and so tell runs with it apart.
+    name: of the flag --name, the key in an Objective, and the columns 'name/...' of progress.csv.
+    file: module of losses/ with the function `name`, which builds the term.
+    formula: the loss of one image; how: the method's name in reports.
+    help, source: of the flag in --help; aliases: further names of the flag.
+    heads: the outputs that the loss reads: "class" for the logits, "energy" for log q(x).
+    queue: whether the term takes negatives from the queue of logits.
+    chains: the setting that is the term's number of SGLD chains per step; None without chains.
+    second_batch: whether the term reads the second, unlabelled batch, if the run draws it.
+    passes: cost per step in forward passes of the batch, beyond chains and the shared passes.
+    settings: the run's settings that the term reads. In the tables, runs that differ in them are
+        different methods and not seeds of one method.
     """
 
     name: str
@@ -74,17 +74,17 @@ TERMS = {term.name: term for term in (
 
 # fmt: on
 def used(settings: Mapping[str, Any]) -> list[Term]:
-    """Return the terms whose weight is above 0; `settings`: of a run, as variant.json has them."""
+    """Return the terms of weight above 0. settings: a run's settings, as in variant.json."""
     weights = {name: settings.get(name) for name in TERMS}
     return [TERMS[name] for name, w in weights.items() if isinstance(w, int | float) and 0 < w]
 
 
 def has_chains(settings: Mapping[str, Any]) -> bool:
-    """Return whether the run learns from SGLD samples."""
+    """Return whether a term of the run draws SGLD samples."""
     return any(term.chains for term in used(settings))
 
 
 def flags(chosen: Callable[[Term], object], join: str = " or ") -> str:
-    """Return the flags of the chosen terms in words: '--pxsgld or --pxysgld'."""
+    """Return the flags of the chosen terms as text: "--pxsgld or --pxysgld"."""
     names = [f"--{term.name}" for term in TERMS.values() if chosen(term)]
     return join.join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
