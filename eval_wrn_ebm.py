@@ -3,9 +3,9 @@
 
     python eval_wrn_ebm.py --load_path save/hdge/best_valid_ckpt.pt --eval OOD --ood_dataset all
 
-An answer's path: checkpoint -> model; a file of `evaluation/questions/` names sets and calls the
-functions of `evaluation/` that return numbers -> <log_dir>/<eval>.json, and pictures and arrays
-beside it.
+The path of an answer: checkpoint -> model -> a file of `evaluation/questions/` reads its data sets
+and calls functions of `evaluation/` that return numbers -> <log_dir>/<eval>.json, with pictures and
+arrays beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 
 from evaluation import flags
 
-if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
+if __name__ == "__main__":  # before the slow import of torch: --help and errors appear at once
     COMMAND_LINE = flags.parse(sys.argv[1:], files=True)
 
 import time
@@ -38,30 +38,30 @@ from runs.names import OPENOOD
 from training.machine import choose_device, environment, use_threads
 
 PROGRAM = "eval_wrn_ebm.py"
-# Flags that a flow has no use for.
+# Flags of SGLD chains, which a normalising flow does not need.
 OF_CHAINS = {*ROUNDS, *SGLD, "chain_lengths", "guidance"} - {"dataset", "sgld_batch_size"}
 
 
 def answer(s: Namespace, given: set[str], device: torch.device) -> int:
-    """Answer the question. Each process takes its share of the batches; the first one writes."""
+    """Answer the question. Each process takes its share of the batches; only the first writes."""
     began, here = time.monotonic(), environment(device)
     s.labels = s.labels or loading.labels_of(s.load_path)
     paths = zip(s.load_path, s.labels, strict=True)
     models = [loading.load(path, label, s, device) for path, label in paths]
-    image_size = one_size(models)
-    settings = dict(vars(s))  # before those of a flow are changed
+    image_size = common_size(models)
+    settings = dict(vars(s))  # a copy: check_flow changes n_steps
     for model in models:
         check_flow(model, given)
     context = Context(s, Results(flags.results_folder(s), s.eval, settings), device)
     if "workers" in given:
         context.say(f"--workers {s.workers} has no effect: the images live on the device")
-    found = [asked(context, model, given) for model in models]
+    results = [evaluate(context, model, given) for model in models]
     if not distributed.first():
         return 0
-    QUESTIONS[s.eval].show(context, found)
+    QUESTIONS[s.eval].show(context, results)
     if context.scores:
         context.files.add(f"{s.eval}_scores.npz", np.savez_compressed, **context.scores)
-    numbers = found[0] if len(found) == 1 else {"checkpoint": s.load_path, "models": found}
+    numbers = results[0] if len(results) == 1 else {"checkpoint": s.load_path, "models": results}
     path = context.files.save(
         {
             **numbers,
@@ -70,19 +70,19 @@ def answer(s: Namespace, given: set[str], device: torch.device) -> int:
             "seconds": round(time.monotonic() - began, 2),
         }
     )
-    context.say_what_is_left_out(found)
+    context.say_what_is_left_out(results)
     context.say(f"the answer is in {path}")
     return 0
 
 
-def asked(context: Context, model: LoadedModel, given: set[str]) -> dict[str, Any]:
-    """Return the numbers of one model, and their subject. Raises UsageError for a broken model."""
-    question, own = QUESTIONS[context.s.eval], model.settings.get("sigma")
-    noisy = "sigma" in question.takes and not {"sigma"} & {*given, *question.defaults}
-    if noisy and isinstance(own, int | float) and own != context.s.sigma:
+def evaluate(context: Context, model: LoadedModel, given: set[str]) -> dict[str, Any]:
+    """Return a model's numbers and settings. Raises UsageError for numbers that are not finite."""
+    question, run_sigma = QUESTIONS[context.s.eval], model.settings.get("sigma")
+    by_protocol = "sigma" in question.takes and "sigma" not in {*given, *question.defaults}
+    if by_protocol and isinstance(run_sigma, int | float) and run_sigma != context.s.sigma:
         context.warn(
-            f"{model.label} was trained with --sigma {own:g} and is asked with the protocol's "
-            f"{context.s.sigma:g}; give --sigma {own:g} for its own"
+            f"{model.label} was trained with --sigma {run_sigma:g} and is asked with the "
+            f"protocol's {context.s.sigma:g}; give --sigma {run_sigma:g} for its own"
         )
     try:
         numbers = question.ask(context, model)
@@ -102,19 +102,19 @@ def asked(context: Context, model: LoadedModel, given: set[str]) -> dict[str, An
 
 
 def check_flow(model: LoadedModel, given: set[str]) -> None:
-    """Raise UsageError for a question or a flag that a flow cannot be asked with. Set --n_steps to
-    0 for a flow, whose samples take no SGLD steps."""
+    """Raise UsageError if the model is a flow and the question or a flag does not apply to flows.
+    Set --n_steps to 0 for a flow, whose samples take no SGLD steps."""
     s, flow = model.flags, model.flow
     if flow is None:
         return
     classless, fid = not flow.class_cond, s.eval == "fid"
     own_features = fid and s.fid_features == "model" and not s.fid_model
-    of_class = s.eval in ("test_clf", "eval_ece", OPENOOD, "cond_samples")
+    needs_classes = s.eval in ("test_clf", "eval_ece", OPENOOD, "cond_samples")
     no_class = "has no classes: give one that was trained with --class_cond"
     scores = ("px",) if classless else ("px", "py", "pxy", "entropy")
     rules = [
         (s.eval == "attack", "--eval attack", "is not attacked here: give a classifier"),
-        (of_class and classless, f"--eval {s.eval}", no_class),
+        (needs_classes and classless, f"--eval {s.eval}", no_class),
         (fid and s.sampling == "class" and classless, "--sampling class", no_class),
         (s.sampling in ("buffer", "confident"), f"--sampling {s.sampling}", "has no buffer"),
         (own_features, "--fid_features model", "has no features: give --fid_model"),
@@ -122,13 +122,13 @@ def check_flow(model: LoadedModel, given: set[str]) -> None:
         *((n in given, f"--{n}", "needs no SGLD: leave it out") for n in sorted(OF_CHAINS)),
         (s.amp == "bf16", "--amp bf16", "needs float32: leave it out"),
     ]
-    for wrong, flag, why in rules:
-        if wrong:
-            raise UsageError(f"{flag}: {model.path} is a flow, which {why}")
+    for refused, flag, reason in rules:
+        if refused:
+            raise UsageError(f"{flag}: {model.path} is a flow, which {reason}")
     s.n_steps = 0
 
 
-def one_size(models: Sequence[LoadedModel]) -> int:
+def common_size(models: Sequence[LoadedModel]) -> int:
     """Return the side of the images that all of the models were trained on. Raises UsageError."""
     sizes = {model.network.image_size: model.path for model in models}
     if len(sizes) > 1:
@@ -154,8 +154,8 @@ def protocol(context: Context, image_size: int) -> dict[str, Any]:
 
 
 def main(s: Namespace, given: set[str]) -> int:
-    """Return the exit code: 0; 2 for a user's mistake or a disk that failed, 130 for Ctrl-C; each
-    with one line on stderr."""
+    """Return the exit code: 0; 2 for a user's mistake or a failed disk, 130 for Ctrl-C, each with
+    one line on stderr."""
 
     def work() -> int:
         device = choose_device(s.device, exact=True)

@@ -1,4 +1,4 @@
-"""For torch.hub: models of this repository without a clone, named as `models.load` takes them.
+"""Let torch.hub load this repository's models without a clone, named as in `models.load`.
 
 torch.hub.load("OWNER/REPOSITORY", "load", "hdge-jem-digits")
 torch.hub.load("path/of/a/clone", "load", "hdge", source="local")

@@ -5,9 +5,9 @@
 
 A batch's path: uint8 images on the device -> crop, flip, scale, noise -> one forward pass ->
 every term of the objective reads its logits -> one backward pass -> one update, unless the step
-has diverged -> queue and replay buffer take the step in. What is due between two steps is in
-training/session.py. Under torchrun each process takes its part of every batch, and the gradients
-are averaged once a step: runs/processes.py.
+has diverged -> queue and replay buffer store the step's logits and samples. Between two steps,
+training/session.py evaluates, reports and saves. Under torchrun each process takes its part of
+every batch, and the gradients are averaged once a step: runs/processes.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 
 from training import flags
 
-if __name__ == "__main__":  # before torch is imported: --help and a mistake are answered at once
+if __name__ == "__main__":  # before the slow import of torch: --help and errors appear at once
     COMMAND_LINE = flags.parse(sys.argv[1:], files=True)
 
 from argparse import Namespace
@@ -43,8 +43,8 @@ from training.state import Run
 
 def work(s: Namespace, given: set[str]) -> int:
     """Train, or time a few steps for --dry_run. Return the exit code."""
-    what = "-".join(term.name for term in terms.used(vars(s)))
-    with begin(PROGRAM, s, given, what) as start:
+    objective = "-".join(term.name for term in terms.used(vars(s)))  # for the run's name
+    with begin(PROGRAM, s, given, objective) as start:
         s, device = start.settings, start.device
         if s.dry_run:
             cost.dry_run(s, device, train_step)
@@ -53,7 +53,7 @@ def work(s: Namespace, given: set[str]) -> int:
         dataset = load_data(s, device)
         flags.check_classes(s, dataset.num_classes)
         batches, splits = build_batches(s, dataset)
-        # Before there is a folder, so that a mistake in --load_path leaves none.
+        # Before the run folder is made, so that a mistake in --load_path leaves no folder.
         run = start_run(s, dataset, batches)
 
         with run_in_folder(start, run, splits, plot_samples) as session:
@@ -62,8 +62,8 @@ def work(s: Namespace, given: set[str]) -> int:
             loss = "loss " + " + ".join(f"{weight:g} {name}" for name, weight in weights)
             session.records.say(f"{dataset.about}\n{describe(run, images, loss, splits)}")
             if "workers" in given:
-                told = f"--workers {s.workers} has no effect: images live on the training device"
-                session.records.say(told)
+                line = f"--workers {s.workers} has no effect: images live on the training device"
+                session.records.say(line)
             replicate(run)
             for step in session:
                 session.took(train_step(run, session.guard, batches(step), step))
@@ -73,20 +73,21 @@ def work(s: Namespace, given: set[str]) -> int:
 def train_step(
     run: Run, guard: Guard, batch: tuple[Tensor, Tensor, Tensor | None], step: int
 ) -> losses.Metrics:
-    """Take one update; its metrics are scalars on the device. Nothing here waits for the device."""
+    """Update the network on one batch (images, labels, unlabelled images). Return the metrics,
+    scalars on the device. Nothing here waits for the device."""
     if run.replicas is None:
-        seen = losses.Step.forward(run.model, *batch)
-        loss, each, metrics = run.objective.with_terms(seen)
+        forward = losses.Step.forward(run.model, *batch)
+        loss, term_losses, metrics = run.objective.with_terms(forward)
     else:
         loss = run.replicas(*batch)
-        each, metrics, seen = run.replicas.module.rest
+        term_losses, metrics, forward = run.replicas.module.rest
     if run.settings.log_gradients and step % run.settings.log_gradients == 0:
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-        measured = term_gradients(each, parameters)
-        run.gradients.add(torch.stack(list(measured.values())), list(measured))
-    metrics["accuracy"] = (seen.logits.argmax(1) == seen.labels).float().mean()
+        gradient_metrics = term_gradients(term_losses, parameters)
+        run.gradients.add(torch.stack(list(gradient_metrics.values())), list(gradient_metrics))
+    metrics["accuracy"] = (forward.logits.argmax(1) == forward.labels).float().mean()
     metrics, skip = update(run, guard, loss, metrics, step)
-    run.objective.commit(seen, skip)
+    run.objective.commit(forward, skip)
     return metrics
 
 
@@ -97,9 +98,9 @@ def plot_samples(epoch: int, session: Session) -> None:
     s, buffer = run.settings, run.memory("replay_buffer")
     chain = losses.Chain.of(s, None if buffer is None else buffer.start)
     sampler = Sampler(run.model, buffer, chain, seed=epoch)
-    slots = s.buffer_size if buffer is None else len(buffer.images)  # of several processes, a part
+    slots = s.buffer_size if buffer is None else len(buffer.images)  # under torchrun a part
     columns = max(1, min(10, slots // run.num_classes))
-    grids: dict[str, tuple[Tensor, int | None]] = {}
+    grids: dict[str, tuple[Tensor, int | None]] = {}  # images (N, 3, H, W), columns
     if s.plot_uncond:
         grids["uncond"] = sampler.unconditional(min(s.sgld_batch_size, slots)), None
     if s.plot_cond:
@@ -116,14 +117,13 @@ def plot_samples(epoch: int, session: Session) -> None:
         names = run.data.class_names if run.data and s.dataset.startswith(FOLDER) else ()
         with naming(path):
             picture = figures.save_grid(path, images, width, names if width else ()).numpy()
-        step = run.progress.step  # what is drawn again after a kill replaces this
-        session.records.picture(f"samples/{name}", picture, step)
+        # At the step, so that a run that is killed and resumed replaces this picture.
+        session.records.picture(f"samples/{name}", picture, run.progress.step)
 
 
-def main(settings: Namespace, given: set[str]) -> int:
-    """Return the exit code: 0, 1 for a run that diverged, 2 for a user's mistake or a disk that
-    failed, 130 for Ctrl-C; each with one line on stderr."""
-    s = settings
+def main(s: Namespace, given: set[str]) -> int:
+    """Return the exit code: 0; 1 for a run that diverged, 2 for a user's mistake or a failed disk,
+    130 for Ctrl-C, each with one line on stderr."""
     return exit_code(
         PROGRAM,
         lambda: work(s, given),
