@@ -73,8 +73,8 @@ def work(s: Namespace, given: set[str]) -> int:
 def train_step(
     run: Run, guard: Guard, batch: tuple[Tensor, Tensor, Tensor | None], step: int
 ) -> losses.Metrics:
-    """Update the network on one batch (images, labels, unlabelled images). Return the metrics,
-    scalars on the device. Nothing here waits for the device."""
+    """Update the network on one batch: images, labels, and unlabelled images or None. Return the
+    metrics, scalars on the device. Nothing here waits for the device."""
     if run.replicas is None:
         forward = losses.Step.forward(run.model, *batch)
         loss, term_losses, metrics = run.objective.with_terms(forward)

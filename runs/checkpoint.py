@@ -34,7 +34,7 @@ SEALED = "sealed"  # a key of the saved dict: the file must end with its checksu
 
 IN_CONFIG = ("settings", "progress", "environment")  # keys of a checkpoint that go to config.json
 DATA = "data."  # prefix of an exported model's tensors of image hashes
-FILLED = "memories.queue.queue_filled"
+FILLED = "memories.queue.queue_filled"  # the number of filled slots of the queue
 START = "memories.replay_buffer.start."  # prefix of the Gaussians from which chains start
 
 
@@ -74,7 +74,7 @@ def read_with_sha256(path: str | Path) -> tuple[dict[str, Any], str]:
     path = weights_file(path)
     if path.suffix == Path(WEIGHTS).suffix:
         return read_exported(path)
-    sealed, sha256 = False, ""
+    sealed = False
     try:
         with open(path, "rb") as file:
             sealed, sha256 = check_seal(file, path)

@@ -79,8 +79,8 @@ def write_settings(folder: Path, settings: dict[str, Any], here: dict[str, Any])
     earlier: list[dict[str, Any]] = []
     with suppress(RunFolderError):
         earlier = environments(read_variant(folder))
-    all_of_run = earlier + [here] * (here not in earlier)
-    write_json(folder / SETTINGS, {**settings, "environment": here, "environments": all_of_run})
+    distinct = earlier + [here] * (here not in earlier)
+    write_json(folder / SETTINGS, {**settings, "environment": here, "environments": distinct})
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class Records:
             for path in folder.glob(LEFTOVERS):
                 path.unlink()
             purge_step = step + 1
-        self.text = open(folder / LOG, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self.log_file = open(folder / LOG, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self.board = SummaryWriter(str(folder), purge_step=purge_step)
 
     def say(self, message: str) -> None:
@@ -160,14 +160,14 @@ class Records:
 
     def line(self, message: str) -> None:
         with naming(self.folder / LOG):
-            self.text.write(message + "\n")
+            self.log_file.write(message + "\n")
 
     def flush(self) -> int:
         """Flush all records to the disk, so that a full disk is noticed now. Return the size of
         log.txt in bytes."""
         with naming(self.folder / LOG):
-            self.text.flush()
-            os.fsync(self.text.fileno())
+            self.log_file.flush()
+            os.fsync(self.log_file.fileno())
         with naming(self.folder):
             self.board.flush()
         return (self.folder / LOG).stat().st_size
@@ -195,7 +195,7 @@ class Records:
             self.board.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
-        self.text.close()
+        self.log_file.close()
         self.board.close()
 
     def _read_rows(self, step: int) -> None:

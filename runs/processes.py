@@ -24,13 +24,13 @@ from runs.cli import Mistake, UsageError, first_here, processes
 from runs.screen import print_line
 
 T = TypeVar("T")
-# Longer than a living process keeps the others waiting, as when rank 0 draws pictures or saves to a
-# slow disk. A dead process is noticed at once, by its closed connection.
+# Longer than a living process keeps another waiting: rank 0 may draw pictures or save to a slow
+# disk. A dead process is noticed at once, by its closed connection.
 PATIENCE = timedelta(hours=2)
 MEETING = timedelta(minutes=10)  # for all processes to start
 LOST = "another process of this run has ended, or cannot be reached"
 
-_hosts: dist.ProcessGroup | None = None  # group of all processes, gloo even where GPUs use NCCL
+_cpu_group: dist.ProcessGroup | None = None  # group of all processes, gloo even where GPUs use NCCL
 _store: dist.Store | None = None  # key-value store that all processes share
 _parted = False  # whether this process ends without waiting for the other processes
 
@@ -51,11 +51,11 @@ def first() -> bool:
 
 @contextlib.contextmanager
 def together(device: torch.device) -> Iterator[None]:
-    """Connect torchrun's processes, if there are any, while the block runs. All must call this.
+    """Connect torchrun's processes, if any, while the block runs. All processes must call this.
 
     Raises UsageError where the processes cannot connect.
     """
-    global _hosts, _store
+    global _cpu_group, _store
     if processes() == 1 or dist.is_initialized():
         yield
         return
@@ -68,7 +68,7 @@ def together(device: torch.device) -> Iterator[None]:
             world_size=world_size,
             timeout=PATIENCE,
         )
-        _hosts = dist.new_group(backend="gloo", timeout=PATIENCE)  # type: ignore[assignment]
+        _cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE)  # type: ignore[assignment]
     except RuntimeError as error:
         raise UsageError(f"torchrun: the processes cannot meet ({reason(error)})") from None
     _store = dist.PrefixStore("hdge", store)
@@ -76,7 +76,7 @@ def together(device: torch.device) -> Iterator[None]:
     # Not after an error, which leaves at `yield`: this would wait for processes that have ended.
     if not _parted:
         all_of(None)
-        _hosts = _store = None
+        _cpu_group = _store = None
         dist.destroy_process_group()
 
 
@@ -95,11 +95,11 @@ def own_device(name: str) -> str:
         raise UsageError(
             f"--device {name}: under torchrun each process has a GPU of its own: give --device cuda"
         )
-    local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    if local > gpus:
+    local_size, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if local_size > gpus:
         raise UsageError(
-            f"--nproc_per_node {local}: PyTorch sees {gpus} CUDA GPUs on this machine: start as "
-            "many processes, or give --device cpu"
+            f"--nproc_per_node {local_size}: PyTorch sees {gpus} CUDA GPUs on this machine: start "
+            "as many processes, or give --device cpu"
         )
     return f"cuda:{os.environ['LOCAL_RANK']}"
 
@@ -138,7 +138,7 @@ def reason(error: BaseException) -> str:
     return re.sub(r"^\[\S+\] ", "", " ".join(str(error).split()))[:150]
 
 
-# ---------------------------------------------------------------------------------------- device
+# ------------------------------------------------------------------------- tensors on the device
 
 
 @torch.no_grad()
@@ -171,7 +171,7 @@ def same(model: nn.Module) -> None:
             dist.broadcast(tensor.data, 0)
 
 
-# ---------------------------------------------------------------------------------------- hosts
+# ----------------------------------------------------------------------------- values on the CPU
 
 
 def from_first(value: T) -> T:
@@ -179,7 +179,7 @@ def from_first(value: T) -> T:
     if size() == 1:
         return value
     values = [value if first() else None]
-    dist.broadcast_object_list(values, 0, group=_hosts)
+    dist.broadcast_object_list(values, 0, group=_cpu_group)
     return values[0]  # type: ignore[return-value]
 
 
@@ -188,7 +188,7 @@ def to_first(value: T) -> list[T]:
     if size() == 1:
         return [value]
     values: list[Any] = [None] * size()
-    dist.gather_object(value, values if first() else None, 0, group=_hosts)
+    dist.gather_object(value, values if first() else None, 0, group=_cpu_group)
     return values if first() else []
 
 
@@ -198,9 +198,9 @@ def in_turn(load: Callable[[], T]) -> T:
     if size() == 1:
         return load()
     value, mistake = None, None
-    for turn in (True, False):
+    for first_turn in (True, False):
         try:
-            if first_here() == turn:
+            if first_here() == first_turn:
                 value = load()
         except Mistake as error:
             mistake = error
@@ -214,7 +214,7 @@ def all_of(value: T) -> list[T]:
     if size() == 1:
         return [value]
     values: list[Any] = [None] * size()
-    dist.all_gather_object(values, value, group=_hosts)
+    dist.all_gather_object(values, value, group=_cpu_group)
     return values
 
 
@@ -242,10 +242,10 @@ def largest(*numbers: int) -> tuple[int, ...]:
     if size() == 1:
         return numbers
     maxima = torch.tensor(numbers, dtype=torch.int64)
-    dist.all_reduce(maxima, dist.ReduceOp.MAX, group=_hosts)
+    dist.all_reduce(maxima, dist.ReduceOp.MAX, group=_cpu_group)
     return tuple(maxima.tolist())
 
 
 def mixed(*key: int) -> int:
-    """Return a random seed that several numbers >= 0 determine."""
+    """Return a random seed that is derived from several numbers >= 0."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])

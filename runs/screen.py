@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 Row = Mapping[str, Any]
-GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)  # a pipe, or a terminal that was closed
+GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)  # errors of a closed pipe or terminal
 LONGEST = 1000  # characters of an error message, in one line
 LINE_EVERY = 60.0  # seconds between two lines of a progress bar in a log file
 
 
-class Unread:
+class ClosableStream:
     """Wrap a stream and ignore that its reader has gone (a closed terminal, or `| tee` that Ctrl-C
     has ended), which is no reason to end a run. stream: None if it was closed from the start."""
 
@@ -31,7 +31,7 @@ class Unread:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        with self.unless_gone():
+        with self.redirect_if_gone():
             if self.stream is not None:
                 try:
                     self.stream.write(text)
@@ -41,12 +41,12 @@ class Unread:
         return len(text)
 
     def flush(self) -> None:
-        with self.unless_gone():
+        with self.redirect_if_gone():
             if self.stream is not None:
                 self.stream.flush()
 
     @contextmanager
-    def unless_gone(self) -> Iterator[None]:
+    def redirect_if_gone(self) -> Iterator[None]:
         """If the stream's reader has gone, redirect the stream to os.devnull: else Python would
         fail at exit, when it flushes the stream's buffer."""
         try:
@@ -63,7 +63,7 @@ class Unread:
         return getattr(self.stream, name)
 
 
-class Lines(Unread):
+class BarLines(ClosableStream):
     """Write a progress bar to a log file, which cannot redraw it: one line with the bar's state
     every `LINE_EVERY` seconds."""
 
@@ -79,7 +79,7 @@ class Lines(Unread):
         return len(text)
 
 
-def make_bar(total: int, unit: str = "img", **more: Any) -> tqdm:
+def make_bar(total: int, unit: str = "img", **options: Any) -> tqdm:
     """Make a progress bar on stderr, `total` units long."""
     from tqdm import tqdm
 
@@ -88,10 +88,10 @@ def make_bar(total: int, unit: str = "img", **more: Any) -> tqdm:
         total=total,
         unit=unit,
         unit_scale=True,
-        file=Unread(sys.stderr) if terminal else Lines(sys.stderr),
+        file=ClosableStream(sys.stderr) if terminal else BarLines(sys.stderr),
         mininterval=0.2 if terminal else 10.0,
         dynamic_ncols=True,
-        **more,
+        **options,
     )
 
 
@@ -106,15 +106,15 @@ def print_line(message: str, stream: TextIO | None) -> None:
     """Print `message` on a line of its own. Progress bars are cleared, and drawn again at their
     next update.
 
-    tqdm.write would clear only bars on sys.stdout and sys.stderr themselves, and not on an `Unread`
-    around them. It also draws bars again at once, before `| tee` has shown the line.
+    tqdm.write would clear bars on sys.stdout and sys.stderr, but not on a `ClosableStream` around
+    them. It also draws bars again at once, before `| tee` has shown the line.
     """
     tqdm: Any = sys.modules.get("tqdm")  # not imported here: programs without bars start faster
     with nullcontext() if tqdm is None else tqdm.tqdm.get_lock():
         for bar in list(getattr(tqdm.tqdm, "_instances", ())) if tqdm else ():
             bar.clear(nolock=True)
         # One write with the line end: programs with several jobs print from threads.
-        print(f"{message}\n", end="", file=Unread(stream), flush=True)
+        print(f"{message}\n", end="", file=ClosableStream(stream), flush=True)
 
 
 def one_line(message: str) -> str:
