@@ -1,4 +1,4 @@
-"""The runs and answers of experiments, and whether they are those of the present recipes."""
+"""Check whether an experiment's run folder and eval files match the current recipe."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from runs.shared import weights_file
 from scripts.rows import JUDGE, REFERENCE, TABLES, question_words
 
 Settings = Mapping[str, Any]
-JUDGES = re.compile(rf"{JUDGE.name}-s[0-9]+")  # runs whose features may compare samples
-# What may differ between two askings of one question: where things are, and on what device. (The
-# network of --fid_model is known by its hash, not by its path.)
+JUDGES = re.compile(rf"{JUDGE.name}-s[0-9]+")  # runs that may serve as REFERENCE
+# Settings of a question that do not change its numbers: paths, labels, device, workers. (The
+# network of --fid_model is compared by its hash, not by its path.)
 INDIFFERENT = frozenset(
     ("load_path", "labels", "log_dir", "id", "data_root", "device", "workers")
     + ("fid_model", "inception_weights")
@@ -24,16 +24,16 @@ INDIFFERENT = frozenset(
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """Return the file's content; None if the file is missing or damaged."""
+    """Return the JSON object of a file; None if the file is missing or damaged."""
     try:
-        found = read_json(path)
+        content = read_json(path)
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def finished(run: Path) -> bool:
-    """Return whether the run has come to its end."""
+    """Return whether the run folder holds a run that trained to its end."""
     from reports.page import NoRun, read_run
 
     try:
@@ -43,15 +43,15 @@ def finished(run: Path) -> bool:
 
 
 def flags_of(program: str) -> Any:
-    """Return the module that has the program's flags, as `build_parser`."""
-    own = program.removesuffix(".py").replace("/", ".")
-    return importlib.import_module("training.flags" if program == "train_wrn.py" else own)
+    """Return the module whose `build_parser` declares the program's flags."""
+    module = program.removesuffix(".py").replace("/", ".")
+    return importlib.import_module("training.flags" if program == "train_wrn.py" else module)
 
 
-def other_recipe(run: Path, words: Sequence[str], *, every: bool = False) -> str | None:
-    """Return the first setting that differs from the run's, "--lr 0.02, but the run has 0.002", or
-    None. `every`: flags that the command leaves out count, too, at their defaults."""
-    from reports.tables.records import DEFAULTS, gist  # not of terms of weight 0
+def other_recipe(run: Path, command: Sequence[str], *, every: bool = False) -> str | None:
+    """Return the first difference of a training command from the run, "--lr 0.02, but the run has
+    0.002", or None. `every`: also compare the flags that the command leaves at their defaults."""
+    from reports.tables.records import DEFAULTS, gist  # gist drops settings of terms of weight 0
     from training import flags
 
     settings = read_object(run / SETTINGS)
@@ -59,89 +59,89 @@ def other_recipe(run: Path, words: Sequence[str], *, every: bool = False) -> str
         return None
     recorded = {**DEFAULTS, **gist(settings)}
     if every:
-        asked = {**DEFAULTS, **gist(vars(flags.parse(words[1:])[0]))}
-        names = sorted(asked | recorded)
+        wanted = {**DEFAULTS, **gist(vars(flags.parse(command[1:])[0]))}
+        names = sorted(wanted | recorded)
     else:
-        asked = vars(flags_of(words[0]).build_parser().parse_args(words[1:]))
-        given = [word.removeprefix("--").removeprefix("no-") for word in words if word[:2] == "--"]
-        names = [name for name in (*given, *DEFAULTS) if name in asked and name in recorded]
+        wanted = vars(flags_of(command[0]).build_parser().parse_args(command[1:]))
+        given = [w.removeprefix("--").removeprefix("no-") for w in command if w[:2] == "--"]
+        names = [name for name in (*given, *DEFAULTS) if name in wanted and name in recorded]
     for name in names:
-        if asked.get(name) != recorded.get(name):
-            return f"--{name} {asked.get(name)}, but the run has {recorded.get(name)}"
+        if wanted.get(name) != recorded.get(name):
+            return f"--{name} {wanted.get(name)}, but the run has {recorded.get(name)}"
     return None
 
 
-def answered(place: Path, words: Sequence[str]) -> bool:
-    """Return whether the newest answer in `place` is to this command, by the present protocol, and
-    about the checkpoints as they are now."""
+def answered(folder: Path, command: Sequence[str]) -> bool:
+    """Return whether the folder's newest answer is that of this command of eval_wrn_ebm.py: same
+    settings, current protocol version, unchanged checkpoints."""
     from evaluation.flags import parse
     from evaluation.questions import QUESTIONS
 
-    parsed, _ = parse(list(words[1:]))
-    record = read_object(place / f"{parsed.eval}.json")
-    version = QUESTIONS[parsed.eval].version
+    settings, _ = parse(list(command[1:]))
+    record = read_object(folder / f"{settings.eval}.json")
+    version = QUESTIONS[settings.eval].version
     if record is None or record.get("protocol", {}).get("version") != version:
         return False
-    if not same_question(record.get("settings", {}), vars(parsed)):
+    if not same_question(record.get("settings", {}), vars(settings)):
         return False
-    told = [model.get("checkpoint_sha256") for model in record.get("models", [record])]
-    paths = list(parsed.load_path)
-    if parsed.fid_model is not None:
-        read = record.get("read_as_asked") or {}
-        told.append(read.get("classifier_sha256", record.get("features_sha256")))
-        paths.append(parsed.fid_model)
-    return told == [sha256(Path(path)) for path in paths]
+    hashes = [model.get("checkpoint_sha256") for model in record.get("models", [record])]
+    paths = list(settings.load_path)
+    if settings.fid_model is not None:
+        reading = record.get("read_as_asked") or {}
+        hashes.append(reading.get("classifier_sha256", record.get("features_sha256")))
+        paths.append(settings.fid_model)
+    return hashes == [sha256(Path(path)) for path in paths]
 
 
-def same_question(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Tell whether an answer's settings are those that are asked for. A flag that the answer's
-    version did not have yet does not tell."""
-    told = wanted.keys() & found.keys() - INDIFFERENT
-    both = "fid_model" in wanted and "fid_model" in found
-    if both and (wanted["fid_model"] is None) != (found["fid_model"] is None):
-        return False  # of another network's features, or of its own
-    return bool(found) and all(found[flag] == plain(wanted[flag]) for flag in told)
+def same_question(recorded: Settings, wanted: Settings) -> bool:
+    """Return whether an answer's recorded settings are the wanted settings. A flag that is not
+    recorded is not compared: the version that wrote the answer may not have had it."""
+    common = wanted.keys() & recorded.keys() - INDIFFERENT
+    both = "fid_model" in wanted and "fid_model" in recorded
+    if both and (wanted["fid_model"] is None) != (recorded["fid_model"] is None):
+        return False  # only one of the two uses the features of another network
+    return bool(recorded) and all(recorded[flag] == plain(wanted[flag]) for flag in common)
 
 
 def asked_settings(scale: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Return experiment -> question -> the settings that the tables ask it with, all of them."""
+    """Return experiment -> question -> the settings of each use of the question in the tables."""
     from evaluation import flags
 
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    result: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for table in TABLES.values():
         questions = [(q, table.rows) for q in table.questions]
         for question, names in [*questions, *((q, names) for _, q, names in table.overlays)]:
             parsed: dict[tuple[str, ...], Any] = {}
             for name in names:
-                words = tuple(question_words(scale, question, name))
-                if words not in parsed:
-                    settings, _ = flags.parse(["--load_path", "-", "--eval", *words])
-                    parsed[words] = plain(vars(settings))
-                found.setdefault(name, {}).setdefault(words[0], []).append(parsed[words])
-    return found
+                argv = tuple(question_words(scale, question, name))
+                if argv not in parsed:
+                    settings, _ = flags.parse(["--load_path", "-", "--eval", *argv])
+                    parsed[argv] = plain(vars(settings))
+                result.setdefault(name, {}).setdefault(argv[0], []).append(parsed[argv])
+    return result
 
 
 def asks(wanted: Mapping[str, Sequence[Settings]]) -> Callable[[str, Settings], bool]:
-    """Return whether a question and the settings of its answer are what the tables ask;
-    --fid_model REFERENCE stands for any seed's cross-entropy model."""
+    """Return a function of a question and an answer's settings: whether `wanted` has them. In
+    `wanted`, --fid_model REFERENCE stands for any seed's cross-entropy model."""
 
-    def asked(question: str, settings: Settings) -> bool:
-        every = wanted.get(question, ())
-        return any(same_question(settings, each) and judged_alike(settings, each) for each in every)
+    def is_wanted(question: str, recorded: Settings) -> bool:
+        uses = wanted.get(question, ())
+        return any(same_question(recorded, use) and judged_alike(recorded, use) for use in uses)
 
-    return asked
+    return is_wanted
 
 
-def judged_alike(found: Settings, wanted: Settings) -> bool:
-    """Return whether an answer's --fid_model, if it has one, is the network that is asked for."""
-    judge, asked = found.get("fid_model"), wanted.get("fid_model")
-    if judge and asked == REFERENCE:
+def judged_alike(recorded: Settings, wanted: Settings) -> bool:
+    """Return whether an answer's --fid_model, if it has one, is the network of `wanted`."""
+    judge, wanted_judge = recorded.get("fid_model"), wanted.get("fid_model")
+    if judge and wanted_judge == REFERENCE:
         return JUDGES.fullmatch(Path(judge).parent.name) is not None
-    return not judge or judge == asked
+    return not judge or judge == wanted_judge
 
 
 def sha256(path: Path) -> str:
-    """Return the sha256 of the file, or of an exported folder's weights; "" if there is none."""
+    """Return the sha256 of a checkpoint or of an exported folder's weights; "" if it is missing."""
     try:
         return file_sha256(weights_file(path))
     except OSError:

@@ -5,8 +5,8 @@
     python scripts/experiments.py cost table1_ood
     python scripts/experiments.py sweep --vary contrast_t .05 .1 .2 --seeds 1 2 3 -- @hdge
 
-What they are is in scripts/rows.py. What is done is not done again: a finished run or an answer
-about it is skipped, an interrupted run is resumed.
+scripts/rows.py declares experiments, questions and tables. Finished runs and existing answers are
+skipped, interrupted runs are resumed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from runs.screen import print_line
 from scripts import done, rows
 from scripts.rows import Ask, Job, Point, Table, Train
 
-# Programs are forked from a process that has imported what takes seconds to import.
+# Programs are forked from a server process that has imported the slow modules already.
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 PROCESSES: Any = multiprocessing.get_context(METHOD)
 PROCESSES.set_forkserver_preload(
@@ -52,20 +52,20 @@ PROCESSES.set_forkserver_preload(
 )
 KILLED = -1
 INTERRUPTED = 130  # exit code of Ctrl-C
-GRACE = 10.0  # seconds for programs to save what they are at, after Ctrl-C
+GRACE = 10.0  # seconds that programs have to save their state after Ctrl-C
 
 
 def end_with_parent() -> None:
-    """Interrupt this program when the one that started it is gone: nobody waits for it, and it
-    would train on in a folder that the next call resumes."""
+    """Wait for the parent process to end, then interrupt this process: it would go on training in a
+    run folder that the next call of experiments.py resumes."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def run_program(words: Sequence[str], log: Path, device: int | None, sender: Any) -> None:
-    """`python <words>` in this process, which is its own; sends its exit code."""
+def run_program(command: Sequence[str], log: Path, device: int | None, sender: Any) -> None:
+    """Run `python <command>` in this child process with output to `log`, and send its exit code."""
     with open(log, "ab") as file:
         open_streams()
         for stream in (sys.stdout, sys.stderr):
@@ -73,15 +73,15 @@ def run_program(words: Sequence[str], log: Path, device: int | None, sender: Any
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
-        import torch  # which this process has already
+        import torch  # preloaded by the fork server
 
         if not torch.cuda.is_available():  # --device auto would train on the CPU
-            print(f"{Path(words[0]).name}: --gpus {device}: PyTorch sees no such GPU")
+            print(f"{Path(command[0]).name}: --gpus {device}: PyTorch sees no such GPU")
             return sender.send(2)
     os.chdir(ROOT)
-    program = ROOT / words[0]
-    sys.argv, sys.path[0] = list(words), str(program.parent)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background has none
+    program = ROOT / command[0]
+    sys.argv, sys.path[0] = list(command), str(program.parent)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
     threading.Thread(target=end_with_parent, daemon=True).start()
     code: object = 1
     try:
@@ -96,26 +96,26 @@ def run_program(words: Sequence[str], log: Path, device: int | None, sender: Any
 
 
 class Failed(Exception):
-    """A job has failed; the message says which and why, an empty one that another has."""
+    """A job failed. The message names job and reason; it is empty if a job that it needs failed."""
 
 
 class Runner:
-    """Runs each job once what it needs is there, several at a time if asked to."""
+    """Run jobs, up to `jobs` at a time, each after the jobs that it needs."""
 
     def __init__(self, root: Path, scale: str, jobs: int = 1, gpus: Sequence[int] = ()) -> None:
         self.root, self.scale, self.jobs = root, scale, max(jobs, len(gpus))
-        # The free ones.
+        # The GPU of each free slot; None without --gpus.
         self.devices = [gpus[i % len(gpus)] if gpus else None for i in range(self.jobs)]
-        self.done: dict[Job, bool] = {}
+        self.done: dict[Job, bool] = {}  # whether each job that has ended succeeded
         self.stopped = False  # by Ctrl-C
         self.plan: list[Job] = []
-        self.seconds: dict[bool, list[float]] = {}  # of questions and of trainings, by job
+        self.seconds: dict[bool, list[float]] = {}  # of each question (True) and training (False)
 
     def run(self, jobs: Iterable[Job]) -> int:
-        """Return the exit code: 1 if anything failed, 130 for Ctrl-C. The others go on."""
+        """Run all jobs, also after failures. Return the exit code: 1 if any failed, 130: Ctrl-C."""
         self.plan = list(jobs)
         waiting, running = self.plan[:], dict[Future[bool], Job]()
-        if self.jobs > 1:  # else each would start a thread on every core
+        if self.jobs > 1:  # otherwise each program would start a thread on every core
             threads = max(1, (os.cpu_count() or 1) // self.jobs)
             os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         with ThreadPoolExecutor(len(self.devices)) as pool:
@@ -129,11 +129,11 @@ class Runner:
                         running[pool.submit(self.succeeds, job)] = job
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         self.done[running.pop(future)] = future.result()
-            except KeyboardInterrupt:  # the programs have heard it, too
+            except KeyboardInterrupt:  # the programs got the signal, too
                 self.stopped = True
                 with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C
                     wait(running, GRACE)
-                for process in multiprocessing.active_children():  # in a step that takes minutes
+                for process in multiprocessing.active_children():  # still in a long step
                     process.kill()
                 wait(running)
                 print_line("interrupted: the same command goes on from here", sys.stderr)
@@ -141,28 +141,29 @@ class Runner:
         return 0 if all(self.done.values()) else 1
 
     def succeeds(self, job: Job) -> bool:
-        """Do the job after the jobs it needs. Return whether all succeeded; print what failed."""
+        """Run a job whose needed jobs have ended. Return whether it succeeded; print its error."""
         try:
             self.ask(job) if isinstance(job, Ask) else self.train(job)
             return True
         except Failed as error:
             message = str(error)
-        except Exception as error:  # a disk that is full, say
-            what = job.question if isinstance(job, Ask) else f"{job.name}-s{job.seed}"
-            message = f"{what}: {type(error).__name__}: {error}"
+        except Exception as error:  # such as the OSError of a full disk
+            title = job.question if isinstance(job, Ask) else f"{job.name}-s{job.seed}"
+            message = f"{title}: {type(error).__name__}: {error}"
         if message and not self.stopped:
             print_line(f"FAILED {message}", sys.stderr)
         return False
 
     def train(self, job: Train | Point) -> None:
+        """Train or resume a run, unless it is finished already."""
         run = rows.folder(self.root, self.scale, job.name, job.seed)
         if not all(self.done[start] for start in rows.needs(self.scale, job)):
             raise Failed(f"{run.name}: what it starts from has failed")
-        words = rows.train_command(self.root, self.scale, job)
-        other = done.other_recipe(run, words, every=isinstance(job, Point))
-        if other is not None:
+        command = rows.train_command(self.root, self.scale, job)
+        difference = done.other_recipe(run, command, every=isinstance(job, Point))
+        if difference is not None:
             raise Failed(
-                f"{run.name}: the recipe has {other}: move {run} away, or give another --root"
+                f"{run.name}: the recipe has {difference}: move {run} away, or give another --root"
             )
         if done.finished(run):
             print_line(f"{run.name}: trained already", sys.stdout)
@@ -172,59 +173,59 @@ class Runner:
                 f"{run.name}: diverged ({run / 'diverged.txt'}): the same seed would again; give "
                 "another seed, or change the recipe and remove the folder"
             )
-        if any((run / n).exists() for n in (LAST, PREVIOUS)) and words[0] != rows.PROBE:
+        if any((run / n).exists() for n in (LAST, PREVIOUS)) and command[0] != rows.PROBE:
             steps = (done.read_object(run / "variant.json") or {}).get("max_steps")
-            limit = ["--max_steps", str(steps)] if steps else []  # --resume forgets it
-            words = [words[0], "--resume", str(run), *limit]
+            limit = ["--max_steps", str(steps)] if steps else []  # --resume does not restore it
+            command = [command[0], "--resume", str(run), *limit]
         elif run.exists():
-            words.append("--overwrite")  # stopped before its first checkpoint
-        code, error = self.call(job, words, run, run.name)
+            command.append("--overwrite")  # the run stopped before its first checkpoint
+        code, error = self.call(job, command, run, run.name)
         if code == 1 and "diverged at step" in error and run.exists():
             (run / "diverged.txt").write_text(error, encoding="utf-8")
         if code != 0:
-            raise Failed(f"{run.name}: {said(code, error, run)}")
+            raise Failed(f"{run.name}: {failure(code, error, run)}")
 
     def ask(self, job: Ask) -> None:
-        """Ask about those of the models that are trained."""
-        there = [run for run in job.runs if self.done[run]]
-        others = [self.done[need] for need in rows.needs(self.scale, job) if need not in job.runs]
-        if not there or not all(others):
+        """Run a question on the models whose training succeeded, unless it is answered already."""
+        trained = [run for run in job.runs if self.done[run]]
+        judges = [need for need in rows.needs(self.scale, job) if need not in job.runs]
+        if not trained or not all(self.done[judge] for judge in judges):
             raise Failed
-        words = rows.ask_command(self.root, self.scale, job, there)
-        place = rows.folder(self.root, self.scale, there[0].name, there[0].seed) / "eval"
-        what = f"{place.parent.name} eval"
-        if job.place is not None:
-            place = rows.folder(self.root, self.scale, job.place, there[0].seed)
-            what = place.name
-        if done.answered(place, words):
-            print_line(f"{what}: {job.question.split()[0]} answered already", sys.stdout)
+        command = rows.ask_command(self.root, self.scale, job, trained)
+        folder = rows.folder(self.root, self.scale, trained[0].name, trained[0].seed) / "eval"
+        title = f"{folder.parent.name} eval"
+        if job.overlay is not None:
+            folder = rows.folder(self.root, self.scale, job.overlay, trained[0].seed)
+            title = folder.name
+        if done.answered(folder, command):
+            print_line(f"{title}: {job.question.split()[0]} answered already", sys.stdout)
             return
-        code, error = self.call(job, words, place, what)
+        code, error = self.call(job, command, folder, title)
         if code != 0:
-            raise Failed(f"{what}: {job.question}: {said(code, error, place)}")
+            raise Failed(f"{title}: {job.question}: {failure(code, error, folder)}")
 
     def left(self) -> str:
-        """Return the time that what is left takes, at the mean of the jobs that this process did:
-        of questions and of trainings, which take longer."""
+        """Estimate the time of the jobs not yet done, from the mean times of the trainings and of
+        the questions that this process has run; "" before any has ended."""
         kinds = Counter(isinstance(job, Ask) for job in self.plan if job not in self.done)
-        known = kinds.keys() & self.seconds.keys()
-        if not known:
+        timed = kinds.keys() & self.seconds.keys()
+        if not timed:
             return ""
-        seconds = sum(kinds[kind] * fmean(self.seconds[kind]) for kind in known) / self.jobs
-        near = "about" if known == kinds.keys() else "more than"
-        return f"; {near} {timedelta(seconds=round(seconds))} left"
+        seconds = sum(kinds[kind] * fmean(self.seconds[kind]) for kind in timed) / self.jobs
+        bound = "about" if timed == kinds.keys() else "more than"
+        return f"; {bound} {timedelta(seconds=round(seconds))} left"
 
-    def call(self, job: Job, words: list[str], where: Path, what: str) -> tuple[int, str]:
-        """Run the program; its output goes to <where>.log. Return its exit code and, unless that
-        is 0, its last line of errors."""
-        log = log_of(where)
+    def call(self, job: Job, command: list[str], folder: Path, title: str) -> tuple[int, str]:
+        """Run the job's command, with its output in <folder>.log. Return its exit code and, unless
+        that is 0, the last error line that it printed."""
+        log = log_of(folder)
         log.parent.mkdir(parents=True, exist_ok=True)
         start = log.stat().st_size if log.exists() else 0
-        place = f"[{self.plan.index(job) + 1}/{len(self.plan)}]"
-        print_line(f"{place} {what}: {shlex.join(words)}{self.left()}", sys.stdout)
+        position = f"[{self.plan.index(job) + 1}/{len(self.plan)}]"
+        print_line(f"{position} {title}: {shlex.join(command)}{self.left()}", sys.stdout)
         device, began = self.devices.pop(), time.monotonic()
         try:
-            code = in_process(words, log, device)
+            code = in_process(command, log, device)
         finally:
             self.devices.append(device)
         seconds = time.monotonic() - began
@@ -232,14 +233,14 @@ class Runner:
         with open(log, encoding="utf-8", errors="replace") as file:
             file.seek(start)
             text = file.read().replace("\r", "\n")
-        lines = [line for line in text.splitlines() if f"{Path(words[0]).name}: " in line]
+        lines = [line for line in text.splitlines() if f"{Path(command[0]).name}: " in line]
         return code, lines[-1] if code and lines else ""
 
 
-def in_process(words: list[str], log: Path, device: int | None) -> int:
-    """Run the program in a process of its own, and return its exit code."""
+def in_process(command: list[str], log: Path, device: int | None) -> int:
+    """Run `run_program` in a child process and return the program's exit code."""
     receiver, sender = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=run_program, args=(words, log, device, sender))
+    process = PROCESSES.Process(target=run_program, args=(command, log, device, sender))
     process.start()
     sender.close()
     try:
@@ -250,91 +251,89 @@ def in_process(words: list[str], log: Path, device: int | None) -> int:
     return code
 
 
-def log_of(where: Path) -> Path:
-    return where.with_name(where.name + ".log")
+def log_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".log")
 
 
-def said(code: int, error: str, where: Path) -> str:
-    """Why a program has failed; where it did not say, where to look."""
+def failure(code: int, error: str, folder: Path) -> str:
+    """Return a failed program's exit code and its error message, else the path of its log."""
     ended = "was killed" if code == KILLED else f"exit code {code}"
-    return f"{ended}: {error.strip() or f'see {log_of(where)}'}"
+    return f"{ended}: {error.strip() or f'see {log_of(folder)}'}"
 
 
-def only(name: str, scale: str, asked: Sequence[str] = ()) -> Table:
-    """Return the table with the rows that the scale has and, unless `asked` is empty, that are
-    asked for. Raises UsageError if no row is left."""
+def only(name: str, scale: str, chosen: Sequence[str] = ()) -> Table:
+    """Return the table with its rows at the scale; of these, if any are chosen, the chosen rows.
+    Raises UsageError if no row remains."""
     table = rows.tables_at(scale).get(name)
     if table is None:
-        scales = " or ".join(each for each in rows.SCALES if name in rows.tables_at(each))
+        scales = " or ".join(other for other in rows.SCALES if name in rows.tables_at(other))
         raise UsageError(f"--scale {scale} has no rows of {name}: use {scales}")
-    chosen = tuple(row for row in table.rows if not asked or row in asked)
-    if not chosen:
+    remaining = tuple(row for row in table.rows if not chosen or row in chosen)
+    if not remaining:
         raise UsageError(
-            f"--rows {' '.join(asked)}: {name} has none of them at scale {scale}: use some of "
+            f"--rows {' '.join(chosen)}: {name} has none of them at scale {scale}: use some of "
             f"{', '.join(table.rows)}"
         )
-    return replace(table, rows=chosen)
+    return replace(table, rows=remaining)
 
 
 def plan(table: Table, root: Path, scale: str, seeds: Sequence[int]) -> Iterator[Job]:
-    """Yield the jobs of the table, each after the jobs it needs; some occur more than once. An
-    overlay shows the rows that were trained before beside those that are chosen."""
+    """Yield the table's jobs, each after the jobs that it needs; some occur more than once. An
+    overlay has the table's rows and the other rows whose runs in `root` are finished."""
 
     def with_needs(job: Job) -> Iterator[Job]:
-        for first in rows.needs(scale, job):
-            yield from with_needs(first)
+        for needed in rows.needs(scale, job):
+            yield from with_needs(needed)
         yield job
 
     for seed in seeds:
         runs = [Train(row, seed) for row in table.rows]
         jobs: list[Job] = [*runs]
         jobs += [Ask(question, (run,)) for question in table.questions for run in runs]
-        for place, question, names in table.overlays:
-            every = [Train(name, seed) for name in names]
-            there = {run for run in every if done.finished(rows.folder(root, scale, *run))}
-            shown = [run for run in every if run in runs or run in there]
+        for overlay, question, names in table.overlays:
+            all_runs = [Train(name, seed) for name in names]
+            finished = {run for run in all_runs if done.finished(rows.folder(root, scale, *run))}
+            shown = [run for run in all_runs if run in runs or run in finished]
             if set(shown) & set(runs):
-                jobs.append(Ask(question, tuple(shown), place))
+                jobs.append(Ask(question, tuple(shown), overlay))
         for job in jobs:
             yield from with_needs(job)
 
 
 def show(tables: dict[str, Table], root: Path, scale: str, seeds: Sequence[int]) -> None:
     """Print every command, in an order in which they can be run."""
-    shown = set[Job]()
+    printed = set[Job]()
     for name, table in tables.items():
         print_line(f"# {name}", sys.stdout)
         for job in plan(table, root, scale, seeds):
-            if job not in shown:
-                shown.add(job)
+            if job not in printed:
+                printed.add(job)
                 if isinstance(job, Ask):
-                    words = rows.ask_command(root, scale, job)
+                    command = rows.ask_command(root, scale, job)
                 else:
-                    words = rows.train_command(root, scale, job)
-                print_line(f"python {shlex.join(words)}", sys.stdout)
+                    command = rows.train_command(root, scale, job)
+                print_line(f"python {shlex.join(command)}", sys.stdout)
 
 
 def cost(name: str, scale: str) -> str | None:
-    """Return what a table, or all, takes at a scale: jobs a seed and, by the FLOPs that its script
-    tells and the speed of a step of HDGE on this machine, hours of training a seed. None: the scale
-    has no rows of it."""
-    tables = [table for each, table in rows.tables_at(scale).items() if name in (each, "all")]
+    """Return the cost of a table, or of all tables, for a seed at a scale: the number of jobs and
+    hours of training. The hours follow from the FLOPs at the head of scripts/<name>.sh and from the
+    speed of an HDGE step on this machine. None: the scale has no rows of the table."""
+    tables = [table for title, table in rows.tables_at(scale).items() if name in (title, "all")]
     if not tables:
         return None
     jobs = {job for table in tables for job in plan(table, Path(), scale, [1])}
     text = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
-    told = re.search(rf"^#   {scale}  ([\d.]+) ([EP])FLOP", text, re.MULTILINE)
-    if told is None:
+    flops = re.search(rf"^#   {scale}  ([\d.]+) ([EP])FLOP", text, re.M)
+    if flops is None:
         return f"SCALE={scale}: {len(jobs)} jobs, minutes"
-    words = [sys.executable, *rows.train_command(Path(), scale, Train("hdge", 1)), "--dry_run"]
-    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    speed = dict(
-        re.findall(r"^(training step|time a step) +([\d.,e+-]+)", ran.stdout, re.MULTILINE)
-    )
+    command = [sys.executable, *rows.train_command(Path(), scale, Train("hdge", 1)), "--dry_run"]
+    dry_run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    speed = dict(re.findall(r"^(training step|time a step) +([\d.,e+-]+)", dry_run.stdout, re.M))
     if len(speed) < 2:
-        return f"SCALE={scale}: {len(jobs)} jobs; no step of it: {ran.stderr.strip()}"
+        return f"SCALE={scale}: {len(jobs)} jobs; no step of it: {dry_run.stderr.strip()}"
     teraflop, ms = (float(number.replace(",", "")) for number in speed.values())
-    steps = float(told[1]) * {"E": 1e6, "P": 1e3}[told[2]] / teraflop
+    steps = float(flops[1]) * {"E": 1e6, "P": 1e3}[flops[2]] / teraflop
     return f"SCALE={scale}: {len(jobs)} jobs, {steps * ms / 3.6e6:,.1f} hours of training"
 
 
@@ -358,6 +357,7 @@ def build_parser() -> Parser:
 
 
 def add_jobs(parser: Parser) -> None:
+    """Add the flags that `run` and `sweep` share."""
     add = parser.add_argument
     add("--seeds", nargs="+", type=WHOLE, default=[1], metavar="SEED", help="one run for each")
     add("--jobs", type=COUNT, default=1, metavar="N", help="programs at a time (default: 1)")
@@ -381,26 +381,26 @@ def build_sweep_parser() -> Parser:
 
 
 def parse_sweep(argv: Sequence[str]) -> tuple[Namespace, list[Point]]:
-    """Return the settings of a sweep and its runs, whose flags train_wrn.py accepts. A mistake
+    """Return the settings of a sweep and its runs, with flags that train_wrn.py accepts. A mistake
     ends the program with one line on stderr and exit code 2."""
     parser = build_sweep_parser()
-    at = argv.index("--") if "--" in argv else len(argv)
-    args = parser.parse_args(argv[:at])
-    from training import flags, recipe  # --help and mistakes are answered first
+    end = argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_args(argv[:end])
+    from training import flags, recipe  # not needed for --help
 
-    of_recipe, typed, _ = recipe.expand(argv[at + 1 :], flags.build_parser())
-    words = [*of_recipe, *typed]
+    of_recipe, typed, _ = recipe.expand(argv[end + 1 :], flags.build_parser())
     name, *values = args.vary
-    own = {"seed", "log_dir", "id", "resume", "overwrite", "dry_run"}
-    if name in own:
+    reserved = {"seed", "log_dir", "id", "resume", "overwrite", "dry_run"}
+    if name in reserved:
         parser.error(f"--vary {name}: the sweep sets it: give another flag; --seeds has the seeds")
-    if taken := sorted((own | {name}) & given_flags(flags.build_parser(), typed)):
+    if taken := sorted((reserved | {name}) & given_flags(flags.build_parser(), typed)):
         parser.error(f"--{taken[0]} is the sweep's own: leave it out after --")
     if len(set(values)) < 2:
         parser.error(f"--vary {name}: give two values or more")
     args.root = args.root.expanduser().resolve()
+    shared = [*of_recipe, *typed]
     points = [
-        Point(f"{name}-{'_'.join(value.split())}", seed, (*words, f"--{name}", *value.split()))
+        Point(f"{name}-{'_'.join(value.split())}", seed, (*shared, f"--{name}", *value.split()))
         for value, seed in product(dict.fromkeys(values), dict.fromkeys(args.seeds))
     ]
     for point in points:
@@ -409,18 +409,18 @@ def parse_sweep(argv: Sequence[str]) -> tuple[Namespace, list[Point]]:
 
 
 def sweep(argv: Sequence[str]) -> int:
-    """Train a recipe of the user's own with each value of a flag and each seed, and print the runs
-    side by side. Return the exit code."""
+    """Train with each value of a flag and each seed, and print the runs side by side. Return the
+    exit code."""
     args, points = parse_sweep(argv)
     from scripts.tables import compare
 
     try:
         with alone(args.root, flag="--root", program="experiments.py"):
             code = Runner(args.root, "", args.jobs, args.gpus).run(points)
-            places = [rows.folder(args.root, "", point.name, point.seed) for point in points]
-            there = list(filter(holds_run, places))
-            if there and code != INTERRUPTED:
-                print_line(compare(there, None).rstrip("\n"), sys.stdout)
+            folders = [rows.folder(args.root, "", point.name, point.seed) for point in points]
+            runs = list(filter(holds_run, folders))
+            if runs and code != INTERRUPTED:
+                print_line(compare(runs, None).rstrip("\n"), sys.stdout)
             return code
     except UsageError as error:
         build_sweep_parser().error(str(error))
@@ -434,11 +434,11 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.action == "cost":
         for name, scale in product(args.tables, rows.SCALES):
-            if told := cost(name, scale):
-                print_line(f"{name}: {told}", sys.stdout)
+            if text := cost(name, scale):
+                print_line(f"{name}: {text}", sys.stdout)
         return 0
     names = [*rows.tables_at(args.scale)] if "all" in args.tables else args.tables
-    root = args.root.expanduser().resolve()  # programs run in the repository's folder
+    root = args.root.expanduser().resolve()  # absolute: programs run in the repository's folder
     try:
         check_utf8("--root", str(root))
         tables = {name: only(name, args.scale, args.rows) for name in names}

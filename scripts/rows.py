@@ -1,7 +1,7 @@
-"""The rows of the papers' tables as flags: experiments, settings, tables.
+"""Declare the rows of the papers' tables as flags: experiments, settings, tables.
 
-An experiment is one line of EXPERIMENTS; a table names the experiments of its rows and what they
-are asked. scripts/experiments.py runs them, scripts/tables.py shows what came out.
+An experiment is one line of EXPERIMENTS. A table names the experiments of its rows and the
+questions about them. scripts/experiments.py runs both, scripts/tables.py shows the results.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from reports.tables import TABLES as DECLARED
 
 @dataclass(frozen=True)
 class Experiment:
-    """A model of the tables: its setting at a scale, and the flags that set it apart. A scale
-    without that setting does not have the row.
+    """A model of the tables: the flags of its setting, a key of SCALES[scale], and its own flags. A
+    scale without that key does not have the row.
 
-    `start`: the experiment of the same seed whose last checkpoint it goes on from: always with
-    `probe`, and elsewhere at scales that train SGLD from a trained model (WARM).
+    `start`: the experiment whose last checkpoint of the same seed is loaded: always for PROBE,
+    otherwise at the scales of WARM.
     """
 
     flags: str
@@ -39,7 +39,7 @@ C100, RAW_EQ13 = "cifar100", "--contrast_score eq13 --no-contrast_normalize --co
 QUEUES = (256, 1024, 4096, 16384, 65536)
 MEASURED = "--log_gradients 100"
 TEMPERATURES = (0.05, 0.1, 0.2, 0.5)
-# From JEM with its paper's sampler, each change on top of those before it.
+# From JEM with its paper's sampler: each row adds its flags to those of the rows before it.
 LADDER = {
     "ladder-jem": "--n_steps 20 --chain_start uniform",
     "ladder-clamp": "--sgld_clamp",
@@ -66,7 +66,7 @@ EXPERIMENTS = {
     "glow": Experiment("", "flow", program=FLOW),
     "glow-class": Experiment("--class_cond", "flow", program=FLOW),
     "residual-flow": Experiment("--class_cond", "residual-flow", program=FLOW),
-    # The same with a sampler that trains from scratch
+    # JEM and HDGE + JEM with a sampler that trains from scratch
     "jem-stable": Experiment(JEM, "stable"),
     "hdge-jem-stable": Experiment(BOTH, "stable"),
     "jem-head": Experiment(JEM, "head"),
@@ -106,18 +106,18 @@ EXPERIMENTS = {
     # Figure 5: CIFAR-100, batch 256
     "ce-c100-b256": Experiment(CE, "batch256", C100),
     **{f"hdge-c100-k{k}": Experiment(f"{HDGE} --contrast_k {k}", "batch256", C100) for k in QUEUES},
-    # Eq. 14: alpha log q(y|x) + (1 - alpha) log q(x|y); 1 is cross-entropy, 0 the other alone
+    # Eq. 14: alpha log q(y|x) + (1 - alpha) log q(x|y); alpha = 1 is the experiment "ce"
     **{
         f"alpha{a:g}": Experiment(f"--pyxce {a:g} --pxycontrast {1 - a:g}")
         for a in (0, 0.25, 0.5, 0.75)
     },
-    # Cross-entropy as classifiers are trained elsewhere
+    # Cross-entropy as usual for classifiers: without input noise, with batch norm, both
     "ce-clean": Experiment(f"{CE} --sigma 0"),
     "ce-norm": Experiment(f"{CE} --norm batch"),
     "ce-norm-clean": Experiment(f"{CE} --norm batch --sigma 0"),
     # Temperatures of the contrastive term
     **{f"hdge-t{t:g}": Experiment(f"{HDGE} --contrast_t {t:g} {MEASURED}") for t in TEMPERATURES},
-    # From the papers' sampler to a stable one: each step adds to the flags of those before it
+    # From JEM's sampler to a stable sampler (LADDER)
     **{
         name: Experiment(" ".join([JEM, *list(LADDER.values())[: i + 1]]), "ladder")
         for i, name in enumerate(LADDER)
@@ -132,8 +132,8 @@ HALF_SCHEDULE = (
 )
 HALF = f"{HALF_SCHEDULE} --depth 10 --width 2 --amp off --contrast_k 16384"
 SMALL = "--depth 10 --width 2 --amp bf16"
-# The schedule of both codes' defaults, and JEM's paper's own. HDGE's paper says 200 epochs of its
-# Table 2 alone, and otherwise refers to JEM's settings.
+# EBM: the defaults of JEM's and HDGE's code. EBM_JEM: the schedule in JEM's paper. HDGE's paper has
+# 200 epochs for its Table 2 alone, and otherwise refers to JEM's settings.
 EBM = "--lr 1e-4 --warmup_iters 1000 --n_epochs 200 --decay_epochs 160 180 --decay_rate .3"
 EBM_JEM = EBM.replace("200 --decay_epochs 160 180", "150 --decay_epochs 50 100")
 # Table 2's setting: batch norm, SGD, batch 256, steps of x .2.
@@ -141,8 +141,8 @@ ACCURACY = (
     "--norm batch --optimizer sgd --lr .1 --batch_size 256 --weight_decay 5e-4 --dropout_rate .3 "
     "--sigma 0 --n_epochs 200 --decay_epochs 60 120 160 --decay_rate .2"
 )
-# SimCLR's rate of 1 at batch 256, grown with the batch; halvings in place of a cosine, and within
-# a factor of 1.4 of it but for the last 3 %.
+# SimCLR's learning rate of 1 at batch 256, scaled with the batch size. Its cosine decay becomes
+# halvings, within a factor of 1.4 of the cosine except for the last 3 % of the epochs.
 SIMCLR = "--optimizer lars --lr 4 --batch_size 1024 --weight_decay 1e-6 --warmup_iters 430"
 COSINE = "364 595 724 808 865 905 933 953 967"
 MADRY = (
@@ -156,24 +156,24 @@ SHORT_BN = (
 SIX_STEPS = "--lr 1e-3 --batch_size 64 --n_epochs 1 --max_steps 6 --print_every 3"
 ONCE = f"--depth 10 --width 1 --n_valid 100 {SIX_STEPS}"
 ONCE_RESNET = f"--arch resnet50 {SIX_STEPS} --n_valid 10 --batch_size 4 --max_steps 2"
-# SGLD from a trained model, with two stabilisers: see docs/sampling.md.
+# SGLD from a trained model, stabilised by --sgld_l2 and --clip_grad: see docs/sampling.md.
 SHORT_SGLD = (
     "--lr 1e-4 --warmup_iters 200 --n_epochs 2 --decay_epochs 1 --sigma .1 --n_steps 10 "
     "--sgld_l2 .1 --clip_grad 5"
 )
-# SGLD from scratch: chains as in JEM++ (Yang and Ji 2021), and few steps.
+# SGLD from scratch: few steps, and clamp and class Gaussians as in JEM++ (Yang and Ji 2021).
 STABLE = "--n_steps 5 --chain_start class_gaussian --sgld_clamp --buffer_size 10000 --guidance .1"
-# The same, and log q(x) from a head of its own with data that are not augmented, as in M-JEM.
+# STABLE with a separate head for log q(x), which reads data without augmentation, as in M-JEM.
 HEAD = f"{STABLE} --uncond --augment_px none"
 RESIDUAL = "--arch residual_flow"
 ONCE_FLOW = f"--levels 2 --depth 1 --width 8 --n_valid 100 {SIX_STEPS}"
 ONCE_SGLD = "--n_steps 2 --buffer_size 1000"
-# The flags of each setting, by scale. `ask`: what an evaluation is asked with besides.
+# Scale -> setting -> flags of the training program; "ask" -> further flags of each question.
 SCALES: dict[str, dict[str, str]] = {
     "paper": {
         "ebm": f"{WRN} {EBM} {MEASURED}",
         "batch256": f"{WRN} {EBM} --batch_size 256",
-        # As the paper says it: 200 epochs of 2,048 images, with the other rows' rate.
+        # 200 epochs with batch 2,048, as in the paper, at the learning rate of EBM.
         "large-batch": f"{WRN} {EBM} --batch_size 2048",
         "sgld": f"{WRN} {EBM} {MEASURED}",
         "sgld-jem": f"{WRN} {EBM_JEM} {MEASURED}",
@@ -181,32 +181,32 @@ SCALES: dict[str, dict[str, str]] = {
         "head": f"{WRN} {EBM} {MEASURED} {HEAD}",
         **{f"sgld-n{n}": f"{WRN} {EBM} {MEASURED} --sgld_batch_size {n}" for n in (128, 256)},
         "sgld-bn": f"{WRN} {ACCURACY}",
-        # HDGE's appendix B: JEM's hyperparameters, another network.
+        # HDGE's appendix B: JEM's hyperparameters with another network.
         "resnet50": f"--arch resnet50 {EBM}",
         "accuracy": f"{WRN} {ACCURACY}",
-        # Table 2's batch, epochs and decay; the rate is that of SupCon's code, .5 at batch 1024,
-        # for this batch and for a loss that is not multiplied by T/.07.
+        # Table 2's batch size, epochs and decay. The learning rate is SupCon's, .5 at batch 1024,
+        # converted to this batch size and to a loss without SupCon's factor T/.07.
         "pretraining-bn": f"{WRN} --norm batch --optimizer sgd --lr .179 --batch_size 256 "
         "--weight_decay 7e-5 --sigma 0 --warmup_iters 1750 --n_epochs 200 "
         "--decay_epochs 60 120 160 --decay_rate .2",
         "pretraining": f"{WRN} --norm batch {SIMCLR} --n_epochs 1000 --decay_epochs {COSINE} "
         "--decay_rate .5",
-        # SimCLR's pre-training, then 100 joint epochs: JointLoss's own numbers are not published
-        # in full. One schedule runs through both, so it must not end with the pre-training.
+        # SimCLR's pre-training, then 100 joint epochs: JointLoss's paper does not give all of its
+        # settings. One schedule spans both parts, so its rate must not vanish before the second.
         "jointloss": f"--arch resnet50 {SIMCLR} --sigma 0 --n_epochs 1100 --pretrain_epochs 1000 "
         "--decay_epochs 600 900 1070 --decay_rate .3",
-        # Madry et al., stopped soon after the first decay: robust accuracy falls afterwards (Rice
-        # et al. 2020).
+        # Madry et al., but stopped soon after the first decay, since robust accuracy falls from
+        # then on (Rice et al. 2020).
         "adversarial-linf": f"{WRN} {MADRY} --weight_decay 2e-4 --n_epochs 120 --decay_epochs 114 "
         "--attack_step 2/255",
         # The defaults of the `robustness` library.
         "adversarial-l2": f"{WRN} {MADRY} --weight_decay 5e-4 --n_epochs 150 "
         "--decay_epochs 50 100 --attack_step .1 --no-random_init",
-        # Sizes and rates of the two codes, whose images are mirrored or shifted; Glow's batch is 64
-        # on each of 8 GPUs, and it names no last epoch: these are the other rows'.
+        # Sizes and rates of the flows' codes, which mirror or shift images. Glow's code has batch
+        # 64 on each of 8 GPUs and no last epoch: here both are as in the other rows.
         "flow": "--levels 3 --depth 32 --width 512 --lr 1e-3 --batch_size 64 --warmup_iters 7030 "
         "--n_epochs 200 --decay_epochs 160 180 --decay_rate .3",
-        # With half of the channels done after each scale, and no dense blocks.
+        # Half of the channels are factored out after each scale; no dense blocks.
         "residual-flow": f"{RESIDUAL} --levels 3 --depth 16 --width 512 --lr 1e-3 --batch_size 64 "
         "--warmup_iters 1000 --n_epochs 1000 --decay_epochs 1000",
         "probe": "",
@@ -215,10 +215,10 @@ SCALES: dict[str, dict[str, str]] = {
     "small": {
         "ebm": f"{SMALL} {SHORT} --contrast_k 16384 {MEASURED}",
         "batch256": f"{SMALL} {SHORT} --contrast_k 16384 --batch_size 256",
-        # As many updates as cross-entropy takes, so twice the images.
+        # Twice the epochs at twice the batch size: as many updates as cross-entropy.
         "large-batch": f"{SMALL} {SHORT} --batch_size 128 --n_epochs 12 --decay_epochs 8 10 "
         f"{MEASURED}",
-        # Half the paper's chains, as everywhere at this scale.
+        # Half the paper's number of chains, in all rows of this scale.
         **{
             setting: f"{SMALL} {SHORT_SGLD} --contrast_k 16384 --sgld_batch_size {n} {MEASURED}"
             for setting, n in (("sgld", 32), ("sgld-n128", 64), ("sgld-n256", 128))
@@ -226,7 +226,7 @@ SCALES: dict[str, dict[str, str]] = {
         "sgld-jem": f"{SMALL} {SHORT_SGLD} --n_epochs 3 --decay_epochs 1 2 --sgld_batch_size 32 "
         f"{MEASURED}",
         "sgld-bn": f"{SMALL} {SHORT_SGLD} --norm batch --sgld_batch_size 32",
-        # A ResNet-50 has batch norm, so its stand-in has, too.
+        # This WideResNet stands in for a ResNet-50, which has batch norm.
         "resnet50": f"{SMALL} --norm batch {SHORT} --contrast_k 16384",
         "jointloss": f"{SMALL} --norm batch --lr 1e-3 --batch_size 256 --n_epochs 6",
         "accuracy": f"{SMALL} {SHORT_BN} --contrast_k 16384",
@@ -244,7 +244,7 @@ SCALES: dict[str, dict[str, str]] = {
     "half": {
         "ebm": HALF,
         "batch256": f"{HALF} --batch_size 256",
-        # As many updates as cross-entropy takes, so twice the images.
+        # Twice the epochs at twice the batch size: as many updates as cross-entropy.
         "large-batch": f"{HALF} --batch_size 128 --n_epochs 24 --decay_epochs 18 22",
         "ladder": f"{HALF} --n_epochs 2 --decay_epochs 1",
         "stable": f"{HALF} {STABLE}",
@@ -276,14 +276,14 @@ SCALES: dict[str, dict[str, str]] = {
         "ask": "--max_images 40",
     },
 }
-WARM = ("small",)  # scales at which SGLD goes on from a trained model
-STAND_IN = {"smoke": "digits"}  # a data set in place of each experiment's own
+WARM = ("small",)  # scales at which SGLD starts from a trained model
+STAND_IN = {"smoke": "digits"}  # scale -> data set in place of each experiment's `dataset`
 
 
 @dataclass(frozen=True)
 class Table:
-    """`rows` are asked `questions` one by one; `overlays` are asked of several models at once:
-    (name of the answer's folder, question, experiments)."""
+    """Experiments in `rows`, each with all `questions`. `overlays` are questions about several
+    models at once: (name of the answer's folder, question, experiments)."""
 
     rows: tuple[str, ...]
     questions: tuple[str, ...] = ()
@@ -292,17 +292,17 @@ class Table:
 
 TABLES = {
     name: Table(
-        tuple(row for _, *own in declared["rows"] for row in own),
+        tuple(experiment for _, *experiments in declared["rows"] for experiment in experiments),
         tuple(declared["questions"]),
-        tuple((place, q, tuple(own)) for place, q, own in declared.get("overlays", ())),
+        tuple((overlay, q, tuple(names)) for overlay, q, names in declared.get("overlays", ())),
     )
     for name, declared in DECLARED.items()
 }
-# Where Inception is too much for a CPU, samples are compared in the features of one network for
-# all rows and seeds: JUDGE's or, so that numbers of several machines compare, those of a model of
-# pretrained/.
+# Where Inception is too slow for a CPU, FID uses the features of one network for all rows and
+# seeds: REFERENCE stands for JUDGE's checkpoint; HALF_JUDGE is a model of pretrained/, so that
+# numbers from several machines can be compared.
 REFERENCE, HALF_JUDGE = "REFERENCE", "ce-cifar10-half"
-# What the questions leave open, by scale.
+# Scale -> values of the {fields} in the tables' questions.
 BLANKS: dict[str, dict[str, str]] = {
     "paper": {
         "ood": "all",
@@ -312,7 +312,7 @@ BLANKS: dict[str, dict[str, str]] = {
         "samples": "--n_sample_steps 1000",
     },
     "small": {
-        "ood": "all textures faces",  # faces: for want of CelebA, and under its own name
+        "ood": "all textures faces",  # faces: since CelebA is missing; reported as faces
         "few": "200",
         "fid": f"--fid_features model --fid_model {REFERENCE} --n_samples 1000 --n_steps 40",
         "hist": "--ood_dataset all",
@@ -339,14 +339,14 @@ BLANKS: dict[str, dict[str, str]] = {
 
 
 class Train(NamedTuple):
-    """To train an experiment with a seed."""
+    """A job that trains an experiment with a seed."""
 
     name: str
     seed: int
 
 
 class Point(NamedTuple):
-    """To train by flags of the user's own, of train_wrn.py, with a seed: a run of a sweep."""
+    """A job that trains a run of a sweep: `flags` of train_wrn.py, with a seed."""
 
     name: str
     seed: int
@@ -354,11 +354,11 @@ class Point(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """To ask a question of models. `place`: of the answer about several."""
+    """A job that runs a question on trained models; of an overlay with the name of its folder."""
 
     question: str
     runs: tuple[Train, ...]
-    place: str | None = None
+    overlay: str | None = None
 
 
 Job = Train | Point | Ask
@@ -366,21 +366,21 @@ JUDGE = Train("ce", 1)
 
 
 def rows_at(scale: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the experiments that the scale has."""
+    """Return those of the experiments `names` whose setting the scale has."""
     return tuple(name for name in names if EXPERIMENTS[name].setting in SCALES[scale])
 
 
 def tables_at(scale: str) -> dict[str, Table]:
-    """Return the tables that the scale has rows of, with those rows alone."""
-    found = {}
+    """Return the tables that have rows at the scale, with these rows alone."""
+    tables = {}
     for name, table in TABLES.items():
-        overlays = tuple((place, q, rows_at(scale, names)) for place, q, names in table.overlays)
-        found[name] = Table(rows_at(scale, table.rows), table.questions, overlays)
-    return {name: table for name, table in found.items() if table.rows}
+        overlays = tuple((overlay, q, rows_at(scale, n)) for overlay, q, n in table.overlays)
+        tables[name] = Table(rows_at(scale, table.rows), table.questions, overlays)
+    return {name: table for name, table in tables.items() if table.rows}
 
 
 def needs(scale: str, job: Job) -> list[Train]:
-    """Return the runs that have to be trained before."""
+    """Return the trainings that must end before the job can run."""
     if isinstance(job, Ask):
         judged = REFERENCE in question_words(scale, job.question, job.runs[0].name)
         return [*job.runs, *[JUDGE] * judged]
@@ -393,7 +393,7 @@ def needs(scale: str, job: Job) -> list[Train]:
 
 
 def folder(root: Path, scale: str, name: str, seed: int) -> Path:
-    """Return the folder of a run, or of an answer about several models of one seed."""
+    """Return the folder of a run or, with an overlay's name, of an answer about several models."""
     return root / scale / f"{name}-s{seed}"
 
 
@@ -402,28 +402,28 @@ def checkpoint(root: Path, scale: str, run: Train) -> str:
 
 
 def train_command(root: Path, scale: str, run: Train | Point) -> list[str]:
-    """Return the words after the interpreter's that train a run from its beginning."""
-    place = folder(root, scale, run.name, run.seed)
-    where = ["--log_dir", str(place.parent), "--id", place.name]
+    """Return program and flags that train a run from its beginning."""
+    path = folder(root, scale, run.name, run.seed)
+    output = ["--log_dir", str(path.parent), "--id", path.name]
     if isinstance(run, Point):
-        return ["train_wrn.py", *run.flags, "--seed", str(run.seed), *where]
+        return ["train_wrn.py", *run.flags, "--seed", str(run.seed), *output]
     experiment = EXPERIMENTS[run.name]
-    words = SCALES[scale][experiment.setting].split()
-    if experiment.program != PROBE:  # which is deterministic, and its network is the start's
-        words += ["--dataset", STAND_IN.get(scale, experiment.dataset), *experiment.flags.split()]
-        # What diverges is told, not healed: a restart would change the setting.
-        words = [*chain.from_iterable(by_flag(words).values()), "--max_restarts", "0"]
+    argv = SCALES[scale][experiment.setting].split()
+    if experiment.program != PROBE:  # a probe is deterministic and loads the network of its start
+        argv += ["--dataset", STAND_IN.get(scale, experiment.dataset), *experiment.flags.split()]
+        # A divergence ends the run: a restart would change the setting.
+        argv = [*chain.from_iterable(by_flag(argv).values()), "--max_restarts", "0"]
     for start in needs(scale, run):
-        words += ["--load_path", checkpoint(root, scale, start)]
+        argv += ["--load_path", checkpoint(root, scale, start)]
     if experiment.program != PROBE:
-        words += ["--seed", str(run.seed)]
-    return [experiment.program, *words, *where]
+        argv += ["--seed", str(run.seed)]
+    return [experiment.program, *argv, *output]
 
 
-def by_flag(words: Sequence[str]) -> dict[str, list[str]]:
-    """Return each flag's words, of several times the last alone, as a parser reads them."""
+def by_flag(argv: Sequence[str]) -> dict[str, list[str]]:
+    """Return flag -> the flag and its values. As in a parser, the last use of a flag counts."""
     flags: dict[str, list[str]] = {}
-    for word in words:
+    for word in argv:
         if word.startswith("--"):
             flags.pop(word, None)
             flags[word] = []
@@ -432,17 +432,17 @@ def by_flag(words: Sequence[str]) -> dict[str, list[str]]:
 
 
 def question_words(scale: str, question: str, experiment: str) -> list[str]:
-    """Return the words that follow `--eval`, about an experiment."""
-    words = question.format(**BLANKS[scale]).split()
-    if "--max_images" not in words and not words[0].endswith("_samples"):
-        words += SCALES[scale]["ask"].split()
-    return of_flow(words, experiment) if EXPERIMENTS[experiment].program == FLOW else words
+    """Return the value of `--eval` and the flags after it, for a question about an experiment."""
+    argv = question.format(**BLANKS[scale]).split()
+    if "--max_images" not in argv and not argv[0].endswith("_samples"):
+        argv += SCALES[scale]["ask"].split()
+    return of_flow(argv, experiment) if EXPERIMENTS[experiment].program == FLOW else argv
 
 
-def of_flow(words: Sequence[str], experiment: str) -> list[str]:
-    """Ask a flow without SGLD, which it does not need, and about images without noise, which are
-    what it was trained on; a flow without classes about log p(x) alone."""
-    question, flags = words[0], by_flag(words[1:])
+def of_flow(argv: Sequence[str], experiment: str) -> list[str]:
+    """Adapt a question to a flow: no SGLD, which a flow does not need; no noise, which its training
+    did not have; only the score log p(x) for a flow without classes."""
+    question, flags = argv[0], by_flag(argv[1:])
     for name in ("--n_steps", "--chain_lengths"):
         flags.pop(name, None)
     if "--score_fn" in flags and "--class_cond" not in EXPERIMENTS[experiment].flags:
@@ -452,14 +452,14 @@ def of_flow(words: Sequence[str], experiment: str) -> list[str]:
     return [question, *chain.from_iterable(flags.values())]
 
 
-def ask_command(root: Path, scale: str, job: Ask, there: Sequence[Train] = ()) -> list[str]:
-    """Return the words that ask, about those of the models that are there (default: all). Of
-    several models the labels are the experiments' names."""
-    runs = there or job.runs
-    words = ["eval_wrn_ebm.py", "--load_path", *(checkpoint(root, scale, run) for run in runs)]
-    words += ["--eval", *question_words(scale, job.question, runs[0].name)]
-    words = [checkpoint(root, scale, JUDGE) if word == REFERENCE else word for word in words]
-    if job.place is None:
-        return words
-    place = folder(root, scale, job.place, runs[0].seed)
-    return [*words, "--labels", *(run.name for run in runs), "--log_dir", str(place)]
+def ask_command(root: Path, scale: str, job: Ask, trained: Sequence[Train] = ()) -> list[str]:
+    """Return program and flags that run a question on the trained models (default: all of the job).
+    Models of an overlay are labelled with the experiments' names."""
+    runs = trained or job.runs
+    command = ["eval_wrn_ebm.py", "--load_path", *(checkpoint(root, scale, run) for run in runs)]
+    command += ["--eval", *question_words(scale, job.question, runs[0].name)]
+    command = [checkpoint(root, scale, JUDGE) if word == REFERENCE else word for word in command]
+    if job.overlay is None:
+        return command
+    output = folder(root, scale, job.overlay, runs[0].seed)
+    return [*command, "--labels", *(run.name for run in runs), "--log_dir", str(output)]
