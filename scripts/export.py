@@ -4,11 +4,11 @@
     python scripts/export.py save/hdge/last_ckpt.pt exported/hdge
     python eval_wrn_ebm.py --load_path exported/hdge --eval test_clf
 
-It holds the weights (of a run with --ema the averaged ones), the queue, the settings without this
-machine's paths, and what made it (versions, commit, device); optimiser and random state go. The
-card, README.md, has the command of the training, and the numbers that were measured of this very
-checkpoint: what lies in eval/ of its run folder and tells its sha256. samples.png shows samples of
-`--eval cond_samples` with their starts and the nearest training images.
+The folder holds the weights (of a run with --ema the averaged weights), the queue, the settings
+without this machine's paths, versions, commit and device, but no optimiser and random state. Its
+model card, README.md, has the training command, and the numbers of the answers in the run folder's
+eval/ that record this checkpoint's sha256. samples.png shows samples of `--eval cond_samples` with
+the starts of their chains and the nearest training images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from runs.screen import print_line
 from runs.shared import check_weights, weights_file
 
 CARD, SAMPLES = "README.md", "samples.png"
-# Where a run was, not what it is; each gets its default back.
+# Settings that are paths of this machine, and the defaults that replace them.
 PLACES = {"data_root": "./datasets", "log_dir": "./save", "load_path": None, "resume": None}
 
 
@@ -56,15 +56,15 @@ def build_parser() -> Parser:
 
 
 def last_part(name: object) -> str:
-    """Return the name of a data set or of a split; of a folder with the last part of its path."""
+    """Return the name of a data set or split; of a folder:PATH keep only the path's last part."""
     kind, colon, path = str(name).partition(":")
     return kind + colon + Path(path).name if kind.startswith("folder") else str(name)
 
 
 def shared_part(state: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a checkpoint to publish; `environment`: of the run's variant.json.
+    """Return the part of a checkpoint to publish, with the run's `environment` but its platform.
 
-    Of a data set that is a folder its last part is, and nothing of the system that it ran on.
+    If the data set is a folder, only the last part of its path is kept.
     """
     import models
     from runs.checkpoint import FILLED, START
@@ -73,7 +73,7 @@ def shared_part(state: dict[str, Any], environment: dict[str, Any]) -> dict[str,
     settings = {**state["settings"], **PLACES}
     if settings.get("dataset"):
         settings["dataset"] = last_part(settings["dataset"])
-    # Chains begin without the training images, wherever the file goes.
+    # With the fitted Gaussians, chains can start where the training images are missing.
     objective = {n: t for n, t in state["objective"].items() if n.startswith(START)}
     if "queue_logit" in network:
         objective[FILLED] = state["objective"][FILLED]
@@ -88,61 +88,61 @@ def shared_part(state: dict[str, Any], environment: dict[str, Any]) -> dict[str,
 
 
 def read(parser: Parser, checkpoint: Path) -> tuple[dict[str, Any], str]:
-    """Return the `shared_part` of the checkpoint, and the sha256 of the file that was read. A file
-    that cannot be used is a mistake of the command line."""
+    """Return the `shared_part` of a checkpoint and the sha256 of its file. A file that cannot be
+    exported ends the program with one line on stderr and exit code 2."""
     from runs.checkpoint import CheckpointError, read_with_sha256
     from runs.folder import RunFolderError, read_variant
 
     try:
         state, sha256 = read_with_sha256(checkpoint)
-        environment = state.get("environment")  # of one that was exported
-        with suppress(RunFolderError):  # a checkpoint may have left its run folder
+        environment = state.get("environment")  # an exported checkpoint has it
+        with suppress(RunFolderError):  # the checkpoint may have been copied out of its run folder
             environment = read_variant(checkpoint.parent).get("environment")
-        kept = shared_part(state, environment or {})
+        part = shared_part(state, environment or {})
     except CheckpointError as error:
         parser.error(f"CHECKPOINT: {error}")
     except (KeyError, TypeError):
-        kept = {"settings": {}}
-    if not terms.used(kept["settings"]):
+        part = {"settings": {}}
+    if not terms.used(part["settings"]):
         parser.error(f"CHECKPOINT {checkpoint} is none of train_wrn.py's: give one of a run")
-    return kept, sha256
+    return part, sha256
 
 
 def training_command(settings: dict[str, Any]) -> str:
-    """Return the command of train_wrn.py whose settings these are, without the machine's paths."""
+    """Return the command of train_wrn.py that has these settings, without PLACES."""
     from training.flags import build_parser
 
-    words = ["python", "train_wrn.py"]
+    command = ["python", "train_wrn.py"]
     for action in build_parser()._actions:
         value = settings.get(action.dest, action.default)
         if action.dest in PLACES or value == action.default:
             continue
         if action.nargs == 0:
-            words.append(action.option_strings[0 if value else -1])  # the last is its --no- form
+            command.append(action.option_strings[0 if value else -1])  # the last is the --no- form
         else:
             values = value if isinstance(value, list) else [value]
-            words += [action.option_strings[0], *map(str, values)]
-    return shlex.join(words)
+            command += [action.option_strings[0], *map(str, values)]
+    return shlex.join(command)
 
 
 def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> tuple[str, Path | None]:
-    """Return the model card, front matter as model pages read it, and text, with the numbers of the
-    run's answers about the file with this hash; and the picture of its samples, if it has one."""
+    """Return the model card, with the front matter of Hugging Face's model pages and the numbers of
+    answers about the file with this sha256; and the path of its picture of samples, or None."""
     from reports.page import NoRun, paper, read_run
     from reports.page.markup import TEXTS
     from runs.style import radius
 
-    s, where, progress = state["settings"], state["environment"], state["progress"]
-    found: dict[str, Any] = {}
+    s, environment, progress = state["settings"], state["environment"], state["progress"]
+    run_answers: dict[str, Any] = {}
     with suppress(NoRun):  # an exported model's folder has no answers
-        found = read_run(checkpoint.parent).answers
+        run_answers = read_run(checkpoint.parent).answers
     answers = [
         (question, answer, model)
-        for question, every in found.items()
-        for answer in every
+        for question, question_answers in run_answers.items()
+        for answer in question_answers
         for model in answer.models
         if model.get("checkpoint_sha256") == sha256 and not answer.missing
-        if model.get("weights") != "raw"  # of a run with --ema the averaged are exported
+        if model.get("weights") != "raw"  # a run with --ema exports its averaged weights
     ]
     pictures = [
         path
@@ -152,8 +152,8 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> tuple[str, Pat
         if path.stem.endswith("_starts") and path.exists()
     ]
     data = state.get("data")
-    versions = ", ".join(f"{k} {v}" for k, v in where.get("packages", {}).items())
-    commit = where.get("git_commit")
+    versions = ", ".join(f"{k} {v}" for k, v in environment.get("packages", {}).items())
+    commit = environment.get("git_commit")
     text = TEXTS.get_template("card.md.jinja").render(
         dataset=str(s["dataset"]).removeprefix(FOLDER),
         own=str(s["dataset"]).startswith(FOLDER),
@@ -170,7 +170,7 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> tuple[str, Pat
         hours=progress.get("seconds", 0) / 3600,
         command=training_command(s),
         picture=SAMPLES if pictures else None,
-        made_with={"device": where.get("device"), "packages": versions, "commit": commit},
+        made_with={"device": environment.get("device"), "packages": versions, "commit": commit},
     )
     return text, pictures[0] if pictures else None
 
@@ -187,16 +187,16 @@ def main(argv: Sequence[str]) -> Path:
         parser.error("--send has no effect without --push OWNER/NAME")
     if folder.exists():
         parser.error(f"FOLDER {folder} exists already: give another name, or remove it")
-    kept, sha256 = read(parser, args.checkpoint)
-    text, picture = card(kept, args.checkpoint, sha256)
-    half = folder.with_name(f".{folder.name}.tmp")
+    part, sha256 = read(parser, args.checkpoint)
+    text, picture = card(part, args.checkpoint, sha256)
+    temporary = folder.with_name(f".{folder.name}.tmp")
     try:
-        shutil.rmtree(half, ignore_errors=True)
-        export(half, kept)
-        (half / CARD).write_text(text, encoding="utf-8")
+        shutil.rmtree(temporary, ignore_errors=True)
+        export(temporary, part)
+        (temporary / CARD).write_text(text, encoding="utf-8")
         if picture is not None:
-            shutil.copyfile(picture, half / SAMPLES)
-        half.rename(folder)
+            shutil.copyfile(picture, temporary / SAMPLES)
+        temporary.rename(folder)
     except CheckpointError as error:
         parser.error(str(error))
     except OSError as error:
@@ -205,7 +205,7 @@ def main(argv: Sequence[str]) -> Path:
             "room"
         )
     finally:
-        shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print_line(f"{folder}: {size / 1e6:.2f} MB", sys.stdout)
     if args.push:
@@ -214,7 +214,7 @@ def main(argv: Sequence[str]) -> Path:
 
 
 def push(parser: Parser, folder: Path, name: str, *, send: bool) -> None:
-    """Upload the folder to the repository `name` of the hub, or say what would be uploaded."""
+    """Upload the folder to the hub's repository `name`; without `send` print only its files."""
     files = ", ".join(sorted(path.name for path in folder.iterdir()))
     if not send:
         print_line(f"--send would upload {files} to {name}: it is sent nowhere yet", sys.stdout)
@@ -227,7 +227,7 @@ def push(parser: Parser, folder: Path, name: str, *, send: bool) -> None:
         hub.upload_folder(repo_id=name, folder_path=folder)
     except ImportError:
         parser.error("--send needs huggingface_hub: pip install huggingface_hub")
-    except Exception as error:  # of many kinds: of the name, the token, the network
+    except Exception as error:  # of many types: wrong name, wrong token, no network
         parser.error(f"--push {name}: {' '.join(str(error).split())[:200]}")
     print_line(f"uploaded {files}: hf://{name}", sys.stdout)
 

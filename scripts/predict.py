@@ -3,7 +3,7 @@
 
     python scripts/predict.py save/mine cat.jpg dog.png
 
-log q(x) stands beside that of the run's validation images, without noise.
+log q(x) is compared with its values on the run's validation images, without noise.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from runs.cli import COUNT, THREADS, Mistake, Parser, UsageError
 from runs.shared import check_weights
 
 PROGRAM = "predict.py"
-REFERENCE = 1000  # images at most
-BATCH = 100
+REFERENCE = 1000  # validation images to compare with, at most
+BATCH = 100  # images
 
 
 def build_parser() -> Parser:
@@ -48,8 +48,8 @@ def main(argv: Sequence[str]) -> int:
     for path in args.images:
         if not os.path.isfile(path):
             parser.error(f"IMAGE {path} is no file: give pictures")
-    words = ["--load_path", args.run, "--eval", "OOD", "--max_images", str(REFERENCE)]
-    s, _ = flags.parse([*words, "--sigma", "0"])
+    question = ["--load_path", args.run, "--eval", "OOD", "--max_images", str(REFERENCE)]
+    s, _ = flags.parse([*question, "--sigma", "0"])  # settings for the loaders of evaluation/
     vars(s).update({name: getattr(args, name) for name in ("dataset", "data_root", "device")})
     s.threads = args.threads
     import torch
@@ -74,27 +74,27 @@ def main(argv: Sequence[str]) -> int:
             images = models.read_images(model.network, *args.images).to(device)
         except ValueError as error:
             raise UsageError(f"IMAGE: {error}") from None
-        context = Context(s, None, device)  # type: ignore[arg-type]  # it writes no files
+        context = Context(s, None, device)  # type: ignore[arg-type]  # no files are written
         if s.dataset is not None:
             context.own_set(model, "leave it out")
         try:
-            found = context.images(data.split_name(context.known(model), "valid"), model)
-            known = scores(model.network, context.batches(found, model), ["px"])["px"]
+            valid = context.images(data.split_name(context.known(model), "valid"), model)
+            reference = scores(model.network, context.batches(valid, model), ["px"])["px"]
         except Mistake as error:
-            known = None
+            reference = None
             processes.warn(PROGRAM, f"log q(x) is compared with nothing: {error}")
-        network, parts = model.network, images.split(BATCH)
+        network, batches = model.network, images.split(BATCH)
         with torch.no_grad():
-            chances = torch.cat([network.classify(part).exp() for part in parts])
-            heights = torch.cat([network.log_px(part) for part in parts])
-        for path, each, height in zip(args.images, chances, heights.tolist(), strict=True):
-            best = each.topk(min(args.top, len(each)))
-            named = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            told = ", ".join(f"{model.class_names[y]} {100 * chance:.1f} %" for y, chance in named)
-            line = f"{path}: {told}; log q(x) {height:.3f}"
-            if known is not None:
-                above = f"{100 * (known < height).mean():.0f} % of {len(known):,} validation images"
-                line += f", above {above}"
+            probs = torch.cat([network.classify(batch).exp() for batch in batches])  # (N, C)
+            log_px = torch.cat([network.log_px(batch) for batch in batches]).tolist()
+        for path, p, log_q in zip(args.images, probs, log_px, strict=True):
+            top = p.topk(min(args.top, len(p)))
+            pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            classes = ", ".join(f"{model.class_names[y]} {100 * prob:.1f} %" for y, prob in pairs)
+            line = f"{path}: {classes}; log q(x) {log_q:.3f}"
+            if reference is not None:
+                share = 100 * (reference < log_q).mean()
+                line += f", above {share:.0f} % of {len(reference):,} validation images"
             context.say(one_line(line))
         return 0
 

@@ -1,9 +1,9 @@
-"""One HTML page about a run: settings, curves, samples, every evaluation, the papers' numbers.
+"""Write an HTML page about a run: settings, curves, samples, every evaluation, the papers' numbers.
 
     python scripts/report.py save/hdge
     python scripts/report.py save/hdge save/jem --output compared.html
 
-The page is self-contained: it can be opened without a network, sent and printed.
+The page is self-contained: it can be sent, printed and opened without a network.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from runs.cli import Parser, UsageError
 from runs.files import write_text
 from runs.screen import print_line
 
-COLOURS = 6  # of lines in a chart
+COLOURS = 6  # for the lines of a chart, and so the largest number of runs
 
 
 def build_parser() -> Parser:
@@ -42,9 +42,9 @@ def main(argv: Sequence[str]) -> Path:
     """Write the page and return its path; a mistake is one line on stderr and exit code 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    from reports.page import NoRun, page, read_run  # mistakes are answered first
+    from reports.page import NoRun, page, read_run  # slow imports: not needed for --help
     from reports.tables.compare import compared
-    from training.flags import build_parser as flags
+    from training.flags import build_parser as train_parser
 
     folders, several = args.run_folders, len(args.run_folders) > 1
     if several and args.output is None:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> Path:
         if several:
             text = compared(folders).html()
         else:
-            text = page(read_run(folders[0], args.eval_dir), vars(flags().parse_args([])))
+            text = page(read_run(folders[0], args.eval_dir), vars(train_parser().parse_args([])))
     except (NoRun, UsageError) as error:
         parser.error(str(error))
     try:

@@ -15,17 +15,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def listed(which: str, pyproject: Path = ROOT / "pyproject.toml") -> list[str]:
-    """Return the requirements of `base`, or of `test`, which has the extra, too. Python 3.10 has no
-    tomllib."""
+def listed(group: str, pyproject: Path = ROOT / "pyproject.toml") -> list[str]:
+    """Return the lines of `dependencies`; for `test` also those of the extra `test`. They are read
+    with regular expressions, since Python 3.10 has no tomllib."""
     text = pyproject.read_text(encoding="utf-8")
-    found: list[str] = []
-    for key in ["dependencies", "test"] if which == "test" else ["dependencies"]:
+    lines: list[str] = []
+    for key in ["dependencies", "test"] if group == "test" else ["dependencies"]:
         block = re.search(rf"^{key} = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
         if block is None:
             sys.exit(f"{pyproject}: no list named {key}")
-        found += re.findall(r'^\s*"([^"]+)",?\s*$', block[1], re.MULTILINE)
-    return found
+        lines += re.findall(r'^\s*"([^"]+)",?\s*$', block[1], re.MULTILINE)
+    return lines
 
 
 def is_met(line: str) -> bool:
@@ -33,18 +33,18 @@ def is_met(line: str) -> bool:
         from packaging.requirements import Requirement
 
         requirement = Requirement(line)
-        found = distribution(requirement.name)
-    except ImportError:  # of `packaging`, or of what is required
+        installed = distribution(requirement.name)
+    except ImportError:  # `packaging` or the required distribution is not installed
         return False
-    return requirement.specifier.contains(found.version, prereleases=True)
+    return requirement.specifier.contains(installed.version, prereleases=True)
 
 
 def main(arguments: list[str]) -> None:
     match arguments:
-        case ["list", ("base" | "test") as which]:
-            print(*listed(which), sep="\n")
-        case ["missing", ("base" | "test") as which]:
-            print("\n".join(line for line in listed(which) if not is_met(line)), end="")
+        case ["list", ("base" | "test") as group]:
+            print(*listed(group), sep="\n")
+        case ["missing", ("base" | "test") as group]:
+            print("\n".join(line for line in listed(group) if not is_met(line)), end="")
         case _:
             sys.exit(__doc__)
 

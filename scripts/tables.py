@@ -4,8 +4,8 @@
     python scripts/tables.py write                   results/ -> RESULTS.md and its pictures
     python scripts/tables.py compare RUN_FOLDER ...  any runs side by side
 
-Run folders are those of scripts/experiments.py. RESULTS.md is made from the records alone: made
-again, it is the same bytes.
+`collect` reads the run folders of scripts/experiments.py. `write` reads the records alone: from the
+same records it writes the same bytes.
 """
 
 from __future__ import annotations
@@ -54,100 +54,100 @@ def build_parser() -> Parser:
 
 
 def collect(root: Path, scale: str, results: Path) -> list[Path]:
-    """Return the records and pictures that were written."""
+    """Write the scale's records, copy its pictures, and return the written files' paths."""
     from reports.page import NoRun, read_run
     from reports.tables import pictures, records
 
     folder = root / scale
-    overlays = [place for table in TABLES.values() for place, _, _ in table.overlays]
+    overlays = [overlay for table in TABLES.values() for overlay, _, _ in table.overlays]
     wanted = done.asked_settings(scale)
-    found: dict[str, dict[int, records.Seed]] = {}
+    seeds: dict[str, dict[int, records.Seed]] = {}
     for run in sorted(folder.iterdir()) if folder.is_dir() else []:
         name, _, seed = run.name.rpartition("-s")
         if name not in rows.EXPERIMENTS or not seed.isdecimal() or not run.is_dir():
             continue
-        places = [rows.folder(root, scale, place, int(seed)) for place in overlays]
+        folders = [rows.folder(root, scale, overlay, int(seed)) for overlay in overlays]
         try:
-            asked = done.asks(wanted.get(name, {}))
-            found.setdefault(name, {})[int(seed)] = records.seed_of(read_run(run, places), asked)
+            record = records.seed_of(read_run(run, folders), done.asks(wanted.get(name, {})))
         except NoRun:
             continue  # stopped before it wrote its settings
-    if not found:
+        seeds.setdefault(name, {})[int(seed)] = record
+    if not seeds:
         raise UsageError(
             f"--root {root} holds no runs in {scale}/<experiment>-s<seed>: run "
             f"scripts/experiments.py with --scale {scale} first"
         )
-    written = records.collect(scale, found, results)
+    written = records.collect(scale, seeds, results)
     return written + pictures.copy_pictures(TABLES, folder, results / scale)
 
 
 def write(results: Path, output: Path | None = None) -> list[Path]:
-    """Write RESULTS.md and its pictures; with `output` each table there, as Markdown,
-    CSV and LaTeX. Return all files."""
+    """Write RESULTS.md and its pictures; with `output` also each table, as Markdown, CSV and LaTeX
+    in that folder. Return all written files."""
     from reports.tables import formats, page, records, table
     from reports.tables.protocols import check_sizes
 
     results = results.resolve()
-    found = records.read_records(results, SCALES)
-    for scale, of_scale in found.items():  # the claims compare rows of several tables
-        check_sizes(f"--results: RESULTS.md at scale {scale}", of_scale)
+    by_scale = records.read_records(results, SCALES)
+    for scale, experiments in by_scale.items():  # the claims compare rows of several tables
+        check_sizes(f"--results: RESULTS.md at scale {scale}", experiments)
     built = []
     for name in TABLES:
-        at = {s: each[name].rows for s in SCALES if name in (each := rows.tables_at(s))}
-        known = [scale for scale in at if found.get(scale, {}).keys() & set(TABLES[name].rows)]
-        for scale in known or [*at][:1]:
-            built.append(table.build(name, scale, at[scale], found.get(scale, {})))
-    written = page.write_results(built, found, results)
-    places = {"png": results}
+        at = {s: tables[name].rows for s in SCALES if name in (tables := rows.tables_at(s))}
+        filled = [scale for scale in at if by_scale.get(scale, {}).keys() & set(TABLES[name].rows)]
+        for scale in filled or [*at][:1]:  # without records, an empty table of the first scale
+            built.append(table.build(name, scale, at[scale], by_scale.get(scale, {})))
+    written = page.write_results(built, by_scale, results)
+    folders = {"png": results}
     if output is not None:
-        places |= dict.fromkeys(formats.FORMATS, output.resolve())
-        for each, (suffix, form) in product(built, formats.FORMATS.items()):
-            path = places[suffix] / f"{each.name}-{each.scale}.{suffix}"
-            written.append(records.write(path, form(table=each)))
-    for name, scale, (suffix, place) in product(TABLES, SCALES, places.items()):
-        stale = place / f"{name}-{scale}.{suffix}"
-        if stale not in written:  # of a scale whose records are gone
+        folders |= dict.fromkeys(formats.FORMATS, output.resolve())
+        for built_table, (suffix, form) in product(built, formats.FORMATS.items()):
+            path = folders[suffix] / f"{built_table.name}-{built_table.scale}.{suffix}"
+            written.append(records.write(path, form(table=built_table)))
+    for name, scale, (suffix, folder) in product(TABLES, SCALES, folders.items()):
+        stale = folder / f"{name}-{scale}.{suffix}"
+        if stale not in written:  # the scale's records were removed since
             stale.unlink(missing_ok=True)
     return written
 
 
 def compare(folders: Sequence[Path], output: Path | None) -> str:
-    """Return the Markdown; with `output` it is written there, too, and the numbers as CSV, LaTeX
-    and a picture. Raises as `compared`."""
+    """Return the comparison of runs as Markdown; with `output` write it to that folder, and its
+    table as CSV, LaTeX and a picture. Raises as `compared`."""
     from reports.tables import formats, pictures
     from reports.tables.compare import compared
     from reports.tables.records import write
 
-    found = compared(folders)
+    comparison = compared(folders)
     if output is not None:
-        write(output / "comparison.md", found.markdown())
-        write(output / "comparison.csv", formats.csv_text(found.table))
-        write(output / "comparison.tex", formats.latex(found.table))
-        pictures.save_picture(found.table, output / "comparison.png")
-    return found.markdown()
+        write(output / "comparison.md", comparison.markdown())
+        write(output / "comparison.csv", formats.csv_text(comparison.table))
+        write(output / "comparison.tex", formats.latex(comparison.table))
+        pictures.save_picture(comparison.table, output / "comparison.png")
+    return comparison.markdown()
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run; a mistake is one line on stderr and exit code 2."""
+    """Run the action and print its result; a mistake is one line on stderr and exit code 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    from reports.page import NoRun  # --help and mistakes are answered first
+    from reports.page import NoRun  # a slow import: not needed for --help
 
     try:
         if args.action == "compare":
-            told = compare(args.run_folders, args.output).rstrip("\n")
+            text = compare(args.run_folders, args.output).rstrip("\n")
         elif args.action == "write":
             written = write(args.results, args.output)
-            told = f"{len(written)} files: {args.results.resolve().parent / 'RESULTS.md'}"
+            text = f"{len(written)} files: {args.results.resolve().parent / 'RESULTS.md'}"
         else:
-            found = (collect(args.root, scale, args.results) for scale in args.scale)
-            told = "\n".join(str(path) for written in found for path in written)
-        print_line(told, sys.stdout)
+            paths = (path for s in args.scale for path in collect(args.root, s, args.results))
+            text = "\n".join(map(str, paths))
+        print_line(text, sys.stdout)
     except (UsageError, NoRun) as error:
         parser.error(str(error))
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
-        parser.error(f"{args.action}: {what}: let it be read and written, or give another folder")
+        cause = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
+        parser.error(f"{args.action}: {cause}: let it be read and written, or give another folder")
     return 0
 
 
