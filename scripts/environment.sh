@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Finds or makes a Python that has what pyproject.toml lists. Source it, from bash, with `base` (to train and evaluate)
-# or `test` (that, and pytest, ruff and mypy):
+# Find or make a Python that has the packages listed in pyproject.toml. Source this file from bash with `base` (to train
+# and evaluate) or `test` (the packages of base, and pytest, ruff and mypy):
 #
 #     source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" test
 #
-# It sets and exports PYTHON, an absolute path. A Python that has everything is used as it is; else .venv in the
-# repository's root is, which is made and filled where it has to be. What cannot be mended here ends the caller with
-# one line and exit code 2. Kept to what bash 3.2 knows, which is the one that macOS ships.
+# It sets and exports PYTHON, an absolute path: a Python that has all packages, otherwise .venv in the repository's
+# root, which is made and filled if necessary. A problem that it cannot solve ends the calling script with one line and
+# exit code 2. Only features of bash 3.2 are used, the version that macOS ships.
 
 hdge_root=$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 2
 hdge_venv=$hdge_root/.venv
@@ -16,8 +16,8 @@ hdge_newest=3.13
 say() { printf 'environment: %s\n' "$*"; }
 fail() { printf 'environment: %s\n' "$*" >&2; exit 2; }
 
-# Prints the absolute path of the Python that $1 starts, if its version will do. It is run and not only looked for:
-# python3.13 may be a stub that merely says where to get it. The code must be valid Python 2 as well.
+# Print the absolute path of the Python that $1 starts, if its version is supported. $1 has to be run: python3.13 may be
+# a stub that only prints where to get Python. The code must also be valid in Python 2.
 suitable() {
     "$1" -c '
 import sys
@@ -42,7 +42,7 @@ find_python() {
     fail "no Python $hdge_oldest to $hdge_newest found: install one, or name one, as in PYTHON=/path/to/python3.12."
 }
 
-# One line for the list of what $1 lacks; empty if it lacks nothing.
+# Print the requirements of $2 (base or test) that the Python $1 does not meet, on one line; nothing if it meets all.
 missing_in() {
     local lines
     lines=$("$1" "$hdge_root/scripts/requirements.py" missing "$2") || fail "$1 could not read pyproject.toml."
@@ -56,8 +56,8 @@ make_venv() {
     "$1" -m venv --clear "$hdge_venv" || fail "$hdge_venv could not be made: the reason stands above."
 }
 
-# Installs the list $1 into PYTHON. All in one call and from one index: torchvision holds compiled code for one build of
-# torch. The list is installed, never this repository.
+# Install the requirements of $1 (base or test) into PYTHON, in one call of pip and from one index, since torchvision is
+# compiled for one build of torch. This repository itself is not installed.
 install() {
     local wanted=() line
     while IFS= read -r line; do

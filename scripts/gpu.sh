@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Says in minutes how this code runs on a GPU: its tests there, the speed of a step, where the time goes, and a short
-# training run with samples. Installs nothing and needs no network: Python, PyTorch and the rest have to be there.
+# Check and time this code on a GPU within minutes: tests, the speed of a training step, a profile of its time, and a
+# short training run with samples. Nothing is installed or downloaded: all packages must be installed already.
 #
 #     bash scripts/gpu.sh OUT                  # on a machine with a GPU: 9 minutes, files in OUT
 #     bash scripts/gpu.sh OUT --rehearse       # the same parts on a CPU, small networks and digits, 3 minutes
-#     bash scripts/gpu.sh OUT --resume OLD --parts training    # train on from what an earlier call left in OLD
-#     python scripts/bench.py collect OUT      # then: tables and pictures in benchmarks/gpu/
+#     bash scripts/gpu.sh OUT --resume OLD --parts training    # continue the training run of an earlier call in OLD
+#     python scripts/bench.py collect OUT      # afterwards: tables and pictures in benchmarks/gpu/
 #
-# CIFAR-10 is read from --data_root (default: $HDGE_DATA_ROOT, else ./datasets), such as the part of it that
-# `python benchmarks/subset.py FOLDER` makes small enough to travel with the code.
+# CIFAR-10 is read from --data_root (default: $HDGE_DATA_ROOT, else ./datasets). `python benchmarks/subset.py FOLDER`
+# writes a part of CIFAR-10 that is small enough to be copied with the code.
 set -euo pipefail
 
 exec "${PYTHON:-python3}" "$(dirname "${BASH_SOURCE[0]}")/../benchmarks/gpu.py" "$@"

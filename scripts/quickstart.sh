@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up what is needed, trains HDGE + JEM on scikit-learn's bundled digits, evaluates it, and says where to look.
-# Further flags go to train_wrn.py, as in `bash scripts/quickstart.sh --n_epochs 2`; the run folder is fixed.
+# Set up Python, train HDGE + JEM on scikit-learn's bundled digits, evaluate it, and print where the results are.
+# Further flags go to train_wrn.py, as in `bash scripts/quickstart.sh --n_epochs 2`; --log_dir and --id are fixed.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" base
@@ -14,7 +14,7 @@ id=quickstart-$(date +%Y%m%d-%H%M%S)
 
 echo
 echo "What the trained model says of images that it has not seen:"
-threads=()  # --threads among the flags holds for the questions, too
+threads=()  # --threads among the flags also applies to the questions
 for ((i = 1; i < $#; i++)); do
     [ "${!i}" != --threads ] || threads=(--threads "${@:i+1:1}")
 done

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Sourced by the scripts of the tables and figures, with the names of what they reproduce:
+# Sourced by the scripts of the tables and figures, with the name of a table or figure, or `all`:
 #
 #     source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh" table1_ood
 #
 # SCALE  paper (the papers' setting, for GPUs), small (small networks on real CIFAR, for two CPU cores),
-#        half (the same at 16 x 16 pixels, twice the epochs, and SGLD from scratch: some rows alone) or
-#        smoke (a few steps on scikit-learn's digits: does everything run?); without SCALE a script prints what each
-#        takes on this machine, and runs smoke
-#        (small trains in bf16: a CPU that lacks it in hardware, AVX-512 BF16 or AMX, takes many times as long)
-# SEEDS  one run for each, as in SEEDS="1 2 3" (default: 1)
-# JOBS   programs at a time (default: 1);  GPUS  the GPUs that they share in turn, as in GPUS="0 1 2 3"
-# ROOT   the run folders are in $ROOT/$SCALE (default: save/tables); a relative path is one from the repository's folder
+#        half (small networks on 16 x 16 pixels of CIFAR for twice the epochs, SGLD from scratch; only some rows) or
+#        smoke (a few steps on scikit-learn's digits, to check that everything runs); without SCALE a script prints the
+#        cost of each scale on this machine, and runs smoke
+#        (small trains in bf16: a CPU without hardware for it, AVX-512 BF16 or AMX, takes many times as long)
+# SEEDS  one run of each row per seed, as in SEEDS="1 2 3" (default: 1)
+# JOBS   programs that run at a time (default: 1);  GPUS  GPUs that the programs use in turn, as in GPUS="0 1 2 3"
+# ROOT   the run folders are in $ROOT/$SCALE (default: save/tables); a relative path starts at the repository's folder
 #
-# Cost, on a 2-core AMD EPYC with JOBS=2. smoke: all tables and figures within 5 minutes. small: a run of cross-entropy
-# or HDGE 8 to 20 minutes, of JEM 17 to 30, with more or less other work on the same cores (hours a run: RESULTS.md);
-# all of them together were not measured. half and paper: not measured.
+# Times on a 2-core AMD EPYC with JOBS=2. smoke: all tables and figures within 5 minutes. small: a run of cross-entropy
+# or HDGE 8 to 20 minutes, of JEM 17 to 30, with more or less other work on the same cores (hours of a run: RESULTS.md);
+# the sum over all runs was not measured. half and paper: not measured.
 #
-# What is done is not done again, and what was interrupted goes on: run a script as often as you like.
+# A script may be run again at any time: it skips finished runs and answers, and resumes interrupted runs.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" base
@@ -37,7 +37,7 @@ status=0
 [ "$status" -ne 2 ] || exit 2      # a mistake: nothing was run
 [ "$status" -ne 130 ] || exit 130  # Ctrl-C
 
-# What there is by now, also where something failed: the paper's numbers with ours beside them.
+# Show the paper's numbers beside those of all runs so far, even if some jobs failed.
 if compgen -G "$ROOT/$SCALE/*-s[0-9]*/variant.json" > /dev/null; then
     "$PYTHON" scripts/tables.py collect --root "$ROOT" --scale "$SCALE" --results "$ROOT/results"
     "$PYTHON" scripts/tables.py write --results "$ROOT/results" --output "$ROOT/results"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Table 1 of HDGE, and the deviations of its Table 4: AUROC of log q(x) and of max q(y|x) against SVHN, CIFAR-10 interpolations, CIFAR-100 and CelebA.
-# Cost of a seed's training, shared experiments included (what was measured: scripts/reproduce.sh):
+# Cost of training one seed, shared experiments included (measured times: scripts/reproduce.sh):
 #   paper  31 EFLOP, 43 GPU hours at a sustained 200 TFLOP/s
 #   small  2.0 PFLOP, 2.8 core hours at 0.2 TFLOP/s a core
 #   half  1.7 PFLOP, 2.3 core hours at 0.2 TFLOP/s a core

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Table 6 of HDGE: AUROC against the number of negatives (HDGE) and of chains (JEM), with the time of a step.
-# Cost of a seed's training, shared experiments included (what was measured: scripts/reproduce.sh):
+# Cost of training one seed, shared experiments included (measured times: scripts/reproduce.sh):
 #   paper  36 EFLOP, 50 GPU hours at a sustained 200 TFLOP/s
 #   small  1.8 PFLOP, 2.4 core hours at 0.2 TFLOP/s a core
 #   half  2.2 PFLOP, 3.1 core hours at 0.2 TFLOP/s a core

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up what is needed and runs the tests but for those marked `slow`, in two processes; arguments go to pytest, as in
-# `bash scripts/test.sh -k energy`. `-m "slow or not slow"` runs all of them, `-n 0` in one process.
+# Set up Python and run all tests that are not marked `slow`, in two processes. Arguments go to pytest, as in
+# `bash scripts/test.sh -k energy`; `-m "slow or not slow"` runs all tests, `-n 0` uses one process.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" test
