@@ -48,9 +48,9 @@ def flags_of(program: str) -> Any:
     return importlib.import_module("training.flags" if program == "train_wrn.py" else module)
 
 
-def other_recipe(run: Path, command: Sequence[str], *, every: bool = False) -> str | None:
+def other_recipe(run: Path, command: Sequence[str], *, all_flags: bool = False) -> str | None:
     """Return the first difference of a training command from the run, "--lr 0.02, but the run has
-    0.002", or None. `every`: also compare the flags that the command leaves at their defaults."""
+    0.002", or None. `all_flags`: also compare flags that the command leaves at their default."""
     from reports.tables.records import DEFAULTS, gist  # gist drops settings of terms of weight 0
     from training import flags
 
@@ -58,7 +58,7 @@ def other_recipe(run: Path, command: Sequence[str], *, every: bool = False) -> s
     if settings is None:
         return None
     recorded = {**DEFAULTS, **gist(settings)}
-    if every:
+    if all_flags:
         wanted = {**DEFAULTS, **gist(vars(flags.parse(command[1:])[0]))}
         names = sorted(wanted | recorded)
     else:

@@ -160,7 +160,7 @@ class Runner:
         if not all(self.done[start] for start in rows.needs(self.scale, job)):
             raise Failed(f"{run.name}: what it starts from has failed")
         command = rows.train_command(self.root, self.scale, job)
-        difference = done.other_recipe(run, command, every=isinstance(job, Point))
+        difference = done.other_recipe(run, command, all_flags=isinstance(job, Point))
         if difference is not None:
             raise Failed(
                 f"{run.name}: the recipe has {difference}: move {run} away, or give another --root"
