@@ -10,8 +10,8 @@ from runs.files import read_json
 
 DECLARED: dict[str, Any] = read_json(Path(__file__).parent / "tables.json")
 TABLES: dict[str, dict[str, Any]] = DECLARED["tables"]
-for _table in TABLES.values():  # what several have in common stands there once, under a name
+for _table in TABLES.values():  # a name stands for a declaration that several tables share
     for _part in ("blocks", "notes", "questions"):
-        _found = _table.get(_part, ())
-        _table[_part] = [DECLARED[_part].get(str(each), each) for each in _found]
+        _entries = _table.get(_part, ())
+        _table[_part] = [DECLARED[_part].get(str(entry), entry) for entry in _entries]
     _table.setdefault("paper", {})

@@ -1,4 +1,4 @@
-"""How a row was made: seeds, setting, network, hardware, hours, commit."""
+"""Describe how a row was made: seeds, setting, network, hardware, hours, commit."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ COLUMNS = {
     **{"hardware": "Hardware", "hours": "Hours a run", "commit": "Commit"},
 }
 STATED = re.compile("WideResNet-28-10|ResNet-50|(?<=K=)[0-9]+|(?<=N=)[0-9]+")  # in a row's name
-STARTS = {"ce": "cross-entropy", "hdge": "HDGE"}  # of experiments that SGLD went on from
-SIZES = {"K": "contrast_k", "N": "sgld_batch_size"}
+STARTS = {"ce": "cross-entropy", "hdge": "HDGE"}  # experiments from which runs with SGLD start
+SIZES = {"K": "contrast_k", "N": "sgld_batch_size"}  # letter in a row's name -> setting
 
 
 def about(scale: str, record: Record) -> dict[str, str]:
-    """Return a text for each of COLUMNS, about the finished runs, or all if none has finished."""
+    """Return a text for each of COLUMNS, about the finished runs or, without any, about all."""
     if not record:
         return {"runs": NOT_RUN}
-    finished, every = list(finished_seeds(record).values()), list(record.values())
-    seeds = finished or every
+    finished, recorded = list(finished_seeds(record).values()), list(record.values())
+    seeds = finished or recorded
     runs = [plural(len(finished), "seed")] if finished else []
-    hours = [found / 3600 for seed in seeds if (found := number(seed["seconds"])) is not None]
+    hours = [s / 3600 for seed in seeds if (s := number(seed["seconds"])) is not None]
     lengths, networks = joined(map(length, seeds)), joined(map(network, seeds))
     setting = [] if scale == "paper" else [f"{scale}: {networks}, {lengths}"]
     setting += dict.fromkeys(detail for seed in seeds for detail in details(seed, scale))
     setting += sorted({dataset(seed) for seed in seeds} - {"cifar10", "cifar100", UNKNOWN})
     return {
-        "runs": ", ".join([*runs, *filter(None, [states(record)]), *divergences(every)]),
+        "runs": ", ".join([*runs, *filter(None, [states(record)]), *divergences(recorded)]),
         "setting": ", ".join(setting) or "as rows.py has it",
         "epochs": lengths,
         "network": networks,
-        "hardware": joined(found for seed in seeds for found in seed["devices"]),
+        "hardware": joined(device for seed in seeds for device in seed["devices"]),
         "hours": f"{statistics.fmean(hours):.2f}" if hours else "-",
-        "commit": joined(found for seed in seeds for found in commits(seed)),
+        "commit": joined(commit for seed in seeds for commit in commits(seed)),
     }
 
 
 def divergences(seeds: Sequence[Seed]) -> list[str]:
-    """Say how often the runs diverged, retries included, unless their states tell."""
-    again = sum(int(seed["divergences"] or 0) for seed in seeds)
-    told = sum(seed["state"] == "diverged" for seed in seeds)
-    return [f"{plural(again, 'divergence')} in all, retries included"] if again > told else []
+    """Return how often the runs diverged, retries included; [] where `states` has all of it."""
+    total = sum(int(seed["divergences"] or 0) for seed in seeds)
+    in_states = sum(seed["state"] == "diverged" for seed in seeds)
+    return [f"{plural(total, 'divergence')} in all, retries included"] if total > in_states else []
 
 
 def details(seed: Seed, scale: str) -> list[str]:
-    """Name the start and, at another scale than the paper's, what sets the row's recipe apart."""
+    """Return the run's start and image size and, at scales other than the paper's, its recipe."""
     s, size = seed["settings"], paper.image_size(seed["settings"])
-    # log q(x|y) has a chain for each image of the batch.
+    # the setting with the number of chains; pxysgld has a chain for each image of the batch
     chains = next((term.chains for term in used(s) if term.chains), "sgld_batch_size")
     sgld = s.keys() >= {"sgld_batch_size", "n_steps"}
     trains = s.get("method") != "linear-probe"  # the network
@@ -74,21 +74,21 @@ def details(seed: Seed, scale: str) -> list[str]:
             if key != "image_size"
         ),
     ]
-    found = [f"from {start}"] if (start := start_of(seed)) else []
-    found += [f"images of {size} x {size}"] if size != IMAGE_SIZE else []
-    return found + [text.format_map(s) for shown, text in texts if shown and scale != "paper"]
+    always = [f"from {start}"] if (start := start_of(seed)) else []
+    always += [f"images of {size} x {size}"] if size != IMAGE_SIZE else []
+    return always + [text.format_map(s) for holds, text in texts if holds and scale != "paper"]
 
 
-def shown_name(model: str, record: Record) -> str:
-    """Put our K, N or network beside that of a row's name, and name the model that SGLD went on
-    from."""
+def row_title(model: str, record: Record) -> str:
+    """Return the row's name, with our K, N or network beside the paper's where they differ, and
+    with the model from which a run with SGLD started."""
     seeds = list(record.values())
     if seeds and (match := STATED.search(model)):
         stated = match[0].replace("WideResNet", "WRN")
         key = SIZES.get(model[match.start() - 2])
         ours = {str(seed["settings"].get(key, stated)) if key else network(seed) for seed in seeds}
-        here = f", here {', '.join(sorted(ours - {stated}))}" * (ours != {stated})
-        model = model[: match.end()] + here + model[match.end() :]
+        addition = f", here {', '.join(sorted(ours - {stated}))}" * (ours != {stated})
+        model = model[: match.end()] + addition + model[match.end() :]
     starts = {start_of(seed) for seed in seeds if has_chains(seed["settings"])}
     names = [STARTS.get(start.partition("-")[0], start) for start in starts if start]
     return f"{model}, the papers' sampler, from {joined(names)}" if names else model
@@ -104,8 +104,7 @@ def plural(n: int, noun: str) -> str:
 
 def commits(seed: Seed) -> list[str]:
     """Return seven digits of each commit, with a + where files differed from it."""
-    known = [found[:7] + "+" * found.endswith("+") for found in seed["commits"]]
-    return known or ["unknown"]
+    return [sha[:7] + "+" * sha.endswith("+") for sha in seed["commits"]] or ["unknown"]
 
 
 def length(seed: Seed) -> str:
@@ -124,7 +123,7 @@ def dataset(seed: Seed) -> str:
 
 
 def states(record: Record) -> str:
-    """'diverged 1 of 3, unfinished 2 of 3'; '' where every run has finished."""
-    found = [seed["state"] for seed in record.values()]
-    counts = ((state, found.count(state)) for state in ("diverged", "unfinished"))
-    return ", ".join(f"{state} {n} of {len(found)}" for state, n in counts if n)
+    """Return 'diverged 1 of 3, unfinished 2 of 3', or '' where every run has finished."""
+    of_runs = [seed["state"] for seed in record.values()]
+    counts = ((state, of_runs.count(state)) for state in ("diverged", "unfinished"))
+    return ", ".join(f"{state} {n} of {len(of_runs)}" for state, n in counts if n)

@@ -1,4 +1,4 @@
-"""The papers' claims, held against the records of one scale by Welch's t-test."""
+"""Test the papers' claims on the records of one scale by Welch's t-test."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from reports.tables.titles import digits, features_and_count, full_title, natura
 
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted", "undecided"
 CLAIMS: Mapping[str, Sequence[tuple[str, str, str, str, Sequence[str]]]] = DECLARED["claims"]
-# A diverged run will have no number.
+# States that a later run can end; a diverged run never gets a number.
 OPEN = (NOT_RUN, table.NOT_ASKED, table.NO_DATA, table.OTHER_FEATURES)
-LEVEL = 0.05  # of the claims of a table and scale together
-MARGINS = {"auroc": 0.02, "robust": 1.0}  # of no difference; the second in points
+LEVEL = 0.05  # of all claims of a table at one scale together
+MARGINS = {"auroc": 0.02, "robust": 1.0}  # less counts as no difference; robust is in points
 
 
 @dataclass(frozen=True)
 class Test:
-    """A claim's sides, and the values of one measure of each side's seeds where both have some."""
+    """A claim's two sides. `values`: each seed's measure, by side; () where a side has none."""
 
     claim: str
     relation: str
-    key: str  # the measure's, or the first of several whose mean it is
+    key: str  # of the measure, or of the first column where the measure is the mean of several
     title: str
     names: tuple[str, str]
     sides: tuple[table.Number, table.Number]
@@ -41,21 +41,21 @@ class Test:
         return first - second
 
     def welch(self, level: float = LEVEL) -> tuple[float | None, float, float]:
-        """Return Welch's two-sided p of no difference of the means, and the difference's interval
-        at confidence 1 - level; None, and all numbers, without two seeds on each side."""
+        """Return Welch's two-sided p of equal means, and the ends of the difference's interval at
+        confidence 1 - level; without two seeds on each side None and an infinite interval."""
         if not self.values or min(map(len, self.values)) < 2:
             return None, -math.inf, math.inf
         if all(len(set(values)) == 1 for values in self.values):  # no spread
             return float(not self.difference), self.difference, self.difference
-        found = ttest_ind(*self.values, equal_var=False)
-        low, high = found.confidence_interval(1 - level)
-        return float(found.pvalue), float(low), float(high)
+        result = ttest_ind(*self.values, equal_var=False)
+        low, high = result.confidence_interval(1 - level)
+        return float(result.pvalue), float(low), float(high)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`text` says more than `group`. `difference`: with its interval. `margin`: the difference over
-    half the interval's width."""
+    """A judged claim. `what`: title of the measure. `difference`: with its interval. `text`: why it
+    is undecided, if it is. `margin`: the absolute difference over half the interval's width."""
 
     claim: str
     scale: str
@@ -68,51 +68,51 @@ class Verdict:
 
     @property
     def cells(self) -> list[str]:
-        found = [self.claim, self.what, self.scale, *self.sides, self.difference]
-        return [*found, self.text] if self.group == UNDECIDED else found
+        cells = [self.claim, self.what, self.scale, *self.sides, self.difference]
+        return [*cells, self.text] if self.group == UNDECIDED else cells
 
 
 def verdicts(scale: str, records: Mapping[str, Record]) -> tuple[list[Verdict], list[str]]:
-    """Judge the claims whose two sides were run, those of a table together; return the texts of the
-    others, too."""
+    """Judge the claims whose two sides were run, those of a table together. Return the verdicts and
+    the texts of the claims that are not judged."""
     judged, unjudged = [], list[str]()
     for claims in CLAIMS.values():
-        tests = [compared(claim, records) for claim in claims]
+        tests = [as_test(claim, records) for claim in claims]
         judged += family(scale, [test for test in tests if isinstance(test, Test)])
-        unjudged += [test for test in tests if isinstance(test, str)]
-    texts = {each.claim for each in judged}
-    return judged, [text for text in dict.fromkeys(unjudged) if text not in texts]
+        unjudged += [text for text in tests if isinstance(text, str)]
+    judged_texts = {verdict.claim for verdict in judged}
+    return judged, [text for text in dict.fromkeys(unjudged) if text not in judged_texts]
 
 
-def compared(
+def as_test(
     claim: tuple[str, str, str, str, Sequence[str]], records: Mapping[str, Record]
 ) -> Test | str:
-    """Return the test of a claim, by the mean of those of its columns that both sides have, or its
-    text where a side was not run."""
+    """Return the test of a claim, whose measure is the mean of the columns that both sides have.
+    Return the claim's text where a side was not run."""
     text, first, relation, second, keys = claim
-    names = [known(name, records) for name in (first, second)]
-    found = [records.get(name, {}) for name in names]
-    keys = [common(key, found) for key in keys]
-    in_both = [k for k in keys if all(table.measured(r, k).mean is not None for r in found)]
-    values = tuple(per_seed(record, in_both) for record in found) if in_both else ()
+    names = [name_in(records, name) for name in (first, second)]
+    pair = [records.get(name, {}) for name in names]
+    keys = [common_key(key, pair) for key in keys]
+    in_both = [k for k in keys if all(table.measured(r, k).mean is not None for r in pair)]
+    values = tuple(per_seed(record, in_both) for record in pair) if in_both else ()
     if all(values) and values:
-        sides = [table.mean_of(each) for each in values]
+        sides = [table.mean_of(of_side) for of_side in values]
     else:
-        values, sides = (), [table.measured(record, keys[0]) for record in found]
+        values, sides = (), [table.measured(record, keys[0]) for record in pair]
         if any(side.state in OPEN or "unfinished" in side.state for side in sides):
             return text
-    shown = [
-        f"{name}, from {other}" if other in map(start_of, record.values()) else name
-        for name, other, record in zip(names, reversed(names), found, strict=True)
+    titles = [
+        f"{name}, from {opposite}" if opposite in map(start_of, record.values()) else name
+        for name, opposite, record in zip(names, reversed(names), pair, strict=True)
     ]
     measure = (keys[0], title_of(in_both or keys[:1]))
-    return Test(text, relation, *measure, (shown[0], shown[1]), (sides[0], sides[1]), values)
+    return Test(text, relation, *measure, (titles[0], titles[1]), (sides[0], sides[1]), values)
 
 
 def per_seed(record: Record, keys: Sequence[str]) -> tuple[float, ...]:
-    """Return of each finished seed that has all of the columns their mean."""
-    found = map(table.values_of, finished_seeds(record).values())
-    return tuple(fmean(each[key] for key in keys) for each in found if each.keys() >= {*keys})
+    """Return the mean of the columns for each finished seed that has all of them."""
+    seeds = map(table.values_of, finished_seeds(record).values())
+    return tuple(fmean(seed[key] for key in keys) for seed in seeds if seed.keys() >= {*keys})
 
 
 def title_of(keys: Sequence[str]) -> str:
@@ -126,25 +126,26 @@ def title_of(keys: Sequence[str]) -> str:
 def family(scale: str, tests: Sequence[Test]) -> list[Verdict]:
     """Judge the claims of one table at a family-wise level of 5 %.
 
-    A claim of a direction is decided by Holm's procedure (Holm 1979); one of no difference by its
-    interval, which must lie within the margin, or outside of it. All intervals have the level at
-    which that procedure stopped, 5 % over the number of claims that it left, so that one without
-    zero is that of a decided claim.
+    Holm's procedure (Holm 1979) decides the claims of a direction. A claim of no difference holds
+    where its interval lies within the margin, and is contradicted where it lies outside. All
+    intervals have the level at which the procedure stopped, 5 % over the number of claims that were
+    still undecided, so that the interval of a decided claim excludes zero.
     """
-    p = {test: found for test in tests if (found := test.welch()[0]) is not None}
-    left, decided = len(p), set[Test]()
+    p = {test: value for test in tests if (value := test.welch()[0]) is not None}
+    undecided, decided = len(p), set[Test]()
     for test in sorted((test for test in p if test.relation != "="), key=p.__getitem__):
-        if p[test] > LEVEL / left:
+        if p[test] > LEVEL / undecided:
             break
         decided.add(test)
-        left -= 1
-    return [judge(scale, test, LEVEL / max(1, left), test in decided) for test in tests]
+        undecided -= 1
+    return [judge(scale, test, LEVEL / max(1, undecided), test in decided) for test in tests]
 
 
 def judge(scale: str, test: Test, level: float, decided: bool) -> Verdict:
+    """Return the verdict on a test; `decided`: Holm's procedure has rejected equal means."""
     p, low, high = test.welch(level)
     margin, n = MARGINS.get(test.key.partition("/")[0], 0.0), digits(test.key)
-    beyond, span = 0.0, "-"
+    ratio, span = 0.0, "-"
     if not test.values:
         group, text = UNDECIDED, "no number"
     elif p is None:
@@ -162,48 +163,48 @@ def judge(scale: str, test: Test, level: float, decided: bool) -> Verdict:
         group, text = UNDECIDED, "open: within the spread of the seeds"
     if p is not None:
         span = f"{test.difference:+.{n}f} [{low:.{n}f}, {high:.{n}f}]"
-        beyond = 2 * abs(test.difference) / (high - low) if high > low else math.inf
+        ratio = 2 * abs(test.difference) / (high - low) if high > low else math.inf
     texts = (value_text(side, test.key) for side in test.sides)
     first, second = (f"{name}: {text}" for name, text in zip(test.names, texts, strict=True))
-    return Verdict(test.claim, scale, test.title, (first, second), span, group, text, beyond)
+    return Verdict(test.claim, scale, test.title, (first, second), span, group, text, ratio)
 
 
-def known(name: str, records: Mapping[str, Record]) -> str:
-    """Return the experiment, or JEM's with the stable sampler at scales that have it alone."""
+def name_in(records: Mapping[str, Record], name: str) -> str:
+    """Return the experiment's name, with jem-stable for jem where the records have only that."""
     stable = name.replace("jem", "jem-stable")
     return stable if name not in records and stable in records else name
 
 
-def common(key: str, records: Sequence[Record]) -> str:
-    """Return the key that a claim is judged by; itself where there is none in common.
+def common_key(prefix: str, records: Sequence[Record]) -> str:
+    """Return a key with this prefix, which ends in /, that all records have; else the prefix.
 
-    Of several Inception's goes first, then the most samples, then the most seeds of the side that
-    has fewer; a network's own features tell nothing about another network's samples.
+    Inception's features go first, then the most samples, then the most seeds of the side that has
+    fewer. Keys of a network's own features are left out: they do not compare two networks' samples.
     """
-    if not key.endswith("/"):
-        return key
+    if not prefix.endswith("/"):
+        return prefix
 
-    def rank(found: str) -> tuple[bool, float, int]:
-        features, n = features_and_count(found.removeprefix(key))
-        seeds = min(table.measured(record, found).n for record in records)
+    def rank(key: str) -> tuple[bool, float, int]:
+        features, n = features_and_count(key.removeprefix(prefix))
+        seeds = min(table.measured(record, key).n for record in records)
         return features == "inception", math.inf if n is None else n, seeds
 
-    both = set.intersection(*map(table.keys_of, records))
-    found = [k for k in sorted(both) if k.startswith(key) and not k.startswith(f"{key}own")]
-    return max(found, key=rank, default=key)
+    shared = sorted(set.intersection(*map(table.keys_of, records)))
+    keys = [k for k in shared if k.startswith(prefix) and not k.startswith(f"{prefix}own")]
+    return max(keys, key=rank, default=prefix)
 
 
 def gradient_rows(records: Mapping[str, Record]) -> list[list[str]]:
-    """Return experiment, term, and each term's gradient before its weight: norm and cosine with
-    cross-entropy's, means over the steps that were measured."""
+    """Return rows of experiment, term, norm of the term's gradient before its weight, and cosine
+    with cross-entropy's gradient; the last two are means over the steps that were measured."""
     return [
         [name, key.partition("/")[2]]
         + [
-            value_text(table.measured(record, of), of) if of in found else "-"
-            for of in (key, key.replace("gradient/", "cosine/"))
+            value_text(table.measured(record, column), column) if column in keys else "-"
+            for column in (key, key.replace("gradient/", "cosine/"))
         ]
         for name, record in records.items()
-        for found in [table.keys_of(record)]
-        for key in sorted(found, key=natural)
+        for keys in [table.keys_of(record)]
+        for key in sorted(keys, key=natural)
         if key.startswith("gradient/")
     ]

@@ -1,4 +1,4 @@
-"""Any runs side by side: what differs in their settings, what they cost, what they reached."""
+"""Compare any runs: the settings in which they differ, their cost and their numbers."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ FAMILIES = {  # family of keys -> its block
     **{"robust": "Accuracy (%) under attack, {} radius", "samples": "Samples drawn"},
     **{"asked": "Samples drawn", "ms_per_step": "Cost of a training step"},
 }
-SHOWN_BY_NETWORK = ("arch", "depth", "width", "levels")
+IN_NETWORK_TITLE = ("arch", "depth", "width", "levels")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side, by their labels. `lines`: a name and a cell for each run, of each setting
-    in which they differ, of what they cost and of what they reached. `table`: the numbers, a row a
-    run."""
+    """Runs side by side, by their labels. `lines`: a name and each run's cell, for the settings in
+    which the runs differ, their costs and their numbers. `table`: the numbers, with a row a run."""
 
     runs: dict[str, Run]
     lines: list[list[str]]
@@ -50,30 +49,31 @@ class Comparison:
 
 
 def compared(folders: Sequence[Path]) -> Comparison:
-    """Compare runs. Raises NoRun for a folder that holds no run; UsageError for one that is given
-    twice, and for numbers of different protocol versions."""
+    """Compare runs. Raises NoRun for a folder that holds no run; UsageError for a folder that is
+    given twice, and for numbers of different protocol versions."""
     labels = [folder.resolve().name for folder in folders]
     if len(set(labels)) < len(labels):
         labels = [str(folder) for folder in folders]
     if len(set(labels)) < len(labels):
         raise UsageError("RUN_FOLDER: a folder was given twice: give each one once")
     runs = {label: read_run(folder) for label, folder in zip(labels, folders, strict=True)}
-    seeds = {label: shown(run) for label, run in runs.items()}
+    seeds = {label: as_finished(run) for label, run in runs.items()}
     table = table_of(seeds)
-    return Comparison(runs, lines_of(seeds, table), [*of_seeds(seeds, table), *table.notes], table)
+    notes = [*spread_of_seeds(seeds, table), *table.notes]
+    return Comparison(runs, lines_of(seeds, table), notes, table)
 
 
-def shown(run: Run) -> Seed:
-    """Return what is kept of a run, its seed, and the test accuracy that training recorded last. As
-    a finished run, whose numbers are shown; "ended" and "told" say how it ended."""
+def as_finished(run: Run) -> Seed:
+    """Return a run with the last test accuracy of its training, and as finished: tables show no
+    number of an unfinished run. "ended" is its real state, "runs" the same with its divergences."""
     seed, last, limit = seed_of(run), last_epoch(run), run.settings.get("max_steps")
     finished = seed["state"] == "finished"
     ended = f"stopped by --max_steps {limit}" if finished and limit else seed["state"]
-    told = ", ".join([ended, *divergences([seed])])
     if last is not None:
         answer = seed["answers"].setdefault("training", {"numbers": {}})
         answer["numbers"]["trained/test"] = last["value"]
-    more = {"seed": run.settings.get("seed"), "ended": ended, "told": told}
+    runs = ", ".join([ended, *divergences([seed])])
+    more = {"seed": run.settings.get("seed"), "ended": ended, "runs": runs}
     return {**seed, **more, "state": "finished"}
 
 
@@ -89,65 +89,65 @@ def table_of(seeds: Mapping[str, Seed]) -> Table:
             blocks.setdefault(title.format(SCORES.get(kind, kind)), []).append(key)
     rows = []
     for label, record in records.items():
-        made = {**about("runs", record), "runs": seeds[label]["told"]}
-        numbers = {key: measured(record, key) for found in blocks.values() for key in found}
-        rows.append(Row(label, (label,), made, numbers))
+        texts = {**about("runs", record), "runs": seeds[label]["runs"]}
+        numbers = {key: measured(record, key) for of_block in blocks.values() for key in of_block}
+        rows.append(Row(label, (label,), texts, numbers))
     return Table("comparison", "runs", "Comparison", list(blocks.items()), rows, notes)
 
 
 def lines_of(seeds: Mapping[str, Seed], table: Table) -> list[list[str]]:
     """Return the lines of a Comparison."""
-    every = list(seeds.values())
+    runs = list(seeds.values())
 
-    def told(name: str, key: str = "") -> list[str]:
-        return [name, *(str(seed[key or name]) for seed in every)]
+    def from_seed(name: str, key: str = "") -> list[str]:
+        return [name, *(str(seed[key or name]) for seed in runs)]
 
-    def made(name: str) -> list[str]:
+    def from_about(name: str) -> list[str]:
         return [name, *(row.about[name] for row in table.rows)]
 
     settings = []
-    for name in sorted({name for seed in every for name in seed["settings"]}):
-        found = [str(seed["settings"].get(name, "-")) for seed in every]
-        if name not in SHOWN_BY_NETWORK and (len(set(found)) > 1 or name == "dataset"):
-            settings.append([f"--{name}", *found])
-    speeds = [number(seed["images_per_s"]) for seed in every]
+    for name in sorted({name for seed in runs for name in seed["settings"]}):
+        values = [str(seed["settings"].get(name, "-")) for seed in runs]
+        if name not in IN_NETWORK_TITLE and (len(set(values)) > 1 or name == "dataset"):
+            settings.append([f"--{name}", *values])
+    speeds = [number(seed["images_per_s"]) for seed in runs]
     numbers = []
     for key in table.keys:
         texts = [value_text(row.numbers[key], key) for row in table.rows]
         numbers.append([full_title(key), *(text.removesuffix(" (1)") for text in texts)])
     return [
-        made("network"),
+        from_about("network"),
         *settings,
-        told("seed"),
-        told("state", "ended"),
-        told("epochs"),
-        told("steps"),
-        made("hours"),
+        from_seed("seed"),
+        from_seed("state", "ended"),
+        from_seed("epochs"),
+        from_seed("steps"),
+        from_about("hours"),
         ["images a second", *("-" if n is None else f"{n:.0f}" for n in speeds)],
-        made("hardware"),
-        made("commit"),
+        from_about("hardware"),
+        from_about("commit"),
         *numbers,
     ]
 
 
-def of_seeds(seeds: Mapping[str, Seed], table: Table) -> Iterator[str]:
+def spread_of_seeds(seeds: Mapping[str, Seed], table: Table) -> Iterator[str]:
     """Yield a line about each group of runs that differ in the seed alone: the mean and standard
     deviation (n - 1) of each number that all of them have."""
     groups: dict[str, list[str]] = {}
     for label, seed in seeds.items():
-        same = [seed[name] for name in ("settings", "start", "steps")]
-        groups.setdefault(repr(same), []).append(label)
+        recipe = [seed[name] for name in ("settings", "start", "steps")]
+        groups.setdefault(repr(recipe), []).append(label)
     for labels in groups.values():
-        known = [str(seeds[label]["seed"]) for label in labels]
-        if len(set(known)) < max(2, len(labels)):
+        seed_texts = [str(seeds[label]["seed"]) for label in labels]
+        if len(set(seed_texts)) < max(2, len(labels)):
             continue
         group = {label: seeds[label] for label in labels}
-        numbers = {key: measured(group, key) for key in table.keys}
-        told = [
+        means = {key: measured(group, key) for key in table.keys}
+        texts = [
             f"{full_title(key)} {n.mean:.{digits(key)}f} +- {n.std:.{digits(key)}f}"
-            for key, n in numbers.items()
+            for key, n in means.items()
             if n.n == len(labels)
         ]
-        if told:
-            named = f"{', '.join(labels)} differ in the seed alone ({', '.join(known)})"
-            yield f"{named}, mean +- sd: {'; '.join(told)}."
+        if texts:
+            subject = f"{', '.join(labels)} differ in the seed alone ({', '.join(seed_texts)})"
+            yield f"{subject}, mean +- sd: {'; '.join(texts)}."

@@ -1,5 +1,5 @@
-"""One picture a table: our numbers beside the paper's, or their curve. And the evaluations' own
-pictures, copied beside the records."""
+"""Draw a picture for each table, our numbers beside the paper's or their curve. Copy the
+evaluations' own pictures to the folder of the records."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OURS, PAPER = COLOURS[0], COLOURS[1]
-PER_ROW = 5
+PER_ROW = 5  # panels
 
 
 def save_picture(table: Table, path: Path) -> bool:
-    """Write the PNG, the same bytes every time. Return False where it would compare nothing: fewer
-    than two rows, ours or the paper's, have a number."""
+    """Write the PNG, with the same bytes for the same table. Return False where it would compare
+    nothing: fewer than two rows, of ours and of the paper's together, have a number."""
     from matplotlib import rc_context
 
     draw = {"dots": dots, "curves": curves, "robustness": robustness, "none": None}[
@@ -38,14 +38,14 @@ def save_picture(table: Table, path: Path) -> bool:
         return False
     with rc_context(STYLE):
         file = io.BytesIO()
-        # Without matplotlib's version, which is no result.
+        # without matplotlib's version, which would change the bytes
         draw(table).savefig(file, format="png", dpi=130, metadata={"Software": None})
     write(path, file.getvalue())
     return True
 
 
 def drawn(table: Table, *, paper: bool = False) -> list[tuple[str, list[str]]]:
-    """Return the blocks that have a number of ours (or of the paper), and their keys that do."""
+    """Return the blocks and keys that have a number of ours or, with `paper`, of the paper's."""
     blocks = [
         (title, [k for k in keys if any(has_number(row.numbers[k], paper) for row in table.rows)])
         for title, keys in table.blocks
@@ -61,12 +61,12 @@ def dots(table: Table) -> Figure:
     """Draw a panel a column, a line a row: a filled circle with the standard deviation over seeds
     is ours, a diamond the paper's."""
     blocks = drawn(table, paper=True)
-    keys = [key for _, found in blocks for key in found]
+    keys = [key for _, block_keys in blocks for key in block_keys]
     lines = [row for row in table.rows if any(has_number(row.numbers[k], True) for k in keys)]
     panels = [  # a block begins a new row of panels
-        [(title, key) for key in found[i : i + PER_ROW]]
-        for title, found in blocks
-        for i in range(0, len(found), PER_ROW)
+        [(title, key) for key in block_keys[i : i + PER_ROW]]
+        for title, block_keys in blocks
+        for i in range(0, len(block_keys), PER_ROW)
     ]
     columns = max(map(len, panels))
     height = len(panels) * (1.0 + 0.25 * len(lines)) + 0.4
@@ -81,19 +81,19 @@ def dots(table: Table) -> Figure:
                 shared.setdefault(title, []).append(axes)
         for axes in axes_row[len(row) :]:
             axes.remove()
-    for group in shared.values():  # panels of one score are read against each other
+    for group in shared.values():  # panels of one score have one range, so that they compare
         low = min(axes.get_xlim()[0] for axes in group)
         high = max(axes.get_xlim()[1] for axes in group)
         for axes in group:
             axes.set_xlim(max(-0.03, min(low, 0.45)), min(1.04, max(high, 0.55)))
     numbers = [line.numbers[key] for line in lines for key in keys]
-    if any(number.paper is not None for number in numbers):  # else nothing is to be told apart
+    if any(number.paper is not None for number in numbers):  # else there are circles alone
         _legend(figure, any(number.mean is not None for number in numbers), table.scale)
     return figure
 
 
 def _panel(axes: Any, key: str, lines: Sequence[Row]) -> None:
-    """Draw one column; on a log axis where numbers without a bound span over two decades."""
+    """Draw one column, on a log axis where unbounded numbers span more than two decades."""
     diamond: dict[str, Any] = {"marker": "D", "markersize": 6, "fillstyle": "none", "color": PAPER}
     circle: dict[str, Any] = {"marker": "o", "markersize": 5, "capsize": 2.5, "color": OURS}
     numbers = [line.numbers[key] for line in lines]
@@ -110,8 +110,8 @@ def _panel(axes: Any, key: str, lines: Sequence[Row]) -> None:
     else:
         axes.locator_params(axis="x", nbins=4)
     axes.set_title(textwrap.fill(column_title(key), 22))
-    names = [line.model for line in lines]
-    short = [n if len(n) <= 50 else n[:49] + "\N{HORIZONTAL ELLIPSIS}" for n in names]
+    models = [line.model for line in lines]
+    short = [m if len(m) <= 50 else m[:49] + "\N{HORIZONTAL ELLIPSIS}" for m in models]
     axes.set_yticks(range(len(lines)), short)
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.grid(alpha=0.3)
@@ -121,19 +121,19 @@ def _panel(axes: Any, key: str, lines: Sequence[Row]) -> None:
 def _legend(figure: Figure, ours: bool, scale: str) -> None:
     from matplotlib.lines import Line2D
 
-    shown = [Line2D([], [], marker="D", color=PAPER, fillstyle="none", linestyle="", label="paper")]
+    marks = [Line2D([], [], marker="D", color=PAPER, fillstyle="none", linestyle="", label="paper")]
     if ours:
         label = f"ours ({scale}): mean and standard deviation over seeds"
-        shown.insert(0, Line2D([], [], marker="o", color=OURS, linestyle="", label=label))
-    figure.legend(handles=shown, loc="outside upper right", ncols=2)
+        marks.insert(0, Line2D([], [], marker="o", color=OURS, linestyle="", label=label))
+    figure.legend(handles=marks, loc="outside upper right", ncols=2)
 
 
 def curves(table: Table) -> Figure:
-    """Draw a panel a block: each column against what the experiments vary, mean and deviation; an
-    experiment off the axis is a horizontal line."""
-    xlabel, places = TABLES[table.name]["curve"]
-    ticks = [x for x in places.values() if x is not None]
-    rows = [(places.get("".join(row.experiments)), row) for row in table.rows]
+    """Draw a panel a block: mean and standard deviation of each column against the setting that the
+    experiments vary. An experiment without a value of it is a horizontal line."""
+    xlabel, x_of = TABLES[table.name]["curve"]
+    ticks = [x for x in x_of.values() if x is not None]
+    rows = [(x_of.get("".join(row.experiments)), row) for row in table.rows]
     blocks = drawn(table)
     figure, (grid,) = _figure(1, len(blocks), 4.3 * len(blocks) + 0.4, 3.6)
     for axes, (title, keys) in zip(grid, blocks, strict=True):
@@ -151,7 +151,7 @@ def curves(table: Table) -> Figure:
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.set(xlabel=xlabel, ylabel=column_title(keys[0]) if len(keys) == 1 else title)
         axes.grid(alpha=0.3)
-        if len(keys) > 1 or None in places.values():
+        if len(keys) > 1 or None in x_of.values():
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8)
     return figure
 
@@ -164,8 +164,8 @@ def robustness(table: Table) -> Figure:
         distance = keys[0].split("/")[1]
         unit, xlabel = BUDGETS.get(distance, (1, f"{distance} radius"))
         for i, row in enumerate(table.rows):
-            places = [(unit * float(key.rpartition("/")[2]), row.numbers[key]) for key in keys]
-            _curve(axes, places, i, row.model)
+            points = [(unit * float(key.rpartition("/")[2]), row.numbers[key]) for key in keys]
+            _curve(axes, points, i, row.model)
         axes.set(xlabel=xlabel, ylabel="accuracy (%)")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
@@ -174,58 +174,58 @@ def robustness(table: Table) -> Figure:
     return figure
 
 
-def _curve(axes: Any, places: Iterable[tuple[float, Number]], i: int, label: str) -> None:
-    """Draw a line through our numbers; without bars where there is no deviation."""
-    points = [(x, n.mean, n.std or 0.0) for x, n in places if n.mean is not None]
-    if points:
-        x, y, spread = zip(*sorted(points), strict=True)
+def _curve(axes: Any, points: Iterable[tuple[float, Number]], i: int, label: str) -> None:
+    """Draw a line through our numbers, with bars where any has a deviation."""
+    measured = [(x, n.mean, n.std or 0.0) for x, n in points if n.mean is not None]
+    if measured:
+        x, y, spread = zip(*sorted(measured), strict=True)
         style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
         bars = spread if any(spread) else None
         axes.errorbar(x, y, yerr=bars, markersize=5, capsize=2.5, label=label, zorder=3, **style)
 
 
 def _figure(
-    rows: int, columns: int, width: float, height: float, **more: Any
+    rows: int, columns: int, width: float, height: float, *, sharey: bool = False
 ) -> tuple[Figure, Any]:
     figure = new_figure(width, height, w_pad=0.08, h_pad=0.06)
-    return figure, figure.subplots(rows, columns, squeeze=False, **more)
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey)
 
 
 # ----------------------------------------------------------------- the evaluations' own pictures
 
 
-SEPARATOR = "--"  # of table, run and picture, in the name of a copy
+SEPARATOR = "--"  # between table, run and picture in the name of a copy
 
 
 def copy_pictures(tables: Mapping[str, Any], folder: Path, results: Path) -> list[Path]:
-    """Copy those of the figures from one seed, as <table>--<run>--<picture>.png: in place of those
-    that were copied earlier, where there are new ones. tables: name -> scripts.rows.Table."""
+    """Copy the pictures of each table's overlays and samples from one seed, as
+    <table>--<run>--<picture>.png, and remove the table's earlier copies where there are new ones.
+    `tables`: name -> scripts.rows.Table. Return the copies' paths."""
     copied = []
     for name, table in tables.items():
-        places = [(place, f"{question.split()[0]}.png") for place, question, _ in table.overlays]
+        patterns = [(run, f"{question.split()[0]}.png") for run, question, _ in table.overlays]
         for question in (question.split()[0] for question in table.questions):
-            if question.endswith("_samples"):  # not those set aside, <question>-1_...
-                places += [(row, f"eval/{question}_*.png") for row in table.rows]
-        pictures = [path for place in places for path in of_first_seed(folder, *place)]
-        targets = []
-        for path in pictures:
+            if question.endswith("_samples"):  # not earlier answers' pictures, <question>-1_...
+                patterns += [(row, f"eval/{question}_*.png") for row in table.rows]
+        copies = []
+        for path in (path for pattern in patterns for path in of_first_seed(folder, *pattern)):
             run = path.relative_to(folder).parts[0]
             target = results / SEPARATOR.join([name, run, path.name])
-            targets.append(write(target, path.read_bytes()))
-        for stale in set(copies_of(name, results)) - set(targets) if targets else ():
+            copies.append(write(target, path.read_bytes()))
+        for stale in set(copies_of(name, results)) - set(copies) if copies else ():
             stale.unlink()
-        copied += targets
+        copied += copies
     return copied
 
 
 def copies_of(name: str, results: Path) -> list[Path]:
-    """Return the copied pictures of a table, in their order."""
+    """Return the copied pictures of a table, sorted by name with 2 before 10."""
     return by_number(results.glob(f"{name}{SEPARATOR}*.png"))
 
 
 def of_first_seed(folder: Path, name: str, pattern: str) -> list[Path]:
-    """Return the pictures of the lowest seed that has any: of each kind of grid the one after most
-    SGLD steps."""
+    """Return the pictures of the lowest seed that has any. Of a grid that was drawn after several
+    numbers of SGLD steps, take the last."""
     for run in by_number(folder.glob(f"{name}-s[0-9]*")):
         kinds = {re.sub("_[0-9]+$", "", p.stem): p for p in by_number(run.glob(pattern))}
         if kinds:

@@ -1,5 +1,4 @@
-"""Which numbers may stand in one table, and which may be averaged: of seeds trained alike, and
-asked alike."""
+"""Check that the numbers of a table compare, and that averaged seeds were made alike."""
 
 from __future__ import annotations
 
@@ -16,63 +15,64 @@ from runs.terms import TERMS
 IMAGES = "images of "
 EARLIER = {tuple(key): text for *key, text in DECLARED["earlier"]}  # question, protocol version
 Rows = dict[Any, list[str]]  # value -> the rows that have it
-Facts = dict[str, dict[str, Rows]]  # question -> what its numbers depend on
+Protocols = dict[str, dict[str, Rows]]  # question -> key of its protocol -> rows by value
 
 
 def check_protocols(
-    place: str, records: Mapping[str, Record], prefixes: tuple[str, ...]
+    subject: str, records: Mapping[str, Record], prefixes: tuple[str, ...]
 ) -> list[str]:
-    """Return notes on what the numbers whose keys begin so depend on, and where rows differ.
+    """Return notes on the protocols of the numbers whose keys have one of the prefixes, and on the
+    rows whose protocols differ.
 
-    place: how an error begins, with the flag and the table.
+    subject: the beginning of an error's message, with the flag and the table.
 
     Raises UsageError for versions and image sizes that differ, and for seeds of one row that were
-    trained or asked differently.
+    trained or evaluated differently.
     """
-    check_sizes(place, records)
-    facts: Facts = {}
+    check_sizes(subject, records)
+    protocols: Protocols = {}
     for name, record in records.items():
         seeds = finished_seeds(record)
-        check_seeds(place, name, seeds, prefixes)
+        check_seeds(subject, name, seeds, prefixes)
         for seed in seeds.values():
-            for question, key, value in asked(seed, prefixes):
-                rows = facts.setdefault(question, {}).setdefault(key, {}).setdefault(value, [])
+            for question, key, value in protocol_items(seed, prefixes):
+                rows = protocols.setdefault(question, {}).setdefault(key, {}).setdefault(value, [])
                 rows += [name] * (name not in rows)
-    images: dict[str, list[str]] = {}  # how many -> the questions that were about as many
+    questions: dict[str, list[str]] = {}  # numbers of images -> questions with these
     versions, differing = dict[str, None](), list[str]()
-    for question, found in sorted(facts.items()):
-        name = question.partition("/")[0]  # of both distances of an attack the same
-        versions |= dict.fromkeys(check_version(place, name, found.pop("version", {})))
+    for question, protocol in sorted(protocols.items()):
+        name = question.partition("/")[0]  # an attack's distances have the same version
+        versions |= dict.fromkeys(check_version(subject, name, protocol.pop("version", {})))
         counts = [
             f"{key.removeprefix(IMAGES)} {' or '.join(f'{n:,}' for n in sorted(numbers))}"
-            for key, numbers in sorted(found.items())
+            for key, numbers in sorted(protocol.items())
             if key.startswith(IMAGES)
         ]
-        images.setdefault(", ".join(counts), []).append(question)
-        told = [f"{key} {listed(rows)}" for key, rows in sorted(found.items()) if len(rows) > 1]
-        if told:
-            differing.append(f"Not all rows were asked {question} alike ({'; '.join(told)}).")
-    asked_about = [f"Images ({', '.join(of)}): {text}." for text, of in images.items() if text]
-    return [*asked_about, *versions, *differing]
+        questions.setdefault(", ".join(counts), []).append(question)
+        texts = [f"{key} {listed(rows)}" for key, rows in sorted(protocol.items()) if len(rows) > 1]
+        if texts:
+            differing.append(f"Not all rows were asked {question} alike ({'; '.join(texts)}).")
+    images = [f"Images ({', '.join(names)}): {text}." for text, names in questions.items() if text]
+    return [*images, *versions, *differing]
 
 
-def check_sizes(place: str, records: Mapping[str, Record]) -> None:
+def check_sizes(subject: str, records: Mapping[str, Record]) -> None:
     """Raise UsageError where the runs were trained on images of different sizes."""
-    found: Rows = {}
+    rows: Rows = {}
     for name, record in records.items():
         for seed in record.values():
             size = image_size(seed["settings"])
-            found.setdefault(f"{size} x {size}", []).append(name)
-    if len(found) > 1:
-        sizes = listed(found, " and ")
-        raise UsageError(f"{place} would mix images of {sizes}: make a table of each size")
+            rows.setdefault(f"{size} x {size}", []).append(name)
+    if len(rows) > 1:
+        sizes = listed(rows, " and ")
+        raise UsageError(f"{subject} would mix images of {sizes}: make a table of each size")
 
 
-def check_version(place: str, question: str, rows: Rows) -> list[str]:
+def check_version(subject: str, question: str, rows: Rows) -> list[str]:
     """Return a note on a version before the present one. Raises UsageError for several."""
     if len(rows) > 1:
         raise UsageError(
-            f"{place} would mix protocol versions {listed(rows)} of {question}: evaluate again "
+            f"{subject} would mix protocol versions {listed(rows)} of {question}: evaluate again "
             "with one version, or remove the older records"
         )
     keys = [(question, version) for version in rows if (question, version) in EARLIER]
@@ -80,35 +80,35 @@ def check_version(place: str, question: str, rows: Rows) -> list[str]:
 
 
 def check_seeds(
-    place: str, name: str, seeds: Mapping[str, Seed], prefixes: tuple[str, ...]
+    subject: str, name: str, seeds: Mapping[str, Seed], prefixes: tuple[str, ...]
 ) -> None:
-    """Raise UsageError for seeds of one row that were trained or asked differently. What only one
-    of two tells, an older version did not."""
-    told = {
+    """Raise UsageError for seeds of one row that were trained or evaluated differently. Compare the
+    keys that both have: an older version recorded fewer."""
+    recorded = {
         f"{name}-s{n}": recipe(seed)
-        | {f"{question} {key}": value for question, key, value in asked(seed, prefixes)}
+        | {f"{question} {key}": value for question, key, value in protocol_items(seed, prefixes)}
         for n, seed in seeds.items()
     }
-    for (first, a), (second, b) in combinations(told.items(), 2):
+    for (first, a), (second, b) in combinations(recorded.items(), 2):
         keys = sorted(key for key in a.keys() & b.keys() if a[key] != b[key])
         if keys:
-            texts = [", ".join(f"{key} {found[key]}" for key in keys) for found in (a, b)]
+            texts = [", ".join(f"{key} {values[key]}" for key in keys) for values in (a, b)]
             raise UsageError(
-                f"{place}: {first} and {second} are no seeds of one row ({'; '.join(texts)}): "
+                f"{subject}: {first} and {second} are no seeds of one row ({'; '.join(texts)}): "
                 "train or evaluate one of them again, or remove it and its part of the record"
             )
 
 
 def recipe(seed: Seed) -> dict[str, Any]:
-    """Return what all seeds of a row share: settings, those with it that a record leaves out at
-    their default, and the experiment that it started from."""
+    """Return the flags that all seeds of a row share: settings, the defaults that a record omits
+    included, and the experiment from which the run started."""
     settings = {**dict.fromkeys(TERMS, 0), "max_steps": None, **DEFAULTS, **seed["settings"]}
     return {f"--{key}": value for key, value in settings.items()} | {"--load_path": start_of(seed)}
 
 
-def asked(seed: Seed, prefixes: tuple[str, ...]) -> Iterator[tuple[str, str, Any]]:
-    """Yield (question, key of its protocol, value), of those that gave numbers whose keys begin so;
-    a set's number of images is a key of its own. The same of other features is another question."""
+def protocol_items(seed: Seed, prefixes: tuple[str, ...]) -> Iterator[tuple[str, str, Any]]:
+    """Yield (question, key of its protocol, value) for the answers with numbers whose keys have one
+    of the prefixes. Each set's number of images has a key; other features are another question."""
     for question, answer in seed["answers"].items():
         if "protocol" in answer and any(key.startswith(prefixes) for key in answer["numbers"]):
             protocol = dict(answer["protocol"])
@@ -120,5 +120,5 @@ def asked(seed: Seed, prefixes: tuple[str, ...]) -> Iterator[tuple[str, str, Any
 
 
 def listed(rows: Rows, join: str = ", ") -> str:
-    """Write each value and a row that has it: '1 (ce), 2 (hdge)'."""
+    """Write each value with a row that has it: '1 (ce), 2 (hdge)'."""
     return join.join(sorted(f"{value} ({names[0]})" for value, names in rows.items()))

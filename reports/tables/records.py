@@ -1,11 +1,10 @@
-"""What the tables need of a run folder, small enough to be kept: numbers, settings, cost.
+"""Reduce a run folder to a small record of its numbers, settings and cost.
 
-A record is the runs of one experiment, by their seeds; its file has them as "seeds". A run, a Seed,
+A record holds the runs of one experiment by seed; its file has them under "seeds". A run, a Seed,
 is {"state", "divergences", "settings", "epochs", "steps", "seconds", "images_per_s", "device",
 "commit", "devices", "commits", "start", "answers": {question: {"protocol", "numbers", "skipped"}}}.
-"device" and "commit" are the last process's, "devices" and "commits" those of all of the run, the
-oldest first. `numbers` has flat keys, such as "auroc/px/svhn" or "accuracy/cifar10"; rates are
-0..1.
+"device" and "commit" are of the run's last process, "devices" and "commits" of all, oldest first.
+`numbers` has flat keys, such as "auroc/px/svhn" or "accuracy/cifar10"; rates are 0..1.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ ALWAYS = (
     *("sigma", "smoothing", "labels_per_class", "sgld_l2", "clip_grad", "amp", "method"),
     *("distance", "eps", "levels", "class_cond"),
 )
-# Settings that a record leaves out where they are these: no table had others before they were
-# recorded.
+# Settings that a record omits at these values. Records from before a setting was recorded lack it,
+# too: their runs all had this value.
 DEFAULTS = {
     **{"image_size": IMAGE_SIZE, "augment": "on", "adam_betas": ADAM_BETAS, "ema": 0.0},
     **{"independent_batches": False, "augment_px": "same", "px_batch_size": None},
@@ -49,34 +48,34 @@ DEFAULTS = {
     **{"chain_start": "uniform", "sgld_clamp": False, "sgld_grad_clip": None, "bn_chains": "jem"},
 }
 DIVERGED = re.compile(r"diverged at step \d+ \([^)]*\)")
-# What numbers depend on and must have in common to be averaged.
+# Numbers are averaged only where these agree: keys of the protocol and, by question, of the answer.
 PROTOCOL = ("version", "sigma", "n_steps", "seed", "amp", "max_images")
-OWN_PROTOCOL = {
+PROTOCOL_OF_QUESTION = {
     "fid": ("n", "sampling", "reference"),
     "attack": ("attack", "steps", "restarts", "n_steps_refine"),
 }
-# Family of keys -> where an answer has the number: of the model, or in a row of a chain's length.
+# Question -> family of keys -> the answer's key, of numbers about one data set.
 OF_DATASET = {
     "test_clf": {"accuracy": "accuracy", "nll": "nll"},
     "eval_ece": {"ece": "ece", "ece_accuracy": "accuracy", "brier": "brier"},
 }
-OF_CHAINS = {
+OF_CHAINS = {  # family of keys -> key of a FID answer's rows
     **{"chain_fid": "fid", "precision": "precision", "recall": "recall"},
     "read_as_asked": "read_as_asked",
 }
 IMAGES = re.compile(r": (?:the first )?([0-9,]+) (?:of [0-9,]+ )?images; ")
-PUBLISHED_SAMPLES = 50_000  # a FID of fewer samples is another quantity
-Asked = Callable[[str, Mapping[str, Any]], bool]
+PUBLISHED_SAMPLES = 50_000  # FID depends on the number of samples: fewer have a key of their own
+IsWanted = Callable[[str, Mapping[str, Any]], bool]  # question, settings of its answer -> take it?
 
 
-def seed_of(run: Run, asked: Asked | None = None) -> Seed:
-    """Return what is kept of a run; `asked`: see `answers_of`."""
+def seed_of(run: Run, is_wanted: IsWanted | None = None) -> Seed:
+    """Return a run as its record has it; `is_wanted`: see `answers_of`."""
     state, divergences = _state(run.folder, run.finished)
-    speeds = [found for row in run.rows if (found := parsed(row.get("images_per_s")))]
+    speeds = [images for row in run.rows if (images := parsed(row.get("images_per_s")))]
     speed = median(speeds) if speeds else None
     start = run.settings.get("load_path")
     devices, commits = (
-        list(dict.fromkeys(str(found[key]) for found in run.environments if found.get(key)))
+        list(dict.fromkeys(str(process[key]) for process in run.environments if process.get(key)))
         for key in ("device", "git_commit")
     )
     return {
@@ -92,48 +91,49 @@ def seed_of(run: Run, asked: Asked | None = None) -> Seed:
         "commit": run.environment.get("git_commit"),
         "devices": devices,
         "commits": commits,
-        "answers": answers_of(run, asked) | training(run.rows, speed, run.settings),
+        "answers": answers_of(run, is_wanted) | training(run.rows, speed, run.settings),
     }
 
 
 def training(
     rows: Sequence[Mapping[str, str]], speed: float | None, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the answer that training itself gives: the time of a step, and "gradient/<term>" and
-    "cosine/<term>", means over the epochs that --log_gradients saw."""
-    found: dict[str, list[float]] = {}
+    """Return the numbers of progress.csv as the answer "training": the time of a step, and
+    "gradient/<term>" and "cosine/<term>", means over the epochs that --log_gradients measured."""
+    columns: dict[str, list[float]] = {}
     for column, text in (item for row in rows for item in row.items()):
-        term, _, what = column.rpartition("/")
-        if term and what in ("gradient", "cosine") and (value := parsed(text)) is not None:
-            found.setdefault(f"{what}/{term}", []).append(value)
-    numbers = {name: fmean(values) for name, values in found.items()}
+        term, _, quantity = column.rpartition("/")
+        if term and quantity in ("gradient", "cosine") and (value := parsed(text)) is not None:
+            columns.setdefault(f"{quantity}/{term}", []).append(value)
+    numbers = {name: fmean(values) for name, values in columns.items()}
     batch = number(settings.get("batch_size"))
     numbers |= {"ms_per_step": 1000 * batch / speed} if speed and batch else {}
     return {"training": {"numbers": numbers}} if numbers else {}
 
 
 def gist(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that tell rows apart: terms with a weight, and what belongs to them."""
+    """Return the settings that distinguish experiments: those of ALWAYS, terms with a weight, the
+    settings of these terms, and those of DEFAULTS at another value."""
     names = [*ALWAYS, *(name for term in used(settings) for name in (term.name, *term.settings))]
     names += [name for name, value in DEFAULTS.items() if settings.get(name, value) != value]
     return {name: settings[name] for name in names if settings.get(name) is not None}
 
 
 def collect(scale: str, runs: Mapping[str, Mapping[int, Seed]], results: Path) -> list[Path]:
-    """Write results/<scale>/<experiment>.json; seeds that are recorded already and not among
-    `runs` stay, and a finished one stays where the run is not."""
+    """Write results/<scale>/<experiment>.json for each experiment of `runs`. A recorded seed stays
+    where `runs` lacks it, and where it is finished but the new run is not."""
     written = []
     for name, seeds in sorted(runs.items()):
         path = results / scale / f"{name}.json"
         merged = dict(read_record(path)) if path.exists() else {}
-        for seed, found in seeds.items():
-            if merged.get(str(seed), found)["state"] == "finished" != found["state"]:
+        for seed, run in seeds.items():
+            if merged.get(str(seed), run)["state"] == "finished" != run["state"]:
                 warn(
-                    f"{name}-s{seed} is {found['state']} and its record in {scale}/{path.name} is "
+                    f"{name}-s{seed} is {run['state']} and its record in {scale}/{path.name} is "
                     "of a finished run: that one stays"
                 )
             else:
-                merged[str(seed)] = found
+                merged[str(seed)] = run
         content = plain({"experiment": name, "scale": scale, "seeds": merged})
         text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
         written.append(write(path, text + "\n"))
@@ -145,15 +145,15 @@ def warn(message: str) -> None:
 
 
 def read_records(results: Path, scales: Iterable[str]) -> dict[str, dict[str, Record]]:
-    """Return scale -> experiment -> record, of the scales that have records.
+    """Return scale -> experiment -> record, for the scales that have records.
 
     Raises UsageError for a file that is no record.
     """
-    found = {
+    by_scale = {
         scale: {path.stem: read_record(path) for path in sorted((results / scale).glob("*.json"))}
         for scale in scales
     }
-    return {scale: records for scale, records in found.items() if records}
+    return {scale: records for scale, records in by_scale.items() if records}
 
 
 def read_record(path: Path) -> Record:
@@ -172,7 +172,7 @@ def finished_seeds(record: Record) -> dict[str, Seed]:
 
 
 def start_of(seed: Seed) -> str | None:
-    """Return the experiment from whose checkpoint the run went on."""
+    """Return the experiment whose checkpoint the run started from; None without one."""
     return SEED.sub("", seed["start"]) if seed.get("start") else None
 
 
@@ -186,14 +186,14 @@ def write(path: Path, content: str | bytes) -> Path:
 
 def _state(folder: Path, finished: bool) -> tuple[str, int]:
     """Return finished, diverged or unfinished, and how often the run diverged in all."""
-    mark = folder / "diverged.txt"  # of scripts/experiments.py
+    mark = folder / "diverged.txt"  # written by scripts/experiments.py
     texts = [
         path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         for path in (folder / "log.txt", folder.with_name(folder.name + ".log"), mark)
     ]
-    divergences = len({found for text in texts for found in DIVERGED.findall(text)})
-    last = texts[0].strip().rpartition("\n")[2]
-    ended = DIVERGED.match(last) and "; restart " not in last
+    divergences = len({message for text in texts for message in DIVERGED.findall(text)})
+    last_line = texts[0].strip().rpartition("\n")[2]
+    ended = DIVERGED.match(last_line) and "; restart " not in last_line
     if mark.exists() or (ended and not finished):
         return "diverged", divergences
     return ("finished" if finished else "unfinished"), divergences
@@ -202,87 +202,88 @@ def _state(folder: Path, finished: bool) -> tuple[str, int]:
 # ------------------------------------------------------------------------- answers as flat numbers
 
 
-def answers_of(run: Run, asked: Asked | None) -> dict[str, Any]:
+def answers_of(run: Run, is_wanted: IsWanted | None) -> dict[str, Any]:
     """Return question (of attacks: with the distance) -> its protocol, numbers and skipped sets.
 
-    asked: whether a question and its settings are what the tables ask; no other answer is taken,
-    and none about another checkpoint than the last. None: the newest answer of each question.
-    Answers about refined images are left out, and those about weights that the checkpoint no longer
-    holds: with a warning where there is no other.
+    Leave out answers about refined images and answers about weights that the checkpoint no longer
+    holds, these with a warning where no other answer remains. is_wanted: whether the tables use an
+    answer with these settings, which then has to be about the last checkpoint. None: take the
+    newest answer, if possible about the last checkpoint.
     """
-    found: dict[str, tuple[bool, dict[str, Any]]] = {}
+    taken: dict[str, tuple[bool, dict[str, Any]]] = {}
     stale: dict[str, Path] = {}
     hash_of = cache(lambda path: file_sha256(path) if path.is_file() else None)
-    for name, answer in ((name, each) for name, every in run.answers.items() for each in every):
+    for name, answer in ((name, a) for name, answers in run.answers.items() for a in answers):
         model = answer.of_run()
         if model is None or model.refined:
             continue
         last = Path(model.checkpoint).name == LAST
-        if asked is not None and not (last and asked(name, model.part("settings"))):
+        if is_wanted is not None and not (last and is_wanted(name, model.part("settings"))):
             continue
         key = f"{name}/{model.get('distance')}" if name == "attack" else name
         if is_stale(run, model, hash_of):
             stale.setdefault(key, answer.path)
-        elif key not in found or last > found[key][0]:  # the newest of a question comes first
+        elif key not in taken or last > taken[key][0]:  # run.answers has the newest first
             numbers = numbers_of(name, model)
             skipped = [str(r.get("ood_dataset")) for r in model.rows("skipped")]
-            record = {"protocol": protocol_of(name, model), "skipped": skipped}
-            record["numbers"] = {k: v for k, v in numbers.items() if number(v) is not None}
-            found[key] = (last, record)
-    for key in sorted(stale.keys() - found.keys()):
+            entry = {"protocol": protocol_of(name, model), "skipped": skipped}
+            entry["numbers"] = {k: v for k, v in numbers.items() if number(v) is not None}
+            taken[key] = (last, entry)
+    for key in sorted(stale.keys() - taken.keys()):
         warn(
             f"{Path(*stale[key].parts[-3:])} is about earlier weights of {run.name} and is left "
             f"out: ask {key} again"
         )
-    return {key: answer for key, (_, answer) in found.items()}
+    return {key: entry for key, (_, entry) in taken.items()}
 
 
 def protocol_of(name: str, model: Model) -> dict[str, Any]:
-    """Return what the numbers depend on, as far as the answer tells; "sets": name -> images."""
-    told = model.part("protocol")
-    protocol = {key: told[key] for key in PROTOCOL if key in told}
-    sizes = {key: IMAGES.search(str(text)) for key, text in mapping(told.get("sets")).items()}
+    """Return the settings that the numbers depend on; "sets": name -> number of images."""
+    recorded = model.part("protocol")
+    protocol = {key: recorded[key] for key in PROTOCOL if key in recorded}
+    sizes = {key: IMAGES.search(str(text)) for key, text in mapping(recorded.get("sets")).items()}
     protocol["sets"] = {key: int(n[1].replace(",", "")) for key, n in sizes.items() if n}
-    protocol |= {key: model.get(key) for key in OWN_PROTOCOL.get(name, ())}
+    protocol |= {key: model.get(key) for key in PROTOCOL_OF_QUESTION.get(name, ())}
     if isinstance(weights := model.get("weights"), str):  # of a run with --ema
         protocol["weights"] = weights.split()[0]
     if name == "fid":
         protocol["features"] = features_of(model)
-        if protocol["features"] != "own":  # else of each seed its own
+        if protocol["features"] != "own":  # a seed's own network differs from seed to seed
             protocol["features_sha256"] = model.get("features_sha256")
     return protocol
 
 
 def is_stale(run: Run, model: Model, hash_of: Callable[[Path], Any]) -> bool:
-    """Tell whether the run's checkpoint has changed since: by its hash, or, where a folder has no
-    weights, by the last step. An answer with neither is believed."""
+    """Return whether the run's checkpoint has changed since the answer: by its hash or, where the
+    answer or the folder has none, by the last step. An answer without both counts as current."""
     path = run.folder / Path(model.checkpoint).name
-    told = model.get("checkpoint_sha256")
-    if isinstance(told, str) and hash_of(path) is not None:
-        return bool(told != hash_of(path))
+    sha256 = model.get("checkpoint_sha256")
+    if isinstance(sha256, str) and hash_of(path) is not None:
+        return bool(sha256 != hash_of(path))
     step = number(model.part("run").get("step"))
     return path.name == LAST and step is not None and run.last != {} and step != run.steps
 
 
 def numbers_of(name: str, model: Model) -> dict[str, Any]:
+    """Return the numbers of an answer by flat keys; {} for a question of the user's own."""
     value, rows = model.get, model.rows("rows")
     if name in OF_DATASET:
         dataset = canonical(str(value("dataset")))
         return {f"{key}/{dataset}": value(source) for key, source in OF_DATASET[name].items()}
     if name == "OOD":
-        known = canonical(str(value("in_dataset")))
+        in_set = canonical(str(value("in_dataset")))
         numbers = {
-            f"{key}/{row.get('score_fn')}/{out_of(known, row.get('ood_dataset'))}": row.get(key)
+            f"{key}/{row.get('score_fn')}/{ood_key(in_set, row.get('ood_dataset'))}": row.get(key)
             for row in rows
             for key in ("auroc", "fpr95", "aupr")
         }
         return numbers | mean_aurocs(numbers)
     if name == "logp_hist":
         sets = model.part("sets")
-        known = canonical(next(iter(sets), "cifar10").removesuffix("_train"))
+        in_set = canonical(next(iter(sets), "cifar10").removesuffix("_train"))
         return {
-            f"hist/{value('score_fn')}/{out_of(known, out)}": mapping(found).get("auroc")
-            for out, found in sets.items()
+            f"hist/{value('score_fn')}/{ood_key(in_set, ood_set)}": mapping(scores).get("auroc")
+            for ood_set, scores in sets.items()
         }
     if name == "fid":
         return fid_numbers(model)
@@ -294,53 +295,52 @@ def numbers_of(name: str, model: Model) -> dict[str, Any]:
             if eps is not None
         }
     if not name.endswith("_samples"):
-        return {}  # a question of the user's own
-    asked = model.part("read_as_asked")
+        return {}
+    shares = model.part("read_as_asked")
     drawn = {f"samples/{key}": value(key) for key in ("n", "steps")}
-    return drawn | {f"asked/{images}": asked.get(images) for images in ("samples", "starts")}
+    return drawn | {f"asked/{images}": shares.get(images) for images in ("samples", "starts")}
 
 
 def fid_numbers(model: Model) -> dict[str, Any]:
-    """Return the numbers of the samples, and of chains of that length beside their starts."""
+    """Return FID, Inception Score, and the rows about chains of that length and their starts."""
     features = features_of(model)
     if features == f"{Path(model.checkpoint).parent.name}'s":
         features = "own"
 
-    def of(n: Any) -> str:
+    def suffix(n: Any) -> str:
         count = int(number(n) or 0)
         return features if count >= PUBLISHED_SAMPLES else f"{features}-{count}"
 
-    key, steps = of(model.get("n")), model.get("steps")
-    numbers = {f"fid/{key}": model.get("fid")}
-    numbers[f"is/{key}"] = model.get("inception_score_mean")
+    key, steps = suffix(model.get("n")), model.get("steps")
+    numbers = {f"fid/{key}": model.get("fid"), f"is/{key}": model.get("inception_score_mean")}
     for row in model.rows("rows"):
         if row.get("images") in ("starts", "samples") and row.get("steps") in (0, steps):
             for family, source in OF_CHAINS.items():
-                numbers[f"{family}/{row['images']}/{of(row.get('n'))}"] = row.get(source)
+                numbers[f"{family}/{row['images']}/{suffix(row.get('n'))}"] = row.get(source)
     return numbers
 
 
 def mean_aurocs(numbers: Mapping[str, Any]) -> dict[str, float]:
-    """Return each score's mean over its sets, where there are several; the key has their number,
-    since means over other sets do not compare."""
-    found: dict[str, list[float]] = {}
+    """Return each score's mean over its sets, where it has several. The key has their number: means
+    over different sets do not compare."""
+    aurocs: dict[str, list[float]] = {}
     for key, auroc in numbers.items():
         family, score, _ = key.split("/", 2)
         if family == "auroc" and (value := number(auroc)) is not None:
-            found.setdefault(f"mean_auroc/{score}", []).append(value)
-    return {f"{key}/{len(v)}": fmean(v) for key, v in found.items() if len(v) > 1}
+            aurocs.setdefault(f"mean_auroc/{score}", []).append(value)
+    return {f"{key}/{len(v)}": fmean(v) for key, v in aurocs.items() if len(v) > 1}
 
 
 def features_of(model: Model) -> str:
-    """Return inception, own (the very network's that made the samples) or --fid_model's folder."""
+    """Return inception, own (of the network that made the samples) or <folder of --fid_model>'s."""
     name = str(model.get("features"))
     if not name.startswith("model"):
         return "inception" if name.startswith("inception") else name
-    other = model.part("settings").get("fid_model")
-    return "own" if other is None else f"{Path(name.removeprefix('model ')).parent.name}'s"
+    own = model.part("settings").get("fid_model") is None
+    return "own" if own else f"{Path(name.removeprefix('model ')).parent.name}'s"
 
 
-def out_of(known: str, out: object) -> str:
-    """Return an OOD set's key: of another in-distribution set than CIFAR-10 it names both."""
-    out = canonical(str(out))
-    return out if known == "cifar10" else f"{known}:{out}"
+def ood_key(in_set: str, ood_set: object) -> str:
+    """Return an OOD set's key; an in-distribution set other than CIFAR-10 stands before it."""
+    name = canonical(str(ood_set))
+    return name if in_set == "cifar10" else f"{in_set}:{name}"

@@ -1,4 +1,4 @@
-"""The one type of a table, and how records become one: means over seeds, or why there is none."""
+"""Build a table from records: means over seeds, or the reason why there is no mean."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from reports.tables.titles import OF_SAMPLES, PERCENT, natural, set_title
 from runs.names import IMAGE_SIZE
 
 NOT_ASKED, NO_DATA, DEVICES = "not asked", "no data", "several devices"
-OTHER_FEATURES = "other features"  # or another number of samples: it has a column of its own
+OTHER_FEATURES = "other features"  # or another number of samples, each with a column of its own
 
 
 @dataclass(frozen=True)
 class Number:
-    """The paper's number and ours, in percent where the column is. `std` is the sample standard
-    deviation over n > 1 seeds; `state` says why there is no mean."""
+    """The paper's number and ours, in percent where the column is. `std`: the sample standard
+    deviation over n > 1 seeds. `state`: the reason where there is no mean."""
 
     paper: float | None = None
     paper_std: float | None = None
@@ -32,8 +32,8 @@ class Number:
 
 @dataclass(frozen=True)
 class Row:
-    """`experiments`: none of a quoted row, two where one is CIFAR-100's. `about`: a text for each
-    of about.COLUMNS. `numbers`: by the columns' keys."""
+    """A row of a table. `experiments`: empty for a quoted row; a second one is CIFAR-100's.
+    `about`: a text for each of about.COLUMNS. `numbers`: by the columns' keys."""
 
     model: str
     experiments: tuple[str, ...]
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """`blocks`: titles, and keys of columns."""
+    """A table at one scale. `blocks`: each block's title and the keys of its columns."""
 
     name: str
     scale: str
@@ -65,10 +65,10 @@ def build(
     Raises UsageError where numbers of different protocols would stand in one table or be averaged.
     """
     declared = TABLES[name]
-    used = {name: records[name] for name in experiments if name in records}
-    place = f"--results: {name} at scale {scale}"
-    notes = [*declared["notes"], *check_protocols(place, used, starts_of(name))]
-    seeds = [seed for record in used.values() for seed in record.values()]
+    table_records = {name: records[name] for name in experiments if name in records}
+    subject = f"--results: {name} at scale {scale}"
+    notes = [*declared["notes"], *check_protocols(subject, table_records, prefixes_of(name))]
+    seeds = [seed for record in table_records.values() for seed in record.values()]
     other_sets = {about.dataset(seed) for seed in seeds} - {about.UNKNOWN}
     other_sets = set() if other_sets & {"cifar10", "cifar100"} else other_sets
     other_sizes = {image_size(seed["settings"]) for seed in seeds} - {IMAGE_SIZE}
@@ -79,51 +79,51 @@ def build(
     size = f"{IMAGE_SIZE} x {IMAGE_SIZE}"
     notes += [f"Trained on images of {n} x {n}: {left_out.format(size)}" for n in other_sizes]
     paper = {} if other_sets or other_sizes else declared["paper"]
-    measured = {key for record in used.values() for key in keys_of(record)}
+    measured_keys = {key for record in table_records.values() for key in keys_of(record)}
     blocks = []
-    for title, keys, starts in declared["blocks"]:
-        more = {key for key in measured if key.startswith(tuple(starts))} - set(keys)
-        fixed = [key for key in keys if key in measured or not other_sets]
-        blocks.append((title, [*fixed, *sorted(more, key=natural)]))
-    keys = [key for _, found in blocks for key in found]
+    for title, declared_keys, prefixes in declared["blocks"]:
+        more = {k for k in measured_keys if k.startswith(tuple(prefixes))} - set(declared_keys)
+        always = [key for key in declared_keys if key in measured_keys or not other_sets]
+        blocks.append((title, [*always, *sorted(more, key=natural)]))
+    keys = [key for _, block_keys in blocks for key in block_keys]
     rows, not_run = [], list[str]()
-    for model, *every in declared["rows"]:
-        own = tuple(experiment for experiment in every if experiment in experiments)
+    for model, *row_experiments in declared["rows"]:
+        at_scale = tuple(e for e in row_experiments if e in experiments)
         printed = paper.get(declared.get("held_against", {}).get(model, model), {})
-        lines = [own] if own or printed else []  # without experiments it is quoted
-        if other_sets:  # which stand in for both CIFARs
-            lines = [(experiment,) for experiment in own]
+        lines = [at_scale] if at_scale or printed else []  # a row without experiments is quoted
+        if other_sets:  # the same set stands in for both CIFARs: a line for each experiment
+            lines = [(experiment,) for experiment in at_scale]
         for line in lines:
-            found = [used.get(experiment, {}) for experiment in line]
-            texts = [about.about(scale, record) for record in found] or [{"runs": about.QUOTED}]
-            numbers = {key: cell(key, Number(*printed.get(key, [])), found) for key in keys}
-            shown = about.shown_name(model, found[0]) if found else model
-            if used and not printed and line and not any(found):
-                not_run.append(shown)  # a row without any number
+            line_records = [table_records.get(experiment, {}) for experiment in line]
+            texts = [about.about(scale, r) for r in line_records] or [{"runs": about.QUOTED}]
+            numbers = {key: cell(key, Number(*printed.get(key, [])), line_records) for key in keys}
+            title = about.row_title(model, line_records[0]) if line_records else model
+            if table_records and not printed and line and not any(line_records):
+                not_run.append(title)  # a row without any number
             else:
-                rows.append(Row(shown, line, joint(texts), numbers))
+                rows.append(Row(title, line, joint(texts), numbers))
     if not_run:
         notes.append(f"Not run at scale {scale}: {'; '.join(not_run)}.")
     return Table(name, scale, declared["title"], blocks, rows, notes)
 
 
-def starts_of(name: str) -> tuple[str, ...]:
-    """Return how the keys of the table's numbers begin."""
-    return tuple(start for *_, starts in TABLES[name]["blocks"] for start in starts)
+def prefixes_of(name: str) -> tuple[str, ...]:
+    """Return the prefixes of the keys of the table's numbers."""
+    return tuple(prefix for *_, prefixes in TABLES[name]["blocks"] for prefix in prefixes)
 
 
 def joint(texts: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Say where the row of CIFAR-100, the second text, was made differently."""
-    found = {key: [text.get(key, "-") for text in texts] for key in about.COLUMNS}
+    """Join the texts about a row's experiments; the second, of CIFAR-100, where it differs."""
+    columns = {key: [text.get(key, "-") for text in texts] for key in about.COLUMNS}
     return {
-        key: "; CIFAR-100: ".join(dict.fromkeys(each))
-        for key, each in found.items()
+        key: "; CIFAR-100: ".join(dict.fromkeys(column))
+        for key, column in columns.items()
         if any(key in text for text in texts)
     }
 
 
 def cell(key: str, paper: Number, records: Sequence[Record]) -> Number:
-    """Return the mean over seeds beside the paper's number; of two records one is CIFAR-100's."""
+    """Return the mean over seeds beside the paper's number; a second record is CIFAR-100's."""
     if not records:
         return replace(paper, state="" if paper.paper is None else about.QUOTED)
     ours = measured(records[key.endswith("/cifar100") and len(records) > 1], key)
@@ -137,16 +137,16 @@ def measured(record: Record, key: str) -> Number:
     seeds = list(finished_seeds(record).values())
     if not seeds:
         return Number(state=about.states(record))
-    found = [seed for seed in seeds if key in values_of(seed)]
-    if key == "ms_per_step" and len({each for seed in found for each in seed["devices"]}) > 1:
+    measured_seeds = [seed for seed in seeds if key in values_of(seed)]
+    if key == "ms_per_step" and len({d for seed in measured_seeds for d in seed["devices"]}) > 1:
         return Number(state=DEVICES)
-    if found:
-        return mean_of([values_of(seed)[key] for seed in found])
-    kind, _, out = key.rpartition("/")
+    if measured_seeds:
+        return mean_of([values_of(seed)[key] for seed in measured_seeds])
+    kind, _, dataset = key.rpartition("/")
     if kind.split("/")[0] in OF_SAMPLES and any(k.startswith(f"{kind}/") for k in keys_of(record)):
         return Number(state=OTHER_FEATURES)
     answers = [answer for seed in seeds for answer in seed["answers"].values()]
-    skipped = any(out in answer.get("skipped", ()) for answer in answers)
+    skipped = any(dataset in answer.get("skipped", ()) for answer in answers)
     return Number(state=NO_DATA if skipped else NOT_ASKED)
 
 
@@ -156,12 +156,12 @@ def mean_of(values: Sequence[float]) -> Number:
 
 
 def values_of(seed: Seed) -> dict[str, float]:
-    """Return the numbers of all answers, of two with one key the first's; rates in percent where
-    their columns are."""
-    found: dict[str, float] = {}
+    """Return the numbers of all answers, in percent where their columns are. Where two answers have
+    the same key, the first counts."""
+    numbers: dict[str, float] = {}
     for answer in seed["answers"].values():
-        found = answer["numbers"] | found
-    return {key: 100 * n if key.split("/")[0] in PERCENT else n for key, n in found.items()}
+        numbers = answer["numbers"] | numbers
+    return {key: 100 * n if key.split("/")[0] in PERCENT else n for key, n in numbers.items()}
 
 
 def keys_of(record: Record) -> set[str]:

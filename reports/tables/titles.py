@@ -1,4 +1,4 @@
-"""What a number's key is called, and how many digits it has."""
+"""Turn a number's key into a column title, and choose its number of digits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ PERCENT = ("accuracy", "ece", "ece_accuracy", "robust", "read_as_asked", "asked"
 DIGITS = {
     **dict.fromkeys(("auroc", "mean_auroc", "hist", "precision", "recall", "gradient"), 3),
     **{"cosine": 3, "read_as_asked": 1, "ms_per_step": 1, "samples": 0},
-}  # else 2
-# Numbers of samples, by families of keys that end in the features and in how many there are.
+}  # digits after the point by family of keys; all other families have 2
+# Titles of families about samples, whose keys end in the features and the number of samples.
 OF_SAMPLES = {
     **{"fid": "FID", "is": "Inception Score", "chain_fid": "FID", "precision": "Precision"},
     **{"recall": "Recall", "read_as_asked": "Read as asked (%)"},
 }
-FIXED = {
+TITLES_BY_KEY = {
     "trained/test": "test accuracy in training (%)",
     "ms_per_step": "Time of a step (ms)",
     "samples/n": "Images",
@@ -34,20 +34,20 @@ def digits(key: str) -> int:
 
 
 def natural(text: str) -> tuple[Any, ...]:
-    """Sort 2 before 10, and .5 before 2."""
+    """Return a sort key that puts 2 before 10, and .5 before 2."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", text)
     return tuple((1, float(part), "") if i % 2 else (0, 0.0, part) for i, part in enumerate(parts))
 
 
 def set_title(name: str) -> str:
-    known, _, out = name.rpartition(":")
-    if known and not known.startswith("folder"):
-        return f"{set_title(out)} (in: {set_title(known)})"
+    in_set, _, ood_set = name.rpartition(":")
+    if in_set and not in_set.startswith("folder"):
+        return f"{set_title(ood_set)} (in: {set_title(in_set)})"
     return TITLES.get(name, name)
 
 
 def column_title(key: str) -> str:
-    """Name a column under the title of its block."""
+    """Return a column's title under the title of its block."""
     family, _, rest = key.partition("/")
     if family in ("accuracy", "ece_accuracy", "ece"):
         return f"{'ECE' if family == 'ece' else 'Accuracy'}, {set_title(rest)} (%)"
@@ -56,8 +56,8 @@ def column_title(key: str) -> str:
     if family == "mean_auroc":
         return f"mean of {rest.partition('/')[2]} sets"
     if family in OF_SAMPLES:
-        images, _, key = rest.rpartition("/")
-        features, n = features_and_count(key)
+        images, _, suffix = rest.rpartition("/")
+        features, n = features_and_count(suffix)
         notes = [] if features == "inception" else [f"{features} features"]
         notes += [f"{n:,} samples"] if n else []
         title = OF_SAMPLES[family] + f" of {images}" * bool(images)
@@ -65,17 +65,17 @@ def column_title(key: str) -> str:
     if family == "robust":
         distance, _, eps = rest.partition("/")
         return radius(float(eps), distance)
-    return FIXED.get(key, key)
+    return TITLES_BY_KEY.get(key, key)
 
 
-def features_and_count(key: str) -> tuple[str, int | None]:
-    """Split "inception-1000"; without a number there are as many samples as the papers have."""
-    features, _, n = key.rpartition("-")
-    return (features, int(n)) if n.isdecimal() else (key, None)
+def features_and_count(suffix: str) -> tuple[str, int | None]:
+    """Split "inception-1000" into features and samples; None: as many as the papers have."""
+    features, _, n = suffix.rpartition("-")
+    return (features, int(n)) if n.isdecimal() else (suffix, None)
 
 
 def full_title(key: str) -> str:
-    """Name a column where no block does."""
+    """Return a column's title where no title of a block stands above it."""
     family, _, rest = key.partition("/")
     title, kind = column_title(key), rest.partition("/")[0]
     if family == "robust":
