@@ -1,4 +1,4 @@
-"""A run's key numbers, for the strip at the top of the page: which answer each is taken from."""
+"""Choose the answers for a run's key numbers, in the strip at the top of the page."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from reports.page.paper import Paper, canonical
 from reports.page.questions import own_features
 from reports.page.run import Answer, Run
 
-Found = dict[str, Any]  # "value", "model", and what else a card shows
+Card = dict[str, Any]  # "value", "model" and further entries that the strip's template reads
 
 
-def own(run: Run, name: str, key: str) -> Iterator[Found]:
-    """Yield the run's own answers that have this key and are about images as they are: those over
-    most images first, and of as many the newest.
+def candidates(run: Run, name: str, key: str) -> Iterator[Card]:
+    """Yield the answers about the run's own checkpoints that have this key, those about the most
+    images first, and among as many the newest.
 
-    Images may have been refined by SGLD steps before: those answers are further down the page.
+    Leave out answers about images that SGLD steps have refined: the page shows them further down.
     """
-    for answer in sorted(run.answers[name], key=judged, reverse=True):
+    for answer in sorted(run.answers[name], key=count_images, reverse=True):
         model = answer.of_run()
         if model and not model.refined and model.get(key) is not None:
             yield {"model": model, "value": model.get(key), "n": number(model.get("n"))}
 
 
-def judged(answer: Answer) -> float:
-    """Count the images of the run's own part of the answer; an OOD answer's sets add up."""
+def count_images(answer: Answer) -> float:
+    """Count the images that the run's model was evaluated on; the OOD sets of an answer add up."""
     model = answer.of_run()
     if model is None:
         return 0
     sets = {str(r.get("ood_dataset")): r for r in model.rows("rows")}.values()
-    ins = max((number(r.get("n_in")) or 0 for r in sets), default=0)
-    outs = sum(number(r.get("n_out")) or 0 for r in sets)
-    return max(number(model.get("n")) or 0, ins + outs)
+    n_in = max((number(r.get("n_in")) or 0 for r in sets), default=0)
+    n_out = sum(number(r.get("n_out")) or 0 for r in sets)
+    return max(number(model.get("n")) or 0, n_in + n_out)
 
 
-def of_test_split(run: Run, name: str, key: str) -> Found | None:
+def of_test_split(run: Run, name: str, key: str) -> Card | None:
     """Return the answer about the test split of the run's data."""
-    for found in own(run, name, key):
-        dataset = str(found["model"].get("dataset"))
-        ours = canonical(dataset) == canonical(run.settings.get("dataset", dataset))
-        if number(found["value"]) is not None and ours and not dataset.endswith(("train", "valid")):
-            return {**found, "dataset": dataset}
+    for card in candidates(run, name, key):
+        dataset = str(card["model"].get("dataset"))
+        own = canonical(dataset) == canonical(run.settings.get("dataset", dataset))
+        if number(card["value"]) is not None and own and not dataset.endswith(("train", "valid")):
+            return {**card, "dataset": dataset}
     return None
 
 
-def last_epoch(run: Run) -> Found | None:
+def last_epoch(run: Run) -> Card | None:
     """Return the test accuracy that training recorded last."""
     for row in reversed(run.rows):
         if (value := parsed(row.get("test_acc"))) is not None:
@@ -55,49 +55,49 @@ def last_epoch(run: Run) -> Found | None:
     return None
 
 
-def ood(run: Run, paper: Paper) -> Found | None:
+def ood(run: Run, paper: Paper) -> Card | None:
     """Return log q(x)'s mean AUROC over all sets of an answer, and the worst set."""
-    for found in own(run, "OOD", "rows"):
-        rows = found["model"].rows("rows")
+    for card in candidates(run, "OOD", "rows"):
+        rows = card["model"].rows("rows")
         px = [row for row in rows if row.get("score_fn") == "px"]
         values = {str(row.get("ood_dataset")): number(row.get("auroc")) for row in px}
         auroc = {name: value for name, value in values.items() if value is not None}
         if auroc:
-            inside = str(found["model"].get("in_dataset"))
-            known = [paper.auroc(inside, name, "px") for name in auroc]
-            theirs = None if None in known else mean(pair[0] for pair in known if pair)
-            told = details(inside, auroc)
-            return {"value": mean(auroc.values()), "details": told, "theirs": theirs}
+            in_set = str(card["model"].get("in_dataset"))
+            pairs = [paper.auroc(in_set, name, "px") for name in auroc]
+            published = None if None in pairs else mean(pair[0] for pair in pairs if pair)
+            texts = details(in_set, auroc)
+            return {"value": mean(auroc.values()), "details": texts, "published": published}
     return None
 
 
-def details(inside: str, auroc: dict[str, float]) -> list[str]:
-    """Return which sets an AUROC is the mean of, and the worst one."""
+def details(in_set: str, auroc: dict[str, float]) -> list[str]:
+    """Return texts about the sets of a mean AUROC and about the worst set."""
     worst = min(auroc, key=auroc.__getitem__)
-    told = [f"log q(x), {inside} against {worst}"]
+    texts = [f"log q(x), {in_set} against {worst}"]
     if len(auroc) > 1:
-        told = [f"log q(x), {inside}: mean of {len(auroc)} sets"]
-        told.append(f"worst: {worst} {auroc[worst]:.4f}")
+        texts = [f"log q(x), {in_set}: mean of {len(auroc)} sets"]
+        texts.append(f"worst: {worst} {auroc[worst]:.4f}")
     if auroc[worst] < 0.5:
-        told.append(f"below 0.5: {worst} has the higher log q(x)")
-    return told
+        texts.append(f"below 0.5: {worst} has the higher log q(x)")
+    return texts
 
 
-def fid(run: Run) -> Found | None:
-    """Return FID in Inception's features: one in a classifier's own compares with nothing."""
-    for found in own(run, "fid", "fid"):
-        if number(found["value"]) is not None and not own_features([found["model"]]):
-            return found
+def fid(run: Run) -> Card | None:
+    """Return FID in Inception's features: FID in a classifier's own compares with no other."""
+    for card in candidates(run, "fid", "fid"):
+        if number(card["value"]) is not None and not own_features([card["model"]]):
+            return card
     return None
 
 
-def robust(run: Run) -> Found | None:
-    """Return the row of an attack at 8/255 (L-infinity) or .5 (L2), or the radius nearest to it."""
+def robust(run: Run) -> Card | None:
+    """Return the row of an attack at the radius nearest to 8/255 (L-infinity), else to .5 (L2)."""
     for distance, goal in (("Linf", 8 / 255), ("L2", 0.5)):
-        for found in own(run, "attack", "rows"):
-            rows = [r for r in found["model"].rows("rows") if (number(r.get("eps")) or 0) > 0]
+        for card in candidates(run, "attack", "rows"):
+            rows = [r for r in card["model"].rows("rows") if (number(r.get("eps")) or 0) > 0]
             rows = [r for r in rows if number(r.get("accuracy")) is not None]
-            if rows and found["model"].get("distance") == distance:
+            if rows and card["model"].get("distance") == distance:
                 row = min(rows, key=lambda r: abs(r["eps"] - goal))
-                return {**found, "distance": distance, "value": row["accuracy"], "eps": row["eps"]}
+                return {**card, "distance": distance, "value": row["accuracy"], "eps": row["eps"]}
     return None

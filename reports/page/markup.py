@@ -1,4 +1,4 @@
-"""HTML from the templates beside this file: escaped text, formatted numbers, pictures within."""
+"""Fill the templates beside this file: escaped text, formatted numbers, embedded pictures."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
 def document(template: str, **values: object) -> str:
-    """Return the page that `template` gives, which extends base.html and loads nothing.
+    """Return the page of a template that extends base.html; the page loads nothing.
 
-    Every value is escaped. The page's own policy lets no script run but page.js, and nothing load.
+    Every value is escaped. The page's own policy runs no script but page.js, and blocks loading.
     """
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
@@ -31,7 +31,7 @@ def document(template: str, **values: object) -> str:
     values["policy"] = f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'"
     values["style"] = (HERE / "page.css").read_text(encoding="utf-8")
     text = TEMPLATES.get_template(template).render(script=script, **values)
-    # Half of a surrogate pair, as in a file name that is not UTF-8, cannot be written as UTF-8.
+    # a file name that is not UTF-8 has lone surrogates, which UTF-8 cannot encode
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -61,7 +61,7 @@ def number(value: object) -> float | None:
     """Return the value where it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if abs(value) <= sys.float_info.max else None  # nor is nan
+    return float(value) if abs(value) <= sys.float_info.max else None  # false for nan, too
 
 
 def parsed(text: str | None) -> float | None:
@@ -73,16 +73,16 @@ def parsed(text: str | None) -> float | None:
 
 
 def show(value: object, form: str) -> str:
-    """Format a number as Python's format() does, with a real minus and a space before % that does
-    not break; what is no finite number is a dash."""
-    found = number(value)
-    if found is None:
+    """Format a finite number as Python's format() does, with a minus sign and a no-break space
+    before %; any other value as a dash."""
+    finite = number(value)
+    if finite is None:
         return NONE
-    return format(found, form).replace("-", MINUS).replace("%", "\N{NO-BREAK SPACE}%")
+    return format(finite, form).replace("-", MINUS).replace("%", "\N{NO-BREAK SPACE}%")
 
 
 def plain(value: Any) -> str:
-    """Return a setting as one would type it; of an object 'key value, key value'."""
+    """Return a setting as on a command line; an object as 'key value, key value'."""
     if isinstance(value, list):
         return " ".join(plain(item) for item in value)
     if isinstance(value, dict):
@@ -103,4 +103,4 @@ TEMPLATES = jinja2.Environment(
 )
 SHARED = (code, number, parsed, plain, png, reversed_order, show)
 TEMPLATES.globals |= {function.__name__: function for function in SHARED}
-TEXTS = TEMPLATES.overlay(autoescape=False)  # of the same functions and filters
+TEXTS = TEMPLATES.overlay(autoescape=False)  # shares the functions and filters

@@ -1,4 +1,4 @@
-"""The whole page: what each section's template is given."""
+"""Write a run's page: order its sections, and collect the values of their templates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runs import terms
 from runs.names import network_title
 from runs.style import radius
 
-# A section's template in sections/ and its id -> its name in the list of contents, its title
+# Id of a section, which its template in sections/ is named after -> name in the contents, title
 SECTIONS = {
     "objective": ("Objective", "Objective"),
     "training": ("Training", "Training"),
@@ -30,17 +30,17 @@ SECTIONS = {
 
 
 def page(run: Run, defaults: Mapping[str, Any]) -> str:
-    """Return the run as one HTML document; `defaults`: of the flags of train_wrn.py."""
-    theirs, has_chains = paper.paper_of(run), terms.has_chains(run.settings)
-    others = {name: (name, name) for name in run.answers if name not in KEYS}
-    first = {"samples": SECTIONS["samples"]} if has_chains else {}  # what people look for
-    same = [k for k, value in run.settings.items() if k in defaults and value == defaults[k]]
-    sections = first | SECTIONS | others
-    sections["settings"] = sections.pop("settings")
+    """Return the run as one HTML document; `defaults`: those of train_wrn.py's flags."""
+    has_chains = terms.has_chains(run.settings)
+    own_questions = {name: (name, name) for name in run.answers if name not in KEYS}
+    first = {"samples": SECTIONS["samples"]} if has_chains else {}  # its main result
+    at_default = [k for k, value in run.settings.items() if k in defaults and value == defaults[k]]
+    sections = first | SECTIONS | own_questions
+    sections["settings"] = sections.pop("settings")  # the last section
     return document(
         "page.html",
         run=run,
-        paper=theirs,
+        paper=paper.paper_of(run),
         sources=DECLARED["sources"],
         network=paper.NETWORK,
         epochs=paper.EPOCHS,
@@ -55,5 +55,5 @@ def page(run: Run, defaults: Mapping[str, Any]) -> str:
         questions=questions,
         radius=radius,
         defaults=defaults,
-        same=same,
+        at_default=at_default,
     )

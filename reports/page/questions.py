@@ -1,4 +1,4 @@
-"""What the sections show of an answer: rows beside the papers' numbers, and pictures' captions."""
+"""Prepare answers for the sections: rows beside the papers' numbers, pictures with captions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reports.page.paper import Paper, canonical
 from reports.page.run import Answer, Model, Run, items
 from runs.names import SCORES
 
-Pictures = list[tuple[Path, str]]  # each with its caption
+Pictures = list[tuple[Path, str]]  # path, caption
 NORM = {"Linf": "L\N{INFINITY}", "L2": "L2"}
 GRIDS = {  # kind of picture -> its caption
     "uncond": "Chains that climb log q(x)",
@@ -33,16 +33,17 @@ def score_name(score: object) -> str:
 
 
 def ood_rows(answer: Answer, paper: Paper) -> list[dict[str, Any]]:
-    """Return a row for each model, OOD set and score; "theirs" is None where no paper has it."""
+    """Return a row for each model, OOD set and score; "published": the paper's AUROC, or None."""
     rows = []
     for m in answer.models:
-        several = {"model": m.label} if len(answer.models) > 1 else {}
+        model = {"model": m.label} if len(answer.models) > 1 else {}
         for row in m.rows("rows"):
-            score, out = str(row.get("score_fn")), str(row.get("ood_dataset"))
-            known = paper.auroc(str(m.get("in_dataset")), out, score) if m.own else None
-            theirs = known and f"{known[0]:.2f} \N{PLUS-MINUS SIGN} {known[1]:.2f}"
-            names = {"label": m.shown, "ood_dataset": out, "score_fn": score, **several}
-            rows.append({**row, **names, "auroc": number(row.get("auroc")), "theirs": theirs})
+            score, ood_set = str(row.get("score_fn")), str(row.get("ood_dataset"))
+            auroc = paper.auroc(str(m.get("in_dataset")), ood_set, score) if m.own else None
+            published = auroc and f"{auroc[0]:.2f} \N{PLUS-MINUS SIGN} {auroc[1]:.2f}"
+            names = {"label": m.shown, "ood_dataset": ood_set, "score_fn": score, **model}
+            numbers = {"auroc": number(row.get("auroc")), "published": published}
+            rows.append({**row, **names, **numbers})
     return rows
 
 
@@ -56,48 +57,47 @@ def distance_of(answer: Answer) -> str:
 
 def radii(answer: Answer) -> list[tuple[float, list[Any]]]:
     """Return each radius of an attack and the models' accuracies at it."""
-    found = [
+    accuracies = [
         {number(row.get("eps")): row.get("accuracy") for row in model.rows("rows")}
         for model in answer.models
     ]
-    known = sorted({at for rows in found for at in rows if at is not None})
-    return [(at, [rows.get(at) for rows in found]) for at in known]
+    radii = sorted({eps for of_model in accuracies for eps in of_model if eps is not None})
+    return [(eps, [of_model.get(eps) for of_model in accuracies]) for eps in radii]
 
 
 def while_training(run: Run) -> tuple[Pictures, Pictures]:
-    """Return the last grid of each kind that training drew, and the first one of several."""
-    found: dict[str, Pictures] = {}
+    """Return the last grid of each kind that training drew, and the first of kinds with several."""
+    grids: dict[str, Pictures] = {}
     for path in sorted((run.folder / "samples").glob("*_*.png")):
         kind, _, epoch = path.stem.rpartition("_")
         after = f", after epoch {int(epoch)}" if re.fullmatch("[0-9]+", epoch) else ""
-        found.setdefault(kind, []).append((path, GRIDS.get(kind, kind) + after))
-    last = [paths[-1] for _, paths in sorted(found.items(), reverse=True)]
-    return last, [paths[0] for paths in found.values() if len(paths) > 1]
+        grids.setdefault(kind, []).append((path, GRIDS.get(kind, kind) + after))
+    last = [of_kind[-1] for _, of_kind in sorted(grids.items(), reverse=True)]
+    return last, [of_kind[0] for of_kind in grids.values() if len(of_kind) > 1]
 
 
 def sampled(answer: Answer) -> Pictures:
-    """Return samples beside training images first, and of each kind of picture the one with the
-    most steps."""
+    """Return a picture of each kind, after its most SGLD steps; "starts" goes first, the samples
+    beside their starts and training images."""
     latest: dict[str, tuple[int, Path]] = {}
     for path in answer.pictures():
-        found = re.search(r"samples_(?:([a-z]+)_?)?([0-9]*)\.png$", path.name)
-        kind, steps = (found[1] or "", int(found[2] or 0)) if found else (path.stem, 0)
+        match = re.search(r"samples_(?:([a-z]+)_?)?([0-9]*)\.png$", path.name)
+        kind, steps = (match[1] or "", int(match[2] or 0)) if match else (path.stem, 0)
         if steps >= latest.get(kind, (-1, path))[0]:
             latest[kind] = (steps, path)
-    shown = sorted(latest.items(), key=lambda item: item[0] != "starts")
-    after = {kind: f", {steps:,} SGLD steps" if steps else "" for kind, (steps, _) in shown}
-    return [(path, GRIDS.get(kind, GRIDS["uncond"]) + after[kind]) for kind, (_, path) in shown]
+    kinds = sorted(latest.items(), key=lambda item: item[0] != "starts")
+    after = {kind: f", {steps:,} SGLD steps" if steps else "" for kind, (steps, _) in kinds}
+    return [(path, GRIDS.get(kind, GRIDS["uncond"]) + after[kind]) for kind, (_, path) in kinds]
 
 
 def features(model: Model) -> str:
     """Return 'inception', or 'model' with the classifier's file and folder."""
-    kind, _, place = plain(model.get("features")).partition(" ")
-    return f"{kind} {'/'.join(place.split('/')[-2:])}" if place else kind
+    kind, _, path = plain(model.get("features")).partition(" ")
+    return f"{kind} {'/'.join(path.split('/')[-2:])}" if path else kind
 
 
 def own_features(models: list[Model]) -> bool:
-    """Return whether FID's features are a classifier's, of any model: no published number
-    compares."""
+    """Return whether any FID is in a classifier's features: no published number compares."""
     return any(str(model.get("features")).startswith("model") for model in models)
 
 
@@ -105,12 +105,12 @@ def all_rows(answer: Answer) -> list[dict[str, Any]]:
     return [row for model in answer.models for row in model.rows("rows")]
 
 
-def class_names(told: dict[str, Any]) -> list[str]:
-    """Return the names of a folder's classes; of another data set []."""
-    return items(told.get("class_names"), str)
+def class_names(values: dict[str, Any]) -> list[str]:
+    """Return the class names in an answer about a data set folder:PATH, else []."""
+    return items(values.get("class_names"), str)
 
 
-def own_table(told: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of the "report" that the answer to another question brings with it."""
-    rows = [[plain(cell) for cell in row] for row in items(told.get("rows"), list)]
-    return [plain(title) for title in items(told.get("head"), object)], rows
+def report_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of the "report" in the answer to a question that the page lacks."""
+    rows = [[plain(cell) for cell in row] for row in items(report.get("rows"), list)]
+    return [plain(title) for title in items(report.get("head"), object)], rows

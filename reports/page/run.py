@@ -1,4 +1,4 @@
-"""A run folder, read without trust: what is missing or broken becomes a note on the page."""
+"""Read a run folder without trust: a missing or broken file becomes a note on the page."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from runs.folder import ENVIRONMENTS, LAST, environments, holds_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 T = TypeVar("T")
-PROBE = "linear_probe.py"  # a program whose only row of progress.csv is no epoch
+PROBE = "linear_probe.py"  # a program whose only row of progress.csv is not an epoch
 
-# Evaluation -> what its answer must have; with several checkpoints, in each of "models".
+# Question -> keys that its answer must have; with several checkpoints, in each of "models".
 KEYS: dict[str, tuple[str, ...]] = {
     "test_clf": ("dataset", "n", "accuracy", "nll"),
     "eval_ece": ("dataset", "n", "accuracy", "ece", "bins", "nll", "brier"),
@@ -30,7 +30,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "cond_samples": ("n", "steps"),
     "fid": ("fid", "inception_score_mean", "n", "sampling", "features"),
 }
-NOISY = ("test_clf", "eval_ece", "OOD", "logp_hist")  # the others take their images as they are
+NOISY = ("test_clf", "eval_ece", "OOD", "logp_hist")  # questions that add noise to their images
 
 
 class NoRun(ValueError):
@@ -39,9 +39,9 @@ class NoRun(ValueError):
 
 @dataclass
 class Model:
-    """One checkpoint's part of an answer, with what stands above all models, such as their data
-    set. `own`: the checkpoint belongs to this run. `shown`: the label, bold if it is such a model
-    among several."""
+    """A checkpoint's part of an answer. `values`: the part's, and those that all models share, such
+    as the data set. `own`: the checkpoint belongs to this run. `shown`: the label, in bold for an
+    own checkpoint among several models."""
 
     label: str
     shown: str
@@ -63,13 +63,13 @@ class Model:
         return mapping(self.get(key))
 
     def rows(self, key: str) -> list[dict[str, Any]]:
-        """Return a list of objects; whatever else stands in its place is passed over."""
+        """Return the objects of a list; skip other items, and any value that is not a list."""
         return items(self.get(key), dict)
 
 
 @dataclass
 class Answer:
-    """One evaluation's JSON file; it has a model at least."""
+    """One evaluation's JSON file, with at least one model. `missing`: keys that it lacks."""
 
     path: Path
     models: list[Model]
@@ -87,31 +87,31 @@ class Answer:
         return next((model for model in self.models if model.own), None)
 
     def pictures(self) -> list[Path]:
-        """Return the answer's PNG files, beside it, in its order."""
+        """Return the PNG files beside the answer, in the order in which it lists them."""
         names = [Path(file).name for file in items(self.first.get("files"), str)]
         return [self.path.parent / n for n in names if n.endswith(".png") and "\0" not in n]
 
     def reports(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return (model, section) for each section that the answer brings with it."""
-        found = [(model.shown, model.part("report")) for model in self.models]
-        return [(label, told) for label, told in found if told]
+        """Return (label, "report") for each model whose part has a report."""
+        reports = [(model.shown, model.part("report")) for model in self.models]
+        return [(label, report) for label, report in reports if report]
 
     def facts(self) -> list[tuple[str, Any]]:
-        """Return what the numbers depend on as (name, value), in the order of a reader's
-        questions: split, images, noise, the rest of the protocol, checkpoint."""
+        """Return the settings that the numbers depend on as (name, value): split, images, noise,
+        the rest of the protocol, checkpoint."""
         first, name, n = self.first, self.first.get("eval"), self.first.get("n")
-        agreed, noise = first.part("protocol"), first.part("settings").get("sigma")
+        protocol, noise = first.part("protocol"), first.part("settings").get("sigma")
         images = show(n, ",.0f") if n else None
-        found = [("split", first.get("dataset")), ("images", images)]
+        facts = [("split", first.get("dataset")), ("images", images)]
         if name in (*NOISY, "attack"):
-            found.append(("sigma", agreed.get("sigma", None if name == "attack" else noise)))
-        above = {"version", "n", "dataset", "sigma", *(k for k, v in found if v is not None)}
-        found += [(k, v) for k, v in agreed.items() if k not in above and not isinstance(v, dict)]
-        found.append(("protocol version", agreed.get("version")))
+            facts.append(("sigma", protocol.get("sigma", None if name == "attack" else noise)))
+        above = {"version", "n", "dataset", "sigma", *(k for k, v in facts if v is not None)}
+        facts += [(k, v) for k, v in protocol.items() if k not in above and not isinstance(v, dict)]
+        facts.append(("protocol version", protocol.get("version")))
         paths = [(m.checkpoint.replace("\\", "/").split("/"), m.own) for m in self.models]
         files = ["/".join(parts[-1 if own else -2 :]) for parts, own in paths]
-        found.append(("checkpoint", ", ".join(files)))
-        return [(name, value) for name, value in found if value not in (None, "")]
+        facts.append(("checkpoint", ", ".join(files)))
+        return [(name, value) for name, value in facts if value not in (None, "")]
 
 
 @dataclass
@@ -121,7 +121,7 @@ class Run:
     environment: dict[str, Any]
     environments: list[dict[str, Any]]
     rows: list[dict[str, str]]  # of progress.csv
-    answers: dict[str, list[Answer]]  # of each question, the newest first
+    answers: dict[str, list[Answer]]  # question -> its answers, the newest first
     notes: list[str]
 
     @property
@@ -144,35 +144,34 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Return whether the last epoch, or --max_steps, or a probe's checkpoint is on the disk."""
+        """Return whether training reached its last epoch or --max_steps, or a probe its end."""
         if not self.settings or not (self.folder / LAST).exists():
             return False
-        if self.settings.get("program") == PROBE:  # its checkpoint is the last that it writes
+        if self.settings.get("program") == PROBE:  # it writes its checkpoint last
             return True
         steps, epochs = (self.settings.get(name) for name in ("max_steps", "n_epochs"))
         return self.steps >= steps if steps else epochs is not None and self.epochs >= epochs
 
     def command(self, evaluation: str, *flags: str) -> str | None:
-        """Return the command that answers this question, about the best checkpoint, else the last
-        one, else any; None without a checkpoint."""
-        named = [self.folder / f"{name}_ckpt.pt" for name in ("best_valid", "last")]
-        found = [p for p in (*named, *sorted(self.folder.glob("*.pt"))) if p.exists()]
-        if not found:
+        """Return the command that evaluates the best checkpoint, else the last, else any; None
+        without a checkpoint."""
+        preferred = [self.folder / f"{name}_ckpt.pt" for name in ("best_valid", "last")]
+        paths = [p for p in (*preferred, *sorted(self.folder.glob("*.pt"))) if p.exists()]
+        if not paths:
             return None
-        path = found[0].resolve()
+        path = paths[0].resolve()
         path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-        words = ["python", "eval_wrn_ebm.py", "--load_path", str(path), "--eval", evaluation]
-        words += flags
+        argv = ["python", "eval_wrn_ebm.py", "--load_path", str(path), "--eval", evaluation, *flags]
         data_root = self.settings.get("data_root")
         if isinstance(data_root, str) and data_root != "./datasets":
-            words += ["--data_root", data_root]
-        return shlex.join(words)
+            argv += ["--data_root", data_root]
+        return shlex.join(argv)
 
 
 def read_run(folder: Path, eval_folders: Sequence[Path] = ()) -> Run:
-    """Return the run, with the answers in its `eval/` and in the other folders.
+    """Return the run, with the answers in its `eval/` and in `eval_folders`.
 
-    Raises NoRun where the folder holds none of what a training run leaves.
+    Raises NoRun where the folder has no file of a training run.
     """
     if not folder.is_dir():
         raise NoRun(f"RUN_FOLDER {folder} is not a folder: give the folder of a training run")
@@ -184,43 +183,44 @@ def read_run(folder: Path, eval_folders: Sequence[Path] = ()) -> Run:
     notes: list[str] = []
     unknown = "the settings of this run are unknown"
     settings: dict[str, Any] = _read(folder / "variant.json", dict, notes, unknown)
-    ran = environments(settings)
-    here, _ = (settings.pop(name, None) for name in ENVIRONMENTS)
+    processes = environments(settings)
+    last, _ = (settings.pop(name, None) for name in ENVIRONMENTS)
     rows: list[dict[str, str]] = _read(folder / "progress.csv", list, notes, "there are no curves")
     whole = [row for row in rows if None not in row and None not in row.values()]
     if len(whole) < len(rows):  # a line that a crash cut off has too few fields
         notes.append(f"progress.csv: {len(rows) - len(whole)} damaged lines are left out.")
-    run = Run(folder, settings, mapping(here), ran, whole, {}, notes)
-    places = {place.resolve(): place for place in (folder / "eval", *eval_folders)}.values()
-    others = sorted(p.stem for place in places for p in place.glob("*.json") if p.stem not in KEYS)
-    for name in (*KEYS, *(other for other in others if "-" not in other)):
-        paths = [path for place in places for path in _versions(place, name)]
-        read = [(path, _read(path, dict, notes)) for path in paths]
-        found = [_answer(run, name, path, record) for path, record in read if record]
-        if name in KEYS or any(answer.reports() for answer in found):
-            run.answers[name] = found
+    run = Run(folder, settings, mapping(last), processes, whole, {}, notes)
+    folders = {path.resolve(): path for path in (folder / "eval", *eval_folders)}.values()
+    stems = sorted(path.stem for answers in folders for path in answers.glob("*.json"))
+    own_questions = [stem for stem in stems if stem not in KEYS and "-" not in stem]
+    for name in (*KEYS, *own_questions):
+        paths = [path for answers in folders for path in _versions(answers, name)]
+        records = [(path, _read(path, dict, notes)) for path in paths]
+        answers = [_answer(run, name, path, record) for path, record in records if record]
+        if name in KEYS or any(answer.reports() for answer in answers):
+            run.answers[name] = answers
     return run
 
 
-def items(found: object, kind: type[T]) -> list[T]:
-    """Return the items of this kind of what should be a list; the others are passed over."""
-    return [item for item in found if isinstance(item, kind)] if isinstance(found, list) else []
+def items(value: object, kind: type[T]) -> list[T]:
+    """Return the items of this kind where the value is a list, else []."""
+    return [item for item in value if isinstance(item, kind)] if isinstance(value, list) else []
 
 
-def mapping(found: object) -> dict[str, Any]:
-    return found if isinstance(found, dict) else {}
+def mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _read(path: Path, kind: type[T], notes: list[str], effect: str = "it is left out") -> T:
-    """Return what a JSON or CSV file holds; nothing, and a note with the effect, where it is
-    missing or broken."""
+    """Return the content of a JSON or CSV file. Where it is missing or broken, add a note with the
+    effect, and return an empty one."""
     if not path.exists():
         notes.append(f"{path.name} is missing: {effect}.")
         return kind()
     try:
-        found = read_json(path) if kind is dict else read_rows(path)
-        if isinstance(found, kind):
-            return found
+        content = read_json(path) if kind is dict else read_rows(path)
+        if isinstance(content, kind):
+            return content
         notes.append(f"{path.name} holds no JSON object: {effect}.")
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         notes.append(f"{path.name} cannot be read ({error}): {effect}.")
@@ -228,24 +228,24 @@ def _read(path: Path, kind: type[T], notes: list[str], effect: str = "it is left
 
 
 def _versions(folder: Path, name: str) -> list[Path]:
-    """Return the newest answer, then those with other settings that it set aside, newest first."""
+    """Return the newest answer's file, then those of answers to other settings, newest first."""
     numbers = {p: p.stem.removeprefix(f"{name}-") for p in folder.glob(f"{name}-*.json")}
-    aside = [path for path, text in numbers.items() if text.isdecimal()]
+    earlier = [path for path, text in numbers.items() if text.isdecimal()]
     newest = [folder / f"{name}.json"] if (folder / f"{name}.json").exists() else []
-    return newest + sorted(aside, key=lambda path: int(numbers[path]), reverse=True)
+    return newest + sorted(earlier, key=lambda path: int(numbers[path]), reverse=True)
 
 
 def _answer(run: Run, name: str, path: Path, record: dict[str, Any]) -> Answer:
-    several = items(record.get("models"), dict)
-    beside = path.parent.resolve() == (run.folder / "eval").resolve()
+    parts = items(record.get("models"), dict)
+    in_run = path.parent.resolve() == (run.folder / "eval").resolve()
     models = []
-    for part in several or [record]:
+    for part in parts or [record]:
         checkpoint = str(part.get("checkpoint", ""))
         folder = Path(checkpoint).parent.name
-        own = (beside and not several) or folder == run.name  # by name: a run may be moved
+        own = (in_run and not parts) or folder == run.name  # by name: a run may have been moved
         label = str(part.get("label") or folder or run.name)
-        shown = Markup("<b>{}</b>").format(label) if own and len(several) > 1 else label
+        shown = Markup("<b>{}</b>").format(label) if own and len(parts) > 1 else label
         models.append(Model(label, shown, checkpoint, {**record, **part}, own))
-    needed = KEYS.get(name, ())
-    missing = [key for key in needed if any(model.get(key) is None for model in models)]
+    keys = KEYS.get(name, ())
+    missing = [key for key in keys if any(model.get(key) is None for model in models)]
     return Answer(path, models, missing)
