@@ -14,7 +14,7 @@ from runs import terms
 from runs.names import network_title
 from runs.style import radius
 
-# Id of a section, which its template in sections/ is named after -> name in the contents, title
+# Section, an id and the name of a template in sections/ -> name in the list of contents, title
 SECTIONS = {
     "objective": ("Objective", "Objective"),
     "training": ("Training", "Training"),
@@ -33,7 +33,7 @@ def page(run: Run, defaults: Mapping[str, Any]) -> str:
     """Return the run as one HTML document; `defaults`: those of train_wrn.py's flags."""
     has_chains = terms.has_chains(run.settings)
     own_questions = {name: (name, name) for name in run.answers if name not in KEYS}
-    first = {"samples": SECTIONS["samples"]} if has_chains else {}  # its main result
+    first = {"samples": SECTIONS["samples"]} if has_chains else {}  # readers look for them first
     at_default = [k for k, value in run.settings.items() if k in defaults and value == defaults[k]]
     sections = first | SECTIONS | own_questions
     sections["settings"] = sections.pop("settings")  # the last section

@@ -118,11 +118,11 @@ class Answer:
 class Run:
     folder: Path
     settings: dict[str, Any]
-    environment: dict[str, Any]
-    environments: list[dict[str, Any]]
+    environment: dict[str, Any]  # of the last process
+    environments: list[dict[str, Any]]  # of all processes that differ, the oldest first
     rows: list[dict[str, str]]  # of progress.csv
     answers: dict[str, list[Answer]]  # question -> its answers, the newest first
-    notes: list[str]
+    notes: list[str]  # about missing and broken files
 
     @property
     def name(self) -> str:
@@ -191,10 +191,10 @@ def read_run(folder: Path, eval_folders: Sequence[Path] = ()) -> Run:
         notes.append(f"progress.csv: {len(rows) - len(whole)} damaged lines are left out.")
     run = Run(folder, settings, mapping(last), processes, whole, {}, notes)
     folders = {path.resolve(): path for path in (folder / "eval", *eval_folders)}.values()
-    stems = sorted(path.stem for answers in folders for path in answers.glob("*.json"))
+    stems = sorted({path.stem for eval_folder in folders for path in eval_folder.glob("*.json")})
     own_questions = [stem for stem in stems if stem not in KEYS and "-" not in stem]
     for name in (*KEYS, *own_questions):
-        paths = [path for answers in folders for path in _versions(answers, name)]
+        paths = [path for eval_folder in folders for path in _versions(eval_folder, name)]
         records = [(path, _read(path, dict, notes)) for path in paths]
         answers = [_answer(run, name, path, record) for path, record in records if record]
         if name in KEYS or any(answer.reports() for answer in answers):
@@ -203,7 +203,7 @@ def read_run(folder: Path, eval_folders: Sequence[Path] = ()) -> Run:
 
 
 def items(value: object, kind: type[T]) -> list[T]:
-    """Return the items of this kind where the value is a list, else []."""
+    """Return the items of this kind in a list; [] of any other value."""
     return [item for item in value if isinstance(item, kind)] if isinstance(value, list) else []
 
 

@@ -199,7 +199,7 @@ SEPARATOR = "--"  # between table, run and picture in the name of a copy
 
 def copy_pictures(tables: Mapping[str, Any], folder: Path, results: Path) -> list[Path]:
     """Copy the pictures of each table's overlays and samples from one seed, as
-    <table>--<run>--<picture>.png, and remove the table's earlier copies where there are new ones.
+    <table>--<run>--<picture>.png, and remove the table's earlier copies where there are new copies.
     `tables`: name -> scripts.rows.Table. Return the copies' paths."""
     copied = []
     for name, table in tables.items():

@@ -205,10 +205,10 @@ def _state(folder: Path, finished: bool) -> tuple[str, int]:
 def answers_of(run: Run, is_wanted: IsWanted | None) -> dict[str, Any]:
     """Return question (of attacks: with the distance) -> its protocol, numbers and skipped sets.
 
-    Leave out answers about refined images and answers about weights that the checkpoint no longer
-    holds, these with a warning where no other answer remains. is_wanted: whether the tables use an
-    answer with these settings, which then has to be about the last checkpoint. None: take the
-    newest answer, if possible about the last checkpoint.
+    Leave out answers about refined images, and stale answers, about weights that the checkpoint no
+    longer holds; warn where all answers are stale. is_wanted: whether the tables use an answer with
+    these settings, which then has to be about the last checkpoint. None: take the newest answer, if
+    possible about the last checkpoint.
     """
     taken: dict[str, tuple[bool, dict[str, Any]]] = {}
     stale: dict[str, Path] = {}
