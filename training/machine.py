@@ -1,4 +1,4 @@
-"""The machine that a program runs on, and the data there."""
+"""Set up the device and threads of a program, load its data set, and record its environment."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def choose_device(name: str, *, exact: bool = False) -> torch.device:
-    """Return the device that --device names, set up to be fast or, for scores that are to be
-    compared, `exact`: convolutions without TF32, and always by the same algorithm. Matrix products,
-    which are those of the heads, are float32 in both.
+    """Return the device of --device, set up for speed or, if `exact`, for scores to be compared:
+    then convolutions do without TF32 and always use the same algorithm. Matrix products, which are
+    those of the heads, are float32 in both cases.
 
-    Raises UsageError for one that is unknown or not there.
+    Raises UsageError for an unknown or missing device.
     """
     name = distributed.own_device(name)
     if name == "auto":
@@ -39,7 +39,7 @@ def choose_device(name: str, *, exact: bool = False) -> torch.device:
         raise UsageError(
             f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA GPUs: use --device cpu"
         )
-    if device.index is not None:  # PyTorch answers and waits for the current GPU
+    if device.index is not None:  # PyTorch checks bf16 and waits on the current GPU
         torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = not exact
@@ -51,41 +51,41 @@ def choose_device(name: str, *, exact: bool = False) -> torch.device:
 
 
 def use_threads(s: Namespace, device: torch.device, program: str) -> None:
-    """Set the number of --threads, and delete it from the settings: a resumed run may have another.
-    Without --threads print a line where other programs keep the cores busy."""
+    """Use the number of --threads, and delete it from the settings: a resumed run may use another.
+    Without --threads warn if other programs keep the cores busy."""
     if (threads := vars(s).pop("threads", None)) is not None:
         torch.set_num_threads(threads)
         return
-    with suppress(AttributeError, OSError):  # a system that does not tell its load
+    with suppress(AttributeError, OSError):  # some systems do not report their load
         load, cores = os.getloadavg()[0], os.cpu_count() or 1
-        # A program of the user's own that has just ended leaves a load of 1 a core.
+        # A program of the user that has just ended leaves a load of 1 a core.
         if load > 1.5 * cores and device.type == "cpu" and torch.get_num_threads() > 1:
             busy = f"other programs keep the {cores} cores busy (load {load:.1f})"
             distributed.warn(program, f"{busy}: --threads 1 is faster there")
 
 
 def load_data(s: Namespace, device: torch.device) -> data.DataSet:
-    """Return the set of --dataset on the device."""
-    found = distributed.in_turn(lambda: data.load(s.dataset, s.data_root, size=s.image_size))
-    return found.to(device)
+    """Return the data set of --dataset on the device."""
+    dataset = distributed.in_turn(lambda: data.load(s.dataset, s.data_root, size=s.image_size))
+    return dataset.to(device)
 
 
 def warn_of_leaks(s: Namespace, dataset: data.DataSet, record: data.Record, program: str) -> None:
-    """Print on stderr how many validation and test images of `dataset` the run of --load_path was
-    trained on. `record`: of its checkpoint's training images."""
+    """Warn how many validation and test images of `dataset` the checkpoint of --load_path was
+    trained on. `record`: the checkpoint's record of its images."""
     valid = data.hold_out(dataset, s.n_valid)[1]
     splits = {"validation": dataset.train.take(valid), "test": dataset.test}
-    compared = {name: record.compare(each.hashes, None, None) for name, each in splits.items()}
-    told = [f"{name}: {said}" for name, d in compared.items() if (said := data.said(d, None))]
-    if told:
+    overlaps = {name: record.compare(split.hashes, None, None) for name, split in splits.items()}
+    leaks = [f"{name}: {text}" for name, d in overlaps.items() if (text := data.said(d, None))]
+    if leaks:
         line = f"--dataset {s.dataset} holds out what --load_path {s.load_path} was trained on"
-        distributed.warn(program, f"{line}: {'; '.join(told)}")
+        distributed.warn(program, f"{line}: {'; '.join(leaks)}")
 
 
 def keep_freed_memory() -> None:
-    """Make glibc's malloc keep freed memory for the next step. Left alone, it gives the activations
-    back to the system and gets them again as zeroed pages, which costs a quarter of an SGLD step on
-    a CPU. No number changes; on systems without glibc nothing is done."""
+    """Make glibc's malloc keep freed memory for the next step. By default malloc returns the
+    activations' memory to the system and gets it again as zeroed pages, which costs a quarter of an
+    SGLD step on a CPU. No result changes. On systems without glibc do nothing."""
     set_malloc(trim_threshold=2**31 - 1, mmap_threshold=2**30)
 
 
@@ -101,10 +101,10 @@ def set_malloc(*, trim_threshold: int, mmap_threshold: int) -> None:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return what a number depends on besides the settings: versions, commit, device. Programs call
-    this before they work: hours later the checkout may be another commit than the one that runs."""
+    """Return versions, commit and device, on which results depend besides the settings. Call this
+    before the work: hours later the checkout may have another commit than the running code."""
     packages = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    model = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     count = distributed.size()
     return {
         "python": platform.python_version(),
@@ -112,14 +112,14 @@ def environment(device: torch.device) -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in packages},
         "torch_build": torch.__version__,
         "git_commit": git_commit(),
-        "device": f"{name}, {count} processes" if count > 1 else name,
+        "device": f"{model}, {count} processes" if count > 1 else model,
         "threads": torch.get_num_threads(),
         "processes": count,
     }
 
 
 def cpu_name() -> str:
-    """Return the processor's model or, where the system does not tell it, its architecture."""
+    """Return the processor's model or, where the system does not report it, its architecture."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -130,9 +130,9 @@ def cpu_name() -> str:
 def git_commit() -> str | None:
     """Return the commit of this code, with '+' where files differ from it; None outside a git
     checkout."""
-    here = Path(__file__).resolve().parent.parent
-    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+"]
+    root = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+"]
     with suppress(OSError, subprocess.TimeoutExpired):
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-        return found.stdout.strip() or None
+        git = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        return git.stdout.strip() or None
     return None
