@@ -1,6 +1,6 @@
-"""The flags of train_wrn.py: declared once, checked before any work starts.
+"""Declare the flags of train_wrn.py once, parse them, and check them before any work starts.
 
-Names and defaults are those of the JEM and HDGE code. Nothing heavy is imported here, so that
+Names and defaults are those of the JEM and HDGE code. This module imports nothing slow, so that
 `--help` and a mistaken flag are answered at once.
 """
 
@@ -63,9 +63,9 @@ from runs.terms import TERMS
 from training import recipe
 
 PROGRAM = "train_wrn.py"
-AUTO = "auto"  # of --resume
-# What may not change when a run is resumed: the tensors of its checkpoint, or the meaning of its
-# position within an epoch, depend on it. Of the weights, only which of them are 0 is fixed.
+AUTO = "auto"  # --resume auto
+# Flags that may not change on --resume: the tensors of the checkpoint, or the meaning of its
+# position within an epoch, depend on them. A term's weight may change, but not from or to 0.
 FIXED_ON_RESUME = (
     *("arch", "depth", "width", "norm", "uncond", "clf_only", "dropout_rate"),
     *("dataset", "image_size", "n_valid", "labels_per_class", "independent_batches"),
@@ -243,13 +243,13 @@ def add_flags(parser: Parser) -> None:
         "gradient: norm, and cosine with that of --pyxce; an epoch's means are in progress.csv; "
         "costs a backward pass a term, and changes no other number", shown="never")
     add("--plot_every EPOCHS", COUNT, 40, "HDGE", "epochs between sample grids, and one at the end")
-    for name, source, what in (
+    for name, source, density in (
         ("uncond", "JEM", "log q(x)"),
         ("cond", "JEM", "f(x)[y], one class a row"),
         ("contrast", "HDGE", "log q(x|y) as the contrastive term has it"),
     ):
         add(f"--plot_{name} 0|1", switch, False, source, "sample grids of chains that climb "
-            f"{what}, in samples/ and TensorBoard", shown="0", nargs="?", const=True)
+            f"{density}, in samples/ and TensorBoard", shown="0", nargs="?", const=True)
 
     add = adder(parser, "machine")
     add("--device NAME", None, "auto", "ours", "auto (a CUDA GPU if there is one), cpu, cuda or "
@@ -269,15 +269,15 @@ def add_flags(parser: Parser) -> None:
 def parse(
     argv: Sequence[str], files: bool = False, build: Callable[[], Parser] = build_parser
 ) -> tuple[argparse.Namespace, set[str]]:
-    """Return the checked settings, and the names of the flags that the command line gives; a
-    recipe's flags are not given, and stand before all that are. A mistake ends the program with one
-    line and exit code 2.
+    """Return the checked settings, and the names of the given flags, those on the command line. A
+    recipe's flags do not count as given; given flags override them. A mistake ends the program with
+    one line and exit code 2.
 
-    files: as of `checked`. build: makes the program's parser.
+    files: see `checked`. build: makes the program's parser.
     """
     parser = build()
-    words, typed, names = recipe.expand(argv, parser) if parser.recipes else ([], argv, None)
-    settings = parser.parse_args([*words, *typed])
+    of_recipe, typed, names = recipe.expand(argv, parser) if parser.recipes else ([], argv, None)
+    settings = parser.parse_args([*of_recipe, *typed])
     if names is not None:
         settings.recipe = names
     given = given_flags(build(), typed)
@@ -292,17 +292,17 @@ def parse(
 def checked(
     s: argparse.Namespace, given: set[str], parser: Parser, files: bool
 ) -> argparse.Namespace:
-    """Return the settings of a command line, resolved and checked: of a new run, or with --resume
-    the saved run's under the flags that are `given`.
+    """Return the resolved and checked settings of a new run or, with --resume, the saved run's
+    settings under the `given` flags.
 
     parser: the program's.
-    files: also refuse files that are not there, and a run folder that is taken or cannot be written
-        to: before PyTorch is imported, which takes seconds.
+    files: also refuse missing files, and a run folder that holds a run or is not writable: here,
+        before the slow import of PyTorch.
 
     Raises UsageError or RunFolderError.
     """
     if s.dataset:
-        s.dataset = whole_name(s.dataset)
+        s.dataset = resolve_dataset(s.dataset)
     if vars(s).get("load_path") is not None:
         s.load_path = str(weights_file(s.load_path))
     folder = resumed_folder(s, given) if "resume" in s else None
@@ -318,45 +318,44 @@ def checked(
     return s
 
 
-def whole_name(dataset: str) -> str:
-    """Return a data set's name without aliases; a folder's with its absolute path, so that the run
-    finds it from anywhere. Raises UsageError where that is not UTF-8."""
-    path = dataset.removeprefix(FOLDER)
-    if not dataset.startswith(FOLDER) or not path:
-        return ALIASES.get(dataset, dataset)
-    whole = FOLDER + os.path.abspath(os.path.expanduser(path))
-    check_utf8("--dataset", whole)
-    return whole
+def resolve_dataset(name: str) -> str:
+    """Return the name that an alias stands for; of a folder, folder: and its absolute path, so that
+    the run finds it from anywhere. Raises UsageError where the path is not UTF-8."""
+    path = name.removeprefix(FOLDER)
+    if not name.startswith(FOLDER) or not path:
+        return ALIASES.get(name, name)
+    absolute = FOLDER + os.path.abspath(os.path.expanduser(path))
+    check_utf8("--dataset", absolute)
+    return absolute
 
 
 def resumed_folder(s: argparse.Namespace, given: set[str]) -> Path | None:
-    """Return the folder of the run to go on with, which --resume names, or --log_dir and --id.
-    Return None for a new run. Turn --resume auto, in `s`, into --resume where the folder has a
-    checkpoint, and else into a new run, which replaces a run that died before its first one.
-    Raises UsageError."""
+    """Return the folder of the run to resume, from --resume or from --log_dir and --id; None for a
+    new run. In `s`, turn --resume auto into --resume where the folder has a checkpoint, else into a
+    new run, which replaces a run that died before its first checkpoint. Raises UsageError."""
     if s.resume is None:
         return None
     if s.overwrite and s.resume != AUTO:
         raise UsageError("--resume goes on with the run that --overwrite replaces: give one")
-    named = s.resume not in ("", AUTO)
-    if not named and not s.id:
-        other = " auto" if s.resume else ""
+    is_path = s.resume not in ("", AUTO)
+    if not is_path and not s.id:
+        value = " auto" if s.resume else ""
         raise UsageError(
-            f"--resume{other}: which run? give --id, and --log_dir if it is not ./save, or "
+            f"--resume{value}: which run? give --id, and --log_dir if it is not ./save, or "
             "--resume RUN_FOLDER"
         )
-    if named and {"id", "log_dir"} & given:
+    if is_path and {"id", "log_dir"} & given:
         raise UsageError(f"--resume {s.resume} names the run: leave --id and --log_dir out")
-    folder = Path(s.resume) if named else Path(s.log_dir) / s.id
+    folder = Path(s.resume) if is_path else Path(s.log_dir) / s.id
     if s.resume == AUTO:
         s.resume = ""
         try:
-            found = any((folder / name).exists() for name in (LAST, PREVIOUS))
+            resumable = any((folder / name).exists() for name in (LAST, PREVIOUS))
         except OSError as error:
             raise UsageError(
                 f"--log_dir {s.log_dir}, --id {s.id}: {error.strerror}: give others"
             ) from None
-        if not found:  # a checkpoint of others would be a loss
+        if not resumable:  # a folder with other checkpoints is not overwritten
             s.resume, s.overwrite = None, s.overwrite or not any(folder.glob("*.pt"))
             return None
     if os.path.isfile(folder):
@@ -370,11 +369,10 @@ def resumed_folder(s: argparse.Namespace, given: set[str]) -> Path | None:
 
 
 def saved_settings(folder: Path, program: str) -> dict[str, Any]:
-    """Return the run's settings: those of variant.json or, where it is missing or damaged, those of
-    the last checkpoint, which a line on stderr says.
-
-    Every process comes here before they meet, and before the folder is locked: nothing is moved.
-    Raises RunFolderError where neither has them, and UsageError for a run of another program.
+    """Return the run's settings from variant.json or, where it is missing or damaged, from the last
+    checkpoint, with a warning on stderr. Move no file: the processes have not met yet, and the
+    folder is not locked. Raises RunFolderError where neither file has settings, and UsageError for
+    a run of another program.
     """
     warning = None
     try:
@@ -382,29 +380,29 @@ def saved_settings(folder: Path, program: str) -> dict[str, Any]:
     except RunFolderError as error:
         if not any(os.path.exists(folder / name) for name in (LAST, PREVIOUS)):
             raise
-        from training.state import read_last  # takes seconds to import
+        from training.state import read_last  # slow import: only on this path
 
         try:
             settings = dict(read_last(folder)[1]["settings"])
         except (OSError, KeyError, TypeError, ValueError):
             raise error from None
-        lost = f"{folder / SETTINGS} is missing or damaged"
-        warning = f"{program}: warning: {lost}; settings are the checkpoint's"
-    other = settings.get("program") or PROGRAM  # which does not name itself
-    if other != program:
+        defect = f"{folder / SETTINGS} is missing or damaged"
+        warning = f"{program}: warning: {defect}; settings are the checkpoint's"
+    owner = settings.get("program") or PROGRAM  # train_wrn.py does not record its name
+    if owner != program:
         raise UsageError(
-            f"--resume {folder}: that is a run of {other}, not of {program}: give a run of "
+            f"--resume {folder}: that is a run of {owner}, not of {program}: give a run of "
             f"{program}"
         )
     if warning and rank_is_0():
         print_line(warning, sys.stderr)
-    for name in ("num_classes", "class_names"):  # of the data
+    for name in ("num_classes", "class_names"):  # facts about the data set, no flags
         settings.pop(name, None)
     return settings
 
 
 def check_files(s: argparse.Namespace) -> None:
-    """Raise UsageError or RunFolderError for files of a new run: see `checked`."""
+    """Check the files and the run folder of a new run. Raises UsageError or RunFolderError."""
     if (path := vars(s).get("load_path")) is not None:
         check_weights("--load_path", path)
     dataset = s.dataset or ""
@@ -423,8 +421,8 @@ def check_files(s: argparse.Namespace) -> None:
 def resume(
     settings: argparse.Namespace, given: set[str], saved: dict[str, Any], parser: Parser
 ) -> argparse.Namespace:
-    """Return the saved run's settings, under the flags that were given now. Raises UsageError for a
-    flag that would change what the checkpoint depends on."""
+    """Return the saved run's settings, under the flags that are `given` now. Raises UsageError for
+    a changed flag on which the checkpoint depends."""
     merged = vars(parser.parse_args([])) | saved
     remedy = "leave it out, or start a new run" + " with --load_path" * ("load_path" in settings)
     if getattr(settings, "recipe", None) not in (None, merged.get("recipe")):
@@ -434,55 +432,55 @@ def resume(
         )
     for name in sorted(given - {"resume", "log_dir", "id", "overwrite"}):
         new, old = getattr(settings, name), merged.get(name)
-        # A folder may have moved: restoring compares the images.
+        # A folder may have moved: `restore_last` compares the images.
         moves = name == "dataset" and new.startswith(FOLDER) and str(old).startswith(FOLDER)
         changes = name in parser.fixed and not moves
         changes |= name in TERMS and (new == 0) != (old == 0)
         if new != old and changes:
-            words, had = (" ".join(map(str, v)) if isinstance(v, list) else v for v in (new, old))
+            new, old = (" ".join(map(str, v)) if isinstance(v, list) else v for v in (new, old))
             raise UsageError(
-                f"--{name} {words} cannot change on --resume (the run has {had}): {remedy}"
+                f"--{name} {new} cannot change on --resume (the run has {old}): {remedy}"
             )
         merged[name] = new
-    # The limits of an earlier process are not this one's: what --max_steps ended must go on.
-    # A recipe that this command line names sets limits of this process, too.
-    now = ("max_steps", "max_minutes", "dry_run", "resume")
-    merged |= {name: getattr(settings, name) for name in now if name in settings}
+    # These flags hold for one process: a run that --max_steps has ended must go on. Take them from
+    # this command line, and from a recipe on it.
+    for_process = ("max_steps", "max_minutes", "dry_run", "resume")
+    merged |= {name: getattr(settings, name) for name in for_process if name in settings}
     merged["overwrite"] = False
-    if merged["norm"] is None:  # the ancestors' runs
+    if merged["norm"] is None:  # a run of the HDGE code
         merged["norm"] = "none"
-    result = argparse.Namespace(**merged)
+    resumed = argparse.Namespace(**merged)
     try:
-        parser.verify(result)
-    except (TypeError, AttributeError) as error:  # a number that somebody made a text
+        parser.verify(resumed)
+    except (TypeError, AttributeError) as error:  # a number that somebody edited into a string
         raise UsageError(f"--resume: variant.json cannot be used ({error}): mend it") from None
-    return result
+    return resumed
 
 
 def second_batch(s: argparse.Namespace) -> bool:
-    """JEM draws images for the data half of --pxsgld apart from the labelled ones."""
-    asked = s.augment_px == "none" or s.px_batch_size is not None
+    """Return whether --pxsgld reads a second, unlabelled batch, as it does in the JEM code."""
+    differs = s.augment_px == "none" or s.px_batch_size is not None
     reads = any(term.second_batch for term in terms.used(vars(s)))
-    return reads and (asked or s.independent_batches or s.labels_per_class > 0)
+    return reads and (differs or s.independent_batches or s.labels_per_class > 0)
 
 
 def labelled_batch(s: argparse.Namespace, classes: int) -> int:
-    """Return the number of labelled images a step: with few labels less than --batch_size."""
+    """Return the number of labelled images a step: --batch_size, or fewer with few labels."""
     few = s.labels_per_class > 0
     return min(s.batch_size, s.labels_per_class * classes) if few else s.batch_size
 
 
 def augmented(s: argparse.Namespace) -> tuple[bool, bool]:
-    """Return whether the labelled batch, and that of --pxsgld, is cropped and flipped."""
+    """Return whether the labelled batch and the second batch are cropped and flipped."""
     return s.augment == "on", s.augment == "on" and s.augment_px == "same"
 
 
 def check(s: argparse.Namespace) -> None:
     """Check flags against each other. Raises UsageError, one line with flag, value and remedy."""
-    if max(getattr(s, name) for name in TERMS) <= 0:  # raises TypeError for a text
-        every = terms.flags(lambda _: True, join=" and ")
+    if max(getattr(s, name) for name in TERMS) <= 0:  # TypeError for a string: see `resume`
+        weights = terms.flags(lambda _: True, join=" and ")
         raise UsageError(
-            f"{every} are all 0: give at least one a weight above 0, such as --pyxce 1"
+            f"{weights} are all 0: give at least one a weight above 0, such as --pyxce 1"
         )
     check_dataset(s.dataset)
     if s.labels_per_class == 0:
@@ -510,17 +508,17 @@ def check(s: argparse.Namespace) -> None:
 
 def check_dataset(name: str) -> None:
     if name not in CLASSES and not name.startswith(FOLDER):
-        known = ", ".join(CLASSES)
+        names = ", ".join(CLASSES)
         near = did_you_mean(name, CLASSES)
-        raise UsageError(f"--dataset {name} is unknown: {near}use {known} or folder:PATH")
+        raise UsageError(f"--dataset {name} is unknown: {near}use {names} or folder:PATH")
 
 
 def check_network(s: argparse.Namespace) -> None:
     depth = misfit_depth(s.depth) if s.arch == "wrn" else None
-    if found := depth or misfit_size(s.image_size, s.arch):
-        raise UsageError(f"--{found}")
-    own = {"norm": ("none", "batch norm of its own"), "dropout_rate": (0, "no dropout")}
-    for name, (default, has) in own.items():
+    if misfit := depth or misfit_size(s.image_size, s.arch):
+        raise UsageError(f"--{misfit}")
+    built_in = {"norm": ("none", "batch norm of its own"), "dropout_rate": (0, "no dropout")}
+    for name, (default, has) in built_in.items():
         if s.arch == "resnet50" and getattr(s, name) != default:
             raise UsageError(
                 f"--{name} {getattr(s, name)} does not go with --arch resnet50, which has {has}: "
@@ -535,17 +533,17 @@ def check_network(s: argparse.Namespace) -> None:
 
 
 def check_chains(s: argparse.Namespace) -> None:
-    """More chains than slots, a buffer that the classes do not share equally, or a setting of the
-    SGLD terms that nothing would read."""
-    idle, used = [], terms.used(vars(s))
+    """Refuse a setting of the SGLD terms that no term reads, --bn_chains without batch norm or
+    its statistics, and the sizes that `check_classes` refuses."""
+    unread, used = [], terms.used(vars(s))
     if not any(term.second_batch for term in used):
         needs = terms.flags(lambda term: term.second_batch)
-        idle += [(needs, "augment_px", "same"), (needs, "px_batch_size", None)]
+        unread += [(needs, "augment_px", "same"), (needs, "px_batch_size", None)]
     if not terms.has_chains(vars(s)):
         needs = terms.flags(lambda term: term.chains)
-        idle += [(needs, "px_loss", "cd"), (needs, "chain_start", "uniform")]
-        idle += [(needs, "bn_chains", "jem")]
-    for needs, name, default in idle:
+        unread += [(needs, "px_loss", "cd"), (needs, "chain_start", "uniform")]
+        unread += [(needs, "bn_chains", "jem")]
+    for needs, name, default in unread:
         if getattr(s, name) != default:
             raise UsageError(
                 f"--{name} {getattr(s, name)} has no effect without {needs}: give it a weight "
@@ -561,12 +559,12 @@ def check_chains(s: argparse.Namespace) -> None:
             "--bn_chains frozen needs statistics to begin with: give --load_path, or take "
             "--bn_chains batch"
         )
-    if s.dataset in CLASSES:  # those of a folder are known once it is read
+    if s.dataset in CLASSES:  # the classes of a folder are known once it is read
         check_classes(s, CLASSES[s.dataset])
 
 
 def check_processes(s: argparse.Namespace) -> None:
-    """Refuse batch flags that the processes cannot share equally."""
+    """Refuse numbers of images or chains that the processes cannot share equally."""
     sizes = ["batch_size", *(term.chains for term in terms.used(vars(s)) if term.chains)]
     if s.px_batch_size is not None:
         sizes.append("px_batch_size")
@@ -575,6 +573,7 @@ def check_processes(s: argparse.Namespace) -> None:
 
 
 def check_classes(s: argparse.Namespace, classes: int) -> None:
+    """Refuse a buffer that the classes cannot share equally, and more chains than slots."""
     with_chains = [term for term in terms.used(vars(s)) if term.chains]
     if not with_chains:
         return
@@ -588,14 +587,14 @@ def check_classes(s: argparse.Namespace, classes: int) -> None:
         "--buffer_size", s.buffer_size, classes, f" times the {classes} classes of {s.dataset}"
     )
     for term in with_chains:
-        anywhere = term.name == "pxsgld" and not s.class_cond_p_x_sample
-        slots = s.buffer_size if anywhere else s.buffer_size // classes
+        any_class = term.name == "pxsgld" and not s.class_cond_p_x_sample
+        slots = s.buffer_size if any_class else s.buffer_size // classes
         flag, chains = f"--{term.chains}", getattr(s, str(term.chains))
         if term.chains == "batch_size":
             chains = labelled_batch(s, classes)
         if chains > slots:
-            need = chains * classes if slots < s.buffer_size else -(-chains // classes) * classes
+            size = chains * classes if slots < s.buffer_size else -(-chains // classes) * classes
             raise UsageError(
                 f"{flag} {chains} is more chains than the {slots} slots that they may start from: "
-                f"use {slots} at most, or --buffer_size {need}"
+                f"use {slots} at most, or --buffer_size {size}"
             )
