@@ -1,1 +1,1 @@
-"""How a run trains: flags, setup, the session around its steps, state, divergence, cost."""
+"""Train a run: command-line flags, setup, session (the loop), state, divergence, cost."""

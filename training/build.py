@@ -20,16 +20,16 @@ from runs.cli import fits
 from runs.names import ADAM_BETAS
 from training import flags
 from training.machine import warn_of_leaks
-from training.state import QUEUE, Progress, Run, own_shard
+from training.state import QUEUE, Progress, Run, shard_of_rank
 
 
 def build_model(s: Namespace, num_classes: int, device: torch.device) -> models.EnergyClassifier:
-    """Return the network of the settings on the device, frozen and compiled as they say. Programs
-    need not have --uncond, --bn_chains, --clf_only and --compile.
+    """Build the network of the settings on the device: apply --amp, --clf_only and --compile. The
+    settings of a baseline may lack uncond, bn_chains, clf_only and compile.
 
-    Raises UsageError where it does not fit in memory.
+    Raises UsageError where the network does not fit in memory.
     """
-    asked = vars(s).get
+    setting = vars(s).get
     with fits(f"--depth {s.depth} --width {s.width}"):
         model = models.build(
             arch=s.arch,
@@ -39,45 +39,45 @@ def build_model(s: Namespace, num_classes: int, device: torch.device) -> models.
             dropout_rate=s.dropout_rate,
             image_size=s.image_size,
             num_classes=num_classes,
-            uncond=asked("uncond", False),
+            uncond=setting("uncond", False),
         )
     gpu = device.type == "cuda"
     model.amp = s.amp == "bf16"
     if s.amp == "auto" and gpu:
         model.amp = torch.cuda.is_bf16_supported(including_emulation=False)
-    model.frozen_statistics = asked("bn_chains") == "frozen"
+    model.frozen_statistics = setting("bn_chains") == "frozen"
     model = model.to(device).to(memory_format=torch.channels_last)
-    if asked("clf_only"):
+    if setting("clf_only"):
         model.requires_grad_(False).class_output.requires_grad_(True)
-    wanted = asked("compile") == "on" or (asked("compile") == "auto" and gpu)
+    wanted = setting("compile") == "on" or (setting("compile") == "auto" and gpu)
     if wanted and can_compile(device):
-        if s.log_gradients:  # several backward passes through one graph, whose buffers must stay
+        if s.log_gradients:  # several backward passes through one graph need its buffers
             torch._functorch.config.donated_buffer = False
-        # What cannot be compiled after all runs as it is, unless it was asked for.
+        # With "auto" a failed compilation falls back to eager mode; with "on" it is an error.
         torch._dynamo.config.suppress_errors = s.compile == "auto"
         model.f.compile(dynamic=False)
     return model
 
 
 def can_compile(device: torch.device) -> bool:
-    """Return whether a compiler is there and, on a GPU, whether it compiles the smallest function
-    there is: its headers or Triton may be missing, or be too old."""
+    """Return whether a compiler is installed and, on a GPU, compiles a minimal function: its
+    headers or Triton may be missing or too old. Otherwise print the reason."""
     compilers = ("g++", "clang++", "c++", "cl") if device.type == "cpu" else ("gcc", "cc", "clang")
-    why = None
+    reason = None
     if not any(shutil.which(name) for name in compilers):
-        why = "no C++ compiler found"
+        reason = "no C++ compiler found"
     elif device.type == "cuda":
         try:
             torch.compile(torch.neg)(torch.ones(2, device=device))
-        except Exception as error:  # of many kinds, none of which is a reason not to train
-            why = " ".join(str(error).split())[:100]
-    if why is not None:
-        distributed.say(f"{flags.PROGRAM}: --compile: {why}, so nothing is compiled")
-    return why is None
+        except Exception as error:  # of many types; training works without compilation
+            reason = " ".join(str(error).split())[:100]
+    if reason is not None:
+        distributed.say(f"{flags.PROGRAM}: --compile: {reason}, so nothing is compiled")
+    return reason is None
 
 
 def build_optimizer(s: Namespace, *modules: nn.Module) -> torch.optim.Optimizer:
-    """Build a fused optimiser: it takes `found_inf`, so the device itself skips a diverged step."""
+    """Build a fused optimiser: it reads `found_inf` on the device and skips a diverged step."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     shared: dict[str, Any] = {"lr": s.lr, "weight_decay": s.weight_decay, "fused": True}
     if s.optimizer == "sgd":
@@ -86,9 +86,9 @@ def build_optimizer(s: Namespace, *modules: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, betas=(betas[0], betas[1]), **shared)
 
 
-def held_out(s: Namespace, dataset: data.DataSet) -> tuple[torch.Tensor, dict[str, data.Split]]:
-    """Return the indices of the training images, and what to evaluate on: valid and test, where
-    they have images."""
+def held_out(s: Namespace, dataset: data.DataSet) -> tuple[Tensor, dict[str, data.Split]]:
+    """Return the indices of the training images, and the splits "valid" and "test" to evaluate on,
+    without empty splits."""
     index, valid = data.hold_out(dataset, s.n_valid)
     splits = {"valid": dataset.train.take(valid), "test": dataset.test}
     return index, {name: split for name, split in splits.items() if len(split.labels)}
@@ -97,8 +97,7 @@ def held_out(s: Namespace, dataset: data.DataSet) -> tuple[torch.Tensor, dict[st
 def build_batches(
     s: Namespace, dataset: data.DataSet
 ) -> tuple[data.TrainingBatches, dict[str, data.Split]]:
-    """Return the training batches, and the splits to evaluate on: valid and test, where they have
-    images."""
+    """Return the training batches, and the evaluation splits of `held_out`."""
     train, device = dataset.train, dataset.train.images.device
     index, splits = held_out(s, dataset)
     labelled = index
@@ -129,8 +128,8 @@ def build_run(s: Namespace, num_classes: int, device: torch.device) -> Run:
 
 
 def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches) -> Run:
-    """Return a new run, fresh or from the weights, queue and replay buffer of --load_path; one of
-    --resume is as built, and `run_in_folder` restores it."""
+    """Return a new run, with the weights, queue and replay buffer of --load_path if given. With
+    --resume only build the run: `run_in_folder` restores its state later."""
     run = build_run(s, dataset.num_classes, dataset.train.images.device)
     run.steps_per_epoch = batches.steps_per_epoch
     run.data = data.Record.of(dataset, s.n_valid)
@@ -139,7 +138,7 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
         if s.load_path is not None:
             load_file(run, dataset)
         models.initialise_act_norm(run.model, batches(0, part=(0, 1))[0])
-        if distributed.size() > 1:  # up to here all have drawn the same random numbers
+        if distributed.size() > 1:  # so far with equal random numbers in all processes
             distributed.same(run.model)
             torch.manual_seed(distributed.mixed(s.seed, distributed.rank()))
         run.progress = Progress(step=run.first_step)
@@ -148,9 +147,9 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
 
 
 def load_file(run: Run, dataset: data.DataSet) -> None:
-    """Load weights, queue and replay buffer of the --load_path of ours, JEM's or HDGE's. Of a run
-    with --ema take the averaged weights, which evaluation measures; a line says so. Warn of images
-    that the file's run was trained on.
+    """Load weights, queue and replay buffer of --load_path, a checkpoint of this code, of JEM's or
+    of HDGE's. Of a run with --ema load the averaged weights, as evaluation does, and print a line
+    about it. Warn if the checkpoint was trained on images of `dataset` that are held out here.
 
     Raises CheckpointError, which names the flags to change where the networks differ.
     """
@@ -161,35 +160,34 @@ def load_file(run: Run, dataset: data.DataSet) -> None:
         try:
             models.load_weights(run.model, weights)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}: use {other_network(run, weights)}") from None
+            raise CheckpointError(f"{error}: use {network_flags(run, weights)}") from None
         load_memories(run, state, weights)
     except (CheckpointError, ValueError) as error:
         raise CheckpointError(f"--load_path {s.load_path}: {error}") from None
     if models.averaged_weights(state):
-        told = f"{flags.PROGRAM}: --load_path {s.load_path}: starts from the averaged weights"
-        distributed.say(told)
+        line = f"{flags.PROGRAM}: --load_path {s.load_path}: starts from the averaged weights"
+        distributed.say(line)
     warn_of_leaks(s, dataset, record, flags.PROGRAM)
 
 
-def other_network(run: Run, weights: dict[str, Tensor]) -> str:
-    """Return the flags with which the run's network would be that of the weights."""
-    found = models.network_shape(weights)
-    own = vars(run.settings)
-    other = [f"--{n} {v}" for n, v in found.items() if own.get(n, v) != v and n != "uncond"]
-    if own["uncond"] and not found.get("uncond", True):
-        other.append("no --uncond")
-    if (theirs := found["num_classes"]) != run.num_classes:
-        other.append(f"a --dataset of {theirs} classes, not {run.num_classes}")
-    return " ".join(other) or "another file"
+def network_flags(run: Run, weights: dict[str, Tensor]) -> str:
+    """Return the flags to change so that the run's network has the shape of `weights`."""
+    shape, settings = models.network_shape(weights), vars(run.settings)
+    changes = [f"--{n} {v}" for n, v in shape.items() if settings.get(n, v) != v and n != "uncond"]
+    if settings["uncond"] and not shape.get("uncond", True):
+        changes.append("no --uncond")
+    if (classes := shape["num_classes"]) != run.num_classes:
+        changes.append(f"a --dataset of {classes} classes, not {run.num_classes}")
+    return " ".join(changes) or "another file"
 
 
 def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Load queue and replay buffer from a checkpoint of ours, HDGE's or JEM's. Leave them fresh
-    where absent, and a replay buffer where its images have another size: a line says so.
+    """Load queue and replay buffer from a checkpoint of this code, HDGE's or JEM's. Leave a memory
+    fresh that the checkpoint lacks, and warn of a replay buffer with images of another size.
 
-    weights: the checkpoint's model_state_dict, where the queue is.
+    weights: the checkpoint's model_state_dict, which also holds the queue.
 
-    Raises CheckpointError where a size is not that of the flags, or of no queue or buffer.
+    Raises CheckpointError where a size differs from the flags', or a tensor is no queue or buffer.
     """
     buffer, queue = run.memory("replay_buffer"), run.memory("queue")
     images = state.get("replay_buffer")
@@ -199,40 +197,40 @@ def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -
                 f"its replay buffer, of shape {tuple(images.shape)}, holds no images: use another"
             )
         if images.shape[2:] != buffer.images.shape[2:]:
-            theirs, ours = (f"{x.shape[2]} x {x.shape[3]}" for x in (images, buffer.images))
-            line = f"the replay buffer of --load_path has images of {theirs}, this run of {ours}"
+            saved, new = (f"{x.shape[2]} x {x.shape[3]}" for x in (images, buffer.images))
+            line = f"the replay buffer of --load_path has images of {saved}, this run of {new}"
             distributed.warn(flags.PROGRAM, f"{line}: it starts with a fresh one")
         elif len(images) != run.settings.buffer_size:
             raise CheckpointError(
                 f"its replay buffer has {len(images)} images: use --buffer_size {len(images)}"
             )
         else:
-            buffer.images.copy_(own_shard(run, images))
+            buffer.images.copy_(shard_of_rank(run, images))
     if queue is None or QUEUE[0] not in weights:
         return
-    logits, ours = weights["queue_logit"], queue.queue_logit.shape
-    if logits.shape != ours:
-        alike = logits.ndim == 2 and len(logits) == len(queue.queue_logit)
-        remedy = f"use --contrast_k {logits.shape[1]}" if alike else "use another"
-        shapes = f"{tuple(logits.shape)}, this run's {tuple(ours)}"
+    logits, shape = weights["queue_logit"], queue.queue_logit.shape
+    if logits.shape != shape:
+        same_classes = logits.ndim == 2 and len(logits) == len(queue.queue_logit)
+        remedy = f"use --contrast_k {logits.shape[1]}" if same_classes else "use another"
+        shapes = f"{tuple(logits.shape)}, this run's {tuple(shape)}"
         raise CheckpointError(f"its queue has shape {shapes}: {remedy}")
     queue.queue_logit.copy_(logits)
     if QUEUE[1] in weights:
         queue.queue_ptr.copy_(weights["queue_ptr"].reshape(1) % queue.size)
     objective = state.get("objective")
     filled = objective.get(FILLED) if isinstance(objective, dict) else None
-    # The ancestors' queue starts full, of noise.
+    # HDGE's code saves no count: its queue starts full of noise.
     queue.queue_filled.fill_(queue.size if filled is None else int(filled)).clamp_(0, queue.size)
 
 
 def fit_start(run: Run, batches: data.TrainingBatches) -> None:
-    """Fit the start of chains to the training images, and begin the replay buffer with it."""
+    """Fit the Gaussians of --chain_start to the training images, and fill the buffer from them."""
     buffer = run.memory("replay_buffer")
     if buffer is None or run.settings.chain_start == "uniform":
         return
     labels = None
     if run.settings.chain_start == "class_gaussian":
-        labels = torch.full_like(batches.train.labels, -1)  # of a label that may not be used
+        labels = torch.full_like(batches.train.labels, -1)  # -1: this label may not be used
         labels[batches.labelled] = batches.train.labels[batches.labelled]
         labels = labels[batches.index]
     buffer.start.fit(batches.train.images[batches.index], labels)
@@ -240,24 +238,24 @@ def fit_start(run: Run, batches: data.TrainingBatches) -> None:
 
 
 def replicate(run: Run) -> None:
-    """Put the loss in DistributedDataParallel, under torchrun: the gradients of one backward pass
-    after one forward pass are averaged over processes while they arrive. Everything within it is
-    equal in all processes by now, but for the replay buffer."""
+    """Under torchrun, wrap the loss in DistributedDataParallel, which averages the gradients over
+    processes during the backward pass. Call this once model and queue are equal in all processes;
+    their replay buffers differ."""
     if distributed.size() == 1:
         return
     s = run.settings
     heads = {head for term in terms.used(vars(s)) for head in term.heads}
-    # A warning of the first backward pass about loc and scale of act norm, whose strides either
-    # memory format may have.
+    # The first backward pass warns about act norm's loc and scale: their strides may be those of
+    # either memory format.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     with warnings.catch_warnings():
-        # PyTorch 2.14 warns that this name will go, and to keep it where buffers are not shared.
+        # PyTorch 2.14 deprecates this argument, but advises it where buffers are not shared.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         run.replicas = nn.parallel.DistributedDataParallel(
             losses.BatchLoss(run.model, run.objective),
-            broadcast_buffers=False,  # the queue is equal, and each has its own replay buffer
-            init_sync=False,  # see `distributed.same`
-            # A head of its own for log q(x), and one of the two heads has no loss.
+            broadcast_buffers=False,  # equal queues; replay buffers must stay different
+            init_sync=False,  # equal already: by seed, `distributed.same` or checkpoint
+            # With --uncond there are two heads; a head that no term reads gets no gradient.
             find_unused_parameters=s.uncond and len(heads) < 2,
             gradient_as_bucket_view=True,
         )

@@ -1,4 +1,4 @@
-"""What a training step costs: floating-point operations, memory and time."""
+"""Compute or measure the cost of a training step: FLOP, memory and time."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ TrainStep = Callable[[Run, Guard, Any, int], Any]
 
 
 def step_flops(forward: int, s: Namespace) -> float:
-    """Return the FLOP of one training step, from those of one image's forward pass.
+    """Return the FLOP of one training step. `forward`: the FLOP of one image's forward pass.
 
-    A full backward pass is 2 forward passes, the gradient of the input alone 1; so data cost 3 an
-    image, and a chain costs 2 an SGLD step and 3 to learn from it. With --clf_only the backbone
-    is not differentiated: 1 instead of 3. A term may declare further passes of the batch.
+    A full backward pass costs 2 forward passes, the gradient of the input alone 1. So a data image
+    costs 3, and a chain costs 2 for each SGLD step and 3 for its loss. With --clf_only the backbone
+    takes no gradient: 1 instead of 3. A term may declare further passes of the batch.
     """
     learn = 1 if s.clf_only else 3
     terms = used(vars(s))
@@ -43,13 +43,13 @@ def step_flops(forward: int, s: Namespace) -> float:
 
 
 def memory_bytes(s: Namespace, model: nn.Module, images: int, num_classes: int) -> dict[str, int]:
-    """Return the bytes that each process keeps allocated for the whole run, by their use, without
-    activations."""
+    """Return the bytes that each process keeps allocated for the whole run, by use; activations
+    are not included. `images`: the number of training images."""
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     moments = 2 if s.optimizer == "adam" else 1
     queue = s.contrast_style == "queue" and any(term.queue for term in used(vars(s)))
     sgld = has_chains(vars(s))
-    values = 3 * s.image_size**2  # of an image
+    values = 3 * s.image_size**2  # of one image
     state = {
         "weights": 4 * sum(p.numel() for p in model.parameters()),
         "optimiser": moments * trained,
@@ -62,7 +62,7 @@ def memory_bytes(s: Namespace, model: nn.Module, images: int, num_classes: int) 
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak of the GPU's allocations or, on the CPU, of this process, in bytes."""
+    """Return the peak in bytes of the GPU's allocations or, on the CPU, of the process's memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource  # Unix only
@@ -77,16 +77,16 @@ def step_seconds(
     seconds_of: Callable[[Namespace, int], float],
     longest: float = 3.0,
 ) -> tuple[float, float]:
-    """Return the seconds of a training step, and the part of its work that was timed.
+    """Return the seconds of a training step, and the share of its work that was timed.
 
-    `seconds_of(settings, repeats)` times steps. Where a whole step would take more than about
-    `longest` seconds (SGLD with a large network on a CPU), time one with fewer images, chains and
-    SGLD steps, and take time as proportional to work.
+    `seconds_of(settings, repeats)` returns the seconds of a step with these settings. Where a whole
+    step would take more than about `longest` seconds (SGLD with a large network on a CPU), time a
+    step with fewer images, chains and SGLD steps, and take time as proportional to FLOP.
     """
     flops = step_flops(forward, s)
     small = scaled(s, 0.0)
     rate = step_flops(forward, small) / seconds_of(small, 1)
-    # A small step is slow for its work, much so on a GPU: a larger one may show that all fits.
+    # A small step has a low rate, above all on a GPU: at that of a larger step the whole may fit.
     for _ in range(2):
         share = longest * rate / flops
         timed = s if share > 0.3 else scaled(s, share)
@@ -99,21 +99,21 @@ def step_seconds(
 
 
 def scaled(s: Namespace, share: float) -> Namespace:
-    """Return the settings of a step with about `share` of the work: fewer images and chains, which
-    the processes share, and SGLD steps."""
-    result, count = Namespace(**vars(s)), distributed.size()
+    """Return the settings of a step with about `share` of the work: fewer SGLD steps, and fewer
+    images and chains, still divisible by the processes."""
+    smaller, count = Namespace(**vars(s)), distributed.size()
     sizes = ("batch_size", "sgld_batch_size", *(["px_batch_size"] if s.px_batch_size else []))
     for name in sizes:
         part = round(getattr(s, name) * math.sqrt(share) / count) * count
-        setattr(result, name, max(count, part))
-    result.n_steps = max(1, round(s.n_steps * math.sqrt(share)))
-    return result
+        setattr(smaller, name, max(count, part))
+    smaller.n_steps = max(1, round(s.n_steps * math.sqrt(share)))
+    return smaller
 
 
 def dry_run(s: Namespace, device: torch.device, train_step: TrainStep) -> None:
-    """Build everything, time a few steps on made-up images, and print the settings and what the run
-    would take."""
-    if s.compile == "auto":  # which would take longer than all the rest
+    """Time a few steps on random images, and print the settings and the parameters, FLOP, memory
+    and hours of the run."""
+    if s.compile == "auto":  # compiling would take longer than all the rest
         s = Namespace(**{**vars(s), "compile": "off"})
     spec = data.describe(s.dataset)
     check_classes(s, spec.num_classes)
@@ -161,7 +161,7 @@ def dry_run(s: Namespace, device: torch.device, train_step: TrainStep) -> None:
 def time_steps(
     model: EnergyClassifier, s: Namespace, spec: data.Spec, repeats: int, train_step: TrainStep
 ) -> float:
-    """Return the median seconds of a training step on made-up images, after one to warm up."""
+    """Return the median seconds of `repeats` steps on random images, after a step to warm up."""
     n = max(s.batch_size, s.px_batch_size or 0)
     images = torch.randint(256, (n, s.image_size, s.image_size, 3), dtype=torch.uint8)
     split = data.Split(images, torch.randint(spec.num_classes, (n,)))
@@ -179,18 +179,18 @@ def time_steps(
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
     median = torch.tensor(sorted(times[1:])[repeats // 2], dtype=torch.float64, device=device)
-    return float(distributed.mean(median))  # one number, from which all decide what to time next
+    return float(distributed.mean(median))  # equal in all processes: they time the same next step
 
 
 def run_on(
     split: data.Split, s: Namespace, model: EnergyClassifier, num_classes: int, flips: bool
 ) -> tuple[Run, data.TrainingBatches]:
-    """Return a run of the model on images without a data set, all of which have labels that may be
-    used, and its batches."""
+    """Return a run of the model on the images of `split`, and its batches. All images are training
+    images, and all labels are used."""
     device = next(model.parameters()).device
     objective = build_objective(s, num_classes).to(device)
     run = Run(s, num_classes, model, objective, build_optimizer(s, model, objective))
     dataset = data.DataSet("", num_classes, (), flips, split, split.first(0)).to(device)
-    own = {"n_valid": 0, "labels_per_class": -1, "independent_batches": second_batch(s)}
-    batches, _ = build_batches(Namespace(**{**vars(s), **own, "seed": s.seed or 0}), dataset)
+    changes = {"n_valid": 0, "labels_per_class": -1, "independent_batches": second_batch(s)}
+    batches, _ = build_batches(Namespace(**{**vars(s), **changes, "seed": s.seed or 0}), dataset)
     return run, batches

@@ -1,4 +1,4 @@
-"""From the command line to a run in its folder, and to the exit code: for every program."""
+"""Take a training program from its settings to a run in its folder, and to its exit code."""
 
 from __future__ import annotations
 
@@ -33,24 +33,23 @@ from training.state import Run, Start, restore_last
 
 
 @contextmanager
-def begin(program: str, s: Namespace, given: set[str], what: str) -> Iterator[Start]:
-    """Join the processes of torchrun, on the device; draw the seed and make the name that were not
-    given; seed all random numbers.
+def begin(program: str, s: Namespace, given: set[str], label: str) -> Iterator[Start]:
+    """Join the processes of torchrun. Draw --seed and make --id where the command line lacks them.
+    Seed all random numbers. Yield the context of the run.
 
-    what: the terms or the method, for the run's name.
+    label: the terms or the method, for the run's name.
 
-    Raises UsageError or RunFolderError where the folder cannot be that run's.
+    Raises UsageError for a missing device, or where only some processes find the run to resume.
     """
     began, device = time.monotonic(), choose_device(s.device)
     with distributed.together(device):
         use_threads(s, device, program)
-        here = environment(device)
-        begins = s.resume is None and not getattr(s, "dry_run", False)
+        machine = environment(device)
         if s.seed is None:
             s.seed = torch.seed() % 2**31
-        if begins and not s.id:
+        if s.resume is None and not s.id and not getattr(s, "dry_run", False):
             dataset = Path(s.dataset.removeprefix(FOLDER)).name
-            s.id = f"{dataset}-{what}-{time.strftime('%Y%m%d-%H%M%S')}"
+            s.id = f"{dataset}-{label}-{time.strftime('%Y%m%d-%H%M%S')}"
         if len(set(distributed.all_of(s.resume is None))) > 1:
             raise UsageError(
                 f"--resume: not all processes find a run in {Path(s.log_dir) / s.id}: give a "
@@ -59,7 +58,7 @@ def begin(program: str, s: Namespace, given: set[str], what: str) -> Iterator[St
         s = distributed.from_first(s)
         torch.manual_seed(s.seed)
         folder = Path(s.log_dir) / (s.id or "")
-        yield Start(program, s, given, folder, device, here, began)
+        yield Start(program, s, given, folder, device, machine, began)
 
 
 @contextmanager
@@ -69,35 +68,35 @@ def run_in_folder(
     splits: dict[str, data.Split],
     plot: Callable[[int, Session], None] | None = None,
 ) -> Iterator[Session]:
-    """Lock the run folder and make it or, with --resume, restore the run from it; then give the
-    session, to be iterated over.
+    """Lock the run folder. Create it or, with --resume, restore the run from it. Yield the session
+    to iterate over. However the run ends, close its records and draw its curves.
 
-    Its `code` is then 0 for a run that has ended by itself, 1 for one that diverged, 128 + its
-    number for a signal that ended it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP. However a
-    run ends, its records are closed and its curves drawn.
+    The exit code is then `session.code`: 0 for a run that ended by itself, 1 for a run that
+    diverged or lost another process, 128 + the number of the signal that ended the run: 130 for
+    Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
     """
-    program, folder, s, since = start.program, start.folder, run.settings, None
+    program, folder, s, resume_from = start.program, start.folder, run.settings, None
     first = distributed.first()
     with alone(folder, flag="--log_dir", program=program) if first else nullcontext():
         if s.resume is not None:
             restore_last(run, folder, program)
-            since = (run.progress.step, run.progress.log_bytes)
+            resume_from = (run.progress.step, run.progress.log_bytes)
         elif first:
             given, start_file = "overwrite" in start.given, getattr(s, "load_path", None)
             check_free(folder, overwrite=s.overwrite, given=given, load_path=start_file)
             create_run_folder(folder, overwrite=s.overwrite)
         if first:
-            own = s.dataset.startswith(FOLDER)
-            named = {"class_names": list(run.data.class_names)} if own and run.data else {}
-            write_settings(folder, {**vars(s), **named}, start.here)
-        records = Records(folder, resume_from=since) if first else NoRecords()
+            classes = list(run.data.class_names) if s.dataset.startswith(FOLDER) else None
+            names = {} if classes is None else {"class_names": classes}
+            write_settings(folder, {**vars(s), **names}, start.environment)
+        records = Records(folder, resume_from=resume_from) if first else NoRecords()
         session = Session(start, run, splits, records, plot)
         with session.signals.listen():
             try:
                 yield session
                 session.records.say(f"{session.ending}; the run is in {folder}")
                 if first:
-                    session.records.say(reached(folder))
+                    session.records.say(closing_lines(folder))
             except Diverged as error:
                 session.records.line(str(error))
                 tell(f"{program}: {error}")
@@ -110,47 +109,48 @@ def run_in_folder(
                 if not distributed.is_lost(error):
                     raise
                 distributed.part()
-                why = f"{distributed.LOST} ({distributed.reason(error)})"
-                tell(f"{program}: {why}; {session.last_good()}, --resume goes on")
+                cause = f"{distributed.LOST} ({distributed.reason(error)})"
+                tell(f"{program}: {cause}; {session.last_good()}, --resume goes on")
                 session.code = 1
             finally:
-                # The user must read what ended the run, not what fails after it.
+                # A later error must not hide the error that ended the run.
                 with suppress(OSError, KeyboardInterrupt):
                     session.records.close()
                     if first and (rows := read_progress(folder)):
                         figures.save_curves(folder / "curves.png", rows)
 
 
-def reached(folder: Path) -> str:
-    """Return the accuracies of a run that has ended, and the next commands."""
-    tested, valid = (
+def closing_lines(folder: Path) -> str:
+    """Return the accuracies of a run that has ended, and the commands to go on with."""
+    test, valid = (
         [(100 * float(row[name]), row["epoch"]) for row in read_progress(folder) if row.get(name)]
         for name in ("test_acc", "valid_acc")
     )
-    told = f"test accuracy {tested[-1][0]:.2f} %" if tested else ""
+    text = f"test accuracy {test[-1][0]:.2f} %" if test else ""
     if valid:
         best, epoch = max(valid, key=lambda pair: pair[0])
-        told += f", best validation accuracy {best:.2f} % after epoch {epoch}"
-    place = shlex.quote(str(folder))
-    asked = f"\nnext: python eval_wrn_ebm.py --load_path {place} --eval eval_ece"
-    page = f"\na page of it, {folder / 'report.html'}: python scripts/report.py {place}"
-    return (told + asked * bool(tested) + page).lstrip("\n, ")
+        text += f", best validation accuracy {best:.2f} % after epoch {epoch}"
+    path = shlex.quote(str(folder))
+    if test:
+        text += f"\nnext: python eval_wrn_ebm.py --load_path {path} --eval eval_ece"
+    text += f"\na page of it, {folder / 'report.html'}: python scripts/report.py {path}"
+    return text.lstrip("\n, ")
 
 
 def describe(run: Run, images: str, loss: str, splits: dict[str, data.Split]) -> str:
-    """Return what is trained, in three lines; `images` and `loss` in the program's words."""
+    """Return three lines about data, network and device; `images`, `loss`: phrases for them."""
     s = run.settings
     sizes = ", ".join(f"{len(split.labels):,} {name}" for name, split in splits.items())
     sizes = sizes or "no validation or test images"
     network = f"{network_title(vars(s))}" + f", norm {s.norm}" * (s.arch == "wrn")
     parameters = sum(p.numel() for p in run.model.parameters())
     threads = f", threads {torch.get_num_threads()}" if run.device.type == "cpu" else ""
-    on = f"{run.device}{threads}"
+    devices = f"{run.device}{threads}"
     if distributed.size() > 1:
-        on = f"{distributed.size()} processes on {run.device.type}"
+        devices = f"{distributed.size()} processes on {run.device.type}"
     return (
         f"{s.dataset}: {images}; {sizes}; images of {s.image_size} x {s.image_size}\n"
         f"{network}, {parameters:,} parameters; {loss}\n"
-        f"{on}, bf16 {'on' if run.model.amp else 'off'}, seed {s.seed}; "
+        f"{devices}, bf16 {'on' if run.model.amp else 'off'}, seed {s.seed}; "
         f"{run.progress.step:,} of {s.n_epochs * run.steps_per_epoch:,} steps done"
     )

@@ -1,4 +1,4 @@
-"""A run's state: everything that moves while it trains, to and from a checkpoint."""
+"""Save the state of a run, all that changes while it trains, to a checkpoint, and restore it."""
 
 from __future__ import annotations
 
@@ -19,31 +19,30 @@ from runs.checkpoint import CheckpointError, out_of_memory, read_checkpoint
 from runs.folder import DAMAGED, LAST, PREVIOUS
 
 IMAGES, BEGAN = (f"memories.replay_buffer.{n}" for n in ("images", "began"))
-QUEUE = ("queue_logit", "queue_ptr")  # the ancestors keep these with the model's weights
+QUEUE = ("queue_logit", "queue_ptr")  # HDGE's code saves these with the model's weights
 
-METERS = ("window", "epoch", "gradients")  # of a Run
+METERS = ("window", "epoch", "gradients")  # fields of Run
 
 
 class Meter:
-    """Mean of named scalars over steps; reading it is the only time the host waits."""
+    """Average named scalars over steps, on their device: the host waits only to read the means."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.sums: Tensor | None = None  # float64, one entry a name
+        self.sums: Tensor | None = None  # float64 (len(names),)
         self.steps = 0
 
     def add(self, values: Tensor, names: list[str]) -> None:
-        """Add `values` (len(names),) of one step. Other names than before begin anew."""
+        """Add `values` (len(names),) of one step. Begin anew where `names` change."""
         if self.names != names:
             self.reset()
             self.names = names
-        # A resumed run's are on the CPU at first.
-        sums = values.double() if self.sums is None else self.sums.to(values.device) + values
-        self.sums = sums
+        # A resumed run loads its sums onto the CPU.
+        self.sums = values.double() if self.sums is None else self.sums.to(values.device) + values
         self.steps += 1
 
     def means(self) -> dict[str, float]:
-        """{} before the first step."""
+        """Return the mean of each name; {} before the first step."""
         if self.sums is None:
             return {}
         return dict(zip(self.names, (self.sums / self.steps).tolist(), strict=True))
@@ -60,9 +59,9 @@ class Meter:
 
 
 class Ema:
-    """Average the parameters that are trained, and leave the others and all buffers alone.
+    """Average the trained parameters over steps; frozen parameters and buffers have no average.
 
-    A step that was taken moves each average to d * average + (1 - d) * parameter, where
+    A step that is taken moves each average to d * average + (1 - d) * parameter, where
     d = min(decay, (1 + t) / (10 + t)) and t counts the steps taken before it: without this ramp a
     short run would keep its initial weights.
     """
@@ -76,7 +75,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, skip: Tensor) -> None:
-        """Take in the parameters after a step, unless `skip`, bool (). No host waits for it."""
+        """Move the averages after a step unless `skip`, bool (), is set. The host does not wait."""
         share = (9 / (10 + self.updates)).clamp(min=1 - self.decay) * ~skip  # 1 - d
         change = torch._foreach_sub(self.parameters, self.averages)
         torch._foreach_mul_(change, share)
@@ -85,16 +84,16 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the model its averages inside; afterwards it has its own weights again, exactly.
+        """Put the averages into the model within the context; restore its weights exactly after it.
 
-        Data are copied in place, so that a compiled network and DistributedDataParallel see them.
+        Copy in place, so that a compiled network and DistributedDataParallel see the values.
         """
-        own = [p.detach().clone() for p in self.parameters]
+        weights = [p.detach().clone() for p in self.parameters]
         try:
             self._copy(self.averages)
             yield
         finally:
-            self._copy(own)
+            self._copy(weights)
 
     @torch.no_grad()
     def _copy(self, tensors: list[Tensor]) -> None:
@@ -105,56 +104,56 @@ class Ema:
         return {"decay": self.decay, "updates": self.updates, "parameters": averages}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave. Raises ValueError for another network's."""
-        own, saved = self.state_dict()["parameters"], state["parameters"]
-        if [(n, t.shape) for n, t in own.items()] != [(n, t.shape) for n, t in saved.items()]:
+        """Load the averages of a `state_dict`. Raises ValueError for another network's averages."""
+        current, saved = self.state_dict()["parameters"], state["parameters"]
+        if [(n, t.shape) for n, t in current.items()] != [(n, t.shape) for n, t in saved.items()]:
             raise ValueError("its averaged weights are another network's")
         torch._foreach_copy_(self.averages, list(saved.values()))
         self.updates.copy_(state["updates"])
 
 
 class Start(NamedTuple):
-    """The settings, folder, device and environment of a run that begins or is resumed."""
+    """The context of a run that begins or is resumed."""
 
     program: str
     settings: Namespace  # the same in all processes
-    given: set[str]  # the flags of the command line
-    folder: Path  # of the run
+    given: set[str]  # names of the flags on the command line
+    folder: Path  # the run folder
     device: torch.device
-    here: dict[str, Any]  # the environment of this process
-    began: float  # time.monotonic()
+    environment: dict[str, Any]  # of this process: versions, commit, device
+    began: float  # time.monotonic() at the start of the program
 
 
 @dataclass
 class Progress:
     step: int = 0  # training steps done, counted from epoch 0 of the schedule
-    seconds: float = 0.0  # of training and evaluation, over all processes
+    seconds: float = 0.0  # of training and evaluation, resumed processes included
     train_seconds: float = 0.0  # of training within this epoch
-    best_valid: float = -1.0
-    log_bytes: int = 0  # of log.txt
-    written_step: int = -1  # of the last row of progress.csv
+    best_valid: float = -1.0  # validation accuracy of best_valid_ckpt.pt; -1: no such file
+    log_bytes: int = 0  # length of log.txt
+    written_step: int = -1  # step of the last row of progress.csv
     restarts: int = 0  # after divergences
-    lr_scale: float = 1.0  # what they have left of the learning rate
+    lr_scale: float = 1.0  # factor of the learning rate, from these restarts
 
 
 @dataclass
 class Run:
     settings: Namespace
     num_classes: int
-    model: Any  # models.EnergyClassifier; what training/ needs of it is nn.Module's
-    objective: Any  # losses.Objective, or one with its `terms` and `memories`
+    model: Any  # models.EnergyClassifier; this file needs only nn.Module's interface
+    objective: Any  # losses.Objective, or a module with `terms` and `memories`
     optimizer: torch.optim.Optimizer
     steps_per_epoch: int = 0
     progress: Progress = field(default_factory=Progress)
     window: Meter = field(default_factory=Meter)  # metrics since the last report
     epoch: Meter = field(default_factory=Meter)  # metrics since the epoch began
-    gradients: Meter = field(default_factory=Meter)  # what --log_gradients measures in the epoch
-    data: Record = field(default_factory=Record)  # of what it trains on
+    gradients: Meter = field(default_factory=Meter)  # `term_gradients` since the epoch began
+    data: Record = field(default_factory=Record)  # of its data set
     ema: Ema | None = None  # the averaged weights of --ema
     # Of a resumed run: the checkpoint before the last, to which a divergence may go back.
-    earlier: dict[str, Any] | None = None
-    # The loss of a batch in DistributedDataParallel, where several processes share the batches;
-    # everything else of a run is equal in all of them, but for random numbers and replay buffer.
+    previous_state: dict[str, Any] | None = None
+    # losses.BatchLoss in DistributedDataParallel, where several processes share the batches. The
+    # processes' runs are equal, but for random numbers and replay buffer.
     replicas: Any = None
 
     @property
@@ -167,26 +166,26 @@ class Run:
         return next(self.model.parameters()).device
 
     def memory(self, name: str) -> Any:
-        """Return the queue or the replay_buffer of the objective, or None."""
+        """Return the objective's "queue" or "replay_buffer"; None where it has no such memory."""
         memories: nn.ModuleDict = self.objective.memories
         return memories[name] if name in memories else None
 
     def start_average(self) -> None:
-        """Begin the average of --ema with the weights as they are now."""
+        """Begin the average of --ema with the present weights."""
         if getattr(self.settings, "ema", 0) > 0:
             self.ema = Ema(self.model, self.settings.ema)
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Give the model its averaged weights inside, where there are any."""
+        """Put the averaged weights of --ema, if any, into the model within the context."""
         return nullcontext() if self.ema is None else self.ema.applied()
 
 
 def checkpoint_state(run: Run) -> dict[str, Any]:
-    """Return a dict of tensors, numbers, strings, lists and dicts with all that resuming needs; of
-    several processes, this one's random state and part of the replay buffer.
+    """Return all that resuming needs, as a dict of tensors, numbers, strings, lists and dicts. Each
+    of several processes returns its own random state and its own part of the replay buffer.
 
-    `model_state_dict` and `replay_buffer` are the ancestors' keys. Queue and replay buffer are
-    memories of the objective, and are in the file once.
+    `model_state_dict` and `replay_buffer` are keys of the JEM and HDGE code. Queue and replay
+    buffer move there from the objective's state, so that the file holds them once.
     """
     objective = run.objective.state_dict()
     state = {
@@ -212,37 +211,37 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
 
 
 def whole_state(run: Run) -> dict[str, Any]:
-    """Return the `checkpoint_state` of all processes together to the first one. All must call it.
+    """Return to rank 0 the `checkpoint_state` of all processes in one. All processes must call it.
 
-    The replay buffer is whole, as one process would have it; `random` is rank 0's, and `ranks` has
-    that of each rank.
+    The replay buffer is whole, as in a run of a single process. `random` is the random state of
+    rank 0, `ranks` the list of all random states.
     """
     state = checkpoint_state(run)
     if distributed.size() > 1:
         if "replay_buffer" in state:
-            for holder, key in ((state, "replay_buffer"), (state["objective"], BEGAN)):
-                shards = distributed.to_first(holder[key].cpu())
+            for parent, key in ((state, "replay_buffer"), (state["objective"], BEGAN)):
+                shards = distributed.to_first(parent[key].cpu())
                 if shards:
-                    holder[key] = from_shards(shards, run.num_classes)
+                    parent[key] = from_shards(shards, run.num_classes)
         state["ranks"] = distributed.to_first(state["random"])
     return state
 
 
-def own_state(run: Run, state: dict[str, Any]) -> dict[str, Any]:
-    """Return this process's part of a file's `whole_state`, also where there are now more processes
-    or fewer: these draw new random numbers, since the old ones cannot be divided."""
+def state_of_rank(run: Run, state: dict[str, Any]) -> dict[str, Any]:
+    """Return this process's part of a `whole_state`. If the number of processes has changed, it has
+    a new seed for random numbers, since random states cannot be divided."""
     state = dict(state)
     ranks = state.pop("ranks", [state.get("random")])
     if distributed.size() == len(ranks) == 1:
         return state
     buffer = state.get("replay_buffer")
     if isinstance(buffer, Tensor):
-        state["replay_buffer"] = own_shard(run, buffer)
+        state["replay_buffer"] = shard_of_rank(run, buffer)
         began = state["objective"].get(BEGAN)
         if isinstance(began, Tensor):
-            state["objective"] = {**state["objective"], BEGAN: own_shard(run, began)}
-    same_machine = run.device.type != "cuda" or all("cuda" in random for random in ranks)
-    if len(ranks) == distributed.size() and same_machine:
+            state["objective"] = {**state["objective"], BEGAN: shard_of_rank(run, began)}
+    fit_device = run.device.type != "cuda" or all("cuda" in random for random in ranks)
+    if len(ranks) == distributed.size() and fit_device:
         state["random"] = ranks[distributed.rank()]
     else:
         key = (int(state["progress"]["step"]), len(ranks), distributed.size())
@@ -250,9 +249,9 @@ def own_state(run: Run, state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def own_shard(run: Run, images: Tensor) -> Tensor:
-    """Return this process's slots of a whole replay buffer. Raises CheckpointError for one that the
-    processes cannot share."""
+def shard_of_rank(run: Run, images: Tensor) -> Tensor:
+    """Return this process's slots of a whole replay buffer. Raises CheckpointError where the
+    processes cannot share it equally."""
     count = run.num_classes * distributed.size()
     if len(images) % count:
         raise CheckpointError(
@@ -263,7 +262,7 @@ def own_shard(run: Run, images: Tensor) -> Tensor:
 
 
 def restore(run: Run, state: dict[str, Any]) -> None:
-    """Make `run` what it was when `checkpoint_state` saw it.
+    """Set the run to a `state` of `checkpoint_state`.
 
     Raises KeyError, TypeError, ValueError, AttributeError or RuntimeError for the checkpoint of
     another run or of another program.
@@ -279,7 +278,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     if run.ema is not None:
         run.ema.load_state_dict(state["ema"])
     run.optimizer.load_state_dict(state["optimizer"])
-    for group in run.optimizer.param_groups:  # the checkpoint's, where a flag may be new
+    for group in run.optimizer.param_groups:  # the flag may differ from the checkpoint
         group["weight_decay"] = run.settings.weight_decay
     run.progress = Progress(**state["progress"])
     for name in METERS:
@@ -294,40 +293,40 @@ def restore(run: Run, state: dict[str, Any]) -> None:
 
 
 def restore_last(run: Run, folder: Path, program: str) -> None:
-    """Restore the run from the folder's last checkpoint or, if that is damaged, the one before it.
-    Where restarts are allowed, keep the one before the last as `run.earlier`, if it is of an
-    earlier step.
+    """Restore the run from the folder's last checkpoint or, if that is damaged, the previous
+    checkpoint. Where restarts are allowed, keep the previous checkpoint's state, if it is of an
+    earlier step, as `run.previous_state`.
 
-    Raises CheckpointError, one line, for a checkpoint of another run or of another program, and of
-    a run on other training images: which of them are for validation, and the position within an
-    epoch, would mean something else.
+    Raises CheckpointError, one line, for a checkpoint of another run or of another program, or of a
+    run on other training images: the validation split and the position within an epoch would mean
+    something else.
     """
-    # Rank 0 reads: one line about a damaged file is enough, and others may not see the folder.
-    found = None
+    # Rank 0 reads: one line about a damaged file is enough, and other machines may lack the folder.
+    loaded = None
     if distributed.first():
         path, state, damage = read_last(folder)
         earlier = None
         if run.settings.max_restarts:
-            with suppress(CheckpointError, KeyError, TypeError):  # there is none, or it is damaged
-                before = read_checkpoint(folder / PREVIOUS)
-                older = before["progress"]["step"] < state["progress"]["step"]
-                earlier = before if older else None
+            with suppress(CheckpointError, KeyError, TypeError):  # the file is missing or damaged
+                previous = read_checkpoint(folder / PREVIOUS)
+                if previous["progress"]["step"] < state["progress"]["step"]:
+                    earlier = previous
         if damage is not None:
             distributed.warn(program, f"{damage}; resuming from {path}")
-            if (folder / LAST).exists():  # the next save must not keep it in place of the good one
+            if (folder / LAST).exists():  # else the next save would keep it as PREVIOUS
                 (folder / LAST).replace(folder / DAMAGED)
-        found = path, state, earlier
-    path, state, earlier = distributed.from_first(found)  # type: ignore[misc]
+        loaded = path, state, earlier
+    path, state, earlier = distributed.from_first(loaded)  # type: ignore[misc]
     try:
         record = Record.read(state.get("data"))
-        then, now = record.fingerprint, run.data.fingerprint
-        if then and now and then != now:
+        saved, current = record.fingerprint, run.data.fingerprint
+        if saved and current and saved != current:
             raise CheckpointError(
-                f"its training images were others ({then}; now {now}): put them back, or give "
+                f"its training images were others ({saved}; now {current}): put them back, or give "
                 "the --data_root or the --dataset folder:PATH that they are in"
             )
-        run.earlier = None if earlier is None else own_state(run, earlier)
-        restore(run, own_state(run, state))
+        run.previous_state = None if earlier is None else state_of_rank(run, earlier)
+        restore(run, state_of_rank(run, state))
     except CheckpointError as error:
         raise CheckpointError(f"--resume {path}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -342,15 +341,15 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
 
 
 def read_last(folder: Path) -> tuple[Path, dict[str, Any], CheckpointError | None]:
-    """Return path and state of the folder's newest checkpoint that can be read, and what is wrong
-    with a newer one. Prints nothing and moves nothing. Raises CheckpointError."""
-    wrong: list[CheckpointError] = []
+    """Return path and state of the folder's newest readable checkpoint, and the error of a newer
+    damaged checkpoint or None. Print nothing and move no file. Raises CheckpointError."""
+    errors: list[CheckpointError] = []
     paths = [folder / LAST, folder / PREVIOUS]
     for path in paths:
         try:
-            return path, read_checkpoint(path), wrong[0] if wrong else None
+            return path, read_checkpoint(path), errors[0] if errors else None
         except CheckpointError as error:
-            wrong.append(error)
-    told = [str(error) for path, error in zip(paths, wrong, strict=True) if path.exists()]
-    told = told or ["it stopped before its first checkpoint: start it again with --overwrite"]
-    raise CheckpointError(f"--resume {folder}: {'; '.join(told)}")
+            errors.append(error)
+    reason = "; ".join(str(e) for path, e in zip(paths, errors, strict=True) if path.exists())
+    reason = reason or "it stopped before its first checkpoint: start it again with --overwrite"
+    raise CheckpointError(f"--resume {folder}: {reason}")
