@@ -61,7 +61,7 @@ def build_model(s: Namespace, num_classes: int, device: torch.device) -> models.
 
 def can_compile(device: torch.device) -> bool:
     """Return whether a compiler is installed and, on a GPU, compiles a minimal function: its
-    headers or Triton may be missing or too old. Otherwise print the reason."""
+    headers or Triton may be missing or too old. If not, print the reason."""
     compilers = ("g++", "clang++", "c++", "cl") if device.type == "cpu" else ("gcc", "cc", "clang")
     reason = None
     if not any(shutil.which(name) for name in compilers):

@@ -269,8 +269,8 @@ def add_flags(parser: Parser) -> None:
 def parse(
     argv: Sequence[str], files: bool = False, build: Callable[[], Parser] = build_parser
 ) -> tuple[argparse.Namespace, set[str]]:
-    """Return the checked settings, and the names of the given flags, those on the command line. A
-    recipe's flags do not count as given; given flags override them. A mistake ends the program with
+    """Return the checked settings, and the names of the flags given on the command line. A recipe's
+    flags are not among these names, and given flags override them. A mistake ends the program with
     one line and exit code 2.
 
     files: see `checked`. build: makes the program's parser.
@@ -293,7 +293,7 @@ def checked(
     s: argparse.Namespace, given: set[str], parser: Parser, files: bool
 ) -> argparse.Namespace:
     """Return the resolved and checked settings of a new run or, with --resume, the saved run's
-    settings under the `given` flags.
+    settings, overridden by the `given` flags.
 
     parser: the program's.
     files: also refuse missing files, and a run folder that holds a run or is not writable: here,
@@ -319,8 +319,8 @@ def checked(
 
 
 def resolve_dataset(name: str) -> str:
-    """Return the name that an alias stands for; of a folder, folder: and its absolute path, so that
-    the run finds it from anywhere. Raises UsageError where the path is not UTF-8."""
+    """Return the name that an alias stands for, or folder:PATH with an absolute path, so that the
+    run finds it from anywhere. Raises UsageError where the path is not UTF-8."""
     path = name.removeprefix(FOLDER)
     if not name.startswith(FOLDER) or not path:
         return ALIASES.get(name, name)
@@ -421,8 +421,8 @@ def check_files(s: argparse.Namespace) -> None:
 def resume(
     settings: argparse.Namespace, given: set[str], saved: dict[str, Any], parser: Parser
 ) -> argparse.Namespace:
-    """Return the saved run's settings, under the flags that are `given` now. Raises UsageError for
-    a changed flag on which the checkpoint depends."""
+    """Return the saved run's settings, overridden by the flags `given` now. Raises UsageError for a
+    changed flag on which the checkpoint depends."""
     merged = vars(parser.parse_args([])) | saved
     remedy = "leave it out, or start a new run" + " with --load_path" * ("load_path" in settings)
     if getattr(settings, "recipe", None) not in (None, merged.get("recipe")):

@@ -313,7 +313,7 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
                     earlier = previous
         if damage is not None:
             distributed.warn(program, f"{damage}; resuming from {path}")
-            if (folder / LAST).exists():  # else the next save would keep it as PREVIOUS
+            if (folder / LAST).exists():  # else the next save would replace the good PREVIOUS by it
                 (folder / LAST).replace(folder / DAMAGED)
         loaded = path, state, earlier
     path, state, earlier = distributed.from_first(loaded)  # type: ignore[misc]
