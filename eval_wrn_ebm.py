@@ -143,7 +143,7 @@ def protocol(context: Context, image_size: int) -> dict[str, Any]:
     names = [
         name
         for name in ("sigma", "n_steps", "seed", "amp", "max_images")
-        if name in question.takes or name not in flags.BELONGS
+        if name in question.takes or name not in flags.FLAG_QUESTIONS
     ]
     return {
         "version": question.version,

@@ -114,7 +114,7 @@ def plot_samples(epoch: int, session: Session) -> None:
         grids["contrast"] = images, columns
     for name, (images, width) in grids.items():
         path = session.folder / "samples" / f"{name}_{epoch:04d}.png"
-        names = run.data.class_names if run.data and s.dataset.startswith(FOLDER) else ()
+        names = run.data.class_names if s.dataset.startswith(FOLDER) else ()
         with naming(path):
             picture = figures.save_grid(path, images, width, names if width else ()).numpy()
         # At the step, so that a run that is killed and resumed replaces this picture.

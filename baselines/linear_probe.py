@@ -52,7 +52,7 @@ def build_parser() -> Parser:
     add("--max_iter", type=COUNT, default=200, metavar="STEPS",
         help="L-BFGS iterations for each --l2 (default: %(default)s)")
     add("--norm", choices=NORMS, default=None,
-        help="normalisation of the network, where the checkpoint does not tell")
+        help="normalisation of the network, if the checkpoint does not record it")
     return parser
 
 
@@ -233,7 +233,7 @@ def load_backbone(
     s.dataset = s.dataset or loaded.dataset
     if not s.dataset:
         raise UsageError(
-            f"--load_path {s.load_path} does not tell its data set: give --dataset NAME"
+            f"--load_path {s.load_path} does not name its data set: give --dataset NAME"
         )
     if s.dataset == loaded.dataset and s.n_valid is None:
         s.n_valid = data.held_out_by(settings)

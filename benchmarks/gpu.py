@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     if args.part is not None:
         return run_part(args, *args.part)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs begin without it
-    interrupted = f"{PROGRAM}: interrupted: {args.out} has what there is"
+    interrupted = f"{PROGRAM}: interrupted: the results so far are in {args.out}"
     return exit_code(PROGRAM, partial(run_parts, args, argv), interrupted=interrupted)
 
 

@@ -80,7 +80,9 @@ def collect(out: Path, target: Path | None) -> Path:
         raise UsageError(f"collect {out}: {error}: give an OUT of scripts/gpu.sh") from None
     rehearsed = record["settings"]["device"] == "cpu"
     if rehearsed and target is None:
-        raise UsageError(f"collect {out}: it is a rehearsal's: give --output to look at its page")
+        raise UsageError(
+            f"collect {out}: it is a rehearsal: give --output to write its page elsewhere"
+        )
     record["settings"]["command"] = calls["command"]
     record |= {"parts_of_it": calls["parts"], "seconds": calls["seconds"], "rehearsed": rehearsed}
     with suppress(OSError, ElementTree.ParseError):  # no tests were run, or the file is cut short

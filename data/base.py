@@ -13,23 +13,24 @@ from runs.cli import Mistake
 
 
 class DataError(Mistake):
-    """A user's mistake about one setting, in one line: "--<setting> <value>: <said>".
+    """A user's mistake about one setting, in one line: "--<setting> <value>: <message>".
 
-    `said` names the defect and its remedy. A `value` of None is left out of the line.
+    `message` names the defect and its remedy. A `value` of None is left out of the line.
     """
 
-    def __init__(self, setting: str, value: object, said: str) -> None:
-        super().__init__(setting, value, said)  # as pickle needs them: processes exchange errors
-        self.setting, self.value, self.said = setting, value, " ".join(said.splitlines())
+    def __init__(self, setting: str, value: object, message: str) -> None:
+        super().__init__(setting, value, message)  # as pickle needs them: processes exchange errors
+        self.setting, self.value = setting, value
+        self.message = " ".join(message.splitlines())
 
     def __str__(self) -> str:
         value = "" if self.value is None else f" {self.value}"
-        return f"--{self.setting}{value}: {self.said}"
+        return f"--{self.setting}{value}: {self.message}"
 
-    def asked_as(self, setting: str, name: str) -> DataError:
+    def renamed(self, setting: str, name: str) -> DataError:
         """Return the error with the flag and the name by which the user gave the data set. Return
         an error about any other setting unchanged."""
-        return DataError(setting, name, self.said) if self.setting == "dataset" else self
+        return DataError(setting, name, self.message) if self.setting == "dataset" else self
 
 
 class Split(NamedTuple):

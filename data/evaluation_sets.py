@@ -160,7 +160,7 @@ class EvaluationSets:
         try:
             loaded = self.read(selection, max_images, strict)
         except DataError as error:
-            raise error.asked_as("dataset", name) from error
+            raise error.renamed("dataset", name) from error
         if not len(loaded.split.images):
             raise DataError("dataset", name, f"has no images ({loaded.source}); give another set")
         return loaded._replace(name=selection.name, title=title(selection, self.dataset))

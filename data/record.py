@@ -68,10 +68,10 @@ class Record:
         trained[self.valid] = False
         return self.train[trained]
 
-    def others(self, now: Record) -> str | None:
+    def differences_from(self, now: Record) -> str | None:
         """Return as text how the test images and class names of `now` differ from the record's, or
         None if they do not. `now` has the same training images."""
-        return said(self.compare(now.test, "test", now.class_names), "test")
+        return text_of_changes(self.compare(now.test, "test", now.class_names), "test")
 
     def compare(
         self,
@@ -104,7 +104,7 @@ class Record:
         return result
 
 
-def said(differences: dict[str, Any], part: str | None) -> str | None:
+def text_of_changes(differences: dict[str, Any], part: str | None) -> str | None:
     """Describe the result of `Record.compare` in one line; None if nothing differs."""
     kind = {"train": "training", "valid": "validation", "test": "test"}.get(part or "", "")
     n, texts = differences.get("n", 0), []

@@ -60,7 +60,7 @@ class Context:
                 self.say(read.about)
                 self._sets[key] = read._replace(split=read.split.to(self.device))
             except data.DataError as error:
-                error = error.asked_as(flag.removeprefix("--"), name)
+                error = error.renamed(flag.removeprefix("--"), name)
                 self._sets[key] = with_remedy_for_moved_folder(error, name, run_set)
         eval_set = self._sets[key]
         if isinstance(eval_set, data.DataError):
@@ -82,15 +82,17 @@ class Context:
         if not differences:
             return
         self.differences.setdefault(model.label, {})[eval_set.name] = differences
-        if text := data.said(differences, part):
-            self.warn(f"{flag} {eval_set.name} is not as {model.label} was trained with: {text}")
+        if text := data.text_of_changes(differences, part):
+            self.warn(
+                f"{flag} {eval_set.name} differs from the images of {model.label}'s run: {text}"
+            )
 
-    def known(self, model: LoadedModel) -> str:
+    def training_set(self, model: LoadedModel) -> str:
         """Return the name of the model's training set. Raises UsageError if it is unknown."""
         if not model.dataset:
             value = "is missing" if self.s.dataset is None else self.s.dataset
             raise UsageError(
-                f"--dataset {value}: {model.path} does not tell what it was trained on, with "
+                f"--dataset {value}: {model.path} does not name its training set, of "
                 f"{model.num_classes} classes"
             )
         return model.dataset
@@ -98,16 +100,16 @@ class Context:
     def own_set(self, model: LoadedModel, remedy: str) -> str:
         """Return the name of the model's training set. Raises UsageError, with `remedy`, if
         --dataset is another set."""
-        run_set = self.known(model)
+        run_set = self.training_set(model)
         if self.s.dataset is not None and trainable(self.s.dataset) != run_set:
             raise UsageError(
                 f"--dataset {self.s.dataset}: {model.path} was trained on {run_set}; {remedy}"
             )
         return run_set
 
-    def asked_set(self, model: LoadedModel) -> data.EvaluationSet:
+    def evaluation_set(self, model: LoadedModel) -> data.EvaluationSet:
         """Return the set of --dataset, by default the test split of the model's training set."""
-        name = self.known(model) if self.s.dataset is None else self.s.dataset
+        name = self.training_set(model) if self.s.dataset is None else self.s.dataset
         return self.images(name, model)
 
     def warn_of_other_data(self, model: LoadedModel) -> None:
@@ -119,8 +121,8 @@ class Context:
             self.warn(f"--dataset {name}: {model.label} was trained on {run_set}")
 
     def labelled_set(self, model: LoadedModel) -> data.EvaluationSet:
-        """Return `asked_set`. Raises UsageError if it has no labels or not the model's classes."""
-        eval_set = self.asked_set(model)
+        """Return `evaluation_set`. Raises UsageError without labels, or of other classes."""
+        eval_set = self.evaluation_set(model)
         name, classes = eval_set.name, eval_set.num_classes
         if classes is None:
             raise UsageError(f"--dataset {name} has no labels: use it with OOD or logp_hist")
@@ -141,7 +143,7 @@ class Context:
         names = list[str]()
         for name in self.s.ood_dataset:
             if name == "all":
-                names += data.all_ood(trainable(inside.name) or self.known(model))
+                names += data.all_ood(trainable(inside.name) or self.training_set(model))
             else:
                 names.append(name)
         sets, skipped = self.available(names, model, "--ood_dataset")
@@ -166,7 +168,7 @@ class Context:
             try:
                 data.locate(name, model.dataset, data_root=self.s.data_root)
             except data.DataError as error:
-                raise error.asked_as(flag.removeprefix("--"), name) from None
+                raise error.renamed(flag.removeprefix("--"), name) from None
         sets, reasons = dict[str, data.EvaluationSet](), dict[str, str]()
         for name in names:
             try:
@@ -256,5 +258,5 @@ def with_remedy_for_moved_folder(error: data.DataError, name: str, run_set: str)
     run_splits = {data.split_name(run_set, part) for part in ("train", "valid", "test")}
     if name not in run_splits or not run_set.startswith(FOLDER) or folder_path(run_set).is_dir():
         return error
-    message = f"{error.said}; where the images have moved: --dataset folder:PATH"
+    message = f"{error.message}; if the folder has moved, give --dataset folder:PATH"
     return data.DataError(error.setting, error.value, message)

@@ -36,7 +36,7 @@ from runs.names import CONTRAST_SCORES, NORMS, OPENOOD, SCORES, STARTS, STRIDES,
 from runs.shared import HUB, check_weights, weights_file
 
 # Flag that not every question takes -> the names of the questions that take it.
-BELONGS = {
+FLAG_QUESTIONS = {
     flag: [name for name, question in QUESTIONS.items() if flag in question.takes]
     for flag in dict.fromkeys(flag for question in QUESTIONS.values() for flag in question.takes)
 }
@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     summaries = "".join(f"  {q.name:14}  {q.summary}\n" for q in QUESTIONS.values())
     parser = Parser(
         prog="eval_wrn_ebm.py",
+        usage="eval_wrn_ebm.py --load_path FILE --eval QUESTION [flags]",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
@@ -119,9 +120,9 @@ def add_scores(parser: argparse.ArgumentParser) -> None:
 
 def add_chains(parser: argparse.ArgumentParser) -> None:
     add = adder(parser, "SGLD: samples, fid, and refining images")
-    add("--n_steps STEPS", WHOLE, None, "JEM", "SGLD steps. test_clf, eval_ece, OOD and logp_hist: "
-        "to refine the images first (default: 0); samples take so many a round (default: 40), "
-        "fid's fresh chains in all (default: 100)", shown=None)
+    add("--n_steps STEPS", WHOLE, None, "JEM", "SGLD steps: of test_clf, eval_ece, OOD and "
+        "logp_hist to refine the images first (default: 0), of samples in a round (default: 40), "
+        "of fid's fresh chains in all (default: 100)", shown=None)
     add("--n_sample_steps ROUNDS", COUNT, 100, "JEM's README advises 1000 at least",
         "rounds of sampling: slots of the replay buffer are drawn, moved, and put back")
     add("--print_every ROUNDS", COUNT, 100, "JEM", "rounds between two sample grids")
@@ -145,7 +146,7 @@ def add_chains(parser: argparse.ArgumentParser) -> None:
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
-    about = "Read from the checkpoint; a flag must agree with it, and tells what it cannot."
+    about = "Read from the checkpoint; flags must agree with it, and add settings that it lacks."
     add = adder(parser, "network", about)
     add("--arch", tuple(STRIDES), None, None, "architecture", shown=None)
     add("--depth 6N+4", DEPTH, None, "JEM", "layers of the WideResNet", shown=None)
@@ -213,9 +214,9 @@ def results_folder(s: argparse.Namespace) -> Path:
 def check(s: argparse.Namespace, given: set[str]) -> None:
     """Check flags against each other. Raises UsageError, one line with flag, value and remedy."""
     question = QUESTIONS[s.eval]
-    for name in sorted(given & BELONGS.keys()):  # its user would expect an effect
+    for name in sorted(given & FLAG_QUESTIONS.keys()):  # its user would expect an effect
         if name not in question.takes:
-            takers = ", ".join(BELONGS[name])
+            takers = ", ".join(FLAG_QUESTIONS[name])
             raise UsageError(f"--{name} is for {takers}: leave it out of {s.eval}")
     for flag, idle in question.idle(s):
         if idle_given := [f"--{name}" for name in idle if name in given]:
@@ -226,9 +227,11 @@ def check(s: argparse.Namespace, given: set[str]) -> None:
         check_utf8("--load_path", os.path.abspath(path))
     n = len(s.load_path)
     if n > 1 and not question.several:
-        raise UsageError(f"--load_path: {s.eval} takes one checkpoint, not {n}: ask one by one")
+        raise UsageError(
+            f"--load_path: {s.eval} takes one checkpoint, not {n}: evaluate them one by one"
+        )
     if n > 1 and not s.log_dir:
-        raise UsageError(f"--log_dir is missing: say where the answer of {n} checkpoints goes")
+        raise UsageError(f"--log_dir is missing: give the folder for the answer of {n} checkpoints")
     if s.labels is not None and (len(s.labels) != n or len(set(s.labels)) != n):
         raise UsageError(
             f"--labels {' '.join(s.labels)}: give each of the {n} checkpoints a name of its own"

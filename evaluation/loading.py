@@ -176,7 +176,7 @@ class LoadedModel:
         except (TypeError, ValueError):
             remedy = f"give --{name}" if hasattr(self.flags, name) else "use another checkpoint"
             raise UsageError(
-                f"--load_path {self.path}: its {name} is {value!r}, no number: {remedy}"
+                f"--load_path {self.path}: its {name} is {value!r}, not a number: {remedy}"
             ) from None
 
 

@@ -50,7 +50,7 @@ def read_images(model: EnergyClassifier, *paths: str | Path) -> Tensor:
     try:
         split = data.read_images([(Path(path), -1) for path in paths], model.image_size)
     except data.DataError as error:  # its full message names a flag
-        raise ValueError(error.said) from None
+        raise ValueError(error.message) from None
     return data.to_float(split.images)
 
 
@@ -84,7 +84,7 @@ def flow_from(
             raise CheckpointError(f"{name} is {settings.get(name)} by its settings, {value} given")
     names = inspect.signature(Flow).parameters
     if missing := [name for name in names if name not in settings]:
-        raise CheckpointError(f"its settings do not tell {', '.join(missing)} of the flow")
+        raise CheckpointError(f"its settings lack {', '.join(missing)}, which a flow needs")
     model = Flow(**{name: settings[name] for name in names})
     load_weights(model, checkpoint.get("model_state_dict", {}))
     return model

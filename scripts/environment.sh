@@ -83,7 +83,7 @@ set_up() {
     missing=$(missing_in "$PYTHON" "$1") || exit 2
     [ -z "$missing" ] || install "$1"
     missing=$(missing_in "$PYTHON" "$1") || exit 2
-    [ -z "$missing" ] || fail "pip ended well, and yet $hdge_venv lacks $missing: remove that folder, then run this again."
+    [ -z "$missing" ] || fail "pip ended well, but $hdge_venv lacks $missing: remove that folder, then run this again."
     say "using $hdge_venv, which has everything that pyproject.toml lists."
 }
 

@@ -1,4 +1,4 @@
-"""Runs what the papers' tables need: experiments and questions, each once.
+"""Train the models of the papers' tables and evaluate them, each job once.
 
     python scripts/experiments.py run table1_ood --scale small --seeds 1 2 3
     python scripts/experiments.py show table1_ood --scale paper
@@ -158,7 +158,7 @@ class Runner:
         """Train or resume a run, unless it is finished already."""
         run = rows.folder(self.root, self.scale, job.name, job.seed)
         if not all(self.done[start] for start in rows.needs(self.scale, job)):
-            raise Failed(f"{run.name}: what it starts from has failed")
+            raise Failed(f"{run.name}: the run that it starts from has failed")
         command = rows.train_command(self.root, self.scale, job)
         difference = done.other_recipe(run, command, all_flags=isinstance(job, Point))
         if difference is not None:
@@ -341,8 +341,8 @@ def build_parser() -> Parser:
     parser = Parser(prog="experiments.py", allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("action", choices=("run", "show", "cost"),
-        help="run what is not done yet, show the commands, or say what each scale takes on this "
-        "machine for a seed; `sweep --help` is about runs of your own")  # fmt: skip
+        help="run the jobs that are not done yet, print the commands, or estimate the hours of a "
+        "seed at each scale on this machine; `sweep --help` is about runs of your own")  # fmt: skip
     add("tables", nargs="+", choices=(*rows.TABLES, "all"), metavar="TABLE",
         help="one or several of " + ", ".join(rows.TABLES)
         + "; all: those that the scale has rows of")  # fmt: skip

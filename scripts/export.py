@@ -104,7 +104,9 @@ def read(parser: Parser, checkpoint: Path) -> tuple[dict[str, Any], str]:
     except (KeyError, TypeError):
         part = {"settings": {}}
     if not terms.used(part["settings"]):
-        parser.error(f"CHECKPOINT {checkpoint} is none of train_wrn.py's: give one of a run")
+        parser.error(
+            f"CHECKPOINT {checkpoint} was not written by train_wrn.py: give a run's checkpoint"
+        )
     return part, sha256
 
 

@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
         use_threads(s, device, PROGRAM)
         model = loading.load(args.run, loading.labels_of([args.run])[0], s, device, flag="RUN")
         if model.flow is not None and not model.flow.class_cond:
-            raise UsageError(f"RUN {args.run} is a flow without classes: it predicts none")
+            raise UsageError(f"RUN {args.run} is a flow without classes: it cannot predict")
         try:
             images = models.read_images(model.network, *args.images).to(device)
         except ValueError as error:
@@ -78,11 +78,11 @@ def main(argv: Sequence[str]) -> int:
         if s.dataset is not None:
             context.own_set(model, "leave it out")
         try:
-            valid = context.images(data.split_name(context.known(model), "valid"), model)
+            valid = context.images(data.split_name(context.training_set(model), "valid"), model)
             reference = scores(model.network, context.batches(valid, model), ["px"])["px"]
         except Mistake as error:
             reference = None
-            processes.warn(PROGRAM, f"log q(x) is compared with nothing: {error}")
+            processes.warn(PROGRAM, f"log q(x) is not compared with validation images: {error}")
         network, batches = model.network, images.split(BATCH)
         with torch.no_grad():
             probs = torch.cat([network.classify(batch).exp() for batch in batches])  # (N, C)

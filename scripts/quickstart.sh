@@ -13,7 +13,7 @@ id=quickstart-$(date +%Y%m%d-%H%M%S)
 [ -f "$log_dir/$id/progress.csv" ] || exit 0  # --help or --dry_run was among the flags
 
 echo
-echo "What the trained model says of images that it has not seen:"
+echo "The trained model on images that it has not seen:"
 threads=()  # --threads among the flags also applies to the questions
 for ((i = 1; i < $#; i++)); do
     [ "${!i}" != --threads ] || threads=(--threads "${@:i+1:1}")

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> Path:
 
     folders, several = args.run_folders, len(args.run_folders) > 1
     if several and args.output is None:
-        parser.error("--output is missing: say where the page about several runs goes")
+        parser.error("--output is missing: give a file for the page of several runs")
     if several and (args.eval_dir or len(folders) > COLOURS):
         parser.error(f"RUN_FOLDER: give {COLOURS} at most, and one alone with --eval_dir")
     output: Path = args.output or folders[0] / "report.html"
@@ -56,7 +56,9 @@ def main(argv: Sequence[str]) -> Path:
         if not folder.is_dir():
             parser.error(f"--eval_dir {folder} is not a folder: give what --log_dir was")
     if output.suffix.lower() not in (".html", ".htm"):
-        parser.error(f"--output {output} is no name of a page: give one that ends in .html")
+        parser.error(
+            f"--output {output} is not the name of an HTML file: give one that ends in .html"
+        )
     try:
         if several:
             text = compared(folders).html()

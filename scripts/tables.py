@@ -147,7 +147,9 @@ def main(argv: Sequence[str]) -> int:
         parser.error(str(error))
     except OSError as error:
         cause = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
-        parser.error(f"{args.action}: {cause}: let it be read and written, or give another folder")
+        parser.error(
+            f"{args.action}: {cause}: make it readable and writable, or give another folder"
+        )
     return 0
 
 

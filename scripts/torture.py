@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Kill, starve and break training runs, and count what they survive.
+"""Kill, starve and break training runs, and count how often they recover.
 
     python scripts/torture.py --output save/torture
     python scripts/torture.py --sections kills signals --rounds 2

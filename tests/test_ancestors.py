@@ -181,7 +181,7 @@ def test_what_is_no_queue_and_no_replay_buffer_is_named(shape, train, ask, tmp_p
     for run, what in ((queue, "queue"), (buffer, "replay buffer")):
         assert run.code == 2 and len(run.err) == 1 and not run.folder.exists()
         assert f"its {what}" in run.err[0] and str(shape) in run.err[0]
-        assert run.err[0].endswith("use another")
+        assert run.err[0].endswith("use another checkpoint")
 
 
 def test_our_own_checkpoint_starts_a_new_run(train):

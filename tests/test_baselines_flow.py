@@ -181,7 +181,7 @@ def test_a_flow_is_no_classifier_s_network(trained, ask, capsys, tmp_path):
 def test_settings_of_a_flow_that_are_gone_are_named(trained):
     state = trained["glow"].state()
     del state["settings"]["levels"]
-    with pytest.raises(ValueError, match="do not tell levels"):
+    with pytest.raises(ValueError, match="lack levels"):
         models.from_checkpoint(state)
 
 

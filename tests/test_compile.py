@@ -52,6 +52,7 @@ def test_gradients_of_terms_can_be_measured_after_compiled_steps(monkeypatch):
 
 def test_act_norm_is_set_without_a_graph_of_its_own():
     """It is set by one pass in eval mode, which no later step repeats."""
+    torch._dynamo.reset()  # the tests of a process share dynamo's limit of recompilations
     model = models.build(depth=10, width=1, norm="act")
     compiled = []
     model.f.compile(dynamic=False, backend=lambda graph, _: compiled.append(graph) or graph)

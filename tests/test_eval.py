@@ -253,7 +253,7 @@ def test_any_labelled_set_is_asked_about_whatever_the_run_has_seen(ask, tmp_path
     path, root = checkpoint(tmp_path, 3), ("--data_root", str(tmp_path))
     found = ask("--eval eval_ece --dataset mine", *root, load=path)
     assert found.json("eval_ece")["n"] == 12 and found.json("eval_ece")["temperature"] is None
-    unknown = f"--dataset mine: {path} does not tell what it was trained on"
+    unknown = f"--dataset mine: {path} does not name its training set"
     assert f"no temperature scaling: {unknown}" in found.err[0]
     question = "--eval OOD --max_images 12 --dataset mine --ood_dataset"
     (row,) = ask(f"{question} uniform", *root, load=path).json("OOD")["rows"]

@@ -202,7 +202,7 @@ def test_every_flag_has_help_and_flags_of_questions_exist():
     parser = flags.build_parser()
     assert all(action.help for action in parser._actions)
     assert all(name in parser.format_help() for name in QUESTIONS)
-    assert flags.BELONGS.keys() <= {action.dest for action in parser._actions}
+    assert flags.FLAG_QUESTIONS.keys() <= {action.dest for action in parser._actions}
 
 
 def test_defaults_are_the_ancestors():

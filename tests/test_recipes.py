@@ -93,7 +93,7 @@ def test_a_file_has_comments_blank_lines_quotes_and_several_flags_a_line(write):
     [
         ("--lr x", "@bad", "scripts/recipes/bad.txt: argument --lr: 'x' is not a number"),
         ("--pyxc 1", "@bad", "scripts/recipes/bad.txt: unrecognized arguments: --pyxc 1"),
-        ("@good", "@bad", "scripts/recipes/bad.txt: @good: a recipe takes no other"),
+        ("@good", "@bad", "scripts/recipes/bad.txt: @good: a recipe cannot contain a recipe"),
         ("--overwrite", "@bad", "scripts/recipes/bad.txt: --resume and --overwrite are for"),
         ("--resume x", "@bad", "scripts/recipes/bad.txt: --resume and --overwrite are for"),
         ("--id 'x", "@bad", "scripts/recipes/bad.txt cannot be read (No closing quotation)"),

@@ -65,7 +65,7 @@ def can_compile(device: torch.device) -> bool:
     compilers = ("g++", "clang++", "c++", "cl") if device.type == "cpu" else ("gcc", "cc", "clang")
     reason = None
     if not any(shutil.which(name) for name in compilers):
-        reason = "no C++ compiler found"
+        reason = f"no {'C++' if device.type == 'cpu' else 'C'} compiler found"
     elif device.type == "cuda":
         try:
             torch.compile(torch.neg)(torch.ones(2, device=device))
@@ -194,7 +194,8 @@ def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -
     if buffer is not None and isinstance(images, Tensor) and images.numel():
         if images.ndim != 4 or images.shape[1] != 3:
             raise CheckpointError(
-                f"its replay buffer, of shape {tuple(images.shape)}, holds no images: use another"
+                f"its replay buffer, of shape {tuple(images.shape)}, holds no images: use another "
+                "checkpoint"
             )
         if images.shape[2:] != buffer.images.shape[2:]:
             saved, new = (f"{x.shape[2]} x {x.shape[3]}" for x in (images, buffer.images))
@@ -211,7 +212,7 @@ def load_memories(run: Run, state: dict[str, Any], weights: dict[str, Tensor]) -
     logits, shape = weights["queue_logit"], queue.queue_logit.shape
     if logits.shape != shape:
         same_classes = logits.ndim == 2 and len(logits) == len(queue.queue_logit)
-        remedy = f"use --contrast_k {logits.shape[1]}" if same_classes else "use another"
+        remedy = f"use --contrast_k {logits.shape[1]}" if same_classes else "use another checkpoint"
         shapes = f"{tuple(logits.shape)}, this run's {tuple(shape)}"
         raise CheckpointError(f"its queue has shape {shapes}: {remedy}")
     queue.queue_logit.copy_(logits)

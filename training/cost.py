@@ -152,7 +152,7 @@ def dry_run(s: Namespace, device: torch.device, train_step: TrainStep) -> None:
     if s.dataset.startswith(FOLDER):
         facts["images"] = f"about {spec.train_size:,} for training: each image's content decides"
     if distributed.size() > 1:
-        facts["processes"] = f"{distributed.size()}; memory is that of each one"
+        facts["processes"] = f"{distributed.size()}; memory is per process"
     resolved = {"device": device, "amp": "bf16" if model.amp else "off", "n_valid": n_valid}
     for name, value in [*facts.items(), ("", ""), *sorted({**vars(s), **resolved}.items())]:
         distributed.say(f"{name:23} {value}")

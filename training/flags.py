@@ -159,7 +159,7 @@ def add_flags(parser: Parser) -> None:
     add("--buffer_size IMAGES", COUNT, 10000, "JEM", "slots of the replay buffer, a multiple of "
         "the classes")
     add("--reinit_freq P", number(float, low=0, high=1), 0.05, "JEM", "probability that a chain "
-        "restarts from noise, 0 to 1")
+        "restarts at --chain_start, 0 to 1")
     add("--chain_start", STARTS, "uniform", "uniform JEM, gaussian M-JEM, class_gaussian JEM++",
         "where chains begin, and begin anew: uniform noise, a Gaussian fitted to the training "
         "images, or a Gaussian for each class")
@@ -212,16 +212,16 @@ def add_flags(parser: Parser) -> None:
         "is larger; 0: never")
     add("--batch_size IMAGES", COUNT, 64, "JEM", "labelled images a step")
     add("--n_epochs EPOCHS", COUNT, 200, "JEM", "epochs, of images / batch_size steps each")
-    add("--start_epoch EPOCH", WHOLE, 0, "HDGE; --resume needs no help", "count epochs, and with "
+    add("--start_epoch EPOCH", WHOLE, 0, "HDGE; --resume sets it", "count epochs, and with "
         "them the learning rate's decay, from here: for --load_path")
     add("--clf_only", bool, False, "JEM", "train the last layer, class_output, alone")
-    add("--max_restarts TIMES", WHOLE, 5, "ours", "how often a run that diverges goes back 200 "
-        "steps or more, with half the learning rate and new random numbers, and on; then it ends; "
-        "0: at once, and no copies of the state are kept")
+    add("--max_restarts TIMES", WHOLE, 5, "ours", "how often a diverged run goes back 200 "
+        "steps or more and continues, with half the learning rate and new random numbers, before "
+        "it ends; 0: it ends at the first divergence, and no copies of the state are kept")
     add("--max_steps STEPS", COUNT, None, "ours", "end, with evaluation and checkpoint, after this "
         "many steps of the run; the schedule is the full run's", shown="no limit")
-    add("--max_minutes MINUTES", POSITIVE, None, "ours", "the same after this many minutes of this "
-        "process; the checkpoint is saved then, and once more after evaluation and pictures",
+    add("--max_minutes MINUTES", POSITIVE, None, "ours", "end likewise after this many minutes of "
+        "this process; the checkpoint is saved then, and once more after evaluation and pictures",
         shown="no limit")
 
     add = adder(parser, "run folder and records")
@@ -239,7 +239,7 @@ def add_flags(parser: Parser) -> None:
         "last checkpoint is saved within it, too: what a kill costs at most", shown="%(default)g")
     add("--print_every STEPS", COUNT, 100, "JEM", "steps between two reports: progress bar, "
         "log.txt, TensorBoard, and the check for divergence")
-    add("--log_gradients STEPS", COUNT, None, "ours", "every so many steps, measure each term's "
+    add("--log_gradients STEPS", COUNT, None, "ours", "every STEPS steps, measure each term's "
         "gradient: norm, and cosine with that of --pyxce; an epoch's means are in progress.csv; "
         "costs a backward pass a term, and changes no other number", shown="never")
     add("--plot_every EPOCHS", COUNT, 40, "HDGE", "epochs between sample grids, and one at the end")
@@ -336,7 +336,9 @@ def resumed_folder(s: argparse.Namespace, given: set[str]) -> Path | None:
     if s.resume is None:
         return None
     if s.overwrite and s.resume != AUTO:
-        raise UsageError("--resume goes on with the run that --overwrite replaces: give one")
+        raise UsageError(
+            "--resume continues the run that --overwrite replaces: leave one of them out"
+        )
     is_path = s.resume not in ("", AUTO)
     if not is_path and not s.id:
         value = " auto" if s.resume else ""

@@ -76,7 +76,8 @@ def warn_of_leaks(s: Namespace, dataset: data.DataSet, record: data.Record, prog
     valid = data.hold_out(dataset, s.n_valid)[1]
     splits = {"validation": dataset.train.take(valid), "test": dataset.test}
     overlaps = {name: record.compare(split.hashes, None, None) for name, split in splits.items()}
-    leaks = [f"{name}: {text}" for name, d in overlaps.items() if (text := data.said(d, None))]
+    texts = {name: data.text_of_changes(found, None) for name, found in overlaps.items()}
+    leaks = [f"{name}: {text}" for name, text in texts.items() if text]
     if leaks:
         line = f"--dataset {s.dataset} holds out what --load_path {s.load_path} was trained on"
         distributed.warn(program, f"{line}: {'; '.join(leaks)}")

@@ -60,7 +60,9 @@ def read(name: str, parser: Parser) -> list[str]:
         parser.error(f"{file} cannot be read ({error}): mend it")
     flags, names = split(argv, parser)
     if names:
-        parser.error(f"{file}: {shown(names[0])}: a recipe takes no other: write its flags there")
+        parser.error(
+            f"{file}: {shown(names[0])}: a recipe cannot contain a recipe: write its flags there"
+        )
     parser.source = f"{file}: "
     settings = parser.parse_args(flags)
     if settings.resume is not None or settings.overwrite:

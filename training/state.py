@@ -336,7 +336,7 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
         raise CheckpointError(
             f"--resume {path}: it does not fit this run's settings ({reason})"
         ) from None
-    if difference := record.others(run.data):
+    if difference := record.differences_from(run.data):
         distributed.warn(program, f"--dataset {run.settings.dataset}: {difference}")
 
 

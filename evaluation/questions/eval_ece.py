@@ -28,7 +28,7 @@ def validation_temperature(context: Context, model: LoadedModel) -> float | None
     from evaluation.classification import predictions
 
     try:
-        valid = context.images(data.split_name(context.known(model), "valid"), model)
+        valid = context.images(data.split_name(context.training_set(model), "valid"), model)
     except Mistake as error:  # no validation images, or an unknown training set
         context.warn(f"no temperature scaling: {error}")
         return None

@@ -43,7 +43,7 @@ def sets_of(context: Context, model: LoadedModel) -> tuple[list[Any], list[dict[
     """Return the sets, in-distribution first, and the sets left out with their reasons."""
     names = context.s.datasets
     if names is None:
-        inside = context.asked_set(model)
+        inside = context.evaluation_set(model)
         outside, skipped = context.ood_sets(model, inside)
         return [inside, *outside], skipped
     inside = context.images(names[0], model, "--datasets")

@@ -16,7 +16,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
 
     names = list(dict.fromkeys(context.s.score_fn))
     scores_of = scorer(context, model, names)
-    inside = context.asked_set(model)
+    inside = context.evaluation_set(model)
     outside, skipped = context.ood_sets(model, inside)
     raw = {dataset.name: scores_of(dataset) for dataset in [inside, *outside]}
     rows = [
@@ -43,7 +43,7 @@ def scorer(
     contrastive = model.contrastive() if "pxsim" in names else None
     if "knn" in names:
         try:
-            train = context.images(data.split_name(context.known(model), "train"), model)
+            train = context.images(data.split_name(context.training_set(model), "train"), model)
         except data.DataError as error:
             raise UsageError(f"--score_fn knn needs the training images: {error}") from None
         if k > (n := len(train.split.labels)):

@@ -38,10 +38,10 @@ class Rounds:
         buffer, chains = model.replay_buffer(classes), context.s.sgld_batch_size
         size = len(buffer.images) // classes
         if -(-chains // classes) > size:
-            of = "" if classes == 1 else " of a class"
+            of = "" if classes == 1 else f", {size} of each class,"
             raise UsageError(
                 f"--sgld_batch_size {chains} is more than the {size * classes} slots{of} "
-                f"of the replay buffer allow: use {size * classes} at most"
+                f"of the replay buffer: use {size * classes} at most"
             )
         self.slots = sampling.Slots(buffer)
 

@@ -130,7 +130,7 @@ def collect(scale: str, runs: Mapping[str, Mapping[int, Seed]], results: Path) -
             if merged.get(str(seed), run)["state"] == "finished" != run["state"]:
                 warn(
                     f"{name}-s{seed} is {run['state']} and its record in {scale}/{path.name} is "
-                    "of a finished run: that one stays"
+                    "of a finished run: the finished run's record stays"
                 )
             else:
                 merged[str(seed)] = run
