@@ -193,7 +193,7 @@ class ReplayBuffer(nn.Module):
         class's slots."""
         per_class = len(self.images) // self.num_classes
         if len(labels) > per_class:
-            raise ValueError(f"{len(labels)} chains are more than the {per_class} slots of one class")
+            raise ValueError(f"{len(labels)} chains exceed the {per_class} slots of a class")
         shape = (self.num_classes, per_class)
         order = torch.rand(shape, device=labels.device, generator=generator).argsort(1)
         return labels * per_class + order[labels, torch.arange(len(labels), device=labels.device)]
