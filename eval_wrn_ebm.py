@@ -81,8 +81,8 @@ def evaluate(context: Context, model: LoadedModel, given: set[str]) -> dict[str,
     by_protocol = "sigma" in question.takes and "sigma" not in {*given, *question.defaults}
     if by_protocol and isinstance(run_sigma, int | float) and run_sigma != context.s.sigma:
         context.warn(
-            f"{model.label} was trained with --sigma {run_sigma:g} and is asked with the "
-            f"protocol's {context.s.sigma:g}; give --sigma {run_sigma:g} for its own"
+            f"{model.label} was trained with --sigma {run_sigma:g} and is evaluated with the "
+            f"protocol's {context.s.sigma:g}; give --sigma {run_sigma:g} for the run's own"
         )
     try:
         numbers = question.ask(context, model)
@@ -133,7 +133,9 @@ def common_size(models: Sequence[LoadedModel]) -> int:
     sizes = {model.network.image_size: model.path for model in models}
     if len(sizes) > 1:
         listed = " and ".join(f"{size} x {size} ({path})" for size, path in sizes.items())
-        raise UsageError(f"--load_path: the models see images of {listed}: ask one by one")
+        raise UsageError(
+            f"--load_path: the models see images of {listed}: evaluate them one by one"
+        )
     return next(iter(sizes))
 
 

@@ -134,7 +134,7 @@ def check_seal(file: IO[bytes], path: Path) -> tuple[bool, str]:
     file.seek(0)
     sealed = last_line.startswith(SEAL)
     if sealed and last_line != seal(digest):
-        raise CheckpointError(f"{path} is damaged (its checksum is another): use another")
+        raise CheckpointError(f"{path} is damaged (its checksum is wrong): use another")
     digest.update(last_line)
     return sealed, digest.hexdigest()
 
@@ -176,7 +176,7 @@ def read_exported(path: Path) -> tuple[dict[str, Any], str]:
         config = read_json(config_path) if config_path.exists() else {}
         sha256 = hashlib.sha256(content).hexdigest()
         if config.get("sha256") not in (None, sha256):
-            raise ValueError("its checksum is another")
+            raise ValueError("its checksum is wrong")
         tensors, record = load(content), config.get("data")
         hashes = {name: tensors.pop(name) for name in list(tensors) if name.startswith(DATA)}
         if isinstance(record, dict):

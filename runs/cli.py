@@ -70,8 +70,8 @@ SYNONYMS = {"--learning_rate": "--lr"}  # names in other programs, too unlike ou
 def did_you_mean(word: str, names: Iterable[str]) -> str:
     """Return "did you mean X? ", where X is the name closest to `word`, ignoring case; return ""
     where no name is close."""
-    by_lower = {name.lower(): name for name in names}
-    matches = difflib.get_close_matches(SYNONYMS.get(word, word).lower(), by_lower, 1)
+    by_lower = {name.lower().strip("-"): name for name in names}  # dashes are alike in all flags
+    matches = difflib.get_close_matches(SYNONYMS.get(word, word).lower().strip("-"), by_lower, 1)
     return f"did you mean {by_lower[matches[0]]}? " if matches else ""
 
 
@@ -143,7 +143,9 @@ class Parser(argparse.ArgumentParser):
             return print_line(f"{self.prog}: interrupted", sys.stderr)
         message = f"{kind.__name__}: {' '.join(str(error).split())[:300]}"
         if issubclass(kind, ModuleNotFoundError):
-            message += ": install what pyproject.toml lists, or activate where it is"
+            message += (
+                ": install the packages that pyproject.toml lists, or activate their environment"
+            )
         print_line(f"{self.prog}: error: {message}", sys.stderr)
         sys.exit(2)
 

@@ -168,8 +168,8 @@ def reversed_order(rows: Sequence[Row]) -> str | None:
     listed = "; ".join(f"{score}: {', '.join(sets)}" for score, sets in below.items())
     return (
         f"AUROC below 0.5 ({listed}): the model scores these images higher than its own test "
-        "images; 0 means that each of them is above all of its own. Where the score is px, it "
-        "gives them the higher density q(x)."
+        "images, in most pairs; at 0, in all. Where the score is px, it gives them the higher "
+        "density q(x)."
     )
 
 

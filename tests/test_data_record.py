@@ -113,7 +113,7 @@ def test_a_folder_that_has_moved_is_found_by_its_images(question, train, ask, fo
     ]
     assert str(folder) not in found.out
     (lost,) = asked(ask, run, code=2).err
-    assert lost.endswith("have moved: --dataset folder:PATH")
+    assert lost.endswith("if the folder has moved, give --dataset folder:PATH")
     again = train.resumed(run, "--max_steps", "4")
     assert again.code == 2 and "does not exist" in again.err[0]
     again = train.resumed(run, "--max_steps", "4", "--dataset", f"folder:{moved}")

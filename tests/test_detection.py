@@ -79,7 +79,7 @@ def test_an_order_that_is_reversed_is_explained():
     ]
     told = reversed_order(rows)
     assert told and told.startswith("AUROC below 0.5 (px: noise; py: noise): the model scores")
-    assert "0 means that each of them is above all of its own" in told
+    assert "in most pairs; at 0, in all" in told
     named = reversed_order([{**row, "model": "JEM"} for row in rows])
     assert named and named.startswith("AUROC below 0.5 (JEM, px: noise; JEM, py: noise)")
     assert reversed_order(rows[:1]) is None

@@ -220,7 +220,7 @@ def test_mistakes_are_one_line(train, tmp_path, monkeypatch):
     for words, named in (
         ([checkpoint, str(tmp_path)], "exists already"),
         ([str(tmp_path / "file"), str(tmp_path / "new")], "CHECKPOINT"),
-        ([str(tmp_path / "foreign.pt"), str(tmp_path / "new")], "none of train_wrn.py's"),
+        ([str(tmp_path / "foreign.pt"), str(tmp_path / "new")], "was not written by train_wrn.py"),
         (["hf://owner/name", str(tmp_path / "new")], "hf://owner/name needs huggingface_hub"),
         ([checkpoint, str(tmp_path / "file" / "new")], "writable"),
     ):

@@ -221,7 +221,7 @@ def test_resume_by_log_dir_and_id(train, tmp_path):
         (["--resume", str(tmp_path)], "holds no run"),
         (["--resume", str(tmp_path / "none")], "holds no run"),
         (["--resume", str(run.folder / "prev_ckpt.pt")], "is a file: give the run's folder"),
-        (["--resume", str(run.folder), "--overwrite"], "that --overwrite replaces: give one"),
+        (["--resume", str(run.folder), "--overwrite"], "that --overwrite replaces: leave one"),
         (["--pyxce", "1", "--resume", "auto"], "--resume auto: which run? give --id"),
         (["--pyxce", "1", "--id", "x" * 300], "longer than a folder name may be"),
     ):
