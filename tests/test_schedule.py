@@ -1,4 +1,4 @@
-"""The learning rate, as a table."""
+"""The learning rate: warm-up and decays."""
 
 from argparse import Namespace
 
@@ -11,18 +11,13 @@ TABLE = [
     (0, 0, -1, (160, 180), 1.0),  # no warm-up
     (0, 0, 0, (160, 180), 1.0),
     (0, 0, 1000, (160, 180), 0.0),
-    (1, 0, 1000, (160, 180), 0.001),
     (250, 0, 1000, (160, 180), 0.25),
-    (1000, 1, 1000, (160, 180), 1.0),
     (5000, 7, 1000, (160, 180), 1.0),  # never above the base
     (99_999, 159, -1, (160, 180), 1.0),
     (99_999, 160, -1, (160, 180), 0.3),
-    (99_999, 179, -1, (160, 180), 0.3),
     (99_999, 180, -1, (160, 180), 0.09),
-    (99_999, 199, -1, (160, 180), 0.09),
     (99_999, 170, -1, (180, 160), 0.3),  # unsorted
-    (99_999, 185, -1, (180, 160), 0.09),
-    (99_999, 185, -1, (160, 160), 0.09),  # one given twice counts twice
+    (99_999, 185, -1, (160, 160), 0.09),  # an epoch that is named twice counts twice
     (99_999, 185, -1, (), 1.0),
     (0, 0, -1, (0,), 0.3),
     (50, 170, 100, (160, 180), 0.15),  # warm-up and decay together
@@ -30,7 +25,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("steps_taken", "epoch", "warmup", "decay_epochs", "factor"), TABLE)
-def test_the_rate_is_that_of_the_table(steps_taken, epoch, warmup, decay_epochs, factor):
-    """A pure function of the place: a run that starts at epoch 185 passed both decays."""
+def test_the_rate_follows_warm_up_and_decays(steps_taken, epoch, warmup, decay_epochs, factor):
+    """Depend on the arguments alone: a run that starts at epoch 185 has passed both decays."""
     s = Namespace(lr=2e-4, warmup_iters=warmup, decay_epochs=decay_epochs, decay_rate=0.3)
     assert learning_rate(s, steps_taken, epoch) == pytest.approx(2e-4 * factor, rel=1e-12)
