@@ -1,4 +1,4 @@
-"""scripts/torture.py: what it counts, and that its runs are what it says."""
+"""scripts/torture.py: its report, its faults, and its comparison of two states."""
 
 import json
 import subprocess
@@ -14,21 +14,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.slow
-def test_it_writes_what_was_reached(tmp_path):
-    words = ["--sections", "faults", "--rounds", "1", "--output", str(tmp_path / "out")]
-    command = [sys.executable, "scripts/torture.py", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_a_promise_and_its_count_are_written_and_printed(tmp_path):
+    argv = ["--sections", "faults", "--rounds", "1", "--output", str(tmp_path / "out")]
+    command = [sys.executable, "scripts/torture.py", *argv]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
     record = json.loads((tmp_path / "out" / "torture.json").read_text())
-    (found,) = record["promises"]
-    assert (found["section"], found["kept"]) == ("faults", True)
+    (promise,) = record["promises"]
+    assert (promise["section"], promise["kept"]) == ("faults", True)
     text = (tmp_path / "out" / "torture.md").read_text()
-    assert found["reached"].startswith("2 of 2 runs") and found["reached"] in text
-    assert text in done.stdout
+    assert promise["reached"].startswith("2 of 2 runs") and promise["reached"] in text
+    assert text in process.stdout
 
 
 @pytest.mark.parametrize("kind", torture.FAULTS)
-def test_one_call_alone_goes_wrong(kind, monkeypatch):
+def test_a_fault_spoils_one_call_alone(kind, monkeypatch):
     owner, name, _ = torture.FAULTS[kind]
     monkeypatch.setattr(owner, name, lambda *args, **kwargs: "right")
     monkeypatch.setitem(torture.FAULTS, kind, (owner, name, lambda real, *args: real() + ", not"))
