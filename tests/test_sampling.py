@@ -1,4 +1,4 @@
-"""Samples: what they climb, where they start, what is stored, and that a run stays as it was."""
+"""Samples: the density that they climb, their starts, the slots that keep them, their noise."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,13 +22,12 @@ from evaluation.sampling import (
     sampling_rounds,
     to_uint8,
 )
-from losses import Chain, ReplayBuffer, langevin
+from losses import Chain, ReplayBuffer
 from models import EnergyClassifier
 from tests.test_sgld import Backbone
 
 CLASSES, PER_CLASS = 3, 5
-SGLD: dict[str, Any] = {"steps": 2, "step_size": 20.0, "noise_std": 0.1}
-CHAIN = Chain(**SGLD)
+CHAIN = Chain(2, 20.0, 0.1)
 STEEP = Chain(1, 50.0, 0.0)
 CPU = torch.device("cpu")
 
@@ -51,45 +50,42 @@ def uniform(n: int, generator: torch.Generator) -> Tensor:
     return torch.empty(n, 3, 32, 32).uniform_(-1, 1, generator=generator)
 
 
-def ascent(model: EnergyClassifier, x: Tensor, y: Tensor | None) -> Tensor:
-    """One step up log q(x), or up f(x)[y]."""
-    model.eval()
-    x = x.detach().requires_grad_(True)
-    logits = model.logits(x)
-    value = logits.logsumexp(1) if y is None else logits[torch.arange(len(y)), y]
-    (gradient,) = torch.autograd.grad(value.sum(), x)
-    model.train()
-    return x.detach() + 50 * gradient
-
-
-def by_hand(model: EnergyClassifier, x: Tensor, y: Tensor | None, g: torch.Generator) -> Tensor:
+def climbed(
+    model: EnergyClassifier,
+    x: Tensor,
+    y: Tensor | None,
+    generator: torch.Generator | None = None,
+    chain: Chain = STEEP,
+) -> Tensor:
+    """Climb log q(x), or log q(x, y), in eval mode."""
     model.eval()
     density = model.log_px if y is None else lambda x: model.log_pxy(x, y)
-    end = langevin(density, x, generator=g, **SGLD)
+    end = chain.climb(density, x, generator)
     model.train()
     return end
 
 
 @pytest.mark.parametrize("buffered", [False, True])
-def test_chains_climb_the_density_that_is_asked_for(buffered, model):
+def test_pictures_climb_their_density_from_starts_of_the_seed(buffered, model):
     buffer = ReplayBuffer(60, (3, 32, 32), 0.05, CLASSES) if buffered else None
 
-    def sampler(chain: Chain) -> Sampler:
-        return Sampler(model, buffer, chain, seed=3)
+    def sampler(chain: Chain, seed: int = 3) -> Sampler:
+        return Sampler(model, buffer, chain, seed=seed)
 
     start = sampler(Chain(0)).unconditional(4)
-    torch.testing.assert_close(sampler(STEEP).unconditional(4), ascent(model, start, None))
+    assert not torch.equal(start, sampler(Chain(0), seed=4).unconditional(4))
+    torch.testing.assert_close(sampler(STEEP).unconditional(4), climbed(model, start, None))
     if not buffered:
         assert -1 <= start.min() < -0.99 and 0.99 < start.max() < 1
         assert abs(start.var() - 1 / 3) < 0.02
 
     start, end = (sampler(chain).conditional(CLASSES, 2) for chain in (Chain(0), STEEP))
-    torch.testing.assert_close(end, ascent(model, start, torch.tensor([0, 0, 1, 1, 2, 2])))
+    torch.testing.assert_close(end, climbed(model, start, torch.tensor([0, 0, 1, 1, 2, 2])))
     assert (end - start).abs().max() > 0.1
-    other = sampler(STEEP).conditional(CLASSES, 2, lambda x, y: -model.log_pxy(x, y))
-    torch.testing.assert_close(other - start, start - end, rtol=0, atol=1e-4)
+    descended = sampler(STEEP).conditional(CLASSES, 2, lambda x, y: -model.log_pxy(x, y))
+    torch.testing.assert_close(descended - start, start - end, rtol=0, atol=1e-4)
     unguided = sampler(replace(STEEP, guidance=0.0)).conditional(CLASSES, 2)
-    torch.testing.assert_close(unguided, ascent(model, start, None))
+    torch.testing.assert_close(unguided, climbed(model, start, None))
     half = sampler(replace(STEEP, guidance=0.5)).conditional(CLASSES, 2)
     torch.testing.assert_close(half, (end + unguided) / 2, rtol=0, atol=1e-4)  # one step is linear
 
@@ -103,19 +99,6 @@ def test_chains_start_from_slots_of_their_class(model):
     assert sorted(slots.tolist()) == list(range(15))
 
 
-def test_a_seed_decides_the_samples(model):
-    def drawn(seed: int) -> Tensor:
-        torch.rand(7)  # nothing may depend on the global state
-        pictures = Sampler(model, numbered(), CHAIN, seed=seed).unconditional(4)
-        rounds = sampling_rounds(model, Slots(numbered()), CHAIN, rounds=2, chains=4, seed=seed)
-        blocks = refined(model, [(pictures, pictures)], CHAIN, seed=seed)
-        return torch.cat([pictures, *rounds, next(blocks)[0]])
-
-    first, second, other = map(drawn, (3, 3, 4))
-    assert torch.equal(first, second)
-    assert all(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
-
-
 def test_a_round_draws_climbs_and_stores(model):
     buffer, expected = numbered(), numbered()
     buffer.reinit_freq = expected.reinit_freq = 0.5
@@ -123,7 +106,7 @@ def test_a_round_draws_climbs_and_stores(model):
     for images in sampling_rounds(model, Slots(buffer), CHAIN, rounds=3, chains=4, seed=7):
         before = expected.images.clone()
         start, slots = expected.draw(4, generator=generator)
-        end = by_hand(model, start, None, generator)
+        end = climbed(model, start, None, generator, CHAIN)
         torch.testing.assert_close(images, end)
         expected.images[slots] = end
         torch.testing.assert_close(buffer.images, expected.images)
@@ -143,18 +126,11 @@ def test_conditional_rounds_use_and_fill_slots_of_their_class(chains, model):
     assert torch.equal(buffer.images, numbered().images)
 
     (end,) = sampling_rounds(model, Slots(buffer), STEEP, **settings)
-    torch.testing.assert_close(end, ascent(model, start, labels))
+    torch.testing.assert_close(end, climbed(model, start, labels))
     assert (end - start).abs().max() > 0.01
     assert torch.equal(buffer.images[slots], end)
-    others = torch.ones(len(buffer.images), dtype=torch.bool).index_fill(0, slots, False)
-    assert torch.equal(buffer.images[others], numbered().images[others])
-
-
-@pytest.mark.parametrize("conditional", [False, True])
-def test_more_chains_than_slots_are_refused(conditional, model):
-    settings: dict[str, Any] = {"rounds": 1, "seed": 0, "conditional": conditional}
-    with pytest.raises(ValueError, match="slots"):
-        next(sampling_rounds(model, Slots(numbered()), CHAIN, chains=16, **settings))
+    undrawn = torch.ones(len(buffer.images), dtype=torch.bool).index_fill(0, slots, False)
+    assert torch.equal(buffer.images[undrawn], numbered().images[undrawn])
 
 
 class Rising(nn.Module):
@@ -173,7 +149,7 @@ class Rising(nn.Module):
 
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("reinit_freq", [0.0, 0.4])
-def test_the_start_of_a_slot_s_present_chain_is_known(conditional, reinit_freq):
+def test_slots_keep_the_start_of_their_present_chain(conditional, reinit_freq):
     buffer = ReplayBuffer(24, (3, 4, 4), reinit_freq, 3)
     buffer.images.copy_((100.0 + torch.arange(24))[:, None, None, None].expand(24, 3, 4, 4))
     first, slots = buffer.images.clone(), Slots(buffer)
@@ -190,7 +166,7 @@ def test_the_start_of_a_slot_s_present_chain_is_known(conditional, reinit_freq):
 
 @pytest.mark.parametrize("conditional", [False, True])
 def test_fresh_chains_against_the_sampler_batch_by_batch(conditional, model):
-    """And on their way, and of fewer chains, they are the same chains."""
+    """They are the same chains on their way, and where there are fewer."""
     labels = torch.arange(8) % 3 if conditional else None
 
     def run(n: int, steps: int, seen: list[int]) -> list[Tensor]:
@@ -201,18 +177,19 @@ def test_fresh_chains_against_the_sampler_batch_by_batch(conditional, model):
 
     start, end = run(8, 2, [0, 2])
     for i in range(2):
-        generator, own = generator_of(CPU, 2, FRESH, i), slice(4 * i, 4 * i + 4)
-        y = None if labels is None else labels[own]
-        assert torch.equal(start[own], uniform(4, generator))
-        torch.testing.assert_close(end[own], by_hand(model, start[own], y, generator))
+        generator, batch = generator_of(CPU, 2, FRESH, i), slice(4 * i, 4 * i + 4)
+        y = None if labels is None else labels[batch]
+        assert torch.equal(start[batch], uniform(4, generator))
+        expected = climbed(model, start[batch], y, generator, CHAIN)
+        torch.testing.assert_close(end[batch], expected)
     assert all(map(torch.equal, run(8, 3, [0, 2]), (start, end)))
     few = run(6, 3, [0, 2, 3])
     assert torch.equal(few[0], start[:6]) and not torch.equal(few[1], few[2])
     torch.testing.assert_close(few[1], end[:6])
 
 
-def test_an_image_is_refined_by_noise_of_its_own_whatever_follows(model, monkeypatch):
-    """Of streams that no other noise has."""
+def test_the_noise_of_a_refined_image_belongs_to_its_index(model, monkeypatch):
+    """It is of a stream that no other noise has."""
     streams = {sampling.BUFFER, ROUNDS, FRESH, REFINEMENT}
     assert len(streams) == 4 and streams.isdisjoint({batches._ORDER, batches._NOISE})
     monkeypatch.setattr(sampling, "EVAL_NOISE_BLOCK", 4)
@@ -223,27 +200,26 @@ def test_an_image_is_refined_by_noise_of_its_own_whatever_follows(model, monkeyp
     for i, (images, labels) in enumerate(whole):
         assert torch.equal(labels, blocks[i][1])
         # In another layout, so up to 1e-5 apart; with other noise it would be .1.
-        end = by_hand(model, blocks[i][0], None, generator_of(CPU, 5, REFINEMENT, i))
+        end = climbed(model, blocks[i][0], None, generator_of(CPU, 5, REFINEMENT, i), CHAIN)
         torch.testing.assert_close(images, end, rtol=0, atol=1e-4)
     ((images, _),) = refined(model, [(x[4:7], y[4:7])], CHAIN, seed=5, first=1)
     torch.testing.assert_close(images, whole[1][0][:3], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1, 60])  # 60: many q(y|x) are 1
-def test_the_most_confident_against_a_loop(scale, model):
-    model.class_output.bias.data.copy_(torch.tensor([0.6, 0.0, -9.0]))  # nobody is of class 2
+def test_images_are_sorted_by_confidence_within_their_class(scale, model):
+    model.class_output.bias.data.copy_(torch.tensor([0.6, 0.0, -9.0]))  # no image is of class 2
     for parameter in model.class_output.parameters():
         parameter.data *= scale
     images = 3 * torch.randn(30, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    found = most_confident(model, images, batch_size=4)
-    model.eval()
-    logits = model(images).double().detach()
+    order = most_confident(model, images, batch_size=4)
+    logits = model.eval()(images).double().detach()
     expected: list[list[tuple[float, int]]] = [[], [], []]
     for i, row in enumerate(logits):
         y = int(row.argmax())
         expected[y].append((-float(row[y] - row[torch.arange(3) != y].logsumexp(0)), i))
-    assert [own.tolist() for own in found] == [[i for _, i in sorted(o)] for o in expected]
-    assert len(found[0]) > len(found[1]) > 0 == len(found[2])
+    assert [o.tolist() for o in order] == [[i for _, i in sorted(of)] for of in expected]
+    assert len(order[0]) > len(order[1]) > 0 == len(order[2])
 
 
 def test_chains_that_ran_away_are_counted():
