@@ -17,7 +17,7 @@ SGLD = {"steps": 4, "step_size": 0.3, "noise_std": 0.0}
 
 
 class Backbone(nn.Module):
-    """Images of so many values -> features (N, 8)."""
+    """Map images of `values` numbers to features (N, 8)."""
 
     num_features = 8
 
@@ -31,7 +31,7 @@ class Backbone(nn.Module):
 
 
 def model_of(*, norm: bool = True, dropout: float = 0.0, uncond: bool = False) -> EnergyClassifier:
-    """float64, in train mode; with a norm, its running statistics are not those of a batch."""
+    """Build in float64, in train mode; the norm's running statistics are not those of a batch."""
     torch.manual_seed(0)
     model = EnergyClassifier(Backbone(norm=norm, dropout=dropout), CLASSES, uncond=uncond).double()
     nn.init.normal_(model.class_output.weight, std=2)
@@ -64,17 +64,17 @@ def labelled(n: int = 5) -> tuple[Tensor, Tensor]:
     return images(n), torch.arange(n) * 2 % CLASSES
 
 
-def gradients(value: Tensor, model: nn.Module) -> list[Tensor]:
+def gradients(value: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
     parameters = list(model.parameters())
-    found = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True)
-    pairs = zip(found, parameters, strict=True)
-    return [torch.zeros_like(p) if gradient is None else gradient for gradient, p in pairs]
+    return torch.autograd.grad(
+        value, parameters, allow_unused=True, retain_graph=True, materialize_grads=True
+    )
 
 
 def log_densities(
     name: str, model: EnergyClassifier, x: Tensor, y: Tensor, samples: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Of data and samples, written out for both kinds of head."""
+    """Return log q of data and samples, written out for both kinds of head."""
 
     def of(x: Tensor) -> Tensor:
         logits, head = model.logits(x), model.energy_output
@@ -86,13 +86,10 @@ def log_densities(
     return of(x), of(samples)
 
 
-def quadratic(x: Tensor) -> Tensor:
-    return -0.5 * x.square().flatten(1).sum(1)
-
-
 def test_long_chains_reach_the_stationary_variance():
     """x <- (1 - a) x + b n is autoregressive: its variance tends to b^2 / (1 - (1 - a)^2)."""
-    x = langevin(quadratic, torch.zeros(20_000, 3), steps=40, step_size=0.2, noise_std=0.5)
+    chain, start = Chain(steps=40, step_size=0.2, noise_std=0.5), torch.zeros(20_000, 3)
+    x = chain.climb(lambda x: -0.5 * x.square().sum(1), start)
     assert abs(x.var() / (0.25 / (1 - 0.8**2)) - 1) < 0.03
     assert abs(x.mean()) < 0.02
 
@@ -114,7 +111,7 @@ def test_langevin_leaves_its_input_the_parameters_and_the_random_state_alone(ena
 @pytest.mark.parametrize("grad_clip", [math.inf, 0.3])
 @pytest.mark.parametrize("clamp", [False, True])
 def test_the_gradient_is_clamped_then_the_step_the_noise_and_the_pixels(grad_clip, clamp):
-    """Each image is a chain of its own: here their gradients are taken one by one."""
+    """Each image is a chain of its own."""
     x, noise = images(6).float(), torch.Generator().manual_seed(4)
     expected = x.clone()
     for _ in range(3):
@@ -131,9 +128,9 @@ def test_the_gradient_is_clamped_then_the_step_the_noise_and_the_pixels(grad_cli
 
 
 @pytest.mark.parametrize(("name", "uncond", "norm"), pairwise(TERMS, (False, True), (True, False)))
-def test_the_chains_climb_the_density_that_is_named_in_eval_mode(name, uncond, norm):
-    """With batch norm and dropout: in train mode the chains would end elsewhere. The slots say
-    which class is climbed."""
+def test_chains_climb_the_density_of_their_term_in_eval_mode(name, uncond, norm):
+    """With batch norm and dropout chains in train mode would end elsewhere. A slot tells the class
+    that its chain climbs."""
     model, buffer = model_of(norm=norm, dropout=0.5, uncond=uncond), buffer_of()
     x, y = labelled()
     term_of(name, buffer)(Step.forward(model, x, y))
@@ -160,7 +157,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(name, loss, l2, norm
     x, y = labelled()
     unlabelled = images(6, seed=2) if second else None
     term = term_of(name, buffer, {"loss": loss, "l2": l2})
-    found, metrics = term(Step.forward(model, x, y, unlabelled))
+    value, metrics = term(Step.forward(model, x, y, unlabelled))
     ((_, samples, _),) = buffer.staged
     real = x if unlabelled is None or name == "pxysgld" else unlabelled
     data, fake = log_densities(name, model, real, y, samples)
@@ -168,11 +165,11 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(name, loss, l2, norm
     if loss == "bce":
         expected = -data.sigmoid().log().mean() - (1 - fake.sigmoid()).log().mean()
     expected = expected + l2 * (data**2).mean() + l2 * (fake**2).mean()
-    torch.testing.assert_close(found, expected)
-    assert found.abs() > 0.01
+    torch.testing.assert_close(value, expected)
+    assert value.abs() > 0.01
     torch.testing.assert_close(metrics["log_q_data"], data.mean())
     torch.testing.assert_close(metrics["log_q_samples"], fake.mean())
-    for gradient, truth in zip(gradients(found, model), gradients(expected, model), strict=True):
+    for gradient, truth in zip(gradients(value, model), gradients(expected, model), strict=True):
         torch.testing.assert_close(gradient, truth)
 
 
@@ -190,9 +187,9 @@ def test_class_conditional_labels_are_uniform():
 
 @pytest.mark.parametrize("statistics", ["jem", "batch", "running", "frozen"])
 @pytest.mark.parametrize("name", ["pxsgld", "pxysgld"])
-def test_chains_and_scores_use_the_statistics_that_are_named(name, statistics):
-    """In its chains batch norm is in train mode, or not, and no parameter takes a gradient; then
-    the samples are scored. Neither moves running statistics."""
+def test_chains_and_scores_use_the_statistics_of_the_setting(name, statistics):
+    """Chains run with batch norm in train or eval mode and take no parameter's gradient; then the
+    samples are scored. Neither moves running statistics."""
     model, buffer, (x, y) = model_of(), buffer_of(), labelled()
     model.frozen_statistics = statistics == "frozen"
     norm: Any = model.train().f.layers[2]
@@ -245,5 +242,5 @@ def test_age_travel_and_clamped_shares_are_those_of_the_chains(name):
     share = sum(abs(pixel) == 1 for pixel in samples.flatten().tolist()) / samples.numel()
     assert metrics["clamped"].item() == pytest.approx(share) and 0 < share < 1
     assert metrics["clamped_data"].item() == pytest.approx(5 / 60)
-    _, other = term_of("pxsgld", buffer_of())(Step.forward(model, x, y, images(6)))
-    assert other["clamped_data"] == 0  # of the images that log q(x) is fitted to
+    _, metrics = term_of("pxsgld", buffer_of())(Step.forward(model, x, y, images(6)))
+    assert metrics["clamped_data"] == 0  # of the images that log q(x) is fitted to
