@@ -30,30 +30,31 @@ SVHN, CELEBA, ACCURACY = "auroc/px/svhn", "auroc/px/celeba", "accuracy/cifar10"
 def fake_run(
     root: Path, name: str, seed: int = 1, *, scale: str = "small", epochs: int = 6, **more: Any
 ) -> Path:
-    """A finished run folder; `more` are settings."""
+    """Write a finished run folder; `more` are settings."""
     run = root / scale / f"{name}-s{seed}"
     (run / "eval").mkdir(parents=True, exist_ok=True)
     environment = {"git_commit": "0123456789abcdef+", "device": more.pop("device", "AMD EPYC")}
     settings = {"dataset": "cifar10", "depth": 10, "width": 2, "arch": "wrn", "pyxce": 1.0}
     settings |= {"lr": 0.002, "batch_size": 64, "n_epochs": 6, "max_steps": None, "load_path": None}
+    settings |= {"seed": seed}
     (run / "variant.json").write_text(json.dumps(settings | {"environment": environment} | more))
-    lines = [f"{e},{(e + 1) * 10},{(e + 1) * 300.0},{640 if e else 64},0.9" for e in range(epochs)]
-    (run / "progress.csv").write_text(
-        "\n".join(["epoch,step,seconds,images_per_s,loss", *lines]) + "\n"
-    )
+    lines = ["epoch,step,seconds,images_per_s,loss"]
+    lines += [f"{e},{10 * e + 10},{300.0 * e + 300},{640 if e else 64},0.9" for e in range(epochs)]
+    (run / "progress.csv").write_text("\n".join(lines) + "\n")
     (run / "last_ckpt.pt").touch()
     return run
 
 
-def answer(place: Path, of: Path, name: str, version: Any = 1, **values: Any) -> Path:
-    """An evaluation's JSON about the run; `settings`, `max_images` and `refined` are no values."""
-    place.mkdir(parents=True, exist_ok=True)
+def answer(folder: Path, of: Path, name: str, version: Any = 1, **values: Any) -> Path:
+    """Write an evaluation's JSON about the run `of`; `protocol`, `settings`, `max_images` and
+    `refined` are not among its values."""
+    folder.mkdir(parents=True, exist_ok=True)
     protocol = {"version": version, "sigma": 0.03, "seed": 1, **values.pop("protocol", {})}
     protocol["max_images"] = values.pop("max_images", 2000)
     protocol["n_steps"] = values.pop("refined", 0)
     settings = {"max_images": protocol["max_images"], **values.pop("settings", {})}
     record = {"eval": name, "checkpoint": str(of / "last_ckpt.pt"), "protocol": protocol}
-    path = place / f"{name}.json"
+    path = folder / f"{name}.json"
     path.write_text(json.dumps({**record, **values, "settings": settings}))
     return path
 
@@ -64,51 +65,47 @@ def classified(of: Path, accuracy: float, dataset: str = "cifar10_test", **more:
 
 
 def detected(run: Path, aurocs: dict[str, float], known: str = "cifar10_test", **more: Any) -> None:
-    found = [
+    lines = [
         {"ood_dataset": out, "score_fn": score, "auroc": value - less, "fpr95": 0.5, "aupr": 0.5}
         for out, value in aurocs.items()
         for score, less in (("px", 0.0), ("py", 0.125))
     ]
-    answer(run / "eval", run, "OOD", in_dataset=known, rows=found, **more)
+    answer(run / "eval", run, "OOD", in_dataset=known, rows=lines, **more)
 
 
 def sampled(run: Path, settings: dict[str, Any] | None = None, **more: Any) -> Path:
     settings = settings or {}
-    features = {"features": f"model {settings.get('fid_model')}"}
-    values = {"fid": 40.0, "inception_score_mean": 5.0, "n": 1000, **features} | more
+    values = {"fid": 40.0, "inception_score_mean": 5.0, "n": 1000} | more
+    values.setdefault("features", f"model {settings.get('fid_model')}")
     return answer(run / "eval", run, "fid", settings=settings, **values)
 
 
 def collect(root: Path, scale: str = "small") -> dict[str, Any]:
-    """Records of the runs in `root`, which are written to <root>/results."""
+    """Write the records of the runs in `root` to <root>/results and return them."""
     tables.collect(root, scale, root / "results")
     return records.read_records(root / "results", [scale])[scale]
 
 
-def built(name: str, found: dict[str, Any], scale: str = "small") -> Table:
-    return build(name, scale, tables.TABLES[name].rows, found)
+def built(name: str, experiments: dict[str, Any], scale: str = "small") -> Table:
+    return build(name, scale, tables.TABLES[name].rows, experiments)
 
 
 def row(table: Table, experiment: str) -> Row:
-    return next(found for found in table.rows if experiment in found.experiments)
+    return next(line for line in table.rows if experiment in line.experiments)
 
 
 def cell(table: Table, experiment: str, key: str) -> str:
-    """The text of a cell of ours."""
     return formats.value_text(row(table, experiment).numbers[key], key)
 
 
 def seed_with(state: str = "finished", **numbers: float) -> dict[str, Any]:
-    """A record of one seed; numbers are those of an answer."""
+    """Make a record of one seed; `numbers` are those of an answer."""
     seed = {"state": state, "answers": {"x": {"numbers": numbers}}, "divergences": 0}
     return {"1": {**seed, "settings": {}, "seconds": None}}
 
 
 def error(*argv: object) -> str:
-    return refusal(tables.main, [str(word) for word in argv])
-
-
-# ------------------------------------------------------------------- numbers, and why there is none
+    return refusal(tables.main, list(map(str, argv)))
 
 
 def test_numbers_are_means_and_sample_deviations_over_seeds(tmp_path):
@@ -116,8 +113,8 @@ def test_numbers_are_means_and_sample_deviations_over_seeds(tmp_path):
         run = fake_run(tmp_path, "ce", seed)
         classified(run, accuracy)
         detected(run, {"svhn_test": auroc, "celeba": 0.5})
-    found = collect(tmp_path)
-    ood, hybrid = built("table1_ood", found), built("table3_hybrid", found)
+    experiments = collect(tmp_path)
+    ood, hybrid = built("table1_ood", experiments), built("table3_hybrid", experiments)
     svhn = row(ood, "ce").numbers[SVHN]
     assert (svhn.paper, svhn.paper_std, svhn.n) == (0.46, 0.21, 3)
     assert cell(ood, "ce", SVHN) == "0.700 ± 0.100 (3)"
@@ -125,40 +122,37 @@ def test_numbers_are_means_and_sample_deviations_over_seeds(tmp_path):
     # mean 73, squared deviations 9 + 1 + 4 over 2
     assert cell(hybrid, "ce", ACCURACY) == "73.00 ± 2.65 (3)"
     assert formats.paper_text(row(hybrid, "ce").numbers[ACCURACY]) == "93.6"
-    assert row(hybrid, "ce").about == {
-        **{"runs": "3 seeds", "setting": "small: WRN-10-2, 6 epochs, batch 64", "hours": "0.50"},
-        **{"epochs": "6 epochs", "network": "WRN-10-2", "hardware": "AMD EPYC"},
-        "commit": "0123456+",
-    }
+    about = {"runs": "3 seeds", "setting": "small: WRN-10-2, 6 epochs, batch 64", "hours": "0.50"}
+    about |= {"epochs": "6 epochs", "network": "WRN-10-2", "hardware": "AMD EPYC"}
+    assert row(hybrid, "ce").about == about | {"commit": "0123456+"}
 
 
-def test_an_empty_cell_says_why(tmp_path):
+def test_an_empty_cell_has_its_reason(tmp_path):
     start = {"load_path": "save/small/ce-s1/last_ckpt.pt", "pxsgld": 1.0}
     gone = [{"ood_dataset": "celeba", "reason": "gone"}]
     for seed, device in ((1, "AMD EPYC"), (2, "NVIDIA H200")):
-        each = [{"device": device, "git_commit": str(i) * 40} for i in (seed, 7)]  # processes
-        run = fake_run(tmp_path, "jem", seed, environments=each, **start)
+        processes = [{"device": device, "git_commit": str(i) * 40} for i in (seed, 7)]
+        run = fake_run(tmp_path, "jem", seed, environments=processes, **start)
         detected(run, {"svhn_test": 0.6789})
         classified(fake_run(tmp_path, "hdge-k64", seed, epochs=seed), 0.9)
     run = fake_run(tmp_path, "hdge")
     detected(run, {"svhn_test": 0.6}, skipped=gone)
     sets = {"cifar10_test": {"auroc": None}, "svhn_test": {"auroc": 0.5}}
     answer(run / "eval", run, "logp_hist", sets=sets, score_fn="px", skipped=gone)
-    found = collect(tmp_path)
-    table = built("table6_negatives", found)
-    assert [cell(table, "jem", key) for key in (SVHN, CELEBA, "ms_per_step")] == [
-        *("0.679 ± 0.000 (2)", "not asked", "several devices")
-    ]
-    made = row(table, "jem").about
-    assert made["setting"] == "small: WRN-10-2, 6 epochs, from ce, batch 64"
-    assert made["commit"] == "1111111, 2222222, 7777777"
-    assert made["hardware"] == "AMD EPYC, NVIDIA H200"
+    experiments = collect(tmp_path)
+    table = built("table6_negatives", experiments)
+    cells = [cell(table, "jem", key) for key in (SVHN, CELEBA, "ms_per_step")]
+    assert cells == ["0.679 ± 0.000 (2)", "not asked", "several devices"]
+    about = row(table, "jem").about
+    assert about["setting"] == "small: WRN-10-2, 6 epochs, from ce, batch 64"
+    assert about["commit"] == "1111111, 2222222, 7777777"
+    assert about["hardware"] == "AMD EPYC, NVIDIA H200"
     assert cell(table, "hdge", CELEBA) == "no data"
     assert cell(table, "hdge", "ms_per_step") == "100.0 (1)"  # the median epoch: 64 at 640 a second
-    assert cell(built("figure1_histograms", found), "hdge", "hist/px/celeba") == "no data"
+    assert cell(built("figure1_histograms", experiments), "hdge", "hist/px/celeba") == "no data"
     assert cell(table, "hdge-k64", SVHN) == "unfinished 2 of 2"
     assert cell(table, "hdge-k128", SVHN) == "not run"
-    (verdict,) = (v for v in claims.verdicts("small", found)[0] if "step of JEM" in v.claim)
+    (verdict,) = (v for v in claims.verdicts("small", experiments)[0] if "step of JEM" in v.claim)
     assert verdict.sides == ("jem: several devices", "hdge: 100.0 (1)")
     assert (verdict.group, verdict.text) == ("undecided", "no number")
 
@@ -170,66 +164,64 @@ def test_diverged_runs_are_counted_and_give_no_number(tmp_path):
     (run / "diverged.txt").write_text(DIVERGED)
     run.with_name(run.name + ".log").write_text(DIVERGED + DIVERGED.replace("63", "70"))
     (tmp_path / "small" / "jem-s2" / "log.txt").write_text("epoch 0\n" + DIVERGED)
-    found = collect(tmp_path)
-    table = built("table1_ood", found)
+    experiments = collect(tmp_path)
+    table = built("table1_ood", experiments)
     assert cell(table, "jem", SVHN) == "0.600 (1)"
-    told = "1 seed, diverged 2 of 3, 3 divergences in all, retries included"
-    assert row(table, "jem").about["runs"] == told
-    del found["jem"]["1"]
-    assert cell(built("table1_ood", found), "jem", SVHN) == "diverged 2 of 2"
-    assert "with SGLD: 2 of 2." in page.summary("small", found)
+    runs = row(table, "jem").about["runs"]
+    assert runs == "1 seed, diverged 2 of 3, 3 divergences in all, retries included"
+    del experiments["jem"]["1"]
+    assert cell(built("table1_ood", experiments), "jem", SVHN) == "diverged 2 of 2"
+    assert "with SGLD: 2 of 2." in page.summary("small", experiments)
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_without_records_has_every_row_and_every_published_number(name):
     table = built(name, {}, "paper")
-    for found in table.rows:
-        expected = "not run" if found.experiments else "quoted"
-        assert found.about == {"runs": expected} and found.model not in found.experiments
-        assert {number.state for number in found.numbers.values()} <= {expected, ""}
+    for line in table.rows:
+        expected = "not run" if line.experiments else "quoted"
+        assert line.about == {"runs": expected} and line.model not in line.experiments
+        assert {number.state for number in line.numbers.values()} <= {expected, ""}
     paper = TABLES[name]["paper"]
-    assert set(paper) <= {found.model for found in table.rows}
+    assert set(paper) <= {line.model for line in table.rows}
     assert set(TABLES[name].get("held_against", {}).values()) <= set(paper)
     assert {key for numbers in paper.values() for key in numbers} <= {*table.keys}
 
 
-# ----------------------------------------------------- what may be averaged, and stand side by side
-
-
 def test_protocol_versions_are_never_mixed(tmp_path):
-    for name, version in (("ce", 1), ("hdge", 2)):
-        classified(fake_run(tmp_path, name), 0.7, version=version)
+    folders = [fake_run(tmp_path, name) for name in ("ce", "hdge")]
+    for version, run in enumerate(folders, 1):
+        classified(run, 0.7, version=version)
     collect(tmp_path)
     message = error("write", "--results", tmp_path / "results")
     assert "versions 1 (ce), 2 (hdge) of test_clf" in message and "table3_hybrid" in message
-    folders = [tmp_path / "small" / name for name in ("ce-s1", "hdge-s1")]
     assert "mix protocol versions" in error("compare", *folders)
 
 
-def test_image_sizes_are_never_mixed_and_the_papers_stand_beside_32_alone(tmp_path):
-    for name, more in (("ce", {"image_size": 16}), ("jem", {"image_size": 16}), ("hdge", {})):
-        classified(fake_run(tmp_path, name, **more), 0.7)
-    found = collect(tmp_path)
+def test_image_sizes_are_never_mixed_and_the_papers_numbers_stand_beside_32_alone(tmp_path):
+    folders = [fake_run(tmp_path, name, image_size=16) for name in ("ce", "jem")]
+    folders.append(fake_run(tmp_path, "hdge"))
+    for run in folders:
+        classified(run, 0.7)
+    experiments = collect(tmp_path)
     message = error("write", "--results", tmp_path / "results")
     assert "images of 16 x 16 (ce) and 32 x 32 (hdge)" in message
-    folders = [tmp_path / "small" / f"{name}-s1" for name in ("ce", "hdge", "jem")]
     assert "images of 16 x 16 (ce-s1) and 32 x 32 (hdge-s1)" in error("compare", *folders)
-    assert tables.main(["compare", str(folders[0]), str(folders[2])]) == 0
-    del found["hdge"]
-    table = built("table3_hybrid", found)
+    assert tables.main(["compare", *map(str, folders[:2])]) == 0
+    del experiments["hdge"]
+    table = built("table3_hybrid", experiments)
     assert any("images of 16 x 16: the paper's numbers" in note for note in table.notes)
     assert row(table, "ce").about["setting"].endswith("images of 16 x 16, batch 64")
     assert cell(table, "ce", ACCURACY) == "70.00 (1)"
-    assert all(n.paper is None for each in table.rows for n in each.numbers.values())
-    assert all(each.experiments for each in table.rows)
+    assert all(n.paper is None for line in table.rows for n in line.numbers.values())
+    assert all(line.experiments for line in table.rows)
 
 
 ALIKE = "CIFAR-10 (test): 9,977 images; cifar10.npz (this copy has 9,977, not 10,000)"
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "said"),
-    [  # settings; of an answer's protocol where "asked"
+    ("first", "second", "text"),
+    [  # settings; "protocol" is an answer's
         ({"sigma": 0.03}, {"sigma": 0.3}, "(--sigma 0.03; --sigma 0.3)"),
         ({}, {"pxycontrast": 1.0}, "(--pxycontrast 0; --pxycontrast 1.0)"),
         ({"max_steps": None}, {"max_steps": 60}, "(--max_steps None; --max_steps 60)"),
@@ -239,50 +231,43 @@ ALIKE = "CIFAR-10 (test): 9,977 images; cifar10.npz (this copy has 9,977, not 10
         ({"load_path": "a/ce-s1/x.pt"}, {"load_path": "b/ce-s2/x.pt"}, ""),
         ({}, {"clip_grad": 5.0, "log_gradients": 100}, ""),  # an older version had no such flag
         ({"contrast_k": 64}, {"contrast_k": 128, "print_every": 50, "log_dir": "b"}, ""),
-        ({"asked": {"version": 1}}, {"asked": {"version": 2}}, "(test_clf version 1; test_clf ver"),
-        ({"asked": {"amp": "off"}}, {"asked": {"amp": "bf16"}}, "(test_clf amp off; test_clf amp "),
+        ({"protocol": {"amp": "off"}}, {"protocol": {"amp": "bf16"}}, "(test_clf amp off; test_"),
         (
-            {"asked": {"sets": {"cifar10_test": ALIKE}}},
-            {"asked": {"sets": {"cifar10_test": ALIKE.replace("9,977", "23")}}},
+            {"protocol": {"sets": {"cifar10_test": ALIKE}}},
+            {"protocol": {"sets": {"cifar10_test": ALIKE.replace("9,977", "23")}}},
             "(test_clf images of cifar10_test 9977; test_clf images of cifar10_test 23)",
         ),
-        ({"asked": {"sets": {"a": ALIKE}}}, {"asked": {"sets": {"b": ALIKE}}}, ""),
-        ({"asked": {}}, {"asked": {"amp": "off"}}, ""),  # which an older version does not tell
+        ({"protocol": {"sets": {"a": ALIKE}}}, {"protocol": {"sets": {"b": ALIKE}}}, ""),
+        ({"protocol": {}}, {"protocol": {"amp": "off"}}, ""),  # an older version recorded no amp
     ],
 )
-def test_seeds_trained_or_asked_differently_are_not_averaged(first, second, said, tmp_path):
-    def run(name: str, seed: int, asked: Any = None, **settings: Any) -> None:
-        classified(fake_run(tmp_path, name, seed, **settings), 0.7, protocol=asked or {})
-
-    run("hdge", 1, **first)
-    run("hdge", 2, **second)
-    run("ce", 1, **first)
-    found = collect(tmp_path)
-    if said:
+def test_seeds_trained_or_evaluated_differently_are_not_averaged(first, second, text, tmp_path):
+    """In a table of both as rows a note says that they were evaluated differently."""
+    for name, seed, more in (("hdge", 1, first), ("hdge", 2, second), ("ce", 1, first)):
+        settings = {key: value for key, value in more.items() if key != "protocol"}
+        run = fake_run(tmp_path, name, seed, **settings)
+        classified(run, 0.7, protocol=more.get("protocol", {}))
+    experiments = collect(tmp_path)
+    if text:
         message = error("write", "--results", tmp_path / "results")
-        assert "hdge-s1 and hdge-s2 are no seeds of one row (" in message and said in message
-        found["hdge"]["2"]["state"] = "unfinished"  # has no number to be averaged
-    built("table3_hybrid", found)
-    del found["hdge"]["1"]
-    found["hdge"]["2"]["state"] = "finished"
-    if "version" not in said:  # which are never in one table
-        notes = built("table3_hybrid", found).notes
-        asked = any("rows were asked test_clf alike" in note for note in notes)
-        assert asked == ("asked" in first and bool(said))
-
-
-# ------------------------------------------------------------------------- which answers are taken
+        assert "hdge-s1 and hdge-s2 are no seeds of one row (" in message and text in message
+        experiments["hdge"]["2"]["state"] = "unfinished"  # without a number to be averaged
+    built("table3_hybrid", experiments)
+    del experiments["hdge"]["1"]
+    experiments["hdge"]["2"]["state"] = "finished"
+    notes = built("table3_hybrid", experiments).notes
+    noted = any("rows were asked test_clf alike" in note for note in notes)
+    assert noted == ("protocol" in first and bool(text))
 
 
 def recorded(run: Path, scale: str | None = None, name: str = "") -> dict[str, Any]:
-    """The answers that are taken: of a scale those that its tables ask for, else the newest."""
-    asked = done.asks(done.asked_settings(scale).get(name, {})) if scale else None
-    answers: dict[str, Any] = records.seed_of(read_run(run), asked)["answers"]
-    return answers
+    """Return the answers that are taken: of a scale those that its tables need, else the newest."""
+    is_wanted = done.asks(done.asked_settings(scale).get(name, {})) if scale else None
+    return records.seed_of(read_run(run), is_wanted)["answers"]
 
 
 def settings_of(scale: str, name: str, question: str) -> dict[str, Any]:
-    """As eval_wrn_ebm.py leaves them where the tables ask."""
+    """Return the settings that eval_wrn_ebm.py records for a question of the tables."""
     wanted = done.asked_settings(scale)[name][question][0]
     return {**wanted, "load_path": ["x/last_ckpt.pt"], "data_root": "x", "device": "cuda"}
 
@@ -300,19 +285,19 @@ def test_an_answer_by_hand_never_stands_for_the_tables_own(scale, by_hand, tmp_p
     assert recorded(run, scale, "ce")["test_clf"]["numbers"][ACCURACY] == 0.5
     earlier.unlink()
     assert "test_clf" not in recorded(run, scale, "ce")
-    # what no table asks for is only compared
+    # answers that no table asks for are only compared
     assert "test_clf" in recorded(run) and "test_clf" not in recorded(run, scale, "simclr")
     classified(run, 0.8, settings=settings, refined=20)  # about images that SGLD has changed
     assert "test_clf" not in recorded(run)
 
 
-def test_the_reference_of_samples_is_any_seed_s_cross_entropy_model_and_one_for_all(tmp_path):
+def test_samples_are_judged_by_one_seed_s_cross_entropy_model(tmp_path):
     run = fake_run(tmp_path, "jem")
     settings = settings_of("small", "jem", "fid")
-    for folder, there in (("ce-s1", 1), ("ce-s12", 1), ("ce-bn-s1", 0), ("ce", 0), (None, 0)):
+    for folder, taken in (("ce-s1", 1), ("ce-s12", 1), ("ce-bn-s1", 0), ("ce", 0), (None, 0)):
         model = f"a/{folder}/last_ckpt.pt" if folder else None
         sampled(run, settings | {"fid_model": model})
-        assert ("fid" in recorded(run, "small", "jem")) == there, folder
+        assert ("fid" in recorded(run, "small", "jem")) == taken, folder
     for seed in (1, 2):  # of other weights under the same name
         run, judge = fake_run(tmp_path, "jem", seed), {"fid_model": "a/ce-s1/last_ckpt.pt"}
         sampled(run, settings | judge, features_sha256=str(seed) * 64)
@@ -320,41 +305,40 @@ def test_the_reference_of_samples_is_any_seed_s_cross_entropy_model_and_one_for_
     message = error("write", "--results", tmp_path / "results")
     texts = (f"fid/ce-s1's features_sha256 {str(seed) * 64}" for seed in (1, 2))
     assert f"({'; '.join(texts)})" in message
-    # Of another network they have a column of their own.
-    other = {"fid_model": "a/ce-s2/last_ckpt.pt"}
-    sampled(run, settings | other, features_sha256="2" * 64)
+    # Features of another network have another column.
+    judge = {"fid_model": "a/ce-s2/last_ckpt.pt"}
+    sampled(run, settings | judge, features_sha256="2" * 64)
     table = built("table3_hybrid", collect(tmp_path))
     for n in (1, 2):
         assert cell(table, "jem", f"fid/ce-s{n}'s-1000") == "40.00 (1)"
 
 
-@pytest.mark.parametrize("weights", ["there", "gone"])
-def test_an_answer_about_earlier_weights_is_left_out_and_named(weights, tmp_path, capsys):
+@pytest.mark.parametrize("file", ["present", "missing"])
+def test_an_answer_about_earlier_weights_is_left_out_and_named(file, tmp_path, capsys):
     run = fake_run(tmp_path, "ce")
-    ours = hashlib.sha256(b"new").hexdigest()
     (run / "last_ckpt.pt").write_bytes(b"new")
-    if weights == "gone":
+    if file == "missing":
         (run / "last_ckpt.pt").unlink()
 
     def taken(sha256: str, step: int) -> bool:
         classified(run, 0.9, checkpoint_sha256=sha256, run={"step": step})
         return "test_clf" in recorded(run)
 
-    assert taken(ours, 60) and capsys.readouterr().err == ""
+    assert taken(hashlib.sha256(b"new").hexdigest(), 60) and capsys.readouterr().err == ""
     assert not taken("0" * 64, 50)
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "ce-s1/eval/test_clf.json is about earlier" in message
     assert "ask test_clf again" in message and str(tmp_path) not in message
-    # the same step of other weights: only the file tells
-    assert taken("0" * 64, 60) == (weights == "gone")
+    # Only the file can tell other weights of the same step.
+    assert taken("0" * 64, 60) == (file == "missing")
 
 
-def test_raw_and_averaged_weights_are_told_apart(tmp_path):
-    run, found = fake_run(tmp_path, "ce"), []
+def test_a_protocol_has_raw_or_averaged_weights_without_the_decay(tmp_path):
+    run, recorded_weights = fake_run(tmp_path, "ce"), []
     for weights in ("averaged (--ema 0.9)", "averaged (--ema 0.99)", "raw", None):
         classified(run, 0.7, weights=weights)
-        found.append(recorded(run)["test_clf"]["protocol"].get("weights"))
-    assert found == ["averaged", "averaged", "raw", None]
+        recorded_weights.append(recorded(run)["test_clf"]["protocol"].get("weights"))
+    assert recorded_weights == ["averaged", "averaged", "raw", None]
 
 
 def test_collecting_again_replaces_a_seed_unless_its_record_alone_is_finished(tmp_path, capsys):
@@ -373,10 +357,7 @@ def test_collecting_again_replaces_a_seed_unless_its_record_alone_is_finished(tm
     assert str(tmp_path) not in (tmp_path / "results" / "small" / "ce.json").read_text()
 
 
-# --------------------------------------------------------------------------- how rows were made
-
-
-def test_a_row_says_what_is_not_the_papers(tmp_path):
+def test_a_row_names_its_differences_from_the_papers(tmp_path):
     start = {"load_path": "a/hdge-s1/last_ckpt.pt"}
     fake_run(tmp_path, "hdge", contrast_k=16384, **CONTRAST)
     fake_run(tmp_path, "jem", **start, pxsgld=1.0, sgld_batch_size=32, n_steps=10, ema=0.999)
@@ -387,44 +368,40 @@ def test_a_row_says_what_is_not_the_papers(tmp_path):
     assert {"32 chains of 10 SGLD steps", "--ema 0.999"} <= {*setting}
 
 
-# ------------------------------------------------------------------------------ rows and columns
-
-
 def test_digits_in_place_of_cifar_have_columns_of_their_own(tmp_path):
     run = fake_run(tmp_path, "ce", scale="smoke", dataset="digits", max_steps=60)
     detected(run, {"interp": 0.6, "photos": 0.9}, "digits_test", max_images=40)
     for name in ("ce-bn", "ce-bn-c100"):
         classified(fake_run(tmp_path, name, scale="smoke", dataset="digits"), 0.5, "digits_test")
-    found = collect(tmp_path, "smoke")
-    table = built("table1_ood", found, "smoke")
+    experiments = collect(tmp_path, "smoke")
+    table = built("table1_ood", experiments, "smoke")
     assert table.blocks[0][1] == ["auroc/px/digits:interp", "auroc/px/digits:photos"]
     assert titles.column_title("auroc/px/digits:photos") == "photographs (in: digits)"
     assert all(n.n and n.paper is None for n in row(table, "ce").numbers.values())
     assert row(table, "ce").about["setting"] == "smoke: WRN-10-2, 60 steps, batch 64, digits"
-    assert all(each.experiments for each in table.rows)  # nothing to quote beside it
-    both = built("table2_classification", found, "smoke")  # one set for two keeps two lines
-    assert {("ce-bn",), ("ce-bn-c100",)} <= {each.experiments for each in both.rows}
+    assert all(line.experiments for line in table.rows)  # no quoted row
+    table = built("table2_classification", experiments, "smoke")
+    assert {("ce-bn",), ("ce-bn-c100",)} <= {line.experiments for line in table.rows}  # both CIFARs
 
 
-def test_questions_about_several_models_belong_to_each(tmp_path):
+def test_an_answer_about_several_models_counts_for_each(tmp_path):
     for seed, more in ((2, 0.0), (10, 0.25)):
         runs = [fake_run(tmp_path, name, seed) for name in ("ce", "hdge")]
         for norm, eps in (("Linf", 8 / 255), ("L2", 0.5)):
-            common = {"n": 500, "distance": norm, "attack": "pgd"}
-            models = [
-                {**common, "label": run.name, "checkpoint": str(run / "last_ckpt.pt"),
-                 "rows": [{"eps": 0.0, "accuracy": 0.75}, {"eps": eps, "accuracy": accuracy}]}
-                for run, accuracy in zip(runs, (0.125 + more, 0.25 + more), strict=True)
-            ]  # fmt: skip
-            place = tmp_path / "small" / f"figure4-{norm.lower()}-s{seed}"
-            answer(place, runs[0], "attack", models=models, max_images=200)
+            models = []
+            for run, accuracy in zip(runs, (0.125 + more, 0.25 + more), strict=True):
+                radii = [{"eps": 0.0, "accuracy": 0.75}, {"eps": eps, "accuracy": accuracy}]
+                model = {"label": run.name, "checkpoint": str(run / "last_ckpt.pt"), "rows": radii}
+                models.append(model | {"n": 500, "distance": norm, "attack": "pgd"})
+            folder = tmp_path / "small" / f"figure4-{norm.lower()}-s{seed}"
+            answer(folder, runs[0], "attack", models=models, max_images=200)
     table = built("figure4_robustness", collect(tmp_path))
     assert table.blocks[0][1] == ["robust/Linf/0", "robust/Linf/0.031373"]
     assert [titles.column_title(key) for key in table.blocks[0][1]] == ["0/255", "8/255"]
     for name, expected in (("ce", 25), ("hdge", 37.5)):
         for key in ("robust/Linf/0.031373", "robust/L2/0.5"):
-            found = row(table, name).numbers[key]
-            assert (found.mean, found.n) == (expected, 2)
+            number = row(table, name).numbers[key]
+            assert (number.mean, number.n) == (expected, 2)
 
 
 @pytest.mark.parametrize(
@@ -437,7 +414,7 @@ def test_numbers_over_more_than_two_decades_have_a_log_axis(key, largest, scale)
     assert figure.axes[0].get_xscale() == scale
 
 
-def test_copied_pictures_are_those_of_now(tmp_path):
+def test_copied_pictures_replace_earlier_copies(tmp_path):
     runs, results = tmp_path / "small", tmp_path / "results" / "small"
 
     def copied() -> dict[str, bytes]:
@@ -452,11 +429,11 @@ def test_copied_pictures_are_those_of_now(tmp_path):
     records.write(results / "figure4_robustness-mine.png", "mine")
     records.write(runs / "figure4-l2-s1" / "attack.png", "l2")
     expected = linf | {"figure4_robustness--figure4-l2-s1--attack.png": b"l2"}
-    expected["figure4_robustness-mine.png"] = b"mine"
+    expected |= {"figure4_robustness-mine.png": b"mine"}
     assert copied() == expected
     for folder in runs.glob("figure4-*"):
         shutil.rmtree(folder)
-    assert copied() == expected  # as records of runs that are elsewhere
+    assert copied() == expected  # pictures stay as records do whose runs are elsewhere
     folder = fake_run(tmp_path, "hdge-jem") / "eval"
     for name in ("cond_samples_direct_9", "cond_samples_direct_80", "cond_samples-1_direct_90"):
         records.write(folder / f"{name}.png", name)
@@ -474,8 +451,8 @@ def test_fid_of_other_features_or_fewer_samples_is_another_column(tmp_path):
     for seed, fid in ((1, 50.0), (2, 10.0), (3, 20.0)):  # the first is its own judge
         sampled(fake_run(tmp_path, "hdge-jem", seed), fid=40.0 + seed, features="model x/last.pt")
         sampled(fake_run(tmp_path, "ce", seed), judge, fid=fid)
-    found = collect(tmp_path)
-    table = built("table3_hybrid", found)
+    experiments = collect(tmp_path)
+    table = built("table3_hybrid", experiments)
     assert {"fid/own-1000", "is/own-1000", "fid/ce-s1's-1000"} <= set(table.blocks[0][1])
     assert titles.column_title("fid/own-1000") == "FID (own features, 1,000 samples)"
     assert row(table, "jem").numbers["fid/inception"] == Number(38.4, None, 41.0, None, 1)
@@ -483,23 +460,23 @@ def test_fid_of_other_features_or_fewer_samples_is_another_column(tmp_path):
     assert cell(table, "hdge-jem", "fid/own-1000") == "42.00 ± 1.00 (3)"
     assert cell(table, "ce", "fid/own-1000") == "50.00 (1)"
     assert cell(table, "ce", "fid/ce-s1's-1000") == "15.00 ± 7.07 (2)"
-    assert str(tmp_path) not in json.dumps(found)
+    assert str(tmp_path) not in json.dumps(experiments)
 
 
 def test_the_ladder_shows_samples_beside_their_starts_and_the_mean_over_sets(tmp_path):
     def climbed(name: str, judge: str, sets: dict[str, float]) -> None:
-        """Chains of 0, 40 and 200 steps, as evaluation.generation compares them."""
+        """Write chains of 0, 40 and 200 steps, as evaluation.generation compares them."""
         run = fake_run(tmp_path, name, scale="half", image_size=16, pxsgld=1.0)
         settings = settings_of("half", name, "fid") | {"fid_model": judge}
-        one = {"n": 500, "precision": 0.75, "recall": 0.5, "read_as_asked": 0.625}
-        found = [
-            {**one, "images": "starts", "steps": 0, "fid": 80.0},
-            {**one, "images": "samples", "steps": 40, "fid": 40.0},
-            {**one, "images": "samples", "steps": 200, "fid": 9.0, "recall": None},
-            {**one, "images": "training images", "steps": None, "fid": 1.0, "read_as_asked": None},
+        line = {"n": 500, "precision": 0.75, "recall": 0.5, "read_as_asked": 0.625}
+        lines = [
+            {**line, "images": "starts", "steps": 0, "fid": 80.0},
+            {**line, "images": "samples", "steps": 40, "fid": 40.0},
+            {**line, "images": "samples", "steps": 200, "fid": 9.0, "recall": None},
+            {**line, "images": "training images", "steps": None, "fid": 1.0, "read_as_asked": None},
         ]
         features = f"model pretrained/{judge}/model.safetensors"
-        sampled(run, settings, fid=20.0, steps=40, rows=found, features=features)
+        sampled(run, settings, fid=20.0, steps=40, rows=lines, features=features)
         detected(run, sets, settings=settings_of("half", name, "OOD"))
 
     judge = "ce-cifar10-half"
@@ -507,34 +484,28 @@ def test_the_ladder_shows_samples_beside_their_starts_and_the_mean_over_sets(tmp
     climbed("ladder-start", "ce-cifar10-small", {"svhn_test": 0.5})
     run = fake_run(tmp_path, "ladder-clamp", scale="half", image_size=16, epochs=1)
     (run / "diverged.txt").write_text(DIVERGED)
-    found = collect(tmp_path, "half")
-    table = built("sampler", found, "half")
+    experiments = collect(tmp_path, "half")
+    table = built("sampler", experiments, "half")
     (samples,) = (keys for title, keys in table.blocks if title == "Samples")
     of = f" ({judge}'s features, 500 samples)"
-    shown = {titles.column_title(key): cell(table, "ladder-jem", key) for key in samples}
-    assert {title.removesuffix(of): text for title, text in shown.items() if of in title} == {
-        **{"FID of samples": "40.00 (1)", "FID of starts": "80.00 (1)"},
-        **{"Precision of samples": "0.750 (1)", "Recall of samples": "0.500 (1)"},
-        "Read as asked (%) of samples": "62.5 (1)",
-        "Read as asked (%) of starts": "62.5 (1)",
-    }
+    cells = {titles.column_title(key): cell(table, "ladder-jem", key) for key in samples}
+    expected = {"FID of samples": "40.00 (1)", "FID of starts": "80.00 (1)"}
+    expected |= {"Precision of samples": "0.750 (1)", "Recall of samples": "0.500 (1)"}
+    expected |= {f"Read as asked (%) of {kind}": "62.5 (1)" for kind in ("samples", "starts")}
+    cells = {title.removesuffix(of): text for title, text in cells.items() if of in title}
+    assert cells == expected
     # An answer in the features of another network is not the one that the table asks for.
     assert cell(table, "ladder-start", f"chain_fid/starts/{judge}'s-500") == NOT_ASKED
     (mean,) = (key for key in table.keys if key.startswith("mean_auroc"))
     assert titles.column_title(mean) == "mean of 3 sets"
-    names = ("ladder-jem", "ladder-start", "ladder-clamp")  # one set has no mean
-    assert [cell(table, name, mean) for name in names] == [
-        *("0.750 (1)", "not asked", "diverged 1 of 1")
-    ]
-
-
-# ------------------------------------------------------------------------------------- the claims
+    assert cell(table, "ladder-jem", mean) == "0.750 (1)"
+    assert cell(table, "ladder-start", mean) == "not asked"  # a single set has no mean
+    assert cell(table, "ladder-clamp", mean) == "diverged 1 of 1"
 
 
 def compare(relation: str, *values: Any, name: str = "") -> claims.Test:
-    first, second = ([float(value) for value in each] for each in values)
-    sides = (mean_of(first), mean_of(second))
-    measure = (SVHN, "x", ("a", "b"), sides, (tuple(first), tuple(second)))
+    first, second = (tuple(map(float, of_side)) for of_side in values)
+    measure = (SVHN, "x", ("a", "b"), (mean_of(first), mean_of(second)), (first, second))
     return claims.Test(name or relation, relation, *measure)
 
 
@@ -551,10 +522,10 @@ def test_a_difference_is_tested_with_two_seeds_and_without_spread():
 
 def test_the_claims_of_a_table_are_judged_together_by_holm_s_procedure():
     """Written out: p in order against .05 / 4, .05 / 3, ...; the intervals agree with it."""
-    random, seen = np.random.RandomState(1), set()
+    random, groups = np.random.RandomState(1), set()
     for _ in range(100):
         sides = [(random.randn(4) + i * random.rand(), random.randn(4)) for i in range(4)]
-        tests = [compare("<>"[i % 2], *each, name=str(i)) for i, each in enumerate(sides)]
+        tests = [compare("<>"[i % 2], *pair, name=str(i)) for i, pair in enumerate(sides)]
         p = {test.claim: test.welch()[0] or 0.0 for test in tests}
         rejected: list[str] = []
         for k, claim in enumerate(sorted(p, key=p.__getitem__)):
@@ -568,14 +539,16 @@ def test_the_claims_of_a_table_are_judged_together_by_holm_s_procedure():
             low, high = re.findall(r"[-+]?\d+\.\d+", verdict.difference)[1:]
             assert (float(low) > 0 or float(high) < 0) or test.claim not in rejected
             assert (verdict.margin > 1) == (test.claim in rejected)
-            seen.add(verdict.group)
-    assert seen == {claims.HOLDS, claims.CONTRADICTED, claims.UNDECIDED}
+            groups.add(verdict.group)
+    assert groups == {claims.HOLDS, claims.CONTRADICTED, claims.UNDECIDED}
 
 
 @pytest.mark.parametrize(
     ("shift", "spread", "group"),
-    [(0, 0.001, "holds"), (0.01, 0.001, "holds"), (0.1, 0.001, "contradicted")]
-    + [(0.021, 0.002, "undecided"), (0, 0.1, "undecided")],
+    [
+        *[(0.01, 0.001, "holds"), (0.1, 0.001, "contradicted")],
+        *[(0.021, 0.002, "undecided"), (0, 0.1, "undecided")],
+    ],
 )
 def test_no_difference_needs_an_interval_within_the_margin(shift, spread, group):
     values = [0.7 - spread, 0.7, 0.7 + spread]
@@ -586,56 +559,53 @@ def test_no_difference_needs_an_interval_within_the_margin(shift, spread, group)
 def test_the_findings_name_a_claim_once_with_each_of_its_scales():
     higher, same = compare(">", [2, 2.1], [1, 1.1], name="x"), compare(">", [1, 2], [1, 2])
     judged = [v for s in ("small", "half") for t in (higher, same) for v in claims.family(s, [t])]
-    (found,) = page.findings(judged)
-    assert found.startswith("x: holds at scale small (x, a: 2.050 ")
-    assert found.count("holds at scale") == 2
+    (finding,) = page.findings(judged)
+    assert finding.startswith("x: holds at scale small (x, a: 2.050 ")
+    assert finding.count("holds at scale") == 2
 
 
 def test_a_claim_has_one_measure_and_two_sides_of_experiments():
-    for table, found in claims.CLAIMS.items():
+    for table, declared in claims.CLAIMS.items():
         assert table in TABLES
-        for text, first, relation, second, keys in found:
+        for text, first, relation, second, keys in declared:
             assert {first, second} <= set(rows.EXPERIMENTS) and relation in "<=>" and keys, text
             assert relation != "=" or keys[0].partition("/")[0] in claims.MARGINS, text
     sets = {"auroc/px/svhn": 0.5, "auroc/px/cifar10interp": 0.6, "auroc/px/textures": 0.0}
-    found = {"hdge": seed_with(**sets), "ce": seed_with(**sets, **{"auroc/px/cifar100": 0.7})}
-    (verdict,) = (
-        v
-        for v in claims.verdicts("x", found)[0]
-        if v.claim.startswith("HDGE detects OOD better than cross-entropy")
-    )
+    experiments = {"hdge": seed_with(**sets), "ce": seed_with(**sets, **{"auroc/px/cifar100": 0.7})}
+    text = "HDGE detects OOD better than cross-entropy"
+    (verdict,) = (v for v in claims.verdicts("x", experiments)[0] if v.claim.startswith(text))
     assert verdict.what == "AUROC px, mean of SVHN, CIFAR-10 interpolations"
     assert verdict.sides == ("hdge: 0.550 (1)", "ce: 0.550 (1)")
     halves = [{"auroc/px/svhn": 0.5}, {"auroc/px/cifar10interp": 0.6}]  # no seed has both
     for seed, numbers in zip("12", halves, strict=True):
-        found["hdge"][seed] = seed_with(**numbers)["1"]
-    judged = {v.claim: v.text for v in claims.verdicts("x", found)[0]}
+        experiments["hdge"][seed] = seed_with(**numbers)["1"]
+    judged = {v.claim: v.text for v in claims.verdicts("x", experiments)[0]}
     assert judged[verdict.claim] == "no number"
 
 
-def test_a_claim_needs_two_sides_and_a_diverged_one_is_told():
+def test_a_claim_is_judged_of_two_sides_that_were_run_or_diverged():
     jem = seed_with(**{"fid/own-100": 3.0, "fid/x-1000": 30.0, ACCURACY: 0.25})
     jem["1"]["start"] = "ce-s1"
-    stable = seed_with(**{ACCURACY: 0.5})
-    found = {"hdge": seed_with(**{SVHN: 0.5}), "hdge-raw": seed_with("diverged"), "jem": jem}
-    found["hdge-jem"] = seed_with(**{"fid/a-1000": 2.0, "fid/x-1000": 20.0})
-    found |= {"ce": seed_with(**{ACCURACY: 0.75}), "jem-stable": stable}
-    judged, unjudged = claims.verdicts("x", found)
-    sides = {verdict.claim: verdict.sides for verdict in judged}
-    raw = sides["Normalising the logits makes no difference (px)"][0]
-    assert raw == "hdge-raw: diverged 1 of 1"
+    experiments = {"hdge": seed_with(**{SVHN: 0.5}), "hdge-raw": seed_with("diverged"), "jem": jem}
+    experiments["hdge-jem"] = seed_with(**{"fid/a-1000": 2.0, "fid/x-1000": 20.0})
+    experiments |= {"ce": seed_with(**{ACCURACY: 0.75}), "jem-stable": seed_with(**{ACCURACY: 0.5})}
+
+    def judge() -> tuple[dict[str, tuple[str, str]], list[str]]:
+        judged, unjudged = claims.verdicts("x", experiments)
+        return {verdict.claim: verdict.sides for verdict in judged}, unjudged
+
+    sides, unjudged = judge()
+    assert "hdge-raw: diverged 1 of 1" in sides["Normalising the logits makes no difference (px)"]
+    assert "HDGE detects OOD better than cross-entropy (px)" in unjudged
     # samples are compared in features that both sides have
     assert sides["HDGE + JEM samples better than JEM"] == ("hdge-jem: 20.00 (1)", "jem: 30.00 (1)")
     assert sides["JEM costs accuracy"] == ("jem, from ce: 25.00 (1)", "ce: 75.00 (1)")
     for name, fid in (("hdge-jem", 1.0), ("jem", 3.0)):  # and of these of the most seeds
-        found[name]["1"]["answers"]["x"]["numbers"]["fid/a-1000"] = fid
-        found[name]["2"] = seed_with(**{"fid/x-1000": 10.0 + fid})["1"] | {"start": None}
-    sides = {verdict.claim: verdict.sides for verdict in claims.verdicts("x", found)[0]}
-    assert sides["HDGE + JEM samples better than JEM"][0] == "hdge-jem: 15.50 ± 6.36 (2)"
-    assert "HDGE detects OOD better than cross-entropy (px)" in unjudged
-    del found["jem"]  # where only the stable sampler was run, claims are about that
-    judged, unjudged = claims.verdicts("x", found)
-    sides = {verdict.claim: verdict.sides for verdict in judged}
+        experiments[name]["1"]["answers"]["x"]["numbers"]["fid/a-1000"] = fid
+        experiments[name]["2"] = seed_with(**{"fid/x-1000": 10.0 + fid})["1"] | {"start": None}
+    assert judge()[0]["HDGE + JEM samples better than JEM"][0] == "hdge-jem: 15.50 ± 6.36 (2)"
+    del experiments["jem"]  # where only the stable sampler was run, claims are about that
+    sides, unjudged = judge()
     assert sides["JEM costs accuracy"] == ("jem-stable: 50.00 (1)", "ce: 75.00 (1)")
     assert "HDGE + JEM samples better than JEM" in unjudged
 
@@ -643,21 +613,18 @@ def test_a_claim_needs_two_sides_and_a_diverged_one_is_told():
 def test_gradients_are_means_over_the_epochs_that_were_measured(tmp_path):
     head = "epoch,step,seconds,images_per_s,loss,pyxce/gradient,pxycontrast/gradient"
     for seed in (1, 2):
-        rows_of = f"0,10,1,640,1,,,\n1,20,2,640,1,2,{seed},.5\n5,30,3,640,1,4,{seed},.25\n"
-        place = fake_run(tmp_path, "hdge", seed, epochs=3) / "progress.csv"
-        place.write_text(f"{head},pxycontrast/cosine\n{rows_of}")
+        lines = f"0,10,1,640,1,,,\n1,20,2,640,1,2,{seed},.5\n5,30,3,640,1,4,{seed},.25\n"
+        path = fake_run(tmp_path, "hdge", seed, epochs=3) / "progress.csv"
+        path.write_text(f"{head},pxycontrast/cosine\n{lines}")
     assert claims.gradient_rows(collect(tmp_path)) == [
         ["hdge", "pxycontrast", "1.500 ± 0.707 (2)", "0.375 ± 0.000 (2)"],
         ["hdge", "pyxce", "3.000 ± 0.000 (2)", "-"],
     ]
 
 
-# ----------------------------------------------------------------------------- what is written
-
-
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results' folder of a few runs, some with names that mean harm, and ../tables."""
+    """Write the results of a few runs, some with names that mean harm, and ../tables."""
     root = tmp_path_factory.mktemp("runs")
     for seed in (1, 2):
         for i, name in enumerate(("ce", "hdge", "alpha0.5")):
@@ -667,33 +634,32 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     collect(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "TABLES", SOME)
-        words = ["write", "--results", str(root / "results"), "--output", str(root / "tables")]
-        assert tables.main(words) == 0
+        argv = ["write", "--results", str(root / "results"), "--output", str(root / "tables")]
+        assert tables.main(argv) == 0
     return root / "results"
 
 
-def test_written_again_all_is_the_same_byte_for_byte(hostile, tmp_path, monkeypatch):
+def test_files_that_are_written_again_are_the_same_byte_for_byte(hostile, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "TABLES", SOME)
     shutil.copytree(hostile / "small", tmp_path / "results" / "small")
     (tmp_path / "tables").mkdir()
     for stale in ("results/table1_ood-smoke.png", "tables/alpha-half.csv", "results/mine.txt"):
         (tmp_path / stale).write_text("old")
     tables.write(tmp_path / "results", tmp_path / "tables")
-    # what is not ours stays, an old picture or table goes
+    # an old picture or table goes, another file stays
     assert (tmp_path / "results" / "mine.txt").read_text() == "old"
     (tmp_path / "results" / "mine.txt").unlink()
-    found = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
-    names = {str(path) for path in found}
+    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert {"RESULTS.md", "results/alpha-small.png"} <= names
     assert {f"tables/alpha-small.{suffix}" for suffix in ("md", "csv", "tex")} <= names
-    for path in found:
-        data = (tmp_path / path).read_bytes()
-        assert data == (hostile.parent / path).read_bytes(), path
-        if path.suffix == ".png":  # with no version of what drew it
+    for name in names:
+        data = (tmp_path / name).read_bytes()
+        assert data == (hostile.parent / name).read_bytes(), name
+        if name.endswith(".png"):  # without the version of matplotlib
             assert data.startswith(b"\x89PNG") and b"Software" not in data[:200]
 
 
-def test_results_open_with_findings_and_verdicts_and_link_only_what_is_there(hostile):
+def test_results_open_with_findings_and_verdicts_and_link_to_files(hostile):
     text = (hostile.parent / "RESULTS.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)]*)\)", text)
     assert len(links) == 3 and all((hostile.parent / link).is_file() for link in links)
@@ -709,13 +675,13 @@ def test_results_open_with_findings_and_verdicts_and_link_only_what_is_there(hos
 
 def test_csv_and_latex_have_the_numbers_and_are_escaped(hostile):
     text = (hostile.parent / "tables" / "table1_ood-small.csv").read_text()
-    found = list(csv.DictReader(text.splitlines()))
-    assert all(None not in line and None not in line.values() for line in found)
-    one = next(r for r in found if r["experiment"] == "ce" and r["column"] == SVHN)
-    assert float(one["mean"]) == pytest.approx(0.515) and one["seeds"] == "2"
-    assert float(one["std"]) == pytest.approx(0.01 / 2**0.5, rel=1e-4)
-    assert (one["paper"], one["paper_std"], one["hardware"]) == ("0.46", "0.21", HOSTILE)
-    assert {r["state"] for r in found if r["experiment"] == "jem"} == {"not run"}
+    lines = list(csv.DictReader(text.splitlines()))
+    assert all(None not in line and None not in line.values() for line in lines)
+    line = next(r for r in lines if r["experiment"] == "ce" and r["column"] == SVHN)
+    assert float(line["mean"]) == pytest.approx(0.515) and line["seeds"] == "2"
+    assert float(line["std"]) == pytest.approx(0.01 / 2**0.5, rel=1e-4)
+    assert (line["paper"], line["paper_std"], line["hardware"]) == ("0.46", "0.21", HOSTILE)
+    assert {r["state"] for r in lines if r["experiment"] == "jem"} == {"not run"}
     assert formats.tex("5% & $x_1^2$ {y} #\\~ ±") == (
         r"5\% \& \$x\_1\textasciicircum{}2\$ \{y\} \#\textbackslash{}\textasciitilde{} $\pm$"
     )
@@ -738,18 +704,16 @@ def test_the_committed_page_is_that_of_the_committed_records(tmp_path, monkeypat
     assert (tmp_path / "RESULTS.md").read_bytes() == committed, "run scripts/tables.py write"
 
 
-# -------------------------------------------------------------------------- compare, and mistakes
-
-
-def test_comparing_runs_shows_where_they_differ_in_every_format(tmp_path, capsys):
+def test_a_comparison_has_differing_settings_and_numbers_in_every_format(tmp_path, capsys):
+    folders = []
     for name, epochs, images in (("good", 6, 2000), ("bad", 2, 100), ("young", 2, 100)):
         run = fake_run(tmp_path, name, epochs=epochs, lr=epochs / 10)
         classified(run, epochs / 8, max_images=images)
         detected(run, {"svhn_test": epochs / 8})
-        answer(run / "eval", run, "shape", n=7, report={"title": "of a question of one's own"})
+        answer(run / "eval", run, "shape", n=7, report={"title": "of a question that users add"})
         if name == "bad":
             (run / "diverged.txt").write_text(DIVERGED)
-    folders = [str(tmp_path / "small" / f"{name}-s1") for name in ("good", "bad", "young")]
+        folders.append(str(run))
     out = tmp_path / "out"
     assert tables.main(["compare", *folders, "--output", str(out)]) == 0
     text = capsys.readouterr().out
@@ -759,44 +723,42 @@ def test_comparing_runs_shows_where_they_differ_in_every_format(tmp_path, capsys
     assert re.search(r"Accuracy, CIFAR-10 \(%\) +\| 75\.00 +\| 25\.00", text)
     assert "Not all rows were asked test_clf alike" in text and "| Images " not in text
     lines = list(csv.DictReader((out / "comparison.csv").read_text().splitlines()))
-    found = {(line["model"], line["column"]): line["mean"] for line in lines}
-    assert found["good-s1", ACCURACY] == "75"
-    assert found["bad-s1", SVHN] == "0.25" and found["bad-s1", "auroc/py/svhn"] == "0.125"
+    means = {(line["model"], line["column"]): line["mean"] for line in lines}
+    assert means["good-s1", ACCURACY] == "75"
+    assert means["bad-s1", SVHN] == "0.25" and means["bad-s1", "auroc/py/svhn"] == "0.125"
     states = {line["model"]: line["runs"] for line in lines}
     assert states == {"good-s1": "finished", "bad-s1": "diverged", "young-s1": "unfinished"}
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_comparing_runs_that_differ_in_the_seed_alone_tells_mean_and_deviation(tmp_path, capsys):
-    """Without an answer: the test accuracy is that of the training."""
+def test_a_comparison_of_seeds_has_their_mean_and_deviation(tmp_path, capsys):
+    """Without an answer the accuracy is that of the training."""
     folders = []
     for seed, accuracy, steps in ((1, 0.25, None), (2, 0.75, None), (3, 0.5, 20)):
-        run = fake_run(tmp_path, "Hdge", seed, epochs=2 if steps else 6, max_steps=steps)
-        settings = json.loads((run / "variant.json").read_text())
-        (run / "variant.json").write_text(json.dumps({**settings, "seed": seed}))
+        epochs = 2 if steps else 6
+        run = fake_run(tmp_path, "Hdge", seed, epochs=epochs, max_steps=steps)
         lines = (run / "progress.csv").read_text().splitlines()
-        head, *rows = lines
-        rows = [f"{row},{accuracy}" for row in rows]
-        (run / "progress.csv").write_text("\n".join([f"{head},test_acc", *rows]) + "\n")
+        lines = map(",".join, zip(lines, ["test_acc", *[str(accuracy)] * epochs], strict=True))
+        (run / "progress.csv").write_text("\n".join(lines) + "\n")
         folders.append(str(run))
     assert tables.main(["compare", *folders]) == 0
     text = capsys.readouterr().out
     assert re.search(r"seed +\| 1 +\| 2 +\| 3 ", text)
     assert re.search(r"test accuracy in training \(%\) +\| 25.00 +\| 75.00 +\| 50.00", text)
     assert re.search(r"state +\| finished +\| finished +\| stopped by --max_steps 20", text)
-    told = "Hdge-s1, Hdge-s2 differ in the seed alone (1, 2), mean +- sd: test accuracy in training"
-    assert f"{told} (%) 50.00 +- 35.36; " in text and "Hdge-s3 differ" not in text
+    assert "Hdge-s1, Hdge-s2 differ in the seed alone (1, 2), mean +- sd: test accuracy" in text
+    assert "in training (%) 50.00 +- 35.36; " in text and "Hdge-s3 differ" not in text
 
 
-def test_mistakes_are_one_line_and_what_cannot_be_written_is_named(tmp_path, monkeypatch):
+def test_mistakes_are_one_line_and_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     assert "--scale small" in error("collect", "--root", tmp_path)
     assert "holds no run" in error("compare", tmp_path)
     assert "not a folder" in error("compare", tmp_path / "none")
     assert "ACTION" in error()
-    run, other, results = fake_run(tmp_path, "ce"), fake_run(tmp_path, "hdge"), tmp_path / "results"
-    assert "given twice" in error("compare", run, run)
-    classified(run, 0.7)
-    classified(other, 0.6)
+    runs, results = [fake_run(tmp_path, name) for name in ("ce", "hdge")], tmp_path / "results"
+    assert "given twice" in error("compare", runs[0], runs[0])
+    for run in runs:
+        classified(run, 0.7)
     (tmp_path / "file").touch()
     bad = tmp_path / "file" / "x"
     message = error("compare", run, "--output", bad)
@@ -816,7 +778,7 @@ def test_mistakes_are_one_line_and_what_cannot_be_written_is_named(tmp_path, mon
     message = error("write", "--results", results)
     assert f"cannot write {picture}: No space left on device" in message
     assert picture.read_bytes() == b"earlier" and not list(results.glob(".*"))
-    message = error("compare", run, other, "--output", tmp_path / "new")
+    message = error("compare", *runs, "--output", tmp_path / "new")
     assert f"cannot write {tmp_path / 'new' / 'comparison.png'}: No space" in message
     records.write(results / "small" / "ce.json", "[]")
     assert "is no record" in error("write", "--results", results)
