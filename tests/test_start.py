@@ -1,4 +1,4 @@
-"""Where chains begin: Gaussians against numpy, and that a chain's label decides its own."""
+"""The starts of chains: Gaussians against numpy, chosen by the labels of the chains."""
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ CLASSES = 4
 
 
 def pictures(n: int = 120) -> tuple[Tensor, Tensor]:
-    """uint8 (n, 32, 32, 3) whose brightness tells the class; of class 3 none, and -1 where the
-    label may not be used."""
+    """Make uint8 (n, 32, 32, 3) whose brightness tells the class; class 3 has no image, and label
+    -1 stands where a label may not be used."""
     random = np.random.RandomState(0)
     labels = random.choice([0, 1, 2, -1], n, p=[0.5, 0.3, 0.1, 0.1])
     low = random.randint(0, 90, (n, FIT, FIT, 3)) + 70 * (labels % 4)[:, None, None, None] % 210
@@ -25,7 +25,7 @@ def pictures(n: int = 120) -> tuple[Tensor, Tensor]:
 
 
 def reference(images: Tensor, labels: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
-    """Means (G, D) and covariances (G, D, D), written out."""
+    """Return means (G, D) and covariances (G, D, D), written out."""
     blocks = images.numpy().astype(np.float64) / 127.5 - 1
     low = blocks.reshape(-1, FIT, 4, FIT, 4, 3).mean((2, 4)).transpose(0, 3, 1, 2).reshape(-1, D)
     of_class = [low] if labels is None else [low[labels.numpy() == y] for y in range(CLASSES)]
@@ -48,7 +48,7 @@ def fitted(labelled: bool = True) -> GaussianStart:
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_moments_are_those_of_each_class_shrunk_to_all(labelled):
-    """Also of the class without images; an image without a label counts for the mean of all."""
+    """A class without images has the mean of all, for which images without a label count, too."""
     images, labels = pictures()
     mean, covariance = reference(images, labels if labelled else None)
     start = fitted(labelled)
@@ -62,8 +62,7 @@ def test_moments_are_those_of_each_class_shrunk_to_all(labelled):
 
 
 def test_samples_have_these_moments_before_they_are_clipped():
-    """Small images are drawn as they are, at the fit's own size; a Gaussian so narrow is never
-    clipped."""
+    """Images of the fit's size are not enlarged; a Gaussian so narrow is never clipped."""
     start, y = fitted(), 1
     start.root *= 0.2
     like, labels = torch.empty(5000, 3, FIT, FIT), torch.full((5000,), y)
@@ -84,41 +83,37 @@ def test_images_are_within_the_pixel_range_and_from_the_generator(kind, labelled
         start.root *= 20  # many pixels are clipped
     like, labels = torch.empty(70, 3, 32, 32), torch.arange(70) % CLASSES if labelled else None
     before = torch.get_rng_state()
-    one, same, other = (
-        start.draw(like, labels, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
-    )
-    assert torch.equal(one, same) and not torch.equal(one, other)
+    draws = [start.draw(like, labels, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    images, same, different = draws
+    assert torch.equal(images, same) and not torch.equal(images, different)
     assert torch.equal(torch.get_rng_state(), before)
-    assert one.shape == like.shape and one.dtype == like.dtype
-    assert -1 <= one.min() < -0.99 and 0.99 < one.max() <= 1
+    assert images.shape == like.shape and images.dtype == like.dtype
+    assert -1 <= images.min() < -0.99 and 0.99 < images.max() <= 1
     assert start.draw(like.double(), labels).dtype == torch.float64
 
 
 def test_a_chain_s_label_decides_its_gaussian():
-    """With no spread every chain begins as the mean of its class, enlarged."""
-    start, n = fitted(), 600  # more than the images drawn at once
+    """Without spread a chain begins as the mean of its class, enlarged."""
+    start, labels = fitted(), torch.arange(600) * 3 % CLASSES  # more than are drawn at once
     start.root.zero_()
-    labels = torch.arange(n) * 3 % CLASSES
-    images = start.draw(torch.empty(n, 3, 32, 32), labels)
+    images = start.draw(torch.empty(600, 3, 32, 32), labels)
     means = start.mean.view(-1, 3, FIT, FIT)
     expected = F.interpolate(means, size=(32, 32), mode="bilinear", align_corners=False)
     torch.testing.assert_close(images, expected.clamp(-1, 1)[labels])
 
 
 def test_without_a_label_the_class_is_random():
-    start = fitted()
-    start.root.zero_()
-    start.mean.copy_(torch.arange(CLASSES)[:, None] / 4)
+    start = buffer_of(1, 0.0).start
     images = start.draw(torch.empty(2000, 3, 8, 8), None, torch.Generator().manual_seed(0))
-    counts = (images[:, 0, 0, 0] * 4).round().long().bincount(minlength=CLASSES)
+    counts = shades(images).bincount(minlength=CLASSES)
     assert (counts / 500 - 1).abs().max() < 0.2
     torch.manual_seed(0)
-    found = shades(buffer_of(1, 0.0).images)  # a buffer without classes
-    assert len(set(found.tolist())) == CLASSES and not torch.equal(found, found.sort()[0])
+    classes = shades(buffer_of(1, 0.0).images)  # a buffer without classes
+    assert len(set(classes.tolist())) == CLASSES and not torch.equal(classes, classes.sort()[0])
 
 
 def buffer_of(num_classes: int, reinit_freq: float) -> ReplayBuffer:
-    """Slots begin from Gaussians without spread: class y at y / 4 everywhere."""
+    """Make a buffer whose starts are Gaussians without spread: class y at y / 4 everywhere."""
     start = GaussianStart(CLASSES)
     start.mean.copy_((torch.arange(CLASSES)[:, None] / 4).expand_as(start.mean))
     return ReplayBuffer(40, (3, 8, 8), reinit_freq, num_classes, start)
@@ -130,7 +125,7 @@ def shades(images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("labels", [None, torch.tensor([3, 0, 0, 2])])
-def test_a_slot_begins_and_restarts_as_one_of_its_class(labels):
+def test_a_slot_begins_and_restarts_as_its_class(labels):
     buffer = buffer_of(CLASSES, reinit_freq=1.0)
     classes = torch.arange(40) // 10
     assert torch.equal(shades(buffer.images), classes)
@@ -145,10 +140,10 @@ def test_a_slot_begins_and_restarts_as_one_of_its_class(labels):
 @pytest.mark.parametrize("kind", STARTS)
 def test_parts_of_a_buffer_are_shards_of_the_whole(kind):
     start = UniformStart() if kind == "uniform" else fitted(kind == "class_gaussian")
-    made = []
+    images = []
     for part in ((0, 1), (0, 2), (1, 2)):
         torch.manual_seed(3)
-        made.append(ReplayBuffer(40, (3, 8, 8), 0.0, CLASSES, start, part).images)
-    whole = made[0].unflatten(0, (CLASSES, 2, 5))
+        images.append(ReplayBuffer(40, (3, 8, 8), 0.0, CLASSES, start, part).images)
+    whole = images[0].unflatten(0, (CLASSES, 2, 5))
     for i in (0, 1):
-        assert torch.equal(made[1 + i], whole[:, i].flatten(0, 1))
+        assert torch.equal(images[1 + i], whole[:, i].flatten(0, 1))
