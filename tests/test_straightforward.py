@@ -29,14 +29,14 @@ BATCH, SLOTS, SIDE = 4, 10, 8  # images of 8 x 8 pixels are enough for every lay
 CASES = pairwise((10, 100), (0, 0.1), ("algorithm1", "eq13"), ("", "no-"))
 
 
-def settings_of(words: str) -> Namespace:
+def settings_of(argv: str) -> Namespace:
     small = f"--depth 10 --width 1 --n_steps 2 --contrast_k {SLOTS} --lr 1e-3 --amp off"
     sizes = f"--batch_size {BATCH} --sgld_batch_size {BATCH} --buffer_size 100 --device cpu"
-    return flags.parse(f"{small} {sizes} {words}".split())[0]
+    return flags.parse(f"{small} {sizes} {argv}".split())[0]
 
 
 def project(s: Namespace, classes: int, dtype: torch.dtype, *, running: bool = False) -> Run:
-    """A run whose replay buffer holds small images and whose queue keeps running sums if asked."""
+    """Build a run whose replay buffer holds small images; `running`: the queue keeps sums."""
     torch.manual_seed(0)
     model = build_model(s, classes, torch.device("cpu"))
     objective = losses.build_objective(s, classes)
@@ -53,7 +53,7 @@ def project(s: Namespace, classes: int, dtype: torch.dtype, *, running: bool = F
 
 
 def straight(run: Run) -> straightforward.State:
-    """The straightforward step's state where the run begins; its numbers are float64."""
+    """Return the straightforward step's state where the run begins, in float64."""
     s = run.settings
     model = straightforward.Classifier(s.depth, s.width, run.num_classes).double()
     model.load_state_dict({n: t.double() for n, t in run.model.state_dict().items()})
@@ -73,7 +73,7 @@ def batches(classes: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def same_random_numbers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The straightforward chains start where the run's do and get its noise, number by number."""
+    """Give the straightforward chains the starts and the noise of the run's, number by number."""
     buffer = run.memory("replay_buffer")
     dtype = buffer.images.dtype
 
@@ -83,14 +83,13 @@ def same_random_numbers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         return start.double().contiguous(), slots
 
     def noise(x: Tensor) -> Tensor:
-        """As langevin draws it, whichever way that is."""
+        """Draw as langevin does."""
         start = torch.zeros_like(x, dtype=dtype, memory_format=torch.channels_last)
         still = {"steps": 1, "step_size": 0.0, "noise_std": 1.0}
         return losses.langevin(lambda x: x.sum((1, 2, 3)), start, **still).double().contiguous()
 
-    given = straightforward.langevin.__kwdefaults__
     monkeypatch.setattr(straightforward, "draw", draw)
-    monkeypatch.setitem(given, "noise", noise)
+    monkeypatch.setitem(straightforward.langevin.__kwdefaults__, "noise", noise)
 
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -102,12 +101,12 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("classes", "smoothing", "score", "no"), CASES)
 def test_a_step_is_the_straightforward_one(classes, smoothing, score, no, monkeypatch):
-    words = f"--smoothing {smoothing} --contrast_score {score} --{no}contrast_normalize"
-    s = settings_of(f"{ALL} {words}")
+    contrast = f"--smoothing {smoothing} --contrast_score {score} --{no}contrast_normalize"
+    s = settings_of(f"{ALL} {contrast}")
     running = s.contrast_normalize  # where it may be: the normaliser is a running sum
     run = project(s, classes, torch.float64, running=running)
     state = straight(run)
-    stream, guard, seen = batches(classes), Guard(run.device), []
+    stream, guard, values = batches(classes), Guard(run.device), []
     for step in range(4):
         if step == 2:  # resumed: partly filled, and the next batch wraps round
             saved, run = checkpoint_state(run), project(s, classes, torch.float64, running=running)
@@ -119,10 +118,9 @@ def test_a_step_is_the_straightforward_one(classes, smoothing, score, no, monkey
             loss = straightforward.train_step(state, images, labels, images)
         torch.manual_seed(step)
         run.model.train()
-        found = train_wrn.train_step(run, guard, (images, labels, None), step)
-        seen.append(loss)
-
-        torch.testing.assert_close(found["loss"].item(), loss, **EXACT)
+        metrics = train_wrn.train_step(run, guard, (images, labels, None), step)
+        values.append(loss)
+        torch.testing.assert_close(metrics["loss"].item(), loss, **EXACT)
         ours, theirs = gradients(run.model), gradients(state.model)
         assert ours.keys() == theirs.keys() == dict(run.model.named_parameters()).keys()
         for name in ours:
@@ -133,25 +131,20 @@ def test_a_step_is_the_straightforward_one(classes, smoothing, score, no, monkey
         torch.testing.assert_close(queue.queue_logit[:, :filled], state.queue[:, :filled], **EXACT)
         torch.testing.assert_close(run.memory("replay_buffer").images, state.replay, **EXACT)
     assert not guard.flag
-    assert len(set(seen)) == 4 and state.pointer == 4 * BATCH % SLOTS
+    assert len(set(values)) == 4 and state.pointer == 4 * BATCH % SLOTS
 
 
 @pytest.mark.parametrize(
-    ("words", "passes"),
-    [
-        ("--pyxce 1", 3),
-        (HDGE, 6),
-        ("--pyxce 1 --pxsgld 1", 9 + 2 * 2),
-        (ALL, 12 + 2 * 2),
-    ],
+    ("flags", "passes"),
+    [("--pyxce 1", 3), (HDGE, 6), ("--pyxce 1 --pxsgld 1", 9 + 2 * 2), (ALL, 12 + 2 * 2)],
     ids=["CE", "HDGE", "JEM", "HDGE + JEM"],
 )
-def test_the_straightforward_step_costs_what_is_said(words, passes):
-    run = project(settings_of(words), 10, torch.float32)
+def test_the_straightforward_step_costs_its_step_flops(flags, passes):
+    run = project(settings_of(flags), 10, torch.float32)
     state = straight(run)
-    state.model.float()
-    state.queue, state.replay = state.queue.float(), state.replay.float()
     images, labels = next(batches(10))
+    for name in ("model", "queue", "replay"):
+        setattr(state, name, getattr(state, name).float())
     images = images.float()
     straightforward.train_step(state, images, labels, images)
     counter = FlopCounterMode(display=False)
@@ -159,6 +152,6 @@ def test_the_straightforward_step_costs_what_is_said(words, passes):
     with counter:
         straightforward.train_step(state, images, labels, images)
     forward = models.forward_flops(run.model) * SIDE**2 / 32**2
-    said = straightforward.step_flops(int(forward), run.settings)
-    assert said == pytest.approx(passes * BATCH * forward, rel=1e-6)
-    assert counter.get_total_flops() == pytest.approx(said, rel=0.02)
+    flops = straightforward.step_flops(int(forward), run.settings)
+    assert flops == pytest.approx(passes * BATCH * forward, rel=1e-6)
+    assert counter.get_total_flops() == pytest.approx(flops, rel=0.02)
