@@ -28,16 +28,17 @@ AFTER = ["train_acc", "valid_acc", "valid_loss", "test_acc", "test_loss"]
 
 @pytest.mark.parametrize("terms", [*([term] for term in TERMS), TERMS], ids=" ".join)
 def test_terms_train_alone_and_together(terms, train):
-    flags = " ".join(f"--{term} 1" for term in terms)
-    run = train.once(f"{flags} --max_steps 3 --queue_init random")
+    flags = [f"--{term} 1" for term in terms]
+    run = train.once(f"{' '.join(flags)} --max_steps 3 --queue_init random")
     assert run.code == 0 and not run.err
     values = {name: float(text) for name, text in run.last.items()}
     assert all(map(math.isfinite, values.values()))
-    losses = [values[f"{term}/loss"] for term in terms]
-    assert values["loss"] == pytest.approx(sum(losses), abs=1e-5) and any(losses)
-    told = ("log_q_data", "log_q_samples", "auc", "age", "travel", "clamped", "clamped_data")
-    extras = [f"{term}/{name}" for term in terms if "sgld" in term for name in told]
-    assert list(run.last) == [*BEFORE, *(f"{term}/loss" for term in terms), *AFTER, *extras]
+    columns = [f"{term}/loss" for term in terms]
+    of_terms = [values[column] for column in columns]
+    assert values["loss"] == pytest.approx(sum(of_terms), abs=1e-5) and any(of_terms)
+    metrics = ("log_q_data", "log_q_samples", "auc", "age", "travel", "clamped", "clamped_data")
+    extras = [f"{term}/{name}" for term in terms if "sgld" in term for name in metrics]
+    assert list(run.last) == [*BEFORE, *columns, *AFTER, *extras]
     start, end = (run.state(f"{name}_ckpt.pt")["model_state_dict"] for name in ("prev", "last"))
     assert not train.same(start, end)
 
@@ -47,14 +48,11 @@ def test_a_run_leaves_every_file_of_its_folder(train):
     run = train(f"{train.ALL} --n_epochs 2 {plots}", curves=True)
     assert run.code == 0, run.err
     events = [name for name in run.files if name.startswith("events.out.tfevents.")]
-    kinds = ("cond", "contrast", "uncond")
-    expected = [
-        *(".lock", "best_valid_ckpt.pt", "ckpt_0.pt", "ckpt_1.pt", "curves.png", *events),
-        *("last_ckpt.pt", "log.txt", "prev_ckpt.pt", "progress.csv"),
-        *(f"samples/{kind}_{epoch:04d}.png" for kind in kinds for epoch in (0, 1)),
-        "variant.json",
-    ]
-    assert run.files == expected and len(events) == 1
+    names = ".lock best_valid_ckpt.pt ckpt_0.pt ckpt_1.pt curves.png last_ckpt.pt log.txt".split()
+    names += ["prev_ckpt.pt", "progress.csv", "variant.json", *events]
+    for kind in ("cond", "contrast", "uncond"):
+        names += [f"samples/{kind}_{epoch:04d}.png" for epoch in (0, 1)]
+    assert run.files == sorted(names) and len(events) == 1
     assert [(row["epoch"], row["step"]) for row in run.rows] == [("0", "5"), ("1", "10")]
     assert [run.state(f"ckpt_{i}.pt")["progress"]["step"] for i in (0, 1)] == [5, 10]
     assert run.state("prev_ckpt.pt")["progress"]["step"] == 5
@@ -63,7 +61,7 @@ def test_a_run_leaves_every_file_of_its_folder(train):
         assert picture.std() > 10 and min(picture.shape[:2]) > 64
 
 
-def test_variant_json_is_flat_settings_and_where_it_ran(train):
+def test_variant_json_has_flat_settings_and_the_environment(train):
     settings = train.once("--pyxce 1 --max_steps 2").settings
     environment = settings.pop("environment")
     assert settings.pop("environments") == [environment]
@@ -76,13 +74,13 @@ def test_variant_json_is_flat_settings_and_where_it_ran(train):
         assert re.fullmatch(r"[0-9a-f]{40}\+?", environment["git_commit"])
 
 
-def test_log_txt_tells_data_network_reports_and_the_end(train):
+def test_log_txt_has_data_network_accuracies_and_the_reason_of_the_end(train):
     run = train.once("--pyxce 1 --max_steps 2")
     text = run.text()
-    accuracy = f"test accuracy {100 * float(run.last['test_acc']):.2f} %, best validation accuracy "
-    for said in ("20 training images, 20 labelled; 40 valid, 20 test", "77,706 parameters",
-                 "stopped by --max_steps 2; --resume goes on", accuracy):  # fmt: skip
-        assert said in text
+    assert "20 training images, 20 labelled; 40 valid, 20 test" in text
+    assert "77,706 parameters" in text and "stopped by --max_steps 2; --resume goes on" in text
+    accuracy = 100 * float(run.last["test_acc"])
+    assert f"test accuracy {accuracy:.2f} %, best validation accuracy " in text
 
 
 def test_a_row_has_the_means_of_its_own_epoch(train):
@@ -106,18 +104,17 @@ def test_tensorboard_has_the_terms_the_evaluation_and_the_grids(train):
     assert event.step == 5 and event.value == pytest.approx(float(run.last["test_loss"]), rel=1e-6)
 
 
-def test_a_name_and_a_seed_that_are_not_given_are_made_printed_and_recorded(train):
-    words = re.sub("--seed 1", "", train.BASE).split() + ["--data_root", str(train.data)]
-    words += ["--pyxce", "1", "--pxsgld", ".5", "--max_steps", "1"]
-    words += ["--log_dir", str(train.root / "x")]
-    runs = [train.bare(*words, *name) for name in (("--id", "a"), ())]
+def test_without_flags_a_name_and_a_seed_are_made_printed_and_recorded(train):
+    argv = train.BASE.replace("--seed 1", "").split() + ["--data_root", str(train.data)]
+    argv += ["--log_dir", str(train.root / "x"), *"--pyxce 1 --pxsgld .5 --max_steps 1".split()]
+    runs = [train.bare(*argv, *name) for name in (("--id", "a"), ())]
     (folder,) = (train.root / "x").glob("cifar10*")
     assert re.fullmatch(r"cifar10-pyxce-pxsgld-\d{8}-\d{6}", folder.name)
     seeds = [json.loads((f / "variant.json").read_text())["seed"] for f in (runs[0].folder, folder)]
     assert seeds[0] != seeds[1] and all(f"seed {s}" in r.out for s, r in zip(seeds, runs, strict=1))
 
 
-def test_valid_and_test_are_not_mixed_up(train, tmp_path):
+def test_valid_and_test_columns_are_of_their_splits(train, tmp_path):
     path = tmp_path / "cifar10.npz"
     train.write_images(path)
     arrays = dict(np.load(path))
@@ -127,13 +124,9 @@ def test_valid_and_test_are_not_mixed_up(train, tmp_path):
     model = models.load(run.folder / "last_ckpt.pt")
     loaded = data.load("cifar10", tmp_path)
     _, valid = data.split_validation(60, 40)
-    splits = {
-        "valid": data.Split(loaded.train.images[valid], loaded.train.labels[valid]),
-        "test": loaded.test,
-    }
-    for name, split in splits.items():
-        batches = data.evaluation_batches(split, batch_size=7, sigma=0.03)
-        result = classification(model, batches)
+    held_out = data.Split(loaded.train.images[valid], loaded.train.labels[valid])
+    for name, split in (("valid", held_out), ("test", loaded.test)):
+        result = classification(model, data.evaluation_batches(split, batch_size=7, sigma=0.03))
         assert float(run.last[f"{name}_acc"]) == result["accuracy"]
         assert float(run.last[f"{name}_loss"]) == pytest.approx(result["nll"], rel=1e-4)
     assert float(run.last["valid_acc"]) > 0.3 > float(run.last["test_acc"])
@@ -165,22 +158,21 @@ def test_without_validation_or_test_images_columns_stay_empty(train, tmp_path):
 
 
 def test_pictures_and_evaluation_do_not_disturb_a_run(train):
-    words = f"{train.ALL} --n_epochs 2 --dropout_rate .1 --norm batch"
-    plain = train(f"{words} --eval_every 2")
-    plots = "--plot_uncond 1 --plot_cond 1 --plot_contrast 1 --plot_every 1"
-    pictures = train(f"{words} {plots}")
+    flags = f"{train.ALL} --n_epochs 2 --dropout_rate .1 --norm batch"
+    plain = train(f"{flags} --eval_every 2")
+    pictures = train(f"{flags} --plot_uncond 1 --plot_cond 1 --plot_contrast 1 --plot_every 1")
     a, b = ({**run.moving(), "best_valid": 0} for run in (plain, pictures))
     assert train.same(a, b) and plain.steady[1] == pictures.steady[1]
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "class_gaussian"])
-def test_a_start_is_fitted_to_what_may_be_used(kind, train, monkeypatch):
-    """Not to those that are held out; with --labels_per_class 1 two of the three have no label."""
-    given: list[Any] = []
-    monkeypatch.setattr(losses.GaussianStart, "fit", lambda _, *what: given.append(what))
+def test_a_start_is_fitted_to_the_training_images_and_their_labels(kind, train, monkeypatch):
+    """With --labels_per_class 1 two of a class's three training images have no label."""
+    fits: list[Any] = []
+    monkeypatch.setattr(losses.GaussianStart, "fit", lambda _, *args: fits.append(args))
     flags = f"--pxsgld 1 --chain_start {kind} --labels_per_class 1 --n_valid 30 --max_steps 1"
     assert train(flags).code == 0
-    ((images, labels),) = given
+    ((images, labels),) = fits
     assert images.shape == (30, 32, 32, 3)
     brightness = ((images.float().mean((1, 2, 3)) - 30) / 20).round().long()  # is the class
     if kind == "gaussian":
@@ -190,16 +182,16 @@ def test_a_start_is_fitted_to_what_may_be_used(kind, train, monkeypatch):
         assert torch.equal(labels[labels >= 0], brightness[labels >= 0])
 
 
-def test_with_few_labels_only_these_labels_are_shown(train, monkeypatch):
-    seen, whole = [], losses.Step.forward
+def test_with_few_labels_steps_have_these_labels_and_all_images(train, monkeypatch):
+    steps, forward = [], losses.Step.forward
     monkeypatch.setattr(
-        losses.Step, "forward", lambda *args: seen.append(args[1:4]) or whole(*args)
+        losses.Step, "forward", lambda *args: steps.append(args[1:4]) or forward(*args)
     )
     run = train("--pyxce 1 --pxsgld 1 --labels_per_class 1 --n_valid 20 --sigma 0 --n_epochs 1")
-    assert run.code == 0 and len(seen) == 10  # 40 images in batches of 4
-    labelled = torch.cat([labels for _, labels, _ in seen])
+    assert run.code == 0 and len(steps) == 10  # 40 images in batches of 4
+    labelled = torch.cat([labels for _, labels, _ in steps])
     assert set(labelled.tolist()) == set(range(10))
-    assert len({f"{image.mean():.2f}" for _, _, images in seen for image in images}) > 10
+    assert len({f"{image.mean():.2f}" for _, _, images in steps for image in images}) > 10
 
 
 @pytest.mark.parametrize(
@@ -210,13 +202,14 @@ def test_with_few_labels_only_these_labels_are_shown(train, monkeypatch):
         "{all} --lr 1e9 --n_epochs 2 --norm batch",
     ],
 )
-def test_a_diverging_run_says_so_in_one_line_and_keeps_the_last_good_state(flags, train):
+def test_a_diverging_run_ends_with_one_line_and_its_last_good_state(flags, train):
     run = train(flags.format(all=train.ALL))
     (line,), state = run.err, run.state()
-    told = re.match(r"train_wrn.py: diverged at step (\d+) \(loss ", line)
-    assert run.code == 1 and told and state["progress"]["step"] <= int(told[1])
-    assert f"{run.folder}/last_ckpt.pt (step {state['progress']['step']})" in line
-    # What is advised are flags that this run has.
+    match = re.match(r"train_wrn.py: diverged at step (\d+) \(loss ", line)
+    step = state["progress"]["step"]
+    assert run.code == 1 and match and step <= int(match[1])
+    assert f"{run.folder}/last_ckpt.pt (step {step})" in line
+    # It advises flags that this run has.
     assert ("--n_steps" in line) == ("pxsgld" in flags or "{all}" in flags)
     assert "a lower --lr" in line and "diverged at step" in run.text()
     tensors = [*state["model_state_dict"].values(), state.get("replay_buffer", torch.zeros(1))]
@@ -233,9 +226,8 @@ def test_hdge_learns_the_digits(train):
 
 
 def test_the_program_itself_trains(train, tmp_path):
-    words = [*train.BASE.split(), "--data_root", str(train.data), "--log_dir", str(tmp_path)]
-    command = [sys.executable, "train_wrn.py", *words, "--id", "run", "--pyxce", "1"]
-    run = subprocess.run([*command, "--max_steps", "2"], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert not run.stderr  # the bar is for terminals
+    argv = [*train.BASE.split(), "--data_root", str(train.data), "--log_dir", str(tmp_path)]
+    command = [sys.executable, "train_wrn.py", *argv, *"--id run --pyxce 1 --max_steps 2".split()]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and not run.stderr, run.stderr  # the bar is for terminals
     assert (tmp_path / "run" / "curves.png").exists()
