@@ -166,7 +166,7 @@ def test_slots_keep_the_start_of_their_present_chain(conditional, reinit_freq):
 
 @pytest.mark.parametrize("conditional", [False, True])
 def test_fresh_chains_against_the_sampler_batch_by_batch(conditional, model):
-    """They are the same chains on their way, and where there are fewer."""
+    """On their way, and where there are fewer, they are the same chains."""
     labels = torch.arange(8) % 3 if conditional else None
 
     def run(n: int, steps: int, seen: list[int]) -> list[Tensor]:
@@ -190,8 +190,8 @@ def test_fresh_chains_against_the_sampler_batch_by_batch(conditional, model):
 
 def test_the_noise_of_a_refined_image_belongs_to_its_index(model, monkeypatch):
     """It is of a stream that no other noise has."""
-    streams = {sampling.BUFFER, ROUNDS, FRESH, REFINEMENT}
-    assert len(streams) == 4 and streams.isdisjoint({batches._ORDER, batches._NOISE})
+    streams = {sampling.BUFFER, ROUNDS, FRESH, REFINEMENT, sampling.INVERSE}
+    assert len(streams) == 5 and streams.isdisjoint({batches._ORDER, batches._NOISE})
     monkeypatch.setattr(sampling, "EVAL_NOISE_BLOCK", 4)
     # Noise --sigma may have taken them out of [-1, 1].
     x, y = 1.5 * uniform(8, torch.Generator().manual_seed(0)), torch.arange(8)
