@@ -1,4 +1,4 @@
-"""Langevin dynamics and the two SGLD terms against their definition."""
+"""Langevin dynamics against closed forms, and the two SGLD terms against their definition."""
 
 import math
 from typing import Any
@@ -84,6 +84,17 @@ def log_densities(
         return log_px + logits.log_softmax(1)[torch.arange(len(y)), y]
 
     return of(x), of(samples)
+
+
+def quadratic(x: Tensor) -> Tensor:
+    return -0.5 * x.square().flatten(1).sum(1)
+
+
+def test_long_chains_reach_the_stationary_variance():
+    """x <- (1 - a) x + b n is autoregressive: its variance tends to b^2 / (1 - (1 - a)^2)."""
+    x = langevin(quadratic, torch.zeros(20_000, 3), steps=40, step_size=0.2, noise_std=0.5)
+    assert abs(x.var() / (0.25 / (1 - 0.8**2)) - 1) < 0.03
+    assert abs(x.mean()) < 0.02
 
 
 @pytest.mark.parametrize("enabled", [True, False])
