@@ -1,4 +1,4 @@
-"""scripts/gpu.sh: every part writes what it has measured; archive and pages keep it."""
+"""scripts/gpu.sh: every part writes its measurements; archive and pages keep them."""
 
 import json
 import re
@@ -19,28 +19,24 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_a_subset_has_the_first_images(tmp_path):
-    rng = np.random.default_rng(0)
-    arrays = {}
+    rng, arrays, part = np.random.default_rng(0), {}, str(tmp_path / "part")
     for split, n in (("train", 150), ("test", 120)):
         arrays[f"{split}_images"] = rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
         arrays[f"{split}_labels"] = rng.integers(0, 10, n)
     for name in ("cifar10", "svhn"):
         np.savez(tmp_path / f"{name}.npz", **arrays)
     words = f"--data_root {tmp_path} --names cifar10 svhn --images 100 --test_images 50"
-    subset.main([str(tmp_path / "part"), *words.split()])
-    for name, n in (("cifar10", {"train": 100, "test": 50}), ("svhn", {"test": 50})):
-        with np.load(tmp_path / "part" / f"{name}.npz") as found:
-            assert set(found.files) == {
-                f"{split}_{kind}" for split in n for kind in ("images", "labels")
-            }
-            for key in found.files:
-                assert np.array_equal(found[key], arrays[key][: n[key.split("_")[0]]])
-    for words, said in (
-        ([str(tmp_path / "part"), "--data_root", str(tmp_path)], "part"),  # it is there already
-        ([str(tmp_path / "x"), "--data_root", "/nope"], "/nope/cifar10.npz"),
-    ):
-        assert said in refusal(subset.main, words)
-        assert not (tmp_path / "x").exists()
+    subset.main([part, *words.split()])
+    for name, counts in (("cifar10", {"train": 100, "test": 50}), ("svhn", {"test": 50})):
+        keys = {f"{split}_{kind}" for split in counts for kind in ("images", "labels")}
+        with np.load(tmp_path / "part" / f"{name}.npz") as file:
+            assert set(file.files) == keys
+            for key in keys:
+                assert np.array_equal(file[key], arrays[key][: counts[key.split("_")[0]]])
+    assert part in refusal(subset.main, [part, "--data_root", str(tmp_path)])  # it exists already
+    words = [str(tmp_path / "x"), "--data_root", "/nope"]
+    assert "/nope/cifar10.npz" in refusal(subset.main, words)
+    assert not (tmp_path / "x").exists()
 
 
 def test_an_archive_in_pieces_gives_the_run_again(tmp_path):
@@ -55,20 +51,19 @@ def test_an_archive_in_pieces_gives_the_run_again(tmp_path):
     gpu.archive(out, tmp_path / "work", piece=2048)
     assert len(list(out.iterdir())) > 2 and not (out / "run.zip.9").exists()
     gpu.unpack_archive(out, again)
-    found = {str(p.relative_to(again / "m-jem")): p.read_bytes() for p in again.rglob("*.*")}
-    assert found == kept
+    files = {str(p.relative_to(again / "m-jem")): p.read_bytes() for p in again.rglob("*.*")}
+    assert files == kept
     with pytest.raises(UsageError, match="has no run.zip.0"):
         gpu.unpack_archive(again, again)
     (out / "run.zip.2").write_bytes(b"")
-    with pytest.raises(UsageError, match="is not whole"):
-        gpu.unpack_archive(out, tmp_path / "third")
-    (out / "run.zip.1").unlink()
-    with pytest.raises(UsageError, match="is not whole"):
-        gpu.unpack_archive(out, tmp_path / "third")
+    for damage in (lambda: None, (out / "run.zip.1").unlink):
+        damage()
+        with pytest.raises(UsageError, match="is not whole"):
+            gpu.unpack_archive(out, tmp_path / "third")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("{out}", "PyTorch sees no GPU"),
         ("{full} --rehearse", "has files already"),
@@ -78,22 +73,22 @@ def test_an_archive_in_pieces_gives_the_run_again(tmp_path):
         ("{gpu} --data_root {full}", "has no CIFAR-10: give another, or --parts without training"),
     ],
 )
-def test_a_mistake_is_one_line(words, said, tmp_path, monkeypatch):
+def test_a_mistake_is_one_line(words, message, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: "gpu" in words)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "log.txt").touch()
-    places = {name: tmp_path / name for name in ("out", "full", "gpu")}
-    assert said in refusal(gpu.main, words.format(**places).split())
+    paths = {name: tmp_path / name for name in ("out", "full", "gpu")}
+    assert message in refusal(gpu.main, words.format(**paths).split())
     assert not (tmp_path / "out").exists()
 
 
-def test_parts_run_and_one_that_is_late_is_ended(tmp_path, monkeypatch):
-    """In their order; the next call on a run takes over what the first one has measured."""
+def test_parts_run_in_their_order_and_a_resumed_call_keeps_the_measurements(tmp_path, monkeypatch):
     calls: list[str] = []
 
-    def call_part(g: Any, name: str, seconds: float, runs: Path) -> int | str:
+    def call_part(args: Any, name: str, seconds: float, runs: Path) -> int | str:
         calls.append(name)
-        assert read_json(g.out / "parts.json")["parts"][name]["exit_code"] == "was interrupted"
+        parts = read_json(args.out / "parts.json")["parts"]
+        assert parts[name]["exit_code"] == "was interrupted"  # stays so if a kill ends the call
         if name == "training":
             (runs / "m-jem").mkdir(exist_ok=True)
             (runs / "m-jem" / "last_ckpt.pt").open("a").write("x")
@@ -106,12 +101,10 @@ def test_parts_run_and_one_that_is_late_is_ended(tmp_path, monkeypatch):
     assert calls == ["steps", "training"]
     (first / "bench.json").write_text('{"peaks": {}}')
     assert gpu.main([str(second), *words, "training", "--resume", str(first)]) == 0
-    ended, before = read_json(second / "parts.json"), read_json(first / "parts.json")
-    assert {name: part["exit_code"] for name, part in ended["parts"].items()} == {
-        "steps": gpu.LATE,
-        "training": 0,
-    }
-    assert ended["seconds"] >= before["seconds"]
+    resumed, before = read_json(second / "parts.json"), read_json(first / "parts.json")
+    codes = {name: part["exit_code"] for name, part in resumed["parts"].items()}
+    assert codes == {"steps": gpu.LATE, "training": 0}
+    assert resumed["seconds"] >= before["seconds"]
     assert read_json(second / "bench.json") == {"peaks": {}}
     gpu.unpack_archive(second, tmp_path)
     assert (tmp_path / "m-jem" / "last_ckpt.pt").read_text() == "xx"
@@ -132,10 +125,10 @@ def test_a_late_part_is_ended_and_its_tests_are_known(tmp_path, monkeypatch):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_slow.py").write_text(SLOW_TEST)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
-    g = gpu.build_parser().parse_args([str(tmp_path), "--rehearse"])
+    args = gpu.build_parser().parse_args([str(tmp_path), "--rehearse"])
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        assert gpu.call_part(g, "tests", 3, tmp_path) == gpu.LATE
+        assert gpu.call_part(args, "tests", 3, tmp_path) == gpu.LATE
     finally:
         signal.signal(signal.SIGINT, before)
     assert report.tests(tmp_path / "tests.xml")["passed"] >= 1
@@ -145,25 +138,24 @@ def test_a_late_part_is_ended_and_its_tests_are_known(tmp_path, monkeypatch):
 def test_a_rehearsal_measures_every_part(tmp_path, monkeypatch):
     """All but the compiled rows, on the digits; its page names it a rehearsal."""
     small = [case for case in gpu_parts.CASES if "--compile" not in case[1]]
-    out = tmp_path / "out"
+    out, runs = tmp_path / "out", tmp_path / "runs"
     out.mkdir()
-    words = [str(out), "--rehearse", "--data_root", str(tmp_path)]
+    runs.mkdir()
     monkeypatch.setattr(gpu_parts, "CASES", small)
     monkeypatch.setattr(gpu_parts, "WAYS", gpu_parts.WAYS[:1])
-    (tmp_path / "runs").mkdir()
-    # However busy the machine is; a training fills the time that it is given.
+    # However busy the machine is; a training fills its time.
     monkeypatch.setattr(gpu_parts.Part, "late", False)
     for name, seconds in (("machine", 60), ("steps", 200), ("profile", 60), ("training", 40)):
         monkeypatch.setattr(gpu, "BEGAN", gpu.time.monotonic())
-        part = ["--part", name, str(seconds), str(tmp_path / "runs")]
-        assert gpu.main([*words, *part]) == 0
-    gpu.archive(out, tmp_path / "runs")
-    found = read_json(out / "bench.json")
-    assert not found["left_out"]
-    assert {row["terms"] for row in found["steps"]} == {name for name, _ in small}
-    assert [row["terms"] for row in found["profile"]] == list(gpu_parts.PROFILED)
-    assert all(len(row["kernels"]) == gpu_parts.LARGEST for row in found["profile"])
-    answers = {path.stem for path in (tmp_path / "runs" / "m-jem" / "eval").glob("*.json")}
+        words = f"{out} --rehearse --data_root {tmp_path} --part {name} {seconds} {runs}"
+        assert gpu.main(words.split()) == 0
+    gpu.archive(out, runs)
+    record = read_json(out / "bench.json")
+    assert not record["left_out"]
+    assert {row["terms"] for row in record["steps"]} == {name for name, _ in small}
+    assert [row["terms"] for row in record["profile"]] == list(gpu_parts.PROFILED)
+    assert all(len(row["kernels"]) == gpu_parts.LARGEST for row in record["profile"])
+    answers = {path.stem for path in (runs / "m-jem" / "eval").glob("*.json")}
     assert answers == {question.split()[0] for question in gpu_parts.QUESTIONS}
     assert len(list(out.iterdir())) <= 8
     late = {"training": {"exit_code": gpu.LATE}, "profile": {"exit_code": 1}}
@@ -175,60 +167,55 @@ def test_a_rehearsal_measures_every_part(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="rehearsal"):
         report.collect(out, None)
     page = report.collect(out, tmp_path / "page").read_text(encoding="utf-8")
-    assert "**A rehearsal on the CPU**" in page and "1 passed, 1 failed, 1 skipped: a." in page
-    assert "`training` took too long" in page and "`profile` ended with code 1" in page
-    assert "test accuracy" in page and "JEM-stable" in page and "FID" in page
+    for text in (
+        *("**A rehearsal on the CPU**", "1 passed, 1 failed, 1 skipped: a."),
+        *("`training` took too long", "`profile` ended with code 1", "test accuracy"),
+        *("JEM-stable", "FID", "Class-conditional samples read as asked (%)", "Recall of samples"),
+        "cond_samples_starts.png",
+    ):
+        assert text in page, text
     for name in re.findall(r"\]\((\S+\.png)\)", page):
         assert (tmp_path / "page" / name).read_bytes().startswith(b"\x89PNG")
-    assert "Class-conditional samples read as asked (%)" in page and "Recall of samples" in page
-    assert "cond_samples_starts.png" in page
-    results = tmp_path / "results"
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "page").rename(tmp_path / "benchmarks" / "gpu")
-    write_results([], {}, results)
+    write_results([], {}, tmp_path / "results")
     table = r"Minutes on a GPU\n\n.*\n\n(.*\n)+\| network +\| WRN-10-1 .*\n(.*\n)+\| AUROC px"
     assert re.search(table, (tmp_path / "RESULTS.md").read_text(encoding="utf-8"))
 
 
-def test_a_gpu_s_page_names_what_a_kill_left_out_and_readme_has_its_table(tmp_path):
+def test_a_gpu_s_page_names_unmeasured_parts_and_readme_has_its_table(tmp_path):
+    """The call was killed: its tests.xml is cut short."""
     row = {
         **{"terms": "HDGE", "classes": 10, "contender": "project", "seconds": 0.01, "low": 0.01},
         **{"high": 0.01, "images_per_s": 6400, "ratio": 1.0, "flop": 2.3e12, "format": "bf16"},
         **{"share": 0.3, "memory": 2**30},
     }
-    record = read_json(ROOT / "benchmarks" / "cpu" / "bench.json")
-    found = {
-        **{name: record[name] for name in ("environment", "load")},
-        "settings": {**record["settings"], "device": "cuda"},
-        "machine": {
-            **{"name": "H", "memory": 139 * 2**30, "multiprocessors": 132},
-            **{"driver": "580.1", "cuda": "13.0", "cudnn": 91900},
-        },
+    on_cpu = read_json(ROOT / "benchmarks" / "cpu" / "bench.json")
+    machine = {"name": "H", "memory": 139 * 2**30, "multiprocessors": 132}
+    record = {
+        **{name: on_cpu[name] for name in ("environment", "load")},
+        "settings": {**on_cpu["settings"], "device": "cuda"},
+        "machine": {**machine, "driver": "580.1", "cuda": "13.0", "cudnn": 91900},
         "copy_bytes_per_s": 4.3e12,
         "steps": [row, {**row, "terms": "HDGE, compiled", "first": 42.0}],
         "chain": [{"way": "x", "steps": 20, "flop": 1e13, "seconds": 0.1, "first": 2.0}],
         "left_out": dict.fromkeys(("profile: HDGE", "ask: test_clf"), gpu_parts.NO_TIME),
     }
-    (tmp_path / "bench.json").write_text(json.dumps(found))
+    (tmp_path / "bench.json").write_text(json.dumps(record))
     (tmp_path / "tests.xml").write_text("<testsuites><testsu")
-    stopped = {"machine": {"exit_code": "was interrupted", "seconds": 0}}
-    ended = {"command": ["bash", "scripts/gpu.sh", "OUT"], "parts": stopped, "seconds": 500}
-    (tmp_path / "parts.json").write_text(json.dumps(ended))
+    parts = {"machine": {"exit_code": "was interrupted", "seconds": 0}}
+    call = {"command": ["bash", "scripts/gpu.sh", "OUT"], "parts": parts, "seconds": 500}
+    (tmp_path / "parts.json").write_text(json.dumps(call))
     page = report.collect(tmp_path, tmp_path / "page").read_text(encoding="utf-8")
-    for said in (
-        "139 GiB, 132 multiprocessors",
-        "The first step of HDGE, compiled took 42.0 s.",
-        "4.30 TB/s",
-        "| x | 20 | 100 | 100 |",
-        "The part `machine` was interrupted",
-        "not measured",
-        "- profile: HDGE: no time was left",
-        "- ask: test_clf: no time was left",
+    for text in (
+        *("139 GiB, 132 multiprocessors", "The first step of HDGE, compiled took 42.0 s."),
+        *("4.30 TB/s", "| x | 20 | 100 | 100 |", "The part `machine` was interrupted"),
+        *("not measured", "- profile: HDGE: no time was left", "- ask: test_clf: no time was left"),
     ):
-        assert said in page, said
+        assert text in page, text
     assert not any(word in page for word in ("rehearsal", "![", "tests that need a GPU"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    told = report.with_speed(readme, report.speed(found))
-    assert "| HDGE, C = 10 | 10.0 | 6,400 | 30% of bf16 | 1.00 |" in told
-    assert report.with_speed(told, "again").count("again") == readme.count("again") + 1
-    assert len(told.splitlines()) > len(readme.splitlines())
+    with_table = report.with_speed(readme, report.speed(record))
+    assert "| HDGE, C = 10 | 10.0 | 6,400 | 30% of bf16 | 1.00 |" in with_table
+    assert report.with_speed(with_table, "again").count("again") == readme.count("again") + 1
+    assert len(with_table.splitlines()) > len(readme.splitlines())
