@@ -9,47 +9,35 @@ TERMS = "--pyxce 1 --pxycontrast .5 --pxsgld 1 --dropout_rate .2"
 
 
 def test_norms_and_cosines_are_those_of_the_terms_apart():
-    torch.manual_seed(0)
     a, b = torch.randn(3, 2, requires_grad=True), torch.randn(4, requires_grad=True)
     unused = torch.randn(5, requires_grad=True)
-
-    def losses() -> dict[str, torch.Tensor]:
-        return {
-            "pyxce": (a**2).sum() + b.sum(),
-            "pxycontrast": a.exp().sum(),
-            "pxsgld": -3 * ((a**2).sum() + b.sum()),
-        }
-
-    found = term_gradients(losses(), [a, b, unused])
-    flat = {}
-    for name, loss in losses().items():
-        a.grad = b.grad = None
-        loss.backward()
-        parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in (a, b)]
-        flat[name] = torch.cat([part.flatten() for part in parts])
-    for name, gradient in flat.items():
-        assert torch.allclose(found[f"{name}/gradient"], gradient.norm())
-    expected = flat["pyxce"] @ flat["pxycontrast"] / flat["pyxce"].norm()
-    expected /= flat["pxycontrast"].norm()
-    assert torch.allclose(found["pxycontrast/cosine"], expected)
-    assert found["pxsgld/cosine"].item() == pytest.approx(-1)
-    assert "pyxce/cosine" not in found and unused.grad is None
+    losses = {
+        "pyxce": (a**2).sum() + b.sum(),
+        "pxycontrast": a.exp().sum(),
+        "pxsgld": -3 * ((a**2).sum() + b.sum()),
+    }
+    numbers = term_gradients(losses, [a, b, unused])
+    zeros = torch.zeros(4)
+    by_hand = {
+        "pyxce": torch.cat([2 * a.flatten(), zeros + 1]),
+        "pxycontrast": torch.cat([a.exp().flatten(), zeros]),
+        "pxsgld": -3 * torch.cat([2 * a.flatten(), zeros + 1]),
+    }
+    for name, gradient in by_hand.items():
+        assert torch.allclose(numbers[f"{name}/gradient"], gradient.norm())
+    expected = torch.cosine_similarity(by_hand["pyxce"], by_hand["pxycontrast"], dim=0)
+    assert torch.allclose(numbers["pxycontrast/cosine"], expected)
+    assert numbers["pxsgld/cosine"].item() == pytest.approx(-1)
+    assert "pyxce/cosine" not in numbers and a.grad is b.grad is unused.grad is None
 
 
-def test_a_term_that_pulls_nowhere_and_terms_without_cross_entropy():
+def test_a_term_without_a_gradient_has_norm_and_cosine_0_and_without_cross_entropy_is_no_cosine():
     a = torch.ones(2, requires_grad=True)
-    found = term_gradients({"pyxce": a.sum(), "pxcontrast": 0 * a.sum()}, [a])
-    assert found["pxcontrast/gradient"] == 0 and found["pxcontrast/cosine"] == 0
+    # A loss without a graph: log q(x) is a head that --clf_only --uncond does not train.
+    for loss in (0 * a.sum(), torch.ones(())):
+        numbers = term_gradients({"pyxce": a.sum(), "pxsgld": loss}, [a])
+        assert numbers["pxsgld/gradient"] == 0 and numbers["pxsgld/cosine"] == 0
     assert list(term_gradients({"pxycontrast": a.sum()}, [a])) == ["pxycontrast/gradient"]
-    # --clf_only --uncond: log q(x) is a head that is not trained
-    found = term_gradients({"pyxce": a.sum(), "pxsgld": torch.ones(())}, [a])
-    assert found["pxsgld/gradient"] == 0 and found["pxsgld/cosine"] == 0
-
-
-MEASURED = {
-    *(f"{term}/gradient" for term in ("pyxce", "pxycontrast", "pxsgld")),
-    *(f"{term}/cosine" for term in ("pxycontrast", "pxsgld")),
-}
 
 
 def test_measuring_changes_no_other_number(train):
@@ -57,12 +45,15 @@ def test_measuring_changes_no_other_number(train):
     measured = train(f"{TERMS} --max_steps 4 --log_gradients 2")
     assert set(train.differences(plain, measured)) == {"meters", "rows"}
     (before,), (after,) = plain.steady, measured.steady
-    assert after.items() > before.items() and after.keys() - before.keys() == MEASURED
+    assert after.items() > before.items() and after.keys() - before.keys() == {
+        *(f"{term}/gradient" for term in ("pyxce", "pxycontrast", "pxsgld")),
+        *(f"{term}/cosine" for term in ("pxycontrast", "pxsgld")),
+    }
 
 
 def test_a_resumed_run_may_begin_to_measure(train):
     run = train(f"{TERMS} --max_steps 5")
-    train.bare("--resume", str(run.folder), "--max_steps", "6", "--log_gradients", "1")
+    train.resumed(run, "--max_steps", "6", "--log_gradients", "1")
     first, second = run.rows
     assert second["pxsgld/cosine"] and first["pxsgld/cosine"] == ""
     assert first["loss"] and second["loss"]
