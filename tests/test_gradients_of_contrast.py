@@ -14,23 +14,20 @@ from training.session import term_gradients
 def test_the_gradient_is_that_of_the_positive_score_alone_over_t(monkeypatch):
     """d loss / d s_pos = -(1 - p) / T with p = exp(s_pos / T) / (exp(s_pos / T) + sum_k ...), and
     the queue has no gradient."""
-    torch.manual_seed(0)
     varied = [("algorithm1", 0.1, 32), ("eq13", 0.5, 64)]
     monkeypatch.setattr(contrastive, "VARIED", varied)
     monkeypatch.setattr(contrastive, "SIGMA", 0.0)
     model = models.build(depth=10, width=1, norm="none", num_classes=3, image_size=8)
     images = torch.randint(256, (128, 8, 8, 3), dtype=torch.uint8)
     labels = torch.randint(3, (128,))
-    found = list(contrastive.rows(model, images, labels, 1))
+    table = list(contrastive.rows(model, images, labels, 1))
 
-    x = contrastive.data.to_float(images)
-    u = torch.nn.functional.normalize(model.logits(x), dim=1)
-    own = u[64:].gather(1, labels[64:, None]).squeeze(1)
-    for (kind, t, k), cells in zip(varied, found, strict=True):
+    u = torch.nn.functional.normalize(model.logits(contrastive.data.to_float(images)), dim=1)
+    of_label = u[64:].gather(1, labels[64:, None]).squeeze(1)
+    for (kind, t, k), cells in zip(varied, table, strict=True):
         eq13 = kind == "eq13"
-
         queue = u[64 - k : 64][:, labels[64:]].detach()  # (k, 64)
-        positive, queue = ((s if eq13 else (s.exp() + 2).log()) for s in (own, queue))
+        positive, queue = ((s if eq13 else (s.exp() + 2).log()) for s in (of_label, queue))
         total = (positive / t).exp() + (queue / t).exp().sum(0)
         loss = (total.log() - positive / t).mean()
         surrogate = (-(1 - (positive / t).exp() / total).detach() * positive / t).mean()
@@ -41,15 +38,15 @@ def test_the_gradient_is_that_of_the_positive_score_alone_over_t(monkeypatch):
         assert -1 <= float(cells[7]) <= 1
 
 
-def test_it_prints_a_table_of_runs_or_one_line(train, capsys):
+def test_it_prints_a_table_of_runs_and_a_mistake_is_one_line(train, capsys):
     run = train.once("--pyxce 1 --max_steps 1 --dataset digits --n_valid 100")
 
-    def called(*words: str) -> int:
+    def main(*words: str) -> int:
         parser = contrastive.build_parser()
         return contrastive.main(parser.parse_args([*words, "--data_root", str(train.data)]))
 
-    assert called(str(run.folder), "--batches", "1") == 0
+    assert main(str(run.folder), "--batches", "1") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + len(contrastive.VARIED) and run.folder.name in lines[2]
-    for wrong in (["nowhere"], [str(run.folder), "--batches", "1000"]):
-        refusal(called, *wrong)
+    for argv in (["nowhere"], [str(run.folder), "--batches", "1000"]):
+        refusal(main, *argv)
