@@ -1,4 +1,4 @@
-"""A run that diverges goes back and on: it ends with a finite network and says what happened."""
+"""A run that diverges goes back and on, ends with a finite network and reports the restart."""
 
 import math
 from collections.abc import Callable
@@ -10,8 +10,8 @@ import torch
 import losses
 import train_wrn
 from losses import sgld
-from runs import checkpoint
 from runs import folder as records
+from runs.checkpoint import read_checkpoint
 from training import divergence, flags, session
 from training.build import build_run
 from training.divergence import Diverged, Healer, snapshot
@@ -27,21 +27,20 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 def at_step(
     monkeypatch: pytest.MonkeyPatch, act: Callable[[Any], None], times: int = 1, at: int = 8
 ) -> None:
-    """`act` on the run before step `at` is taken, the first `times` times; 8 is in the second epoch
-    of 5 steps."""
-    real, left = train_wrn.train_step, [times]
+    """Call `act` on the run before step `at` is taken, the first `times` times. Step 8 is in the
+    second epoch of 5 steps."""
+    real, acts = train_wrn.train_step, iter([act] * times)
 
     def step(run: Any, guard: Any, batch: Any, number: int) -> Any:
-        if number == at and left[0]:
-            left[0] -= 1
-            act(run)
+        if number == at:
+            next(acts, lambda _: None)(run)
         return real(run, guard, batch, number)
 
     monkeypatch.setattr(train_wrn, "train_step", step)
 
 
-def once(module: Any, name: str, change: Callable[..., Any]) -> Callable[[Any], None]:
-    """Its next call returns what `change` makes of its answer."""
+def once(module: Any, name: str, change: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """Return an act after which `change` is applied to the next result of a function."""
 
     def act(run: Any) -> None:
         real = getattr(module, name)
@@ -59,48 +58,38 @@ def poison(run: Any) -> None:
     run.memory("replay_buffer").images[:30] = math.nan
 
 
-def blow_up(run: Any) -> None:
-    run.memory("replay_buffer").images.mul_(1e20)
-
-
-def nan_in_one_chain(samples: torch.Tensor) -> torch.Tensor:
-    samples[0, 0, 0, 0] = math.nan
-    return samples
+def infinite_energy(result: Any) -> Any:
+    return result[0], {**result[1], "log_q_data": torch.tensor(math.inf)}
 
 
 FAULTS: dict[str, Callable[[Any], None]] = {
-    "NaN loss": once(losses.CrossEntropy, "forward", lambda found: (found[0] * math.nan, {})),
-    "infinite energy": once(
-        losses.MarginalSGLD,
-        "divergence",
-        lambda found: (found[0], {**found[1], "log_q_data": torch.tensor(math.inf)}),
-    ),
-    "NaN in one chain": once(sgld, "langevin", nan_in_one_chain),
+    "NaN loss": once(losses.CrossEntropy, "forward", lambda result: (result[0] * math.nan, {})),
+    "infinite energy": once(losses.MarginalSGLD, "divergence", infinite_energy),
+    "NaN in one chain": once(sgld, "langevin", lambda x: torch.cat([x[:1] * math.nan, x[1:]])),
     "a far too long SGLD step": once(sgld, "langevin", lambda samples: samples * 1e25),
     "poisoned chains": poison,
-    "chains that blew up": blow_up,
+    "chains that blew up": lambda run: run.memory("replay_buffer").images.mul_(1e20),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_one_fault_is_survived(name, train, monkeypatch):
+def test_a_run_survives_a_fault_and_ends_with_finite_weights(name, train, monkeypatch):
     at_step(monkeypatch, FAULTS[name])
     run = train(f"{train.ALL} {FLAGS}")
     assert run.code == 0 and not run.err and "complete: 3 epochs" in run.text()
     (line,) = [line for line in run.text().splitlines() if line.startswith("diverged at step 8 (")]
-    for part in ("restart 1 of 5", "learning rate x 0.5", "back to step 4,"):  # of epoch 0
-        assert part in line
+    for text in ("restart 1 of 5", "learning rate x 0.5", "back to step 4,"):  # of epoch 0
+        assert text in line
     state = run.state()
     assert (state["progress"]["restarts"], state["progress"]["lr_scale"]) == (1, 0.5)
     assert state["optimizer"]["param_groups"][0]["lr"] == 0.5 * state["settings"]["lr"]
     assert all(value.isfinite().all() for value in state["model_state_dict"].values())
     assert state["replay_buffer"].abs().max() <= sgld.LARGEST_PIXEL
-    assert [row["epoch"] for row in run.rows] == ["0", "1", "2"]
-    assert [row["step"] for row in run.rows] == ["5", "10", "15"]
+    assert [(r["epoch"], r["step"]) for r in run.rows] == [("0", "5"), ("1", "10"), ("2", "15")]
 
 
-def test_a_restart_is_on_the_disk_before_a_row_goes(train, monkeypatch):
-    """Else a full disk at that moment would cost the rows of the state that stays."""
+def test_a_restart_is_saved_before_rows_are_removed(train, monkeypatch):
+    """Else a disk that is full at that moment would cost the rows of the state on the disk."""
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -115,14 +104,13 @@ def test_a_restart_is_on_the_disk_before_a_row_goes(train, monkeypatch):
     assert [row["step"] for row in run.rows] == ["5"] and run.state()["progress"]["step"] == 5
 
 
-def test_after_a_restart_both_checkpoints_are_of_it(train, monkeypatch):
+def test_after_a_restart_both_checkpoints_are_of_its_state(train, monkeypatch):
     monkeypatch.setattr(records.Records, "close", lambda *_: 1 / 0)  # the process dies there
     at_step(monkeypatch, poison)
     with pytest.raises(ZeroDivisionError):
         train(f"{train.ALL} {FLAGS} --id dead")
-    folder = train.root / "runs" / "dead"
     for name in ("last_ckpt.pt", "prev_ckpt.pt"):
-        progress = checkpoint.read_checkpoint(folder / name)["progress"]
+        progress = read_checkpoint(train.root / "runs" / "dead" / name)["progress"]
         assert (progress["step"], progress["restarts"]) == (4, 1)
 
 
@@ -131,12 +119,14 @@ def test_after_a_restart_both_checkpoints_are_of_it(train, monkeypatch):
     [([0.2, 0.9, 0.6, 0.6, 0.6], 5, 16, 10), ([0.2, 0.9, 0.6, 0.8, 0.7, 0.6], 100, 12, 0)],
     ids=["from before the snapshot", "from after it"],
 )
-def test_the_best_stays_the_best_after_a_restart(accuracies, every, at, back, train, monkeypatch):
-    found = ({"valid": {"accuracy": accuracy, "nll": 1.0}} for accuracy in accuracies)
-    monkeypatch.setattr(session.Session, "evaluate", lambda _: next(found))
+def test_the_best_checkpoint_stays_the_best_after_a_restart(
+    accuracies, every, at, back, train, monkeypatch
+):
+    results = ({"valid": {"accuracy": accuracy, "nll": 1.0}} for accuracy in accuracies)
+    monkeypatch.setattr(session.Session, "evaluate", lambda _: next(results))
     monkeypatch.setattr(divergence, "SNAPSHOT_EVERY", every)  # 5: at the ends of epochs
     at_step(monkeypatch, poison, at=at)
-    run = train(f"{train.ALL} --n_epochs 4 --print_every 1 --contrast_k 80")
+    run = train(f"{train.ALL} {FLAGS} --n_epochs 4")
     assert f"back to step {back}," in run.text() and run.code == 0
     best = run.state("best_valid_ckpt.pt")["progress"]
     assert (best["step"], best["best_valid"]) == (10, 0.9)
@@ -156,9 +146,9 @@ def test_what_diverges_again_and_again_is_given_up(train, monkeypatch):
     at_step(monkeypatch, poison, times=99)
     run = train(f"{train.ALL} {FLAGS} --max_restarts 2")
     (line,) = run.err
-    assert run.code == 1 and "diverged at step 8 (" in line and "a lower --lr" in line
-    assert "given up after 2 of --max_restarts 2" in line
-    assert run.text().count("; restart ") == 2
+    assert run.code == 1 and run.text().count("; restart ") == 2
+    for text in ("diverged at step 8 (", "a lower --lr", "given up after 2 of --max_restarts 2"):
+        assert text in line
     assert run.state()["progress"]["lr_scale"] == 0.25
     assert [row["step"] for row in run.rows] == ["5"]
     monkeypatch.undo()
@@ -167,7 +157,7 @@ def test_what_diverges_again_and_again_is_given_up(train, monkeypatch):
 
 @pytest.mark.parametrize(("stop", "back"), [("12", "4"), ("7", "5"), ("5", "0")])
 def test_a_resumed_run_remembers_its_restarts(stop, back, train, monkeypatch):
-    """The divergence comes before the run is stopped, or after it is resumed."""
+    """The run is stopped after the divergence at step 8, or before it."""
     at_step(monkeypatch, poison)
     run = train(f"{train.ALL} {FLAGS} --max_steps {stop}")
     assert train.resumed(run).code == 0
@@ -193,7 +183,7 @@ def take_step(run: Any) -> None:
     run.progress.step += 1
 
 
-def test_a_restart_takes_the_older_of_two_snapshots_and_spoils_it_not():
+def test_a_restart_takes_the_older_of_two_snapshots_and_leaves_it_unchanged():
     run = tiny("--ema .9")
     healer, states = Healer(run), [snapshot(run)]
     for _ in range(11):
@@ -202,13 +192,13 @@ def test_a_restart_takes_the_older_of_two_snapshots_and_spoils_it_not():
         states.append(snapshot(run))
     assert [kept["progress"]["step"] for kept in healer.snapshots] == [4, 8]
     for restart in (1, 2):
-        told = healer.heal(run, Diverged("diverged at step 10 (loss nan)", ""))
-        assert f"back to step 4, learning rate x {0.5**restart:g}" in told
-        found = snapshot(run)
+        message = healer.heal(run, Diverged("diverged at step 10 (loss nan)", ""))
+        assert f"back to step 4, learning rate x {0.5**restart:g}" in message
+        state = snapshot(run)
         for part in ("model_state_dict", "optimizer", "replay_buffer", "ema"):
-            torch.testing.assert_close(found[part], states[4][part], rtol=0, atol=0)
-        assert not torch.equal(found["random"]["cpu"], states[4]["random"]["cpu"])
-        take_step(run)  # changes what the optimiser was given
+            torch.testing.assert_close(state[part], states[4][part], rtol=0, atol=0)
+        assert not torch.equal(state["random"]["cpu"], states[4]["random"]["cpu"])
+        take_step(run)  # changes the tensors that the optimiser loaded
 
 
 def test_without_restarts_the_first_divergence_ends_the_run():
