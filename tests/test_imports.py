@@ -1,6 +1,7 @@
-"""Imports run downward: the order of the folders, and no circle between or within them."""
+"""Imports run downward in the order of the folders, and in no circle between or within them."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,70 +26,57 @@ FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 BELOW_REPORTS = {"runs", "reports"}
 
 
-def modules() -> dict[str, Path]:
-    """Every module of the project by its dotted name; a package is its `__init__`."""
-    found = {}
-    for path in ROOT.rglob("*.py"):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[0] in FLOOR:
-            found[".".join(parts).removesuffix(".__init__")] = path
-    return found
+MODULES: dict[str, Path] = {}  # by dotted name; a package is its __init__
+for path in ROOT.rglob("*.py"):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[0] in FLOOR:
+        MODULES[".".join(parts).removesuffix(".__init__")] = path
 
 
-def imported(name: str, known: dict[str, Path]) -> Iterator[str]:
-    """The project's modules that a module imports, at its head or within a function."""
-    for node in ast.walk(ast.parse(known[name].read_text(encoding="utf-8"))):
+def imported(name: str) -> Iterator[str]:
+    """Yield the project's modules that a module imports, at its head or within a function."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in known)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{name}: a relative import"
-            whole = (f"{node.module}.{alias.name}" for alias in node.names)
-            found = (full if full in known else node.module for full in whole)
-            yield from (module for module in found if module in known)
+            full_names = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (full if full in MODULES else node.module for full in full_names)
 
 
 def graph() -> dict[str, set[str]]:
-    known = modules()
-    return {name: set(imported(name, known)) - {name} for name in known}
+    return {name: set(imported(name)) & MODULES.keys() - {name} for name in MODULES}
 
 
 def test_no_import_runs_upward():
-    found = set()
-    for name, others in graph().items():
-        own = name.split(".")[0]
-        for other in {other.split(".")[0] for other in others}:
-            allowed = other in BELOW_REPORTS if own == "reports" else FLOOR[other] <= FLOOR[own]
-            if not allowed:
-                found.add(f"{name} -> {other}")
-    assert found == set()
+    upward = set()
+    for name, targets in graph().items():
+        folder = name.split(".")[0]
+        for target in {target.split(".")[0] for target in targets}:
+            below = FLOOR[target] <= FLOOR[folder]
+            if not (target in BELOW_REPORTS if folder == "reports" else below):
+                upward.add(f"{name} -> {target}")
+    assert upward == set()
 
 
 def test_no_imports_run_in_a_circle():
-    left = graph()
-
-    def outermost() -> set[str]:
-        ends = {name for name, others in left.items() if not others & left.keys()}
-        return ends | (left.keys() - set().union(*left.values()))
-
-    while found := outermost():
-        left = {name: others for name, others in left.items() if name not in found}
-    assert left == {}
+    graphlib.TopologicalSorter(graph()).prepare()  # else a CycleError that names the circle
 
 
-def test_what_takes_seconds_to_import_is_imported_where_it_is_used():
-    slow, found = {"torchvision", "sklearn", "PIL", "matplotlib"}, set()
-    for name, path in modules().items():
+def test_slow_libraries_are_imported_in_the_functions_that_use_them():
+    slow, imports = {"torchvision", "sklearn", "PIL", "matplotlib"}, set()
+    for name, path in MODULES.items():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            libraries = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module]
-            if not name.startswith("benchmarks."):  # what they measure
-                found |= {f"{name}: {each}" for each in names if each.split(".")[0] in slow}
-    assert found == set()
+                libraries = [node.module]
+            if not name.startswith("benchmarks."):  # these measure the libraries
+                imports |= {f"{name}: {lib}" for lib in libraries if lib.split(".")[0] in slow}
+    assert imports == set()
 
 
 def test_reports_need_no_torch():
-    names = [name for name in modules() if name.split(".")[0] == "reports"]
+    names = [name for name in MODULES if name.split(".")[0] == "reports"]
     code = f"import sys, {', '.join(names)}\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
@@ -115,14 +103,13 @@ PROGRAMS = (
     ("words", "code"),
     [
         *((f"{program} --help", 0) for program in PROGRAMS.split()),
-        *(("train_wrn.py --lr x", 2), ("train_wrn.py --depth 11", 2)),
+        *((f"train_wrn.py {mistake}", 2) for mistake in ("--lr x", "--depth 11")),
         ("eval_wrn_ebm.py --eval nonsense --load_path a", 2),
     ],
 )
 def test_help_and_mistakes_are_answered_before_anything_heavy_is_imported(words, code):
-    """From another folder, as a user may start it: the program finds the packages itself."""
-    program, *more = words.split()
-    command = [sys.executable, "-c", STARTED, str(ROOT / program), *more]
+    """Started in another folder, the program finds the packages itself."""
+    command = [sys.executable, "-c", STARTED, *f"{ROOT}/{words}".split()]
     ran = subprocess.run(command, capture_output=True, text=True, cwd="/")
     assert ran.stdout.endswith(f"code {code} imported set()\n"), ran.stderr
     assert len(ran.stderr.splitlines()) == (code != 0)
