@@ -1,5 +1,5 @@
-"""Checkpoints of this project, HDGE and JEM give the networks that were saved, which their tensors,
-their settings, the file beside them and flags describe."""
+"""Checkpoints of this project, HDGE and JEM give the saved networks, which tensors, settings, the
+file beside them and flags describe."""
 
 import json
 from collections.abc import Callable
@@ -11,20 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import EnergyClassifier, build, load, load_weights, network_settings, run_settings
+from models import build, load, load_weights, network_settings, run_settings
 from runs.checkpoint import CheckpointError
-from tests.pairwise import pairwise
 
 State = dict[str, Tensor]
 
 
 def ancestors_state(n: int, width: int, classes: int, *, batch: bool) -> State:
-    """Random weights under the names that JEM and HDGE save, in float64."""
-    generator, state = torch.Generator().manual_seed(0), State()
+    """Draw weights under the names that JEM and HDGE save, in float64."""
+    state = State()
 
     def draw(name: str, *shape: int) -> None:
         scale = (2 / torch.tensor(shape[1:]).prod()).sqrt() if len(shape) > 1 else 0.1
-        state[name] = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+        state[name] = scale * torch.randn(shape, dtype=torch.float64)
 
     def layer(name: str, *shape: int) -> None:
         draw(f"{name}.weight", *shape)
@@ -57,7 +56,7 @@ def ancestors_state(n: int, width: int, classes: int, *, batch: bool) -> State:
 
 
 def plain_features(state: State, n: int, x: Tensor) -> Tensor:
-    """The ancestors' network as a function of its weights."""
+    """Compute the ancestors' network as a function of its weights."""
 
     def conv(name: str, x: Tensor, stride: int = 1) -> Tensor:
         weight = state[f"{name}.weight"]
@@ -84,10 +83,6 @@ def plain_features(state: State, n: int, x: Tensor) -> Tensor:
     return act("f.bn1", x).mean((2, 3))
 
 
-def linear(state: State, name: str, features: Tensor) -> Tensor:
-    return features @ state[f"{name}.weight"].T + state[f"{name}.bias"]
-
-
 def saved(path: Path, checkpoint: dict[str, Any], beside: dict[str, Any] | None = None) -> Path:
     torch.save(checkpoint, path)
     if beside is not None:
@@ -97,48 +92,32 @@ def saved(path: Path, checkpoint: dict[str, Any], beside: dict[str, Any] | None 
 
 
 def refusal(file: Any, **given: Any) -> str:
-    """The one line with which a checkpoint at a path is refused."""
+    """Return the line with which a checkpoint at a path is refused."""
     with pytest.raises(CheckpointError) as error:
         load(file, **given)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def float64(model: EnergyClassifier, state: State) -> EnergyClassifier:
-    """`load` gives float32, which the file's float64 weights were rounded to."""
-    model = model.double()
-    load_weights(model, state)
-    return model
-
-
 @pytest.mark.parametrize(("n", "width", "classes", "batch"), [(1, 1, 10, False), (2, 2, 7, True)])
 def test_a_checkpoint_of_the_ancestors_gives_their_logits(n, width, classes, batch, tmp_path):
     state = ancestors_state(n, width, classes, batch=batch)
     x = torch.rand(2, 3, 32, 32, dtype=torch.float64) * 2 - 1
-    expected = linear(state, "class_output", plain_features(state, n, x))
-    assert expected.std() > 0.1
+    features, heads = plain_features(state, n, x), ("class_output", "energy_output")
+    logits, energy = (features @ state[f"{h}.weight"].T + state[f"{h}.bias"] for h in heads)
+    assert logits.std() > 0.1
     named = {f"module.{name}" if batch else name: tensor for name, tensor in state.items()}
     foreign = {"model_state_dict": named, "replay_buffer": torch.zeros(2, 3, 32, 32)}
-    model = load(saved(tmp_path / "ckpt.pt", foreign))
+    path = saved(tmp_path / "ckpt.pt", foreign)
+    model, uncond = load(path), load(path, uncond=True)
     assert not any(module.training for module in model.modules())
     assert not any("linear" in n or "energy" in n for n in model.state_dict())
-    torch.testing.assert_close(model(x.float()).double(), expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(float64(model, state)(x), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_the_energy_head_of_an_uncond_model_is_loaded(tmp_path):
-    state = ancestors_state(1, 1, 10, batch=False)
-    x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
-    path = saved(tmp_path / "ckpt.pt", {"model_state_dict": state, "replay_buffer": x})
-    model = float64(load(path, uncond=True), state)
-    expected = linear(state, "energy_output", plain_features(state, 1, x)).squeeze(1)
-    torch.testing.assert_close(model.log_px(x), expected, rtol=1e-12, atol=1e-12)
-    conditional = float64(load(path), state)
-    torch.testing.assert_close(conditional.log_px(x), conditional(x).logsumexp(1))
-
-
-def changed(state: State, drop: str = "", **more: Tensor) -> State:
-    return {name: t for name, t in state.items() if name != drop} | more
+    torch.testing.assert_close(model(x.float()).double(), logits, rtol=1e-4, atol=1e-5)
+    for network in (model, uncond):  # loaded as float32
+        load_weights(network.double(), state)
+    torch.testing.assert_close(model(x), logits, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model.log_px(x), logits.logsumexp(1))
+    torch.testing.assert_close(uncond.log_px(x), energy.squeeze(1), rtol=1e-12, atol=1e-12)
 
 
 def test_weights_that_do_not_fit_are_refused_and_change_nothing():
@@ -146,32 +125,34 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = {name: tensor + 1 for name, tensor in before.items()}
     name = "f.layer2.0.conv1.bias"
-    for value in (torch.full((32,), torch.nan), torch.full((32,), torch.inf), torch.zeros(2)):
-        said = (
-            r"has shape \(2,\) in the checkpoint, \(32,\)" if len(value) == 2 else "is not finite"
-        )
-        with pytest.raises(CheckpointError, match=f"^{name} {said}"):
+    for value, message in (
+        (torch.full((32,), torch.nan), "is not finite"),
+        (torch.full((32,), torch.inf), "is not finite"),
+        (torch.zeros(2), r"has shape \(2,\) in the checkpoint, \(32,\)"),
+    ):
+        with pytest.raises(CheckpointError, match=f"^{name} {message}"):
             load_weights(model, state | {name: value})
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
 
 
-SHAPES = [("wrn", 10, 1, 10), ("wrn", 16, 2, 7), ("wrn", 22, 3, 100), ("resnet50", 28, 10, 100)]
-
-
-@pytest.mark.parametrize(("shape", "norm"), pairwise(SHAPES[::3], ("none", "batch", "act")))
-def test_the_tensors_tell_the_network(shape, norm):
-    names = ("arch", "depth", "width", "num_classes")
-    told: dict[str, Any] = {**dict(zip(names, shape, strict=True)), "norm": norm}
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"arch": "wrn", "depth": 10, "width": 1, "num_classes": 10, "norm": "none"},
+        {"arch": "wrn", "depth": 16, "width": 2, "num_classes": 7, "norm": "batch"},
+        {"arch": "wrn", "depth": 22, "width": 3, "num_classes": 100, "norm": "act"},
+        {"arch": "resnet50", "depth": 28, "width": 10, "num_classes": 100, "norm": "none"},
+    ],
+)
+def test_shapes_of_the_tensors_determine_the_network(network):
     with torch.device("meta"):
-        state = build(**told).state_dict()
-    found = network_settings(state)
-    if told["arch"] == "resnet50":  # it has its own norm, depth and width
-        told |= {name: found[name] for name in ("depth", "width", "norm")}
-    assert found == told | {"dropout_rate": 0.0, "uncond": False, "image_size": 32}
+        state = build(**network).state_dict()
+    defaults = {"dropout_rate": 0.0, "uncond": False, "image_size": 32}
+    assert network_settings(state) == network | defaults
 
 
 @pytest.mark.parametrize("norm", ["instance", "layer"])
-def test_what_tensors_cannot_tell_is_asked_for(tmp_path, norm):
+def test_a_norm_that_tensors_do_not_determine_is_to_be_given(tmp_path, norm):
     model = build(depth=10, width=1, norm=norm).eval()
     path = saved(tmp_path / "ckpt.pt", dict(model.state_dict()))
     message = refusal(path)
@@ -195,7 +176,7 @@ def test_the_settings_beside_an_ancestor_s_file_are_read(tmp_path, only_jem):
     assert network_settings(state, run_settings(state, path))["norm"] == "none"
 
 
-def test_our_own_checkpoint_carries_its_settings(tmp_path):
+def test_a_checkpoint_of_this_project_has_its_settings(tmp_path):
     settings: dict[str, Any] = {"arch": "wrn", "depth": 10, "width": 1, "norm": "instance"}
     settings |= {"uncond": True, "dropout_rate": 0.2, "num_classes": 4, "image_size": 16}
     model = build(**settings).eval()
@@ -206,29 +187,26 @@ def test_our_own_checkpoint_carries_its_settings(tmp_path):
     assert torch.equal(load(str(path)).log_px(x), model.log_px(x))
 
 
+CONTRADICTED = "width is 1 by its tensors, 4 by"
 REFUSED: list[tuple[Callable[[State], Any], dict[str, Any], str]] = [
     (lambda s: {"weights": torch.zeros(3)}, {}, "it holds no classifier"),
     (lambda s: {"model_state_dict": 5}, {}, "it holds no classifier"),
     (lambda s: {"class_output.weight": "x"}, {}, "it holds no classifier"),
     (lambda s: {**s, "more": torch.ones(10)}, {}, "more has shape (10,) in the checkpoint,"),
+    (lambda s: {"model_state_dict": s, "settings": {"width": 4}}, {}, CONTRADICTED),
+    (lambda s: s, {"width": 4}, f"{CONTRADICTED} the command"),
     (
-        lambda s: {"model_state_dict": s, "settings": {"width": 4}},
-        {},
-        "width is 1 by its tensors, 4 by",
-    ),
-    (lambda s: s, {"width": 4}, "width is 1 by its tensors, 4 by the command"),
-    (
-        lambda s: changed(s, "energy_output.weight"),
+        lambda s: {name: tensor for name, tensor in s.items() if name != "energy_output.weight"},
         {"uncond": True},
         "uncond is False by its tensors, True by the command",
     ),
 ]
 
 
-@pytest.mark.parametrize(("change", "given", "said"), REFUSED)
-def test_what_is_foreign_or_contradicts_is_refused_in_one_line(change, given, said, tmp_path):
+@pytest.mark.parametrize(("change", "given", "message"), REFUSED)
+def test_foreign_files_and_contradictions_are_refused_in_one_line(change, given, message, tmp_path):
     path = saved(tmp_path / "ckpt.pt", change(ancestors_state(1, 1, 10, batch=False)))
-    assert refusal(path, **given).startswith(f"{path}: {said}")
+    assert refusal(path, **given).startswith(f"{path}: {message}")
 
 
 def test_settings_that_are_damaged_or_contradict_are_refused_in_one_line(tmp_path):
@@ -236,7 +214,7 @@ def test_settings_that_are_damaged_or_contradict_are_refused_in_one_line(tmp_pat
     for text, message in (
         ("{", "params.txt beside it"),
         ("[]", "no table"),
-        ('{"width": 4}', "width is 1 by its tensors, 4 by params.txt beside it"),
+        ('{"width": 4}', f"{CONTRADICTED} params.txt beside it"),
     ):
         (tmp_path / "params.txt").write_text(text)
         assert message in refusal(path)
