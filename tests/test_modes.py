@@ -1,6 +1,7 @@
-"""A model borrowed for a while comes back as it was."""
+"""Modes, chains, scores and attacks leave a model in its earlier state."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -27,8 +28,7 @@ from runs.names import SCORES
 
 
 def mixed() -> EnergyClassifier:
-    """In train mode, but for one frozen stage; one parameter takes no gradient."""
-    torch.manual_seed(0)
+    """Return a model in train mode, with a stage in eval mode and a parameter without gradient."""
     model = build(depth=10, width=1, norm="batch", dropout_rate=0.3).train()
     model.f.layer2.eval()
     model.f.conv1.weight.requires_grad_(False)
@@ -50,31 +50,25 @@ MODES = [
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("fails", [False, True])
-def test_modes_give_everything_back(mode, fails):
+def test_a_mode_restores_the_model_also_after_an_interruption(mode):
     model = mixed()
     before = state(model)
     assert len(set(before[0])) == len(set(before[1])) == 2
-    try:
-        with mode(model):
-            assert state(model) != before
-            if fails:
-                raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        pass
+    with suppress(KeyboardInterrupt), mode(model):
+        assert state(model) != before
+        raise KeyboardInterrupt
     assert state(model) == before
 
 
-def statistics_of(model: nn.Module) -> dict[str, torch.Tensor]:
+def statistics_of(model: nn.Module) -> dict[str, Tensor]:
     names = ("running_mean", "running_var", "num_batches_tracked")
     return {n: t.clone() for n, t in model.state_dict().items() if n.endswith(names)}
 
 
 @pytest.mark.parametrize("mode", [sampling_mode, scoring_mode])
 @pytest.mark.parametrize("statistics", ["jem", "batch", "running", "frozen"])
-def test_samples_are_normalised_by_their_own_or_the_running_statistics(mode, statistics):
-    """And move neither; dropout is as the mode says, whatever batch norm is."""
-    torch.manual_seed(0)
+def test_batch_norm_takes_batch_or_running_statistics_and_moves_none(mode, statistics):
+    """Dropout depends on the mode alone, whatever batch norm does."""
     model = build(depth=10, width=1, norm="batch").train()
     model(torch.randn(8, 3, 32, 32))
     before, x = statistics_of(model), torch.randn(4, 3, 32, 32) * 3 + 1
@@ -83,24 +77,22 @@ def test_samples_are_normalised_by_their_own_or_the_running_statistics(mode, sta
         with batch_statistics_only(model):  # nothing is in train mode
             assert torch.equal(model(x), by_running)
     with batch_statistics_only(model):
-        by_own = model(x)
-    assert not torch.allclose(by_own, by_running)
-    own = statistics == "batch" or (mode is scoring_mode and statistics == "jem")
+        by_batch = model(x)
+    assert not torch.allclose(by_batch, by_running)
+    of_batch = statistics == "batch" or (mode is scoring_mode and statistics == "jem")
     with mode(model, statistics):
-        torch.testing.assert_close(model(x), by_own if own else by_running)
+        torch.testing.assert_close(model(x), by_batch if of_batch else by_running)
         assert model.f.training is (mode is scoring_mode)
     assert all(torch.equal(before[name], t) for name, t in statistics_of(model).items())
-    torch.testing.assert_close(by_own, model(x))  # what train mode computes ...
-    after = statistics_of(model)
-    assert not any(torch.equal(before[name], after[name]) for name in before)  # ... and remembers
+    torch.testing.assert_close(by_batch, model(x))  # in train mode ...
+    assert not any(before[name].equal(t) for name, t in statistics_of(model).items())  # ... moved
 
 
-def test_a_backward_pass_from_before_a_chain_is_that_of_the_parameters():
-    torch.manual_seed(0)
+def test_a_chain_between_forward_and_backward_pass_changes_no_gradient():
     model, images = build(depth=10, width=1), torch.rand(2, 3, 32, 32)
     model.amp = True
 
-    def gradients(chain: bool) -> list[torch.Tensor]:
+    def gradients(chain: bool) -> list[Tensor]:
         model.zero_grad()
         loss = model.log_px(images).sum()
         if chain:
@@ -109,26 +101,25 @@ def test_a_backward_pass_from_before_a_chain_is_that_of_the_parameters():
         loss.backward()
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
-    plain, after = gradients(False), gradients(True)
-    assert len(plain) == len(after) and all(map(torch.equal, plain, after))
+    plain, with_chain = gradients(False), gradients(True)
+    assert len(plain) == len(with_chain) and all(map(torch.equal, plain, with_chain))
 
 
 CHAIN = Chain(2, 20.0, 0.1)
 
 
 def sampled(model: EnergyClassifier, x: Tensor, y: Tensor) -> None:
-    """Pictures leave the replay buffer as it was."""
     with torch.random.fork_rng():
         buffer = ReplayBuffer(20, (3, 32, 32), 0.5, 10)
     images = buffer.images.clone()
-    for each in (buffer, None):
-        sampler = sampling.Sampler(model, each, CHAIN, seed=0)
+    for source in (buffer, None):
+        sampler = sampling.Sampler(model, source, CHAIN, seed=0)
         sampler.unconditional(4)
         sampler.conditional(10, 1)
-    assert buffer.images.equal(images) and buffer.staged == []
-    slots, more = sampling.Slots(buffer), {"rounds": 2, "chains": 4, "seed": 0}
-    list(sampling.sampling_rounds(model, slots, CHAIN, **more))
-    list(sampling.sampling_rounds(model, slots, CHAIN, **more, conditional=True))
+    assert buffer.images.equal(images) and buffer.staged == []  # a Sampler only reads it
+    slots, rounds = sampling.Slots(buffer), {"rounds": 2, "chains": 4, "seed": 0}
+    for conditional in (False, True):
+        list(sampling.sampling_rounds(model, slots, CHAIN, **rounds, conditional=conditional))
     for pair in sampling.fresh_chains(model, CHAIN, range(0, 3, 2), seen=[0, 2], seed=0):
         sampling.most_confident(model, torch.cat(pair))
 
@@ -167,8 +158,8 @@ MEASURES: dict[str, Callable[[EnergyClassifier, Tensor, Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_a_measure_gives_everything_back(name):
-    """The random state, too, and the images; no gradient is left behind."""
+def test_a_measure_restores_the_model(name):
+    """It changes neither the random state nor the images, and no gradient stays."""
     model, x, y = mixed(), torch.rand(4, 3, 16, 16) * 2 - 1, torch.arange(4)
     before, tensors = state(model), {n: t.clone() for n, t in model.state_dict().items()}
     images, random = x.clone(), torch.get_rng_state()
