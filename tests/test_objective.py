@@ -27,7 +27,7 @@ CLASSES = 3
 
 
 class Seeded(nn.Module):
-    """A term that draws the same random numbers whatever ran before it."""
+    """A term that draws the same random numbers after any other term."""
 
     def __init__(self, term: nn.Module) -> None:
         super().__init__()
@@ -39,24 +39,23 @@ class Seeded(nn.Module):
 
 
 def terms() -> dict[str, nn.Module]:
-    """All five, with one queue that holds 30 logits and one replay buffer; always the same."""
+    """Return all five terms, with one queue that holds 30 logits and one replay buffer."""
     torch.manual_seed(1)
     queue, buffer = LogitQueue(CLASSES, 40), ReplayBuffer(24, (3, 2, 2), 0.05, CLASSES)
     chain = Chain(2, 0.5)
-    made = {
+    queue.enqueue(torch.randn(30, CLASSES))
+    return {
         "pyxce": CrossEntropy(),
         "pxycontrast": Contrastive(ContrastScore(), queue),
         "pxcontrast": Contrastive(ContrastScore(marginal=True), queue),
         "pxsgld": MarginalSGLD(buffer, chain, chains=6),
         "pxysgld": ConditionalSGLD(buffer, chain),
     }
-    queue.enqueue(torch.randn(30, CLASSES))
-    return made
 
 
 def objective_of(weights: dict[str, float]) -> Objective:
-    made = terms()
-    return Objective({name: (weight, Seeded(made[name])) for name, weight in weights.items()})
+    modules = terms()
+    return Objective({name: (weight, Seeded(modules[name])) for name, weight in weights.items()})
 
 
 def step_of(dtype: torch.dtype = torch.float32) -> Step:
@@ -67,37 +66,30 @@ def step_of(dtype: torch.dtype = torch.float32) -> Step:
 
 def loss_and_gradient(weights: dict[str, float]) -> tuple[Tensor, Tensor, Metrics]:
     step = step_of(torch.float64)
-    objective = objective_of(weights).double()
-    loss, metrics = objective(step)
-    found = torch.autograd.grad(loss, list(step.model.parameters()), allow_unused=True)
-    return loss, torch.cat([g.flatten() for g in found if g is not None]), metrics
+    loss, metrics = objective_of(weights).double()(step)
+    parts = torch.autograd.grad(loss, list(step.model.parameters()), allow_unused=True)
+    return loss, torch.cat([part.flatten() for part in parts if part is not None]), metrics
 
 
-def test_the_gradient_is_the_weighted_sum_of_the_terms_gradients():
+def test_loss_and_gradient_are_weighted_sums_and_metrics_are_detached_scalars_of_the_terms():
     weights = dict(zip(NAMES, (0.3, 2.0, 0.7, 5.0, 11.0), strict=True))
     total, gradient, metrics = loss_and_gradient(weights)
     alone = {name: loss_and_gradient({name: 1.0}) for name in NAMES}
-    expected = sum(weight * alone[name][0] for name, weight in weights.items())
-    torch.testing.assert_close(total, expected)
-    expected = sum(weight * alone[name][1] for name, weight in weights.items())
-    torch.testing.assert_close(gradient, expected)
+    for i, value in enumerate((total, gradient)):
+        torch.testing.assert_close(value, sum(weights[name] * alone[name][i] for name in NAMES))
     for name in NAMES:
         torch.testing.assert_close(metrics[f"{name}/loss"], alone[name][0].detach())
         assert alone[name][1].norm() > 1e-3
 
-
-def test_metrics_are_detached_scalars_under_the_terms_names():
-    loss, _, metrics = loss_and_gradient(dict.fromkeys(NAMES, 1.0))
-    told = ("log_q_data", "log_q_samples", "auc", "age", "travel", "clamped", "clamped_data")
-    chains = [f"{name}/{of}" for name in NAMES[3:] for of in told]
+    of_chains = "log_q_data log_q_samples auc age travel clamped clamped_data".split()
+    chains = [f"{name}/{metric}" for name in NAMES[3:] for metric in of_chains]
     assert set(metrics) == {"loss", *(f"{name}/loss" for name in NAMES), *chains}
-    assert metrics["loss"] == loss
+    assert metrics["loss"] == total
     assert all(value.shape == () and not value.requires_grad for value in metrics.values())
 
 
 def test_memories_are_registered_and_saved_once_and_follow_the_objective():
-    made = terms()
-    objective = Objective({name: (1.0, made[name]) for name in NAMES}).double()
+    objective = Objective({name: (1.0, term) for name, term in terms().items()}).double()
     state = objective.state_dict()
     assert all(name.startswith("memories.") for name in state)
     large = {name for name, value in state.items() if isinstance(value, Tensor) and value.dim() > 1}
@@ -114,7 +106,7 @@ def test_no_term_and_two_memories_of_one_name_are_refused(name, pair):
     with pytest.raises(ValueError, match="objective is empty"):
         Objective({})
     with pytest.raises(ValueError, match=f"different memories named '{name}'"):
-        Objective({each: (1.0, terms()[each]) for each in pair})
+        Objective({term: (1.0, terms()[term]) for term in pair})
 
 
 def tensors_of(objective: Objective) -> dict[str, Any]:
