@@ -58,7 +58,8 @@ def test_interpolations_are_of_the_test_images(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["uniform", "gaussian"])
-def test_noise_is_the_same_for_any_number_of_images(name):
+def test_noise_has_its_distribution_and_is_the_same_for_any_number_of_images(name):
+    """Count the 256 values; the tails of the normal are clipped to -1 and 1."""
     before = np.random.get_state()[1].copy(), torch.get_rng_state()
     images = images_of(name, 1001)
     assert images.shape == (1001, 32, 32, 3)
@@ -71,15 +72,10 @@ def test_noise_is_the_same_for_any_number_of_images(name):
     about = data.EvaluationSets(Path("nowhere")).load(name, 5).about
     assert "the first 5 of 10,000 images" in about and "seed 1" in about
 
-
-@pytest.mark.parametrize("name", ["uniform", "gaussian"])
-def test_noise_has_its_distribution(name):
-    """Count the 256 values; the tails of the normal are clipped to -1 and 1."""
-    values = images_of(name, 400).reshape(-1)
     edges = [(k / 127.5 - 1) / 0.5 for k in np.arange(0.5, 255)]
     cdf = [0.0, *(0.5 * (1 + math.erf(edge / math.sqrt(2))) for edge in edges), 1.0]
-    expected = len(values) * (np.diff(cdf) if name == "gaussian" else np.full(256, 1 / 256))
-    counts = np.bincount(values, minlength=256)
+    expected = images.size * (np.diff(cdf) if name == "gaussian" else np.full(256, 1 / 256))
+    counts = np.bincount(images.reshape(-1), minlength=256)
     assert (abs(counts - expected) < 5 * np.sqrt(expected)).all()  # 5 standard deviations
 
 
@@ -97,3 +93,5 @@ def test_photos_are_the_patches_of_both_photographs_in_a_mixed_order():
     assert {patch.tobytes() for patch in patches} == expected
     assert (images_of("photos", 10) == patches[:10]).all()
     assert abs(np.diff(patches.mean((1, 2, 3)))).mean() > 30  # neighbours of a photo differ less
+    with pytest.raises(data.DataError, match="has no images"):  # larger than a photo
+        data.EvaluationSets(Path("nowhere"), size=428).load("photos")
