@@ -1,4 +1,4 @@
-"""--log_gradients: against gradients taken term by term, and it changes no other number."""
+"""--log_gradients: norms and cosines against closed forms, and no other number changes."""
 
 import pytest
 import torch
