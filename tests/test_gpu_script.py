@@ -120,7 +120,7 @@ def test_two(): time.sleep(99)
 """
 
 
-def test_a_late_part_is_ended_and_its_tests_are_known(tmp_path, monkeypatch):
+def test_a_late_part_is_ended_and_its_test_results_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_slow.py").write_text(SLOW_TEST)
