@@ -1,4 +1,4 @@
-"""What a run and an evaluation leave on a terminal and in log files."""
+"""Output of runs and evaluations on terminals, in log files and to closed streams."""
 
 import contextlib
 import errno
@@ -23,27 +23,22 @@ from training import flags
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def words_of(train: Any, folder: Path, more: str = "") -> list[str]:
-    words = [*train.BASE.split(), "--data_root", str(train.data), "--log_dir", str(folder)]
-    return [*words, *"--id run --pyxce 1 --pxysgld 1 --n_epochs 3".split(), *more.split()]
-
-
-def said(folder: Path) -> list[str]:
-    """The lines of log.txt that are on the screen, too."""
-    lines = (folder / "run" / "log.txt").read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if not re.match(r"epoch \d+ step", line)]
+def training_argv(train: Any, folder: Path, more: str = "") -> list[str]:
+    words = f"{train.BASE} --data_root {train.data} --log_dir {folder} --id run"
+    return f"{words} --pyxce 1 --pxysgld 1 --n_epochs 3 {more}".split()
 
 
 @pytest.mark.parametrize("every", [60.0, 0.0])
-def test_a_log_file_has_lines_alone(every, train, tmp_path, monkeypatch):
-    """Of a run of a few seconds no bar; of a longer one a line now and then."""
+def test_a_log_file_has_lines_alone_and_few_of_a_bar(every, train, tmp_path, monkeypatch):
     monkeypatch.setattr(screen, "LINE_EVERY", every)
     with open(tmp_path / "log", "w") as file:
         with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-            assert train_wrn.main(*flags.parse(words_of(train, tmp_path))) == 0
+            assert train_wrn.main(*flags.parse(training_argv(train, tmp_path))) == 0
     text = (tmp_path / "log").read_text()
     bars = [line for line in text.splitlines() if "img" in line and "%" in line]
-    assert [line for line in text.splitlines() if line not in bars] == said(tmp_path)
+    records = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8").splitlines()
+    on_screen = [line for line in records if not re.match(r"epoch \d+ step", line)]
+    assert [line for line in text.splitlines() if line not in bars] == on_screen
     assert bool(bars) == (every == 0) and all(char.isprintable() or char == "\n" for char in text)
 
 
@@ -54,16 +49,16 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_line_clears_the_bar_which_comes_back_at_its_next_update(stream):
-    """Not at once: a pipe's reader, as `| tee`, shows the line when it likes."""
-    shown = Terminal()
-    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+    """Drawn at once, the bar could precede the line, which a pipe's reader, as `| tee`, delays."""
+    terminal = Terminal()
+    with contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(terminal):
         with screen.make_bar(100, desc="a bar", miniters=1, leave=False) as bar:
             bar.refresh()
             screen.print_line("a line", getattr(sys, stream))
-            assert re.search(r"a bar:   0%[^\r]*\r *\ra line\n$", shown.getvalue())
+            assert re.search(r"a bar:   0%[^\r]*\r *\ra line\n$", terminal.getvalue())
             bar.mininterval = 0
             bar.update(50)
-    assert "\ra bar:  50%" in shown.getvalue().partition("a line\n")[2]
+    assert "\ra bar:  50%" in terminal.getvalue().partition("a line\n")[2]
 
 
 class Gone(io.StringIO):
@@ -75,10 +70,10 @@ class Gone(io.StringIO):
         return super().write(text)
 
 
-def ran(name: str, ask: Any, folder: Path) -> int:
-    """The exit code of a program."""
+def exit_code(name: str, ask: Any, folder: Path) -> int:
+    """Run a program. Return its exit code."""
     if name == "train":
-        return train_wrn.main(*flags.parse(words_of(ask.trainer, folder, "--max_steps 2")))
+        return train_wrn.main(*flags.parse(training_argv(ask.trainer, folder, "--max_steps 2")))
     words = f"--load_path {ask.checkpoint('hdge')} --eval OOD --ood_dataset svhn --device cpu"
     words += f" --data_root {ask.trainer.data} --log_dir {folder}"
     try:
@@ -88,8 +83,11 @@ def ran(name: str, ask: Any, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("closed", ["from the start", "by its reader", "after a line"])
-@pytest.mark.parametrize("name", ["train", "OOD", "mistake"])
-def test_what_nobody_reads_costs_no_answer(name, closed, ask, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "code", "file"),
+    [("train", 0, "run/last_ckpt.pt"), ("OOD", 0, "OOD.json"), ("mistake", 2, None)],
+)
+def test_closed_streams_change_neither_exit_code_nor_files(name, code, file, closed, ask, tmp_path):
     stdout: Any = None
     stderr: Any = None
     if closed == "by its reader":
@@ -99,10 +97,8 @@ def test_what_nobody_reads_costs_no_answer(name, closed, ask, tmp_path):
     elif closed == "after a line":
         stdout, stderr = Gone(), Gone()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        code = ran(name, ask, tmp_path)
-    assert code == (2 if name == "mistake" else 0)
-    left = {"train": "run/last_ckpt.pt", "OOD": "OOD.json"}
-    assert name not in left or (tmp_path / left[name]).stat().st_size
+        assert exit_code(name, ask, tmp_path) == code
+    assert file is None or (tmp_path / file).stat().st_size
 
 
 def test_letters_that_a_screen_lacks_are_escaped():
@@ -112,23 +108,15 @@ def test_letters_that_a_screen_lacks_are_escaped():
     assert raw.getvalue() == b"l\\xe4uft \\u2713\n"
 
 
-def test_lines_and_bars_need_no_stream(monkeypatch):
-    screen.print_line("a line", None)
-    monkeypatch.setattr(sys, "stderr", None)
-    with screen.make_bar(10) as bar:
-        bar.update(5)
-        screen.rewind(bar, 2)
-
-
 @pytest.mark.slow
 def test_no_file_gets_the_number_of_a_closed_stream(ask, tmp_path):
-    """It would get what libraries write to that number."""
-    words = [*words_of(ask.trainer, tmp_path, "--max_steps 2")]
+    """It would get the text that libraries write to that number."""
     program = (
-        "import os, sys; from training import flags; given = flags.parse(sys.argv[1:]); "
+        "import os, sys; from training import flags; settings = flags.parse(sys.argv[1:]); "
         "os.write(1, b'by a library'); os.write(2, b'by a library'); "
-        "import train_wrn; sys.exit(train_wrn.main(*given))"
+        "import train_wrn; sys.exit(train_wrn.main(*settings))"
     )
-    command = shlex.join([sys.executable, "-c", program, *words])
+    argv = training_argv(ask.trainer, tmp_path, "--max_steps 2")
+    command = shlex.join([sys.executable, "-c", program, *argv])
     assert subprocess.run(f"{command} >&- 2>&-", shell=True, cwd=ROOT).returncode == 0
     assert read_checkpoint(tmp_path / "run" / "last_ckpt.pt")["progress"]["step"] == 2
