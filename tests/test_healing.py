@@ -62,10 +62,11 @@ def infinite_energy(result: Any) -> Any:
     return result[0], {**result[1], "log_q_data": torch.tensor(math.inf)}
 
 
+FIRST = (torch.tensor(0),) * 4  # index of one pixel
 FAULTS: dict[str, Callable[[Any], None]] = {
     "NaN loss": once(losses.CrossEntropy, "forward", lambda result: (result[0] * math.nan, {})),
     "infinite energy": once(losses.MarginalSGLD, "divergence", infinite_energy),
-    "NaN in one chain": once(sgld, "langevin", lambda x: torch.cat([x[:1] * math.nan, x[1:]])),
+    "NaN in a pixel": once(sgld, "langevin", lambda x: x.index_put(FIRST, torch.tensor(math.nan))),
     "a far too long SGLD step": once(sgld, "langevin", lambda samples: samples * 1e25),
     "poisoned chains": poison,
     "chains that blew up": lambda run: run.memory("replay_buffer").images.mul_(1e20),
