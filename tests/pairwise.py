@@ -8,11 +8,11 @@ from typing import Any
 def pairwise(*factors: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Of all rows with a value of each factor, take that with most pairs that no row had yet, until
     every pair of values is in a row. Deterministic."""
-    places = list(product(*(range(len(factor)) for factor in factors)))
-    left = {pair for row in places for pair in combinations(enumerate(row), 2)}
+    candidates = list(product(*(range(len(factor)) for factor in factors)))
+    missing = {pair for row in candidates for pair in combinations(enumerate(row), 2)}
     rows = []
-    while left:
-        row = max(places, key=lambda row: sum(p in left for p in combinations(enumerate(row), 2)))
-        left -= set(combinations(enumerate(row), 2))
+    while missing:
+        row = max(candidates, key=lambda row: len(missing & {*combinations(enumerate(row), 2)}))
+        missing -= set(combinations(enumerate(row), 2))
         rows.append(tuple(factor[i] for factor, i in zip(factors, row, strict=True)))
     return rows
