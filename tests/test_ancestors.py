@@ -1,7 +1,7 @@
-"""The commands and checkpoints of JEM and HDGE mean here what they mean there."""
+"""The commands and checkpoints of JEM and HDGE have the same meaning here as in their code."""
 
 import json
-import shlex
+import re
 from typing import Any
 
 import pytest
@@ -14,74 +14,54 @@ from training import flags
 
 # Verbatim from the README of lhao499/HDGE.
 COMMON = "--sigma .03 --width 10 --depth 28 --warmup_iters 1000 --log_dir ./save --id YOUR_EXP_ID"
-START = "python train_wrn.py --lr .0001 --dataset cifar10 --optimizer adam --pyxce 1.0"
-COMMANDS = {
-    f"{START} --pxsgld 1.0 {COMMON}": {"pyxce": 1, "pxsgld": 1},
-    f"{START} --pxycontrast 1.0 {COMMON}": {"pyxce": 1, "pxycontrast": 1},
-    f"{START} --pxycontrast 1.0 --pxsgld 1.0 {COMMON}": {
-        "pyxce": 1,
-        "pxycontrast": 1,
-        "pxsgld": 1,
-    },
-}
+START = "--lr .0001 --dataset cifar10 --optimizer adam --pyxce 1.0"
+TERMS = ["--pxsgld 1.0", "--pxycontrast 1.0", "--pxycontrast 1.0 --pxsgld 1.0"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_readme_s_training_commands_mean_what_they_say(command):
-    program, script, *words = shlex.split(command)
-    assert (program, script) == ("python", "train_wrn.py")
-    settings, given = flags.parse(words)
-    terms = {term: getattr(settings, term) for term in flags.TERMS if getattr(settings, term)}
-    assert terms == COMMANDS[command]
+@pytest.mark.parametrize("terms", TERMS)
+def test_their_readme_s_training_commands_set_the_flags_that_they_name(terms):
+    settings, flags_set = flags.parse(f"{START} {terms} {COMMON}".split())
     expected = {
         **dict(lr=1e-4, dataset="cifar10", optimizer="adam", sigma=0.03, width=10, depth=28),
-        **dict(warmup_iters=1000, log_dir="./save", id="YOUR_EXP_ID"),
+        **dict(warmup_iters=1000, log_dir="./save", id="YOUR_EXP_ID", pyxce=1),
+        **{term: 1 for term in re.findall(r"--(\w+)", terms)},
     }
-    assert {name: getattr(settings, name) for name in expected} == expected
-    assert given == {*expected, *terms}
-    rest = vars(flags.build_parser().parse_args([]))
-    assert all(getattr(settings, n) == v for n, v in rest.items() if n not in given)
+    assert flags_set == {*expected}
+    assert vars(settings) == vars(flags.build_parser().parse_args([])) | expected
 
 
-# Its README's evaluation commands, and what they ask; {...} is its placeholder for a number.
-EVAL = "python eval_wrn_ebm.py --load_path /PATH/TO/YOUR/MODEL.pt --eval"
-ROUNDS = "--n_sample_steps {THE_MORE_THE_BETTER (1000 minimum)} --buffer_size 10000 --n_steps 40"
-QUESTIONS = {
-    f"{EVAL} eval_ece --dataset cifar100test --log_dir /YOUR/HIST/FOLDER": ("eval_ece", 3),
-    f"{EVAL} logp_hist --datasets cifar10 svhn --log_dir /YOUR/HIST/FOLDER": ("logp_hist", 3),
-    f"{EVAL} test_clf --dataset cifar_test": ("test_clf", 2),
-    f"{EVAL} OOD --ood_dataset cifar100": ("OOD", 2),
-    f"{EVAL} uncond_samples --log_dir /YOUR/SAVE/DIR {ROUNDS} --print_every 100 "
-    "--reinit_freq 0.05": ("uncond_samples", 7),
-    f"{EVAL} cond_samples --log_dir /YOUR/SAVE/DIR {ROUNDS} --print_every 10 --reinit_freq 0.05 "
-    "--fresh_samples": ("cond_samples", 8),
-}
-PLACEHOLDER = "{THE_MORE_THE_BETTER (1000 minimum)}"
+# Its evaluation commands, from --eval on; {} stands for its "{THE_MORE_THE_BETTER (1000 minimum)}".
+ROUNDS = "--log_dir /YOUR/SAVE/DIR --n_sample_steps {} --buffer_size 10000 --n_steps 40"
+QUESTIONS = [
+    "eval_ece --dataset cifar100test --log_dir /YOUR/HIST/FOLDER",
+    "logp_hist --datasets cifar10 svhn --log_dir /YOUR/HIST/FOLDER",
+    "test_clf --dataset cifar_test",
+    "OOD --ood_dataset cifar100",
+    f"uncond_samples {ROUNDS} --print_every 100 --reinit_freq 0.05",
+    f"cond_samples {ROUNDS} --print_every 10 --reinit_freq 0.05 --fresh_samples",
+]
 
 
-@pytest.mark.parametrize("command", QUESTIONS)
-def test_the_readme_s_evaluation_commands_run_with_their_placeholders_filled(command, ask):
-    """On a network of 10 layers; the last but one with less work than the README's."""
-    settings, given = questions.parse(shlex.split(command.replace(PLACEHOLDER, "1000"))[2:])
-    name, flags_given = QUESTIONS[command]
-    assert settings.eval == name and len(given) == flags_given + 1  # with --load_path
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_their_readme_s_evaluation_commands_run_with_their_placeholders_filled(question, ask):
+    """On a network of 10 layers; the last two with less work than the README's."""
+    command = f"--load_path /PATH/TO/YOUR/MODEL.pt --eval {question}"
+    settings, flags_set = questions.parse(command.format(1000).split())
+    name = question.split()[0]
+    assert settings.eval == name and len(flags_set) == command.count("--")
 
-    words = shlex.split(command.replace(PLACEHOLDER, "2"))[4:]  # from --eval on
-    if "--log_dir" in words:
-        place = words.index("--log_dir")
-        del words[place : place + 2]
-    less = ["--sgld_batch_size", "10", "--n_steps", "1"] if "samples" in name else []
-    found = ask("", *words, *less)
-    if "cifar100test" in words:  # labels that the model does not have
-        assert found.code == 2 and "100 classes" in found.err[0]
+    less = "--sgld_batch_size 10 --n_steps 1" if "samples" in name else ""
+    answer = ask(re.sub(r"--log_dir \S+", "", f"--eval {question.format(2)} {less}"))
+    if "cifar100test" in question:  # labels that the model does not have
+        assert answer.code == 2 and "100 classes" in answer.err[0]
     else:
-        assert found.code == 0, found.err
-        assert found.json(name)["eval"] == name
+        assert answer.code == 0, answer.err
+        assert answer.json(name)["eval"] == name
 
 
 @pytest.mark.parametrize("side", ["variant.json", "params.txt", None])
 def test_their_checkpoints_are_evaluated(side, ask, tmp_path):
-    """Settings from the file beside the checkpoint, else from the tensors and from flags."""
+    """Take settings from the file beside the checkpoint, else from the tensors and from flags."""
     path = saved(tmp_path / "last_ckpt.pt", theirs())
     settings = {"dataset": "cifar10", "norm": None, "sgld_std": 0.02, "contrast_t": 0.2}
     if side is not None:
@@ -91,15 +71,15 @@ def test_their_checkpoints_are_evaluated(side, ask, tmp_path):
         "uncond_samples --n_sample_steps 1 --n_steps 1 --sgld_batch_size 4",
         "test_clf --depth 10 --width 1 --norm none --contrast_k 32",
     ):
-        found = ask(f"--eval {question}", load=path)
-        assert found.code == 0, found.err
-    record = found.json("test_clf")
+        answer = ask(f"--eval {question}", load=path)
+        assert answer.code == 0, answer.err
+    record = answer.json("test_clf")
     assert record["dataset"] == "cifar10_test"
     assert record["run"].get("contrast_t") == (0.2 if side else None)
 
 
 def theirs() -> dict[str, Any]:
-    """A checkpoint as the HDGE code saves it, of random weights, queue and buffer."""
+    """Make a checkpoint as the HDGE code saves it, of random weights, queue and buffer."""
     names = build(depth=10, width=1, uncond=True).state_dict()
     state = {name: torch.randn(tensor.shape) / 9 for name, tensor in names.items()}
     state |= {"f.linear.weight": torch.randn(10, 64), "f.linear.bias": torch.randn(10)}
@@ -108,7 +88,7 @@ def theirs() -> dict[str, Any]:
 
 
 def start(run: Any) -> dict[str, Any]:
-    """The checkpoint that a run of one step wrote before that step."""
+    """Return the checkpoint that a run of one step wrote before that step."""
     assert run.code == 0, run.err
     return run.state("prev_ckpt.pt")
 
@@ -117,9 +97,9 @@ def start(run: Any) -> dict[str, Any]:
 def test_their_checkpoint_brings_weights_queue_and_buffer(kind, train, tmp_path):
     file = theirs()
     weights, queue = file["model_state_dict"], kind in ("HDGE", "of DataParallel")
-    filled = [weights.pop(name) for name in ("queue_logit", "queue_ptr")]
-    if queue:
-        weights |= {"queue_logit": filled[0], "queue_ptr": filled[1]}
+    negatives = weights["queue_logit"]
+    if not queue:
+        del weights["queue_logit"], weights["queue_ptr"]
     whole = weights if kind == "a bare state dict" else dict(file)
     if kind == "of DataParallel":
         whole["model_state_dict"] = {f"module.{name}": t for name, t in weights.items()}
@@ -136,8 +116,8 @@ def test_their_checkpoint_brings_weights_queue_and_buffer(kind, train, tmp_path)
     assert before["progress"]["step"] == 0
     if kind == "uncond":
         return
-    assert before["objective"]["memories.queue.queue_filled"].item() == 32 * queue  # all of theirs
-    assert state["queue_logit"].equal(filled[0]) if queue else not state["queue_logit"].any()
+    assert before["objective"]["memories.queue.queue_filled"].item() == 32 * queue  # slots
+    assert state["queue_logit"].equal(negatives) if queue else not state["queue_logit"].any()
     first = 12 * queue  # it goes on from their slot
     assert after["model_state_dict"]["queue_ptr"].item() == first + 4
     written = after["model_state_dict"]["queue_logit"] != state["queue_logit"]
@@ -146,7 +126,7 @@ def test_their_checkpoint_brings_weights_queue_and_buffer(kind, train, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("changed", "named"),
+    ("changed", "cause"),
     [
         ("--contrast_k 64", "--contrast_k 32"),
         ("--buffer_size 80", "--buffer_size 40"),
@@ -157,31 +137,31 @@ def test_their_checkpoint_brings_weights_queue_and_buffer(kind, train, tmp_path)
         ("--dataset cifar100 --buffer_size 400", "class_output.weight has shape (10, 64)"),
     ],
 )
-def test_a_checkpoint_of_other_sizes_is_refused_in_one_line(changed, named, train, tmp_path):
+def test_a_checkpoint_of_other_sizes_is_refused_in_one_line(changed, cause, train, tmp_path):
     path = saved(tmp_path / "ckpt.pt", theirs())
     train.write_images(tmp_path / "cifar100.npz")
     root = f"--data_root {tmp_path}" if "cifar100" in changed else ""
     run = train(f"{train.ALL} --max_steps 1 --load_path {path} {changed} {root}")
-    assert run.code == 2 and len(run.err) == 1 and not run.folder.exists()
-    before, _, after = run.err[0].partition(f"--load_path {path}: ")
-    assert before and named in after
-    if changed.split()[0] in ("--width", "--depth", "--arch"):  # the remedy
-        assert changed.split()[0] in after
+    before, _, after = run.refusal.partition(f"--load_path {path}: ")
+    assert before and cause in after and not run.folder.exists()
+    flag = changed.split()[0]
+    assert flag in after or flag not in ("--width", "--depth", "--arch")  # the remedy
 
 
-@pytest.mark.parametrize("shape", [(), (5,), (7, 32), (40, 3), (40, 1, 32, 32)])
-def test_what_is_no_queue_and_no_replay_buffer_is_named(shape, train, ask, tmp_path):
-    file = theirs()
-    file["model_state_dict"]["queue_logit"] = odd = torch.zeros(shape)
-    queue = train(f"{train.ALL} --max_steps 1 --load_path {saved(tmp_path / 'ckpt.pt', file)}")
-    asked = ask("--eval test_clf", load=tmp_path / "ckpt.pt")
-    assert asked.code == 2 and f"its queue has shape {shape}, not (10, K)" in asked.err[0]
-    file = {**theirs(), "replay_buffer": odd}
-    buffer = train(f"{train.ALL} --max_steps 1 --load_path {saved(tmp_path / 'ckpt.pt', file)}")
-    for run, what in ((queue, "queue"), (buffer, "replay buffer")):
-        assert run.code == 2 and len(run.err) == 1 and not run.folder.exists()
-        assert f"its {what}" in run.err[0] and str(shape) in run.err[0]
-        assert run.err[0].endswith("use another checkpoint")
+@pytest.mark.parametrize("shape", [(), (40, 3), (40, 1, 32, 32)])
+def test_a_queue_or_replay_buffer_of_another_shape_is_refused_by_name(shape, train, ask, tmp_path):
+    tensor, path = torch.zeros(shape), tmp_path / "ckpt.pt"
+    for memory in ("replay buffer", "queue"):
+        file = theirs()
+        if memory == "queue":
+            file["model_state_dict"]["queue_logit"] = tensor
+        else:
+            file["replay_buffer"] = tensor
+        run = train(f"{train.ALL} --max_steps 1 --load_path {saved(path, file)}")
+        assert f"its {memory}" in run.refusal and str(shape) in run.refusal
+        assert run.refusal.endswith("use another checkpoint") and not run.folder.exists()
+    answer = ask("--eval test_clf", load=path)
+    assert answer.code == 2 and f"its queue has shape {shape}, not (10, K)" in answer.err[0]
 
 
 def test_our_own_checkpoint_starts_a_new_run(train):
