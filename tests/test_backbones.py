@@ -8,17 +8,12 @@ from models import WideResNet, build, forward_flops
 from runs.names import NORMS
 
 
-def parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def test_wrn_28_10_is_the_default_and_has_the_ancestors_parameters():
     with torch.device("meta"):
         model = build()
-    assert len(model.f.layer1) == 4 and forward_flops(model) / 1e9 == pytest.approx(11.9, abs=0.05)
-    assert parameters(model) == 36_471_338
-    # Theirs also hold a second linear head and, in every model, the energy head: 36.48 M.
-    assert parameters(model) + (640 * 10 + 10) + (640 + 1) == 36_478_389
+    assert forward_flops(model) / 1e9 == pytest.approx(11.9, abs=0.05)
+    # Their 36,478,389 without their second linear head and energy head.
+    assert sum(p.numel() for p in model.parameters()) == 36_478_389 - (640 * 10 + 10) - (640 + 1)
 
 
 def test_flops_are_two_for_each_multiply_add_of_a_convolution():
@@ -39,7 +34,7 @@ def test_flops_are_two_for_each_multiply_add_of_a_convolution():
     assert forward_flops(build(depth=10, width=1, num_classes=7)) == by_hand
 
 
-def test_counting_flops_leaves_the_model_alone():
+def test_counting_flops_changes_neither_mode_nor_precision_nor_state():
     model = build(depth=10, width=1, norm="batch")
     model.amp = True
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -49,24 +44,22 @@ def test_counting_flops_leaves_the_model_alone():
 
 
 def test_channels_last_goes_through_every_convolution_and_changes_no_value():
-    net, x, last, seen = WideResNet(10, 2), torch.randn(2, 3, 32, 32), torch.channels_last, []
-    expected = net(x)
+    net, x, last = WideResNet(10, 2), torch.randn(2, 3, 32, 32), torch.channels_last
+    expected, are_last = net(x), []
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_pre_hook(
-                lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=last))
+                lambda _, inputs: are_last.append(inputs[0].is_contiguous(memory_format=last))
             )
     torch.testing.assert_close(net.to(memory_format=last)(x.to(memory_format=last)), expected)
-    assert seen and all(seen)
+    assert are_last and all(are_last)
 
 
 def test_the_in_place_activation_leaves_the_gradient_right():
     for norm in NORMS:
         net = WideResNet(10, 1, norm=norm, dropout_rate=0.0).double().eval()
-        x = torch.randn(1, 3, 4, 4, dtype=torch.float64)  # its last map is 1x1
-        if norm == "instance":
-            x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
-        x.requires_grad_()
+        size = 8 if norm == "instance" else 4  # the last map of 4 is 1x1
+        x = torch.randn(1, 3, size, size, dtype=torch.float64, requires_grad=True)
         direction, step = torch.randn_like(x), 1e-6
         (gradient,) = torch.autograd.grad(net(x).sum(), x)
         with torch.no_grad():
@@ -106,26 +99,14 @@ def test_wrong_arguments_are_refused_in_one_line(wrong, message):
 def test_resnet50_is_torchvision_s_but_for_stem_pool_and_head():
     from torchvision.models import resnet50
 
-    with torch.device("meta"):
-        ours, theirs = build(arch="resnet50", num_classes=100), resnet50()
-    mine = {name.removeprefix("f."): t.shape for name, t in ours.state_dict().items()}
-    other = {name: t.shape for name, t in theirs.state_dict().items()}
-    assert mine.pop("conv1.weight") == (64, 3, 3, 3) and other.pop("conv1.weight")
-    assert mine.pop("class_output.weight") == (100, 2048) and mine.pop("class_output.bias")
-    assert other.pop("fc.weight") and other.pop("fc.bias")
-    assert mine == other
+    ours = build(arch="resnet50", norm="none", num_classes=100).eval()
+    assert ours.class_output.weight.shape == (100, 2048)
     assert forward_flops(ours) / 1e9 == pytest.approx(2.596, abs=0.001)
-
-
-def test_resnet50_forward_equals_torchvision_s_with_the_stem_exchanged():
-    from torchvision.models import resnet50
-
-    ours, theirs = build(arch="resnet50", norm="none").eval(), resnet50().eval()
     # The stem begins as torchvision's does: fan-out of 64 filters of 3 x 3.
-    width = float(ours.f.conv1.weight.detach().std())
-    assert width == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
-    theirs.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    theirs.maxpool = theirs.fc = torch.nn.Identity()
+    assert float(ours.f.conv1.weight.std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
+    theirs = resnet50().eval()
+    theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    theirs.maxpool = theirs.fc = nn.Identity()
     theirs.load_state_dict(ours.f.state_dict())
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     torch.testing.assert_close(ours.double().features(x), theirs.double()(x))
