@@ -12,35 +12,25 @@ from baselines.train_contrastive import ProjectionHead, nt_xent, supervised_cont
 from tests.test_baselines_views import generator
 
 
-def unit(n: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(n)
-    return torch.nn.functional.normalize(torch.randn(n, 5, generator=generator), dim=1).double()
-
-
-@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
-def test_supervised_contrastive_is_its_formula(temperature):
-    z, labels = unit(8), [0, 1, 2, 0, 0, 1, 2, 0]
-    total = 0.0
-    for i in range(8):
-        others = [a for a in range(8) if a != i]
-        below = sum(math.exp(float(z[i] @ z[a]) / temperature) for a in others)
+def brute_force(z: torch.Tensor, labels: list[int], temperature: float) -> float:
+    total, n = 0.0, len(labels)
+    for i in range(n):
+        others = [a for a in range(n) if a != i]
+        exp = {a: math.exp(float(z[i] @ z[a]) / temperature) for a in others}
         positives = [p for p in others if labels[p] == labels[i]]
-        total -= sum(
-            math.log(math.exp(float(z[i] @ z[p]) / temperature) / below) for p in positives
-        ) / len(positives)
-    found = supervised_contrastive(z, torch.tensor(labels), temperature)
-    assert found.item() == pytest.approx(total / 8, rel=1e-12)
+        total -= sum(math.log(exp[p] / sum(exp.values())) for p in positives) / len(positives)
+    return total / n
 
 
-def test_nt_xent_is_its_formula():
-    z, total = unit(6), 0.0
-    for i in range(6):
-        below = sum(math.exp(float(z[i] @ z[k]) / 0.5) for k in range(6) if k != i)
-        total -= math.log(math.exp(float(z[i] @ z[(i + 3) % 6]) / 0.5) / below)
-    assert nt_xent(z, 0.5).item() == pytest.approx(total / 6, rel=1e-12)
+def test_the_losses_are_their_formula():
+    z = torch.nn.functional.normalize(torch.randn(8, 5, dtype=torch.float64), dim=1)
+    labels = [0, 1, 2, 0, 0, 1, 2, 0]
+    loss = supervised_contrastive(z, torch.tensor(labels), 0.1)
+    assert loss.item() == pytest.approx(brute_force(z, labels, 0.1), rel=1e-12)
+    assert nt_xent(z, 0.5).item() == pytest.approx(brute_force(z, [0, 1, 2, 3] * 2, 0.5), rel=1e-12)
 
 
-def test_projection_head():
+def test_the_projection_head_gives_unit_vectors():
     head = ProjectionHead(12, 7)
     z = head(torch.randn(5, 12, generator=generator()))
     assert z.shape == (5, 7) and torch.allclose(z.norm(dim=1), torch.ones(5))
@@ -48,7 +38,7 @@ def test_projection_head():
 
 
 @pytest.mark.parametrize("method", ["supcon", "simclr", "jointloss"])
-def test_objective(method):
+def test_each_method_s_loss_metrics_and_gradient_of_the_class_head(method):
     model = models.build(depth=10, width=1).train()
     words = f"--method {method} --temperature .3 --n_epochs 3"
     words += " --pretrain_epochs 2 --ntxent_weight 3 --smoothing .2" * (method == "jointloss")
@@ -61,22 +51,22 @@ def test_objective(method):
         loss, metrics = objective(model, x, y, epoch)
         joint = method == "jointloss" and epoch == 2
         assert joint == ("accuracy" in metrics)
-        want = contrast
+        expected = contrast
         if joint:
             logits = model.logits(x)
             target = torch.full((6, 10), 0.2 / 9).scatter(1, y[:, None], 0.8)
-            want = 3 * contrast - (target * logits.log_softmax(1)).sum(1).mean()
+            expected = 3 * contrast - (target * logits.log_softmax(1)).sum(1).mean()
             assert metrics["accuracy"] == (logits.argmax(1) == y).float().mean()
-        assert torch.allclose(loss, want, atol=1e-5)
+        assert torch.allclose(loss, expected, atol=1e-5)
         assert {n for n in metrics if n.endswith("/loss")} <= {f"{t}/loss" for t in objective.terms}
         model.zero_grad()
         loss.backward()
         assert (model.class_output.weight.grad is not None) == joint
 
 
-def test_phases_of_jointloss(baseline):
-    words = "--method jointloss --n_epochs 2 --lr 1e-3 --batch_size 10 --projection 8"
-    run = baseline(program.PROGRAM, words)
+def test_jointloss_trains_and_measures_the_class_head_in_its_second_phase_alone(baseline):
+    words = "--method jointloss --n_epochs 2 --lr 1e-3 --batch_size 10"
+    run = baseline(program.PROGRAM, f"{words} --projection 8")
     first, second = run.rows
     accuracy = ("pyxce/loss", "train_acc", "valid_acc", "test_acc", "test_loss")
     assert run.code == 0 and all(first[n] == "" and second[n] != "" for n in accuracy)
