@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,8 +16,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def noise_images(n: int) -> torch.Tensor:
-    random = np.random.RandomState(0)
-    return torch.from_numpy(random.randint(0, 256, (n, 32, 32, 3)).astype(np.uint8))
+    return torch.randint(256, (n, 32, 32, 3), dtype=torch.uint8, generator=generator())
 
 
 WHOLE = {"AREA": (1, 1), "RATIO": (1, 1)}
@@ -26,16 +24,15 @@ STILL = {**WHOLE, "JITTER": (0, 0, 0, 0), "P_GREY": 0}
 
 
 def view(
-    images: torch.Tensor, index: Any, seed: int = 0, strength: Any = None, **given: Any
+    images: torch.Tensor, index: Any, seed: int = 0, strength: Any = None, **options: Any
 ) -> torch.Tensor:
-    """Views of the images with these numbers, or of the first image so many times."""
+    """Views of the images of an index, or of the first image, `index` times."""
     index = torch.zeros(index, dtype=torch.long) if isinstance(index, int) else torch.tensor(index)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (strength or {}).items():
             patch.setattr(views, name, value)
-        return views.random_view(
-            images, index, generator=generator(seed), **{"flip": False, "sigma": 0.0, **given}
-        )
+        options = {"flip": False, "sigma": 0.0, **options}
+        return views.random_view(images, index, generator=generator(seed), **options)
 
 
 def test_no_strength_is_the_image_with_noise_and_range_is_kept():
@@ -44,35 +41,32 @@ def test_no_strength_is_the_image_with_noise_and_range_is_kept():
     assert torch.allclose(same, data.to_float(images)[[3, 0, 3]], atol=1e-5)
     noise = view(images, [3, 0, 3], sigma=0.5, strength=STILL) - same
     assert abs(noise.std().item() - 0.5) < 0.02 and abs(noise.mean().item()) < 0.02
-    found = view(images, [0, 1, 2, 3, 4] * 20, flip=True)
-    assert found.shape == (100, 3, 32, 32) and found.dtype == torch.float32
-    assert found.min() >= -1 and found.max() <= 1 and found.std() > 0.2
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    x = view(images, [0, 1, 2, 3, 4] * 20, flip=True)
+    assert x.shape == (100, 3, 32, 32) and x.dtype == torch.float32
+    assert x.min() >= -1 and x.max() <= 1 and x.std() > 0.2
+    assert x.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_mirrored_half_of_the_time():
+def equal(x: torch.Tensor, image: torch.Tensor) -> int:
+    """Count the images of x that equal `image`, or the image at the same index of it."""
+    return int(((x - image).abs().amax((1, 2, 3)) < 1e-4).sum())
+
+
+def test_mirror_grey_and_jitter_have_their_probabilities():
     images = noise_images(1)
-    found, x = view(images, 400, flip=True, strength=STILL), data.to_float(images)
-    plain = (found - x).abs().amax((1, 2, 3)) < 1e-4
-    mirror = (found - x.flip(3)).abs().amax((1, 2, 3)) < 1e-4
-    assert bool((plain ^ mirror).all()) and 160 < int(plain.sum()) < 240
+    image, still = data.to_float(images), view(images, 400, flip=True, strength=STILL)
+    plain = equal(still, image)
+    assert plain + equal(still, image.flip(3)) == 400 and 160 < plain < 240
+    x = view(images, 1000, strength=WHOLE)
+    assert 150 < equal(x, x.mean(1, keepdim=True)) < 250  # grey: .2
+    assert 110 < equal(x, image) < 210  # neither: (1 - .8) (1 - .2)
 
 
 def test_views_of_one_image_differ_and_the_seed_decides():
     images, before = noise_images(2), torch.get_rng_state()
-    first = view(images, 30, seed=1, flip=True, sigma=0.1)
-    assert torch.equal(first, view(images, 30, seed=1, flip=True, sigma=0.1))
-    distance = torch.cdist(first.flatten(1), first.flatten(1)) + 1e3 * torch.eye(30)
-    assert distance.min() > 1 and torch.equal(before, torch.get_rng_state())
-
-
-def test_grey_and_jitter_are_as_likely_as_said():
-    images = noise_images(1)
-    found = view(images, 1000, strength=WHOLE)
-    grey = (found.amax(1) - found.amin(1)).amax((1, 2)) < 1e-5
-    untouched = (found - data.to_float(images)).abs().amax((1, 2, 3)) < 1e-4
-    assert 150 < int(grey.sum()) < 250  # p = .2
-    assert 110 < int(untouched.sum()) < 210  # (1 - .8) (1 - .2)
+    first, again = (view(images, 30, seed=1, flip=True, sigma=0.1) for _ in range(2))
+    assert torch.equal(first, again) and torch.equal(before, torch.get_rng_state())
+    assert torch.pdist(first.flatten(1)).min() > 1
 
 
 def test_boxes_lie_in_the_image_and_have_the_area_and_ratio():
@@ -93,76 +87,64 @@ def test_boxes_lie_in_the_image_and_have_the_area_and_ratio():
     assert torch.allclose(ours.std(0), theirs.std(0), atol=0.015)
 
 
-def test_nothing_fits_takes_the_whole(monkeypatch):
+def test_where_no_box_fits_the_box_is_the_whole_image(monkeypatch):
     monkeypatch.setattr(views, "AREA", (1, 1))
     monkeypatch.setattr(views, "RATIO", (2, 2.1))
-    left, top, width, height = views.random_boxes(5, generator())
-    assert left.tolist() == top.tolist() == [0] * 5 and width.tolist() == height.tolist() == [1] * 5
+    assert torch.stack(views.random_boxes(5, generator())).tolist() == [[0] * 5] * 2 + [[1] * 5] * 2
 
 
-def test_crop_is_the_box():
+def test_a_crop_is_the_box():
     x = torch.arange(64.0).reshape(1, 1, 8, 8)
     box = [torch.tensor([part]) for part in (0.25, 0.5, 0.5, 0.25)]  # left, top, width, height
-    found = views.crop(x, *box, torch.tensor([False]))
-    inside = x[:, :, 4:6, 2:6]
-    assert found.min() >= inside.min() - 8 and found.max() <= inside.max() + 8
-    assert found.mean() == pytest.approx(inside.mean().item())
-    assert torch.allclose(views.crop(x, *box, torch.tensor([True])), found.flip(3))
+    cropped, inside = views.crop(x, *box, torch.tensor([False])), x[:, :, 4:6, 2:6]
+    assert cropped.min() >= inside.min() - 8 and cropped.max() <= inside.max() + 8
+    assert cropped.mean() == pytest.approx(inside.mean().item())
+    assert torch.allclose(views.crop(x, *box, torch.tensor([True])), cropped.flip(3))
 
 
-@pytest.mark.parametrize(
-    ("name", "amounts"),
-    [
-        ("brightness", (1.0, 0.6, 1.4)),
-        ("contrast", (1.0, 0.6, 1.4)),
-        ("saturation", (1.0, 0.6, 1.4)),
-        ("hue", (0.0, 0.1, -0.1, 0.5)),
-    ],
-)
-def test_adjustments_are_torchvisions_image_by_image(name, amounts):
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_adjustments_are_torchvisions_image_by_image(name):
     reference = pytest.importorskip("torchvision.transforms.functional")
+    amounts = (0.0, 0.1, -0.1, 0.5) if name == "hue" else (1.0, 0.6, 1.4)
     x = noise_images(len(amounts)).permute(0, 3, 1, 2).float() / 255
     x[:, :, :4] = 0.5  # grey pixels have no hue
     x[:, :, 4:6] = 0
-    adjust = getattr(views, f"adjust_{name}")
-    found = adjust(x, torch.tensor(amounts))
-    for image, amount, ours in zip(x, amounts, found, strict=True):
-        theirs = getattr(reference, f"adjust_{name}")(image, amount)
-        assert torch.allclose(ours, theirs, atol=2e-5)
-    assert torch.allclose(found[0], x[0], atol=1e-5)
+    adjust = getattr(reference, f"adjust_{name}")
+    adjusted = getattr(views, f"adjust_{name}")(x, torch.tensor(amounts))
+    theirs = torch.stack([adjust(*pair) for pair in zip(x, amounts, strict=True)])
+    assert torch.allclose(adjusted, theirs, atol=2e-5)
+    assert torch.allclose(adjusted[0], x[0], atol=1e-5)
     assert torch.allclose(views.grey(x), reference.rgb_to_grayscale(x), atol=1e-6)
 
 
-def of(split: data.Split, index: torch.Tensor, *given: Any) -> views.ViewBatches:
-    return views.ViewBatches(split, index, index, *given, flip=True, unlabelled=False)
+def batches_of(images: torch.Tensor, index: Any, *sizes: Any) -> views.ViewBatches:
+    split, index = data.Split(images, torch.arange(len(images))), torch.tensor(index)
+    return views.ViewBatches(split, index, index, *sizes, flip=True, unlabelled=False)
 
 
-def test_view_batches():
-    index = torch.tensor([1, 2, 3, 4, 5, 6, 7])
-
+def test_a_batch_has_two_views_of_each_image_and_depends_on_seed_and_step_alone():
     def make(seed: int = 1) -> views.ViewBatches:
-        return of(data.Split(noise_images(10), torch.arange(10)), index, 3, seed, 0.03)
+        return batches_of(noise_images(10), [1, 2, 3, 4, 5, 6, 7], 3, seed, 0.03)
 
     batches = make()
-    seen = [batches(step) for step in range(4)]
-    for x, y, _ in seen:
+    steps = [batches(step) for step in range(4)]
+    for x, y, _ in steps:
         assert x.shape == (6, 3, 32, 32) and torch.equal(y[:3], y[3:])
         assert not torch.allclose(x[:3], x[3:])
-    first, second = ({*a[1].tolist(), *b[1].tolist()} for a, b in (seen[:2], seen[2:]))
-    assert len(first) == len(second) == 6 and first <= set(index.tolist())
+    epochs = [{*a[1].tolist(), *b[1].tolist()} for a, b in (steps[:2], steps[2:])]
+    assert all(len(epoch) == 6 and epoch <= {*range(1, 8)} for epoch in epochs)
     for step in (3, 0, 2, 1):  # a fresh one, at any step
         x, y, _ = make()(step)
-        assert torch.equal(x, seen[step][0]) and torch.equal(y, seen[step][1])
-    assert not torch.equal(make(2)(0)[0], seen[0][0])
-    assert len({x.sum().item() for x, *_ in seen}) == 4
+        assert torch.equal(x, steps[step][0]) and torch.equal(y, steps[step][1])
+    assert not torch.equal(make(2)(0)[0], steps[0][0])
+    assert len({x.sum().item() for x, *_ in steps}) == 4
 
 
-def test_pairs_show_one_image():
-    # Black stays black and white stays bright, whatever is done to them.
+def test_both_views_show_the_image_of_their_label():
+    # Black stays black and white stays bright, with every change.
     images = torch.zeros(8, 32, 32, 3, dtype=torch.uint8)
     images[::2] = 255
-    split = data.Split(images, torch.arange(8))
-    x, y, _ = of(split, torch.arange(8), 8, 1, 0)(0)
+    x, y, _ = batches_of(images, [*range(8)], 8, 1, 0)(0)
     bright = x.mean((1, 2, 3)) > 0
     assert torch.equal(bright, y % 2 == 0) and int(bright.sum()) == 8
 
