@@ -1,4 +1,4 @@
-"""train_flow.py: its loss by hand, its runs, and what a trained flow answers or refuses."""
+"""train_flow.py: its loss by hand, its runs, and the questions that a flow answers or refuses."""
 
 import math
 import sys
@@ -26,8 +26,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def trained(baseline: Any) -> dict[str, Any]:
-    words = {"glow": "", "class": "--class_cond", "residual": "--arch residual_flow --class_cond"}
-    return {name: baseline(PROGRAM, f"{TINY} {more}") for name, more in words.items()}
+    flags = {"glow": "", "class": "--class_cond", "residual": "--arch residual_flow --class_cond"}
+    return {name: baseline(PROGRAM, f"{TINY} {more}") for name, more in flags.items()}
 
 
 def settings(words: str) -> Any:
@@ -44,31 +44,28 @@ def test_the_loss_is_bits_per_dimension_of_log_p_given_y(words):
     v = torch.randint(256, (4, 3, 8, 8)).double()
     torch.manual_seed(7)
     loss, metrics = Likelihood(s)(model, v / 127.5 - 1, y, 0)
-    torch.manual_seed(7)
+    torch.manual_seed(7)  # of the dequantisation
     h = (v + torch.rand_like(v)) / 256 - 0.5
     log_p = model.flow.log_prob(h, y) - 192 * math.log(256)
     torch.testing.assert_close(loss, -log_p.mean() / (192 * math.log(2)))
     assert torch.equal(metrics["bits/loss"], loss) and ("accuracy" in metrics) == bool(words)
 
 
-def test_images_are_mirrored_and_nothing_else():
-    images = torch.randint(256, (400, 4, 4, 3), dtype=torch.uint8)
-    split = Split(images, torch.zeros(400, dtype=torch.int64), torch.arange(400))
-    index = torch.arange(400)
+def test_images_are_mirrored_half_of_the_time_and_not_changed_otherwise():
+    images, index = torch.randint(256, (400, 4, 4, 3), dtype=torch.uint8), torch.arange(400)
+    split = Split(images, torch.zeros(400, dtype=torch.int64), index)
 
     def batch(flip: bool) -> torch.Tensor:
-        batches = MirroredBatches(split, index, index, 400, 1, 0.0, flip, unlabelled=False)
-        return batches(0)[0]
+        return MirroredBatches(split, index, index, 400, 1, 0.0, flip, unlabelled=False)(0)[0]
 
-    order = data.epoch_order(400, seed=1, epoch=0)
-    plain = data.to_float(images[order])
+    plain = data.to_float(images[data.epoch_order(400, seed=1, epoch=0)])
     assert torch.equal(batch(False), plain)
-    found = batch(True)
-    same, mirrored = ((found == each).flatten(1).all(1) for each in (plain, plain.flip(3)))
+    flipped = batch(True)
+    same, mirrored = ((flipped == x).flatten(1).all(1) for x in (plain, plain.flip(3)))
     assert (same ^ mirrored).all() and 150 < mirrored.sum() < 250
 
 
-def test_a_run_is_a_run_folder_and_a_model(trained):
+def test_a_run_has_its_method_its_losses_and_a_flow_that_loads(trained):
     for name, run in trained.items():
         assert run.code == 0 and not run.err
         assert run.last["loss"] == run.last["bits/loss"] and 0 < float(run.last["loss"]) < 20
@@ -76,38 +73,37 @@ def test_a_run_is_a_run_folder_and_a_model(trained):
         model = models.load(run.folder)
         assert isinstance(model, models.Flow) and not model.training and model.num_classes == 10
         assert model.state_dict().keys() == run.state()["model_state_dict"].keys()
-    assert [run.settings["method"] for run in trained.values()] == [
-        *("glow", "glow-class", "residual-flow-class")
-    ]
+    methods = [run.settings["method"] for run in trained.values()]
+    assert methods == ["glow", "glow-class", "residual-flow-class"]
     assert "Glow, 2 x 1 blocks of width 4" in trained["glow"].out
 
 
 def test_questions_read_log_p(trained, ask):
-    found = ask("--eval OOD --score_fn px py --sigma 0", load=trained["class"].folder)
-    rows = found.json("OOD")["rows"]
+    answer = ask("--eval OOD --score_fn px py --sigma 0", load=trained["class"].folder)
+    rows = answer.json("OOD")["rows"]
     assert [(row["score_fn"], row["n_in"]) for row in rows] == [("px", 20), ("py", 20)]
     flow = models.load(trained["class"].folder)
     test = data.load("cifar10", ask.trainer.data, size=8).test
+    x = data.to_float(test.images)
     with torch.no_grad():
-        log_p = flow.log_px(data.to_float(test.images)).double()
-        right = flow.logits(data.to_float(test.images)).argmax(1) == test.labels
-    raw = np.load(found.folder / "OOD_scores.npz")
-    (key,) = [key for key in raw if key.endswith("cifar10_test/px")]
-    np.testing.assert_allclose(raw[key], log_p, rtol=1e-6)
-    found = ask("--eval test_clf --sigma 0", load=trained["class"].folder).json("test_clf")
-    assert found["accuracy"] == pytest.approx(right.double().mean().item())
+        log_p, right = flow.log_px(x).double(), flow.logits(x).argmax(1) == test.labels
+    scores = np.load(answer.folder / "OOD_scores.npz")
+    (key,) = [key for key in scores if key.endswith("cifar10_test/px")]
+    np.testing.assert_allclose(scores[key], log_p, rtol=1e-6)
+    answer = ask("--eval test_clf --sigma 0", load=trained["class"].folder)
+    assert answer.json("test_clf")["accuracy"] == pytest.approx(right.double().mean().item())
     words = "--eval logp_hist --ood_dataset svhn --sigma 0"
-    found = ask(words, load=trained["residual"].folder)
-    for each in found.json("logp_hist")["sets"].values():
-        assert each["bits_per_dim"] == pytest.approx(-each["mean"] / (192 * math.log(2)))
+    answer = ask(words, load=trained["residual"].folder)
+    for summary in answer.json("logp_hist")["sets"].values():
+        assert summary["bits_per_dim"] == pytest.approx(-summary["mean"] / (192 * math.log(2)))
 
 
 def test_samples_are_the_inverse_s(trained, ask):
     flow = models.load(trained["class"].folder)
     labels = torch.arange(20) % 10
     expected = to_uint8(flow.sample(20, labels, mixed(3, INVERSE, 0)))
-    images, found = flow_samples(flow, 250, seed=3)
-    assert torch.equal(found, torch.arange(250) % 10) and len(images) == 250
+    images, classes = flow_samples(flow, 250, seed=3)
+    assert torch.equal(classes, torch.arange(250) % 10) and len(images) == 250
     words = f"--eval cond_samples --sgld_batch_size 20 --seed 3 --fid_model {ask.checkpoint('ce')}"
     answer = ask(words, load=trained["class"].folder)
     saved = np.load(answer.folder / "cond_samples.npz")
@@ -122,9 +118,8 @@ def test_samples_are_the_inverse_s(trained, ask):
 
 @pytest.mark.parametrize("sampling", ["fresh", "class"])
 def test_fid_is_of_the_inverse_s_samples(sampling, trained, ask):
-    words = f"--eval fid --sampling {sampling} --fid_features model --n_samples 20"
-    words += f" --fid_model {ask.checkpoint('ce')}"
-    answer = ask(words, load=trained["residual"].folder)
+    words = f"--eval fid --sampling {sampling} --fid_features model --n_samples 20 --fid_model"
+    answer = ask(f"{words} {ask.checkpoint('ce')}", load=trained["residual"].folder)
     record = answer.json("fid")
     assert record["steps"] is None and record["n"] == 20 and record["fid"] > 0
     assert "guidance" not in record
@@ -154,31 +149,30 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "words", "said"), REFUSED, ids=lambda each: str(each))
-def test_what_makes_no_sense_is_refused_in_a_line(name, words, said, trained, ask):
-    found = ask(words, load=trained[name].folder)
-    assert found.code == 2 and len(found.err) == 1 and said in found.err[0]
+@pytest.mark.parametrize(("name", "words", "cause"), REFUSED, ids=str)
+def test_a_question_or_flag_that_no_flow_has_is_refused_in_a_line(name, words, cause, trained, ask):
+    assert cause in ask(words, load=trained[name].folder).refusal
 
 
 def test_a_flow_is_refused_before_another_model_is_asked(trained, ask):
     both = f"{trained['class'].folder} {trained['glow'].folder}"
-    found = ask("--eval test_clf --sigma 0", load=both)
-    assert "is a flow, which has no classes" in found.refusal and not found.out
+    answer = ask("--eval test_clf --sigma 0", load=both)
+    assert "is a flow, which has no classes" in answer.refusal and not answer.out
 
 
-def test_a_flow_is_no_classifier_s_network(trained, ask, capsys, tmp_path):
+def test_programs_that_need_a_classifier_refuse_a_flow(trained, ask, capsys, tmp_path):
     folder = trained["glow"].folder
-    found = ask(f"--eval fid --fid_features model --fid_model {folder}/last_ckpt.pt")
-    assert found.code == 2 and "--fid_model" in found.err[-1] and "a flow" in found.err[-1]
+    answer = ask(f"--eval fid --fid_features model --fid_model {folder}/last_ckpt.pt")
+    assert answer.code == 2 and "--fid_model" in answer.err[-1] and "a flow" in answer.err[-1]
     Image.new("RGB", (32, 32)).save(tmp_path / "x.png")
     assert predict.main([str(folder), str(tmp_path / "x.png"), "--device", "cpu"]) == 2
     assert "a flow without classes" in capsys.readouterr().err
     words = f"--load_path {folder} --log_dir {tmp_path} --data_root {ask.trainer.data}".split()
-    s, given = parse(words, linear_probe.build_parser)
-    assert linear_probe.main(s, given) == 2 and "no classifier" in capsys.readouterr().err
+    assert linear_probe.main(*parse(words, linear_probe.build_parser)) == 2
+    assert "no classifier" in capsys.readouterr().err
 
 
-def test_settings_of_a_flow_that_are_gone_are_named(trained):
+def test_a_missing_setting_of_a_flow_is_named(trained):
     state = trained["glow"].state()
     del state["settings"]["levels"]
     with pytest.raises(ValueError, match="lack levels"):
@@ -187,7 +181,6 @@ def test_settings_of_a_flow_that_are_gone_are_named(trained):
 
 def test_without_normflows_both_programs_name_it(trained, ask, monkeypatch):
     monkeypatch.setitem(sys.modules, "normflows", None)
-    found = ask("--eval OOD", load=trained["glow"].folder)
-    assert found.code == 2 and len(found.err) == 1 and "pip install normflows" in found.err[0]
+    assert "pip install normflows" in ask("--eval OOD", load=trained["glow"].folder).refusal
     monkeypatch.setattr("baselines.train_flow.find_spec", lambda name: None)
     assert "pip install normflows" in refusal(settings, "")
