@@ -1,4 +1,4 @@
-"""A compiled network computes what the eager one does, also where only images take a gradient."""
+"""A compiled network computes as the eager network, also where only images take a gradient."""
 
 import torch
 import torch._functorch.config
@@ -28,14 +28,14 @@ def test_compiled_steps_equal_eager_ones():
             loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         results.append((loss.detach(), gradient))
-    (loss, gradient), (other, compiled_gradient) = results
-    torch.testing.assert_close(loss, other, rtol=1e-4, atol=1e-4)
+    (loss, gradient), (compiled_loss, compiled_gradient) = results
+    torch.testing.assert_close(loss, compiled_loss, rtol=1e-4, atol=1e-4)
     assert (gradient - compiled_gradient).norm() < 1e-2 * gradient.norm()
 
 
 @torch._functorch.config.patch(donated_buffer=True)  # monkeypatch would leave it without a value
 def test_gradients_of_terms_can_be_measured_after_compiled_steps(monkeypatch):
-    """A backward pass that is compiled for one use gives its buffers away, unless told not to."""
+    """A backward pass that is compiled for one use gives its buffers away by default."""
     monkeypatch.setattr(build, "can_compile", lambda _: True)
     plain_compile = torch.nn.Module.compile
     monkeypatch.setattr(
@@ -51,7 +51,7 @@ def test_gradients_of_terms_can_be_measured_after_compiled_steps(monkeypatch):
 
 
 def test_act_norm_is_set_without_a_graph_of_its_own():
-    """It is set by one pass in eval mode, which no later step repeats."""
+    """One pass in eval mode sets act norm; no later step repeats it."""
     torch._dynamo.reset()  # the tests of a process share dynamo's limit of recompilations
     model = models.build(depth=10, width=1, norm="act")
     compiled = []
