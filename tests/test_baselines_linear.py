@@ -21,7 +21,7 @@ from tests.conftest import Ran
 def test_heads_are_sklearns_on_standardised_features_and_work_on_raw_ones():
     generator, y = torch.Generator().manual_seed(0), torch.arange(90) % 3
     x = torch.randn(3, 4, generator=generator)[y] + torch.randn(90, 4, generator=generator)
-    raw = torch.cat([50 * x + 300, torch.full((90, 1), 7.0)], 1)  # the last one is constant
+    raw = torch.cat([50 * x + 300, torch.full((90, 1), 7.0)], 1)  # the last feature is constant
     z = (raw - raw.mean(0)) / raw.std(0, correction=0).clamp(min=1e-3)
     heads = list(fitted_heads(Features(raw, y), 3, [1e-3, 1e-1], 200))
     assert [l2 for l2, _, _ in heads] == [1e-1, 1e-3]
@@ -33,7 +33,7 @@ def test_heads_are_sklearns_on_standardised_features_and_work_on_raw_ones():
 
 
 def test_the_penalty_of_the_best_validation_accuracy_is_taken():
-    # A fifth of the training labels is wrong: a weak penalty fits them, too strong a one nothing.
+    # A fifth of the training labels is wrong: the weakest penalty fits them, too.
     labels, generator = torch.arange(60) % 3, torch.Generator().manual_seed(1)
     centres = torch.randn(3, 40, generator=generator)
     wrong = torch.where(torch.arange(60) % 5 == 0, (labels + 1) % 3, labels)

@@ -133,7 +133,7 @@ def test_a_batch_has_two_views_of_each_image_and_depends_on_seed_and_step_alone(
         assert not torch.allclose(x[:3], x[3:])
     epochs = [{*a[1].tolist(), *b[1].tolist()} for a, b in (steps[:2], steps[2:])]
     assert all(len(epoch) == 6 and epoch <= {*range(1, 8)} for epoch in epochs)
-    for step in (3, 0, 2, 1):  # a fresh one, at any step
+    for step in (3, 0, 2, 1):  # fresh batches, in any order of the steps
         x, y, _ = make()(step)
         assert torch.equal(x, steps[step][0]) and torch.equal(y, steps[step][1])
     assert not torch.equal(make(2)(0)[0], steps[0][0])

@@ -80,7 +80,7 @@ def test_calls_take_turns_in_an_order_that_is_reversed():
         return run
 
     times = measure.alternate({"a": call("a", 0.06), "b": call("b", 0.51)}, turns=3)
-    # Each once; then a turn of a's, which is short, is two calls, of which one warms up.
+    # Each is called once. Then a turn of the short a has two calls: the first warms up.
     assert called == [*"ab", *"aab", *"baa", *"aab"]
     assert all(0.06 <= x < 0.4 for x in times["a"]) and all(0.51 <= x < 0.9 for x in times["b"])
     assert len(times["a"]) == len(times["b"]) == 3
@@ -96,7 +96,7 @@ def test_both_contenders_take_real_steps():
                 batch = contenders[name].draw()
                 contenders[name].learn(batch)
                 labels.add(tuple((batch[1] if name == PROJECT else batch[0][1]).tolist()))
-            assert len(labels) > 1  # not one batch for ever
+            assert len(labels) > 1  # the batches differ
             assert network.training
             contenders[name].check()
             assert all(not torch.equal(before[n], t) for n, t in network.state_dict().items())
