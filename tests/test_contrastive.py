@@ -14,8 +14,8 @@ from losses.contrastive import softplus
 from tests.pairwise import pairwise
 
 KINDS, YES_NO = ("algorithm1", "eq13"), (True, False)
-CLASSES, FORMS = (2, 3, 10, 100), ((False, 0.0), (False, 0.1), (True, 0.0))
-FACTORS = CLASSES, KINDS, FORMS, YES_NO, (0.1, 1.0)
+FORMS = (False, 0.0), (False, 0.1), (True, 0.0)  # marginal, smoothing
+PAST = None, [0], [5], [8, 12], [9, 4, 7, 12]  # batches in a queue of 20 slots; None: no queue
 
 
 def score_of(
@@ -23,10 +23,6 @@ def score_of(
 ) -> ContrastScore:
     marginal, smoothing = form
     return ContrastScore(kind, marginal, normalize, smoothing, temperature)
-
-
-SCORES = [(classes, score_of(*rest)) for classes, *rest in pairwise(*FACTORS)]
-QUEUES = pairwise(*FACTORS, ([0], [5], [8, 12], [9, 4, 7, 12]), YES_NO)
 
 
 def randn(*shape: int, seed: int, scale: float = 3.0) -> Tensor:
@@ -39,8 +35,7 @@ def random_labels(n: int, classes: int) -> Tensor:
 
 
 def step_of(logits: Tensor, labels: Tensor) -> Step:
-    nothing = torch.empty(0)
-    return Step(None, nothing, labels, nothing, logits)
+    return Step(None, torch.empty(0), labels, torch.empty(0), logits)
 
 
 def brute_force(logits: Tensor, labels: Tensor, negatives: Tensor, score: ContrastScore) -> Tensor:
@@ -67,7 +62,7 @@ def brute_force(logits: Tensor, labels: Tensor, negatives: Tensor, score: Contra
 def assert_same_loss_and_gradient(
     term: Contrastive, logits: Tensor, labels: Tensor, past: Tensor | None, digits: float = 1e-10
 ) -> None:
-    """As brute force in float64; `past`: the negatives, None: the batch itself."""
+    """Compare with brute force in float64. `past`: the negatives; None: the batch itself."""
     logits = logits.clone().requires_grad_(True)
     exact = logits.detach().double().requires_grad_(True)
     loss, _ = term(step_of(logits, labels))
@@ -78,25 +73,21 @@ def assert_same_loss_and_gradient(
 
 
 @pytest.mark.parametrize(
-    ("classes", "kind", "form", "normalize", "t", "batches", "running"), QUEUES
+    ("classes", "kind", "form", "normalize", "t", "batches", "running"),
+    pairwise((2, 3, 10, 100), KINDS, FORMS, YES_NO, (0.1, 1.0), PAST, YES_NO),
 )
-def test_queue_loss_and_gradient_equal_brute_force(
-    classes, kind, form, normalize, t, batches, running
-):
-    """Of a queue that is empty, filled in part, in whole and wrapped round."""
-    queue = LogitQueue(classes, 20, running_above=0 if running else 20).double()
+def test_loss_and_gradient_equal_brute_force(classes, kind, form, normalize, t, batches, running):
+    """Of a queue that is empty, filled in part, in whole and wrapped round, and of the batch."""
+    queue = past = None
+    if batches is not None:
+        queue = LogitQueue(classes, 20, running_above=0 if running else 20).double()
+        past = randn(sum(batches), classes, seed=1)
+        for batch in past.split(batches):
+            queue.enqueue(batch)
+        past = past[-20:]
     term = Contrastive(score_of(kind, form, normalize, t), queue)
-    past = randn(sum(batches), classes, seed=1)
-    for batch in past.split(batches):
-        queue.enqueue(batch)
     labels = random_labels(7, classes)
-    assert_same_loss_and_gradient(term, randn(7, classes, seed=2), labels, past[-20:])
-
-
-@pytest.mark.parametrize(("classes", "score"), SCORES)
-def test_simclr_loss_and_gradient_equal_brute_force(classes, score):
-    labels = random_labels(7, classes)
-    assert_same_loss_and_gradient(Contrastive(score), randn(7, classes, seed=2), labels, None)
+    assert_same_loss_and_gradient(term, randn(7, classes, seed=2), labels, past)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -123,29 +114,26 @@ def test_softplus_is_exact_on_both_sides_of_its_threshold():
 
 @pytest.mark.parametrize(("kind", "form", "style"), pairwise(KINDS, FORMS, ("queue", "simclr")))
 def test_raw_logits_of_200_do_not_overflow_in_float32(kind, form, style):
-    queue = LogitQueue(3, 64, running_above=0) if style == "queue" else None
-    term = Contrastive(score_of(kind, form, False, 0.1), queue)
-    logits = torch.tensor([[200.0, -200.0, 200.0], [-200.0, 200.0, 0.0]])
-    if queue is not None:
+    logits, queue, past = torch.tensor([[200.0, -200, 200], [-200, 200, 0]]), None, None
+    if style == "queue":
+        queue, past = LogitQueue(3, 64, running_above=0), logits.double()
         queue.enqueue(logits)
-    past = None if queue is None else logits.double()
+    term = Contrastive(score_of(kind, form, False, 0.1), queue)
     assert_same_loss_and_gradient(term, logits, torch.tensor([0, 0]), past, digits=1e-4)
 
 
 @pytest.mark.parametrize(("classes", "bound"), [(10, 2.24), (100, 0.23)])
 def test_the_loss_stays_near_log_of_the_negatives(classes, bound):
-    queue = LogitQueue(classes, 4096, init="random")
-    term = Contrastive(ContrastScore(), queue)
-    labels = random_labels(64, classes)
-    loss, _ = term(step_of(torch.randn(64, classes), labels))
+    term = Contrastive(ContrastScore(), LogitQueue(classes, 4096, init="random"))
+    loss, _ = term(step_of(torch.randn(64, classes), random_labels(64, classes)))
     assert abs(loss - math.log(4097)) < 0.3
 
-    best = torch.eye(classes)[:1]  # the extremes: this image's own class fits, or no other's does
+    # The extremes: the image fits its class alone, or every class but its own.
+    best = torch.eye(classes)[:1]
     for sign in (1, -1):
         queue = LogitQueue(classes, 4096)
         queue.enqueue((-sign * 7 * best).expand(4096, -1))
-        extreme = Contrastive(ContrastScore(), queue)
-        loss, _ = extreme(step_of(sign * 5 * best, torch.tensor([0])))
+        loss, _ = Contrastive(ContrastScore(), queue)(step_of(sign * 5 * best, torch.tensor([0])))
         assert sign * (math.log(4097) - loss.item()) == pytest.approx(bound, abs=0.005)
 
 
@@ -156,9 +144,9 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        known = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
+        inputs = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
         for value in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in known:
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in inputs:
                 self.numel = max(self.numel, value.numel())
         return out
 
@@ -181,21 +169,20 @@ def test_no_tensor_is_larger_than_the_queue(kind, form, normalize):
     logits, labels = randn(n, classes, seed=0), random_labels(n, classes)
     with Largest() as largest:
         torch.zeros(n, 1) + torch.zeros(size)
-    assert largest.numel == n * size  # what the recorder is to find none of
+    assert largest.numel == n * size  # the recorder would notice it
 
     term = Contrastive(score, LogitQueue(classes, size, init="random"))
     assert largest_tensor(term, logits, labels) <= classes * size  # the first step sums afresh
     later = largest_tensor(term, logits, labels)
-    assert later <= (2 * classes * n if normalize else classes * size)  # what goes and what comes
+    assert later <= (
+        2 * classes * n if normalize else classes * size
+    )  # the slots of the batch, before and after
     assert largest_tensor(Contrastive(score), logits, labels) <= classes * n
 
 
 def test_a_score_outside_its_range_is_refused():
-    for name, wrong in (
-        ("kind", "cosine"),
-        *(("temperature", value) for value in (0.0, math.nan)),
-        *(("smoothing", value) for value in (1.0, -0.1)),
-    ):
+    ranges = {"kind": ["cosine"], "temperature": [0.0, math.nan], "smoothing": [1.0, -0.1]}
+    for name, wrong in ((name, value) for name, values in ranges.items() for value in values):
         with pytest.raises(ValueError, match=f"{wrong}"):
             ContrastScore(**{name: wrong})
 
