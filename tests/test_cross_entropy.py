@@ -20,12 +20,11 @@ def test_smoothing_spreads_over_the_other_classes(classes, smoothing, scale):
     target[torch.arange(9), labels] = 1 - smoothing
     log_q = logits - logits.exp().sum(1, keepdim=True).log()
     expected = -(target * log_q).sum(1).mean()
-    loss, rounded = (
-        CrossEntropy(smoothing)(step_of(f, labels))[0] for f in (logits, logits.float())
-    )
+    term = CrossEntropy(smoothing)
+    loss, rounded = (term(step_of(f, labels))[0] for f in (logits, logits.float()))
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     gradients = [torch.autograd.grad(value, logits)[0] for value in (loss, expected)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
     torch.testing.assert_close(rounded.double(), expected, rtol=1e-5, atol=0)
-    theirs = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    assert ((loss - theirs).abs() > 1e-3) == (smoothing > 0)  # s/C on every class, the label's too
+    pytorch = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    assert ((loss - pytorch).abs() > 1e-3) == (smoothing > 0)  # s/C on each class, the label too
