@@ -16,24 +16,6 @@ def test_wrn_28_10_is_the_default_and_has_the_ancestors_parameters():
     assert sum(p.numel() for p in model.parameters()) == 36_478_389 - (640 * 10 + 10) - (640 + 1)
 
 
-def test_flops_are_two_for_each_multiply_add_of_a_convolution():
-    def convolution(c_in: int, c_out: int, size: int, kernel: int) -> int:
-        return 2 * c_in * c_out * size**2 * kernel**2
-
-    by_hand = (
-        convolution(3, 16, 32, 3)
-        + 2 * convolution(16, 16, 32, 3)
-        + convolution(16, 32, 32, 3)  # the stride is in the second convolution
-        + convolution(32, 32, 16, 3)
-        + convolution(16, 32, 16, 1)
-        + convolution(32, 64, 16, 3)
-        + convolution(64, 64, 8, 3)
-        + convolution(32, 64, 8, 1)
-        + 2 * 64 * 7
-    )
-    assert forward_flops(build(depth=10, width=1, num_classes=7)) == by_hand
-
-
 def test_counting_flops_changes_neither_mode_nor_precision_nor_state():
     model = build(depth=10, width=1, norm="batch")
     model.amp = True
@@ -70,11 +52,9 @@ def test_the_in_place_activation_leaves_the_gradient_right():
 def test_dropout_acts_in_train_mode_alone():
     net, x = WideResNet(10, 1, dropout_rate=0.5), torch.randn(2, 3, 32, 32)
     assert not torch.equal(net(x), net(x))
-    net.eval()
-    assert torch.equal(net(x), net(x))
     plain = WideResNet(10, 1)
     plain.load_state_dict(net.state_dict())
-    assert torch.equal(net(x), plain(x))
+    assert torch.equal(net.eval()(x), plain(x))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +83,7 @@ def test_resnet50_is_torchvision_s_but_for_stem_pool_and_head():
     assert ours.class_output.weight.shape == (100, 2048)
     assert forward_flops(ours) / 1e9 == pytest.approx(2.596, abs=0.001)
     # The stem begins as torchvision's does: fan-out of 64 filters of 3 x 3.
-    assert float(ours.f.conv1.weight.std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
+    assert float(ours.f.conv1.weight.detach().std()) == pytest.approx((2 / 64 / 9) ** 0.5, rel=0.1)
     theirs = resnet50().eval()
     theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     theirs.maxpool = theirs.fc = nn.Identity()
