@@ -62,7 +62,7 @@ def test_their_readme_s_evaluation_commands_run_with_their_placeholders_filled(q
 @pytest.mark.parametrize("side", ["variant.json", "params.txt", None])
 def test_their_checkpoints_are_evaluated(side, ask, tmp_path):
     """Take settings from the file beside the checkpoint, else from the tensors and from flags."""
-    path = saved(tmp_path / "last_ckpt.pt", theirs())
+    path = saved(tmp_path / "last_ckpt.pt", hdge_checkpoint())
     settings = {"dataset": "cifar10", "norm": None, "sgld_std": 0.02, "contrast_t": 0.2}
     if side is not None:
         (tmp_path / side).write_text(json.dumps(settings), encoding="utf-8")
@@ -78,7 +78,7 @@ def test_their_checkpoints_are_evaluated(side, ask, tmp_path):
     assert record["run"].get("contrast_t") == (0.2 if side else None)
 
 
-def theirs() -> dict[str, Any]:
+def hdge_checkpoint() -> dict[str, Any]:
     """Make a checkpoint as the HDGE code saves it, of random weights, queue and buffer."""
     names = build(depth=10, width=1, uncond=True).state_dict()
     state = {name: torch.randn(tensor.shape) / 9 for name, tensor in names.items()}
@@ -87,15 +87,9 @@ def theirs() -> dict[str, Any]:
     return {"model_state_dict": state, "replay_buffer": torch.rand(40, 3, 32, 32) * 2 - 1}
 
 
-def start(run: Any) -> dict[str, Any]:
-    """Return the checkpoint that a run of one step wrote before that step."""
-    assert run.code == 0, run.err
-    return run.state("prev_ckpt.pt")
-
-
 @pytest.mark.parametrize("kind", ["HDGE", "of DataParallel", "JEM", "a bare state dict", "uncond"])
 def test_their_checkpoint_brings_weights_queue_and_buffer(kind, train, tmp_path):
-    file = theirs()
+    file = hdge_checkpoint()
     weights, queue = file["model_state_dict"], kind in ("HDGE", "of DataParallel")
     negatives = weights["queue_logit"]
     if not queue:
@@ -106,7 +100,7 @@ def test_their_checkpoint_brings_weights_queue_and_buffer(kind, train, tmp_path)
     path = saved(tmp_path / "ckpt.pt", whole)
     terms = "--pxsgld 1 --uncond" if kind == "uncond" else train.ALL
     run = train(f"{terms} --max_steps 1 --lr 1e-9 --load_path {path} --reinit_freq 0")
-    before, after = start(run), run.state()
+    before, after = run.state("prev_ckpt.pt"), run.state()
     state = before["model_state_dict"]
     ignored = ("f.linear", "queue") if kind == "uncond" else ("f.linear", "queue", "energy_output")
     expected = {name for name in weights if not name.startswith(ignored)}
@@ -138,7 +132,7 @@ def test_their_checkpoint_brings_weights_queue_and_buffer(kind, train, tmp_path)
     ],
 )
 def test_a_checkpoint_of_other_sizes_is_refused_in_one_line(changed, cause, train, tmp_path):
-    path = saved(tmp_path / "ckpt.pt", theirs())
+    path = saved(tmp_path / "ckpt.pt", hdge_checkpoint())
     train.write_images(tmp_path / "cifar100.npz")
     root = f"--data_root {tmp_path}" if "cifar100" in changed else ""
     run = train(f"{train.ALL} --max_steps 1 --load_path {path} {changed} {root}")
@@ -152,7 +146,7 @@ def test_a_checkpoint_of_other_sizes_is_refused_in_one_line(changed, cause, trai
 def test_a_queue_or_replay_buffer_of_another_shape_is_refused_by_name(shape, train, ask, tmp_path):
     tensor, path = torch.zeros(shape), tmp_path / "ckpt.pt"
     for memory in ("replay buffer", "queue"):
-        file = theirs()
+        file = hdge_checkpoint()
         if memory == "queue":
             file["model_state_dict"]["queue_logit"] = tensor
         else:
@@ -168,7 +162,7 @@ def test_our_own_checkpoint_starts_a_new_run(train):
     first = train(f"{train.ALL} --max_steps 7")
     path = first.folder / "last_ckpt.pt"
     run = train(f"{train.ALL} --max_steps 1 --seed 9 --lr .01 --load_path {path}")
-    before, file = start(run), first.state()
+    before, file = run.state("prev_ckpt.pt"), first.state()
     assert train.same(before["model_state_dict"], file["model_state_dict"])
     assert before["replay_buffer"].equal(file["replay_buffer"])
     filled = "memories.queue.queue_filled"
