@@ -71,12 +71,11 @@ def test_jointloss_trains_and_measures_the_class_head_in_its_second_phase_alone(
     accuracy = ("pyxce/loss", "train_acc", "valid_acc", "test_acc", "test_loss")
     assert run.code == 0 and all(first[n] == "" and second[n] != "" for n in accuracy)
     assert 1 < float(first["ntxent/loss"]) < 2 * math.log(19)
-    assert float(second["loss"]) == pytest.approx(
-        float(second["ntxent/loss"]) + float(second["pyxce/loss"]), rel=1e-5
-    )
+    loss, ntxent, pyxce = (float(second[n]) for n in ("loss", "ntxent/loss", "pyxce/loss"))
+    assert loss == pytest.approx(ntxent + pyxce, rel=1e-5)
     assert "head.hidden.weight" in run.state()["objective"]
-    recorded = {n: run.settings[n] for n in ("pretrain_epochs", "temperature", "smoothing")}
-    assert recorded == {"pretrain_epochs": 1, "temperature": 0.5, "smoothing": 0.1}
+    defaults = {"pretrain_epochs": 1, "temperature": 0.5, "smoothing": 0.1}
+    assert defaults.items() <= run.settings.items()
 
 
 def test_supcon_leaves_the_class_head_alone(baseline):
