@@ -1,4 +1,4 @@
-"""Calibration against a case counted by hand, torchmetrics and a grid of temperatures."""
+"""Calibration against a case counted by hand, torchmetrics and scikit-learn."""
 
 import math
 
@@ -49,12 +49,18 @@ def test_a_case_counted_by_hand():
     assert result["brier"] == pytest.approx(sum(briers) / 5)
 
 
-def test_ece_agrees_with_torchmetrics():
+def test_numbers_agree_with_other_libraries():
+    from sklearn.metrics import accuracy_score, log_loss
+
     logits, labels = overconfident()
+    result, q = calibration(logits, labels), logits.softmax(1).numpy()
+    assert result["nll"] == pytest.approx(log_loss(labels, q), rel=1e-9)
+    assert result["accuracy"] == pytest.approx(accuracy_score(labels, q.argmax(1)))
+    brier = np.mean(np.sum((q - np.eye(7)[labels]) ** 2, axis=1))
+    assert result["brier"] == pytest.approx(brier, rel=1e-12)
     metrics = pytest.importorskip("torchmetrics.classification", reason="a test extra")
     theirs = metrics.MulticlassCalibrationError(num_classes=7, n_bins=20, norm="l1")
-    ece = theirs(logits.softmax(1), labels).item()
-    assert calibration(logits, labels)["ece"] == pytest.approx(ece, abs=1e-6)
+    assert result["ece"] == pytest.approx(theirs(logits.softmax(1), labels).item(), abs=1e-6)
 
 
 def test_half_precision_counts_in_float64_and_logits_that_are_not_finite_are_refused():
