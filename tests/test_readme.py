@@ -29,7 +29,7 @@ PAGES = {
 
 
 def commands(text: str) -> list[str]:
-    """Whole command lines: continued lines are joined, comments and variables are cut."""
+    """Return the command lines: join continued lines, cut comments and variables."""
     lines = [line.split("  #")[0].strip() for line in text.replace("\\\n", " ").splitlines()]
     lines = [re.sub(r'^((SCALE|SEEDS|JOBS|GPUS)=("[^"]*"|\S+) )+', "", line) for line in lines]
     lines = [line.removeprefix("srun ") for line in lines]
@@ -40,14 +40,10 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def script(name: str) -> Callable[[], argparse.ArgumentParser]:
-    return lambda: runpy.run_path(str(ROOT / "scripts" / name))["build_parser"]()
-
-
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     **{
-        f"scripts/{name}.py": script(f"{name}.py")
-        for name in ("report", "export", "torture", "experiments", "tables")
+        name: lambda name=name: runpy.run_path(str(ROOT / name))["build_parser"]()
+        for name in map("scripts/{}.py".format, "report export torture experiments tables".split())
     },
     "scripts/experiments.py sweep": experiments.build_sweep_parser,
     "scripts/bench.py": benchmark_flags.build_parser,
@@ -70,7 +66,7 @@ SCRIPT_COMMANDS = [
 ]
 
 
-def test_there_are_commands_to_check():
+def test_commands_are_found():
     assert sum("train_wrn.py" in line for line in PAGE_COMMANDS) >= 8
     assert sum("eval_wrn_ebm.py" in line for line in PAGE_COMMANDS) >= 12
     assert SCRIPT_COMMANDS
@@ -106,11 +102,10 @@ def test_command_parses(line, monkeypatch):
 
 def test_the_quickstart_s_questions_parse():
     text = (ROOT / "scripts" / "quickstart.sh").read_text(encoding="utf-8")
-    loop = re.search(r"for question in (.*?); do", text, re.DOTALL)
-    assert loop
-    asked = re.findall(r'"([^"]+)"', loop[1])
-    assert len(asked) == 6
-    for question in asked:
+    (loop,) = re.findall(r"for question in (.*?); do", text, re.DOTALL)
+    answers = re.findall(r'"([^"]+)"', loop)
+    assert len(answers) == 6
+    for question in answers:
         questions.parse(["--load_path", "last_ckpt.pt", "--eval", *question.split()])
 
 
@@ -120,25 +115,24 @@ def test_python_block_runs(code, monkeypatch):
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     if "metrics" in names:
-        said = {"pyxce/loss", "penalty/loss", "penalty/largest", "loss"}
-        assert set(names["metrics"]) == said
+        assert set(names["metrics"]) == {"pyxce/loss", "penalty/loss", "penalty/largest", "loss"}
 
 
-def test_own_question_is_answered(tmp_path, monkeypatch):
+def test_the_example_of_an_added_question_is_answered(tmp_path, monkeypatch):
     (code,) = blocks(PAGES["docs/protocol.md"], "python")
     names: dict[str, Any] = {}
     exec(compile(code, "protocol.md", "exec"), names)
     monkeypatch.setitem(QUESTIONS, "log_px", names["QUESTION"])
     parse = runpy.run_path(str(ROOT / "evaluation" / "flags.py"))["parse"]  # with this question
-    model = str(ROOT / "pretrained" / "hdge" / "model.pt")
-    words = f"--eval log_px --dataset digits --max_images 20 --device cpu --log_dir {tmp_path}"
-    assert eval_wrn_ebm.main(*parse(["--load_path", model, *words.split()])) == 0
+    argv = ["--load_path", str(ROOT / "pretrained" / "hdge" / "model.pt"), "--eval", "log_px"]
+    argv += f"--dataset digits --max_images 20 --device cpu --log_dir {tmp_path}".split()
+    assert eval_wrn_ebm.main(*parse(argv)) == 0
     answer = json.loads((tmp_path / "log_px.json").read_text())
     assert answer["n"] == 20 and answer["report"]["rows"] == [[answer["mean"], answer["std"]]]
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that GitHub gives the headings of a page."""
+    """Return the anchors that GitHub gives the headings of a page."""
     titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -158,12 +152,12 @@ def test_relative_links_and_anchors_exist(page):
 def test_every_flag_in_the_pages_exists():
     parsers = [flags.build_parser(), questions.build_parser()]
     parsers += [build() for name, build in PARSERS.items()]
-    known = {o for parser in parsers for action in parser._actions for o in action.option_strings}
-    of_others = (
+    options = {o for parser in parsers for action in parser._actions for o in action.option_strings}
+    foreign = (
         "file standalone nodes ntasks-per-node gpus-per-node signal time "  # conda and SLURM
         "nnodes nproc_per_node rdzv_backend rdzv_endpoint rdzv_id "  # torchrun
-        "penalty"  # a reader's own term
+        "penalty"  # of the example of a new term
     )
-    known |= {f"--{name}" for name in of_others.split()}
-    named = {flag for text in PAGES.values() for flag in re.findall(r"--[a-z][a-z_0-9-]*", text)}
-    assert named <= known
+    options |= {f"--{name}" for name in foreign.split()}
+    mentioned = {f for text in PAGES.values() for f in re.findall(r"--[a-z][a-z_0-9-]*", text)}
+    assert mentioned <= options
