@@ -1,12 +1,10 @@
-"""Rows are written once, and only a run's own files are removed."""
+"""The files of a run folder: rows are written once, and no other program's files are removed."""
 
 import errno
 import json
 import threading
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,49 +24,40 @@ from training import machine
 CPU = torch.device("cpu")
 
 
-def written(folder: Path, epochs: Any) -> None:
-    book = Records(folder)
-    for epoch in epochs:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of a run of 3 epochs of 5 steps."""
+    book = Records(tmp_path)
+    for epoch in range(3):
         book.row({"epoch": epoch, "step": 5 * epoch + 5, "loss": epoch / 10, "valid_acc": ""})
         book.line(f"epoch {epoch}")
     book.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    written(tmp_path, range(3))
-    yield tmp_path
-
-
-def epochs(folder: Path) -> list[str]:
-    return [row["epoch"] for row in read_progress(folder)]
+    return tmp_path
 
 
 def test_rows_and_lines_are_on_the_disk_once_they_are_written(tmp_path):
-    book = Records(tmp_path)
+    book, lines = Records(tmp_path), ["epoch,loss"]
     for epoch in range(3):
         book.row({"epoch": epoch, "loss": 0.5} if epoch != 1 else {"loss": 0.5, "epoch": epoch})
-        assert epochs(tmp_path) == [str(i) for i in range(epoch + 1)]
-    text = (tmp_path / "progress.csv").read_text()
-    assert text.split() == ["epoch,loss", "0,0.5", "1,0.5", "2,0.5"]
+        lines.append(f"{epoch},0.5")
+        assert (tmp_path / "progress.csv").read_text().split() == lines
     book.line("first")
     assert (tmp_path / "log.txt").read_text() == "first\n" and book.flush() == 6
     book.close()
 
 
-def test_tensorboard_s_thread_leaves_its_error_to_the_next_call(capsys):
+def test_only_a_file_error_of_tensorboard_s_thread_is_printed_nowhere(capsys):
     from tensorboard.summary.writer import event_file_writer
 
     full = OSError(errno.ENOSPC, "No space left on device")
     thread = event_file_writer._AsyncWriterThread.__new__(event_file_writer._AsyncWriterThread)
     threading.Thread.__init__(thread)
-    for error, who, quiet in (
+    for error, origin, quiet in (
         (full, thread, True),
         (ValueError("a mistake"), thread, False),
         (full, threading.current_thread(), False),
     ):
-        told = threading.ExceptHookArgs((type(error), error, None, who))
-        records.quiet_writers(told)
+        records.quiet_writers(threading.ExceptHookArgs((type(error), error, None, origin)))
         assert (capsys.readouterr().err == "") == quiet
 
 
@@ -91,51 +80,44 @@ def test_a_resumed_run_keeps_the_rows_up_to_its_step(step, row, losses, folder):
 
 
 @pytest.mark.parametrize(
-    "spoilt", [b"\xff\xfe", b"epoch,step\n0,ten\n", b"a,b\n0,1\n", b"epoch,step\n0"]
+    "content", [b"\xff\xfe", b"epoch,step\n0,ten\n", b"a,b\n0,1\n", b"epoch,step\n0"]
 )
-def test_a_spoilt_progress_is_refused_and_stays(spoilt, folder):
-    (folder / "progress.csv").write_bytes(spoilt)
+def test_a_damaged_progress_csv_is_refused_and_stays(content, folder):
+    (folder / "progress.csv").write_bytes(content)
     with pytest.raises(RunFolderError, match=r"^--resume: .*progress\.csv cannot be read \("):
         Records(folder, resume_from=(15, 0))
-    assert (folder / "progress.csv").read_bytes() == spoilt
+    assert (folder / "progress.csv").read_bytes() == content
 
 
 def test_overwriting_removes_the_run_s_own_files_alone(folder):
     write_settings(folder, {"lr": 1}, machine.environment(CPU))
-    own = ["best_valid_ckpt.pt", "ckpt_3.pt", "last_ckpt.pt", "samples/cond_0001.png", "curves.png"]
-    mine = ["notes.txt", "samples/notes.txt", "eval/OOD.json", "mine.pt", "ckpt_final.pt"]
-    for name in own + mine:
+    ours = ["best_valid_ckpt.pt", "ckpt_3.pt", "last_ckpt.pt", "samples/cond_1.png", "curves.png"]
+    foreign = ["notes.txt", "samples/notes.txt", "eval/OOD.json", "mine.pt", "ckpt_final.pt"]
+    for name in ours + foreign:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     with pytest.raises(RunFolderError, match="--overwrite"):
         check_free(folder, overwrite=False)
     check_free(folder, overwrite=True)
-    assert len(list(folder.rglob("*.*"))) == len(own + mine) + 4  # nothing was removed
+    assert len(list(folder.rglob("*.*"))) == len(ours + foreign) + 4  # nothing was removed
     create_run_folder(folder, overwrite=True)
-    left = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    assert left == sorted(mine)
+    remaining = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    assert remaining == sorted(foreign)
 
 
-@pytest.mark.parametrize("known", [("environment",), ("environment", "environments")])
-def test_a_resumed_run_remembers_where_its_earlier_processes_ran(known, tmp_path):
+@pytest.mark.parametrize("keys", [("environment",), ("environment", "environments")])
+def test_a_resumed_run_keeps_the_environments_of_its_earlier_processes(keys, tmp_path):
+    """A run of an older version has the last environment alone."""
     settings, path = {"lr": 1e-4, "id": None, "decay_epochs": [1, 2]}, tmp_path / "variant.json"
-
-    def ran(commit: str) -> dict[str, Any]:
+    commits = []
+    for commit in ("first", "first", "second", "second", "first"):
         write_settings(tmp_path, settings, {"git_commit": commit})
-        return json.loads(path.read_text())
-
-    variant = ran("first")
-    kept = {name: variant[name] for name in ("lr", *known)}  # an older version: the last alone
-    path.write_text(json.dumps(kept))
-    for commit, expected in (
-        ("first", ["first"]),
-        ("second", ["first", "second"]),
-        ("second", ["first", "second"]),
-        ("first", ["first", "second"]),
-    ):
-        variant = ran(commit)
+        variant = json.loads(path.read_text())
+        commits += [commit] * (commit not in commits)
         assert variant["environment"]["git_commit"] == commit
-        assert [each["git_commit"] for each in variant["environments"]] == expected
+        assert [entry["git_commit"] for entry in variant["environments"]] == commits
+        if commits == ["first"]:
+            path.write_text(json.dumps({name: variant[name] for name in ("lr", *keys)}))
     assert read_settings(tmp_path) == settings and list(tmp_path.iterdir()) == [path]
 
 
@@ -149,7 +131,7 @@ def test_settings_that_cannot_be_read_are_refused_in_one_line(content, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["last_ckpt.pt", "mine.pt", "params.txt", "notes.txt"])
-def test_a_run_of_another_program_is_a_run_and_is_never_emptied(name, tmp_path):
+def test_a_checkpoint_or_params_txt_is_a_run_and_no_run_folder_is_emptied(name, tmp_path):
     (tmp_path / name).write_text("precious")
     with nullcontext() if name == "notes.txt" else pytest.raises(RunFolderError, match="--overw"):
         check_free(tmp_path, overwrite=False)
