@@ -11,14 +11,13 @@ SHAPE = (3, 2, 2)
 
 
 def numbered(size: int, classes: int, reinit_freq: float = 0.0) -> ReplayBuffer:
-    """Slot i holds the number 10 + i everywhere: what no fresh start in [-1, 1] can be."""
+    """Return a buffer whose slot i holds 10 + i everywhere, while fresh starts are in [-1, 1]."""
     buffer = ReplayBuffer(size, SHAPE, reinit_freq, classes)
     buffer.images.copy_((10 + torch.arange(size))[:, None, None, None].expand_as(buffer.images))
     return buffer
 
 
 def test_slots_are_distinct_uniform_and_all_may_be_drawn():
-    torch.manual_seed(0)
     buffer, counts = numbered(20, 10), Counter[int]()
     for _ in range(1000):
         slots = buffer.draw(4)[1].tolist()
@@ -30,7 +29,6 @@ def test_slots_are_distinct_uniform_and_all_may_be_drawn():
 
 def test_conditional_slots_are_of_the_class_distinct_and_uniform_within_it():
     """The first chain of a class, and the third, may use any of its slots."""
-    torch.manual_seed(0)
     buffer, labels = numbered(30, 3), torch.tensor([2, 0, 2, 1, 2])
     drawn = torch.stack([buffer.draw(5, labels)[1] for _ in range(1000)])
     assert (drawn // 10 == labels).all() and (drawn.sort(1).values.diff(dim=1) > 0).all()
@@ -44,8 +42,7 @@ def test_conditional_slots_are_of_the_class_distinct_and_uniform_within_it():
 
 @pytest.mark.parametrize("labels", [None, torch.arange(2000) % 2], ids=["free", "conditional"])
 @pytest.mark.parametrize(("share", "slack"), [(0.0, 0.0), (0.05, 0.015), (0.8, 0.03), (1.0, 0.0)])
-def test_this_share_of_the_chains_restarts(labels, share, slack):
-    torch.manual_seed(0)
+def test_reinit_freq_is_the_share_of_uniform_starts(labels, share, slack):
     buffer = numbered(4000, 2, reinit_freq=share)
     start, slots = buffer.draw(2000, labels)
     fresh = start.abs().amax((1, 2, 3)) <= 1
@@ -56,40 +53,35 @@ def test_this_share_of_the_chains_restarts(labels, share, slack):
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_staged_samples_are_stored_once_by_the_commit(skip):
+def test_staged_samples_are_stored_by_the_commit_unless_the_step_is_skipped(skip):
     buffer, slots = numbered(20, 10), torch.tensor([7, 2])
     before = buffer.images.clone()
     buffer.stage(slots, before[slots], torch.zeros(2, *SHAPE))
     buffer.stage(slots[:1] + 1, before[slots[:1] + 1], torch.ones(1, *SHAPE))
     assert torch.equal(buffer.images, before)
     buffer.commit(None, torch.tensor(skip))
-    expected = before if skip else before.index_fill(0, slots, 0.0)
     if not skip:
-        expected[8] = 1
-    assert torch.equal(buffer.images, expected)
-    assert buffer.staged == []
+        before[slots], before[8] = 0, 1
+    assert torch.equal(buffer.images, before) and buffer.staged == []
 
 
 def test_ages_count_the_updates_since_a_chain_began():
-    """Steps: chains of slots 3 and 4 go on, 4 begins anew, a step is skipped, both go on."""
+    """Chains of slots 3 and 4 go on, 4 begins anew, a step is skipped, both go on."""
     buffer, slots = numbered(20, 10), torch.tensor([3, 4])
 
-    def step(restarts: tuple[bool, bool], skip: bool = False) -> list[int]:
+    def step(restarts: tuple[bool, bool], skip: bool) -> list[int]:
         kept = buffer.images[slots]
         start = torch.where(torch.tensor(restarts)[:, None, None, None], kept - 0.5, kept)
         ages = buffer.stage(slots, start, kept + 1)
         buffer.commit(None, torch.tensor(skip))
         return ages.tolist()
 
-    found = [
-        step((False, False)),
-        step((False, False)),
-        step((False, True)),
-        step((True, False), skip=True),
-        step((False, False)),
-        step((False, False)),
-    ]
-    assert found == [[0, 0], [1, 1], [2, 0], [0, 1], [3, 1], [4, 2]]
+    for restarts, skip, ages in (
+        *(((False, False), False, [0, 0]), ((False, False), False, [1, 1])),
+        *(((False, True), False, [2, 0]), ((True, False), True, [0, 1])),
+        *(((False, False), False, [3, 1]), ((False, False), False, [4, 2])),
+    ):
+        assert step(restarts, skip) == ages
     assert buffer.updates == 5 and buffer.began[slots].tolist() == [0, 2]
     buffer.images.div_(100)[4] = torch.nan
     assert buffer.renew() == 1 and buffer.began.tolist() == [0, 0, 0, 0, 5, *15 * [0]]
@@ -106,11 +98,10 @@ def test_more_chains_than_slots_and_sizes_that_classes_do_not_divide_are_refused
             ReplayBuffer(size, SHAPE, 0.05, 10)
 
 
-def test_a_generator_decides_everything_and_nothing_else_moves():
-    buffer, labels = numbered(20, 2, reinit_freq=0.5), torch.tensor([0, 1, 1])
-    before = torch.get_rng_state()
-    for chosen in (None, labels):
-        draws = [buffer.draw(3, chosen, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+def test_a_draw_depends_on_its_generator_alone():
+    buffer, before = numbered(20, 2, reinit_freq=0.5), torch.get_rng_state()
+    for labels in (None, torch.tensor([0, 1, 1])):
+        draws = [buffer.draw(3, labels, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
         for first, second, other in zip(*draws, strict=True):
             assert torch.equal(first, second) and not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
