@@ -1,4 +1,4 @@
-"""What an answer leaves on disk, and what becomes of an earlier one."""
+"""The files of an answer, and those of earlier answers."""
 
 import json
 import math
@@ -21,28 +21,33 @@ class Drawn:
         path.write_text(self.text)
 
 
-def answer(folder: Path, settings: dict[str, Any], text: str) -> Results:
-    one = Results(folder, "OOD", settings)
-    one.add("OOD_scores.npz", Path.write_text, text)
-    one.picture("OOD", lambda: Drawn(text))
-    one.save({"number": text})
-    return one
+def answer(folder: Path, settings: dict[str, Any], text: str) -> None:
+    results = Results(folder, "OOD", settings)
+    results.add("OOD_scores.npz", Path.write_text, text)
+    results.picture("OOD", lambda: Drawn(text))
+    results.save({"number": text})
 
 
 def content(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in sorted(folder.iterdir())}
 
 
+def record_of(folder: Path, name: str, text: str) -> dict[str, Any]:
+    """Return the record of an answer after a check that it and its files have the text."""
+    texts = content(folder)
+    record = json.loads(texts[f"{name}.json"])
+    assert record["number"] == text and [texts[file] for file in record["files"]] == [text] * 3
+    return record
+
+
 def test_an_answer_names_its_files_and_the_same_question_replaces_it(tmp_path):
     folder = tmp_path / "new" / "folder"
     for text in ("first", "second"):
         answer(folder, {"seed": 1}, text)
-        record = json.loads((folder / "OOD.json").read_text())
+        record = record_of(folder, "OOD", text)
         assert record["eval"] == "OOD" and record["settings"] == {"seed": 1}
-        assert record["number"] == text
         assert record["files"] == ["OOD_scores.npz", "OOD.png", "OOD.pdf"]
         assert set(content(folder)) == {"OOD.json", *record["files"]}
-        assert content(folder)["OOD.png"] == text
     (folder / "OODother.txt").write_text("not the answer's")
     Results(folder, "OOD", {"seed": 1}).save({})
     assert set(content(folder)) == {"OOD.json", "OODother.txt"}
@@ -51,22 +56,18 @@ def test_an_answer_names_its_files_and_the_same_question_replaces_it(tmp_path):
 def test_an_answer_to_other_settings_stays_with_all_its_files(tmp_path):
     for seed, text in ((1, "first"), (2, "second"), (3, "third")):
         answer(tmp_path, {"seed": seed}, text)
-    found = content(tmp_path)
-    assert len(found) == 12
-    for n, text in (("-1", "first"), ("-2", "second"), ("", "third")):
-        record = json.loads(found[f"OOD{n}.json"])
-        assert record["number"] == text
-        assert [found[name] for name in record["files"]] == [text] * 3
+    assert len(content(tmp_path)) == 12
+    for name, text in (("OOD-1", "first"), ("OOD-2", "second"), ("OOD", "third")):
+        record_of(tmp_path, name, text)
 
 
 def test_numbers_that_json_does_not_have_become_null(tmp_path):
-    """And a foreign or damaged JSON is no obstacle."""
-    (tmp_path / "fid.json").write_text("{")
-    one = Results(tmp_path, "fid", {})
-    one.save({"fid": math.nan, "rows": [{"eps": math.inf}], "path": Path("a"), "pair": (1, 2)})
+    (tmp_path / "fid.json").write_text("{")  # a damaged JSON is replaced
+    numbers = {"fid": math.nan, "rows": [{"eps": math.inf}], "path": Path("a"), "pair": (1, 2)}
+    Results(tmp_path, "fid", {}).save(numbers)
     record = json.loads((tmp_path / "fid.json").read_text())
-    assert (record["fid"], record["rows"], record["path"]) == (None, [{"eps": None}], "a")
-    assert record["pair"] == [1, 2]
+    saved = {"fid": None, "rows": [{"eps": None}], "path": "a", "pair": [1, 2]}
+    assert record == {"eval": "fid", **saved, "settings": {}, "files": []}
 
 
 @pytest.mark.parametrize("stopped", ["write_text", "replace"])
@@ -82,15 +83,11 @@ def test_an_answer_that_is_being_set_aside_is_never_lost(stopped, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        if stopped == "write_text":
-            patch.setattr(Path, "write_text", half)
-        else:
-            patch.setattr(os, "replace", killed)
+        owner = Path if stopped == "write_text" else os
+        patch.setattr(owner, stopped, half if stopped == "write_text" else killed)
         with pytest.raises((OSError, KeyboardInterrupt)):
             Results(tmp_path, "OOD", {"seed": 2}).path("OOD.png")
     assert json.loads(content(tmp_path)["OOD.json"])["number"] == "first"
     answer(tmp_path, {"seed": 2}, "second")
-    found = content(tmp_path)
-    record = json.loads(found["OOD-1.json"])
-    assert record["number"] == "first" and len(found) == 8
-    assert [found[name] for name in record["files"]] == ["first"] * 3
+    record_of(tmp_path, "OOD-1", "first")
+    assert len(content(tmp_path)) == 8
