@@ -10,20 +10,16 @@ from scripts import rows
 from tests.pair import refusal
 from training import flags, recipe
 
-ROOT = Path(__file__).resolve().parent.parent
-NAMES = sorted(path.stem for path in (ROOT / "scripts" / "recipes").glob("*.txt"))
-PAPERS = {"jem": "JEM", "hdge": "HDGE", "hdge-jem": "HDGE + JEM"}  # and the rows' names
-# What a row of the tables has besides, and a command line adds.
-BESIDES = ("recipe", "log_gradients", "max_restarts", "seed", "log_dir", "id")
+NAMES = [path.stem for path in recipe.files()]
 
 
-def parsed(*words: str) -> Any:
-    return flags.parse([word for part in words for word in part.split()])[0]
+def parsed(argv: str) -> Any:
+    return flags.parse(argv.split())[0]
 
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Write a recipe, in a folder that stands in for scripts/recipes."""
+    """Return a function that writes a recipe to a folder in place of scripts/recipes."""
     folder = tmp_path / "recipes"
     folder.mkdir()
     monkeypatch.setattr(recipe, "FOLDER", folder)
@@ -33,7 +29,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_parses_and_its_head_tells_what_to_expect(name, tmp_path, monkeypatch):
+def test_a_recipe_parses_and_its_head_names_source_cost_and_results(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings, given = flags.parse([f"@{name}"])
     assert settings.recipe == name and not given
@@ -45,36 +41,36 @@ def test_every_recipe_parses_and_its_head_tells_what_to_expect(name, tmp_path, m
     assert f" {lines[0].removeprefix('# ')}\n" in flags.build_parser().format_help()
 
 
-@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.parametrize("name", ["jem", "hdge", "hdge-jem"])
 def test_the_papers_recipes_are_the_tables_rows(name):
-    row = vars(parsed(*rows.train_command(Path("x"), "paper", rows.Train(name, 1))[1:]))
-    ours = vars(parsed(f"@{name}"))
-    assert {k: v for k, v in ours.items() if row[k] != v}.keys() <= set(BESIDES)
+    row = vars(flags.parse(rows.train_command(Path("x"), "paper", rows.Train(name, 1))[1:])[0])
+    differing = {key for key, value in vars(parsed(f"@{name}")).items() if row[key] != value}
+    assert differing <= {"recipe", "log_gradients", "max_restarts", "seed", "log_dir", "id"}
 
 
-@pytest.mark.parametrize("words", ["@jem --lr 2", "--lr 2 @jem", "--decay_epochs 7 @jem --lr 2"])
-def test_the_command_line_wins_wherever_the_recipe_stands(words):
-    settings, given = flags.parse(words.split())
+@pytest.mark.parametrize("argv", ["@jem --lr 2", "--lr 2 @jem", "--decay_epochs 7 @jem --lr 2"])
+def test_the_command_line_wins_before_and_after_a_recipe(argv):
+    settings, given = flags.parse(argv.split())
     assert (settings.lr, settings.pxsgld, settings.recipe) == (2, 1, "jem")
-    assert given == {"lr", *["decay_epochs"] * ("7" in words)}
-    assert settings.decay_epochs == ([7] if "7" in words else [160, 180])
+    assert given == {"lr", *["decay_epochs"] * ("7" in argv)}
+    assert settings.decay_epochs == ([7] if "7" in argv else [160, 180])
 
 
-@pytest.mark.parametrize("words", ["--pyxce 1 --id @jem", "--pyxce 1 --id=@jem"])
-def test_the_value_of_a_flag_is_no_recipe(words):
-    settings = parsed(words)
+@pytest.mark.parametrize("argv", ["--pyxce 1 --id @jem", "--pyxce 1 --id=@jem"])
+def test_the_value_of_a_flag_is_no_recipe(argv):
+    settings = parsed(argv)
     assert (settings.id, settings.pxsgld, settings.recipe) == ("@jem", 0, None)
-    settings = parsed(f"@hdge {words} --overwrite @jem")  # which takes no value
+    settings = parsed(f"@hdge {argv} --overwrite @jem")  # --overwrite takes no value
     assert (settings.id, settings.pxsgld, settings.recipe) == ("@jem", 1, "hdge jem")
 
 
-def test_of_several_recipes_the_last_wins(write):
+def test_the_last_of_several_recipes_wins(write):
     write("one", "--pyxce 1 --lr 1 --depth 16")
     write("two", "--lr 2 --width 3")
-    for words, lr in (("@one @two", 2), ("@two --width 4 @one", 1)):
-        s = parsed(words)
-        assert (s.lr, s.depth, s.width) == (lr, 16, 4 if "4" in words else 3)
-        assert recipe.shown(s.recipe) == words.replace("--width 4 ", "")
+    for argv, lr, width in (("@one @two", 2, 3), ("@two --width 4 @one", 1, 4)):
+        s = parsed(argv)
+        assert (s.lr, s.depth, s.width) == (lr, 16, width)
+        assert recipe.shown(s.recipe) == argv.replace("--width 4 ", "")
 
 
 def test_a_file_has_comments_blank_lines_quotes_and_several_flags_a_line(write):
@@ -89,7 +85,7 @@ def test_a_file_has_comments_blank_lines_quotes_and_several_flags_a_line(write):
 
 
 @pytest.mark.parametrize(
-    ("text", "words", "told"),
+    ("text", "argv", "message"),
     [
         ("--lr x", "@bad", "scripts/recipes/bad.txt: argument --lr: 'x' is not a number"),
         ("--pyxc 1", "@bad", "scripts/recipes/bad.txt: unrecognized arguments: --pyxc 1"),
@@ -107,29 +103,28 @@ def test_a_file_has_comments_blank_lines_quotes_and_several_flags_a_line(write):
         ("--pyxce 1", "@", "error: @ is no recipe: use @bad, @good ("),
     ],
 )
-def test_a_mistake_is_one_line_that_names_the_recipe(text, words, told, write):
+def test_a_mistake_is_one_line_that_names_the_recipe(text, argv, message, write):
     write("good", "--pyxce 1")
     write("bad", text)
-    assert told in refusal(parsed, words)
+    assert message in refusal(parsed, argv)
 
 
-def test_a_run_records_its_recipe_which_counts_for_nothing_on_resume(train, write):
+def test_a_run_records_its_recipe_and_ignores_it_on_resume(train, write):
     write("tiny", "--pyxce 1 --lr .01")
     write("other", "--pyxce 1 --lr .01")
     run = train("@tiny --max_steps 2")
     assert run.code == 0 and (run.settings["recipe"], run.settings["lr"]) == ("tiny", 0.01)
     write("tiny", "--pyxce 1 --lr .02 --depth 16")
-    there = ("--resume", str(run.folder), "--max_steps")
     for steps, more, lr in (("3", "@tiny", 0.01), ("4", "@tiny --lr .03", 0.03), ("5", "", 0.03)):
-        again = train.bare(*there, steps, *more.split())
+        again = train.resumed(run, "--max_steps", steps, *more.split())
         assert again.code == 0, again.err
         assert (run.settings["recipe"], run.settings["lr"]) == ("tiny", lr)
         assert run.state()["settings"]["recipe"] == "tiny" and run.last["step"] == steps
-    refused = train.bare(*there, "6", "@other")
-    assert "@other cannot change on --resume (the run has @tiny): leave it out" in refused.refusal
+    line = train.resumed(run, "--max_steps", "6", "@other").refusal
+    assert "@other cannot change on --resume (the run has @tiny): leave it out" in line
 
 
-def test_resume_auto_goes_on_with_a_recipe_to_its_limit(train, write):
+def test_resume_auto_continues_to_the_limit_of_the_recipe(train, write):
     write("tiny", "--pyxce 1 --max_steps 3")
     for more, steps in (("--max_steps 2", "2"), ("", "3")):
         run = train(f"@tiny --resume auto --id auto_recipe {more}")
