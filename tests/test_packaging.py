@@ -20,7 +20,9 @@ VERSIONS = re.findall(r"Python :: (3\.\d+)", PYPROJECT)
 def test_conda_yaml_lists_what_pyproject_lists():
     lines = (ROOT / "conda.yaml").read_text(encoding="utf-8").split("dependencies:\n")[1]
     python, *packages = re.findall(r"^ +- (\S+)$", lines, re.MULTILINE)
-    conda = [line for line in packages if line not in ("pip", "pip:")]  # what conda-forge lacks
+    conda = [
+        line for line in packages if line not in ("pip", "pip:")
+    ]  # for packages that conda-forge lacks
     assert conda == [
         re.sub(r"^torch(?=[<>])", "pytorch", line) for line in requirements.listed("test")
     ]
@@ -57,7 +59,7 @@ def test_a_requirement_is_met_by_an_installed_version_in_its_range(tmp_path, mon
     assert {requirement: requirements.is_met(requirement) for requirement in met} == met
 
 
-# environment.sh, with a Python that only acts as one. Its folder holds `complete` once pip has run.
+# A stand-in for Python, for environment.sh. Its folder holds `complete` once pip has run.
 FAKE_PYTHON = r"""#!/bin/sh
 here=$(dirname "$0")
 case "$1 $2" in
@@ -76,7 +78,7 @@ esac
 
 
 class Machine:
-    """A folder with a copy of the scripts, and a PATH with nothing but what the scripts call."""
+    """A folder with a copy of the scripts, and a PATH with no tools but theirs."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "a copy"

@@ -1,4 +1,4 @@
-"""scripts/predict.py, and the names of an image folder's classes wherever they are shown."""
+"""scripts/predict.py, and the names of an image folder's classes in all outputs."""
 
 import re
 from typing import Any

@@ -66,7 +66,7 @@ def test_only_a_file_error_of_tensorboard_s_thread_is_printed_nowhere(capsys):
     [
         (15, (3, 20), "0.0 0.1 0.2 9"),
         (7, (1, 10), "0.0 9"),  # an epoch that was only begun
-        (15, (2, 17), "0.0 0.1 9"),  # its row stays until the epoch has its own
+        (15, (2, 17), "0.0 0.1 9"),  # the row stays until its epoch is complete
         (0, (0, 5), "9"),
     ],
 )

@@ -102,6 +102,6 @@ def test_a_draw_depends_on_its_generator_alone():
     buffer, before = numbered(20, 2, reinit_freq=0.5), torch.get_rng_state()
     for labels in (None, torch.tensor([0, 1, 1])):
         draws = [buffer.draw(3, labels, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
-        for first, second, other in zip(*draws, strict=True):
-            assert torch.equal(first, second) and not torch.equal(first, other)
+        for first, second, third in zip(*draws, strict=True):
+            assert torch.equal(first, second) and not torch.equal(first, third)
     assert torch.equal(torch.get_rng_state(), before)
