@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from evaluation import flags
-from reports.page import NoRun, page, read_run
+from reports.page import NoRun, read_run
+from reports.page import page as rendered
 from reports.page.curves import ticks
 from reports.page.markup import MINUS, NONE
 from reports.page.run import KEYS
@@ -80,7 +81,7 @@ Maker = Callable[..., Path]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Maker:
-    """A run folder with these answers."""
+    """Return a function that makes a run folder with these answers."""
 
     def write(answers: dict[str, Any], name: str = "a-run", **settings: Any) -> Path:
         run = tmp_path / name
@@ -98,26 +99,23 @@ def make(tmp_path: Path) -> Maker:
 
 
 def save(folder: Path, name: str, values: dict[str, Any]) -> None:
-    common = {"eval": name, "checkpoint": "x/a-run/best_valid_ckpt.pt", "files": [], "seconds": 1.5}
-    common["settings"] = {"sigma": 0.03, "seed": 1}
-    common["protocol"] = {"version": 1, "sets": {"a": "the first 5"}}
-    (folder / f"{name}.json").write_text(json.dumps({**common, **values}))
-    files = values.get("files")
-    for file in files if isinstance(files, list) else []:
+    record = {"eval": name, "checkpoint": "x/a-run/best_valid_ckpt.pt", "files": [], "seconds": 1.5}
+    protocol = {"version": 1, "sets": {"a": "the first 5"}}
+    record |= {"settings": {"sigma": 0.03, "seed": 1}, "protocol": protocol} | values
+    (folder / f"{name}.json").write_text(json.dumps(record))
+    for file in record["files"] if isinstance(record["files"], list) else []:
         if isinstance(file, str) and file.endswith(".png"):
             Image.new("RGB", (2, 2)).save(folder / file)
 
 
 class Page(HTMLParser):
-    """Raises on unbalanced tags; keeps text, elements, and the cells of every table row."""
+    """Raise on unbalanced tags; keep text, elements, and the cells of every table row."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.html = html
-        self.open: list[str] = []
+        self.open, self.texts, self.rows = list[str](), list[str](), list[list[str]]()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.rows: list[list[str]] = []
         self.feed(html)
         self.close()
         assert not self.open, f"never closed: {self.open}"
@@ -140,8 +138,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] not in ("script", "style"):
-            # Neighbouring elements are separate words.
-            self.texts.append(data if "pre" in self.open else data + "\n")
+            self.texts.append(data if "pre" in self.open else data + "\n")  # elements are words
             if {"td", "th"} & set(self.open) and self.rows:
                 self.rows[-1][-1] += data.replace("\xa0", " ")
 
@@ -150,11 +147,11 @@ class Page(HTMLParser):
 
 
 def read(run: Path, *eval_folders: Path) -> Page:
-    return Page(page(read_run(run, eval_folders), DEFAULTS))
+    return Page(rendered(read_run(run, eval_folders), DEFAULTS))
 
 
-def test_numbers_on_the_page_are_those_of_the_answers(make):
-    found = read(make(ANSWERS))
+def test_the_page_has_the_numbers_of_the_answers(make):
+    page = read(make(ANSWERS))
     paper, ratio = "0.9{} \N{PLUS-MINUS SIGN} 0.{}", "1,234 : 4,321"
     px, py = paper.format(6, "08"), paper.format(5, "11")
     sets = "svhn 4,321 -7.125 1.375 -9.250 -7.500 3.750 0.5678".replace("-", MINUS).split()
@@ -169,7 +166,7 @@ def test_numbers_on_the_page_are_those_of_the_answers(make):
         ["svhn", "py: max q(y|x)", "0.8000", py, "25.00 %", "0.7500", ratio],
         ["a-run", *sets],
         ["8/255", "8.75 %"],
-        ["--pxycontrast", f"{MINUS}log q(x|y)", found.rows[2][2], "0.25"],
+        ["--pxycontrast", f"{MINUS}log q(x|y)", page.rows[2][2], "0.25"],
         *(["lr", "0.002", "0.0001"], ["torch", "2.15.0"]),
         ["distance to the nearest training image", "8.125", "16.500", "9.750"],
         ["distance between samples of a class", "17.250", NONE, "18.500"],
@@ -179,17 +176,17 @@ def test_numbers_on_the_page_are_those_of_the_answers(make):
         ["samples", "100", "10,000", "85.75", "0.625", "0.375"],
         ["training images", NONE, "10,000", "2.50", "0.750", "0.875"],
     ):  # fmt: skip
-        assert row in found.rows
-    assert "Skipped: celeba (gone)." in found.text and "Classified" not in found.text
-    assert found.text.count("a : the first 5") == len(ANSWERS)
-    shown = dict(re.findall('<section id="(.*?)">(.*?)</section>', found.html, re.DOTALL))
-    noisy = [key for key, body in shown.items() if re.search(r"<span>sigma <b>0\.03", body)]
+        assert row in page.rows
+    assert "Skipped: celeba (gone)." in page.text and "Classified" not in page.text
+    assert page.text.count("a : the first 5") == len(ANSWERS)
+    sections = re.findall('<section id="(.*?)">(.*?)</section>', page.html, re.DOTALL)
+    noisy = [name for name, body in sections if re.search(r"<span>sigma <b>0\.03", body)]
     assert noisy == ["classification", "calibration", "ood", "histograms"]
-    assert "Not evaluated" not in found.text and "eval_wrn_ebm.py" not in found.text
-    grids = re.search(r"Class-conditional.*?<figcaption>(.*?)<", found.html, re.DOTALL)
+    assert "Not evaluated" not in page.text and "eval_wrn_ebm.py" not in page.text
+    grids = re.search(r"Class-conditional.*?<figcaption>(.*?)<", page.html, re.DOTALL)
     assert grids and grids[1].startswith("Where chains began")  # before the larger grids
-    assert len(found.of("img")) == 3 + 1 + 2 + 3 + 1  # charts, training, q(x), q(x|y), fid
-    assert "small scale: 2 epochs" in found.text
+    assert len(page.of("img")) == 3 + 1 + 2 + 3 + 1  # charts, training, q(x), q(x|y), fid
+    assert "small scale: 2 epochs" in page.text
     for part in (
         "Test accuracy 73.91 % cifar10_test, 1,234 images paper (WRN-28-10): 94.6 %",
         "Calibration (ECE) 5.23 % cifar10_test, 1,234 images",
@@ -197,7 +194,7 @@ def test_numbers_on_the_page_are_those_of_the_answers(make):
         "FID 85.31 inception features, 10,000 samples",
         "Robust accuracy 8.75 % PGD, L\N{INFINITY} 8/255, 200 images",
     ):
-        assert part in found.strip
+        assert part in page.strip
 
 
 @pytest.mark.parametrize("terms, auroc", [
@@ -205,35 +202,32 @@ def test_numbers_on_the_page_are_those_of_the_answers(make):
     ({"pxsgld": 1}, "0.95"), ({"pxcontrast": 1}, None), ({"uncond": True}, None),
     ({"pyxce": 0, "pxycontrast": 0, "method": "supcon"}, None),
 ])  # fmt: skip
-def test_the_papers_row_is_that_of_the_runs_terms(make, terms, auroc):
+def test_the_papers_auroc_is_that_of_the_runs_terms(make, terms, auroc):
     cells = next(row for row in read(make(ANSWERS, **terms)).rows if row[:1] == ["svhn"])
     assert cells[3].split()[0] == (auroc or "87.65")
 
 
-def test_the_papers_numbers_are_kept_away_from_what_they_are_not_about(make):
+def test_the_papers_numbers_stand_beside_their_data_features_and_network_alone(make):
     answers = copy.deepcopy(ANSWERS)
     answers["OOD"]["in_dataset"] = answers["test_clf"]["dataset"] = "digits_test"
     answers["fid"]["features"] = "model"
-    found = read(make(answers, dataset="digits", pxsgld=1))
-    assert "paper" not in found.strip.replace("The papers train", "")
-    assert not any("paper (WRN-28-10)" in cell for row in found.rows for cell in row)
-    assert "94.4 %" not in found.text and "37.6" not in found.text
-    assert "small scale: digits, 2 epochs" in found.text
-    run = make(answers, name="model features", pxsgld=1)
-    assert "37.6" not in read(run).text and "FID" not in read(run).strip
-    save(run / "eval", "fid-1", ANSWERS["fid"])  # an earlier one, in Inception's features
-    assert "FID 85.31 inception features" in read(run).strip
-    both = read(make(ANSWERS, name="both", pxsgld=1)).text
-    assert both.count("37.6") == 2 and "9.19" in both
-    others = {"images of 16 x 16": {"image_size": 16}, "WRN-10-2": {"depth": 10, "width": 2}}
-    others |= {"100 labels a class": {"labels_per_class": 100}, "digits": {"dataset": "digits"}}
-    for told, settings in others.items():
-        page = read(make(ANSWERS, name=told.replace(" ", ""), **settings)).text
-        assert "paper (WRN-28-10)" not in page and f"small scale: {told}, 2 epochs" in page
-        assert "they have no numbers for such a run" in page
+    page = read(make(answers, dataset="digits", pxsgld=1))
+    assert "paper" not in page.strip.replace("The papers train", "")
+    assert not any("paper (WRN-28-10)" in cell for row in page.rows for cell in row)
+    assert "94.4 %" not in page.text and "37.6" not in page.text
+    assert "small scale: digits, 2 epochs" in page.text
+    assert "37.6" not in read(make(answers, name="model features", pxsgld=1)).text
+    text = read(make(ANSWERS, name="both", pxsgld=1)).text
+    assert text.count("37.6") == 2 and "9.19" in text
+    settings = {"images of 16 x 16": {"image_size": 16}, "WRN-10-2": {"depth": 10, "width": 2}}
+    settings |= {"100 labels a class": {"labels_per_class": 100}, "digits": {"dataset": "digits"}}
+    for difference, changed in settings.items():
+        text = read(make(ANSWERS, name=difference.replace(" ", ""), **changed)).text
+        assert "paper (WRN-28-10)" not in text and f"small scale: {difference}, 2 epochs" in text
+        assert "they have no numbers for such a run" in text
 
 
-def test_without_evaluations_the_page_says_how_to_make_them(make):
+def test_without_evaluations_the_page_has_their_commands(make):
     run = make({}, data_root="some where")
     (run / "last_ckpt.pt").touch()
     assert "best_valid_ckpt.pt" in read(run).text and "last_ckpt.pt" not in read(run).text
@@ -249,26 +243,26 @@ def test_without_evaluations_the_page_says_how_to_make_them(make):
     assert "holds no checkpoint" in read(run).text
 
 
-def test_a_question_that_the_page_does_not_know_brings_its_section(make):
-    told = {"title": "Shape", "text": "1 is round.", "head": ["k", "v"], "rows": [["a<b", 1.5]]}
-    models = [{"label": label, "report": told} for label in ("CE", "HDGE")]
-    answers = {"shape": {"report": told, "files": ["shape.png"]}, "both": {"models": models}}
-    found = read(make({**answers, "other": {"rows": []}}))
-    assert found.rows.count(["a<b", "1.5"]) == 3 and "Shape: HDGE 1 is round." in found.text
-    links = [link["href"] for link in found.of("a")]
+def test_the_report_of_an_added_question_is_a_section(make):
+    report = {"title": "Shape", "text": "1 is round.", "head": ["k", "v"], "rows": [["a<b", 1.5]]}
+    models = [{"label": label, "report": report} for label in ("CE", "HDGE")]
+    answers = {"shape": {"report": report, "files": ["shape.png"]}, "both": {"models": models}}
+    page = read(make({**answers, "other": {"rows": []}}))
+    assert page.rows.count(["a<b", "1.5"]) == 3 and "Shape: HDGE 1 is round." in page.text
+    links = [link["href"] for link in page.of("a")]
     assert "#shape" in links and "#both" in links and "#other" not in links
 
 
 def test_the_page_loads_nothing(make):
-    found = read(make(ANSWERS))
-    for name, attributes in found.elements:
+    page = read(make(ANSWERS))
+    for name, attributes in page.elements:
         assert name not in ("link", "iframe", "object", "embed", "base", "source")
         assert name == "a" or "href" not in attributes
         assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;")
         assert name != "img" or attributes["alt"]
         assert not any(key.startswith("on") for key in attributes)
-    assert "url(" not in found.html and "@import" not in found.html
-    (policy,) = [a["content"] for a in found.of("meta") if "http-equiv" in a]
+    assert "url(" not in page.html and "@import" not in page.html
+    (policy,) = [a["content"] for a in page.of("meta") if "http-equiv" in a]
     assert policy and "default-src 'none'" in policy and "script-src 'sha256-" in policy
 
 
@@ -279,7 +273,7 @@ def test_hostile_names_are_text(make):
         if isinstance(value, dict):
             return {key: poison(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [poison(item) for item in value]
+            return [*map(poison, value)]
         return evil if isinstance(value, str) else value
 
     run = make({}, name="<script>alert(2)<img src=x onerror=alert(1)>", dataset=evil, id=evil)
@@ -288,21 +282,21 @@ def test_hostile_names_are_text(make):
     for name, values in {**ANSWERS, "own": report}.items():
         (run / "eval" / f"{name}.json").write_text(json.dumps({**poison(values), **files}))
     (run / "progress.csv").write_text(PROGRESS.replace("pyxce/loss", "<script>/loss"))
-    found = read(run)
-    assert len(found.of("script")) == 1
-    assert not any("onerror" in a or a.get("src") == "x" for _, a in found.elements)
-    assert "<script>alert(2)" in found.text and "<script>alert(1)</script>" in found.text
+    page = read(run)
+    assert len(page.of("script")) == 1
+    assert not any("onerror" in a or a.get("src") == "x" for _, a in page.elements)
+    assert "<script>alert(2)" in page.text and "<script>alert(1)</script>" in page.text
 
 
 def test_broken_files_are_noted(make):
     run = make(ANSWERS)
-    (run / "eval" / "fid.json").write_text('{"fid": 3')
-    (run / "eval" / "OOD.json").write_text("[1]")
-    (run / "eval" / "logp_hist.json").write_text("[" * 100_000)
-    (run / "eval" / "attack.png").write_bytes(b"no picture")
+    for name, content in (
+        *(("eval/fid.json", '{"fid": 3'), ("eval/OOD.json", "[1]"), ("variant.json", "\xff\xfe{")),
+        *(("eval/logp_hist.json", "[" * 100_000), ("eval/attack.png", "no picture")),
+        ("progress.csv", PROGRESS + "2,30"),
+    ):
+        (run / name).write_text(content, encoding="latin-1")
     (run / "eval" / "eval_ece.png").unlink()
-    (run / "variant.json").write_bytes(b"\xff\xfe{")
-    (run / "progress.csv").write_text(PROGRESS + "2,30")
     text = read(run).text
     for part in (
         *("fid.json cannot be read", "OOD.json holds no JSON object", "logp_hist.json cannot"),
@@ -315,14 +309,14 @@ def test_broken_files_are_noted(make):
 
 @pytest.mark.parametrize("wrong", [None, "x", -1, [3], {"a": [1]}, float("nan")])
 def test_no_wrong_value_breaks_the_page(make, wrong):
-    known = {**ANSWERS, "own": {"report": {"title": "t", "text": "t", "head": [], "rows": []}}}
-    wrongs = {name: dict.fromkeys(values, wrong) for name, values in known.items()}
+    right = {**ANSWERS, "own": {"report": {"title": "t", "text": "t", "head": [], "rows": []}}}
+    wrongs = {name: dict.fromkeys(values, wrong) for name, values in right.items()}
     text = read(make(wrongs)).text
     assert wrong is not None or all(f"{name}.json lacks" in text for name in ANSWERS)
     for key in ("settings", "protocol", "checkpoint", "models", "seconds", "eval", "report"):
-        answers = {name: {**values, key: wrong} for name, values in known.items()}
+        answers = {name: {**values, key: wrong} for name, values in right.items()}
         read(make(answers, name=key))
-    broken = copy.deepcopy(known)
+    broken = copy.deepcopy(right)
     broken["own"]["report"] = dict.fromkeys(broken["own"]["report"], wrong)
     for values in broken.values():
         for rows in (values.get("rows"), values.get("bins"), (values.get("sets") or {}).values()):
@@ -340,31 +334,31 @@ def test_older_answers_follow_the_newest_and_other_models_have_rows_of_their_own
     models = [{"label": "CE", "checkpoint": "save/ce/last_ckpt.pt", **ANSWERS["OOD"]}]
     models.append({**models[0], "label": "HDGE", "checkpoint": "save/a-run/last_ckpt.pt"})
     save(tmp_path / "together", "OOD", {"models": models, "checkpoint": ["a", "b"]})
-    hist = {"models": [ANSWERS["logp_hist"]] * 2, "files": ["logp_hist.png"]}
-    save(tmp_path / "together", "logp_hist", hist)
-    found = read(run, tmp_path / "together")
-    shown = [row[1] for row in found.rows if row[2:3] == ["98.17 %"]]
-    assert shown == ["73.91 %", "91.00 %", "90.20 %", "90.10 %"] and "73.91" in found.strip
-    assert "px: log q(x); green: in-distribution" in found.text
-    ours = [row[:5] for row in found.rows if row[1:3] == ["svhn", "px: log q(x)"]]
-    assert ours == [
+    histograms = {"models": [ANSWERS["logp_hist"]] * 2, "files": ["logp_hist.png"]}
+    save(tmp_path / "together", "logp_hist", histograms)
+    page = read(run, tmp_path / "together")
+    accuracies = [row[1] for row in page.rows if row[2:3] == ["98.17 %"]]
+    assert accuracies == ["73.91 %", "91.00 %", "90.20 %", "90.10 %"] and "73.91" in page.strip
+    assert "px: log q(x); green: in-distribution" in page.text
+    assert [row[:5] for row in page.rows if row[1:3] == ["svhn", "px: log q(x)"]] == [
         ["CE", "svhn", "px: log q(x)", "0.5678", NONE],
         ["HDGE", "svhn", "px: log q(x)", "0.5678", "0.96 \N{PLUS-MINUS SIGN} 0.08"],
     ]
 
 
-def test_answers_that_are_no_headline(make):
-    """Of training images, of refined images, of another run, of a classifier's own features."""
+def test_the_headline_is_of_this_runs_test_images_and_of_inception(make):
+    """Answers about training images, refined images, another run, or in features of a classifier
+    are no headline."""
     train = {**ANSWERS["test_clf"], "dataset": "cifar10_train", "accuracy": 0.999}
-    own = {**ANSWERS["fid"], "features": "model x.pt", "n": 50000, "fid": 3.21}
+    features = {**ANSWERS["fid"], "features": "model x.pt", "n": 50000, "fid": 3.21}
     refined = {**ANSWERS["eval_ece"], "protocol": {"n_steps": 9}}
     attack = {**ANSWERS["attack"], "n_steps_refine": 9}
-    run = make({"test_clf": train, "fid": own, "eval_ece": refined, "attack": attack})
+    run = make({"test_clf": train, "fid": features, "eval_ece": refined, "attack": attack})
     save(run / "eval", "OOD", {"models": [{"checkpoint": "o/other/x.pt", **ANSWERS["OOD"]}]})
-    found = read(run)
-    assert "43.75 %" in found.strip and not re.search("99.9|5.23|0.5678|FID|Robust", found.strip)
-    assert "OOD.json is about checkpoints of other runs." in found.text and "3.21" in found.text
-    save(run / "eval", "fid-1", ANSWERS["fid"])
+    page = read(run)
+    assert "43.75 %" in page.strip and not re.search("99.9|5.23|0.5678|FID|Robust", page.strip)
+    assert "OOD.json is about checkpoints of other runs." in page.text and "3.21" in page.text
+    save(run / "eval", "fid-1", ANSWERS["fid"])  # an earlier answer, in Inception's features
     assert "FID 85.31 inception features" in read(run).strip
     (run / "variant.json").unlink()
     assert "43.75 %" in read(run).strip
@@ -388,18 +382,18 @@ def px_rows(**auroc: float) -> list[dict[str, Any]]:
 ])  # fmt: skip
 def test_the_headline_is_the_mean_of_all_ood_sets(ins, auroc, parts, make):
     answer = {**ANSWERS["OOD"], "in_dataset": ins, "rows": px_rows(**auroc)}
-    found = read(make({"OOD": answer}))
-    shown = found.strip.partition("OOD AUROC")[1] + found.strip.partition("OOD AUROC")[2]
-    assert all(part in shown for part in parts), shown
-    assert ("below 0.5" in shown) == (min(auroc.values()) < 0.5)
-    assert ("paper" in shown) == (parts[0].startswith("paper"))
-    told = re.search(r"AUROC below 0.5 \(px: (.*?)\): the model scores these images hi", found.text)
+    page = read(make({"OOD": answer}))
+    card = "".join(page.strip.partition("OOD AUROC")[1:])
+    assert all(part in card for part in parts), card
+    assert ("below 0.5" in card) == (min(auroc.values()) < 0.5)
+    assert ("paper" in card) == (parts[0].startswith("paper"))
+    warnings = re.findall(r"AUROC below 0.5 \(px: (.*?)\): the model scores these", page.text)
     below = [name for name, value in auroc.items() if value < 0.5]
-    assert (told[1].split(", ") if told else []) == below
+    assert warnings == [", ".join(below)] * bool(below)
 
 
 def test_the_headline_is_of_most_images(make):
-    """A quick look that was taken later replaces no answer about the whole test split."""
+    """A later answer about few images does not replace an answer about the whole test split."""
     run = make({})
     for name, quick in (
         ("test_clf", {"accuracy": 1.0, "n": 20}),
@@ -408,36 +402,37 @@ def test_the_headline_is_of_most_images(make):
     ):
         save(run / "eval", name, {**ANSWERS[name], **quick})
         save(run / "eval", f"{name}-1", ANSWERS[name])
-    shown = read(run).strip
-    assert all(part in shown for part in ("73.91 %", "0.5678", "8.75 %"))
+    strip = read(run).strip
+    assert all(part in strip for part in ("73.91 %", "0.5678", "8.75 %"))
 
 
 def test_samples_are_counted_by_the_names_of_a_folders_classes(make):
-    told = {"class_names": ["cat", "dog\n<i>"], "classified_per_class": [3, 4]}
-    page = make({"cond_samples": {**ANSWERS["cond_samples"], **told}})
-    assert "Classified as cat: 3, dog <i>: 4 of them" in " ".join(read(page).text.split())
+    classified = {"class_names": ["cat", "dog\n<i>"], "classified_per_class": [3, 4]}
+    run = make({"cond_samples": {**ANSWERS["cond_samples"], **classified}})
+    assert "Classified as cat: 3, dog <i>: 4 of them" in read(run).text
 
 
-def test_a_curve_has_its_points_where_they_belong(make):
-    drawn = read(make({})).of("svg")
-    (curve,) = [a for a in drawn if "Accuracy" in str(a["aria-label"])]
-    losses = [str(a["aria-label"]) for a in drawn]
-    losses = [told.partition(" over")[0] for told in losses if "Training loss" in told]
+def charts(page: Page) -> dict[str, dict[str, list[list[float | None]]]]:
+    """Return {title of a chart: {name of a line: points}}."""
+    charts = {str(svg["aria-label"]): str(svg["data-series"]) for svg in page.of("svg")}
+    return {label.split(" over")[0]: json.loads(lines) for label, lines in charts.items()}
+
+
+def test_a_chart_has_the_points_of_its_columns_and_round_ticks(make):
+    lines = charts(read(make({})))
+    losses = [title for title in lines if "Training loss" in title]
     assert losses[0] == "Training loss: loss" and len(losses) > 2  # a chart a term
-    series = json.loads(str(curve["data-series"]))
+    (series,) = [lines[title] for title in lines if "Accuracy" in title]
     assert [point[:2] for point in series["test_acc"]] == [[0, 31.25], [1, 43.75]]
     empty = make({}, name="empty")
     (empty / "progress.csv").write_text("epoch,loss\n0,nan\n1,1e300\n,\n")
     assert not read(empty).of("svg")
     for low, high in ((0, 1), (0.0018, 0.002), (-3, 11.7), (5, 5), (0, 0), (-1e29, 1e29)):
-        found = ticks(low, high, 5)
-        assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 8
-        assert found == sorted(set(found))
+        values = ticks(low, high, 5)
+        assert values[0] <= low and values[-1] >= high and 2 <= len(values) <= 8
+        assert values == sorted(set(values))
     assert ticks(1, 6, 6, whole=True) == [1, 2, 3, 4, 5, 6]
     assert ticks(1, 200, 6, whole=True) == [50, 100, 150, 200] and ticks(7, 7, 6, whole=True) == [7]
-
-
-# The command
 
 
 def test_the_page_is_written_and_mistakes_are_one_line(make, tmp_path):
@@ -449,7 +444,7 @@ def test_the_page_is_written_and_mistakes_are_one_line(make, tmp_path):
     assert (run / "report.html").read_text(encoding="utf-8") == read(run).html
     assert report.main([str(run), "--output", str(tmp_path / "x.html")]).exists()
     (tmp_path / "folder.html").mkdir()
-    for words, told in (
+    for argv, message in (
         ([empty], "holds no run"),
         ([tmp_path / "none"], "is not a folder"),
         ([run, "--eval_dir", tmp_path / "none"], "--eval_dir"),
@@ -462,47 +457,43 @@ def test_the_page_is_written_and_mistakes_are_one_line(make, tmp_path):
         ([run, "--output", tmp_path / "no" / "x.html"], "cannot write"),
         ([run, "--output", tmp_path / "folder.html"], "cannot write"),
     ):
-        assert told in refusal(report.main, [str(word) for word in words])
+        assert message in refusal(report.main, list(map(str, argv)))
     assert not list(tmp_path.glob(".*")) and not list(empty.iterdir())
     with pytest.raises(NoRun):
         read_run(empty)
 
 
 def test_several_runs_have_their_curves_in_one_chart(make, tmp_path):
-    one, other = make(ANSWERS), make({}, name="b-run", lr=0.05)
-    (other / "progress.csv").write_text(
+    first, second = make(ANSWERS), make({}, name="b-run", lr=0.05)
+    (second / "progress.csv").write_text(
         "epoch,step,loss,test_acc,valid_acc\n0,10,7,0.5,\n1,20,6,,\n2,30,5,0.75,0.5\n"
     )
-    path = report.main([str(one), str(other), "--output", str(tmp_path / "both.html")])
-    found = Page(path.read_text(encoding="utf-8"))
-    charts = {str(svg["aria-label"]).split(" over")[0]: svg for svg in found.of("svg")}
-    series = json.loads(str(charts["Accuracy (%): test_acc"]["data-series"]))
-    assert {label: [point[:2] for point in points] for label, points in series.items()} == {
-        "a-run": [[0, 31.25], [1, 43.75]],
-        "b-run": [[0, 50], [1, None], [2, 75]],
-    }
-    valid = json.loads(str(charts["Accuracy (%): valid_acc"]["data-series"]))
-    assert [y for _, y, _ in valid["a-run"]] == [None, None] and "Learning rate: lr" in charts
-    assert found.rows[0] == ["", "a-run", "b-run"] and ["--lr", "0.002", "0.05"] in found.rows
-    assert not any(row[0] == "--depth" for row in found.rows)
-    assert ["test accuracy in training (%)", "43.75", "75.00"] in found.rows
-    assert ["Accuracy, CIFAR-10 (%)", "73.91", "not asked"] in found.rows
+    path = report.main([str(first), str(second), "--output", str(tmp_path / "both.html")])
+    page = Page(path.read_text(encoding="utf-8"))
+    lines = charts(page)
+    test, valid = (lines[f"Accuracy (%): {split}_acc"] for split in ("test", "valid"))
+    assert [point[:2] for point in test["a-run"]] == [[0, 31.25], [1, 43.75]]
+    assert [point[:2] for point in test["b-run"]] == [[0, 50], [1, None], [2, 75]]
+    assert [y for _, y, _ in valid["a-run"]] == [None, None] and "Learning rate: lr" in lines
+    assert page.rows[0] == ["", "a-run", "b-run"] and ["--lr", "0.002", "0.05"] in page.rows
+    assert not any(row[0] == "--depth" for row in page.rows)
+    assert ["test accuracy in training (%)", "43.75", "75.00"] in page.rows
+    assert ["Accuracy, CIFAR-10 (%)", "73.91", "not asked"] in page.rows
 
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+BROWSERS = [*filter(shutil.which, ("chromium", "chromium-browser", "google-chrome"))]
+
+
+@pytest.mark.skipif(
+    not BROWSERS, reason="needs Chromium: chromium, chromium-browser, google-chrome"
 )
-
-
-@pytest.mark.skipif(not BROWSER, reason="needs Chromium: chromium, chromium-browser, google-chrome")
 def test_a_browser_shows_the_page_without_an_error(make, tmp_path):
     run = make(ANSWERS, name="<script>alert(1)<b>")
     report.main([str(run), "--output", str(tmp_path / "page.html")])
     options = "--headless --no-sandbox --disable-gpu --enable-logging=stderr --dump-dom".split()
-    answer = subprocess.run(
-        [BROWSER, *options, f"--user-data-dir={tmp_path / 'browser'}", f"file://{tmp_path}/page.html"],
+    process = subprocess.run(
+        [BROWSERS[0], *options, f"--user-data-dir={tmp_path / 'browser'}", f"file://{tmp_path}/page.html"],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert answer.returncode == 0
-    assert not [line for line in answer.stderr.splitlines() if "CONSOLE" in line]
-    assert "Robust accuracy" in answer.stdout
+    assert process.returncode == 0 and "CONSOLE" not in process.stderr
+    assert "Robust accuracy" in process.stdout
