@@ -1,5 +1,5 @@
-"""PGD against its definition and torchattacks; classifiers under attack, against closed forms and
-finite differences; AutoAttack against PGD."""
+"""Attacks and the classifiers that they attack, compared with definitions, closed forms, finite
+differences and torchattacks; AutoAttack compared with PGD."""
 
 import sys
 from collections.abc import Iterator
@@ -34,25 +34,25 @@ def answers(classify: Classifier, x: Tensor) -> Tensor:
 
 
 def backbone(*, noisy: bool = False) -> nn.Sequential:
-    """Images of any size -> features (N, 8): smooth, and strongly curved."""
+    """Return a smooth, strongly curved map from images of any size to features (N, 8)."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8) if noisy else nn.Identity()]
     layers += [nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5 * noisy)]
-    made = nn.Sequential(*layers)
-    made.num_features = 8
-    return made
+    network = nn.Sequential(*layers)
+    network.num_features = 8
+    return network
 
 
 @pytest.fixture
 def model() -> EnergyClassifier:
-    """In train mode, in which its batch norm and its dropout would spoil every answer."""
+    """A model in train mode, in which its batch norm and its dropout would spoil every answer."""
     model = EnergyClassifier(backbone(noisy=True), CLASSES).double()
     nn.init.normal_(model.class_output.weight, std=8)
     return model.train()
 
 
 def images(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Pixels within [.3, .7]: no attack of these tests reaches 0 or 1 from there."""
+    """Draw pixels within [.3, .7]: no attack of these tests reaches 0 or 1 from there."""
     return 0.3 + 0.4 * torch.rand(n, *SHAPE, generator=generator_of(1), dtype=dtype)
 
 
@@ -69,18 +69,9 @@ def pgds(distance: str, steps: int = 40, restarts: int = 1, random_init: bool = 
     return [PGD(distance, steps, random_init=random_init or run > 0) for run in range(restarts)]
 
 
-def pgd(
-    classify: Classifier, x: Tensor, y: Tensor, eps: float, generator: Any = None, **settings: Any
-) -> Tensor:
-    return PGD(**settings)(classify, x, y, eps=eps, generator=generator)
-
-
-# ---------------------------------------------------------------------------- the classifiers
-
-
 @pytest.mark.parametrize("gradient", ["full", "identity"])
 def test_refined_logits_are_the_mean_over_copies_that_climb(gradient, model):
-    """Against a loop over images and steps that draws the same noise."""
+    """Compare with a loop over images and steps that draws the same noise."""
     x, noise = images(2), generator_of(7)
     refine = classifier(model, **SGLD, gradient=gradient, generator=generator_of(7))
     result = refine(x.requires_grad_())
@@ -102,8 +93,8 @@ def test_refined_logits_are_the_mean_over_copies_that_climb(gradient, model):
     assert torch.equal(classifier(model, Chain(0), sigma=0.1)(x), plain)
 
 
-def check_gradient(model: EnergyClassifier, x: Tensor, sgld: dict[str, Any]) -> None:
-    """The full gradient is that of finite differences, with the same noise every time."""
+def assert_full_gradient(model: EnergyClassifier, x: Tensor, sgld: dict[str, Any]) -> None:
+    """Compare with finite differences, with the same noise for both."""
     direction, h = torch.randn(x.shape, generator=generator_of(3), dtype=x.dtype), 1e-6
 
     def refine(gradient: str = "full") -> Classifier:
@@ -121,7 +112,7 @@ def check_gradient(model: EnergyClassifier, x: Tensor, sgld: dict[str, Any]) -> 
 @pytest.mark.parametrize("clamps", [None, {}, {"grad_clip": 0.2}, {"clamp": True}])
 def test_the_full_gradient_is_that_of_finite_differences(clamps, model):
     sgld = {} if clamps is None else SGLD | {"chain": replace(SGLD["chain"], **clamps)}
-    check_gradient(model, images(3), sgld)
+    assert_full_gradient(model, images(3), sgld)
 
 
 def test_the_full_gradient_of_a_wide_resnet_is_that_of_finite_differences():
@@ -129,7 +120,7 @@ def test_the_full_gradient_of_a_wide_resnet_is_that_of_finite_differences():
     model = models.build(depth=10, width=1, num_classes=4).double()
     nn.init.normal_(model.class_output.weight)
     x = torch.rand(2, 3, 8, 8, generator=generator_of(), dtype=torch.float64)
-    check_gradient(model, x, {"chain": Chain(2, 3.0), "copies": 2})
+    assert_full_gradient(model, x, {"chain": Chain(2, 3.0), "copies": 2})
 
 
 def test_the_identity_gradient_is_that_at_the_end_of_the_chain(model):
@@ -142,11 +133,8 @@ def test_the_identity_gradient_is_that_at_the_end_of_the_chain(model):
     torch.testing.assert_close(loss_gradient(refine, x), expected)
 
 
-# ------------------------------------------------------------------------------------ pgd
-
-
-def network(dtype: torch.dtype = torch.float64, classes: int = 5) -> EnergyClassifier:
-    model = EnergyClassifier(backbone(), classes)
+def network(dtype: torch.dtype = torch.float64) -> EnergyClassifier:
+    model = EnergyClassifier(backbone(), CLASSES)
     nn.init.normal_(model.class_output.weight, std=30)
     with torch.no_grad():  # no class is far ahead of the others on all images
         model.class_output.bias.copy_(-model(images(64, torch.float32)).mean(0))
@@ -155,48 +143,45 @@ def network(dtype: torch.dtype = torch.float64, classes: int = 5) -> EnergyClass
 
 @pytest.mark.parametrize(("distance", "eps"), BALLS)
 @pytest.mark.parametrize("random_init", [True, False])
-def test_every_image_is_attacked_on_its_own(distance, eps, random_init):
-    classify, x = network(), images(4)
-    y = answers(classify, x)
-    settings: dict[str, Any] = {"distance": distance, "eps": eps, "steps": 8}
-    many = pgd(classify, x, y, **settings)
-    torch.testing.assert_close(pgd(classify, x[2:3], y[2:3], **settings), many[2:3])
-    assert torch.equal(pgd(classify, x, y, **settings | {"eps": 0}), x)
-    first, same, other = (
-        pgd(classify, x, y, **settings, random_init=random_init, generator=generator_of(seed))
-        for seed in (0, 0, 1)
-    )
-    assert torch.equal(first, same) and torch.equal(first, other) is not random_init
+def test_an_attack_depends_on_its_image_and_of_random_starts_on_the_generator(
+    distance, eps, random_init
+):
+    classify, x, attack = network(), images(4), PGD(distance, 8, random_init=random_init)
+    y, still = answers(classify, x), PGD(distance, 8)
+    many = still(classify, x, y, eps=eps)
+    torch.testing.assert_close(still(classify, x[2:3], y[2:3], eps=eps), many[2:3])
+    assert torch.equal(still(classify, x, y, eps=0), x)
+    a, b, c = (attack(classify, x, y, eps=eps, generator=generator_of(seed)) for seed in (0, 0, 1))
+    assert torch.equal(a, b) and torch.equal(a, c) is not random_init
 
 
 @pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("margin", [0, 10, 17, 100, 200])
-def test_the_direction_is_cross_entropy_s_at_every_margin(margin, classes):
-    """float32 against cross-entropy in float64; the label leads by `margin`."""
+def test_the_gradient_has_cross_entropy_s_direction_at_every_margin(margin, classes):
+    """Compare float32 with cross-entropy in float64; the label leads by `margin`."""
     logits = torch.randn(8, classes, generator=generator_of())
     y = torch.arange(8) % classes
     best = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
     logits.scatter_(1, y[:, None], (best + margin)[:, None])
-    ours = logits.requires_grad_()
-    (found,) = torch.autograd.grad(log_odds_against(ours, y).sum(), ours)
+    (gradient,) = torch.autograd.grad(log_odds_against(logits.requires_grad_(), y).sum(), logits)
     exact = logits.detach().double().softmax(1)
     exact.scatter_(1, y[:, None], 0)  # the label's part is q(y|x) - 1, which float64 rounds to 0
     exact.scatter_(1, y[:, None], -exact.sum(1, keepdim=True))
     exact /= exact.norm(dim=1, keepdim=True)
-    assert (F.normalize(found.double()) * exact).sum(1).min() > 0.9999
+    assert (F.normalize(gradient.double()) * exact).sum(1).min() > 0.9999
 
 
 @pytest.mark.parametrize(("distance", "eps"), BALLS)
 @pytest.mark.parametrize("random_init", [True, False])
 def test_attacks_keep_to_the_ball_and_to_the_pixels(distance, eps, random_init):
-    """float32, from images that touch 0 and 1, steps far beyond the ball: nothing is raised."""
+    """In float32, from images that touch 0 and 1, with steps far beyond the ball."""
     classify, attack = network(torch.float32), PGD(distance, 3, 3 * eps, random_init)
     x = torch.rand(8, 3, 32, 32, generator=generator_of()).mul(2).sub(0.5).clamp(0, 1)
     (row,) = robust_accuracy(classify, [(2 * x - 1, answers(classify, x))], [attack], [eps])
     assert row["accuracy"] < 1
 
 
-def test_float32_rounds_more_in_a_larger_ball():
+def test_the_check_allows_for_the_rounding_of_a_large_ball():
     """Radius 3 of 224 x 224 pixels is usual, and the float32 norm is 3e-6 off."""
     x = torch.full((4, 3, 224, 224), 0.5)
     moved = x + 0.02 * torch.randn(x.shape, generator=generator_of())
@@ -208,14 +193,15 @@ def test_float32_rounds_more_in_a_larger_ball():
 
 @pytest.mark.parametrize(("distance", "eps"), BALLS)
 @pytest.mark.parametrize("fault", ["ball", "range", "nan"])
-def test_what_leaves_the_ball_or_the_pixels_raises(monkeypatch, distance, eps, fault):
+def test_an_image_beyond_the_ball_or_the_pixels_raises(monkeypatch, distance, eps, fault):
     wrong = {"ball": 1.2 * eps, "range": -0.05 * eps, "nan": float("nan")}[fault]
     monkeypatch.setattr(robustness, "_projected", lambda x, moved, distance, eps: x + wrong)
     classify, x = network(), images(2)
     x[0, 0, 0, 0] = 0
-    said = f"in {distance} from its original, {eps} is allowed"
-    error, said = (NotFinite, "image is not finite") if fault == "nan" else (AssertionError, said)
-    with pytest.raises(error, match=said):
+    error, message = AssertionError, f"in {distance} from its original, {eps} is allowed"
+    if fault == "nan":
+        error, message = NotFinite, "image is not finite"
+    with pytest.raises(error, match=message):
         robust_accuracy(classify, [(2 * x - 1, answers(classify, x))], pgds(distance, 2), [eps])
 
 
@@ -243,19 +229,15 @@ def test_l2_steps_have_length_one_however_small_the_gradient():
 @pytest.mark.parametrize(("distance", "name", "eps"), [("Linf", "PGD", 0.05), ("L2", "PGDL2", 0.3)])
 def test_torchattacks_makes_the_same_images(distance, name, eps):
     torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is a test extra")
-
     classify = network(torch.float32).eval()
     x = images(16, dtype=torch.float32)
     y = answers(classify, x)
     theirs = getattr(torchattacks, name)(
         classify, eps=eps, alpha=2.5 * eps / 40, steps=40, random_start=False
     )(x, y)
-    ours = pgd(classify, x, y, distance=distance, eps=eps)
+    ours = PGD(distance)(classify, x, y, eps=eps)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert (answers(classify, ours) != y).any()
-
-
-# ------------------------------------------------------------------------- robust accuracy
 
 
 @pytest.mark.parametrize(("distance", "dual"), [("Linf", 1), ("L2", 2)])
@@ -270,7 +252,7 @@ def test_a_linear_model_is_as_robust_as_its_closed_form(distance, dual, start):
 
     x = images(24)
     y = answers(classify, x)
-    y[0] = 1 - y[0]  # one is wrong
+    y[0] = 1 - y[0]  # a misclassified image
     logits = classify(x)
     margin = (logits.gather(1, y[:, None]) - logits.gather(1, 1 - y[:, None])).squeeze(1)
     breaks = margin / (weight[0] - weight[1]).norm(dual)
@@ -287,39 +269,35 @@ def test_a_linear_model_is_as_robust_as_its_closed_form(distance, dual, start):
 
 @dataclass
 class Darker:
-    """Breaks the darkest image alone."""
+    """An attack that breaks the darkest image alone, and records its calls."""
 
     late: bool
-    seen: list[tuple[float, bool, int]]
+    calls: list[tuple[float, bool, int]]
     distance: str = "Linf"
 
     def __call__(self, classify: Classifier, x: Tensor, y: Tensor, *, eps: float, **_: Any) -> Any:
-        self.seen.append((eps, self.late, len(x)))
+        self.calls.append((eps, self.late, len(x)))
         darkest = x == x[:, 0, 0, 0].min()
         return torch.where(darkest, x - eps, x)
 
 
-def test_an_image_counts_only_where_no_restart_breaks_it():
-    """Survivors are attacked further, and nothing else."""
-    seen: list[tuple[float, bool, int]] = []
+def test_an_image_counts_where_no_restart_breaks_it_and_survivors_alone_are_attacked():
+    calls: list[tuple[float, bool, int]] = []
     x = (torch.arange(1.0, 6.0) / 8)[:, None, None, None].expand(5, *SHAPE)
     rows = robust_accuracy(
         lambda x: F.one_hot((8 * x[:, 0, 0, 0] % 1 != 0).long(), 2).float(),
         [(2 * x - 1, torch.tensor([1, 0, 0, 0, 0]))],  # the first is wrong from the start
-        [Darker(late, seen) for late in (False, True)],
+        [Darker(late, calls) for late in (False, True)],
         [0, 0.1, 0.2, 0.3],
     )
     assert [row["accuracy"] for row in rows] == [4 / 5, 2 / 5, 0, 0]
-    assert seen == [(0.1, False, 4), (0.1, True, 3), (0.2, False, 2), (0.2, True, 1)]
-
-
-# ------------------------------------------------------------------------------ autoattack
+    assert calls == [(0.1, False, 4), (0.1, True, 3), (0.2, False, 2), (0.2, True, 1)]
 
 
 @pytest.fixture
 def quick_autoattack(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """AutoAttack with fewer iterations: its 5,000 queries of Square alone take minutes. Gives the
-    versions that are asked for."""
+    """AutoAttack with fewer iterations: its 5,000 queries of Square alone take minutes. The value
+    lists the versions of the attacks that are made."""
     versions: list[str] = []
     pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is an extra")
 
@@ -336,21 +314,21 @@ def quick_autoattack(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize(("distance", "eps"), [("Linf", 0.005), ("L2", 0.05)])
-def test_autoattack_breaks_what_pgd_breaks(quick_autoattack, distance, eps):
+def test_autoattack_breaks_the_images_that_pgd_breaks(quick_autoattack, distance, eps):
     model = network(torch.float32).to(memory_format=torch.channels_last)
     x = images(24, dtype=torch.float32)
-    x = x.contiguous(memory_format=torch.channels_last)  # which it cannot take itself
+    x = x.contiguous(memory_format=torch.channels_last)  # pyautoattack cannot take this layout
     classify = model.requires_grad_(False)
     y = answers(classify, x)
     y[0] = (y[0] + 1) % 5
     state, tracer = torch.get_rng_state(), sys.gettrace()
     attack, batches = AutoAttack(distance, 5, batch_size=16), [(2 * x - 1, y)]
-    found, again = (robust_accuracy(classify, batches, [attack], [0, eps]) for _ in "12")
+    rows, repeated = (robust_accuracy(classify, batches, [attack], [0, eps]) for _ in "12")
     assert torch.equal(torch.get_rng_state(), state) and sys.gettrace() is tracer
-    (row,) = robust_accuracy(classify, batches, pgds(distance), [eps])
-    clean, accuracy = (each["accuracy"] for each in found)
-    assert found == again and clean == pytest.approx(23 / 24)
-    assert 0 < row["accuracy"] - 2 / 24 <= accuracy <= row["accuracy"] < clean
+    weaker = robust_accuracy(classify, batches, pgds(distance), [eps])[0]["accuracy"]
+    clean, accuracy = (row["accuracy"] for row in rows)
+    assert rows == repeated and clean == pytest.approx(23 / 24)
+    assert 0 < weaker - 2 / 24 <= accuracy <= weaker < clean
     assert set(quick_autoattack) == {"standard"}
 
 
