@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed is the run that was not, bit for bit."""
+"""A run that is stopped and resumed ends as an undisturbed run does, bit for bit."""
 
 import errno
 import itertools
@@ -20,7 +20,7 @@ import torch
 import train_wrn
 from runs.checkpoint import save_checkpoint
 from runs.files import alone
-from tests.conftest import Trainer
+from tests.conftest import Ran, Trainer
 from training import session
 from training.flags import FIXED_ON_RESUME, TERMS
 
@@ -56,8 +56,8 @@ def test_stopped_and_resumed_is_uninterrupted(name, train):
     whole = train(f"{flags} --max_steps {later[-1]}")
     parts = train(f"{flags} --max_steps {first}")
     for stop in later:
-        again = train.resumed(parts, "--max_steps", str(stop))
-        assert again.code == 0 and not again.err
+        resumed = train.resumed(parts, "--max_steps", str(stop))
+        assert resumed.code == 0 and not resumed.err
     kept = {"model_state_dict", "objective", "optimizer", "random", "meters", "replay_buffer"}
     assert whole.moving().keys() > kept and whole.moving()["step"] == later[-1]
     assert train.differences(whole, parts) == [] and len(whole.reports) == later[-1] // 2
@@ -71,7 +71,7 @@ def send(number: signal.Signals, times: int = 1) -> None:
 def call_after(
     monkeypatch: pytest.MonkeyPatch, module: Any, name: str, nth: int, act: Callable[[], None]
 ) -> None:
-    """In its nth call the function first calls `act`."""
+    """Let the function call `act` first in its nth call."""
     real, calls = getattr(module, name), itertools.count(1)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -105,30 +105,38 @@ def spoil(folder: Path) -> None:
     damage(folder / "variant.json", b'{"lr": ')
 
 
-def remove(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).unlink()
+def listed(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Return time and size of every file of the folder."""
+    stats = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in stats.items()}
+
+
+def named(run: Ran) -> tuple[str, ...]:
+    """Return the flags that name the run's folder."""
+    return ("--log_dir", str(run.folder.parent), "--id", run.folder.name)
 
 
 @dataclass
 class Disturbed:
-    """A run that is disturbed, and resumed without a word about it."""
+    """A run that is disturbed, and resumed without flags but `limit`."""
 
     flags: str
-    stop: str = ""  # more words of the first process
-    during: tuple[Any, str, int, Callable[[], Any]] | None = None  # before the nth call of what
+    stop: str = ""  # more flags of the first process
+    during: tuple[Any, str, int, Callable[[], Any]] | None = None  # arguments of `call_after`
     code: int = 0  # of the first process
-    told: str = ""  # by it, in log.txt or on stderr
-    after: Callable[[Path], None] = lambda folder: None  # what happens to its folder
-    limit: str = ""  # words of both processes
-    warned: tuple[str, ...] = ()  # lines on stderr of the second one
+    message: str = ""  # of the first process, in log.txt or on stderr
+    after: Callable[[Path], Any] = lambda folder: None  # changes the folder before the resume
+    limit: str = ""  # flags of both processes
+    warnings: tuple[str, ...] = ()  # lines on stderr of the second process
 
 
 ALL = Trainer.ALL
-PLOTTED = f"{ALL} --n_epochs 3 --contrast_k 80 --dropout_rate .1 --ema .9 --plot_cond"
-PLOTTED += " --plot_every 1"
+PLOTTED = (
+    f"{ALL} --n_epochs 3 --contrast_k 80 --dropout_rate .1 --ema .9 --plot_cond --plot_every 1"
+)
 LONG, SHORT = f"{ALL} --n_epochs 2 --contrast_k 80", "--pyxce 1 --n_epochs 3"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-PLACES = {  # module, function that a signal comes in, which call of it
+MOMENTS = {  # module, function, number of its call at which a signal comes
     "a step": (train_wrn, "train_step", 8),
     "an epoch's last step": (train_wrn, "train_step", 5),
     "an evaluation": (session, "classification", 2),
@@ -138,10 +146,10 @@ PLACES = {  # module, function that a signal comes in, which call of it
 FROM_PREVIOUS = "warning: .*last_ckpt.pt .*; resuming from .*prev_ckpt.pt"
 FROM_CHECKPOINT = "variant.json .*settings are the checkpoint's"
 DISTURBED = {
-    f"{n.name} in {place}": Disturbed(
-        PLOTTED, "", (*of, partial(send, n)), 128 + n, f"stopped by {n.name} at step"
+    f"{n.name} in {moment}": Disturbed(
+        PLOTTED, "", (*call, partial(send, n)), 128 + n, f"stopped by {n.name} at step"
     )
-    for n, (place, of) in itertools.product(SIGNALS, PLACES.items())
+    for n, (moment, call) in itertools.product(SIGNALS, MOMENTS.items())
 }
 DISTURBED |= {
     f"{code} in the evaluation of {limit}": Disturbed(
@@ -164,24 +172,21 @@ DISTURBED |= {
         f"{SHORT} --lr 1e-9", "", (session, "save_checkpoint", 2, kill), 130
     ),
     "a limit of time": Disturbed(
-        LONG, "--max_minutes 1e-4", told="stopped by --max_minutes 0.0001; --resume goes on"
+        LONG, "--max_minutes 1e-4", message="stopped by --max_minutes 0.0001; --resume goes on"
     ),
     "more epochs": Disturbed(
-        "--pyxce 1", "--n_epochs 1", told="complete: 1 epochs", limit="--n_epochs 3"
+        "--pyxce 1", "--n_epochs 1", message="complete: 1 epochs", limit="--n_epochs 3"
     ),
     "a torn report": Disturbed(SHORT, "--max_steps 10", after=tear),
-    "last_ckpt.pt is truncated": Disturbed(
-        LONG, "--max_steps 7", after=truncate, warned=(FROM_PREVIOUS,)
-    ),
-    "last_ckpt.pt is missing": Disturbed(
-        LONG, "--max_steps 7", after=remove("last_ckpt.pt"), warned=(FROM_PREVIOUS,)
-    ),
-    "variant.json is missing": Disturbed(
-        LONG, "--max_steps 3", after=remove("variant.json"), warned=(FROM_CHECKPOINT,)
-    ),
-    "one good checkpoint and nothing else": Disturbed(
-        LONG, "--max_steps 7", after=spoil, warned=(FROM_CHECKPOINT, FROM_PREVIOUS)
-    ),
+}
+DISTURBED |= {
+    name: Disturbed(LONG, f"--max_steps {steps}", after=after, warnings=warnings)
+    for name, steps, after, warnings in (
+        ("last_ckpt.pt is truncated", 7, truncate, (FROM_PREVIOUS,)),
+        ("last_ckpt.pt is missing", 7, lambda f: (f / "last_ckpt.pt").unlink(), (FROM_PREVIOUS,)),
+        ("variant.json is missing", 3, lambda f: (f / "variant.json").unlink(), (FROM_CHECKPOINT,)),
+        ("one good checkpoint and nothing else", 7, spoil, (FROM_CHECKPOINT, FROM_PREVIOUS)),
+    )
 }
 
 
@@ -193,59 +198,57 @@ def test_disturbed_and_resumed_is_undisturbed(name, train, monkeypatch):
         call_after(monkeypatch, *case.during)
     run = train(f"{case.flags} {case.limit} {case.stop}")
     monkeypatch.undo()
-    assert run.code == case.code and case.told in run.text() + "".join(run.err)
+    assert run.code == case.code and case.message in run.text() + "".join(run.err)
     case.after(run.folder)
     with alone(run.folder, flag="--log_dir", program="train_wrn.py"):  # nothing is moved yet
         before = listed(run.folder)
         assert train.resumed(run).code == 2 and listed(run.folder) == before
-    again = train.resumed(run, *case.limit.split())
-    assert again.code == 0 and len(again.err) == len(case.warned), again.err
-    assert all(map(re.search, case.warned, again.err))
+    resumed = train.resumed(run, *case.limit.split())
+    assert resumed.code == 0 and len(resumed.err) == len(case.warnings), resumed.err
+    assert all(map(re.search, case.warnings, resumed.err))
     assert train.differences(run, whole) == []
-    best = [each.moving("best_valid_ckpt.pt") for each in (run, whole)]
-    assert train.same(*best) and run.settings["lr"] == whole.settings["lr"]
+    assert train.same(run.moving("best_valid_ckpt.pt"), whole.moving("best_valid_ckpt.pt"))
+    assert run.settings["lr"] == whole.settings["lr"]
     seconds = [float(row["seconds"]) for row in run.rows]
     assert seconds == sorted(seconds)  # of all processes together
-    ended = run.left()
+    state = run.left()
     assert "nothing to do" in train.resumed(run, *case.limit.split()).out
-    assert train.same(run.left(), ended)
+    assert train.same(run.left(), state)
 
 
-def test_resume_by_log_dir_and_id(train, tmp_path):
+def test_resume_finds_a_run_by_log_dir_and_id_or_names_the_missing_flag(train, tmp_path):
     run = train("--pyxce 1 --max_steps 3")
-    where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name)
-    assert train.bare("--resume", *where, "--max_steps", "4").code == 0
+    assert train.bare("--resume", *named(run), "--max_steps", "4").code == 0
     assert run.state()["progress"]["step"] == 4
-    for words, told in (
+    for argv, message in (
         (["--resume", "--max_steps", "5"], "--resume: which run?"),
         (["--resume", str(tmp_path)], "holds no run"),
-        (["--resume", str(tmp_path / "none")], "holds no run"),
         (["--resume", str(run.folder / "prev_ckpt.pt")], "is a file: give the run's folder"),
         (["--resume", str(run.folder), "--overwrite"], "that --overwrite replaces: leave one"),
         (["--pyxce", "1", "--resume", "auto"], "--resume auto: which run? give --id"),
         (["--pyxce", "1", "--id", "x" * 300], "longer than a folder name may be"),
     ):
-        assert told in train.bare(*words).refusal
+        assert message in train.bare(*argv).refusal
     assert os.listdir(tmp_path) == []
 
 
 def test_flags_given_on_resume_win_and_are_recorded(train):
     run = train("--pyxce 1 --pxycontrast 1 --pxsgld 1 --contrast_k 80 --max_steps 5")
-    given = {"lr": 0.02, "pyxce": 3.0, "print_every": 1, "weight_decay": 10.0, "sigma": 1.0}
-    given |= {"contrast_t": 5.0, "smoothing": 0.2, "contrast_score": "eq13", "n_steps": 2}
-    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    again = train.resumed(run, *words, "--max_steps", "10")
-    assert again.code == 0, again.err
+    changes = {"lr": 0.02, "pyxce": 3.0, "print_every": 1, "weight_decay": 10.0, "sigma": 1.0}
+    changes |= {"contrast_t": 5.0, "smoothing": 0.2, "contrast_score": "eq13", "n_steps": 2}
+    argv = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
+    resumed = train.resumed(run, *argv, "--max_steps", "10")
+    assert resumed.code == 0, resumed.err
     assert run.last["lr"] == "0.02" and float(run.last["loss"]) > 5 and len(run.reports) == 2 + 5
     assert run.state()["optimizer"]["param_groups"][0]["weight_decay"] == 10
     assert run.rows[0]["test_loss"] != run.last["test_loss"]
     for limit in ("10", "11"):  # and they hold for the next resume
         assert train.resumed(run, "--max_steps", limit).code == 0
         for settings in (run.settings, run.state()["settings"]):
-            assert settings.items() >= {**given, "pxsgld": 1, "contrast_k": 80}.items()
+            assert settings.items() >= {**changes, "pxsgld": 1, "contrast_k": 80}.items()
 
 
-# What would change the network, the data, the terms, the batch, the queue or the buffer
+# Flags that would change the network, the data, the terms, the batch, the queue or the buffer
 CHANGED = """--arch resnet50; --depth 16; --width 2; --norm batch; --uncond; --clf_only;
 --dropout_rate .5; --dataset digits; --image_size 16; --n_valid 39; --labels_per_class 1;
 --independent_batches; --seed 2; --start_epoch 1; --batch_size 2; --sgld_batch_size 2;
@@ -256,36 +259,31 @@ CHANGED = """--arch resnet50; --depth 16; --width 2; --norm batch; --uncond; --c
 
 
 def test_every_fixed_flag_is_tried():
-    names = {words.split()[0].removeprefix("--") for words in CHANGED.split(";")}
+    names = {flag.split()[0].removeprefix("--") for flag in CHANGED.split(";")}
     assert names - {"pyxce", "pxysgld"} == set(FIXED_ON_RESUME)
 
 
-@pytest.mark.parametrize("words", CHANGED.split(";"), ids=str.strip)
-def test_a_flag_that_would_change_the_run_is_refused(words, train):
+@pytest.mark.parametrize("flag", CHANGED.split(";"), ids=str.strip)
+def test_a_flag_that_would_change_the_run_is_refused(flag, train):
     run = train.once("--pyxce 1 --pxycontrast 1 --pxsgld 1 --max_steps 2")
     before = listed(run.folder)
-    again = train.resumed(run, *words.split(), "--max_steps", "3")
-    told = f"{words.split()[0]} .*cannot change on --resume .*leave it out"
-    assert re.search(told, again.refusal) and listed(run.folder) == before
-
-
-def listed(folder: Path) -> dict[Path, tuple[int, int]]:
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
+    resumed = train.resumed(run, *flag.split(), "--max_steps", "3")
+    message = f"{flag.split()[0]} .*cannot change on --resume .*leave it out"
+    assert re.search(message, resumed.refusal) and listed(run.folder) == before
 
 
 def test_a_run_does_not_go_on_with_other_training_images(train, tmp_path):
     file = tmp_path / "cifar10.npz"
     train.write_images(file)
     run = train(f"--pyxce 1 --n_epochs 2 --max_steps 7 --data_root {tmp_path}")
-    with np.load(file) as found:
-        arrays = dict(found)
+    with np.load(file) as content:
+        arrays = dict(content)
     for name, index in (("train_images", (3, 0, 0, 0)), ("train_labels", 5)):
-        other = {**arrays, name: arrays[name].copy()}
-        other[name][index] ^= 1
-        np.savez(file, **other)
-        told = f"{run.folder}.* its training images were others .60 images, crc32 .*--data_root"
-        assert re.search(told, train.resumed(run).refusal)
+        changed = arrays[name].copy()
+        changed[index] ^= 1
+        np.savez(file, **{**arrays, name: changed})
+        message = f"{run.folder}.* its training images were others .60 images, crc32 .*--data_root"
+        assert re.search(message, train.resumed(run).refusal)
     np.savez(file, **{**arrays, "test_images": arrays["test_images"][::-1]})
     assert train.resumed(run).code == 0
 
@@ -294,14 +292,14 @@ FULL = RuntimeError("[enforce fail at alloc.cpp:1] . DefaultCPUAllocator: can't 
 
 
 @pytest.mark.parametrize(
-    ("where", "error"),
+    ("function", "error"),
     [
         ("torch.load", OSError(errno.EIO, "Input/output error")),
         *(("torch.load", full) for full in (FULL, MemoryError())),
         ("torch.nn.Module.load_state_dict", FULL),
     ],
 )
-def test_what_the_machine_fails_at_sets_no_good_checkpoint_aside(where, error, train, monkeypatch):
+def test_a_failure_of_the_machine_sets_no_checkpoint_aside(function, error, train, monkeypatch):
     run = train("--pyxce 1 --n_epochs 2 --max_steps 7")
     before = listed(run.folder)
 
@@ -309,14 +307,14 @@ def test_what_the_machine_fails_at_sets_no_good_checkpoint_aside(where, error, t
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(where, broken)
-        again = train.resumed(run)
-    assert re.search("Input/output|memory is full", again.refusal)
+        patch.setattr(function, broken)
+        resumed = train.resumed(run)
+    assert re.search("Input/output|memory is full", resumed.refusal)
     assert listed(run.folder) == before
     assert train.resumed(run).code == 0
 
 
-def test_a_copy_without_its_empty_folder_goes_on(train):
+def test_a_copy_without_its_empty_folder_is_resumed(train):
     run = train(f"{train.ALL} --plot_uncond 1 --max_steps 7")
     shutil.rmtree(run.folder / "samples")
     assert train.resumed(run, "--n_epochs", "2").code == 0
@@ -337,16 +335,13 @@ def test_without_a_good_checkpoint_the_run_cannot_be_resumed(train):
     assert "start it again with --overwrite" in train.resumed(run).refusal
 
 
-# Limits
-
-
 @pytest.mark.parametrize(
     ("stop", "words"),
     [(7, ""), (5, "--eval_every 2")],
     ids=["within an epoch", "after an epoch that has no evaluation"],
 )
 def test_an_evaluation_that_a_limit_forces_is_never_the_best(stop, words, train, monkeypatch):
-    """A stopped and resumed run keeps the best checkpoint of a run that was not stopped."""
+    """A stopped and resumed run keeps the best checkpoint of an undisturbed run."""
 
     def evaluate(self: Any) -> dict[str, dict[str, float]]:
         accuracies = {stop: 0.9, 10: 0.6}
@@ -363,7 +358,7 @@ def test_an_evaluation_that_a_limit_forces_is_never_the_best(stop, words, train,
 
 
 def test_warm_up_counts_from_where_the_optimiser_is_new(train):
-    """Also where --start_epoch counts epochs from a later one, and after a restart."""
+    """Warm-up does not depend on --start_epoch, and a resume does not repeat it."""
     flags = "--pyxce 1 --n_epochs 9 --lr .01 --warmup_iters 8 --decay_epochs 3 --print_every 1"
     fresh = train(f"{flags} --decay_rate 1 --max_steps 10")
     later = train(f"{flags} --decay_rate .5 --start_epoch 3 --max_steps 3")
@@ -378,38 +373,39 @@ def test_warm_up_counts_from_where_the_optimiser_is_new(train):
 
 def test_two_processes_do_not_train_in_one_folder(train):
     run = train("--pyxce 1 --max_steps 1")
-    before = listed(run.folder)
-    where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name, "--overwrite")
+    before, overwriting = (
+        listed(run.folder),
+        ("--pyxce 1 --max_steps 2", *named(run), "--overwrite"),
+    )
     with alone(run.folder, flag="--log_dir", program="train_wrn.py"):
-        other = train("--pyxce 1 --max_steps 2", *where)
-    assert f"--log_dir: another train_wrn.py works in {run.folder}: wait" in other.refusal
+        second = train(*overwriting)
+    assert f"--log_dir: another train_wrn.py works in {run.folder}: wait" in second.refusal
     assert listed(run.folder) == before
-    assert train("--pyxce 1 --max_steps 2", *where).code == 0
+    assert train(*overwriting).code == 0
 
 
-def test_resume_auto_starts_a_run_and_goes_on_with_it(train):
-    whole = train.once("--pyxce 1 --n_epochs 2")
-    run = train("--pyxce 1 --n_epochs 2 --max_steps 7 --resume auto")
+def test_resume_auto_starts_a_run_and_continues_it(train):
+    flags = "--pyxce 1 --n_epochs 2 --resume auto"
+    whole, run = train.once("--pyxce 1 --n_epochs 2"), train(f"{flags} --max_steps 7")
     assert run.code == 0 and run.state()["progress"]["step"] == 7
-    where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name, "--resume", "auto")
-    again = train("--pyxce 1 --n_epochs 2", *where)  # the same command, as a queue gives it again
-    assert again.code == 0 and not again.err
+    resumed = train(flags, *named(run))  # the same command, as SLURM repeats it
+    assert resumed.code == 0 and not resumed.err
     assert train.same(run.moving(), whole.moving())
-    assert "nothing to do" in train("--pyxce 1 --n_epochs 2", *where).out
-    refused = train("--pyxce 1 --n_epochs 2 --width 2", *where)
+    assert "nothing to do" in train(flags, *named(run)).out
+    refused = train(f"{flags} --width 2", *named(run))
     assert refused.code == 2 and "--width 2 cannot change" in refused.err[0]
 
 
-def test_resume_auto_starts_over_what_died_before_its_first_checkpoint(train):
+def test_resume_auto_starts_over_a_run_that_died_before_its_first_checkpoint(train):
     run = train("--pyxce 1 --max_steps 1")
-    where = ("--log_dir", str(run.folder.parent), "--id", run.folder.name, "--resume", "auto")
     for path in run.folder.glob("*.pt"):
         path.unlink()
-    assert train("--pyxce 1 --max_steps 2", *where).code == 0
+    flags = "--pyxce 1 --max_steps 2 --resume auto"
+    assert train(flags, *named(run)).code == 0
     assert run.state()["progress"]["step"] == 2
     (run.folder / "last_ckpt.pt").rename(run.folder / "ckpt_of_others.pt")
     (run.folder / "prev_ckpt.pt").unlink()
-    refused = train("--pyxce 1 --max_steps 2", *where)
+    refused = train(flags, *named(run))
     assert refused.code == 2 and "already holds a run" in refused.err[0]
 
 
@@ -423,7 +419,7 @@ def test_a_run_that_has_become_read_only_is_refused_at_once(train, monkeypatch):
     assert f"--resume: cannot write to {run.folder} (Read-only" in train.resumed(run).refusal
 
 
-def test_settings_of_other_hands_are_read_or_refused(train):
+def test_edited_settings_are_read_or_refused(train):
     run = train("--pyxce 1 --n_epochs 2 --max_steps 5")
     path = run.folder / "variant.json"
     settings = run.settings
@@ -431,7 +427,7 @@ def test_settings_of_other_hands_are_read_or_refused(train):
         path.write_text(json.dumps({**settings, **wrong}))
         assert "variant.json" in train.resumed(run).refusal
     path.write_text(json.dumps({**settings, "norm": None}))
-    assert train.resumed(run).code == 0  # as the ancestors say that there is none
+    assert train.resumed(run).code == 0  # as JEM and HDGE write "no norm"
 
 
 @pytest.mark.parametrize("variant", [True, False])
@@ -447,13 +443,12 @@ def test_a_run_of_another_program_is_named(variant, train):
 
 
 def test_frozen_statistics_are_those_of_the_checkpoint(train):
-    """In every step, and still after a resume."""
+    """They do not change in a step or after a resume."""
     first = train.once("--pyxce 1 --norm batch --max_steps 2")
-    path = first.folder / "last_ckpt.pt"
-    frozen = f"{train.ALL} --norm batch --bn_chains frozen --load_path {path}"
-    run = train(f"{frozen} --max_steps 3")
+    flags = f"{train.ALL} --norm batch --bn_chains frozen --max_steps 3"
+    run = train(f"{flags} --load_path {first.folder / 'last_ckpt.pt'}")
     assert train.resumed(run, "--max_steps", "5").code == 0
-    before, after = (each.state()["model_state_dict"] for each in (first, run))
+    before, after = first.state()["model_state_dict"], run.state()["model_state_dict"]
     kept = [name for name in before if "running" in name or "num_batches" in name]
     assert kept and all(torch.equal(before[name], after[name]) for name in kept)
     assert not torch.equal(before["f.conv1.weight"], after["f.conv1.weight"])
