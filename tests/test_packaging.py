@@ -20,12 +20,9 @@ VERSIONS = re.findall(r"Python :: (3\.\d+)", PYPROJECT)
 def test_conda_yaml_lists_what_pyproject_lists():
     lines = (ROOT / "conda.yaml").read_text(encoding="utf-8").split("dependencies:\n")[1]
     python, *packages = re.findall(r"^ +- (\S+)$", lines, re.MULTILINE)
-    conda = [
-        line for line in packages if line not in ("pip", "pip:")
-    ]  # for packages that conda-forge lacks
-    assert conda == [
-        re.sub(r"^torch(?=[<>])", "pytorch", line) for line in requirements.listed("test")
-    ]
+    conda = [line for line in packages if line not in ("pip", "pip:")]  # pip installs the rest
+    listed = requirements.listed("test")
+    assert conda == [re.sub(r"^torch(?=[<>])", "pytorch", line) for line in listed]
     assert python == f"python>={VERSIONS[0]},<3.{int(VERSIONS[-1].split('.')[1]) + 1}"
 
 
