@@ -83,7 +83,7 @@ def call_after(
 
 
 def damage(path: Path, content: bytes = b"damaged") -> None:
-    path.unlink()  # it may be one file with another
+    path.unlink()  # it may be a hard link
     path.write_bytes(content)
 
 
@@ -135,7 +135,6 @@ PLOTTED = (
     f"{ALL} --n_epochs 3 --contrast_k 80 --dropout_rate .1 --ema .9 --plot_cond --plot_every 1"
 )
 LONG, SHORT = f"{ALL} --n_epochs 2 --contrast_k 80", "--pyxce 1 --n_epochs 3"
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MOMENTS = {  # module, function, number of its call at which a signal comes
     "a step": (train_wrn, "train_step", 8),
     "an epoch's last step": (train_wrn, "train_step", 5),
@@ -149,7 +148,7 @@ DISTURBED = {
     f"{n.name} in {moment}": Disturbed(
         PLOTTED, "", (*call, partial(send, n)), 128 + n, f"stopped by {n.name} at step"
     )
-    for n, (moment, call) in itertools.product(SIGNALS, MOMENTS.items())
+    for n, (moment, call) in zip(itertools.cycle((signal.SIGINT, signal.SIGTERM)), MOMENTS.items())
 }
 DISTURBED |= {
     f"{code} in the evaluation of {limit}": Disturbed(
@@ -327,7 +326,7 @@ def test_without_a_good_checkpoint_the_run_cannot_be_resumed(train):
     damage(last)
     assert train.resumed(run, "--max_steps", "10").code == 0
     steps = [run.state(path.name)["progress"]["step"] for path in (previous, last)]
-    assert steps == [5, 10]  # the good one is kept until another one is written
+    assert steps == [5, 10]  # prev_ckpt.pt stays until a second good checkpoint exists
     damage(last), damage(previous)
     line = train.resumed(run).refusal
     assert all(path.name in line for path in (last, previous))
@@ -336,11 +335,11 @@ def test_without_a_good_checkpoint_the_run_cannot_be_resumed(train):
 
 
 @pytest.mark.parametrize(
-    ("stop", "words"),
+    ("stop", "evaluations"),
     [(7, ""), (5, "--eval_every 2")],
     ids=["within an epoch", "after an epoch that has no evaluation"],
 )
-def test_an_evaluation_that_a_limit_forces_is_never_the_best(stop, words, train, monkeypatch):
+def test_an_evaluation_that_a_limit_forces_is_never_the_best(stop, evaluations, train, monkeypatch):
     """A stopped and resumed run keeps the best checkpoint of an undisturbed run."""
 
     def evaluate(self: Any) -> dict[str, dict[str, float]]:
@@ -348,7 +347,7 @@ def test_an_evaluation_that_a_limit_forces_is_never_the_best(stop, words, train,
         return {"valid": {"accuracy": accuracies.get(self.run.progress.step, 0.4), "nll": 1.0}}
 
     monkeypatch.setattr(session.Session, "evaluate", evaluate)
-    flags = f"--pyxce 1 --n_epochs 3 {words}"
+    flags = f"--pyxce 1 --n_epochs 3 {evaluations}"
     whole, parts = train(flags), train(f"{flags} --max_steps {stop}")
     assert parts.last["valid_acc"] == "0.9"
     assert parts.state()["progress"]["best_valid"] < 0.9
