@@ -1,4 +1,4 @@
-"""The rows of the tables: every command parses, nothing is done twice, what failed is said."""
+"""scripts/experiments.py: commands parse, no job is done twice, a failed job is printed."""
 
 import argparse
 import json
@@ -32,28 +32,30 @@ from training.cost import step_flops
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def parse(words: list[str]) -> Any:
-    program, *arguments = words
+def parse(command: list[str]) -> Any:
+    program, *argv = command
     if program == "train_wrn.py":
-        return flags.parse(arguments)[0]
+        return flags.parse(argv)[0]
     if program == "eval_wrn_ebm.py":
-        return questions.parse(arguments)[0]
-    own = done.flags_of(program)
+        return questions.parse(argv)[0]
     assert (ROOT / program).is_file()
-    return baseline_flags.parse(arguments, own.build_parser)[0]
+    return baseline_flags.parse(argv, done.flags_of(program).build_parser)[0]
 
 
 def settings_of(scale: str, name: str) -> Any:
     return parse(rows.train_command(Path("x"), scale, rows.Train(name, 1)))
 
 
-@pytest.mark.parametrize("scale", rows.SCALES)
+ALL_SCALES = pytest.mark.parametrize("scale", rows.SCALES)
+
+
+@ALL_SCALES
 def test_every_table_has_its_script_and_a_scale_without_rows_names_those_with_some(scale):
     for name, table in rows.TABLES.items():
         text = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
         assert f'/reproduce.sh" {name}\n' in text
         assert set(table.rows) <= set(rows.EXPERIMENTS)
-        assert all(set(shown) <= set(table.rows) for _, _, shown in table.overlays)
+        assert all(set(names) <= set(table.rows) for _, _, names in table.overlays)
         if not rows.rows_at(scale, table.rows):
             with pytest.raises(UsageError, match=f"--scale {scale} has no rows of {name}: use "):
                 experiments.only(name, scale)
@@ -74,157 +76,163 @@ def test_the_papers_settings_are_the_papers():
 
 
 def test_scale_half_shows_stable_rows_in_place_of_those_from_cross_entropy():
-    shown = {name: set(rows.rows_at("half", table.rows)) for name, table in rows.TABLES.items()}
-    assert {"ce", "hdge", "jem-stable"} < shown["table1_ood"] and "jem" not in shown["table1_ood"]
-    assert shown["figure3_samples"] == {"hdge-jem-stable", "hdge-jem-head"}
+    table1, figure3 = (
+        set(rows.rows_at("half", rows.TABLES[name].rows))
+        for name in ("table1_ood", "figure3_samples")
+    )
+    assert {"ce", "hdge", "jem-stable"} < table1 and "jem" not in table1
+    assert figure3 == {"hdge-jem-stable", "hdge-jem-head"}
     assert not rows.rows_at("small", ["jem-stable", "hdge-jem-stable", *rows.LADDER])
     for scale, steps in (("half", 5), ("paper", 5), ("smoke", 2)):
         s = settings_of(scale, "hdge-jem-stable")
-        found = (s.n_steps, s.chain_start, s.sgld_clamp, s.load_path, s.max_restarts)
-        assert found == (steps, "class_gaussian", True, None, 0)
+        assert (s.n_steps, s.chain_start, s.sgld_clamp) == (steps, "class_gaussian", True)
+        assert (s.load_path, s.max_restarts) == (None, 0)
     assert (s.pyxce, s.pxycontrast, s.pxsgld) == (1, 1, 1)
-    own, shared = (vars(settings_of("half", f"hdge-jem-{name}")) for name in ("head", "stable"))
-    assert {name for name in own if own[name] != shared[name]} == {"id", "uncond", "augment_px"}
+    head, stable = (settings_of("half", f"hdge-jem-{name}") for name in ("head", "stable"))
+    assert differences(head, stable) == {"id", "uncond", "augment_px"}
 
 
-@pytest.mark.parametrize("scale", rows.SCALES)
-def test_a_flow_is_asked_without_sgld_noise_and_classes_that_it_lacks(scale):
+def differences(a: Any, b: Any) -> set[str]:
+    return {name for name, value in vars(a).items() if value != getattr(b, name)}
+
+
+@ALL_SCALES
+def test_a_flow_is_asked_without_sgld_noise_and_absent_classes(scale):
+    def parsed(question: str, name: str) -> tuple[Any, set[str]]:
+        argv = rows.question_words(scale, question, name)
+        return questions.parse(["--load_path", "-", "--eval", *argv])
+
     for name, scores in (("glow", ["px"]), ("glow-class", ["px", "py"])):
-        words = rows.question_words(scale, rows.TABLES["table1_ood"].questions[0], name)
-        s, given = questions.parse(["--load_path", "-", "--eval", *words])
+        s, given = parsed(rows.TABLES["table1_ood"].questions[0], name)
         assert s.score_fn == scores and s.sigma == 0 and "n_steps" not in given
     for question in rows.TABLES["table3_hybrid"].questions:
-        words = rows.question_words(scale, question, "residual-flow")
-        s, given = questions.parse(["--load_path", "-", "--eval", *words])
+        s, given = parsed(question, "residual-flow")
         assert not given & {"n_steps", "chain_lengths"} and ("sigma" in given) == (s.eval != "fid")
-        assert "--n_steps" in rows.question_words(scale, question, "ce") or words[0] != "fid"
+        assert "n_steps" in parsed(question, "ce")[1] or s.eval != "fid"
 
 
 def test_a_step_of_the_ladder_changes_one_thing():
     changed = ["sgld_clamp", "chain_start", "augment_px", "uncond", "n_steps", "ema", "px_loss"]
-    found = [vars(settings_of("half", n)) for n in rows.LADDER]
-    assert found[0]["n_steps"] == 20 and found[0]["chain_start"] == "uniform"
-    assert not found[0]["sgld_clamp"] and found[0]["image_size"] == 16
+    ladder = [settings_of("half", name) for name in rows.LADDER]
+    jem = ladder[0]
+    assert (jem.n_steps, jem.chain_start, jem.sgld_clamp) == (20, "uniform", False)
+    assert jem.image_size == 16
     for step, name in enumerate(changed):
-        before, after = found[step : step + 2]
-        assert {key for key in before if before[key] != after[key]} == {name, "id"}
-    jem, ce = found[0], vars(settings_of("half", "ladder-ce"))
-    assert {key for key in jem if jem[key] != ce[key]} == {"pxsgld", "id"}
+        assert differences(*ladder[step : step + 2]) == {name, "id"}
+    assert differences(jem, settings_of("half", "ladder-ce")) == {"pxsgld", "id"}
 
 
-# Jobs: on a program that only notes that it was called.
+class Runs:
+    """Runs tables by programs that only leave files, and notes the commands of the last call.
+
+    `codes`: the exit code, or the exception, of a command with this part.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.commands, self.codes = root, list[str](), dict[str, Any]()
+
+    def __call__(self, argv: str, scale: str = "paper", jobs: int = 2) -> int:
+        self.commands.clear()
+        flags = f"--root {self.root} --scale {scale} --jobs {jobs}"
+        return experiments.main(["run", *argv.split(), *flags.split()])
+
+    def call(self, command: list[str], folder: Path) -> tuple[int, str]:
+        line = shlex.join(command)
+        code = next((code for part, code in self.codes.items() if part in line), 0)
+        if isinstance(code, Exception):
+            raise code
+        self.commands.append(line)
+        folder.mkdir(parents=True, exist_ok=True)
+        if code in (0, 9):
+            leave(command, folder, finished=code == 0)
+        return code, f"x: diverged at step {code}" if code else ""
+
+    @property
+    def trained(self) -> list[str]:
+        commands = map(shlex.split, self.commands)
+        return [argv[argv.index("--id") + 1] for argv in commands if "--id" in argv]
+
+    def asked(self, question: str = "") -> list[str]:
+        return [line for line in self.commands if f"--eval {question}" in line]
 
 
-def leave(words: list[str], where: Path, code: int) -> None:
-    """What the program leaves, as far as it is read: a run, finished with code 0, or an answer."""
-    if words[0] == "eval_wrn_ebm.py":
-        parsed = parse(words)
-        s = vars(parsed)
+def leave(command: list[str], folder: Path, *, finished: bool) -> None:
+    """Write the files of a run or of an answer, as far as scripts/done.py reads them."""
+    if command[0] == "eval_wrn_ebm.py":
+        s = vars(parse(command))
         models = [{"checkpoint_sha256": done.sha256(Path(path))} for path in s["load_path"]]
-        record = {
-            "settings": json.loads(json.dumps(s)),
-            "protocol": {"version": QUESTIONS[s["eval"]].version},
-        }
+        record = {"settings": s, "protocol": {"version": QUESTIONS[s["eval"]].version}}
         record |= models[0] if s["log_dir"] is None else {"models": models}
         record["features_sha256"] = done.sha256(Path(s["fid_model"] or ""))
-        (where / f"{s['eval']}.json").write_text(json.dumps(record))
+        (folder / f"{s['eval']}.json").write_text(json.dumps(record))
         return
-    if "--resume" not in words:
-        program = {"program": Path(words[0]).name}
-        (where / "variant.json").write_text(json.dumps({**vars(parse(words)), **program}))
-    (where / "last_ckpt.pt").write_text(f"{where.name}")
-    epochs = json.loads((where / "variant.json").read_text()).get("n_epochs") or 1
-    last = epochs - 1 if code == 0 else 0
-    (where / "progress.csv").write_text(f"epoch,step\n{last},5\n")
+    if "--resume" not in command:
+        settings = {**vars(parse(command)), "program": Path(command[0]).name}
+        (folder / "variant.json").write_text(json.dumps(settings))
+    (folder / "last_ckpt.pt").write_text(folder.name)
+    epochs = json.loads((folder / "variant.json").read_text()).get("n_epochs") or 1
+    (folder / "progress.csv").write_text(f"epoch,step\n{epochs - 1 if finished else 0},5\n")
 
 
 @pytest.fixture
-def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """(run tables and return the exit code, the commands that ran, what `fails` with a code)"""
-    ran: list[str] = []
-    fails: dict[str, int] = {}
-
-    def call(self: Any, job: Any, words: list[str], where: Path, what: str) -> tuple[int, str]:
-        ran.append(shlex.join(words))
-        code = next((code for part, code in fails.items() if part in ran[-1]), 0)
-        where.mkdir(parents=True, exist_ok=True)
-        if code in (0, 9):
-            leave(words, where, code)
-        return code, f"x: diverged at step {code}" if code else ""
-
-    monkeypatch.setattr(experiments.Runner, "call", call)
-
-    def run(tables: str, *words: str, scale: str = "paper", n: int = 2) -> int:
-        place = ["--root", str(tmp_path), "--scale", scale, "--jobs", str(n)]
-        return experiments.main(["run", *tables.split(), *place, *words])
-
-    return run, ran, fails
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    run = Runs(tmp_path)
+    monkeypatch.setattr(
+        experiments.Runner, "call", lambda self, job, command, folder, _: run.call(command, folder)
+    )
+    return run
 
 
-def trained(ran: list[str]) -> list[str]:
-    return [words[words.index("--id") + 1] for words in map(shlex.split, ran) if "--id" in words]
+def test_jobs_that_tables_share_are_done_once_and_not_again_by_a_second_call(run):
+    argv = "table5_variants alpha table6_negatives figure4_robustness --seeds 1 2"
+    assert run(argv) == 0
+    assert {"hdge-s1", "hdge-s2", "ce-s1"} <= set(run.trained)
+    for jobs in (run.trained, run.asked()):  # two tables ask hdge for its AUROC
+        assert len(jobs) == len(set(jobs)) > 0
+    assert run(argv) == 0 and not run.commands
 
 
-def test_what_tables_share_is_done_once_and_not_again_by_a_second_call(jobs):
-    run, ran, _ = jobs
-    tables = "table5_variants alpha table6_negatives figure4_robustness"
-    assert run(tables, "--seeds", "1", "2") == 0
-    names = trained(ran)
-    assert len(names) == len(set(names)) and {"hdge-s1", "hdge-s2", "ce-s1"} <= set(names)
-    asked = [line for line in ran if line.startswith("eval")]
-    assert len(asked) == len(set(asked))  # hdge is asked for its AUROC by two of the tables
-    before = list(ran)
-    assert run(tables, "--seeds", "1", "2") == 0
-    assert ran == before
-
-
-@pytest.mark.parametrize("lost", [False, True])
-def test_an_interrupted_run_is_resumed_with_its_limit(lost, jobs, tmp_path):
-    run, ran, fails = jobs
-    fails["--id hdge-jem-s1"] = 9
-    assert run("figure3_samples", scale="smoke") == 1
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_interrupted_run_is_resumed_with_its_limit(killed, run, tmp_path):
+    run.codes["--id hdge-jem-s1"] = 9
+    assert run("figure3_samples", "smoke") == 1
     folder = tmp_path / "smoke" / "hdge-jem-s1"
     (folder / "progress.csv").write_text("epoch,step\n0,2\n")
-    if lost:  # by a kill between two names
+    if killed:  # while it renamed a checkpoint
         (folder / "last_ckpt.pt").rename(folder / "prev_ckpt.pt")
-    fails.clear()
-    run("figure3_samples", scale="smoke")
-    assert any(line.endswith(f"--resume {folder} --max_steps 6") for line in ran)
-    assert not any("--overwrite" in line for line in ran)
+    run.codes.clear()
+    run("figure3_samples", "smoke")
+    assert any(line.endswith(f"--resume {folder} --max_steps 6") for line in run.commands)
+    assert not any("--overwrite" in line for line in run.commands)
 
 
-def test_a_diverged_run_is_noted_and_the_others_go_on(jobs, tmp_path, capsys):
-    run, ran, fails = jobs
-    fails["--id jem-s1"] = 1
+def test_a_diverged_run_is_noted_and_not_tried_again_and_the_others_go_on(run, tmp_path, capsys):
+    run.codes["--id jem-s1"] = 1
     assert run("table1_ood") == 1
     assert (tmp_path / "paper/jem-s1/diverged.txt").read_text() == "x: diverged at step 1"
     assert "FAILED jem-s1: exit code 1" in capsys.readouterr().err
-    assert "hdge-s1" in trained(ran)
-    assert not any(line.startswith("eval") and "/jem-s1/" in line for line in ran)
-    ran.clear()
-    assert run("table1_ood") == 1  # not tried again by itself
-    assert not any("/jem-s1" in line or "--id jem-s1" in line for line in ran)
+    assert "hdge-s1" in run.trained and not any("/jem-s1/" in line for line in run.asked())
+    assert run("table1_ood") == 1
+    assert not any("/jem-s1" in line or "--id jem-s1" in line for line in run.commands)
 
 
-def test_a_run_waits_for_the_one_that_it_starts_from(jobs):
-    run, ran, fails = jobs
-    assert run("table3_hybrid", scale="small", n=1) == 0
-    names = trained(ran)
-    assert names.index("ce-s1") < names.index("jem-s1")
-    assert names.index("hdge-s1") < names.index("hdge-jem-s1")
-    fails["--id simclr-s1"] = 2
-    assert run("table1_ood", scale="small", n=1) == 1
-    assert "simclr-linear-s1" not in trained(ran)
+def test_a_run_waits_for_the_one_that_it_starts_from(run):
+    assert run("table3_hybrid", "small", 1) == 0
+    assert run.trained.index("ce-s1") < run.trained.index("jem-s1")
+    assert run.trained.index("hdge-s1") < run.trained.index("hdge-jem-s1")
+    run.codes["--id simclr-s1"] = 2
+    assert run("table1_ood", "small", 1) == 1
+    assert "simclr-linear-s1" not in run.trained
 
 
 def test_a_job_that_ends_makes_room_for_one_that_can_run(tmp_path, monkeypatch):
-    """ce takes as long as hdge does not run: of two jobs, neither jem, which needs ce, nor alpha0,
-    which has ended, may keep hdge's place."""
+    """ce lasts until hdge runs. So of two slots, neither jem, which needs ce, nor alpha0, which has
+    ended, may keep hdge's."""
     hdge = threading.Event()
 
-    def call(self: Any, job: Any, words: list[str], where: Path, what: str) -> tuple[int, str]:
-        assert where.name != "ce-s1" or hdge.wait(20), "hdge was never started"
-        if where.name == "hdge-s1":
+    def call(self: Any, job: Any, command: list[str], folder: Path, _: str) -> tuple[int, str]:
+        assert folder.name != "ce-s1" or hdge.wait(20), "hdge was never started"
+        if folder.name == "hdge-s1":
             hdge.set()
         return 0, ""
 
@@ -233,52 +241,36 @@ def test_a_job_that_ends_makes_room_for_one_that_can_run(tmp_path, monkeypatch):
     assert experiments.Runner(tmp_path, "small", 2).run(jobs) == 0
 
 
-def test_samples_are_compared_in_the_features_of_one_network(jobs, tmp_path):
-    run, ran, _ = jobs
-    assert run("table3_hybrid", "--seeds", "1", "2", scale="small", n=1) == 0
-    asked = [shlex.split(line) for line in ran if "--eval fid" in line]
-    assert len(asked) == 2 * 9
+def test_samples_are_compared_in_the_features_of_one_network(run, tmp_path):
+    assert run("table3_hybrid --seeds 1 2", "small", 1) == 0
     path = tmp_path / "small" / "ce-s1" / "last_ckpt.pt"
-    assert {words[words.index("--fid_model") + 1] for words in asked} == {str(path)}
+    assert len(run.asked("fid")) == 2 * 9
+    assert all(f" --fid_model {path} " in f"{line} " for line in run.asked("fid"))
     path.write_text("trained on")
-    ran.clear()
-    assert run("table3_hybrid", scale="small") == 0
-    assert sum("--eval fid" in line for line in ran) == 9
+    assert run("table3_hybrid", "small") == 0 and len(run.asked("fid")) == 9
 
 
-def test_at_half_that_network_comes_with_the_repository(jobs):
-    run, ran, _ = jobs
-    assert run("table3_hybrid", "--rows", "jem-stable", scale="half", n=1) == 0
-    assert trained(ran) == ["jem-stable-s1"]
-    (asked,) = (line for line in ran if "--eval fid" in line)
-    assert " --fid_model ce-cifar10-half " in asked
-    ran.clear()
-    assert run("table3_hybrid", "--rows", "jem-stable", scale="half", n=1) == 0
-    assert not ran  # its weights are those of the answer
+def test_at_half_that_network_comes_with_the_repository(run):
+    argv = "table3_hybrid --rows jem-stable"
+    assert run(argv, "half", 1) == 0 and run.trained == ["jem-stable-s1"]
+    (line,) = run.asked("fid")
+    assert " --fid_model ce-cifar10-half " in line
+    assert run(argv, "half", 1) == 0 and not run.commands  # the hash of its weights is the answer's
 
 
-def test_rows_that_are_chosen_are_shown_beside_those_that_were_trained_before(jobs):
-    run, ran, _ = jobs
+def test_chosen_rows_are_shown_beside_those_that_were_trained_before(run):
     run("table5_variants")  # hdge
-    assert run("figure1_histograms", "--rows", "ce") == 0
-    assert "--labels ce hdge " in ran[-1] and "jem-s1" not in trained(ran)
+    assert run("figure1_histograms --rows ce") == 0
+    assert "--labels ce hdge " in run.commands[-1] and "jem-s1" not in run.trained
 
 
-def test_a_job_that_breaks_leaves_the_others_running(jobs, monkeypatch, capsys):
-    run, ran, _ = jobs
-    plain = experiments.Runner.call
-
-    def call(self: Any, job: Any, words: list[str], where: Path, what: str) -> tuple[int, str]:
-        if where.name == "jem-s1":
-            raise OSError(28, "No space left on device")
-        return plain(self, job, words, where, what)
-
-    monkeypatch.setattr(experiments.Runner, "call", call)
+def test_a_job_that_raises_leaves_the_others_running(run, capsys):
+    run.codes["--id jem-s1"] = OSError(28, "No space left on device")
     assert run("figure1_histograms") == 1
     assert "FAILED jem-s1: OSError: [Errno 28] No space left" in capsys.readouterr().err
-    assert {"ce-s1", "hdge-s1"} <= set(trained(ran))
-    (line,) = (line for line in ran if "logp_hist" in line)
-    assert "--labels ce jem-stable hdge " in line  # what there is
+    assert {"ce-s1", "hdge-s1"} <= set(run.trained)
+    (line,) = run.asked("logp_hist")
+    assert "--labels ce jem-stable hdge " in line  # without jem
 
 
 def test_the_time_left_is_of_trainings_and_questions_apart(tmp_path):
@@ -295,29 +287,27 @@ def test_the_time_left_is_of_trainings_and_questions_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "argv",
     [
         *("run nonsense", "run table1_ood --scale huge", "run all --jobs 0", "run all --seeds x"),
         "show sampler --scale paper",
         *("show table1_ood --scale half --rows jem", "run table2_classification --rows ce"),
     ],
 )
-def test_a_mistake_is_one_line(words):
-    refusal(experiments.main, words.split())
+def test_a_mistake_is_one_line(argv):
+    refusal(experiments.main, argv.split())
 
 
 def test_a_scale_s_cost_is_its_flops_at_the_speed_of_a_step(monkeypatch, capsys):
     """31 EFLOP are 20 million steps."""
-    told = "training step           1.55 TFLOP\ntime a step             180.0 ms, 1 images/s\n"
-    found = subprocess.CompletedProcess([], 0, stdout=told, stderr="")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: found)
+    step = "training step           1.55 TFLOP\ntime a step             180.0 ms, 1 images/s\n"
+    dry_run = subprocess.CompletedProcess([], 0, stdout=step, stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: dry_run)
     assert experiments.main(["cost", "table1_ood"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("table1_ood: SCALE=paper: 31 jobs, 1,000.0 hours of training")
     assert len(lines) == 4 and re.search(r"SCALE=smoke: \d+ jobs, minutes$", lines[3])
-    monkeypatch.setattr(
-        subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 2, "", "no")
-    )
+    dry_run.stdout, dry_run.stderr = "", "no"
     assert "no step of it: no" in experiments.cost("sampler", "half")
 
 
@@ -334,83 +324,86 @@ def test_a_script_without_scale_prints_the_costs_and_runs_smoke(tmp_path):
     stub.write_text(STUB)
     stub.chmod(0o755)
     environment = {**os.environ, "PYTHON": str(stub), "ROOT": str(tmp_path), "SCALE": ""}
-    words = ["bash", str(ROOT / "scripts" / "sampler.sh")]
-    ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
-    cost, run = (line for line in ran.splitlines() if line.startswith("ran"))
+    command = ["bash", str(ROOT / "scripts" / "sampler.sh")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    cost, run = (line for line in done.stdout.splitlines() if line.startswith("ran"))
     assert cost == "ran scripts/experiments.py cost sampler"
     assert run.startswith("ran scripts/experiments.py run sampler --scale smoke ")
 
 
-@pytest.mark.parametrize("scale", rows.SCALES)
+@ALL_SCALES
 def test_every_experiment_is_shown_and_can_be_run_in_that_order(scale, capsys):
     assert experiments.main(["show", "all", "--scale", scale, "--seeds", "2"]) == 0
-    there, heads, known = set(), [], set(rows.rows_at(scale, [*rows.EXPERIMENTS]))
-    for line in capsys.readouterr().out.splitlines():
+    trained, names = set(), []
+    lines = capsys.readouterr().out.splitlines()
+    for line in lines:
+        command = shlex.split(line)[1:]
         if line.startswith("#"):
-            heads.append(line[2:])
             continue
-        words = shlex.split(line)[1:]
-        s = parse(words)
+        s = parse(command)
         needed = getattr(s, "load_path", None)
         needed = needed if isinstance(needed, list) else [needed]
-        assert {*needed, getattr(s, "fid_model", None)} - {None, "ce-cifar10-half"} <= there, line
+        assert {*needed, getattr(s, "fid_model", None)} <= trained | {None, "ce-cifar10-half"}, line
         assert "REFERENCE" not in line
-        if "--id" in words:
-            there.add(str(Path(s.log_dir) / s.id / "last_ckpt.pt"))
+        if "--id" in command:
+            trained.add(str(Path(s.log_dir) / s.id / "last_ckpt.pt"))
             name, _, seed = s.id.rpartition("-s")
+            names.append(name)
             experiment = rows.EXPERIMENTS[name]
             if experiment.program == rows.PROBE:
                 assert needed == [f"{s.log_dir}/{experiment.start}-s2/last_ckpt.pt"]
             else:
                 dataset = "digits" if scale == "smoke" else experiment.dataset
                 assert (s.seed, s.dataset) == (int(seed), dataset)
-            known.discard(name)
-    assert not known
-    assert heads == [n for n, table in rows.TABLES.items() if rows.rows_at(scale, table.rows)]
+    assert set(names) >= {*rows.rows_at(scale, [*rows.EXPERIMENTS])}
+    tables = [name for name, table in rows.TABLES.items() if rows.rows_at(scale, table.rows)]
+    assert [line[2:] for line in lines if line[0] == "#"] == tables
 
 
 def flow_flops(s: Any) -> float:
-    """FLOP of a training step an image, counted with one block a scale; the mean of a residual
-    block's terms is 4."""
-    one = argparse.Namespace(**{**vars(s), "depth": 1})
-    model = train_flow.build_flow(one, 10, torch.device("cpu")).train()
-    images = torch.zeros(2, 3, s.image_size, s.image_size)
-    counted = []
+    """Count a training step's FLOP an image, with one block a scale instead of `s.depth`.
+
+    The mean number of a residual block's terms is 4.
+    """
+    shallow = argparse.Namespace(**{**vars(s), "depth": 1})
+    model = train_flow.build_flow(shallow, 10, torch.device("cpu")).train()
+    images, totals = torch.zeros(2, 3, s.image_size, s.image_size), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "geometric_", lambda tensor, _: tensor.fill_(2))
-        for n in (1, 2):  # what the power method costs is not an image's
+        for n in (1, 2):  # the power method's FLOP do not depend on the images
             with FlopCounterMode(display=False) as counter:
                 model.log_px(images[:n]).sum().backward()
-            counted.append(counter.get_total_flops())
-    return float(s.depth * (counted[1] - counted[0]))
+            totals.append(counter.get_total_flops())
+    return float(s.depth * (totals[1] - totals[0]))
+
+
+FORWARD: dict[tuple[Any, ...], int] = {}
+
+
+def image_flops(scale: str, name: str) -> float:
+    """Count an experiment's training FLOP an image and epoch."""
+    program, s = rows.EXPERIMENTS[name].program, settings_of(scale, name)
+    if program == rows.FLOW:
+        return flow_flops(s)
+    arguments = ("arch", "depth", "width", "norm", "image_size")
+    network = {n: getattr(s, n) for n in arguments if hasattr(s, n)}
+    key = (*network.values(),)
+    if key not in FORWARD:
+        FORWARD[key] = models.forward_flops(models.build(**network))
+    if program == "train_wrn.py":
+        return step_flops(FORWARD[key], s) / s.batch_size
+    views = 6.0  # a pass forward and two back, of two views
+    return FORWARD[key] * (3.0 + 3 * s.n_steps_pgd_attack if name.startswith("at-") else views)
 
 
 def training_flops(scale: str) -> dict[str, float]:
-    """Experiment -> FLOP of its training."""
-    forward: dict[Any, int] = {}
-    found = {}
-    for name in rows.rows_at(scale, [*rows.EXPERIMENTS]):
-        experiment = rows.EXPERIMENTS[name]
-        if experiment.program == rows.PROBE:
-            found[name] = 0.0
-            continue
-        s = settings_of(scale, name)
-        if experiment.program == rows.FLOW:
-            found[name] = 45_000 * s.n_epochs * flow_flops(s)
-            continue
-        names = ("arch", "depth", "width", "norm", "image_size")
-        network = {n: getattr(s, n) for n in names if hasattr(s, n)}
-        key = tuple(network.values())
-        if key not in forward:
-            forward[key] = models.forward_flops(models.build(**network))
-        passes = 3.0 if name.startswith("at-") else 6.0  # of two views
-        if name.startswith("at-"):
-            passes += 3 * s.n_steps_pgd_attack
-        an_image = passes * forward[key]
-        if experiment.program == "train_wrn.py":
-            an_image = step_flops(forward[key], s) / s.batch_size
-        found[name] = 45_000 * s.n_epochs * an_image
-    return found
+    """Return experiment -> FLOP of its training."""
+    return {
+        name: 0.0
+        if rows.EXPERIMENTS[name].program == rows.PROBE
+        else 45_000 * settings_of(scale, name).n_epochs * image_flops(scale, name)
+        for name in rows.rows_at(scale, [*rows.EXPERIMENTS])
+    }
 
 
 @pytest.mark.parametrize(("scale", "unit"), [("paper", 1e18), ("small", 1e15), ("half", 1e15)])
@@ -422,49 +415,38 @@ def test_headers_tell_the_cost_of_what_is_trained(scale, unit):
         for row in list(names):
             names |= {start.name for start in rows.needs(scale, rows.Train(row, 1))}
         text = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
-        told = re.search(rf"#   {scale}  ([\d.]+) [EP]FLOP, ([\d.]+) ", text)
-        assert (told is not None) == bool(names), name
-        if told is None:
-            continue
-        total = sum(costs[row] for row in names) / unit
-        assert float(told[1]) == pytest.approx(total, rel=0.06, abs=0.06), name
-        rate = 2e14 if scale == "paper" else 2e11
-        assert float(told[2]) == pytest.approx(total * unit / rate / 3600, rel=0.06, abs=0.06), name
+        header = re.search(rf"#   {scale}  ([\d.]+) [EP]FLOP, ([\d.]+) ", text)
+        assert (header is not None) == bool(names), name
+        if header is not None:
+            flops = sum(costs[row] for row in names)
+            hours = flops / (2e14 if scale == "paper" else 2e11) / 3600
+            numbers = [float(number) for number in header.groups()]
+            assert numbers == pytest.approx([flops / unit, hours], rel=0.06, abs=0.06), name
 
 
-# What is done, and what only looks like it.
-
-
-def test_a_probe_is_finished_once_its_checkpoint_is_there(jobs, tmp_path):
-    run, ran, _ = jobs
+def test_a_probe_is_finished_once_its_checkpoint_exists(run, tmp_path):
     assert run("table1_ood") == 0
     folder = tmp_path / "paper" / "simclr-linear-s1"
     settings = json.loads((folder / "variant.json").read_text())
-    # as a real probe leaves it: its backbone's epochs, and one row
+    # A real probe leaves its backbone's epochs, and one row.
     (folder / "variant.json").write_text(json.dumps({**settings, "n_epochs": 200, "max_steps": 6}))
     (folder / "progress.csv").write_text("epoch,step\n0,999\n")
-    before = list(ran)
-    assert run("table1_ood") == 0
-    assert ran == before
+    assert run("table1_ood") == 0 and not run.commands
     (folder / "last_ckpt.pt").unlink()
     assert run("table1_ood") == 0
-    again = ran[len(before)]
-    assert again.startswith("baselines/linear_probe.py") and again.endswith("--overwrite")
+    assert run.commands[0].startswith("baselines/linear_probe.py")
+    assert run.commands[0].endswith("--overwrite")
 
 
-def test_answers_about_other_weights_are_asked_again(jobs, tmp_path):
-    run, ran, _ = jobs
+def test_questions_about_other_weights_are_asked_again(run, tmp_path):
     tables = "figure1_histograms table5_variants"
     assert run(tables) == 0
     (tmp_path / "paper" / "hdge-s1" / "last_ckpt.pt").write_text("trained on")
-    before = len(ran)
-    assert run(tables) == 0
-    assert [line.split("--eval ")[1].split()[0] for line in ran[before:]].count("logp_hist") == 1
-    assert len(ran[before:]) == 3 and all("hdge-s1" in line for line in ran[before:])
+    assert run(tables) == 0 and len(run.asked("logp_hist")) == 1
+    assert len(run.commands) == 3 and all("hdge-s1" in line for line in run.commands)
 
 
-def test_an_answer_of_another_protocol_is_none_another_recipe_is_refused(jobs, tmp_path, capsys):
-    run, ran, _ = jobs
+def test_an_answer_of_another_setting_is_replaced_and_a_run_refused(run, tmp_path, capsys):
     assert run("figure3_samples") == 0
     folder = tmp_path / "paper" / "hdge-jem-s1"
     path = folder / "eval" / "cond_samples.json"
@@ -475,19 +457,17 @@ def test_an_answer_of_another_protocol_is_none_another_recipe_is_refused(jobs, t
         path.write_text("{" if change == "damaged" else json.dumps(record))
         if change == "gone":
             path.unlink()
-        before = len(ran)
-        assert run("figure3_samples") == 0
-        assert len(ran) == before + (change != "nothing"), change
-    capsys.readouterr()
+        assert run("figure3_samples") == 0 and len(run.commands) == (change != "nothing"), change
     settings = json.loads((folder / "variant.json").read_text())
     (folder / "variant.json").write_text(json.dumps({**settings, "lr": 0.5}))
-    assert run("figure3_samples") == 1
-    said = capsys.readouterr().err
-    assert "but the run has 0.5" in said and said.count("\n") == 1 and len(ran) == before
+    capsys.readouterr()
+    assert run("figure3_samples") == 1 and not run.commands
+    message = capsys.readouterr().err
+    assert "but the run has 0.5" in message and message.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("scale", "name", "change", "said"),
+    ("scale", "name", "change", "difference"),
     [
         ("half", "ladder-clamp", {"sgld_clamp": False}, "--sgld_clamp True, but the run has False"),
         ("half", "ladder-jem", {"sgld_clamp": True}, "--sgld_clamp False, but the run has True"),
@@ -501,10 +481,10 @@ def test_an_answer_of_another_protocol_is_none_another_recipe_is_refused(jobs, t
          "--decay_epochs [60, 120, 160], but the run has [1]"),
     ],
 )  # fmt: skip
-def test_a_run_with_other_settings_is_of_another_recipe(scale, name, change, said, tmp_path):
-    words = rows.train_command(tmp_path, scale, rows.Train(name, 1))
-    (tmp_path / "variant.json").write_text(json.dumps({**vars(parse(words)), **change}))
-    assert done.other_recipe(tmp_path, words) == said
+def test_a_run_with_other_settings_is_of_another_recipe(scale, name, change, difference, tmp_path):
+    command = rows.train_command(tmp_path, scale, rows.Train(name, 1))
+    (tmp_path / "variant.json").write_text(json.dumps({**vars(parse(command)), **change}))
+    assert done.other_recipe(tmp_path, command) == difference
 
 
 def test_the_last_whole_row_is_read(tmp_path):
@@ -520,11 +500,9 @@ def test_the_last_whole_row_is_read(tmp_path):
         assert (run.epochs, run.steps) == expected, text
 
 
-# Processes.
-
 SLEEPER = """import multiprocessing, os, signal, time
 from pathlib import Path
-def busy(*_):  # in a step that takes longer than anybody waits
+def busy(*_):  # a step that does not end
     if not multiprocessing.parent_process().is_alive():
         raise KeyboardInterrupt
 signal.signal(signal.SIGINT, busy)
@@ -535,19 +513,19 @@ DRIVER = """import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from scripts import experiments
-here = Path(__file__).parent
-experiments.rows.train_command = lambda *_: [str(here / "sleeper.py")]
+folder = Path(__file__).parent
+experiments.rows.train_command = lambda *_: [str(folder / "sleeper.py")]
 experiments.done.other_recipe, experiments.GRACE = (lambda *_, **__: None), 1.0
 if __name__ == "__main__":
-    sys.exit(experiments.main(["run", "figure5_negatives", "--root", str(here / "runs")]))
+    sys.exit(experiments.main(["run", "figure5_negatives", "--root", str(folder / "runs")]))
 """
 
 
 @pytest.fixture(params=["foreground", pytest.param("background", marks=pytest.mark.slow)])
 def sleeping(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
-    """(the process that runs experiments, the process number of the program that it runs)
+    """Yield the process of experiments.py, and the process number of the program that it runs.
 
-    A shell lets what it starts in the background ignore SIGINT.
+    A shell's background jobs ignore SIGINT.
     """
     background = request.param == "background"
     if background and "ctrl_c" in request.node.name:
@@ -573,11 +551,10 @@ def sleeping(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
 def wait_for(condition: Any) -> Any:
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
+        if value := condition():
+            return value
         time.sleep(0.05)
-    raise AssertionError("it did not happen")
+    raise AssertionError("the condition has not come true")
 
 
 def gone(pid: int) -> bool:
@@ -587,7 +564,7 @@ def gone(pid: int) -> bool:
         return True
 
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks processes up there")
+needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
 
 
 @needs_proc
@@ -601,91 +578,87 @@ def test_a_program_ends_with_the_process_that_started_it(sleeping):
 def test_ctrl_c_is_one_line_and_ends_everything(sleeping):
     process, pid = sleeping
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, message = process.communicate(timeout=60)
     assert process.returncode == 130 and gone(pid)
-    assert said == "interrupted: the same command goes on from here\n"
+    assert message == "interrupted: the same command goes on from here\n"
 
 
 @pytest.mark.slow
-def test_a_gpu_that_is_not_there_ends_a_job_that_would_take_the_cpu(tmp_path):
+def test_a_gpu_that_does_not_exist_ends_a_job_that_would_take_the_cpu(tmp_path):
     assert experiments.in_process(["train_wrn.py", "--help"], tmp_path / "log", 99) == 2
     assert "--gpus 99: PyTorch sees no such GPU" in (tmp_path / "log").read_text()
 
 
-def test_a_root_that_another_works_in_or_that_cannot_be_written_to_is_a_mistake(sleeping, tmp_path):
+def test_a_root_that_is_in_use_or_that_cannot_be_written_to_is_a_mistake(sleeping, tmp_path):
     (tmp_path / "file").write_text("")
-    for root, told in (("runs", "another experiments.py"), ("file", "cannot write to")):
+    for root, reason in (("runs", "another experiments.py"), ("file", "cannot write to")):
         line = refusal(experiments.main, ["run", "alpha", "--root", str(tmp_path / root)])
-        assert "--root" in line and told in line
-
-
-# Sweeps: of runs on the digits, in this process.
+        assert "--root" in line and reason in line
 
 
 @pytest.fixture
 def sweep(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """(sweep and return the exit code, the commands that ran)"""
-    ran: list[list[str]] = []
+    """Return a function that sweeps on the digits, and the commands of its runs."""
+    commands: list[list[str]] = []
 
-    def in_process(words: list[str], log: Path, device: int | None) -> int:
-        ran.append(words)
+    def in_process(command: list[str], log: Path, device: int | None) -> int:
+        commands.append(command)
         log.touch()
-        return train.bare(*words[1:]).code
+        return train.bare(*command[1:]).code
 
     monkeypatch.setattr(experiments, "in_process", in_process)
     recipe = "--dataset digits --image_size 8 --depth 10 --width 1 --pyxce 1 --pxycontrast 1 "
     recipe += "--contrast_k 64 --max_steps 2 --batch_size 16 --device cpu "
 
     def run(vary: str = "contrast_t .05 .1", more: str = "") -> int:
-        own = ["--vary", *vary.split(), "--seeds", "1", "2", "--root", str(tmp_path)]
-        return experiments.main(["sweep", *own, "--", *(recipe + more).split()])
+        argv = f"sweep --vary {vary} --seeds 1 2 --root {tmp_path} -- {recipe} {more}"
+        return experiments.main(argv.split())
 
-    return run, ran
+    return run, commands
 
 
 def test_a_sweep_trains_each_value_with_each_seed_and_compares(sweep, tmp_path, capsys):
-    run, ran = sweep
-    assert run() == 0 and len(ran) == 4
-    for value, seed in ((value, seed) for value in (".05", ".1") for seed in (1, 2)):
-        place = tmp_path / f"contrast_t-{value}-s{seed}"
-        settings = json.loads((place / "variant.json").read_text())
-        assert (settings["contrast_t"], settings["seed"]) == (float(value), seed)
-        assert settings["dataset"] == "digits"
-    shown = capsys.readouterr().out
-    assert "| --contrast_t " in shown and "| test accuracy in training (%) | " in shown
+    run, commands = sweep
+    assert run() == 0 and len(commands) == 4
+    output = capsys.readouterr().out
+    assert "| --contrast_t " in output and "| test accuracy in training (%) | " in output
     for value in (".05", ".1"):
-        names = f"contrast_t-{value}-s1, contrast_t-{value}-s2"
-        assert f"\n{names} differ in the seed alone (1, 2), mean +- sd: test accuracy" in shown
+        names = [f"contrast_t-{value}-s{seed}" for seed in (1, 2)]
+        for seed, name in enumerate(names, 1):
+            settings = json.loads((tmp_path / name / "variant.json").read_text())
+            assert (settings["contrast_t"], settings["seed"]) == (float(value), seed)
+            assert settings["dataset"] == "digits"
+        comparison = "differ in the seed alone (1, 2), mean +- sd: test accuracy"
+        assert f"\n{', '.join(names)} {comparison}" in output
     page = report.main([*map(str, tmp_path.glob("*-s1")), "--output", str(tmp_path / "a.html")])
     text = page.read_text(encoding="utf-8")
     assert all(f">contrast_t-{value}-s1</" in text for value in (".05", ".1"))
     assert "Accuracy (%): test_acc over epochs" in text and "<td>--contrast_t</td>" in text
-    ran.clear()
+    commands.clear()
     (tmp_path / "contrast_t-.1-s2" / "progress.csv").write_text("epoch,step\n")
-    assert run() == 0  # goes on with what is not finished, and repeats nothing
-    assert [words[1:4:2] for words in ran] == [["--resume", "--max_steps"]]
+    assert run() == 0  # resumes the unfinished run alone
+    assert [command[1:4:2] for command in commands] == [["--resume", "--max_steps"]]
     assert capsys.readouterr().out.count("trained already") == 3
-    assert run(more="--pxcontrast 1") == 1 and len(ran) == 1
+    assert run(more="--pxcontrast 1") == 1 and len(commands) == 1
     assert "the recipe has --pxcontrast 1.0, but the run has None" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "flags"),
+    ("argv", "flags"),
     [
         ("pyxce .5 1 -- --dataset digits", "--dataset digits --pyxce .5"),  # the only term
         ("n_steps 5 10 -- @jem --sgld_lr 2", "--sgld_lr 2 --n_steps 5"),  # for the recipe's term
     ],
 )
-def test_the_flags_of_a_sweep_need_to_make_sense_only_together(words, flags):
-    args, points = experiments.parse_sweep(["--vary", *words.split()])
+def test_the_flags_of_a_sweep_need_to_make_sense_only_together(argv, flags):
+    args, points = experiments.parse_sweep(["--vary", *argv.split()])
     assert [point.seed for point in points] == args.seeds * 2 and args.seeds == [1]
     assert " ".join(points[0].flags).endswith(flags)
 
 
 @pytest.mark.parametrize(
-    ("vary", "more", "said"),
+    ("vary", "more", "message"),
     [
-        ("contrast_t .05", "", "--vary contrast_t: give two values or more"),
         ("contrast_t .05 .05", "", "--vary contrast_t: give two values or more"),
         ("seed 1 2", "", "--vary seed: the sweep sets it: give another flag; --seeds has"),
         ("contrast_t .05 x", "", "argument --contrast_t: 'x' is not a number"),
@@ -694,6 +667,6 @@ def test_the_flags_of_a_sweep_need_to_make_sense_only_together(words, flags):
         ("lr 1 2", "--lr 3", "--lr is the sweep's own"),
     ],
 )
-def test_a_mistaken_sweep_is_refused_before_it_trains(vary, more, said, sweep):
-    run, ran = sweep
-    assert said in refusal(run, vary, more) and not ran
+def test_a_mistaken_sweep_is_refused_before_it_trains(vary, more, message, sweep):
+    run, commands = sweep
+    assert message in refusal(run, vary, more) and not commands
