@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ class Runs:
         commands = map(shlex.split, self.commands)
         return [argv[argv.index("--id") + 1] for argv in commands if "--id" in argv]
 
-    def asked(self, question: str = "") -> list[str]:
+    def evaluations(self, question: str = "") -> list[str]:
         return [line for line in self.commands if f"--eval {question}" in line]
 
 
@@ -187,7 +188,7 @@ def test_jobs_that_tables_share_are_done_once_and_not_again_by_a_second_call(run
     argv = "table5_variants alpha table6_negatives figure4_robustness --seeds 1 2"
     assert run(argv) == 0
     assert {"hdge-s1", "hdge-s2", "ce-s1"} <= set(run.trained)
-    for jobs in (run.trained, run.asked()):  # two tables ask hdge for its AUROC
+    for jobs in (run.trained, run.evaluations()):  # two tables ask hdge for its AUROC
         assert len(jobs) == len(set(jobs)) > 0
     assert run(argv) == 0 and not run.commands
 
@@ -211,7 +212,7 @@ def test_a_diverged_run_is_noted_and_not_tried_again_and_the_others_go_on(run, t
     assert run("table1_ood") == 1
     assert (tmp_path / "paper/jem-s1/diverged.txt").read_text() == "x: diverged at step 1"
     assert "FAILED jem-s1: exit code 1" in capsys.readouterr().err
-    assert "hdge-s1" in run.trained and not any("/jem-s1/" in line for line in run.asked())
+    assert "hdge-s1" in run.trained and not any("/jem-s1/" in line for line in run.evaluations())
     assert run("table1_ood") == 1
     assert not any("/jem-s1" in line or "--id jem-s1" in line for line in run.commands)
 
@@ -244,16 +245,16 @@ def test_a_job_that_ends_makes_room_for_one_that_can_run(tmp_path, monkeypatch):
 def test_samples_are_compared_in_the_features_of_one_network(run, tmp_path):
     assert run("table3_hybrid --seeds 1 2", "small", 1) == 0
     path = tmp_path / "small" / "ce-s1" / "last_ckpt.pt"
-    assert len(run.asked("fid")) == 2 * 9
-    assert all(f" --fid_model {path} " in f"{line} " for line in run.asked("fid"))
+    assert len(run.evaluations("fid")) == 2 * 9
+    assert all(f" --fid_model {path} " in f"{line} " for line in run.evaluations("fid"))
     path.write_text("trained on")
-    assert run("table3_hybrid", "small") == 0 and len(run.asked("fid")) == 9
+    assert run("table3_hybrid", "small") == 0 and len(run.evaluations("fid")) == 9
 
 
 def test_at_half_that_network_comes_with_the_repository(run):
     argv = "table3_hybrid --rows jem-stable"
     assert run(argv, "half", 1) == 0 and run.trained == ["jem-stable-s1"]
-    (line,) = run.asked("fid")
+    (line,) = run.evaluations("fid")
     assert " --fid_model ce-cifar10-half " in line
     assert run(argv, "half", 1) == 0 and not run.commands  # the hash of its weights is the answer's
 
@@ -269,7 +270,7 @@ def test_a_job_that_raises_leaves_the_others_running(run, capsys):
     assert run("figure1_histograms") == 1
     assert "FAILED jem-s1: OSError: [Errno 28] No space left" in capsys.readouterr().err
     assert {"ce-s1", "hdge-s1"} <= set(run.trained)
-    (line,) = run.asked("logp_hist")
+    (line,) = run.evaluations("logp_hist")
     assert "--labels ce jem-stable hdge " in line  # without jem
 
 
@@ -334,12 +335,12 @@ def test_a_script_without_scale_prints_the_costs_and_runs_smoke(tmp_path):
 @ALL_SCALES
 def test_every_experiment_is_shown_and_can_be_run_in_that_order(scale, capsys):
     assert experiments.main(["show", "all", "--scale", scale, "--seeds", "2"]) == 0
-    trained, names = set(), []
+    trained, names = set(), set()
     lines = capsys.readouterr().out.splitlines()
     for line in lines:
-        command = shlex.split(line)[1:]
         if line.startswith("#"):
             continue
+        command = shlex.split(line)[1:]
         s = parse(command)
         needed = getattr(s, "load_path", None)
         needed = needed if isinstance(needed, list) else [needed]
@@ -348,14 +349,14 @@ def test_every_experiment_is_shown_and_can_be_run_in_that_order(scale, capsys):
         if "--id" in command:
             trained.add(str(Path(s.log_dir) / s.id / "last_ckpt.pt"))
             name, _, seed = s.id.rpartition("-s")
-            names.append(name)
+            names.add(name)
             experiment = rows.EXPERIMENTS[name]
             if experiment.program == rows.PROBE:
                 assert needed == [f"{s.log_dir}/{experiment.start}-s2/last_ckpt.pt"]
             else:
                 dataset = "digits" if scale == "smoke" else experiment.dataset
                 assert (s.seed, s.dataset) == (int(seed), dataset)
-    assert set(names) >= {*rows.rows_at(scale, [*rows.EXPERIMENTS])}
+    assert names >= {*rows.rows_at(scale, [*rows.EXPERIMENTS])}
     tables = [name for name, table in rows.TABLES.items() if rows.rows_at(scale, table.rows)]
     assert [line[2:] for line in lines if line[0] == "#"] == tables
 
@@ -377,38 +378,33 @@ def flow_flops(s: Any) -> float:
     return float(s.depth * (totals[1] - totals[0]))
 
 
-FORWARD: dict[tuple[Any, ...], int] = {}
+@cache
+def forward_flops(**network: Any) -> int:
+    return models.forward_flops(models.build(**network))
 
 
-def image_flops(scale: str, name: str) -> float:
-    """Count an experiment's training FLOP an image and epoch."""
+def training_flops(scale: str, name: str) -> float:
+    """Count the FLOP of an experiment's training."""
     program, s = rows.EXPERIMENTS[name].program, settings_of(scale, name)
+    if program == rows.PROBE:
+        return 0.0
     if program == rows.FLOW:
-        return flow_flops(s)
-    arguments = ("arch", "depth", "width", "norm", "image_size")
-    network = {n: getattr(s, n) for n in arguments if hasattr(s, n)}
-    key = (*network.values(),)
-    if key not in FORWARD:
-        FORWARD[key] = models.forward_flops(models.build(**network))
+        return 45_000 * s.n_epochs * flow_flops(s)
+    network = ("arch", "depth", "width", "norm", "image_size")
+    forward = forward_flops(**{n: getattr(s, n) for n in network if hasattr(s, n)})
     if program == "train_wrn.py":
-        return step_flops(FORWARD[key], s) / s.batch_size
-    views = 6.0  # a pass forward and two back, of two views
-    return FORWARD[key] * (3.0 + 3 * s.n_steps_pgd_attack if name.startswith("at-") else views)
-
-
-def training_flops(scale: str) -> dict[str, float]:
-    """Return experiment -> FLOP of its training."""
-    return {
-        name: 0.0
-        if rows.EXPERIMENTS[name].program == rows.PROBE
-        else 45_000 * settings_of(scale, name).n_epochs * image_flops(scale, name)
-        for name in rows.rows_at(scale, [*rows.EXPERIMENTS])
-    }
+        an_image = step_flops(forward, s) / s.batch_size
+    elif name.startswith("at-"):
+        an_image = forward * (3.0 + 3 * s.n_steps_pgd_attack)
+    else:  # a pass forward and two back, of two views
+        an_image = forward * 6.0
+    return 45_000 * s.n_epochs * an_image
 
 
 @pytest.mark.parametrize(("scale", "unit"), [("paper", 1e18), ("small", 1e15), ("half", 1e15)])
 def test_headers_tell_the_cost_of_what_is_trained(scale, unit):
-    costs = training_flops(scale)
+    every = rows.rows_at(scale, [*rows.EXPERIMENTS])
+    costs = {name: training_flops(scale, name) for name in every}
     for name in (*rows.TABLES, "all"):
         listed = [*rows.EXPERIMENTS] if name == "all" else rows.TABLES[name].rows
         names = set(rows.rows_at(scale, listed))
@@ -442,7 +438,7 @@ def test_questions_about_other_weights_are_asked_again(run, tmp_path):
     tables = "figure1_histograms table5_variants"
     assert run(tables) == 0
     (tmp_path / "paper" / "hdge-s1" / "last_ckpt.pt").write_text("trained on")
-    assert run(tables) == 0 and len(run.asked("logp_hist")) == 1
+    assert run(tables) == 0 and len(run.evaluations("logp_hist")) == 1
     assert len(run.commands) == 3 and all("hdge-s1" in line for line in run.commands)
 
 
@@ -529,7 +525,7 @@ def sleeping(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
     """
     background = request.param == "background"
     if background and "ctrl_c" in request.node.name:
-        pytest.skip("Ctrl-C does not reach what runs in the background")
+        pytest.skip("Ctrl-C does not reach a background job")
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     (tmp_path / "driver.py").write_text(DRIVER.format(root=str(ROOT)))
     process = subprocess.Popen(
