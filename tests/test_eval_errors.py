@@ -1,4 +1,4 @@
-"""A mistake costs eval_wrn_ebm.py one line on stderr and exit code 2: no traceback, no answer."""
+"""A mistake ends eval_wrn_ebm.py with one line on stderr and exit code 2, without an answer."""
 
 import sys
 from dataclasses import replace
@@ -14,40 +14,29 @@ from evaluation import flags
 from evaluation.questions import QUESTIONS
 from runs.checkpoint import save_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
 
-
-def refused(found: Any, *words: str) -> None:
-    assert found.code == 2, found.out
-    assert len(found.err) == 1, found.err
-    assert found.err[0].startswith("eval_wrn_ebm.py: error: ")
-    for word in words:
-        assert word in found.err[0]
-    assert not list(found.folder.glob("*.json"))
+def assert_refused(answer: Any, *parts: str) -> None:
+    line = answer.refusal
+    assert line.startswith("eval_wrn_ebm.py: error: ")
+    assert [part for part in parts if part not in line] == [], line
+    assert not list(answer.folder.glob("*.json"))
 
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Path:
-    """Checkpoints and data sets with a defect each."""
-    state = models.build(depth=10, width=1).state_dict()
-    network = {"depth": 10, "width": 1, "norm": "none"}
-    files: dict[str, Any] = {
-        "empty_queue": {
-            "model_state_dict": {**state, "queue_logit": torch.zeros(10, 8)},
-            "objective": {"memories.queue.queue_filled": torch.zeros((), dtype=torch.int64)},
-        },
-        "foreign": {"weights": torch.zeros(3)},
-        "three": {
-            "model_state_dict": models.build(depth=10, width=1, num_classes=3).state_dict(),
-            "settings": network,
-        },
-        "uncond": {
-            "model_state_dict": models.build(depth=10, width=1, uncond=True).state_dict(),
-            "settings": {**network, "uncond": True},
-        },
-    }
-    for name, content in files.items():
-        save_checkpoint(content, tmp_path / f"{name}.pt")
+    """Write checkpoints and data sets that some or all questions refuse."""
+
+    def write(name: str, network: dict[str, Any], **content: Any) -> None:
+        weights = models.build(depth=10, width=1, **network).state_dict()
+        weights |= content.pop("queue", {})
+        save_checkpoint({"model_state_dict": weights, **content}, tmp_path / f"{name}.pt")
+
+    settings = {"depth": 10, "width": 1, "norm": "none"}
+    write("three", {"num_classes": 3}, settings=settings)
+    write("uncond", {"uncond": True}, settings={**settings, "uncond": True})
+    filled = {"memories.queue.queue_filled": torch.zeros((), dtype=torch.int64)}
+    write("empty_queue", {}, queue={"queue_logit": torch.zeros(10, 8)}, objective=filled)
+    save_checkpoint({"weights": torch.zeros(3)}, tmp_path / "foreign.pt")
     (tmp_path / "text.pt").write_text("no checkpoint")
     np.savez(tmp_path / "empty.npz", test_images=np.zeros((0, 32, 32, 3), np.uint8))
     return tmp_path
@@ -124,78 +113,77 @@ REFUSED = {"hdge": COMMANDS, "ce": OF_CE, "hdge ce": OF_BOTH}
 @pytest.mark.parametrize(
     ("load", "command"),
     [(load, command) for load, commands in REFUSED.items() for command in commands],
-    ids=lambda each: each if isinstance(each, str) else each[0],
+    ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_a_mistaken_command_is_named_with_its_remedy(load, command, ask):
-    refused(ask(command[0], load=load), *command[1:])
+def test_a_mistake_is_named_with_its_remedy(load, command, ask):
+    assert_refused(ask(command[0], load=load), *command[1:])
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "question", "parts"),
     [
-        ("missing.pt", (CLF, "is no file")),
-        ("a" * 256, (CLF, "File name too long")),
-        ("text.pt", (CLF, "no checkpoint")),
-        ("foreign.pt", (CLF, "no classifier")),
-        ("three.pt", (CLF, "--dataset is missing", "3 classes")),
-        ("empty_queue.pt", (f"{PXSIM} --depth 10 --width 1", "pxsim: the queue of", "still empty")),
+        ("missing.pt", CLF, ["is no file"]),
+        ("a" * 256, CLF, ["File name too long"]),
+        ("text.pt", CLF, ["no checkpoint"]),
+        ("foreign.pt", CLF, ["no classifier"]),
+        ("three.pt", CLF, ["--dataset is missing", "3 classes"]),
+        ("empty_queue.pt", f"{PXSIM} --depth 10 --width 1", ["pxsim: the queue of", "still empty"]),
     ],
 )
-def test_a_file_that_cannot_be_used(name, words, ask, odd):
-    found = ask(words[0], load=odd / name)
-    refused(found, name, *words[1:])
-    assert sum(line.count(name) for line in found.err) == 1
+def test_a_file_that_cannot_be_used_is_named_once(name, question, parts, ask, odd):
+    answer = ask(question, load=odd / name)
+    assert_refused(answer, *parts)
+    assert answer.refusal.count(name) == 1
 
 
-def test_an_empty_set_and_knn_without_training_images(ask, odd):
-    refused(ask(f"{OOD} --ood_dataset empty", "--data_root", str(odd)), "--dataset cifar10")
+def test_an_empty_set_and_knn_without_training_images_are_refused(ask, odd):
+    root = ("--data_root", str(odd))
+    assert_refused(ask(f"{OOD} --ood_dataset empty", *root), "--dataset cifar10")
     for name in ("cifar10", "svhn"):
-        with np.load(ask.trainer.data / f"{name}.npz") as found:
-            arrays = {key: found[key] for key in found if key.startswith("test")}
-        np.savez(odd / f"{name}.npz", **arrays)
-    found = ask(f"{OOD} --ood_dataset empty", "--data_root", str(odd))
-    refused(found, "empty", "has no test_images")
-    refused(ask(f"{OOD} --score_fn knn", "--data_root", str(odd)), "--score_fn knn", "training")
+        with np.load(ask.trainer.data / f"{name}.npz") as arrays:
+            test = {key: array for key, array in arrays.items() if key.startswith("test")}
+        np.savez(odd / f"{name}.npz", **test)
+    assert_refused(ask(f"{OOD} --ood_dataset empty", *root), "empty", "has no test_images")
+    assert_refused(ask(f"{OOD} --score_fn knn", *root), "--score_fn knn", "training")
 
 
 def test_a_separate_head_has_class_conditional_scores_and_samples(ask, odd):
-    found = ask(f"{OOD} --score_fn px pxy px_logits", load=odd / "uncond.pt")
-    assert found.code == 0 and not found.err
+    answer = ask(f"{OOD} --score_fn px pxy px_logits", load=odd / "uncond.pt")
+    assert answer.code == 0 and not answer.err
     sample = "--eval cond_samples --fresh_samples --buffer_size 40 --n_sample_steps 1 --n_steps 1"
     assert ask(f"{sample} --sgld_batch_size 10", load=odd / "uncond.pt").code == 0
 
 
 def test_several_checkpoints_need_a_folder(ask):
-    two = [str(ask.checkpoint(name)) for name in ("hdge", "ce")]
-    for given in ([], ["--log_dir", ""]):  # of a shell's variable that is not set
-        found = ask.bare("--load_path", *two, "--eval", "test_clf", *given)
-        assert found.code == 2 and "--log_dir is missing" in found.err[0]
+    paths = [str(ask.checkpoint(name)) for name in ("hdge", "ce")]
+    for log_dir in ([], ["--log_dir", ""]):  # empty: a shell's variable that is not set
+        answer = ask.bare("--load_path", *paths, "--eval", "test_clf", *log_dir)
+        assert "--log_dir is missing" in answer.refusal
 
 
 def test_a_missing_library_is_named_with_its_remedy(ask, monkeypatch):
     for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3", "pyautoattack"):
         monkeypatch.setitem(sys.modules, name, None)
-    refused(ask("--eval fid"), "pip install torch-fidelity", "--fid_features model")
-    refused(ask("--eval attack --attack autoattack --eps .1"), "pip install pyautoattack")
+    assert_refused(ask("--eval fid"), "pip install torch-fidelity", "--fid_features model")
+    assert_refused(ask("--eval attack --attack autoattack --eps .1"), "pip install pyautoattack")
 
 
 def test_a_full_disk_is_one_line(ask, monkeypatch):
-    def full(*_: Any, **__: Any) -> None:
+    def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("evaluation.results.os.replace", full)
-    refused(ask(CLF), "test_clf.json", "No space left")
+    assert_refused(ask(CLF), "test_clf.json", "No space left")
 
 
 def test_ctrl_c_leaves_no_answer(ask, monkeypatch):
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    question = replace(QUESTIONS["test_clf"], ask=interrupted)
-    monkeypatch.setitem(QUESTIONS, "test_clf", question)
-    found = ask(CLF)
-    assert found.code == 130 and len(found.err) == 1 and "no answer" in found.err[0]
-    assert not list(found.folder.glob("*.json"))
+    monkeypatch.setitem(QUESTIONS, "test_clf", replace(QUESTIONS["test_clf"], ask=interrupted))
+    answer = ask(CLF)
+    assert answer.code == 130 and len(answer.err) == 1 and "no answer" in answer.err[0]
+    assert not list(answer.folder.glob("*.json"))
 
 
 def test_every_flag_has_help_and_flags_of_questions_exist():
@@ -205,12 +193,13 @@ def test_every_flag_has_help_and_flags_of_questions_exist():
     assert flags.FLAG_QUESTIONS.keys() <= {action.dest for action in parser._actions}
 
 
+ANCESTORS = """--batch_size 64 --sgld_batch_size 64 --sigma .03 --n_sample_steps 100 --n_steps 0
+--print_every 100 --buffer_size 10000 --score_fn px --ood_dataset svhn --seed 1 --distance Linf
+--n_steps_pgd_attack 40 --n_dup_chains 5"""
+
+
 def test_defaults_are_the_ancestors():
-    s, given = flags.parse(["--load_path", "a.pt", "--eval", "OOD"])
+    argv = ["--load_path", "a.pt", "--eval", "OOD"]
+    settings, given = flags.parse(argv)
     assert given == {"load_path", "eval"}
-    ancestors = {
-        **{"batch_size": 64, "sgld_batch_size": 64, "sigma": 0.03, "n_sample_steps": 100},
-        **{"print_every": 100, "buffer_size": 10000, "score_fn": ["px"], "seed": 1},
-        **{"n_steps_pgd_attack": 40, "n_dup_chains": 5, "distance": "Linf"},
-    }
-    assert {name: getattr(s, name) for name in ancestors} == ancestors
+    assert settings == flags.build_parser().parse_args([*argv, *ANCESTORS.split()])
