@@ -1,4 +1,4 @@
-"""`folder:PATH`: one sub-folder a class."""
+"""`folder:PATH`, with a sub-folder of images for each class."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from data import DataError
 from runs.cli import UsageError
 
 
-def paint(file: Path, colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(file)
+def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
 
 
 def make_classes(root: Path, counts: dict[str, int]) -> None:
-    """Image i of class c is all of colour (c, i, 0), so that it can be told after loading."""
+    """Paint image i of class c in the colour (c, i, 0), by which `identities` knows it."""
     for c, (name, count) in enumerate(counts.items()):
         for i in range(count):
             paint(root / name / f"{i}.png", (c, i, 0))
@@ -30,15 +30,19 @@ def identities(split: data.Split) -> list[tuple[int, int]]:
     return [(image[0], image[1]) for image in split.images[:, 0, 0].tolist()]
 
 
+def load(path: Path) -> data.DataSet:
+    return data.load(f"folder:{path}", "nowhere")
+
+
 def refusal(path: Path) -> str:
-    """The one line with which both `describe` and `load` refuse."""
-    with pytest.raises(DataError) as caught:
-        data.load(f"folder:{path}", path)
-    message = str(caught.value)
+    """Return the line with which both `load` and `describe` refuse a folder."""
+    messages = set()
+    for read in (load, lambda path: data.describe(f"folder:{path}")):
+        with pytest.raises(DataError) as caught:
+            read(path)
+        messages.add(str(caught.value))
+    (message,) = messages
     assert "\n" not in message and message.startswith("--dataset folder: ")
-    with pytest.raises(DataError) as described:
-        data.describe(f"folder:{path}")
-    assert str(described.value) == message
     return message
 
 
@@ -47,7 +51,7 @@ def test_a_fifth_of_every_class_is_the_test_split(tmp_path):
     paint(tmp_path / ".hidden" / "0.png", (9, 9, 9))
     paint(tmp_path / "apple" / ".hidden.png", (9, 9, 9))
     (tmp_path / "apple" / "notes.txt").write_text("not an image")
-    loaded = data.load(f"folder:{tmp_path}", "nowhere")
+    loaded = load(tmp_path)
     assert loaded.class_names == ("apple", "bear", "cat", "dog") and loaded.num_classes == 4
     assert loaded.name == f"folder:{tmp_path}" and loaded.flips
     counts = loaded.test.labels.bincount(minlength=4).tolist()
@@ -58,26 +62,23 @@ def test_a_fifth_of_every_class_is_the_test_split(tmp_path):
     everything = [(c, i) for c, n in enumerate([10, 21, 3, 1]) for i in range(n)]
     assert sorted(train + test) == everything
     assert train != sorted(train)  # shuffled, so that the first N images show every class
-    assert identities(data.load(f"folder:{tmp_path}", "nowhere").test) == test
+    assert identities(load(tmp_path).test) == test
     assert data.describe(f"folder:{tmp_path}") == data.Spec(4, 28, 7, flips=True)
 
 
-def test_train_and_test_folders_are_kept_apart(tmp_path):
+def test_train_and_test_are_splits_if_they_have_folders_and_else_classes(tmp_path):
     make_classes(tmp_path / "train", {"a": 5, "b": 4})
     make_classes(tmp_path / "test", {"a": 2, "b": 3})
-    loaded = data.load(f"folder:{tmp_path}", "nowhere")
+    loaded = load(tmp_path)
     for split, counts in ((loaded.train, (5, 4)), (loaded.test, (2, 3))):
         assert sorted(identities(split)) == [(c, i) for c in (0, 1) for i in range(counts[c])]
     assert data.describe(f"folder:{tmp_path}") == data.Spec(2, 9, 5, flips=True)
-
-
-def test_train_and_test_may_be_the_classes_themselves(tmp_path):
-    make_classes(tmp_path, {"test": 2, "train": 2})
-    assert data.load(f"folder:{tmp_path}", "nowhere").class_names == ("test", "train")
+    make_classes(tmp_path / "flat", {"test": 2, "train": 2})
+    assert load(tmp_path / "flat").class_names == ("test", "train")
 
 
 def test_every_common_format_and_mode_is_read_as_rgb(tmp_path):
-    """Of a moving picture the first frame counts."""
+    """A moving picture counts as its first frame."""
     for ending in ("png", "jpg", "JPEG", "webp", "bmp", "gif"):
         for name in ("a", "b"):
             paint(tmp_path / name / f"0.{ending}", (77, 77, 77), size=(70, 40))
@@ -86,7 +87,7 @@ def test_every_common_format_and_mode_is_read_as_rgb(tmp_path):
     Image.new("P", (32, 32), 0).save(tmp_path / "a" / "palette.png")
     frames = [Image.new("L", (32, 32), value) for value in (77, 200)]
     frames[0].save(tmp_path / "a" / "moving.gif", save_all=True, append_images=frames[1:])
-    loaded = data.load(f"folder:{tmp_path}", "nowhere")
+    loaded = load(tmp_path)
     images = torch.cat([loaded.train.images, loaded.test.images])
     assert images.shape == (16, 32, 32, 3) and images.dtype == torch.uint8
     off = (images.float() - 77).abs().amax((1, 2, 3)).sort().values
@@ -99,16 +100,16 @@ def test_a_wide_image_is_cut_to_its_centre_and_antialiased(tmp_path):
     pixels[:, 32:96] = (np.indices((64, 64)).sum(0) % 2 * 200)[..., None]  # a chequerboard
     (tmp_path / "a").mkdir()
     Image.fromarray(pixels).save(tmp_path / "a" / "0.png")
-    loaded = data.load(f"folder:{tmp_path}", "nowhere")
-    image = loaded.train.images[loaded.train.labels == 0][0].float()
-    assert (image - 100).abs().max() <= 30  # the chequerboard's mean; its border none of the black
+    train = load(tmp_path).train
+    image = train.images[train.labels == 0][0].float()
+    assert (image - 100).abs().max() <= 30  # 100: the chequerboard's mean. Its border is not black.
     assert (image[1:-1, 1:-1] - 100).abs().max() <= 2
 
 
-def test_what_is_no_folder_of_classes_is_refused(tmp_path):
-    assert f"{tmp_path / 'none'} does not exist; give a folder" in refusal(tmp_path / "none")
+def test_a_path_without_folders_of_classes_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    assert f"{tmp_path / 'file'} is not a folder; give a folder" in refusal(tmp_path / "file")
+    for name, problem in (("none", "does not exist"), ("file", "is not a folder")):
+        assert f"{tmp_path / name} {problem}; give a folder" in refusal(tmp_path / name)
     assert "has 0 class folders, at least 2" in refusal(tmp_path)
     make_classes(tmp_path, {"full": 3})
     assert "has 1 class folders, at least 2" in refusal(tmp_path)
@@ -120,52 +121,52 @@ def test_what_is_no_folder_of_classes_is_refused(tmp_path):
     assert "has c, d in only one of train/ and test/" in refusal(tmp_path / "both")
     make_classes(tmp_path / "other", {"Train/a": 1, "Train/b": 1, "val/a": 1, "val/b": 1})
     assert "has no classes but Train and val; give a folder" in refusal(tmp_path / "other")
-    make_classes(tmp_path / "other", {"car": 1})  # among others a train is one
+    make_classes(tmp_path / "other", {"car": 1})  # beside a car, "train" is a class
     assert data.describe(f"folder:{tmp_path / 'other'}").num_classes == 3
 
 
 def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path):
-    """Neither log.txt nor the picture of samples could hold it."""
     make_classes(tmp_path, {"caf\udce9": 2, "dog": 2})
     with pytest.raises(UsageError, match=r"^--dataset folder: the class 'caf.udce9' is not UTF-8"):
-        data.load(f"folder:{tmp_path}", "nowhere")
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["not an image", "cut off", "16 bits"])
 def test_an_unreadable_image_is_named(damage, tmp_path):
     make_classes(tmp_path, {"a": 2, "b": 2})
     bad = tmp_path / "b" / "bad.png"
-    if damage == "16 bits":  # Pillow would clip these to white without a word
+    if damage == "16 bits":  # Pillow would clip these to white
         Image.fromarray(np.full((32, 32), 40000, dtype=np.uint16)).save(bad)
     elif damage == "cut off":
-        pixels = np.random.RandomState(0).randint(0, 256, (32, 32, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(bad)
+        noise = np.random.RandomState(0).randint(0, 256, (32, 32, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(bad)
         bad.write_bytes(bad.read_bytes()[:600])
     else:
         bad.write_text("not an image")
     with pytest.raises(DataError) as caught:
-        data.load(f"folder:{tmp_path}", "nowhere")
+        load(tmp_path)
     message = str(caught.value)
     assert message.startswith(f"--dataset folder: cannot read the image {bad} (")
     assert message.endswith("replace or remove it") and "\n" not in message
 
 
-def test_one_more_and_a_renamed_image_move_no_other(tmp_path):
+def test_a_new_or_a_renamed_image_moves_no_other_image(tmp_path):
     make_classes(tmp_path, {"apple": 20, "bear": 20})
-    before = data.load(f"folder:{tmp_path}", "nowhere")
+    original = load(tmp_path)
     (tmp_path / "apple" / "0.png").rename(tmp_path / "apple" / "z.png")
-    then = data.load(f"folder:{tmp_path}", "nowhere")
-    assert then.fingerprint() == before.fingerprint()
-    assert torch.equal(then.test.hashes, before.test.hashes)
+    earlier = load(tmp_path)
+    assert earlier.fingerprint() == original.fingerprint()
+    assert torch.equal(earlier.test.hashes, original.test.hashes)
     for i in range(20, 35):
         paint(tmp_path / "apple" / f"{i}.png", (0, i, 0))
-        now = data.load(f"folder:{tmp_path}", "nowhere")
-        for old, new in ((then.train, now.train), (then.test, now.test)):
-            assert set(identities(old)) <= set(identities(new))
-        then = now
+        later = load(tmp_path)
+        for part in ("train", "test"):
+            parts = (set(identities(getattr(loaded, part))) for loaded in (earlier, later))
+            assert set.issubset(*parts)
+        earlier = later
 
 
-def test_images_below_and_behind_links_are_read_and_the_rest_is_counted(tmp_path):
+def test_images_in_sub_folders_and_behind_links_are_read_and_other_files_counted(tmp_path):
     folder, far = tmp_path / "images", tmp_path / "far"
     make_classes(folder, {"apple": 20, "bear": 20})
     for i in range(3):
@@ -175,7 +176,7 @@ def test_images_below_and_behind_links_are_read_and_the_rest_is_counted(tmp_path
     (folder / "bear" / "linked").symlink_to(far, target_is_directory=True)
     paint(far / "x.png", (1, 60, 0))
     (folder / "notes.txt").touch()
-    loaded = data.load(f"folder:{folder}", "nowhere")
+    loaded = load(folder)
     assert len(loaded.train.labels) + len(loaded.test.labels) == 44
     assert loaded.about.endswith(
         "44 images of 47 files; left out: 1 beside the class folders, 1 links to a folder above, "
@@ -186,7 +187,7 @@ def test_images_below_and_behind_links_are_read_and_the_rest_is_counted(tmp_path
     assert len(unlabelled.split.labels) == 24 and "24 images of 24 files" in unlabelled.about
 
 
-def test_a_photograph_stands_as_its_orientation_says(tmp_path):
+def test_a_photograph_is_turned_by_its_exif_orientation(tmp_path):
     pixels = np.zeros((32, 32, 3), dtype=np.uint8)
     pixels[:16] = 255
     exif = Image.Exif()
@@ -194,5 +195,5 @@ def test_a_photograph_stands_as_its_orientation_says(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         Image.fromarray(pixels).save(tmp_path / name / "0.png", exif=exif)
-    image = data.load(f"folder:{tmp_path}", "nowhere").train.images[0]
+    image = load(tmp_path).train.images[0]
     assert not image[0, 0, 0] and image[-1, 0, 0]
