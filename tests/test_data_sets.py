@@ -1,4 +1,4 @@
-"""Sets to train on: their names, and what is read of `<data_root>/<name>.npz` and refused."""
+"""Sets to train on: their names, and how `<data_root>/<name>.npz` is read or refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from data import DataError, Spec
 Arrays = dict[str, np.ndarray]
 
 
-def arrays(n_train: int = 6, n_test: int = 4) -> Arrays:
+def make_arrays(n_train: int = 6, n_test: int = 4) -> Arrays:
     random = np.random.RandomState(0)
     return {
         "train_images": random.randint(0, 256, (n_train, 32, 32, 3)).astype(np.uint8),
@@ -23,7 +23,7 @@ def arrays(n_train: int = 6, n_test: int = 4) -> Arrays:
 
 
 def refusal(name: str, root: Path) -> str:
-    """The one line with which `load` refuses."""
+    """Return the line with which `load` refuses."""
     with pytest.raises(DataError) as caught:
         data.load(name, root)
     assert "\n" not in str(caught.value)
@@ -31,7 +31,7 @@ def refusal(name: str, root: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["imagenet", "fashion", "folder:", ""])
-def test_an_unknown_set_is_refused_with_the_known_ones(name, tmp_path):
+def test_an_unknown_set_is_refused_with_the_names_of_all_sets(name, tmp_path):
     (tmp_path / "fashion.npz").touch()  # a file does not make a set trainable
     message = refusal(name, tmp_path)
     assert message.startswith(f"--dataset {name}: unknown data set")
@@ -40,45 +40,31 @@ def test_an_unknown_set_is_refused_with_the_known_ones(name, tmp_path):
         data.describe(name)
 
 
-def test_an_npz_is_read_as_it_is(tmp_path):
-    stored = arrays()
-    np.savez(tmp_path / "cifar10.npz", **stored)
+def test_an_npz_of_32_x_32_is_read_unchanged(tmp_path):
+    arrays = make_arrays()
+    np.savez(tmp_path / "cifar10.npz", **arrays)
     loaded = data.load("cifar10", tmp_path)
     assert (loaded.name, loaded.num_classes, loaded.flips) == ("cifar10", 10, True)
     assert loaded.class_names[0] == "airplane" and loaded.class_names[9] == "truck"
-    assert (loaded.train.images.numpy() == stored["train_images"]).all()
+    assert (loaded.train.images.numpy() == arrays["train_images"]).all()
     assert loaded.test.labels.tolist() == [3, 2, 1, 0]
     assert loaded.to("cpu").train.labels.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_an_npz_of_another_size_is_resized_from_its_centre_square(tmp_path):
-    """With antialias."""
-    wide = np.zeros((6, 64, 100, 3), dtype=np.uint8)
-    wide[:, :, 18:50], wide[:, :, 50:82] = 200, 100  # the centre square; the rest is cut off
-    striped = np.zeros((4, 128, 128, 3), dtype=np.uint8)
-    striped[:, :, ::4] = 200  # a mean of 50 that the two middle columns of four do not show
-    np.savez(tmp_path / "svhn.npz", **{**arrays(), "train_images": wide, "test_images": striped})
-    loaded = data.load("svhn", tmp_path)
-    assert loaded.train.images.shape == (6, 32, 32, 3) and not loaded.flips
-    assert (loaded.train.images[:, :, :15] == 200).all()
-    assert (loaded.train.images[:, :, 17:] == 100).all()
-    assert (loaded.test.images[:, :, 2:-2].float() - 50).abs().max() <= 15
-
-
-def test_an_npz_without_test_images_or_without_labels(tmp_path):
-    stored = {key: value for key, value in arrays().items() if key.startswith("train")}
-    np.savez(tmp_path / "cifar_100.npz", **stored)  # the alias names no file
-    np.savez(tmp_path / "cifar100.npz", **stored)
+def test_an_npz_without_test_images_trains_and_without_training_images_does_not(tmp_path):
+    arrays = {key: value for key, value in make_arrays().items() if key.startswith("train")}
+    for name in ("cifar_100", "cifar100"):  # the alias names no file
+        np.savez(tmp_path / f"{name}.npz", **arrays)
     loaded = data.load("cifar_100", tmp_path)
     assert loaded.name == "cifar100" and len(loaded.class_names) == 100
     assert len(loaded.train.images) == 6 and len(loaded.test.images) == 0
     assert data.describe("cifar_100") == Spec(100, 50000, 10000, flips=True)
     path = tmp_path / "svhn.npz"
-    np.savez(path, test_images=arrays()["test_images"])
+    np.savez(path, test_images=make_arrays()["test_images"])
     splits = data.read_npz(path)
     assert splits.keys() == {"test"} and splits["test"].labels.tolist() == [-1] * 4
     assert "svhn.npz has no train_images" in refusal("svhn", tmp_path)
-    np.savez(path, **arrays(n_train=0))
+    np.savez(path, **make_arrays(n_train=0))
     assert "svhn.npz has no train_images" in refusal("svhn", tmp_path)
 
 
@@ -97,7 +83,8 @@ DEFECTS: list[tuple[str, Callable[[np.ndarray], np.ndarray], str]] = [
 
 @pytest.mark.parametrize(("key", "change", "expected"), DEFECTS)
 def test_a_defect_of_an_npz_is_one_line_that_names_the_file(key, change, expected, tmp_path):
-    np.savez(tmp_path / "cifar10.npz", **{**arrays(), key: change(arrays()[key])})
+    arrays = make_arrays()
+    np.savez(tmp_path / "cifar10.npz", **{**arrays, key: change(arrays[key])})
     message = refusal("cifar10", tmp_path)
     assert message.startswith(f"--data_root {tmp_path}: cifar10.npz {expected}")
     assert "; " in message  # the remedy
@@ -106,7 +93,7 @@ def test_a_defect_of_an_npz_is_one_line_that_names_the_file(key, change, expecte
 @pytest.mark.parametrize("damage", ["cut off", "not a zip", "empty", "a bit flipped", "an array"])
 def test_a_damaged_npz_is_one_line_that_names_the_file(damage, tmp_path):
     path = tmp_path / "cifar10.npz"
-    np.savez(path, **arrays())
+    np.savez(path, **make_arrays())
     whole = path.read_bytes()
     content = {
         "cut off": whole[: len(whole) // 2],
@@ -121,12 +108,11 @@ def test_a_damaged_npz_is_one_line_that_names_the_file(damage, tmp_path):
     assert message.startswith(f"--data_root {tmp_path}: cifar10.npz {expected}")
 
 
-def test_grey_images_are_mnist_s_alone(tmp_path):
+def test_grey_images_are_read_of_mnist_alone(tmp_path):
     images = np.random.RandomState(0).randint(0, 256, (10, 28, 28)).astype(np.uint8)
     for name in ("mnist", "cifar10"):
         np.savez(tmp_path / f"{name}.npz", train_images=images, train_labels=np.arange(10))
     pixels = data.load("mnist", tmp_path, size=28).train.images.numpy()
     assert pixels.shape == (10, 28, 28, 3) and (pixels == images[..., None]).all()
     assert data.load("mnist", tmp_path).train.images.shape == (10, 32, 32, 3)
-    with pytest.raises(DataError, match="store N x H x W x 3$"):
-        data.load("cifar10", tmp_path)
+    assert refusal("cifar10", tmp_path).endswith("; store N x H x W x 3")
