@@ -1,6 +1,4 @@
-"""AUROC, FPR95 and AUPR against counting pairs and thresholds; the tables that show them."""
-
-from typing import Any
+"""AUROC, FPR95 and AUPR against counts of pairs and thresholds; the tables that show them."""
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from runs.screen import markdown, reversed_order
 
 
 def made_up(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores whose means are one standard deviation apart."""
+    """Return in- and out-of-distribution scores whose means are one standard deviation apart."""
     random = np.random.RandomState(seed)
     inside, outside = random.randn(83) + 1, random.randn(41)
     if kind == "log density":
@@ -23,12 +21,9 @@ def made_up(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return 1 - 1e-15 * np.round(5 - inside), 1 - 1e-15 * np.round(5 - outside)  # "saturated"
 
 
-KINDS = ["log density", "probability", "ties", "saturated"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["log density", "probability", "ties", "saturated"])
 @pytest.mark.parametrize("seed", range(2))
-def test_pairs_and_thresholds_are_counted(kind, seed):
+def test_detection_equals_counts_of_pairs_and_thresholds(kind, seed):
     inside, outside = made_up(kind, seed)
     tied = len(np.intersect1d(inside, outside)) > 0
     assert tied == (kind in ("ties", "saturated"))
@@ -43,28 +38,25 @@ def test_pairs_and_thresholds_are_counted(kind, seed):
     assert detection(inside, outside) == pytest.approx(expected, abs=1e-12)
 
 
-def test_exactly_95_percent_is_enough():
+def test_fpr95_is_at_a_threshold_that_exactly_95_percent_reach():
     inside = np.arange(20.0)
     assert detection(inside, np.array([0.5]))["fpr95"] == 0.0  # 19 of 20 are above
-    assert detection(inside, np.array([1.5]))["fpr95"] == 1.0  # 18 of 20 are
+    assert detection(inside, np.array([1.5]))["fpr95"] == 1.0  # 18 of 20 are above
     # The curve is the diagonal, on which no threshold is a corner; 19 of 20 reach the threshold 1.
     assert detection(inside, inside)["fpr95"] == 0.95
 
 
-def test_what_is_not_finite_is_refused():
+def test_scores_that_are_not_finite_are_refused():
     with pytest.raises(NotFinite, match=r"^2 of 4 OOD scores are not finite$"):
         detection(np.zeros(3), np.array([0, np.nan, 1, -np.inf]))
     with pytest.raises(NotFinite, match=r"^1 of 1 in-distribution scores are not finite$"):
         detection(np.array([np.inf]), np.zeros(3))
 
 
-def test_cells():
+def test_a_markdown_table_aligns_rounds_and_escapes_its_cells():
     assert markdown([], ["set", "n"]) == "| set | n   |\n| --- | --- |"
-    rows: list[dict[str, Any]] = [
-        {"a": 1, "b": None, "c": "x|y\nz", "d": 0.12345},
-        {"a": 20, "b": "t", "d": None},
-    ]
-    assert markdown(rows, ["a", "b", "c", "d"], headers={"d": "D"}, digits=2).splitlines() == [
+    rows = [{"a": 1, "b": None, "c": "x|y\nz", "d": 0.12345}, {"a": 20, "b": "t", "d": None}]
+    assert markdown(rows, list("abcd"), headers={"d": "D"}, digits=2).splitlines() == [
         "|   a | b   | c      |    D |",
         "| --: | --- | ------ | ---: |",
         "|   1 | -   | x\\|y z | 0.12 |",
@@ -77,9 +69,9 @@ def test_an_order_that_is_reversed_is_explained():
         {"ood_dataset": name, "score_fn": score, "auroc": value}
         for name, score, value in (("svhn", "px", 0.5), ("noise", "px", 0.0), ("noise", "py", 0.4))
     ]
-    told = reversed_order(rows)
-    assert told and told.startswith("AUROC below 0.5 (px: noise; py: noise): the model scores")
-    assert "in most pairs; at 0, in all" in told
-    named = reversed_order([{**row, "model": "JEM"} for row in rows])
-    assert named and named.startswith("AUROC below 0.5 (JEM, px: noise; JEM, py: noise)")
+    note = reversed_order(rows)
+    assert note and note.startswith("AUROC below 0.5 (px: noise; py: noise): the model scores")
+    assert "in most pairs; at 0, in all" in note
+    note = reversed_order([{**row, "model": "JEM"} for row in rows])
+    assert note and note.startswith("AUROC below 0.5 (JEM, px: noise; JEM, py: noise)")
     assert reversed_order(rows[:1]) is None
