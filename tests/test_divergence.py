@@ -1,4 +1,4 @@
-"""What the device remembers between two reports: the divergence flag, and running means."""
+"""The state on the device between two reports: the divergence flag and running means."""
 
 import math
 from contextlib import nullcontext
@@ -24,7 +24,7 @@ def check(guard: Guard, loss: float, grad_norm: float = 1.0, step: int = 0) -> b
         *((2.3, 1e30, False), (2.3, math.nan, True), (2.3, math.inf, True)),
     ],
 )
-def test_which_steps_have_diverged(loss, grad_norm, diverged):
+def test_a_step_has_diverged_beyond_1e8_or_without_a_finite_number(loss, grad_norm, diverged):
     guard = Guard(CPU)
     assert check(guard, loss, grad_norm) is diverged
     with pytest.raises(Diverged) if diverged else nullcontext():
@@ -45,13 +45,12 @@ def test_the_flag_stays_set_and_the_first_step_is_reported():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -2e8])
-def test_what_a_term_reports_is_watched_and_named(bad):
-    """Energies that run away together leave a finite loss."""
+def test_a_metric_that_diverges_is_named_though_the_loss_is_finite(bad):
     guard, norm = Guard(CPU), torch.tensor(1.0)
-    fine = {name: torch.tensor(2.0) for name in ("loss", "pyxce/loss", "pxsgld/log_q_data")}
-    assert not guard.check(fine, norm, 3)
-    assert guard.check({**fine, "pxsgld/log_q_data": torch.tensor(bad)}, norm, 4)
-    assert guard.check({**fine, "loss": torch.tensor(math.nan)}, norm, 5)
+    metrics = {name: torch.tensor(2.0) for name in ("loss", "pyxce/loss", "pxsgld/log_q_data")}
+    assert not guard.check(metrics, norm, 3)
+    assert guard.check({**metrics, "pxsgld/log_q_data": torch.tensor(bad)}, norm, 4)
+    assert guard.check({**metrics, "loss": torch.tensor(math.nan)}, norm, 5)
     with pytest.raises(Diverged, match="step 4 .*pxsgld/log_q_data") as caught:
         guard.raise_if_diverged("")
     assert f"(loss 2, gradient norm 1, pxsgld/log_q_data {bad:.4g})" in str(caught.value)
@@ -59,42 +58,34 @@ def test_what_a_term_reports_is_watched_and_named(bad):
     guard.raise_if_diverged("")
 
 
-def snapshot(
-    parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> list[torch.Tensor]:
-    state = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
-    return [tensor.detach().clone() for tensor in [*parameters, *state]]
-
-
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [(torch.optim.Adam, {}), (torch.optim.SGD, {"momentum": 0.9})],
     ids=["adam", "sgd"],
 )
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e12])
-def test_a_fused_optimiser_does_not_take_a_diverged_step(kind, settings, weight_decay, bad):
-    """Parameters, moments, momentum and step count; and once the flag is set, no later step."""
-    torch.manual_seed(0)
+def test_a_fused_optimiser_takes_no_step_from_a_diverged_one_on(kind, settings, bad):
+    """Parameters, moments, momentum and step count stay."""
     parameters = [torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.randn(5))]
-    optimizer = kind(parameters, lr=0.1, fused=True, weight_decay=weight_decay, **settings)
+    start = [parameter.detach().clone() for parameter in parameters]
+    optimizer = kind(parameters, lr=0.1, fused=True, weight_decay=0.1, **settings)
     guard = Guard(CPU)
 
-    def take(scale: float, step: int) -> list[torch.Tensor]:
+    def state_after_step(scale: float, step: int) -> list[torch.Tensor]:
         loss = sum((scale * parameter).sum() for parameter in parameters)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        skip = guard.check({"loss": loss}, norm, step)
-        optimizer.found_inf = skip.float()
+        optimizer.found_inf = guard.check({"loss": loss}, norm, step).float()
         optimizer.step()
-        return snapshot(parameters, optimizer)
+        values = (v for s in optimizer.state.values() for v in s.values())
+        state = [v for v in (*parameters, *values) if isinstance(v, torch.Tensor)]
+        return [tensor.detach().clone() for tensor in state]
 
-    start = snapshot(parameters, optimizer)
-    good = take(1.0, 0)
+    good = state_after_step(1.0, 0)
     assert not torch.equal(start[0], good[0]) and len(good) > len(start)
     for step, scale in [(1, bad), (2, 1.0)]:
-        assert all(map(torch.equal, take(scale, step), good))
+        assert all(map(torch.equal, state_after_step(scale, step), good))
 
 
 def test_a_meter_is_the_mean_over_steps_and_sums_in_float64():
