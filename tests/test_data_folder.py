@@ -94,16 +94,20 @@ def test_every_common_format_and_mode_is_read_as_rgb(tmp_path):
     assert off[-1] == 77 and off[-2] <= 4  # the palette's colour 0 is black
 
 
-def test_a_wide_image_is_cut_to_its_centre_and_antialiased(tmp_path):
+def test_an_image_is_turned_by_its_exif_cut_to_its_centre_and_antialiased(tmp_path):
     make_classes(tmp_path, {"b": 1})
     pixels = np.zeros((64, 128, 3), dtype=np.uint8)
     pixels[:, 32:96] = (np.indices((64, 64)).sum(0) % 2 * 200)[..., None]  # a chequerboard
+    pixels[:32, 32:96] = 250
+    exif = Image.Exif()
+    exif[0x0112] = 3  # the orientation: upside down
     (tmp_path / "a").mkdir()
-    Image.fromarray(pixels).save(tmp_path / "a" / "0.png")
+    Image.fromarray(pixels).save(tmp_path / "a" / "0.png", exif=exif)
     train = load(tmp_path).train
-    image = train.images[train.labels == 0][0].float()
-    assert (image - 100).abs().max() <= 30  # 100: the chequerboard's mean. Its border is not black.
-    assert (image[1:-1, 1:-1] - 100).abs().max() <= 2
+    image = train.images[train.labels == 0][0]
+    errors = (image - torch.tensor([100.0, 250.0]).repeat_interleave(16)[:, None, None]).abs()
+    assert errors.max() < 50  # 100: the chequerboard's mean. No border is black.
+    assert errors[1:15, 1:-1].max() <= 2 and errors[17:-1, 1:-1].max() <= 2
 
 
 def test_a_path_without_folders_of_classes_is_refused(tmp_path):
@@ -131,18 +135,16 @@ def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["not an image", "cut off", "16 bits"])
+@pytest.mark.parametrize("damage", ["cut off", "16 bits"])
 def test_an_unreadable_image_is_named(damage, tmp_path):
     make_classes(tmp_path, {"a": 2, "b": 2})
     bad = tmp_path / "b" / "bad.png"
     if damage == "16 bits":  # Pillow would clip these to white
         Image.fromarray(np.full((32, 32), 40000, dtype=np.uint16)).save(bad)
-    elif damage == "cut off":
+    else:
         noise = np.random.RandomState(0).randint(0, 256, (32, 32, 3)).astype(np.uint8)
         Image.fromarray(noise).save(bad)
         bad.write_bytes(bad.read_bytes()[:600])
-    else:
-        bad.write_text("not an image")
     with pytest.raises(DataError) as caught:
         load(tmp_path)
     message = str(caught.value)
@@ -185,15 +187,3 @@ def test_images_in_sub_folders_and_behind_links_are_read_and_other_files_counted
     (far / "more").symlink_to(folder / "apple", target_is_directory=True)
     unlabelled = data.EvaluationSets(Path("nowhere")).load(f"folder:{far}")
     assert len(unlabelled.split.labels) == 24 and "24 images of 24 files" in unlabelled.about
-
-
-def test_a_photograph_is_turned_by_its_exif_orientation(tmp_path):
-    pixels = np.zeros((32, 32, 3), dtype=np.uint8)
-    pixels[:16] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        Image.fromarray(pixels).save(tmp_path / name / "0.png", exif=exif)
-    image = load(tmp_path).train.images[0]
-    assert not image[0, 0, 0] and image[-1, 0, 0]
