@@ -90,22 +90,19 @@ def test_a_defect_of_an_npz_is_one_line_that_names_the_file(key, change, expecte
     assert "; " in message  # the remedy
 
 
-@pytest.mark.parametrize("damage", ["cut off", "not a zip", "empty", "a bit flipped", "an array"])
-def test_a_damaged_npz_is_one_line_that_names_the_file(damage, tmp_path):
+def test_a_damaged_npz_is_one_line_that_names_the_file(tmp_path):
     path = tmp_path / "cifar10.npz"
     np.savez(path, **make_arrays())
     whole = path.read_bytes()
-    content = {
-        "cut off": whole[: len(whole) // 2],
-        "not a zip": b"<html>not found</html>",
-        "empty": b"",
-        "a bit flipped": whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:],
-        "an array": b"\x93NUMPY" + whole[50:200],
-    }[damage]
-    path.write_bytes(content)
-    expected = "cannot be read (Bad CRC-32" if damage == "a bit flipped" else "is not an NPZ file"
-    message = refusal("cifar10", tmp_path)
-    assert message.startswith(f"--data_root {tmp_path}: cifar10.npz {expected}")
+    flipped = whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:]
+    for content, problem in (
+        (flipped, "cannot be read (Bad CRC-32"),
+        (whole[: len(whole) // 2], "is not an NPZ file"),
+        (b"", "is not an NPZ file"),
+    ):
+        path.write_bytes(content)
+        message = refusal("cifar10", tmp_path)
+        assert message.startswith(f"--data_root {tmp_path}: cifar10.npz {problem}")
 
 
 def test_grey_images_are_read_of_mnist_alone(tmp_path):
