@@ -12,10 +12,6 @@ from training.state import Meter
 CPU = torch.device("cpu")
 
 
-def check(guard: Guard, loss: float, grad_norm: float = 1.0, step: int = 0) -> bool:
-    return bool(guard.check({"loss": torch.tensor(loss)}, torch.tensor(grad_norm), step))
-
-
 @pytest.mark.parametrize(
     ("loss", "grad_norm", "diverged"),
     [
@@ -26,34 +22,27 @@ def check(guard: Guard, loss: float, grad_norm: float = 1.0, step: int = 0) -> b
 )
 def test_a_step_has_diverged_beyond_1e8_or_without_a_finite_number(loss, grad_norm, diverged):
     guard = Guard(CPU)
-    assert check(guard, loss, grad_norm) is diverged
+    flag = guard.check({"loss": torch.tensor(loss)}, torch.tensor(grad_norm), 0)
+    assert bool(flag) is diverged
     with pytest.raises(Diverged) if diverged else nullcontext():
         guard.raise_if_diverged("")
 
 
-def test_the_flag_stays_set_and_the_first_step_is_reported():
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -2e8])
+def test_the_flag_stays_set_and_the_first_diverged_step_is_reported(bad):
+    """Its metric is named, though its loss is finite."""
     guard = Guard(CPU)
-    assert not check(guard, 2.0, step=39)
-    assert check(guard, 2e9, 7.5, step=40)
-    assert check(guard, 2.0, step=41)
-    assert check(guard, math.nan, step=42)
+    good = {name: torch.tensor(2.0) for name in ("loss", "pyxce/loss", "pxsgld/log_q_data")}
+    diverged = {**good, "pxsgld/log_q_data": torch.tensor(bad)}
+    later = {**good, "loss": torch.tensor(math.nan)}
+    for step, metrics in enumerate((good, diverged, good, later), start=39):
+        norm = torch.tensor(7.5 if step == 40 else 1.0)
+        assert bool(guard.check(metrics, norm, step)) == (step >= 40)
     with pytest.raises(Diverged) as caught:
         guard.raise_if_diverged("the last good checkpoint is last_ckpt.pt")
     message = str(caught.value)
-    assert "step 40" in message and "loss 2e+09" in message and "gradient norm 7.5" in message
+    assert f"step 40 (loss 2, gradient norm 7.5, pxsgld/log_q_data {bad:.4g})" in message
     assert "last_ckpt.pt" in message and "--lr" in message and "\n" not in message
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -2e8])
-def test_a_metric_that_diverges_is_named_though_the_loss_is_finite(bad):
-    guard, norm = Guard(CPU), torch.tensor(1.0)
-    metrics = {name: torch.tensor(2.0) for name in ("loss", "pyxce/loss", "pxsgld/log_q_data")}
-    assert not guard.check(metrics, norm, 3)
-    assert guard.check({**metrics, "pxsgld/log_q_data": torch.tensor(bad)}, norm, 4)
-    assert guard.check({**metrics, "loss": torch.tensor(math.nan)}, norm, 5)
-    with pytest.raises(Diverged, match="step 4 .*pxsgld/log_q_data") as caught:
-        guard.raise_if_diverged("")
-    assert f"(loss 2, gradient norm 1, pxsgld/log_q_data {bad:.4g})" in str(caught.value)
     guard.reset()
     guard.raise_if_diverged("")
 
