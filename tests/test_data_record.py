@@ -163,13 +163,10 @@ def test_a_probe_says_how_many_test_images_were_trained_on(train, folder, tmp_pa
 def test_an_empty_class_folder_is_refused_of_the_run_and_left_out_of_an_ood_set(
     train, ask, folder, tmp_path
 ):
-    run, words = trained(train, folder), "--eval OOD --ood_dataset uniform"
+    run = trained(train, folder)
     (folder / "empty").mkdir()
-    (line,) = answered(ask, run, words, code=2).err
+    (line,) = answered(ask, run, "--eval OOD --ood_dataset uniform", code=2).err
     assert "has no image in its class folder empty" in line
-    (folder / "empty").rmdir()
-    shutil.rmtree(folder / "bear")
-    assert "has 1 class folders" in answered(ask, run, words, code=2).err[0]
     for name in ("a", "b"):
         paint(tmp_path / "ood" / name / "1.png", 200)
     (tmp_path / "ood" / "empty").mkdir()
