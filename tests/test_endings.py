@@ -1,4 +1,4 @@
-"""What a program leaves on stderr, and its exit code, however it ends; signals."""
+"""A program's last line on stderr and its exit code, however it ends; signals."""
 
 import json
 import os
@@ -27,42 +27,37 @@ from tests.test_resume import call_after, send
 
 ROOT = Path(__file__).resolve().parent.parent
 
-KINDS = [UsageError, CheckpointError, RunFolderError, OSError]
 
-
-def ends_with(error: BaseException, lower: str | None = "--batch_size 64") -> int:
+def code_after(error: BaseException, lower: str | None = "--batch_size 64") -> int:
     def work() -> NoReturn:
         raise error
 
     return exit_code("a.py", work, interrupted="a.py: interrupted", lower=lower)
 
 
-@pytest.mark.parametrize(
-    "error", [*(kind("--id a: use b") for kind in KINDS), data.DataError("id", "a", "use b")]
-)
-def test_a_mistake_is_one_line(error, capsys):
-    assert ends_with(error) == 2
-    assert capsys.readouterr() == ("", "a.py: error: --id a: use b\n")
-    assert ends_with(FileNotFoundError("no a\nb.png")) == 2
+def test_a_mistake_and_ctrl_c_are_one_line_and_a_bug_is_raised(capsys):
+    kinds = (UsageError, CheckpointError, RunFolderError, OSError)
+    for error in (*(kind("--id a: use b") for kind in kinds), data.DataError("id", "a", "use b")):
+        assert code_after(error) == 2
+        assert capsys.readouterr() == ("", "a.py: error: --id a: use b\n")
+    assert code_after(FileNotFoundError("no a\nb.png")) == 2
     assert capsys.readouterr().err == "a.py: error: no a\\nb.png\n"
-
-
-def test_ctrl_c_is_one_line_and_a_mistake_of_the_code_is_none_of_the_user(capsys):
-    assert ends_with(KeyboardInterrupt()) == 130
+    assert code_after(KeyboardInterrupt()) == 130
     assert capsys.readouterr() == ("", "a.py: interrupted\n")
     with pytest.raises(ValueError, match="shape"):
-        ends_with(ValueError("shape"))
+        code_after(ValueError("shape"))
 
 
-def test_a_full_memory_names_the_flags_to_lower(capsys):
+def test_full_memory_names_the_flags_to_lower(capsys):
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**50)
     for error in (torch.OutOfMemoryError("CUDA out of memory"), raised.value, MemoryError()):
         with pytest.raises(type(error)):
-            ends_with(error, lower=None)
-        assert ends_with(error) == 2
-        of = "the GPU's memory" if isinstance(error, torch.OutOfMemoryError) else "the memory"
-        assert capsys.readouterr() == ("", f"a.py: error: {of} is full: lower --batch_size 64\n")
+            code_after(error, lower=None)
+        assert code_after(error) == 2
+        memory = "the GPU's memory" if isinstance(error, torch.OutOfMemoryError) else "the memory"
+        expected = f"a.py: error: {memory} is full: lower --batch_size 64\n"
+        assert capsys.readouterr() == ("", expected)
 
 
 @pytest.mark.parametrize(
@@ -73,36 +68,34 @@ def test_a_full_memory_names_the_flags_to_lower(capsys):
         (run, "work", "--image_size"),
     ],
 )
-def test_a_program_names_flags_of_its_own(module, work, flag, monkeypatch, capsys):
+def test_every_program_names_its_own_flags_to_lower(module, work, flag, monkeypatch, capsys):
     def full(*_: Any) -> NoReturn:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(module, work, full)
     first = (train_adversarial.PROGRAM,) if module is run else ()
-    settings = Namespace(
-        batch_size=64, sgld_batch_size=8, device="cpu", threads=None, program="a.py"
-    )
-    assert module.main(*first, settings, set()) == 2 and flag in capsys.readouterr().err
+    values = {"batch_size": 64, "sgld_batch_size": 8, "device": "cpu", "threads": None}
+    assert module.main(*first, Namespace(**values, program="a.py"), set()) == 2
+    assert flag in capsys.readouterr().err
 
 
-def test_a_run_that_is_complete_is_not_stopped(train, monkeypatch):
+def test_a_signal_after_the_last_step_leaves_a_run_complete(train, monkeypatch):
     call_after(monkeypatch, train_wrn, "plot_samples", 1, partial(send, signal.SIGTERM))
     run = train("--pyxce 1 --n_epochs 1")
     assert run.code == 0 and "complete: 1 epochs" in run.text() and run.last["test_acc"]
 
 
-def test_what_is_ignored_stays_ignored(train, monkeypatch):
-    """As nohup and a shell's background ask for."""
+def test_a_signal_that_nohup_or_a_shell_ignores_stays_ignored(train, monkeypatch):
     call_after(monkeypatch, train_wrn, "train_step", 2, partial(send, signal.SIGINT))
-    found = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         assert train("--pyxce 1 --n_epochs 1").code == 0
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, found)
+        signal.signal(signal.SIGINT, before)
 
 
-def test_handlers_are_those_of_before_afterwards():
+def test_earlier_handlers_are_restored():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with handled(terminate, signal.SIGTERM), Signals("train_wrn.py").listen():
         assert signal.getsignal(signal.SIGTERM) not in before
@@ -110,28 +103,24 @@ def test_handlers_are_those_of_before_afterwards():
 
 
 @pytest.mark.parametrize("number", ENDS)
-def test_a_signal_is_raised_where_a_program_has_nothing_to_save(number, capsys):
+def test_a_signal_ends_work_unless_it_is_remembered_and_reported(number, capfd):
     def work() -> NoReturn:
         send(number)
-        raise AssertionError("the signal was not heard")
+        raise AssertionError("the signal had no effect")
 
     assert exit_code("a.py", work, interrupted="a.py: interrupted") == 128 + number
-    assert capsys.readouterr().err == "a.py: interrupted\n"
-
-
-@pytest.mark.parametrize("number", ENDS)
-def test_a_signal_is_remembered_and_told(number, capfd):
+    assert capfd.readouterr().err == "a.py: interrupted\n"
     signals = Signals("train_wrn.py")
     with signals.listen():
         assert signals.received == 0
         send(number)
     assert signals.received == number
-    told = f"\ntrain_wrn.py: {signals.name}: the step is finished and saved\n"
-    assert capfd.readouterr().err == told
+    message = f"\ntrain_wrn.py: {signals.name}: the step is finished and saved\n"
+    assert capfd.readouterr().err == message
 
 
-# The import of PyTorch when Ctrl-C comes.
-IMPORTED = """
+# Run a program with Ctrl-C at its import of PyTorch.
+INTERRUPTED = """
 import runpy, sys
 class Finder:
     def find_spec(name, *_):
@@ -143,12 +132,17 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def importing(words: str, folder: Path) -> tuple[int, str]:
-    """Run a program that is interrupted where it imports PyTorch: exit code and stderr."""
-    command = [sys.executable, "-c", IMPORTED, *words.format(folder).split()]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def python(*argv: str, **options: Any) -> tuple[int, str]:
+    """Run Python and return its exit code and stderr."""
+    command = [sys.executable, *argv]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
     assert ran.stdout == ""
     return ran.returncode, ran.stderr
+
+
+def interrupted(words: str, folder: Path) -> tuple[int, str]:
+    """Run a program that is interrupted where it imports PyTorch. {} stands for the folder."""
+    return python("-c", INTERRUPTED, *words.replace("{}", str(folder)).split())
 
 
 @pytest.mark.parametrize(
@@ -167,22 +161,22 @@ def importing(words: str, folder: Path) -> tuple[int, str]:
 )
 def test_ctrl_c_while_pytorch_is_imported_is_one_line(words, tmp_path):
     name = Path(words.split()[0]).name
-    assert importing(words, tmp_path) == (-signal.SIGINT, f"{name}: interrupted\n")
+    assert interrupted(words, tmp_path) == (-signal.SIGINT, f"{name}: interrupted\n")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("lacks", ["package", "memory"])
-def test_a_machine_that_cannot_import_pytorch_is_told_in_a_line(lacks):
+@pytest.mark.parametrize("missing", ["package", "memory"])
+def test_a_failed_import_of_pytorch_is_one_line(missing):
     def limit() -> None:
-        if lacks == "memory":
+        if missing == "memory":
             resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9))
 
-    flags = ["-S"] if lacks == "package" else []  # without site-packages
-    command = [sys.executable, *flags, "train_wrn.py", "--pyxce", "1", "--dataset", "digits"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit)
-    told = "ModuleNotFoundError: No module named 'torch': install" if flags else "Error: "
-    assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
-    assert ran.stderr.startswith("train_wrn.py: error: ") and told in ran.stderr
+    flags = ["-S"] if missing == "package" else []  # without site-packages
+    program = ("train_wrn.py", "--pyxce", "1", "--dataset", "digits")
+    code, err = python(*flags, *program, preexec_fn=limit)
+    problem = "ModuleNotFoundError: No module named 'torch': install" if flags else "Error: "
+    assert code == 2 and err.count("\n") == 1, err
+    assert err.startswith("train_wrn.py: error: ") and problem in err
 
 
 CE, OOD = "train_wrn.py --pyxce 1", "eval_wrn_ebm.py --eval OOD"
@@ -190,7 +184,7 @@ PROBE = "baselines/linear_probe.py --load_path hdge"
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (f"{CE} --log_dir {{}}/file", "--log_dir: cannot write to {}/file (Not a directory): give"),
         (f"{CE} --log_dir {{}} --id run", "--id: {}/run already holds a run: continue it with"),
@@ -211,29 +205,29 @@ PROBE = "baselines/linear_probe.py --load_path hdge"
         ("scripts/predict.py hdge {}/a.png", "IMAGE {}/a.png is no file: give"),
     ],
 )
-def test_what_needs_no_pytorch_is_refused_before_its_import(words, told, tmp_path):
+def test_mistakes_that_need_no_pytorch_are_refused_before_its_import(words, message, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "a.pt").touch()
     settings = {"pyxce": 1.0, "dataset": "cifar10", "depth": 10, "norm": "none"}
     (tmp_path / "run" / "variant.json").write_text(json.dumps(settings))
     before = sorted(tmp_path.rglob("*"))
-    code, err = importing(words.replace("{}", str(tmp_path)), tmp_path)
-    assert code == 2 and told.replace("{}", str(tmp_path)) in err and err.count("\n") == 1
+    code, err = interrupted(words, tmp_path)
+    assert code == 2 and message.replace("{}", str(tmp_path)) in err and err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_name_is_refused_where_python_cannot_read_it():
-    command = [sys.executable, "train_wrn.py", "--pyxce", "1", "--id", "l\xe4uft"]
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, env={**os.environ, **ascii_only})
-    told = b"--id 'l\\udcc3\\udca4uft' is read as ascii: set PYTHONUTF8=1"
-    assert ran.returncode == 2 and told in ran.stderr and ran.stderr.count(b"\n") == 1
+    program = ("train_wrn.py", "--pyxce", "1", "--id", "l\xe4uft")
+    code, err = python(*program, env={**os.environ, **ascii_only})
+    message = "--id 'l\\udcc3\\udca4uft' is read as ascii: set PYTHONUTF8=1"
+    assert code == 2 and message in err and err.count("\n") == 1
 
 
-def test_a_resumed_run_whose_settings_the_checkpoint_has_is_not_refused(tmp_path):
+def test_a_run_to_resume_whose_checkpoint_has_its_settings_needs_no_variant_json(tmp_path):
     (tmp_path / "last_ckpt.pt").touch()
-    code, err = importing("train_wrn.py --resume {}", tmp_path)
+    code, err = interrupted("train_wrn.py --resume {}", tmp_path)
     assert (code, err) == (-signal.SIGINT, "train_wrn.py: interrupted\n")
 
 
@@ -242,13 +236,15 @@ def test_a_resumed_run_whose_settings_the_checkpoint_has_is_not_refused(tmp_path
     ("number", "reader"),
     [(signal.SIGTERM, "file"), (signal.SIGINT, "pipe"), (signal.SIGINT, "terminal")],
 )
-def test_a_program_that_is_told_to_stop_stops(number, reader, tmp_path):
-    """Also where its reader has ended before: `2>&1 | tee log` at Ctrl-C, a closed terminal."""
+def test_a_signal_stops_a_program_though_its_reader_has_ended(number, reader, tmp_path):
+    """As in `2>&1 | tee log` at Ctrl-C, or where a terminal was closed."""
     words = "train_wrn.py --dataset digits --pyxce 1 --depth 10 --width 1 --batch_size 8 --id run"
     command = [sys.executable, *words.split(), "--log_dir", str(tmp_path)]
-    pairs = {"pipe": os.pipe, "terminal": os.openpty}
-    out = os.open(tmp_path / "out", os.O_RDWR | os.O_CREAT)
-    read, write = pairs[reader]() if reader in pairs else (out, os.dup(out))
+    if reader == "file":
+        read = os.open(tmp_path / "out", os.O_RDWR | os.O_CREAT)
+        write = os.dup(read)
+    else:
+        read, write = os.pipe() if reader == "pipe" else os.openpty()
     process = subprocess.Popen(command, cwd=ROOT, stdout=write, stderr=write)
     try:
         os.close(write)
@@ -263,5 +259,5 @@ def test_a_program_that_is_told_to_stop_stops(number, reader, tmp_path):
         process.kill()
         process.wait()
     assert f"stopped by {number.name} at step" in log.read_text()
-    assert "Traceback" not in (tmp_path / "out").read_text()
+    assert reader != "file" or "Traceback" not in (tmp_path / "out").read_text()
     assert (tmp_path / "run" / "last_ckpt.pt").exists()
