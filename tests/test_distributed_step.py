@@ -1,4 +1,4 @@
-"""Two processes take the step that one takes with the whole batch: loss, gradients, queue, replay
+"""Two processes take the step of one process with the whole batch: loss, gradients, queue, replay
 buffer, for every term."""
 
 import contextlib
@@ -25,7 +25,7 @@ FLAGS = (
     f"--batch_size {BATCH} --sgld_batch_size {CHAINS} --optimizer sgd --lr .02 --device cpu "
     "--seed 5 --reinit_freq .5 --sgld_std .05"
 )
-# K = 200 is more than 16 batches, so that normalisers are running sums, unless it says otherwise.
+# K = 200 is more than 16 batches, so that normalisers are running sums; a short queue has none.
 CASES = {
     "cross-entropy": "--pyxce 1 --smoothing .1",
     "log q(x|y), queue": "--pxycontrast 1",
@@ -51,53 +51,44 @@ CASES = {
 
 @contextlib.contextmanager
 def shared_noise(part: int, parts: int) -> Iterator[None]:
-    """Random numbers that belong to a place in the whole batch: a part of several draws its rows of
-    what one process draws."""
-    calls = [0]
+    """Let the random numbers of a batch not depend on the number of processes: each process draws
+    its rows of the numbers that one process draws."""
+    seeds, integers = itertools.count(1), torch.randint
 
     def rows(draw: Any, n: int) -> Tensor:
-        calls[0] += 1
-        whole = draw(n * parts, torch.Generator().manual_seed(calls[0]))
+        whole = draw(n * parts, torch.Generator().manual_seed(next(seeds)))
         return whole[n * part : n * (part + 1)]
 
-    def randn(
-        shape: Any, *, generator: Any = None, dtype: Any = None, device: Any = None
-    ) -> Tensor:
-        return rows(
-            lambda n, g: torch.empty(n, *shape[1:], dtype=dtype).normal_(generator=g), shape[0]
-        )
+    def randn(shape: Any, *, dtype: Any = None, **_: Any) -> Tensor:
+        n, *rest = shape
+        return rows(lambda n, g: torch.empty(n, *rest, dtype=dtype).normal_(generator=g), n)
 
     def randint(high: int, shape: Any, **_: Any) -> Tensor:
         return rows(lambda n, g: integers(high, (n,), generator=g), shape[0])
 
     def draw(buffer: Any, n: int, labels: Tensor | None = None, _: Any = None) -> Any:
-        virtual = PARTS // parts  # one process draws as each of two would
-        slots = []
-        for i in range(virtual):
-            of = slice(i * n // virtual, (i + 1) * n // virtual)
-            slots.append(places(len(buffer.images), virtual, i, n // virtual, labels, of))
-        chosen = torch.cat(slots)
+        shards = PARTS // parts  # one process draws as each of two would
+        chunks = [None] * shards if labels is None else labels.chunk(shards)
+        draws = (slots(len(buffer.images), shards, i, n // shards, c) for i, c in enumerate(chunks))
+        chosen = torch.cat([*draws])
         return buffer.images[chosen].contiguous(memory_format=torch.channels_last), chosen
 
-    integers, patch = torch.randint, pytest.MonkeyPatch()
-    patch.setattr(torch, "randn", randn)
-    patch.setattr(torch, "randint", randint)
-    patch.setattr(losses.ReplayBuffer, "draw", draw)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn", randn)
+        patch.setattr(torch, "randint", randint)
+        patch.setattr(losses.ReplayBuffer, "draw", draw)
         yield
-    finally:
-        patch.undo()
 
 
-def places(size: int, parts: int, part: int, n: int, labels: Tensor | None, of: slice) -> Tensor:
-    """Slots of a buffer of 10 classes that the shard of this part would draw."""
+def slots(size: int, shards: int, shard: int, n: int, labels: Tensor | None) -> Tensor:
+    """Return n slots that a shard draws in the whole buffer, whose classes are split evenly."""
     per_class = size // 10
-    own = per_class // parts
+    share = per_class // shards
     if labels is None:
-        local = torch.arange(n) * 3 % (10 * own)
+        local = torch.arange(n) * 3 % (10 * share)
     else:
-        local = labels[of] * own + torch.arange(n)
-    return local // own * per_class + part * own + local % own
+        local = labels * share + torch.arange(n)
+    return local // share * per_class + shard * share + local % share
 
 
 def images_of(step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,7 +99,7 @@ def images_of(step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def steps(words: str, double: bool) -> dict[str, Any]:
-    """What STEPS steps leave; in each of several processes with its part of every batch."""
+    """Take STEPS steps with this process's part of every batch; return metrics and state."""
     dtype = torch.float64 if double else torch.float32
     part, parts = distributed.rank(), distributed.size()
     s, _ = flags.parse([*FLAGS.split(), *words.split()])
@@ -118,63 +109,62 @@ def steps(words: str, double: bool) -> dict[str, Any]:
     run.objective.to(dtype)
     run.objective.load_state_dict(run.objective.state_dict())
     replicate(run)
-    guard, found = Guard(run.device), []
-    batches = [images_of(step, dtype) for step in range(STEPS)]
-    mine = slice(BATCH * part // parts, BATCH * (part + 1) // parts)
+    guard, metrics = Guard(run.device), []
+    rows = slice(BATCH * part // parts, BATCH * (part + 1) // parts)
+    batches = [[tensor[rows] for tensor in images_of(step, dtype)] for step in range(STEPS)]
     run.model.train()
     with shared_noise(part, parts):
         for step, (images, labels, second) in enumerate(batches):
-            unlabelled = second[mine] if flags.second_batch(s) else None
-            batch = images[mine], labels[mine], unlabelled
-            metrics = train_wrn.train_step(run, guard, batch, step)
-            gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
-            found.append({**metrics, "gradients": torch.cat([g.flatten() for g in gradients])})
+            batch = images, labels, second if flags.second_batch(s) else None
+            values = train_wrn.train_step(run, guard, batch, step)
+            gradients = [p.grad.flatten() for p in run.model.parameters() if p.grad is not None]
+            metrics.append({**values, "gradients": torch.cat(gradients)})
     state = whole_state(run)
     kept = {k: state[k] for k in ("model_state_dict", "objective", "replay_buffer") if k in state}
-    return {"steps": found, **kept, "measured": run.gradients.means(), "guard": bool(guard.flag)}
+    return {"steps": metrics, **kept, "measured": run.gradients.means(), "guard": bool(guard.flag)}
 
 
-def differences(a: Any, b: Any, where: str = "") -> Iterator[tuple[str, float]]:
-    """The relative L2 distance of every pair of tensors of floats, and inequality of the rest. A
-    scalar is compared with 1 where it is smaller: SGLD's loss is the difference of two energies."""
+def differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the relative L2 distance of every pair of tensors of floats, and 1 for other unequal
+    values. A scalar's distance is relative to 1 at least: SGLD's loss is a small difference."""
     if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            yield from differences(a[key], b[key], f"{where}/{key}")
+        assert a.keys() == b.keys(), key
+        for name in a:
+            yield from differences(a[name], b[name], f"{key}/{name}")
     elif isinstance(a, list):
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            yield from differences(x, y, f"{where}/{i}")
+            yield from differences(x, y, f"{key}/{i}")
     elif isinstance(a, Tensor) and a.is_floating_point():
-        yield where, float((a - b).norm() / a.norm().clamp(min=1e-6 if a.ndim else 1.0))
+        yield key, float((a - b).norm() / a.norm().clamp(min=1e-6 if a.ndim else 1.0))
     elif isinstance(a, float):
-        yield where, abs(a - b) / max(abs(a), 1.0)
+        yield key, abs(a - b) / max(abs(a), 1.0)
     else:
-        yield where, float(not (a.equal(b) if isinstance(a, Tensor) else a == b))
+        yield key, float(not (a.equal(b) if isinstance(a, Tensor) else a == b))
 
 
 def unequal(first: dict[str, Any], second: dict[str, Any]) -> dict[str, float]:
-    """What two processes do not have equal to the bit, of weights, queue and its running sums, and
-    metrics; the replay buffer, and when its chains began, are whole in the first one alone."""
-    shared = [{k: v for k, v in each.items() if k != "replay_buffer"} for each in (first, second)]
-    for each in shared:
-        each["objective"] = {k: v for k, v in each["objective"].items() if k != BEGAN}
-    return {where: d for where, d in differences(*shared) if d}
+    """Return the differences of two processes, which must be equal to the bit. Only the first has
+    the whole replay buffer, and the steps at which its chains began."""
+    shared = [{k: v for k, v in part.items() if k != "replay_buffer"} for part in (first, second)]
+    for part in shared:
+        part["objective"] = {k: v for k, v in part["objective"].items() if k != BEGAN}
+    return {key: d for key, d in differences(*shared) if d}
 
 
-def tolerance(where: str, double: bool) -> float:
-    """float64: the last digits, but for the means of --log_gradients and shares: these are float32.
+def tolerance(key: str, double: bool) -> float:
+    """Return the largest difference that rounding can make.
 
-    float32: ten times what rounding can do, on whichever processor. Rounding takes inputs of
-    LeakyReLU across its kink. Weights and images that are moved by 1 to 4 units of the last digit,
-    in 100 draws of every case in one process, move a gradient by up to 4e-3, its norms and cosines
-    and everything else by up to 5e-5.
+    float64: the last digits, but for shares and the means of --log_gradients, which are float32.
+    float32: ten times the largest difference measured in 100 draws of every case in one process,
+    with weights and images moved by 1 to 4 units of the last digit. Inputs of LeakyReLU cross its
+    kink, so that a gradient moves by up to 4e-3, and its norms and cosines and the rest by 5e-5.
     """
-    if where.endswith("/auc"):
-        return 1.0  # the mean of each process's own pairs
+    if key.endswith("/auc"):
+        return 1.0  # a process has pairs of its own images alone
     if double:
         shares = ("/clamped", "/clamped_data", "/age", "/accuracy")
-        return 1e-5 if where.startswith("/measured") or where.endswith(shares) else 1e-10
-    return 4e-2 if where.endswith("/gradients") else 5e-4
+        return 1e-5 if key.startswith("/measured") or key.endswith(shares) else 1e-10
+    return 4e-2 if key.endswith("/gradients") else 5e-4
 
 
 IN_FLOAT32 = ("all", "SGLD as a classifier, clamped", "SimCLR style")
@@ -185,10 +175,9 @@ IN_FLOAT32 = ("all", "SGLD as a classifier, clamped", "SimCLR style")
 )
 def test_two_processes_take_the_step_of_one(case, double, pair):
     first, second = pair(steps, CASES[case], double)
-    one = steps(CASES[case], double)
-    found = dict(differences(one, first))
-    assert len(found) > 30 and not first["guard"]
-    assert {where: d for where, d in found.items() if not d <= tolerance(where, double)} == {}
+    distances = dict(differences(steps(CASES[case], double), first))
+    assert len(distances) > 30 and not first["guard"]
+    assert {key: d for key, d in distances.items() if not d <= tolerance(key, double)} == {}
     assert unequal(first, second) == {}
 
 
@@ -197,24 +186,23 @@ SUBSETS = [s for n in range(1, 6) for s in itertools.combinations(flags.TERMS, n
 
 @pytest.mark.parametrize("terms", SUBSETS, ids="+".join)
 def test_parameters_without_a_gradient_are_looked_for_where_there_are_any(terms, monkeypatch):
-    """With --uncond, which has two heads. DistributedDataParallel fails at parameters that get no
-    gradient unless it is told to look for them, which takes time."""
+    """DistributedDataParallel fails at parameters without a gradient unless it looks for them,
+    which takes time. With --uncond the network has two heads."""
     s, _ = flags.parse([*FLAGS.split(), "--uncond", *(f"--{term}=1" for term in terms)])
-    run, told = build_run(s, 10, torch.device("cpu")), []
+    run, options = build_run(s, 10, torch.device("cpu")), {}
     images, labels, _ = images_of(0, torch.float32)
     losses.BatchLoss(run.model, run.objective)(images, labels).backward()
     monkeypatch.setattr(distributed, "size", lambda: PARTS)
-    fake = SimpleNamespace(
-        DistributedDataParallel=lambda _, **given: told.append(given["find_unused_parameters"])
-    )
+    fake = SimpleNamespace(DistributedDataParallel=lambda _, **kwargs: options.update(kwargs))
     monkeypatch.setattr(torch.nn, "parallel", fake)
     replicate(run)
-    assert told == [any(p.grad is None for p in run.model.parameters())]
+    unused = any(p.grad is None for p in run.model.parameters())
+    assert options["find_unused_parameters"] == unused
 
 
 @pytest.mark.parametrize("words", ["", "--bn_chains batch", "--bn_chains running"])
 def test_with_batch_norm_the_processes_stay_equal(words, pair):
-    """Each normalises by its own images, so the step is not that of one process."""
+    """A process normalises by its own images, so the step is not that of one process."""
     first, second = pair(steps, f"--pyxce 1 --pxycontrast 1 --pxsgld 1 --norm batch {words}", True)
     assert unequal(first, second) == {}
     assert first["model_state_dict"]["f.bn1.running_mean"].abs().sum() > 0
