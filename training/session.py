@@ -384,9 +384,10 @@ def term_gradients(losses: dict[str, Tensor], parameters: Sequence[Tensor]) -> d
     """
     flat = {}
     for name, loss in losses.items():
-        parts: Sequence[Tensor] = [torch.zeros_like(p) for p in parameters]
-        if loss.requires_grad:  # else the term depends on no parameter
+        if loss.requires_grad:
             parts = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
+        else:  # the term depends on no parameter
+            parts = tuple(torch.zeros_like(p) for p in parameters)
         gradient = torch.cat([part.flatten().float() for part in parts])
         flat[name] = distributed.mean(gradient)  # that of the whole batch
     measured = {f"{name}/gradient": gradient.norm() for name, gradient in flat.items()}
