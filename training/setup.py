@@ -86,8 +86,8 @@ def run_in_folder(
             check_free(folder, overwrite=s.overwrite, given=given, load_path=start_file)
             create_run_folder(folder, overwrite=s.overwrite)
         if first:
-            classes = list(run.data.class_names) if s.dataset.startswith(FOLDER) else None
-            names = {} if classes is None else {"class_names": classes}
+            is_folder = s.dataset.startswith(FOLDER)
+            names = {"class_names": list(run.data.class_names)} if is_folder else {}
             write_settings(folder, {**vars(s), **names}, start.environment)
         records = Records(folder, resume_from=resume_from) if first else NoRecords()
         session = Session(start, run, splits, records, plot)
@@ -142,7 +142,7 @@ def describe(run: Run, images: str, loss: str, splits: dict[str, data.Split]) ->
     s = run.settings
     sizes = ", ".join(f"{len(split.labels):,} {name}" for name, split in splits.items())
     sizes = sizes or "no validation or test images"
-    network = f"{network_title(vars(s))}" + f", norm {s.norm}" * (s.arch == "wrn")
+    network = network_title(vars(s)) + f", norm {s.norm}" * (s.arch == "wrn")
     parameters = sum(p.numel() for p in run.model.parameters())
     threads = f", threads {torch.get_num_threads()}" if run.device.type == "cpu" else ""
     devices = f"{run.device}{threads}"
