@@ -205,6 +205,6 @@ class _WithGradient(torch.autograd.Function):
 
 
 def gathered_with_gradient(part: Tensor) -> Tensor:
-    """Gather like `gathered`, with gradient. The gradient of `part` is the sum over the losses of
-    all processes, so that the mean of the processes' gradients is that of their mean loss."""
+    """Gather like `gathered`, with gradient. The gradient of `part` is that of the sum of all
+    processes' losses, so that the processes' mean gradient is the gradient of their mean loss."""
     return part if distributed.size() == 1 else _WithGradient.apply(part)

@@ -143,7 +143,7 @@ def network_settings(
 
     Three sources have to agree: the shapes of the tensors; `run`, by default the checkpoint's
     settings; and the values of `given` that are not None. `DEFAULTS` supplies arguments that no
-    source has, except norm: instance and layer norm have tensors of the same names and shapes.
+    source has, except a WideResNet's norm: instance and layer norm have equal names and shapes.
 
     Raises CheckpointError, one line, if two sources contradict each other or the norm is unknown.
     """

@@ -24,8 +24,8 @@ from training.state import QUEUE, Progress, Run, shard_of_rank
 
 
 def build_model(s: Namespace, num_classes: int, device: torch.device) -> models.EnergyClassifier:
-    """Build the network of the settings on the device: apply --amp, --clf_only and --compile. The
-    settings of a baseline may lack uncond, bn_chains, clf_only and compile.
+    """Build the network of the settings on the device. Apply --amp, --bn_chains frozen, --clf_only
+    and --compile; the settings of a baseline may lack uncond, bn_chains, clf_only and compile.
 
     Raises UsageError where the network does not fit in memory.
     """
@@ -138,7 +138,7 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
         if s.load_path is not None:
             load_file(run, dataset)
         models.initialise_act_norm(run.model, batches(0, part=(0, 1))[0])
-        if distributed.size() > 1:  # so far with equal random numbers in all processes
+        if distributed.size() > 1:  # so far all processes drew equal random numbers
             distributed.same(run.model)
             torch.manual_seed(distributed.mixed(s.seed, distributed.rank()))
         run.progress = Progress(step=run.first_step)
@@ -147,8 +147,8 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
 
 
 def load_file(run: Run, dataset: data.DataSet) -> None:
-    """Load weights, queue and replay buffer of --load_path, a checkpoint of this code, of JEM's or
-    of HDGE's. Of a run with --ema load the averaged weights, as evaluation does, and print a line
+    """Load weights, queue and replay buffer of --load_path, a checkpoint of this code, JEM's or
+    HDGE's. Of a run with --ema load the averaged weights, as evaluation does, and print a line
     about it. Warn if the checkpoint was trained on images of `dataset` that are held out here.
 
     Raises CheckpointError, which names the flags to change where the networks differ.

@@ -86,7 +86,7 @@ def step_seconds(
     flops = step_flops(forward, s)
     small = scaled(s, 0.0)
     rate = step_flops(forward, small) / seconds_of(small, 1)
-    # A small step has a low rate, above all on a GPU: at that of a larger step the whole may fit.
+    # A small step has a low rate, above all on a GPU: at a larger step's rate the whole may fit.
     for _ in range(2):
         share = longest * rate / flops
         timed = s if share > 0.3 else scaled(s, share)

@@ -56,7 +56,7 @@ class Guard:
         bad = ~(values.abs() <= LARGEST).all() | ~grad_norm.isfinite()  # nan fails the comparison
         norm = grad_norm.to(values.dtype).reshape(1)
         record = torch.cat([torch.full_like(norm, step), norm, values]).double()
-        if self.names != list(metrics):  # new metrics begin with an epoch: the flag is not set
+        if self.names != list(metrics):  # new with an epoch: the host has read the flag
             self.names, self.first = list(metrics), record
         self.first = torch.where(bad & ~self.flag, record, self.first)
         self.flag = self.flag | bad

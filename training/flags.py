@@ -212,7 +212,7 @@ def add_flags(parser: Parser) -> None:
         "is larger; 0: never")
     add("--batch_size IMAGES", COUNT, 64, "JEM", "labelled images a step")
     add("--n_epochs EPOCHS", COUNT, 200, "JEM", "epochs, of images / batch_size steps each")
-    add("--start_epoch EPOCH", WHOLE, 0, "HDGE; --resume sets it", "count epochs, and with "
+    add("--start_epoch EPOCH", WHOLE, 0, "HDGE; not for --resume", "count epochs, and with "
         "them the learning rate's decay, from here: for --load_path")
     add("--clf_only", bool, False, "JEM", "train the last layer, class_output, alone")
     add("--max_restarts TIMES", WHOLE, 5, "ours", "how often a diverged run goes back 200 "

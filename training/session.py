@@ -36,7 +36,7 @@ Results = dict[str, dict[str, float]]  # split -> {accuracy, nll}; {} without an
 
 
 class Stopped(Exception):
-    """A signal came at the end of an epoch or in its evaluation: save the run's state and end."""
+    """A signal has come: save the run's state and end."""
 
 
 class Session:

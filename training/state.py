@@ -127,7 +127,7 @@ class Start(NamedTuple):
 @dataclass
 class Progress:
     step: int = 0  # training steps done, counted from epoch 0 of the schedule
-    seconds: float = 0.0  # of training and evaluation, resumed processes included
+    seconds: float = 0.0  # of training and evaluation, also before a --resume
     train_seconds: float = 0.0  # of training within this epoch
     best_valid: float = -1.0  # validation accuracy of best_valid_ckpt.pt; -1: no such file
     log_bytes: int = 0  # length of log.txt
