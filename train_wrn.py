@@ -98,7 +98,7 @@ def plot_samples(epoch: int, session: Session) -> None:
     s, buffer = run.settings, run.memory("replay_buffer")
     chain = losses.Chain.of(s, None if buffer is None else buffer.start)
     sampler = Sampler(run.model, buffer, chain, seed=epoch)
-    slots = s.buffer_size if buffer is None else len(buffer.images)  # under torchrun a part
+    slots = s.buffer_size if buffer is None else len(buffer.images)  # this process's part
     columns = max(1, min(10, slots // run.num_classes))
     grids: dict[str, tuple[Tensor, int | None]] = {}  # images (N, 3, H, W), columns
     if s.plot_uncond:

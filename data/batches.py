@@ -124,10 +124,10 @@ class TrainingBatches:
     middle of an epoch. Crops, flips and noise come from the global generator. An epoch is
     floor(len(index) / batch_size) steps. `labelled` are the members of `index` whose labels may be
     used; they cycle, in batches of min(batch_size, len(labelled)). Raises DataError for fewer
-    images than one batch, and for a batch that the processes cannot share equally.
+    images than one batch, and for a labelled batch that the processes cannot share equally.
     """
 
-    streams: ClassVar[int] = 2  # orders of the images per epoch: the labelled and the second batch
+    streams: ClassVar[int] = 2  # orders of images per epoch: of the labelled and the second batch
 
     train: Split
     index: Tensor
@@ -140,7 +140,7 @@ class TrainingBatches:
     part: tuple[int, int] = (0, 1)  # (i, n): this is process i of n that share each batch
     clamp: bool = False  # whether to clamp images to [-1, 1], after the noise
     second_size: int | None = None  # size of the second batch; None: batch_size
-    augmented: tuple[bool, bool] = (True, True)  # whether to crop and mirror first, second batch
+    augmented: tuple[bool, bool] = (True, True)  # for each batch: whether to crop and mirror it
     _orders: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # stream -> cycle, order
 
     def __post_init__(self) -> None:

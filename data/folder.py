@@ -1,7 +1,7 @@
 """Read `folder:PATH`: one sub-folder of images a class, optionally in `train/` and `test/`.
 
-Images have any size. Without `train/` and `test/`, about a fifth is the test split. Classes and
-images are found as by torchvision's ImageFolder. Hidden and other files are left out, and counted.
+Images have any size. Without `train/` and `test/`, about a fifth is for testing. Classes and images
+are found as by torchvision's ImageFolder. Hidden files and other endings are left out and counted.
 """
 
 from collections import Counter

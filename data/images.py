@@ -39,7 +39,7 @@ def resized_split(images: Tensor, labels: Tensor, size: int) -> Split:
 
 
 def decoded_split(pictures: Iterable[tuple[Any, int]], n: int, size: int) -> Split:
-    """Resize n (PIL image in RGB, label) of any size; hash the images at their original size."""
+    """Resize n pairs (PIL image in RGB, label); hash the images at their original size."""
     from PIL import Image, ImageOps
 
     images = np.empty((n, size, size, 3), dtype=np.uint8)

@@ -73,7 +73,7 @@ def _read(path: Path, splits: Sequence[str]) -> Arrays:
             return {name: np.asarray(archive[name]) for name in wanted}
     except DataError:
         raise
-    except Exception as error:  # damaged bytes raise any error in the readers of zip and npy
+    except Exception as error:  # damaged bytes can raise any error in the readers of zip and npy
         reason = " ".join(str(error).split()) or type(error).__name__
         raise _defect(path, f"cannot be read ({reason})", remedy) from error
 

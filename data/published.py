@@ -53,7 +53,7 @@ def read_published(
             f"its files are not whole in {data_root} and could not be downloaded ({error}); "
             f"put {FILES[name][1]}, or {name}.npz, there, or give another --data_root",
         ) from error
-    split = _arrays(dataset, name, size)  # not tried: full memory must not read as missing files
+    split = _arrays(dataset, name, size)  # after `try`: full memory is not a missing file
     return split, len(split.labels), classes
 
 

@@ -83,10 +83,10 @@ class Record:
     ) -> dict[str, Any]:
         """Compare images, given by their `hashes`, with the run's `part`; None: of another set.
 
-        `whole`: whether the hashes are of all images of their set. Returns numbers of images: n;
-        trained_on, but for "train", those that the run trained on; with a part, new, those that the
-        part lacks, and missing, those that only the part has. Returns both sets' class names where
-        they differ. Returns {} where the record or the images have no hashes.
+        `whole`: whether the hashes are of all images of their set. Returns numbers of images: n,
+        all; trained_on (not for "train"), those that the run trained on; new (with a part), those
+        that the part lacks; missing (with a part and `whole`), those that only the part has. Adds
+        both class names where they differ. Returns {} if the record or the images have no hashes.
         """
         if self.train is None or hashes is None:
             return {}

@@ -72,8 +72,8 @@ def split_by_hash(labels: Tensor, hashes: Tensor) -> tuple[Tensor, Tensor]:
 
     A class without a test image gives up its image of lowest hash, if two of its images differ;
     then a class without a training image takes back its image of highest hash. An image's split
-    depends on no file name and, but for these, on no other image. Equal images of any class share a
-    split. A new image moves no training image to the test split, but for its class's only image.
+    depends on no file name and, but for these two rules, on no other image. Equal images of any
+    class share a split. A new image moves no training image to test but its class's only image.
     """
     is_test = hashes < TEST_BELOW
     classes = [labels == label for label in labels.unique()]

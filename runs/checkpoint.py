@@ -3,8 +3,8 @@
 The last line of a checkpoint is "sha256:<64 hex digits>", the checksum of all bytes before it.
 `read_checkpoint` verifies it. torch.load ignores it, and does not notice most flipped bits.
 
-An exported model is a folder: model.safetensors holds tensors alone; config.json holds the
-settings, the progress, the environment and the checksum of model.safetensors.
+An exported model is a folder: model.safetensors holds tensors alone; config.json holds all other
+values, such as the settings, and the checksum of model.safetensors.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def seal(digest: Any) -> bytes:
 
 
 def check_seal(file: IO[bytes], path: Path) -> tuple[bool, str]:
-    """Return whether the file ends with a checksum, which files of JEM and HDGE lack, and the
-    sha256 of all its bytes. Leave the file at its beginning.
+    """Return whether the file ends with a checksum, which files of the JEM and HDGE code lack, and
+    the sha256 of all its bytes. Leave the file at its beginning.
 
     Raises CheckpointError for a wrong checksum.
     """
@@ -140,8 +140,8 @@ def check_seal(file: IO[bytes], path: Path) -> tuple[bool, str]:
 
 
 def export(folder: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint's weights, queue and chain starts to model.safetensors in a new folder,
-    and its settings, progress, environment and data record to config.json.
+    """Write a checkpoint's weights, queue, chain starts and image hashes to model.safetensors in a
+    new folder, and settings, progress, environment and the rest of the data record to config.json.
 
     Raises OSError where the folder cannot be written.
     """

@@ -70,7 +70,7 @@ SYNONYMS = {"--learning_rate": "--lr"}  # names in other programs, too unlike ou
 def did_you_mean(word: str, names: Iterable[str]) -> str:
     """Return "did you mean X? ", where X is the name closest to `word`, ignoring case; return ""
     where no name is close."""
-    by_lower = {name.lower().strip("-"): name for name in names}  # dashes are alike in all flags
+    by_lower = {name.lower().strip("-"): name for name in names}  # dashes make all flags similar
     matches = difflib.get_close_matches(SYNONYMS.get(word, word).lower().strip("-"), by_lower, 1)
     return f"did you mean {by_lower[matches[0]]}? " if matches else ""
 
@@ -240,7 +240,7 @@ DEPTH = number(int, low=1, high=DEEPEST)
 IMAGE_SIDE = number(int, low=SMALLEST_IMAGE)
 WIDTH = number(int, low=1, high=WIDEST)
 # Scores are float32 and as large as log(classes). Divided by a smaller temperature, their rounding
-# error would be a visible part of the loss (5e-7 / 1e-4 = .005) and, further down, all of it.
+# error would be a visible part of the loss (5e-7 / 1e-4 = .005); by a much smaller one, all of it.
 TEMPERATURE = number(float, low=1e-4)
 # --threads, the same in all programs. It depends on the machine, so a resumed run does not keep it.
 THREADS: dict[str, Any] = {

@@ -24,7 +24,7 @@ ENDS = (signal.SIGTERM, signal.SIGHUP)
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator:
     """Install the handler of these signals inside the block, if this is the main thread: Python
-    delivers signals to no other. Leave signals ignored that nohup or a shell's `&` has ignored."""
+    delivers signals to no other. Signals that nohup or a shell's `&` ignores stay ignored."""
     main = threading.current_thread() is threading.main_thread()
     active = [number for number in numbers if main and signal.getsignal(number) != signal.SIG_IGN]
     earlier_handlers = {number: signal.signal(number, handler) for number in active}

@@ -29,7 +29,7 @@ class RunFolderError(Mistake):
 
 
 def holds_run(folder: Path) -> bool:
-    """Return whether a folder holds a run. A run of JEM or HDGE may have checkpoints alone."""
+    """Return whether a folder holds a run. The JEM and HDGE code may save checkpoints alone."""
     names = (SETTINGS, PROGRESS, "params.txt")
     return any((folder / name).exists() for name in names) or any(folder.glob("*.pt"))
 

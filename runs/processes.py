@@ -1,4 +1,4 @@
-"""Exchange values between the processes of one run, which torchrun starts, one process per GPU.
+"""Exchange values between the processes of a run or an evaluation; torchrun starts one per GPU.
 
 Each process has a rank from 0 to size - 1. Without torchrun there is one process, and no function
 sends anything. Python values travel from CPU to CPU (gloo) and not through the queue of a GPU
@@ -165,7 +165,7 @@ def average_statistics(model: nn.Module) -> None:
 
 @torch.no_grad()
 def same(model: nn.Module) -> None:
-    """Copy rank 0's parameters and buffers to all processes, whose machines may differ."""
+    """Copy rank 0's parameters and buffers to all processes: machines may round differently."""
     if size() > 1:
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor.data, 0)
@@ -230,7 +230,7 @@ def joined(part: Tensor) -> Tensor:
 
 def share(n: int, batch: int = 1) -> range:
     """Return this process's part of n items as range(start, stop, batch), the starts of its
-    batches. Processes have the same number of batches, or one more."""
+    batches. Their number differs by at most 1 between processes."""
     batches = -(-n // batch)
     start, stop = (batches * (rank() + i) // size() for i in (0, 1))
     return range(start * batch, min(stop * batch, n), batch)
@@ -247,5 +247,5 @@ def largest(*numbers: int) -> tuple[int, ...]:
 
 
 def mixed(*key: int) -> int:
-    """Return a random seed that is derived from several numbers >= 0."""
+    """Return a seed that is a hash of several numbers >= 0."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
