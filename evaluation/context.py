@@ -121,7 +121,7 @@ class Context:
             self.warn(f"--dataset {name}: {model.label} was trained on {run_set}")
 
     def labelled_set(self, model: LoadedModel) -> data.EvaluationSet:
-        """Return `evaluation_set`. Raises UsageError without labels, or of other classes."""
+        """Return `evaluation_set`. Raises UsageError if labels are missing or of other classes."""
         eval_set = self.evaluation_set(model)
         name, classes = eval_set.name, eval_set.num_classes
         if classes is None:
@@ -246,7 +246,7 @@ class Context:
 
 
 def with_run_path(name: str, run_set: str) -> str:
-    """Return the split's name; if it is of the run's folder, with the path as the run wrote it."""
+    """Return `name`; if it is a split of the run's folder, with the path as `run_set` spells it."""
     folders = [x for x in (trainable(name), run_set) if x and x.startswith(FOLDER)]
     if len(folders) < 2 or len({folder_path(folder).resolve() for folder in folders}) > 1:
         return name
@@ -255,8 +255,8 @@ def with_run_path(name: str, run_set: str) -> str:
 
 def with_remedy_for_moved_folder(error: data.DataError, name: str, run_set: str) -> data.DataError:
     """Return the error; if the run's folder is gone, with a hint how to give its new path."""
-    run_splits = {data.split_name(run_set, part) for part in ("train", "valid", "test")}
-    if name not in run_splits or not run_set.startswith(FOLDER) or folder_path(run_set).is_dir():
+    in_run_folder = run_set.startswith(FOLDER) and trainable(name) == run_set
+    if not in_run_folder or folder_path(run_set).is_dir():
         return error
     message = f"{error.message}; if the folder has moved, give --dataset folder:PATH"
     return data.DataError(error.setting, error.value, message)

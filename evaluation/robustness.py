@@ -25,8 +25,8 @@ from runs.cli import UsageError
 
 Classifier = Callable[[Tensor], Tensor]  # x01 (N, 3, H, W) -> logits (N, C)
 
-# Excess over eps by float32 rounding: of a pixel, and, relative to eps, of a norm of D pixels.
-ROUNDING, OF_NORM = 1e-6, 1e-5
+# Float32 rounding may lift a pixel over eps by ROUNDING, an L2 norm by NORM_ROUNDING * eps.
+ROUNDING, NORM_ROUNDING = 1e-6, 1e-5
 
 
 def classifier(
@@ -81,8 +81,8 @@ def robust_accuracy(
     generator: torch.Generator | None = None,
     first: int = 0,
 ) -> list[dict[str, float]]:
-    """Return [{"eps", "accuracy"}, ...] by rising radius, over all processes' batches: images in
-    [-1, 1] without noise, and labels. They have one image at least.
+    """Return [{"eps", "accuracy"}, ...] by rising radius, over the batches of all processes, with
+    one image at least: images in [-1, 1] without noise, and labels.
 
     accuracy is the share of images that are classified correctly before and after every attack at
     this and each smaller radius: a misclassified image is not attacked again. A randomised
@@ -215,7 +215,7 @@ def check_perturbation(x: Tensor, adversarial: Tensor, distance: str, eps: float
     worst, low, high = numbers.tolist()
     if not math.isfinite(worst + low + high):
         raise NotFinite("an adversarial image is not finite")
-    if not (worst <= eps + ROUNDING + OF_NORM * eps and low >= 0 and high <= 1):
+    if not (worst <= eps + ROUNDING + NORM_ROUNDING * eps and low >= 0 and high <= 1):
         raise AssertionError(
             f"an adversarial image is {worst:.7g} in {distance} from its original, {eps:.7g} is "
             f"allowed, and pixels are within [{low:.7g}, {high:.7g}], [0, 1] is allowed"

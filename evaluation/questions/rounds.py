@@ -20,7 +20,7 @@ from runs.cli import UsageError
 COLUMNS = 10  # of a class-conditional grid; also the most chains in a trajectory picture
 STARTS_GRID = 6  # rows and columns of samples beside their starts and training images
 SNAPSHOTS = 10  # images of a trajectory after its start
-LONGEST_TRAJECTORY = 1000  # SGLD steps; longer trajectories look the same, and take time
+LONGEST_TRAJECTORY = 1000  # SGLD steps; longer trajectories look the same but take longer
 
 
 class Rounds:
@@ -38,9 +38,9 @@ class Rounds:
         buffer, chains = model.replay_buffer(classes), context.s.sgld_batch_size
         size = len(buffer.images) // classes
         if -(-chains // classes) > size:
-            of = "" if classes == 1 else f", {size} of each class,"
+            per_class = "" if classes == 1 else f", {size} of each class,"
             raise UsageError(
-                f"--sgld_batch_size {chains} is more than the {size * classes} slots{of} "
+                f"--sgld_batch_size {chains} is more than the {size * classes} slots{per_class} "
                 f"of the replay buffer: use {size * classes} at most"
             )
         self.slots = sampling.Slots(buffer)
@@ -150,7 +150,7 @@ class Rounds:
         return numbers
 
     def draw_trajectory(self) -> None:
-        """Draw new chains at several steps, a chain a row; with classes, a chain of each."""
+        """Draw new chains at several steps, a chain a row; with classes, of the first COLUMNS."""
         s, network = self.context.s, self.model.network
         steps = min(s.n_sample_steps * s.n_steps, LONGEST_TRAJECTORY)
         lengths = sorted({i * steps // SNAPSHOTS for i in range(SNAPSHOTS + 1)})
