@@ -233,8 +233,8 @@ def grid(images: Tensor, columns: int | None = None) -> Tensor:
 def save_grid(
     path: Path, images: Tensor, columns: int | None = None, row_labels: Sequence[str] = ()
 ) -> Tensor:
-    """Write the grid of the images as PNG, twice as large or with row labels. Return the grid, in
-    its own size and without labels."""
+    """Write the grid of the images as PNG: with row labels or, as images are small, at twice
+    its size. Return the grid, in its own size and without labels."""
     from matplotlib import rc_context
     from PIL import Image
 

@@ -222,7 +222,7 @@ def average_of(state: dict[str, Any], weights: str | None) -> str:
     """Return which weights --weights loads, "raw" or "averaged (--ema DECAY)"; "" for a run without
     --ema. Raises CheckpointError if they are missing, as raw weights are in an exported model."""
     settings = state.get("settings")
-    both = bool(models.averaged_weights(state))  # False of an exported model: averaged alone
+    both = bool(models.averaged_weights(state))  # an exported model has no raw weights
     decay = settings.get("ema") if isinstance(settings, dict) else None
     has = "the averaged weights alone" if decay else "no averaged weights"
     if (weights == "ema" and not (decay or both)) or (weights == "raw" and decay and not both):
@@ -236,8 +236,8 @@ def dataset_of(
     settings: dict[str, Any], classes: int, record: data.Record, s: Namespace, size: int
 ) -> str:
     """Return the training set's name: the run's, or that of --dataset where both are folders with
-    the same training images. If the run's is unknown, return that of --dataset if it has as many
-    classes; else cifar10 for 10 classes and cifar100 for 100; else ""."""
+    the same training images. If the run's is unknown or of another number of classes,
+    return that of --dataset if its number fits; else cifar10 for 10, cifar100 for 100, else ""."""
     run_set = str(settings.get("dataset") or "")
     run_set = ALIASES.get(run_set, run_set)
     flag_set = trainable(s.dataset or "")

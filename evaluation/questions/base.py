@@ -32,6 +32,7 @@ SGLD = ("sgld_lr", "sgld_std", "sgld_grad_clip", "sgld_clamp")  # flags that eve
 @dataclass(frozen=True)
 class Question:
     """A value of --eval: its flags, its numbers and their output.
+
     name: value of --eval and stem of the answer's files; summary: the question's line in --help.
     ask: return one model's numbers as JSON values. A "report" {"title", "text", "head", "rows"}
         among them becomes a section of the run's page.
@@ -58,5 +59,5 @@ class Question:
 
 
 def unrefined(s: Namespace) -> Iterable[Rule]:
-    """Return the rule that --n_steps 0 leaves SGLD flags without effect."""
+    """Return, for --n_steps 0, the rule that the SGLD flags have no effect."""
     return () if s.n_steps else [("n_steps 0", SGLD)]

@@ -55,7 +55,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
             if (step := row["steps"]) not in shares:
                 shares[step] = assess(judge, pixels[step], None, labels)["samples"]
             row["read_as_asked"] = shares[step]
-        numbers["rows"][-1]["read_as_asked"] = None  # reference images have no class to match
+        numbers["rows"][-1]["read_as_asked"] = None  # no class was requested
         numbers["read_as_asked"] = judgement
     if not numbers["full_rank"]:
         context.warn(

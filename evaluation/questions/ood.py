@@ -31,8 +31,8 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
 def scorer(
     context: Context, model: LoadedModel, names: Sequence[str]
 ) -> Callable[..., dict[str, Any]]:
-    """Return a function from an evaluation set to {score: float64 (N,)}. It also keeps the values
-    for the answer's files, under a name that it takes or, by default, the set's.
+    """Return a function from an evaluation set to {score: float64 (N,)}. It also stores the
+    values in `context.scores`, under its argument `name` or, by default, the set's name.
 
     Raises UsageError where knn has too few training images or pxsim no queue.
     """
