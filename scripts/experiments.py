@@ -96,7 +96,7 @@ def run_program(command: Sequence[str], log: Path, device: int | None, sender: A
 
 
 class Failed(Exception):
-    """A job failed. The message names job and reason; it is empty if a job that it needs failed."""
+    """A job failed. The message has job and reason; it is empty if a question lacks a model."""
 
 
 class Runner:

@@ -4,9 +4,9 @@
     python scripts/export.py save/hdge/last_ckpt.pt exported/hdge
     python eval_wrn_ebm.py --load_path exported/hdge --eval test_clf
 
-The folder holds the weights (of a run with --ema the averaged weights), the queue, the settings
-without this machine's paths, versions, commit and device, but no optimiser and random state. Its
-model card, README.md, has the training command, and the numbers of the answers in the run folder's
+The folder holds the weights (of a run with --ema the averaged weights), the queue, versions, commit
+and device, and the settings without this machine's paths; no optimiser and random state. Its model
+card, README.md, has the training command, and the numbers of the answers in the run folder's
 eval/ that record this checkpoint's sha256. samples.png shows samples of `--eval cond_samples` with
 the starts of their chains and the nearest training images.
 """
@@ -216,7 +216,7 @@ def main(argv: Sequence[str]) -> Path:
 
 
 def push(parser: Parser, folder: Path, name: str, *, send: bool) -> None:
-    """Upload the folder to the hub's repository `name`; without `send` print only its files."""
+    """Upload the folder to the hub's repository `name`; without `send` only list its files."""
     files = ", ".join(sorted(path.name for path in folder.iterdir()))
     if not send:
         print_line(f"--send would upload {files} to {name}: it is sent nowhere yet", sys.stdout)

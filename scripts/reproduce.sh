@@ -4,7 +4,7 @@
 #     source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh" table1_ood
 #
 # SCALE  paper (the papers' setting, for GPUs), small (small networks on real CIFAR, for two CPU cores),
-#        half (small networks on 16 x 16 pixels of CIFAR for twice the epochs, SGLD from scratch; only some rows) or
+#        half (small networks on CIFAR at 16 x 16 pixels for twice the epochs, SGLD from scratch; only some rows) or
 #        smoke (a few steps on scikit-learn's digits, to check that everything runs); without SCALE a script prints the
 #        cost of each scale on this machine, and runs smoke
 #        (small trains in bf16: a CPU without hardware for it, AVX-512 BF16 or AMX, takes many times as long)

@@ -20,7 +20,7 @@ CLAIMS: Mapping[str, Sequence[tuple[str, str, str, str, Sequence[str]]]] = DECLA
 # States that a later run can end; a diverged run never gets a number.
 OPEN = (NOT_RUN, table.NOT_ASKED, table.NO_DATA, table.OTHER_FEATURES)
 LEVEL = 0.05  # of all claims of a table at one scale together
-MARGINS = {"auroc": 0.02, "robust": 1.0}  # less counts as no difference; robust is in points
+MARGINS = {"auroc": 0.02, "robust": 1.0}  # bounds of no difference; robust's is in points
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ def name_in(records: Mapping[str, Record], name: str) -> str:
 
 
 def common_key(prefix: str, records: Sequence[Record]) -> str:
-    """Return a key with this prefix, which ends in /, that all records have; else the prefix.
+    """Return the best key with this prefix that all records have; else the prefix, as for a whole
+    key, which does not end in /.
 
     Inception's features go first, then the most samples, then the most seeds of the side that has
     fewer. Keys of a network's own features are left out: they do not compare two networks' samples.

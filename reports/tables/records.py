@@ -71,7 +71,7 @@ IsWanted = Callable[[str, Mapping[str, Any]], bool]  # question, settings of its
 def seed_of(run: Run, is_wanted: IsWanted | None = None) -> Seed:
     """Return a run as its record has it; `is_wanted`: see `answers_of`."""
     state, divergences = _state(run.folder, run.finished)
-    speeds = [images for row in run.rows if (images := parsed(row.get("images_per_s")))]
+    speeds = [rate for row in run.rows if (rate := parsed(row.get("images_per_s")))]
     speed = median(speeds) if speeds else None
     start = run.settings.get("load_path")
     devices, commits = (
@@ -255,7 +255,7 @@ def protocol_of(name: str, model: Model) -> dict[str, Any]:
 
 def is_stale(run: Run, model: Model, hash_of: Callable[[Path], Any]) -> bool:
     """Return whether the run's checkpoint has changed since the answer: by its hash or, where the
-    answer or the folder has none, by the last step. An answer without both counts as current."""
+    answer or the folder has none, by the last step. An answer with neither counts as current."""
     path = run.folder / Path(model.checkpoint).name
     sha256 = model.get("checkpoint_sha256")
     if isinstance(sha256, str) and hash_of(path) is not None:
