@@ -128,7 +128,7 @@ class Runs:
 
     def disturbed(self, name: str, seed: int, disturb: Callable[[Any, float, str], None]) -> bool:
         """Disturb and resume a run ten times, then let it end. Return whether it ends with the same
-        bits as an undisturbed run. disturb(process, seconds of an undisturbed run, name)."""
+        bits as an undisturbed run. `disturb` gets process, seconds of an undisturbed run, name."""
         began, run = time.monotonic(), self.folder / name
         assert self.run("whole", self.argv(f"whole{seed}", seed)) == 0, self.output("whole")
         seconds, resume = time.monotonic() - began, ["--resume", str(run), "--max_steps", "300"]

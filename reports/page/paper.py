@@ -74,7 +74,7 @@ def paper_of(run: Run) -> Paper:
 
 
 def published(experiment: str) -> dict[str, list[float]]:
-    """Return the numbers of the rows with this experiment; of several for a key the first."""
+    """Return the numbers of the rows with this experiment; where two have a key, the first's."""
     numbers: dict[str, list[float]] = {}
     for table in TABLES.values():
         for row, *experiments in table["rows"]:

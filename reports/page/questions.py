@@ -77,8 +77,8 @@ def while_training(run: Run) -> tuple[Pictures, Pictures]:
 
 
 def sampled(answer: Answer) -> Pictures:
-    """Return a picture of each kind, after its most SGLD steps; "starts" goes first, the samples
-    beside their starts and training images."""
+    """Return the picture of each kind after the most SGLD steps. The first is "starts", which has
+    samples beside their starts and training images."""
     latest: dict[str, tuple[int, Path]] = {}
     for path in answer.pictures():
         match = re.search(r"samples_(?:([a-z]+)_?)?([0-9]*)\.png$", path.name)

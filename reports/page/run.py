@@ -228,7 +228,7 @@ def _read(path: Path, kind: type[T], notes: list[str], effect: str = "it is left
 
 
 def _versions(folder: Path, name: str) -> list[Path]:
-    """Return the newest answer's file, then those of answers to other settings, newest first."""
+    """Return the newest answer's file, then those with other settings, the newest first."""
     numbers = {p: p.stem.removeprefix(f"{name}-") for p in folder.glob(f"{name}-*.json")}
     earlier = [path for path, text in numbers.items() if text.isdecimal()]
     newest = [folder / f"{name}.json"] if (folder / f"{name}.json").exists() else []

@@ -91,7 +91,7 @@ def line(text: str) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """Write a line a number: table, model, column, the paper's, ours, and the row's origin."""
+    """Write a line for each number: table, model, column, the paper's, ours, the row's origin."""
     file = io.StringIO()
     writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()

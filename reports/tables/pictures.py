@@ -1,5 +1,5 @@
-"""Draw a picture for each table, our numbers beside the paper's or their curve. Copy the
-evaluations' own pictures to the folder of the records."""
+"""Draw a picture of each table, our numbers beside the paper's or as curves. Copy the evaluations'
+own pictures to the folder of the records."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def has_number(number: Number, paper: bool) -> bool:
 
 
 def dots(table: Table) -> Figure:
-    """Draw a panel a column, a line a row: a filled circle with the standard deviation over seeds
-    is ours, a diamond the paper's."""
+    """Draw a panel for each column, with a line for each row: a filled circle with the standard
+    deviation over seeds is ours, a diamond the paper's."""
     blocks = drawn(table, paper=True)
     keys = [key for _, block_keys in blocks for key in block_keys]
     lines = [row for row in table.rows if any(has_number(row.numbers[k], True) for k in keys)]
