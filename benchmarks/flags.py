@@ -23,8 +23,8 @@ TERMS = {
     STABLE: "--pyxce 1 --pxsgld 1 --sgld_clamp --chain_start class_gaussian",
 }
 PAPER = {"batch_size": 64, "n_steps": 20, "contrast_k": 65536, "classes": [10, 100]}
-# Sizes of network and step; `turns`: how often each step is timed for a table row; `seconds`: no
-# turn begins later; `matrix`: the side of the matrices multiplied to measure the peak FLOP/s.
+# Sizes of network and step; `turns` of each step for a table row, and their limit in `seconds`, as
+# in measure.alternate; `matrix`: the side of the matrices multiplied to measure the peak FLOP/s.
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {**PAPER, "depth": 10, "width": 2, "turns": 5, "seconds": 30.0, "matrix": 2048},
     "gpu": {**PAPER, "depth": 28, "width": 10, "turns": 7, "seconds": 15.0, "matrix": 8192},

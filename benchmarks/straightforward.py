@@ -186,7 +186,7 @@ def enqueue(state: State, logits: Tensor) -> None:
 
 
 def sample(state: State) -> Tensor:
-    """Run chains x <- x + step_size * d/dx log q(x) + noise_std * N(0, I) of `draw`; store them."""
+    """Run chains x <- x + step_size * d/dx log q(x) + noise_std * N(0, I), from replay and back."""
     s, model = state.settings, state.model
     model.eval()
     start, slots = draw(state)
