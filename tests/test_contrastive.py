@@ -15,7 +15,8 @@ from tests.pairwise import pairwise
 
 KINDS, YES_NO = ("algorithm1", "eq13"), (True, False)
 FORMS = (False, 0.0), (False, 0.1), (True, 0.0)  # marginal, smoothing
-PAST = None, [0], [5], [8, 12], [9, 4, 7, 12]  # batches in a queue of 20 slots; None: no queue
+FACTORS = (2, 3, 10, 100), KINDS, FORMS, YES_NO, (0.1, 1.0)
+PAST = [0], [5], [8, 12], [9, 4, 7, 12]  # batches in a queue of 20 slots
 
 
 def score_of(
@@ -74,10 +75,10 @@ def assert_same_loss_and_gradient(
 
 @pytest.mark.parametrize(
     ("classes", "kind", "form", "normalize", "t", "batches", "running"),
-    pairwise((2, 3, 10, 100), KINDS, FORMS, YES_NO, (0.1, 1.0), PAST, YES_NO),
+    pairwise(*FACTORS, PAST, YES_NO) + pairwise(*FACTORS, (None,), (False,)),  # None: no queue
 )
 def test_loss_and_gradient_equal_brute_force(classes, kind, form, normalize, t, batches, running):
-    """Of a queue that is empty, filled in part, in whole and wrapped round, and of the batch."""
+    """The negatives: a queue that is empty, partly or wholly filled or wrapped round; the batch."""
     queue = past = None
     if batches is not None:
         queue = LogitQueue(classes, 20, running_above=0 if running else 20).double()
@@ -173,10 +174,8 @@ def test_no_tensor_is_larger_than_the_queue(kind, form, normalize):
 
     term = Contrastive(score, LogitQueue(classes, size, init="random"))
     assert largest_tensor(term, logits, labels) <= classes * size  # the first step sums afresh
-    later = largest_tensor(term, logits, labels)
-    assert later <= (
-        2 * classes * n if normalize else classes * size
-    )  # the slots of the batch, before and after
+    slots = 2 * n if normalize else size  # the slots of the batch, before and after; or all
+    assert largest_tensor(term, logits, labels) <= classes * slots
     assert largest_tensor(Contrastive(score), logits, labels) <= classes * n
 
 
