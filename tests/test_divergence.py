@@ -30,7 +30,7 @@ def test_a_step_has_diverged_beyond_1e8_or_without_a_finite_number(loss, grad_no
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -2e8])
 def test_the_flag_stays_set_and_the_first_diverged_step_is_reported(bad):
-    """Its metric is named, though its loss is finite."""
+    """The message names the metric that diverged, though the loss is finite."""
     guard = Guard(CPU)
     good = {name: torch.tensor(2.0) for name in ("loss", "pyxce/loss", "pxsgld/log_q_data")}
     diverged = {**good, "pxsgld/log_q_data": torch.tensor(bad)}
