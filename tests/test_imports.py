@@ -109,7 +109,8 @@ PROGRAMS = (
 )
 def test_help_and_mistakes_are_answered_before_anything_heavy_is_imported(words, code):
     """Started in another folder, the program finds the packages itself."""
-    command = [sys.executable, "-c", STARTED, *f"{ROOT}/{words}".split()]
+    program, *flags = words.split()
+    command = [sys.executable, "-c", STARTED, str(ROOT / program), *flags]
     ran = subprocess.run(command, capture_output=True, text=True, cwd="/")
     assert ran.stdout.endswith(f"code {code} imported set()\n"), ran.stderr
     assert len(ran.stderr.splitlines()) == (code != 0)
