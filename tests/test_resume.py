@@ -372,10 +372,8 @@ def test_warm_up_counts_from_where_the_optimiser_is_new(train):
 
 def test_two_processes_do_not_train_in_one_folder(train):
     run = train("--pyxce 1 --max_steps 1")
-    before, overwriting = (
-        listed(run.folder),
-        ("--pyxce 1 --max_steps 2", *named(run), "--overwrite"),
-    )
+    before = listed(run.folder)
+    overwriting = ("--pyxce 1 --max_steps 2", *named(run), "--overwrite")
     with alone(run.folder, flag="--log_dir", program="train_wrn.py"):
         second = train(*overwriting)
     assert f"--log_dir: another train_wrn.py works in {run.folder}: wait" in second.refusal
