@@ -69,7 +69,7 @@ def log_normal(model: Flow, z: list[Tensor], y: int | None) -> Tensor:
 
 @pytest.mark.parametrize(("levels", "class_cond"), [*product((1, 2), (True, False))])
 def test_glow_s_log_p_is_the_change_of_variables(levels, class_cond):
-    """Level v = 127.5 (x + 1) has 127.5 levels a unit of x: log p(v) = log p(x) - D log 127.5."""
+    """A unit of x has 127.5 levels v = 127.5 (x + 1): log p(v) = log p(x) - D log 127.5."""
     model, x = network(levels=levels, class_cond=class_cond), images(1)
     d = x.numel()
     assert model.dimensions == d
@@ -222,7 +222,7 @@ def test_samples_are_images_of_their_class_and_depend_on_the_seed_alone(arch):
     torch.testing.assert_close(level, level.round())
     assert samples.shape == (30, 3, SIDE, SIDE) and samples.abs().max() <= 1
     assert len(level.round().unique()) > 10
-    whole = ((level > 0.5) & (level < 254.5)).flatten(1).all(1)  # a clipped one is another image
+    whole = ((level > 0.5) & (level < 254.5)).flatten(1).all(1)  # clipping changes an image
     assert whole.sum() > 5
     assert torch.equal(model.logits(samples[whole]).argmax(1), labels[whole])
     assert network(arch, class_cond=False).sample(2, None, 1).shape == (2, 3, SIDE, SIDE)

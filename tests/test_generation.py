@@ -61,7 +61,7 @@ def test_frechet_distance_of_commuting_gaussians():
 
 
 def test_frechet_distance_keeps_its_digits_without_full_rank():
-    """In 3 of 64 dimensions, of a random basis, it is that of the 3 dimensions themselves."""
+    """Features that span 3 of 64 dimensions have the distance of their 3 coordinates."""
     basis = torch.linalg.qr(normal(64, 64)).Q[:, :3]
     x, y = normal(40, 3, seed=1) * 5, normal(40, 3, seed=2) + 1
     inside = frechet_distance(*moments(x), *moments(y))

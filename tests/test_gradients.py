@@ -31,7 +31,7 @@ def test_norms_and_cosines_are_those_of_the_terms_apart():
     assert "pyxce/cosine" not in numbers and a.grad is b.grad is unused.grad is None
 
 
-def test_a_term_without_a_gradient_has_norm_and_cosine_0_and_without_cross_entropy_is_no_cosine():
+def test_a_term_without_gradient_has_norm_and_cosine_0_and_cosines_need_cross_entropy():
     a = torch.ones(2, requires_grad=True)
     # A loss without a graph: log q(x) is a head that --clf_only --uncond does not train.
     for loss in (0 * a.sum(), torch.ones(())):

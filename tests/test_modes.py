@@ -84,8 +84,8 @@ def test_batch_norm_takes_batch_or_running_statistics_and_moves_none(mode, stati
         torch.testing.assert_close(model(x), by_batch if of_batch else by_running)
         assert model.f.training is (mode is scoring_mode)
     assert all(torch.equal(before[name], t) for name, t in statistics_of(model).items())
-    torch.testing.assert_close(by_batch, model(x))  # in train mode ...
-    assert not any(before[name].equal(t) for name, t in statistics_of(model).items())  # ... moved
+    torch.testing.assert_close(by_batch, model(x))  # as in train mode, which moves statistics
+    assert not any(before[name].equal(t) for name, t in statistics_of(model).items())
 
 
 def test_a_chain_between_forward_and_backward_pass_changes_no_gradient():

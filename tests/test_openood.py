@@ -159,7 +159,7 @@ def test_missing_sets_are_named_and_their_groups_have_no_mean(ask, tmp_path):
 
 
 def test_the_order_of_a_list_changes_neither_numbers_nor_noise(ask, tree, tmp_path):
-    """Ends of lines in the manner of Windows do not, either."""
+    """Windows line ends and a blank line change nothing, either."""
     root = shutil.copytree(tree, tmp_path / "reversed")
     for name in SIZES:
         lines = list_of(tree, name).read_text().splitlines()

@@ -180,7 +180,7 @@ def test_the_shipped_model_is_small_and_has_the_settings_of_its_command():
 )
 def test_a_shipped_model_has_its_recorded_numbers(name, question, ask, request, tmp_path):
     argv = ["--load_path", name, "--device", "cpu", "--log_dir", str(tmp_path)]
-    if "digits" not in name:  # which need no files
+    if "digits" not in name:  # the digits need no files
         argv += ["--data_root", str(request.getfixturevalue("data_root"))]
     answer = ask.bare(*argv, *question.split(), folder=tmp_path)
     assert answer.code == 0, answer.err

@@ -138,7 +138,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] not in ("script", "style"):
-            self.texts.append(data if "pre" in self.open else data + "\n")  # elements are words
+            self.texts.append(data if "pre" in self.open else data + "\n")  # separate words
             if {"td", "th"} & set(self.open) and self.rows:
                 self.rows[-1][-1] += data.replace("\xa0", " ")
 

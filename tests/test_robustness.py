@@ -143,7 +143,7 @@ def network(dtype: torch.dtype = torch.float64) -> EnergyClassifier:
 
 @pytest.mark.parametrize(("distance", "eps"), BALLS)
 @pytest.mark.parametrize("random_init", [True, False])
-def test_an_attack_depends_on_its_image_and_of_random_starts_on_the_generator(
+def test_an_attack_depends_on_no_other_image_and_a_random_start_on_the_generator(
     distance, eps, random_init
 ):
     classify, x, attack = network(), images(4), PGD(distance, 8, random_init=random_init)
