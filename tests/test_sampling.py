@@ -74,6 +74,8 @@ def test_pictures_climb_their_density_from_starts_of_the_seed(buffered, model):
 
     start = sampler(Chain(0)).unconditional(4)
     assert not torch.equal(start, sampler(Chain(0), seed=4).unconditional(4))
+    for run in (lambda s: s.unconditional(4), lambda s: s.conditional(CLASSES, 2)):
+        assert torch.equal(run(sampler(CHAIN)), run(sampler(CHAIN)))  # no global random state
     torch.testing.assert_close(sampler(STEEP).unconditional(4), climbed(model, start, None))
     if not buffered:
         assert -1 <= start.min() < -0.99 and 0.99 < start.max() < 1
