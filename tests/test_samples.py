@@ -17,7 +17,7 @@ from scripts import done
 
 
 def checkpoint(folder: Path, num_classes: int, buffer: torch.Tensor | None = None) -> Path:
-    """Write a checkpoint without settings; beside it data set and settings are null."""
+    """Write a checkpoint without settings; in its variant.json they are null."""
     model = models.build(depth=10, width=1, num_classes=num_classes)
     state: dict[str, Any] = {"model_state_dict": model.state_dict()}
     if buffer is not None:

@@ -167,8 +167,8 @@ def test_slots_keep_the_start_of_their_present_chain(conditional, reinit_freq):
 
 
 @pytest.mark.parametrize("conditional", [False, True])
-def test_fresh_chains_against_the_sampler_batch_by_batch(conditional, model):
-    """On their way, and where there are fewer, they are the same chains."""
+def test_fresh_chains_depend_on_the_generator_of_their_batch(conditional, model):
+    """A chain's images depend neither on later chains nor on later steps."""
     labels = torch.arange(8) % 3 if conditional else None
 
     def run(n: int, steps: int, seen: list[int]) -> list[Tensor]:
@@ -191,7 +191,7 @@ def test_fresh_chains_against_the_sampler_batch_by_batch(conditional, model):
 
 
 def test_the_noise_of_a_refined_image_belongs_to_its_index(model, monkeypatch):
-    """It is of a stream that no other noise has."""
+    """Each kind of noise has a stream that no other kind has."""
     streams = {sampling.BUFFER, ROUNDS, FRESH, REFINEMENT, sampling.INVERSE}
     assert len(streams) == 5 and streams.isdisjoint({batches._ORDER, batches._NOISE})
     monkeypatch.setattr(sampling, "EVAL_NOISE_BLOCK", 4)

@@ -26,6 +26,6 @@ TABLE = [
 
 @pytest.mark.parametrize(("steps_taken", "epoch", "warmup", "decay_epochs", "factor"), TABLE)
 def test_the_rate_follows_warm_up_and_decays(steps_taken, epoch, warmup, decay_epochs, factor):
-    """Depend on the arguments alone: a run that starts at epoch 185 has passed both decays."""
+    """The rate depends on the arguments alone: a run from epoch 185 on is past both decays."""
     s = Namespace(lr=2e-4, warmup_iters=warmup, decay_epochs=decay_epochs, decay_rate=0.3)
     assert learning_rate(s, steps_taken, epoch) == pytest.approx(2e-4 * factor, rel=1e-12)

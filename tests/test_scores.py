@@ -127,7 +127,7 @@ def test_pxsim_is_log_k_minus_the_loss(model, filled, settings):
 @pytest.mark.parametrize("largest", [2**25, 1])
 @torch.no_grad()
 def test_knn_is_minus_the_distance_to_the_kth_neighbour(model, largest, monkeypatch):
-    """Also where images are compared with a few at a time."""
+    """Also where images are compared with the bank one by one."""
     monkeypatch.setattr(module, "LARGEST", largest)
     bank = feature_bank(model, batches(images(30, seed=2), 7))
     expected = model.features(images(30, seed=2)).double()

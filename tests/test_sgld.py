@@ -31,7 +31,7 @@ class Backbone(nn.Module):
 
 
 def model_of(*, norm: bool = True, dropout: float = 0.0, uncond: bool = False) -> EnergyClassifier:
-    """Build in float64, in train mode; the norm's running statistics are not those of a batch."""
+    """Build a float64 model in train mode; its norm's statistics are not those of a batch."""
     torch.manual_seed(0)
     model = EnergyClassifier(Backbone(norm=norm, dropout=dropout), CLASSES, uncond=uncond).double()
     nn.init.normal_(model.class_output.weight, std=2)

@@ -242,7 +242,7 @@ ALIKE = "CIFAR-10 (test): 9,977 images; cifar10.npz (this copy has 9,977, not 10
     ],
 )
 def test_seeds_trained_or_evaluated_differently_are_not_averaged(first, second, text, tmp_path):
-    """In a table of both as rows a note says that they were evaluated differently."""
+    """Rows of one table may differ so; a note names differences of their evaluation."""
     for name, seed, more in (("hdge", 1, first), ("hdge", 2, second), ("ce", 1, first)):
         settings = {key: value for key, value in more.items() if key != "protocol"}
         run = fake_run(tmp_path, name, seed, **settings)
@@ -380,8 +380,8 @@ def test_digits_in_place_of_cifar_have_columns_of_their_own(tmp_path):
     assert all(n.n and n.paper is None for n in row(table, "ce").numbers.values())
     assert row(table, "ce").about["setting"] == "smoke: WRN-10-2, 60 steps, batch 64, digits"
     assert all(line.experiments for line in table.rows)  # no quoted row
-    table = built("table2_classification", experiments, "smoke")
-    assert {("ce-bn",), ("ce-bn-c100",)} <= {line.experiments for line in table.rows}  # both CIFARs
+    table = built("table2_classification", experiments, "smoke")  # digits for CIFAR-10 and -100
+    assert {("ce-bn",), ("ce-bn-c100",)} <= {line.experiments for line in table.rows}
 
 
 def test_an_answer_about_several_models_counts_for_each(tmp_path):
