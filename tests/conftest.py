@@ -15,10 +15,10 @@ from tests.pair import outcome
 
 # Before anything imports matplotlib: a test must not need, or open, a window.
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Before anything imports torch. The fastest for tiny networks in several processes; and with one
-# thread no program warns of busy cores, whose load is not the test's.
+# Before anything imports torch. One thread is the fastest for tiny networks in several processes,
+# and with it no program warns of busy cores, whose load is not the test's.
 os.environ["OMP_NUM_THREADS"] = "1"
-# A shell's background and nohup make what they start ignore signals: programs under test must not.
+# Programs under test must not ignore signals, as they do under nohup or in a shell's background.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Ran:
-    """What a program left: exit code, output, and the folder of the run or of the answer."""
+    """A program's exit code, its output, and the folder of its run or answer."""
 
     def __init__(self, code: int, out: str, err: str, folder: Path) -> None:
         self.code, self.out, self.folder = code, out, folder
@@ -84,8 +84,8 @@ class Ran:
 
     @property
     def files(self) -> list[str]:
-        found = (path for path in self.folder.rglob("*") if path.is_file())
-        return sorted(path.relative_to(self.folder).as_posix() for path in found)
+        paths = (path for path in self.folder.rglob("*") if path.is_file())
+        return sorted(path.relative_to(self.folder).as_posix() for path in paths)
 
     def state(self, name: str = "last_ckpt.pt") -> dict[str, Any]:
         import torch
@@ -109,7 +109,7 @@ class Ran:
 
     @property
     def steady(self) -> list[dict[str, str]]:
-        """The rows without what the clock says."""
+        """The rows without times and speeds."""
         return self.left()["rows"]
 
     @property
@@ -121,7 +121,7 @@ class Trainer:
     """Runs `train_wrn.main` in this process, on 60 made-up images and a network of 10 layers.
 
     Called with flags: after `BASE`, in a folder of its own. `bare`: with these flags alone. `once`:
-    a run that several tests look at, and none changes.
+    a run that several tests read and no test changes.
     """
 
     BASE = (
@@ -163,7 +163,7 @@ class Trainer:
 
     @classmethod
     def differences(cls, a: Ran, b: Ran) -> list[str]:
-        """What of two runs is not equal bit for bit: parts of the state, rows, reports."""
+        """Names of what differs in a bit between two runs: parts of the state, rows, reports."""
         x, y = a.left(), b.left()
         return [name for name in {*x, *y} if not cls.same(x.get(name), y.get(name))]
 
@@ -210,7 +210,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
 class Baselines:
     """Runs a program of baselines/ in this process, on the images of `Trainer`: 20 to train on.
 
-    Called with a Program and flags: after `BASE`, in a folder of its own. `bare`: without these.
+    Called with a Program and flags: after `BASE`, in a folder of its own. `bare`: without `BASE`.
     """
 
     BASE = (
@@ -262,7 +262,7 @@ class Asker:
             np.savez(trainer.data / f"{name}.npz", **arrays)
 
     def checkpoint(self, which: str) -> Path:
-        """The last one of `hdge` or `ce`, or the file or folder at a path."""
+        """The last checkpoint of `hdge` or `ce`, or the file or folder at a path."""
         return getattr(self, which) / "last_ckpt.pt" if which in ("hdge", "ce") else Path(which)
 
     def __call__(

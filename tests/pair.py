@@ -1,7 +1,7 @@
-"""Two processes that know each other as torchrun's do, for tests of what they do together.
+"""Two processes that are connected as torchrun's are, for tests of programs on several devices.
 
-They are started once and asked again and again: `pair(function, *args)` runs a function that tests
-can import in both, at the same time, and gives its results by rank.
+They are started once for all tests: `pair(function, *args)` runs a function that can be imported in
+both, at the same time, and returns its results by rank.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 120  # seconds: a collective that one of them does not take part in never ends
+PATIENCE = 120  # seconds: a collective in which one process takes no part never ends
 
 
 class Pair:
@@ -30,9 +30,9 @@ class Pair:
         self.ends, self.processes = [], []
         for rank in range(2):
             here, there = context.Pipe()
-            given = {"given": (rank, port, there)}
+            variables = {"arguments": (rank, port, there)}
             process = context.Process(
-                target=runpy.run_path, args=(__file__, given, "started"), daemon=True
+                target=runpy.run_path, args=(__file__, variables, "started"), daemon=True
             )
             process.start()
             self.ends.append(here)
@@ -59,7 +59,7 @@ class Pair:
 
 
 def serve(rank: int, port: int, end: Connection) -> None:
-    tests = types.ModuleType("tests")  # no package, and others may bring one of that name
+    tests = types.ModuleType("tests")  # no package; an installed one may have the name
     tests.__path__ = [str(Path(__file__).parent)]
     sys.modules["tests"] = tests
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
@@ -74,7 +74,7 @@ def serve(rank: int, port: int, end: Connection) -> None:
             function, args = end.recv()
             store = distributed._store
             assert store is not None
-            store.set("spoken", "0")  # each question is a run of its own
+            store.set("spoken", "0")  # each call is a run of its own
             distributed.all_of(None)
             try:
                 answer = True, function(*args)
@@ -92,7 +92,7 @@ def train(words: list[str]) -> tuple[int, str, str]:
 
 
 def ask(words: list[str]) -> tuple[int, str, str]:
-    """The same of eval_wrn_ebm.py."""
+    """eval_wrn_ebm.py with these flags likewise: exit code, output, errors."""
     import eval_wrn_ebm
     from evaluation import flags
 
@@ -110,11 +110,11 @@ def outcome(program: Callable[[], int]) -> tuple[int, str, str]:
 
 
 def refusal(program: Callable[..., Any], *args: Any) -> str:
-    """The one line with which a program refuses what it was given, with exit code 2."""
+    """The one line with which a program refuses its input, with exit code 2."""
     code, _, err = outcome(lambda: program(*args))
     assert code == 2 and err.count("\n") == 1, err
     return err.rstrip("\n")
 
 
 if __name__ == "started":
-    serve(*given)  # noqa: F821
+    serve(*arguments)  # noqa: F821
