@@ -69,6 +69,8 @@ MISTAKES += [  # flags without effect
     for terms, flag, needs in (
         (CE, "px_loss bce", "--pxsgld or --pxysgld"),
         (CE, "chain_start gaussian", "--pxsgld or --pxysgld"),
+        (CE, "sgld_l2 0.1", "--pxsgld or --pxysgld"),
+        (CE, "independent_batches", "without --pxsgld: "),
         (f"{CE} --norm batch", "bn_chains running", "--pxsgld or --pxysgld"),
         ("--pxysgld 1 --max_steps 1", "augment_px none", "without --pxsgld: "),
         ("--pxysgld 1 --max_steps 1", "px_batch_size 4", "without --pxsgld: "),

@@ -537,19 +537,22 @@ def check_network(s: argparse.Namespace) -> None:
 def check_chains(s: argparse.Namespace) -> None:
     """Refuse a setting of the SGLD terms that no term reads, --bn_chains without batch norm or
     its statistics, and the sizes that `check_classes` refuses."""
-    unread, used = [], terms.used(vars(s))
+    unread: list[tuple[str, str, Any]] = []
+    used = terms.used(vars(s))
     if not any(term.second_batch for term in used):
         needs = terms.flags(lambda term: term.second_batch)
         unread += [(needs, "augment_px", "same"), (needs, "px_batch_size", None)]
+        unread += [(needs, "independent_batches", False)]
     if not terms.has_chains(vars(s)):
         needs = terms.flags(lambda term: term.chains)
         unread += [(needs, "px_loss", "cd"), (needs, "chain_start", "uniform")]
-        unread += [(needs, "bn_chains", "jem")]
+        unread += [(needs, "bn_chains", "jem"), (needs, "sgld_l2", 0)]
     for needs, name, default in unread:
-        if getattr(s, name) != default:
+        if (value := getattr(s, name)) != default:
+            flag = f"--{name}" if value is True else f"--{name} {value}"
             raise UsageError(
-                f"--{name} {getattr(s, name)} has no effect without {needs}: give it a weight "
-                f"above 0, or leave --{name} out"
+                f"{flag} has no effect without {needs}: give it a weight above 0, or leave "
+                f"--{name} out"
             )
     if s.bn_chains != "jem" and s.norm != "batch" and s.arch != "resnet50":
         raise UsageError(
