@@ -71,8 +71,8 @@ class Results:
 
     def _set_aside(self) -> list[str]:
         """Rename earlier results with other settings, once, before a file is written. Return the
-        files of earlier results with the same settings. `<eval>-<n>.json` is written last: a
-        process that is killed before leaves n free, and the next goes on renaming with this n."""
+        files of earlier results with the same settings. `<eval>.json` is renamed last: a process
+        that is killed before leaves n free, and the next goes on renaming with this n."""
         if self.replaced is not None:
             return self.replaced
         self.replaced = []
@@ -88,13 +88,17 @@ class Results:
         n = 1
         while (self.folder / f"{self.name}-{n}.json").exists():
             n += 1
-        renamed = [f"{self.name}-{n}{name.removeprefix(self.name)}" for name in names]
-        with whole(self.folder / f"{self.name}-{n}.json") as temporary:
+        number = f"{self.name}-{n}"
+        renamed = [
+            name if name.startswith(number) else number + name.removeprefix(self.name)
+            for name in names
+        ]
+        with whole(path) as temporary:
             text = json.dumps({**earlier, "files": renamed}, indent=2)
             temporary.write_text(text + "\n", encoding="utf-8")
             for name, new_name in zip(names, renamed, strict=True):
                 if self._owns(name):
                     with contextlib.suppress(FileNotFoundError):
                         os.replace(self.folder / name, self.folder / new_name)
-        path.unlink()
+        os.replace(path, self.folder / f"{number}.json")
         return []

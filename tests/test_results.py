@@ -70,21 +70,28 @@ def test_numbers_that_json_does_not_have_become_null(tmp_path):
     assert record == {"eval": "fid", **saved, "settings": {}, "files": []}
 
 
-@pytest.mark.parametrize("stopped", ["write_text", "replace"])
-def test_an_answer_that_is_being_set_aside_is_never_lost(stopped, tmp_path):
+@pytest.mark.parametrize("renames", [None, 0, 1, 2, 3, 4])
+def test_an_answer_that_is_being_set_aside_is_never_lost(renames, tmp_path):
+    """A full disk stops the process while it writes; a kill stops it after some renames."""
     answer(tmp_path, {"seed": 1}, "first")
-    write_text = Path.write_text
+    write_text, replace, left = Path.write_text, os.replace, renames
 
     def half(path: Path, text: str, **more: Any) -> int:
         write_text(path, text[: len(text) // 2], **more)
         raise OSError(28, "No space left on device")
 
     def killed(source: Path, target: Path) -> None:
-        raise KeyboardInterrupt
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        replace(source, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        owner = Path if stopped == "write_text" else os
-        patch.setattr(owner, stopped, half if stopped == "write_text" else killed)
+        if renames is None:
+            patch.setattr(Path, "write_text", half)
+        else:
+            patch.setattr(os, "replace", killed)
         with pytest.raises((OSError, KeyboardInterrupt)):
             Results(tmp_path, "OOD", {"seed": 2}).path("OOD.png")
     assert json.loads(content(tmp_path)["OOD.json"])["number"] == "first"
