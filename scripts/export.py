@@ -33,7 +33,7 @@ from runs.shared import check_weights, weights_file
 
 CARD, SAMPLES = "README.md", "samples.png"
 # Settings that are paths of this machine, and the defaults that replace them.
-PLACES = {"data_root": "./datasets", "log_dir": "./save", "load_path": None, "resume": None}
+PLACES = {"data_root": "./datasets", "log_dir": "./save", "resume": None}
 
 
 def checkpoint_file(path: str) -> Path:
@@ -64,13 +64,15 @@ def last_part(name: object) -> str:
 def shared_part(state: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a checkpoint to publish, with the run's `environment` but its platform.
 
-    If the data set is a folder, only the last part of its path is kept.
+    Of the data set's folder only the last part of the path is kept, of --load_path the last two.
     """
     import models
     from runs.checkpoint import FILLED, START
 
     network = state["model_state_dict"] | models.averaged_weights(state)
     settings = {**state["settings"], **PLACES}
+    if settings.get("load_path"):
+        settings["load_path"] = "/".join(Path(settings["load_path"]).parts[-2:])
     if settings.get("dataset"):
         settings["dataset"] = last_part(settings["dataset"])
     # With the fitted Gaussians, chains can start where the training images are missing.

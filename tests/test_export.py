@@ -121,14 +121,16 @@ def test_an_exported_model_is_evaluated_and_trained_on_as_a_checkpoint(ask, tmp_
     assert ask.trainer(flags, "--load_path", str(folder)).code == 0
 
 
-def test_the_card_has_the_command_that_trains_it_again(train, tmp_path):
-    run = train(f"{HYBRID} --no-contrast_normalize --adam_betas 0 .99 --max_minutes 30")
+def test_the_card_has_the_command_that_trains_it_again(ask, train, tmp_path):
+    more = f"--no-contrast_normalize --adam_betas 0 .99 --max_minutes 30 --load_path {ask.hdge}"
+    run = train(f"{HYBRID} {more}")
     text = card(run.folder / "last_ckpt.pt", tmp_path / "model")
     (command,) = re.findall(r"^    python train_wrn.py (.*)$", text, re.MULTILINE)
     again = vars(flags.parse(shlex.split(command))[0]) | export.PLACES
     settings = read_checkpoint(tmp_path / "model")["settings"]
     assert settings == {name: again.get(name, value) for name, value in settings.items()}
     assert "--no-contrast_normalize" in command and "--log_dir" not in command
+    assert re.search(rf"--load_path {ask.hdge.name}/\w+_ckpt.pt", command)
 
 
 def test_the_card_has_the_numbers_of_this_checkpoint_alone(train, tmp_path):
