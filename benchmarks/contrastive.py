@@ -80,7 +80,7 @@ def rows(
     for (kind, t, k), term, means in zip(VARIED, terms, sums / batches, strict=True):
         low, high = term.score.bounds(past.shape[1])
         numbers = [f"{(high - low) / t:.2f}", *(f"{mean:.3f}" for mean in means)]
-        yield [kind, f"{t:g}", f"{k:,}", *numbers]
+        yield [kind, f"{t:g}", f"{min(k, starts[0]):,}", *numbers]
 
 
 def main(args: Namespace) -> int:
