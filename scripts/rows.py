@@ -130,7 +130,13 @@ HALF_SCHEDULE = (
     "--image_size 16 --lr 1e-3 --warmup_iters 200 --n_epochs 12 --decay_epochs 9 11 "
     "--decay_rate .2 --batch_size 64"
 )
+# Twice the epochs, of two views an image: four times as many images as HALF.
+HALF_VIEWS = f"{HALF_SCHEDULE} --depth 10 --width 2 --amp off --batch_size 256 --n_epochs 24"
 HALF = f"{HALF_SCHEDULE} --depth 10 --width 2 --amp off --contrast_k 16384"
+HALF_BN = (
+    "--norm batch --optimizer sgd --lr .1 --batch_size 256 --weight_decay 5e-4 --sigma 0 "
+    "--decay_epochs 6 9 11"
+)
 SMALL = "--depth 10 --width 2 --amp bf16"
 # EBM: the defaults of JEM's and HDGE's code. EBM_JEM: the schedule in JEM's paper. HDGE's paper has
 # 200 epochs for its Table 2 alone, and otherwise refers to JEM's settings.
@@ -246,6 +252,10 @@ SCALES: dict[str, dict[str, str]] = {
         "batch256": f"{HALF} --batch_size 256",
         # Twice the epochs at twice the batch size: as many updates as cross-entropy.
         "large-batch": f"{HALF} --batch_size 128 --n_epochs 24 --decay_epochs 18 22",
+        "accuracy": f"{HALF} {HALF_BN}",
+        "pretraining-bn": f"{HALF_VIEWS} {HALF_BN} --decay_epochs 12 18 22",
+        "pretraining": f"{HALF_VIEWS} --decay_epochs 18 22",
+        "probe": "",
         "ladder": f"{HALF} --n_epochs 2 --decay_epochs 1",
         "stable": f"{HALF} {STABLE}",
         "head": f"{HALF} {HEAD}",

@@ -3,6 +3,6 @@
 # Cost of training one seed, shared experiments included (measured times: scripts/reproduce.sh):
 #   paper  31 EFLOP, 43 GPU hours at a sustained 200 TFLOP/s
 #   small  2.0 PFLOP, 2.8 core hours at 0.2 TFLOP/s a core
-#   half  1.7 PFLOP, 2.3 core hours at 0.2 TFLOP/s a core
+#   half  1.9 PFLOP, 2.6 core hours at 0.2 TFLOP/s a core
 # SCALE=paper|small|half|smoke, SEEDS="1 2 3", JOBS and GPUS: see scripts/reproduce.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh" table1_ood
