@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.pair import outcome
+from tests.pair import outcome, refuse_network
 
+refuse_network()
 # Before anything imports matplotlib: a test must not need, or open, a window.
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Before anything imports torch. One thread is the fastest for tiny networks in several processes,

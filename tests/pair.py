@@ -5,6 +5,7 @@ both, at the same time, and returns its results by rank.
 """
 
 import contextlib
+import errno
 import io
 import multiprocessing
 import os
@@ -19,6 +20,18 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 120  # seconds: a collective in which one process takes no part never ends
+
+
+def refuse_network() -> None:
+    """Let no test of this process reach another machine: a set that is missing stays missing."""
+    connect = socket.socket.connect
+
+    def local(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise OSError(errno.ENETUNREACH, "tests use no network")
+        connect(self, address)
+
+    socket.socket.connect = local  # type: ignore[method-assign, assignment]
 
 
 class Pair:
@@ -64,6 +77,7 @@ def serve(rank: int, port: int, end: Connection) -> None:
     sys.modules["tests"] = tests
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ |= {name: str(value) for name, value in names.items()}
+    refuse_network()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "MPLBACKEND": "Agg"}
 
     from runs import processes as distributed

@@ -374,6 +374,7 @@ QUESTIONS = (  # of 20 images: three batches of 8, or a single one, of which a p
     "eval_ece",
     f"OOD --score_fn {' '.join(SCORES)} --knn_k 3 --ood_dataset interp uniform --batch_size 8 "
     "--max_images 20",
+    "OOD --score_fn px --ood_dataset uniform --max_images 150 --n_steps 1",  # blocks of 100
     "logp_hist --datasets cifar10_train cifar10",
     "fid --fid_features model --n_samples 10 --sgld_batch_size 4 --n_steps 1",
     "uncond_samples --n_sample_steps 2 --n_steps 1 --sgld_batch_size 4 --print_every 1",

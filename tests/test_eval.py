@@ -16,10 +16,12 @@ import torch
 import data
 import losses
 import models
-from evaluation import calibration
+from evaluation import calibration, robustness
 from evaluation.classification import predictions
 from evaluation.loading import labels_of
 from evaluation.questions import QUESTIONS
+from evaluation.questions.attack import LINF_RADII
+from evaluation.robustness import PGD
 from runs.checkpoint import save_checkpoint
 from runs.files import file_sha256
 from runs.shared import weights_file
@@ -142,6 +144,11 @@ def test_a_temperature_that_the_images_do_not_determine_is_null(answers, ask, mo
     assert sum(b["count"] for b in record["bins"]) == record["n"] == 20
     assert (record["temperature"] is None) == (record["ece_temperature"] is None)
     assert record["files"] == ["eval_ece.png", "eval_ece.pdf"]
+    monkeypatch.setattr(calibration, "fit_temperature", lambda logits, labels: 1.5)
+    logits, labels = predictions(*reference(ask))
+    scaled = calibration.calibration(logits / 1.5, labels)["ece"]
+    record = ask("--eval eval_ece").json("eval_ece")
+    assert record["ece_temperature"] == pytest.approx(scaled) != pytest.approx(record["ece"])
     monkeypatch.setattr(calibration, "fit_temperature", lambda logits, labels: None)
     answer = ask("--eval eval_ece")
     assert answer.code == 0 and "determine no temperature" in " ".join(answer.err)
@@ -208,11 +215,14 @@ def test_the_histogram_names_splits_and_compares_with_the_first(answers):
     assert record["datasets"] == ["cifar10_train", "svhn_test", "celeba"]
     first, *ood = record["sets"].values()
     assert first["auroc"] is None and first["title"] == "CIFAR-10 (training)" and first["n"] == 60
-    assert all(0 <= row["auroc"] <= 1 for row in ood)
     raw = np.load(answers["logp_hist"].folder / "logp_hist_scores.npz")
-    (scores,) = (raw[key] for key in raw if "cifar10_train" in key)
-    assert first["mean"] == pytest.approx(scores.mean())
-    assert first["quantiles"]["0.5"] == pytest.approx(np.median(scores))
+    scores, *others = raw.values()
+    for row, out in zip(ood, others, strict=True):
+        pairs = (scores[:, None] > out).mean() + 0.5 * (scores[:, None] == out).mean()
+        assert row["auroc"] == pytest.approx(pairs)
+    assert (first["mean"], first["std"]) == pytest.approx((scores.mean(), scores.std()))
+    levels = [float(level) for level in first["quantiles"]]
+    assert [*first["quantiles"].values()] == pytest.approx(np.quantile(scores, levels))
 
 
 def test_a_run_s_folder_stands_for_its_best_checkpoint(ask, tmp_path):
@@ -262,6 +272,23 @@ def test_attack_at_radius_0_is_the_clean_accuracy(answers, ask):
     assert accuracies[0] == pytest.approx(clean) and accuracies == sorted(accuracies)[::-1]
     assert record["protocol"]["sigma"] == 0
     assert (record["distance"], record["steps"], record["restarts"]) == ("Linf", 2, 1)
+
+
+def test_attack_and_refinement_are_those_of_the_flags(ask, monkeypatch):
+    of_classifier, attacks = {}, []
+    monkeypatch.setattr(robustness, "classifier", lambda *_, **more: of_classifier.update(more))
+    monkeypatch.setattr(
+        robustness, "robust_accuracy", lambda *args, **_: attacks.extend(args[2:]) or []
+    )
+    ask(
+        "--eval attack --distance L2 --eps .1 .5 --n_steps_pgd_attack 3 --n_restarts 2 "
+        "--n_steps_refine 2 --n_dup_chains 4 --refine_sigma .2 --refine_gradient identity"
+    )
+    assert attacks == [[PGD("L2", 3), PGD("L2", 3, random_init=True)], [0.1, 0.5]]
+    of_classifier.pop("generator")
+    assert of_classifier == {"copies": 4, "sigma": 0.2, "gradient": "identity"}
+    ask("--eval attack --random_init")
+    assert attacks[2:] == [[PGD("Linf", 40, random_init=True)], LINF_RADII]
 
 
 def test_attack_through_the_refinement(ask):

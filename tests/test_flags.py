@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from losses import build_objective
 from tests import test_errors, test_healing, test_image_size, test_resume
 from tests.pair import refusal
 from tests.test_data_record import paint
@@ -152,7 +153,8 @@ SEEN: list[tuple[str, str, Claim]] = [
     (CE, "--dropout_rate .5", differ("pyxce/loss")),
     (CE, "--load_path {files}/flat.pt",
      only(lambda r: (initial(r)["class_output.bias"] == 2**-10).all())),
-    (CE, "--optimizer sgd", only(lambda r: "momentum_buffer" in optimizer(r)["state"][0])),
+    (CE, "--optimizer sgd",
+     values(lambda r: optimizer(r)["param_groups"][0].get("momentum"), None, 0.9)),
     (CE, "--adam_betas 0 .9", values(lambda r: optimizer(r)["param_groups"][0]["betas"], *ADAM)),
     (CE, "--ema .9", both(differ("test_loss"), only(lambda r: "ema" in r.state()))),
     (CE, "--lr .02", rate(0.02)),
@@ -255,6 +257,18 @@ def test_a_flag_has_the_effect_that_its_help_states(common, added, claim, train,
     after = train(f"{common} {added.format(files=files)}")
     assert before.code == 0 and after.code == (2 if "--device" in added else 0), after.err
     assert claim(before, after)
+
+
+def test_pxcontrast_marks_all_classes():
+    objective = build_objective(parsed("--pxcontrast 1 --pxycontrast 1"), 10)
+    marginal = {name: term.score.marginal for name, term in objective.terms.items()}
+    assert marginal == {"pxycontrast": False, "pxcontrast": True}
+
+
+def test_a_gradient_within_clip_grad_stays(train):
+    common = "--pyxce 1 --max_steps 1 --optimizer sgd"
+    before, after = train.once(common), train(f"{common} --clip_grad 1e6")
+    assert first_gradient(before) == first_gradient(after)
 
 
 def test_compile_compiles_the_network_where_there_is_a_compiler(train, monkeypatch):

@@ -80,7 +80,7 @@ def test_the_normaliser_is_that_of_the_definition_after_many_enqueues(score, ini
     assert not queue.queue_logit.requires_grad and not total.requires_grad
 
 
-@pytest.mark.parametrize("temperature", [0.1, 0.02, 0.01])
+@pytest.mark.parametrize("temperature", [0.1, 0.09, 0.05, 0.02, 0.01])
 def test_a_running_sum_stays_exact_when_its_largest_terms_leave(temperature):
     """Replace logits that fit class 0 perfectly by logits that fit it worst."""
     score = ContrastScore("eq13", temperature=temperature)

@@ -1,6 +1,7 @@
 """uncond_samples, cond_samples and fid, from the command line to the files that they leave."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 import losses
 import models
 from data import generator_of
+from evaluation import flags, loading
+from evaluation.generation import model_extractor, read_as_asked
 from evaluation.neighbours import compare_with_training
-from evaluation.sampling import BUFFER, to_uint8
+from evaluation.sampling import BUFFER, most_confident, to_uint8
 from scripts import done
 
 
@@ -54,7 +57,7 @@ def test_samples_are_moved_slots_and_can_be_a_data_set(ask):
 
 def test_class_conditional_samples_are_judged_beside_their_starts(ask):
     flags = "--eval cond_samples --fresh_samples --buffer_size 30 --sgld_batch_size 30 "
-    flags += "--n_sample_steps 1 --n_steps 2 --reinit_freq 0 --seed 5"
+    flags += "--n_sample_steps 1 --n_steps 2 --reinit_freq 0 --seed 5 --sgld_lr 1000"
     answer = ask(flags, "--fid_model", str(ask.checkpoint("ce")))
     assert answer.code == 0 and answer.err == [], answer.err
     record = answer.json("cond_samples")
@@ -75,7 +78,10 @@ def test_class_conditional_samples_are_judged_beside_their_starts(ask):
     read = record["read_as_asked"]
     assert record["guidance"] == 1
     assert read["classifier"] == str(ask.checkpoint("ce")) and len(read["classifier_sha256"]) == 64
-    assert 0 <= read["samples"] <= 1 and 0 <= read["starts"] <= 1
+    extractor = model_extractor(models.load(ask.checkpoint("ce")))
+    shares = read_as_asked(extractor, *map(torch.from_numpy, arrays[:3]))
+    assert {name: read[name] for name in shares} == shares
+    assert any(row["samples"] != row["starts"] for row in shares["per_class"])
     assert [row["n"] for row in read["per_class"]] == [3] * 10
     assert sum(record["classified_per_class"]) == 30
     pictures = [name for name in record["files"] if name.endswith("png")]
@@ -86,6 +92,24 @@ def test_class_conditional_samples_are_judged_beside_their_starts(ask):
         argv = ["eval_wrn_ebm.py", "--load_path", str(ask.checkpoint("hdge")), *flags.split()]
         argv += ["--fid_model", str(ask.checkpoint(judge))]
         assert done.answered(answer.folder, argv) is answered
+
+
+CHAIN = {
+    "sgld_lr": 2.0,
+    "sgld_std": 0.5,
+    "sgld_grad_clip": 0.3,
+    "sgld_clamp": True,
+    "guidance": 0.1,
+}
+
+
+@pytest.mark.parametrize("where", ["run", "flags"])
+def test_chains_have_the_settings_of_the_run_which_flags_override(where, ask):
+    s, _ = flags.parse(["--load_path", str(ask.checkpoint("ce")), "--eval", "cond_samples"])
+    model = loading.load(s.load_path[0], "", s, torch.device("cpu"))
+    (model.settings if where == "run" else vars(model.flags)).update(CHAIN)
+    chain = losses.Chain(7, 2.0, 0.5, grad_clip=0.3, clamp=True, guidance=0.1)
+    assert replace(model.chain(7), start=chain.start) == chain
 
 
 def test_classes_that_cannot_share_a_buffer_are_refused(ask, tmp_path):
@@ -178,6 +202,11 @@ def test_fid_of_the_replay_buffer(sampling, ask):
     else:  # int(.9 m) of every class of m
         assert 26 <= record["n"] <= 36 and record["reference"] == "cifar10_train + cifar10_test"
         assert record["n_score"] < record["n"]
+        buffer = torch.load(ask.checkpoint("hdge"), weights_only=True)["replay_buffer"]
+        classes = most_confident(models.load(ask.checkpoint("hdge")), buffer)
+        kept = torch.cat([index[: int(0.9 * len(index))] for index in classes])
+        samples = np.load(answer.folder / "fid_samples.npz")["test_images"]
+        assert np.array_equal(np.sort(samples, 0), np.sort(to_uint8(buffer[kept]), 0))
     assert str(ask.checkpoint("ce")) in record["features"]
 
 

@@ -29,6 +29,7 @@ from tests.test_sgld import Backbone
 CLASSES, PER_CLASS = 3, 5
 CHAIN = Chain(2, 20.0, 0.1)
 STEEP = Chain(1, 50.0, 0.0)
+GUIDED = replace(STEEP, guidance=0.2)
 CPU = torch.device("cpu")
 
 
@@ -57,9 +58,9 @@ def climbed(
     generator: torch.Generator | None = None,
     chain: Chain = STEEP,
 ) -> Tensor:
-    """Climb log q(x), or log q(x, y), in eval mode."""
+    """Climb log q(x), or for labels the density with the chain's guidance, in eval mode."""
     model.eval()
-    density = model.log_px if y is None else lambda x: model.log_pxy(x, y)
+    density = model.log_px if y is None else lambda x: model.log_pxy(x, y, chain.guidance)
     end = chain.climb(density, x, generator)
     model.train()
     return end
@@ -127,8 +128,8 @@ def test_conditional_rounds_use_and_fill_slots_of_their_class(chains, model):
     assert torch.equal(slots // PER_CLASS, labels) and len(set(slots.tolist())) == chains
     assert torch.equal(buffer.images, numbered().images)
 
-    (end,) = sampling_rounds(model, Slots(buffer), STEEP, **settings)
-    torch.testing.assert_close(end, climbed(model, start, labels))
+    (end,) = sampling_rounds(model, Slots(buffer), GUIDED, **settings)
+    torch.testing.assert_close(end, climbed(model, start, labels, chain=GUIDED))
     assert (end - start).abs().max() > 0.01
     assert torch.equal(buffer.images[slots], end)
     undrawn = torch.ones(len(buffer.images), dtype=torch.bool).index_fill(0, slots, False)
@@ -169,11 +170,11 @@ def test_slots_keep_the_start_of_their_present_chain(conditional, reinit_freq):
 @pytest.mark.parametrize("conditional", [False, True])
 def test_fresh_chains_depend_on_the_generator_of_their_batch(conditional, model):
     """A chain's images depend neither on later chains nor on later steps."""
-    labels = torch.arange(8) % 3 if conditional else None
+    labels, guided = torch.arange(8) % 3 if conditional else None, replace(CHAIN, guidance=0.2)
 
     def run(n: int, steps: int, seen: list[int]) -> list[Tensor]:
         y = None if labels is None else labels[:n]
-        chain = replace(CHAIN, steps=steps)
+        chain = replace(guided, steps=steps)
         batches = fresh_chains(model, chain, range(0, n, 4), seen=seen, seed=2, labels=y)
         return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
@@ -182,7 +183,7 @@ def test_fresh_chains_depend_on_the_generator_of_their_batch(conditional, model)
         generator, batch = generator_of(CPU, 2, FRESH, i), slice(4 * i, 4 * i + 4)
         y = None if labels is None else labels[batch]
         assert torch.equal(start[batch], uniform(4, generator))
-        expected = climbed(model, start[batch], y, generator, CHAIN)
+        expected = climbed(model, start[batch], y, generator, guided)
         torch.testing.assert_close(end[batch], expected)
     assert all(map(torch.equal, run(8, 3, [0, 2]), (start, end)))
     few = run(6, 3, [0, 2, 3])

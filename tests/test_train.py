@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 import data
 import losses
 import models
+import train_wrn
 from evaluation.classification import classification
 from training import session
 from training.flags import build_parser
@@ -59,6 +61,25 @@ def test_a_run_leaves_every_file_of_its_folder(train):
     for name in (file for file in run.files if file.endswith(".png")):
         picture = np.asarray(Image.open(run.folder / name))
         assert picture.std() > 10 and min(picture.shape[:2]) > 64
+
+
+def test_images_per_s_counts_the_time_of_steps_alone(train, monkeypatch):
+    """A step takes 1 second, an evaluation 50, and a checkpoint is due after 3."""
+    clock, train_step, classification = [0.0], train_wrn.train_step, session.classification
+
+    def lasting(seconds: float, function: Any) -> Any:
+        def timed(*args: Any) -> Any:
+            clock[0] += seconds
+            return function(*args)
+
+        return timed
+
+    monkeypatch.setattr(train_wrn, "train_step", lasting(1, train_step))
+    monkeypatch.setattr(session, "classification", lasting(50, classification))
+    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    run = train("--pyxce 1 --n_epochs 3 --max_steps 8 --ckpt_minutes .05")
+    resumed = train.resumed(run, "--max_steps", "15")
+    assert [row["images_per_s"] for row in resumed.rows] == ["4.0"] * 3
 
 
 def test_variant_json_has_flat_settings_and_the_environment(train):
