@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the packages 
 from baselines.flags import make_parser, parse
 from runs.cli import COUNT, WEIGHT, WHOLE, Parser, UsageError, check_id, check_utf8
 from runs.names import NORMS
+from runs.shared import name_of
 from training.flags import check_dataset
 
 PROGRAM = "linear_probe.py"
@@ -60,7 +61,7 @@ def build_parser() -> Parser:
 def check(s: Namespace) -> None:
     """Name the new run. Raises UsageError."""
     s.dataset = s.dataset or None
-    s.id = s.id or f"{Path(s.load_path).resolve().parent.name}-probe"
+    s.id = s.id or f"{name_of(s.load_path)}-probe"
     if s.dataset:
         check_dataset(s.dataset)
     check_id(s.id)
@@ -290,7 +291,12 @@ def work(s: Namespace) -> int:
 def main(settings: Namespace, given: set[str]) -> int:
     """Return the exit code: 0; 2 for a user's mistake or a failed disk; 130 for Ctrl-C."""
     del given
-    return exit_code(PROGRAM, lambda: work(settings), interrupted=f"{PROGRAM}: interrupted")
+    return exit_code(
+        PROGRAM,
+        lambda: work(settings),
+        interrupted=f"{PROGRAM}: interrupted",
+        lower="the number of images: --dataset takes a folder:PATH",
+    )
 
 
 if __name__ == "__main__":

@@ -203,6 +203,8 @@ class Records:
         that another program has damaged."""
         try:
             rows = read_progress(self.folder)
+            if any(None in row for row in rows):
+                raise ValueError("a row has more fields than the header")
             self.rows = [row for row in rows if int(row["step"]) <= step]
         except (ValueError, TypeError, KeyError, csv.Error) as error:
             raise RunFolderError(

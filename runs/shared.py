@@ -59,7 +59,7 @@ def name_of(path: str) -> str:
     """Return a short name of a model: that of its folder, or of its hf:// repository."""
     if path.startswith(HUB):
         return path.rpartition("/")[2].partition("@")[0]
-    return weights_file(path).resolve().parent.name
+    return Path(os.path.abspath(weights_file(path))).parent.name  # of a link, not of its target
 
 
 def downloaded(name: str) -> Path:

@@ -123,9 +123,9 @@ def test_a_scaled_step_keeps_the_other_settings_and_the_processes_shares(monkeyp
 
     s = settings("--batch_size 64 --sgld_batch_size 32 --n_steps 20")
     small = scaled(s, 0.25)
-    assert sizes(small) == (32, 16, 10) and sizes(scaled(s, 0.0)) == (1, 1, 1)
+    assert sizes(small) == (32, 16, 10) and sizes(scaled(s, 0.0)) == (2, 2, 1)
     assert scaled(settings("--px_batch_size 8"), 0.25).px_batch_size == 4
     assert vars(small) | {"batch_size": 64, "sgld_batch_size": 32, "n_steps": 20} == vars(s)
     monkeypatch.setattr(distributed, "size", lambda: 3)  # they share images and chains
     shared = settings("--batch_size 96 --sgld_batch_size 30 --n_steps 20")
-    assert sizes(scaled(shared, 0.25)) == (48, 15, 10) and sizes(scaled(s, 0.0)) == (3, 3, 1)
+    assert sizes(scaled(shared, 0.25)) == (48, 15, 10) and sizes(scaled(s, 0.0)) == (6, 6, 1)

@@ -331,6 +331,23 @@ def train_in_other_folders(words: list[str]) -> tuple[int, str, str]:
     return two.train(words if distributed.first() else [*words, "--id", "none"])
 
 
+def train_on_other_images(words: list[str], *roots: str) -> tuple[int, str, str]:
+    """Train on the images of a folder of each process, as machines that share no folder do."""
+    before = Path.cwd()
+    os.chdir(roots[distributed.rank()])
+    try:
+        return two.train([*words, "--data_root", "."])
+    finally:
+        os.chdir(before)
+
+
+def test_processes_that_read_different_images_are_refused(both, train, tmp_path):
+    train.write_images(tmp_path / "cifar10.npz", train=64)
+    run = both("--n_epochs 1", act=(train_on_other_images, str(train.data), str(tmp_path)))
+    (line,) = [*run.err, *run.other.err]
+    assert run.code == run.other.code == 2 and "read different training images" in line
+
+
 def test_processes_that_do_not_see_one_run_folder_are_refused(both):
     assert both("--n_epochs 2 --max_steps 2").code == 0
     run = both("--resume auto", act=(train_in_other_folders,))

@@ -321,8 +321,9 @@ def test_several_checkpoints_side_by_side(name, ask, answers):
     assert "one" in answer.out and "two" in answer.out
 
 
-def test_names_of_checkpoints_are_short_and_distinct():
-    assert labels_of(["a/x.pt", "b/x.pt"]) == ["a", "b"]
+def test_names_of_checkpoints_are_short_and_distinct(tmp_path):
+    (tmp_path / "link.pt").symlink_to(tmp_path / "blobs" / "x.pt")
+    assert labels_of([str(tmp_path / "link.pt"), "b/x.pt"]) == [tmp_path.name, "b"]
     assert labels_of(["a/x.pt", "a/y.pt"]) == ["a/x", "a/y"]
     assert labels_of(["a/x.pt", "a/x.pt"]) == ["a/x (1)", "a/x (2)"]
 

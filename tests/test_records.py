@@ -80,7 +80,8 @@ def test_a_resumed_run_keeps_the_rows_up_to_its_step(step, row, losses, folder):
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfe", b"epoch,step\n0,ten\n", b"a,b\n0,1\n", b"epoch,step\n0"]
+    "content",
+    [b"\xff\xfe", b"epoch,step\n0,ten\n", b"a,b\n0,1\n", b"epoch,step\n0", b"epoch,step\n0,5,.9\n"],
 )
 def test_a_damaged_progress_csv_is_refused_and_stays(content, folder):
     (folder / "progress.csv").write_bytes(content)

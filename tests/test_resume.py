@@ -215,10 +215,21 @@ def test_disturbed_and_resumed_is_undisturbed(name, train, monkeypatch):
     assert train.same(run.left(), state)
 
 
-def test_resume_finds_a_run_by_log_dir_and_id_or_names_the_missing_flag(train, tmp_path):
+def test_resume_finds_a_run_by_log_dir_and_id_or_names_the_missing_flag(
+    train, tmp_path, monkeypatch
+):
     run = train("--pyxce 1 --max_steps 3")
     assert train.bare("--resume", *named(run), "--max_steps", "4").code == 0
     assert run.state()["progress"]["step"] == 4
+    with monkeypatch.context() as patch:
+        patch.chdir(run.folder)
+        for argv in (("--resume", "."), ("--resume", "last_ckpt.pt"), ("--resume", "samples/..")):
+            assert train.bare(*argv, "--max_steps", "5").code == 0
+            assert (run.settings["log_dir"], run.settings["id"]) == (
+                str(train.root / "runs"),
+                run.folder.name,
+            )
+    assert train.resumed(run, "--max_steps", "5").code == 0
     for argv, message in (
         (["--resume", "--max_steps", "5"], "--resume: which run?"),
         (["--resume", str(tmp_path)], "holds no run"),

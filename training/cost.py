@@ -100,12 +100,12 @@ def step_seconds(
 
 def scaled(s: Namespace, share: float) -> Namespace:
     """Return the settings of a step with about `share` of the work: fewer SGLD steps, and fewer
-    images and chains, still divisible by the processes."""
+    images and chains, still divisible by the processes, and two each, which batch norm needs."""
     smaller, count = Namespace(**vars(s)), distributed.size()
     sizes = ("batch_size", "sgld_batch_size", *(["px_batch_size"] if s.px_batch_size else []))
     for name in sizes:
         part = round(getattr(s, name) * math.sqrt(share) / count) * count
-        setattr(smaller, name, max(count, part))
+        setattr(smaller, name, max(min(2 * count, getattr(s, name)), part))
     smaller.n_steps = max(1, round(s.n_steps * math.sqrt(share)))
     return smaller
 

@@ -307,8 +307,8 @@ def checked(
         s.load_path = str(weights_file(s.load_path))
     folder = resumed_folder(s, given) if "resume" in s else None
     if folder is not None:
-        s = resume(s, given, saved_settings(folder, parser.prog), parser)
-        s.log_dir, s.id = str(folder.parent), folder.name
+        place = {"log_dir": str(folder.parent), "id": folder.name}
+        s = resume(s, given, saved_settings(folder, parser.prog) | place, parser)
         if files and rank_is_0() and not vars(s).get("dry_run"):
             check_writable("--resume", folder)
         return s
@@ -367,7 +367,8 @@ def resumed_folder(s: argparse.Namespace, given: set[str]) -> Path | None:
                 "last checkpoint, or start a new run from this one with --load_path"
             )
         folder = folder.parent
-    return folder
+    # The last part of ".", or of "runs/..", is no name of a folder.
+    return folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
 
 
 def saved_settings(folder: Path, program: str) -> dict[str, Any]:

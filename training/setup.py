@@ -74,8 +74,15 @@ def run_in_folder(
     The exit code is then `session.code`: 0 for a run that ended by itself, 1 for a run that
     diverged or lost another process, 128 + the number of the signal that ended the run: 130 for
     Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+
+    Raises UsageError where the processes do not have the same training images.
     """
     program, folder, s, resume_from = start.program, start.folder, run.settings, None
+    if len(set(distributed.all_of(run.data.fingerprint))) > 1:
+        raise UsageError(
+            f"--dataset {s.dataset}: the processes read different training images: give a "
+            "--data_root, or a folder:PATH, that every machine sees"
+        )
     first = distributed.first()
     with alone(folder, flag="--log_dir", program=program) if first else nullcontext():
         if s.resume is not None:
