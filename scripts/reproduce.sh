@@ -12,9 +12,8 @@
 # JOBS   programs that run at a time (default: 1);  GPUS  GPUs that the programs use in turn, as in GPUS="0 1 2 3"
 # ROOT   the run folders are in $ROOT/$SCALE (default: save/tables); a relative path starts at the repository's folder
 #
-# Times on a 2-core AMD EPYC with JOBS=2. smoke: all tables and figures within 5 minutes. small: a run of cross-entropy
-# or HDGE 8 to 20 minutes, of JEM 17 to 30, with more or less other work on the same cores (hours of a run: RESULTS.md);
-# the sum over all runs was not measured. half and paper: not measured.
+# smoke: all tables and figures within 5 minutes on a 2-core AMD EPYC with JOBS=2. RESULTS.md has the hours of the runs
+# at small and half; paper has not been run.
 #
 # A script may be run again at any time: it skips finished runs and answers, and resumes interrupted runs.
 set -euo pipefail

@@ -198,7 +198,7 @@ def add_flags(parser: Parser) -> None:
     add("--adam_betas B1 B2", DECAY, ADAM_BETAS, "JEM", "decay of Adam's means of the gradient and "
         "of its square; UvA's tutorial 8 has 0 .999", shown=".9 .999", nargs=2)
     add("--ema DECAY", DECAY, 0.0, "ours", "average the weights: w_ema <- DECAY w_ema + (1 - "
-        "DECAY) w after each step; the accuracies of progress.csv, sample grids and "
+        "DECAY) w after each step; validation and test accuracy, sample grids and "
         "eval_wrn_ebm.py take the average, the chains of the training the weights themselves; 0: "
         "no average; DAT and CLEL have .999")
     add("--lr RATE", POSITIVE, 1e-4, "JEM", "learning rate after warm-up")
