@@ -364,6 +364,20 @@ def test_the_headline_is_of_this_runs_test_images_and_of_inception(make):
     assert "43.75 %" in read(run).strip
 
 
+def test_a_folders_path_is_taken_as_it_is(make):
+    own = "folder:/Data/Contest/train"
+    answers = {name: {**ANSWERS[name], "dataset": own} for name in ("test_clf", "eval_ece")}
+    page = read(make(answers, dataset=own))
+    assert "Test accuracy 73.91 %" in page.strip and "Calibration (ECE) 5.23 %" in page.strip
+    assert f"--datasets {own} svhn cifar10" in page.text
+    for other in ("folder:/data/contest/train", "folder_train:/Data/Contest/train"):
+        answers["test_clf"]["dataset"] = other
+        run = make(answers, other.replace("/", "-"), dataset=own)
+        assert "73.91 %" not in read(run).strip
+    (run / "variant.json").unlink()
+    assert "73.91 %" not in read(run).strip
+
+
 def px_rows(**auroc: float) -> list[dict[str, Any]]:
     return [
         {"ood_dataset": name, "score_fn": "px", "auroc": value, "n_in": 1234, "n_out": 4321}

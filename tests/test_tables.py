@@ -384,6 +384,17 @@ def test_digits_in_place_of_cifar_have_columns_of_their_own(tmp_path):
     assert {("ce-bn",), ("ce-bn-c100",)} <= {line.experiments for line in table.rows}
 
 
+def test_a_path_in_a_key_is_taken_as_it_is(tmp_path):
+    run, own, train = fake_run(tmp_path, "ce"), "folder:/A/My_test", "folder:/A/My_train"
+    classified(run, 0.5, own)
+    detected(run, {"svhn_test": 0.6, "Contest": 0.6}, own)
+    sets = {train: {"auroc": None}, "svhn_test": {"auroc": 0.7}}
+    answer(run / "eval", run, "logp_hist", score_fn="px", sets=sets)
+    keys = {key for of_question in recorded(run).values() for key in of_question["numbers"]}
+    expected = {f"accuracy/{own}", f"auroc/px/{own}:svhn", f"auroc/px/{own}:Contest"}
+    assert {*expected, f"hist/px/{train}:svhn"} <= keys
+
+
 def test_an_answer_about_several_models_counts_for_each(tmp_path):
     for seed, more in ((2, 0.0), (10, 0.25)):
         runs = [fake_run(tmp_path, name, seed) for name in ("ce", "hdge")]

@@ -42,7 +42,8 @@ def of_test_split(run: Run, name: str, key: str) -> Card | None:
     for card in candidates(run, name, key):
         dataset = str(card["model"].get("dataset"))
         own = canonical(dataset) == canonical(run.settings.get("dataset", dataset))
-        if number(card["value"]) is not None and own and not dataset.endswith(("train", "valid")):
+        split = dataset.partition(":")[0]  # of folder_train:PATH, whose path may end in train, too
+        if number(card["value"]) is not None and own and not split.endswith(("train", "valid")):
             return {**card, "dataset": dataset}
     return None
 

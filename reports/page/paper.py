@@ -11,9 +11,10 @@ from reports.page.markup import number
 from reports.page.run import Run
 from reports.tables import TABLES
 from runs import terms
-from runs.names import ALIASES, IMAGE_SIZE, network_title
+from runs.names import ALIASES, CLASSES, IMAGE_SIZE, network_title
 
 NETWORK, EPOCHS = "WRN-28-10", 200
+TEST = re.compile(rf"({'|'.join([*CLASSES, *ALIASES, 'cifar'])})_?test")  # splits of known sets
 SCORES = {"px": "log q(x)", "py": "max q(y|x)"}  # titles of HDGE's Table 1
 
 # Terms of the run -> the method's name, and the experiment of the tables with these terms.
@@ -84,8 +85,10 @@ def published(experiment: str) -> dict[str, list[float]]:
 
 
 def canonical(dataset: object) -> str:
-    """Return cifar10 for cifar10_test and its alias cifar_test; other splits keep their names."""
-    name = re.sub(r"_?test$", "", str(dataset).strip().lower())
+    """Return cifar10 for cifar10_test and its alias cifar_test; other splits, archives and paths
+    keep their names."""
+    match = TEST.fullmatch(str(dataset))
+    name = match[1] if match else str(dataset)
     return {**ALIASES, "cifar": "cifar10", "cifar_interp": "interp"}.get(name, name)
 
 

@@ -280,7 +280,8 @@ def numbers_of(name: str, model: Model) -> dict[str, Any]:
         return numbers | mean_aurocs(numbers)
     if name == "logp_hist":
         sets = model.part("sets")
-        in_set = canonical(next(iter(sets), "cifar10").removesuffix("_train"))
+        first = next(iter(sets), "cifar10")
+        in_set = canonical(first if ":" in first else first.removesuffix("_train"))
         return {
             f"hist/{value('score_fn')}/{ood_key(in_set, ood_set)}": mapping(scores).get("auroc")
             for ood_set, scores in sets.items()
