@@ -376,7 +376,14 @@ def test_digits_in_place_of_cifar_have_columns_of_their_own(tmp_path):
     experiments = collect(tmp_path, "smoke")
     table = built("table1_ood", experiments, "smoke")
     assert table.blocks[0][1] == ["auroc/px/digits:interp", "auroc/px/digits:photos"]
-    assert titles.column_title("auroc/px/digits:photos") == "photographs (in: digits)"
+    for key, title in (
+        ("auroc/px/digits:photos", "photographs (in: digits)"),
+        ("auroc/px/svhn:folder:/a/b", "folder:/a/b (in: SVHN)"),
+        ("auroc/px/cifar100:openood:cifar100/tin", "openood:cifar100/tin (in: CIFAR-100)"),
+        ("auroc/px/openood:cifar10/tin", "openood:cifar10/tin"),
+        ("hist/px/folder_train:/a/b:svhn", "folder_train:/a/b:svhn"),
+    ):
+        assert titles.column_title(key) == title
     assert all(n.n and n.paper is None for n in row(table, "ce").numbers.values())
     assert row(table, "ce").about["setting"] == "smoke: WRN-10-2, 60 steps, batch 64, digits"
     assert all(line.experiments for line in table.rows)  # no quoted row

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from reports.page.questions import NORM
-from runs.names import TITLES
+from runs.names import OPENOOD, TITLES
 from runs.style import radius
 
 PERCENT = ("accuracy", "ece", "ece_accuracy", "robust", "read_as_asked", "asked", "trained")
@@ -40,8 +40,9 @@ def natural(text: str) -> tuple[Any, ...]:
 
 
 def set_title(name: str) -> str:
-    in_set, _, ood_set = name.rpartition(":")
-    if in_set and not in_set.startswith("folder"):
+    """Return a set's title, of in_set:ood_set with both; folder:PATH and openood:LIST stay."""
+    in_set, _, ood_set = name.partition(":")
+    if ood_set and in_set != OPENOOD and not in_set.startswith("folder"):
         return f"{set_title(ood_set)} (in: {set_title(in_set)})"
     return TITLES.get(name, name)
 
