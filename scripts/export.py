@@ -124,6 +124,7 @@ def training_command(settings: dict[str, Any]) -> str:
         if action.nargs == 0:
             command.append(action.option_strings[0 if value else -1])  # the last is the --no- form
         else:
+            value = int(value) if isinstance(value, bool) else value  # a switch takes 0 or 1
             values = value if isinstance(value, list) else [value]
             command += [action.option_strings[0], *map(str, values)]
     return shlex.join(command)
