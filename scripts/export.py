@@ -34,6 +34,11 @@ from runs.shared import check_weights, weights_file
 CARD, SAMPLES = "README.md", "samples.png"
 # Settings that are paths of this machine, and the defaults that replace them.
 PLACES = {"data_root": "./datasets", "log_dir": "./save", "resume": None}
+# Settings of a protocol that a card's rows have in any case, or need not have.
+IN_ROWS = (
+    *("n", "n_steps", "n_steps_refine", "attack", "sampling", "guidance", "features"),
+    *("features_sha256", "sets"),
+)
 
 
 def checkpoint_file(path: str) -> Path:
@@ -130,11 +135,26 @@ def training_command(settings: dict[str, Any]) -> str:
     return shlex.join(command)
 
 
+def differences(protocols: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Return, for each (question, protocol of an answer), the settings in which another answer to
+    the question differs, less those of IN_ROWS, as text that begins with a comma; '' for none."""
+    return [
+        "".join(
+            f", {name} {last_part(value)}"
+            for name, value in protocol.items()
+            if name not in IN_ROWS and value is not None
+            if any(q == question and other.get(name) != value for q, other in protocols)
+        )
+        for question, protocol in protocols
+    ]
+
+
 def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> tuple[str, Path | None]:
     """Return the model card, with the front matter of Hugging Face's model pages and the numbers of
     answers about the file with this sha256; and the path of its picture of samples, or None."""
     from reports.page import NoRun, paper, read_run
     from reports.page.markup import TEXTS
+    from reports.tables.records import protocol_of
     from runs.style import radius
 
     s, environment, progress = state["settings"], state["environment"], state["progress"]
@@ -149,6 +169,7 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> tuple[str, Pat
         if model.get("checkpoint_sha256") == sha256 and not answer.missing
         if model.get("weights") != "raw"  # a run with --ema exports its averaged weights
     ]
+    differing = differences([(question, protocol_of(question, m)) for question, _, m in answers])
     pictures = [
         path
         for question, answer, _ in answers
@@ -170,7 +191,7 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> tuple[str, Pat
         size=paper.image_size(s),
         s=s,
         terms=terms.used(s),
-        answers=answers,
+        answers=[(*answer, text) for answer, text in zip(answers, differing, strict=True)],
         step=progress["step"],
         hours=progress.get("seconds", 0) / 3600,
         command=training_command(s),

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,8 @@ def test_the_card_has_the_numbers_of_this_checkpoint_alone(train, tmp_path):
                          "files": ["a.png", "cond_samples_starts.png"]},
         "attack": {"dataset": "cifar10_test", "n_steps_refine": 3},
     }  # fmt: skip
+    sha256 = file_sha256(checkpoint)
     for name, answer in ANSWERS.items():
-        sha256 = file_sha256(checkpoint)
         save(folder, name, {**answer, **more.get(name, {}), "checkpoint_sha256": sha256})
     foreign = {**ANSWERS["test_clf"], "accuracy": 0.875, "checkpoint_sha256": "0" * 64}
     save(folder, "test_clf-1", foreign)
@@ -172,6 +173,18 @@ def test_the_card_has_the_numbers_of_this_checkpoint_alone(train, tmp_path):
     assert f"]({export.SAMPLES})" in text
     picture = (folder / "cond_samples_starts.png").read_bytes()
     assert (tmp_path / "model" / export.SAMPLES).read_bytes() == picture
+    for i, (name, sigma) in enumerate(product(("test_clf", "eval_ece", "OOD"), (0.03, 0.0))):
+        more = {"checkpoint_sha256": sha256, "protocol": {"version": 1, "sigma": sigma}}
+        save(folder, f"{name}-{i + 2}", {**ANSWERS[name], **more})
+    save(folder, "attack-1", {**ANSWERS["attack"], "steps": 10, "checkpoint_sha256": sha256})
+    text = card(checkpoint, tmp_path / "again")
+    for line in (
+        *(f"| accuracy | {test}, sigma {sigma} | 0.7391 |" for sigma in (0.03, 0.0)),
+        f"| ECE | {test}, sigma 0.0 | 0.0523 |",
+        "| AUROC, px | cifar10_test (1,234) against svhn (4,321), sigma 0.0 | 0.5678 |",
+    ):
+        assert f"\n{line}\n" in text
+    assert "images, steps 10 | 0.0875 |" in text and "images, steps 40 | 0.0875 |" in text
 
 
 def test_a_folder_stands_for_its_checkpoint_and_an_exported_one_is_exported_again(train, tmp_path):
