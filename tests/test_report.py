@@ -200,11 +200,16 @@ def test_the_page_has_the_numbers_of_the_answers(make):
 @pytest.mark.parametrize("terms, auroc", [
     ({"pxycontrast": 0}, "0.46"), ({"pxycontrast": 0, "pxsgld": 1}, "0.67"), ({}, "0.96"),
     ({"pxsgld": 1}, "0.95"), ({"pxcontrast": 1}, None), ({"uncond": True}, None),
-    ({"pyxce": 0, "pxycontrast": 0, "method": "supcon"}, None),
+    ({"pyxce": 0, "pxycontrast": 0, "method": "supcon"}, None), ({"norm": "batch"}, None),
+    ({"arch": "resnet50"}, "1.00"), ({"arch": "resnet50", "pxycontrast": 0}, None),
 ])  # fmt: skip
 def test_the_papers_auroc_is_that_of_the_runs_terms(make, terms, auroc):
-    cells = next(row for row in read(make(ANSWERS, **terms)).rows if row[:1] == ["svhn"])
+    page = read(make(ANSWERS, **terms))
+    cells = next(row for row in page.rows if row[:1] == ["svhn"])
     assert cells[3].split()[0] == (auroc or "87.65")
+    network = "ResNet-50" if "arch" in terms else "WRN-28-10"
+    assert (f"paper ({network}): {auroc}" in page.strip) == bool(auroc)
+    assert (f"trained on CIFAR-10 with {network};" in page.text) == bool(auroc)
 
 
 def test_the_papers_numbers_stand_beside_their_data_features_and_network_alone(make):

@@ -30,11 +30,12 @@ METHODS: dict[tuple[str, ...], tuple[str, str]] = {
 @dataclass
 class Paper:
     """The papers' numbers for the run's method, by the keys of a record: [number] or [number,
-    standard deviation]. `trained`: the data set of training."""
+    standard deviation]. `trained`: the data set of training. `network`: that of the numbers."""
 
     method: str
     numbers: dict[str, list[float]]
     trained: str
+    network: str
 
     def number(self, key: str) -> float | None:
         return self.numbers[key][0] if key in self.numbers else None
@@ -61,17 +62,15 @@ def paper_of(run: Run) -> Paper:
     baseline = run.settings.get("method") or "Terms unknown"  # a baseline's loss has no terms
     method, experiment = METHODS.get(names, (" + ".join(names) or str(baseline), ""))
     norm, trained = run.settings.get("norm"), canonical(run.settings.get("dataset"))
+    resnet = run.settings.get("arch") == "resnet50"
     suffix, numbers = "-c100" if trained == "cifar100" else "", dict[str, list[float]]()
     if run.settings.get("uncond") or norm not in (None, "none", "batch") or differences(run):
         pass  # the papers have no number for such a head, norm, network or data
-    elif run.settings.get("arch") == "resnet50":
+    elif resnet:
         numbers = published(f"{experiment}-resnet50{suffix}")
-    else:
-        numbers = published(experiment + suffix)
-        if norm == "batch":
-            numbers = {key: n for key, n in numbers.items() if "accuracy/" not in key}
-            numbers |= published(f"{experiment}-bn{suffix}")
-    return Paper(method, numbers, trained)
+    else:  # with batch norm the papers have accuracies alone
+        numbers = published(experiment + "-bn" * (norm == "batch") + suffix)
+    return Paper(method, numbers, trained, "ResNet-50" if resnet else NETWORK)
 
 
 def published(experiment: str) -> dict[str, list[float]]:
