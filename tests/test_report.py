@@ -212,6 +212,16 @@ def test_the_papers_auroc_is_that_of_the_runs_terms(make, terms, auroc):
     assert (f"trained on CIFAR-10 with {network};" in page.text) == bool(auroc)
 
 
+def test_a_linear_probes_page_has_nothing_of_its_networks_training(make):
+    probe = {"program": "linear_probe.py", "method": "linear-probe", "pxsgld": 1.0}
+    run = make({"test_clf": ANSWERS["test_clf"]}, **probe)
+    (run / "progress.csv").write_text("epoch,step,loss,pyxce/loss,test_acc\n0,321,1,1,0.5\n")
+    page = read(run)
+    assert "linear-probe \N{MIDDLE DOT} cifar10 \N{MIDDLE DOT} WRN-28-10 Test" in page.strip
+    assert not re.search("minimise|--pxsgld|SGLD steps of|small scale|paper \\(", page.text)
+    assert "mean cross-entropy of a new class head" in page.text and "--fresh_samples" in page.text
+
+
 def test_the_papers_numbers_stand_beside_their_data_features_and_network_alone(make):
     answers = copy.deepcopy(ANSWERS)
     answers["OOD"]["in_dataset"] = answers["test_clf"]["dataset"] = "digits_test"

@@ -10,7 +10,6 @@ from reports.page import curves, headline, paper, questions
 from reports.page.markup import NONE, document, plain
 from reports.page.run import KEYS, Run
 from reports.tables import DECLARED
-from runs import terms
 from runs.names import network_title
 from runs.style import radius
 
@@ -31,7 +30,8 @@ SECTIONS = {
 
 def page(run: Run, defaults: Mapping[str, Any]) -> str:
     """Return the run as one HTML document; `defaults`: those of train_wrn.py's flags."""
-    has_chains = terms.has_chains(run.settings)
+    terms = paper.terms_of(run)
+    has_chains = any(term.chains for term in terms)
     own_questions = {name: (name, name) for name in run.answers if name not in KEYS}
     first = {"samples": SECTIONS["samples"]} if has_chains else {}  # readers look for them first
     at_default = [k for k, value in run.settings.items() if k in defaults and value == defaults[k]]
@@ -47,7 +47,7 @@ def page(run: Run, defaults: Mapping[str, Any]) -> str:
         trained=network_title(run.settings),
         badge=paper.badge(run),
         sections=sections,
-        terms=terms.used(run.settings),
+        terms=terms,
         s=defaultdict(lambda: NONE, {key: plain(value) for key, value in run.settings.items()}),
         has_chains=has_chains,
         curves=curves,

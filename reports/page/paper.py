@@ -54,8 +54,13 @@ class Paper:
         return percent / 100 if percent and name == self.trained else None
 
 
+def terms_of(run: Run) -> list[terms.Term]:
+    """Return the terms of the run's own loss: a linear probe has none."""
+    return [] if run.is_probe else terms.used(run.settings)
+
+
 def paper_of(run: Run) -> Paper:
-    names = tuple(term.name for term in terms.used(run.settings))
+    names = tuple(term.name for term in terms_of(run))
     if names and run.rows:  # the code that trained the run may declare terms that are unknown here
         losses = [name.removesuffix("/loss") for name in run.rows[0] if name.endswith("/loss")]
         names += tuple(name for name in losses if name not in terms.TERMS)
@@ -111,7 +116,8 @@ def differences(run: Run) -> list[str]:
 
 def badge(run: Run) -> str | None:
     """Return the setting's differences from the papers', 'small scale: WRN-10-2', or None."""
-    s, texts, few = run.settings, differences(run), bool(run.rows) and run.epochs < EPOCHS
+    s, texts = run.settings, differences(run)
+    few = bool(run.rows) and run.epochs < EPOCHS and not run.is_probe
     no_larger = (number(s.get("depth")) or 0) <= 28 and (number(s.get("width")) or 0) <= 10
     small = few or (network_title(s) in texts and no_larger)
     texts += [f"{run.epochs} epoch" + "s" * (run.epochs != 1)] if few else []

@@ -129,6 +129,11 @@ class Run:
         return self.folder.resolve().name
 
     @property
+    def is_probe(self) -> bool:
+        """Return whether it is a linear probe, whose settings have the terms of its network."""
+        return self.settings.get("program") == PROBE
+
+    @property
     def last(self) -> dict[str, str]:
         """Return the last row of progress.csv that has an epoch and a step; {} without one."""
         rows = (row for row in reversed(self.rows) if row.get("epoch", "").isdecimal())
