@@ -68,9 +68,12 @@ def collect(root: Path, scale: str, results: Path) -> list[Path]:
             continue
         folders = [rows.folder(root, scale, overlay, int(seed)) for overlay in overlays]
         try:
-            record = records.seed_of(read_run(run, folders), done.asks(wanted.get(name, {})))
+            found = read_run(run, folders)
         except NoRun:
             continue  # stopped before it wrote its settings
+        for text in found.gaps:
+            records.warn(f"{scale}/{run.name}: {text}")
+        record = records.seed_of(found, done.asks(wanted.get(name, {})))
         seeds.setdefault(name, {})[int(seed)] = record
     if not seeds:
         raise UsageError(

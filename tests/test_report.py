@@ -497,6 +497,8 @@ def test_several_runs_have_their_curves_in_one_chart(make, tmp_path):
     (second / "progress.csv").write_text(
         "epoch,step,loss,test_acc,valid_acc\n0,10,7,0.5,\n1,20,6,,\n2,30,5,0.75,0.5\n"
     )
+    (second / "eval" / "OOD.json").write_text("{")
+    (second / "eval" / "fid.json").write_text('{"n": 1}')
     path = report.main([str(first), str(second), "--output", str(tmp_path / "both.html")])
     page = Page(path.read_text(encoding="utf-8"))
     lines = charts(page)
@@ -508,6 +510,8 @@ def test_several_runs_have_their_curves_in_one_chart(make, tmp_path):
     assert not any(row[0] == "--depth" for row in page.rows)
     assert ["test accuracy in training (%)", "43.75", "75.00"] in page.rows
     assert ["Accuracy, CIFAR-10 (%)", "73.91", "not asked"] in page.rows
+    assert "b-run: OOD.json cannot be read" in page.text
+    assert "b-run: fid.json lacks fid, inception_score_mean, sampling, features." in page.text
 
 
 BROWSERS = [*filter(shutil.which, ("chromium", "chromium-browser", "google-chrome"))]

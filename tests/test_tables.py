@@ -354,6 +354,9 @@ def test_collecting_again_replaces_a_seed_unless_its_record_alone_is_finished(tm
     assert accuracies(1, 3) == {"1": 0.7, "2": 0.6}
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "ce-s1 is unfinished" in message
+    (tmp_path / "small" / "ce-s1" / "eval" / "test_clf.json").write_text("{")
+    collect(tmp_path)
+    assert "small/ce-s1: test_clf.json cannot be read" in capsys.readouterr().err
     assert str(tmp_path) not in (tmp_path / "results" / "small" / "ce.json").read_text()
 
 
@@ -729,6 +732,8 @@ def test_a_comparison_has_differing_settings_and_numbers_in_every_format(tmp_pat
         classified(run, epochs / 8, max_images=images)
         detected(run, {"svhn_test": epochs / 8})
         answer(run / "eval", run, "shape", n=7, report={"title": "of a question that users add"})
+        if name == "young":
+            (run / "eval" / "eval_ece.json").write_text("{")
         if name == "bad":
             (run / "diverged.txt").write_text(DIVERGED)
         folders.append(str(run))
@@ -739,6 +744,7 @@ def test_a_comparison_has_differing_settings_and_numbers_in_every_format(tmp_pat
     assert re.search(r"\| +\| good-s1 +\| bad-s1 +\| young-s1 +\|", text)
     assert re.search(r"--lr +\| 0\.6 +\| 0\.2", text) and "--batch_size" not in text
     assert re.search(r"Accuracy, CIFAR-10 \(%\) +\| 75\.00 +\| 25\.00", text)
+    assert text.count("eval_ece.json cannot be read") == 1 and "\nyoung-s1: eval_ece.json" in text
     assert "Not all rows were asked test_clf alike" in text and "| Images " not in text
     lines = list(csv.DictReader((out / "comparison.csv").read_text().splitlines()))
     means = {(line["model"], line["column"]): line["mean"] for line in lines}

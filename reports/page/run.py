@@ -134,6 +134,13 @@ class Run:
         return self.settings.get("program") == PROBE
 
     @property
+    def gaps(self) -> list[str]:
+        """Return the notes, and a note about each answer that lacks keys."""
+        answers = [answer for of_question in self.answers.values() for answer in of_question]
+        lacks = [f"{a.path.name} lacks {', '.join(a.missing)}." for a in answers if a.missing]
+        return [*self.notes, *lacks]
+
+    @property
     def last(self) -> dict[str, str]:
         """Return the last row of progress.csv that has an epoch and a step; {} without one."""
         rows = (row for row in reversed(self.rows) if row.get("epoch", "").isdecimal())

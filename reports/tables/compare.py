@@ -59,7 +59,8 @@ def compared(folders: Sequence[Path]) -> Comparison:
     runs = {label: read_run(folder) for label, folder in zip(labels, folders, strict=True)}
     seeds = {label: as_finished(run) for label, run in runs.items()}
     table = table_of(seeds)
-    notes = [*spread_of_seeds(seeds, table), *table.notes]
+    gaps = [f"{label}: {text}" for label, run in runs.items() for text in run.gaps]
+    notes = [*gaps, *spread_of_seeds(seeds, table), *table.notes]
     return Comparison(runs, lines_of(seeds, table), notes, table)
 
 
