@@ -92,11 +92,14 @@ class LoadedModel:
             "temperature": self.setting("contrast_t", 0.1),
         }
         try:
-            return losses.Contrastive(losses.ContrastScore(**score), queue).to(self.device)
+            term = losses.Contrastive(losses.ContrastScore(**score), queue)
         except ValueError as error:
             raise UsageError(
                 f"--score_fn pxsim: {self.path} was trained with settings unknown here: {error}"
             ) from None
+        # The queue is no submodule of the term, which has added a normaliser to it on the CPU.
+        queue.to(self.device)
+        return term
 
     def replay_buffer(self, classes: int) -> losses.ReplayBuffer:
         """Return the checkpoint's replay buffer, or with --fresh_samples a new one of --buffer_size

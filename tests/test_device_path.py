@@ -8,8 +8,10 @@ pass, which needs a real device.
 from __future__ import annotations
 
 import itertools
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +30,7 @@ import train_wrn
 from data.batches import _crops
 from evaluation import generation, robustness, sampling
 from evaluation.classification import classification
+from evaluation.loading import LoadedModel
 from evaluation.scores import feature_bank, scores
 from runs.names import CONTRAST_SCORES, CONTRAST_STYLES, SCORES
 from training import flags
@@ -299,10 +302,12 @@ def test_evaluation_batches_never_wait_and_classification_once(place, monkeypatc
 @pytest.mark.parametrize("words", ["", "--norm batch --amp off", "--uncond"])
 def test_scores_wait_at_their_end_alone(place, words, monkeypatch):
     model, batches = place.model(words), [place.batch(8)] * 2
-    queue = losses.LogitQueue(10, 64)
-    term = losses.Contrastive(losses.ContrastScore(), queue)
-    place.put(term), place.put(queue)
     waits = fake_waits(monkeypatch)
+    training = {}, "", data.Record()
+    queue = torch.zeros(10, 2048)  # of a checkpoint, which is read onto the CPU
+    loaded = LoadedModel(Path(), "", model, Namespace(), *training, queue, {}, "", "")
+    term = loaded.contrastive()
+    waits.clear()
     with Watch():
         bank = feature_bank(model, batches)
         assert waits == []
