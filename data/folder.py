@@ -4,6 +4,7 @@ Images have any size. Without `train/` and `test/`, about a fifth is for testing
 are found as by torchvision's ImageFolder. Hidden files and other endings are left out and counted.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,7 +40,8 @@ class Listing(NamedTuple):
 
 
 def folder_path(name: str) -> Path:
-    return Path(name.removeprefix(FOLDER)).expanduser()
+    # Path.expanduser raises an error where os.path leaves the path of an unknown ~user as it is.
+    return Path(os.path.expanduser(name.removeprefix(FOLDER)))
 
 
 def load_folder(name: str, *, size: int, allow_empty: bool = False) -> DataSet:

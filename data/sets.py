@@ -1,5 +1,6 @@
 """Read the sets to train on, by their names, from the files where their images are found."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def load(name: str, data_root: str | Path, *, size: int = IMAGE_SIZE) -> DataSet
     name = canonical_name(name)
     if name.startswith(FOLDER):
         return load_folder(name, size=size)
-    spec, root = SPECS[name], Path(data_root).expanduser()
+    spec, root = SPECS[name], Path(os.path.expanduser(data_root))
     splits, source, class_names = find(name, root, size=size)
     splits = trainable(archive(root, name), splits)
     if name == "cifar10" and class_names is None:
@@ -90,7 +91,7 @@ def find(
 
 
 def archive(data_root: str | Path, dataset: str) -> Path:
-    return Path(data_root).expanduser() / f"{dataset}.npz"
+    return Path(os.path.expanduser(data_root)) / f"{dataset}.npz"
 
 
 def square(size: int) -> str:

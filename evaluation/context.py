@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ class Context:
         key = name, *run, strict, model.record.fingerprint
         if key not in self._sets:  # a missing set is not searched or downloaded again either
             try:
-                root = Path(s.data_root).expanduser()
+                root = Path(os.path.expanduser(s.data_root))
                 sets = data.EvaluationSets(root, *run, model.record, s.seed, self._folders)
                 read = distributed.in_turn(lambda: sets.load(name, s.max_images, strict=strict))
                 self.say(read.about)

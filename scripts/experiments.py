@@ -397,7 +397,7 @@ def parse_sweep(argv: Sequence[str]) -> tuple[Namespace, list[Point]]:
         parser.error(f"--{taken[0]} is the sweep's own: leave it out after --")
     if len(set(values)) < 2:
         parser.error(f"--vary {name}: give two values or more")
-    args.root = args.root.expanduser().resolve()
+    args.root = Path(os.path.expanduser(args.root)).resolve()
     shared = [*of_recipe, *typed]
     points = [
         Point(f"{name}-{'_'.join(value.split())}", seed, (*shared, f"--{name}", *value.split()))
@@ -438,7 +438,8 @@ def main(argv: Sequence[str]) -> int:
                 print_line(f"{name}: {text}", sys.stdout)
         return 0
     names = [*rows.tables_at(args.scale)] if "all" in args.tables else args.tables
-    root = args.root.expanduser().resolve()  # absolute: programs run in the repository's folder
+    # Absolute: programs run in the repository's folder.
+    root = Path(os.path.expanduser(args.root)).resolve()
     try:
         check_utf8("--root", str(root))
         tables = {name: only(name, args.scale, args.rows) for name in names}

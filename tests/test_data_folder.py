@@ -114,6 +114,7 @@ def test_a_path_without_folders_of_classes_is_refused(tmp_path):
     (tmp_path / "file").touch()
     for name, problem in (("none", "does not exist"), ("file", "is not a folder")):
         assert f"{tmp_path / name} {problem}; give a folder" in refusal(tmp_path / name)
+    assert "~no-such-user does not exist" in refusal(Path("~no-such-user"))
     assert "has 0 class folders, at least 2" in refusal(tmp_path)
     make_classes(tmp_path, {"full": 3})
     assert "has 1 class folders, at least 2" in refusal(tmp_path)

@@ -59,6 +59,7 @@ def test_an_npz_without_test_images_trains_and_without_training_images_does_not(
     assert loaded.name == "cifar100" and len(loaded.class_names) == 100
     assert len(loaded.train.images) == 6 and len(loaded.test.images) == 0
     assert data.describe("cifar_100") == Spec(100, 50000, 10000, flips=True)
+    assert len(data.load("digits", "~no-such-user").test.labels) == 360  # it needs no files
     path = tmp_path / "svhn.npz"
     np.savez(path, test_images=make_arrays()["test_images"])
     splits = data.read_npz(path)

@@ -51,6 +51,7 @@ COMMANDS = [
     (f"{OOD} --ood_dataset nonsense", "--ood_dataset nonsense"),
     (f"{OOD} --ood_dataset uniform unifrom", "--ood_dataset unifrom", "did you mean uniform?"),
     (f"{OOD} --ood_dataset textures faces", "--ood_dataset textures", "--ood_dataset faces"),
+    (f"{OOD} --dataset uniform --ood_dataset faces --data_root ~no-user", "faces.npz in ~no-user;"),
     (f"{OOD} --ood_dataset cifar10", "--ood_dataset cifar10", "in-distribution"),
     (f"{OOD} --score_fn knn --knn_k 1000", "--knn_k 1000"),
     ("--eval logp_hist --score_fn px py", "--score_fn px py"),

@@ -144,8 +144,9 @@ def test_any_archive_is_a_set_by_its_name(tmp_path):
 
 
 def test_a_set_that_needs_an_archive_names_it(tmp_path):
-    expected = f"--dataset faces: there is no faces.npz in {tmp_path}; put it there"
-    assert refusal("faces", tmp_path).startswith(expected)
+    for root in (tmp_path, Path("~no-such-user")):
+        expected = f"--dataset faces: there is no faces.npz in {root}; put it there"
+        assert refusal("faces", root).startswith(expected)
     np.savez(tmp_path / "faces.npz", test_images=made_up(1))
     loaded = load("faces", tmp_path)
     assert loaded.title == "faces (not CelebA)" and loaded.about.startswith(loaded.title)
