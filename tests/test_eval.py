@@ -156,6 +156,15 @@ def test_a_temperature_that_the_images_do_not_determine_is_null(answers, ask, mo
     assert record["temperature"] is None and record["ece_temperature"] is None
 
 
+def test_there_is_no_temperature_without_labels_of_the_validation_images(ask, tmp_path):
+    with np.load(ask.trainer.data / "cifar10.npz") as arrays:
+        kept = {name: array for name, array in arrays.items() if name != "train_labels"}
+    np.savez(tmp_path / "cifar10.npz", **kept)
+    answer = ask("--eval eval_ece", "--data_root", str(tmp_path))
+    assert answer.code == 0 and "no temperature scaling: cifar10_valid has no" in answer.err[-1]
+    assert answer.json("eval_ece")["temperature"] is None
+
+
 @pytest.mark.parametrize(
     "flags", ["--smoothing .3", "--contrast_score eq13 --no-contrast_normalize --contrast_t .7"]
 )

@@ -32,6 +32,10 @@ def validation_temperature(context: Context, model: LoadedModel) -> float | None
     except Mistake as error:  # no validation images, or an unknown training set
         context.warn(f"no temperature scaling: {error}")
         return None
+    if valid.num_classes != model.num_classes:  # None: an image has no label
+        has = "no labels" if valid.num_classes is None else f"labels of {valid.num_classes} classes"
+        context.warn(f"no temperature scaling: {valid.name} has {has}")
+        return None
     temperature = fit_temperature(*predictions(model.network, context.batches(valid, model)))
     if temperature is None:
         context.warn(
