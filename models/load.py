@@ -209,9 +209,10 @@ def network_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _network_part(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `models.build` among a run's settings. The ancestors write null for
-    no norm, and have images of 32 x 32."""
+    no norm, and have images of 32 x 32. Without settings the size is unknown."""
     arguments = {name: settings[name] for name in DEFAULTS if name in settings}
-    arguments.setdefault("image_size", IMAGE_SIZE)
+    if settings:
+        arguments.setdefault("image_size", IMAGE_SIZE)
     if "norm" in arguments:
         arguments["norm"] = arguments["norm"] or "none"
     return arguments

@@ -182,7 +182,7 @@ def read_exported(path: Path) -> tuple[dict[str, Any], str]:
         if isinstance(record, dict):
             record |= {name.removeprefix(DATA): tensor for name, tensor in hashes.items()}
         objective = {name: tensors.pop(name) for name in list(tensors) if name.startswith(START)}
-        if "queue_logit" in tensors:
+        if "queue_filled" in config:
             objective[FILLED] = torch.tensor([int(config["queue_filled"])])
         metadata = {name: config[name] for name in IN_CONFIG if isinstance(config.get(name), dict)}
     except Exception as error:  # the bytes of a foreign file can raise any error in the readers

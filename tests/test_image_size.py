@@ -109,7 +109,7 @@ def test_a_run_of_another_size_is_evaluated_on_images_of_its_size(train, ask):
     assert "images of 16 x 16 (" in message and "and 32 x 32 (" in message
 
 
-def test_an_exported_model_keeps_its_size(train, tmp_path):
+def test_an_exported_model_keeps_its_size(train, ask, tmp_path):
     path, folder = run_of(train).folder / "last_ckpt.pt", tmp_path / "exported"
     export.main([str(path), str(folder)])
     assert json.loads((folder / "config.json").read_text())["settings"]["image_size"] == 16
@@ -118,6 +118,11 @@ def test_an_exported_model_keeps_its_size(train, tmp_path):
     assert of_run.image_size == exported.image_size == 16
     x = torch.rand(2, 3, 16, 16)
     assert torch.equal(of_run.logits(x), exported.logits(x))
+    (folder / "config.json").unlink()
+    tensors_alone = models.load(folder, image_size=16)
+    assert torch.equal(of_run.logits(x), tensors_alone.logits(x))
+    words = "--eval OOD --score_fn pxsim --image_size 16 --dataset cifar10 --ood_dataset uniform"
+    assert ask(words, load=folder).code == 0
 
 
 def test_weights_of_another_size_load_and_the_replay_buffer_starts_fresh(train):
