@@ -109,6 +109,7 @@ def check_flow(model: LoadedModel, given: set[str]) -> None:
         return
     classless, fid = not flow.class_cond, s.eval == "fid"
     own_features = fid and s.fid_features == "model" and not s.fid_model
+    samples = s.eval in ("uncond_samples", "cond_samples")
     needs_classes = s.eval in ("test_clf", "eval_ece", OPENOOD, "cond_samples")
     no_class = "has no classes: give one that was trained with --class_cond"
     scores = ("px",) if classless else ("px", "py", "pxy", "entropy")
@@ -120,6 +121,8 @@ def check_flow(model: LoadedModel, given: set[str]) -> None:
         (own_features, "--fid_features model", "has no features: give --fid_model"),
         *((n not in scores, f"--score_fn {n}", f"has {' '.join(scores)}") for n in s.score_fn),
         *((n in given, f"--{n}", "needs no SGLD: leave it out") for n in sorted(OF_CHAINS)),
+        (fid and "sgld_batch_size" in given, "--sgld_batch_size", "needs no SGLD: leave it out"),
+        (samples and "dataset" in given, "--dataset", "is compared with no images: leave it out"),
         (s.amp == "bf16", "--amp bf16", "needs float32: leave it out"),
     ]
     for refused, flag, reason in rules:

@@ -144,6 +144,9 @@ REFUSED = [
     ("class", "--eval uncond_samples --n_steps 40", "--n_steps"),
     ("class", "--eval cond_samples --fresh_samples", "--fresh_samples"),
     ("class", "--eval OOD --n_steps 1 --sgld_lr 1", "--n_steps"),
+    ("class", "--eval fid --sgld_batch_size 8", "--sgld_batch_size"),
+    ("class", "--eval cond_samples --dataset cifar10", "--dataset"),
+    ("glow", "--eval uncond_samples --dataset svhn", "--dataset"),
     ("class", "--eval OOD --amp bf16", "--amp bf16"),
     ("class", "--eval OOD --depth 10", "depth is 1 by its settings"),
 ]

@@ -61,3 +61,13 @@ class Question:
 def unrefined(s: Namespace) -> Iterable[Rule]:
     """Return, for --n_steps 0, the rule that the SGLD flags have no effect."""
     return () if s.n_steps else [("n_steps 0", SGLD)]
+
+
+def unscored(s: Namespace) -> Iterable[Rule]:
+    """Return the rules of `unrefined`, and those for scores that are not among --score_fn."""
+    yield from unrefined(s)
+    scores = f"score_fn {' '.join(s.score_fn)}"
+    if "knn" not in s.score_fn:
+        yield scores, ("knn_k",)
+    if "pxsim" not in s.score_fn:
+        yield scores, ("contrast_t", "contrast_score")

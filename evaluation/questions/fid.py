@@ -8,7 +8,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.questions.base import CHAINS, Context, LoadedModel, Numbers, Question, Rule, Tensor
+from evaluation.questions.base import (
+    CHAINS,
+    SGLD,
+    Context,
+    LoadedModel,
+    Numbers,
+    Question,
+    Rule,
+    Tensor,
+)
 from runs.cli import COUNT, WHOLE, UsageError, adder
 from runs.screen import Row, markdown
 
@@ -240,7 +249,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def idle(s: Namespace) -> Iterator[Rule]:
     if s.sampling not in NEW_CHAINS:
         chains = ("n_steps", "n_samples", "sgld_batch_size", "chain_lengths", "chain_start")
-        yield f"sampling {s.sampling}", chains
+        yield f"sampling {s.sampling}", (*chains, *SGLD)
     if s.sampling != "class":
         yield f"sampling {s.sampling}", ("guidance",)
     if s.fid_features == "model":

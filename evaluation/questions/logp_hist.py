@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
-from evaluation.questions.base import SCORED, Context, LoadedModel, Numbers, Question, unrefined
+from evaluation.questions.base import SCORED, Context, LoadedModel, Numbers, Question, unscored
 from evaluation.questions.ood import scorer
 from runs.cli import UsageError
 from runs.names import SCORES
@@ -83,7 +83,7 @@ def show(context: Context, results: list[Numbers]) -> None:
 
 
 def idle(s: Namespace) -> Iterator[tuple[str, tuple[str, ...]]]:
-    yield from unrefined(s)
+    yield from unscored(s)
     if s.datasets is not None:
         yield "datasets", ("dataset", "ood_dataset")
 

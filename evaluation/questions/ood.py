@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.questions.base import SCORED, Context, LoadedModel, Numbers, Question, unrefined
+from evaluation.questions.base import SCORED, Context, LoadedModel, Numbers, Question, unscored
 from runs.cli import UsageError
 from runs.screen import Row, markdown, reversed_order
 
@@ -87,4 +87,4 @@ def ood_table(rows: Sequence[Row]) -> str:
 
 
 SUMMARY = "AUROC, FPR at 95 % TPR and AUPR against other data sets"
-QUESTION = Question("OOD", SUMMARY, ask, show, takes=SCORED, idle=unrefined)
+QUESTION = Question("OOD", SUMMARY, ask, show, takes=SCORED, idle=unscored)

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evaluation.questions.base import SCORED, Context, LoadedModel, Numbers, Question, unrefined
+from evaluation.questions.base import SCORED, Context, LoadedModel, Numbers, Question, unscored
 from evaluation.questions.ood import scorer
 from runs.cli import UsageError
 from runs.names import OPENOOD
@@ -100,5 +100,5 @@ QUESTION = Question(
     takes=tuple(flag for flag in SCORED if flag not in ("ood_dataset", "max_images")),
     several=False,
     defaults={"sigma": 0.0, "ood_dataset": [OPENOOD]},
-    idle=unrefined,
+    idle=unscored,
 )
