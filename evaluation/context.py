@@ -34,8 +34,10 @@ class Context:
 
     s: the parsed flags; files: writes the answer's files; sets_used: set -> `EvaluationSet.about`;
     differences: model's label -> set -> `Record.compare` of the set with the run's images;
-    scores: "model's label/set/score" -> float64 (N,).
+    scores: "model's label/set/score" -> float64 (N,); program: the name that begins a warning.
     """
+
+    program = "eval_wrn_ebm.py"
 
     def __init__(self, s: Namespace, files: Results, device: torch.device) -> None:
         self.s, self.files, self.device = s, files, device
@@ -221,7 +223,7 @@ class Context:
     def warn(self, message: str) -> None:
         """Print a warning on stderr, once."""
         if message not in self._warnings:
-            distributed.warn("eval_wrn_ebm.py", message)
+            distributed.warn(self.program, message)
         self._warnings.add(message)
 
     def table(self, rows: Sequence[Row], columns: Sequence[str]) -> None:

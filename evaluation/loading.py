@@ -195,7 +195,8 @@ def load(
     try:
         state, sha256 = read_with_sha256(file)
         run, average = models.run_settings(state, file), average_of(state, s.weights)
-        given = {name: getattr(s, name) for name in SHAPE}
+        # The flags describe the network of --load_path, not that of --fid_model.
+        given = {name: getattr(s, name) for name in SHAPE} if flag == "--load_path" else {}
         raw = s.weights == "raw"
         network = models.from_checkpoint(state, run, raw=raw, **given)
         queue, classes, flow = None, network.num_classes, isinstance(network, models.Flow)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from evaluation import flags
-from runs.cli import COUNT, THREADS, Mistake, Parser, UsageError
+from runs.cli import COUNT, THREADS, Mistake, Parser, UsageError, check_utf8
 from runs.shared import check_weights
 
 PROGRAM = "predict.py"
@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
     """Return the exit code; a mistake is one line on stderr and code 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    parser.check(check_utf8, "RUN", os.path.abspath(args.run))
     parser.check(check_weights, "RUN", args.run)
     for path in args.images:
         if not os.path.isfile(path):
@@ -75,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
         except ValueError as error:
             raise UsageError(f"IMAGE: {error}") from None
         context = Context(s, None, device)  # type: ignore[arg-type]  # no files are written
+        context.program = PROGRAM
         if s.dataset is not None:
             context.own_set(model, "leave it out")
         try:

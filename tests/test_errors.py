@@ -14,7 +14,7 @@ import torch
 from baselines import flags as flags_of_baselines
 from baselines import train_contrastive
 from evaluation import flags as questions
-from scripts import experiments, tables
+from scripts import experiments, predict, tables
 from tests import pair
 from tests.test_data_folder import make_classes
 from training import flags, session
@@ -282,10 +282,11 @@ def test_a_path_that_is_not_utf_8_is_refused(train, ask, tmp_path, monkeypatch):
     lines = [*train(CE, *argv).err, *ask.bare(*"--eval OOD --load_path x".split()).err]
     lines.append(pair.refusal(flags_of_baselines.parse, argv, build))
     lines.append(pair.refusal(experiments.main, "run all --root x".split()))
+    lines.append(pair.refusal(predict.main, "x x".split()))
     name = os.fsdecode(b"--id=caf\xe9")
     lines += [*train(CE, name).err, *ask("--eval test_clf", name).err]
     monkeypatch.setenv("HDGE_DATA_ROOT", folder)
     lines += train.bare("--pyxce", "1").err
-    names = "--dataset --load_path --dataset --root --id --id --data_root".split()
+    names = "--dataset --load_path --dataset --root RUN --id --id --data_root".split()
     for line, flag in zip(lines, names, strict=True):
         assert f"error: {flag} " in line and "is not UTF-8: rename it, or give another" in line

@@ -70,6 +70,22 @@ def test_unreadable_files_are_refused_and_lost_training_images_are_not(run, tmp_
     assert code == 0 and "log q(x) is not compared with" in err and "validation" not in out
 
 
+def test_messages_name_this_program_and_flags_that_it_has(run, tmp_path):
+    dog = run.pictures[1].parent
+    wolf = dog.rename(dog.with_name("wolf"))
+    code, _, err = predicted(run.folder, run.pictures[0])
+    wolf.rename(dog)
+    assert code == 0 and "its classes are cat, wolf" in err
+    assert err.startswith("predict.py: warning: --dataset ")
+    weights = models.build(depth=10, width=1, norm="layer").state_dict()
+    torch.save({"model_state_dict": weights}, tmp_path / "layer.pt")
+    code, _, err = predicted(tmp_path / "layer.pt", run.pictures[0])
+    assert code == 2 and "--norm" not in err
+    assert err.strip().endswith("put the run's variant.json or params.txt beside it")
+    (tmp_path / "variant.json").write_text('{"norm": "layer"}')
+    assert predicted(tmp_path / "layer.pt", run.pictures[0])[0] == 0
+
+
 def test_class_names_are_in_the_settings_and_label_the_samples_of_a_run(run, train):
     assert run.settings["class_names"] == ["cat", "dog"]
     assert train.resumed(run, "--max_steps", "3", "--plot_cond").code == 0

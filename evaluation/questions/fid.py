@@ -166,12 +166,12 @@ def feature_extractor(context: Context, model: LoadedModel) -> tuple[Any, dict[s
 def load_judge(context: Context, model: LoadedModel) -> LoadedModel | None:
     """Return the network of --fid_model or None. Raises UsageError for a flow, and where it would
     classify class-conditional samples but has other classes."""
-    from evaluation.loading import NETWORK, load
+    from evaluation.loading import load
 
     s = context.s
     if s.fid_model is None:
         return None
-    flags = Namespace(**{**vars(s), **dict.fromkeys((*NETWORK, "weights", "dataset"))})
+    flags = Namespace(**{**vars(s), **dict.fromkeys(("contrast_k", "weights", "dataset"))})
     judge = load(s.fid_model, "features", flags, context.device, flag="--fid_model")
     if judge.flow is not None:
         raise UsageError(f"--fid_model {judge.path} is a flow: give a classifier")
