@@ -15,7 +15,7 @@ import numpy as np
 from data.base import DataError, DataSet, Split
 from data.images import decoded_split
 from data.splits import TEST_SEED, order_by_hash, split_by_hash
-from runs.cli import check_utf8
+from runs.cli import UsageError, check_utf8
 from runs.names import FOLDER
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -69,7 +69,8 @@ def list_folder(path: Path, *, allow_empty: bool = False) -> Listing:
     """List classes in the order of their names, files in the order of their paths.
 
     Raises DataError for a missing folder, fewer than two classes, splits of other names, a class
-    without images unless `allow_empty`, and classes that differ between train/ and test/.
+    without images unless `allow_empty`, a class whose name is not UTF-8, and classes that differ
+    between train/ and test/.
     """
     if not path.is_dir():
         raise _defect(path, "is not a folder" if path.exists() else "does not exist")
@@ -130,7 +131,10 @@ def _list_classes(
             left_out["beside the class folders"] += 1
     files: Files = []
     for label, folder in enumerate(folders):
-        check_utf8("--dataset folder: the class", folder.name)
+        try:
+            check_utf8("the class", folder.name)
+        except UsageError as error:
+            raise DataError("dataset", "folder", str(error)) from None
         images = sorted(_walk(folder, left_out))
         if not images and not allow_empty:
             raise _defect(path, f"has no image in its class folder {folder.name}")

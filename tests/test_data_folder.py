@@ -9,7 +9,6 @@ from PIL import Image
 
 import data
 from data import DataError
-from runs.cli import UsageError
 
 
 def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> None:
@@ -132,7 +131,7 @@ def test_a_path_without_folders_of_classes_is_refused(tmp_path):
 
 def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path):
     make_classes(tmp_path, {"caf\udce9": 2, "dog": 2})
-    with pytest.raises(UsageError, match=r"^--dataset folder: the class 'caf.udce9' is not UTF-8"):
+    with pytest.raises(DataError, match=r"^--dataset folder: the class 'caf.udce9' is not UTF-8"):
         load(tmp_path)
 
 

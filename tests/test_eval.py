@@ -25,7 +25,7 @@ from evaluation.robustness import PGD
 from runs.checkpoint import save_checkpoint
 from runs.files import file_sha256
 from runs.shared import weights_file
-from tests.test_data_folder import paint
+from tests.test_data_folder import make_classes, paint
 from tests.test_openood import write_tree
 from tests.test_samples import checkpoint
 from training import machine
@@ -217,6 +217,13 @@ def test_a_set_that_is_missing_is_left_out(question, ask, tmp_path):
     skipped = answer.json(question.split()[0])["skipped"]
     assert [row["ood_dataset"] for row in skipped] == ["cifar100", "celeba"]
     assert len(answer.err) == 2 and all("left out: --" in line for line in answer.err)
+
+
+def test_a_folder_with_a_class_whose_name_is_not_utf_8_is_left_out(ask, tmp_path):
+    make_classes(tmp_path, {"caf\udce9": 2, "dog": 2})
+    answer = ask(f"--eval OOD --ood_dataset uniform folder:{tmp_path}")
+    assert answer.code == 0 and "the class 'caf\\udce9' is not UTF-8" in answer.err[0]
+    assert [row["ood_dataset"] for row in answer.json("OOD")["rows"]] == ["uniform"]
 
 
 def test_the_histogram_names_splits_and_compares_with_the_first(answers):
