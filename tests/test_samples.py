@@ -191,6 +191,17 @@ def test_fid_records_its_protocol_and_warns_of_few_images(ask):
     assert record["features"].startswith("model ") and record["rounding"] == "uint8"
 
 
+def test_a_reference_takes_the_place_of_an_unknown_training_set(ask, tmp_path):
+    flags = f"{FID} --n_samples 12 --n_steps 1"
+    path = checkpoint(tmp_path, num_classes=3)
+    assert "--dataset is missing" in ask(flags, load=path).refusal
+    answer = ask(f"{flags} --reference svhn", load=path)
+    assert answer.code == 0 and answer.json("fid")["reference"] == "svhn_test"
+    assert answer.json("fid")["rows"][-1]["images"] == "reference images"
+    refusal = ask(f"{flags} --reference svhn --dataset svhn").refusal
+    assert "--dataset svhn" in refusal and refusal.endswith("cifar10; leave it out")
+
+
 @pytest.mark.parametrize("sampling", ["buffer", "confident"])
 def test_fid_of_the_replay_buffer(sampling, ask):
     answer = ask(f"{FID} --sampling {sampling}", "--fid_model", str(ask.checkpoint("ce")))

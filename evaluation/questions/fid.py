@@ -85,11 +85,14 @@ def reference_images(context: Context, model: LoadedModel) -> tuple[Tensor, str,
     import data
 
     s = context.s
-    dataset = context.own_set(model, "to compare with other images give --reference")
-    train = data.split_name(dataset, "train")
+    if s.reference is None:
+        context.own_set(model, "to compare with other images give --reference")
+    elif s.dataset is not None:
+        context.own_set(model, "leave it out")
+    train = data.split_name(model.dataset, "train")
     sets = [context.images(s.reference or train, model, "--reference")]
     if s.sampling == "confident" and s.reference is None:  # as SADA-JEM
-        sets.append(context.images(dataset, model, "--reference"))
+        sets.append(context.images(model.dataset, model, "--reference"))
     names = " + ".join(reference.name for reference in sets)
     images = torch.cat([reference.split.images for reference in sets])
     return images, names, "training images" if names == train else "reference images"
