@@ -15,6 +15,7 @@ from scripts.rows import JUDGE, REFERENCE, TABLES, question_words
 
 Settings = Mapping[str, Any]
 JUDGES = re.compile(rf"{JUDGE.name}-s[0-9]+")  # runs that may serve as REFERENCE
+ROOT = Path(__file__).resolve().parent.parent
 # Settings of a question that do not change its numbers: paths, labels, device, workers. (The
 # network of --fid_model is compared by its hash, not by its path.)
 INDIFFERENT = frozenset(
@@ -59,7 +60,9 @@ def other_recipe(run: Path, command: Sequence[str], *, all_flags: bool = False) 
         return None
     recorded = {**DEFAULTS, **gist(settings)}
     if all_flags:
-        wanted = {**DEFAULTS, **gist(vars(flags.parse(command[1:])[0]))}
+        parsed = vars(flags.parse(command[1:])[0])
+        wanted = {**DEFAULTS, **gist(parsed), "load_path": start_file(parsed)}
+        recorded["load_path"] = start_file(settings)
         names = sorted(wanted | recorded)
     else:
         wanted = vars(flags_of(command[0]).build_parser().parse_args(command[1:]))
@@ -69,6 +72,12 @@ def other_recipe(run: Path, command: Sequence[str], *, all_flags: bool = False) 
         if wanted.get(name) != recorded.get(name):
             return f"--{name} {wanted.get(name)}, but the run has {recorded.get(name)}"
     return None
+
+
+def start_file(settings: Settings) -> str | None:
+    """Return the file of --load_path, as the program finds it, which runs in the repository."""
+    path = settings.get("load_path")
+    return None if path is None else str(weights_file(ROOT / path))
 
 
 def answered(folder: Path, command: Sequence[str]) -> bool:

@@ -473,7 +473,11 @@ def test_an_answer_of_another_setting_is_replaced_and_a_run_refused(run, tmp_pat
         ("paper", "hdge", {"lr": 0.5, "data_root": "moved"}, "--lr 0.0001, but the run has 0.5"),
         ("paper", "hdge-raw", {"contrast_normalize": True},
          "--contrast_normalize False, but the run has True"),
-        ("paper", "at-linf", {"attack_step": 1.0}, None),
+        ("paper", "at-linf", {"attack_step": 1.0},
+         f"--attack_step {2 / 255}, but the run has 1.0"),
+        ("small", "at-linf", {"attack_step": 1.0}, None),  # by default it depends on other flags
+        ("paper", "hdge", {"queue_init": "random"},
+         "--queue_init empty, but the run has random"),
         ("paper", "supcon-bn", {"decay_epochs": [1]},
          "--decay_epochs [60, 120, 160], but the run has [1]"),
     ],
@@ -636,8 +640,13 @@ def test_a_sweep_trains_each_value_with_each_seed_and_compares(sweep, tmp_path, 
     assert run() == 0  # resumes the unfinished run alone
     assert [command[1:4:2] for command in commands] == [["--resume", "--max_steps"]]
     assert capsys.readouterr().out.count("trained already") == 3
-    assert run(more="--pxcontrast 1") == 1 and len(commands) == 1
-    assert "the recipe has --pxcontrast 1.0, but the run has None" in capsys.readouterr().err
+    (tmp_path / "x.pt").touch()
+    for more, had in {
+        **{"--pxcontrast 1.0": None, "--clf_only True": False, "--n_valid 9": None},
+        f"--load_path {tmp_path / 'x.pt'}": None,
+    }.items():
+        assert run(more=more.removesuffix(" True")) == 1 and len(commands) == 1
+        assert f"the recipe has {more}, but the run has {had}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,9 @@ ALIKE = "CIFAR-10 (test): 9,977 images; cifar10.npz (this copy has 9,977, not 10
         (CONTRAST | {"contrast_k": 64}, CONTRAST | {"contrast_k": 128}, "(--contrast_k 64; --con"),
         ({"load_path": "a/ce-s1/x.pt"}, {"load_path": None}, "(--load_path ce; --load_path None)"),
         ({"sgld_clamp": True}, {"ema": 0.0}, "(--sgld_clamp True; --sgld_clamp False)"),
+        ({"clf_only": True}, {"n_valid": 0}, "(--clf_only True, --n_valid None; --clf_only False"),
+        ({"temperature": 0.1}, {"temperature": 0.5}, "(--temperature 0.1; --temperature 0.5)"),
+        ({"temperature": 0.1}, {"queue_init": "empty"}, ""),  # an older record had neither
         ({"load_path": "a/ce-s1/x.pt"}, {"load_path": "b/ce-s2/x.pt"}, ""),
         ({}, {"clip_grad": 5.0, "log_gradients": 100}, ""),  # an older version had no such flag
         ({"contrast_k": 64}, {"contrast_k": 128, "print_every": 50, "log_dir": "b"}, ""),
@@ -772,6 +775,16 @@ def test_a_comparison_of_seeds_has_their_mean_and_deviation(tmp_path, capsys):
     assert re.search(r"state +\| finished +\| finished +\| stopped by --max_steps 20", text)
     assert "Hdge-s1, Hdge-s2 differ in the seed alone (1, 2), mean +- sd: test accuracy" in text
     assert "in training (%) 50.00 +- 35.36; " in text and "Hdge-s3 differ" not in text
+    (tmp_path / "small" / "Hdge-s1" / "log.txt").write_text(DIVERGED.strip() + "; restart 1 of 5\n")
+    for i, name in enumerate(("best_valid", "last")):
+        fake_run(tmp_path, "Hdge", i + 1, load_path=f"a/ce-s1/{name}_ckpt.pt")
+    assert tables.main(["compare", *folders[:2]]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"--load_path +\| ce-s1/best_valid_ckpt.pt +\| ce-s1/last_ckpt.pt", text)
+    assert re.search(
+        r"state +\| finished, 1 divergence in all, retries included +\| finished", text
+    )
+    assert "differ in the seed alone" not in text
 
 
 def test_mistakes_are_one_line_and_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):

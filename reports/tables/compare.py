@@ -66,7 +66,8 @@ def compared(folders: Sequence[Path]) -> Comparison:
 
 def as_finished(run: Run) -> Seed:
     """Return a run with the last test accuracy of its training, and as finished: tables show no
-    number of an unfinished run. "ended" is its real state, "runs" the same with its divergences."""
+    number of an unfinished run. "runs" is its real state with its divergences; the settings have
+    the file of --load_path, with its folder."""
     seed, last, limit = seed_of(run), last_epoch(run), run.settings.get("max_steps")
     finished = seed["state"] == "finished"
     ended = f"stopped by --max_steps {limit}" if finished and limit else seed["state"]
@@ -74,7 +75,9 @@ def as_finished(run: Run) -> Seed:
         answer = seed["answers"].setdefault("training", {"numbers": {}})
         answer["numbers"]["trained/test"] = last["value"]
     runs = ", ".join([ended, *divergences([seed])])
-    more = {"seed": run.settings.get("seed"), "ended": ended, "runs": runs}
+    start = run.settings.get("load_path")
+    path = {"load_path": "/".join(Path(start).parts[-2:])} if isinstance(start, str) else {}
+    more = {"seed": run.settings.get("seed"), "settings": seed["settings"] | path, "runs": runs}
     return {**seed, **more, "state": "finished"}
 
 
@@ -120,7 +123,7 @@ def lines_of(seeds: Mapping[str, Seed], table: Table) -> list[list[str]]:
         from_about("network"),
         *settings,
         from_seed("seed"),
-        from_seed("state", "ended"),
+        from_seed("state", "runs"),
         from_seed("epochs"),
         from_seed("steps"),
         from_about("hours"),
@@ -136,7 +139,7 @@ def spread_of_seeds(seeds: Mapping[str, Seed], table: Table) -> Iterator[str]:
     deviation (n - 1) of each number that all of them have."""
     groups: dict[str, list[str]] = {}
     for label, seed in seeds.items():
-        recipe = [seed[name] for name in ("settings", "start", "steps")]
+        recipe = [seed[name] for name in ("settings", "steps")]
         groups.setdefault(repr(recipe), []).append(label)
     for labels in groups.values():
         seed_texts = [str(seeds[label]["seed"]) for label in labels]

@@ -102,7 +102,8 @@ def check_seeds(
 def recipe(seed: Seed) -> dict[str, Any]:
     """Return the flags that all seeds of a row share: settings, the defaults that a record omits
     included, and the experiment from which the run started."""
-    settings = {**dict.fromkeys(TERMS, 0), "max_steps": None, **DEFAULTS, **seed["settings"]}
+    absent = {**dict.fromkeys(TERMS, 0), "max_steps": None, "n_valid": None}
+    settings = {**absent, **DEFAULTS, **seed["settings"]}
     return {f"--{key}": value for key, value in settings.items()} | {"--load_path": start_of(seed)}
 
 

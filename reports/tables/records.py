@@ -37,7 +37,9 @@ ALWAYS = (
     *("dataset", "arch", "depth", "width", "norm", "dropout_rate", "optimizer", "lr", "n_epochs"),
     *("max_steps", "batch_size", "warmup_iters", "decay_epochs", "decay_rate", "weight_decay"),
     *("sigma", "smoothing", "labels_per_class", "sgld_l2", "clip_grad", "amp", "method"),
-    *("distance", "eps", "levels", "class_cond"),
+    *("distance", "eps", "levels", "class_cond", "n_valid", "temperature", "projection"),
+    *("pretrain_epochs", "ntxent_weight", "n_steps_pgd_attack", "attack_step", "random_init"),
+    *("l2", "max_iter"),
 )
 # Settings that a record omits at these values. Records from before a setting was recorded lack it,
 # too: their runs all had this value.
@@ -45,6 +47,7 @@ DEFAULTS = {
     **{"image_size": IMAGE_SIZE, "augment": "on", "adam_betas": ADAM_BETAS, "ema": 0.0},
     **{"independent_batches": False, "augment_px": "same", "px_batch_size": None},
     **{"uncond": False, "px_loss": "cd", "class_cond_p_x_sample": False},
+    **{"clf_only": False, "queue_init": "empty", "start_epoch": 0},
     **{"chain_start": "uniform", "sgld_clamp": False, "sgld_grad_clip": None, "bn_chains": "jem"},
 }
 DIVERGED = re.compile(r"diverged at step \d+ \([^)]*\)")
