@@ -787,6 +787,38 @@ def test_a_comparison_of_seeds_has_their_mean_and_deviation(tmp_path, capsys):
     assert "differ in the seed alone" not in text
 
 
+SAMPLED = {"n": 9, "steps": 40, "fid": 40.0, "features": "inception-v3"}
+DISTANCES = {"score_fn": "knn", "ood_dataset": "svhn", "auroc": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("question", "values", "first", "second"),
+    [
+        ("test_clf", {"accuracy": 0.5}, {"max_images": 100}, {"max_images": 200}),
+        ("eval_ece", {"ece": 0.5}, {"checkpoint": "best_valid_ckpt.pt"}, {}),
+        ("fid", SAMPLED, {"guidance": 0.1}, {"guidance": 1.0}),
+        ("uncond_samples", SAMPLED, {"steps": 40}, {"steps": 80}),
+        ("cond_samples", SAMPLED, {"guidance": 0.1}, {"guidance": 1.0}),
+        ("cond_samples", SAMPLED, *({"read_as_asked": {"classifier_sha256": s}} for s in "ab")),
+        ("attack", {"rows": [{"eps": 0, "accuracy": 0.5}]}, {"random_init": True},
+         {"random_init": False}),
+        ("OOD", {"in_dataset": "cifar10_test", "rows": [DISTANCES]},
+         *({"settings": {"score_fn": ["knn"], "knn_k": k}} for k in (5, 50))),
+    ],
+)  # fmt: skip
+def test_numbers_that_were_not_asked_alike_are_not_averaged(
+    question, values, first, second, tmp_path, capsys
+):
+    runs = [fake_run(tmp_path, "x", seed) for seed in (1, 2)]
+    for differs in (True, False):
+        for run, more in zip(runs, (first, second if differs else first), strict=True):
+            answer(run / "eval", run, question, **{"dataset": "cifar10", **values, **more})
+        assert tables.main(["compare", *map(str, runs)]) == 0
+        spread = capsys.readouterr().out.partition("mean +- sd: ")[2].partition("\n")[0]
+        assert (spread.count(" +- ") == 1) == differs  # the time of a step
+        assert spread.endswith("asked alike are not averaged.") == differs
+
+
 def test_mistakes_are_one_line_and_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     assert "--scale small" in error("collect", "--root", tmp_path)
     assert "holds no run" in error("compare", tmp_path)

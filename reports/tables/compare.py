@@ -12,7 +12,7 @@ from reports.page.markup import document, number
 from reports.page.paper import SCORES
 from reports.tables.about import about, divergences
 from reports.tables.formats import aligned, value_text
-from reports.tables.protocols import check_protocols
+from reports.tables.protocols import asked_alike, check_protocols
 from reports.tables.records import Seed, seed_of
 from reports.tables.table import Row, Table, keys_of, measured
 from reports.tables.titles import digits, full_title, natural
@@ -136,7 +136,7 @@ def lines_of(seeds: Mapping[str, Seed], table: Table) -> list[list[str]]:
 
 def spread_of_seeds(seeds: Mapping[str, Seed], table: Table) -> Iterator[str]:
     """Yield a line about each group of runs that differ in the seed alone: the mean and standard
-    deviation (n - 1) of each number that all of them have."""
+    deviation (n - 1) of each number that all of them have and were asked alike."""
     groups: dict[str, list[str]] = {}
     for label, seed in seeds.items():
         recipe = [seed[name] for name in ("settings", "steps")]
@@ -147,11 +147,14 @@ def spread_of_seeds(seeds: Mapping[str, Seed], table: Table) -> Iterator[str]:
             continue
         group = {label: seeds[label] for label in labels}
         means = {key: measured(group, key) for key in table.keys}
+        means = {key: n for key, n in means.items() if n.n == len(labels)}
         texts = [
             f"{full_title(key)} {n.mean:.{digits(key)}f} +- {n.std:.{digits(key)}f}"
             for key, n in means.items()
-            if n.n == len(labels)
+            if asked_alike(group.values(), key)
         ]
-        if texts:
+        if means:
             subject = f"{', '.join(labels)} differ in the seed alone ({', '.join(seed_texts)})"
-            yield f"{subject}, mean +- sd: {'; '.join(texts)}."
+            spread = f", mean +- sd: {'; '.join(texts)}." if texts else "."
+            others = " Numbers that were not asked alike are not averaged."
+            yield subject + spread + others * (len(texts) < len(means))

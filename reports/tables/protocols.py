@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -97,6 +97,13 @@ def check_seeds(
                 f"{subject}: {first} and {second} are no seeds of one row ({'; '.join(texts)}): "
                 "train or evaluate one of them again, or remove it and its part of the record"
             )
+
+
+def asked_alike(seeds: Iterable[Seed], key: str) -> bool:
+    """Return whether the protocols of a number agree. Compare the keys that both have."""
+    protocols = [{(q, name): value for q, name, value in protocol_items(s, (key,))} for s in seeds]
+    pairs = combinations(protocols, 2)
+    return all(a[name] == b[name] for a, b in pairs for name in a.keys() & b.keys())
 
 
 def recipe(seed: Seed) -> dict[str, Any]:

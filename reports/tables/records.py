@@ -54,8 +54,10 @@ DIVERGED = re.compile(r"diverged at step \d+ \([^)]*\)")
 # Numbers are averaged only where these agree: keys of the protocol and, by question, of the answer.
 PROTOCOL = ("version", "sigma", "n_steps", "seed", "amp", "max_images")
 PROTOCOL_OF_QUESTION = {
-    "fid": ("n", "sampling", "reference"),
-    "attack": ("attack", "steps", "restarts", "n_steps_refine"),
+    "fid": ("n", "sampling", "reference", "guidance"),
+    "attack": ("attack", "steps", "restarts", "n_steps_refine", "random_init"),
+    "uncond_samples": ("steps",),
+    "cond_samples": ("steps", "guidance"),
 }
 # Question -> family of keys -> the answer's key, of numbers about one data set.
 OF_DATASET = {
@@ -241,12 +243,18 @@ def answers_of(run: Run, is_wanted: IsWanted | None) -> dict[str, Any]:
 
 
 def protocol_of(name: str, model: Model) -> dict[str, Any]:
-    """Return the settings that the numbers depend on; "sets": name -> number of images."""
+    """Return what the numbers depend on; "checkpoint": its file's name; "sets": name -> number of
+    images."""
     recorded = model.part("protocol")
     protocol = {key: recorded[key] for key in PROTOCOL if key in recorded}
     sizes = {key: IMAGES.search(str(text)) for key, text in mapping(recorded.get("sets")).items()}
     protocol["sets"] = {key: int(n[1].replace(",", "")) for key, n in sizes.items() if n}
     protocol |= {key: model.get(key) for key in PROTOCOL_OF_QUESTION.get(name, ())}
+    protocol["checkpoint"] = Path(model.checkpoint).name
+    if "knn" in str(model.part("settings").get("score_fn")):
+        protocol["knn_k"] = model.part("settings").get("knn_k")
+    if classifier := model.part("read_as_asked").get("classifier_sha256"):
+        protocol["classifier_sha256"] = classifier
     if isinstance(weights := model.get("weights"), str):  # of a run with --ema
         protocol["weights"] = weights.split()[0]
     if name == "fid":
