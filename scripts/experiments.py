@@ -175,8 +175,12 @@ class Runner:
             )
         if any((run / n).exists() for n in (LAST, PREVIOUS)) and command[0] != rows.PROBE:
             steps = (done.read_object(run / "variant.json") or {}).get("max_steps")
-            limit = ["--max_steps", str(steps)] if steps else []  # --resume does not restore it
-            command = [command[0], "--resume", str(run), *limit]
+            given = done.flags_of(command[0]).build_parser().parse_args(command[1:])
+            limits = {"max_steps": steps, "max_minutes": given.max_minutes}  # not restored
+            flags = [
+                word for n, value in limits.items() if value for word in (f"--{n}", str(value))
+            ]
+            command = [command[0], "--resume", str(run), *flags]
         elif run.exists():
             command.append("--overwrite")  # the run stopped before its first checkpoint
         code, error = self.call(job, command, run, run.name)

@@ -501,6 +501,18 @@ def test_the_last_whole_row_is_read(tmp_path):
         assert (run.epochs, run.steps) == expected, text
 
 
+def test_a_run_that_is_stopped_in_its_last_epoch_is_finished_once_it_has_gone_on(train):
+    late, above = "--max_minutes 1e-9", "--max_steps 99"  # an epoch has 5 steps
+    for more, resumed, finished in (
+        (f"--n_epochs 1 {late}", "", False),
+        (f"--n_epochs 2 --start_epoch 1 --max_steps 3 {late}", "--max_steps 3", False),
+        (f"--n_epochs 1 {above}", above, True),
+    ):
+        run = train(f"--pyxce 1 {more}")
+        assert run.code == 0 and read_run(run.folder).finished == finished, more
+        assert train.resumed(run, *resumed.split()).code == 0 and read_run(run.folder).finished
+
+
 SLEEPER = """import multiprocessing, os, signal, time
 from pathlib import Path
 def busy(*_):  # a step that does not end
@@ -637,8 +649,8 @@ def test_a_sweep_trains_each_value_with_each_seed_and_compares(sweep, tmp_path, 
     assert "Accuracy (%): test_acc over epochs" in text and "<td>--contrast_t</td>" in text
     commands.clear()
     (tmp_path / "contrast_t-.1-s2" / "progress.csv").write_text("epoch,step\n")
-    assert run() == 0  # resumes the unfinished run alone
-    assert [command[1:4:2] for command in commands] == [["--resume", "--max_steps"]]
+    assert run(more="--max_minutes 9") == 0  # resumes the unfinished run alone, with its limits
+    assert [command[1::2] for command in commands] == [["--resume", "--max_steps", "--max_minutes"]]
     assert capsys.readouterr().out.count("trained already") == 3
     (tmp_path / "x.pt").touch()
     for more, had in {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from markupsafe import Markup
 
 from reports.page.markup import number, show
 from runs.files import read_json, read_rows
-from runs.folder import ENVIRONMENTS, LAST, environments, holds_run
+from runs.folder import ENVIRONMENTS, LAST, LOG, environments, holds_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 T = TypeVar("T")
 PROBE = "linear_probe.py"  # a program whose only row of progress.csv is not an epoch
 
+ALL_STEPS = re.compile(r" of ([\d,]+) steps done$", re.M)  # of all epochs, in log.txt
 # Question -> keys that its answer must have; with several checkpoints, in each of "models".
 KEYS: dict[str, tuple[str, ...]] = {
     "test_clf": ("dataset", "n", "accuracy", "nll"),
@@ -156,13 +158,26 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Return whether training reached its last epoch or --max_steps, or a probe its end."""
+        """Return whether training did all steps of its epochs or of --max_steps, or a probe ended.
+
+        --max_minutes leaves a row of an epoch that it has stopped. Without the number of steps in
+        log.txt a row counts as a whole epoch.
+        """
         if not self.settings or not (self.folder / LAST).exists():
             return False
         if self.settings.get("program") == PROBE:  # it writes its checkpoint last
             return True
-        steps, epochs = (self.settings.get(name) for name in ("max_steps", "n_epochs"))
-        return self.steps >= steps if steps else epochs is not None and self.epochs >= epochs
+        names = ("max_steps", "n_epochs", "start_epoch")
+        limit, epochs, start = (number(self.settings.get(name)) or 0 for name in names)
+        log = self.folder / LOG
+        text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        totals = ALL_STEPS.findall(text)  # by each process
+        total = int(totals[-1].replace(",", "")) if totals and epochs else 0
+        if limit and total:  # counted from --start_epoch, as the rows' steps are not
+            limit = min(total, limit + total * start // epochs)
+        if limit:
+            return self.steps >= limit
+        return 0 < epochs <= self.epochs and self.steps >= total
 
     def command(self, evaluation: str, *flags: str) -> str | None:
         """Return the command that evaluates the best checkpoint, else the last, else any; None

@@ -70,7 +70,8 @@ def as_finished(run: Run) -> Seed:
     the file of --load_path, with its folder."""
     seed, last, limit = seed_of(run), last_epoch(run), run.settings.get("max_steps")
     finished = seed["state"] == "finished"
-    ended = f"stopped by --max_steps {limit}" if finished and limit else seed["state"]
+    stopped = finished and limit and run.steps >= limit
+    ended = f"stopped by --max_steps {limit}" if stopped else seed["state"]
     if last is not None:
         answer = seed["answers"].setdefault("training", {"numbers": {}})
         answer["numbers"]["trained/test"] = last["value"]
