@@ -589,6 +589,8 @@ def test_the_findings_name_a_claim_once_with_each_of_its_scales():
 
 
 def test_a_claim_has_one_measure_and_two_sides_of_experiments():
+    texts = [text for declared in claims.CLAIMS.values() for text, *_ in declared]
+    assert len(set(texts)) == len(texts)
     for table, declared in claims.CLAIMS.items():
         assert table in TABLES
         for text, first, relation, second, keys in declared:
@@ -613,6 +615,7 @@ def test_a_claim_is_judged_of_two_sides_that_were_run_or_diverged():
     experiments = {"hdge": seed_with(**{SVHN: 0.5}), "hdge-raw": seed_with("diverged"), "jem": jem}
     experiments["hdge-jem"] = seed_with(**{"fid/a-1000": 2.0, "fid/x-1000": 20.0})
     experiments |= {"ce": seed_with(**{ACCURACY: 0.75}), "jem-stable": seed_with(**{ACCURACY: 0.5})}
+    experiments |= {name: seed_with(**{ACCURACY: 0.5}) for name in ("hdge-bn", "ce-bn")}
 
     def judge() -> tuple[dict[str, tuple[str, str]], list[str]]:
         judged, unjudged = claims.verdicts("x", experiments)
@@ -621,6 +624,8 @@ def test_a_claim_is_judged_of_two_sides_that_were_run_or_diverged():
     sides, unjudged = judge()
     assert "hdge-raw: diverged 1 of 1" in sides["Normalising the logits makes no difference (px)"]
     assert "HDGE detects OOD better than cross-entropy (px)" in unjudged
+    assert "HDGE classifies better than cross-entropy" in sides
+    assert "On CIFAR-100: HDGE classifies better than cross-entropy" in unjudged
     # samples are compared in features that both sides have
     assert sides["HDGE + JEM samples better than JEM"] == ("hdge-jem: 20.00 (1)", "jem: 30.00 (1)")
     assert sides["JEM costs accuracy"] == ("jem, from ce: 25.00 (1)", "ce: 75.00 (1)")

@@ -80,8 +80,7 @@ def verdicts(scale: str, records: Mapping[str, Record]) -> tuple[list[Verdict], 
         tests = [as_test(claim, records) for claim in claims]
         judged += family(scale, [test for test in tests if isinstance(test, Test)])
         unjudged += [text for text in tests if isinstance(text, str)]
-    judged_texts = {verdict.claim for verdict in judged}
-    return judged, [text for text in dict.fromkeys(unjudged) if text not in judged_texts]
+    return judged, unjudged
 
 
 def as_test(
