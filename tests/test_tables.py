@@ -155,6 +155,10 @@ def test_an_empty_cell_has_its_reason(tmp_path):
     (verdict,) = (v for v in claims.verdicts("small", experiments)[0] if "step of JEM" in v.claim)
     assert verdict.sides == ("jem: several devices", "hdge: 100.0 (1)")
     assert (verdict.group, verdict.text) == ("undecided", "no number")
+    del experiments["jem"]["1"]  # each side on a device of its own
+    (verdict,) = (v for v in claims.verdicts("small", experiments)[0] if "step of JEM" in v.claim)
+    assert verdict.sides == ("jem: 100.0 (1)", "hdge: 100.0 (1)")
+    assert (verdict.group, verdict.text) == ("undecided", "several devices")
 
 
 def test_diverged_runs_are_counted_and_give_no_number(tmp_path):

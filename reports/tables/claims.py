@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from scipy.stats import ttest_ind
@@ -25,7 +25,7 @@ MARGINS = {"auroc": 0.02, "robust": 1.0}  # bounds of no difference; robust's is
 
 @dataclass(frozen=True)
 class Test:
-    """A claim's two sides. `values`: each seed's measure, by side; () where a side has none."""
+    """A claim's two sides. `values`: each seed's measure, by side; () for the `reason`."""
 
     claim: str
     relation: str
@@ -34,6 +34,7 @@ class Test:
     names: tuple[str, str]
     sides: tuple[table.Number, table.Number]
     values: tuple[tuple[float, ...], ...] = ()
+    reason: str = "no number"
 
     @property
     def difference(self) -> float:
@@ -87,7 +88,8 @@ def as_test(
     claim: tuple[str, str, str, str, Sequence[str]], records: Mapping[str, Record]
 ) -> Test | str:
     """Return the test of a claim, whose measure is the mean of the columns that both sides have.
-    Return the claim's text where a side was not run."""
+    Steps that were timed on several devices are not compared. Return the claim's text where a side
+    was not run."""
     text, first, relation, second, keys = claim
     names = [name_in(records, name) for name in (first, second)]
     pair = [records.get(name, {}) for name in names]
@@ -105,7 +107,10 @@ def as_test(
         for name, opposite, record in zip(names, reversed(names), pair, strict=True)
     ]
     measure = (keys[0], title_of(in_both or keys[:1]))
-    return Test(text, relation, *measure, (titles[0], titles[1]), (sides[0], sides[1]), values)
+    test = Test(text, relation, *measure, (titles[0], titles[1]), (sides[0], sides[1]), values)
+    both = {f"{i}-{n}": seed for i, record in enumerate(pair) for n, seed in record.items()}
+    several = any(table.measured(both, key).state == table.DEVICES for key in in_both)
+    return replace(test, values=(), reason=table.DEVICES) if several else test
 
 
 def per_seed(record: Record, keys: Sequence[str]) -> tuple[float, ...]:
@@ -146,7 +151,7 @@ def judge(scale: str, test: Test, level: float, decided: bool) -> Verdict:
     margin, n = MARGINS.get(test.key.partition("/")[0], 0.0), digits(test.key)
     ratio, span = 0.0, "-"
     if not test.values:
-        group, text = UNDECIDED, "no number"
+        group, text = UNDECIDED, test.reason
     elif p is None:
         d = test.difference
         direction = "no difference" if not d else "higher" if d > 0 else "lower"
