@@ -397,6 +397,8 @@ def parse_sweep(argv: Sequence[str]) -> tuple[Namespace, list[Point]]:
     reserved = {"seed", "log_dir", "id", "resume", "overwrite", "dry_run"}
     if name in reserved:
         parser.error(f"--vary {name}: the sweep sets it: give another flag; --seeds has the seeds")
+    if name == "image_size":
+        parser.error("--vary image_size: no numbers of two sizes are compared: give another flag")
     if taken := sorted((reserved | {name}) & given_flags(flags.build_parser(), typed)):
         parser.error(f"--{taken[0]} is the sweep's own: leave it out after --")
     if len(set(values)) < 2:

@@ -679,6 +679,7 @@ def test_the_flags_of_a_sweep_need_to_make_sense_only_together(argv, flags):
     [
         ("contrast_t .05 .05", "", "--vary contrast_t: give two values or more"),
         ("seed 1 2", "", "--vary seed: the sweep sets it: give another flag; --seeds has"),
+        ("image_size 8 16", "", "--vary image_size: no numbers of two sizes are compared: give"),
         ("contrast_t .05 x", "", "argument --contrast_t: 'x' is not a number"),
         ("temprature .05 .1", "", "unrecognized arguments: --temprature"),
         ("contrast_t .05 .1", "--seed 3", "--seed is the sweep's own: leave it out after --"),
