@@ -12,6 +12,7 @@ from scipy.stats import ttest_ind
 from reports.tables import DECLARED, table
 from reports.tables.about import NOT_RUN
 from reports.tables.formats import value_text
+from reports.tables.protocols import earlier_version
 from reports.tables.records import Record, finished_seeds, start_of
 from reports.tables.titles import digits, features_and_count, full_title, natural
 
@@ -88,8 +89,8 @@ def as_test(
     claim: tuple[str, str, str, str, Sequence[str]], records: Mapping[str, Record]
 ) -> Test | str:
     """Return the test of a claim, whose measure is the mean of the columns that both sides have.
-    Steps that were timed on several devices are not compared. Return the claim's text where a side
-    was not run."""
+    Numbers of an earlier version of a question, and steps that were timed on several devices, are
+    not compared. Return the claim's text where a side was not run."""
     text, first, relation, second, keys = claim
     names = [name_in(records, name) for name in (first, second)]
     pair = [records.get(name, {}) for name in names]
@@ -109,8 +110,10 @@ def as_test(
     measure = (keys[0], title_of(in_both or keys[:1]))
     test = Test(text, relation, *measure, (titles[0], titles[1]), (sides[0], sides[1]), values)
     both = {f"{i}-{n}": seed for i, record in enumerate(pair) for n, seed in record.items()}
-    several = any(table.measured(both, key).state == table.DEVICES for key in in_both)
-    return replace(test, values=(), reason=table.DEVICES) if several else test
+    reasons = {earlier_version(seed, in_both) for seed in both.values()}
+    reasons |= {state for key in in_both if (state := table.measured(both, key).state)}
+    reason = ", ".join(sorted(reasons - {""}))
+    return replace(test, values=(), reason=reason) if reason else test
 
 
 def per_seed(record: Record, keys: Sequence[str]) -> tuple[float, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -77,6 +77,15 @@ def check_version(subject: str, question: str, rows: Rows) -> list[str]:
         )
     keys = [(question, version) for version in rows if (question, version) in EARLIER]
     return [f"Version {version} of {name} {EARLIER[name, version]}." for name, version in keys]
+
+
+def earlier_version(seed: Seed, keys: Sequence[str]) -> str:
+    """Return 'version V of QUESTION' if a number of `keys` is of a version in EARLIER; else ''."""
+    for name, answer in seed["answers"].items():
+        question, version = name.partition("/")[0], answer.get("protocol", {}).get("version")
+        if (question, version) in EARLIER and answer["numbers"].keys() & {*keys}:
+            return f"version {version} of {question}"
+    return ""
 
 
 def check_seeds(
