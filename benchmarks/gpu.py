@@ -139,9 +139,9 @@ def restore_call(args: Namespace, runs: Path) -> dict[str, Any]:
     """Copy runs and measurements from --resume, an earlier call's OUT. Return its parts.json."""
     unpack_archive(args.resume, runs)
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in ("bench.json", "tests.xml"):
-        if (args.resume / name).exists():
-            shutil.copy(args.resume / name, args.out)
+    for pattern in ("bench.json", "tests.xml", "run.zip.*"):  # without training the archive stays
+        for path in args.resume.glob(pattern):
+            shutil.copy(path, args.out)
     return dict(read_json(args.resume / "parts.json"))
 
 

@@ -108,6 +108,10 @@ def test_parts_run_in_their_order_and_a_resumed_call_keeps_the_measurements(tmp_
     assert read_json(second / "bench.json") == {"peaks": {}}
     gpu.unpack_archive(second, tmp_path)
     assert (tmp_path / "m-jem" / "last_ckpt.pt").read_text() == "xx"
+    third = tmp_path / "third"  # it does not train
+    assert gpu.main([str(third), *words, "steps", "--resume", str(second)]) == 0
+    gpu.unpack_archive(third, tmp_path / "kept")
+    assert (tmp_path / "kept" / "m-jem" / "last_ckpt.pt").read_text() == "xx"
     monkeypatch.setattr(gpu, "call_part", lambda *_: 1)
     assert gpu.main([str(tmp_path / "again"), *words, "steps"]) == 1
 
