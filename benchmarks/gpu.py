@@ -126,9 +126,11 @@ def run_parts(args: Namespace, argv: Sequence[str]) -> int:
             log(f"{name}: {seconds:.0f} s at most")
             began = time.monotonic()
             save(name, "was interrupted", 0)  # stays there if this program is killed
-            code = call_part(args, name, seconds, runs)
-            if name == "training":
-                archive(args.out, runs)
+            try:
+                code = call_part(args, name, seconds, runs)
+            finally:  # also after Ctrl-C: OUT then has the checkpoints up to now
+                if name == "training":
+                    archive(args.out, runs)
             save(name, code, time.monotonic() - began)
     codes = {name: record["parts"][name]["exit_code"] for name in names}
     log(f"exit codes: {', '.join(f'{name} {codes[name]}' for name in names)}; in {args.out}")

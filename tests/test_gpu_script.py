@@ -116,6 +116,17 @@ def test_parts_run_in_their_order_and_a_resumed_call_keeps_the_measurements(tmp_
     assert gpu.main([str(tmp_path / "again"), *words, "steps"]) == 1
 
 
+def test_ctrl_c_keeps_the_checkpoints_of_the_training(tmp_path, monkeypatch):
+    def call_part(args: Any, name: str, seconds: float, runs: Path) -> int | str:
+        (runs / "last_ckpt.pt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "call_part", call_part)
+    assert gpu.main([str(tmp_path / "out"), "--rehearse", "--parts", "training"]) == 130
+    gpu.unpack_archive(tmp_path / "out", tmp_path / "again")
+    assert (tmp_path / "again" / "last_ckpt.pt").exists()
+
+
 SLOW_TEST = """
 import time, pytest
 pytestmark = pytest.mark.gpu  # @pytest.mark.gpu
