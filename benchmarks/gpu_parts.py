@@ -274,33 +274,50 @@ def profile_step(step: Callable[[], None], device: torch.device) -> Row:
 
 
 def training(part: Part) -> None:
-    """Train a judge, then M-JEM for as many epochs as fit in the time, and evaluate M-JEM."""
+    """Train a judge, then M-JEM for as many epochs as fit in the time, and evaluate M-JEM. Of a
+    training that fails, evaluate the last checkpoint."""
     data_flags = ["--data_root", str(part.args.data_root)]
     common = [*data_flags, "--device", part.device.type]
     new_run = [*common, "--log_dir", str(part.runs), "--compile", "off"]
     small = REHEARSED.split() if part.args.rehearse else []
     judge, jem = part.runs / "judge", part.runs / "m-jem"
-    if not (judge / "last_ckpt.pt").exists():
+    seconds = min(60, 0.15 * (part.deadline - time.monotonic()))
+    if (judge / "last_ckpt.pt").exists():  # nothing is left to do unless the call was interrupted
+        train(part, judge, [*resume(judge, seconds), *data_flags])
+    else:
         argv = [*JUDGE.split(), *small]
-        schedule = plan([*argv, *new_run], min(60, 0.15 * (part.deadline - time.monotonic())))
-        train([*argv, *schedule, *new_run, "--seed", "9", "--id", judge.name])
+        schedule = plan([*argv, *new_run], seconds)
+        train(part, judge, [*argv, *schedule, *new_run, "--seed", "9", "--id", judge.name])
     total = part.deadline - time.monotonic()
     seconds = total - max(0.2 * total, min(40, 0.5 * total))  # the rest is for `evaluate`
     if (jem / "last_ckpt.pt").exists():
-        train(["--resume", str(jem), "--max_minutes", str(seconds / 60), *data_flags])
+        train(part, jem, [*resume(jem, seconds), *data_flags])
     else:
         size = [*small, *REHEARSED_CHAINS.split()] if small else NETWORK.split()
         argv = ["@m-jem", *size]
         schedule = plan([*argv, *new_run], seconds, part.args.calls)
-        train([*argv, *schedule, *new_run, "--seed", "1", "--id", jem.name, "--plot_cond"])
+        argv += [*schedule, *new_run, "--seed", "1", "--id", jem.name, "--plot_cond"]
+        train(part, jem, argv)
     shutil.rmtree(jem / "eval", ignore_errors=True)  # of an earlier call, after fewer steps
     part.archive()
     evaluate(part, jem, judge, common)
 
 
-def train(argv: Sequence[str]) -> None:
-    print_line(f"python train_wrn.py {' '.join(argv)}", sys.stdout)
-    train_wrn.main(*train_flags.parse(argv))
+def resume(folder: Path, seconds: float) -> list[str]:
+    """Return the flags that train the run in `folder` for so many seconds more."""
+    return ["--resume", str(folder), "--max_minutes", str(seconds / 60)]
+
+
+def train(part: Part, folder: Path, argv: Sequence[str]) -> None:
+    """Train the run in `folder`. List it as left out if it fails: a signal is no failure."""
+
+    def run_training() -> list[Row]:
+        print_line(f"python train_wrn.py {' '.join(argv)}", sys.stdout)
+        if (code := train_wrn.main(*train_flags.parse(argv))) in (1, 2):
+            raise RuntimeError(f"exit code {code}: its numbers are of its last checkpoint")
+        return []
+
+    part.measure_all([("train", folder.name, run_training)])
 
 
 def evaluate(part: Part, jem: Path, judge: Path, common: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,38 @@ def test_ctrl_c_keeps_the_checkpoints_of_the_training(tmp_path, monkeypatch):
     assert gpu.main([str(tmp_path / "out"), "--rehearse", "--parts", "training"]) == 130
     gpu.unpack_archive(tmp_path / "out", tmp_path / "again")
     assert (tmp_path / "again" / "last_ckpt.pt").exists()
+
+
+def part_in(out: Path) -> gpu_parts.Part:
+    args = gpu.build_parser().parse_args([str(out), "--rehearse"])
+    return gpu_parts.Part(args, out / "runs", time.monotonic() + 600, lambda: None)
+
+
+def test_a_training_that_fails_is_listed_and_its_last_checkpoint_evaluated(tmp_path, monkeypatch):
+    codes, commands, evaluated = [2, 1, 0, 130], [], []
+
+    def main(argv: list[str], given: set[str]) -> int:
+        commands.append(argv)
+        return codes.pop(0)
+
+    monkeypatch.setattr(gpu_parts.train_flags, "parse", lambda argv: (argv, set()))
+    monkeypatch.setattr(gpu_parts.train_wrn, "main", main)
+    monkeypatch.setattr(gpu_parts, "plan", lambda *_: [])
+    monkeypatch.setattr(gpu_parts, "evaluate", lambda _, run, *__: evaluated.append(run.name))
+    part = part_in(tmp_path)
+    gpu_parts.training(part)
+    left_out = read_json(tmp_path / "bench.json")["left_out"]
+    assert [(name, why[:25]) for name, why in left_out.items()] == [
+        ("train: judge", "RuntimeError: exit code 2"),
+        ("train: m-jem", "RuntimeError: exit code 1"),
+    ]
+    for name in ("judge", "m-jem"):
+        (part.runs / name).mkdir(parents=True)
+        (part.runs / name / "last_ckpt.pt").touch()
+    gpu_parts.training(part)  # a later call, whose trainings end well or by a signal
+    resumed = [argv[argv.index("--resume") + 1] for argv in commands[2:]]
+    assert resumed == [str(part.runs / name) for name in ("judge", "m-jem")]
+    assert not part.record["left_out"] and evaluated == ["m-jem", "m-jem"] and not codes
 
 
 SLOW_TEST = """
