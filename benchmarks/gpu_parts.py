@@ -156,6 +156,7 @@ def machine(part: Part) -> None:
 def steps(part: Part) -> None:
     """Measure each training step of CASES and a chain in each of WAYS; compiled tasks are last."""
     rates = part.record.get("peaks") or measure.peaks(part.bench())
+    part.save(peaks=rates)  # not in the record unless the part `machine` has run
     ways = [way for way in WAYS if way != GRAPH or part.device.type == "cuda"]
     tasks: list[tuple[str, str, Callable[[], list[Row]]]] = [
         *(

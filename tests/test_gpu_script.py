@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import gpu, gpu_parts, report, subset
+from benchmarks import gpu, gpu_parts, measure, report, subset
 from reports.tables.page import write_results
 from runs.cli import UsageError
 from runs.files import read_json
@@ -158,6 +158,14 @@ def test_a_training_that_fails_is_listed_and_its_last_checkpoint_evaluated(tmp_p
     resumed = [argv[argv.index("--resume") + 1] for argv in commands[2:]]
     assert resumed == [str(part.runs / name) for name in ("judge", "m-jem")]
     assert not part.record["left_out"] and evaluated == ["m-jem", "m-jem"] and not codes
+
+
+def test_steps_save_the_peaks_that_their_shares_are_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "peaks", lambda bench: {"float32": 1e9})
+    for name in ("CASES", "WAYS"):
+        monkeypatch.setattr(gpu_parts, name, ())
+    gpu_parts.steps(part_in(tmp_path))
+    assert read_json(tmp_path / "bench.json")["peaks"] == {"float32": 1e9}
 
 
 SLOW_TEST = """
