@@ -182,7 +182,7 @@ def chain_rows(part: Part, way: str) -> list[Row]:
     s = flags.step_settings(bench.args, "JEM", 10)
     x = torch.rand(s.sgld_batch_size, 3, 32, 32, device=part.device) * 2 - 1
     x = x.contiguous(memory_format=torch.channels_last)
-    model = build_model(s, 10, part.device).eval().requires_grad_(False)
+    model = measure.build_network(s, 10, part.device).eval().requires_grad_(False)
     chain = losses.Chain.of(s)
     started = measure.clock()
     call = capture(chain, model, x) if way == GRAPH else partial(chain.climb, model.log_px, x)

@@ -27,6 +27,7 @@ import models
 import train_wrn
 from benchmarks import straightforward
 from benchmarks.flags import PROJECT, STABLE, STRAIGHT, STRAIGHT_TF32, step_settings
+from runs.cli import UsageError
 from runs.screen import print_line
 from training.build import build_model, fit_start
 from training.cost import run_on, step_flops
@@ -128,7 +129,7 @@ def project(bench: Bench, s: Namespace, classes: int) -> Contender:
     """Return train_wrn.py's step, with its divergence guard and with batches made on the device."""
     device = bench.device
     if classes not in bench.project:
-        bench.project[classes] = build_model(s, classes, device)
+        bench.project[classes] = build_network(s, classes, device)
     model = bench.project[classes].train()
     split, guard = data.Split(bench.images, bench.labels(classes)), Guard(device)
     run, batches = run_on(split, s, model, classes, flips=True)
@@ -145,6 +146,17 @@ def project(bench: Bench, s: Namespace, classes: int) -> Contender:
         format="bf16" if model.amp else "TF32" if device.type == "cuda" else "float32",
         check=lambda: guard.raise_if_diverged("nothing is saved here"),
     )
+
+
+def build_network(s: Namespace, classes: int, device: torch.device) -> models.EnergyClassifier:
+    """Build the network of the settings. Raises UsageError where --compile on compiles nothing:
+    the eager network's row would be called compiled."""
+    model = build_model(s, classes, device)
+    if s.compile == "on" and model.f._compiled_call_impl is None:
+        raise UsageError(
+            "--compile on: nothing was compiled: install what is missing, or leave it out"
+        )
+    return model
 
 
 def plain(bench: Bench, s: Namespace, classes: int, *, in_tf32: bool = False) -> Contender:

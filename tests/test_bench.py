@@ -13,7 +13,7 @@ import torch
 from benchmarks import flags, measure, report
 from benchmarks.flags import PROJECT, STRAIGHT, STRAIGHT_TF32
 from scripts import bench
-from tests.pair import refusal
+from tests.pair import outcome, refusal
 
 CPU = torch.device("cpu")
 TINY = "--preset quick --depth 10 --width 1 --batch_size 2 --n_steps 2 --contrast_k 64 --turns 2"
@@ -57,6 +57,14 @@ def test_without_room_for_its_tensor_only_the_project_is_timed(monkeypatch):
 def test_the_project_can_be_timed_alone(tmp_path):
     record = bench_json(tmp_path, "--no-straightforward --terms CE --turns 1 --device cpu")
     assert [row["contender"] for row in record["steps"]] == [PROJECT]
+
+
+def test_compilation_without_a_compiler_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    words = f"{TINY} --terms CE --compile on --device cpu --output {tmp_path}"
+    code, _, err = outcome(lambda: bench.main(flags.parse(words.split())))
+    assert code == 2 and "error: --compile on: nothing was compiled" in err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.gpu

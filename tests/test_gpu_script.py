@@ -168,6 +168,16 @@ def test_steps_save_the_peaks_that_their_shares_are_of(tmp_path, monkeypatch):
     assert read_json(tmp_path / "bench.json")["peaks"] == {"float32": 1e9}
 
 
+def test_no_row_is_called_compiled_where_nothing_compiles(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    for name in ("CASES", "WAYS"):
+        monkeypatch.setattr(gpu_parts, name, getattr(gpu_parts, name)[-1:])
+    gpu_parts.steps(part_in(tmp_path))
+    record = read_json(tmp_path / "bench.json")
+    assert record["steps"] == record["chain"] == [] and len(record["left_out"]) == 2
+    assert all("nothing was compiled" in why for why in record["left_out"].values())
+
+
 SLOW_TEST = """
 import time, pytest
 pytestmark = pytest.mark.gpu  # @pytest.mark.gpu
