@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import unpack_archive
+from benchmarks.gpu import SHARES, unpack_archive
 from reports.page import NoRun
 from reports.page.markup import TEXTS
 from reports.tables.compare import compared
@@ -72,8 +72,15 @@ def collect(out: Path, target: Path | None) -> Path:
     """Write gpu.md, gpu.json and pictures from `out`, an OUT of gpu.sh, to `target`. Without a
     target write them to benchmarks/gpu, and the table of speed to README.md. Return gpu.md's path.
 
-    Raises UsageError where `out` is no OUT of gpu.sh, or without a target a rehearsal's.
+    Raises UsageError where `out` is no OUT of gpu.sh or one that has tests alone, or without a
+    target a rehearsal's.
     """
+    if (out / "parts.json").exists() and not (out / "bench.json").exists():
+        names = ", ".join(name for name in SHARES if name != "tests")
+        raise UsageError(
+            f"collect {out}: it has no bench.json, which each of the parts {names} writes: "
+            "let gpu.sh run one of them"
+        )
     try:
         record, calls = read_json(out / "bench.json"), read_json(out / "parts.json")
     except (OSError, ValueError) as error:

@@ -285,3 +285,10 @@ def test_a_gpu_s_page_names_unmeasured_parts_and_readme_has_its_table(tmp_path):
     assert "| HDGE, C = 10 | 10.0 | 6,400 | 30% of bf16 | 1.00 |" in with_table
     assert report.with_speed(with_table, "again").count("again") == readme.count("again") + 1
     assert len(with_table.splitlines()) > len(readme.splitlines())
+
+
+def test_collect_names_the_parts_that_a_call_lacks(tmp_path):
+    (tmp_path / "parts.json").write_text('{"command": ["x"], "parts": {}, "seconds": 1}')
+    (tmp_path / "tests.xml").write_text("<testsuites/>")
+    with pytest.raises(UsageError, match="no bench.json, .* machine, steps, profile, training"):
+        report.collect(tmp_path, None)
