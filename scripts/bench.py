@@ -51,8 +51,6 @@ def work(settings: Namespace) -> int:
         return 0
     device = choose_device(settings.device)
     settings = flags.complete(settings, preset_for(settings.preset, device))
-    if settings.compile != "off":  # a network is compiled anew for each of several batch sizes
-        torch._dynamo.config.recompile_limit = 64
     settings.output.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
         "settings": {**vars(settings), "output": str(settings.output), "device": str(device)},

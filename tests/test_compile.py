@@ -3,10 +3,13 @@
 import torch
 import torch._functorch.config
 
+import data
 import losses
 import models
+import train_wrn
 from training import build, flags
 from training.build import build_model
+from training.cost import time_steps
 from training.session import term_gradients
 
 
@@ -48,6 +51,23 @@ def test_gradients_of_terms_can_be_measured_after_compiled_steps(monkeypatch):
     model(images).mean().backward()
     measured = term_gradients({"pyxce": model(images).mean()}, list(model.parameters()))
     assert measured["pyxce/gradient"] > 0
+
+
+@torch._dynamo.config.patch(recompile_limit=2)
+def test_a_step_is_timed_compiled_at_every_batch_size(monkeypatch):
+    """A dry run times steps of several sizes, more than dynamo compiles one function for."""
+    torch._dynamo.reset()
+    graphs: list[object] = []
+    monkeypatch.setattr(build, "can_compile", lambda _: True)
+    plain_compile = torch.nn.Module.compile
+    count = {"backend": lambda graph, _: graphs.append(graph) or graph, "dynamic": False}
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda f, **_: plain_compile(f, **count))
+    words = "--dataset digits --image_size 8 --pyxce 1 --depth 10 --width 1 --compile on"
+    settings, _ = flags.parse(words.split())
+    model = build_model(settings, 10, torch.device("cpu"))
+    for settings.batch_size in range(1, 5):
+        time_steps(model, settings, data.describe("digits"), 1, train_wrn.train_step)
+    assert len(graphs) == 4
 
 
 def test_act_norm_is_set_without_a_graph_of_its_own():

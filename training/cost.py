@@ -194,3 +194,5 @@ def run_on(
     changes = {"n_valid": 0, "labels_per_class": -1, "independent_batches": second_batch(s)}
     batches, _ = build_batches(Namespace(**{**vars(s), **changes, "seed": s.seed or 0}), dataset)
     return run, batches
+    if s.compile != "off":  # a network is compiled anew for each of several batch sizes
+        torch._dynamo.config.recompile_limit = 64
