@@ -1,15 +1,20 @@
 """The cost of a step: against the operations that PyTorch counts, and against tensors' sizes."""
 
 import argparse
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from losses import LogitQueue, ReplayBuffer, Step, build_objective
+import data
+import train_wrn
+from losses import Step, build_objective
 from models import build, forward_flops
 from runs import processes as distributed
+from training.build import build_batches, start_run
 from training.cost import memory_bytes, peak_memory, scaled, step_flops, step_seconds
+from training.divergence import Guard, snapshot
 from training.flags import build_parser, second_batch
 
 SMALL = "--pyxce 1 --batch_size 2 --sgld_batch_size 2 --n_steps 2 --buffer_size 50 --contrast_k 64"
@@ -64,17 +69,38 @@ def test_a_step_costs_what_pytorch_counts(case):
     assert step_flops(forward, s) == pytest.approx(measured(s), rel=0.02)
 
 
-def test_memory_is_the_size_of_the_tensors():
-    model = build(depth=10, width=1)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    queue = 4 * LogitQueue(10, 65536).queue_logit.numel()
-    buffer = 4 * ReplayBuffer(100, (3, 32, 32), 0.05, 10).images.numel()
-    s = settings("--pxycontrast 1 --pxsgld 1 --buffer_size 100 --contrast_k 65536 --ema .9")
-    assert memory_bytes(s, model, 500, 10) == {
-        **dict.fromkeys(("weights", "gradients", "weight average"), weights),
-        **{"optimiser": 2 * weights, "queue": queue, "replay buffer": buffer},
-        **{"snapshots": 2 * (4 * weights + queue + buffer), "images": 500 * 32 * 32 * 3},
-    }
+def size_of(*values: Any) -> int:
+    """Return the bytes of all tensors in these values, dicts of tensors among them."""
+    children = [child for v in values if isinstance(v, dict) for child in v.values()]
+    own = sum(v.nbytes for v in values if isinstance(v, torch.Tensor))
+    return own + (size_of(*children) if children else 0)
+
+
+def test_memory_is_the_size_of_a_run_s_tensors():
+    s = settings(
+        "--dataset digits --image_size 8 --depth 10 --width 1 --norm batch --ema .9 --seed 1 "
+        "--pxycontrast 1 --contrast_k 65536 --pxsgld 1 --chain_start class_gaussian"
+    )
+    dataset = data.load("digits", "", size=8)
+    batches, splits = build_batches(s, dataset)
+    run = start_run(s, dataset, batches)
+    train_wrn.train_step(run, Guard(run.device), batches(0), 0)
+    images = [split.images for split in (dataset.train, dataset.test, splits["valid"])]
+    state = snapshot(run)
+    on_device = {name: state[name] for name in state if name not in ("data", "random")}
+    assert memory_bytes(s, run.model, sum(map(len, images)), 10) == pytest.approx(
+        {
+            "weights": size_of(run.model.state_dict()),
+            "optimiser": size_of(run.optimizer.state_dict()),
+            "weight average": size_of(run.ema.state_dict()),
+            "queue": size_of(run.memory("queue").state_dict()),
+            "replay buffer": size_of(run.memory("replay_buffer").state_dict()),
+            "snapshots": 2 * size_of(on_device),
+            "gradients": size_of(*(p.grad for p in run.model.parameters())),
+            "images": size_of(*images),
+        },
+        rel=1e-3,
+    )
 
 
 def test_memory_counts_only_what_is_used():

@@ -314,6 +314,7 @@ def test_dry_run_needs_no_data_and_leaves_nothing(train, tmp_path):
     for line in ("training step", "time a step", "time of the run"):
         assert f"\n{line}" in run.out
     assert re.search(r"\nmemory: replay buffer +7\.5 MiB", run.out)  # 640 x 3 x 32 x 32 floats
+    assert re.search(r"\nmemory: images +175\.9 MiB", run.out)  # 60,040 x 3 x 32 x 32 bytes
 
 
 def test_a_dry_run_with_few_labels_counts_the_images_that_a_step_has(train):

@@ -14,6 +14,7 @@ from torch import nn
 
 import data
 from losses import build_objective
+from losses.start import new_start
 from models import EnergyClassifier, forward_flops, initialise_act_norm
 from runs import processes as distributed
 from runs.cli import UsageError
@@ -44,18 +45,22 @@ def step_flops(forward: int, s: Namespace) -> float:
 
 def memory_bytes(s: Namespace, model: nn.Module, images: int, num_classes: int) -> dict[str, int]:
     """Return the bytes that each process keeps allocated for the whole run, by use; activations
-    are not included. `images`: the number of training images."""
+    are not included, nor labels and indices of images. `images`: the number of images of all
+    splits. Validation images count twice: their split is a copy."""
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     moments = 2 if s.optimizer == "adam" else 1
     queue = s.contrast_style == "queue" and any(term.queue for term in used(vars(s)))
     sgld = has_chains(vars(s))
     values = 3 * s.image_size**2  # of one image
+    slots = s.buffer_size // distributed.size()
+    slot = 4 * values + 8  # bytes: an image, and the step at which its chain began
+    start = sum(buffer.nbytes for buffer in new_start(s.chain_start, num_classes).buffers())
     state = {
-        "weights": 4 * sum(p.numel() for p in model.parameters()),
+        "weights": sum(tensor.nbytes for tensor in model.state_dict().values()),
         "optimiser": moments * trained,
         "weight average": trained if s.ema > 0 else 0,
         "queue": 4 * num_classes * s.contrast_k if queue else 0,
-        "replay buffer": 4 * values * s.buffer_size // distributed.size() if sgld else 0,
+        "replay buffer": slots * slot + start if sgld else 0,
     }
     snapshots = 2 * sum(state.values()) if s.max_restarts else 0
     return {**state, "snapshots": snapshots, "gradients": trained, "images": values * images}
@@ -137,13 +142,15 @@ def dry_run(s: Namespace, device: torch.device, train_step: TrainStep) -> None:
     hours = steps * (s.n_epochs - s.start_epoch) * seconds / 3600
     smaller = "" if part == 1 else f", of a step with {part:.1%} of the work"
     scaled_up = ", scaled up from that step" if smaller else ""
-    memory = memory_bytes(s, model, images, spec.num_classes).items()
+    on_device = spec.train_size + n_valid + spec.test_size
+    memory = memory_bytes(s, model, on_device, spec.num_classes).items()
     facts = {
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "forward pass": f"{forward / 1e9:,.3f} GFLOP an image",
         "training step": f"{step_flops(forward, real) / 1e12:,.4g} TFLOP",
         **{f"memory: {name}": f"{size / 2**20:,.1f} MiB" for name, size in memory},
-        "memory: peak": f"{peak_memory(device) / 2**20:,.1f} MiB without snapshots{smaller}",
+        "memory: peak": f"{peak_memory(device) / 2**20:,.1f} MiB without snapshots and images"
+        f"{smaller}",
         "time a step": f"{seconds * 1000:,.1f} ms, {s.batch_size / seconds:,.1f} images/s"
         f"{scaled_up}",
         "time an epoch": f"{steps * seconds / 60:,.1f} minutes, {steps:,} steps",
@@ -188,11 +195,11 @@ def run_on(
     """Return a run of the model on the images of `split`, and its batches. All images are training
     images, and all labels are used."""
     device = next(model.parameters()).device
+    if s.compile != "off":  # a network is compiled anew for each of several batch sizes
+        torch._dynamo.config.recompile_limit = 64
     objective = build_objective(s, num_classes).to(device)
     run = Run(s, num_classes, model, objective, build_optimizer(s, model, objective))
     dataset = data.DataSet("", num_classes, (), flips, split, split.first(0)).to(device)
     changes = {"n_valid": 0, "labels_per_class": -1, "independent_batches": second_batch(s)}
     batches, _ = build_batches(Namespace(**{**vars(s), **changes, "seed": s.seed or 0}), dataset)
     return run, batches
-    if s.compile != "off":  # a network is compiled anew for each of several batch sizes
-        torch._dynamo.config.recompile_limit = 64
