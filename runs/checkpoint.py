@@ -28,6 +28,10 @@ from runs.shared import CONFIG, no_checkpoint, weights_file
 # Errors of the machine: the file may be good.
 UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM, errno.EMFILE)
 
+# In messages of CUDA and Triton, of cuBLAS, and of cuDNN, which finds no engine for a convolution
+# if there is no memory for any engine's workspace.
+GPU_IS_FULL = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "unable to find an engine")
+
 SEAL = b"sha256:"
 SEAL_SIZE = len(SEAL) + 64 + 1  # and a line end
 SEALED = "sealed"  # a key of the saved dict: the file must end with its checksum
@@ -106,9 +110,17 @@ def read_with_sha256(path: str | Path) -> tuple[dict[str, Any], str]:
     return state, sha256
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Return whether an error means that main memory is full: PyTorch has no class for that."""
-    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+def out_of_memory(error: Exception) -> str:
+    """Return a clause about the memory that is full where an error means that, else "". PyTorch has
+    a class for the errors of its own allocator on a GPU alone."""
+    message = str(error)
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in message:
+        return "the memory is full"
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is full"
+    if isinstance(error, RuntimeError) and any(part in message for part in GPU_IS_FULL):
+        return f"the GPU's memory is full ({message.splitlines()[0]})"
+    return ""
 
 
 def damaged(path: Path, reason: str) -> CheckpointError:

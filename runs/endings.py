@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-import torch
-
 from runs import processes as distributed
 from runs.checkpoint import out_of_memory
 from runs.cli import Mistake
@@ -59,11 +57,10 @@ def exit_code(
         if distributed.is_lost(error):
             tell(f"{program}: error: {distributed.LOST} ({distributed.reason(error)})")
             return 1
-        gpu = isinstance(error, torch.OutOfMemoryError)
-        if lower is None or not (gpu or out_of_memory(error)):
+        full = out_of_memory(error)
+        if lower is None or not full:
             raise
-        memory = "the GPU's memory" if gpu else "the memory"
-        tell(f"{program}: error: {memory} is full: lower {lower}")
+        tell(f"{program}: error: {full}: lower {lower}")
         return 2
     except KeyboardInterrupt as error:
         tell(interrupted)

@@ -48,16 +48,33 @@ def test_a_mistake_and_ctrl_c_are_one_line_and_a_bug_is_raised(capsys):
         code_after(ValueError("shape"))
 
 
+GPU_IS_FULL = (  # messages of PyTorch 2.14, of CUDA's driver, cuBLAS, cuDNN and Triton
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "GET was unable to find an engine to execute this computation",
+    "Triton Error [CUDA]: out of memory",
+)
+
+
 def test_full_memory_names_the_flags_to_lower(capsys):
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**50)
-    for error in (torch.OutOfMemoryError("CUDA out of memory"), raised.value, MemoryError()):
+    gpu = "the GPU's memory is full"
+    errors: list[tuple[Exception, str]] = [
+        (raised.value, "the memory is full"),
+        (MemoryError(), "the memory is full"),
+        (torch.OutOfMemoryError("CUDA out of memory"), gpu),
+        (torch.AcceleratorError(GPU_IS_FULL[0]), f"{gpu} ({GPU_IS_FULL[0].splitlines()[0]})"),
+        *((RuntimeError(text), f"{gpu} ({text.splitlines()[0]})") for text in GPU_IS_FULL),
+    ]
+    for error, full in errors:
         with pytest.raises(type(error)):
             code_after(error, lower=None)
         assert code_after(error) == 2
-        memory = "the GPU's memory" if isinstance(error, torch.OutOfMemoryError) else "the memory"
-        expected = f"a.py: error: {memory} is full: lower --batch_size 64\n"
-        assert capsys.readouterr() == ("", expected)
+        assert capsys.readouterr() == ("", f"a.py: error: {full}: lower --batch_size 64\n")
+    with pytest.raises(RuntimeError, match="illegal"):
+        code_after(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 @pytest.mark.parametrize(

@@ -330,7 +330,7 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
     except CheckpointError as error:
         raise CheckpointError(f"--resume {path}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
+        if out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
