@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from markupsafe import Markup
 
 from reports.page.markup import number, show
-from runs.files import read_json, read_rows
+from runs.files import file_sha256, read_json, read_rows
 from runs.folder import ENVIRONMENTS, LAST, LOG, environments, holds_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -196,7 +197,8 @@ class Run:
 
 
 def read_run(folder: Path, eval_folders: Sequence[Path] = ()) -> Run:
-    """Return the run, with the answers in its `eval/` and in `eval_folders`.
+    """Return the run, with the answers in its `eval/` and in `eval_folders`. Leave out, with a
+    note, answers about weights that its checkpoint no longer holds.
 
     Raises NoRun where the folder has no file of a training run.
     """
@@ -220,13 +222,29 @@ def read_run(folder: Path, eval_folders: Sequence[Path] = ()) -> Run:
     folders = {path.resolve(): path for path in (folder / "eval", *eval_folders)}.values()
     stems = sorted({path.stem for eval_folder in folders for path in eval_folder.glob("*.json")})
     own_questions = [stem for stem in stems if stem not in KEYS and "-" not in stem]
+    hash_of = cache(lambda path: file_sha256(path) if path.is_file() else None)
     for name in (*KEYS, *own_questions):
         paths = [path for eval_folder in folders for path in _versions(eval_folder, name)]
         records = [(path, _read(path, dict, notes)) for path in paths]
         answers = [_answer(run, name, path, record) for path, record in records if record]
+        stale = [a for a in answers if (model := a.of_run()) and is_stale(run, model, hash_of)]
+        outdated = "is about earlier weights: it is left out; ask again."
+        notes += [f"{answer.path.name} {outdated}" for answer in stale]
+        answers = [answer for answer in answers if answer not in stale]
         if name in KEYS or any(answer.reports() for answer in answers):
             run.answers[name] = answers
     return run
+
+
+def is_stale(run: Run, model: Model, hash_of: Callable[[Path], Any]) -> bool:
+    """Return whether the run's checkpoint has changed since the answer: by its hash or, where the
+    answer or the folder has none, by the last step. An answer with neither counts as current."""
+    path = run.folder / Path(model.checkpoint).name
+    sha256 = model.get("checkpoint_sha256")
+    if isinstance(sha256, str) and hash_of(path) is not None:
+        return bool(sha256 != hash_of(path))
+    step = number(model.part("run").get("step"))
+    return path.name == LAST and step is not None and run.last != {} and step != run.steps
 
 
 def items(value: object, kind: type[T]) -> list[T]:

@@ -13,7 +13,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -23,7 +22,7 @@ from reports.page.paper import canonical
 from reports.page.run import Model, Run, mapping
 from reports.tables.titles import natural
 from runs.cli import UsageError
-from runs.files import file_sha256, plain, read_json, whole
+from runs.files import plain, read_json, whole
 from runs.folder import LAST
 from runs.names import ADAM_BETAS, IMAGE_SIZE
 from runs.screen import print_line
@@ -210,14 +209,11 @@ def _state(folder: Path, finished: bool) -> tuple[str, int]:
 def answers_of(run: Run, is_wanted: IsWanted | None) -> dict[str, Any]:
     """Return question (of attacks: with the distance) -> its protocol, numbers and skipped sets.
 
-    Leave out answers about refined images, and stale answers, about weights that the checkpoint no
-    longer holds; warn where all answers are stale. is_wanted: whether the tables use an answer with
+    Leave out answers about refined images. is_wanted: whether the tables use an answer with
     these settings, which then has to be about the last checkpoint. None: take the newest answer, if
     possible about the last checkpoint.
     """
     taken: dict[str, tuple[bool, dict[str, Any]]] = {}
-    stale: dict[str, Path] = {}
-    hash_of = cache(lambda path: file_sha256(path) if path.is_file() else None)
     for name, answer in ((name, a) for name, answers in run.answers.items() for a in answers):
         model = answer.of_run()
         if model is None or model.refined:
@@ -226,19 +222,12 @@ def answers_of(run: Run, is_wanted: IsWanted | None) -> dict[str, Any]:
         if is_wanted is not None and not (last and is_wanted(name, model.part("settings"))):
             continue
         key = f"{name}/{model.get('distance')}" if name == "attack" else name
-        if is_stale(run, model, hash_of):
-            stale.setdefault(key, answer.path)
-        elif key not in taken or last > taken[key][0]:  # run.answers has the newest first
+        if key not in taken or last > taken[key][0]:  # run.answers has the newest first
             numbers = numbers_of(name, model)
             skipped = [str(r.get("ood_dataset")) for r in model.rows("skipped")]
             entry = {"protocol": protocol_of(name, model), "skipped": skipped}
             entry["numbers"] = {k: v for k, v in numbers.items() if number(v) is not None}
             taken[key] = (last, entry)
-    for key in sorted(stale.keys() - taken.keys()):
-        warn(
-            f"{Path(*stale[key].parts[-3:])} is about earlier weights of {run.name} and is left "
-            f"out: ask {key} again"
-        )
     return {key: entry for key, (_, entry) in taken.items()}
 
 
@@ -262,17 +251,6 @@ def protocol_of(name: str, model: Model) -> dict[str, Any]:
         if protocol["features"] != "own":  # a seed's own network differs from seed to seed
             protocol["features_sha256"] = model.get("features_sha256")
     return protocol
-
-
-def is_stale(run: Run, model: Model, hash_of: Callable[[Path], Any]) -> bool:
-    """Return whether the run's checkpoint has changed since the answer: by its hash or, where the
-    answer or the folder has none, by the last step. An answer with neither counts as current."""
-    path = run.folder / Path(model.checkpoint).name
-    sha256 = model.get("checkpoint_sha256")
-    if isinstance(sha256, str) and hash_of(path) is not None:
-        return bool(sha256 != hash_of(path))
-    step = number(model.part("run").get("step"))
-    return path.name == LAST and step is not None and run.last != {} and step != run.steps
 
 
 def numbers_of(name: str, model: Model) -> dict[str, Any]:
