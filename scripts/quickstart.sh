@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" base
 cd "$hdge_root"
 
-# As fast for so small a network as a thread on each core, and much faster where other programs use the cores, too.
+# For so small a network one thread takes at most 1.5 times as long as two; beside other programs two took hours.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 log_dir=./save
