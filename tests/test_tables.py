@@ -174,6 +174,12 @@ def test_a_claim_is_not_judged_by_an_earlier_version_of_the_attack(tmp_path):
         assert verdict.text == expected
 
 
+def test_a_run_is_read_from_within_its_folder(tmp_path, monkeypatch):
+    run = fake_run(tmp_path, "ce")
+    monkeypatch.chdir(run)
+    assert records.seed_of(read_run(Path("."))) == records.seed_of(read_run(run))
+
+
 def test_diverged_runs_are_counted_and_give_no_number(tmp_path):
     for seed in (1, 2, 3):
         run = fake_run(tmp_path, "jem", seed, pxsgld=1.0, epochs=6 if seed == 1 else 2)

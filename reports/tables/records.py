@@ -190,6 +190,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 def _state(folder: Path, finished: bool) -> tuple[str, int]:
     """Return finished, diverged or unfinished, and how often the run diverged in all."""
+    folder = folder.absolute()  # "." has no name
     mark = folder / "diverged.txt"  # written by scripts/experiments.py
     texts = [
         path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
