@@ -38,7 +38,6 @@ def load(path: str | Path, device: str | torch.device = "cpu", **given: Any) -> 
     file = weights_file(path)
     checkpoint = read_checkpoint(file)
     try:
-        given = {"norm": None, **given}
         model = from_checkpoint(checkpoint, run_settings(checkpoint, file), **given)
     except (ValueError, TypeError) as error:  # a CheckpointError is a ValueError
         raise CheckpointError(f"{path}: {error}") from error
@@ -146,8 +145,7 @@ def network_settings(
     settings; and the values of `given` that are not None. `DEFAULTS` supplies arguments that no
     source has, except a WideResNet's norm: instance and layer norm have equal names and shapes.
 
-    Raises CheckpointError, one line, if two sources contradict each other or the norm is unknown;
-    the remedy is --norm where `given` has a norm, if only None.
+    Raises CheckpointError, one line, if two sources contradict each other or the norm is unknown.
     """
     run = run or run_settings(checkpoint)
     sources = {"its tensors": network_shape(network_weights(checkpoint))}
@@ -162,9 +160,10 @@ def network_settings(
                 raise CheckpointError(f"{name} is {first} by {first_source}, {value} by {source}")
     arguments = {name: value for name, (value, _) in values.items()}
     if "norm" not in arguments and arguments["arch"] == "wrn":
-        reason = "its norm is instance or layer; the file does not say which"
-        beside = "put the run's variant.json or params.txt beside it"
-        raise CheckpointError(f"{reason}: {'give --norm' if 'norm' in given else beside}")
+        raise CheckpointError(
+            "its norm is instance or layer; the file does not say which: give --norm of "
+            "eval_wrn_ebm.py, or put the run's variant.json or params.txt beside it"
+        )
     return DEFAULTS | arguments
 
 
