@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models import EnergyClassifier, batch_statistics_only
 from runs import terms
+from runs.cli import UsageError
 
 Metrics = dict[str, Tensor]
 
@@ -99,12 +100,16 @@ class BatchLoss(nn.Module):
 class Objective(nn.Module):
     """L = sum over terms of weight * loss; `terms` maps a name to (weight, term).
 
-    A term is an nn.Module with `forward(step) -> (loss, metrics)`. State that a term keeps between
+    A term is an nn.Module with `forward(step) -> (loss, metrics)`. Metrics are finite scalars, the
+    same in every step: they are averaged over steps and processes. State that a term keeps between
     steps (the queue, the replay buffer) is a *memory*: a module with `commit(step, skip)` in the
     term's dict `memories`. Terms may share a memory. It is registered here, once, so that it
-    follows `.to(device)` and is saved once.
+    follows `.to(device)` and is saved once. Of several processes each sees its part of the batch,
+    but the first one's memory is saved: `commit` must leave the same in all of them. (The replay
+    buffer is the exception: it is saved whole.) A loop calls `commit` after each update.
 
-    Raises ValueError for an empty objective, or if two terms give the same name to two memories.
+    Raises ValueError for an empty objective, if two terms give the same name to two memories, or
+    for a step whose metrics have other names than those of the step before.
     """
 
     def __init__(self, terms: dict[str, tuple[float, nn.Module]]) -> None:
@@ -113,6 +118,7 @@ class Objective(nn.Module):
             raise ValueError("the objective is empty: give at least one loss a weight above 0")
         self.weights = {name: weight for name, (weight, _) in terms.items()}
         self.terms = nn.ModuleDict({name: term for name, (_, term) in terms.items()})
+        self.names: list[str] = []  # of the last step's metrics
         self.memories = nn.ModuleDict()
         for term in self.terms.values():
             for name, memory in getattr(term, "memories", {}).items():
@@ -135,6 +141,12 @@ class Objective(nn.Module):
             total = total + self.weights[name] * losses[name]
             scalars = {"loss": losses[name], **extras}
             metrics |= {f"{name}/{key}": value.detach() for key, value in scalars.items()}
+        if self.names not in ([], [*metrics]):
+            differing = ", ".join({*self.names} ^ {*metrics}) or "their order"
+            raise UsageError(
+                f"a term's metrics must be the same in every step ({differing} changed)"
+            )
+        self.names = [*metrics]
         return total, losses, {**metrics, "loss": total.detach()}
 
     def commit(self, step: Step, skip: Tensor | None = None) -> None:

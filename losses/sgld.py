@@ -17,6 +17,7 @@ from losses.start import Start, UniformStart, new_start
 from models import EnergyClassifier, sampling_mode, scoring_mode
 from runs import processes as distributed
 from runs.cli import fits
+from runs.names import BN_CHAINS, PX_LOSSES
 
 LARGEST_PIXEL = 10.0  # a chain with a larger |pixel| has diverged; images are in [-1, 1]
 
@@ -44,7 +45,8 @@ def langevin(
     clamps each pixel's gradient to [-grad_clip, grad_clip], moves x, adds the noise and, with
     `clamp`, clamps the pixels to [-1, 1] (both clamps are JEM++'s). Returns the end points, without
     gradient, and does not change `x`. With `differentiable`, x must require a gradient, and the end
-    points keep theirs to x: a graph of all steps with second derivatives of log q.
+    points keep theirs to x: a graph of all steps with second derivatives of log q. With 0 steps the
+    end points share x's memory.
     """
     for _ in range(steps):
         if not differentiable:
@@ -145,8 +147,8 @@ class ReplayBuffer(nn.Module):
         self.size, self.image_shape, self.part = size, image_shape, part
         self.register_buffer("images", torch.empty(0))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("began", torch.zeros(0, dtype=torch.int64))
         self.fill()
-        self.register_buffer("began", torch.zeros(len(self.images), dtype=torch.int64))
         self.staged: list[tuple[Tensor, ...]] = []
 
     def fill(self, generator: torch.Generator | None = None) -> None:
@@ -156,6 +158,7 @@ class ReplayBuffer(nn.Module):
         like = self.images.new_empty(self.size, *self.image_shape)
         images = self.start_images(like, labels, generator)
         self.images = shard(images, self.num_classes, *self.part)
+        self.began = self.updates.repeat(len(self.images))
 
     def draw(
         self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None
@@ -249,7 +252,8 @@ def from_shards(shards: Sequence[Tensor], num_classes: int) -> Tensor:
 
 class _SGLD(nn.Module):
     """The base of both terms: chains from the replay buffer, and a loss of data and samples.
-    `loss` and `l2`: see `divergence`; `statistics`: see `sampling_mode` and `scoring_mode`."""
+    `loss` and `l2`: see `divergence`; `statistics`: see `sampling_mode` and `scoring_mode`. Raises
+    ValueError for an unknown name of either."""
 
     def __init__(
         self,
@@ -261,6 +265,9 @@ class _SGLD(nn.Module):
         statistics: str = "jem",
     ) -> None:
         super().__init__()
+        for name, names in ((loss, PX_LOSSES), (statistics, BN_CHAINS)):
+            if name not in names:
+                raise ValueError(f"unknown {name!r}: use one of {', '.join(names)}")
         self.memories = {"replay_buffer": buffer}  # no submodule: the Objective registers it
         self.chain, self.loss, self.l2, self.statistics = chain, loss, l2, statistics
 

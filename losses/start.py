@@ -44,13 +44,16 @@ class GaussianStart(nn.Module):
     @torch.no_grad()
     def fit(self, images: Tensor, labels: Tensor | None = None) -> None:
         """Fit to images uint8 (N, H, W, 3). With labels (N,) in [0, G), fit a Gaussian to each
-        class; label -1 marks an image whose label may not be used.
+        class; label -1 marks an image whose label may not be used. Raises ValueError for labels
+        where G is 1, and for no labels where it is not.
 
             Sigma_y = (1 - w) S_y + w S,  w = D / (D + n_y)
 
         S_y is the covariance of the class's n_y images, and S the mean of S_y weighted by n_y, so
         that a class with few images takes most of its covariance from all classes.
         """
+        if (labels is None) != (len(self.mean) == 1):
+            raise ValueError(f"{len(self.mean)} groups: give labels for several groups, else none")
         low = _low(images)
         if labels is None:
             groups = [low]

@@ -9,6 +9,8 @@ from typing import Any
 STARTS = ("uniform", "gaussian", "class_gaussian")  # distributions from which SGLD chains start
 NORMS = ("none", "batch", "instance", "layer", "act")
 CONTRAST_SCORES = ("algorithm1", "eq13")
+PX_LOSSES = ("cd", "bce")
+BN_CHAINS = ("jem", "batch", "running", "frozen")
 CONTRAST_STYLES = ("queue", "simclr")
 QUEUE_STARTS = ("empty", "random")
 ADAM_BETAS = [0.9, 0.999]

@@ -20,6 +20,7 @@ from losses import (
     Step,
 )
 from models import EnergyClassifier
+from runs.cli import UsageError
 from tests.test_sgld import Backbone
 
 NAMES = ("pyxce", "pxycontrast", "pxcontrast", "pxsgld", "pxysgld")
@@ -107,6 +108,34 @@ def test_no_term_and_two_memories_of_one_name_are_refused(name, pair):
         Objective({})
     with pytest.raises(ValueError, match=f"different memories named '{name}'"):
         Objective({term: (1.0, terms()[term]) for term in pair})
+
+
+def test_metrics_that_change_from_step_to_step_are_refused():
+    class Every2nd(nn.Module):
+        calls = 0
+
+        def forward(self, step: Step) -> tuple[Tensor, Metrics]:
+            self.calls += 1
+            size = step.logits.square().mean()
+            return size, {"size": size} if self.calls % 2 else {}
+
+    objective, step = Objective({"penalty": (1.0, Every2nd())}), step_of()
+    objective(step)
+    with pytest.raises(UsageError, match=r"same in every step \(penalty/size changed\)"):
+        objective(step)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda wrong: MarginalSGLD(ReplayBuffer(2, (1,), 0.0, 1), Chain(1), chains=1, loss=wrong),
+        lambda wrong: ConditionalSGLD(ReplayBuffer(2, (1,), 0.0, 1), Chain(1), statistics=wrong),
+        lambda wrong: CrossEntropy(1.5),
+    ],
+)
+def test_options_that_no_term_has_are_refused(make):
+    with pytest.raises(ValueError, match="unknown 'BCE': use one of|the smoothing is 1.5"):
+        make("BCE")
 
 
 def tensors_of(objective: Objective) -> dict[str, Any]:

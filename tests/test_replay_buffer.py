@@ -85,6 +85,8 @@ def test_ages_count_the_updates_since_a_chain_began():
     assert buffer.updates == 5 and buffer.began[slots].tolist() == [0, 2]
     buffer.images.div_(100)[4] = torch.nan
     assert buffer.renew() == 1 and buffer.began.tolist() == [0, 0, 0, 0, 5, *15 * [0]]
+    buffer.fill()
+    assert buffer.began.tolist() == 20 * [5]
 
 
 def test_more_chains_than_slots_and_sizes_that_classes_do_not_divide_are_refused():

@@ -61,6 +61,13 @@ def test_moments_are_those_of_each_class_shrunk_to_all(labelled):
         assert np.abs(mean[0] - mean[1]).max() > 0.3
 
 
+@pytest.mark.parametrize(("groups", "labelled"), [(CLASSES, False), (1, True)])
+def test_labels_that_do_not_fit_the_number_of_groups_are_refused(groups, labelled):
+    images, labels = pictures()
+    with pytest.raises(ValueError, match=f"{groups} groups"):
+        GaussianStart(groups).fit(images, labels if labelled else None)
+
+
 def test_samples_have_these_moments_before_they_are_clipped():
     """Images of the fit's size are not enlarged; a Gaussian so narrow is never clipped."""
     start, y = fitted(), 1

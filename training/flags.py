@@ -44,12 +44,14 @@ from runs.folder import LAST, PREVIOUS, SETTINGS, RunFolderError, check_free, re
 from runs.names import (
     ADAM_BETAS,
     ALIASES,
+    BN_CHAINS,
     CLASSES,
     CONTRAST_SCORES,
     CONTRAST_STYLES,
     FOLDER,
     IMAGE_SIZE,
     NORMS,
+    PX_LOSSES,
     QUEUE_STARTS,
     STARTS,
     STRIDES,
@@ -128,7 +130,7 @@ def add_flags(parser: Parser) -> None:
         add(f"{names} W", WEIGHT, 0.0, term.source, term.help)
     add("--smoothing S", number(float, low=0, high=0.999), 0.0, "HDGE", "label smoothing of "
         "--pyxce and --pxycontrast: 1 - S on the label, S/(C-1) on the other classes; 0 to .999")
-    add("--px_loss", ("cd", "bce"), "cd", "cd JEM, bce DAT", "of --pxsgld and --pxysgld: cd: "
+    add("--px_loss", PX_LOSSES, "cd", "cd JEM, bce DAT", "of --pxsgld and --pxysgld: cd: "
         "contrastive divergence; bce: tell data from samples with log q as the logit, whose "
         "gradient is bounded: it estimates log p(data) - log p(sampler), so expect weaker OOD "
         "detection")
@@ -167,7 +169,7 @@ def add_flags(parser: Parser) -> None:
         "q(x) to [-MOST, MOST] before the step", shown="never")
     add("--sgld_clamp", bool, False, "JEM++", "clamp pixels to [-1, 1], of chains after each "
         "step's noise and of training images after --sigma's")
-    add("--bn_chains", ("jem", "batch", "running", "frozen"), "jem", None, "statistics of batch "
+    add("--bn_chains", BN_CHAINS, "jem", None, "statistics of batch "
         "norm for chains and their scoring: jem: the running ones in chains, the samples' own when "
         "they are scored; batch: the samples' own in both (JEM++); running: the running ones in "
         "both; samples never move these; frozen: the running ones in every pass, data's too, as "
