@@ -348,6 +348,9 @@ BLANKS: dict[str, dict[str, str]] = {
 }
 
 
+NOISY = ("test_clf", "OOD", "eval_ece", "logp_hist")  # questions that add --sigma to images
+
+
 class Train(NamedTuple):
     """A job that trains an experiment with a seed."""
 
@@ -446,19 +449,30 @@ def question_words(scale: str, question: str, experiment: str) -> list[str]:
     argv = question.format(**BLANKS[scale]).split()
     if "--max_images" not in argv and not argv[0].endswith("_samples"):
         argv += SCALES[scale]["ask"].split()
+    if argv[0] in NOISY and noiseless(scale, experiment):
+        argv += ["--sigma", "0"]
     return of_flow(argv, experiment) if EXPERIMENTS[experiment].program == FLOW else argv
 
 
+def noiseless(scale: str, name: str) -> bool:
+    """Return whether the experiment's network is trained on images without noise. It is evaluated
+    without noise, too, which would cost it accuracy."""
+    experiment = EXPERIMENTS[name]
+    if experiment.program == PROBE and experiment.start is not None:
+        return noiseless(scale, experiment.start)
+    words = f"{SCALES[scale].get(experiment.setting, '')} {experiment.flags}".split()
+    default = "0" if experiment.program in (FLOW, ADVERSARIAL) else None
+    return by_flag(words).get("--sigma", ["--sigma", default])[1] == "0"
+
+
 def of_flow(argv: Sequence[str], experiment: str) -> list[str]:
-    """Adapt a question to a flow: no SGLD, which a flow does not need; no noise, which its training
-    did not have; only the score log p(x) for a flow without classes."""
+    """Adapt a question to a flow: no SGLD, which a flow does not need; without classes, only the
+    score log p(x)."""
     question, flags = argv[0], by_flag(argv[1:])
     for name in ("--n_steps", "--chain_lengths"):
         flags.pop(name, None)
     if "--score_fn" in flags and "--class_cond" not in EXPERIMENTS[experiment].flags:
         flags["--score_fn"] = ["--score_fn", "px"]
-    if question != "fid":
-        flags["--sigma"] = ["--sigma", "0"]
     return [question, *chain.from_iterable(flags.values())]
 
 

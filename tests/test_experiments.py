@@ -112,6 +112,19 @@ def test_a_flow_is_asked_without_sgld_noise_and_absent_classes(scale):
         assert "n_steps" in parsed(question, "ce")[1] or s.eval != "fid"
 
 
+@ALL_SCALES
+def test_a_network_is_evaluated_without_noise_where_it_was_trained_without(scale):
+    for name, experiment in rows.EXPERIMENTS.items():
+        if experiment.setting in rows.SCALES[scale]:
+            trained = experiment.start if experiment.program == rows.PROBE else name
+            program, *argv = rows.train_command(Path(), scale, rows.Train(trained, 1))
+            noise = done.flags_of(program).build_parser().parse_args(argv).sigma
+            for question in ("test_clf", "OOD --score_fn px"):
+                argv = rows.question_words(scale, question, name)
+                s, given = questions.parse(["--load_path", "-", "--eval", *argv])
+                assert (s.sigma == 0) == ("sigma" in given) == (noise == 0), name
+
+
 def test_a_step_of_the_ladder_changes_one_thing():
     changed = ["sgld_clamp", "chain_start", "augment_px", "uncond", "n_steps", "ema", "px_loss"]
     ladder = [settings_of("half", name) for name in rows.LADDER]

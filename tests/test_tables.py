@@ -286,6 +286,18 @@ def test_seeds_trained_or_evaluated_differently_are_not_averaged(first, second, 
     assert noted == ("protocol" in first and bool(text))
 
 
+@pytest.mark.parametrize(
+    ("trained", "evaluated", "noted"), [(0.0, 0.03, 1), (0.0, 0.0, 0), (0.1, 0.03, 0)]
+)
+def test_a_note_names_rows_trained_without_noise_and_evaluated_with_noise(
+    trained, evaluated, noted, tmp_path
+):
+    classified(fake_run(tmp_path, "hdge", sigma=trained), 0.7, protocol={"sigma": evaluated})
+    classified(fake_run(tmp_path, "ce", sigma=0.03), 0.7)
+    notes = built("table3_hybrid", collect(tmp_path)).notes
+    assert notes.count("Trained without noise but evaluated with noise: hdge.") == noted
+
+
 def recorded(run: Path, scale: str | None = None, name: str = "") -> dict[str, Any]:
     """Return the answers that are taken: of a scale those that its tables need, else the newest."""
     is_wanted = done.asks(done.asked_settings(scale).get(name, {})) if scale else None
