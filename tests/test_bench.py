@@ -25,6 +25,7 @@ def bench_json(folder: Path, words: str) -> dict[str, Any]:
     return json.loads((folder / "bench.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_step_is_timed_beside_the_straightforward_one(tmp_path):
     record = bench_json(tmp_path / "a" / "b", "--workers 0 --device cpu")
     rows = {(row["terms"], row["classes"], row["contender"]): row for row in record["steps"]}

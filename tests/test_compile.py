@@ -1,5 +1,6 @@
 """A compiled network computes as the eager network, also where only images take a gradient."""
 
+import pytest
 import torch
 import torch._functorch.config
 
@@ -13,6 +14,7 @@ from training.cost import time_steps
 from training.session import term_gradients
 
 
+@pytest.mark.slow
 def test_compiled_steps_equal_eager_ones():
     """aot_eager traces as the default back end does and generates no code, so it is quick."""
     results = []

@@ -59,7 +59,7 @@ def test_an_average_is_the_recursion_over_the_steps_that_were_taken(words, decay
     assert max(gaps) > 1e-4, "a copy of the weights would pass, too"
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_model_has_its_averages_within_a_block_and_then_its_raw_weights_exactly(compiled):
     run, (x, *_) = tiny("--norm batch --lr .01 --ema .9"), batch(2)
     if compiled:

@@ -29,6 +29,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 PAGES = 10 * 4 * 2**24 // os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
 @pytest.mark.parametrize(
     ("set_up", "fewest", "most"),

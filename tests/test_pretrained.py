@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "pretrained" / "README.md").read_text(encoding="utf-8")
 DIGITS = ROOT / "pretrained" / "hdge-jem-digits"
 SHIPPED = ROOT / "pretrained" / "hdge" / "model.pt"
+SMALL_IMAGES = ("ce-cifar10-half", "hdge-jem-digits")  # models of 16 x 16, which answer fast
 EXPECTED = {path.parent.name: read_json(path) for path in ROOT.glob("pretrained/*/expected.json")}
 
 
@@ -135,6 +136,7 @@ def test_the_page_s_code_runs_with_other_libraries(code, capsys, monkeypatch):
         torch.testing.assert_close(energies, -names["model"].log_px(names["x"][:9]))
 
 
+@pytest.mark.slow
 def test_the_tour_s_cells_print_its_numbers(monkeypatch, capsys):
     """Run the cells in order, without Jupyter, and compare their numbers with the saved output."""
 
@@ -176,7 +178,11 @@ def test_the_shipped_model_is_small_and_has_the_settings_of_its_command():
 
 @pytest.mark.parametrize(
     ("name", "question"),
-    [(name, question) for name in sorted(EXPECTED) for question in EXPECTED[name]["expected"]],
+    [
+        pytest.param(name, question, marks=() if name in SMALL_IMAGES else pytest.mark.slow)
+        for name in sorted(EXPECTED)
+        for question in EXPECTED[name]["expected"]
+    ],
 )
 def test_a_shipped_model_has_its_recorded_numbers(name, question, ask, request, tmp_path):
     argv = ["--load_path", name, "--device", "cpu", "--log_dir", str(tmp_path)]

@@ -237,6 +237,7 @@ def test_a_diverging_run_ends_with_one_line_and_its_last_good_state(flags, train
     assert all(tensor.isfinite().all() for tensor in tensors)
 
 
+@pytest.mark.slow
 def test_hdge_learns_the_digits(train):
     run = train(
         "--dataset digits --pyxce 1 --pxycontrast 1 --contrast_k 1280 --batch_size 32 "
