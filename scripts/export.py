@@ -136,14 +136,18 @@ def training_command(settings: dict[str, Any]) -> str:
 
 
 def differences(protocols: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Return, for each (question, protocol of an answer), the settings in which another answer to
-    the question differs, less those of IN_ROWS, as text that begins with a comma; '' for none."""
+    """Return, for each (question, protocol of an answer), its flags that replaced the run's
+    settings, and the settings in which another answer to the question differs, less those of
+    IN_ROWS, as text that begins with a comma; '' for none."""
+    from reports.tables.records import NO_OVERRIDES
+
     return [
         "".join(
             f", {name} {last_part(value)}"
             for name, value in protocol.items()
             if name not in IN_ROWS and value is not None
-            if any(q == question and other.get(name) != value for q, other in protocols)
+            if (name == "overrides" and value != NO_OVERRIDES)
+            or any(q == question and other.get(name) != value for q, other in protocols)
         )
         for question, protocol in protocols
     ]

@@ -176,7 +176,9 @@ def test_the_card_has_the_numbers_of_this_checkpoint_alone(train, tmp_path):
     for i, (name, sigma) in enumerate(product(("test_clf", "eval_ece", "OOD"), (0.03, 0.0))):
         more = {"checkpoint_sha256": sha256, "protocol": {"version": 1, "sigma": sigma}}
         save(folder, f"{name}-{i + 2}", {**ANSWERS[name], **more})
-    save(folder, "attack-1", {**ANSWERS["attack"], "steps": 10, "checkpoint_sha256": sha256})
+    more = {"checkpoint_sha256": sha256, "settings": {"sgld_lr": 2.5}}
+    save(folder, "attack-1", {**ANSWERS["attack"], "steps": 10, **more})
+    save(folder, "fid", {**ANSWERS["fid"], **more})
     text = card(checkpoint, tmp_path / "again")
     for line in (
         *(f"| accuracy | {test}, sigma {sigma} | 0.7391 |" for sigma in (0.03, 0.0)),
@@ -184,7 +186,9 @@ def test_the_card_has_the_numbers_of_this_checkpoint_alone(train, tmp_path):
         "| AUROC, px | cifar10_test (1,234) against svhn (4,321), sigma 0.0 | 0.5678 |",
     ):
         assert f"\n{line}\n" in text
-    assert "images, steps 10 | 0.0875 |" in text and "images, steps 40 | 0.0875 |" in text
+    for setting in ("steps 10, overrides --sgld_lr 2.5", "steps 40, overrides none"):
+        assert f"images, {setting} | 0.0875 |" in text
+    assert f"| {judged}, overrides --sgld_lr 2.5 | 85.75 |" in text
 
 
 def test_a_folder_stands_for_its_checkpoint_and_an_exported_one_is_exported_again(train, tmp_path):

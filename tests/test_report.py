@@ -60,7 +60,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
                "rows": [{"eps": 0.0, "accuracy": 0.735}, {"eps": 8 / 255, "accuracy": 0.0875}],
                "files": ["attack.png"]},
     "uncond_samples": {"n": 6400, "steps": 4000, "files": [
-        "uncond_samples_400.png", "uncond_samples_4000.png", "uncond_samples_trajectory.png"]},
+        "uncond_samples_400.png", "uncond_samples_4000.png", "uncond_samples_trajectory.png"],
+        "run": {"sgld_lr": 1.0, "sgld_std": 0.01}, "settings": {"sgld_lr": 0.5, "sgld_std": 0.01}},
     "cond_samples": {"n": 6400, "steps": 4000,
                      "nearest": {"samples": 8.125, "starts": 16.5, "data": 9.75},
                      "variety": {"samples": 17.25, "starts": None, "data": 18.5},
@@ -179,6 +180,7 @@ def test_the_page_has_the_numbers_of_the_answers(make):
         assert row in page.rows
     assert "Skipped: celeba (gone)." in page.text and "Classified" not in page.text
     assert page.text.count("a : the first 5") == len(ANSWERS)
+    assert page.text.count("not the run's") == page.text.count("not the run's --sgld_lr 0.5 ") == 1
     sections = re.findall('<section id="(.*?)">(.*?)</section>', page.html, re.DOTALL)
     noisy = [name for name, body in sections if re.search(r"<span>sigma <b>0\.03", body)]
     assert noisy == ["classification", "calibration", "ood", "histograms"]

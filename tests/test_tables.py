@@ -838,6 +838,8 @@ DISTANCES = {"score_fn": "knn", "ood_dataset": "svhn", "auroc": 0.5}
         ("uncond_samples", SAMPLED, {"steps": 40}, {"steps": 80}),
         ("cond_samples", SAMPLED, {"guidance": 0.1}, {"guidance": 1.0}),
         ("cond_samples", SAMPLED, *({"read_as_asked": {"classifier_sha256": s}} for s in "ab")),
+        ("fid", SAMPLED, *({"run": {"sgld_lr": 1}, "settings": {"sgld_lr": n}} for n in (50, 1))),
+        ("cond_samples", SAMPLED, *({"settings": {"fresh_samples": on}} for on in (True, False))),
         ("attack", {"rows": [{"eps": 0, "accuracy": 0.5}]}, {"random_init": True},
          {"random_init": False}),
         ("OOD", {"in_dataset": "cifar10_test", "rows": [DISTANCES]},

@@ -34,6 +34,12 @@ KEYS: dict[str, tuple[str, ...]] = {
     "fid": ("fid", "inception_score_mean", "n", "sampling", "features"),
 }
 NOISY = ("test_clf", "eval_ece", "OOD", "logp_hist")  # questions that add noise to their images
+# Settings that an evaluation takes from the run unless a flag is given. (--guidance is another:
+# answers have its value.)
+OF_RUN = (
+    *("sgld_lr", "sgld_std", "sgld_grad_clip", "sgld_clamp", "chain_start", "reinit_freq"),
+    *("contrast_t", "contrast_score"),
+)
 
 
 class NoRun(ValueError):
@@ -61,6 +67,13 @@ class Model:
         noisy = self.get("eval") in NOISY
         steps = self.part("protocol").get("n_steps") if noisy else self.get("n_steps_refine")
         return number(steps) or 0
+
+    @property
+    def overrides(self) -> str:
+        """Return the flags that replaced settings of the run, with their values; "" for none."""
+        given, run = self.part("settings"), self.part("run")
+        changed = [k for k in OF_RUN if given.get(k) is not None and given[k] != run.get(k)]
+        return " ".join(f"--{key} {given[key]}" for key in changed)
 
     def part(self, key: str) -> dict[str, Any]:
         return mapping(self.get(key))
@@ -110,6 +123,8 @@ class Answer:
             facts.append(("sigma", protocol.get("sigma", None if name == "attack" else noise)))
         above = {"version", "n", "dataset", "sigma", *(k for k, v in facts if v is not None)}
         facts += [(k, v) for k, v in protocol.items() if k not in above and not isinstance(v, dict)]
+        overrides = dict.fromkeys(m.overrides for m in self.models if m.overrides)
+        facts.append(("not the run's", "; ".join(overrides)))
         facts.append(("protocol version", protocol.get("version")))
         paths = [(m.checkpoint.replace("\\", "/").split("/"), m.own) for m in self.models]
         files = ["/".join(parts[-1 if own else -2 :]) for parts, own in paths]

@@ -63,6 +63,7 @@ OF_DATASET = {
     "test_clf": {"accuracy": "accuracy", "nll": "nll"},
     "eval_ece": {"ece": "ece", "ece_accuracy": "accuracy", "brier": "brier"},
 }
+NO_OVERRIDES = "none"  # all settings of the evaluation that a run has are the run's
 OF_CHAINS = {  # family of keys -> key of a FID answer's rows
     **{"chain_fid": "fid", "precision": "precision", "recall": "recall"},
     "read_as_asked": "read_as_asked",
@@ -241,8 +242,14 @@ def protocol_of(name: str, model: Model) -> dict[str, Any]:
     protocol["sets"] = {key: int(n[1].replace(",", "")) for key, n in sizes.items() if n}
     protocol |= {key: model.get(key) for key in PROTOCOL_OF_QUESTION.get(name, ())}
     protocol["checkpoint"] = Path(model.checkpoint).name
-    if "knn" in str(model.part("settings").get("score_fn")):
-        protocol["knn_k"] = model.part("settings").get("knn_k")
+    protocol["overrides"] = model.overrides or NO_OVERRIDES
+    asked = model.part("settings")
+    if name.endswith("_samples") and "fresh_samples" in asked:
+        new = f"new, {asked.get('buffer_size')} images"
+        protocol["buffer"] = new if asked["fresh_samples"] else "the checkpoint's"
+        protocol["sgld_batch_size"] = asked.get("sgld_batch_size")
+    if "knn" in str(asked.get("score_fn")):
+        protocol["knn_k"] = asked.get("knn_k")
     if classifier := model.part("read_as_asked").get("classifier_sha256"):
         protocol["classifier_sha256"] = classifier
     if isinstance(weights := model.get("weights"), str):  # of a run with --ema
