@@ -771,6 +771,10 @@ def test_a_comparison_has_differing_settings_and_numbers_in_every_format(tmp_pat
     for name, epochs, images in (("good", 6, 2000), ("bad", 2, 100), ("young", 2, 100)):
         run = fake_run(tmp_path, name, epochs=epochs, lr=epochs / 10)
         classified(run, epochs / 8, max_images=images)
+        if name != "young":  # earlier answers, which a newer one has renamed
+            for n, (ood, sigma) in enumerate({"mnist_test": 0.03, "celeba": 0.0}.items(), 1):
+                detected(run, {ood: 0.375, "svhn_test": 0.875}, protocol={"sigma": sigma})
+                (run / "eval" / "OOD.json").rename(run / "eval" / f"OOD-{n}.json")
         detected(run, {"svhn_test": epochs / 8})
         answer(run / "eval", run, "shape", n=7, report={"title": "of a question that users add"})
         if name == "young":
@@ -786,6 +790,9 @@ def test_a_comparison_has_differing_settings_and_numbers_in_every_format(tmp_pat
     assert re.search(r"--lr +\| 0\.6 +\| 0\.2", text) and "--batch_size" not in text
     assert re.search(r"Accuracy, CIFAR-10 \(%\) +\| 75\.00 +\| 25\.00", text)
     assert text.count("eval_ece.json cannot be read") == 1 and "\nyoung-s1: eval_ece.json" in text
+    assert re.search(r"AUROC px, MNIST +\| 0\.375 +\| 0\.375 +\| not asked", text)
+    assert "good-s1: OOD-2.json was asked otherwise" in text and "OOD-1.json" not in text
+    assert "CelebA" not in text and "celeba" not in text
     assert "Not all rows were asked test_clf alike" in text and "| Images " not in text
     lines = list(csv.DictReader((out / "comparison.csv").read_text().splitlines()))
     means = {(line["model"], line["column"]): line["mean"] for line in lines}

@@ -13,7 +13,7 @@ from reports.page.paper import SCORES
 from reports.tables.about import about, divergences
 from reports.tables.formats import aligned, value_text
 from reports.tables.protocols import asked_alike, check_protocols
-from reports.tables.records import Seed, seed_of
+from reports.tables.records import Seed, numbers_of, seed_of
 from reports.tables.table import Row, Table, keys_of, measured
 from reports.tables.titles import digits, full_title, natural
 from runs.cli import UsageError
@@ -60,7 +60,7 @@ def compared(folders: Sequence[Path]) -> Comparison:
     seeds = {label: as_finished(run) for label, run in runs.items()}
     table = table_of(seeds)
     gaps = [f"{label}: {text}" for label, run in runs.items() for text in run.gaps]
-    notes = [*gaps, *spread_of_seeds(seeds, table), *table.notes]
+    notes = [*gaps, *not_shown(runs, seeds), *spread_of_seeds(seeds, table), *table.notes]
     return Comparison(runs, lines_of(seeds, table), notes, table)
 
 
@@ -133,6 +133,20 @@ def lines_of(seeds: Mapping[str, Seed], table: Table) -> list[list[str]]:
         from_about("commit"),
         *numbers,
     ]
+
+
+def not_shown(runs: Mapping[str, Run], seeds: Mapping[str, Seed]) -> Iterator[str]:
+    """Yield a line about each answer with numbers that `seeds` lack."""
+    for label, run in runs.items():
+        shown = {key for answer in seeds[label]["answers"].values() for key in answer["numbers"]}
+        for name, answer in ((name, a) for name, answers in run.answers.items() for a in answers):
+            model = answer.of_run()
+            numbers = {} if model is None or model.refined else numbers_of(name, model)
+            if {key for key, value in numbers.items() if number(value) is not None} - shown:
+                yield (
+                    f"{label}: {answer.path.name} was asked otherwise than the answer shown: the "
+                    "numbers that it alone has are left out."
+                )
 
 
 def spread_of_seeds(seeds: Mapping[str, Seed], table: Table) -> Iterator[str]:

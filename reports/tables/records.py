@@ -213,7 +213,8 @@ def answers_of(run: Run, is_wanted: IsWanted | None) -> dict[str, Any]:
 
     Leave out answers about refined images. is_wanted: whether the tables use an answer with
     these settings, which then has to be about the last checkpoint. None: take the newest answer, if
-    possible about the last checkpoint.
+    possible about the last checkpoint. Numbers that it lacks are those of an earlier answer with
+    the same protocol.
     """
     taken: dict[str, tuple[bool, dict[str, Any]]] = {}
     for name, answer in ((name, a) for name, answers in run.answers.items() for a in answers):
@@ -224,13 +225,25 @@ def answers_of(run: Run, is_wanted: IsWanted | None) -> dict[str, Any]:
         if is_wanted is not None and not (last and is_wanted(name, model.part("settings"))):
             continue
         key = f"{name}/{model.get('distance')}" if name == "attack" else name
+        skipped = [str(r.get("ood_dataset")) for r in model.rows("skipped")]
+        numbers = {k: v for k, v in numbers_of(name, model).items() if number(v) is not None}
+        entry = {"protocol": protocol_of(name, model), "numbers": numbers, "skipped": skipped}
         if key not in taken or last > taken[key][0]:  # run.answers has the newest first
-            numbers = numbers_of(name, model)
-            skipped = [str(r.get("ood_dataset")) for r in model.rows("skipped")]
-            entry = {"protocol": protocol_of(name, model), "skipped": skipped}
-            entry["numbers"] = {k: v for k, v in numbers.items() if number(v) is not None}
             taken[key] = (last, entry)
+        else:
+            add_earlier(taken[key][1], entry)
     return {key: entry for key, (_, entry) in taken.items()}
+
+
+def add_earlier(answer: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Add the numbers that `answer` lacks, unless the protocols differ in a key that both have."""
+    mine, other = answer["protocol"], earlier["protocol"]
+    for a, b in ((mine, other), (mine["sets"], other["sets"])):
+        if any(a[key] != b[key] for key in a.keys() & b.keys() - {"sets"}):
+            return
+    answer["protocol"] = {**other, **mine, "sets": {**other["sets"], **mine["sets"]}}
+    answer["numbers"] = earlier["numbers"] | answer["numbers"]
+    answer["skipped"] = [*dict.fromkeys([*answer["skipped"], *earlier["skipped"]])]
 
 
 def protocol_of(name: str, model: Model) -> dict[str, Any]:
