@@ -86,7 +86,7 @@ from evaluation import loading
 from runs.checkpoint import CheckpointError, save_checkpoint
 from runs.endings import exit_code
 from runs.files import alone
-from runs.folder import LAST, Records, check_free, create_run_folder, write_settings
+from runs.folder import LAST, TRAINED_ON, Records, check_free, create_run_folder, write_settings
 from training.build import held_out
 from training.machine import choose_device, environment, load_data, use_threads, warn_of_leaks
 
@@ -264,7 +264,7 @@ def work(s: Namespace) -> int:
         # Other programs rebuild the backbone from its settings; the probe's settings override them.
         settings |= {**vars(s), "norm": settings["norm"], "num_classes": dataset.num_classes}
         settings |= {"method": "linear-probe", "resume": None}
-        write_settings(folder, settings, versions)
+        write_settings(folder, {**settings, TRAINED_ON: dataset.fingerprint()}, versions)
         records = Records(folder)
         try:
             sizes = ", ".join(f"{len(features.y):,} {name}" for name, features in splits.items())

@@ -21,6 +21,7 @@ SETTINGS, PROGRESS, LOG = "variant.json", "progress.csv", "log.txt"
 LAST, PREVIOUS, BEST = "last_ckpt.pt", "prev_ckpt.pt", "best_valid_ckpt.pt"
 WEIGHTS = "model.safetensors"  # of an exported model
 DAMAGED = "damaged_ckpt.pt"  # a last checkpoint that could not be read
+TRAINED_ON = "training_images"  # key of variant.json: their number and checksum
 ENVIRONMENTS = ("environment", "environments")  # keys of variant.json that are no settings
 
 

@@ -103,6 +103,7 @@ def test_a_probe_is_a_run_that_evaluation_reads(probe, backbone, ask):
     assert not any(name.startswith("queue") for name in after)  # its logits were another head's
     expected = {"program": "linear_probe.py", "method": "linear-probe", "norm": "batch"}
     expected |= {"dataset": "cifar10", "n_valid": 40, "sigma": 0.1}
+    expected |= {"training_images": run.state()["data"]["fingerprint"]}
     assert expected.items() <= run.settings.items()
     assert run.code == 0 and run.state()["settings"]["norm"] == "batch"
 

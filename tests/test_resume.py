@@ -256,6 +256,8 @@ def test_flags_given_on_resume_win_and_are_recorded(train):
         assert train.resumed(run, "--max_steps", limit).code == 0
         for settings in (run.settings, run.state()["settings"]):
             assert settings.items() >= {**changes, "pxsgld": 1, "contrast_k": 80}.items()
+        assert run.settings["training_images"] == run.state()["data"]["fingerprint"]
+        assert "training_images" not in run.state()["settings"]
 
 
 # Flags that would change the network, the data, the terms, the batch, the queue or the buffer

@@ -257,6 +257,12 @@ ALIKE = "CIFAR-10 (test): 9,977 images; cifar10.npz (this copy has 9,977, not 10
         ({"load_path": "a/ce-s1/x.pt"}, {"load_path": "b/ce-s2/x.pt"}, ""),
         ({}, {"clip_grad": 5.0, "log_gradients": 100}, ""),  # an older version had no such flag
         ({"contrast_k": 64}, {"contrast_k": 128, "print_every": 50, "log_dir": "b"}, ""),
+        (
+            {"training_images": "9 images, crc32 0"},
+            {"training_images": "9 images, crc32 1"},
+            "(training images 9 images, crc32 0; training images 9 images, crc32 1)",
+        ),
+        ({}, {"training_images": "9 images, crc32 1"}, ""),  # an older run does not name them
         ({"protocol": {"amp": "off"}}, {"protocol": {"amp": "bf16"}}, "(test_clf amp off; test_"),
         (
             {"protocol": {"sets": {"cifar10_test": ALIKE}}},
@@ -820,6 +826,14 @@ def test_a_comparison_of_seeds_has_their_mean_and_deviation(tmp_path, capsys):
     assert re.search(r"state +\| finished +\| finished +\| stopped by --max_steps 20", text)
     assert "Hdge-s1, Hdge-s2 differ in the seed alone (1, 2), mean +- sd: test accuracy" in text
     assert "in training (%) 50.00 +- 35.36; " in text and "Hdge-s3 differ" not in text
+    for images, seed in (("9 images, crc32 0", 1), ("9 images, crc32 1", 2), (None, 2)):
+        fake_run(tmp_path, "Hdge", seed, training_images=images)
+        assert tables.main(["compare", *folders[:2]]) == 0
+        text = capsys.readouterr().out
+        other = images is not None and seed == 2
+        assert ("differ in the seed alone" in text) != other
+        cells = r"\| training images +\| 9 images, crc32 0 +\| 9 images, crc32 1 "
+        assert bool(re.search(cells, text)) == other
     (tmp_path / "small" / "Hdge-s1" / "log.txt").write_text(DIVERGED.strip() + "; restart 1 of 5\n")
     for i, name in enumerate(("best_valid", "last")):
         fake_run(tmp_path, "Hdge", i + 1, load_path=f"a/ce-s1/{name}_ckpt.pt")

@@ -86,6 +86,7 @@ def test_variant_json_has_flat_settings_and_the_environment(train):
     settings = train.once("--pyxce 1 --max_steps 2").settings
     environment = settings.pop("environment")
     assert settings.pop("environments") == [environment]
+    assert re.fullmatch("[0-9,]+ images, crc32 [0-9a-f]{8}", settings.pop("training_images"))
     assert set(settings) == vars(build_parser().parse_args([])).keys() - {"threads"}
     assert (settings["pyxce"], settings["depth"], settings["seed"]) == (1, 10, 1)
     assert not any(isinstance(value, dict) for value in settings.values())

@@ -40,7 +40,15 @@ from runs.cli import (
     switch,
 )
 from runs.files import check_writable
-from runs.folder import LAST, PREVIOUS, SETTINGS, RunFolderError, check_free, read_settings
+from runs.folder import (
+    LAST,
+    PREVIOUS,
+    SETTINGS,
+    TRAINED_ON,
+    RunFolderError,
+    check_free,
+    read_settings,
+)
 from runs.names import (
     ADAM_BETAS,
     ALIASES,
@@ -401,7 +409,7 @@ def saved_settings(folder: Path, program: str) -> dict[str, Any]:
         )
     if warning and rank_is_0():
         print_line(warning, sys.stderr)
-    for name in ("num_classes", "class_names"):  # facts about the data set, no flags
+    for name in ("num_classes", "class_names", TRAINED_ON):  # facts about the data set, no flags
         settings.pop(name, None)
     return settings
 

@@ -18,6 +18,7 @@ from runs.cli import UsageError
 from runs.endings import tell
 from runs.files import alone
 from runs.folder import (
+    TRAINED_ON,
     NoRecords,
     Records,
     check_free,
@@ -94,8 +95,11 @@ def run_in_folder(
             create_run_folder(folder, overwrite=s.overwrite)
         if first:
             is_folder = s.dataset.startswith(FOLDER)
-            names = {"class_names": list(run.data.class_names)} if is_folder else {}
-            write_settings(folder, {**vars(s), **names}, start.environment)
+            facts: dict[str, object] = (
+                {"class_names": list(run.data.class_names)} if is_folder else {}
+            )
+            facts[TRAINED_ON] = run.data.fingerprint
+            write_settings(folder, {**vars(s), **facts}, start.environment)
         records = Records(folder, resume_from=resume_from) if first else NoRecords()
         session = Session(start, run, splits, records, plot)
         with session.signals.listen():

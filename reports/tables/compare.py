@@ -17,6 +17,7 @@ from reports.tables.records import Seed, numbers_of, seed_of
 from reports.tables.table import Row, Table, keys_of, measured
 from reports.tables.titles import digits, full_title, natural
 from runs.cli import UsageError
+from runs.folder import TRAINED_ON
 
 FAMILIES = {  # family of keys -> its block
     "trained": "Training",
@@ -115,6 +116,13 @@ def lines_of(seeds: Mapping[str, Seed], table: Table) -> list[list[str]]:
         values = [str(seed["settings"].get(name, "-")) for seed in runs]
         if name not in IN_NETWORK_TITLE and (len(set(values)) > 1 or name == "dataset"):
             settings.append([f"--{name}", *values])
+    images = {
+        (str(seed["settings"].get("dataset")), str(seed[TRAINED_ON]))
+        for seed in runs
+        if seed[TRAINED_ON]
+    }
+    if len(images) > len(dict(images)):  # of one data set
+        settings.append(["training images", *(str(seed[TRAINED_ON] or "-") for seed in runs)])
     speeds = [number(seed["images_per_s"]) for seed in runs]
     numbers = []
     for key in table.keys:
@@ -149,24 +157,33 @@ def not_shown(runs: Mapping[str, Run], seeds: Mapping[str, Seed]) -> Iterator[st
                 )
 
 
+def trained_alike(a: Seed, b: Seed) -> bool:
+    """Return whether the runs may differ in the seed alone. Older runs do not name their images."""
+    same_images = a[TRAINED_ON] == b[TRAINED_ON] or None in (a[TRAINED_ON], b[TRAINED_ON])
+    return same_images and all(a[name] == b[name] for name in ("settings", "steps"))
+
+
 def spread_of_seeds(seeds: Mapping[str, Seed], table: Table) -> Iterator[str]:
     """Yield a line about each group of runs that differ in the seed alone: the mean and standard
     deviation (n - 1) of each number that all of them have and were asked alike."""
-    groups: dict[str, list[str]] = {}
+    groups: list[list[str]] = []
     for label, seed in seeds.items():
-        recipe = [seed[name] for name in ("settings", "steps")]
-        groups.setdefault(repr(recipe), []).append(label)
-    for labels in groups.values():
+        alike = (g for g in groups if all(trained_alike(seed, seeds[other]) for other in g))
+        if (group := next(alike, None)) is None:
+            groups.append([label])
+        else:
+            group.append(label)
+    for labels in groups:
         seed_texts = [str(seeds[label]["seed"]) for label in labels]
         if len(set(seed_texts)) < max(2, len(labels)):
             continue
-        group = {label: seeds[label] for label in labels}
-        means = {key: measured(group, key) for key in table.keys}
+        record = {label: seeds[label] for label in labels}
+        means = {key: measured(record, key) for key in table.keys}
         means = {key: n for key, n in means.items() if n.n == len(labels)}
         texts = [
             f"{full_title(key)} {n.mean:.{digits(key)}f} +- {n.std:.{digits(key)}f}"
             for key, n in means.items()
-            if asked_alike(group.values(), key)
+            if asked_alike(record.values(), key)
         ]
         if means:
             subject = f"{', '.join(labels)} differ in the seed alone ({', '.join(seed_texts)})"

@@ -10,6 +10,7 @@ from reports.page.paper import image_size
 from reports.tables import DECLARED
 from reports.tables.records import DEFAULTS, Record, Seed, finished_seeds, start_of
 from runs.cli import UsageError
+from runs.folder import TRAINED_ON
 from runs.terms import TERMS
 
 IMAGES = "images of "
@@ -113,6 +114,7 @@ def check_seeds(
     keys that both have: an older version recorded fewer."""
     recorded = {
         f"{name}-s{n}": recipe(seed)
+        | ({"training images": seed[TRAINED_ON]} if seed.get(TRAINED_ON) else {})
         | {f"{question} {key}": value for question, key, value in protocol_items(seed, prefixes)}
         for n, seed in seeds.items()
     }

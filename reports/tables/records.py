@@ -2,8 +2,10 @@
 
 A record holds the runs of one experiment by seed; its file has them under "seeds". A run, a Seed,
 is {"state", "divergences", "settings", "epochs", "steps", "seconds", "images_per_s", "device",
-"commit", "devices", "commits", "start", "answers": {question: {"protocol", "numbers", "skipped"}}}.
-"device" and "commit" are of the run's last process, "devices" and "commits" of all, oldest first.
+"commit", "devices", "commits", "start", "training_images",
+"answers": {question: {"protocol", "numbers", "skipped"}}}.
+"training_images", their number and checksum, is null or missing for older runs. "device" and
+"commit" are of the run's last process, "devices" and "commits" of all, oldest first.
 `numbers` has flat keys, such as "auroc/px/svhn" or "accuracy/cifar10"; rates are 0..1.
 """
 
@@ -23,7 +25,7 @@ from reports.page.run import Model, Run, mapping
 from reports.tables.titles import natural
 from runs.cli import UsageError
 from runs.files import plain, read_json, whole
-from runs.folder import LAST
+from runs.folder import LAST, TRAINED_ON
 from runs.names import ADAM_BETAS, IMAGE_SIZE
 from runs.screen import print_line
 from runs.terms import used
@@ -88,6 +90,7 @@ def seed_of(run: Run, is_wanted: IsWanted | None = None) -> Seed:
         "divergences": divergences,
         "settings": gist(run.settings),
         "start": Path(start).parent.name if isinstance(start, str) else None,
+        TRAINED_ON: run.settings.get(TRAINED_ON),
         "epochs": run.epochs,
         "steps": run.steps,
         "seconds": parsed(run.last.get("seconds")),
