@@ -61,8 +61,10 @@ def other_recipe(run: Path, command: Sequence[str], *, all_flags: bool = False) 
     recorded = {**DEFAULTS, **gist(settings)}
     if all_flags:
         parsed = vars(flags.parse(command[1:])[0])
-        wanted = {**DEFAULTS, **gist(parsed), "load_path": start_file(parsed)}
-        recorded["load_path"] = start_file(settings)
+        wanted = {**DEFAULTS, **gist(parsed)}
+        # Evaluations take the run's guidance. Runs from before the flag had 1.
+        for s, compared in ((parsed, wanted), (settings, recorded)):
+            compared |= {"load_path": start_file(s), "guidance": s.get("guidance", 1.0)}
         names = sorted(wanted | recorded)
     else:
         wanted = vars(flags_of(command[0]).build_parser().parse_args(command[1:]))

@@ -180,6 +180,9 @@ class Runner:
             flags = [
                 word for n, value in limits.items() if value for word in (f"--{n}", str(value))
             ]
+            if isinstance(job, Point):  # its limits, too; --load_path is compared by its file
+                by_flag = rows.by_flag(job.flags).items()
+                flags = [word for flag, w in by_flag if flag != "--load_path" for word in w]
             command = [command[0], "--resume", str(run), *flags]
         elif run.exists():
             command.append("--overwrite")  # the run stopped before its first checkpoint

@@ -662,12 +662,15 @@ def test_a_sweep_trains_each_value_with_each_seed_and_compares(sweep, tmp_path, 
     assert "Accuracy (%): test_acc over epochs" in text and "<td>--contrast_t</td>" in text
     commands.clear()
     (tmp_path / "contrast_t-.1-s2" / "progress.csv").write_text("epoch,step\n")
-    assert run(more="--max_minutes 9") == 0  # resumes the unfinished run alone, with its limits
-    assert [command[1::2] for command in commands] == [["--resume", "--max_steps", "--max_minutes"]]
+    assert run(more="--max_minutes 9 --log_gradients 1") == 0  # resumes the unfinished run alone
+    assert [command[1] for command in commands] == ["--resume"] and "--max_minutes" in commands[0]
+    settings = json.loads((tmp_path / "contrast_t-.1-s2" / "variant.json").read_text())
+    assert (settings["log_gradients"], settings["max_steps"]) == (1, 2)
     assert capsys.readouterr().out.count("trained already") == 3
     (tmp_path / "x.pt").touch()
     for more, had in {
         **{"--pxcontrast 1.0": None, "--clf_only True": False, "--n_valid 9": None},
+        **{"--guidance 0.1": 1.0},
         f"--load_path {tmp_path / 'x.pt'}": None,
     }.items():
         assert run(more=more.removesuffix(" True")) == 1 and len(commands) == 1
