@@ -30,6 +30,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import timedelta
 from itertools import chain, product
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -85,6 +86,7 @@ def run_program(command: Sequence[str], log: Path, device: int | None, sender: A
     threading.Thread(target=end_with_parent, daemon=True).start()
     code: object = 1
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # `in_process` has blocked it
         runpy.run_path(str(program), run_name="__main__")
         code = 0
     except SystemExit as stop:
@@ -132,10 +134,11 @@ class Runner:
             except KeyboardInterrupt:  # the programs got the signal, too
                 self.stopped = True
                 with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C
-                    wait(running, GRACE)
-                for process in multiprocessing.active_children():  # still in a long step
-                    process.kill()
-                wait(running)
+                    wait(running, GRACE if multiprocessing.active_children() else 0)
+                while wait(running, 0.1).not_done:
+                    for process in multiprocessing.active_children():  # still in a long step
+                        process.kill()
+                    kill_fork_server()  # a job waits for its imports
                 print_line("interrupted: the same command goes on from here", sys.stderr)
                 return INTERRUPTED
         return 0 if all(self.done.values()) else 1
@@ -248,7 +251,13 @@ def in_process(command: list[str], log: Path, device: int | None) -> int:
     """Run `run_program` in a child process and return the program's exit code."""
     receiver, sender = PROCESSES.Pipe(duplex=False)
     process = PROCESSES.Process(target=run_program, args=(command, log, device, sender))
-    process.start()
+    # The fork server inherits the blocked SIGINT: it ignores Ctrl-C only after its slow imports.
+    resource_tracker.ensure_running()  # started by the server's start, it would unblock the signal
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
     sender.close()
     try:
         code: int = receiver.recv()
@@ -256,6 +265,14 @@ def in_process(command: list[str], log: Path, device: int | None) -> int:
         code = KILLED
     process.join()
     return code
+
+
+def kill_fork_server() -> None:
+    """Kill the fork server, if there is one. A job that it has not started yet fails."""
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def log_of(folder: Path) -> Path:

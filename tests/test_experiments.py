@@ -542,6 +542,7 @@ from scripts import experiments
 folder = Path(__file__).parent
 experiments.rows.train_command = lambda *_: [str(folder / "sleeper.py")]
 experiments.done.other_recipe, experiments.GRACE = (lambda *_, **__: None), 1.0
+experiments.PROCESSES.set_forkserver_preload(["slow"])  # only one test has such a module
 if __name__ == "__main__":
     sys.exit(experiments.main(["run", "figure5_negatives", "--root", str(folder / "runs")]))
 """
@@ -606,6 +607,29 @@ def test_ctrl_c_is_one_line_and_ends_everything(sleeping):
     os.killpg(process.pid, signal.SIGINT)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 130 and gone(pid)
+    assert message == "interrupted: the same command goes on from here\n"
+
+
+def test_ctrl_c_while_the_fork_server_imports_is_one_line_and_starts_no_program(tmp_path):
+    imports = "import time\nfrom pathlib import Path\nPath(__file__).with_name('pid').touch()\n"
+    (tmp_path / "slow.py").write_text(imports + "time.sleep(60)\n")
+    (tmp_path / "driver.py").write_text(DRIVER.format(root=str(ROOT)))
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "driver.py")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    try:
+        wait_for((tmp_path / "pid").exists)
+        os.killpg(process.pid, signal.SIGINT)
+        _, message = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
     assert message == "interrupted: the same command goes on from here\n"
 
 
