@@ -102,12 +102,16 @@ class Failed(Exception):
 
 
 class Runner:
-    """Run jobs, up to `jobs` at a time, each after the jobs that it needs."""
+    """Run jobs, up to `jobs` at a time (None: one for each GPU, else 1), each after those that it
+    needs."""
 
-    def __init__(self, root: Path, scale: str, jobs: int = 1, gpus: Sequence[int] = ()) -> None:
-        self.root, self.scale, self.jobs = root, scale, max(jobs, len(gpus))
-        # The GPU of each free slot; None without --gpus.
-        self.devices = [gpus[i % len(gpus)] if gpus else None for i in range(self.jobs)]
+    def __init__(
+        self, root: Path, scale: str, jobs: int | None = None, gpus: Sequence[int] = ()
+    ) -> None:
+        self.root, self.scale, self.jobs = root, scale, jobs or max(1, len(gpus))
+        # The GPU of each free slot, in turn; None without --gpus.
+        slots = range(max(self.jobs, len(gpus)))
+        self.devices = [gpus[i % len(gpus)] if gpus else None for i in slots]
         self.done: dict[Job, bool] = {}  # whether each job that has ended succeeded
         self.stopped = False  # by Ctrl-C
         self.plan: list[Job] = []
@@ -120,7 +124,7 @@ class Runner:
         if self.jobs > 1:  # otherwise each program would start a thread on every core
             threads = max(1, (os.cpu_count() or 1) // self.jobs)
             os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        with ThreadPoolExecutor(len(self.devices)) as pool:
+        with ThreadPoolExecutor(self.jobs) as pool:
             try:
                 while waiting or running:
                     ready = [
@@ -233,7 +237,7 @@ class Runner:
         start = log.stat().st_size if log.exists() else 0
         position = f"[{self.plan.index(job) + 1}/{len(self.plan)}]"
         print_line(f"{position} {title}: {shlex.join(command)}{self.left()}", sys.stdout)
-        device, began = self.devices.pop(), time.monotonic()
+        device, began = self.devices.pop(0), time.monotonic()
         try:
             code = in_process(command, log, device)
         finally:
@@ -384,7 +388,8 @@ def add_jobs(parser: Parser) -> None:
     """Add the flags that `run` and `sweep` share."""
     add = parser.add_argument
     add("--seeds", nargs="+", type=WHOLE, default=[1], metavar="SEED", help="one run for each")
-    add("--jobs", type=COUNT, default=1, metavar="N", help="programs at a time (default: 1)")
+    add("--jobs", type=COUNT, default=None, metavar="N",
+        help="programs at a time (default: one for each of --gpus, else 1)")  # fmt: skip
     add("--gpus", nargs="+", type=WHOLE, default=[], metavar="GPU",
         help="give each job one of these GPUs, in turn")  # fmt: skip
 

@@ -9,7 +9,8 @@
 #        cost of each scale on this machine, and runs smoke
 #        (small trains in bf16: a CPU without hardware for it, AVX-512 BF16 or AMX, takes many times as long)
 # SEEDS  one run of each row per seed, as in SEEDS="1 2 3" (default: 1)
-# JOBS   programs that run at a time (default: 1);  GPUS  GPUs that the programs use in turn, as in GPUS="0 1 2 3"
+# GPUS   GPUs that the programs use in turn, as in GPUS="0 1 2 3"
+# JOBS   programs that run at a time (default: one for each of GPUS, else 1)
 # ROOT   the run folders are in $ROOT/$SCALE (default: save/tables); a relative path starts at the repository's folder
 #
 # smoke: all tables and figures within 5 minutes on a 2-core AMD EPYC with JOBS=2. RESULTS.md has the hours of the runs
@@ -30,7 +31,7 @@ fi
 ROOT=${ROOT:-save/tables}
 options=(--scale "$SCALE" --root "$ROOT")
 # shellcheck disable=SC2206  # a list of numbers is several words
-runs=(--seeds ${SEEDS:-1} --jobs "${JOBS:-1}" ${GPUS:+--gpus $GPUS})
+runs=(--seeds ${SEEDS:-1} ${JOBS:+--jobs "$JOBS"} ${GPUS:+--gpus $GPUS})
 status=0
 "$PYTHON" scripts/experiments.py run "$@" "${options[@]}" "${runs[@]}" || status=$?
 [ "$status" -ne 2 ] || exit 2      # a mistake: nothing was run

@@ -301,6 +301,34 @@ def test_the_time_left_is_of_trainings_and_questions_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("flags", "at_a_time", "gpus"),
+    [
+        ("", 1, {None}),
+        ("--gpus 4 5 6", 3, {4, 5, 6}),
+        ("--gpus 4 5 6 --jobs 2", 2, {4, 5, 6}),
+        ("--gpus 4 5 --jobs 3", 3, {4, 5}),
+    ],
+)
+def test_as_many_programs_run_at_a_time_as_asked_and_use_all_gpus(
+    flags, at_a_time, gpus, tmp_path, monkeypatch
+):
+    meeting, used = threading.Barrier(at_a_time), []
+
+    def in_process(command: list[str], log: Path, device: int | None) -> int:
+        meeting.wait(20)
+        used.append(device)
+        log.touch()
+        return 0
+
+    monkeypatch.setattr(experiments, "in_process", in_process)
+    monkeypatch.setattr(experiments.rows, "needs", lambda *_: [])
+    args = experiments.build_parser().parse_args(["run", "alpha", *flags.split()])
+    runner = experiments.Runner(tmp_path, "paper", args.jobs, args.gpus)
+    assert runner.run([rows.Train("hdge", seed) for seed in range(6)]) == 0
+    assert runner.jobs == at_a_time and set(used) == gpus and len(used) == 6
+
+
+@pytest.mark.parametrize(
     "argv",
     [
         *("run nonsense", "run table1_ood --scale huge", "run all --jobs 0", "run all --seeds x"),
@@ -337,12 +365,19 @@ def test_a_script_without_scale_prints_the_costs_and_runs_smoke(tmp_path):
     stub = tmp_path / "python"
     stub.write_text(STUB)
     stub.chmod(0o755)
-    environment = {**os.environ, "PYTHON": str(stub), "ROOT": str(tmp_path), "SCALE": ""}
     command = ["bash", str(ROOT / "scripts" / "sampler.sh")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    cost, run = (line for line in done.stdout.splitlines() if line.startswith("ran"))
-    assert cost == "ran scripts/experiments.py cost sampler"
-    assert run.startswith("ran scripts/experiments.py run sampler --scale smoke ")
+    unset = {**os.environ, **dict.fromkeys(("SCALE", "SEEDS", "JOBS", "GPUS"), "")}
+    for given, words in (
+        ({}, ""),
+        ({"JOBS": "2"}, " --jobs 2"),
+        ({"GPUS": "0 1"}, " --gpus 0 1"),
+    ):
+        environment = {**unset, "PYTHON": str(stub), "ROOT": str(tmp_path), **given}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        cost, run = (line for line in done.stdout.splitlines() if line.startswith("ran"))
+        assert cost == "ran scripts/experiments.py cost sampler"
+        assert run.startswith("ran scripts/experiments.py run sampler --scale smoke ")
+        assert run.endswith(f" --seeds 1{words}")
 
 
 @ALL_SCALES
