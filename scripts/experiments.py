@@ -65,6 +65,12 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def only_gpu(device: int, visible: str | None) -> str:
+    """Return the value of CUDA_VISIBLE_DEVICES that leaves the GPU `device`, counted from 0 in the
+    inherited value `visible`, such as a scheduler's, if there is one; "" where that has fewer."""
+    return str(device) if visible is None else "".join(visible.split(",")[device : device + 1])
+
+
 def run_program(command: Sequence[str], log: Path, device: int | None, sender: Any) -> None:
     """Run `python <command>` in this child process with output to `log`, and send its exit code."""
     with open(log, "ab") as file:
@@ -73,11 +79,13 @@ def run_program(command: Sequence[str], log: Path, device: int | None, sender: A
             os.dup2(file.fileno(), stream.fileno())
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = only_gpu(device, visible)
         import torch  # preloaded by the fork server
 
         if not torch.cuda.is_available():  # --device auto would train on the CPU
-            print(f"{Path(command[0]).name}: --gpus {device}: PyTorch sees no such GPU")
+            within = "" if visible is None else f" in CUDA_VISIBLE_DEVICES={visible}"
+            print(f"{Path(command[0]).name}: --gpus {device}: PyTorch sees no such GPU{within}")
             return sender.send(2)
     os.chdir(ROOT)
     program = ROOT / command[0]
@@ -391,7 +399,8 @@ def add_jobs(parser: Parser) -> None:
     add("--jobs", type=COUNT, default=None, metavar="N",
         help="programs at a time (default: one for each of --gpus, else 1)")  # fmt: skip
     add("--gpus", nargs="+", type=WHOLE, default=[], metavar="GPU",
-        help="give each job one of these GPUs, in turn")  # fmt: skip
+        help="give each job one of these GPUs, in turn, counted from 0 in CUDA_VISIBLE_DEVICES "
+        "where that is set")  # fmt: skip
 
 
 def build_sweep_parser() -> Parser:

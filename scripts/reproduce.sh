@@ -9,7 +9,8 @@
 #        cost of each scale on this machine, and runs smoke
 #        (small trains in bf16: a CPU without hardware for it, AVX-512 BF16 or AMX, takes many times as long)
 # SEEDS  one run of each row per seed, as in SEEDS="1 2 3" (default: 1)
-# GPUS   GPUs that the programs use in turn, as in GPUS="0 1 2 3"
+# GPUS   GPUs that the programs use in turn, as in GPUS="0 1 2 3"; counted from 0 in
+#        CUDA_VISIBLE_DEVICES where that is set, as by a scheduler
 # JOBS   programs that run at a time (default: one for each of GPUS, else 1)
 # ROOT   the run folders are in $ROOT/$SCALE (default: save/tables); a relative path starts at the repository's folder
 #

@@ -668,6 +668,14 @@ def test_ctrl_c_while_the_fork_server_imports_is_one_line_and_starts_no_program(
     assert message == "interrupted: the same command goes on from here\n"
 
 
+@pytest.mark.parametrize(
+    ("device", "visible", "name"),
+    [(2, None, "2"), (0, "4,5", "4"), (1, "GPU-a,MIG-b", "MIG-b"), (2, "4,5", ""), (0, "", "")],
+)
+def test_a_job_gets_one_of_the_gpus_that_a_scheduler_has_left(device, visible, name):
+    assert experiments.only_gpu(device, visible) == name
+
+
 @pytest.mark.slow
 def test_a_gpu_that_does_not_exist_ends_a_job_that_would_take_the_cpu(tmp_path):
     assert experiments.in_process(["train_wrn.py", "--help"], tmp_path / "log", 99) == 2
