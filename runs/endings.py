@@ -51,7 +51,7 @@ def exit_code(
         with handled(terminate, *ENDS):
             return work()
     except (Mistake, OSError) as error:
-        tell(one_line(f"{program}: error: {error}"))
+        tell(one_line(f"{program}: error: {error}"), alone=not isinstance(error, Mistake))
         return 2
     except (RuntimeError, MemoryError) as error:
         if distributed.is_lost(error):
@@ -60,16 +60,17 @@ def exit_code(
         full = out_of_memory(error)
         if lower is None or not full:
             raise
-        tell(f"{program}: error: {full}: lower {lower}")
+        tell(f"{program}: error: {full}: lower {lower}", alone=True)
         return 2
     except KeyboardInterrupt as error:
         tell(interrupted)
         return 128 + (error.args[0] if error.args else signal.SIGINT)
 
 
-def tell(line: str) -> None:
-    """Print a line on stderr. Where several processes end, only the first to call this prints."""
-    if distributed.first_to_report():
+def tell(line: str, *, alone: bool = False) -> None:
+    """Print a line on stderr. Where several processes end, only the first to call this prints.
+    `alone`: see `first_to_report`."""
+    if distributed.first_to_report(alone=alone):
         print_line(line, sys.stderr)
 
 

@@ -104,10 +104,14 @@ def own_device(name: str) -> str:
     return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
-def first_to_report() -> bool:
-    """Return whether this process is the first to report why the run ends: one line suffices."""
-    if _store is None:  # not connected yet: all processes on this machine have the same error
-        return first_here()
+def first_to_report(*, alone: bool = False) -> bool:
+    """Return whether this process is the first to report why the run ends: one line suffices.
+
+    alone: whether, before the processes are connected, this one may be the only one with its error,
+        such as a full GPU; all processes on a machine have the same Mistake.
+    """
+    if _store is None:
+        return alone or first_here()
     try:
         return int(_store.add("spoken", 1)) == 1
     except RuntimeError:  # the process that held the store has ended

@@ -40,7 +40,10 @@ def choose_device(name: str, *, exact: bool = False) -> torch.device:
             f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA GPUs: use --device cpu"
         )
     if device.index is not None:  # PyTorch checks bf16 and waits on the current GPU
-        torch.cuda.set_device(device)
+        try:
+            torch.cuda.set_device(device)
+        except RuntimeError as error:  # such as of memory, on a GPU that other programs have filled
+            raise RuntimeError(f"--device {name}: {error}") from error
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = not exact
     torch.backends.cudnn.benchmark = not exact
