@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 
 from runs.cli import COUNT, POSITIVE, Parser, UsageError
-from runs.files import read_json, write_json
+from runs.files import LEFTOVERS, read_json, write_json
 from runs.names import data_root
 from runs.screen import print_line
 
@@ -40,7 +40,7 @@ SPARE = 20  # seconds at the end, for a part that ends late and for the archive
 LATE = "took too long"  # instead of an exit code; measurements up to then are in OUT
 GRACE = 8  # seconds for a late part to write its results
 PIECE = 15 * 2**20  # bytes of a file of the archive
-NOT_ARCHIVED = ("prev_ckpt.pt", "best_valid_ckpt.pt", "*.npz", "*.pdf", "*tfevents*")
+NOT_ARCHIVED = ("prev_ckpt.pt", "best_valid_ckpt.pt", "*.npz", "*.pdf", "*tfevents*", LEFTOVERS)
 
 
 # fmt: off
@@ -176,6 +176,8 @@ def call_part(args: Namespace, name: str, seconds: float, runs: Path) -> int | s
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # also the processes that the part started
             process.wait()
+            for leftover in args.out.glob(LEFTOVERS):  # the kill has interrupted a write to OUT
+                leftover.unlink()
 
 
 def run_part(args: Namespace, name: str, seconds: str, runs: str) -> int:
@@ -205,9 +207,9 @@ def archive(out: Path, runs: Path, piece: int = PIECE) -> None:
     content = buffer.getvalue()
     pieces = [content[start : start + piece] for start in range(0, len(content), piece)]
     for i, part in enumerate(pieces):
-        (out / f".run.zip.{i}").write_bytes(part)
+        (out / f".run.zip.{i}.tmp").write_bytes(part)
     for i in range(len(pieces)):  # after all are written: a kill before leaves the old archive
-        (out / f".run.zip.{i}").replace(out / f"run.zip.{i}")
+        (out / f".run.zip.{i}.tmp").replace(out / f"run.zip.{i}")
     for path in out.glob("run.zip.*"):
         if int(path.suffix[1:]) >= len(pieces):
             path.unlink()
