@@ -26,8 +26,9 @@ import models
 import train_wrn
 from benchmarks import flags, measure
 from evaluation import flags as eval_flags
-from runs.files import read_json, write_json
+from runs.files import file_sha256, read_json, write_json
 from runs.screen import print_line
+from scripts.done import answered
 from training import cost
 from training import flags as train_flags
 from training.build import build_model
@@ -51,6 +52,7 @@ WAYS = ("as in training", GRAPH, COMPILED)  # ways to run a chain
 PROFILED = ("HDGE", "JEM")
 LARGEST = 10  # number of kernels in the profile's table
 NO_TIME = "no time was left"
+NO_STEP = "no step or no time was left: give --calls 2 to the first call"
 # Flags of the trained network, and of the judge: a classifier whose features the FID uses.
 NETWORK = "--depth 16 --width 4 --batch_size 128 --buffer_size 1000"
 JUDGE = (
@@ -276,7 +278,8 @@ def profile_step(step: Callable[[], None], device: torch.device) -> Row:
 
 def training(part: Part) -> None:
     """Train a judge, then M-JEM for as many epochs as fit in the time, and evaluate M-JEM. Of a
-    training that fails, evaluate the last checkpoint."""
+    training that fails, evaluate the last checkpoint. Where a resumed M-JEM takes no step, list it
+    as left out, and keep its answers."""
     data_flags = ["--data_root", str(part.args.data_root)]
     common = [*data_flags, "--device", part.device.type]
     new_run = [*common, "--log_dir", str(part.runs), "--compile", "off"]
@@ -291,15 +294,19 @@ def training(part: Part) -> None:
         train(part, judge, [*argv, *schedule, *new_run, "--seed", "9", "--id", judge.name])
     total = part.deadline - time.monotonic()
     seconds = total - max(0.2 * total, min(40, 0.5 * total))  # the rest is for `evaluate`
-    if (jem / "last_ckpt.pt").exists():
+    if (last := jem / "last_ckpt.pt").exists():
+        before = file_sha256(last)
         train(part, jem, [*resume(jem, seconds), *data_flags])
+        if file_sha256(last) != before:
+            shutil.rmtree(jem / "eval", ignore_errors=True)  # of an earlier call, after fewer steps
+        else:
+            part.save(left_out={f"train: {jem.name}": NO_STEP} | part.record["left_out"])
     else:
         size = [*small, *REHEARSED_CHAINS.split()] if small else NETWORK.split()
         argv = ["@m-jem", *size]
         schedule = plan([*argv, *new_run], seconds, part.args.calls)
         argv += [*schedule, *new_run, "--seed", "1", "--id", jem.name, "--plot_cond"]
         train(part, jem, argv)
-    shutil.rmtree(jem / "eval", ignore_errors=True)  # of an earlier call, after fewer steps
     part.archive()
     evaluate(part, jem, judge, common)
 
@@ -322,22 +329,27 @@ def train(part: Part, folder: Path, argv: Sequence[str]) -> None:
 
 
 def evaluate(part: Part, jem: Path, judge: Path, common: Sequence[str]) -> None:
-    """Run the QUESTIONS on M-JEM; archive the runs with the results after each question."""
+    """Run the QUESTIONS on M-JEM that are not answered yet; archive the runs with the results after
+    each question."""
     root = part.args.data_root
     optional = [name for name in ("svhn", "cifar100") if (root / f"{name}.npz").exists()]
     sets = " ".join(["cifar10interp", *optional] * (not part.args.rehearse) + ["uniform"])
     images = 100 if part.args.rehearse else 1000
 
-    def run_question(question: str) -> list[Row]:
+    def flags_of(question: str) -> list[str]:
         argv = question.format(judge=judge / "last_ckpt.pt", images=images, sets=sets).split()
-        argv = ["--load_path", str(jem / "last_ckpt.pt"), "--eval", *argv, *common]
+        return ["--load_path", str(jem / "last_ckpt.pt"), "--eval", *argv, *common]
+
+    def run_question(argv: list[str]) -> list[Row]:
         print_line(f"python eval_wrn_ebm.py {' '.join(argv)}", sys.stdout)
         if code := eval_wrn_ebm.main(*eval_flags.parse(argv)):
             raise RuntimeError(f"exit code {code}")
         part.archive()
         return []
 
-    part.measure_all([("ask", q.split()[0], partial(run_question, q)) for q in QUESTIONS])
+    asked = {question.split()[0]: flags_of(question) for question in QUESTIONS}
+    open_ones = {q: argv for q, argv in asked.items() if not answered(jem / "eval", ["", *argv])}
+    part.measure_all([("ask", q, partial(run_question, argv)) for q, argv in open_ones.items()])
 
 
 def plan(argv: Sequence[str], seconds: float, calls: float = 1) -> list[str]:

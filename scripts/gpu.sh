@@ -4,7 +4,8 @@
 #
 #     bash scripts/gpu.sh OUT                  # on a machine with a GPU: 9 minutes, files in OUT
 #     bash scripts/gpu.sh OUT --rehearse       # the same parts on a CPU, small networks and digits, 3 minutes
-#     bash scripts/gpu.sh OUT --resume OLD --parts training    # continue the training run of an earlier call in OLD
+#     bash scripts/gpu.sh OLD --calls 2        # the same, with a training that is planned for two calls
+#     bash scripts/gpu.sh OUT --resume OLD --parts training    # the second of them: continue the training run in OLD
 #     python scripts/bench.py collect OUT      # afterwards: tables and pictures in benchmarks/gpu/
 #
 # CIFAR-10 is read from --data_root (default: $HDGE_DATA_ROOT, else ./datasets). `python benchmarks/subset.py FOLDER`

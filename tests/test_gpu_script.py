@@ -140,10 +140,12 @@ def part_in(out: Path) -> gpu_parts.Part:
 
 
 def test_a_training_that_fails_is_listed_and_its_last_checkpoint_evaluated(tmp_path, monkeypatch):
-    codes, commands, evaluated = [2, 1, 0, 130], [], []
+    codes, commands, evaluated = [2, 1, 0, 130, 0, 0], [], []
 
     def main(argv: list[str], given: set[str]) -> int:
         commands.append(argv)
+        if len(commands) in (3, 4):
+            (Path(argv[argv.index("--resume") + 1]) / "last_ckpt.pt").write_text("trained on")
         return codes.pop(0)
 
     monkeypatch.setattr(gpu_parts.train_flags, "parse", lambda argv: (argv, set()))
@@ -160,10 +162,24 @@ def test_a_training_that_fails_is_listed_and_its_last_checkpoint_evaluated(tmp_p
     for name in ("judge", "m-jem"):
         (part.runs / name).mkdir(parents=True)
         (part.runs / name / "last_ckpt.pt").touch()
+    (part.runs / "m-jem" / "eval").mkdir()
     gpu_parts.training(part)  # a later call, whose trainings end well or by a signal
+    assert not (part.runs / "m-jem" / "eval").exists()  # answers of fewer steps
     resumed = [argv[argv.index("--resume") + 1] for argv in commands[2:]]
     assert resumed == [str(part.runs / name) for name in ("judge", "m-jem")]
-    assert not part.record["left_out"] and evaluated == ["m-jem", "m-jem"] and not codes
+    assert not part.record["left_out"] and evaluated == ["m-jem", "m-jem"]
+    (part.runs / "m-jem" / "eval").mkdir()
+    gpu_parts.training(part)  # nothing is left to do
+    assert (part.runs / "m-jem" / "eval").exists() and not codes
+    assert part.record["left_out"] == {"train: m-jem": gpu_parts.NO_STEP}
+
+
+def test_questions_that_are_answered_already_are_not_asked_again(tmp_path, monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr(gpu_parts, "answered", lambda _, command: "test_clf" in command)
+    monkeypatch.setattr(gpu_parts.eval_wrn_ebm, "main", lambda s, _: asked.append(s.eval))
+    gpu_parts.evaluate(part_in(tmp_path), tmp_path, tmp_path, ["--device", "cpu"])
+    assert asked == ["cond_samples", "OOD", "fid", "eval_ece"]
 
 
 def test_steps_save_the_peaks_that_their_shares_are_of(tmp_path, monkeypatch):
