@@ -12,6 +12,7 @@ from data.base import DataError, DataSet
 from data.sets import load
 from data.splits import hold_out
 from runs import processes as distributed
+from runs.screen import listed
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,13 @@ class Record:
         trained[self.valid] = False
         return self.train[trained]
 
+    def other_classes(self, other: Record) -> bool:
+        """Return whether both records name their classes, and not equally. Numbers are no names:
+        they stand where a set's files have none."""
+        numbers = tuple(map(str, range(len(self.class_names))))
+        both = self.class_names, other.class_names
+        return all(names not in ((), numbers) for names in both) and both[0] != both[1]
+
     def differences_from(self, now: Record) -> str | None:
         """Return as text how the test images and class names of `now` differ from the record's, or
         None if they do not. `now` has the same training images."""
@@ -116,9 +124,8 @@ def text_of_changes(differences: dict[str, Any], part: str | None) -> str | None
         if count := differences.get(key):
             texts.append(f"{count:,} {text}")
     if "class_names" in differences:
-        names_now, names_of_run = (
-            ", ".join(names[:10]) + (f", ... ({len(names)} in all)" if names[10:] else "")
-            for names in (differences["class_names"], differences["run_class_names"])
+        names_now, names_of_run = map(
+            listed, (differences["class_names"], differences["run_class_names"])
         )
         texts.append(f"its classes are {names_now}; the run's were {names_of_run}, in this order")
     return "; ".join(texts) or None

@@ -155,6 +155,12 @@ def markdown(
     return "\n".join(padded_row(line) for line in [titles, rule, *lines])
 
 
+def listed(class_names: Sequence[str]) -> str:
+    """Return the names as text; of more than 10 only the first 10, and their number."""
+    more = f", ... ({len(class_names)} in all)" if class_names[10:] else ""
+    return ", ".join(class_names[:10]) + more
+
+
 def reversed_order(rows: Sequence[Row]) -> str | None:
     """Return a line that names the scores and OOD sets with an AUROC below .5 and explains it, or
     None. rows: dicts with score_fn, ood_dataset, auroc and, if there are several models, model."""
@@ -165,9 +171,9 @@ def reversed_order(rows: Sequence[Row]) -> str | None:
             below.setdefault(score, []).append(row["ood_dataset"])
     if not below:
         return None
-    listed = "; ".join(f"{score}: {', '.join(sets)}" for score, sets in below.items())
+    texts = "; ".join(f"{score}: {', '.join(sets)}" for score, sets in below.items())
     return (
-        f"AUROC below 0.5 ({listed}): the model scores these images higher than its own test "
+        f"AUROC below 0.5 ({texts}): the model scores these images higher than its own test "
         "images, in most pairs; at 0, in all. Where the score is px, it gives them the higher "
         "density q(x)."
     )

@@ -16,6 +16,7 @@ from evaluation import flags, loading
 from evaluation.generation import model_extractor, read_as_asked
 from evaluation.neighbours import compare_with_training
 from evaluation.sampling import BUFFER, most_confident, to_uint8
+from runs.checkpoint import save_checkpoint
 from scripts import done
 
 
@@ -55,7 +56,7 @@ def test_samples_are_moved_slots_and_can_be_a_data_set(ask):
     assert answer.code == 0 and answer.json("OOD")["rows"][0]["ood_dataset"] == "mysamples"
 
 
-def test_class_conditional_samples_are_judged_beside_their_starts(ask):
+def test_class_conditional_samples_are_judged_beside_their_starts(ask, tmp_path):
     flags = "--eval cond_samples --fresh_samples --buffer_size 30 --sgld_batch_size 30 "
     flags += "--n_sample_steps 1 --n_steps 2 --reinit_freq 0 --seed 5 --sgld_lr 1000"
     answer = ask(flags, "--fid_model", str(ask.checkpoint("ce")))
@@ -88,6 +89,19 @@ def test_class_conditional_samples_are_judged_beside_their_starts(ask):
     kinds = ("direct_2", "starts", "classified_2", "trajectory")
     assert pictures == [f"cond_samples_{kind}.png" for kind in kinds]
     assert len(table_of(answer)) == 5 and max(map(len, table_of(answer))) <= 60
+
+    state = torch.load(ask.checkpoint("ce"), weights_only=True)
+    weights, names = state["model_state_dict"], state["data"]["class_names"]
+    for name in ("class_output.weight", "class_output.bias"):
+        weights[name] = weights[name].flip(0)
+    for renamed in ("truck", "lorry"):  # the same classes in another order, and another class
+        state["data"]["class_names"] = [renamed, *names[-2::-1]]
+        save_checkpoint(state, tmp_path / f"{renamed}.pt")
+    again = ask(flags, "--fid_model", str(tmp_path / "truck.pt")).json("cond_samples")
+    assert again["read_as_asked"]["per_class"] == read["per_class"]
+    refusal = ask(flags, "--fid_model", str(tmp_path / "lorry.pt")).refusal
+    assert "lorry.pt has the classes lorry, ship, " in refusal and "airplane, auto" in refusal
+
     for judge, answered in (("ce", True), ("hdge", False)):
         argv = ["eval_wrn_ebm.py", "--load_path", str(ask.checkpoint("hdge")), *flags.split()]
         argv += ["--fid_model", str(ask.checkpoint(judge))]

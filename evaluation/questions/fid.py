@@ -19,7 +19,7 @@ from evaluation.questions.base import (
     Tensor,
 )
 from runs.cli import COUNT, WHOLE, UsageError, adder
-from runs.screen import Row, markdown
+from runs.screen import Row, listed, markdown
 
 NEW_CHAINS = ("fresh", "class")  # values of --sampling that run new chains
 # JEM++ and SADA-JEM (`cond_is_fid` in their code) take the most confident images of each predicted
@@ -167,8 +167,9 @@ def feature_extractor(context: Context, model: LoadedModel) -> tuple[Any, dict[s
 
 
 def load_judge(context: Context, model: LoadedModel) -> LoadedModel | None:
-    """Return the network of --fid_model or None. Raises UsageError for a flow, and where it would
-    classify class-conditional samples but has other classes."""
+    """Return the network of --fid_model or None, with its classes in the model's order. Raises
+    UsageError for a flow, and where it would classify class-conditional samples but has other
+    classes."""
     from evaluation.loading import load
 
     s = context.s
@@ -185,6 +186,15 @@ def load_judge(context: Context, model: LoadedModel) -> LoadedModel | None:
             f"--fid_model {judge.path} has {judge.num_classes} classes, the model of {model.path} "
             f"{model.num_classes}: give a classifier of the same classes"
         )
+    if judge.record.other_classes(model.record):
+        names, wanted = judge.class_names, model.class_names
+        if set(names) != set(wanted):
+            raise UsageError(
+                f"--fid_model {judge.path} has the classes {listed(names)}, the model of "
+                f"{model.path} {listed(wanted)}: give a classifier of the same classes"
+            )
+        head, order = judge.network.class_output, [names.index(name) for name in wanted]
+        head.weight.data, head.bias.data = head.weight.data[order], head.bias.data[order]
     if judge.sha256 == model.sha256:
         context.warn(
             f"--fid_model {judge.path} reads its own samples: use an independent classifier"
