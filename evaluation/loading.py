@@ -239,16 +239,19 @@ def average_of(state: dict[str, Any], weights: str | None) -> str:
 def dataset_of(
     settings: dict[str, Any], classes: int, record: data.Record, s: Namespace, size: int
 ) -> str:
-    """Return the training set's name: the run's, or that of --dataset where both are folders with
-    the same training images. If the run's is unknown or of another number of classes,
-    return that of --dataset if its number fits; else cifar10 for 10, cifar100 for 100, else ""."""
+    """Return the training set's name: the run's, or that of --dataset where both are folders and
+    have the same training images or the run's no longer exists. If the run's is unknown or of
+    another number of classes, return that of --dataset if its number fits; else cifar10 for 10,
+    cifar100 for 100, else ""."""
     run_set = str(settings.get("dataset") or "")
     run_set = ALIASES.get(run_set, run_set)
     flag_set = trainable(s.dataset or "")
     if run_set.startswith(FOLDER) and flag_set is not None and flag_set.startswith(FOLDER):
-        same = folder_path(flag_set).resolve() == folder_path(run_set).resolve()
-        same = same or data.same_training_images(record, flag_set, s.data_root, size)
-        return flag_set if same else run_set
+        path = folder_path(run_set)
+        # A folder that has moved may also have other images: `Context.compare` warns of them.
+        moved = folder_path(flag_set).resolve() == path.resolve() or not path.is_dir()
+        moved = moved or data.same_training_images(record, flag_set, s.data_root, size)
+        return flag_set if moved else run_set
     if CLASSES.get(run_set) == classes or run_set.startswith(FOLDER):
         return run_set
     if flag_set is not None and CLASSES.get(flag_set, classes) == classes:

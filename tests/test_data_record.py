@@ -106,8 +106,13 @@ def test_a_folder_that_has_moved_is_found_by_its_images(question, train, ask, fo
     warnings = "\n".join(answer.err)
     assert "differs from the images" not in warnings and "no temperature" not in warnings
     assert str(folder) not in answer.out
+    remedy = "if the folder has moved, give --dataset folder:PATH"
     (line,) = answered(ask, run, code=2).err
-    assert line.endswith("if the folder has moved, give --dataset folder:PATH")
+    assert line.endswith(remedy)
+    paint(moved / "bear" / "new.png", 97)  # of the training split
+    answer = answered(ask, run, f"--eval {question} --dataset folder:{moved}")
+    assert "no temperature" not in "\n".join(answer.err)
+    (moved / "bear" / "new.png").unlink()
     resumed = train.resumed(run, "--max_steps", "4")
     assert resumed.code == 2 and "does not exist" in resumed.err[0]
     resumed = train.resumed(run, "--max_steps", "4", "--dataset", f"folder:{moved}")
