@@ -114,7 +114,7 @@ def test_a_folder_that_has_moved_is_found_by_its_images(question, train, ask, fo
     assert "no temperature" not in "\n".join(answer.err)
     (moved / "bear" / "new.png").unlink()
     resumed = train.resumed(run, "--max_steps", "4")
-    assert resumed.code == 2 and "does not exist" in resumed.err[0]
+    assert f"--dataset folder:{folder}: " in resumed.refusal and resumed.refusal.endswith(remedy)
     resumed = train.resumed(run, "--max_steps", "4", "--dataset", f"folder:{moved}")
     assert resumed.code == 0 and run.settings["dataset"] == f"folder:{moved}"
 

@@ -23,6 +23,7 @@ from runs.terms import has_chains, used
 from training.build import build_batches, build_model, build_optimizer, replicate
 from training.divergence import Guard
 from training.flags import check_classes, labelled_batch, second_batch
+from training.machine import naming_dataset
 from training.state import Run
 
 TrainStep = Callable[[Run, Guard, Any, int], Any]
@@ -120,7 +121,8 @@ def dry_run(s: Namespace, device: torch.device, train_step: TrainStep) -> None:
     and hours of the run."""
     if s.compile == "auto":  # compiling would take longer than all the rest
         s = Namespace(**{**vars(s), "compile": "off"})
-    spec = data.describe(s.dataset)
+    with naming_dataset(s):
+        spec = data.describe(s.dataset)
     check_classes(s, spec.num_classes)
     n_valid = data.default_n_valid(spec.train_size) if s.n_valid is None else s.n_valid
     images = len(data.split_validation(spec.train_size, n_valid)[0])

@@ -8,7 +8,8 @@ import platform
 import subprocess
 import sys
 from argparse import Namespace
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 import data
+from evaluation.context import with_remedy_for_moved_folder
 from runs import processes as distributed
 from runs.cli import UsageError, check_device
 
@@ -68,9 +70,20 @@ def use_threads(s: Namespace, device: torch.device, program: str) -> None:
 
 
 def load_data(s: Namespace, device: torch.device) -> data.DataSet:
-    """Return the data set of --dataset on the device."""
-    dataset = distributed.in_turn(lambda: data.load(s.dataset, s.data_root, size=s.image_size))
+    """Return the data set of --dataset on the device. Raises DataError."""
+    with naming_dataset(s):
+        dataset = distributed.in_turn(lambda: data.load(s.dataset, s.data_root, size=s.image_size))
     return dataset.to(device)
+
+
+@contextmanager
+def naming_dataset(s: Namespace) -> Iterator[None]:
+    """Let a DataError name the value of --dataset, and the remedy for a folder that has moved."""
+    try:
+        yield
+    except data.DataError as error:
+        error = error.renamed("dataset", s.dataset)
+        raise with_remedy_for_moved_folder(error, s.dataset, s.dataset) from None
 
 
 def warn_of_leaks(s: Namespace, dataset: data.DataSet, record: data.Record, program: str) -> None:
