@@ -123,6 +123,11 @@ class Context:
         if differs and not (dataset.startswith(FOLDER) and run_set.startswith(FOLDER)):
             self.warn(f"--dataset {name}: {model.label} was trained on {run_set}")
 
+    def warn_of_untrained_head(self, model: LoadedModel) -> None:
+        if model.untrained_head:
+            remedy = "baselines/linear_probe.py fits one"
+            self.warn(f"{model.path}: its class head is untrained: {remedy}")
+
     def labelled_set(self, model: LoadedModel) -> data.EvaluationSet:
         """Return `evaluation_set`. Raises UsageError if labels are missing or of other classes."""
         eval_set = self.evaluation_set(model)
@@ -136,6 +141,7 @@ class Context:
                 f"--dataset {name} has labels of {classes} classes, the model of "
                 f"{model.path} has {model.num_classes}: give the set that it was trained on"
             )
+        self.warn_of_untrained_head(model)
         return eval_set
 
     def ood_sets(

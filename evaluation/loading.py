@@ -16,6 +16,7 @@ import losses
 import models
 from data.folder import folder_path
 from evaluation.sampling import BUFFER
+from runs import terms
 from runs.checkpoint import FILLED, START, CheckpointError, read_with_sha256
 from runs.cli import UsageError, fits
 from runs.names import ALIASES, CLASSES, FOLDER
@@ -62,6 +63,16 @@ class LoadedModel:
         """Return the names of the run's classes; their numbers if the checkpoint has no names."""
         names, n = self.record.class_names, self.num_classes
         return list(names) if len(names) == n else [str(y) for y in range(n)]
+
+    @property
+    def untrained_head(self) -> bool:
+        """Return whether no loss has read the class head: SupCon's and SimCLR's do not, nor does
+        --pxsgld with --uncond, the only term."""
+        s, method = self.settings, self.settings.get("method")
+        heads = {head for term in terms.used(s) for head in term.heads}
+        energy_alone = bool(s.get("uncond")) and heads == {"energy"}
+        trained_before = method == "linear-probe" or bool(s.get("load_path"))
+        return method in ("supcon", "simclr") or (energy_alone and not trained_before)
 
     @property
     def device(self) -> torch.device:

@@ -77,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError(f"IMAGE: {error}") from None
         context = Context(s, None, device)  # type: ignore[arg-type]  # no files are written
         context.program = PROGRAM
+        context.warn_of_untrained_head(model)
         if s.dataset is not None:
             context.own_set(model, "leave it out")
         try:

@@ -1,14 +1,19 @@
 """SupCon, SimCLR and JointLoss: losses and training."""
 
 import math
+from argparse import Namespace
 
 import pytest
 import torch
+from PIL import Image
 
 import models
 from baselines import flags
 from baselines import train_contrastive as program
 from baselines.train_contrastive import ProjectionHead, nt_xent, supervised_contrastive
+from evaluation import loading
+from scripts import predict
+from tests.pair import outcome
 from tests.test_baselines_views import generator
 
 
@@ -78,7 +83,7 @@ def test_jointloss_trains_and_measures_the_class_head_in_its_second_phase_alone(
     assert defaults.items() <= run.settings.items()
 
 
-def test_supcon_leaves_the_class_head_alone(baseline):
+def test_supcon_leaves_the_class_head_alone(baseline, ask, tmp_path):
     run = baseline(program.PROGRAM, "--method supcon --weight_decay .1 --max_steps 1")
     torch.manual_seed(1)
     fresh = models.build(depth=10, width=1)
@@ -86,3 +91,24 @@ def test_supcon_leaves_the_class_head_alone(baseline):
     assert run.code == 0 and torch.equal(fresh.class_output.weight, trained.class_output.weight)
     assert not torch.equal(fresh.f.conv1.weight, trained.f.conv1.weight)
     assert run.last["test_acc"] == "" and "best_valid_ckpt.pt" not in run.files
+    path = run.folder / "last_ckpt.pt"
+    warning = f"{path}: its class head is untrained: baselines/linear_probe.py fits one"
+    scored = "OOD --ood_dataset svhn --knn_k 2 --score_fn"
+    for words, warned in (("test_clf", 1), (f"{scored} py knn", 1), (f"{scored} knn", 0)):
+        answer = ask(f"--eval {words}", load=path)
+        assert answer.err == [f"eval_wrn_ebm.py: warning: {warning}"] * warned
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    words = [str(path), str(tmp_path / "a.png"), "--data_root", str(ask.trainer.data)]
+    assert warning in outcome(lambda: predict.main([*words, "--device", "cpu"]))[2]
+
+
+@pytest.mark.parametrize(("settings", "untrained"), [
+    ({"method": "simclr"}, True), ({"method": "jointloss"}, False), ({"pyxce": 1.0}, False),
+    ({"pxsgld": 1.0}, False), ({"pxsgld": 1.0, "uncond": True}, True),
+    ({"pxsgld": 1.0, "uncond": True, "pxysgld": 1.0}, False),
+    ({"pxsgld": 1.0, "uncond": True, "load_path": "save/ce"}, False),
+    ({"pxsgld": 1.0, "uncond": True, "method": "linear-probe"}, False), ({}, False),
+])  # fmt: skip
+def test_the_settings_tell_whether_the_class_head_is_untrained(settings, untrained):
+    model = Namespace(settings=settings)
+    assert loading.LoadedModel.untrained_head.fget(model) is untrained  # type: ignore[attr-defined]

@@ -195,6 +195,7 @@ def load_judge(context: Context, model: LoadedModel) -> LoadedModel | None:
             )
         head, order = judge.network.class_output, [names.index(name) for name in wanted]
         head.weight.data, head.bias.data = head.weight.data[order], head.bias.data[order]
+    context.warn_of_untrained_head(judge)
     if judge.sha256 == model.sha256:
         context.warn(
             f"--fid_model {judge.path} reads its own samples: use an independent classifier"

@@ -39,6 +39,8 @@ def scorer(
     import data
     from evaluation.scores import feature_bank, scores
 
+    if {"py", "pxy", "entropy"} & set(names):
+        context.warn_of_untrained_head(model)
     bank, k = None, context.s.knn_k
     contrastive = model.contrastive() if "pxsim" in names else None
     if "knn" in names:

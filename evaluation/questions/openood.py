@@ -33,6 +33,7 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
     if not all(0 <= label < model.num_classes for label in inside.split.labels.tolist()):
         raise UsageError(f"--data_root: {inside.name} has labels that are no class of {benchmark}")
     sets, skipped = context.available([*names.values()], model, "--ood_dataset")
+    context.warn_of_untrained_head(model)  # ACC reads it
     scores_of = scorer(context, model, list(dict.fromkeys(context.s.score_fn)))
     inside_scores = scores_of(inside, benchmark)
     outside = {name: scores_of(sets[full], name) for name, full in names.items() if full in sets}
