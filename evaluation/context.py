@@ -20,7 +20,7 @@ from evaluation.sampling import refined
 from runs import processes as distributed
 from runs.cli import UsageError
 from runs.names import FOLDER
-from runs.screen import Row, make_bar, markdown
+from runs.screen import Row, listed, make_bar, markdown
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -49,8 +49,11 @@ class Context:
         self._folders: dict[Any, data.DataSet] = {}
         self._warnings: set[str] = set()
 
-    def images(self, name: str, model: LoadedModel, flag: str = "--dataset") -> data.EvaluationSet:
-        """Return the set `name`, read once, and `compare` it. Raises DataError."""
+    def images(
+        self, name: str, model: LoadedModel, flag: str = "--dataset", *, by_class: bool = False
+    ) -> data.EvaluationSet:
+        """Return the set `name`, read once, and `compare` it. `by_class`: its labels are read, so
+        they must be the run's, see `check_labels`. Raises DataError, and UsageError for labels."""
         s, run_set, strict = self.s, model.dataset, flag == "--dataset"
         name = with_run_path(name, run_set)
         run = run_set or "cifar10", model.network.image_size, data.held_out_by(model.settings)
@@ -68,6 +71,8 @@ class Context:
         eval_set = self._sets[key]
         if isinstance(eval_set, data.DataError):
             raise eval_set
+        if by_class:
+            self.check_labels(eval_set, model)
         self.compare(eval_set, model, flag)
         if self.sets_used.setdefault(eval_set.name, eval_set.about) != eval_set.about:
             self.sets_used[f"{eval_set.name} of {model.label}"] = eval_set.about
@@ -90,6 +95,26 @@ class Context:
                 f"{flag} {eval_set.name} differs from the images of {model.label}'s run: {text}"
             )
 
+    def check_labels(self, eval_set: data.EvaluationSet, model: LoadedModel) -> None:
+        """Raise UsageError where class names show that a label of a folder is not the run's: a name
+        has another number, or the run's training images have other labels under other names."""
+        names, of_run = eval_set.class_names, model.record.class_names
+        if names is None or not of_run or names == of_run:
+            return
+        renumbered = any(n in names and names.index(n) != y for y, n in enumerate(of_run))
+        dataset, record = data.locate(eval_set.name).dataset, model.record
+        for key, folder in self._folders.items():
+            hashes = folder.train.hashes
+            assert record.train is not None and hashes is not None
+            if key[0] == dataset and torch.equal(hashes, record.train):
+                renumbered |= folder.fingerprint() != record.fingerprint
+        if renumbered:
+            raise UsageError(
+                f"--dataset {eval_set.name}: its classes are {listed(names)}; the run's were "
+                f"{listed(of_run)}, in this order, and their numbers differ: name the class "
+                "folders so that they sort as the run's"
+            )
+
     def training_set(self, model: LoadedModel) -> str:
         """Return the name of the model's training set. Raises UsageError if it is unknown."""
         if not model.dataset:
@@ -110,10 +135,10 @@ class Context:
             )
         return run_set
 
-    def evaluation_set(self, model: LoadedModel) -> data.EvaluationSet:
+    def evaluation_set(self, model: LoadedModel, *, by_class: bool = False) -> data.EvaluationSet:
         """Return the set of --dataset, by default the test split of the model's training set."""
         name = self.training_set(model) if self.s.dataset is None else self.s.dataset
-        return self.images(name, model)
+        return self.images(name, model, by_class=by_class)
 
     def warn_of_other_data(self, model: LoadedModel) -> None:
         """Warn if the model was not trained on --dataset; `compare` warns about two folders."""
@@ -130,7 +155,7 @@ class Context:
 
     def labelled_set(self, model: LoadedModel) -> data.EvaluationSet:
         """Return `evaluation_set`. Raises UsageError if labels are missing or of other classes."""
-        eval_set = self.evaluation_set(model)
+        eval_set = self.evaluation_set(model, by_class=True)
         name, classes = eval_set.name, eval_set.num_classes
         if classes is None:
             raise UsageError(f"--dataset {name} has no labels: use it with OOD or logp_hist")

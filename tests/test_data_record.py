@@ -67,13 +67,30 @@ def test_differences_from_the_run_are_one_line_and_in_the_answer(train, ask, fol
     for i, class_name in enumerate(classes):
         paint(other / "train" / class_name / "0.png", 100 + i)
     held_out = set(run.state()["data"]["valid"].tolist()) & {0, 1, 2}
-    answer = answered(ask, run, f"--eval test_clf --dataset folder:{other}")
+    answer = answered(ask, run, f"--eval OOD --ood_dataset svhn --dataset folder:{other}")
     (line,) = answer.err
-    record = answer.json("test_clf")["data"][f"folder:{other}"]
+    record = answer.json("OOD")["data"][f"folder:{other}"]
     assert record["trained_on"] == 3 - len(held_out) and record["missing"] == n
     assert f"{record['trained_on']} of 3 images were trained on" in line
     assert "its classes are bear, cat; the run's were apple, bear" in line
     assert record["run_class_names"] == ["apple", "bear"]
+
+
+def test_labels_are_read_as_long_as_renamed_classes_keep_their_order(train, ask, folder):
+    run, apples, bears = trained(train, folder), folder / "apple", folder / "bear"
+    for new_apple, new_bear, code in (
+        ("apple", "cat", 0),
+        ("zebra", "cat", 2),
+        ("zebra", "bear", 2),
+    ):
+        apples, bears = apples.rename(folder / new_apple), bears.rename(folder / new_bear)
+        (line,) = answered(ask, run, code=code).err
+        assert ("apple, bear, in this order, and their numbers differ" in line) == (code == 2)
+    words = "--eval cond_samples --fresh_samples --buffer_size 8 --sgld_batch_size 8 --n_steps 1"
+    samples = answered(ask, run, f"{words} --n_sample_steps 1")
+    (line,) = samples.err
+    assert "samples are not compared" in line and "their numbers differ" in line
+    assert "nearest" not in samples.json("cond_samples")
 
 
 def test_the_temperature_is_fitted_to_the_images_that_the_run_held_out(train, ask, tmp_path):

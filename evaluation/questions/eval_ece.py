@@ -28,8 +28,9 @@ def validation_temperature(context: Context, model: LoadedModel) -> float | None
     from evaluation.classification import predictions
 
     try:
-        valid = context.images(data.split_name(context.training_set(model), "valid"), model)
-    except Mistake as error:  # no validation images, or an unknown training set
+        name = data.split_name(context.training_set(model), "valid")
+        valid = context.images(name, model, by_class=True)
+    except Mistake as error:  # no validation images, other labels, or an unknown training set
         context.warn(f"no temperature scaling: {error}")
         return None
     if valid.num_classes != model.num_classes:  # None: an image has no label

@@ -73,7 +73,8 @@ def training_images(context: Context, model: LoadedModel) -> Any:
 
     try:
         dataset = context.own_set(model, "leave it out")
-        return context.images(data.split_name(dataset, "train"), model)
+        name, by_class = data.split_name(dataset, "train"), context.s.eval == "cond_samples"
+        return context.images(name, model, by_class=by_class)
     except (data.DataError, UsageError) as error:
         if context.s.dataset is not None:
             raise
