@@ -91,6 +91,9 @@ def test_labels_are_read_as_long_as_renamed_classes_keep_their_order(train, ask,
     (line,) = samples.err
     assert "samples are not compared" in line and "their numbers differ" in line
     assert "nearest" not in samples.json("cond_samples")
+    start = str(run.folder / "last_ckpt.pt")
+    (line,) = train(RUN, f"folder:{folder}", "--load_path", start).err
+    assert f"bear, zebra; head, queue and replay buffer of --load_path {start} are of apple" in line
 
 
 def test_the_temperature_is_fitted_to_the_images_that_the_run_held_out(train, ask, tmp_path):

@@ -18,6 +18,7 @@ from runs import terms
 from runs.checkpoint import FILLED, CheckpointError, read_checkpoint
 from runs.cli import fits
 from runs.names import ADAM_BETAS
+from runs.screen import listed
 from training import flags
 from training.machine import warn_of_leaks
 from training.state import QUEUE, Progress, Run, shard_of_rank
@@ -149,7 +150,8 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
 def load_file(run: Run, dataset: data.DataSet) -> None:
     """Load weights, queue and replay buffer of --load_path, a checkpoint of this code, JEM's or
     HDGE's. Of a run with --ema load the averaged weights, as evaluation does, and print a line
-    about it. Warn if the checkpoint was trained on images of `dataset` that are held out here.
+    about it. Warn if the checkpoint was trained on images of `dataset` that are held out here, and
+    if its classes have other names.
 
     Raises CheckpointError, which names the flags to change where the networks differ.
     """
@@ -168,6 +170,13 @@ def load_file(run: Run, dataset: data.DataSet) -> None:
         line = f"{flags.PROGRAM}: --load_path {s.load_path}: starts from the averaged weights"
         distributed.say(line)
     warn_of_leaks(s, dataset, record, flags.PROGRAM)
+    if run.data.other_classes(record):
+        names, start = listed(dataset.class_names), listed(record.class_names)
+        distributed.warn(
+            flags.PROGRAM,
+            f"--dataset {s.dataset}: its classes are {names}; head, queue and replay buffer of "
+            f"--load_path {s.load_path} are of {start}, in this order",
+        )
 
 
 def network_flags(run: Run, weights: dict[str, Tensor]) -> str:
