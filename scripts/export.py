@@ -14,6 +14,7 @@ the starts of their chains and the nearest training images.
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import shutil
 import sys
@@ -28,7 +29,7 @@ sys.path.insert(0, str(ROOT))  # run in place: the packages are not installed
 from runs import terms
 from runs.cli import Parser, UsageError
 from runs.names import FOLDER, network_title
-from runs.screen import print_line
+from runs.screen import escaped, print_line
 from runs.shared import check_weights, weights_file
 
 CARD, SAMPLES = "README.md", "samples.png"
@@ -64,6 +65,20 @@ def last_part(name: object) -> str:
     """Return the name of a data set or split; of a folder:PATH keep only the path's last part."""
     kind, colon, path = str(name).partition(":")
     return kind + colon + Path(path).name if kind.startswith("folder") else str(name)
+
+
+def code(text: str) -> str:
+    """Return a code span of Markdown, in which no character of the text is markup."""
+    text = " ".join(text.split())  # an empty line would end the paragraph
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if text[:1] in "` " or text[-1:] in "` " else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def set_name(name: object) -> str:
+    """Return the `last_part` of a name for a table of Markdown."""
+    part = last_part(name)
+    return escaped(code(part)) if part.startswith("folder") else part
 
 
 def shared_part(state: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +158,7 @@ def differences(protocols: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
 
     return [
         "".join(
-            f", {name} {last_part(value)}"
+            f", {name} {set_name(value)}"
             for name, value in protocol.items()
             if name not in IN_ROWS and value is not None
             if (name == "overrides" and value != NO_OVERRIDES)
@@ -189,7 +204,8 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> tuple[str, Pat
         own=str(s["dataset"]).startswith(FOLDER),
         class_names=data.get("class_names") if isinstance(data, dict) else None,
         radius=radius,
-        last_part=last_part,
+        code=code,
+        set_name=set_name,
         place=lambda text: "/".join(str(text).split("/")[-2:]),
         network=network_title(s),
         size=paper.image_size(s),

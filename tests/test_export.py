@@ -66,7 +66,7 @@ def test_an_exported_model_is_the_checkpoint_s_without_paths(train, tmp_path):
 def test_of_a_folder_s_path_the_last_part_alone_is_published(train, tmp_path):
     folder = tmp_path / "private" / "me" / "shapes"
     for i in range(12):
-        paint(folder / "ab"[i % 2] / f"{i}.png", i)
+        paint(folder / ("`<b>`", "_x|y")[i % 2] / f"{i}.png", i)
     run = train("--pyxce 1 --max_steps 1 --n_valid 4 --dataset", f"folder:{folder}")
     assert run.code == 0, run.err
     (run.folder / "eval").mkdir()
@@ -80,8 +80,15 @@ def test_of_a_folder_s_path_the_last_part_alone_is_published(train, tmp_path):
     state = read_checkpoint(tmp_path / "g")
     assert state["settings"]["dataset"] == "folder:shapes"
     state.pop("model_state_dict")
-    for part in ("folder_train:shapes, 1,234", "folder:shapes, 1,234", "against folder:x (4,321)"):
+    for part in (
+        "`folder_train:shapes`, 1,234 images |",
+        "`folder:shapes`, 1,234 images |",
+        "against `folder:x` (4,321) |",
+        "# WRN-10-1 of `shapes`, ",
+        "in the order of f(x): `_x|y`, `` `<b>` ``.",
+    ):
         assert part in text
+    assert text.startswith("---\nlibrary_name: pytorch\ntags:\n")
     for published in (text, str(state)):
         assert "private" not in published and str(tmp_path) not in published
     assert models.load(tmp_path / "g").logits(torch.rand(1, 3, 32, 32)).shape == (1, 2)

@@ -105,4 +105,4 @@ def test_class_names_reach_the_answers_and_the_card(run, ask, tmp_path):
     pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
     folder = export.main([str(run.folder / "last_ckpt.pt"), str(tmp_path / "model")])
     card = (folder / export.CARD).read_text()
-    assert "The classes, in the order of f(x): cat, dog." in card and "license" not in card
+    assert "The classes, in the order of f(x): `cat`, `dog`." in card and "license" not in card
