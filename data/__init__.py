@@ -27,6 +27,6 @@ from data.evaluation_sets import (
 )
 from data.folder import read_images
 from data.npz import read_npz
-from data.record import Record, same_training_images, text_of_changes
+from data.record import Record, same_training_images
 from data.sets import canonical_name, describe, load
 from data.splits import default_n_valid, held_out_by, hold_out, labelled_subset, split_validation

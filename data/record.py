@@ -12,7 +12,7 @@ from data.base import DataError, DataSet
 from data.sets import load
 from data.splits import hold_out
 from runs import processes as distributed
-from runs.screen import listed
+from runs.screen import text_of_changes
 
 
 @dataclass(frozen=True)
@@ -110,25 +110,6 @@ class Record:
         if class_names is not None and class_names != self.class_names:
             result |= {"class_names": list(class_names), "run_class_names": list(self.class_names)}
         return result
-
-
-def text_of_changes(differences: dict[str, Any], part: str | None) -> str | None:
-    """Describe the result of `Record.compare` in one line; None if nothing differs."""
-    kind = {"train": "training", "valid": "validation", "test": "test"}.get(part or "", "")
-    n, texts = differences.get("n", 0), []
-    for key, text in (
-        ("trained_on", f"of {n:,} images were trained on"),
-        ("new", f"of {n:,} images are not among the run's {kind} images"),
-        ("missing", f"of the run's {kind} images are missing"),
-    ):
-        if count := differences.get(key):
-            texts.append(f"{count:,} {text}")
-    if "class_names" in differences:
-        names_now, names_of_run = map(
-            listed, (differences["class_names"], differences["run_class_names"])
-        )
-        texts.append(f"its classes are {names_now}; the run's were {names_of_run}, in this order")
-    return "; ".join(texts) or None
 
 
 def same_training_images(record: Record, name: str, data_root: str, size: int) -> bool:

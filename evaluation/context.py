@@ -20,7 +20,7 @@ from evaluation.sampling import refined
 from runs import processes as distributed
 from runs.cli import UsageError
 from runs.names import FOLDER
-from runs.screen import Row, listed, make_bar, markdown
+from runs.screen import Row, listed, make_bar, markdown, text_of_changes
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -90,7 +90,7 @@ class Context:
         if not differences:
             return
         self.differences.setdefault(model.label, {})[eval_set.name] = differences
-        if text := data.text_of_changes(differences, part):
+        if text := text_of_changes(differences, part):
             self.warn(
                 f"{flag} {eval_set.name} differs from the images of {model.label}'s run: {text}"
             )

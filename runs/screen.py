@@ -161,6 +161,23 @@ def listed(class_names: Sequence[str]) -> str:
     return ", ".join(class_names[:10]) + more
 
 
+def text_of_changes(differences: Row, part: str | None) -> str | None:
+    """Describe the result of `data.Record.compare` in one line; None if nothing differs."""
+    kind = {"train": "training", "valid": "validation", "test": "test"}.get(part or "", "")
+    n, texts = differences.get("n", 0), []
+    for key, text in (
+        ("trained_on", f"of {n:,} images were trained on"),
+        ("new", f"of {n:,} images are not among the run's {kind} images"),
+        ("missing", f"of the run's {kind} images are missing"),
+    ):
+        if count := differences.get(key):
+            texts.append(f"{count:,} {text}")
+    if "class_names" in differences:
+        names, of_run = (listed(differences[key]) for key in ("class_names", "run_class_names"))
+        texts.append(f"its classes are {names}; the run's were {of_run}, in this order")
+    return "; ".join(texts) or None
+
+
 def reversed_order(rows: Sequence[Row]) -> str | None:
     """Return a line that names the scores and OOD sets with an AUROC below .5 and explains it, or
     None. rows: dicts with score_fn, ood_dataset, auroc and, if there are several models, model."""

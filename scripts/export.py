@@ -189,6 +189,10 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> tuple[str, Pat
         if model.get("weights") != "raw"  # a run with --ema exports its averaged weights
     ]
     differing = differences([(question, protocol_of(question, m)) for question, _, m in answers])
+    changed = [
+        "".join(f"; {set_name(name)}: {escaped(code(text))}" for name, text in model.changes)
+        for _, _, model in answers
+    ]
     pictures = [
         path
         for question, answer, _ in answers
@@ -211,7 +215,7 @@ def card(state: dict[str, Any], checkpoint: Path, sha256: str) -> tuple[str, Pat
         size=paper.image_size(s),
         s=s,
         terms=terms.used(s),
-        answers=[(*answer, text) for answer, text in zip(answers, differing, strict=True)],
+        answers=[(*a, d + c) for a, d, c in zip(answers, differing, changed, strict=True)],
         step=progress["step"],
         hours=progress.get("seconds", 0) / 3600,
         command=training_command(s),

@@ -71,8 +71,9 @@ def test_of_a_folder_s_path_the_last_part_alone_is_published(train, tmp_path):
     assert run.code == 0, run.err
     (run.folder / "eval").mkdir()
     sha256 = {"checkpoint_sha256": file_sha256(run.folder / "last_ckpt.pt")}
+    changes = {"n": 5, "trained_on": 0, "new": 2, "missing": 0}
     for i, name in enumerate((f"folder_train:{folder}", f"folder:{folder}/")):
-        answer = {**ANSWERS["test_clf"], "dataset": name, **sha256}
+        answer = {**ANSWERS["test_clf"], "dataset": name, "data": {name: changes}, **sha256}
         save(run.folder / "eval", f"test_clf-{i + 1}", answer)
     rows = [{**ANSWERS["OOD"]["rows"][0], "ood_dataset": f"folder:{folder.parent}/my own/x"}]
     save(run.folder / "eval", "OOD", {**ANSWERS["OOD"], "rows": rows, **sha256})
@@ -80,9 +81,10 @@ def test_of_a_folder_s_path_the_last_part_alone_is_published(train, tmp_path):
     state = read_checkpoint(tmp_path / "g")
     assert state["settings"]["dataset"] == "folder:shapes"
     state.pop("model_state_dict")
+    new = "`2 of 5 images are not among the run's {} images`"
     for part in (
-        "`folder_train:shapes`, 1,234 images |",
-        "`folder:shapes`, 1,234 images |",
+        f"`folder_train:shapes`, 1,234 images; `folder_train:shapes`: {new.format('training')} |",
+        f"`folder:shapes`, 1,234 images; `folder:shapes`: {new.format('test')} |",
         "against `folder:x` (4,321) |",
         "# WRN-10-1 of `shapes`, ",
         "in the order of f(x): `_x|y`, `` `<b>` ``.",

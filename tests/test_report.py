@@ -383,8 +383,15 @@ def test_the_headline_is_of_this_runs_test_images_and_of_inception(make):
 
 def test_a_folders_path_is_taken_as_it_is(make):
     own = "folder:/Data/Contest/train"
+    changes = {"n": 5, "trained_on": 0, "new": 2, "missing": "x", "class_names": ["b", "z"]}
+    changes |= {"run_class_names": ["a", "b"]}
     answers = {name: {**ANSWERS[name], "dataset": own} for name in ("test_clf", "eval_ece")}
+    answers["test_clf"]["data"] = {own: changes, "svhn_test": {"n": 3, "trained_on": 0}, "x": 1}
     page = read(make(answers, dataset=own))
+    differs = f"{own} differs from the run's images: 2 of 5 images are not among the run's test "
+    differs += "images; its classes are b, z; the run's were a, b, in this order."
+    assert page.text.count(differs) == page.text.count("differs from the run's images") == 1
+    assert page.strip.count("images or classes differ from the run's") == 1
     assert "Test accuracy 73.91 %" in page.strip and "Calibration (ECE) 5.23 %" in page.strip
     assert f"--datasets {own} svhn cifar10" in page.text
     for other in ("folder:/data/contest/train", "folder_train:/Data/Contest/train"):

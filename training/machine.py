@@ -20,6 +20,7 @@ import data
 from evaluation.context import with_remedy_for_moved_folder
 from runs import processes as distributed
 from runs.cli import UsageError, check_device
+from runs.screen import text_of_changes
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -92,7 +93,7 @@ def warn_of_leaks(s: Namespace, dataset: data.DataSet, record: data.Record, prog
     valid = data.hold_out(dataset, s.n_valid)[1]
     splits = {"validation": dataset.train.take(valid), "test": dataset.test}
     overlaps = {name: record.compare(split.hashes, None, None) for name, split in splits.items()}
-    texts = {name: data.text_of_changes(found, None) for name, found in overlaps.items()}
+    texts = {name: text_of_changes(found, None) for name, found in overlaps.items()}
     leaks = [f"{name}: {text}" for name, text in texts.items() if text]
     if leaks:
         line = f"--dataset {s.dataset} holds out what --load_path {s.load_path} was trained on"

@@ -52,7 +52,7 @@ def last_epoch(run: Run) -> Card | None:
     """Return the test accuracy that training recorded last."""
     for row in reversed(run.rows):
         if (value := parsed(row.get("test_acc"))) is not None:
-            return {"epoch": row.get("epoch"), "value": value}
+            return {"epoch": row.get("epoch"), "value": value, "model": None}
     return None
 
 
@@ -68,7 +68,8 @@ def ood(run: Run, paper: Paper) -> Card | None:
             pairs = [paper.auroc(in_set, name, "px") for name in auroc]
             published = None if None in pairs else mean(pair[0] for pair in pairs if pair)
             texts = details(in_set, auroc)
-            return {"value": mean(auroc.values()), "details": texts, "published": published}
+            value = mean(auroc.values())
+            return {**card, "value": value, "details": texts, "published": published}
     return None
 
 

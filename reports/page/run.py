@@ -16,6 +16,7 @@ from markupsafe import Markup
 from reports.page.markup import number, show
 from runs.files import file_sha256, read_json, read_rows
 from runs.folder import ENVIRONMENTS, LAST, LOG, environments, holds_run
+from runs.screen import text_of_changes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 T = TypeVar("T")
@@ -77,6 +78,20 @@ class Model:
 
     def part(self, key: str) -> dict[str, Any]:
         return mapping(self.get(key))
+
+    @property
+    def changes(self) -> list[tuple[str, str]]:
+        """Return, for each set whose images or classes are not the run's, its name and a text."""
+        texts = []
+        for name, value in self.part("data").items():
+            found, split = mapping(value), name.partition(":")[0]  # of folder_train:PATH
+            differences = {k: v for k, v in found.items() if number(v) is not None}
+            names = {k: items(found.get(k), str) for k in ("class_names", "run_class_names")}
+            differences |= names if all(names.values()) else {}
+            part = next((part for part in ("train", "valid") if split.endswith(part)), "test")
+            if text := text_of_changes(differences, part):
+                texts.append((name, text))
+        return texts
 
     def rows(self, key: str) -> list[dict[str, Any]]:
         """Return the objects of a list; skip other items, and any value that is not a list."""
