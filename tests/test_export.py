@@ -171,7 +171,7 @@ def test_the_card_has_the_numbers_of_this_checkpoint_alone(train, tmp_path):
         f"| accuracy | {test} | 0.7391 |",
         f"| ECE | {test} | 0.0523 |",
         "| AUROC, px | cifar10_test (1,234) against svhn (4,321) | 0.5678 |",
-        f"| samples read {asked} 4000 SGLD steps, guidance 0.1, {by} | 0.625 |",
+        f"| samples read {asked} 40.25 SGLD steps (mean), guidance 0.1, {by} | 0.625 |",
         f"| starts read {asked} 0 SGLD steps, {by} | 0.125 |",
         f"| FID of samples after 100 SGLD steps | {judged} | 85.75 |",
         f"| FID of training images | {judged} | 2.50 |",

@@ -62,7 +62,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "uncond_samples": {"n": 6400, "steps": 4000, "files": [
         "uncond_samples_400.png", "uncond_samples_4000.png", "uncond_samples_trajectory.png"],
         "run": {"sgld_lr": 1.0, "sgld_std": 0.01}, "settings": {"sgld_lr": 0.5, "sgld_std": 0.01}},
-    "cond_samples": {"n": 6400, "steps": 4000,
+    "cond_samples": {"n": 6400, "steps": 4000, "steps_per_sample": 40.25,
                      "nearest": {"samples": 8.125, "starts": 16.5, "data": 9.75},
                      "variety": {"samples": 17.25, "starts": None, "data": 18.5},
                      "read_as_asked": {"samples": 0.625, "starts": 0.125, "per_class": []},
@@ -188,6 +188,9 @@ def test_the_page_has_the_numbers_of_the_answers(make):
     grids = re.search(r"Class-conditional.*?<figcaption>(.*?)<", page.html, re.DOTALL)
     assert grids and grids[1].startswith("Where chains began")  # before the larger grids
     assert len(page.of("img")) == 3 + 1 + 2 + 3 + 1  # charts, training, q(x), q(x|y), fid
+    assert "6,400 images, 40.25 SGLD steps a sample (mean)." in page.text
+    assert "6,400 images, 4,000 SGLD steps in all rounds." in page.text  # of an older answer
+    assert "log q(x), 4,000 SGLD steps in all rounds" in page.text  # a picture's caption
     assert "small scale: 2 epochs" in page.text
     for part in (
         "Test accuracy 73.91 % cifar10_test, 1,234 images paper (WRN-28-10): 94.6 %",

@@ -507,6 +507,18 @@ def test_copied_pictures_replace_earlier_copies(tmp_path):
     assert f"Figure 3: class-conditional samples, as evaluated: {samples} of hdge-jem-s1." in text
 
 
+def test_samples_have_the_steps_of_a_sample_and_in_older_answers_those_of_all_rounds(tmp_path):
+    for name, more in (("hdge-jem", {"steps_per_sample": 3.01}), ("hdge-jem-head", {})):
+        run = fake_run(tmp_path, name, scale="smoke")
+        settings = settings_of("smoke", name, "cond_samples")
+        answer(run / "eval", run, "cond_samples", n=85, steps=4, settings=settings, **more)
+    table = built("figure3_samples", collect(tmp_path, "smoke"), "smoke")
+    cells = {titles.column_title(key): key for key in table.keys}
+    assert list(cells) == ["Images", "SGLD steps in all rounds", "SGLD steps a sample (mean)"]
+    shown = [[cell(table, n, key) for n in ("hdge-jem", "hdge-jem-head")] for key in cells.values()]
+    assert shown == [["85 (1)", "85 (1)"], [NOT_ASKED, "4 (1)"], ["3 (1)", NOT_ASKED]]
+
+
 def test_fid_of_other_features_or_fewer_samples_is_another_column(tmp_path):
     inception = "inception-v3-compat (torch-fidelity)"
     sampled(fake_run(tmp_path, "jem"), fid=41.0, n=50_000, features=inception)

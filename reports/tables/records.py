@@ -311,7 +311,8 @@ def numbers_of(name: str, model: Model) -> dict[str, Any]:
     if not name.endswith("_samples"):
         return {}
     shares = model.part("read_as_asked")
-    drawn = {f"samples/{key}": value(key) for key in ("n", "steps")}
+    steps = "steps" if value("steps_per_sample") is None else "steps_per_sample"
+    drawn = {f"samples/{key}": value(key) for key in ("n", steps)}
     return drawn | {f"asked/{images}": shares.get(images) for images in ("samples", "starts")}
 
 

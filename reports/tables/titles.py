@@ -23,7 +23,8 @@ TITLES_BY_KEY = {
     "trained/test": "test accuracy in training (%)",
     "ms_per_step": "Time of a step (ms)",
     "samples/n": "Images",
-    "samples/steps": "SGLD steps",
+    "samples/steps_per_sample": "SGLD steps a sample (mean)",
+    "samples/steps": "SGLD steps in all rounds",  # of older answers, without those of a sample
     "asked/samples": "Class-conditional samples read as asked (%)",
     "asked/starts": "Their starts read as asked (%)",
 }
