@@ -155,10 +155,16 @@ def test_an_empty_cell_has_its_reason(tmp_path):
     (verdict,) = (v for v in claims.verdicts("small", experiments)[0] if "step of JEM" in v.claim)
     assert verdict.sides == ("jem: several devices", "hdge: 100.0 (1)")
     assert (verdict.group, verdict.text) == ("undecided", "no number")
+    assert not any("Times of a step" in note for note in table.notes)  # one device has them all
+    assert "ms_per_step" in [key for _, keys in pictures.drawn(table) for key in keys]
     del experiments["jem"]["1"]  # each side on a device of its own
     (verdict,) = (v for v in claims.verdicts("small", experiments)[0] if "step of JEM" in v.claim)
     assert verdict.sides == ("jem: 100.0 (1)", "hdge: 100.0 (1)")
     assert (verdict.group, verdict.text) == ("undecided", "several devices")
+    table = built("table6_negatives", experiments)
+    (note,) = (note for note in table.notes if note.startswith("Times of a step"))
+    assert "AMD EPYC: HDGE (K=65536). NVIDIA H200: JEM (N=64), the papers' sampler, from" in note
+    assert "ms_per_step" not in [key for _, keys in pictures.drawn(table) for key in keys]
 
 
 def test_a_claim_is_not_judged_by_an_earlier_version_of_the_attack(tmp_path):

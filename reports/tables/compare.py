@@ -14,7 +14,7 @@ from reports.tables.about import about, divergences
 from reports.tables.formats import aligned, value_text
 from reports.tables.protocols import asked_alike, check_protocols
 from reports.tables.records import Seed, numbers_of, seed_of
-from reports.tables.table import Row, Table, keys_of, measured
+from reports.tables.table import Row, Table, keys_of, measured, timed_apart
 from reports.tables.titles import digits, full_title, natural
 from runs.cli import UsageError
 from runs.folder import TRAINED_ON
@@ -98,6 +98,7 @@ def table_of(seeds: Mapping[str, Seed]) -> Table:
         texts = {**about("runs", record), "runs": seeds[label]["runs"]}
         numbers = {key: measured(record, key) for of_block in blocks.values() for key in of_block}
         rows.append(Row(label, (label,), texts, numbers))
+    notes += timed_apart(rows)
     return Table("comparison", "runs", "Comparison", list(blocks.items()), rows, notes)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from reports.tables import TABLES
 from reports.tables.records import write
-from reports.tables.table import Number, Row, Table
+from reports.tables.table import TIME, Number, Row, Table, devices_of
 from reports.tables.titles import PERCENT, column_title, digits, natural
 from runs.style import BUDGETS, COLOURS, MARKERS, STYLE, new_figure
 
@@ -31,7 +31,8 @@ def save_picture(table: Table, path: Path) -> bool:
     draw = {"dots": dots, "curves": curves, "robustness": robustness, "none": None}[
         TABLES.get(table.name, {}).get("picture", "dots")
     ]
-    rows = [row.numbers.values() for row in table.rows]
+    keys = [key for _, block_keys in drawn(table, paper=True) for key in block_keys]
+    rows = [[row.numbers[key] for key in keys] for row in table.rows]
     ours = sum(any(n.mean is not None for n in numbers) for numbers in rows)
     papers = sum(any(n.paper is not None for n in numbers) for numbers in rows)
     if draw is None or ours + papers < 2:
@@ -45,11 +46,15 @@ def save_picture(table: Table, path: Path) -> bool:
 
 
 def drawn(table: Table, *, paper: bool = False) -> list[tuple[str, list[str]]]:
-    """Return the blocks and keys that have a number of ours or, with `paper`, of the paper's."""
-    blocks = [
-        (title, [k for k in keys if any(has_number(row.numbers[k], paper) for row in table.rows)])
-        for title, keys in table.blocks
-    ]
+    """Return the blocks and keys that have a number of ours or, with `paper`, of the paper's. Leave
+    out times of a step on several devices, which a picture would compare."""
+    left_out = TIME if len(devices_of(table.rows)) > 1 else None
+
+    def is_drawn(key: str) -> bool:
+        in_rows = any(has_number(row.numbers[key], paper) for row in table.rows)
+        return in_rows and key != left_out
+
+    blocks = [(title, list(filter(is_drawn, keys))) for title, keys in table.blocks]
     return [(title, keys) for title, keys in blocks if keys]
 
 

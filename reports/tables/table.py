@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from reports.page.paper import image_size
@@ -14,6 +14,7 @@ from reports.tables.titles import OF_SAMPLES, PERCENT, natural, set_title
 from runs.names import IMAGE_SIZE
 
 NOT_ASKED, NO_DATA, DEVICES = "not asked", "no data", "several devices"
+TIME = "ms_per_step"
 OTHER_FEATURES = "other features"  # or another number of samples, each with a column of its own
 
 
@@ -104,7 +105,25 @@ def build(
                 rows.append(Row(title, line, joint(texts), numbers))
     if not_run:
         notes.append(f"Not run at scale {scale}: {'; '.join(not_run)}.")
-    return Table(name, scale, declared["title"], blocks, rows, notes)
+    return Table(name, scale, declared["title"], blocks, rows, [*notes, *timed_apart(rows)])
+
+
+def devices_of(rows: Iterable[Row]) -> dict[str, list[str]]:
+    """Return the devices on which the rows' steps were timed, each with its rows."""
+    devices: dict[str, list[str]] = {}
+    for row in rows:
+        device = row.about.get("hardware", "-")
+        if TIME in row.numbers and row.numbers[TIME].mean is not None and device != "-":
+            devices.setdefault(device, []).append(row.model)
+    return devices
+
+
+def timed_apart(rows: Iterable[Row]) -> list[str]:
+    """Return a note that names the devices, where the rows' steps were timed on several."""
+    devices = sorted(devices_of(rows).items())
+    note = "Times of a step on different devices do not compare, and no picture has them."
+    texts = [f"{device}: {'; '.join(models)}." for device, models in devices]
+    return [" ".join([note, *texts])] if len(devices) > 1 else []
 
 
 def prefixes_of(name: str) -> tuple[str, ...]:
@@ -138,7 +157,7 @@ def measured(record: Record, key: str) -> Number:
     if not seeds:
         return Number(state=about.states(record))
     measured_seeds = [seed for seed in seeds if key in values_of(seed)]
-    if key == "ms_per_step" and len({d for seed in measured_seeds for d in seed["devices"]}) > 1:
+    if key == TIME and len({d for seed in measured_seeds for d in seed["devices"]}) > 1:
         return Number(state=DEVICES)
     if measured_seeds:
         return mean_of([values_of(seed)[key] for seed in measured_seeds])
