@@ -100,7 +100,8 @@ def write(results: Path, output: Path | None = None) -> list[Path]:
         filled = [scale for scale in at if by_scale.get(scale, {}).keys() & set(TABLES[name].rows)]
         for scale in filled or [*at][:1]:  # without records, an empty table of the first scale
             built.append(table.build(name, scale, at[scale], by_scale.get(scale, {})))
-    written = page.write_results(built, by_scale, results)
+    at_paper = {name: table_at.rows for name, table_at in rows.tables_at("paper").items()}
+    written = page.write_results(built, by_scale, results, at_paper)
     folders = {"png": results}
     if output is not None:
         folders |= dict.fromkeys(formats.FORMATS, output.resolve())

@@ -508,7 +508,7 @@ def test_copied_pictures_replace_earlier_copies(tmp_path):
         records.write(folder / f"{name}.png", name)
     samples = "cond_samples_direct_80"
     assert copied()[f"figure3_samples--hdge-jem-s1--{samples}.png"] == samples.encode()
-    page.write_results([built("figure3_samples", collect(tmp_path))], {}, results.parent)
+    page.write_results([built("figure3_samples", collect(tmp_path))], {}, results.parent, {})
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert f"Figure 3: class-conditional samples, as evaluated: {samples} of hdge-jem-s1." in text
 
@@ -753,6 +753,7 @@ def test_results_open_with_findings_and_verdicts_and_link_to_files(hostile):
     assert head.count("holds at scale small") == 3 and "- alpha = 0.5 classifies better" in head
     assert "Nothing was trained at the paper's scale" in head and "### Holds: 4" in rest
     assert rest.index("<details><summary>Undecided") < rest.index("## How")
+    assert "of chains (JEM): 0 of 8 rows at the paper's scale; at no scale: JEM (N=64)" in text
     assert "3 experiments, 6 runs" in text and text.count("<details>") == text.count("</details>")
     assert "without SGLD: 0 of 6; of those with SGLD: 0 of 0." in text and "<script" not in text
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,14 @@ Illustrated = tuple[Table, Sequence[tuple[str, Path]]]  # a table and its pictur
 
 
 def write_results(
-    built: Sequence[Table], records: Mapping[str, Mapping[str, Record]], results: Path
+    built: Sequence[Table],
+    records: Mapping[str, Mapping[str, Record]],
+    results: Path,
+    at_paper: Mapping[str, Collection[str]],
 ) -> list[Path]:
     """Write the tables' pictures and RESULTS.md, whose links are relative to its folder. `records`:
-    scale -> experiment -> record."""
+    scale -> experiment -> record. `at_paper`: table -> its experiments at the paper's scale, for
+    tables that have any."""
     written: list[Path] = []
     tables: dict[str, list[Illustrated]] = {}
     for table in built:
@@ -46,7 +50,7 @@ def write_results(
         "unjudged": {scale: texts for scale, (_, texts) in by_scale.items()},
         "summaries": [summary(scale, of_scale) for scale, of_scale in records.items()],
         "gradients": [[s, *row] for s, r in records.items() for row in gradient_rows(r)],
-        "missing": [missing(name, records) for name in tables],
+        "missing": [missing(name, records, at_paper[name]) for name in tables if name in at_paper],
         "gpu": read_json(gpu).get("summary") if gpu.exists() else None,
         "tables": list(tables.values()),
         "base": results.parent,
@@ -103,8 +107,11 @@ def summary(scale: str, records: Mapping[str, Record]) -> str:
     )
 
 
-def missing(name: str, records: Mapping[str, Mapping[str, Record]]) -> str:
-    """List a table's rows without a number at any scale; count the complete rows at the paper's."""
+def missing(
+    name: str, records: Mapping[str, Mapping[str, Record]], at_paper: Collection[str]
+) -> str:
+    """List a table's rows without a number at any scale; count the complete rows at the paper's, of
+    the rows with experiments `at_paper`."""
     declared, prefixes = TABLES[name], prefixes_of(name)
     measured = {
         scale: {
@@ -114,7 +121,7 @@ def missing(name: str, records: Mapping[str, Mapping[str, Record]]) -> str:
         }
         for scale, of_scale in records.items()
     }
-    anywhere, at_paper = set[str]().union(*measured.values()), measured.get("paper", set())
+    anywhere = set[str]().union(*measured.values())
     rows = [(model, experiments) for model, *experiments in declared["rows"] if experiments]
     nowhere: list[str] = []
     for model, experiments in rows:
@@ -122,5 +129,6 @@ def missing(name: str, records: Mapping[str, Mapping[str, Record]]) -> str:
         parts = [f"{model} on CIFAR-10{'0' * name.endswith('-c100')}" for name in without]
         nowhere += [model] if without == experiments else parts
     listed = f"; at no scale: {', '.join(nowhere)}" if nowhere else ""
-    complete = sum(at_paper >= set(experiments) for _, experiments in rows)
-    return f"{declared['title']}: {complete} of {len(rows)} rows at the paper's scale{listed}."
+    planned = [of_row for _, names in rows if (of_row := {*names} & {*at_paper})]
+    complete = sum(measured.get("paper", set()) >= of_row for of_row in planned)
+    return f"{declared['title']}: {complete} of {len(planned)} rows at the paper's scale{listed}."
