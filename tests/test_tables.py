@@ -753,6 +753,8 @@ def test_results_open_with_findings_and_verdicts_and_link_to_files(hostile):
     assert head.count("holds at scale small") == 3 and "- alpha = 0.5 classifies better" in head
     assert "Nothing was trained at the paper's scale" in head and "### Holds: 4" in rest
     assert rest.index("<details><summary>Undecided") < rest.index("## How")
+    unjudged = re.search(r"^Not judged, because not both sides have .* \(small\): (.*)", text, re.M)
+    assert unjudged and "HDGE is more robust than cross-entropy" in unjudged[1]  # both ran, unasked
     assert "of chains (JEM): 0 of 8 rows at the paper's scale; at no scale: JEM (N=64)" in text
     assert "3 experiments, 6 runs" in text and text.count("<details>") == text.count("</details>")
     assert "without SGLD: 0 of 6; of those with SGLD: 0 of 0." in text and "<script" not in text

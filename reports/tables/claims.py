@@ -18,7 +18,7 @@ from reports.tables.titles import digits, features_and_count, full_title, natura
 
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted", "undecided"
 CLAIMS: Mapping[str, Sequence[tuple[str, str, str, str, Sequence[str]]]] = DECLARED["claims"]
-# States that a later run can end; a diverged run never gets a number.
+# States that a later run or answer can end; a diverged run never gets a number.
 OPEN = (NOT_RUN, table.NOT_ASKED, table.NO_DATA, table.OTHER_FEATURES)
 LEVEL = 0.05  # of all claims of a table at one scale together
 MARGINS = {"auroc": 0.02, "robust": 1.0}  # bounds of no difference; robust's is in points
@@ -75,8 +75,8 @@ class Verdict:
 
 
 def verdicts(scale: str, records: Mapping[str, Record]) -> tuple[list[Verdict], list[str]]:
-    """Judge the claims whose two sides were run, those of a table together. Return the verdicts and
-    the texts of the claims that are not judged."""
+    """Judge the claims of which no side lacks a number that a later run or answer can give, those
+    of a table together. Return the verdicts and the texts of the claims that are not judged."""
     judged, unjudged = [], list[str]()
     for claims in CLAIMS.values():
         tests = [as_test(claim, records) for claim in claims]
@@ -90,7 +90,7 @@ def as_test(
 ) -> Test | str:
     """Return the test of a claim, whose measure is the mean of the columns that both sides have.
     Numbers of an earlier version of a question, and steps that were timed on several devices, are
-    not compared. Return the claim's text where a side was not run."""
+    not compared. Return the claim's text where a side's number may yet come."""
     text, first, relation, second, keys = claim
     names = [name_in(records, name) for name in (first, second)]
     pair = [records.get(name, {}) for name in names]
