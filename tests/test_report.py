@@ -69,6 +69,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
                      "files": ["cond_samples_direct_4000.png", "cond_samples_classified_4000.png",
                                "cond_samples_starts.png"]},
     "fid": {"fid": 85.31, "inception_score_mean": 4.27, "inception_score_std": 0.13, "n": 10000,
+            "n_score": 1000,  # as of --sampling confident
             "sampling": "fresh", "features": "inception", "reference": "cifar10_train",
             "n_reference": 50000, "features_sha256": "ab" * 32, "full_rank": True,
             "rows": [{"images": "samples", "steps": 100, "n": 10000, "fid": 85.75,
@@ -172,8 +173,8 @@ def test_the_page_has_the_numbers_of_the_answers(make):
         ["distance to the nearest training image", "8.125", "16.500", "9.750"],
         ["distance between samples of a class", "17.250", NONE, "18.500"],
         ["read as the class that was asked for", "0.625", "0.125", NONE],
-        ["a-run", "85.31", "4.27 \N{PLUS-MINUS SIGN} 0.13", "10,000", "fresh", "inception",
-         "cifar10_train (50,000)"],
+        ["a-run", "85.31", "4.27 \N{PLUS-MINUS SIGN} 0.13 (1,000 samples)", "10,000", "fresh",
+         "inception", "cifar10_train (50,000)"],
         ["samples", "100", "10,000", "85.75", "0.625", "0.375"],
         ["training images", NONE, "10,000", "2.50", "0.750", "0.875"],
     ):  # fmt: skip

@@ -528,6 +528,7 @@ def test_samples_have_the_steps_of_a_sample_and_in_older_answers_those_of_all_ro
 def test_fid_of_other_features_or_fewer_samples_is_another_column(tmp_path):
     inception = "inception-v3-compat (torch-fidelity)"
     sampled(fake_run(tmp_path, "jem"), fid=41.0, n=50_000, features=inception)
+    sampled(fake_run(tmp_path, "igebm"), n=9000, n_score=1000, features=inception)  # confident
     judge = {"fid_model": str(tmp_path / "small" / "ce-s1" / "last_ckpt.pt")}
     for seed, fid in ((1, 50.0), (2, 10.0), (3, 20.0)):  # the first is its own judge
         sampled(fake_run(tmp_path, "hdge-jem", seed), fid=40.0 + seed, features="model x/last.pt")
@@ -535,6 +536,7 @@ def test_fid_of_other_features_or_fewer_samples_is_another_column(tmp_path):
     experiments = collect(tmp_path)
     table = built("table3_hybrid", experiments)
     assert {"fid/own-1000", "is/own-1000", "fid/ce-s1's-1000"} <= set(table.blocks[0][1])
+    assert {"fid/inception-9000", "is/inception-1000"} <= set(table.blocks[0][1])
     assert titles.column_title("fid/own-1000") == "FID (own features, 1,000 samples)"
     assert row(table, "jem").numbers["fid/inception"] == Number(38.4, None, 41.0, None, 1)
     assert cell(table, "hdge-jem", "fid/inception") == OTHER_FEATURES

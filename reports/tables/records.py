@@ -326,8 +326,10 @@ def fid_numbers(model: Model) -> dict[str, Any]:
         count = int(number(n) or 0)
         return features if count >= PUBLISHED_SAMPLES else f"{features}-{count}"
 
-    key, steps = suffix(model.get("n")), model.get("steps")
-    numbers = {f"fid/{key}": model.get("fid"), f"is/{key}": model.get("inception_score_mean")}
+    n, steps = model.get("n"), model.get("steps")
+    scored = suffix(n if model.get("n_score") is None else model.get("n_score"))
+    numbers = {f"fid/{suffix(n)}": model.get("fid")}
+    numbers[f"is/{scored}"] = model.get("inception_score_mean")
     for row in model.rows("rows"):
         if row.get("images") in ("starts", "samples") and row.get("steps") in (0, steps):
             for family, source in OF_CHAINS.items():
