@@ -289,7 +289,7 @@ def save_curves(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def draw_curves(rows: list[dict[str, str]]) -> Figure:
-    """Draw accuracy, losses, log q(x) and learning rate over epochs, from rows of progress.csv.
+    """Draw accuracy, losses, log q and learning rate over epochs, from rows of progress.csv.
 
     Each term's loss has a panel of its own, as losses differ by orders of magnitude; the training
     cross-entropy shares a panel with the cross-entropy of the validation and test images.
@@ -302,7 +302,7 @@ def draw_curves(rows: list[dict[str, str]]) -> Figure:
         "accuracy (%)": [n for n in ("train_acc", "valid_acc", "test_acc") if n in names],
         "cross-entropy (nats)": nll,
         **{n: [n] for n in other_losses if n != "loss" or len(terms) != 1},  # "loss" is the sum
-        "log q(x) + const (nats)": [n for n in names if "/log_q_" in n],
+        "log q + const (nats)": [n for n in names if "/log_q_" in n],
         "learning rate": ["lr"],
     }
     panels = {title: columns for title, columns in candidates.items() if columns}

@@ -169,6 +169,7 @@ def test_the_order_of_a_list_changes_neither_numbers_nor_noise(ask, tree, tmp_pa
         for path in (tree, root)
     )
     assert first["rows"] == second["rows"] and "--sigma 0.2" in first["report"]["text"]
+    assert "OOD is positive, but not for AUPR_IN. Noise" in first["report"]["text"]
     assert first["rows"] != ask(OPENOOD, "--data_root", str(tree)).json("openood")["rows"]
 
 

@@ -59,7 +59,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "attack": {"distance": "Linf", "attack": "pgd", "n": 200, "steps": 40, "restarts": 1,
                "rows": [{"eps": 0.0, "accuracy": 0.735}, {"eps": 8 / 255, "accuracy": 0.0875}],
                "files": ["attack.png"]},
-    "uncond_samples": {"n": 6400, "steps": 4000, "files": [
+    "uncond_samples": {"n": 6400, "steps": 4000, "nearest": {"samples": 8.5}, "files": [
         "uncond_samples_400.png", "uncond_samples_4000.png", "uncond_samples_trajectory.png"],
         "run": {"sgld_lr": 1.0, "sgld_std": 0.01}, "settings": {"sgld_lr": 0.5, "sgld_std": 0.01}},
     "cond_samples": {"n": 6400, "steps": 4000, "steps_per_sample": 40.25,
@@ -71,7 +71,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "fid": {"fid": 85.31, "inception_score_mean": 4.27, "inception_score_std": 0.13, "n": 10000,
             "n_score": 1000,  # as of --sampling confident
             "sampling": "fresh", "features": "inception", "reference": "cifar10_train",
-            "n_reference": 50000, "features_sha256": "ab" * 32, "full_rank": True,
+            "n_reference": 50000, "features_sha256": "ab" * 32, "full_rank": False,
             "rows": [{"images": "samples", "steps": 100, "n": 10000, "fid": 85.75,
                       "precision": 0.625, "recall": 0.375},
                      {"images": "training images", "steps": None, "n": 10000, "fid": 2.5,
@@ -170,8 +170,9 @@ def test_the_page_has_the_numbers_of_the_answers(make):
         ["8/255", "8.75 %"],
         ["--pxycontrast", f"{MINUS}log q(x|y)", page.rows[2][2], "0.25"],
         *(["lr", "0.002", "0.0001"], ["torch", "2.15.0"]),
-        ["distance to the nearest training image", "8.125", "16.500", "9.750"],
-        ["distance between samples of a class", "17.250", NONE, "18.500"],
+        ["distance to the nearest training image of the class", "8.125", "16.500", "9.750"],
+        ["distance between images of the class", "17.250", NONE, "18.500"],
+        ["distance to the nearest training image", "8.500", NONE, NONE],  # of q(x): no classes
         ["read as the class that was asked for", "0.625", "0.125", NONE],
         ["a-run", "85.31", "4.27 \N{PLUS-MINUS SIGN} 0.13 (1,000 samples)", "10,000", "fresh",
          "inception", "cifar10_train (50,000)"],
@@ -179,7 +180,7 @@ def test_the_page_has_the_numbers_of_the_answers(make):
         ["training images", NONE, "10,000", "2.50", "0.750", "0.875"],
     ):  # fmt: skip
         assert row in page.rows
-    assert "Skipped: celeba (gone)." in page.text and "Classified" not in page.text
+    assert "Skipped: celeba (gone)." in page.text and "were classified as" not in page.text
     assert page.text.count("a : the first 5") == len(ANSWERS)
     assert page.text.count("not the run's") == page.text.count("not the run's --sgld_lr 0.5 ") == 1
     sections = re.findall('<section id="(.*?)">(.*?)</section>', page.html, re.DOTALL)
@@ -192,6 +193,8 @@ def test_the_page_has_the_numbers_of_the_answers(make):
     assert "6,400 images, 40.25 SGLD steps a sample (mean)." in page.text
     assert "6,400 images, 4,000 SGLD steps in all rounds." in page.text  # of an older answer
     assert "log q(x), 4,000 SGLD steps in all rounds" in page.text  # a picture's caption
+    assert "Too few samples or reference images for so many features" in page.text
+    assert "of the process that ran last" in page.text  # of a resumed run not the first
     assert "small scale: 2 epochs" in page.text
     for part in (
         "Test accuracy 73.91 % cifar10_test, 1,234 images paper (WRN-28-10): 94.6 %",
@@ -451,7 +454,7 @@ def test_the_headline_is_of_most_images(make):
 def test_samples_are_counted_by_the_names_of_a_folders_classes(make):
     classified = {"class_names": ["cat", "dog\n<i>"], "classified_per_class": [3, 4]}
     run = make({"cond_samples": {**ANSWERS["cond_samples"], **classified}})
-    assert "Classified as cat: 3, dog <i>: 4 of them" in read(run).text
+    assert "The samples of q(x) were classified as cat: 3, dog <i>: 4." in read(run).text
 
 
 def charts(page: Page) -> dict[str, dict[str, list[list[float | None]]]]:
@@ -466,6 +469,9 @@ def test_a_chart_has_the_points_of_its_columns_and_round_ticks(make):
     assert losses[0] == "Training loss: loss" and len(losses) > 2  # a chart a term
     (series,) = [lines[title] for title in lines if "Accuracy" in title]
     assert [point[:2] for point in series["test_acc"]] == [[0, 31.25], [1, 43.75]]
+    conditional = make({}, name="conditional")  # log q(x|y), which the title must not call log q(x)
+    (conditional / "progress.csv").write_text("epoch,pxysgld/log_q_data\n0,1\n")
+    assert [*charts(read(conditional))] == ["log q + const (nats)"]
     empty = make({}, name="empty")
     (empty / "progress.csv").write_text("epoch,loss\n0,nan\n1,1e300\n,\n")
     assert not read(empty).of("svg")

@@ -74,7 +74,8 @@ def section(name: str, rows: Sequence[Row], missing: dict[str, list[str]], sigma
     """Return the "report" of the answer: a section of the run's page, see `Question`."""
     head = ["score_fn", "dataset", *COLUMNS]
     text = [
-        f"In per cent, in OpenOOD's conventions: OOD is positive. Noise: --sigma {sigma:g}.",
+        "In per cent, in OpenOOD's conventions: OOD is positive, but not for AUPR_IN.",
+        f"Noise: --sigma {sigma:g}.",
         *(f"{group} has no mean: {', '.join(names)} missing." for group, names in missing.items()),
     ]
     cells = [[r["score_fn"], r["dataset"], *(f"{r[key]:.2f}" for key in COLUMNS)] for r in rows]

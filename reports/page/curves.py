@@ -33,14 +33,14 @@ PANELS = (  # title, columns of progress.csv, factor, whether the axis begins at
     ("Accuracy (%)", "(train|valid|test)_acc", 100, False),
     (SPLIT, "(.*/)?loss", 1, False),
     ("Cross-entropy (nats), held-out images", "(valid|test)_loss", 1, False),
-    ("log q(x) + const (nats)", ".*/log_q_.*", 1, False),
+    ("log q + const (nats)", ".*/log_q_.*", 1, False),
     ("Learning rate", "lr", 1, True),
     ("Images a second", "images_per_s", 1, True),
 )
 
 
 def panels(runs: Mapping[str, Run]) -> list[Panel]:
-    """Return charts of accuracy, losses, log q(x), learning rate and speed over epochs. A single
+    """Return charts of accuracy, losses, log q, learning rate and speed over epochs. A single
     run has a line for each column; several runs, by their labels, have a chart for each column."""
     charts, several = [], len(runs) > 1
     columns = dict.fromkeys(name for run in runs.values() for row in run.rows[:1] for name in row)
