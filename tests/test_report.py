@@ -457,6 +457,11 @@ def test_samples_are_counted_by_the_names_of_a_folders_classes(make):
     assert "The samples of q(x) were classified as cat: 3, dog <i>: 4." in read(run).text
 
 
+def test_a_flows_samples_have_no_steps(make):
+    text = read(make({"cond_samples": {"n": 64}})).text
+    assert "64 images." in text and "lacks" not in text
+
+
 def charts(page: Page) -> dict[str, dict[str, list[list[float | None]]]]:
     """Return {title of a chart: {name of a line: points}}."""
     charts = {str(svg["aria-label"]): str(svg["data-series"]) for svg in page.of("svg")}

@@ -30,8 +30,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "OOD": ("in_dataset", "rows"),
     "logp_hist": ("datasets", "score_fn", "sets"),
     "attack": ("distance", "attack", "n", "rows"),
-    "uncond_samples": ("n", "steps"),
-    "cond_samples": ("n", "steps"),
+    "uncond_samples": ("n",),  # a flow's samples take no steps
+    "cond_samples": ("n",),
     "fid": ("fid", "inception_score_mean", "n", "sampling", "features"),
 }
 NOISY = ("test_clf", "eval_ece", "OOD", "logp_hist")  # questions that add noise to their images
