@@ -212,7 +212,7 @@ OPTIONS = (
     "--contrast_style simclr --contrast_score eq13 --dropout_rate .1 --amp off",
     "--class_cond_p_x_sample --independent_batches --queue_init random --norm batch",
     "--labels_per_class 4 --norm batch --contrast_k 100",
-    "--arch resnet50 --class_cond_p_x_sample --n_steps 1",
+    pytest.param("--arch resnet50 --class_cond_p_x_sample --n_steps 1", marks=pytest.mark.slow),
     "--clf_only --pxsgld 0 --pxysgld 0",
     "--ema .9 --norm batch --adam_betas 0 .9",
     "--ema .9 --clf_only --pxsgld 0 --pxysgld 0",

@@ -205,6 +205,7 @@ def test_a_run_of_two_processes_leaves_the_files_and_state_of_one(both, train):
     assert model.logits(torch.rand(1, 3, 32, 32)).isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_again_and_after_a_stop(both, train):
     words = "--n_epochs 3 --ema .9"
     whole, again = (both(words, id=name) for name in ("whole", "again"))

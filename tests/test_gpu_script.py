@@ -210,6 +210,7 @@ def test_two(): time.sleep(99)
 """
 
 
+@pytest.mark.slow
 def test_a_late_part_is_ended_and_its_test_results_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
     (tmp_path / "tests").mkdir()
