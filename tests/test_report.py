@@ -462,6 +462,12 @@ def test_a_flows_samples_have_no_steps(make):
     assert "64 images." in text and "lacks" not in text
 
 
+def test_samples_of_a_single_round_have_its_steps(make):
+    once = {**ANSWERS["cond_samples"], "steps": 40, "steps_per_sample": 40.0}
+    text = read(make({"cond_samples": once})).text
+    assert "6,400 images, 40 SGLD steps." in text and "in all rounds" not in text
+
+
 def charts(page: Page) -> dict[str, dict[str, list[list[float | None]]]]:
     """Return {title of a chart: {name of a line: points}}."""
     charts = {str(svg["aria-label"]): str(svg["data-series"]) for svg in page.of("svg")}

@@ -86,9 +86,9 @@ def sampled(answer: Answer) -> Pictures:
         if steps >= latest.get(kind, (-1, path))[0]:
             latest[kind] = (steps, path)
     kinds = sorted(latest.items(), key=lambda item: item[0] != "starts")
-    after = {
-        kind: f", {steps:,} SGLD steps in all rounds" if steps else "" for kind, (steps, _) in kinds
-    }
+    several_rounds = answer.first.get("steps_per_sample") != answer.first.get("steps")
+    unit = "SGLD steps in all rounds" if several_rounds else "SGLD steps"
+    after = {kind: f", {steps:,} {unit}" if steps else "" for kind, (steps, _) in kinds}
     return [(path, GRIDS.get(kind, GRIDS["uncond"]) + after[kind]) for kind, (_, path) in kinds]
 
 
