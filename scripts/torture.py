@@ -254,8 +254,9 @@ def disk(runs: Runs, rounds: int) -> Counts:
     ]
 
 
-def endless_energy(_: Any, term: Any, data: torch.Tensor, samples: torch.Tensor) -> Any:
-    metrics = {"log_q_data": data.mean() * math.inf, "log_q_samples": samples.mean()}
+def endless_energy(real: Any, term: Any, data: torch.Tensor, samples: torch.Tensor) -> Any:
+    _, metrics = real(term, data, samples)
+    metrics["log_q_data"] = data.mean() * math.inf
     return metrics["log_q_data"], metrics
 
 

@@ -270,7 +270,7 @@ def test_a_rehearsal_measures_every_part(tmp_path, monkeypatch):
         assert (tmp_path / "page" / name).read_bytes().startswith(b"\x89PNG")
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "page").rename(tmp_path / "benchmarks" / "gpu")
-    write_results([], {}, tmp_path / "results")
+    write_results([], {}, tmp_path / "results", {})
     table = r"Minutes on a GPU\n\n.*\n\n(.*\n)+\| network +\| WRN-10-1 .*\n(.*\n)+\| AUROC px"
     assert re.search(table, (tmp_path / "RESULTS.md").read_text(encoding="utf-8"))
 
