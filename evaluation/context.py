@@ -104,9 +104,10 @@ class Context:
         renumbered = any(n in names and names.index(n) != y for y, n in enumerate(of_run))
         dataset, record = data.locate(eval_set.name).dataset, model.record
         for key, folder in self._folders.items():
-            hashes = folder.train.hashes
-            assert record.train is not None and hashes is not None
-            if key[0] == dataset and torch.equal(hashes, record.train):
+            hashes, of_run_images = folder.train.hashes, record.train
+            if key[0] != dataset or hashes is None or of_run_images is None:
+                continue
+            if torch.equal(hashes, of_run_images):
                 renumbered |= folder.fingerprint() != record.fingerprint
         if renumbered:
             raise UsageError(

@@ -118,7 +118,7 @@ class Objective(nn.Module):
             raise ValueError("the objective is empty: give at least one loss a weight above 0")
         self.weights = {name: weight for name, (weight, _) in terms.items()}
         self.terms = nn.ModuleDict({name: term for name, (_, term) in terms.items()})
-        self.names: list[str] = []  # of the last step's metrics
+        self.metric_names: list[str] = []  # of the last step's metrics
         self.memories = nn.ModuleDict()
         for term in self.terms.values():
             for name, memory in getattr(term, "memories", {}).items():
@@ -141,12 +141,12 @@ class Objective(nn.Module):
             total = total + self.weights[name] * losses[name]
             scalars = {"loss": losses[name], **extras}
             metrics |= {f"{name}/{key}": value.detach() for key, value in scalars.items()}
-        if self.names not in ([], [*metrics]):
-            differing = ", ".join({*self.names} ^ {*metrics}) or "their order"
+        if self.metric_names not in ([], [*metrics]):
+            differing = ", ".join({*self.metric_names} ^ {*metrics}) or "their order"
             raise UsageError(
                 f"a term's metrics must be the same in every step ({differing} changed)"
             )
-        self.names = [*metrics]
+        self.metric_names = [*metrics]
         return total, losses, {**metrics, "loss": total.detach()}
 
     def commit(self, step: Step, skip: Tensor | None = None) -> None:

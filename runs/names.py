@@ -11,6 +11,7 @@ NORMS = ("none", "batch", "instance", "layer", "act")
 CONTRAST_SCORES = ("algorithm1", "eq13")
 PX_LOSSES = ("cd", "bce")
 BN_CHAINS = ("jem", "batch", "running", "frozen")
+NOISY = ("test_clf", "eval_ece", "OOD", "logp_hist")  # questions that add noise to their images
 CONTRAST_STYLES = ("queue", "simclr")
 QUEUE_STARTS = ("empty", "random")
 ADAM_BETAS = [0.9, 0.999]

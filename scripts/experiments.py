@@ -281,6 +281,7 @@ def in_process(command: list[str], log: Path, device: int | None) -> int:
 
 def kill_fork_server() -> None:
     """Kill the fork server, if there is one. A job that it has not started yet fails."""
+    # There is no public name for its process.
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):

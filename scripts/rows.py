@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reports.tables import TABLES as DECLARED
+from runs.names import NOISY
 
 
 @dataclass(frozen=True)
@@ -348,9 +349,6 @@ BLANKS: dict[str, dict[str, str]] = {
 }
 
 
-NOISY = ("test_clf", "OOD", "eval_ece", "logp_hist")  # questions that add --sigma to images
-
-
 class Train(NamedTuple):
     """A job that trains an experiment with a seed."""
 
@@ -456,7 +454,7 @@ def question_words(scale: str, question: str, experiment: str) -> list[str]:
 
 def noiseless(scale: str, name: str) -> bool:
     """Return whether the experiment's network is trained on images without noise. It is evaluated
-    without noise, too, which would cost it accuracy."""
+    without noise, too: noise that it never saw would cost it accuracy."""
     experiment = EXPERIMENTS[name]
     if experiment.program == PROBE and experiment.start is not None:
         return noiseless(scale, experiment.start)

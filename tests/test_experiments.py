@@ -583,6 +583,18 @@ if __name__ == "__main__":
 """
 
 
+def start_driver(folder: Path, **options: Any) -> subprocess.Popen[str]:
+    (folder / "driver.py").write_text(DRIVER.format(root=str(ROOT)))
+    return subprocess.Popen(
+        [sys.executable, str(folder / "driver.py")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
 @pytest.fixture(params=["foreground", pytest.param("background", marks=pytest.mark.slow)])
 def sleeping(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
     """Yield the process of experiments.py, and the process number of the program that it runs.
@@ -593,15 +605,8 @@ def sleeping(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
     if background and "ctrl_c" in request.node.name:
         pytest.skip("Ctrl-C does not reach a background job")
     (tmp_path / "sleeper.py").write_text(SLEEPER)
-    (tmp_path / "driver.py").write_text(DRIVER.format(root=str(ROOT)))
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "driver.py")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if background else None,
-    )
+    ignore = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if background else None
+    process = start_driver(tmp_path, preexec_fn=ignore)
     try:
         pid = wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
         yield process, int(pid)
@@ -648,15 +653,7 @@ def test_ctrl_c_is_one_line_and_ends_everything(sleeping):
 def test_ctrl_c_while_the_fork_server_imports_is_one_line_and_starts_no_program(tmp_path):
     imports = "import time\nfrom pathlib import Path\nPath(__file__).with_name('pid').touch()\n"
     (tmp_path / "slow.py").write_text(imports + "time.sleep(60)\n")
-    (tmp_path / "driver.py").write_text(DRIVER.format(root=str(ROOT)))
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "driver.py")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )
+    process = start_driver(tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
     try:
         wait_for((tmp_path / "pid").exists)
         os.killpg(process.pid, signal.SIGINT)

@@ -94,12 +94,10 @@ def run_in_folder(
             check_free(folder, overwrite=s.overwrite, given=given, load_path=start_file)
             create_run_folder(folder, overwrite=s.overwrite)
         if first:
-            is_folder = s.dataset.startswith(FOLDER)
-            facts: dict[str, object] = (
-                {"class_names": list(run.data.class_names)} if is_folder else {}
-            )
-            facts[TRAINED_ON] = run.data.fingerprint
-            write_settings(folder, {**vars(s), **facts}, start.environment)
+            settings = {**vars(s), TRAINED_ON: run.data.fingerprint}
+            if s.dataset.startswith(FOLDER):
+                settings["class_names"] = list(run.data.class_names)
+            write_settings(folder, settings, start.environment)
         records = Records(folder, resume_from=resume_from) if first else NoRecords()
         session = Session(start, run, splits, records, plot)
         with session.signals.listen():

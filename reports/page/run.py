@@ -16,6 +16,7 @@ from markupsafe import Markup
 from reports.page.markup import number, show
 from runs.files import file_sha256, read_json, read_rows
 from runs.folder import ENVIRONMENTS, LAST, LOG, environments, holds_run
+from runs.names import NOISY
 from runs.screen import text_of_changes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -34,7 +35,6 @@ KEYS: dict[str, tuple[str, ...]] = {
     "cond_samples": ("n",),
     "fid": ("fid", "inception_score_mean", "n", "sampling", "features"),
 }
-NOISY = ("test_clf", "eval_ece", "OOD", "logp_hist")  # questions that add noise to their images
 # Settings that an evaluation takes from the run unless a flag is given. (--guidance is another:
 # answers have its value.)
 OF_RUN = (

@@ -32,6 +32,7 @@ def check_protocols(
     """
     check_sizes(subject, records)
     protocols: Protocols = {}
+    unseen: list[str] = []  # rows with noise in the evaluation alone
     for name, record in records.items():
         seeds = finished_seeds(record)
         check_seeds(subject, name, seeds, prefixes)
@@ -39,6 +40,8 @@ def check_protocols(
             for question, key, value in protocol_items(seed, prefixes):
                 rows = protocols.setdefault(question, {}).setdefault(key, {}).setdefault(value, [])
                 rows += [name] * (name not in rows)
+                if key == "sigma" and value and seed["settings"].get("sigma") == 0:
+                    unseen += [name] * (name not in unseen)
     questions: dict[str, list[str]] = {}  # numbers of images -> questions with these
     versions, differing = dict[str, None](), list[str]()
     for question, protocol in sorted(protocols.items()):
@@ -53,26 +56,10 @@ def check_protocols(
         texts = [f"{key} {listed(rows)}" for key, rows in sorted(protocol.items()) if len(rows) > 1]
         if texts:
             differing.append(f"Not all rows were asked {question} alike ({'; '.join(texts)}).")
-    noisy = ", ".join(noiseless_but_evaluated_with_noise(records, prefixes))
-    if noisy:
-        differing.append(f"Trained without noise but evaluated with noise: {noisy}.")
+    if unseen:
+        differing.append(f"Trained without noise but evaluated with noise: {', '.join(unseen)}.")
     images = [f"Images ({', '.join(names)}): {text}." for text, names in questions.items() if text]
     return [*images, *versions, *differing]
-
-
-def noiseless_but_evaluated_with_noise(
-    records: Mapping[str, Record], prefixes: tuple[str, ...]
-) -> list[str]:
-    """Return the rows whose networks never saw in training the noise that their answers add."""
-    return [
-        name
-        for name, record in records.items()
-        if any(
-            key == "sigma" and value and seed["settings"].get("sigma") == 0
-            for seed in finished_seeds(record).values()
-            for _, key, value in protocol_items(seed, prefixes)
-        )
-    ]
 
 
 def check_sizes(subject: str, records: Mapping[str, Record]) -> None:
