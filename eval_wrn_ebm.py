@@ -55,6 +55,9 @@ def answer(s: Namespace, given: set[str], device: torch.device) -> int:
     context = Context(s, Results(flags.results_folder(s), s.eval, settings), device)
     if "workers" in given:
         context.say(f"--workers {s.workers} has no effect: the images live on the device")
+    if "buffer_size" in given and not s.fresh_samples:
+        reason = "without --fresh_samples: chains go on in the checkpoint's replay buffer"
+        context.say(f"--buffer_size {s.buffer_size} has no effect {reason}")
     results = [evaluate(context, model, given) for model in models]
     if not distributed.first():
         return 0

@@ -39,7 +39,7 @@ def test_the_gradient_is_that_of_the_positive_score_alone_over_t(monkeypatch):
 
 
 def test_it_prints_a_table_of_runs_and_a_mistake_is_one_line(train, capsys):
-    run = train.once("--pyxce 1 --max_steps 1 --dataset digits --n_valid 100")
+    run = train.once("--pyxce 1 --max_steps 1 --dataset digits --image_size 8 --n_valid 100")
 
     def main(*words: str) -> int:
         parser = contrastive.build_parser()

@@ -16,7 +16,7 @@ from training import divergence, flags, session
 from training.build import build_run
 from training.divergence import Diverged, Healer, snapshot
 
-FLAGS = "--n_epochs 3 --print_every 1 --contrast_k 80"
+FLAGS = "--image_size 16 --n_epochs 3 --print_every 1 --contrast_k 80"
 
 
 @pytest.fixture(autouse=True)

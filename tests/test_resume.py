@@ -24,6 +24,8 @@ from tests.conftest import Ran, Trainer
 from training import session
 from training.flags import FIXED_ON_RESUME, TERMS
 
+SMALL = "--image_size 16"
+ALL = f"{Trainer.ALL} {SMALL}"
 # name: (flags, steps of the first process, ...). An epoch has 5 steps. Queues of more than
 # 64 slots keep running sums.
 STOPS = {
@@ -52,7 +54,7 @@ STOPS = {
 @pytest.mark.parametrize("name", STOPS)
 def test_stopped_and_resumed_is_uninterrupted(name, train):
     flags, first, *later = STOPS[name]
-    flags = f"{train.ALL} --dropout_rate .1 {flags}"
+    flags = f"{ALL} --dropout_rate .1 {flags}"
     whole = train(f"{flags} --max_steps {later[-1]}")
     parts = train(f"{flags} --max_steps {first}")
     for stop in later:
@@ -130,11 +132,10 @@ class Disturbed:
     warnings: tuple[str, ...] = ()  # lines on stderr of the second process
 
 
-ALL = Trainer.ALL
 PLOTTED = (
     f"{ALL} --n_epochs 3 --contrast_k 80 --dropout_rate .1 --ema .9 --plot_cond --plot_every 1"
 )
-LONG, SHORT = f"{ALL} --n_epochs 2 --contrast_k 80", "--pyxce 1 --n_epochs 3"
+LONG, SHORT = f"{ALL} --n_epochs 2 --contrast_k 80", f"--pyxce 1 --n_epochs 3 {SMALL}"
 MOMENTS = {  # module, function, number of its call at which a signal comes
     "a step": (train_wrn, "train_step", 8),
     "an epoch's last step": (train_wrn, "train_step", 5),

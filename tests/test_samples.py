@@ -37,7 +37,8 @@ def table_of(answer: Any) -> list[str]:
 
 def test_samples_are_moved_slots_and_can_be_a_data_set(ask):
     flags = "--eval uncond_samples --sgld_batch_size 40 --n_sample_steps 3 --n_steps 2"
-    answer = ask(f"{flags} --print_every 2 --reinit_freq 0")
+    answer = ask(f"{flags} --print_every 2 --reinit_freq 0 --buffer_size 20")
+    assert "--buffer_size 20 has no effect without --fresh_samples" in answer.out
     record = answer.json("uncond_samples")
     assert f"pictures in {answer.folder}: uncond_samples_4.png, uncond_samples_6.png" in answer.out
     assert (record["n"], record["steps"], record["steps_per_sample"]) == (40, 6, 6)
