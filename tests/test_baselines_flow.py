@@ -105,7 +105,7 @@ def test_samples_are_the_inverse_s(trained, ask):
     images, classes = flow_samples(flow, 250, seed=3)
     assert torch.equal(classes, torch.arange(250) % 10) and len(images) == 250
     words = f"--eval cond_samples --sgld_batch_size 20 --seed 3 --fid_model {ask.checkpoint('ce')}"
-    answer = ask(words, load=trained["class"].folder)
+    answer = ask(words, load=trained["class"].folder, pictures=True)
     saved = np.load(answer.folder / "cond_samples.npz")
     assert np.array_equal(saved["test_images"], expected)
     assert np.array_equal(saved["test_labels"], labels) and "start_images" not in saved

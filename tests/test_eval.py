@@ -49,7 +49,7 @@ FLAGS = {
 def answers(ask: Any) -> dict[str, Any]:
     assert set(FLAGS) == set(QUESTIONS)
     write_tree(ask.trainer.data)
-    answers = {name: ask(f"--eval {name} {flags}") for name, flags in FLAGS.items()}
+    answers = {name: ask(f"--eval {name} {flags}", pictures=True) for name, flags in FLAGS.items()}
     assert {name: (a.code, a.out, a.err) for name, a in answers.items() if a.code} == {}
     return answers
 
@@ -221,7 +221,7 @@ def test_a_set_that_is_missing_is_left_out(question, ask, tmp_path):
 
 def test_a_folder_with_a_class_whose_name_is_not_utf_8_is_left_out(ask, tmp_path):
     make_classes(tmp_path, {"caf\udce9": 2, "dog": 2})
-    answer = ask(f"--eval OOD --ood_dataset uniform folder:{tmp_path}")
+    answer = ask(f"--eval OOD --max_images 20 --ood_dataset uniform folder:{tmp_path}")
     assert answer.code == 0 and "the class 'caf\\udce9' is not UTF-8" in answer.err[0]
     assert [row["ood_dataset"] for row in answer.json("OOD")["rows"]] == ["uniform"]
 
@@ -326,7 +326,7 @@ def test_refined_images_are_the_same_for_every_batch_size(ask):
 
 @pytest.mark.parametrize("name", ["test_clf", "eval_ece", "OOD", "logp_hist", "attack"])
 def test_several_checkpoints_side_by_side(name, ask, answers):
-    answer = ask(f"--eval {name} {FLAGS[name]} --labels one two", load="hdge ce")
+    answer = ask(f"--eval {name} {FLAGS[name]} --labels one two", load="hdge ce", pictures=True)
     assert answer.code == 0, answer.err
     record, alone = answer.json(name), answers[name].json(name)
     first, second = record["models"]

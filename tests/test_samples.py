@@ -37,7 +37,7 @@ def table_of(answer: Any) -> list[str]:
 
 def test_samples_are_moved_slots_and_can_be_a_data_set(ask):
     flags = "--eval uncond_samples --sgld_batch_size 40 --n_sample_steps 3 --n_steps 2"
-    answer = ask(f"{flags} --print_every 2 --reinit_freq 0 --buffer_size 20")
+    answer = ask(f"{flags} --print_every 2 --reinit_freq 0 --buffer_size 20", pictures=True)
     assert "--buffer_size 20 has no effect without --fresh_samples" in answer.out
     record = answer.json("uncond_samples")
     assert f"pictures in {answer.folder}: uncond_samples_4.png, uncond_samples_6.png" in answer.out
@@ -60,7 +60,7 @@ def test_samples_are_moved_slots_and_can_be_a_data_set(ask):
 def test_class_conditional_samples_are_judged_beside_their_starts(ask, tmp_path):
     flags = "--eval cond_samples --fresh_samples --buffer_size 30 --sgld_batch_size 30 "
     flags += "--n_sample_steps 1 --n_steps 2 --reinit_freq 0 --seed 5 --sgld_lr 1000"
-    answer = ask(flags, "--fid_model", str(ask.checkpoint("ce")))
+    answer = ask(flags, "--fid_model", str(ask.checkpoint("ce")), pictures=True)
     assert answer.code == 0 and answer.err == [], answer.err
     record = answer.json("cond_samples")
     saved = np.load(answer.folder / "cond_samples.npz")
@@ -155,7 +155,7 @@ def test_samples_need_no_training_images_and_no_replay_buffer(ask, tmp_path):
     (tmp_path / "cifar10.npz").write_bytes(b"no images")  # so that nothing is downloaded
     flags = "--eval uncond_samples --fresh_samples --buffer_size 8 --sgld_batch_size 8 "
     flags += "--n_sample_steps 1 --n_steps 1"
-    answer = ask(flags, "--data_root", str(tmp_path), load="ce")
+    answer = ask(flags, "--data_root", str(tmp_path), load="ce", pictures=True)
     assert answer.code == 0 and len(answer.err) == 1, answer.err
     assert "samples are not compared with training images" in answer.err[0]
     assert answer.json("uncond_samples")["n"] == 8
@@ -249,7 +249,7 @@ def test_the_first_images_of_a_replay_buffer_are_of_all_classes(ask, tmp_path):
 def test_fid_over_the_length_of_class_conditional_chains(ask):
     flags = f"{FID} --sampling class --n_samples 20 --sgld_batch_size 8"
     judge = ("--fid_model", str(ask.checkpoint("ce")))
-    answer = ask(f"{flags} --n_steps 2 --chain_lengths 1 4", *judge)
+    answer = ask(f"{flags} --n_steps 2 --chain_lengths 1 4", *judge, pictures=True)
     record = answer.json("fid")
     rows = record["rows"]
     assert [row["images"] for row in rows] == ["starts", *["samples"] * 3, "training images"]
