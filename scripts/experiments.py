@@ -369,6 +369,8 @@ def cost(name: str, scale: str) -> str | None:
     speed = dict(re.findall(r"^(training step|time a step) +([\d.,e+-]+)", dry_run.stdout, re.M))
     if len(speed) < 2:
         return f"SCALE={scale}: {len(jobs)} jobs; no step of it: {dry_run.stderr.strip()}"
+    if dry_run.stderr:  # such as the warning that other programs keep the cores busy
+        print_line(dry_run.stderr.strip(), sys.stderr)
     teraflop, ms = (float(number.replace(",", "")) for number in speed.values())
     steps = float(flops[1]) * {"E": 1e6, "P": 1e3}[flops[2]] / teraflop
     return f"SCALE={scale}: {len(jobs)} jobs, {steps * ms / 3.6e6:,.1f} hours of training"

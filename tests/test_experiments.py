@@ -343,11 +343,13 @@ def test_a_mistake_is_one_line(argv):
 def test_a_scale_s_cost_is_its_flops_at_the_speed_of_a_step(monkeypatch, capsys):
     """31 EFLOP are 20 million steps."""
     step = "training step           1.55 TFLOP\ntime a step             180.0 ms, 1 images/s\n"
-    dry_run = subprocess.CompletedProcess([], 0, stdout=step, stderr="")
+    dry_run = subprocess.CompletedProcess([], 0, stdout=step, stderr="warning: busy\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: dry_run)
     assert experiments.main(["cost", "table1_ood"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
     assert lines[0].startswith("table1_ood: SCALE=paper: 31 jobs, 1,000.0 hours of training")
+    assert printed.err == "warning: busy\n" * 3
     assert len(lines) == 4 and re.search(r"SCALE=smoke: \d+ jobs, minutes$", lines[3])
     dry_run.stdout, dry_run.stderr = "", "no"
     assert "no step of it: no" in experiments.cost("sampler", "half")
