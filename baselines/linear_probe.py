@@ -74,6 +74,7 @@ if __name__ == "__main__":  # before torch is imported: --help and a mistake are
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -126,63 +127,40 @@ def features_of_splits(
 def fitted_heads(
     train: Features, num_classes: int, penalties: Sequence[float], max_iter: int
 ) -> Iterator[tuple[float, nn.Linear, int]]:
-    """Fit a head for each penalty l2, from the strongest to the weakest. Each fit starts from the
-    weights of the fit before it.
+    """Fit a head for each penalty l2, from the strongest to the weakest, with L-BFGS. Each fit
+    starts from the weights of the fit before it, the first from zero. It minimises
 
-    Yields (l2, head, iterations). The fit is to z = (x - mean) / std, feature by feature (a
-    constant feature has std 1); the yielded head takes x itself.
+        mean_n -log softmax(W z_n + b)[y_n] + l2/2 ||W||^2
+
+    which is convex. Yields (l2, head, iterations). The fit is to z = (x - mean) / std, feature by
+    feature (a constant feature has std 1); the yielded head takes x itself.
     """
     std, mean = torch.std_mean(train.x.double(), dim=0, correction=0)
     std = torch.where(std > 1e-12, std, 1.0)
-    z, start = (train.x.double() - mean) / std, None
-    for l2 in sorted(penalties, reverse=True):
-        weight, bias, iterations = fit_linear(
-            z, train.y, num_classes, l2=l2, max_iter=max_iter, start=start
-        )
-        start = weight, bias
-        head = nn.Linear(z.shape[1], num_classes, device=z.device).requires_grad_(False)
-        head.weight.copy_(weight / std)
-        head.bias.copy_(bias - weight / std @ mean)
-        yield l2, head, iterations
+    z = (train.x.double() - mean) / std
+    weight = z.new_zeros(num_classes, z.shape[1]).requires_grad_(True)
+    bias = z.new_zeros(num_classes).requires_grad_(True)
 
-
-def fit_linear(
-    x: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    *,
-    l2: float,
-    max_iter: int = 200,
-    start: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, int]:
-    """Return the (weight (C, D), bias (C,)) that minimise, with L-BFGS from zero or `start`,
-
-        mean_n -log softmax(W x_n + b)[y_n] + l2/2 ||W||^2
-
-    and the number of iterations. x float64 (N, D), labels int64 (N,). The problem is convex and the
-    bias is not penalised; the same input gives the same bits on one device.
-    """
-    if start is None:
-        start = x.new_zeros(num_classes, x.shape[1]), x.new_zeros(num_classes)
-    weight, bias = (tensor.clone().requires_grad_(True) for tensor in start)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=max_iter,
-        history_size=20,
-        tolerance_grad=1e-6,
-        tolerance_change=1e-12,
-        line_search_fn="strong_wolfe",
-    )
-
-    def objective() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(x, weight, bias), labels) + l2 / 2 * weight.square().sum()
+    def objective(l2: float) -> Tensor:
+        weight.grad = bias.grad = None
+        loss = F.cross_entropy(F.linear(z, weight, bias), train.y) + l2 / 2 * weight.square().sum()
         loss.backward()
         return loss
 
-    with torch.enable_grad():
-        optimizer.step(objective)
-    return weight.detach(), bias.detach(), optimizer.state_dict()["state"][0]["n_iter"]
+    for l2 in sorted(penalties, reverse=True):
+        optimizer = torch.optim.LBFGS(
+            [weight, bias],
+            max_iter=max_iter,
+            history_size=20,
+            tolerance_grad=1e-6,
+            tolerance_change=1e-12,
+            line_search_fn="strong_wolfe",
+        )
+        optimizer.step(partial(objective, l2))
+        head = nn.Linear(z.shape[1], num_classes, device=z.device).requires_grad_(False)
+        head.weight.copy_(weight.detach() / std)
+        head.bias.copy_(bias.detach() - weight.detach() / std @ mean)
+        yield l2, head, optimizer.state_dict()["state"][0]["n_iter"]
 
 
 @torch.no_grad()
