@@ -41,7 +41,7 @@ import models
 from losses import Contrastive, ContrastScore, LogitQueue
 from reports.tables.formats import aligned
 from runs.checkpoint import read_checkpoint
-from runs.shared import weights_file
+from runs.shared import name_of, weights_file
 from training.session import term_gradients
 
 N, SIGMA = 64, 0.03  # images of a batch, and the standard deviation of their noise
@@ -100,9 +100,8 @@ def main(args: Namespace) -> int:
                 raise UsageError(f"--batches {args.batches} is more than the {most} of {name}")
             n = max(k for *_, k in VARIED) + args.batches * N
             index = torch.randperm(len(train.labels))[:n]
-            label = Path(run).name if Path(run).is_dir() else Path(run).parent.name
             cells_of_rows = rows(model, train.images[index], train.labels[index], args.batches)
-            table += [[label, *cells] for cells in cells_of_rows]
+            table += [[name_of(run), *cells] for cells in cells_of_rows]
     except (UsageError, ValueError, KeyError, data.DataError) as error:
         build_parser().error(f"RUN {run}: {error}")
     print(aligned(table))

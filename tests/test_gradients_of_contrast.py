@@ -45,8 +45,9 @@ def test_it_prints_a_table_of_runs_and_a_mistake_is_one_line(train, capsys):
         parser = contrastive.build_parser()
         return contrastive.main(parser.parse_args([*words, "--data_root", str(train.data)]))
 
-    assert main(str(run.folder), "--batches", "1") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + len(contrastive.VARIED) and run.folder.name in lines[2]
+    assert main(str(run.folder), "hdge-jem-digits", "--batches", "1") == 0
+    lines, n = capsys.readouterr().out.splitlines(), len(contrastive.VARIED)
+    assert len(lines) == 2 + 2 * n and run.folder.name in lines[2]
+    assert lines[2 + n].startswith("| hdge-jem-digits ")  # a name in pretrained/ is no path
     for argv in (["nowhere"], [str(run.folder), "--batches", "1000"]):
         refusal(main, *argv)
