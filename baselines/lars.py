@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MOMENTUM, ETA = 0.9, 0.001
+
 
 class LARS(torch.optim.Optimizer):
     """SGD with momentum; the step of each layer is scaled to the norm of the layer's weights.
@@ -19,24 +21,10 @@ class LARS(torch.optim.Optimizer):
     SupContrast): plain SGD with momentum updates them.
     `found_inf`: a tensor on the device; unless it is 0, `step` changes nothing, as in torch's fused
     optimisers. The host does not wait for the device.
-
-    Raises ValueError for a rate, momentum, decay or eta below 0.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        *,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        eta: float = 0.001,
-    ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta}
-        for name, value in defaults.items():
-            if value < 0:
-                raise ValueError(f"{name} {value} is below 0")
-        super().__init__(params, defaults)
+    def __init__(self, params: Iterable[Any], lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self.found_inf = torch.zeros((), device=self.param_groups[0]["params"][0].device)
 
     @torch.no_grad()
@@ -50,14 +38,14 @@ class LARS(torch.optim.Optimizer):
     def _update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         if max(p.shape, default=1) < p.numel():  # neither a bias nor a norm layer's weight
             decay, w_norm, g_norm = group["weight_decay"], p.norm(), gradient.norm()
-            trust = group["eta"] * w_norm / (g_norm + decay * w_norm)
+            trust = ETA * w_norm / (g_norm + decay * w_norm)
             trust = torch.where((w_norm > 0) & (g_norm > 0), trust, 1.0)
             gradient = trust * (gradient + decay * p)
         state = self.state[p]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         velocity: Tensor = state["momentum"]
-        new_velocity = group["momentum"] * velocity + group["lr"] * gradient
+        new_velocity = MOMENTUM * velocity + group["lr"] * gradient
         skip = self.found_inf.bool()  # 0 * nan is nan: select with `where`, do not multiply
         p.copy_(torch.where(skip, p, p - new_velocity))
         velocity.copy_(torch.where(skip, velocity, new_velocity))

@@ -154,12 +154,12 @@ def test_lars_is_its_formula():
     bias = torch.tensor([1.0, 2.0], requires_grad=True)
     norm = torch.full((1, 2, 1, 1), 2.0, requires_grad=True)
     unused = torch.ones(2, 2, requires_grad=True)
-    lars = LARS([w, bias, norm, unused], lr=0.5, momentum=0.9, weight_decay=0.1, eta=0.01)
+    lars = LARS([w, bias, norm, unused], lr=0.5, weight_decay=0.1)
     expected, velocity = w.detach().clone(), torch.zeros(2, 2)
     for _ in range(3):
         w.grad, bias.grad = torch.tensor([[0.0, 2.0], [0.0, 0.0]]), torch.tensor([1.0, -1.0])
         norm.grad = torch.ones_like(norm)
-        trust = 0.01 * expected.norm() / (2 + 0.1 * expected.norm())
+        trust = 0.001 * expected.norm() / (2 + 0.1 * expected.norm())
         velocity = 0.9 * velocity + 0.5 * trust * (w.grad + 0.1 * expected)
         expected = expected - velocity
         lars.step()
@@ -179,5 +179,3 @@ def test_lars_skips_a_diverged_step():
     w.grad, lars.found_inf = torch.ones(2, 2), torch.tensor(0.0)
     lars.step()
     assert torch.equal(w.detach(), -torch.ones(2, 2))  # trust 1: a zero weight must move
-    with pytest.raises(ValueError, match="lr -1"):
-        LARS([w], lr=-1)
