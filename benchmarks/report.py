@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.gpu import SHARES, unpack_archive
 from reports.page import NoRun
 from reports.page.markup import TEXTS
+from reports.tables import formats
 from reports.tables.compare import compared
 from runs.cli import UsageError
 from runs.files import read_json, write_json, write_text
@@ -25,24 +26,18 @@ PICTURES = {
     "m-jem/eval/fid_lengths.png": "FID over the length of a chain",
     "m-jem/curves.png": "the training run",
 }
-ENDINGS = ("failure", "error", "skipped")  # tags of a JUnit file; a passed test has none of them
 BLOCK = re.compile(r"(<!-- speed on a GPU -->).*?(<!-- end -->)", re.DOTALL)
 
 
 def markdown(record: dict[str, Any]) -> str:
     """Return the whole page."""
-    argv = record["settings"]["command"]
-    return rendered("bench.md.jinja", record=record, command=shlex.join(argv))
+    command = shlex.join(record["settings"]["command"])
+    return formats.markdown("bench.md.jinja", record=record, command=command)
 
 
 def speed(record: dict[str, Any]) -> str:
     """Return README.md's table of the project's steps, with the machine that they ran on."""
-    return rendered("speed.md.jinja", record=record).rstrip("\n")
-
-
-def rendered(template: str, **values: object) -> str:
-    text = TEXTS.from_string((HERE / template).read_text(encoding="utf-8")).render(**values)
-    return re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n"
+    return formats.markdown("speed.md.jinja", record=record).rstrip("\n")
 
 
 def figures(value: float | None, times: float = 1) -> str:
@@ -122,7 +117,8 @@ def with_speed(page: str, table: str) -> str:
 def tests(path: Path) -> dict[str, Any]:
     """Return a JUnit file's counts of passed and skipped tests, and the names of failed tests."""
     cases = list(ElementTree.parse(path).iter("testcase"))
-    by_ending = {tag: [case for case in cases if case.find(tag) is not None] for tag in ENDINGS}
-    failed = [str(case.get("name")) for case in by_ending["failure"] + by_ending["error"]]
-    skipped = len(by_ending["skipped"])
+    failed = [
+        str(case.get("name")) for case in cases if {"failure", "error"} & {e.tag for e in case}
+    ]
+    skipped = sum(case.find("skipped") is not None for case in cases)
     return {"passed": len(cases) - len(failed) - skipped, "skipped": skipped, "failed": failed}
