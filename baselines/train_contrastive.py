@@ -10,6 +10,7 @@ views -> projection head -> contrastive loss and, in JointLoss's second phase, c
 
 import sys
 from argparse import Namespace
+from collections import OrderedDict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the packages are not installed
@@ -96,22 +97,6 @@ from baselines.run import Objective, Program, build_optimizer, main
 from baselines.views import ViewBatches
 
 
-class ProjectionHead(nn.Module):
-    """Features (N, D) -> unit vectors (N, size): linear D -> D, ReLU, linear D -> size, L2 norm.
-
-    Chen et al. 2020, section 2.1. Only the contrastive loss reads its output; classifiers read
-    the features.
-    """
-
-    def __init__(self, features: int, size: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(features, features)
-        self.output = nn.Linear(features, size)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return F.normalize(self.output(self.hidden(features).relu()), dim=1)
-
-
 def supervised_contrastive(z: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Return L_out of Khosla et al. 2020 (Eq. 2), averaged over the anchors i.
 
@@ -142,7 +127,9 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
 
 
 class ContrastiveObjective(Objective):
-    """The loss of SupCon, SimCLR or JointLoss on pairs of views, with the projection head.
+    """The loss of SupCon, SimCLR or JointLoss on pairs of views, with the projection head (Chen et
+    al. 2020, section 2.1). Only the contrastive loss reads its output; classifiers read the
+    features.
 
     `forward` takes images (2N, 3, H, W): the first views, then the second views. JointLoss's
     cross-entropy reads the logits of all 2N views.
@@ -152,7 +139,9 @@ class ContrastiveObjective(Objective):
         super().__init__()
         self.method, self.temperature = s.method, s.temperature
         self.pretrain_epochs, self.ntxent_weight = s.pretrain_epochs, s.ntxent_weight
-        self.head = ProjectionHead(model.class_output.in_features, s.projection)
+        width = model.class_output.in_features
+        hidden, output = nn.Linear(width, width), nn.Linear(width, s.projection)
+        self.head = nn.Sequential(OrderedDict(hidden=hidden, relu=nn.ReLU(), output=output))
         self.cross_entropy = losses.CrossEntropy(s.smoothing or 0.0)
         self.terms = TERMS[s.method]
 
@@ -160,7 +149,7 @@ class ContrastiveObjective(Objective):
         self, model: models.EnergyClassifier, images: Tensor, labels: Tensor, epoch: int
     ) -> tuple[Tensor, losses.Metrics]:
         features = model.features(images)
-        z = self.head(features)
+        z = F.normalize(self.head(features), dim=1)
         if self.method == "supcon":
             loss = supervised_contrastive(z, labels, self.temperature)
             return loss, {"supcon/loss": loss}
