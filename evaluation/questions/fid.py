@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from evaluation.questions.base import (
     Tensor,
 )
 from runs.cli import COUNT, WHOLE, UsageError, adder
-from runs.screen import Row, listed, markdown
+from runs.screen import listed, markdown
 
 NEW_CHAINS = ("fresh", "class")  # values of --sampling that run new chains
 # JEM++ and SADA-JEM (`cond_is_fid` in their code) take the most confident images of each predicted
@@ -217,21 +217,16 @@ def show(context: Context, results: list[Numbers]) -> None:
     (result,) = results
     rows = result["rows"]
     context.say_values(result)
-    context.say(f"\n{rows[0]['n']:,} images each, against as many others:\n\n{fid_table(rows)}")
+    context.say(f"\n{rows[0]['n']:,} images each, against as many others:\n")
+    columns = ["images", "steps", "fid", "precision", "recall"]
+    columns += ["read_as_asked"] * ("read_as_asked" in rows[0])
+    headers = {"fid": "FID", "read_as_asked": "asked"}
+    short = [{**row, "images": row["images"].replace(" images", "")} for row in rows]
+    context.say(markdown(short, columns, headers=headers, digits=3))
     if context.s.chain_lengths:
         context.files.picture("fid_lengths", figures.draw_lengths, rows)
         if message := generation.decline(rows):
             context.say(f"\n{message}")
-
-
-def fid_table(rows: Sequence[Row]) -> str:
-    """Return a Markdown table of the rows of `evaluation.generation.compared`."""
-    columns = ["images", "steps", "fid", "precision", "recall"]
-    if any("read_as_asked" in row for row in rows):
-        columns.append("read_as_asked")
-    headers = {"fid": "FID", "read_as_asked": "asked"}
-    short = [{**row, "images": row["images"].replace(" images", "")} for row in rows]
-    return markdown(short, columns, headers=headers, digits=3)
 
 
 # fmt: off

@@ -83,21 +83,16 @@ def training_images(context: Context, model: LoadedModel) -> Any:
 
 
 def show(context: Context, results: list[Numbers]) -> None:
-    context.say_values(results[0])
-    if table := samples_table(results[0]):
-        context.say(f"\n{table}")
-    pictures = [name for name in context.files.files if name.endswith(".png")]
-    context.say(f"pictures in {context.files.folder}: {', '.join(pictures)}")
-
-
-def samples_table(result: Mapping[str, Any]) -> str | None:
-    """Return a Markdown table of the numbers of samples, their chains' starts and training images;
-    None if `result` has no such numbers."""
+    (result,) = results
+    context.say_values(result)
     titles = {"nearest": "distance to training", "variety": "variety"}
     titles["read_as_asked"] = "read as asked"
     rows = [{"": title, **result[key]} for key, title in titles.items() if result.get(key)]
-    columns = ["", "samples", "starts", "data"]
-    return markdown(rows, columns, headers={"data": "training"}, digits=3) if rows else None
+    if rows:
+        columns = ["", "samples", "starts", "data"]
+        context.say("\n" + markdown(rows, columns, headers={"data": "training"}, digits=3))
+    pictures = [name for name in context.files.files if name.endswith(".png")]
+    context.say(f"pictures in {context.files.folder}: {', '.join(pictures)}")
 
 
 SHARED: Mapping[str, Any] = {"several": False, "defaults": {"n_steps": 40}, "check": check_steps}
