@@ -51,10 +51,6 @@ def in_datasets(answer: Answer) -> str:
     return ", ".join(sorted({str(m.get("in_dataset")) for m in answer.models}))
 
 
-def distance_of(answer: Answer) -> str:
-    return str((answer.of_run() or answer.first).get("distance"))
-
-
 def radii(answer: Answer) -> list[tuple[float, list[Any]]]:
     """Return each radius of an attack and the models' accuracies at it."""
     accuracies = [
@@ -101,10 +97,6 @@ def features(model: Model) -> str:
 def own_features(models: list[Model]) -> bool:
     """Return whether any FID is in a classifier's features: no published number compares."""
     return any(str(model.get("features")).startswith("model") for model in models)
-
-
-def all_rows(answer: Answer) -> list[dict[str, Any]]:
-    return [row for model in answer.models for row in model.rows("rows")]
 
 
 def class_names(values: dict[str, Any]) -> list[str]:
