@@ -458,8 +458,17 @@ def test_samples_are_counted_by_the_names_of_a_folders_classes(make):
 
 
 def test_a_flows_samples_have_no_steps(make):
-    text = read(make({"cond_samples": {"n": 64}})).text
+    text = read(make({"cond_samples": {"n": 64, "files": ["cond_samples.png"]}})).text
     assert "64 images." in text and "lacks" not in text
+    assert "Drawn by the flow" in text
+
+
+def test_pictures_of_an_earlier_answer_have_their_titles(make):
+    run, earlier = make({"cond_samples": ANSWERS["cond_samples"]}), ANSWERS["cond_samples"]
+    files = [name.replace("samples", "samples-1") for name in earlier["files"]]
+    save(run / "eval", "cond_samples-1", {**earlier, "files": files})
+    captions = re.findall("<figcaption>(.*?)</figcaption>", read(run).html)[:6]
+    assert captions[:3] == captions[3:] and captions[0].startswith("Where chains began")
 
 
 def test_samples_of_a_single_round_have_its_steps(make):

@@ -77,15 +77,16 @@ def sampled(answer: Answer) -> Pictures:
     samples beside their starts and training images."""
     latest: dict[str, tuple[int, Path]] = {}
     for path in answer.pictures():
-        match = re.search(r"samples_(?:([a-z]+)_?)?([0-9]*)\.png$", path.name)
-        kind, steps = (match[1] or "", int(match[2] or 0)) if match else (path.stem, 0)
+        # "-1" is in the names of an earlier answer; a flow's picture has neither kind nor steps.
+        match = re.search(r"samples(?:-[0-9]+)?_(?:([a-z]+)_?)?([0-9]*)\.png$", path.name)
+        kind, steps = (match[1] or "uncond", int(match[2] or 0)) if match else (path.stem, 0)
         if steps >= latest.get(kind, (-1, path))[0]:
             latest[kind] = (steps, path)
     kinds = sorted(latest.items(), key=lambda item: item[0] != "starts")
     several_rounds = answer.first.get("steps_per_sample") != answer.first.get("steps")
     unit = "SGLD steps in all rounds" if several_rounds else "SGLD steps"
     after = {kind: f", {steps:,} {unit}" if steps else "" for kind, (steps, _) in kinds}
-    return [(path, GRIDS.get(kind, GRIDS["uncond"]) + after[kind]) for kind, (_, path) in kinds]
+    return [(path, GRIDS.get(kind, "Drawn by the flow") + after[kind]) for kind, (_, path) in kinds]
 
 
 def features(model: Model) -> str:
