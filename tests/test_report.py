@@ -455,6 +455,8 @@ def test_samples_are_counted_by_the_names_of_a_folders_classes(make):
     classified = {"class_names": ["cat", "dog\n<i>"], "classified_per_class": [3, 4]}
     run = make({"cond_samples": {**ANSWERS["cond_samples"], **classified}})
     assert "The samples of q(x) were classified as cat: 3, dog <i>: 4." in read(run).text
+    save(run / "eval", "cond_samples", {**classified, "class_names": ["cat", 1]})  # a damaged file
+    assert "cat: 3, 4." in read(run).text
 
 
 def test_a_flows_samples_have_no_steps(make):
