@@ -270,11 +270,11 @@ def test_without_evaluations_the_page_has_their_commands(make):
 def test_the_report_of_an_added_question_is_a_section(make):
     report = {"title": "Shape", "text": "1 is round.", "head": ["k", "v"], "rows": [["a<b", 1.5]]}
     models = [{"label": label, "report": report} for label in ("CE", "HDGE")]
-    answers = {"shape": {"report": report, "files": ["shape.png"]}, "both": {"models": models}}
+    answers = {"shape": {"report": report, "files": ["shape.png"]}, "a-pair": {"models": models}}
     page = read(make({**answers, "other": {"rows": []}}))
     assert page.rows.count(["a<b", "1.5"]) == 3 and "Shape: HDGE 1 is round." in page.text
     links = [link["href"] for link in page.of("a")]
-    assert "#shape" in links and "#both" in links and "#other" not in links
+    assert "#shape" in links and "#a-pair" in links and "#other" not in links
 
 
 def test_the_page_loads_nothing(make):

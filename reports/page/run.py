@@ -251,7 +251,7 @@ def read_run(folder: Path, eval_folders: Sequence[Path] = ()) -> Run:
     run = Run(folder, settings, mapping(last), processes, whole, {}, notes)
     folders = {path.resolve(): path for path in (folder / "eval", *eval_folders)}.values()
     stems = sorted({path.stem for eval_folder in folders for path in eval_folder.glob("*.json")})
-    own_questions = [stem for stem in stems if stem not in KEYS and "-" not in stem]
+    own_questions = [s for s in stems if s not in KEYS and not re.search("-[0-9]+$", s)]
     hash_of = cache(lambda path: file_sha256(path) if path.is_file() else None)
     for name in (*KEYS, *own_questions):
         paths = [path for eval_folder in folders for path in _versions(eval_folder, name)]
