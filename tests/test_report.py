@@ -350,6 +350,15 @@ def test_no_wrong_value_breaks_the_page(make, wrong):
     read(make({}, name="set", **dict.fromkeys(SETTINGS, wrong)))
 
 
+def test_the_page_needs_no_checkpoint_that_can_be_read(make, monkeypatch):
+    def denied(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("reports.page.run.file_sha256", denied)
+    run = make({"test_clf": {**ANSWERS["test_clf"], "checkpoint_sha256": "ab" * 32}})
+    assert "73.91 %" in read(run).strip
+
+
 def test_older_answers_follow_the_newest_and_other_models_have_rows_of_their_own(make, tmp_path):
     run = make({"test_clf": ANSWERS["test_clf"]})
     for n in (1, 2, 10):

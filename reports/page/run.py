@@ -252,7 +252,14 @@ def read_run(folder: Path, eval_folders: Sequence[Path] = ()) -> Run:
     folders = {path.resolve(): path for path in (folder / "eval", *eval_folders)}.values()
     stems = sorted({path.stem for eval_folder in folders for path in eval_folder.glob("*.json")})
     own_questions = [s for s in stems if s not in KEYS and not re.search("-[0-9]+$", s)]
-    hash_of = cache(lambda path: file_sha256(path) if path.is_file() else None)
+
+    @cache
+    def hash_of(path: Path) -> str | None:
+        try:
+            return file_sha256(path)
+        except OSError:  # missing, or another user's
+            return None
+
     for name in (*KEYS, *own_questions):
         paths = [path for eval_folder in folders for path in _versions(eval_folder, name)]
         records = [(path, _read(path, dict, notes)) for path in paths]
