@@ -128,10 +128,8 @@ class ViewBatches(data.TrainingBatches):
 
     streams = 1
 
-    def __call__(
-        self, step: int, part: tuple[int, int] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        index = self._chosen(self.labelled, step, 0, part or self.part, self.batch_size).repeat(2)
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        index = self._chosen(self.labelled, step, 0, self.batch_size).repeat(2)
         generator = data.generator_of(index.device, self.seed, _VIEWS, step)
         images = random_view(
             self.train.images, index, flip=self.flip, sigma=self.sigma, generator=generator

@@ -24,42 +24,33 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def augment(
-    images: Tensor,
-    index: Tensor,
-    *,
-    sigma: float,
-    flip: bool,
-    clamp: bool = False,
-    generator: torch.Generator | None = None,
+    images: Tensor, index: Tensor, *, sigma: float, flip: bool, clamp: bool = False
 ) -> Tensor:
     """Make a training batch: pad by reflection by an eighth of the image's side (4 of 32), crop at
     random, mirror (p = 1/2), scale to [-1, 1], add noise with `noisy`.
 
-    images uint8 (N, size, size, 3), index int64 (n,) and the generator on one device ->
+    images uint8 (N, size, size, 3) and index int64 (n,) on one device ->
     float32 (n, 3, size, size) in channels_last there. Padding, crop and mirror are one gather.
     """
     n, size, device = len(index), images.shape[1], images.device
     positions = 2 * (size // 8) + 1  # of a crop along an axis
-    offsets = torch.randint(positions, (2, n, 1), device=device, generator=generator)
+    offsets = torch.randint(positions, (2, n, 1), device=device)
     if flip:
-        mirrored = torch.rand(n, 1, device=device, generator=generator) < 0.5
+        mirrored = torch.rand(n, 1, device=device) < 0.5
         offsets[1].add_(mirrored, alpha=positions)
     rows, columns = _crops(size, device).index_select(0, offsets.flatten()).view(2, n, size)
     rows += size * torch.arange(n, device=device, dtype=torch.int32)[:, None]
     pixels = torch.add(columns[:, None, :], rows[:, :, None], alpha=size).flatten()
     # One index into a flat list of pixels: four times as fast on the CPU as three into the images.
     cropped = images.index_select(0, index).flatten(0, 2).index_select(0, pixels)
-    batch = to_float(cropped.view(n, size, size, 3))
-    return noisy(batch, sigma, clamp, generator)
+    return noisy(to_float(cropped.view(n, size, size, 3)), sigma, clamp)
 
 
-def noisy(
-    batch: Tensor, sigma: float, clamp: bool = False, generator: torch.Generator | None = None
-) -> Tensor:
+def noisy(batch: Tensor, sigma: float, clamp: bool) -> Tensor:
     """Add N(0, sigma^2) noise to images (n, 3, H, H) in place; then, with `clamp`, clamp them to
     [-1, 1]."""
     if sigma > 0:
-        batch += _noise(len(batch), batch.shape[-1], sigma, generator, batch.device)
+        batch += _noise(len(batch), batch.shape[-1], sigma, batch.device)
         if clamp:
             batch.clamp_(-1, 1)
     return batch
@@ -82,7 +73,7 @@ def evaluation_batches(
         batch = to_float(split.images[start : start + batch_size])
         while sigma > 0 and len(noise) < len(batch):
             generator = generator_of(device, seed, _NOISE, block)
-            drawn = _noise(EVAL_NOISE_BLOCK, size, sigma, generator, device)
+            drawn = _noise(EVAL_NOISE_BLOCK, size, sigma, device, generator)
             noise, block, within = torch.cat([noise, drawn[within:]]), block + 1, 0
         if sigma > 0:
             batch += noise[: len(batch)]
@@ -149,32 +140,26 @@ class TrainingBatches:
             steps_per_epoch(len(self.index), self.second_size, "px_batch_size")
         check_labelled(min(len(self.labelled), self.batch_size), self.part[1])
 
-    def __call__(
-        self, step: int, part: tuple[int, int] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return (images, labels, unlabelled images or None) of a step, augmented, for the process
-        `part`; None: self.part."""
-        part = part or self.part
-        index = self._chosen(self.labelled, step, 0, part, self.batch_size)
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return (images, labels, unlabelled images or None) of a step, augmented."""
+        index = self._chosen(self.labelled, step, 0, self.batch_size)
         unlabelled = None
         if self.unlabelled:
-            size = self.second_size or self.batch_size
-            second = self._chosen(self.index, step, 1, part, size)
+            second = self._chosen(self.index, step, 1, self.second_size or self.batch_size)
             unlabelled = self._images(second, self.augmented[1])
         return self._images(index, self.augmented[0]), self.train.labels[index], unlabelled
 
-    def _chosen(
-        self, index: Tensor, step: int, stream: int, part: tuple[int, int], size: int
-    ) -> Tensor:
-        """Return the members of `index` in a step's batch that process `part` takes. Each stream
-        and each cycle (pass over `index`) has an order of its own."""
+    def _chosen(self, index: Tensor, step: int, stream: int, size: int) -> Tensor:
+        """Return the members of `index` in a step's batch that this process takes. Each stream and
+        each cycle (pass over `index`) has an order of its own."""
         size = min(size, len(index))
         cycle, position = divmod(step, len(index) // size)
         if self._orders.get(stream, (-1,))[0] != cycle:
             epoch = self.streams * cycle + stream
             order = epoch_order(len(index), seed=self.seed, epoch=epoch, device=index.device)
             self._orders[stream] = (cycle, index[order])
-        first, last = (position * size + size * i // part[1] for i in (part[0], part[0] + 1))
+        part, parts = self.part
+        first, last = (position * size + size * i // parts for i in (part, part + 1))
         return self._orders[stream][1][first:last]
 
     def _images(self, index: Tensor, augmented: bool) -> Tensor:
@@ -195,7 +180,7 @@ def _crops(size: int, device: torch.device) -> Tensor:
 
 
 def _noise(
-    n: int, size: int, sigma: float, generator: torch.Generator | None, device: torch.device
+    n: int, size: int, sigma: float, device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
     """Draw N(0, sigma^2), float32 (n, 3, size, size) in channels_last."""
     # Noise is scaled before it is added: add(alpha=) may fuse both differently at the end of a

@@ -36,7 +36,8 @@ def test_a_random_crop_s_padding_is_an_eighth_of_the_side(size):
     offsets = range(2 * pad + 1)
     crops = {padded[y : y + size, x : x + size].tobytes() for y in offsets for x in offsets}
     index = torch.zeros(40 * len(offsets) ** 2, dtype=torch.int64)
-    batch = data.augment(images, index, sigma=0, flip=False, generator=generator)
+    torch.manual_seed(0)
+    batch = data.augment(images, index, sigma=0, flip=False)
     pixels = ((batch + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
     assert {image.numpy().tobytes() for image in pixels} == crops
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from argparse import Namespace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -138,7 +139,8 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
         fit_start(run, batches)
         if s.load_path is not None:
             load_file(run, dataset)
-        models.initialise_act_norm(run.model, batches(0, part=(0, 1))[0])
+        whole = replace(batches, part=(0, 1))  # every process takes the whole first batch
+        models.initialise_act_norm(run.model, whole(0)[0])
         if distributed.size() > 1:  # so far all processes drew equal random numbers
             distributed.same(run.model)
             torch.manual_seed(distributed.mixed(s.seed, distributed.rank()))
