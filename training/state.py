@@ -67,13 +67,12 @@ class Ema:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.decay, self.names = decay, list(trained)
-        self.parameters: list[Tensor] = list(trained.values())
-        self.averages = [p.detach().clone() for p in self.parameters]
+        # Detached: they share the parameters' memory, and autograd does not record their changes.
+        trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        self.decay, self.names, self.parameters = decay, list(trained), list(trained.values())
+        self.averages = [p.clone() for p in self.parameters]
         self.updates = torch.zeros((), dtype=torch.int64, device=self.parameters[0].device)
 
-    @torch.no_grad()
     def update(self, skip: Tensor) -> None:
         """Move the averages after a step unless `skip`, bool (), is set. The host does not wait."""
         share = (9 / (10 + self.updates)).clamp(min=1 - self.decay) * ~skip  # 1 - d
@@ -88,16 +87,12 @@ class Ema:
 
         Copy in place, so that a compiled network and DistributedDataParallel see the values.
         """
-        weights = [p.detach().clone() for p in self.parameters]
+        weights = [p.clone() for p in self.parameters]
         try:
-            self._copy(self.averages)
+            torch._foreach_copy_(self.parameters, self.averages)
             yield
         finally:
-            self._copy(weights)
-
-    @torch.no_grad()
-    def _copy(self, tensors: list[Tensor]) -> None:
-        torch._foreach_copy_(self.parameters, tensors)
+            torch._foreach_copy_(self.parameters, weights)
 
     def state_dict(self) -> dict[str, Any]:
         averages = dict(zip(self.names, self.averages, strict=True))
@@ -234,12 +229,10 @@ def state_of_rank(run: Run, state: dict[str, Any]) -> dict[str, Any]:
     ranks = state.pop("ranks", [state.get("random")])
     if distributed.size() == len(ranks) == 1:
         return state
-    buffer = state.get("replay_buffer")
-    if isinstance(buffer, Tensor):
-        state["replay_buffer"] = shard_of_rank(run, buffer)
-        began = state["objective"].get(BEGAN)
-        if isinstance(began, Tensor):
-            state["objective"] = {**state["objective"], BEGAN: shard_of_rank(run, began)}
+    if "replay_buffer" in state:
+        state["replay_buffer"] = shard_of_rank(run, state["replay_buffer"])
+        began = shard_of_rank(run, state["objective"][BEGAN])
+        state["objective"] = {**state["objective"], BEGAN: began}
     fit_device = run.device.type != "cuda" or all("cuda" in random for random in ranks)
     if len(ranks) == distributed.size() and fit_device:
         state["random"] = ranks[distributed.rank()]
