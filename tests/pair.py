@@ -17,7 +17,7 @@ import types
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 PATIENCE = 120  # seconds: a collective in which one process takes no part never ends
 
@@ -121,6 +121,15 @@ def outcome(program: Callable[[], int]) -> tuple[int, str, str]:
         except SystemExit as stop:
             code = int(stop.code or 0)
     return code, out.getvalue(), err.getvalue()
+
+
+def raises(error: BaseException) -> Callable[..., NoReturn]:
+    """Make a function that raises the error, whatever it is called with."""
+
+    def function(*_: Any, **__: Any) -> NoReturn:
+        raise error
+
+    return function
 
 
 def refusal(program: Callable[..., Any], *args: Any) -> str:

@@ -19,6 +19,7 @@ from runs import checkpoint
 from runs.checkpoint import CheckpointError, read_checkpoint, read_with_sha256, save_checkpoint
 from runs.files import second_name
 from tests.conftest import Trainer
+from tests.pair import raises
 
 STATE = {"weights": torch.arange(9.0), "names": ["a", "b"], "step": 3, "more": {"lr": 1e-4}}
 OTHER = {"step": 4}
@@ -71,13 +72,6 @@ def test_a_file_system_may_lack_the_sync_of_folders(code, tmp_path, monkeypatch)
     with failing if code == errno.EIO else nullcontext():
         save_checkpoint(STATE, tmp_path / "last.pt")
     assert read_checkpoint(tmp_path / "last.pt")["step"] == 3
-
-
-def raises(error: BaseException) -> Any:
-    def function(*_: Any, **__: Any) -> NoReturn:
-        raise error
-
-    return function
 
 
 broken = raises(OSError(errno.ENOSPC, "No space left on device"))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
@@ -101,14 +101,12 @@ def test_more_processes_than_gpus_are_refused_by_all(rank, monkeypatch):
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_full_gpu_is_named_by_its_own_process_before_they_meet(rank, monkeypatch, capsys):
-    def full(device: torch.device) -> NoReturn:
-        raise torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be")
-
+    full = torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be")
     for name in (*TORCHRUN, "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, rank if name in ("RANK", "LOCAL_RANK") else "2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", full)
+    monkeypatch.setattr(torch.cuda, "set_device", two.raises(full))
     assert train_wrn.main(*flags.parse(["--pyxce", "1", "--device", "cuda"])) == 2
     cause = f"the GPU's memory is full (--device cuda:{rank}: CUDA error: out of memory)"
     assert capsys.readouterr().err.startswith(f"train_wrn.py: error: {cause}: lower --batch_size")

@@ -23,16 +23,14 @@ from runs.checkpoint import CheckpointError
 from runs.cli import UsageError
 from runs.endings import ENDS, Signals, exit_code, handled, terminate
 from runs.folder import RunFolderError
+from tests.pair import raises
 from tests.test_resume import call_after, send
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def code_after(error: BaseException, lower: str | None = "--batch_size 64") -> int:
-    def work() -> NoReturn:
-        raise error
-
-    return exit_code("a.py", work, interrupted="a.py: interrupted", lower=lower)
+    return exit_code("a.py", raises(error), interrupted="a.py: interrupted", lower=lower)
 
 
 def test_a_mistake_and_ctrl_c_are_one_line_and_a_bug_is_raised(capsys):
@@ -86,10 +84,7 @@ def test_full_memory_names_the_flags_to_lower(capsys):
     ],
 )
 def test_every_program_names_its_own_flags_to_lower(module, work, flag, monkeypatch, capsys):
-    def full(*_: Any) -> NoReturn:
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(module, work, full)
+    monkeypatch.setattr(module, work, raises(torch.OutOfMemoryError()))
     first = (train_adversarial.PROGRAM,) if module is run else ()
     values = {"batch_size": 64, "sgld_batch_size": 8, "device": "cpu", "threads": None}
     assert module.main(*first, Namespace(**values, program="a.py"), set()) == 2

@@ -6,7 +6,7 @@ import re
 from argparse import ArgumentTypeError
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
@@ -227,8 +227,7 @@ def test_a_folder_with_a_run_is_refused_unless_overwritten(train):
     assert sum(name.startswith("events.out") for name in run.files) == 1
 
 
-def full(*_: Any, **__: Any) -> NoReturn:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+full = pair.raises(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
 def test_a_full_disk_keeps_the_checkpoint_of_the_epoch_before(train, monkeypatch):

@@ -13,6 +13,7 @@ import models
 from evaluation import flags
 from evaluation.questions import QUESTIONS
 from runs.checkpoint import save_checkpoint
+from tests.pair import raises
 
 
 def assert_refused(answer: Any, *parts: str) -> None:
@@ -174,18 +175,14 @@ def test_a_missing_library_is_named_with_its_remedy(ask, monkeypatch):
 
 
 def test_a_full_disk_is_one_line(ask, monkeypatch):
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("evaluation.results.os.replace", full)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("evaluation.results.os.replace", raises(full))
     assert_refused(ask(CLF), "test_clf.json", "No space left")
 
 
 def test_ctrl_c_leaves_no_answer(ask, monkeypatch):
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setitem(QUESTIONS, "test_clf", replace(QUESTIONS["test_clf"], ask=interrupted))
+    interrupted = replace(QUESTIONS["test_clf"], ask=raises(KeyboardInterrupt()))
+    monkeypatch.setitem(QUESTIONS, "test_clf", interrupted)
     answer = ask(CLF)
     assert answer.code == 130 and len(answer.err) == 1 and "no answer" in answer.err[0]
     assert not list(answer.folder.glob("*.json"))

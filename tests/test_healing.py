@@ -12,6 +12,7 @@ import train_wrn
 from losses import sgld
 from runs import folder as records
 from runs.checkpoint import read_checkpoint
+from tests.pair import raises
 from training import divergence, flags, session
 from training.build import build_run
 from training.divergence import Diverged, Healer, snapshot
@@ -91,9 +92,7 @@ def test_a_run_survives_a_fault_and_ends_with_finite_weights(name, train, monkey
 
 def test_a_restart_is_saved_before_rows_are_removed(train, monkeypatch):
     """Else a disk that is full at that moment would cost the rows of the state on the disk."""
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
+    full = raises(OSError(28, "No space left on device"))
 
     def act(run: Any) -> None:
         poison(run)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ import train_wrn
 from runs.checkpoint import save_checkpoint
 from runs.files import alone
 from tests.conftest import Ran, Trainer
+from tests.pair import raises
 from training import session
 from training.flags import FIXED_ON_RESUME, TERMS
 
@@ -89,8 +90,7 @@ def damage(path: Path, content: bytes = b"damaged") -> None:
     path.write_bytes(content)
 
 
-def kill() -> NoReturn:
-    raise KeyboardInterrupt
+kill = raises(KeyboardInterrupt())
 
 
 def tear(folder: Path) -> None:
@@ -315,12 +315,8 @@ FULL = RuntimeError("[enforce fail at alloc.cpp:1] . DefaultCPUAllocator: can't 
 def test_a_failure_of_the_machine_sets_no_checkpoint_aside(function, error, train, monkeypatch):
     run = train("--pyxce 1 --n_epochs 2 --max_steps 7")
     before = listed(run.folder)
-
-    def broken(*_: Any, **__: Any) -> NoReturn:
-        raise error
-
     with monkeypatch.context() as patch:
-        patch.setattr(function, broken)
+        patch.setattr(function, raises(error))
         resumed = train.resumed(run)
     assert re.search("Input/output|memory is full", resumed.refusal)
     assert listed(run.folder) == before
@@ -422,11 +418,8 @@ def test_resume_auto_starts_over_a_run_that_died_before_its_first_checkpoint(tra
 
 def test_a_run_that_has_become_read_only_is_refused_at_once(train, monkeypatch):
     run = train("--pyxce 1 --max_steps 1")
-
-    def refuse(**_):
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    refused = raises(OSError(errno.EROFS, "Read-only file system"))
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
     assert f"--resume: cannot write to {run.folder} (Read-only" in train.resumed(run).refusal
 
 
