@@ -330,7 +330,7 @@ def test_a_dry_run_with_few_labels_counts_the_images_that_a_step_has(train):
 OWN_TEST: dict[str, Callable[..., None]] = {
     "--resume": test_resume.test_resume_finds_a_run_by_log_dir_and_id_or_names_the_missing_flag,
     "--overwrite": test_errors.test_a_folder_with_a_run_is_refused_unless_overwritten,
-    "--image_size": test_image_size.test_a_run_of_another_size_resumes_and_keeps_its_size,
+    "--image_size": test_image_size.test_a_run_of_another_size_is_evaluated_on_images_of_its_size,
     "--compile": test_compile_compiles_the_network_where_there_is_a_compiler,
     "--max_restarts": test_healing.test_what_diverges_again_and_again_is_given_up,
     "--ckpt_minutes": test_resume.test_disturbed_and_resumed_is_undisturbed,
