@@ -142,15 +142,3 @@ def test_a_slot_begins_and_restarts_as_its_class(labels):
     buffer.images[5:15] = torch.nan
     assert buffer.renew() == 10
     assert torch.equal(shades(buffer.images[5:15]), classes[5:15])
-
-
-@pytest.mark.parametrize("kind", STARTS)
-def test_parts_of_a_buffer_are_shards_of_the_whole(kind):
-    start = UniformStart() if kind == "uniform" else fitted(kind == "class_gaussian")
-    images = []
-    for part in ((0, 1), (0, 2), (1, 2)):
-        torch.manual_seed(3)
-        images.append(ReplayBuffer(40, (3, 8, 8), 0.0, CLASSES, start, part).images)
-    whole = images[0].unflatten(0, (CLASSES, 2, 5))
-    for i in (0, 1):
-        assert torch.equal(images[1 + i], whole[:, i].flatten(0, 1))
