@@ -27,21 +27,6 @@ def test_shrinking_weighs_every_pixel_and_enlarging_is_bilinear():
     assert resize_batch(image, 8) is not image and torch.equal(resize_batch(image, 8), image)
 
 
-@pytest.mark.parametrize("size", [12, 40])  # test_data_batches.py has 32
-def test_a_random_crop_s_padding_is_an_eighth_of_the_side(size):
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (1, size, size, 3), dtype=torch.uint8, generator=generator)
-    pad = size // 8
-    padded = np.pad(images[0].numpy(), ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
-    offsets = range(2 * pad + 1)
-    crops = {padded[y : y + size, x : x + size].tobytes() for y in offsets for x in offsets}
-    index = torch.zeros(40 * len(offsets) ** 2, dtype=torch.int64)
-    torch.manual_seed(0)
-    batch = data.augment(images, index, sigma=0, flip=False)
-    pixels = ((batch + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-    assert {image.numpy().tobytes() for image in pixels} == crops
-
-
 @pytest.mark.parametrize("size", [16, 64])
 def test_every_set_is_resized_and_its_images_have_the_hashes_of_their_own_pixels(size, tmp_path):
     pixels = np.random.RandomState(0).randint(0, 256, (12, 32, 32, 3)).astype(np.uint8)
