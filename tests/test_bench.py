@@ -2,8 +2,7 @@
 
 import copy
 import json
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,21 +77,19 @@ def test_on_a_gpu_tf32_and_bf16_are_told_apart(tmp_path):
     assert all(row["memory"] > 0 for row in record["steps"])
 
 
-def test_calls_take_turns_in_an_order_that_is_reversed():
-    called: list[str] = []
+def test_calls_take_turns_in_an_order_that_is_reversed(monkeypatch):
+    called, now = list[str](), [0.0]
 
-    def call(name: str, seconds: float) -> Callable[[], None]:
-        def run() -> None:
-            called.append(name)
-            time.sleep(seconds)
+    def call(name: str, seconds: float) -> None:
+        called.append(name)
+        now[0] += seconds
 
-        return run
-
-    times = measure.alternate({"a": call("a", 0.06), "b": call("b", 0.51)}, turns=3)
+    monkeypatch.setattr(measure, "clock", lambda: now[0])
+    calls = {"a": partial(call, "a", 0.06), "b": partial(call, "b", 0.51)}
+    times = measure.alternate(calls, turns=3)
     # Each is called once. Then a turn of the short a has two calls: the first warms up.
     assert called == [*"ab", *"aab", *"baa", *"aab"]
-    assert all(0.06 <= x < 0.4 for x in times["a"]) and all(0.51 <= x < 0.9 for x in times["b"])
-    assert len(times["a"]) == len(times["b"]) == 3
+    assert times == {"a": pytest.approx([0.06] * 3), "b": pytest.approx([0.51] * 3)}
 
 
 def test_both_contenders_take_real_steps():
