@@ -158,10 +158,3 @@ def test_a_skipped_step_leaves_every_memory_as_it_was():
         assert not torch.equal(after[f"memories.{name}"], before[f"memories.{name}"])
     changed = after["memories.replay_buffer.images"] != before["memories.replay_buffer.images"]
     assert 6 <= changed.flatten(1).any(1).sum() <= 11  # six chains and five, slots may be shared
-
-
-def test_the_terms_share_the_forward_pass_of_the_data_and_sgld_adds_its_chains():
-    step, passes = step_of(), []
-    step.model.f.register_forward_hook(lambda _, inputs, __: passes.append(len(inputs[0])))
-    objective_of(dict.fromkeys(NAMES, 1.0))(step)
-    assert sorted(passes) == [5] * 3 + [6] * 3  # two SGLD steps and one score; data: none more
