@@ -129,12 +129,6 @@ def test_a_path_without_folders_of_classes_is_refused(tmp_path):
     assert data.describe(f"folder:{tmp_path / 'other'}").num_classes == 3
 
 
-def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path):
-    make_classes(tmp_path, {"caf\udce9": 2, "dog": 2})
-    with pytest.raises(DataError, match=r"^--dataset folder: the class 'caf.udce9' is not UTF-8"):
-        load(tmp_path)
-
-
 @pytest.mark.parametrize("damage", ["cut off", "16 bits"])
 def test_an_unreadable_image_is_named(damage, tmp_path):
     make_classes(tmp_path, {"a": 2, "b": 2})

@@ -8,20 +8,14 @@ import pytest
 import torch
 
 import data
-from data import DataError, EvaluationSet, EvaluationSets
+from data import DataError, EvaluationSets
 from data.images import resize_batch
 from data.published import FILES
 from runs.names import CLASSES
 from tests.test_data_folder import paint
+from tests.test_evaluation_sets import reds
 
 RANDOM = np.random.RandomState(0)
-
-
-def reds(loaded: EvaluationSet) -> list[int]:
-    """Return the red value of each image; each is of one colour."""
-    images = loaded.split.images
-    assert (images == images[:, :1, :1]).all()
-    return images[:, 0, 0, 0].tolist()
 
 
 def test_digits_are_real_stratified_and_the_same_every_time(tmp_path):

@@ -99,15 +99,11 @@ def test_memories_are_registered_and_saved_once_and_follow_the_objective():
     objective(step_of(torch.float64))[0].backward()  # the terms see what was moved
 
 
-@pytest.mark.parametrize(
-    ("name", "pair"),
-    [("queue", ("pxycontrast", "pxcontrast")), ("replay_buffer", ("pxsgld", "pxysgld"))],
-)
-def test_no_term_and_two_memories_of_one_name_are_refused(name, pair):
+def test_no_term_and_two_memories_of_one_name_are_refused():
     with pytest.raises(ValueError, match="objective is empty"):
         Objective({})
-    with pytest.raises(ValueError, match=f"different memories named '{name}'"):
-        Objective({term: (1.0, terms()[term]) for term in pair})
+    with pytest.raises(ValueError, match="different memories named 'queue'"):
+        Objective({term: (1.0, terms()[term]) for term in ("pxycontrast", "pxcontrast")})
 
 
 def test_metrics_that_change_from_step_to_step_are_refused():

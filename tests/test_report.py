@@ -24,7 +24,6 @@ from scripts import report
 from tests.pair import refusal
 from training.flags import build_parser
 
-ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = vars(build_parser().parse_args([]))
 
 SETTINGS = {
