@@ -61,6 +61,7 @@ def test_an_exported_model_is_the_checkpoint_s_without_paths(train, tmp_path):
     assert environment.pop("platform") and config["environment"] == environment
     changed = {k for k, v in whole["settings"].items() if config["settings"][k] != v}
     assert changed == {"data_root", "log_dir"}
+    assert train(HYBRID, "--load_path", str(folder)).code == 0
 
 
 def test_of_a_folder_s_path_the_last_part_alone_is_published(train, tmp_path):
@@ -117,18 +118,6 @@ def test_chains_begin_where_the_run_s_did(train, ask, tmp_path):
     expected = starts(checkpoint)
     assert np.array_equal(starts(folder), expected)
     assert not np.array_equal(starts(folder, "--chain_start", "uniform"), expected)
-
-
-def test_an_exported_model_is_evaluated_and_trained_on_as_a_checkpoint(ask, tmp_path):
-    checkpoint = ask.hdge / "last_ckpt.pt"
-    folder = exported(checkpoint, tmp_path / "model")
-    ours, original = (
-        ask("--eval test_clf", load=path).json("test_clf") for path in (folder, checkpoint)
-    )
-    assert ours["accuracy"] == original["accuracy"]
-    assert ours["nll"] == original["nll"] and ours["label"] == "model"
-    flags = "--pyxce 1 --pxycontrast 1 --max_steps 1"
-    assert ask.trainer(flags, "--load_path", str(folder)).code == 0
 
 
 def test_the_card_has_the_command_that_trains_it_again(ask, train, tmp_path):

@@ -102,7 +102,6 @@ def test_class_names_reach_the_answers_and_the_card(run, ask, tmp_path):
     assert samples.json("cond_samples")["class_names"] == ["cat", "dog"]
     accuracy = ask("--eval test_clf", load=run.folder)  # of 2 classes there are no best 5
     assert accuracy.json("test_clf")["top5"] is None and "top5" not in accuracy.out
-    pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
     folder = export.main([str(run.folder / "last_ckpt.pt"), str(tmp_path / "model")])
     card = (folder / export.CARD).read_text()
     assert "The classes, in the order of f(x): `cat`, `dog`." in card and "license" not in card
