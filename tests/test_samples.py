@@ -161,36 +161,32 @@ def test_samples_need_no_training_images_and_no_replay_buffer(ask, tmp_path):
     assert answer.json("uncond_samples")["n"] == 8
 
 
-@pytest.mark.parametrize("question", ["cond_samples", "uncond_samples", "fid"])
-def test_chains_start_from_the_checkpoint_s_gaussians(question, train, ask, tmp_path, monkeypatch):
+def test_chains_start_from_the_checkpoint_s_gaussians(train, ask, tmp_path, monkeypatch):
     """No training image is read. The made-up images of class y have brightness -.76 + .16 y."""
     run = train("--pyxce 1 --pxsgld 1 --chain_start class_gaussian --sgld_clamp --max_steps 2")
     monkeypatch.setattr(losses.GaussianStart, "fit", lambda *_: pytest.fail("fitted again"))
     assert train.resumed(run, "--max_steps", "3").code == 0
-    root, more = tmp_path, "--fresh_samples --buffer_size 40 --n_sample_steps 4"
-    if question == "fid":
-        root, more = train.data, "--reference cifar10_test --fid_features model --n_samples 40"
-
-    def evaluate(flags: str) -> Any:
-        flags += f" --eval {question} --data_root {root} {more}"
-        flags += " --n_steps 1 --sgld_lr 1e-9 --sgld_std 0 --sgld_batch_size 20"  # chains stay
-        return ask(flags, load=run.folder / "last_ckpt.pt")
-
-    drawn, draw = [], losses.GaussianStart.draw
+    path, drawn, draw = run.folder / "last_ckpt.pt", [], losses.GaussianStart.draw
     monkeypatch.setattr(losses.GaussianStart, "draw", lambda *a: drawn.append(1) or draw(*a))
-    answer = evaluate("")
-    assert answer.code == 0 and drawn
-    if question != "fid":
-        saved = np.load(answer.folder / f"{question}.npz")
-        shades = saved["test_images"].mean((1, 2, 3)) / 127.5 - 1
-        assert shades.std() > 0.3
+    samples = f"--data_root {tmp_path} --fresh_samples --buffer_size 40 --n_sample_steps 4"
+    fid = f"--data_root {train.data} --reference cifar10_test --fid_features model --n_samples 40"
+    for question, more in (("cond_samples", samples), ("uncond_samples", samples), ("fid", fid)):
+        flags = f"--eval {question} {more} --n_steps 1 --sgld_batch_size 20"
+        flags += " --sgld_lr 1e-9 --sgld_std 0"  # chains stay
+        drawn.clear()
+        answer = ask(flags, load=path)
+        assert answer.code == 0 and drawn
+        if question != "fid":
+            saved = np.load(answer.folder / f"{question}.npz")
+            shades = saved["test_images"].mean((1, 2, 3)) / 127.5 - 1
+            assert shades.std() > 0.3
         if question == "cond_samples":
             assert np.abs(shades + 0.76 - 0.16 * saved["test_labels"]).max() < 0.08
-    drawn.clear()
-    assert evaluate("--chain_start uniform").code == 0 and not drawn
-    refusal = evaluate("--chain_start gaussian").refusal
-    assert "--chain_start gaussian" in refusal
-    assert "its chains start from class_gaussian: leave it out" in refusal
+        drawn.clear()
+        assert ask(f"{flags} --chain_start uniform", load=path).code == 0 and not drawn
+        refusal = ask(f"{flags} --chain_start gaussian", load=path).refusal
+        assert "--chain_start gaussian" in refusal
+        assert "its chains start from class_gaussian: leave it out" in refusal
 
 
 FID = "--eval fid --fid_features model"
