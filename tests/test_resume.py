@@ -304,22 +304,19 @@ def test_a_run_does_not_go_on_with_other_training_images(train, tmp_path):
 FULL = RuntimeError("[enforce fail at alloc.cpp:1] . DefaultCPUAllocator: can't allocate memory")
 
 
-@pytest.mark.parametrize(
-    ("function", "error"),
-    [
+def test_a_failure_of_the_machine_sets_no_checkpoint_aside(train, monkeypatch):
+    run = train("--pyxce 1 --n_epochs 2 --max_steps 7")
+    before = listed(run.folder)
+    for function, error in (
         ("torch.load", OSError(errno.EIO, "Input/output error")),
         *(("torch.load", full) for full in (FULL, MemoryError())),
         ("torch.nn.Module.load_state_dict", FULL),
-    ],
-)
-def test_a_failure_of_the_machine_sets_no_checkpoint_aside(function, error, train, monkeypatch):
-    run = train("--pyxce 1 --n_epochs 2 --max_steps 7")
-    before = listed(run.folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(function, raises(error))
-        resumed = train.resumed(run)
-    assert re.search("Input/output|memory is full", resumed.refusal)
-    assert listed(run.folder) == before
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(function, raises(error))
+            resumed = train.resumed(run)
+        assert re.search("Input/output|memory is full", resumed.refusal)
+        assert listed(run.folder) == before
     assert train.resumed(run).code == 0
 
 
