@@ -112,16 +112,6 @@ def test_a_full_gpu_is_named_by_its_own_process_before_they_meet(rank, monkeypat
     assert capsys.readouterr().err.startswith(f"train_wrn.py: error: {cause}: lower --batch_size")
 
 
-def test_one_process_sends_nothing():
-    part = torch.rand(3, 2)
-    assert distributed.size() == 1 and distributed.first()
-    assert distributed.joined(part) is part and distributed.mean(part) is part
-    assert losses.queue.gathered_with_gradient(part) is part
-    assert distributed.largest(1, 2) == (1, 2)
-    assert list(distributed.share(7)) == list(range(7))
-    assert distributed.share(7, 3) == range(0, 7, 3)
-
-
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 64])
 def test_shares_have_every_item_once(n, batch, monkeypatch):
