@@ -68,6 +68,10 @@ def test_dropout_acts_in_train_mode_alone():
         ({"dropout_rate": 1.0}, r"dropout_rate 1.0 is outside \[0, 1\)"),
         ({"dropout_rate": -0.1}, "dropout_rate -0.1"),
         ({"num_classes": 1}, "num_classes 1 .* needs 2"),
+        ({"image_size": 30}, "image_size 30 is not 8 or more and a multiple of 4.*: use 32"),
+        ({"image_size": 4}, "use 8"),
+        ({"image_size": 20, "arch": "resnet50"}, "multiple of 8, the stride of resnet50: use 16"),
+        ({"image_size": "x"}, "image_size 'x' is no whole number"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(wrong, message):

@@ -111,20 +111,6 @@ def test_weights_of_another_size_load_and_the_replay_buffer_starts_fresh(train):
     torch.testing.assert_close(after, before)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"image_size": 30}, "image_size 30 is not 8 or more and a multiple of 4.*: use 32"),
-        ({"image_size": 4}, "use 8"),
-        ({"image_size": 20, "arch": "resnet50"}, "a multiple of 8, the stride of resnet50: use 16"),
-        ({"image_size": "x"}, "image_size 'x' is no whole number"),
-    ],
-)
-def test_a_network_is_not_built_for_a_size_that_its_strides_do_not_divide(settings, message):
-    with pytest.raises(ValueError, match=message):
-        models.build(depth=10, width=1, **settings)
-
-
 def test_flops_are_proportional_to_the_pixels():
     networks = (models.build(depth=10, width=1, image_size=size) for size in (16, 32))
     small, large = map(models.forward_flops, networks)
