@@ -16,6 +16,24 @@ def test_wrn_28_10_is_the_default_and_has_the_ancestors_parameters():
     assert sum(p.numel() for p in model.parameters()) == 36_478_389 - (640 * 10 + 10) - (640 + 1)
 
 
+def test_flops_are_two_for_each_multiply_add_of_a_convolution():
+    def convolution(c_in: int, c_out: int, size: int, kernel: int) -> int:
+        return 2 * c_in * c_out * size**2 * kernel**2
+
+    by_hand = (
+        convolution(3, 16, 32, 3)
+        + 2 * convolution(16, 16, 32, 3)
+        + convolution(16, 32, 32, 3)  # the stride is in the second convolution
+        + convolution(32, 32, 16, 3)
+        + convolution(16, 32, 16, 1)
+        + convolution(32, 64, 16, 3)
+        + convolution(64, 64, 8, 3)
+        + convolution(32, 64, 8, 1)
+        + 2 * 64 * 7
+    )
+    assert forward_flops(build(depth=10, width=1, num_classes=7)) == by_hand
+
+
 def test_counting_flops_changes_neither_mode_nor_precision_nor_state():
     model = build(depth=10, width=1, norm="batch")
     model.amp = True
