@@ -483,6 +483,23 @@ def test_numbers_over_more_than_two_decades_have_a_log_axis(key, largest, scale)
     assert figure.axes[0].get_xscale() == scale
 
 
+def test_dashed_lines_have_the_colours_of_their_columns_and_one_entry_of_the_legend():
+    def numbers(*means: float | None) -> dict[str, Number]:
+        return {key: Number(mean=m, n=1) for key, m in zip((SVHN, CELEBA), means, strict=True)}
+
+    lines = [
+        Row("T", ("hdge-t0.1",), {}, numbers(0.7, 0.6)),
+        Row("CE", ("ce",), {}, numbers(0.5, 0.4)),
+    ]
+    blocks = [("AUROC", [SVHN, CELEBA])]
+    (axes,) = pictures.curves(Table("temperature", "small", "X", blocks, lines, [])).axes
+    dashed = {x.get_ydata()[0]: x.get_color() for x in axes.lines if len(x.get_ydata()) == 2}
+    measured = {x.get_ydata()[0]: x.get_color() for x in axes.lines if len(x.get_ydata()) == 1}
+    assert dashed == {0.5: measured[0.7], 0.4: measured[0.6]} and dashed[0.5] != dashed[0.4]
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(texts) == ["CE", "CelebA", "SVHN"]
+
+
 def test_copied_pictures_replace_earlier_copies(tmp_path):
     runs, results = tmp_path / "small", tmp_path / "results" / "small"
 

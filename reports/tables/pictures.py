@@ -143,11 +143,15 @@ def curves(table: Table) -> Figure:
     figure, (grid,) = _figure(1, len(blocks), 4.3 * len(blocks) + 0.4, 3.6)
     for axes, (title, keys) in zip(grid, blocks, strict=True):
         for i, key in enumerate(keys):
+            colour = COLOURS[i % len(COLOURS)] if len(keys) > 1 else "#444444"
             for number, row in ((row.numbers[key], row) for x, row in rows if x is None):
                 if number.mean is not None:
-                    axes.axhline(number.mean, color="#444444", linestyle="--", label=row.model)
+                    axes.axhline(number.mean, color=colour, linestyle="--")
                     low, high = (number.mean + sign * (number.std or 0) for sign in (-1, 1))
-                    axes.axhspan(low, high, color="#444444", alpha=0.12, linewidth=0)
+                    axes.axhspan(low, high, color=colour, alpha=0.12, linewidth=0)
+                    # The lines of all columns, in their colours, are one entry of the legend.
+                    if row.model not in axes.get_legend_handles_labels()[1]:
+                        axes.plot([], [], color="#444444", linestyle="--", label=row.model)
             name = "HDGE" if len(keys) == 1 else column_title(key)
             _curve(axes, [(x, row.numbers[key]) for x, row in rows if x is not None], i, name)
         if max(ticks) > 100:
