@@ -480,7 +480,10 @@ def main(argv: Sequence[str]) -> int:
             if text := cost(name, scale):
                 print_line(f"{name}: {text}", sys.stdout)
         return 0
-    names = [*rows.tables_at(args.scale)] if "all" in args.tables else args.tables
+    names = args.tables
+    if "all" in names:
+        tables_at = rows.tables_at(args.scale)
+        names = [name for name in tables_at if {*args.rows} & {*tables_at[name].rows}] or tables_at
     # Absolute: programs run in the repository's folder.
     root = Path(os.path.expanduser(args.root)).resolve()
     try:

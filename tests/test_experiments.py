@@ -471,6 +471,12 @@ def test_headers_tell_the_cost_of_what_is_trained(scale, unit):
             assert numbers == pytest.approx([flops / unit, hours], rel=0.06, abs=0.06), name
 
 
+def test_all_with_rows_are_the_tables_that_have_some_of_them(capsys):
+    assert experiments.main("show all --scale half --rows alpha0 hdge-t0.5".split()) == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("#")]
+    assert shown == ["# alpha", "# temperature"]
+
+
 def test_a_probe_is_finished_once_its_checkpoint_exists(run, tmp_path):
     assert run("table1_ood") == 0
     folder = tmp_path / "paper" / "simclr-linear-s1"
