@@ -450,7 +450,7 @@ def test_a_process_that_dies_ends_the_others_with_one_message(victim, tmp_path):
         _, err = process.communicate(timeout=60)
         assert time.monotonic() - killed < 60 and process.returncode != 0
     finally:
-        process.kill()
+        process.terminate()  # killed, torchrun would leave its processes running
         process.wait()
     assert "SIGTERM: the step is finished" not in err
     (line,) = (line for line in err.replace("\r", "\n").splitlines() if "train_wrn.py: " in line)
