@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOMENTUM, ETA = 0.9, 0.001
+MOMENTUM, ETA = 0.9, 0.001  # `momentum` and `eta` in the formula below
 
 
 class LARS(torch.optim.Optimizer):

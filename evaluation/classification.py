@@ -44,7 +44,8 @@ def predictions(
 def _outputs(
     model: EnergyClassifier, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """Return the logits and labels of all batches. The host does not wait for the device."""
+    """Return the logits, float32 (N, C), and labels, int64 (N,), of all batches. In no batch does
+    the host wait for the device."""
     with eval_mode(model):
         outputs = [(model.logits(images).float(), labels) for images, labels in batches]
     outputs = outputs or [(torch.empty(0), torch.empty(0))]

@@ -483,6 +483,7 @@ def main(argv: Sequence[str]) -> int:
     names = args.tables
     if "all" in names:
         tables_at = rows.tables_at(args.scale)
+        # All tables without --rows, and where no table has the rows: the error names the first.
         names = [name for name in tables_at if {*args.rows} & {*tables_at[name].rows}] or tables_at
     # Absolute: programs run in the repository's folder.
     root = Path(os.path.expanduser(args.root)).resolve()
