@@ -18,8 +18,11 @@ id=quickstart-$(date +%Y%m%d-%H%M%S)
 echo
 echo "The trained model on images that it has not seen:"
 threads=()  # --threads among the flags also applies to the questions
-for ((i = 1; i < $#; i++)); do
-    [ "${!i}" != --threads ] || threads=(--threads "${@:i+1:1}")
+for ((i = 1; i <= $#; i++)); do
+    case ${!i} in
+        --threads) threads=("${@:i:2}") ;;
+        --threads=*) threads=("${!i}") ;;
+    esac
 done
 ask=("$PYTHON" eval_wrn_ebm.py ${threads[@]+"${threads[@]}"} --load_path "$log_dir/$id/last_ckpt.pt" --eval)
 for question in \
@@ -41,8 +44,10 @@ from pathlib import Path
 
 run = Path(sys.argv[1])
 with open(run / "progress.csv", newline="") as file:
-    last = list(csv.DictReader(file))[-1]
-print(f"\nTest accuracy after {int(last['epoch']) + 1} epochs: {100 * float(last['test_acc']):.2f} %")
+    measured = [row for row in csv.DictReader(file) if row["test_acc"]]
+print()
+for row in measured[-1:]:  # --max_minutes and --eval_every may leave none
+    print(f"Test accuracy after {int(row['epoch']) + 1} epochs: {100 * float(row['test_acc']):.2f} %")
 places = [("progress.csv", "one row an epoch"), ("samples", "pictures"), ("eval", "evaluations"), ("report.html", "all of it on one page")]
 for name, what in places:
     if (run / name).exists():

@@ -440,7 +440,7 @@ def test_a_process_that_dies_ends_the_others_with_one_message(victim, tmp_path):
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=os.setsid
     )
     try:
-        log, deadline = tmp_path / "run" / "log.txt", time.monotonic() + 120
+        log, deadline = tmp_path / "run" / "log.txt", time.monotonic() + 300
         while not (log.exists() and "step 2 " in log.read_text()):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)

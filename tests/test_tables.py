@@ -525,6 +525,7 @@ def test_copied_pictures_replace_earlier_copies(tmp_path):
         records.write(folder / f"{name}.png", name)
     samples = "cond_samples_direct_80"
     assert copied()[f"figure3_samples--hdge-jem-s1--{samples}.png"] == samples.encode()
+    records.write(results / "figure3_samples--mine.png", "mine")  # no copy: it has no run
     page.write_results([built("figure3_samples", collect(tmp_path))], {}, results.parent, {})
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert f"Figure 3: class-conditional samples, as evaluated: {samples} of hdge-jem-s1." in text

@@ -10,7 +10,7 @@ from reports.page import curves, headline, paper, questions
 from reports.page.markup import NONE, document, plain
 from reports.page.run import KEYS, Run
 from reports.tables import DECLARED
-from runs.names import network_title
+from runs.names import FLOWS, network_title
 from runs.style import radius
 
 # Section, an id and the name of a template in sections/ -> name in the list of contents, title
@@ -45,6 +45,7 @@ def page(run: Run, defaults: Mapping[str, Any]) -> str:
         network=paper.NETWORK,
         epochs=paper.EPOCHS,
         trained=network_title(run.settings),
+        flow=FLOWS.get(str(run.settings.get("arch"))),
         badge=paper.badge(run),
         sections=sections,
         terms=terms,

@@ -200,8 +200,10 @@ class Run:
             return True
         names = ("max_steps", "n_epochs", "start_epoch")
         limit, epochs, start = (number(self.settings.get(name)) or 0 for name in names)
-        log = self.folder / LOG
-        text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        try:
+            text = (self.folder / LOG).read_text(encoding="utf-8", errors="replace")
+        except OSError:  # missing, or another user's
+            text = ""
         totals = ALL_STEPS.findall(text)  # by each process
         total = int(totals[-1].replace(",", "")) if totals and epochs else 0
         if limit and total:  # counted from --start_epoch, as the rows' steps are not

@@ -34,7 +34,7 @@ def write_results(
         drawn = [path] if save_picture(table, path) else []
         pictures = [(table.title, path) for path in drawn]
         for path in copies_of(table.name, results / table.scale):
-            _, run, picture = path.stem.split(SEPARATOR)
+            _, run, picture = path.stem.split(SEPARATOR, 2)
             pictures.append((f"{table.title}, as evaluated: {picture} of {run}", path))
         tables.setdefault(table.name, []).append((table, pictures))
         written += drawn

@@ -229,7 +229,7 @@ def copy_pictures(tables: Mapping[str, Any], folder: Path, results: Path) -> lis
 
 def copies_of(name: str, results: Path) -> list[Path]:
     """Return the copied pictures of a table, sorted by name with 2 before 10."""
-    return by_number(results.glob(f"{name}{SEPARATOR}*.png"))
+    return by_number(results.glob(f"{name}{SEPARATOR}*{SEPARATOR}*.png"))
 
 
 def of_first_seed(folder: Path, name: str, pattern: str) -> list[Path]:
