@@ -170,13 +170,14 @@ def network_settings(
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Fill `model` from tensors named as in JEM and HDGE; all tensors must fit.
 
-    Ignores the ancestors' unused `f.linear`, `energy_output` if the model has no such head, and
-    HDGE's queue, which belongs to the contrastive term.
+    Ignores the ancestors' unused `f.linear`, `energy_output` if the model has no such head, JEM++'s
+    second names of its layers, and HDGE's queue, which belongs to the contrastive term.
     Raises CheckpointError, one line that names the first tensor that is missing, unexpected, of
     another shape or not finite; the model is then unchanged.
     """
     expected = model.state_dict()
     unused = ("f.linear.", "queue_logit", "queue_ptr", "energy_output.")
+    unused += ("f.layer_one.", "f.other_layers.")
     state = {n: t for n, t in state_dict.items() if n in expected or not n.startswith(unused)}
     for name in [*expected, *state]:
         shapes = [f"{tuple(s[name].shape)}" if name in s else "none" for s in (state, expected)]

@@ -87,7 +87,7 @@ def hdge_checkpoint() -> dict[str, Any]:
     return {"model_state_dict": state, "replay_buffer": torch.rand(40, 3, 32, 32) * 2 - 1}
 
 
-@pytest.mark.parametrize("kind", ["HDGE", "of DataParallel", "JEM", "a bare state dict", "uncond"])
+@pytest.mark.parametrize("kind", ["HDGE", "of DataParallel", "JEM", "JEM++", "a bare state dict", "uncond"])
 def test_their_checkpoint_brings_weights_queue_and_buffer(kind, train, tmp_path):
     file = hdge_checkpoint()
     weights, queue = file["model_state_dict"], kind in ("HDGE", "of DataParallel")
@@ -95,6 +95,11 @@ def test_their_checkpoint_brings_weights_queue_and_buffer(kind, train, tmp_path)
     if not queue:
         del weights["queue_logit"], weights["queue_ptr"]
     whole = weights if kind == "a bare state dict" else dict(file)
+    if kind == "JEM++":  # its class has the layers of JEM's network under two names
+        for i, layer in enumerate(("f.layer1.", "f.layer2.", "f.layer3.")):
+            names = [name for name in weights if name.startswith(layer)]
+            weights |= {n.replace(layer, f"f.other_layers.{i}."): weights[n] for n in names}
+        weights |= {f"f.layer_one.{part}": weights[f"f.conv1.{part}"] for part in ("weight", "bias")}
     if kind == "of DataParallel":
         whole["model_state_dict"] = {f"module.{name}": t for name, t in weights.items()}
     path = saved(tmp_path / "ckpt.pt", whole)
@@ -102,7 +107,8 @@ def test_their_checkpoint_brings_weights_queue_and_buffer(kind, train, tmp_path)
     run = train(f"{terms} --max_steps 1 --lr 1e-9 --load_path {path} --reinit_freq 0")
     before, after = run.state("prev_ckpt.pt"), run.state()
     state = before["model_state_dict"]
-    ignored = ("f.linear", "queue") if kind == "uncond" else ("f.linear", "queue", "energy_output")
+    ignored = ("f.linear", "queue", "f.layer_one", "f.other_layers")
+    ignored += ("energy_output",) * (kind != "uncond")
     expected = {name for name in weights if not name.startswith(ignored)}
     assert {name for name in state if not name.startswith("queue")} == expected
     assert all(state[name].equal(weights[name]) for name in expected)
