@@ -87,8 +87,10 @@ def test_loss_and_gradient_equal_brute_force(classes, kind, form, normalize, t, 
             queue.enqueue(batch)
         past = past[-20:]
     term = Contrastive(score_of(kind, form, normalize, t), queue)
-    labels = random_labels(7, classes)
-    assert_same_loss_and_gradient(term, randn(7, classes, seed=2), labels, past)
+    logits, labels = randn(7, classes, seed=2), random_labels(7, classes)
+    assert_same_loss_and_gradient(term, logits, labels, past)
+    loss, _ = term(step_of(logits, labels))
+    assert term.per_image(logits, labels).mean().equal(loss)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

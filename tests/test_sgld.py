@@ -107,6 +107,7 @@ def test_langevin_leaves_its_input_the_parameters_and_the_random_state_alone(ena
         assert torch.is_grad_enabled() is enabled
     assert torch.equal(x0, before) and x0.requires_grad is enabled and x0.grad is None
     assert not x.requires_grad and not torch.equal(x, before)
+    assert not langevin(model.log_px, x0, **{**settings, "steps": 0}).requires_grad
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
 
