@@ -112,8 +112,8 @@ def add_scores(parser: argparse.ArgumentParser) -> None:
         "taken in one pass", nargs="+", shown="px")
     add("--ood_dataset NAME", None, None, "JEM", "one or several of svhn, cifar10interp, interp, "
         "cifar10, cifar100, celeba, textures, mnist, faces, uniform, gaussian, photos, "
-        "folder:PATH, any <name>.npz of --data_root; all: the paper's four less the model's own; "
-        "openood: OpenOOD v1.5's protocol, the question openood",
+        "folder:PATH, any <name>.npz of --data_root; all: the paper's four, with CIFAR-10 "
+        "for the model's own; openood: OpenOOD v1.5's protocol, the question openood",
         nargs="+", shown="svhn; for logp_hist all")
     add("--knn_k K", COUNT, 50, "Sun et al. 2022", "which nearest neighbour knn takes")
 
