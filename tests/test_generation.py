@@ -96,24 +96,24 @@ def test_rows_are_of_as_many_images_against_one_half_of_the_reference():
         return linear(images)
 
     chains = {9: pictures(105), 0: pictures(105, 1), 4: pictures(105, 2, high=200)}
-    reference = pictures(130, 3)
+    reference = pictures(230, 3)
     numbers = evaluate_samples(chains, 4, reference, watched)
-    assert sizes == [100, 5] * 3 + [100, 30]
+    assert sizes == [100, 5] * 3 + [100, 100, 30]
 
     def fid(a: Tensor, b: Tensor) -> float:
         parts = [part for x in (linear(a)[0], linear(b)[0]) for part in (x.mean(0), x.T.cov())]
         return pytest.approx(frechet_distance(*parts), rel=1e-9)
 
-    counts = {"n": 105, "n_reference": 130, "n_score": 105, "n_features": 6, "full_rank": True}
+    counts = {"n": 105, "n_reference": 230, "n_score": 105, "n_features": 6, "full_rank": True}
     assert numbers.items() >= counts.items() and numbers["fid"] == fid(chains[4], reference)
-    order = np.random.RandomState(SCORE_ORDER).permutation(130)
-    half, other_half = reference[order[:65]], reference[order[65:]]
+    order = np.random.RandomState(SCORE_ORDER).permutation(230)
+    half, other_half = reference[order[:105]], reference[order[105:210]]
     sets = [("starts", 0, chains[0]), ("samples", 4, chains[4]), ("samples", 9, chains[9])]
     sets.append(("reference images", None, other_half))
     for row, (name, steps, images) in zip(numbers["rows"], sets, strict=True):
-        assert (row["images"], row["steps"], row["n"]) == (name, steps, 65)
-        assert row["fid"] == fid(images[:65], half)
-        shares = precision_recall(linear(images[:65])[0], linear(half)[0])
+        assert (row["images"], row["steps"], row["n"]) == (name, steps, 105)
+        assert row["fid"] == fid(images, half)
+        shares = precision_recall(linear(images)[0], linear(half)[0])
         assert (row["precision"], row["recall"]) == shares
 
 
