@@ -190,9 +190,9 @@ def reversed_order(rows: Sequence[Row]) -> str | None:
         return None
     texts = "; ".join(f"{score}: {', '.join(sets)}" for score, sets in below.items())
     return (
-        f"AUROC below 0.5 ({texts}): the model scores these images higher than its own test "
-        "images, in most pairs; at 0, in all. Where the score is px, it gives them the higher "
-        "density q(x)."
+        f"AUROC below 0.5 ({texts}): the model scores these images higher than the "
+        "in-distribution images, in most pairs; at 0, in all. Where the score is px, it gives "
+        "them the higher density q(x)."
     )
 
 
