@@ -782,6 +782,14 @@ def test_results_open_with_findings_and_verdicts_and_link_to_files(hostile):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
 
 
+def test_a_row_is_not_measured_by_the_time_of_its_steps():
+    text = page.missing("table6_negatives", {"small": {"jem": seed_with(ms_per_step=9.0)}}, ())
+    assert "at no scale: JEM (N=64), " in text
+    measured = {"jem": seed_with(**{SVHN: 0.5}), "jem-n128": seed_with()}
+    text = page.missing("table6_negatives", {"small": measured}, ())
+    assert "at no scale: JEM (N=128), " in text
+
+
 def test_csv_and_latex_have_the_numbers_and_are_escaped(hostile):
     text = (hostile.parent / "tables" / "table1_ood-small.csv").read_text()
     lines = list(csv.DictReader(text.splitlines()))

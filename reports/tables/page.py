@@ -11,7 +11,7 @@ from reports.tables import TABLES, formats
 from reports.tables.claims import CONTRADICTED, HOLDS, UNDECIDED, Verdict, gradient_rows, verdicts
 from reports.tables.pictures import SEPARATOR, copies_of, save_picture
 from reports.tables.records import Record, Seed, write
-from reports.tables.table import Table, keys_of, prefixes_of
+from reports.tables.table import TIME, Table, keys_of, prefixes_of
 from runs.files import read_json
 from runs.terms import has_chains
 
@@ -110,14 +110,14 @@ def summary(scale: str, records: Mapping[str, Record]) -> str:
 def missing(
     name: str, records: Mapping[str, Mapping[str, Record]], at_paper: Collection[str]
 ) -> str:
-    """List a table's rows without a number at any scale; count the complete rows at the paper's, of
-    the rows with experiments `at_paper`."""
+    """List a table's rows without a number at any scale, the time of a step aside, which every run
+    has; count the complete rows at the paper's, of the rows with experiments `at_paper`."""
     declared, prefixes = TABLES[name], prefixes_of(name)
     measured = {
         scale: {
             experiment
             for experiment, record in of_scale.items()
-            if any(key.startswith(prefixes) for key in keys_of(record))
+            if any(key.startswith(prefixes) for key in keys_of(record) - {TIME})
         }
         for scale, of_scale in records.items()
     }
