@@ -543,6 +543,18 @@ def test_samples_have_the_steps_of_a_sample_and_in_older_answers_those_of_all_ro
     assert shown == [["85 (1)", "85 (1)"], [NOT_ASKED, "4 (1)"], ["3 (1)", NOT_ASKED]]
 
 
+def test_both_kinds_of_samples_of_a_run_are_compared(tmp_path, capsys):
+    run = fake_run(tmp_path, "jem")
+    for kind, n in (("uncond", 64), ("cond", 640)):
+        answer(run / "eval", run, f"{kind}_samples", n=n, steps=n, steps_per_sample=n + 1)
+    assert tables.main(["compare", str(run)]) == 0
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines()]
+    cells = {line[1].strip(): line[2].strip() for line in lines if len(line) > 3}
+    mean = "SGLD steps a sample (mean)"
+    assert {name: cells.get(name) for name in ("Images", mean)} == {"Images": "640", mean: "641"}
+    assert cells["Images, unconditional"] == "64" and cells[f"{mean}, unconditional"] == "65"
+
+
 def test_fid_of_other_features_or_fewer_samples_is_another_column(tmp_path):
     inception = "inception-v3-compat (torch-fidelity)"
     sampled(fake_run(tmp_path, "jem"), fid=41.0, n=50_000, features=inception)

@@ -22,7 +22,7 @@ from typing import Any
 from reports.page.markup import number, parsed
 from reports.page.paper import canonical
 from reports.page.run import Model, Run, mapping
-from reports.tables.titles import natural
+from reports.tables.titles import UNCONDITIONAL, natural
 from runs.cli import UsageError
 from runs.files import plain, read_json, whole
 from runs.folder import LAST, TRAINED_ON
@@ -312,7 +312,8 @@ def numbers_of(name: str, model: Model) -> dict[str, Any]:
         return {}
     shares = model.part("read_as_asked")
     steps = "steps" if value("steps_per_sample") is None else "steps_per_sample"
-    drawn = {f"samples/{key}": value(key) for key in ("n", steps)}
+    kind = "" if name == "cond_samples" else UNCONDITIONAL
+    drawn = {f"samples/{key}{kind}": value(key) for key in ("n", steps)}
     return drawn | {f"asked/{images}": shares.get(images) for images in ("samples", "starts")}
 
 

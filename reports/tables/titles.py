@@ -19,6 +19,7 @@ OF_SAMPLES = {
     **{"fid": "FID", "is": "Inception Score", "chain_fid": "FID", "precision": "Precision"},
     **{"recall": "Recall", "read_as_asked": "Read as asked (%)"},
 }
+UNCONDITIONAL = "/unconditional"  # ends a key about the samples of uncond_samples
 TITLES_BY_KEY = {
     "trained/test": "test accuracy in training (%)",
     "ms_per_step": "Time of a step (ms)",
@@ -67,7 +68,8 @@ def column_title(key: str) -> str:
     if family == "robust":
         distance, _, eps = rest.partition("/")
         return radius(float(eps), distance)
-    return TITLES_BY_KEY.get(key, key)
+    plain = key.removesuffix(UNCONDITIONAL)
+    return TITLES_BY_KEY.get(plain, plain) + ", unconditional" * (plain != key)
 
 
 def features_and_count(suffix: str) -> tuple[str, int | None]:
