@@ -543,6 +543,13 @@ def test_samples_have_the_steps_of_a_sample_and_in_older_answers_those_of_all_ro
     assert shown == [["85 (1)", "85 (1)"], [NOT_ASKED, "4 (1)"], ["3 (1)", NOT_ASKED]]
 
 
+def test_a_comparison_calls_a_linear_probes_steps_those_of_l_bfgs(tmp_path, capsys):
+    probe = {"program": "linear_probe.py", "method": "linear-probe"}
+    folders = [fake_run(tmp_path, "simclr-linear", epochs=1, **probe), fake_run(tmp_path, "ce")]
+    assert tables.main(["compare", *map(str, folders)]) == 0
+    assert re.search(r"\| steps +\| 10 of L-BFGS +\| 60 ", capsys.readouterr().out)
+
+
 def test_both_kinds_of_samples_of_a_run_are_compared(tmp_path, capsys):
     run = fake_run(tmp_path, "jem")
     for kind, n in (("uncond", 64), ("cond", 640)):

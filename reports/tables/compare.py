@@ -68,7 +68,7 @@ def compared(folders: Sequence[Path]) -> Comparison:
 def as_finished(run: Run) -> Seed:
     """Return a run with the last test accuracy of its training, and as finished: tables show no
     number of an unfinished run. "runs" is its real state with its divergences; the settings have
-    the file of --load_path, with its folder."""
+    the file of --load_path, with its folder; the steps of a linear probe are called L-BFGS's."""
     seed, last, limit = seed_of(run), last_epoch(run), run.settings.get("max_steps")
     finished = seed["state"] == "finished"
     stopped = finished and limit and run.steps >= limit
@@ -80,6 +80,8 @@ def as_finished(run: Run) -> Seed:
     start = run.settings.get("load_path")
     path = {"load_path": "/".join(Path(start).parts[-2:])} if isinstance(start, str) else {}
     more = {"seed": run.settings.get("seed"), "settings": seed["settings"] | path, "runs": runs}
+    if run.is_probe:
+        more["steps"] = f"{run.steps} of L-BFGS"
     return {**seed, **more, "state": "finished"}
 
 
