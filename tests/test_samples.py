@@ -102,6 +102,10 @@ def test_class_conditional_samples_are_judged_beside_their_starts(ask, tmp_path)
     assert again["read_as_asked"]["per_class"] == read["per_class"]
     refusal = ask(flags, "--fid_model", str(tmp_path / "lorry.pt")).refusal
     assert "lorry.pt has the classes lorry, ship, " in refusal and "airplane, auto" in refusal
+    state["settings"]["dataset"], state["data"]["class_names"] = "svhn", [*map(str, range(10))]
+    save_checkpoint(state, tmp_path / "svhn.pt")
+    refusal = ask(flags, "--fid_model", str(tmp_path / "svhn.pt")).refusal
+    assert "svhn.pt has the classes 0, 1, 2, " in refusal and "airplane, auto" in refusal
 
     for judge, answered in (("ce", True), ("hdge", False)):
         argv = ["eval_wrn_ebm.py", "--load_path", str(ask.checkpoint("hdge")), *flags.split()]

@@ -186,7 +186,10 @@ def load_judge(context: Context, model: LoadedModel) -> LoadedModel | None:
             f"--fid_model {judge.path} has {judge.num_classes} classes, the model of {model.path} "
             f"{model.num_classes}: give a classifier of the same classes"
         )
-    if judge.record.other_classes(model.record):
+    records = judge.record, model.record
+    # Numbers may stand for names, but not for those of another set, as SVHN's for CIFAR-10's.
+    other_set = judge.dataset != model.dataset and all(record.class_names for record in records)
+    if other_set or judge.record.other_classes(model.record):
         names, wanted = judge.class_names, model.class_names
         if set(names) != set(wanted):
             raise UsageError(
