@@ -33,8 +33,9 @@ from runs.screen import escaped, print_line
 from runs.shared import check_weights, weights_file
 
 CARD, SAMPLES = "README.md", "samples.png"
-# Settings that are paths of this machine, and the defaults that replace them.
-PLACES = {"data_root": "./datasets", "log_dir": "./save", "resume": None}
+# Settings that are about this machine's folders, and the defaults that replace them. With
+# --overwrite the card's command could delete a reader's own run.
+PLACES = {"data_root": "./datasets", "log_dir": "./save", "resume": None, "overwrite": False}
 # Settings of a protocol that a card's rows have in any case, or need not have.
 IN_ROWS = (
     *("n", "n_steps", "n_steps_refine", "attack", "sampling", "guidance", "features"),

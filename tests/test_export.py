@@ -130,8 +130,9 @@ def test_the_card_has_the_command_that_trains_it_again(ask, train, tmp_path):
     assert settings == {name: again.get(name, value) for name, value in settings.items()}
     assert "--no-contrast_normalize" in command and "--log_dir" not in command
     assert re.search(rf"--load_path {ask.hdge.name}/\w+_ckpt.pt", command)
-    command = export.training_command({**settings, "plot_cond": True})
-    assert flags.parse(shlex.split(command)[2:])[0].plot_cond is True
+    command = export.training_command({**settings, "plot_cond": True, "overwrite": True})
+    again = flags.parse(shlex.split(command)[2:])[0]
+    assert again.plot_cond is True and again.overwrite is False
 
 
 def test_the_card_has_the_numbers_of_this_checkpoint_alone(train, tmp_path):
