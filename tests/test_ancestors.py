@@ -87,7 +87,9 @@ def hdge_checkpoint() -> dict[str, Any]:
     return {"model_state_dict": state, "replay_buffer": torch.rand(40, 3, 32, 32) * 2 - 1}
 
 
-@pytest.mark.parametrize("kind", ["HDGE", "of DataParallel", "JEM", "JEM++", "a bare state dict", "uncond"])
+@pytest.mark.parametrize(
+    "kind", ["HDGE", "of DataParallel", "JEM", "JEM++", "a bare state dict", "uncond"]
+)
 def test_their_checkpoint_brings_weights_queue_and_buffer(kind, train, tmp_path):
     file = hdge_checkpoint()
     weights, queue = file["model_state_dict"], kind in ("HDGE", "of DataParallel")
@@ -99,7 +101,9 @@ def test_their_checkpoint_brings_weights_queue_and_buffer(kind, train, tmp_path)
         for i, layer in enumerate(("f.layer1.", "f.layer2.", "f.layer3.")):
             names = [name for name in weights if name.startswith(layer)]
             weights |= {n.replace(layer, f"f.other_layers.{i}."): weights[n] for n in names}
-        weights |= {f"f.layer_one.{part}": weights[f"f.conv1.{part}"] for part in ("weight", "bias")}
+        weights |= {
+            f"f.layer_one.{part}": weights[f"f.conv1.{part}"] for part in ("weight", "bias")
+        }
     if kind == "of DataParallel":
         whole["model_state_dict"] = {f"module.{name}": t for name, t in weights.items()}
     path = saved(tmp_path / "ckpt.pt", whole)
