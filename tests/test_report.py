@@ -488,6 +488,15 @@ def test_samples_of_a_single_round_have_its_steps(make):
     assert "6,400 images, 40 SGLD steps." in text and "in all rounds" not in text
 
 
+@pytest.mark.parametrize(
+    ("fresh", "start"), [(True, "."), (False, ", from the run's replay buffer.")]
+)
+def test_chains_that_go_on_in_the_replay_buffer_are_told_from_new_ones(fresh, start, make):
+    settings = {"settings": {"fresh_samples": fresh}}
+    text = read(make({"cond_samples": {**ANSWERS["cond_samples"], **settings}})).text
+    assert f"40.25 SGLD steps a sample (mean){start}" in text
+
+
 def charts(page: Page) -> dict[str, dict[str, list[list[float | None]]]]:
     """Return {title of a chart: {name of a line: points}}."""
     charts = {str(svg["aria-label"]): str(svg["data-series"]) for svg in page.of("svg")}
