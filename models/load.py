@@ -177,8 +177,10 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """
     expected = model.state_dict()
     unused = ("f.linear.", "queue_logit", "queue_ptr", "energy_output.")
-    unused += ("f.layer_one.", "f.other_layers.")
-    state = {n: t for n, t in state_dict.items() if n in expected or not n.startswith(unused)}
+    twice = ("f.layer_one.", "f.other_layers.")
+    state = {
+        n: t for n, t in state_dict.items() if n in expected or not n.startswith((*unused, *twice))
+    }
     for name in [*expected, *state]:
         shapes = [f"{tuple(s[name].shape)}" if name in s else "none" for s in (state, expected)]
         if shapes[0] != shapes[1]:
