@@ -149,6 +149,9 @@ def test_a_temperature_that_the_images_do_not_determine_is_null(answers, ask, mo
     scaled = calibration.calibration(logits / 1.5, labels)["ece"]
     record = ask("--eval eval_ece").json("eval_ece")
     assert record["ece_temperature"] == pytest.approx(scaled) != pytest.approx(record["ece"])
+    for split, warned in (("test", False), ("valid", True), ("train", True)):
+        err = " ".join(ask(f"--eval eval_ece --dataset cifar10_{split}").err)
+        assert ("is fitted to images of" in err) is warned, err
     monkeypatch.setattr(calibration, "fit_temperature", lambda logits, labels: None)
     answer = ask("--eval eval_ece")
     assert answer.code == 0 and "determine no temperature" in " ".join(answer.err)

@@ -14,15 +14,16 @@ def ask(context: Context, model: LoadedModel) -> Numbers:
 
     dataset = context.labelled_set(model)
     logits, labels = predictions(model.network, context.batches(dataset, model))
-    numbers, temperature = calibration(logits, labels), validation_temperature(context, model)
+    numbers = calibration(logits, labels)
+    temperature = validation_temperature(context, model, dataset.name)
     scaled_ece = None if temperature is None else calibration(logits / temperature, labels)["ece"]
     scaling = {"temperature": temperature, "ece_temperature": scaled_ece}
     return {"dataset": dataset.name, **numbers, **scaling}
 
 
-def validation_temperature(context: Context, model: LoadedModel) -> float | None:
+def validation_temperature(context: Context, model: LoadedModel, scored: str) -> float | None:
     """Fit a temperature to the validation images. Return None, with a warning, if there are none or
-    if they determine no temperature."""
+    if they determine no temperature. Warn if the set `scored` contains them."""
     import data
     from evaluation.calibration import fit_temperature
     from evaluation.classification import predictions
@@ -42,6 +43,10 @@ def validation_temperature(context: Context, model: LoadedModel) -> float | None
         context.warn(
             f"no temperature scaling: the {len(valid.split.labels):,} validation images determine "
             "no temperature (all are classified rightly, or no better than by chance)"
+        )
+    elif scored in (name, data.split_name(context.training_set(model), "train")):
+        context.warn(
+            f"ece_temperature is optimistic: the temperature is fitted to images of {scored} itself"
         )
     return temperature
 
