@@ -152,6 +152,13 @@ def test_a_checkpoint_of_other_sizes_is_refused_in_one_line(changed, cause, trai
     assert flag in after or flag not in ("--width", "--depth", "--arch")  # the remedy
 
 
+def test_a_checkpoint_of_another_norm_with_equal_tensors_is_refused(train):
+    path = train.once("--pyxce 1 --norm instance --max_steps 1").folder / "last_ckpt.pt"
+    run = train(f"--pyxce 1 --norm layer --max_steps 1 --load_path {path}")
+    assert run.refusal.endswith(f"--load_path {path}: its norm is instance: use --norm instance")
+    assert train(f"--pyxce 1 --norm instance --max_steps 1 --load_path {path}").code == 0
+
+
 @pytest.mark.parametrize("shape", [(), (40, 3), (40, 1, 32, 32)])
 def test_a_queue_or_replay_buffer_of_another_shape_is_refused_by_name(shape, train, ask, tmp_path):
     tensor, path = torch.zeros(shape), tmp_path / "ckpt.pt"

@@ -6,6 +6,7 @@ import shutil
 import warnings
 from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -165,6 +166,10 @@ def load_file(run: Run, dataset: data.DataSet) -> None:
             models.load_weights(run.model, weights)
         except CheckpointError as error:
             raise CheckpointError(f"{error}: use {network_flags(run, weights)}") from None
+        # Tensors do not tell instance norm from layer norm.
+        norm = models.run_settings(state, Path(s.load_path)).settings.get("norm") or s.norm
+        if s.arch == "wrn" and norm != s.norm:
+            raise CheckpointError(f"its norm is {norm}: use --norm {norm}")
         load_memories(run, state, weights)
     except (CheckpointError, ValueError) as error:
         raise CheckpointError(f"--load_path {s.load_path}: {error}") from None
