@@ -159,6 +159,14 @@ def test_a_checkpoint_of_another_norm_with_equal_tensors_is_refused(train):
     assert train(f"--pyxce 1 --norm instance --max_steps 1 --load_path {path}").code == 0
 
 
+def test_a_start_without_the_head_of_the_checkpoint_is_told(train):
+    path = train.once("--pyxce 1 --uncond --max_steps 1").folder / "last_ckpt.pt"
+    flags = f"--pyxce 1 --max_steps 1 --load_path {path}"
+    (line,) = train(flags).err
+    assert line.endswith(f"{path}: its head for log q(x) is left out: --uncond keeps it")
+    assert not train(f"{flags} --uncond").err
+
+
 @pytest.mark.parametrize("shape", [(), (40, 3), (40, 1, 32, 32)])
 def test_a_queue_or_replay_buffer_of_another_shape_is_refused_by_name(shape, train, ask, tmp_path):
     tensor, path = torch.zeros(shape), tmp_path / "ckpt.pt"

@@ -153,8 +153,8 @@ def start_run(s: Namespace, dataset: data.DataSet, batches: data.TrainingBatches
 def load_file(run: Run, dataset: data.DataSet) -> None:
     """Load weights, queue and replay buffer of --load_path, a checkpoint of this code, JEM's or
     HDGE's. Of a run with --ema load the averaged weights, as evaluation does, and print a line
-    about it. Warn if the checkpoint was trained on images of `dataset` that are held out here, and
-    if its classes have other names.
+    about it. Warn if the checkpoint was trained on images of `dataset` that are held out here, if
+    its classes have other names, and if its run has --uncond and this one does not.
 
     Raises CheckpointError, which names the flags to change where the networks differ.
     """
@@ -167,7 +167,8 @@ def load_file(run: Run, dataset: data.DataSet) -> None:
         except CheckpointError as error:
             raise CheckpointError(f"{error}: use {network_flags(run, weights)}") from None
         # Tensors do not tell instance norm from layer norm.
-        norm = models.run_settings(state, Path(s.load_path)).settings.get("norm") or s.norm
+        settings = models.run_settings(state, Path(s.load_path)).settings
+        norm = settings.get("norm") or s.norm
         if s.arch == "wrn" and norm != s.norm:
             raise CheckpointError(f"its norm is {norm}: use --norm {norm}")
         load_memories(run, state, weights)
@@ -176,6 +177,9 @@ def load_file(run: Run, dataset: data.DataSet) -> None:
     if models.averaged_weights(state):
         line = f"{flags.PROGRAM}: --load_path {s.load_path}: starts from the averaged weights"
         distributed.say(line)
+    if settings.get("uncond") and not s.uncond:
+        line = f"--load_path {s.load_path}: its head for log q(x) is left out: --uncond keeps it"
+        distributed.warn(flags.PROGRAM, line)
     warn_of_leaks(s, dataset, record, flags.PROGRAM)
     if run.data.other_classes(record):
         names, start = listed(dataset.class_names), listed(record.class_names)
