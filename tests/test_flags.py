@@ -327,6 +327,12 @@ def test_a_dry_run_with_few_labels_counts_the_images_that_a_step_has(train):
     assert few and same and few[0] == same[0]
 
 
+def test_a_dry_run_counts_no_step_after_the_last(train):
+    argv = "--dataset digits --image_size 8 --depth 10 --width 1 --pyxce 1 --dry_run --max_steps 1"
+    out = train.bare(*argv.split(), "--n_epochs", str(10**9)).out
+    assert re.search(r"\ntime of the run +0\.00 hours", out)
+
+
 OWN_TEST: dict[str, Callable[..., None]] = {
     "--resume": test_resume.test_resume_finds_a_run_by_log_dir_and_id_or_names_the_missing_flag,
     "--overwrite": test_errors.test_a_folder_with_a_run_is_refused_unless_overwritten,

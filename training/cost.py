@@ -141,7 +141,8 @@ def dry_run(s: Namespace, device: torch.device, train_step: TrainStep) -> None:
     seconds, part = step_seconds(
         real, forward, lambda timed, repeats: time_steps(model, timed, spec, repeats, train_step)
     )
-    hours = steps * (s.n_epochs - s.start_epoch) * seconds / 3600
+    total = steps * (s.n_epochs - s.start_epoch)
+    hours = min(total, s.max_steps or total) * seconds / 3600
     smaller = "" if part == 1 else f", of a step with {part:.1%} of the work"
     scaled_up = ", scaled up from that step" if smaller else ""
     on_device = spec.train_size + n_valid + spec.test_size
