@@ -199,10 +199,20 @@ def test_a_foreign_or_damaged_checkpoint_is_refused_and_not_run(kind, train, tmp
     before = set(train.root.rglob("*"))
     message = train(f"{CE} --load_path {path}").refusal
     assert message.startswith(f"train_wrn.py: error: --load_path {path}")
+    assert message.count(str(path)) == 1
     assert set(train.root.rglob("*")) == before and not marker.exists()
     if "trap" in kind:  # an unrestricted load runs it
         torch.load(path, weights_only=False)
         assert marker.exists()
+
+
+def test_resuming_with_damaged_checkpoints_names_each_once(train):
+    run = train(f"{CE} --max_steps 1")
+    for name in ("last_ckpt.pt", "prev_ckpt.pt"):
+        (run.folder / name).write_bytes(b"")
+    message = train.resumed(run, "--max_steps", "2").refusal
+    assert f"--resume {run.folder}/last_ckpt.pt is damaged" in message
+    assert message.count(str(run.folder)) == 2
 
 
 def test_resuming_with_foreign_checkpoints_is_refused(train):

@@ -161,6 +161,9 @@ def load_file(run: Run, dataset: data.DataSet) -> None:
     s = run.settings
     try:
         state = read_checkpoint(s.load_path)
+    except CheckpointError as error:  # its message begins with the path
+        raise CheckpointError(f"--load_path {error}") from None
+    try:
         weights, record = models.network_weights(state), data.Record.read(state.get("data"))
         try:
             models.load_weights(run.model, weights)

@@ -344,5 +344,5 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any], CheckpointError | Non
         except CheckpointError as error:
             errors.append(error)
     reason = "; ".join(str(e) for path, e in zip(paths, errors, strict=True) if path.exists())
-    reason = reason or "it stopped before its first checkpoint: start it again with --overwrite"
-    raise CheckpointError(f"--resume {folder}: {reason}")
+    no_file = f"{folder}: it stopped before its first checkpoint: start it again with --overwrite"
+    raise CheckpointError(f"--resume {reason or no_file}")
