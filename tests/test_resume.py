@@ -453,3 +453,13 @@ def test_frozen_statistics_are_those_of_the_checkpoint(train):
     kept = [name for name in before if "running" in name or "num_batches" in name]
     assert kept and all(torch.equal(before[name], after[name]) for name in kept)
     assert not torch.equal(before["f.conv1.weight"], after["f.conv1.weight"])
+
+
+def test_a_malformed_previous_checkpoint_does_not_end_a_resume(train):
+    """It comes from two processes, so that its replay buffer is divided anew."""
+    run = train("--pxsgld 1 --max_steps 2")
+    state = run.state("prev_ckpt.pt")
+    state["ranks"] = 2 * [state["random"]]
+    del state["objective"]
+    save_checkpoint(state, run.folder / "prev_ckpt.pt")
+    assert train.resumed(run, "--max_steps", "3").code == 0

@@ -318,7 +318,9 @@ def restore_last(run: Run, folder: Path, program: str) -> None:
                 f"its training images were others ({saved}; now {current}): put them back, or give "
                 "the --data_root or the --dataset folder:PATH that they are in"
             )
-        run.previous_state = None if earlier is None else state_of_rank(run, earlier)
+        if earlier is not None:
+            with suppress(CheckpointError, KeyError, TypeError):  # the state is malformed
+                run.previous_state = state_of_rank(run, earlier)
         restore(run, state_of_rank(run, state))
     except CheckpointError as error:
         raise CheckpointError(f"--resume {path}: {error}") from None
