@@ -18,7 +18,7 @@ ADAM_BETAS = [0.9, 0.999]
 SCORES = {  # name -> title; the higher an image's score, the more it looks like training images
     "px": "log q(x)",
     "py": "max q(y|x)",
-    "pxy": "max f(x)[y]",
+    "pxy": "max log q(x, y)",
     "pxgrad": "-log |d log q(x)/dx|",
     "pxsim": "contrastive log q(x|y)",
     "knn": "- distance to the k-th neighbour",
